@@ -1,0 +1,61 @@
+"""A run is a value: frozen pydantic models that know no default path, print themselves, and reject what they do not know."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from syzygy.errors import UserError, unknown
+
+
+class Config(BaseModel):
+    """Base of every setting: frozen, keyword-only, unknown names are errors, attribute docstrings become help texts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
+
+
+C = TypeVar("C", bound=Config)
+
+
+def parse(cls: type[C], values: dict[str, Any], where: str) -> C:
+    """Build `cls` from plain values; errors name the field, the value and the place."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(map(str, first["loc"])) or "(whole)"
+        raise UserError(f"{where}: setting {path!r}: {first['msg']} (got {first.get('input')!r}).") from None
+
+
+def fields_of(cls: type[Config], prefix: str = "") -> dict[str, str]:
+    """Dotted name → help text, for every field that can be set."""
+    found: dict[str, str] = {}
+    for name, field in cls.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Config):
+            found |= fields_of(inner, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field.description or ""
+    return found
+
+
+def override(config: C, assignments: Sequence[str]) -> C:
+    """Apply `key=value` settings to existing fields only. Dotted keys reach into nested settings; values are JSON or text."""
+    values = config.model_dump()
+    known = fields_of(type(config))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"setting {assignment!r} has no value: write key=value. Known: {', '.join(sorted(known))}.")
+        if key not in known:
+            raise unknown("setting", key, known)
+        *path, last = key.split(".")
+        inner = values
+        for part in path:
+            inner = inner[part]
+        try:
+            inner[last] = json.loads(text)
+        except json.JSONDecodeError:
+            inner[last] = text
+    return parse(type(config), values, "settings")

@@ -1,0 +1,148 @@
+"""The values that cross module borders. Shapes: B batch, T tokens, D width of CLIP's joint space."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from syzygy.errors import UserError
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What a text encoder that speaks CLIP's space gives to a prior and a decoder.
+
+    `states` are the token states after the encoder's final normalisation, `mask` is true on real tokens (start and end
+    tokens included), `pooled` is the projected, *not* L2-normalised text embedding.
+    """
+
+    states: Float[Tensor, "B T D"]
+    mask: Bool[Tensor, "B T"]
+    pooled: Float[Tensor, "B D"]
+
+    def __len__(self) -> int:
+        return self.pooled.shape[0]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "TextFeatures":
+        return TextFeatures(self.states.to(device, dtype), self.mask.to(device), self.pooled.to(device, dtype))
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> "TextFeatures":
+        return TextFeatures(self.states[index], self.mask[index], self.pooled[index])
+
+    def trimmed(self) -> "TextFeatures":
+        """Without the columns that are padding in every row (exact: padding has no influence)."""
+        length = max(int(self.mask.any(0).nonzero().max()) + 1 if self.mask.any() else 1, 1)
+        return replace(self, states=self.states[:, :length], mask=self.mask[:, :length])
+
+    @staticmethod
+    def cat(parts: "list[TextFeatures]") -> "TextFeatures":
+        """Joined along the batch; shorter ones are padded on the right."""
+        length = max(part.states.shape[1] for part in parts)
+
+        def padded(x: Tensor) -> Tensor:
+            return torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + (0, length - x.shape[1]))
+
+        return TextFeatures(
+            torch.cat([padded(part.states) for part in parts]),
+            torch.cat([padded(part.mask) for part in parts]),
+            torch.cat([part.pooled for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One embedding a decoder may read, batch of B. Token states, a pooled vector, or both; `present` false means dropped.
+
+    A dropped sample's values have no influence: the decoder reads its learned null token instead (eDiff-I, section 3).
+    """
+
+    present: Bool[Tensor, "B"]
+    states: Float[Tensor, "B T C"] | None = None
+    mask: Bool[Tensor, "B T"] | None = None
+    pooled: Float[Tensor, "B E"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.states is None and self.pooled is None:
+            raise UserError("a condition needs token states, a pooled vector, or both; got neither.")
+        assert (self.states is None) == (self.mask is None), "token states and their mask come together"
+
+    def dropped(self) -> "Condition":
+        """The same, absent for every sample: the unconditional branch of guidance."""
+        return replace(self, present=torch.zeros_like(self.present))
+
+    def kept(self, keep: Bool[Tensor, "B"]) -> "Condition":
+        """The same, absent where `keep` is false."""
+        return replace(self, present=self.present & keep)
+
+    def __getitem__(self, index: slice | Tensor) -> "Condition":
+        return Condition(
+            self.present[index],
+            None if self.states is None else self.states[index],
+            None if self.mask is None else self.mask[index],
+            None if self.pooled is None else self.pooled[index],
+        )
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything a denoiser may read besides the noisy picture: named conditions, such as `image`, `text`, `t5`."""
+
+    conditions: Mapping[str, Condition]
+
+    def dropped(self) -> "Conditioning":
+        return Conditioning({name: c.dropped() for name, c in self.conditions.items()})
+
+    def __getitem__(self, index: slice | Tensor) -> "Conditioning":
+        return Conditioning({name: c[index] for name, c in self.conditions.items()})
+
+
+def image_condition(embedding: Float[Tensor, "B D"]) -> Condition:
+    """The CLIP image embedding (a prior's, or a reference picture's) as a condition."""
+    return Condition(torch.ones(len(embedding), dtype=torch.bool, device=embedding.device), pooled=embedding)
+
+
+def text_condition(features: TextFeatures) -> Condition:
+    """CLIP text states and pooled text embedding as a condition."""
+    present = torch.ones(len(features), dtype=torch.bool, device=features.pooled.device)
+    return Condition(present, features.states, features.mask, features.pooled)
+
+
+class TextEncoder(Protocol):
+    """Text → `TextFeatures`. CLIP is one; an LLM through its adapter is another."""
+
+    @property
+    def width(self) -> int: ...
+
+    def encode_text(self, texts: list[str]) -> TextFeatures: ...
+
+
+class ImageEncoder(Protocol):
+    """Pictures in [0, 1] → raw CLIP image embeddings (projected, not normalised)."""
+
+    @property
+    def width(self) -> int: ...
+
+    def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]: ...
+
+
+class Prior(Protocol):
+    """Text → image embedding, in CLIP's raw (un-whitened, un-normalised) space, in one call."""
+
+    def predict(
+        self,
+        features: TextFeatures,
+        *,
+        noise: Float[Tensor, "B D"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "B D"]: ...
+
+
+class Denoiser(Protocol):
+    """(x, sigma, conditioning) → denoised x, σ in EDM's convention (x = clean + σ·noise)."""
+
+    def __call__(
+        self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], conditioning: Conditioning
+    ) -> Float[Tensor, "B C H W"]: ...
