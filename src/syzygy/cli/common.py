@@ -1,0 +1,82 @@
+"""Options and checks that several commands share. Heavy imports happen when a command runs, never for `--help`."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from syzygy.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Whole(click.ParamType):
+    """A whole number from `low` to `high`, both allowed."""
+
+    name = "integer"
+
+    def __init__(self, low: int, high: int | None = None) -> None:
+        self.low, self.high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        allowed = f"at least {self.low}" if self.high is None else f"from {self.low} to {self.high}"
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number; allowed: {allowed}.", param, ctx)
+        if number < self.low or (self.high is not None and number > self.high):
+            self.fail(f"{number} is out of range; allowed: {allowed}.", param, ctx)
+        return number
+
+
+def json_option(command: F) -> F:
+    """`--json`, passed as `as_json`: one JSON object on standard output, progress on standard error."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def seed_option(command: F) -> F:
+    """`--seed`, passed as `seed`: a whole number from 0, default 0."""
+    text = "Equal seeds give equal results, whatever the batch size."
+    return click.option("--seed", type=Whole(0), default=0, show_default=True, metavar="N", help=text)(command)
+
+
+def device_option(command: F) -> F:
+    """`--device`, passed as `device`: the name of a device that this machine has, `auto` already resolved."""
+
+    def resolve(ctx: click.Context, _param: click.Parameter, name: str) -> str:
+        return name if ctx.resilient_parsing else available_device(name)
+
+    return click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+        default="auto",
+        show_default=True,
+        callback=resolve,
+        help="Where to compute; auto takes the fastest there is.",
+    )(command)
+
+
+def available_device(name: str) -> str:
+    """The device to use for `auto`, `cpu`, `cuda` or `mps`; one that this machine lacks is a `UserError`."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    names = [device for device, available in there.items() if available]  # fastest first
+    if name == "auto":
+        return names[0]
+    if name not in names:
+        raise UserError(f"device {name!r} is not available here. Available: {', '.join(names)}; --device auto chooses.")
+    return name
+
+
+def writable_folder(path: Path) -> Path:
+    """`path`, created if it was missing and proved writable before any work is done; otherwise a `UserError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror}. Choose another folder.") from None
+    return path

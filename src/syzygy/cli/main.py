@@ -1,0 +1,137 @@
+"""The command `syzygy`: a table of commands, imported when they are called, and one place where errors become lines.
+
+Table format: a name leads to a `Leaf` (where its click command is, as `module:attribute`, and the line that the list of
+commands shows) or to a `Branch` (such a line, and a table of its own). To add a command, write its file and add its
+row here. Commands return nothing; another exit code is `ctx.exit(code)`.
+"""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import click
+
+from syzygy.errors import UserError, unknown
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class Leaf(NamedTuple):
+    """A command: `module:attribute` of its `click.Command`, and a line of help."""
+
+    target: str
+    help: str
+
+
+class Branch(NamedTuple):
+    """A group of commands: a line of help, and its table."""
+
+    help: str
+    table: "Table"
+
+
+Table = Mapping[str, Leaf | Branch]
+
+COMMANDS: Table = {
+    "demo": Leaf("syzygy.cli.demo:demo", "Train a prior from scratch and paint with it, in minutes, offline."),
+    "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
+    "train": Branch(
+        "Train a part of the system, or all of the starter.",
+        {
+            "clip": Leaf("syzygy.cli.train:clip", "CLIP on the embedded world."),
+            "prior": Leaf("syzygy.cli.train:prior", "A prior: text features to image embedding."),
+            "decoder": Leaf("syzygy.cli.train:decoder", "A decoder: embedding and text to picture."),
+            "reader": Leaf("syzygy.cli.train:reader", "The reader that judges pictures: picture to attributes."),
+            "starter": Leaf("syzygy.cli.train:starter", "The starter weights, from nothing, in resumable stages."),
+        },
+    ),
+    "evaluate": Branch(
+        "Measure a prior or a decoder.",
+        {"composition": Leaf("syzygy.cli.evaluate:composition", "Does the picture hold what the prompt says?")},
+    ),
+    "world": Branch(
+        "Look into the embedded world of scenes.",
+        {
+            "sample": Leaf("syzygy.cli.world:sample", "Write scenes and captions as an image folder."),
+            "show": Leaf("syzygy.cli.world:show", "Render a scene that a caption describes."),
+        },
+    ),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group over a `Table`: lists its commands without importing them."""
+
+    def __init__(self, table: Table, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        row = self.table.get(cmd_name)
+        if row is None:
+            return None
+        if isinstance(row, Branch):
+            return LazyGroup(row.table, name=cmd_name, help=row.help)
+        module, _, attribute = row.target.partition(":")
+        return getattr(import_module(module), attribute)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.table and not args[0].startswith("-"):
+            raise unknown("command", args[0], self.table)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, row.help) for name, row in self.table.items()])
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"syzygy {version('syzygy')}")
+        ctx.exit()
+
+
+cli = LazyGroup(
+    COMMANDS,
+    name="syzygy",
+    help="Train the text side of an image generator on one GPU or a laptop, then paint with it.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_version,
+            help="Show the version and exit.",
+        )
+    ],
+)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 the user's mistake, 130 interrupted. Our bugs keep their traceback."""
+    try:
+        sys.exit(cli.main(prog_name="syzygy", standalone_mode=False) or 0)
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "syzygy"
+        click.echo(f"error: {error.format_message()}\nTry '{where} --help'.", err=True)
+    except click.ClickException as error:
+        click.echo(f"error: {error.format_message()}", err=True)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(EXIT_USER_ERROR)

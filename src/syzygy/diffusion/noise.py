@@ -1,0 +1,50 @@
+"""Noise levels: which σ training sees, and which σ sampling visits."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from syzygy.config import Config
+from syzygy.errors import UserError
+
+
+class LogNormal(Config):
+    """Training distribution of noise levels, ln σ ~ N(p_mean, p_std²) (EDM, Karras et al. 2022, table 1)."""
+
+    p_mean: float = Field(default=-1.2, allow_inf_nan=False)
+    """Mean of ln σ."""
+    p_std: float = Field(default=1.2, gt=0, allow_inf_nan=False)
+    """Standard deviation of ln σ."""
+
+    def sample(self, size: int, generator: torch.Generator) -> Float[Tensor, "size"]:
+        """Independent noise levels, on the generator's device."""
+        normal = torch.randn(size, generator=generator, device=generator.device)
+        return (self.p_mean + self.p_std * normal).exp()
+
+    def quantile(self, probability: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """σ below which a share `probability` in (0, 1) of training lies: exp(p_mean + p_std·√2·erf⁻¹(2p − 1))."""
+        return (self.p_mean + self.p_std * math.sqrt(2) * torch.erfinv(2 * probability - 1)).exp()
+
+
+class KarrasSchedule(Config):
+    """Range and spacing of the noise levels visited in sampling (EDM, Karras et al. 2022, eq. 5)."""
+
+    sigma_min: float = Field(default=0.002, gt=0, allow_inf_nan=False)
+    """Last noise level before zero."""
+    sigma_max: float = Field(default=80.0, gt=0, allow_inf_nan=False)
+    """First noise level; far above the data's spread, so that pure noise is a fair start."""
+    rho: float = Field(default=7.0, gt=0, allow_inf_nan=False)
+    """Warp: larger takes shorter steps near zero; 1 is uniform."""
+
+    def sigmas(self, steps: int) -> Float[Tensor, "levels"]:
+        """`steps` falling noise levels from sigma_max to sigma_min, then 0 (so steps + 1); float64, on the host."""
+        if steps < 1:
+            raise UserError(f"{steps} steps cannot make a picture: ask for 1 or more (25 is usual).")
+        if self.sigma_min >= self.sigma_max:
+            raise UserError(f"sigma_min {self.sigma_min} must lie below sigma_max {self.sigma_max}.")
+        ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        return torch.cat([(high + ramp * (low - high)) ** self.rho, torch.zeros(1, dtype=torch.float64)])

@@ -1,0 +1,1 @@
+"""The only importer of transformers and diffusers: foreign models behind our contracts."""

@@ -1,0 +1,56 @@
+"""Controls behind the contract of a prior. (Projection-only is an `EclipsePrior` trained with λ = 0.)"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from syzygy.prior.model import check_request
+from syzygy.prior.statistics import EmbeddingStatistics
+from syzygy.types import TextFeatures
+
+
+@dataclass(frozen=True)
+class TextIdentity:
+    """The pooled text embedding itself as the image embedding: a strong control on composition (arXiv 2511.20821).
+
+    It is rescaled to `mean_norm`, the mean norm of image embeddings. `shift` then moves it across the modality gap
+    (arXiv 2203.02053), so that the mean over the fitted texts is the mean image embedding.
+    """
+
+    mean_norm: float
+    shift: Float[Tensor, "D"] | None = None
+
+    @staticmethod
+    def fit(
+        text_embeddings: Float[Tensor, "M D"], image_embeddings: Float[Tensor, "N D"], *, shifted: bool = False
+    ) -> "TextIdentity":
+        """Measure norm and shift on raw embeddings of the training data; texts and images need not be paired."""
+        statistics = EmbeddingStatistics.of(image_embeddings)
+        unshifted = TextIdentity(statistics.mean_norm)
+        if not shifted:
+            return unshifted
+        text_mean = EmbeddingStatistics.of(unshifted._rescaled(text_embeddings)).mean
+        return TextIdentity(statistics.mean_norm, statistics.mean - text_mean)
+
+    def _rescaled(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return self.mean_norm * F.normalize(pooled.float(), dim=-1)
+
+    def predict(
+        self,
+        features: TextFeatures,
+        *,
+        noise: Float[Tensor, "B D"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "B D"]:
+        """The rescaled (and shifted) pooled embeddings, in fp32. Deterministic: noise is checked and has no part.
+
+        Raises:
+            UserError: as `EclipsePrior.predict`.
+        """
+        width = features.pooled.shape[-1] if self.shift is None else len(self.shift)
+        check_request(features, width, noise, generator)
+        rescaled = self._rescaled(features.pooled)
+        return rescaled if self.shift is None else rescaled + self.shift.to(rescaled.device)

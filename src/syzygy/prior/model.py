@@ -1,0 +1,293 @@
+"""The ECLIPSE prior (arXiv 2312.04655): a transformer that answers in one pass, with the published names and numbers.
+
+Legend: B batch, T text tokens, L = T + 3 all tokens, C inner width, D width of CLIP's joint space.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from syzygy.artifact import (
+    CONFIG_FILE,
+    PROVENANCE_FILE,
+    folder_written,
+    load_strictly,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from syzygy.config import Config, parse
+from syzygy.errors import UserError
+from syzygy.prior.statistics import EmbeddingStatistics
+from syzygy.types import TextFeatures
+
+CLASS_NAME = "PriorTransformer"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+class EclipsePriorConfig(Config):
+    """The published `config.json`. Fields that ECLIPSE fixes accept their published value only."""
+
+    embedding_dim: PositiveInt
+    """Width of CLIP's joint space: 768 for ViT-L/14 (Karlo), 1280 for ViT-bigG/14 (Kandinsky 2.2)."""
+    num_layers: PositiveInt = 10
+    """Transformer blocks."""
+    num_attention_heads: PositiveInt = 16
+    """Attention heads of a block."""
+    attention_head_dim: PositiveInt = 32
+    """Width of a head; times the number of heads, the inner width."""
+    num_embeddings: PositiveInt = 77
+    """Text positions: the longest prompt in tokens, start and end included."""
+    additional_embeddings: Literal[3] = 3
+    """Tokens after the text: pooled text embedding, noise, learned output token."""
+    added_emb_type: Literal["prd"] = "prd"
+    """The last token is learned and its output is the prediction."""
+    encoder_hid_proj_type: Literal["linear"] = "linear"
+    """Text states enter through a linear layer."""
+    dropout: Annotated[float, Field(ge=0, le=0)] = 0.0
+    """No dropout."""
+    norm_in_type: None = None
+    """No normalisation before the first block."""
+    embedding_proj_norm_type: None = None
+    """No normalisation of the pooled text embedding."""
+    embedding_proj_dim: None = None
+    """The pooled text embedding has `embedding_dim`."""
+    clip_embed_dim: None = None
+    """The prediction has `embedding_dim`."""
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def forward(self, x_BLC: Tensor, mask_B1LL: Tensor) -> Tensor:
+        heads = (self.heads, -1)
+        q, k, v = (project(x_BLC).unflatten(-1, heads).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1LL)
+        return self.to_out(y.transpose(1, 2).flatten(2))
+
+
+class _GELU(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x))
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # The published names leave place 1 to a dropout of zero.
+        self.net = nn.Sequential(_GELU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = _Attention(width, heads)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = _FeedForward(width)
+
+    def forward(self, x_BLC: Tensor, mask_B1LL: Tensor) -> Tensor:
+        x_BLC = x_BLC + self.attn1(self.norm1(x_BLC), mask_B1LL)
+        return x_BLC + self.ff(self.norm3(x_BLC))
+
+
+def _attention_mask(real_BL: Bool[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:
+    """True where a query (row) may read a key (column): real tokens up to itself, and always itself.
+
+    A padded token reading itself leaves no row empty (softmax would give NaN); no real token reads it.
+    """
+    length = real_BL.shape[1]
+    causal_LL = torch.ones(length, length, dtype=torch.bool, device=real_BL.device).tril()
+    itself_LL = torch.eye(length, dtype=torch.bool, device=real_BL.device)
+    return (causal_LL & real_BL[:, None, None, :]) | itself_LL
+
+
+class EclipsePrior(nn.Module):
+    """Text features → raw CLIP image embedding in one forward pass (ECLIPSE, section 3, and the authors' code).
+
+    The sequence is: text states, pooled text embedding, a noise vector ε ~ N(0, I), a learned token whose output is the
+    prediction; a learned position is added to each; attention is causal. Padding has no influence at all, so columns of
+    padding are dropped; the last three tokens keep their positions `num_embeddings` … `num_embeddings + 2`.
+
+    `clip_mean` and `clip_std` are not used here, but published with the weights because stock diffusion pipelines apply
+    them. They are NaN until measured (`set_statistics`), and a prior without them cannot be saved.
+    """
+
+    def __init__(self, config: EclipsePriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, dim = config.num_attention_heads * config.attention_head_dim, config.embedding_dim
+        self.positional_embedding = nn.Parameter(torch.zeros(1, config.num_embeddings + 3, width))
+        self.prd_embedding = nn.Parameter(torch.zeros(1, 1, width))
+        self.clip_mean = nn.Parameter(torch.full((1, dim), float("nan")), requires_grad=False)
+        self.clip_std = nn.Parameter(torch.full((1, dim), float("nan")), requires_grad=False)
+        self.proj_in = nn.Linear(dim, width)
+        self.embedding_proj = nn.Linear(dim, width)
+        self.encoder_hidden_states_proj = nn.Linear(dim, width)
+        self.transformer_blocks = nn.ModuleList(
+            _Block(width, config.num_attention_heads) for _ in range(config.num_layers)
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.proj_to_clip_embeddings = nn.Linear(width, dim)
+
+    def forward(self, features: TextFeatures, noise: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """The differentiable pass, for training: inputs are taken as they are. See `predict`."""
+        features = features.trimmed()
+        mask_BT = features.mask
+        # Any finite number would do: a masked key counts nothing, but 0 · NaN would be NaN.
+        states_BTD = features.states.masked_fill(~mask_BT[..., None], 0.0)
+        text_BTC = self.encoder_hidden_states_proj(states_BTD) + self.positional_embedding[:, : mask_BT.shape[1]]
+        last = [
+            self.embedding_proj(features.pooled)[:, None],
+            self.proj_in(noise)[:, None],
+            self.prd_embedding.expand(len(features), -1, -1),
+        ]
+        last_B3C = torch.cat(last, dim=1) + self.positional_embedding[:, self.config.num_embeddings :]
+        x_BLC = torch.cat([text_BTC, last_B3C], dim=1)
+        mask_B1LL = _attention_mask(F.pad(mask_BT, (0, 3), value=True))
+        for block in self.transformer_blocks:
+            x_BLC = block(x_BLC, mask_B1LL)
+        return self.proj_to_clip_embeddings(self.norm_out(x_BLC[:, -1]))
+
+    @torch.no_grad()
+    def predict(
+        self,
+        features: TextFeatures,
+        *,
+        noise: Float[Tensor, "B D"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "B D"]:
+        """Raw CLIP image embeddings for these texts, on the prior's device and in its dtype, without gradient.
+
+        Args:
+            features: CLIP text states, mask and pooled embedding; padding may stand anywhere and hold anything.
+            noise: the ε to use.
+            generator: where ε is drawn from otherwise, on the generator's device; none means torch's global one.
+
+        Raises:
+            UserError: both `noise` and `generator`; NaN or infinity; a wrong width; more tokens than `num_embeddings`.
+        """
+        width, weight = self.config.embedding_dim, self.proj_in.weight
+        check_request(features, width, noise, generator)
+        features = features.trimmed()
+        if features.mask.shape[1] > self.config.num_embeddings:
+            raise UserError(
+                f"a prompt has {features.mask.shape[1]} tokens; this prior reads at most {self.config.num_embeddings}. "
+                "Shorten the prompt."
+            )
+        if noise is None:
+            device = weight.device if generator is None else generator.device
+            noise = torch.randn(len(features), width, generator=generator, device=device)
+        return self(features.to(weight.device, weight.dtype), noise.to(weight.device, weight.dtype))
+
+    def set_statistics(self, statistics: EmbeddingStatistics) -> None:
+        """Keep the mean and standard deviation of the training images' embeddings with the weights."""
+        if len(statistics.mean) != self.config.embedding_dim:
+            raise UserError(
+                f"statistics are {len(statistics.mean)} wide; this prior predicts {self.config.embedding_dim}."
+            )
+        with torch.no_grad():
+            self.clip_mean.copy_(statistics.mean)
+            self.clip_std.copy_(statistics.std)
+
+    @staticmethod
+    def from_pretrained(folder: str | Path) -> "EclipsePrior":
+        """Read the published layout (`config.json`, `diffusion_pytorch_model.safetensors`) strictly, into fp32.
+
+        Raises:
+            UserError: missing, truncated or mismatched files; a setting ECLIPSE does not have; a diffusion prior.
+        """
+        folder = Path(folder)
+        values = read_json(folder / CONFIG_FILE)
+        if values.get("_class_name") != CLASS_NAME:
+            raise UserError(
+                f"{folder / CONFIG_FILE} describes {values.get('_class_name')!r}, not a prior ({CLASS_NAME!r})."
+            )
+        tensors = read_tensors(folder / WEIGHTS_FILE)
+        if any(name.startswith("time_embedding.") for name in tensors):
+            raise UserError(
+                f"{folder} holds a diffusion prior (it has a time embedding), which needs many steps. "
+                "An ECLIPSE prior is needed: one forward pass, no time embedding."
+            )
+        settings = {name: value for name, value in values.items() if not name.startswith("_")}
+        prior = EclipsePrior(parse(EclipsePriorConfig, settings, str(folder / CONFIG_FILE)))
+        load_strictly(prior, tensors, folder)
+        return prior
+
+    def save_pretrained(
+        self, folder: str | Path, provenance: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write the published layout atomically, with `provenance` beside it; `dtype` (fp16) converts the weights.
+
+        Raises:
+            UserError: the statistics were never set, or the folder cannot be written.
+        """
+        if not (torch.isfinite(self.clip_mean) & torch.isfinite(self.clip_std) & (self.clip_std > 0)).all():
+            raise UserError(
+                "this prior has no embedding statistics (clip_mean, clip_std), and other programs would multiply its "
+                "predictions by them. Call set_statistics(EmbeddingStatistics.of(image_embeddings)) before saving."
+            )
+        with folder_written(Path(folder)) as temporary:
+            settings = json.loads(self.config.model_dump_json())
+            write_json(temporary / CONFIG_FILE, {"_class_name": CLASS_NAME} | dict(sorted(settings.items())))
+            write_tensors(temporary / WEIGHTS_FILE, self.state_dict(), dtype)
+            if provenance is not None:
+                write_json(temporary / PROVENANCE_FILE, provenance)
+
+
+def check_features(features: TextFeatures, width: int) -> None:
+    """Raise a `UserError` unless the features have one batch size, this width, a boolean mask, and finite values.
+
+    Padded positions are not looked at: they have no influence.
+    """
+    states, mask, pooled = features.states, features.mask, features.pooled
+    if states.ndim != 3 or pooled.ndim != 2 or mask.shape != states.shape[:2] or len(pooled) != len(states):
+        raise UserError(
+            "text features must have shapes states [B, T, D], mask [B, T], pooled [B, D]; got "
+            f"{tuple(states.shape)}, {tuple(mask.shape)}, {tuple(pooled.shape)}."
+        )
+    if mask.dtype != torch.bool:
+        raise UserError(f"the mask of text features must be bool (true on real tokens), got {mask.dtype}.")
+    for name, values in (("states", states), ("pooled", pooled)):
+        if values.shape[-1] != width:
+            raise UserError(
+                f"text features ({name}) are {values.shape[-1]} wide, but {width} is needed. "
+                "Encode text with the CLIP that the image embeddings come from."
+            )
+    if not ((torch.isfinite(states).all(-1) | ~mask).all() and torch.isfinite(pooled).all()):
+        raise UserError("text features hold NaN or infinity. Encode the text again, in fp32 if fp16 overflowed.")
+
+
+def check_request(
+    features: TextFeatures, width: int, noise: Tensor | None = None, generator: torch.Generator | None = None
+) -> None:
+    """What every prior checks before it predicts: the features, and noise [B, width] *or* a generator *or* neither."""
+    check_features(features, width)
+    if noise is None:
+        return
+    if generator is not None:
+        raise UserError("noise and generator were both given: pass the noise itself or the generator to draw it from.")
+    if noise.shape != features.pooled.shape:
+        raise UserError(f"noise has shape {tuple(noise.shape)}, but {tuple(features.pooled.shape)} is needed.")
+    if not torch.isfinite(noise).all():
+        raise UserError("noise holds NaN or infinity.")

@@ -1,0 +1,1 @@
+"""Training: one small loop that knows no model, and the tasks it runs."""

@@ -1,0 +1,145 @@
+"""Training task of the decoder: denoise pictures while a random subset of their conditions is present."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from syzygy.config import Config
+from syzygy.diffusion.decoder import Decoder
+from syzygy.diffusion.noise import LogNormal
+from syzygy.diffusion.preconditioning import Preconditioned, denoising_loss
+from syzygy.errors import UserError, unknown
+from syzygy.rng import generator
+from syzygy.types import Conditioning
+
+
+class DecoderTaskConfig(Config):
+    """What one training step of the decoder sees."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Pictures a step."""
+    noise: LogNormal = LogNormal()
+    """Distribution of the noise levels."""
+    subsets: dict[str, float] = {"image": 0.45, "text": 0.2, "image+text": 0.25, "": 0.1}
+    """Probability of each subset of conditions, names joined by `+`, "" for none; they sum to 1."""
+
+    @field_validator("subsets")
+    @classmethod
+    def _is_distribution(cls, subsets: dict[str, float]) -> dict[str, float]:
+        if any(not p >= 0 for p in subsets.values()) or not math.isclose(sum(subsets.values()), 1, abs_tol=1e-6):
+            raise ValueError(f"probabilities must be at least 0 and sum to 1; they sum to {sum(subsets.values()):g}")
+        members = [frozenset(members_of(subset)) for subset in subsets]
+        if len(set(members)) != len(members):
+            raise ValueError(f"the same subset is named twice among {list(subsets)}")
+        return subsets
+
+
+def members_of(subset: str) -> list[str]:
+    """`"image+text"` → `["image", "text"]`; "" → `[]`."""
+    return subset.split("+") if subset else []
+
+
+def independent_dropout(rates: Mapping[str, float]) -> dict[str, float]:
+    """Subset probabilities when each condition is dropped on its own, as in eDiff-I. `rates`: name → drop rate."""
+    for name, rate in rates.items():
+        if not 0 <= rate <= 1:
+            raise UserError(f"drop rate of {name!r} must lie in [0, 1], got {rate}.")
+    subsets = {}
+    for kept in product((True, False), repeat=len(rates)):
+        name = "+".join(name for name, keep in zip(rates, kept, strict=True) if keep)
+        subsets[name] = math.prod(1 - rate if keep else rate for rate, keep in zip(rates.values(), kept, strict=True))
+    return subsets
+
+
+@dataclass(frozen=True)
+class DecoderBatch:
+    """Pictures in [-1, 1] with their embeddings, on the device that trains."""
+
+    images: Float[Tensor, "B 3 H W"]
+    conditioning: Conditioning
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class DecoderTask:
+    """The training loop's `Task` for a decoder.
+
+    `batches(step)` gives a step's pictures; noise level, noise and subset of a step depend on (seed, step) alone.
+    `precision` "bf16" runs the network under autocast; weights, mixing and loss stay fp32.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        batches: Callable[[int], DecoderBatch],
+        validation: list[DecoderBatch],
+        config: DecoderTaskConfig,
+        seed: int,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        for subset in config.subsets:
+            for name in members_of(subset):
+                if name not in decoder.slots:
+                    raise unknown("condition", name, decoder.slots)
+        self.modules = {"decoder": decoder}
+        self._denoiser = Preconditioned(decoder, decoder.config.sigma_data)
+        self._batches, self._validation = batches, validation
+        self._config, self._seed, self._precision = config, seed, precision
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """The mean weighted denoising loss of one batch (1 for a network that has learned nothing)."""
+        batch = self._batches(step)
+        assert len(batch) == self._config.batch_size, f"batch of {len(batch)}, configured {self._config.batch_size}"
+        random = generator(self._seed, "decoder", step, device=batch.images.device)
+        sigma = self._config.noise.sample(len(batch), random)
+        noise = torch.randn(batch.images.shape, generator=random, device=batch.images.device)
+        conditioning = self._random_subsets(batch.conditioning, len(batch), random)
+        return {"loss": self._losses(batch.images, sigma, noise, conditioning).mean()}
+
+    def validate(self) -> dict[str, float]:
+        """Loss for each subset of conditions, at fixed noise and at σ spread evenly over the training distribution.
+
+        `loss` weighs the subsets as training does. A condition is used if `loss/<subset>` falls below `loss/none`.
+        """
+        losses = dict.fromkeys(self._config.subsets, 0.0)
+        pictures = sum(map(len, self._validation))
+        assert pictures, "validation needs pictures"
+        for index, batch in enumerate(self._validation):
+            random = generator(self._seed, "decoder", "validation", index, device=batch.images.device)
+            noise = torch.randn(batch.images.shape, generator=random, device=batch.images.device)
+            levels = (torch.arange(len(batch), device=batch.images.device) + 0.5) / len(batch)
+            sigma = self._config.noise.quantile(levels)
+            for subset in losses:
+                shown = only(batch.conditioning, members_of(subset))
+                losses[subset] += self._losses(batch.images, sigma, noise, shown).sum().item() / pictures
+        total = sum(probability * losses[subset] for subset, probability in self._config.subsets.items())
+        return {"loss": total} | {f"loss/{subset or 'none'}": value for subset, value in losses.items()}
+
+    def _random_subsets(self, conditioning: Conditioning, batch: int, random: torch.Generator) -> Conditioning:
+        names, device = list(self._config.subsets), random.device
+        probabilities = torch.tensor([self._config.subsets[name] for name in names], device=device)
+        chosen = torch.multinomial(probabilities, batch, replacement=True, generator=random)
+        kept = {}
+        for name, condition in conditioning.conditions.items():
+            has = torch.tensor([name in members_of(subset) for subset in names], device=device)
+            kept[name] = condition.kept(has[chosen])
+        return Conditioning(kept)
+
+    def _losses(
+        self, images: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, "B"], noise: Tensor, conditioning: Conditioning
+    ) -> Float[Tensor, "B"]:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            return denoising_loss(self._denoiser, images, sigma, noise, conditioning)
+
+
+def only(conditioning: Conditioning, names: list[str]) -> Conditioning:
+    """The named conditions; all others dropped."""
+    return Conditioning({name: c if name in names else c.dropped() for name, c in conditioning.conditions.items()})

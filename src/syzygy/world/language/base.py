@@ -1,0 +1,48 @@
+"""What a language must do: say a description, and read it back."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from syzygy.rng import Draw
+from syzygy.world.description import Description
+
+Length = Literal["short", "medium", "long"]
+"""Short: the description alone. Medium: some sentences before it (≤ 77 tokens). Long: 100 to 300 tokens, decisive words last."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters [start, stop) of a caption that name mention number `mention`."""
+
+    mention: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A text, what it says, and where it says it."""
+
+    text: str
+    description: Description
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What was understood of a text, and the words that were not, each with the nearest known ones."""
+
+    description: Description
+    unknown: dict[str, tuple[str, ...]]
+
+
+class Language(Protocol):
+    """Words and grammar of one language."""
+
+    def say(self, description: Description, draw: Draw, length: Length = "short") -> Caption:
+        """One of several phrasings of the description."""
+        ...
+
+    def read(self, text: str) -> Parsed:
+        """The description in a text. Raises UserError when it names no object of the world."""
+        ...

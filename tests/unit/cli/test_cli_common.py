@@ -1,0 +1,76 @@
+"""Shared options and checks of the command line."""
+
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+from syzygy.cli.common import Whole, available_device, device_option, json_option, seed_option, writable_folder
+from syzygy.errors import UserError
+
+
+@click.command()
+@click.option("--num", type=Whole(1, 9), default=1)
+@device_option
+@seed_option
+@json_option
+def probe(num: int, device: str, seed: int, as_json: bool) -> None:
+    click.echo(f"{num} {device} {seed} {as_json}")
+
+
+def test_options_arrive_with_their_values() -> None:
+    result = CliRunner().invoke(probe, ["--num", "9", "--device", "cpu", "--seed", "7", "--json"])
+    assert result.output == "9 cpu 7 True\n"
+    result = CliRunner().invoke(probe, ["--num", "1", "--device", "cpu"])
+    assert result.output == "1 cpu 0 False\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--num", "0"], "0 is out of range; allowed: from 1 to 9."),
+        (["--num", "10"], "10 is out of range; allowed: from 1 to 9."),
+        (["--num", "two"], "'two' is not a whole number; allowed: from 1 to 9."),
+        (["--seed", "-1"], "-1 is out of range; allowed: at least 0."),
+        (["--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda', 'mps'."),
+    ],
+)
+def test_wrong_values_say_what_is_allowed(args: list[str], message: str) -> None:
+    result = CliRunner().invoke(probe, args)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{args[0]}': {message}" in result.output
+
+
+def test_device_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert available_device("auto") == "cpu"
+    with pytest.raises(UserError, match=r"device 'cuda' is not available here\. Available: cpu;"):
+        available_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert available_device("auto") == available_device("cuda") == "cuda"
+    assert available_device("cpu") == "cpu"
+
+
+def test_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    folder = writable_folder(tmp_path / "a" / "b")
+    assert folder.is_dir()
+    assert not list(folder.iterdir())
+    assert writable_folder(folder) == folder
+
+
+def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match=r"cannot write to .*file: File exists\. Choose another folder\."):
+        writable_folder(file)
+    with pytest.raises(UserError, match=r"cannot write to .*inner: Not a directory"):
+        writable_folder(file / "inner")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which even root cannot write")
+def test_a_folder_that_is_there_but_read_only_is_a_user_error() -> None:
+    with pytest.raises(UserError, match=r"cannot write to /proc/self: .+\. Choose another folder\."):
+        writable_folder(Path("/proc/self"))

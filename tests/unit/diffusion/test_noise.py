@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+
+from syzygy.config import parse
+from syzygy.diffusion.noise import KarrasSchedule, LogNormal
+from syzygy.errors import UserError
+from syzygy.rng import generator
+
+
+def test_schedule_has_the_published_ends_and_middle() -> None:
+    sigmas = KarrasSchedule().sigmas(3)
+    middle = ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7
+    assert sigmas.tolist() == pytest.approx([80, middle, 0.002, 0], rel=1e-12)
+
+
+def test_schedule_of_one_step_goes_straight_to_zero() -> None:
+    assert KarrasSchedule().sigmas(1).tolist() == pytest.approx([80, 0])
+
+
+def test_rho_one_is_uniform() -> None:
+    sigmas = KarrasSchedule(sigma_min=1, sigma_max=5, rho=1).sigmas(5)
+    assert sigmas.tolist() == pytest.approx([5, 4, 3, 2, 1, 0])
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_schedule_refuses_no_steps(steps: int) -> None:
+    with pytest.raises(UserError, match=f"{steps} steps"):
+        KarrasSchedule().sigmas(steps)
+
+
+def test_schedule_refuses_a_reversed_range() -> None:
+    with pytest.raises(UserError, match="below sigma_max"):
+        KarrasSchedule(sigma_min=2, sigma_max=1).sigmas(3)
+
+
+@pytest.mark.parametrize("setting", [{"p_std": 0}, {"p_std": math.nan}, {"p_mean": math.inf}])
+def test_distribution_refuses_what_is_none(setting: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="p_"):
+        parse(LogNormal, setting, "test")
+
+
+def test_quantiles_are_ediffi_boundaries() -> None:
+    """E^3_0 below 0.0757, the median at 0.301, E^6_63 above 3.99, E^9_511 above 9.61."""
+    found = LogNormal().quantile(torch.tensor([1 / 8, 1 / 2, 1 - 1 / 64, 1 - 1 / 512], dtype=torch.float64))
+    assert found.tolist() == pytest.approx([0.0757, 0.301, 3.99, 9.61], rel=2e-3)
+
+
+def test_quantile_inverts_the_distribution_of_samples() -> None:
+    noise = LogNormal(p_mean=0.3, p_std=0.7)
+    sigma = noise.sample(20_000, generator(0, "noise"))
+    for probability in (0.1, 0.5, 0.9):
+        below = (sigma < noise.quantile(torch.tensor(probability))).float().mean().item()
+        assert below == pytest.approx(probability, abs=0.015)
+
+
+def test_samples_depend_on_the_generator_alone() -> None:
+    assert torch.equal(LogNormal().sample(5, generator(1, "a")), LogNormal().sample(5, generator(1, "a")))
+    assert not torch.equal(LogNormal().sample(5, generator(1, "a")), LogNormal().sample(5, generator(1, "b")))

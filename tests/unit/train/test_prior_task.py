@@ -1,0 +1,161 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from syzygy.errors import UserError
+from syzygy.prior.losses import contrastive_loss, projection_loss
+from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
+from syzygy.train.prior import PriorData, PriorTask, PriorTaskConfig, caption_ids
+from syzygy.types import TextFeatures
+
+WIDTH, TOKENS, SCALE = 8, 6, 10.0
+
+
+def new_prior(width: int = WIDTH, tokens: int = TOKENS) -> EclipsePrior:
+    torch.manual_seed(0)
+    return EclipsePrior(
+        EclipsePriorConfig(
+            embedding_dim=width, num_layers=2, num_attention_heads=2, attention_head_dim=8, num_embeddings=tokens
+        )
+    )
+
+
+def new_data(images: int = 7, captions: int = 10, seed: int = 1) -> PriorData:
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, TOKENS + 1, (captions, 1), generator=draw)
+    features = TextFeatures(
+        torch.randn(captions, TOKENS, WIDTH, generator=draw),
+        torch.arange(TOKENS) < lengths,
+        torch.randn(captions, WIDTH, generator=draw),
+    )
+    index = torch.arange(captions) % images
+    return PriorData(torch.randn(images, WIDTH, generator=draw), features, index, torch.arange(captions))
+
+
+def new_task(seed: int = 0, **settings: object) -> PriorTask:
+    config = PriorTaskConfig.model_validate({"batch_size": 4} | settings)
+    return PriorTask(new_prior(), new_data(), new_data(seed=2), config, seed, logit_scale=SCALE)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 23])
+def test_every_caption_comes_once_an_epoch_in_a_new_order(batch_size: int) -> None:
+    task = new_task(batch_size=batch_size)
+    batches = [task.captions_at(step) for step in range(-(-30 // batch_size))]
+    assert all(len(batch) == batch_size for batch in batches)
+    epochs = torch.cat(batches)[:30].view(3, 10)
+    assert epochs.sort().values.tolist() == [list(range(10))] * 3
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 3
+
+
+def test_a_step_depends_on_seed_and_number_alone() -> None:
+    task = new_task()
+    in_order = [task.loss(step)["loss"] for step in range(4)]
+    again = new_task()
+    assert [again.loss(step)["loss"] for step in (3, 1, 2, 0)] == [in_order[i] for i in (3, 1, 2, 0)]
+    assert new_task(seed=1).loss(0)["loss"] != in_order[0]
+
+
+def test_each_step_draws_fresh_noise() -> None:
+    task = new_task(batch_size=10)
+    noises = []
+    task.prior.register_forward_pre_hook(lambda _, arguments: noises.append(arguments[1]))
+    task.loss(0)
+    task.loss(1)
+    assert abs(torch.stack(noises).mean()) < 0.3
+    assert abs(torch.stack(noises).std() - 1) < 0.3
+    assert not torch.equal(noises[0].sort(0).values, noises[1].sort(0).values)
+
+
+def test_the_loss_is_eclipses_on_the_captions_and_their_images() -> None:
+    task = new_task(lambda_contrastive=0.3)
+    index = task.captions_at(5)
+    outputs = []
+    task.prior.register_forward_hook(lambda *call: outputs.append(call[2]))
+    found = task.loss(5)
+    projection = projection_loss(outputs[0], task.data.image_embeddings[task.data.image_of_caption[index]])
+    contrastive = contrastive_loss(outputs[0], task.data.captions.pooled[index], SCALE, index)
+    torch.testing.assert_close(found["projection"], projection)
+    torch.testing.assert_close(found["contrastive"], contrastive)
+    torch.testing.assert_close(found["loss"], projection + 0.3 * contrastive)
+
+
+def test_equal_captions_are_no_negatives() -> None:
+    task = new_task(batch_size=10)
+    apart = task.loss(0)["contrastive"]
+    task.data = replace(task.data, caption_ids=caption_ids(["a red square"] * 10))
+    assert task.loss(0)["contrastive"] == 0 < apart
+
+
+def test_temperature_is_clips_or_a_number() -> None:
+    assert new_task(temperature=0.1).loss(0)["loss"] == new_task().loss(0)["loss"]
+    assert new_task(temperature=0.5).loss(0)["loss"] != new_task().loss(0)["loss"]
+    for wrong in ({"temperature": 0}, {"temperature": "learned"}, {"lambda_contrastive": -1}, {"batch_size": 0}):
+        with pytest.raises(ValidationError):
+            PriorTaskConfig.model_validate(wrong)
+
+
+def test_training_learns_what_validation_measures() -> None:
+    data = new_data(images=10)
+    data = replace(data, image_embeddings=2 * data.captions.pooled)
+    task = PriorTask(new_prior(), data, data, PriorTaskConfig(batch_size=10), 0, logit_scale=SCALE)
+    optimizer = torch.optim.AdamW([p for p in task.prior.parameters() if p.requires_grad], lr=5e-3, fused=True)
+    with torch.no_grad():
+        before = task.validate()
+        assert task.validate() == before
+    for step in range(60):
+        optimizer.zero_grad()
+        task.loss(step)["loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        after = task.validate()
+    assert after["recall_at_1"] == 1.0 > before["recall_at_1"]
+    assert after["cosine"] > 0.9 > before["cosine"]
+    assert after["projection"] < before["projection"] / 2
+    assert after["loss"] == pytest.approx(after["projection"] + 0.2 * after["contrastive"], rel=1e-5)
+
+
+def test_validation_means_do_not_depend_on_how_it_is_cut() -> None:
+    whole, cut = (
+        PriorTask(new_prior(), new_data(), new_data(), PriorTaskConfig(batch_size=size), 0, logit_scale=SCALE)
+        for size in (10, 3)
+    )
+    with torch.no_grad():
+        one, other = whole.validate(), cut.validate()
+    for name in ("projection", "cosine", "recall_at_1"):
+        assert one[name] == pytest.approx(other[name], abs=1e-6)
+
+
+def test_half_precision_data_trains_in_fp32_and_leaves_its_statistics() -> None:
+    data = new_data()
+    half = replace(data, image_embeddings=data.image_embeddings.half(), captions=data.captions.to(dtype=torch.float16))
+    task = PriorTask(new_prior(), half, half, PriorTaskConfig(batch_size=4), 0, logit_scale=SCALE)
+    assert task.loss(0)["loss"].dtype == torch.float32
+    torch.testing.assert_close(task.prior.clip_mean[0], data.image_embeddings.mean(0), rtol=0, atol=2e-3)
+    torch.testing.assert_close(task.prior.clip_std[0], data.image_embeddings.std(0), rtol=0, atol=2e-3)
+
+
+def test_caption_ids_are_equal_where_captions_are() -> None:
+    assert caption_ids(["b", "a", "b", "c"]).tolist() == [0, 1, 0, 2]
+
+
+def test_data_that_do_not_fit_are_refused() -> None:
+    data = new_data()
+    with pytest.raises(UserError, match=r"equally many.*\(10, 9, 9\)"):
+        replace(data, image_of_caption=torch.arange(9) % 7, caption_ids=torch.arange(9))
+    with pytest.raises(UserError, match="images 0 to 6; there are 5"):
+        replace(data, image_embeddings=data.image_embeddings[:5])
+    with pytest.raises(UserError, match="image embeddings hold NaN"):
+        replace(data, image_embeddings=data.image_embeddings / 0)
+    with pytest.raises(UserError, match="8 wide, but 5"):
+        replace(data, image_embeddings=data.image_embeddings[:, :5])
+    with pytest.raises(UserError, match=r"validation embeddings are 8 wide.*6"):
+        PriorTask(new_prior(6), replace_width(data, 6), data, PriorTaskConfig(), 0, logit_scale=SCALE)
+    with pytest.raises(UserError, match=r"training caption has 6 tokens.*reads 5"):
+        PriorTask(new_prior(tokens=5), data, data, PriorTaskConfig(), 0, logit_scale=SCALE)
+
+
+def replace_width(data: PriorData, width: int) -> PriorData:
+    captions = TextFeatures(data.captions.states[..., :width], data.captions.mask, data.captions.pooled[:, :width])
+    return replace(data, image_embeddings=data.image_embeddings[:, :width], captions=captions)
