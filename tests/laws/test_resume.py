@@ -17,7 +17,7 @@ from torch import nn
 from syzygy import artifact
 from syzygy.errors import UserError
 from syzygy.rng import generator
-from syzygy.train import checkpoint
+from syzygy.train import checkpoint, loop
 from syzygy.train.loop import FitResult, Interrupted, LoopConfig, fit
 
 RUN = {"seed": 0, "loop": {"lr": 1e-2, "steps": 20}}
@@ -145,10 +145,22 @@ def test_a_finished_run_returns_at_once(whole):
     assert bits(whole[0]) == before
 
 
-def test_seconds_count_all_sittings(tmp_path):
+def test_seconds_count_all_sittings(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+
+    def second_a_step(step: int) -> None:
+        clock[0] += 1.0
+
+    def stopped_at_third(step: int) -> None:
+        second_a_step(step)
+        if step == 2:
+            interrupt()
+
     with pytest.raises(Interrupted):
-        train(tmp_path, lambda step: (time.sleep(0.2), interrupt()) if step == 2 else None)
-    assert train(tmp_path)[1].seconds > 0.2
+        train(tmp_path, stopped_at_third)
+    clock[0] += 100.0  # between the sittings
+    assert train(tmp_path, second_a_step)[1].seconds == 20.0
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, whole, monkeypatch):
@@ -223,12 +235,15 @@ def test_damaged_checkpoints_are_clear_errors(tmp_path, whole, name, damage):
 
 def test_sigterm_from_outside_leaves_a_checkpoint_that_continues(tmp_path, whole):
     """The process announces step 10 and then waits inside it for the signal."""
-    process = subprocess.Popen([sys.executable, __file__, tmp_path], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "waiting\n"
-    process.terminate()
-    assert "Run the same command again" in process.communicate(timeout=60)[0]
-    assert process.returncode == 2
+    with subprocess.Popen([sys.executable, __file__, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "waiting\n"
+            process.terminate()
+            assert "Run the same command again" in process.communicate(timeout=60)[0]
+            assert process.returncode == 2
+        finally:
+            process.kill()
     seen = []
     train(tmp_path, seen.append)
     assert seen == list(range(10, 20))

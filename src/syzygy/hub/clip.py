@@ -1,5 +1,7 @@
 """Any CLIP that transformers loads, as text encoder and image encoder; and the starter's own, built from nothing."""
 
+import hashlib
+import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,7 +83,7 @@ class Clip(nn.Module):
         """Token ids and mask, padded on the right to the longest text; texts past the last position are cut with a warning."""
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         room = self.positions - 2
-        for text, ids in zip(texts, encoded, strict=True):
+        for ids in encoded:
             if len(ids) > room:
                 cut = self.tokenizer.decode(ids[room:]).strip()
                 warnings.warn(
@@ -127,6 +129,14 @@ class Clip(nn.Module):
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "N D"], Float[Tensor, ""]]:
         """Both towers, for training: image embeddings, pooled text embeddings, logit scale."""
         return self.image_embeddings(images), self.text_features(ids, mask).pooled, self.model.logit_scale.exp()
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all weights: which CLIP a prior or decoder was trained beside."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save_pretrained(self, folder: Path, provenance: dict[str, Any], dtype: torch.dtype | None = None) -> None:
         """Write the layout that transformers reads (`CLIPModel`, `CLIPTokenizer`, `CLIPImageProcessor`)."""
@@ -216,8 +226,6 @@ def build_clip(config: ClipConfig, texts: Iterable[str], seed: int) -> Clip:
 
 def _learn_tokenizer(texts: Iterable[str], positions: int) -> Any:
     """CLIP's own scheme (lower case, byte-level BPE with an end-of-word mark), so every script can be spelled."""
-    import json
-
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 

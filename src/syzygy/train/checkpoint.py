@@ -107,7 +107,6 @@ def open_run(out: Path, run: Mapping[str, Any]) -> bool:
 def read_metrics(out: Path, step: int) -> list[dict[str, Any]]:
     """The lines of metrics up to `step`. Later ones, written after the last checkpoint, are cut from the file."""
     rows: list[dict[str, Any]] = []
-    kept = b""
     try:
         lines = (out / METRICS_FILE).read_bytes().splitlines(keepends=True)
     except OSError as error:
@@ -122,8 +121,7 @@ def read_metrics(out: Path, step: int) -> list[dict[str, Any]]:
         if row["step"] > step:
             break
         rows.append(row)
-        kept += line
-    write_bytes(out / METRICS_FILE, kept)
+    write_bytes(out / METRICS_FILE, b"".join(lines[: len(rows)]))
     return rows
 
 

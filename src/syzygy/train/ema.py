@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 RAMP = 0.05
 
@@ -29,9 +30,8 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameters as they are after optimizer step number `step` (from 1)."""
-        weight = 1 - ema_decay(self.half_life, step)
-        for name, parameter in self.parameters.items():
-            self.averages[name].lerp_(parameter, weight)
+        lerp = get_ema_multi_avg_fn(ema_decay(self.half_life, step))
+        lerp(list(self.averages.values()), list(self.parameters.values()), step)
 
     @torch.no_grad()
     def copy_to_parameters(self) -> None:

@@ -90,10 +90,12 @@ class ConsoleReporter:
         self._printed, self._printed_at = self._step, self._now
 
     def _status(self) -> str:
+        done, seconds = self._step - self._first, self._now - self._began
+        if not done:
+            return "first step …"
         parts = [f"loss {self._loss:.4g}"]
         parts += [f"{name} {value:.4g}" for name, value in self._metrics.items()]
-        done, seconds = self._step - self._first, self._now - self._began
-        if done and seconds > 0:
+        if seconds > 0:
             parts.append(f"{done / seconds:.3g} steps/s")
             if self.samples_per_step:
                 parts.append(f"{done / seconds * self.samples_per_step:.3g} samples/s")

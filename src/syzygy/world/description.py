@@ -2,13 +2,14 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import permutations
-from typing import Literal
+from itertools import permutations, product
+from typing import Literal, Protocol
 
 from syzygy.rng import Draw
 from syzygy.world.scene import (
     HELD_OUT_COLOURS,
     HELD_OUT_TEXTURES,
+    INVERSE,
     Colour,
     Relation,
     Scene,
@@ -33,9 +34,7 @@ class Mention:
     def fits(self, thing: Thing) -> bool:
         """Whether the thing has every told attribute."""
         return (
-            thing.shape == self.shape
-            and self.colour in (None, thing.colour)
-            and self.texture in (None, thing.texture)
+            thing.shape == self.shape and self.colour in (None, thing.colour) and self.texture in (None, thing.texture)
         )
 
 
@@ -67,6 +66,16 @@ class Description:
             for p in self.relations
         )
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for descriptions that say the same in another order, or a relation from its other side."""
+
+        def sides(placed: Placed) -> tuple[str, str, str]:
+            subject, target = repr(self.mentions[placed.subject]), repr(self.mentions[placed.target])
+            return min((subject, placed.relation, target), (target, INVERSE[placed.relation], subject))
+
+        return tuple(sorted(map(repr, self.mentions))), tuple(sorted(map(sides, self.relations))), self.style
+
 
 @dataclass(frozen=True)
 class Told:
@@ -83,7 +92,7 @@ FULLY_TOLD = Told(1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 def describe(scene: Scene, draw: Draw, told: Told) -> Description:
-    """A true description of the scene that leaves things out with the given probabilities; names one object at least."""
+    """A true description of the scene, leaving things out with the given probabilities; names one object at least."""
     groups = list(Counter(t.look for t in scene.things).items())
     named = [g for g in groups if draw.chance(told.thing)] or [draw.pick(groups)]
     mentions = []
@@ -94,7 +103,8 @@ def describe(scene: Scene, draw: Draw, told: Told) -> Description:
             texture if draw.chance(told.texture) else None,
             count,
         )
-        if count > 1 and sum(map(mention.fits, scene.things)) != count:  # "two circles" must not be false for want of "red"
+        if count > 1 and sum(map(mention.fits, scene.things)) != count:
+            # "two circles" must not be false for want of "red"
             mention = Mention(shape, colour, texture, count)
         mentions.append(mention)
     style = scene.style if draw.chance(told.style) else None
@@ -115,6 +125,16 @@ def _thing_of(mention: Mention, scene: Scene) -> Thing | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+class Seen(Protocol):
+    """What was seen in a picture: a scene, or a reader's reading of one."""
+
+    @property
+    def things(self) -> tuple[Thing, ...]: ...
+
+    @property
+    def style(self) -> Style: ...
+
+
 AtomKind = Literal["shape", "colour", "texture", "relation", "count", "style"]
 
 
@@ -127,16 +147,17 @@ class Atom:
     holds: bool
 
 
-def judge(description: Description, scene: Scene, *, exact_counts: bool = False) -> tuple[Atom, ...]:
+def judge(description: Description, scene: Seen, *, exact_counts: bool = False) -> tuple[Atom, ...]:
     """Every named atom of the description against the scene.
 
-    Mentions are matched to different things in the way that bears out most atoms, so attributes count only when bound to the right
-    object. Unnamed extra things are not punished unless `exact_counts`: then a mention's number must be the number of things that fit.
+    Mentions are matched to different things in the way that bears out most atoms, so attributes count only when bound
+    to the right object. A relation of several alike things must hold of each. Unnamed extra things are not punished
+    unless `exact_counts`: then a mention's number must be the number of things that fit.
     """
     wanted = [i for i, m in enumerate(description.mentions) for _ in range(m.count)]
     slots = list(range(len(scene.things))) + [-1] * len(wanted)
     best: tuple[Atom, ...] = ()
-    for chosen in set(permutations(slots, len(wanted))):
+    for chosen in dict.fromkeys(permutations(slots, len(wanted))):  # ordered, so that ties fall alike everywhere
         match: dict[int, list[Thing | None]] = {}
         for i, slot in zip(wanted, chosen, strict=True):
             match.setdefault(i, []).append(scene.things[slot] if slot >= 0 else None)
@@ -168,9 +189,13 @@ def _atoms(description: Description, match: dict[int, list[Thing | None]]) -> tu
                 holds = right and thing is not None and thing.texture == mention.texture
                 atoms.append(Atom("texture", f"{mention.texture} {mention.shape}", holds))
     for placed in description.relations:
-        a, b = match[placed.subject][0], match[placed.target][0]
         names = description.mentions[placed.subject].shape, description.mentions[placed.target].shape
-        right = a is not None and b is not None and (a.shape, b.shape) == names
-        holds = right and a is not None and b is not None and relation_between(a, b) == placed.relation
+        holds = all(
+            a is not None
+            and b is not None
+            and (a.shape, b.shape) == names
+            and relation_between(a, b) == placed.relation
+            for a, b in product(match[placed.subject], match[placed.target])
+        )
         atoms.append(Atom("relation", f"{names[0]} {placed.relation} {names[1]}", holds))
     return tuple(atoms)

@@ -100,9 +100,11 @@ def _backgrounds(scenes: Sequence[Scene], style_S: Tensor, x_W: Tensor, y_H: Ten
         [(b.hue_from, b.hue_to, b.strength, b.angle) for b in (s.background for s in scenes)], device=x_W.device
     )
     hue_from, hue_to, strength, angle = values.unbind(1)
-    along = (x_W[None, None] - 0.5) * angle.cos()[:, None, None] + (y_H[None, :, None] - 0.5) * angle.sin()[:, None, None]
+    across_S1W, down_SH1 = (x_W - 0.5) * angle.cos()[:, None, None], (y_H[:, None] - 0.5) * angle.sin()[:, None, None]
+    along = across_S1W + down_SH1
     t_S1HW = (along / 1.2 + 0.5).clamp(0, 1)[:, None]
-    base, reach = torch.tensor([[1.0, -0.25], [1.0, -0.12], [1.0, -0.2], [0.05, 0.14]], device=x_W.device)[style_S].unbind(1)
+    base_and_reach = torch.tensor([[1.0, -0.25], [1.0, -0.12], [1.0, -0.2], [0.05, 0.14]], device=x_W.device)
+    base, reach = base_and_reach[style_S].unbind(1)
 
     def tint(hue_S: Tensor) -> Tensor:
         toward = torch.where((reach < 0)[:, None], 1 - _hue(hue_S), _hue(hue_S))  # away from white, or up from black
@@ -130,9 +132,7 @@ class _Drawn(NamedTuple):
     """(scene, place in the scene) of each object."""
 
 
-def _draw_objects(
-    scenes: Sequence[Scene], x_W: Tensor, y_H: Tensor
-) -> _Drawn:
+def _draw_objects(scenes: Sequence[Scene], x_W: Tensor, y_H: Tensor) -> _Drawn:
     """All objects of all scenes, sorted by (shape, texture) so that each formula runs once."""
     size, device = len(x_W), x_W.device
     where = sorted(
@@ -179,9 +179,7 @@ def _axes(size: int, device: torch.device | str) -> Tensor:
     return (torch.arange(size, device=device, dtype=torch.float32) + 0.5) / size
 
 
-def render(
-    scenes: Sequence[Scene], size: int = 64, device: torch.device | str = "cpu"
-) -> Float[Tensor, "S 3 H W"]:
+def render(scenes: Sequence[Scene], size: int = 64, device: torch.device | str = "cpu") -> Float[Tensor, "S 3 H W"]:
     """Pictures of the scenes in [0, 1], computed in fp32 on `device`.
 
     Raises:
@@ -201,7 +199,9 @@ def render(
     return canvas.clamp_(0, 1)
 
 
-def masks(scene: Scene, size: int = 64, device: torch.device | str = "cpu", *, hidden: bool = False) -> Float[Tensor, "K H W"]:
+def masks(
+    scene: Scene, size: int = 64, device: torch.device | str = "cpu", *, hidden: bool = False
+) -> Float[Tensor, "K H W"]:
     """How much of each pixel each thing covers, in the order of the things: region masks.
 
     What stands in front of a thing is taken away from its mask; with `hidden=True` it is not.

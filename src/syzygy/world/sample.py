@@ -12,8 +12,11 @@ from syzygy.world.scene import (
     STYLES,
     TEXTURES,
     Background,
+    Colour,
     Scene,
     Shape,
+    Style,
+    Texture,
     Thing,
     is_held_out,
 )
@@ -31,6 +34,9 @@ CLOSEST = 0.95
 """Centres of two things are at least this part of the sum of their radii apart, so ≥ 70 % of each stays visible."""
 
 EDGE = 0.01
+"""Nothing reaches closer to the picture's edge."""
+
+Look = tuple[Shape, Colour, Texture]
 
 
 def sample_scene(draw: Draw, *, held_out: bool = True) -> Scene:
@@ -52,14 +58,14 @@ def _any_scene(draw: Draw) -> Scene:
     return _place(looks, draw)
 
 
-def _look(draw: Draw, mention: Mention | None = None) -> tuple:
+def _look(draw: Draw, mention: Mention | None = None) -> Look:
     shape = mention.shape if mention else draw.pick(SHAPES)
     colour = (mention and mention.colour) or draw.pick(COLOURS)
     texture = (mention and mention.texture) or draw.pick(TEXTURES)
     return shape, colour, texture
 
 
-def _place(looks: list[tuple], draw: Draw, style: str | None = None) -> Scene:
+def _place(looks: list[Look], draw: Draw, style: Style | None = None) -> Scene:
     low, high = RADIUS[len(looks)]
     while True:
         spots: list[tuple[float, float, float]] = []
@@ -76,14 +82,14 @@ def _place(looks: list[tuple], draw: Draw, style: str | None = None) -> Scene:
             break
     things = tuple(Thing(*look, *spot) for look, spot in zip(looks, spots, strict=True))
     background = Background(draw.random(), draw.random(), draw.between(0.2, 1.0), draw.between(0, 2 * math.pi))
-    return Scene(things, style or draw.pick(STYLES), background)  # pyright: ignore[reportArgumentType]
+    return Scene(things, style or draw.pick(STYLES), background)
 
 
 def scene_for(description: Description, draw: Draw, *, tries: int = 4000) -> Scene:
     """A scene of exactly the things named, untold attributes at random, for which every named atom holds.
 
     Raises:
-        UserError: more than four objects are named, or no scene was found (contradictory relations or counts).
+        UserError: more than four objects are named, or no scene was found (contradictory or crowded relations).
     """
     wanted = sum(m.count for m in description.mentions)
     if not 1 <= wanted <= MAX_OBJECTS:
@@ -95,7 +101,7 @@ def scene_for(description: Description, draw: Draw, *, tries: int = 4000) -> Sce
         scene = _place(looks, draw, description.style)
         if all(atom.holds for atom in judge(description, scene, exact_counts=_exact(description))):
             return scene
-    raise UserError("no scene agrees with this text: its relations or counts contradict each other.")
+    raise UserError("found no scene for this text: its relations contradict each other or leave no room. Name fewer.")
 
 
 def _exact(description: Description) -> bool:

@@ -55,8 +55,9 @@ def pictures(
 
 
 def swapped(found: Pair, draw: Draw, lang: str = "en") -> str | None:
-    """A caption like the pair's with attributes bound to the wrong object, or one wrong attribute; None if none is false.
+    """A caption like the pair's with attributes bound to the wrong object, or one wrong attribute.
 
+    None where the change happens to make a true caption.
     An extra negative for CLIP: random captions of a batch seldom test binding.
     """
     described = found.caption.description

@@ -41,9 +41,9 @@ def test_error_falls_with_the_order(sampler: str, order: int) -> None:
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.12)
 
 
-def test_second_order_is_worth_it_at_25_steps() -> None:
-    assert error("dpm++2m", 25) < error("euler", 25) / 3
-    assert error("heun", 25) < error("dpm++2m", 25)
+@pytest.mark.parametrize("sampler", ["heun", "dpm++2m"])
+def test_second_order_is_worth_it_at_25_steps(sampler: str) -> None:
+    assert error(sampler, 25) < error("euler", 25) / 5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

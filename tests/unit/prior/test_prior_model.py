@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from syzygy.errors import UserError
-from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
+from syzygy.prior.model import EclipsePrior, EclipsePriorConfig, _attention_mask
 from syzygy.prior.statistics import EmbeddingStatistics
 from syzygy.types import TextFeatures
 
@@ -52,6 +52,13 @@ def test_padding_may_stand_anywhere_and_fill_a_whole_row(prior: EclipsePrior, fe
     assert torch.isfinite(predicted).all()
     nowhere = TextFeatures(features.states[1:, :0], mask[1:, :0], features.pooled[1:])
     torch.testing.assert_close(prior.predict(nowhere, noise=noise[1:])[0], predicted[1], rtol=0, atol=1e-6)
+
+
+def test_no_row_of_the_attention_mask_is_empty_and_no_other_token_reads_padding() -> None:
+    """Backends of attention disagree about empty rows: zeros here, NaN there."""
+    real = torch.tensor([[False, True, False, True]])
+    expected = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]
+    assert _attention_mask(real)[0, 0].int().tolist() == expected
 
 
 def test_a_prompt_longer_than_the_positions_is_refused_unless_the_rest_is_padding(

@@ -7,7 +7,8 @@ from syzygy.rng import Draw
 from syzygy.world.description import Description
 
 Length = Literal["short", "medium", "long"]
-"""Short: the description alone. Medium: some sentences before it (≤ 77 tokens). Long: 100 to 300 tokens, decisive words last."""
+"""Short: the description alone. Medium: some sentences before it (≤ 77 tokens). Long: 100 to 300 tokens. The decisive
+words come last."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,13 @@ class Caption:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What was understood of a text, and the words that were not, each with the nearest known ones."""
+    """What was understood of a text, and what was not."""
 
     description: Description
     unknown: dict[str, tuple[str, ...]]
+    """Words that the language does not know, each with the nearest that it does."""
+    unused: tuple[str, ...] = ()
+    """Known words that went to no object: a relation without a second one, the first of two colours of one, …"""
 
 
 class Language(Protocol):

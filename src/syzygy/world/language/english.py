@@ -88,7 +88,9 @@ class English:
             UserError: the text is empty or names no object of this world.
         """
         if not text.strip():
-            raise UserError("the text is empty: describe one to four objects, such as 'a red circle left of a blue star'.")
+            raise UserError(
+                "the text is empty: describe one to four objects, such as 'a red circle left of a blue star'."
+            )
         rest = " ".join(s for s in re.split(r"(?<=[.!?])\s+", text.strip()) if s not in FILLERS)
         reader = _Reader()
         for word in _TOKEN.findall(rest.lower()):
@@ -129,7 +131,9 @@ class _Sentence:
             article = "an" if style[0] in "aeiou" else "a"
             self.text = f"{article} {style} {draw.pick(PICTURE_WORDS)} of "
         elif not telegram:
-            self.text = draw.pick(("", "", "there are " if plural else "there is ", f"a {draw.pick(('picture', 'drawing'))} of "))
+            self.text = draw.pick(
+                ("", "", "there are " if plural else "there is ", f"a {draw.pick(('picture', 'drawing'))} of ")
+            )
         self._body(telegram)
         if tail:
             self.text += f", in {style} style"

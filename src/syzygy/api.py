@@ -1,0 +1,181 @@
+"""The facade that loads: `TextToImage.from_pretrained("starter")`."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from syzygy import artifact
+from syzygy.diffusion.preconditioning import Preconditioned
+from syzygy.diffusion.samplers import Progress
+from syzygy.errors import UserError
+from syzygy.hub.clip import Clip
+from syzygy.hub.unet import load_decoder
+from syzygy.pipeline import CONDITIONS, Pipeline, PipelineOutput
+from syzygy.prior.model import EclipsePrior
+from syzygy.types import Prior
+from syzygy.world.language import language
+from syzygy.world.reader import Reader
+
+INDEX_FILE = "model_index.json"
+COMPONENTS = ("clip", "prior", "decoder", "reader")
+BUNDLED = {"starter": Path(__file__).parent / "starter"}
+"""Models that come with the package."""
+
+
+@dataclass
+class TextToImage:
+    """A text-to-image model with all of its parts, called as diffusers' pipelines are."""
+
+    name: str
+    """The name or folder it was loaded from."""
+    clip: Clip
+    """Text and image encoder."""
+    pipeline: Pipeline
+    """The path of a prompt."""
+    folder: Path
+    """Where its parts are."""
+    world: bool
+    """Whether it paints the embedded world, so that unknown words can be told."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Steps and guidance scale that suit it."""
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path = "starter", *, prior: str | Path | Prior | None = None, device: str = "cpu"
+    ) -> "TextToImage":
+        """Load a model that comes with the package ("starter"), or a folder with the same layout.
+
+        Args:
+            prior: another prior than the model's own: a folder in the published ECLIPSE layout, the folder of a finished
+                `syzygy train prior` run, or any object with `predict`.
+            device: "cpu", "cuda", "mps".
+
+        Raises:
+            UserError: an unknown name, a missing, truncated or mismatched part.
+        """
+        folder = model_folder(model)
+        index = artifact.read_json(folder / INDEX_FILE)
+        clip = Clip.from_pretrained(folder / "clip").to(device)
+        decoder = load_decoder(folder / "decoder").to(device)
+        _same_clip(folder / "decoder", clip)
+        chosen = prior if prior is not None else folder / "prior"
+        loaded = load_prior(chosen, clip, device) if isinstance(chosen, (str, Path)) else chosen
+        for slot in decoder.config.slots:
+            if slot.pooled_width not in (None, clip.width):
+                raise UserError(
+                    f"the decoder in {folder} reads embeddings {slot.pooled_width} wide, its CLIP makes {clip.width}: "
+                    "they belong to different models."
+                )
+        pipeline = Pipeline(
+            text_encoder=clip,
+            prior=loaded,
+            denoiser=Preconditioned(decoder, decoder.config.sigma_data),
+            image_size=decoder.config.image_size,
+            device=torch.device(device),
+        )
+        return cls(str(model), clip, pipeline, folder, bool(index.get("world")), index.get("defaults", {}))
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        sampler: str = "dpm++2m",
+        conditions: Sequence[str] = CONDITIONS,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> PipelineOutput:
+        """Paint prompts; arguments as of `Pipeline`, steps and guidance scale by default those that suit the model.
+
+        Warns of words that the embedded world does not know, where the model paints that world.
+        """
+        for text in [prompt] if isinstance(prompt, str) else prompt:
+            for note in self.notes(text):
+                warnings.warn(note, stacklevel=2)
+        return self.pipeline(
+            prompt,
+            negative_prompt=negative_prompt,
+            num_images_per_prompt=num_images_per_prompt,
+            num_inference_steps=num_inference_steps or self.defaults.get("num_inference_steps", 25),
+            guidance_scale=self.defaults.get("guidance_scale", 2.0) if guidance_scale is None else guidance_scale,
+            generator=generator,
+            sampler=sampler,
+            conditions=conditions,
+            callback=callback,
+        )
+
+    def notes(self, prompt: str) -> list[str]:
+        """What this model will not understand of a prompt, a line each."""
+        if not self.world or not prompt.strip():
+            return []
+        try:
+            unknown = language("en").read(prompt).unknown
+        except UserError as error:
+            return [str(error)]
+        return [
+            f"this model's world does not know the word {word!r}; nearest known: {', '.join(near)}."
+            for word, near in unknown.items()
+        ]
+
+    def reader(self) -> Reader:
+        """The reader that judges this model's pictures."""
+        return Reader.from_pretrained(self.folder / "reader").to(self.pipeline.device)
+
+
+def model_folder(model: str | Path) -> Path:
+    """The folder of a model that comes with the package, or of one on disk."""
+    if str(model) in BUNDLED:
+        folder = BUNDLED[str(model)]
+        if not (folder / INDEX_FILE).is_file():
+            raise UserError(f"the weights of {str(model)!r} are not installed. Make them with: syzygy train starter --out DIR")
+        return folder
+    folder = Path(model)
+    if not (folder / INDEX_FILE).is_file():
+        what = "has no " + INDEX_FILE if folder.is_dir() else "is neither a folder nor a known model"
+        raise UserError(f"model {str(model)!r} {what}. Known: {', '.join(BUNDLED)}; or a folder made by syzygy train starter.")
+    return folder
+
+
+def load_prior(folder: str | Path, clip: Clip, device: str = "cpu") -> EclipsePrior:
+    """An ECLIPSE prior that fits this CLIP, from its own folder or from that of a finished training run."""
+    folder = Path(folder)
+    if (folder / "prior" / artifact.CONFIG_FILE).is_file():
+        folder = folder / "prior"
+    elif (folder / "run.json").is_file():
+        raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
+    prior = EclipsePrior.from_pretrained(folder)
+    if prior.config.embedding_dim != clip.width:
+        raise UserError(
+            f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, this model's CLIP makes {clip.width}. "
+            "Use a prior trained beside the same CLIP."
+        )
+    _same_clip(folder, clip)
+    return prior.to(device).eval()
+
+
+def _same_clip(folder: Path, clip: Clip) -> None:
+    """Refuse a part that is known to have been trained beside another CLIP."""
+    record = folder / artifact.PROVENANCE_FILE
+    trained_beside = artifact.read_json(record).get("clip") if record.is_file() else None
+    if trained_beside not in (None, clip.fingerprint()):
+        raise UserError(f"the weights in {folder} were trained beside another CLIP ({trained_beside}): its space is a different one.")
+
+
+def assemble(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Mapping[str, Any]) -> Path:
+    """Put trained parts (`COMPONENTS`) together as a model folder that `from_pretrained` loads."""
+    import shutil
+
+    assert set(parts) == set(COMPONENTS)
+    with artifact.folder_written(out, "the model") as temporary:
+        for name, folder in parts.items():
+            shutil.copytree(folder, temporary / name)
+        index = {"_class_name": "TextToImage", "schema_version": artifact.SCHEMA_VERSION, "world": world}
+        artifact.write_json(temporary / INDEX_FILE, index | {"defaults": dict(defaults)})
+    return out

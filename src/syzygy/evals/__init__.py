@@ -1,0 +1,1 @@
+"""Measuring priors and decoders."""

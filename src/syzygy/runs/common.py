@@ -1,0 +1,50 @@
+"""What every run shares: its place, its device, its provenance."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from syzygy import artifact
+from syzygy.config import Config
+from syzygy.train.loop import FitResult
+from syzygy.train.progress import ConsoleReporter, Reporter
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: where its artefact is, and the metrics that go into its provenance."""
+
+    folder: Path
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+
+
+def reporter(title: str, samples_per_step: int) -> Reporter:
+    """Live progress on the terminal."""
+    return ConsoleReporter(title, samples_per_step=samples_per_step)
+
+
+def precision_on(device: torch.device) -> torch.dtype | None:
+    """bf16 autocast on a GPU; fp32 on a CPU, where bf16 makes the backward pass slower (measured, facts of the project)."""
+    return torch.bfloat16 if device.type == "cuda" else None
+
+
+def provenance(kind: str, run: Config, result: FitResult, samples: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """How an artefact came to be: recipe, seed, steps, machine, metrics, versions."""
+    return {
+        "schema_version": artifact.SCHEMA_VERSION,
+        "kind": kind,
+        "date": date.today().isoformat(),
+        "recipe": run.model_dump(mode="json"),
+        "steps": result.steps,
+        "samples": samples,
+        "seconds": round(result.seconds),
+        "machine": artifact.machine(),
+        "versions": artifact.versions(),
+        "metrics": {name: round(float(value), 4) for name, value in metrics.items()},
+    }
