@@ -3,9 +3,11 @@
 import ipaddress
 import os
 import socket
+import sys
 import tempfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -45,6 +47,72 @@ def _no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
         patch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
         yield
+
+
+class Answer(NamedTuple):
+    """What the command line said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def syzygy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """The command `syzygy` in this process: arguments in, exit code and both outputs out."""
+
+    def run(*arguments: object) -> Answer:
+        from syzygy.cli.main import main
+
+        monkeypatch.setattr(sys, "argv", ["syzygy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Answer(end.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model of untrained tiny parts: real classes and files, pictures of 32 × 32. Copy it before changing it."""
+    import torch
+
+    from syzygy.api import assemble
+    from syzygy.diffusion.decoder import DecoderConfig, SlotConfig, UNetConfig
+    from syzygy.hub.clip import Clip, ClipConfig, build_clip
+    from syzygy.hub.unet import build_decoder, save_decoder
+    from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
+    from syzygy.prior.statistics import EmbeddingStatistics
+    from syzygy.world import source
+    from syzygy.world.reader import Reader, ReaderConfig
+
+    parts = {name: tmp_path_factory.mktemp("parts") / name for name in ("clip", "prior", "decoder", "reader")}
+    sizes = {"text_layers": 1, "text_heads": 2, "vision_width": 32, "vision_layers": 1, "vision_heads": 2}
+    texts = [pair.caption.text for pair in source.pairs(0, 0, 200)]
+    build_clip(ClipConfig(width=32, image_size=32, **sizes), texts, 0).save_pretrained(parts["clip"], {}, torch.float16)
+    beside = {"clip": Clip.from_pretrained(parts["clip"]).fingerprint()}
+    slots = (
+        SlotConfig(name="image", pooled_width=32, pooled_tokens=1),
+        SlotConfig(name="text", token_width=32, pooled_width=32),
+    )
+    backbone = UNetConfig(channels=(16, 32), attention=(False, True), head_width=16, norm_groups=8)
+    decoder = build_decoder(
+        DecoderConfig(slots=slots, image_size=32, cross_attention_width=32, vector_width=32, backbone=backbone)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        prior = EclipsePrior(
+            EclipsePriorConfig(embedding_dim=32, num_layers=1, num_attention_heads=2, attention_head_dim=16)
+        )
+        prior.set_statistics(EmbeddingStatistics(torch.zeros(32), torch.ones(32), 1.0))
+        # An untrained decoder's last layer is zero: it would paint the same whatever the prompt.
+        torch.nn.init.normal_(decoder.backbone.unet.conv_out.weight, std=0.1)
+        for name in ("image", "text"):
+            decoder.set_scale(name, 0.5)
+        Reader(ReaderConfig(features=16, blocks=1)).save_pretrained(parts["reader"], {})
+    prior.save_pretrained(parts["prior"], beside, torch.float16)
+    save_decoder(decoder, parts["decoder"], beside)
+    return assemble(parts, tmp_path_factory.mktemp("models") / "tiny", world=True, defaults={"num_inference_steps": 3})
 
 
 def pytest_unconfigure() -> None:

@@ -1,5 +1,7 @@
 """The facade that loads: `TextToImage.from_pretrained("starter")`."""
 
+import hashlib
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
+from torch import nn
 
 from syzygy import artifact
 from syzygy.diffusion.preconditioning import Preconditioned
@@ -21,9 +25,12 @@ from syzygy.world.language import language
 from syzygy.world.reader import Reader
 
 INDEX_FILE = "model_index.json"
+CLASS_NAME = "TextToImage"
 COMPONENTS = ("clip", "prior", "decoder", "reader")
 BUNDLED = {"starter": Path(__file__).parent / "starter"}
 """Models that come with the package."""
+DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 2.0}
+"""Where a model says nothing else."""
 
 
 @dataclass
@@ -40,8 +47,8 @@ class TextToImage:
     """Where its parts are."""
     world: bool
     """Whether it paints the embedded world, so that unknown words can be told."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Steps and guidance scale that suit it."""
+    defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
+    """`num_inference_steps` and `guidance_scale` that suit it."""
 
     @classmethod
     def from_pretrained(
@@ -50,15 +57,15 @@ class TextToImage:
         """Load a model that comes with the package ("starter"), or a folder with the same layout.
 
         Args:
-            prior: another prior than the model's own: a folder in the published ECLIPSE layout, the folder of a finished
-                `syzygy train prior` run, or any object with `predict`.
+            prior: another prior than the model's own: a folder in the published ECLIPSE layout, the folder of a
+                finished `syzygy train prior` run, or any object with `predict`.
             device: "cpu", "cuda", "mps".
 
         Raises:
             UserError: an unknown name, a missing, truncated or mismatched part.
         """
         folder = model_folder(model)
-        index = artifact.read_json(folder / INDEX_FILE)
+        index = _read_index(folder)
         clip = Clip.from_pretrained(folder / "clip").to(device)
         decoder = load_decoder(folder / "decoder").to(device)
         _same_clip(folder / "decoder", clip)
@@ -77,7 +84,7 @@ class TextToImage:
             image_size=decoder.config.image_size,
             device=torch.device(device),
         )
-        return cls(str(model), clip, pipeline, folder, bool(index.get("world")), index.get("defaults", {}))
+        return cls(str(model), clip, pipeline, folder, bool(index.get("world")), DEFAULTS | index.get("defaults", {}))
 
     def __call__(
         self,
@@ -96,6 +103,8 @@ class TextToImage:
 
         Warns of words that the embedded world does not know, where the model paints that world.
         """
+        steps = self.defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+        scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
         for text in [prompt] if isinstance(prompt, str) else prompt:
             for note in self.notes(text):
                 warnings.warn(note, stacklevel=2)
@@ -103,8 +112,8 @@ class TextToImage:
             prompt,
             negative_prompt=negative_prompt,
             num_images_per_prompt=num_images_per_prompt,
-            num_inference_steps=num_inference_steps or self.defaults.get("num_inference_steps", 25),
-            guidance_scale=self.defaults.get("guidance_scale", 2.0) if guidance_scale is None else guidance_scale,
+            num_inference_steps=steps,
+            guidance_scale=scale,
             generator=generator,
             sampler=sampler,
             conditions=conditions,
@@ -124,6 +133,15 @@ class TextToImage:
             for word, near in unknown.items()
         ]
 
+    def fingerprints(self) -> dict[str, str]:
+        """Sixteen hex digits a part that paints: with equal ones, equal settings give equal pictures."""
+        found = {"clip": self.clip.fingerprint()}
+        for name, part in (("prior", self.pipeline.prior), ("decoder", self.pipeline.denoiser)):
+            if isinstance(part, nn.Module):
+                tensors = {key: x.detach().cpu().contiguous() for key, x in part.state_dict().items()}
+                found[name] = hashlib.blake2b(save(tensors), digest_size=8).hexdigest()
+        return found
+
     def reader(self) -> Reader:
         """The reader that judges this model's pictures."""
         return Reader.from_pretrained(self.folder / "reader").to(self.pipeline.device)
@@ -134,12 +152,37 @@ def model_folder(model: str | Path) -> Path:
     if str(model) in BUNDLED:
         folder = BUNDLED[str(model)]
         if not (folder / INDEX_FILE).is_file():
-            raise UserError(f"the weights of {str(model)!r} are not installed. Make them with: syzygy train starter --out DIR")
+            raise UserError(f"the weights of {str(model)!r} are not here. Make them: syzygy train starter --out RUN")
         return folder
     folder = Path(model)
     if not (folder / INDEX_FILE).is_file():
         what = "has no " + INDEX_FILE if folder.is_dir() else "is neither a folder nor a known model"
-        raise UserError(f"model {str(model)!r} {what}. Known: {', '.join(BUNDLED)}; or a folder made by syzygy train starter.")
+        raise UserError(
+            f"model {str(model)!r} {what}. Known: {', '.join(BUNDLED)}; or a folder made by syzygy train starter."
+        )
+    return folder
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    index = artifact.read_json(folder / INDEX_FILE)
+    if index.get("_class_name") != CLASS_NAME:
+        raise UserError(f"{folder} holds a {index.get('_class_name')!r}, not a model of syzygy ({CLASS_NAME!r}).")
+    if (schema := index.get("schema_version")) != artifact.SCHEMA_VERSION:
+        raise UserError(f"{folder} has schema {schema}, this version reads {artifact.SCHEMA_VERSION}: update syzygy.")
+    return index
+
+
+def clip_folder(source: str | Path) -> Path:
+    """The folder of a CLIP: a model's (by name or folder), a finished `train clip` run's, or the folder itself."""
+    if str(source) in BUNDLED:
+        return model_folder(source) / "clip"
+    folder = Path(source)
+    if (folder / "clip" / artifact.CONFIG_FILE).is_file():
+        return folder / "clip"
+    if (folder / "run.json").is_file():
+        raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
+    if not folder.is_dir():
+        raise UserError(f"CLIP {str(source)!r} is neither a folder nor a known model. Known: {', '.join(BUNDLED)}.")
     return folder
 
 
@@ -153,8 +196,8 @@ def load_prior(folder: str | Path, clip: Clip, device: str = "cpu") -> EclipsePr
     prior = EclipsePrior.from_pretrained(folder)
     if prior.config.embedding_dim != clip.width:
         raise UserError(
-            f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, this model's CLIP makes {clip.width}. "
-            "Use a prior trained beside the same CLIP."
+            f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, this model's CLIP makes "
+            f"{clip.width}. Use a prior trained beside the same CLIP."
         )
     _same_clip(folder, clip)
     return prior.to(device).eval()
@@ -165,17 +208,17 @@ def _same_clip(folder: Path, clip: Clip) -> None:
     record = folder / artifact.PROVENANCE_FILE
     trained_beside = artifact.read_json(record).get("clip") if record.is_file() else None
     if trained_beside not in (None, clip.fingerprint()):
-        raise UserError(f"the weights in {folder} were trained beside another CLIP ({trained_beside}): its space is a different one.")
+        raise UserError(
+            f"the weights in {folder} were trained beside another CLIP ({trained_beside}): its space is different."
+        )
 
 
 def assemble(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Mapping[str, Any]) -> Path:
     """Put trained parts (`COMPONENTS`) together as a model folder that `from_pretrained` loads."""
-    import shutil
-
     assert set(parts) == set(COMPONENTS)
     with artifact.folder_written(out, "the model") as temporary:
         for name, folder in parts.items():
             shutil.copytree(folder, temporary / name)
-        index = {"_class_name": "TextToImage", "schema_version": artifact.SCHEMA_VERSION, "world": world}
+        index = {"_class_name": CLASS_NAME, "schema_version": artifact.SCHEMA_VERSION, "world": world}
         artifact.write_json(temporary / INDEX_FILE, index | {"defaults": dict(defaults)})
     return out

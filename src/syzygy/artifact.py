@@ -104,6 +104,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save_file(plain, temporary, metadata={"format": "pt", "syzygy_schema": str(SCHEMA_VERSION)})
+            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -11,6 +11,9 @@ from difflib import get_close_matches
 class UserError(ValueError):
     """Bad input: one or two lines that name the value, what is allowed, and the next step."""
 
+    exit_code = 2
+    """What the command line exits with."""
+
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     """An error for a name that is not in a known list; suggests the nearest one."""

@@ -4,7 +4,7 @@ Shapes: P prompts, N pictures (prompts × pictures a prompt, those of one prompt
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class Pipeline:
     image_size: int
     """Side of a picture in pixels."""
     device: torch.device
-    schedule: KarrasSchedule = KarrasSchedule()
+    schedule: KarrasSchedule = field(default_factory=KarrasSchedule)
 
     @torch.inference_mode()
     def __call__(
@@ -60,10 +60,10 @@ class Pipeline:
         """Paint each prompt `num_images_per_prompt` times.
 
         Args:
-            negative_prompt: what to move away from, through the same encoder and prior; needs a guidance scale above 1.
+            negative_prompt: what to move away from, through the same encoder and prior; needs guidance (a scale not 1).
             guidance_scale: 1 means off.
-            generator: one a picture (N), or one from which each picture's own is drawn in turn, so that neither the batch
-                nor what follows changes a picture. None draws a fresh seed.
+            generator: one a picture (N), or one from which each picture's own is drawn in turn, so that neither the
+                batch nor what follows changes a picture. None draws a fresh seed.
             conditions: what the decoder reads: the predicted image embedding, the text states, or both.
             callback: told after each step.
 
@@ -117,6 +117,8 @@ class Pipeline:
 def _check(prompts: list[str], num_images_per_prompt: int, conditions: Sequence[str]) -> None:
     if not prompts or not all(p.strip() for p in prompts):
         raise UserError("the prompt is empty: write what to paint, such as 'a red circle left of a blue star'.")
+    if broken := [p for p in prompts if any("\ud800" <= c <= "\udfff" for c in p)]:
+        raise UserError(f"the prompt is not text, it holds broken characters: {broken[0]!r}. Give it in UTF-8.")
     if num_images_per_prompt < 1:
         raise UserError(f"{num_images_per_prompt} pictures a prompt cannot be painted; ask for 1 or more.")
     if not conditions or not set(conditions) <= set(CONDITIONS):
@@ -131,13 +133,11 @@ def conditioning_of(
     return Conditioning({name: all_of_them[name] for name in conditions})
 
 
-def one_each(
-    generator: torch.Generator | Sequence[torch.Generator] | None, number: int
-) -> list[torch.Generator]:
+def one_each(generator: torch.Generator | Sequence[torch.Generator] | None, number: int) -> list[torch.Generator]:
     """A generator for each of `number` pictures: those given, or drawn one after the other from a single one."""
     if isinstance(generator, Sequence):
         if len(generator) != number:
-            raise UserError(f"{len(generator)} generators were given for {number} pictures: pass one each, or one for all.")
+            raise UserError(f"{len(generator)} generators for {number} pictures: pass one each, or one for all.")
         return list(generator)
     if generator is None:
         generator = torch.Generator()

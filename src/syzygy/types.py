@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -110,6 +110,7 @@ def text_condition(features: TextFeatures) -> Condition:
     return Condition(present, features.states, features.mask, features.pooled)
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Text → `TextFeatures`. CLIP is one; an LLM through its adapter is another."""
 
@@ -119,6 +120,7 @@ class TextEncoder(Protocol):
     def encode_text(self, texts: list[str]) -> TextFeatures: ...
 
 
+@runtime_checkable
 class ImageEncoder(Protocol):
     """Pictures in [0, 1] → raw CLIP image embeddings (projected, not normalised)."""
 
@@ -128,6 +130,7 @@ class ImageEncoder(Protocol):
     def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]: ...
 
 
+@runtime_checkable
 class Prior(Protocol):
     """Text → image embedding, in CLIP's raw (un-whitened, un-normalised) space, in one call."""
 
@@ -140,6 +143,7 @@ class Prior(Protocol):
     ) -> Float[Tensor, "B D"]: ...
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """(x, sigma, conditioning) → denoised x, σ in EDM's convention (x = clean + σ·noise)."""
 

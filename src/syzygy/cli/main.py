@@ -14,7 +14,6 @@ import click
 
 from syzygy.errors import UserError, unknown
 
-EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -124,6 +123,7 @@ def main() -> None:
         sys.exit(cli.main(prog_name="syzygy", standalone_mode=False) or 0)
     except UserError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
     except click.UsageError as error:
@@ -134,4 +134,4 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted.", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(UserError.exit_code)

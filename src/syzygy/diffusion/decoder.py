@@ -4,7 +4,7 @@ It owns the condition slots and the pixel shuffle; the backbone between them is 
 Shapes: B batch, T tokens of all slots, C cross-attention width, V vector width, E pooled width.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -109,6 +109,7 @@ class Tokens(NamedTuple):
     vector_BV: Float[Tensor, "B V"]
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """Picture to picture of equal shape, conditioned on noise level, masked tokens and a vector."""
 

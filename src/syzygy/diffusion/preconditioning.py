@@ -3,7 +3,7 @@
 σ_data is the standard deviation of the clean pictures (0.5 for pictures in [-1, 1]).
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from syzygy.types import Conditioning
 
 
+@runtime_checkable
 class Network(Protocol):
     """EDM's F: (x of unit variance, c_noise = ¼ ln σ, conditioning) → mix of picture and noise, of unit variance."""
 

@@ -93,12 +93,7 @@ def paint_and_judge(
         embeddings: candidate → embeddings of the prompts.
         features: where given, the decoder reads the prompts' text states as well.
         progress: told the number of pictures done since the last call.
-
-    Raises:
-        UserError: no prompts.
     """
-    if not prompts:
-        raise UserError("there is nothing to score: ask for at least one prompt.")
     conditions = ("image",) if features is None else ("image", "text")
     nothing = TextFeatures(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1))
     found = []
@@ -122,7 +117,9 @@ def paint_and_judge(
 
 
 def interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean and 95 % bootstrap interval over the values (prompts)."""
+    """Mean and 95 % bootstrap interval over the values (one a prompt). Raises UserError for no values."""
+    if not values:
+        raise UserError("there is nothing to score: ask for at least one prompt.")
     x = torch.tensor(values, dtype=torch.float64)
     index = torch.randint(len(x), (RESAMPLES, len(x)), generator=generator(seed, "bootstrap", len(x)))
     low, high = x[index].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))

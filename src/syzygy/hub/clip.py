@@ -73,7 +73,7 @@ class Clip(nn.Module):
     @property
     def logit_scale(self) -> float:
         """CLIP's inverse temperature."""
-        return float(self.model.logit_scale.exp())
+        return float(self.model.logit_scale.detach().exp())
 
     @property
     def device(self) -> torch.device:
@@ -81,13 +81,14 @@ class Clip(nn.Module):
 
     def tokenize(self, texts: list[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """Token ids and mask, padded on the right to the longest text; texts past the last position are cut with a warning."""
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         room = self.positions - 2
         for ids in encoded:
             if len(ids) > room:
                 cut = self.tokenizer.decode(ids[room:]).strip()
                 warnings.warn(
-                    f"the prompt has {len(ids) + 2} tokens, this encoder reads {self.positions}; cut: …{cut[:160]!r}",
+                    f"the prompt has {len(ids) + 2} tokens, this encoder reads {self.positions}; cut: "
+                    f"{cut if len(cut) <= 160 else f'{cut[:80]} … {cut[-80:]}'!r}",
                     stacklevel=3,
                 )
         start, end, pad = (self.tokenizer.convert_tokens_to_ids(t) for t in (START, END, self.tokenizer.pad_token))

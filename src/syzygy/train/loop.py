@@ -50,6 +50,8 @@ class Task(Protocol):
 class Interrupted(UserError):
     """The run was stopped from outside, after its checkpoint was written."""
 
+    exit_code = 130  # 128 + SIGINT, as shells count
+
 
 @dataclass(frozen=True)
 class FitResult:

@@ -89,7 +89,7 @@ def _focal(logits: Tensor, b: Tensor, row: Tensor, column: Tensor) -> Tensor:
     axis = torch.arange(CELLS, device=logits.device)
     distance = (axis[None, :, None] - row[:, None, None]) ** 2 + (axis[None, None] - column[:, None, None]) ** 2
     bump = torch.exp(-distance / (2 * SPREAD**2))
-    target = torch.zeros_like(logits).index_reduce(0, b, bump, "amax")
+    target = torch.zeros_like(logits).scatter_reduce(0, b[:, None, None].expand_as(bump), bump, "amax")
     positive = target == 1
     p = logits.sigmoid().clamp(1e-5, 1 - 1e-5)
     gain = torch.where(positive, (1 - p) ** 2 * p.log(), (1 - target) ** 4 * p**2 * (1 - p).log())

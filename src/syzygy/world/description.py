@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import permutations, product
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from syzygy.rng import Draw
 from syzygy.world.scene import (
@@ -125,6 +125,7 @@ def _thing_of(mention: Mention, scene: Scene) -> Thing | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+@runtime_checkable
 class Seen(Protocol):
     """What was seen in a picture: a scene, or a reader's reading of one."""
 

@@ -103,6 +103,7 @@ def _backgrounds(scenes: Sequence[Scene], style_S: Tensor, x_W: Tensor, y_H: Ten
     across_S1W, down_SH1 = (x_W - 0.5) * angle.cos()[:, None, None], (y_H[:, None] - 0.5) * angle.sin()[:, None, None]
     along = across_S1W + down_SH1
     t_S1HW = (along / 1.2 + 0.5).clamp(0, 1)[:, None]
+    # For each style: a grey, and how far tints lead away from it.
     base_and_reach = torch.tensor([[1.0, -0.25], [1.0, -0.12], [1.0, -0.2], [0.05, 0.14]], device=x_W.device)
     base, reach = base_and_reach[style_S].unbind(1)
 

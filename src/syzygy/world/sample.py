@@ -81,7 +81,7 @@ def _place(looks: list[Look], draw: Draw, style: Style | None = None) -> Scene:
         if len(spots) == len(looks):
             break
     things = tuple(Thing(*look, *spot) for look, spot in zip(looks, spots, strict=True))
-    background = Background(draw.random(), draw.random(), draw.between(0.2, 1.0), draw.between(0, 2 * math.pi))
+    background = Background(draw.random(), draw.random(), draw.between(0.2, 1.0), draw.between(0.0, 2 * math.pi))
     return Scene(things, style or draw.pick(STYLES), background)
 
 

@@ -54,14 +54,17 @@ def test_pixels_make_the_round_trip_through_the_backbone() -> None:
 
 def test_null_tokens_stand_in_for_what_is_absent() -> None:
     made = decoder()
-    conditioning = Conditioning({"image": image().kept(torch.tensor([True, False])), "text": text([1, 3])})
-    tokens = made.tokens(conditioning, 2)
+    shown, read = image().kept(torch.tensor([True, False])), text([1, 3]).kept(torch.tensor([False, True]))
+    tokens = made.tokens(Conditioning({"image": shown, "text": read}), 2)
     #            always  image: null, 4 tokens        text: null, states      t5: null
     assert tokens.mask_BT.int().tolist() == [
-        [1, *[0, 1, 1, 1, 1], *[0, 1, 0, 0], 1],
+        [1, *[0, 1, 1, 1, 1], *[1, 0, 0, 0], 1],
         [1, *[1, 0, 0, 0, 0], *[0, 1, 1, 1], 1],
     ]
     assert torch.equal(tokens.states_BTC[1, 1], made.slots["image"].null_token)
+    assert read.pooled is not None
+    expected = made.slots["image"].null_vector + made.slots["text"].vector_in(read.pooled[1] / 2)
+    torch.testing.assert_close(tokens.vector_BV[1], expected)
     nothing = made.tokens(Conditioning({}), 2)
     assert nothing.mask_BT.all()
     assert nothing.mask_BT.shape == (2, 4)

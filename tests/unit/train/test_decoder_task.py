@@ -76,11 +76,11 @@ def test_subsets_come_with_their_probabilities() -> None:
 
 
 def test_training_learns_to_use_the_conditions() -> None:
-    learning = task()
+    learning = task(noise={"p_mean": 1.0})  # noisy enough that a plain colour cannot be read off the picture
     optimizer = torch.optim.AdamW(learning.modules["decoder"].parameters(), lr=3e-3)
     with torch.no_grad():
         before = learning.validate()
-    for step in range(120):
+    for step in range(60):
         optimizer.zero_grad()
         learning.loss(step)["loss"].backward()
         optimizer.step()
@@ -88,9 +88,9 @@ def test_training_learns_to_use_the_conditions() -> None:
         after = learning.validate()
     assert set(after) == {"loss", "loss/image", "loss/text", "loss/image+text", "loss/none"}
     assert len(set(before.values())) == 1, "an untrained decoder answers zero whatever it reads"
-    assert after["loss/none"] < 0.8 * before["loss/none"]
+    assert after["loss/none"] < before["loss/none"]
     for mode in ("image", "text", "image+text"):
-        assert after[f"loss/{mode}"] < 0.8 * after["loss/none"]
+        assert after[f"loss/{mode}"] < 0.75 * after["loss/none"]
 
 
 def test_validation_is_repeatable_and_weighs_like_training() -> None:

@@ -1,7 +1,7 @@
 """What a language must do: say a description, and read it back."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from syzygy.rng import Draw
 from syzygy.world.description import Description
@@ -40,6 +40,7 @@ class Parsed:
     """Known words that went to no object: a relation without a second one, the first of two colours of one, …"""
 
 
+@runtime_checkable
 class Language(Protocol):
     """Words and grammar of one language."""
 

@@ -5,20 +5,24 @@ Grammar of the decisive sentence (filler sentences may stand before it):
     sentence  := opening? body ("," style-tail)? "."?
     opening   := "there is" | "there are" | "a picture of" | "a night picture of" | …
     body      := group (("," | "and") group)*
-    group     := mention | mention "is"? RELATION mention | RELATION mention "is" mention
-    mention   := (a | an | two | three | four)? adjective* NOUN ("that is" adjective ("and" adjective)*)?
+    group     := mention ("is"? RELATION mention)* | RELATION mention "is" mention
+    mention   := (the | number)? adjective* NOUN (("that is" | "is") adjective ("and" adjective)*)?
+
+A plural without a number is read as two.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from typing import NamedTuple, TypeVar
 
 from syzygy.errors import UserError
 from syzygy.rng import Draw
 from syzygy.world.description import Description, Mention, Placed
 from syzygy.world.language.base import Caption, Length, Parsed, Span
-from syzygy.world.scene import COLOURS, INVERSE, MAX_OBJECTS, Relation
+from syzygy.world.scene import COLOURS, INVERSE, MAX_OBJECTS, Colour, Relation, Shape, Style, Texture
 
-NOUNS = {
+NOUNS: dict[Shape, tuple[str, str]] = {
     "circle": ("circle", "circles"),
     "square": ("square", "squares"),
     "triangle": ("triangle", "triangles"),
@@ -28,20 +32,34 @@ NOUNS = {
     "ring": ("ring", "rings"),
     "moon": ("moon", "moons"),
 }
-NUMBERS = {1: ("a", "an", "one"), 2: ("two",), 3: ("three",), 4: ("four",)}
-TEXTURE_WORDS = {"plain": ("plain", "solid"), "striped": ("striped", "stripy"), "dotted": ("dotted", "spotted")}
+NUMBERS = {
+    1: ("a", "an", "one", "1"),
+    **dict(
+        enumerate(zip(("two", "three", "four", "five", "six", "seven", "eight", "nine"), "23456789", strict=True), 2)
+    ),
+}
+"""More than a scene can hold, so that "five circles" is an error and not a misunderstanding."""
+TEXTURE_WORDS: dict[Texture, tuple[str, ...]] = {
+    "plain": ("plain", "solid"),
+    "striped": ("striped", "stripy"),
+    "dotted": ("dotted", "spotted"),
+}
 RELATION_WORDS: dict[Relation, tuple[str, ...]] = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-STYLE_WORDS = {"flat": ("flat",), "outline": ("outline", "outlined"), "pastel": ("pastel",), "night": ("night",)}
-PICTURE_WORDS = ("picture", "drawing", "image")
-GLUE = {
-    *("and", "with", "is", "are", "there", "that", "which", "of", "in", "style", "the", "on", "showing", "it"),
-    *PICTURE_WORDS,
+STYLE_WORDS: dict[Style, tuple[str, ...]] = {
+    "flat": ("flat",),
+    "outline": ("outline", "outlined"),
+    "pastel": ("pastel",),
+    "night": ("night",),
 }
+PICTURE_WORDS = ("picture", "drawing", "image")
+PRONOUNS, COPULAS = ("that", "which"), ("is", "are")
+BEFORE_NOUNS = ("the", "there")
+GLUE = ("and", "with", "of", "in", "style", "on", "showing", "it")
 
 FILLERS = (
     "My aunt kept this sheet of paper in a wooden box for many years.",
@@ -59,16 +77,20 @@ FILLERS = (
 )
 """Sentences without any word of the world that a parser could mistake; read back by exact match."""
 
-_SPELLED: dict[str, tuple[str, object]] = {}
-for _kind, _table in (("texture", TEXTURE_WORDS), ("style", STYLE_WORDS), ("number", NUMBERS)):
-    _SPELLED |= {word: (_kind, value) for value, words in _table.items() for word in words}
-_SPELLED |= {colour: ("colour", colour) for colour in COLOURS}
-_SPELLED |= {word: ("noun", shape) for shape, words in NOUNS.items() for word in words}
-_SPELLED |= {words: ("relation", name) for name, spelled in RELATION_WORDS.items() for words in spelled}
+Word = TypeVar("Word")
 
-_TOKEN = re.compile(
-    r"to the left of|to the right of|left of|right of|[\w'-]+|[,;:]",
-)
+
+def _read_as(table: Mapping[Word, Sequence[str]]) -> dict[str, Word]:
+    return {spelled: value for value, spellings in table.items() for spelled in spellings}
+
+
+_SHAPE, _TEXTURE, _STYLE = _read_as(NOUNS), _read_as(TEXTURE_WORDS), _read_as(STYLE_WORDS)
+_NUMBER, _RELATION = _read_as(NUMBERS), _read_as(RELATION_WORDS)
+_COLOUR: dict[str, Colour] = {colour: colour for colour in COLOURS}
+KNOWN_WORDS = (*_SHAPE, *_COLOUR, *_TEXTURE, *_STYLE, *_RELATION, *_NUMBER)
+"""Words that say something of a scene."""
+
+_TOKEN = re.compile(r"(?:to the )?(?:left|right) of\b|[\w'-]+")
 
 
 class English:
@@ -88,12 +110,10 @@ class English:
             UserError: the text is empty or names no object of this world.
         """
         if not text.strip():
-            raise UserError(
-                "the text is empty: describe one to four objects, such as 'a red circle left of a blue star'."
-            )
+            raise UserError("the text is empty. Describe one to four objects: 'a red circle left of a blue star'.")
         rest = " ".join(s for s in re.split(r"(?<=[.!?])\s+", text.strip()) if s not in FILLERS)
         reader = _Reader()
-        for word in _TOKEN.findall(rest.lower()):
+        for word in _TOKEN.findall(" ".join(rest.lower().split())):
             reader.take(word)
         return reader.result(text)
 
@@ -101,10 +121,11 @@ class English:
 def _filler(draw: Draw, length: Length) -> str:
     if length == "short":
         return ""
-    words, wanted = 0, draw.between(100, 220) if length == "long" else draw.between(10, 34)
+    words, wanted = 0, draw.between(100.0, 220.0) if length == "long" else draw.between(10.0, 34.0)
     sentences: list[str] = []
+    order: list[str] = []
     while words < wanted:
-        if not sentences or len(sentences) % len(FILLERS) == 0:
+        if len(sentences) % len(FILLERS) == 0:
             order = draw.order(FILLERS)
         sentence = order[len(sentences) % len(FILLERS)]
         if length == "medium" and words + len(sentence.split()) > 34:
@@ -119,7 +140,8 @@ class _Sentence:
 
     def __init__(self, description: Description, draw: Draw) -> None:
         self.description, self.draw = description, draw
-        self.text, self.spans = "", []
+        self.text = ""
+        self.spans: list[Span] = []
 
     def written(self) -> tuple[str, tuple[Span, ...]]:
         described, draw = self.description, self.draw
@@ -135,6 +157,7 @@ class _Sentence:
                 ("", "", "there are " if plural else "there is ", f"a {draw.pick(('picture', 'drawing'))} of ")
             )
         self._body(telegram)
+        assert len(self.spans) == len(described.mentions), f"relations must form chains: {described.relations}"
         if tail:
             self.text += f", in {style} style"
         if draw.chance(0.3):
@@ -150,6 +173,8 @@ class _Sentence:
                 self.text += ", " if telegram or n < len(order) - 1 else " and "
             if i not in placed:
                 self._mention(i, telegram)
+            elif placed[i].target in placed:
+                self._chain(i, placed, telegram)
             elif self.draw.chance(0.2) and not self.text:
                 self.text += self.draw.pick(RELATION_WORDS[placed[i].relation]) + " "
                 self._mention(placed[i].target, telegram)
@@ -157,6 +182,13 @@ class _Sentence:
                 self._mention(i, telegram)
             else:
                 self._related(placed[i], telegram)
+
+    def _chain(self, index: int, placed: Mapping[int, Placed], telegram: bool) -> None:
+        self._mention(index, telegram)
+        while index in placed:
+            self.text += " " + self.draw.pick(RELATION_WORDS[placed[index].relation]) + " "
+            index = placed[index].target
+            self._mention(index, telegram)
 
     def _related(self, placed: Placed, telegram: bool) -> None:
         first, relation, second = placed.subject, placed.relation, placed.target
@@ -183,76 +215,92 @@ class _Sentence:
         self.text += phrase
 
 
+class _Adjectives(NamedTuple):
+    colour: Colour | None = None
+    texture: Texture | None = None
+
+
 class _Reader:
     """Takes words one by one; adjectives wait for their noun, relations for their second mention."""
 
     def __init__(self) -> None:
         self.mentions: list[Mention] = []
         self.relations: list[Placed] = []
-        self.style = None
+        self.style: Style | None = None
         self.unknown: dict[str, tuple[str, ...]] = {}
-        self.waiting: dict[str, object] = {}
-        self.relation: tuple[Relation, int | None] | None = None
-        self.inverse: tuple[Relation, int] | None = None
+        self.unused: list[str] = []
+        self.count: int | None = None
+        self.waiting = _Adjectives()
+        self.relation: Relation | None = None
+        """Waits for its second mention, or, at the beginning of a text, for its target."""
+        self.inverse: Relation | None = None
+        """Of "left of B is A", once B is read: waits for A."""
         self.after = False
+        """Adjectives belong to the last mention ("that is red"), not to the next."""
 
     def take(self, word: str) -> None:
-        kind, value = _SPELLED.get(word, ("", None))
-        if kind == "noun":
-            self._noun(value, word)
-        elif kind == "relation":
-            self.relation = (value, len(self.mentions) - 1 if self.mentions else None)  # pyright: ignore
-            self.after = False
-        elif kind == "style":
-            self.style = value
-        elif kind in ("colour", "texture"):
-            self._adjective(kind, value)
-        elif kind == "number":
-            self.waiting["count"] = value
-            self.after = False
-        elif word in ("that", "which"):
-            self.after = True
+        if word in _SHAPE:
+            self._noun(_SHAPE[word], plural=word == NOUNS[_SHAPE[word]][1])
+        elif word in _COLOUR or word in _TEXTURE:
+            self._adjective(word)
+        elif word in _RELATION:
+            self._drop(self.relation)
+            self.relation, self.after = _RELATION[word], False
+        elif word in _STYLE:
+            self._drop(self.style)
+            self.style = _STYLE[word]
+        elif word in _NUMBER:
+            self.count, self.after = _NUMBER[word], False
         elif word in PICTURE_WORDS:
-            self.waiting.pop("count", None)  # "a picture of"
-        elif word not in GLUE and word not in ",;:":
-            near = get_close_matches(word, _SPELLED, n=3, cutoff=0.5)
-            self.unknown[word] = tuple(near) or ("red", "striped", "circle")
+            self.count = None  # "a picture of"
+        elif word in PRONOUNS:
+            self.after = True
+        elif word in COPULAS:  # "A is red", but "left of B is red A"
+            self.after = self.after or self.inverse is None
+        elif word in BEFORE_NOUNS:
+            self.after = False
+        elif word not in GLUE:
+            self.unknown[word] = tuple(get_close_matches(word, KNOWN_WORDS, n=3, cutoff=0.0))
 
-    def _adjective(self, kind: str, value: object) -> None:
-        if self.after and self.mentions:
-            last = self.mentions[-1]
-            self.mentions[-1] = Mention(
-                last.shape,
-                value if kind == "colour" else last.colour,  # pyright: ignore
-                value if kind == "texture" else last.texture,  # pyright: ignore
-                last.count,
-            )
+    def _drop(self, word: str | None) -> None:
+        self.unused += [word] if word else []
+
+    def _adjective(self, word: str) -> None:
+        last = self.mentions[-1] if self.after and self.mentions else None
+        told = _Adjectives(last.colour, last.texture) if last else self.waiting
+        if word in _COLOUR:
+            self._drop(told.colour)
+            told = told._replace(colour=_COLOUR[word])
         else:
-            self.waiting[kind] = value
+            self._drop(told.texture)
+            told = told._replace(texture=_TEXTURE[word])
+        if last:
+            self.mentions[-1] = Mention(last.shape, *told, last.count)
+        else:
+            self.waiting = told
 
-    def _noun(self, shape: object, word: str) -> None:
-        count = self.waiting.pop("count", 1)
-        assert isinstance(count, int)
-        mention = Mention(shape, self.waiting.pop("colour", None), self.waiting.pop("texture", None), count)  # pyright: ignore
-        self.mentions.append(mention)
-        here = len(self.mentions) - 1
-        self.after = False
-        if self.inverse:  # "left of B is A": A, just read, stands left of B
-            relation, target = self.inverse
-            self.relations.append(Placed(here, relation, target))
+    def _noun(self, shape: Shape, plural: bool) -> None:
+        here = len(self.mentions)
+        self.mentions.append(Mention(shape, *self.waiting, self.count or (2 if plural else 1)))
+        self.waiting, self.count, self.after = _Adjectives(), None, False
+        if self.inverse:
+            self.relations.append(Placed(here, self.inverse, here - 1))
             self.inverse = None
-        elif self.relation:
-            relation, subject = self.relation
-            if subject is None:
-                self.inverse = (relation, here)
-            else:
-                self.relations.append(Placed(subject, relation, here))
+        elif self.relation and here:
+            self.relations.append(Placed(here - 1, self.relation, here))
             self.relation = None
+        else:
+            self.inverse, self.relation = self.relation, None
 
     def result(self, text: str) -> Parsed:
+        named = text.strip()[:80]
         if not self.mentions:
-            known = ", ".join(words[0] for words in NOUNS.values())
-            raise UserError(f"{text.strip()[:80]!r} names no object of this world. Objects: {known}.")
+            nouns = [noun for word in self.unknown for noun in get_close_matches(word, _SHAPE, n=1)]
+            hint = f" Did you mean {nouns[0]!r}?" if nouns else ""
+            raise UserError(f"{named!r} names no object of this world.{hint} Objects: {', '.join(NOUNS)}.")
         if sum(m.count for m in self.mentions) > MAX_OBJECTS:
-            raise UserError(f"{text.strip()[:80]!r} names more than {MAX_OBJECTS} objects. Name fewer.")
-        return Parsed(Description(tuple(self.mentions), tuple(self.relations), self.style), self.unknown)  # pyright: ignore
+            raise UserError(f"{named!r} names more than {MAX_OBJECTS} objects. Name fewer.")
+        for word in (*self.waiting, self.relation, self.inverse):
+            self._drop(word)
+        description = Description(tuple(self.mentions), tuple(self.relations), self.style)
+        return Parsed(description, self.unknown, tuple(self.unused))

@@ -1,0 +1,5 @@
+"""`python -m syzygy.cli`."""
+
+from syzygy.cli.main import main
+
+main()

@@ -1,0 +1,204 @@
+"""`syzygy train …`."""
+
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from syzygy.cli.common import device_option, json_option, writable_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from syzygy.config import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+EPILOG = """
+\b
+KEY=VALUE overrides one setting of the preset, such as loop.steps=300.
+--settings lists all of them, with their values and what they mean.
+The same command continues a run that was interrupted.
+"""
+
+
+class Trained(NamedTuple):
+    """What a command tells at its end."""
+
+    folder: Path
+    """Where the artefact is."""
+    metrics: dict[str, Any]
+    """What it was measured to do."""
+    next_step: str | None = None
+    """A command to try."""
+
+
+def train_options(preset: str) -> Callable[[F], F]:
+    """What every `train` command takes, and passes on to `_train`."""
+    folder = click.Path(path_type=Path)
+    options = (
+        click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…"),
+        click.option("--preset", default=preset, show_default=True, help="The settings to start from."),
+        click.option("--out", type=folder, metavar="RUN", help="Folder of the run.  [required]"),
+        click.option("--settings", "show_settings", is_flag=True, help="Print the settings and exit."),
+        device_option,
+        json_option,
+    )
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+clip_option = click.option(
+    "--clip",
+    "clip_source",
+    default="starter",
+    show_default=True,
+    metavar="FOLDER|MODEL",
+    help="The frozen CLIP: a model's, a training run's, or the folder of its weights.",
+)
+
+
+@click.command(epilog=EPILOG)
+@train_options("starter")
+def clip(**options: Any) -> None:
+    """CLIP on the embedded world."""
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.runs import clip
+
+        result = clip.train(run, out, device)
+        return Trained(result.folder, result.metrics, f"syzygy train decoder --clip {out} --out RUN")
+
+    _train("CLIP", body, **options)
+
+
+@click.command(epilog=EPILOG)
+@clip_option
+@train_options("starter")
+def prior(clip_source: str, **options: Any) -> None:
+    """An ECLIPSE prior: text features to image embedding, beside a frozen CLIP."""
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.api import clip_folder
+        from syzygy.hub.clip import Clip
+        from syzygy.runs import prior
+
+        frozen = Clip.from_pretrained(clip_folder(clip_source)).to(device)
+        result = prior.train(run, frozen, out, device)
+        return Trained(result.folder, result.metrics, f"syzygy generate 'a red circle' --prior {out}")
+
+    _train("PRIOR", body, **options)
+
+
+@click.command(epilog=EPILOG)
+@clip_option
+@train_options("starter")
+def decoder(clip_source: str, **options: Any) -> None:
+    """A decoder: image embedding and text to picture, beside a frozen CLIP."""
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.api import clip_folder
+        from syzygy.runs import decoder
+
+        result = decoder.train(run, clip_folder(clip_source), out, device)
+        return Trained(result.folder, result.metrics)
+
+    _train("DECODER", body, **options)
+
+
+@click.command(epilog=EPILOG)
+@train_options("starter")
+def reader(**options: Any) -> None:
+    """The reader that judges pictures: picture to attributes."""
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.runs import reader
+
+        result = reader.train(run, out, device)
+        return Trained(result.folder, result.metrics)
+
+    _train("READER", body, **options)
+
+
+@click.command(epilog=EPILOG)
+@click.option("--stages", metavar="NAMES", help="Some of clip,reader,decoder,prior. Default: all.")
+@train_options("cpu")
+def starter(stages: str | None, **options: Any) -> None:
+    """The starter model from nothing: CLIP, reader, decoder, prior.
+
+    Stages that are finished with the same settings are not run again.
+    """
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.runs import starter
+
+        names = starter.STAGES if stages is None else [name.strip() for name in stages.split(",")]
+        folder = starter.train(run, out, device, names)
+        next_step = f"syzygy generate 'a red circle' --model {folder}" if folder != out else None
+        return Trained(folder, starter.metrics(out), next_step)
+
+    _train("STARTER", body, **options)
+
+
+def _train(
+    presets_name: str,
+    body: "Callable[[Any, Path, torch.device], Trained]",
+    *,
+    overrides: tuple[str, ...],
+    preset: str,
+    out: Path | None,
+    show_settings: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Choose and override a preset, train, and tell what came out."""
+    import json
+
+    from syzygy import presets
+    from syzygy.config import override
+
+    run = override(presets.choose(getattr(presets, presets_name), preset), overrides)
+    if show_settings:
+        _print_settings(run, as_json)
+        return
+    if out is None:
+        context = click.get_current_context()
+        raise click.MissingParameter(ctx=context, param_hint="'--out'", param_type="option")
+    import torch
+
+    writable_folder(out)
+    with redirect_stdout(sys.stderr):  # the live display: standard output is for the result
+        trained = body(run, out, torch.device(device))
+    if as_json:
+        click.echo(json.dumps({"folder": str(trained.folder), "metrics": trained.metrics}))
+        return
+    for name, value in trained.metrics.items():
+        click.echo(f"{name:>24}  {value:.4g}")
+    click.echo(f"Trained: {trained.folder}")
+    if trained.next_step:
+        click.echo(f"Try next: {trained.next_step}")
+
+
+def _print_settings(run: "Config", as_json: bool) -> None:
+    """Every setting that can be overridden: name, value, meaning."""
+    import json
+
+    from syzygy.config import fields_of
+
+    meanings = fields_of(type(run))
+    values = {name: reduce(getitem, name.split("."), run.model_dump(mode="json")) for name in meanings}
+    if as_json:
+        click.echo(json.dumps({name: {"value": values[name], "help": text} for name, text in meanings.items()}))
+        return
+    formatter = click.get_current_context().make_formatter()
+    formatter.write_dl([(f"{name}={json.dumps(values[name])}", text) for name, text in meanings.items()])
+    click.echo(formatter.getvalue(), nl=False)

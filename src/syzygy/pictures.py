@@ -1,0 +1,126 @@
+"""Pictures as files: PNG with the record of how they were made inside, and contact sheets."""
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+
+from syzygy import artifact
+from syzygy.errors import UserError
+
+RECORD_KEY = "syzygy"
+"""PNG text chunk that holds the record, as JSON."""
+FONT_SIZE, LABEL_LINES, MARGIN = 14, 3, 8
+
+
+def save_png(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
+    """Write a PNG atomically, with `record` (plain JSON values) in text chunks: all of it, and its "prompt" in clear.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    if "prompt" in record:
+        chunks.add_text("prompt", record["prompt"])
+    chunks.add_text(RECORD_KEY, json.dumps(record, sort_keys=True))
+    data = io.BytesIO()
+    image.save(data, "PNG", pnginfo=chunks)
+    artifact.write_bytes(path, data.getvalue())
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """How the picture in this PNG was made.
+
+    Raises:
+        UserError: no picture, or one that `save_png` did not write.
+    """
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(RECORD_KEY, "")
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path} cannot be read as a picture: {error}.") from None
+    try:
+        record = json.loads(text)
+    except (TypeError, json.JSONDecodeError):
+        record = None
+    if not isinstance(record, dict):
+        raise UserError(f"{path} holds no record of how it was made: syzygy did not write it.")
+    return record
+
+
+def place_for(path: Path, record: Mapping[str, Any]) -> Path:
+    """`path`, or the first of `…-2`, `…-3` that is free: another picture is never overwritten, the same one may be."""
+    same = json.loads(json.dumps(record))
+    names = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
+    return next(name for name in names if not name.exists() or _record_or_none(name) == same)
+
+
+def _record_or_none(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_record(path)
+    except UserError:
+        return None
+
+
+def slug(text: str, longest: int = 40) -> str:
+    """The text as part of a file name: words in lower case joined by hyphens, cut at a word where it can be."""
+    words = re.findall(r"\w+", text.lower())
+    name = ""
+    for word in words:
+        if name and len(name) + len(word) >= longest:
+            break
+        name += f"-{word}" if name else word[:longest]
+    return name or "picture"
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]], labels: Sequence[Sequence[str]], *, cell: int = 192
+) -> Image.Image:
+    """Pictures in a grid, each enlarged or reduced to fit `cell` pixels, its label below in three lines at most."""
+    assert [len(row) for row in rows] == [len(row) for row in labels], "a label for each picture"
+    font = ImageFont.load_default(FONT_SIZE)
+    line = FONT_SIZE + 3
+    width, height = cell + MARGIN, cell + LABEL_LINES * line + MARGIN
+    columns = max(map(len, rows))
+    sheet = Image.new("RGB", (columns * width + MARGIN, len(rows) * height + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for r, (row, texts) in enumerate(zip(rows, labels, strict=True)):
+        for c, (image, text) in enumerate(zip(row, texts, strict=True)):
+            left, top = MARGIN + c * width, MARGIN + r * height
+            scale = cell / max(image.size)
+            size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+            sheet.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
+            lines = "\n".join(_wrapped(text, font, cell))
+            draw.multiline_text((left, top + cell + 2), lines, fill="black", font=font, spacing=2)
+    return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """`text` in `LABEL_LINES` lines that fit `width` pixels; what does not fit becomes an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        elif lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = word
+    shown = lines[:LABEL_LINES]
+    if len(lines) > LABEL_LINES:
+        shown[-1] += " …"
+    return [_cut(one, font, width) for one in shown]
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    kept = text.removesuffix(" …")
+    while kept and font.getlength(kept + "…") > width:
+        kept = kept[:-1]
+    return kept + "…"

@@ -1,0 +1,171 @@
+"""Laws of the embedded world: what is said can be read back and is true, and a seed says all."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from syzygy.rng import Draw
+from syzygy.world import source
+from syzygy.world.description import FULLY_TOLD, Description, Mention, Placed, Told, describe, judge
+from syzygy.world.language import language
+from syzygy.world.language.base import Length
+from syzygy.world.render import masks, render
+from syzygy.world.sample import sample_scene, scene_for
+from syzygy.world.scene import (
+    COLOURS,
+    INVERSE,
+    MAX_OBJECTS,
+    RELATIONS,
+    SHAPES,
+    STYLES,
+    TEXTURES,
+    Scene,
+    Thing,
+    is_held_out,
+    relation_between,
+)
+
+LENGTHS: tuple[Length, ...] = ("short", "medium", "long")
+SEEDS = st.integers(0, 2**32)
+
+mentions = st.builds(
+    Mention,
+    st.sampled_from(SHAPES),
+    st.none() | st.sampled_from(COLOURS),
+    st.none() | st.sampled_from(TEXTURES),
+    st.integers(1, MAX_OBJECTS),
+)
+things = st.builds(
+    Thing,
+    st.sampled_from(SHAPES),
+    st.sampled_from(COLOURS),
+    st.sampled_from(TEXTURES),
+    st.floats(0.1, 0.9),
+    st.floats(0.1, 0.9),
+    st.just(0.1),
+)
+
+
+@st.composite
+def descriptions(draw: st.DrawFn) -> Description:
+    """Any description that a sentence can say: some of the mentions, in any order, stand in chains of relations."""
+    told: list[Mention] = []
+    for mention in draw(st.lists(mentions, min_size=1, max_size=MAX_OBJECTS)):
+        if sum(m.count for m in told) + mention.count <= MAX_OBJECTS or not told:
+            told.append(mention)
+    order = draw(st.permutations(range(len(told))))
+    links = [
+        Placed(first, relation, second)
+        for first, second in zip(order, order[1:], strict=False)
+        if (relation := draw(st.none() | st.sampled_from(RELATIONS)))
+    ]
+    return Description(tuple(told), tuple(links), draw(st.none() | st.sampled_from(STYLES)))
+
+
+@settings(max_examples=1500)
+@given(descriptions(), SEEDS, st.sampled_from(LENGTHS))
+def test_whatever_is_said_is_read_back(description: Description, seed: int, length: Length) -> None:
+    said = language("en").say(description, Draw(seed), length)
+    parsed = language("en").read(said.text)
+    assert parsed.description.key == description.key
+    assert (parsed.unknown, parsed.unused) == ({}, ())
+    assert said.description is description
+    assert [s.mention for s in sorted(said.spans, key=lambda s: s.mention)] == list(range(len(description.mentions)))
+    for span in said.spans:
+        words = said.text[span.start : span.stop]
+        assert language("en").read(words).description.mentions == (description.mentions[span.mention],)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_thousands_of_captions_are_true_and_read_back(length: Length) -> None:
+    for pair in source.pairs(3, 0, 1500, length=length):
+        said = pair.caption.description
+        assert language("en").read(pair.caption.text).description.key == said.key
+        assert all(atom.holds for atom in judge(said, pair.scene))
+        assert is_held_out(pair.scene) or not said.held_out
+
+
+@settings(max_examples=300)
+@given(SEEDS, *[st.floats(0, 1)] * 5)
+def test_descriptions_are_true_however_much_they_tell(seed: int, *told: float) -> None:
+    scene = sample_scene(Draw(seed))
+    description = describe(scene, Draw(seed, "told"), Told(*told))
+    assert description.mentions
+    assert all(atom.holds for atom in judge(description, scene))
+
+
+@settings(max_examples=200)
+@given(SEEDS)
+def test_a_full_description_determines_what_can_be_told(seed: int) -> None:
+    scene = sample_scene(Draw(seed))
+    full = describe(scene, Draw(seed, "told"), FULLY_TOLD)
+    assert all(atom.holds for atom in judge(full, scene, exact_counts=True))
+    again = scene_for(full, Draw(seed, "again"))
+    assert sorted(t.look for t in again.things) == sorted(t.look for t in scene.things)
+    assert again.style == scene.style
+
+
+@settings(max_examples=60)
+@given(descriptions(), SEEDS)
+@example(Description((Mention("circle", count=2), Mention("star", count=2)), (Placed(0, "above", 1),)), 0)
+def test_scenes_made_for_a_description_bear_it_out(description: Description, seed: int) -> None:
+    if len(description.relations) > 2:  # four in a row: rarely found
+        return
+    scene = scene_for(description, Draw(seed))
+    assert all(atom.holds for atom in judge(description, scene))
+    assert len(scene.things) == sum(m.count for m in description.mentions)
+
+
+@given(things, things)
+def test_relations_have_inverses(a: Thing, b: Thing) -> None:
+    relation = relation_between(a, b)
+    assert relation_between(b, a) == (INVERSE[relation] if relation else None)
+
+
+def test_swapped_captions_are_false() -> None:
+    wrong = [(pair, source.swapped(pair, Draw(5, i))) for i, pair in enumerate(source.pairs(5, 0, 1500))]
+    told = [(pair, text) for pair, text in wrong if text]
+    assert len(told) > 0.9 * len(wrong)
+    for pair, text in told:
+        assert not all(atom.holds for atom in judge(language("en").read(text).description, pair.scene))
+
+
+def test_without_held_out_none_is_shown() -> None:
+    free = [sample_scene(Draw(7, i)) for i in range(400)]
+    assert 0.2 < sum(map(is_held_out, free)) / len(free) < 0.8
+    assert not any(is_held_out(sample_scene(Draw(7, i), held_out=False)) for i in range(400))
+
+
+def test_a_seed_says_all() -> None:
+    first, again = source.pairs(9, 100, 40), [source.pair(9, index) for index in range(100, 140)]
+    assert first == again
+    assert first != source.pairs(10, 100, 40)
+    pictures = source.pictures(first)
+    assert torch.equal(pictures, source.pictures(again))
+    singly = torch.cat([render([p.scene]) for p in first])
+    assert (pictures - singly).abs().max() <= 1e-6
+    assert (pictures - source.pictures(first, chunk=7)).abs().max() <= 1e-6
+
+
+@settings(max_examples=25)
+@given(SEEDS, st.integers(16, 100))
+def test_pictures_and_masks_at_any_resolution(seed: int, size: int) -> None:
+    scene = sample_scene(Draw(seed))
+    picture, regions, whole = render([scene], size), masks(scene, size), masks(scene, size, hidden=True)
+    assert picture.shape == (1, 3, size, size)
+    assert 0 <= picture.min()
+    assert picture.max() <= 1
+    assert regions.shape == whole.shape == (len(scene.things), size, size)
+    assert regions.min() >= 0
+    assert (regions <= whole).all()
+    assert regions.sum(0).max() <= 1 + 1e-6
+
+
+def test_alike_scenes_at_two_resolutions_agree() -> None:
+    scenes: list[Scene] = [sample_scene(Draw(2, i)) for i in range(8)]
+    small, large = render(scenes, 64), torch.nn.functional.avg_pool2d(render(scenes, 256), 4)
+    # Outlines are at least 1.3 px wide, so those are left out.
+    same = [i for i, scene in enumerate(scenes) if scene.style != "outline"]
+    assert len(same) >= 4
+    assert (small - large)[same].abs().mean() < 0.01

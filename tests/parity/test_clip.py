@@ -1,0 +1,84 @@
+"""Our CLIP against transformers' own classes, reading the folder we write."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.models.clip import CLIPImageProcessor
+
+from syzygy.errors import UserError
+from syzygy.hub.clip import Clip, ClipConfig, build_clip
+
+TINY = ClipConfig(width=32, text_layers=2, text_heads=2, vision_width=32, vision_layers=2, vision_heads=2)
+TEXTS = ["a red circle", "two blue stars above a ring, in night style", "Ein Stern – звезда 星", ""]
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return build_clip(TINY, [*TEXTS, "a red circle left of a blue star"] * 3, seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "clip"
+    clip.save_pretrained(path, {"kind": "clip"})
+    return path
+
+
+def test_features_equal_transformers(clip: Clip, folder: Path) -> None:
+    model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    features = clip.encode_text(TEXTS)
+    assert torch.equal(features.mask, inputs["attention_mask"].bool())
+    with torch.no_grad():
+        text = model.text_model(**inputs)
+        pooled = model.get_text_features(**inputs).pooler_output
+    assert torch.allclose(features.pooled, pooled, atol=1e-5)
+    real = features.mask[..., None]
+    assert torch.allclose(features.states * real, text.last_hidden_state * real, atol=1e-5)
+
+
+def test_pictures_equal_transformers(clip: Clip, folder: Path) -> None:
+    from PIL import Image
+
+    model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+    pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+    inputs = processor([Image.fromarray(p.numpy()) for p in pixels], return_tensors="pt")
+    with torch.no_grad():
+        wanted = model.get_image_features(**inputs).pooler_output
+    found = clip.encode_image(pixels.permute(0, 3, 1, 2) / 255)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_save_load_identity(clip: Clip, folder: Path) -> None:
+    again = Clip.from_pretrained(folder)
+    assert torch.equal(again.encode_text(TEXTS).pooled, clip.encode_text(TEXTS).pooled)
+    assert again.fingerprint() == clip.fingerprint()
+    assert again.logit_scale == pytest.approx(14.3, rel=1e-4)
+
+
+def test_batch_of_n_equals_n_of_one(clip: Clip) -> None:
+    together = clip.encode_text(TEXTS)
+    for i, text in enumerate(TEXTS):
+        assert torch.allclose(clip.encode_text([text]).pooled[0], together.pooled[i], atol=1e-5)
+
+
+def test_a_long_text_is_cut_and_what_was_cut_is_named(clip: Clip) -> None:
+    text = "a red circle " * 40 + "and a moon"
+    with pytest.warns(UserWarning, match="this encoder reads 77; cut: .*moon"):
+        features = clip.encode_text([text])
+    assert features.states.shape[1] == 77
+
+
+def test_every_script_can_be_spelled(clip: Clip) -> None:
+    for text in ("звезда", "星", "naïve café", "🙂"):
+        ids, _ = clip.tokenize([text])
+        assert clip.tokenizer.decode(ids[0, 1:-1]).strip() == text
+
+
+def test_broken_folders(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="config.json is missing"):
+        Clip.from_pretrained(tmp_path)
