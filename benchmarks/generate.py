@@ -25,9 +25,7 @@ def best(run, repeats: int) -> float:
 
 def help_seconds() -> float:
     began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "syzygy.cli", "--help"], check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run([sys.executable, "-m", "syzygy.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 

@@ -1,4 +1,4 @@
-"""What holds for every test: two threads, no network, no user's caches, the same examples at every run."""
+"""What holds for every test: one thread (tiny tensors gain nothing from two), no network, no user's caches, the same examples at every run."""
 
 import ipaddress
 import os
@@ -15,7 +15,7 @@ from hypothesis import settings
 # Set before torch and huggingface_hub are first imported, and for subprocesses too. Hugging Face gets an empty home:
 # a model in the user's cache must not make a test pass.
 _home = tempfile.TemporaryDirectory(prefix="syzygy-tests-")
-os.environ |= {"HF_HOME": _home.name, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+os.environ |= {"HF_HOME": _home.name, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 settings.register_profile("syzygy", deadline=None, derandomize=True, database=None)
 settings.load_profile("syzygy")

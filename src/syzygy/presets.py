@@ -10,6 +10,8 @@ from syzygy.errors import unknown
 from syzygy.hub.clip import ClipConfig
 from syzygy.runs.clip import ClipRun
 from syzygy.runs.decoder import DecoderRun
+from syzygy.runs.demo import DemoRun
+from syzygy.runs.evaluate import Scoring
 from syzygy.runs.prior import PriorRun
 from syzygy.runs.reader import ReaderRun
 from syzygy.runs.starter import StarterRun
@@ -52,14 +54,14 @@ def decoder_starter() -> DecoderRun:
             subsets={"image": 0.45, "text": 0.15, "image+text": 0.3, "": 0.1},
         ),
         loop=LoopConfig(
-            steps=4500,
+            steps=3200,
             lr=8e-4,
             warmup=200,
             betas=(0.9, 0.99),
             grad_clip=1.0,
             ema_half_life=150,
-            validate_every=250,
-            checkpoint_every=250,
+            validate_every=400,
+            checkpoint_every=200,
         ),
     )
 
@@ -158,11 +160,27 @@ def starter_gpu() -> StarterRun:
     )
 
 
+def demo_full() -> DemoRun:
+    """The demo: at most five minutes on two CPU cores."""
+    return DemoRun(prior=prior_starter())
+
+
+def demo_quick() -> DemoRun:
+    """A shortened demo that shows only that everything works: its prior learns next to nothing."""
+    few = prior_starter()
+    loop = few.loop.model_copy(update={"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20})
+    small = few.model_copy(update={"scenes": 1000, "validation_scenes": 128, "loop": loop})
+    return DemoRun(prior=small, scoring=Scoring(prompts=1, steps=6), shown_steps=8)
+
+
 CLIP: dict[str, Callable[[], ClipRun]] = {"starter": clip_starter}
 DECODER: dict[str, Callable[[], DecoderRun]] = {"starter": decoder_starter}
 PRIOR: dict[str, Callable[[], PriorRun]] = {"starter": prior_starter, "paper": prior_eclipse_paper}
 READER: dict[str, Callable[[], ReaderRun]] = {"starter": reader_starter}
 STARTER: dict[str, Callable[[], StarterRun]] = {"cpu": starter_cpu, "gpu": starter_gpu}
+
+
+DEMO: dict[str, Callable[[], DemoRun]] = {"full": demo_full, "quick": demo_quick}
 
 
 def choose(presets: dict[str, Callable[[], R]], name: str) -> R:

@@ -1,6 +1,6 @@
 """Six scenes look as they did: pictures at 64 px, shrunk fourfold, within two grey levels of the stored ones.
 
-A deliberate change of the renderer asks for new starter weights. Then write the stored pictures anew by running this file.
+A deliberate change of the renderer asks for new starter weights. Run this file then, to store its pictures.
 """
 
 from pathlib import Path

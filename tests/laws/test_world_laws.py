@@ -1,8 +1,11 @@
 """Laws of the embedded world: what is said can be read back and is true, and a seed says all."""
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from syzygy.rng import Draw
@@ -21,6 +24,7 @@ from syzygy.world.scene import (
     STYLES,
     TEXTURES,
     Scene,
+    Style,
     Thing,
     is_held_out,
     relation_between,
@@ -28,6 +32,16 @@ from syzygy.world.scene import (
 
 LENGTHS: tuple[Length, ...] = ("short", "medium", "long")
 SEEDS = st.integers(0, 2**32)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Pictures of 64 px gain nothing from more, and on a busy machine threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 mentions = st.builds(
     Mention,
@@ -47,25 +61,29 @@ things = st.builds(
 )
 
 
+Parts = tuple[tuple[Mention, ...], tuple[Placed, ...], Style | None]
+
+
 @st.composite
-def descriptions(draw: st.DrawFn) -> Description:
-    """Any description that a sentence can say: some of the mentions, in any order, stand in chains of relations."""
+def parts(draw: st.DrawFn) -> Parts:
+    """Of any description that a sentence can say: the mentions, in any order, stand in chains of relations or in none.
+
+    Not a `Description`: beartype looks into its tuples at random, and strategies must not touch `random`.
+    """
     told: list[Mention] = []
     for mention in draw(st.lists(mentions, min_size=1, max_size=MAX_OBJECTS)):
         if sum(m.count for m in told) + mention.count <= MAX_OBJECTS or not told:
             told.append(mention)
     order = draw(st.permutations(range(len(told))))
-    links = [
-        Placed(first, relation, second)
-        for first, second in zip(order, order[1:], strict=False)
-        if (relation := draw(st.none() | st.sampled_from(RELATIONS)))
-    ]
-    return Description(tuple(told), tuple(links), draw(st.none() | st.sampled_from(STYLES)))
+    between = [draw(st.none() | st.sampled_from(RELATIONS)) for _ in order[1:]]
+    links = tuple(Placed(a, r, b) for (a, b), r in zip(pairwise(order), between, strict=True) if r)
+    return tuple(told), links, draw(st.none() | st.sampled_from(STYLES))
 
 
-@settings(max_examples=1500)
-@given(descriptions(), SEEDS, st.sampled_from(LENGTHS))
-def test_whatever_is_said_is_read_back(description: Description, seed: int, length: Length) -> None:
+@settings(max_examples=600)
+@given(parts(), SEEDS, st.sampled_from(LENGTHS))
+def test_whatever_is_said_is_read_back(told: Parts, seed: int, length: Length) -> None:
+    description = Description(*told)
     said = language("en").say(description, Draw(seed), length)
     parsed = language("en").read(said.text)
     assert parsed.description.key == description.key
@@ -77,9 +95,9 @@ def test_whatever_is_said_is_read_back(description: Description, seed: int, leng
         assert language("en").read(words).description.mentions == (description.mentions[span.mention],)
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-def test_thousands_of_captions_are_true_and_read_back(length: Length) -> None:
-    for pair in source.pairs(3, 0, 1500, length=length):
+@pytest.mark.parametrize(("length", "number"), [("short", 1500), ("medium", 250), ("long", 250)])
+def test_thousands_of_captions_are_true_and_read_back(length: Length, number: int) -> None:
+    for pair in source.pairs(3, 0, number, length=length):
         said = pair.caption.description
         assert language("en").read(pair.caption.text).description.key == said.key
         assert all(atom.holds for atom in judge(said, pair.scene))
@@ -87,15 +105,15 @@ def test_thousands_of_captions_are_true_and_read_back(length: Length) -> None:
 
 
 @settings(max_examples=300)
-@given(SEEDS, *[st.floats(0, 1)] * 5)
-def test_descriptions_are_true_however_much_they_tell(seed: int, *told: float) -> None:
+@given(SEEDS, st.builds(Told, *[st.floats(0, 1)] * 5))
+def test_descriptions_are_true_however_much_they_tell(seed: int, told: Told) -> None:
     scene = sample_scene(Draw(seed))
-    description = describe(scene, Draw(seed, "told"), Told(*told))
+    description = describe(scene, Draw(seed, "told"), told)
     assert description.mentions
     assert all(atom.holds for atom in judge(description, scene))
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(SEEDS)
 def test_a_full_description_determines_what_can_be_told(seed: int) -> None:
     scene = sample_scene(Draw(seed))
@@ -107,11 +125,11 @@ def test_a_full_description_determines_what_can_be_told(seed: int) -> None:
 
 
 @settings(max_examples=60)
-@given(descriptions(), SEEDS)
-@example(Description((Mention("circle", count=2), Mention("star", count=2)), (Placed(0, "above", 1),)), 0)
-def test_scenes_made_for_a_description_bear_it_out(description: Description, seed: int) -> None:
-    if len(description.relations) > 2:  # four in a row: rarely found
-        return
+@given(parts(), SEEDS)
+@example(((Mention("circle", count=2), Mention("star", count=2)), (Placed(0, "above", 1),), None), 0)
+def test_scenes_made_for_a_description_bear_it_out(told: Parts, seed: int) -> None:
+    description = Description(*told)
+    assume(len(description.relations) <= 2)  # four in a row are seldom found
     scene = scene_for(description, Draw(seed))
     assert all(atom.holds for atom in judge(description, scene))
     assert len(scene.things) == sum(m.count for m in description.mentions)
@@ -124,7 +142,7 @@ def test_relations_have_inverses(a: Thing, b: Thing) -> None:
 
 
 def test_swapped_captions_are_false() -> None:
-    wrong = [(pair, source.swapped(pair, Draw(5, i))) for i, pair in enumerate(source.pairs(5, 0, 1500))]
+    wrong = [(pair, source.swapped(pair, Draw(5, i))) for i, pair in enumerate(source.pairs(5, 0, 500))]
     told = [(pair, text) for pair, text in wrong if text]
     assert len(told) > 0.9 * len(wrong)
     for pair, text in told:
@@ -154,7 +172,7 @@ def test_pictures_and_masks_at_any_resolution(seed: int, size: int) -> None:
     scene = sample_scene(Draw(seed))
     picture, regions, whole = render([scene], size), masks(scene, size), masks(scene, size, hidden=True)
     assert picture.shape == (1, 3, size, size)
-    assert 0 <= picture.min()
+    assert picture.min() >= 0
     assert picture.max() <= 1
     assert regions.shape == whole.shape == (len(scene.things), size, size)
     assert regions.min() >= 0

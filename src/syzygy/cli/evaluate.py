@@ -46,6 +46,7 @@ def composition(
     from syzygy.cli.common import progress_bar
     from syzygy.evals import composition as scores
     from syzygy.runs import evaluate
+    from syzygy.world.prompts import CATEGORIES
 
     if quick:
         for name in ("prompts", "steps"):
@@ -62,7 +63,7 @@ def composition(
     scoring = evaluate.Scoring(
         prompts=prompts, steps=steps, guidance_scale=guidance_scale, with_text=with_text, seed=seed
     )
-    wanted = evaluate.asked(evaluate.CATEGORIES, prompts, seed)
+    wanted = evaluate.asked(CATEGORIES, prompts, seed)
     with progress_bar("painting", len(wanted) * (len(candidates) + 1)) as advance:
         painted = evaluate.paint(loaded, candidates, wanted, scoring, advance)
     rows = scores.table(painted)
@@ -72,7 +73,7 @@ def composition(
     click.echo(f"{'':>16}{'category':>12}{'seen':>22}{'held out':>22}")
     shares = {(r["candidate"], r["category"], r["held_out"]): r for r in rows}
     for candidate in dict.fromkeys(r["candidate"] for r in rows):
-        for category in (*evaluate.CATEGORIES, "all"):
+        for category in (*CATEGORIES, "all"):
             cells = [shares.get((candidate, category, held_out)) for held_out in (False, True)]
             click.echo(f"{candidate:>16}{category:>12}" + "".join(f"{_cell(cell):>22}" for cell in cells))
     single = shares[scores.REFERENCE, "single", False]["atoms"]

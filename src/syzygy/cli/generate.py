@@ -152,10 +152,15 @@ def _contact_sheet(
 def warnings_as_lines() -> Iterator[None]:
     """Each warning is one line on standard error, once, without a place in the code."""
 
+    shown = set()
+
     def show(message: Warning | str, *_where: Any, **_more: Any) -> None:
-        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        line = f"warning: {' '.join(str(message).split())}"
+        if line not in shown:
+            print(line, file=sys.stderr)
+        shown.add(line)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
+        warnings.simplefilter("always", UserWarning)  # Python's own memory ends whenever a library changes filters
         warnings.showwarning = show
         yield

@@ -18,9 +18,10 @@ from syzygy.prior.baselines import TextIdentity
 from syzygy.rng import seed_of
 from syzygy.runs import prior as prior_run
 from syzygy.runs.common import RunResult
-from syzygy.runs.evaluate import CATEGORIES, IDENTITY, Scoring, asked, paint
+from syzygy.runs.evaluate import IDENTITY, Scoring, asked, paint
 from syzygy.runs.prior import PriorRun
 from syzygy.types import Prior
+from syzygy.world.prompts import CATEGORIES
 
 ECLIPSE, PROJECTION = "ECLIPSE", "projection only"
 SHOWN_CATEGORIES = ("single", "colour", "texture", "spatial", "numeracy", "complex")

@@ -16,7 +16,6 @@ from syzygy.types import Prior
 from syzygy.world.prompts import Prompt, prompts
 
 IDENTITY = "text identity"
-CATEGORIES = ("single", "colour", "shape", "texture", "spatial", "numeracy", "complex")
 NORM_PAIRS = 1024
 
 
@@ -36,12 +35,12 @@ class Scoring(Config):
 
 
 def asked(categories: Sequence[str], number: int, seed: int) -> list[Prompt]:
-    """Prompts of each category, `number` seen and `number` that name a held-out composition."""
+    """Prompts of each category, `number` seen and `number` that name a held-out composition, or as many as there are."""
     return [
         prompt
         for category in categories
         for held_out in (False, True)
-        for prompt in prompts(category, number, seed_of(seed, "prompts", category), held_out)
+        for prompt in prompts(category, number, seed_of(seed, "prompts", category), held_out, fewer=True)
     ]
 
 

@@ -111,7 +111,7 @@ def test_lengths() -> None:
 def test_phrasings_vary() -> None:
     told = said(Mention("circle", "red", "dotted"), Mention("star", "blue"), relations=LEFT, style="night")
     texts = {language("en").say(told, Draw(0, i)).text for i in range(200)}
-    assert len(texts) > 150
+    assert len(texts) > 100
     assert any(" right of " in text for text in texts)
     assert any(text.startswith(("left of", "to the left of")) for text in texts)
 

@@ -1,6 +1,7 @@
 """Pictures of the world: objects large enough, visible, and readable in colour and texture in every style."""
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from itertools import combinations, product
 
@@ -28,6 +29,15 @@ from syzygy.world.scene import (
 
 SMALLEST = min(low for low, _ in RADIUS.values())
 PALE = Background(0.1, 0.1, 0.2, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Pictures of 64 px gain nothing from more, and on a busy machine threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def alone(shape: Shape, colour: Colour, texture: Texture, style: Style, background: Background = PALE) -> Scene:

@@ -1,0 +1,259 @@
+"""`syzygy train …`, end to end at tiny sizes: from nothing to pictures, interruptions included."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syzygy import api, artifact, presets
+from syzygy.config import Config
+from syzygy.pictures import read_record
+from syzygy.runs import clip as clip_run
+from syzygy.runs import decoder as decoder_run
+from syzygy.runs import reader as reader_run
+
+LOOP = ("loop.steps=3", "loop.warmup=1", "loop.validate_every=2", "task.batch_size=8")
+CLIP = tuple(
+    f"clip.{setting}"
+    for setting in (
+        "width=32",
+        "text_layers=1",
+        "text_heads=2",
+        "vision_width=32",
+        "vision_layers=1",
+        "vision_heads=2",
+        "image_size=32",
+    )
+)
+DECODER = (
+    "backbone.channels=[16, 32]",
+    "backbone.attention=[false, true]",
+    "backbone.head_width=16",
+    "backbone.norm_groups=8",
+)
+PRIOR = (
+    "num_layers=1",
+    "num_attention_heads=2",
+    "attention_head_dim=16",
+    "scenes=40",
+    "validation_scenes=20",
+)
+READER = ("reader.features=16", "reader.blocks=1")
+TINY = {"clip": LOOP + CLIP, "decoder": LOOP + DECODER, "prior": LOOP + PRIOR, "reader": LOOP + READER}
+STARTER = tuple(f"{stage}.{setting}" for stage, settings in TINY.items() for setting in settings)
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the runs measure and learn words on, in small."""
+    for module, name, number in (
+        (clip_run, "TOKENIZER_CAPTIONS", 100),
+        (clip_run, "VALIDATION_PAIRS", 16),
+        (decoder_run, "SCALE_PAIRS", 16),
+        (decoder_run, "VALIDATION_PICTURES", 8),
+        (reader_run, "VALIDATION_PICTURES", 8),
+        (reader_run, "TEST_PICTURES", 16),
+    ):
+        assert getattr(module, name) > number
+        monkeypatch.setattr(module, name, number)
+
+
+@pytest.fixture
+def train(syzygy: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """Run `train KIND --json` at tiny size, expecting success."""
+
+    def run(kind: str, *arguments: object) -> dict[str, Any]:
+        answer = syzygy("train", kind, "--device", "cpu", "--json", *TINY.get(kind, STARTER), *arguments)
+        assert answer.code == 0, answer.err
+        return json.loads(answer.out)
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Everything in an artefact but the clock's part. (The header of safetensors is in random order.)"""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*.*")):
+        if path.suffix == ".safetensors":
+            found |= {f"{path.name}/{name}": x.numpy().tobytes() for name, x in artifact.read_tensors(path).items()}
+        else:
+            found[path.name] = artifact.read_json(path)
+    return found | {"provenance.json": found["provenance.json"] | {"seconds": 0, "date": ""}}
+
+
+def test_from_nothing_to_a_picture(
+    train: Callable[..., dict[str, Any]], syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    clip = train("clip", "--out", tmp_path / "c")
+    assert clip["folder"] == str(tmp_path / "c" / "clip")
+    assert set(clip["metrics"]) == {"matched_cosine", "mean_distance", "recall_at_1"}
+    decoder = train("decoder", "--clip", tmp_path / "c", "--out", tmp_path / "d")
+    assert {"loss", "loss/image", "loss/none"} <= set(decoder["metrics"])
+    prior = train("prior", "--clip", tmp_path / "c" / "clip", "--out", tmp_path / "p")
+    assert {"loss", "cosine", "recall_at_1"} <= set(prior["metrics"])
+    record = artifact.read_json(Path(prior["folder"]) / artifact.PROVENANCE_FILE)
+    assert (record["kind"], record["steps"], record["samples"], record["recipe"]["scenes"]) == ("prior", 3, 24, 40)
+
+    parts = {name: Path(result["folder"]) for name, result in (("clip", clip), ("decoder", decoder), ("prior", prior))}
+    api.assemble(parts | {"reader": tiny_model / "reader"}, tmp_path / "m", world=True, defaults={})
+    arguments = ("a red circle", "--model", tmp_path / "m", "--steps", "2", "--out", tmp_path / "out", "--json")
+    own = json.loads(syzygy("generate", *arguments).out)
+    assert read_record(Path(own["images"][0]["path"]))["steps"] == 2
+    other = train("prior", "--clip", tmp_path / "m", "--out", tmp_path / "q", "seed=1")
+    named = json.loads(syzygy("generate", *arguments, "--prior", tmp_path / "q").out)
+    assert named["settings"]["fingerprints"]["prior"] != own["settings"]["fingerprints"]["prior"]
+    assert other["folder"] == str(tmp_path / "q" / "prior")
+    refused = syzygy("generate", "a moon", "--model", tiny_model, "--prior", tmp_path / "q", "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert "were trained beside another CLIP" in refused.err
+
+
+def test_the_starter_in_stages(
+    train: Callable[..., dict[str, Any]],
+    syzygy: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = ("--out", tmp_path)
+    first = train("starter", *out, "--stages", "reader,clip")
+    assert first["folder"] == str(tmp_path)
+    assert {name.split("/")[0] for name in first["metrics"]} == {"clip", "reader"}
+    result = train("starter", *out)
+    assert result["folder"] == str(tmp_path / "model")
+    assert {name.split("/")[0] for name in result["metrics"]} == {"clip", "decoder", "prior", "reader"}
+    answer = syzygy("generate", "a red circle", "--model", tmp_path / "model", "--steps", 1, "--out", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    assert api.TextToImage.from_pretrained(tmp_path / "model").world
+
+    def not_again(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished stage ran again")
+
+    with monkeypatch.context() as patch:
+        for stage in ("clip", "decoder", "reader", "prior"):
+            patch.setattr(f"syzygy.runs.{stage}.fit", not_again)
+        assert train("starter", *out) == result
+
+    changed = syzygy("train", "starter", *out, *STARTER, "prior.seed=1")
+    assert changed.code == 2
+    assert "holds a run with other settings: seed is 0 there and 1 now" in changed.err
+
+
+def test_a_stage_needs_its_clip(syzygy: Callable[..., Any], tmp_path: Path) -> None:
+    answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "prior")
+    assert answer.code == 2
+    assert "stage 'prior' is trained beside a CLIP" in answer.err
+    answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "clip,decodr")
+    assert answer.code == 2
+    assert "unknown stage 'decodr'. Did you mean 'decoder'?" in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_run_goes_on_as_if_it_never_stopped(
+    syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    tiny = ("--clip", tiny_model, "--device", "cpu", *PRIOR, "task.batch_size=8")
+    tiny += ("loop.steps=400", "loop.log_every=1", "loop.validate_every=0", "loop.checkpoint_every=0")
+    command = [
+        str(x) for x in (Path(sys.executable).with_name("syzygy"), "train", "prior", "--out", tmp_path / "a", *tiny)
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "a" / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert output == ""
+    assert "Run the same command again to continue." in errors.splitlines()[-1]
+    assert not (tmp_path / "a" / "prior").exists()
+    done = artifact.read_json(tmp_path / "a" / "checkpoint" / "state.json")["step"]
+    assert 0 < done < 400
+
+    for out in ("a", "b"):  # the rest, and a run without interruption
+        answer = syzygy("train", "prior", "--out", tmp_path / out, *tiny)
+        assert answer.code == 0, answer.err
+    assert contents(tmp_path / "a" / "prior") == contents(tmp_path / "b" / "prior")
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_tells_where_it_is_and_what_it_reached(
+    syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    answer = syzygy("train", "prior", "--clip", tiny_model, "--out", tmp_path, *TINY["prior"])
+    assert answer.code == 0
+    *metrics, trained, next_step = answer.out.splitlines()
+    assert [line.split()[0] for line in metrics] == ["loss", "projection", "contrastive", "cosine", "recall_at_1"]
+    assert trained == f"Trained: {tmp_path / 'prior'}"
+    assert next_step == f"Try next: syzygy generate 'a red circle' --prior {tmp_path}"
+    assert answer.err.startswith("prior: step 3/3 · loss ")
+
+
+def test_settings_are_listed_with_what_they_mean(syzygy: Callable[..., Any]) -> None:
+    answer = syzygy("train", "prior", "--settings", "loop.steps=70", "--preset", "paper")
+    assert (answer.code, answer.err) == (0, "")
+    text = " ".join(answer.out.split())
+    assert "loop.steps=70 Number of optimizer steps." in text
+    assert "num_layers=10 Transformer blocks" in text
+    listed = json.loads(syzygy("train", "decoder", "--settings", "--json").out)
+    assert listed["task.batch_size"]["value"] == 64
+    assert all(entry["help"] for entry in listed.values())
+
+
+@pytest.mark.parametrize("table", [presets.CLIP, presets.DECODER, presets.PRIOR, presets.READER, presets.STARTER])
+def test_every_preset_is_a_complete_run(table: Mapping[str, Callable[[], Config]]) -> None:
+    for preset in table.values():
+        run = preset()
+        assert type(run).model_validate(json.loads(run.model_dump_json())) == run
+
+
+def test_the_gpu_recipes_decoder_fits_the_repository() -> None:
+    backbone = presets.starter_gpu().decoder.backbone
+    clip = presets.starter_gpu().clip.clip
+    config = decoder_run.DecoderConfig(
+        slots=(
+            decoder_run.SlotConfig(name="image", pooled_width=clip.width, pooled_tokens=4),
+            decoder_run.SlotConfig(name="text", token_width=clip.width, pooled_width=clip.width),
+        ),
+        backbone=backbone,
+    )
+    parameters = sum(x.numel() for x in decoder_run.build_decoder(config).parameters())
+    assert 2 * parameters < 15_000_000
+
+
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "no out": (("prior",), "Missing option '--out'"),
+    "preset": (("prior", "--preset", "stater"), "unknown preset 'stater'. Did you mean 'starter'?"),
+    "key": (("prior", "task.lambda_contrastiv=0.3"), "Did you mean 'task.lambda_contrastive'?"),
+    "no value": (("prior", "loop.steps"), "setting 'loop.steps' has no value: write key=value"),
+    "value": (("prior", "loop.steps=0"), "setting 'loop.steps'"),
+    "NaN": (("prior", "loop.lr=NaN"), "setting 'loop.lr'"),
+    "kind of value": (("prior", "loop.steps=many"), "setting 'loop.steps'"),
+    "two that clash": (("prior", "loop.steps=5", "loop.warmup=9"), "warmup=9 leaves nothing of steps=5"),
+    "clip": (("prior", "--clip", "nowhere", "--out", "{out}"), "CLIP 'nowhere' is neither a folder nor a known model"),
+    "clip of decoder": (("decoder", "--clip", "nowhere", "--out", "{out}"), "CLIP 'nowhere' is neither"),
+    "device": (("clip", "--device", "cuda", "--out", "{out}"), "device 'cuda' is not available here"),
+    "out": (("reader", "--out", __file__), "cannot write to"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_input(
+    arguments: tuple[str, ...],
+    message: str,
+    syzygy: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    answer = syzygy("train", *(argument.replace("{out}", str(tmp_path)) for argument in arguments))
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith("error: ")
+    assert message in answer.err
+    assert len(answer.err.splitlines()) <= 2
+    assert not list(tmp_path.iterdir())

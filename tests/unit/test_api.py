@@ -1,0 +1,104 @@
+"""The facade that loads: models by name and folder, priors from elsewhere, parts that belong together."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from syzygy import api, artifact
+from syzygy.api import DEFAULTS, TextToImage, clip_folder, load_prior, model_folder
+from syzygy.errors import UserError
+from syzygy.prior.baselines import TextIdentity
+
+PROMPT = "a red circle"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> TextToImage:
+    return TextToImage.from_pretrained(tiny_model)
+
+
+def picture(model: TextToImage, **settings) -> bytes:
+    return model(PROMPT, generator=torch.Generator().manual_seed(0), **settings).images[0].tobytes()
+
+
+def test_a_bundled_model_is_known_by_name(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(api.BUNDLED, "starter", tiny_model)
+    assert TextToImage.from_pretrained().name == "starter"
+    assert model_folder("starter") == tiny_model
+    assert clip_folder("starter") == tiny_model / "clip"
+    monkeypatch.setitem(api.BUNDLED, "starter", tmp_path)
+    with pytest.raises(UserError, match=r"the weights of 'starter' are not here.*syzygy train starter"):
+        TextToImage.from_pretrained()
+
+
+def test_steps_and_guidance_are_the_models_own_unless_given(model: TextToImage) -> None:
+    assert model.defaults == DEFAULTS | {"num_inference_steps": 3}
+    assert picture(model) == picture(model, num_inference_steps=3, guidance_scale=2.0)
+    assert picture(model, num_inference_steps=4) != picture(model)
+    assert picture(model, guidance_scale=0.0) != picture(model)
+    with pytest.raises(UserError, match="0 steps"):
+        picture(model, num_inference_steps=0)
+
+
+def test_another_prior_is_a_folder_a_run_or_an_object(model: TextToImage, tiny_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_model / "prior", run / "prior")
+    for prior in (tiny_model / "prior", run, str(run), model.pipeline.prior):
+        assert picture(TextToImage.from_pretrained(tiny_model, prior=prior)) == picture(model)
+    identity = TextToImage.from_pretrained(tiny_model, prior=TextIdentity(1.0))
+    assert picture(identity) != picture(model)
+    assert set(identity.fingerprints()) == {"clip", "decoder"}
+
+
+def test_an_unfinished_run_is_no_prior(model: TextToImage, tmp_path: Path) -> None:
+    artifact.write_json(tmp_path / "run.json", {})
+    with pytest.raises(UserError, match="is not finished"):
+        load_prior(tmp_path, model.clip)
+    with pytest.raises(UserError, match="is not finished"):
+        clip_folder(tmp_path)
+
+
+def test_fingerprints_tell_weights_apart(model: TextToImage, tiny_model: Path, tmp_path: Path) -> None:
+    assert TextToImage.from_pretrained(tiny_model).fingerprints() == model.fingerprints()
+    changed = shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = artifact.read_tensors(changed / "decoder" / artifact.WEIGHTS_FILE)
+    tensors["null_token"][0] += 1
+    artifact.write_tensors(changed / "decoder" / artifact.WEIGHTS_FILE, tensors)
+    other = TextToImage.from_pretrained(changed).fingerprints()
+    assert {name for name, value in model.fingerprints().items() if other[name] != value} == {"decoder"}
+
+
+def test_clips_are_found_where_they_are(tiny_model: Path, tmp_path: Path) -> None:
+    assert clip_folder(tiny_model) == tiny_model / "clip"
+    assert clip_folder(str(tiny_model / "clip")) == tiny_model / "clip"
+    with pytest.raises(UserError, match=r"CLIP '.*nowhere' is neither a folder nor a known model. Known: starter"):
+        clip_folder(tmp_path / "nowhere")
+
+
+def test_notes_tell_what_the_world_does_not_know(model: TextToImage, tiny_model: Path, tmp_path: Path) -> None:
+    assert model.notes(PROMPT) == []
+    (note,) = model.notes("a red cirkle and a star")
+    assert "'cirkle'; nearest known: circle" in note
+    (note,) = model.notes("a storm")
+    assert "names no object of this world" in note
+    with pytest.warns(UserWarning, match="cirkle"):
+        model("a red cirkle and a star")
+    changed = shutil.copytree(tiny_model, tmp_path / "model")
+    artifact.write_json(changed / api.INDEX_FILE, artifact.read_json(changed / api.INDEX_FILE) | {"world": False})
+    assert TextToImage.from_pretrained(changed).notes("a storm") == []
+
+
+def test_the_reader_comes_with_the_model(model: TextToImage) -> None:
+    readings = model.reader().read(torch.rand(2, 3, 32, 32))
+    assert len(readings) == 2
+
+
+def test_assemble_replaces_a_model_whole(tiny_model: Path, tmp_path: Path) -> None:
+    parts = {name: tiny_model / name for name in api.COMPONENTS}
+    for steps in (5, 6):
+        api.assemble(parts, tmp_path / "model", world=False, defaults={"num_inference_steps": steps})
+        loaded = TextToImage.from_pretrained(tmp_path / "model")
+        assert (loaded.defaults["num_inference_steps"], loaded.world) == (steps, False)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

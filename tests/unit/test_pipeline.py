@@ -1,0 +1,144 @@
+"""The path of a prompt, on stand-ins whose pictures tell what reached the decoder."""
+
+import pytest
+import torch
+
+from syzygy.errors import UserError
+from syzygy.pipeline import Pipeline, conditioning_of, one_each, to_pil
+from syzygy.rng import generator
+from syzygy.types import Conditioning, TextFeatures
+
+WIDTH = 4
+PROMPTS = ["a red circle", "a blue star"]
+
+
+class Encoder:
+    """Words → random features keyed by the text."""
+
+    width = WIDTH
+
+    def encode_text(self, texts: list[str]) -> TextFeatures:
+        rows = [torch.randn(6, WIDTH, generator=generator(0, text)) for text in texts]
+        states = torch.stack([row[:5] for row in rows])
+        return TextFeatures(states, torch.ones(len(texts), 5, dtype=torch.bool), torch.stack([row[5] for row in rows]))
+
+
+class Prior:
+    """The pooled text embedding plus a little noise."""
+
+    def predict(self, features, *, noise=None, generator=None):
+        assert noise is not None
+        return features.pooled + 0.01 * noise
+
+
+def denoiser(x: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    """Shrinks x towards a colour that the conditions choose; absent ones choose nothing."""
+    level = x.new_zeros(len(x))
+    for name, weight in (("image", 1.0), ("text", 3.0)):
+        if condition := conditioning.conditions.get(name):
+            level = level + weight * condition.present * condition.pooled.mean(1)
+    return 0.25 * x / (sigma**2 + 0.25)[:, None, None, None] + 0.1 * level.tanh()[:, None, None, None]
+
+
+@pytest.fixture
+def pipeline() -> Pipeline:
+    return Pipeline(Encoder(), Prior(), denoiser, image_size=8, device=torch.device("cpu"))
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+def bits(images) -> list[bytes]:
+    return [image.tobytes() for image in images]
+
+
+def test_pictures_of_one_prompt_stay_together(pipeline: Pipeline) -> None:
+    output = pipeline(PROMPTS, num_images_per_prompt=2, generator=seeds(0, 1, 0, 1))
+    assert len(output.images) == 4
+    assert output.images[0].size == (8, 8)
+    pooled = Encoder().encode_text(PROMPTS).pooled[[0, 0, 1, 1]]
+    assert (output.image_embeddings - pooled).abs().max() < 0.1
+    alone = pipeline(PROMPTS[1], generator=seeds(1))
+    assert bits(alone.images) == bits(output.images)[3:]
+    assert torch.equal(alone.image_embeddings[0], output.image_embeddings[3])
+
+
+def test_one_generator_serves_each_picture_in_turn(pipeline: Pipeline) -> None:
+    two, three = (pipeline(PROMPTS[0], num_images_per_prompt=n, generator=seeds(5)[0]) for n in (2, 3))
+    assert bits(two.images) == bits(three.images)[:2]
+    assert len(set(bits(three.images))) == 3
+    fresh = [pipeline(PROMPTS[0]) for _ in range(2)]
+    assert bits(fresh[0].images) != bits(fresh[1].images)
+
+
+def test_conditions_and_guidance_reach_the_denoiser(pipeline: Pipeline) -> None:
+    def paint(**settings) -> bytes:
+        return bits(pipeline(PROMPTS[0], generator=seeds(0), **settings).images)[0]
+
+    pictures = [
+        paint(),
+        paint(conditions=["image"]),
+        paint(conditions=["text"]),
+        paint(guidance_scale=1.0),
+        paint(negative_prompt=PROMPTS[1]),
+        paint(num_inference_steps=3),
+        paint(sampler="euler"),
+    ]
+    assert len(set(pictures)) == len(pictures)
+    assert paint(conditions=["text", "image"]) == pictures[0]
+
+
+def test_negative_prompt_is_predicted_without_noise(pipeline: Pipeline) -> None:
+    together = pipeline(PROMPTS[0], num_images_per_prompt=2, generator=seeds(0, 1), negative_prompt=PROMPTS[1])
+    alone = pipeline(PROMPTS[0], generator=seeds(1), negative_prompt=PROMPTS[1])
+    assert bits(alone.images) == bits(together.images)[1:]
+
+
+def test_the_callback_is_told_every_step(pipeline: Pipeline) -> None:
+    told = []
+    pipeline(PROMPTS[0], num_inference_steps=4, callback=lambda progress: told.append((progress.step, progress.steps)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        ([], {}, "the prompt is empty"),
+        ("  ", {}, "the prompt is empty"),
+        (["a star", ""], {}, "the prompt is empty"),
+        ("\udcff", {}, "the prompt is not text"),
+        ("a star", {"num_images_per_prompt": 0}, "0 pictures a prompt"),
+        ("a star", {"num_inference_steps": 0}, "0 steps"),
+        ("a star", {"conditions": []}, r"conditions \[\] must be"),
+        ("a star", {"conditions": ["image", "depth"]}, "must be one or both of image, text"),
+        ("a star", {"generator": seeds(0, 1)}, "2 generators for 1 pictures"),
+        ("a star", {"guidance_scale": float("nan")}, "guidance scale"),
+        ("a star", {"sampler": "none"}, "unknown sampler 'none'"),
+    ],
+)
+def test_wrong_input(pipeline: Pipeline, prompt, settings, message) -> None:
+    with pytest.raises(UserError, match=message):
+        pipeline(prompt, **settings)
+
+
+def test_pictures_are_rounded_to_the_nearest_grey() -> None:
+    values = torch.tensor([0.0, 0.5, 1.0, 0.4 / 255, 0.6 / 255, 1 / 3])
+    (image,) = to_pil(values.expand(1, 3, 1, 6))
+    assert [image.getpixel((x, 0))[0] for x in range(6)] == [0, 128, 255, 0, 1, 85]
+
+
+def test_conditioning_holds_what_is_named() -> None:
+    features = Encoder().encode_text(PROMPTS)
+    both = conditioning_of(features, features.pooled)
+    assert set(both.conditions) == {"image", "text"}
+    assert both.conditions["image"].states is None
+    assert torch.equal(both.conditions["text"].states, features.states)
+    assert set(conditioning_of(features, features.pooled, ["image"]).conditions) == {"image"}
+
+
+def test_one_each_gives_independent_generators() -> None:
+    first, second = one_each(seeds(3)[0], 2)
+    assert first.initial_seed() != second.initial_seed()
+    given = seeds(1, 2)
+    assert one_each(given, 2) == given
