@@ -74,7 +74,7 @@ def syzygy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole model of untrained tiny parts: real classes and files, pictures of 32 × 32. Copy it before changing it."""
+    """A whole model of untrained tiny parts: real classes and files, pictures of 32 × 32. Copy it to change it."""
     import torch
 
     from syzygy.api import assemble

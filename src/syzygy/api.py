@@ -80,7 +80,7 @@ class TextToImage:
         pipeline = Pipeline(
             text_encoder=clip,
             prior=loaded,
-            denoiser=Preconditioned(decoder, decoder.config.sigma_data),
+            denoiser=Preconditioned(decoder, decoder.config.sigma_data, decoder.config.prediction),
             image_size=decoder.config.image_size,
             device=torch.device(device),
         )

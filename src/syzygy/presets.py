@@ -49,19 +49,19 @@ def decoder_starter() -> DecoderRun:
     return DecoderRun(
         backbone=UNetConfig(channels=(48, 96, 128), attention=(False, True, True)),
         task=DecoderTaskConfig(
-            batch_size=64,
+            batch_size=32,
             noise=LogNormal(p_mean=0.0, p_std=1.4),
             subsets={"image": 0.45, "text": 0.15, "image+text": 0.3, "": 0.1},
         ),
         loop=LoopConfig(
-            steps=3200,
+            steps=5600,
             lr=8e-4,
-            warmup=200,
+            warmup=300,
             betas=(0.9, 0.99),
             grad_clip=1.0,
-            ema_half_life=150,
-            validate_every=400,
-            checkpoint_every=200,
+            ema_half_life=250,
+            validate_every=800,
+            checkpoint_every=400,
         ),
     )
 

@@ -138,6 +138,10 @@ def test_the_starter_in_stages(
         for stage in ("clip", "decoder", "reader", "prior"):
             patch.setattr(f"syzygy.runs.{stage}.fit", not_again)
         assert train("starter", *out) == result
+        record = tmp_path / "prior" / "prior" / artifact.PROVENANCE_FILE
+        artifact.write_json(record, artifact.read_json(record) | {"clip": "another"})
+        with pytest.raises(AssertionError, match="ran again"):
+            train("starter", *out)
 
     changed = syzygy("train", "starter", *out, *STARTER, "prior.seed=1")
     assert changed.code == 2
@@ -158,7 +162,7 @@ def test_an_interrupted_run_goes_on_as_if_it_never_stopped(
     syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path
 ) -> None:
     tiny = ("--clip", tiny_model, "--device", "cpu", *PRIOR, "task.batch_size=8")
-    tiny += ("loop.steps=400", "loop.log_every=1", "loop.validate_every=0", "loop.checkpoint_every=0")
+    tiny += ("loop.steps=150", "loop.log_every=1", "loop.validate_every=0", "loop.checkpoint_every=0")
     command = [
         str(x) for x in (Path(sys.executable).with_name("syzygy"), "train", "prior", "--out", tmp_path / "a", *tiny)
     ]
@@ -173,7 +177,7 @@ def test_an_interrupted_run_goes_on_as_if_it_never_stopped(
     assert "Run the same command again to continue." in errors.splitlines()[-1]
     assert not (tmp_path / "a" / "prior").exists()
     done = artifact.read_json(tmp_path / "a" / "checkpoint" / "state.json")["step"]
-    assert 0 < done < 400
+    assert 0 < done < 150
 
     for out in ("a", "b"):  # the rest, and a run without interruption
         answer = syzygy("train", "prior", "--out", tmp_path / out, *tiny)
@@ -201,7 +205,7 @@ def test_settings_are_listed_with_what_they_mean(syzygy: Callable[..., Any]) -> 
     assert "loop.steps=70 Number of optimizer steps." in text
     assert "num_layers=10 Transformer blocks" in text
     listed = json.loads(syzygy("train", "decoder", "--settings", "--json").out)
-    assert listed["task.batch_size"]["value"] == 64
+    assert listed["task.batch_size"]["value"] == presets.decoder_starter().task.batch_size
     assert all(entry["help"] for entry in listed.values())
 
 

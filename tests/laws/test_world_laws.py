@@ -101,6 +101,7 @@ def test_thousands_of_captions_are_true_and_read_back(length: Length, number: in
         said = pair.caption.description
         assert language("en").read(pair.caption.text).description.key == said.key
         assert all(atom.holds for atom in judge(said, pair.scene))
+        assert all(sum(map(m.fits, pair.scene.things)) == m.count for m in said.mentions if m.count > 1)
         assert is_held_out(pair.scene) or not said.held_out
 
 

@@ -91,7 +91,7 @@ def test_labels_stay_in_their_cell() -> None:
         sheet = contact_sheet([row], [[label, ""]], cell=64).convert("L").point(lambda value: 255 - value)
         left, top, right, bottom = sheet.getbbox()
         assert left >= 8
-        assert 8 + 64 <= top
+        assert top >= 8 + 64
         assert right <= 8 + 64
         assert bottom <= sheet.height
 

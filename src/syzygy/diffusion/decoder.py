@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from syzygy.config import Config
+from syzygy.diffusion.preconditioning import Prediction
 from syzygy.errors import UserError, unknown
 from syzygy.types import Condition, Conditioning
 
@@ -85,6 +86,8 @@ class DecoderConfig(Config):
     """Pixel-unshuffle factor: the backbone sees image_size / patch positions a side."""
     sigma_data: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     """Standard deviation of the clean pictures, in [-1, 1]; fixes the preconditioning."""
+    prediction: Prediction = "edm"
+    """What the network predicts; "clean" where the backbone's first layer is hardly wider than channels × patch²."""
     backbone: UNetConfig = UNetConfig()
     """The U-Net."""
 

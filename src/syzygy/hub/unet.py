@@ -42,6 +42,7 @@ class UNetBackbone(nn.Module):
                 max(width // unet.head_width, 1) for width in unet.channels
             ),
             norm_num_groups=unet.norm_groups,
+            resnet_time_scale_shift="scale_shift",  # the vector scales features, as in ADM: a strong path for the embeddings
             class_embed_type="projection",
             projection_class_embeddings_input_dim=config.vector_width,
         )

@@ -6,6 +6,7 @@ import torch
 
 from syzygy.config import Config
 from syzygy.diffusion.decoder import DecoderConfig, SlotConfig, UNetConfig
+from syzygy.diffusion.preconditioning import Prediction
 from syzygy.hub.clip import Clip
 from syzygy.hub.unet import build_decoder, save_decoder
 from syzygy.rng import Draw, seed_of
@@ -26,6 +27,8 @@ class DecoderRun(Config):
 
     backbone: UNetConfig
     """The U-Net."""
+    prediction: Prediction = "clean"
+    """What the network predicts: "clean" pictures (a small U-Net on 48 planes cannot carry noise through), or "edm"."""
     cross_attention_width: int = 128
     """Width of the tokens that the U-Net attends to."""
     vector_width: int = 128
@@ -57,6 +60,7 @@ def train(run: DecoderRun, clip_folder: Path, out: Path, device: torch.device) -
         image_size=clip.image_size,
         # Mostly light pictures: about the origin they spread further than the 0.5 of photographs.
         sigma_data=round(sample.images.square().mean().sqrt().item(), 2),
+        prediction=run.prediction,
         backbone=run.backbone,
     )
     decoder = build_decoder(config, seed=run.seed).to(device)

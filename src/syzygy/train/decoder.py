@@ -90,7 +90,7 @@ class DecoderTask:
                 if name not in decoder.slots:
                     raise unknown("condition", name, decoder.slots)
         self.modules = {"decoder": decoder}
-        self._denoiser = Preconditioned(decoder, decoder.config.sigma_data)
+        self._denoiser = Preconditioned(decoder, decoder.config.sigma_data, decoder.config.prediction)
         self._batches, self._validation = batches, validation
         self._config, self._seed, self._precision = config, seed, precision
 
