@@ -1,6 +1,5 @@
 """The facade that loads: `TextToImage.from_pretrained("starter")`."""
 
-import hashlib
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from syzygy import artifact
@@ -138,8 +136,7 @@ class TextToImage:
         found = {"clip": self.clip.fingerprint()}
         for name, part in (("prior", self.pipeline.prior), ("decoder", self.pipeline.denoiser)):
             if isinstance(part, nn.Module):
-                tensors = {key: x.detach().cpu().contiguous() for key, x in part.state_dict().items()}
-                found[name] = hashlib.blake2b(save(tensors), digest_size=8).hexdigest()
+                found[name] = artifact.fingerprint(part.state_dict())
         return found
 
     def reader(self) -> Reader:

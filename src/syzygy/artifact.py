@@ -3,6 +3,7 @@
 Nothing here, and nothing in this package, reads or writes pickle.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -96,7 +97,9 @@ def folder_written(path: Path, what: str = "weights") -> Iterator[Path]:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """Write safetensors atomically. `dtype` converts floating-point tensors (fp16 for weights to ship)."""
     plain = {
-        name: (x.detach().to("cpu", dtype) if dtype and x.is_floating_point() else x.detach().cpu()).contiguous().clone()
+        name: (x.detach().to("cpu", dtype) if dtype and x.is_floating_point() else x.detach().cpu())
+        .contiguous()
+        .clone()
         for name, x in tensors.items()
     }
     temporary = path.with_name(f".{path.name}.writing")
@@ -132,7 +135,11 @@ def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], where:
     own = module.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
-        parts = [f"{kind} {names[:3]} ({len(names)})" for kind, names in (("missing", missing), ("unexpected", extra)) if names]
+        parts = [
+            f"{kind} {names[:3]} ({len(names)})"
+            for kind, names in (("missing", missing), ("unexpected", extra))
+            if names
+        ]
         raise UserError(f"weights in {where} do not fit {type(module).__name__}: {'; '.join(parts)}.")
     for name, value in own.items():
         if tensors[name].shape != value.shape:
@@ -143,6 +150,15 @@ def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], where:
         if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
             raise UserError(f"weights in {where}: {name} holds NaN or infinity. Train or copy it again.")
     module.load_state_dict({name: tensors[name].to(value.dtype) for name, value in own.items()})
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen hex digits over names and values: the same where the weights are."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

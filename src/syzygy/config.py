@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from syzygy.errors import UserError, unknown
+from syzygy.errors import UserError
 
 
 class Config(BaseModel):
@@ -47,9 +48,11 @@ def override(config: C, assignments: Sequence[str]) -> C:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
-            raise UserError(f"setting {assignment!r} has no value: write key=value. Known: {', '.join(sorted(known))}.")
+            raise UserError(f"setting {assignment!r} has no value: write key=value.")
         if key not in known:
-            raise unknown("setting", key, known)
+            near = get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"unknown setting {key!r}.{hint} --settings lists all {len(known)}.")
         *path, last = key.split(".")
         inner = values
         for part in path:

@@ -80,5 +80,5 @@ def test_every_script_can_be_spelled(clip: Clip) -> None:
 
 
 def test_broken_folders(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="config.json is missing"):
+    with pytest.raises(UserError, match=r"config\.json is missing"):
         Clip.from_pretrained(tmp_path)

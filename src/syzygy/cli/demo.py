@@ -8,7 +8,9 @@ from syzygy.cli.common import device_option, json_option, writable_folder
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True, help="Folder to write.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True, help="Folder to write."
+)
 @click.option("--quick", is_flag=True, help="A shortened run that shows only that everything works.")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
 @device_option
@@ -25,6 +27,7 @@ def demo(out: Path, quick: bool, settings: tuple[str, ...], device: str, as_json
 
     from syzygy import presets
     from syzygy.config import override
+    from syzygy.evals.composition import cell
     from syzygy.runs import demo as demo_run
 
     writable_folder(out)
@@ -37,8 +40,7 @@ def demo(out: Path, quick: bool, settings: tuple[str, ...], device: str, as_json
     click.echo(f"\n{'':>16}{'seen':>22}{'held out':>22}")
     shares = {(row["candidate"], row["held_out"]): row for row in result.rows if row["category"] == "all"}
     for candidate in dict.fromkeys(row["candidate"] for row in result.rows):
-        cells = (shares[candidate, held_out] for held_out in (False, True))
-        texts = (f"{100 * c['agreement']:.0f} % [{100 * c['low']:.0f}, {100 * c['high']:.0f}]" for c in cells)
+        texts = (cell(shares.get((candidate, held_out))) for held_out in (False, True))
         click.echo(f"{candidate:>16}" + "".join(f"{text:>22}" for text in texts))
     click.echo(f"\nDone in {result.seconds:.0f} s. Look at {result.page}")
     click.echo("Try next:")

@@ -11,12 +11,22 @@ QUICK_PROMPTS, QUICK_STEPS = 8, 12
 
 @click.command()
 @click.option("--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder.")
-@click.option("--prior", "priors", multiple=True, metavar="[NAME=]RUN", help="Prior to score; may be repeated. Default: the model's own.")
-@click.option("--prompts", type=Whole(1), default=40, show_default=True, help="Prompts a category, seen and held-out each.")
+@click.option(
+    "--prior",
+    "priors",
+    multiple=True,
+    metavar="[NAME=]RUN",
+    help="Prior to score; may be repeated. Default: the model's own.",
+)
+@click.option(
+    "--prompts", type=Whole(1), default=40, show_default=True, help="Prompts a category, seen and held-out each."
+)
 @click.option("--steps", type=Whole(1), default=25, show_default=True, help="Sampling steps.")
 @click.option("--guidance-scale", type=float, default=2.0, show_default=True, help="Guidance; 1 means off.")
 @click.option("--with-text", is_flag=True, help="Let the decoder read the text too; text then slips past the prior.")
-@click.option("--quick", is_flag=True, help=f"{QUICK_PROMPTS} prompts and {QUICK_STEPS} steps: a first look, wide intervals.")
+@click.option(
+    "--quick", is_flag=True, help=f"{QUICK_PROMPTS} prompts and {QUICK_STEPS} steps: a first look, wide intervals."
+)
 @seed_option
 @device_option
 @json_option
@@ -75,15 +85,9 @@ def composition(
     for candidate in dict.fromkeys(r["candidate"] for r in rows):
         for category in (*CATEGORIES, "all"):
             cells = [shares.get((candidate, category, held_out)) for held_out in (False, True)]
-            click.echo(f"{candidate:>16}{category:>12}" + "".join(f"{_cell(cell):>22}" for cell in cells))
+            click.echo(f"{candidate:>16}{category:>12}" + "".join(f"{scores.cell(row):>22}" for row in cells))
     single = shares[scores.REFERENCE, "single", False]["atoms"]
     click.echo(
         f"\nReference, one object: colour {100 * single['colour']:.0f} %, shape {100 * single['shape']:.0f} %. "
         "Agreement: every named thing right. Brackets: 95 % bootstrap over prompts."
     )
-
-
-def _cell(row: dict | None) -> str:
-    if row is None:
-        return ""
-    return f"{100 * row['agreement']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"

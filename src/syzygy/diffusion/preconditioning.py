@@ -58,9 +58,7 @@ CLEAN_SIGMA_FLOOR = 0.3
 """Below this σ the weight of a clean prediction stays what it is here: its error does not vanish with σ, 1/σ² would drown the rest."""
 
 
-def loss_weight(
-    sigma: Float[Tensor, "B"], sigma_data: float, prediction: Prediction = "edm"
-) -> Float[Tensor, "B"]:
+def loss_weight(sigma: Float[Tensor, "B"], sigma_data: float, prediction: Prediction = "edm") -> Float[Tensor, "B"]:
     """λ(σ) = (σ² + σ_data²) / (σ·σ_data)²: every noise level starts with loss 1 (EDM, table 1).
 
     For a clean prediction σ is bounded below by `CLEAN_SIGMA_FLOOR`, as min-SNR weighting does (arXiv 2303.09556).

@@ -6,6 +6,7 @@ beside it, text would slip past the prior.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float
@@ -146,9 +147,22 @@ def by_kind(painted: Sequence[Painted]) -> dict[str, float]:
     return {kind: sum(held) / len(held) for kind, held in kinds.items()}
 
 
-def table(painted: Sequence[Painted]) -> list[dict[str, object]]:
+class Row(TypedDict):
+    """One line of a table, as plain JSON values; shares are in [0, 1]."""
+
+    candidate: str
+    category: str
+    held_out: bool
+    prompts: int
+    agreement: float
+    low: float
+    high: float
+    atoms: dict[str, float]
+
+
+def table(painted: Sequence[Painted]) -> list[Row]:
     """A row a candidate and category (and all categories), seen and held-out prompts apart."""
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     candidates = list(dict.fromkeys(p.candidate for p in painted))
     categories = [*dict.fromkeys(p.prompt.category for p in painted), "all"]
     for candidate in candidates:
@@ -176,3 +190,8 @@ def table(painted: Sequence[Painted]) -> list[dict[str, object]]:
                         }
                     )
     return rows
+
+
+def cell(row: Row | None) -> str:
+    """A row's agreement and interval in per cent, for a table of text; empty for no row."""
+    return f"{100 * row['agreement']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]" if row else ""

@@ -28,7 +28,9 @@ figure { display: inline-block; margin: 0 1.5rem 1rem 0 } svg text { font: 12px 
 
 def page(title: str, body: str) -> str:
     """A whole document."""
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
+    head = (
+        f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
+    )
     return f"<!doctype html><html lang='en'><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
 
 
@@ -54,7 +56,9 @@ def rows(header: Sequence[str], lines: Sequence[Sequence[str]], *, numbers_from:
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, x: str, size: tuple[int, int] = (440, 240)) -> str:
+def curves(
+    title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, x: str, size: tuple[int, int] = (440, 240)
+) -> str:
     """A line plot of named series of (x, y) points."""
     width, height = size
     left, bottom, top, right = 48, 34, 24, 8

@@ -1,6 +1,5 @@
 """Any CLIP that transformers loads, as text encoder and image encoder; and the starter's own, built from nothing."""
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterable
@@ -49,6 +48,9 @@ class Clip(nn.Module):
 
     Legend: B batch, T tokens, D joint width.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: Any, tokenizer: Any, mean: Iterable[float], std: Iterable[float], source: str) -> None:
         super().__init__()
@@ -133,11 +135,7 @@ class Clip(nn.Module):
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over all weights: which CLIP a prior or decoder was trained beside."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return artifact.fingerprint(self.model.state_dict())
 
     def save_pretrained(self, folder: Path, provenance: dict[str, Any], dtype: torch.dtype | None = None) -> None:
         """Write the layout that transformers reads (`CLIPModel`, `CLIPTokenizer`, `CLIPImageProcessor`)."""
@@ -174,6 +172,10 @@ class Clip(nn.Module):
         folder = Path(source)
         config = artifact.read_json(folder / artifact.CONFIG_FILE)
         preparation = artifact.read_json(folder / "preprocessor_config.json")
+        missing = [key for key in ("image_mean", "image_std") if key not in preparation]
+        missing += [name for name in ("tokenizer.json",) if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder} is not a complete CLIP: it lacks {', '.join(missing)}.")
         tensors = artifact.read_tensors(folder / artifact.WEIGHTS_FILE)
         model = CLIPModel(CLIPConfig.from_dict(config))
         artifact.load_strictly(model, tensors, folder)
@@ -243,7 +245,7 @@ def _learn_tokenizer(texts: Iterable[str], positions: int) -> Any:
         vocab_size=4096, min_frequency=2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
     learner.train_from_iterator(texts, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    merges: Any = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     words = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(pair) for pair in merges), START, END]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=positions)

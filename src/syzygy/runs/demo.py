@@ -13,7 +13,7 @@ from syzygy import artifact
 from syzygy.api import TextToImage, load_prior
 from syzygy.config import Config
 from syzygy.evals import composition, report
-from syzygy.evals.composition import Painted
+from syzygy.evals.composition import Painted, Row
 from syzygy.prior.baselines import TextIdentity
 from syzygy.rng import seed_of
 from syzygy.runs import prior as prior_run
@@ -43,7 +43,7 @@ class DemoResult:
     """What the demo found."""
 
     page: Path
-    rows: list[dict[str, object]]
+    rows: list[Row]
     seconds: float
 
 
@@ -110,9 +110,10 @@ def _body(
 {_pictures(shown)}
 <h2>Scored on {number} prompts, one picture each</h2>
 {_scores(scored)}
-<p class='note'>A picture counts when every named shape, colour, texture, relation, count and style is right, bound to the right object. Intervals:
-95 % bootstrap over prompts. What this does not show: one training seed, one small world, a tiny CLIP and {number // 2} prompts a side; differences
-within the intervals are no findings. <code>syzygy evaluate composition</code> asks more prompts.</p>
+<p class='note'>A picture counts when every named shape, colour, texture, relation, count and style is right, bound to the
+right object. Intervals: 95 % bootstrap over prompts. What this does not show: one training seed, one small world, a tiny CLIP
+and {number} prompts in all; differences within the intervals are no findings.
+<code>syzygy evaluate composition</code> asks more prompts.</p>
 """
 
 
@@ -136,7 +137,9 @@ def _pictures(shown: list[Painted]) -> str:
     for prompt in dict.fromkeys(p.prompt for p in shown):
         cells = {p.candidate: report.picture(p.picture, agrees=p.agrees) for p in shown if p.prompt == prompt}
         kind = "held out" if prompt.held_out else "seen"
-        lines.append([f"{html.escape(prompt.text)}<br><small>{prompt.category}, {kind}</small>", *(cells[c] for c in candidates)])
+        lines.append(
+            [f"{html.escape(prompt.text)}<br><small>{prompt.category}, {kind}</small>", *(cells[c] for c in candidates)]
+        )
     return report.rows(["prompt", *candidates], lines)
 
 
@@ -150,7 +153,9 @@ def _scores(scored: list[Painted]) -> str:
         plots += report.bars(f"agreement, {title}", {c: (s.mean, s.low, s.high) for c, s in scores.items()})
         for c, some in side.items():
             kinds = composition.by_kind(some)
-            parts = (f"{100 * kinds[k]:.0f} %" if k in kinds else "" for k in ("shape", "colour", "texture", "relation"))
+            parts = (
+                f"{100 * kinds[k]:.0f} %" if k in kinds else "" for k in ("shape", "colour", "texture", "relation")
+            )
             lines.append([title, html.escape(c), str(scores[c].number), str(scores[c]), *parts])
     header = ["compositions", "prior", "prompts", "agreement", "shape", "colour", "texture", "relation"]
     return plots + report.rows(header, lines, numbers_from=2)

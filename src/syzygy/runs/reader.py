@@ -46,5 +46,7 @@ def train(run: ReaderRun, out: Path, device: torch.device) -> RunResult:
     result = fit(task, run.loop, out, reporter=reporter("reader", size), run=run.model_dump(mode="json"))
     test = batch(seed_of(run.seed, "reader test"), 0, TEST_PICTURES)
     metrics = accuracy(reader, test.images, test.scenes)
-    reader.save_pretrained(out / "reader", provenance("reader", run, result, result.steps * size, metrics), torch.float16)
+    reader.save_pretrained(
+        out / "reader", provenance("reader", run, result, result.steps * size, metrics), torch.float16
+    )
     return RunResult(out / "reader", metrics, result.history)

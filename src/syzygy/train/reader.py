@@ -61,7 +61,15 @@ def reader_loss(found: Mapping[str, Tensor], scenes: Sequence[Scene]) -> dict[st
     """Parts of the loss: centres (penalty-reduced focal loss), attributes, offset and radius at the centres, style."""
     device = found["heat"].device
     rows = [
-        (b, t.x * CELLS, t.y * CELLS, t.radius, SHAPES.index(t.shape), COLOURS.index(t.colour), TEXTURES.index(t.texture))
+        (
+            b,
+            t.x * CELLS,
+            t.y * CELLS,
+            t.radius,
+            SHAPES.index(t.shape),
+            COLOURS.index(t.colour),
+            TEXTURES.index(t.texture),
+        )
         for b, scene in enumerate(scenes)
         for t in scene.things
     ]

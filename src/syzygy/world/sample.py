@@ -99,12 +99,6 @@ def scene_for(description: Description, draw: Draw, *, tries: int = 4000) -> Sce
         for mention in description.mentions:
             looks += [_look(draw, mention)] * mention.count
         scene = _place(looks, draw, description.style)
-        if all(atom.holds for atom in judge(description, scene, exact_counts=_exact(description))):
+        if all(atom.holds for atom in judge(description, scene)):
             return scene
     raise UserError("found no scene for this text: its relations contradict each other or leave no room. Name fewer.")
-
-
-def _exact(description: Description) -> bool:
-    """Counts can be exact only when no mention also covers another's things ("a circle and a red circle")."""
-    shapes: list[Shape] = [m.shape for m in description.mentions]
-    return len(set(shapes)) == len(shapes)
