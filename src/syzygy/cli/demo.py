@@ -11,11 +11,12 @@ from syzygy.cli.common import device_option, json_option, writable_folder
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True, help="Folder to write."
 )
+@click.option("--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder.")
 @click.option("--quick", is_flag=True, help="A shortened run that shows only that everything works.")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
 @device_option
 @json_option
-def demo(out: Path, quick: bool, settings: tuple[str, ...], device: str, as_json: bool) -> None:
+def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: str, as_json: bool) -> None:
     """Train an ECLIPSE prior from scratch and see what it paints.
 
     On the frozen starter, offline: trains the prior and its control (projection-only) before your eyes, paints twelve prompts, half of
@@ -32,7 +33,7 @@ def demo(out: Path, quick: bool, settings: tuple[str, ...], device: str, as_json
 
     writable_folder(out)
     run = override(presets.choose(presets.DEMO, "quick" if quick else "full"), settings)
-    result = demo_run.run(run, out, device=device, say=lambda line: click.echo(line, err=True))
+    result = demo_run.run(run, out, device=device, model=model, say=lambda line: click.echo(line, err=True))
     if as_json:
         json.dump({"page": str(result.page), "rows": result.rows, "seconds": round(result.seconds, 1)}, sys.stdout)
         click.echo()

@@ -54,6 +54,7 @@ def composition(
 
     from syzygy.api import TextToImage, load_prior
     from syzygy.cli.common import progress_bar
+    from syzygy.config import parse
     from syzygy.evals import composition as scores
     from syzygy.runs import evaluate
     from syzygy.world.prompts import CATEGORIES
@@ -70,9 +71,14 @@ def composition(
         candidates[name if equals else Path(one).name] = load_prior(folder if equals else one, loaded.clip, device)
     candidates = candidates or {"prior": loaded.pipeline.prior}
     candidates[evaluate.IDENTITY] = evaluate.text_identity(loaded, seed)
-    scoring = evaluate.Scoring(
-        prompts=prompts, steps=steps, guidance_scale=guidance_scale, with_text=with_text, seed=seed
-    )
+    settings = {
+        "prompts": prompts,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "with_text": with_text,
+        "seed": seed,
+    }
+    scoring = parse(evaluate.Scoring, settings, "options")
     wanted = evaluate.asked(CATEGORIES, prompts, seed)
     with progress_bar("painting", len(wanted) * (len(candidates) + 1)) as advance:
         painted = evaluate.paint(loaded, candidates, wanted, scoring, advance)

@@ -1,6 +1,7 @@
 """The demo: train an ECLIPSE prior from scratch on a frozen CLIP, and see what it and its controls paint."""
 
 import html
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,12 +48,12 @@ class DemoResult:
     seconds: float
 
 
-def run(demo: DemoRun, out: Path, *, device: str, say: Callable[[str], None]) -> DemoResult:
+def run(demo: DemoRun, out: Path, *, device: str, say: Callable[[str], None], model: str = "starter") -> DemoResult:
     """Train, paint, score; write `out/index.html` and `out/results.json`. Trained priors stay in `out/eclipse`, `out/projection`."""
     began = time.perf_counter()
-    model = TextToImage.from_pretrained("starter", device=device)
+    loaded = TextToImage.from_pretrained(model, device=device)
     say(f"1/4  embedding {demo.prior.scenes:,} pictures and captions with the frozen CLIP")
-    data = prior_run.embedded(demo.prior, model.clip)
+    data = prior_run.embedded(demo.prior, loaded.clip)
     say("2/4  training the ECLIPSE prior, then projection-only with the same budget")
     trained: dict[str, RunResult] = {}
     for name, place, settings in (
@@ -60,16 +61,20 @@ def run(demo: DemoRun, out: Path, *, device: str, say: Callable[[str], None]) ->
         (PROJECTION, "projection", _without_contrast(demo.prior)),
     ):
         where = out / place
-        trained[name] = prior_run.train(settings, model.clip, where, torch.device(device), data=data)
-    priors: dict[str, Prior] = {name: load_prior(result.folder, model.clip, device) for name, result in trained.items()}
+        if (where / "prior").is_dir():  # a finished demo trains anew, an interrupted one resumes
+            shutil.rmtree(where)
+        trained[name] = prior_run.train(settings, loaded.clip, where, torch.device(device), data=data)
+    priors: dict[str, Prior] = {
+        name: load_prior(result.folder, loaded.clip, device) for name, result in trained.items()
+    }
     priors[IDENTITY] = TextIdentity.fit(data[0].captions.pooled, data[0].image_embeddings)
     say("3/4  painting twelve prompts, half of them compositions that no prior saw")
     scoring = demo.scoring
     twelve = asked(SHOWN_CATEGORIES, 1, seed_of(scoring.seed, "shown"))
-    shown = paint(model, priors, twelve, scoring.model_copy(update={"steps": demo.shown_steps}))
+    shown = paint(loaded, priors, twelve, scoring.model_copy(update={"steps": demo.shown_steps}))
     sample = asked(CATEGORIES, scoring.prompts, scoring.seed)
     say(f"4/4  scoring {len(sample)} prompts with each prior, read from the pictures")
-    scored = paint(model, priors, sample, scoring)
+    scored = paint(loaded, priors, sample, scoring)
     seconds = time.perf_counter() - began
     rows = composition.table(scored)
     artifact.write_json(

@@ -26,7 +26,7 @@ class Scoring(Config):
     """Prompts a category, seen and held-out each."""
     steps: int = Field(default=25, gt=0)
     """Sampling steps."""
-    guidance_scale: float = Field(default=2.0, ge=0)
+    guidance_scale: float = Field(default=2.0, ge=0, allow_inf_nan=False)
     """Guidance; 1 means off."""
     with_text: bool = False
     """Let the decoder read the text states as well; text then slips past the prior."""
