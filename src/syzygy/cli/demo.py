@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from syzygy.cli.common import device_option, json_option, writable_folder
+from syzygy.cli.common import device_option, json_option, progress_bar, writable_folder
 
 
 @click.command()
@@ -33,7 +33,11 @@ def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: 
 
     writable_folder(out)
     run = override(presets.choose(presets.DEMO, "quick" if quick else "full"), settings)
-    result = demo_run.run(run, out, device=device, model=model, say=lambda line: click.echo(line, err=True))
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    result = demo_run.run(run, out, device=device, model=model, say=say, bar=progress_bar)
     if as_json:
         json.dump({"page": str(result.page), "rows": result.rows, "seconds": round(result.seconds, 1)}, sys.stdout)
         click.echo()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from syzygy.cli.common import Whole, device_option, json_option, seed_option
+from syzygy.cli.common import Whole, device_option, json_option, progress_bar, seed_option
 
 QUICK_PROMPTS, QUICK_STEPS = 8, 12
 
@@ -53,7 +53,6 @@ def composition(
     import json
 
     from syzygy.api import TextToImage, load_prior
-    from syzygy.cli.common import progress_bar
     from syzygy.config import parse
     from syzygy.evals import composition as scores
     from syzygy.runs import evaluate

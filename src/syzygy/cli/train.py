@@ -1,8 +1,6 @@
 """`syzygy train …`."""
 
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from syzygy.cli.common import device_option, json_option, writable_folder
+from syzygy.cli.common import device_option, json_option, progress_bar, writable_folder
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +91,7 @@ def prior(clip_source: str, **options: Any) -> None:
         from syzygy.runs import prior
 
         frozen = Clip.from_pretrained(clip_folder(clip_source)).to(device)
-        result = prior.train(run, frozen, out, device)
+        result = prior.train(run, frozen, out, device, bar=progress_bar)
         return Trained(result.folder, result.metrics, f"syzygy generate 'a red circle' --prior {out}")
 
     _train("PRIOR", body, **options)
@@ -176,8 +174,7 @@ def _train(
     import torch
 
     writable_folder(out)
-    with redirect_stdout(sys.stderr):  # the live display: standard output is for the result
-        trained = body(run, out, torch.device(device))
+    trained = body(run, out, torch.device(device))
     if as_json:
         click.echo(json.dumps({"folder": str(trained.folder), "metrics": trained.metrics}))
         return

@@ -1,6 +1,8 @@
 """What every run shares: its place, its device, its provenance."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -12,6 +14,15 @@ from syzygy import artifact
 from syzygy.config import Config
 from syzygy.train.loop import FitResult
 from syzygy.train.progress import ConsoleReporter, Reporter
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""(title, total) → a progress bar whose value is told how many more are done."""
+
+
+@contextmanager
+def no_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows nothing."""
+    yield lambda done: None
 
 
 @dataclass(frozen=True)
@@ -25,8 +36,8 @@ class RunResult:
 
 
 def reporter(title: str, samples_per_step: int) -> Reporter:
-    """Live progress on the terminal."""
-    return ConsoleReporter(title, samples_per_step=samples_per_step)
+    """Live progress on standard error: standard output is for results."""
+    return ConsoleReporter(title, samples_per_step=samples_per_step, stream=sys.stderr)
 
 
 def precision_on(device: torch.device) -> torch.dtype | None:

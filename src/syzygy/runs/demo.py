@@ -18,7 +18,7 @@ from syzygy.evals.composition import Painted, Row
 from syzygy.prior.baselines import TextIdentity
 from syzygy.rng import seed_of
 from syzygy.runs import prior as prior_run
-from syzygy.runs.common import RunResult
+from syzygy.runs.common import Bar, RunResult, no_bar
 from syzygy.runs.evaluate import IDENTITY, Scoring, asked, paint
 from syzygy.runs.prior import PriorRun
 from syzygy.types import Prior
@@ -48,12 +48,14 @@ class DemoResult:
     seconds: float
 
 
-def run(demo: DemoRun, out: Path, *, device: str, say: Callable[[str], None], model: str = "starter") -> DemoResult:
+def run(
+    demo: DemoRun, out: Path, *, device: str, say: Callable[[str], None], model: str = "starter", bar: Bar = no_bar
+) -> DemoResult:
     """Train, paint, score; write `out/index.html` and `out/results.json`. Trained priors stay in `out/eclipse`, `out/projection`."""
     began = time.perf_counter()
     loaded = TextToImage.from_pretrained(model, device=device)
     say(f"1/4  embedding {demo.prior.scenes:,} pictures and captions with the frozen CLIP")
-    data = prior_run.embedded(demo.prior, loaded.clip)
+    data = prior_run.embedded(demo.prior, loaded.clip, bar)
     say("2/4  training the ECLIPSE prior, then projection-only with the same budget")
     trained: dict[str, RunResult] = {}
     for name, place, settings in (
@@ -71,10 +73,12 @@ def run(demo: DemoRun, out: Path, *, device: str, say: Callable[[str], None], mo
     say("3/4  painting twelve prompts, half of them compositions that no prior saw")
     scoring = demo.scoring
     twelve = asked(SHOWN_CATEGORIES, 1, seed_of(scoring.seed, "shown"))
-    shown = paint(loaded, priors, twelve, scoring.model_copy(update={"steps": demo.shown_steps}))
+    with bar("painting", len(twelve) * (len(priors) + 1)) as progress:
+        shown = paint(loaded, priors, twelve, scoring.model_copy(update={"steps": demo.shown_steps}), progress)
     sample = asked(CATEGORIES, scoring.prompts, scoring.seed)
     say(f"4/4  scoring {len(sample)} prompts with each prior, read from the pictures")
-    scored = paint(loaded, priors, sample, scoring)
+    with bar("painting", len(sample) * (len(priors) + 1)) as progress:
+        scored = paint(loaded, priors, sample, scoring, progress)
     seconds = time.perf_counter() - began
     rows = composition.table(scored)
     artifact.write_json(

@@ -1,5 +1,6 @@
 """An ECLIPSE prior beside a frozen CLIP, on pairs of the embedded world without its held-out compositions."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from syzygy.config import Config
 from syzygy.hub.clip import Clip
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.rng import seed_of
-from syzygy.runs.common import RunResult, provenance, reporter
+from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
 from syzygy.train.loop import fit
 from syzygy.train.prior import PriorData, PriorTask, PriorTaskConfig, caption_ids
 from syzygy.train.progress import Reporter
@@ -41,7 +42,7 @@ class PriorRun(Config):
     """Weights, scenes and noise follow from it."""
 
 
-def embed(clip: Clip, seed: int, number: int) -> PriorData:
+def embed(clip: Clip, seed: int, number: int, progress: Callable[[int], None] = lambda done: None) -> PriorData:
     """Embed `number` pairs without held-out compositions, with CLIP's two towers, in memory."""
     images, features, texts = [], [], []
     for start in range(0, number, CHUNK):
@@ -50,6 +51,7 @@ def embed(clip: Clip, seed: int, number: int) -> PriorData:
         captions = [p.caption.text for p in found]
         features.append(clip.encode_text(captions).to("cpu"))
         texts += captions
+        progress(len(found))
     return PriorData(torch.cat(images), TextFeatures.cat(features), torch.arange(number), caption_ids(texts))
 
 
@@ -60,6 +62,7 @@ def train(
     device: torch.device,
     *,
     data: tuple[PriorData, PriorData] | None = None,
+    bar: Bar = no_bar,
     report: Reporter | None = None,
 ) -> RunResult:
     """Train (or resume) in `out` beside the frozen CLIP; the finished prior is `out/prior`, in the published layout, fp16.
@@ -77,7 +80,7 @@ def train(
                 num_embeddings=clip.positions,
             )
         ).to(device)
-    training, validation = data or embedded(run, clip)
+    training, validation = data or embedded(run, clip, bar)
     task = PriorTask(prior, training, validation, run.task, run.seed, logit_scale=clip.logit_scale)
     settings = run.model_dump(mode="json") | {"clip": clip.fingerprint()}
     result = fit(task, run.loop, out, reporter=report or reporter("prior", run.task.batch_size), run=settings)
@@ -88,9 +91,10 @@ def train(
     return RunResult(out / "prior", metrics, result.history)
 
 
-def embedded(run: PriorRun, clip: Clip) -> tuple[PriorData, PriorData]:
+def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, PriorData]:
     """The run's training and validation pairs."""
-    return (
-        embed(clip, seed_of(run.seed, "prior data"), run.scenes),
-        embed(clip, seed_of(run.seed, "prior validation"), run.validation_scenes),
-    )
+    with bar("embedding", run.scenes + run.validation_scenes) as progress:
+        return (
+            embed(clip, seed_of(run.seed, "prior data"), run.scenes, progress),
+            embed(clip, seed_of(run.seed, "prior validation"), run.validation_scenes, progress),
+        )

@@ -101,6 +101,7 @@ def test_lengths() -> None:
         words = {name: len(caption.text.split()) for name, caption in found.items()}
         assert words["short"] <= 35
         assert 8 < words["medium"] <= 70  # of 77 tokens
+        assert sum(len(f.split()) for f in FILLERS if f in found["medium"].text) <= 34  # room for the longest sentence
         assert 100 <= words["long"] <= 300
         for name in ("medium", "long"):
             assert found[name].text.startswith(FILLERS)
