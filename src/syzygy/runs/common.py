@@ -1,6 +1,5 @@
 """What every run shares: its place, its device, its provenance."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -36,8 +35,8 @@ class RunResult:
 
 
 def reporter(title: str, samples_per_step: int) -> Reporter:
-    """Live progress on standard error: standard output is for results."""
-    return ConsoleReporter(title, samples_per_step=samples_per_step, stream=sys.stderr)
+    """Live progress on the terminal."""
+    return ConsoleReporter(title, samples_per_step=samples_per_step)
 
 
 def precision_on(device: torch.device) -> torch.dtype | None:

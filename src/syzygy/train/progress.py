@@ -47,7 +47,7 @@ class SilentReporter:
 class ConsoleReporter:
     """Step, smoothed loss, last validation, speed and time left; live on a terminal, else a line every ten seconds.
 
-    Writes to standard output. `samples_per_step` adds samples/s.
+    Writes to standard error: standard output is for results. `samples_per_step` adds samples/s.
     """
 
     def __init__(self, title: str, *, samples_per_step: int | None = None) -> None:
@@ -61,10 +61,11 @@ class ConsoleReporter:
         self._loss = math.nan
         self._metrics: dict[str, float] = {}
         self._began = self._printed_at = self._now = time.monotonic()
-        if sys.stdout.isatty():
+        if sys.stderr.isatty():
+            from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(get_renderable=self._display, refresh_per_second=4)
+            self._live = Live(get_renderable=self._display, refresh_per_second=4, console=Console(stderr=True))
             self._live.start()
 
     def step(self, step: int, loss: float) -> None:
@@ -86,7 +87,7 @@ class ConsoleReporter:
             self._print()
 
     def _print(self) -> None:
-        print(f"{self.title}: step {self._step}/{self._steps} · {self._status()}", flush=True)
+        print(f"{self.title}: step {self._step}/{self._steps} · {self._status()}", file=sys.stderr, flush=True)
         self._printed, self._printed_at = self._step, self._now
 
     def _status(self) -> str:
