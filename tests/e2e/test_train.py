@@ -233,7 +233,7 @@ def test_the_gpu_recipes_decoder_fits_the_repository() -> None:
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "no out": (("prior",), "Missing option '--out'"),
     "preset": (("prior", "--preset", "stater"), "unknown preset 'stater'. Did you mean 'starter'?"),
-    "key": (("prior", "task.lambda_contrastiv=0.3"), "Did you mean 'task.lambda_contrastive'?"),
+    "key": (("prior", "task.lambda_contrastiv=0.3"), "Did you mean task.lambda_contrastive"),
     "no value": (("prior", "loop.steps"), "setting 'loop.steps' has no value: write key=value"),
     "value": (("prior", "loop.steps=0"), "setting 'loop.steps'"),
     "NaN": (("prior", "loop.lr=NaN"), "setting 'loop.lr'"),

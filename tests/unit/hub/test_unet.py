@@ -53,7 +53,7 @@ def test_fresh_decoder_answers_zero_and_owes_its_weights_to_the_seed() -> None:
     assert not answer(first).any()
 
 
-@pytest.mark.parametrize(("channels", "millions"), [((64, 96), 2.7), ((48, 96, 128), 5.4)])
+@pytest.mark.parametrize(("channels", "millions"), [((64, 96), 2.86), ((48, 96, 128), 5.61)])
 def test_sizes_of_the_unet(channels: tuple[int, ...], millions: float) -> None:
     backbone = UNetConfig(channels=channels, attention=(False, *[True] * (len(channels) - 1)))
     with torch.device("meta"):
