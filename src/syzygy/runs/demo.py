@@ -18,7 +18,7 @@ from syzygy.evals.composition import Painted, Row
 from syzygy.prior.baselines import TextIdentity
 from syzygy.rng import seed_of
 from syzygy.runs import prior as prior_run
-from syzygy.runs.common import Bar, RunResult, no_bar
+from syzygy.runs.common import Bar, RunResult, no_bar, reporter
 from syzygy.runs.evaluate import IDENTITY, Scoring, asked, paint
 from syzygy.runs.prior import PriorRun
 from syzygy.types import Prior
@@ -65,7 +65,8 @@ def run(
         where = out / place
         if (where / "prior").is_dir():  # a finished demo trains anew, an interrupted one resumes
             shutil.rmtree(where)
-        trained[name] = prior_run.train(settings, loaded.clip, where, torch.device(device), data=data)
+        live = reporter(name, settings.task.batch_size)
+        trained[name] = prior_run.train(settings, loaded.clip, where, torch.device(device), data=data, report=live)
     priors: dict[str, Prior] = {
         name: load_prior(result.folder, loaded.clip, device) for name, result in trained.items()
     }
