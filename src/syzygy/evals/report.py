@@ -61,7 +61,7 @@ def curves(
 ) -> str:
     """A line plot of named series of (x, y) points."""
     width, height = size
-    left, bottom, top, right = 48, 34, 24, 8
+    left, bottom, top, right = 48, 42, 24, 8
     points = [p for line in lines.values() for p in line]
     if not points:
         return ""
@@ -80,13 +80,13 @@ def curves(
         v = height - bottom - share * (height - bottom - top)
         parts.append(f"<line x1='{left}' x2='{width - right}' y1='{v:.1f}' y2='{v:.1f}' stroke='#8884'/>")
         parts.append(f"<text x='{left - 6}' y='{v + 4:.1f}' text-anchor='end'>{value:.3g}</text>")
-    parts.append(f"<text x='{left}' y='{height - 14}'>{x0:g}</text>")
-    parts.append(f"<text x='{width - right}' y='{height - 14}' text-anchor='end'>{x1:g} {html.escape(x)}</text>")
+    parts.append(f"<text x='{left}' y='{height - 26}'>{x0:g}</text>")
+    parts.append(f"<text x='{width - right}' y='{height - 26}' text-anchor='end'>{x1:g} {html.escape(x)}</text>")
     for i, (name, line) in enumerate(lines.items()):
         colour = COLOURS[i % len(COLOURS)]
         path = " ".join(at(*p) for p in line)
         parts.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>")
-        parts.append(f"<text x='{left + 110 * i}' y='{height - 1}' style='fill:{colour}'>{html.escape(name)}</text>")
+        parts.append(f"<text x='{left + 110 * i}' y='{height - 6}' style='fill:{colour}'>{html.escape(name)}</text>")
     return f"<figure><svg width='{width}' height='{height}' role='img' aria-label='{html.escape(title)}'>{''.join(parts)}</svg></figure>"
 
 
