@@ -77,8 +77,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model of untrained tiny parts: real classes and files, pictures of 32 × 32. Copy it to change it."""
     import torch
 
-    from syzygy.api import assemble
+    from syzygy import api
     from syzygy.diffusion.decoder import DecoderConfig, SlotConfig, UNetConfig
+    from syzygy.hub.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
     from syzygy.hub.clip import Clip, ClipConfig, build_clip
     from syzygy.hub.unet import build_decoder, save_decoder
     from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
@@ -86,7 +87,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from syzygy.world import source
     from syzygy.world.reader import Reader, ReaderConfig
 
-    parts = {name: tmp_path_factory.mktemp("parts") / name for name in ("clip", "prior", "decoder", "reader")}
+    parts = {name: tmp_path_factory.mktemp("parts") / name for name in api.COMPONENTS}
     sizes = {"text_layers": 1, "text_heads": 2, "vision_width": 32, "vision_layers": 1, "vision_heads": 2}
     texts = [pair.caption.text for pair in source.pairs(0, 0, 200)]
     build_clip(ClipConfig(width=32, image_size=32, **sizes), texts, 0).save_pretrained(parts["clip"], {}, torch.float16)
@@ -97,7 +98,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     backbone = UNetConfig(channels=(16, 32), attention=(False, True), head_width=16, norm_groups=8)
     decoder = build_decoder(
-        DecoderConfig(slots=slots, image_size=32, cross_attention_width=32, vector_width=32, backbone=backbone)
+        DecoderConfig(slots=slots, size=8, cross_attention_width=32, vector_width=32, backbone=backbone)
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -110,9 +111,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("image", "text"):
             decoder.set_scale(name, 0.5)
         Reader(ReaderConfig(features=16, blocks=1)).save_pretrained(parts["reader"], {})
+    autoencoder = build_autoencoder(AutoencoderConfig(image_size=32, channels=16, norm_groups=8))
+    autoencoder.set_statistics(torch.zeros(4), torch.ones(4))
+    autoencoder.save_pretrained(parts["autoencoder"], {}, torch.float16)
+    beside["autoencoder"] = Autoencoder.from_pretrained(parts["autoencoder"]).fingerprint()
     prior.save_pretrained(parts["prior"], beside, torch.float16)
     save_decoder(decoder, parts["decoder"], beside)
-    return assemble(parts, tmp_path_factory.mktemp("models") / "tiny", world=True, defaults={"num_inference_steps": 3})
+    return api.assemble(
+        parts, tmp_path_factory.mktemp("models") / "tiny", world=True, defaults={"num_inference_steps": 3}
+    )
 
 
 def pytest_unconfigure() -> None:

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from syzygy import artifact
+from syzygy.diffusion.decoder import DecoderConfig
 from syzygy.diffusion.preconditioning import Preconditioned
 from syzygy.diffusion.samplers import Progress
 from syzygy.errors import UserError
+from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
 from syzygy.hub.unet import load_decoder
 from syzygy.pipeline import CONDITIONS, Pipeline, PipelineOutput
@@ -24,7 +26,7 @@ from syzygy.world.reader import Reader
 
 INDEX_FILE = "model_index.json"
 CLASS_NAME = "TextToImage"
-COMPONENTS = ("clip", "prior", "decoder", "reader")
+COMPONENTS = ("clip", "prior", "decoder", "autoencoder", "reader")
 BUNDLED = {"starter": Path(__file__).parent / "starter"}
 """Models that come with the package."""
 DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 2.0}
@@ -66,20 +68,15 @@ class TextToImage:
         index = _read_index(folder)
         clip = Clip.from_pretrained(folder / "clip").to(device)
         decoder = load_decoder(folder / "decoder").to(device)
-        _same_clip(folder / "decoder", clip)
+        autoencoder = Autoencoder.from_pretrained(folder / "autoencoder").to(device)
+        _check_decoder(decoder.config, folder, clip, autoencoder)
         chosen = prior if prior is not None else folder / "prior"
         loaded = load_prior(chosen, clip, device) if isinstance(chosen, (str, Path)) else chosen
-        for slot in decoder.config.slots:
-            if slot.pooled_width not in (None, clip.width):
-                raise UserError(
-                    f"the decoder in {folder} reads embeddings {slot.pooled_width} wide, its CLIP makes {clip.width}: "
-                    "they belong to different models."
-                )
         pipeline = Pipeline(
             text_encoder=clip,
             prior=loaded,
-            denoiser=Preconditioned(decoder, decoder.config.sigma_data, decoder.config.prediction),
-            image_size=decoder.config.image_size,
+            denoiser=Preconditioned(decoder, decoder.config.sigma_data),
+            autoencoder=autoencoder,
             device=torch.device(device),
         )
         return cls(str(model), clip, pipeline, folder, bool(index.get("world")), DEFAULTS | index.get("defaults", {}))
@@ -134,7 +131,8 @@ class TextToImage:
     def fingerprints(self) -> dict[str, str]:
         """Sixteen hex digits a part that paints: with equal ones, equal settings give equal pictures."""
         found = {"clip": self.clip.fingerprint()}
-        for name, part in (("prior", self.pipeline.prior), ("decoder", self.pipeline.denoiser)):
+        path = self.pipeline
+        for name, part in (("prior", path.prior), ("decoder", path.denoiser), ("autoencoder", path.autoencoder)):
             if isinstance(part, nn.Module):
                 found[name] = artifact.fingerprint(part.state_dict())
         return found
@@ -169,17 +167,17 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def clip_folder(source: str | Path) -> Path:
-    """The folder of a CLIP: a model's (by name or folder), a finished `train clip` run's, or the folder itself."""
+def part_folder(source: str | Path, part: str) -> Path:
+    """The folder of a model's part: of a model (by name or folder), of the finished run that trained it, or the folder itself."""
     if str(source) in BUNDLED:
-        return model_folder(source) / "clip"
+        return model_folder(source) / part
     folder = Path(source)
-    if (folder / "clip" / artifact.CONFIG_FILE).is_file():
-        return folder / "clip"
+    if (folder / part / artifact.CONFIG_FILE).is_file():
+        return folder / part
     if (folder / "run.json").is_file():
         raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
     if not folder.is_dir():
-        raise UserError(f"CLIP {str(source)!r} is neither a folder nor a known model. Known: {', '.join(BUNDLED)}.")
+        raise UserError(f"{part} {str(source)!r} is neither a folder nor a known model. Known: {', '.join(BUNDLED)}.")
     return folder
 
 
@@ -196,17 +194,33 @@ def load_prior(folder: str | Path, clip: Clip, device: str = "cpu") -> EclipsePr
             f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, this model's CLIP makes "
             f"{clip.width}. Use a prior trained beside the same CLIP."
         )
-    _same_clip(folder, clip)
+    _trained_beside(folder, "clip", clip.fingerprint())
     return prior.to(device).eval()
 
 
-def _same_clip(folder: Path, clip: Clip) -> None:
-    """Refuse a part that is known to have been trained beside another CLIP."""
-    record = folder / artifact.PROVENANCE_FILE
-    trained_beside = artifact.read_json(record).get("clip") if record.is_file() else None
-    if trained_beside not in (None, clip.fingerprint()):
+def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder: Autoencoder) -> None:
+    for slot in config.slots:
+        if slot.pooled_width not in (None, clip.width):
+            raise UserError(
+                f"the decoder in {folder} reads embeddings {slot.pooled_width} wide, its CLIP makes {clip.width}: "
+                "they belong to different models."
+            )
+    if (made := (config.channels, config.size, config.size)) != autoencoder.latent_shape:
         raise UserError(
-            f"the weights in {folder} were trained beside another CLIP ({trained_beside}): its space is different."
+            f"the decoder in {folder} makes latents of shape {made}, its autoencoder reads {autoencoder.latent_shape}: "
+            "they belong to different models."
+        )
+    _trained_beside(folder / "decoder", "clip", clip.fingerprint())
+    _trained_beside(folder / "decoder", "autoencoder", autoencoder.fingerprint())
+
+
+def _trained_beside(folder: Path, part: str, fingerprint: str) -> None:
+    """Refuse weights that are known to have been trained beside another CLIP, or another autoencoder."""
+    record = folder / artifact.PROVENANCE_FILE
+    beside = artifact.read_json(record).get(part) if record.is_file() else None
+    if beside not in (None, fingerprint):
+        raise UserError(
+            f"the weights in {folder} were trained beside another {part} ({beside}): its space is different."
         )
 
 

@@ -1,4 +1,4 @@
-"""Text → image embedding → picture. Takes contracts, loads nothing.
+"""Text → image embedding → latents → picture. Takes contracts, loads nothing.
 
 Shapes: P prompts, N pictures (prompts × pictures a prompt, those of one prompt together), D joint width of CLIP.
 """
@@ -16,7 +16,16 @@ from syzygy.diffusion.noise import KarrasSchedule
 from syzygy.diffusion.samplers import Progress, sample
 from syzygy.errors import UserError
 from syzygy.rng import per_sample_noise
-from syzygy.types import Conditioning, Denoiser, Prior, TextEncoder, TextFeatures, image_condition, text_condition
+from syzygy.types import (
+    Conditioning,
+    Denoiser,
+    ImageAutoencoder,
+    Prior,
+    TextEncoder,
+    TextFeatures,
+    image_condition,
+    text_condition,
+)
 
 CONDITIONS = ("image", "text")
 
@@ -33,13 +42,12 @@ class PipelineOutput:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The path of a prompt: text encoder, prior, denoiser, sampler."""
+    """The path of a prompt: text encoder, prior, denoiser in a sampler, autoencoder."""
 
     text_encoder: TextEncoder
     prior: Prior
     denoiser: Denoiser
-    image_size: int
-    """Side of a picture in pixels."""
+    autoencoder: ImageAutoencoder
     device: torch.device
     schedule: KarrasSchedule = field(default_factory=KarrasSchedule)
 
@@ -107,11 +115,11 @@ class Pipeline:
         callback: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """Pictures in [0, 1] of a conditioning of N samples, each from its own generator's noise."""
-        size = self.image_size
-        noise = per_sample_noise((3, size, size), generators, self.device)
+        noise = per_sample_noise(self.autoencoder.latent_shape, generators, self.device)
         denoiser = Guided(self.denoiser, guidance_scale, negative)
         sigmas = self.schedule.sigmas(num_inference_steps)
-        return (sample(denoiser, noise, sigmas, conditioning, sampler=sampler, on_step=callback) / 2 + 0.5).clamp(0, 1)
+        latents = sample(denoiser, noise, sigmas, conditioning, sampler=sampler, on_step=callback)
+        return self.autoencoder.decode(latents)
 
 
 def _check(prompts: list[str], num_images_per_prompt: int, conditions: Sequence[str]) -> None:

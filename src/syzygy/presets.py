@@ -7,7 +7,9 @@ from syzygy.config import Config
 from syzygy.diffusion.decoder import UNetConfig
 from syzygy.diffusion.noise import LogNormal
 from syzygy.errors import unknown
+from syzygy.hub.autoencoder import AutoencoderConfig
 from syzygy.hub.clip import ClipConfig
+from syzygy.runs.autoencoder import AutoencoderRun
 from syzygy.runs.clip import ClipRun
 from syzygy.runs.decoder import DecoderRun
 from syzygy.runs.demo import DemoRun
@@ -15,6 +17,7 @@ from syzygy.runs.evaluate import Scoring
 from syzygy.runs.prior import PriorRun
 from syzygy.runs.reader import ReaderRun
 from syzygy.runs.starter import StarterRun
+from syzygy.train.autoencoder import AutoencoderTaskConfig
 from syzygy.train.clip import ClipTaskConfig
 from syzygy.train.decoder import DecoderTaskConfig
 from syzygy.train.prior import PriorTaskConfig
@@ -29,9 +32,9 @@ def clip_starter() -> ClipRun:
     """The starter's CLIP on two CPU cores: about 35 minutes."""
     return ClipRun(
         clip=ClipConfig(),
-        task=ClipTaskConfig(batch_size=256),
+        task=ClipTaskConfig(batch_size=256, hard_negatives=1.0),
         loop=LoopConfig(
-            steps=1200,
+            steps=2600,
             lr=6e-4,
             warmup=300,
             weight_decay=0.05,
@@ -44,14 +47,36 @@ def clip_starter() -> ClipRun:
     )
 
 
+def autoencoder_starter() -> AutoencoderRun:
+    """The starter's autoencoder on two CPU cores: about ten minutes."""
+    return AutoencoderRun(
+        autoencoder=AutoencoderConfig(),
+        task=AutoencoderTaskConfig(batch_size=32),
+        loop=LoopConfig(
+            steps=3000,
+            lr=2e-3,
+            warmup=100,
+            betas=(0.9, 0.99),
+            grad_clip=1.0,
+            ema_half_life=50,
+            validate_every=250,
+            checkpoint_every=250,
+        ),
+    )
+
+
 def decoder_starter() -> DecoderRun:
-    """The starter's decoder on two CPU cores: 50 minutes. It reaches colours and styles, not yet shapes (docs/LOG.md)."""
+    """The starter's decoder on two CPU cores: about 70 minutes.
+
+    The noise levels lie where the picture is decided: an object's place and shape drown at σ = 1 to 5 of the latents'
+    unit variance.
+    """
     return DecoderRun(
-        backbone=UNetConfig(channels=(48, 96, 128), attention=(False, True, True)),
+        backbone=UNetConfig(channels=(64, 96, 128), attention=(False, True, True)),
         task=DecoderTaskConfig(
             batch_size=32,
-            noise=LogNormal(p_mean=0.0, p_std=1.4),
-            subsets={"image": 0.45, "text": 0.15, "image+text": 0.3, "": 0.1},
+            noise=LogNormal(p_mean=0.4, p_std=1.2),
+            subsets={"image": 0.5, "text": 0.12, "image+text": 0.28, "": 0.1},
         ),
         loop=LoopConfig(
             steps=5600,
@@ -125,11 +150,17 @@ def prior_eclipse_paper() -> PriorRun:
 
 def starter_cpu() -> StarterRun:
     """The starter on two CPU cores, in about two hours."""
-    return StarterRun(clip=clip_starter(), reader=reader_starter(), decoder=decoder_starter(), prior=prior_starter())
+    return StarterRun(
+        clip=clip_starter(),
+        reader=reader_starter(),
+        autoencoder=autoencoder_starter(),
+        decoder=decoder_starter(),
+        prior=prior_starter(),
+    )
 
 
 def starter_gpu() -> StarterRun:
-    """The starter on one H200, in two sittings of ten minutes: clip and reader, then decoder and prior.
+    """The starter on one H200, in two sittings of ten minutes: clip, reader and autoencoder, then decoder and prior.
 
     An estimate, not yet run. What bounds it is making scenes (about 0.2 ms a pair on one core), not the GPU. The
     decoder has 7.0M parameters, 14 MB in fp16.
@@ -143,6 +174,7 @@ def starter_gpu() -> StarterRun:
             }
         ),
         reader=reader_starter(),
+        autoencoder=autoencoder_starter(),
         decoder=decoder.model_copy(
             update={
                 "backbone": UNetConfig(channels=(64, 128, 128), attention=(False, True, True)),
@@ -175,6 +207,7 @@ def demo_quick() -> DemoRun:
     return DemoRun(prior=small, scoring=Scoring(prompts=1, steps=6), shown_steps=8)
 
 
+AUTOENCODER: dict[str, Callable[[], AutoencoderRun]] = {"starter": autoencoder_starter}
 CLIP: dict[str, Callable[[], ClipRun]] = {"starter": clip_starter}
 DECODER: dict[str, Callable[[], DecoderRun]] = {"starter": decoder_starter}
 PRIOR: dict[str, Callable[[], PriorRun]] = {"starter": prior_starter, "paper": prior_eclipse_paper}

@@ -131,6 +131,20 @@ class ImageEncoder(Protocol):
 
 
 @runtime_checkable
+class ImageAutoencoder(Protocol):
+    """Pictures in [0, 1] ↔ the latents that a decoder denoises, of zero mean and unit variance."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        ...
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]: ...
+
+    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]: ...
+
+
+@runtime_checkable
 class Prior(Protocol):
     """Text → image embedding, in CLIP's raw (un-whitened, un-normalised) space, in one call."""
 

@@ -14,9 +14,11 @@ import pytest
 from syzygy import api, artifact, presets
 from syzygy.config import Config
 from syzygy.pictures import read_record
+from syzygy.runs import autoencoder as autoencoder_run
 from syzygy.runs import clip as clip_run
 from syzygy.runs import decoder as decoder_run
 from syzygy.runs import reader as reader_run
+from syzygy.runs import starter as starter_run
 
 LOOP = ("loop.steps=3", "loop.warmup=1", "loop.validate_every=2", "task.batch_size=8")
 CLIP = tuple(
@@ -44,8 +46,15 @@ PRIOR = (
     "scenes=40",
     "validation_scenes=20",
 )
+AUTOENCODER = ("autoencoder.image_size=32", "autoencoder.channels=16", "autoencoder.norm_groups=8")
 READER = ("reader.features=16", "reader.blocks=1")
-TINY = {"clip": LOOP + CLIP, "decoder": LOOP + DECODER, "prior": LOOP + PRIOR, "reader": LOOP + READER}
+TINY = {
+    "clip": LOOP + CLIP,
+    "autoencoder": LOOP + AUTOENCODER,
+    "decoder": LOOP + DECODER,
+    "prior": LOOP + PRIOR,
+    "reader": LOOP + READER,
+}
 STARTER = tuple(f"{stage}.{setting}" for stage, settings in TINY.items() for setting in settings)
 
 
@@ -55,6 +64,8 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, number in (
         (clip_run, "TOKENIZER_CAPTIONS", 100),
         (clip_run, "VALIDATION_PAIRS", 16),
+        (autoencoder_run, "STATISTICS_PICTURES", 16),
+        (autoencoder_run, "VALIDATION_PICTURES", 8),
         (decoder_run, "SCALE_PAIRS", 16),
         (decoder_run, "VALIDATION_PICTURES", 8),
         (reader_run, "VALIDATION_PICTURES", 8),
@@ -92,15 +103,19 @@ def test_from_nothing_to_a_picture(
 ) -> None:
     clip = train("clip", "--out", tmp_path / "c")
     assert clip["folder"] == str(tmp_path / "c" / "clip")
-    assert set(clip["metrics"]) == {"matched_cosine", "mean_distance", "recall_at_1"}
-    decoder = train("decoder", "--clip", tmp_path / "c", "--out", tmp_path / "d")
+    aligned = {"matched_cosine", "mean_distance", "recall_at_1", "zero_shot_shape", "zero_shot_colour"}
+    assert set(clip["metrics"]) == aligned
+    autoencoder = train("autoencoder", "--out", tmp_path / "a")
+    assert set(autoencoder["metrics"]) == {"psnr", "nats"}
+    decoder = train("decoder", "--clip", tmp_path / "c", "--autoencoder", tmp_path / "a", "--out", tmp_path / "d")
     assert {"loss", "loss/image", "loss/none"} <= set(decoder["metrics"])
     prior = train("prior", "--clip", tmp_path / "c" / "clip", "--out", tmp_path / "p")
     assert {"loss", "cosine", "recall_at_1"} <= set(prior["metrics"])
     record = artifact.read_json(Path(prior["folder"]) / artifact.PROVENANCE_FILE)
     assert (record["kind"], record["steps"], record["samples"], record["recipe"]["scenes"]) == ("prior", 3, 24, 40)
 
-    parts = {name: Path(result["folder"]) for name, result in (("clip", clip), ("decoder", decoder), ("prior", prior))}
+    results = {"clip": clip, "autoencoder": autoencoder, "decoder": decoder, "prior": prior}
+    parts = {name: Path(result["folder"]) for name, result in results.items()}
     api.assemble(parts | {"reader": tiny_model / "reader"}, tmp_path / "m", world=True, defaults={})
     arguments = ("a red circle", "--model", tmp_path / "m", "--steps", "2", "--out", tmp_path / "out", "--json")
     own = json.loads(syzygy("generate", *arguments).out)
@@ -111,7 +126,7 @@ def test_from_nothing_to_a_picture(
     assert other["folder"] == str(tmp_path / "q" / "prior")
     refused = syzygy("generate", "a moon", "--model", tiny_model, "--prior", tmp_path / "q", "--out", tmp_path / "out")
     assert refused.code == 2
-    assert "were trained beside another CLIP" in refused.err
+    assert "were trained beside another clip" in refused.err
 
 
 def test_the_starter_in_stages(
@@ -126,7 +141,7 @@ def test_the_starter_in_stages(
     assert {name.split("/")[0] for name in first["metrics"]} == {"clip", "reader"}
     result = train("starter", *out)
     assert result["folder"] == str(tmp_path / "model")
-    assert {name.split("/")[0] for name in result["metrics"]} == {"clip", "decoder", "prior", "reader"}
+    assert {name.split("/")[0] for name in result["metrics"]} == set(starter_run.STAGES)
     answer = syzygy("generate", "a red circle", "--model", tmp_path / "model", "--steps", 1, "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
     assert api.TextToImage.from_pretrained(tmp_path / "model").world
@@ -135,7 +150,7 @@ def test_the_starter_in_stages(
         raise AssertionError("a finished stage ran again")
 
     with monkeypatch.context() as patch:
-        for stage in ("clip", "decoder", "reader", "prior"):
+        for stage in starter_run.STAGES:
             patch.setattr(f"syzygy.runs.{stage}.fit", not_again)
         assert train("starter", *out) == result
         record = tmp_path / "prior" / "prior" / artifact.PROVENANCE_FILE
@@ -151,7 +166,7 @@ def test_the_starter_in_stages(
 def test_a_stage_needs_its_clip(syzygy: Callable[..., Any], tmp_path: Path) -> None:
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "prior")
     assert answer.code == 2
-    assert "stage 'prior' is trained beside a CLIP" in answer.err
+    assert "stage 'prior' is trained beside clip" in answer.err
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "clip,decodr")
     assert answer.code == 2
     assert "unknown stage 'decodr'. Did you mean 'decoder'?" in answer.err
@@ -209,7 +224,9 @@ def test_settings_are_listed_with_what_they_mean(syzygy: Callable[..., Any]) -> 
     assert all(entry["help"] for entry in listed.values())
 
 
-@pytest.mark.parametrize("table", [presets.CLIP, presets.DECODER, presets.PRIOR, presets.READER, presets.STARTER])
+@pytest.mark.parametrize(
+    "table", [presets.AUTOENCODER, presets.CLIP, presets.DECODER, presets.PRIOR, presets.READER, presets.STARTER]
+)
 def test_every_preset_is_a_complete_run(table: Mapping[str, Callable[[], Config]]) -> None:
     for preset in table.values():
         run = preset()
@@ -239,8 +256,12 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "NaN": (("prior", "loop.lr=NaN"), "setting 'loop.lr'"),
     "kind of value": (("prior", "loop.steps=many"), "setting 'loop.steps'"),
     "two that clash": (("prior", "loop.steps=5", "loop.warmup=9"), "warmup=9 leaves nothing of steps=5"),
-    "clip": (("prior", "--clip", "nowhere", "--out", "{out}"), "CLIP 'nowhere' is neither a folder nor a known model"),
-    "clip of decoder": (("decoder", "--clip", "nowhere", "--out", "{out}"), "CLIP 'nowhere' is neither"),
+    "clip": (("prior", "--clip", "nowhere", "--out", "{out}"), "clip 'nowhere' is neither a folder nor a known model"),
+    "clip of decoder": (("decoder", "--clip", "nowhere", "--out", "{out}"), "clip 'nowhere' is neither"),
+    "autoencoder": (
+        ("decoder", "--clip", "{tiny}", "--autoencoder", "nowhere", "--out", "{out}"),
+        "autoencoder 'nowhere' is neither",
+    ),
     "device": (("clip", "--device", "cuda", "--out", "{out}"), "device 'cuda' is not available here"),
     "out": (("reader", "--out", __file__), "cannot write to"),
 }
@@ -251,11 +272,13 @@ def test_wrong_input(
     arguments: tuple[str, ...],
     message: str,
     syzygy: Callable[..., Any],
+    tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    answer = syzygy("train", *(argument.replace("{out}", str(tmp_path)) for argument in arguments))
+    places = {"{out}": str(tmp_path), "{tiny}": str(tiny_model)}
+    answer = syzygy("train", *(places.get(argument, argument) for argument in arguments))
     assert (answer.code, answer.out) == (2, "")
     assert answer.err.startswith("error: ")
     assert message in answer.err

@@ -31,7 +31,8 @@ def denoiser() -> Preconditioned:
         slots=slots,
         cross_attention_width=16,
         vector_width=16,
-        image_size=16,
+        size=16,
+        channels=3,
         backbone=UNetConfig(channels=(16, 32), head_width=16, norm_groups=8),
     )
     decoder = build_decoder(config).eval().requires_grad_(False)

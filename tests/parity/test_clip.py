@@ -82,3 +82,15 @@ def test_every_script_can_be_spelled(clip: Clip) -> None:
 def test_broken_folders(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json is missing"):
         Clip.from_pretrained(tmp_path)
+
+
+def test_training_in_chunks_equals_one_pass(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*TEXTS, "a red circle left of a blue star", "a moon"]
+    ids, mask = clip.tokenize(texts)
+    images = torch.rand(5, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("syzygy.hub.clip.CPU_CHUNK", 2)
+    with torch.no_grad():
+        image, text, scale = clip(images, ids, mask)
+    torch.testing.assert_close(image, clip.encode_image(images), atol=1e-5, rtol=0)
+    torch.testing.assert_close(text, clip.encode_text(texts).pooled, atol=1e-5, rtol=0)
+    assert float(scale) == pytest.approx(clip.logit_scale)

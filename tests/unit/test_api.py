@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from syzygy import api, artifact
-from syzygy.api import DEFAULTS, TextToImage, clip_folder, load_prior, model_folder
+from syzygy.api import DEFAULTS, TextToImage, load_prior, model_folder, part_folder
 from syzygy.errors import UserError
+from syzygy.hub.autoencoder import AutoencoderConfig, build_autoencoder
 from syzygy.prior.baselines import TextIdentity
 
 PROMPT = "a red circle"
@@ -27,7 +28,7 @@ def test_a_bundled_model_is_known_by_name(tiny_model: Path, tmp_path: Path, monk
     monkeypatch.setitem(api.BUNDLED, "starter", tiny_model)
     assert TextToImage.from_pretrained().name == "starter"
     assert model_folder("starter") == tiny_model
-    assert clip_folder("starter") == tiny_model / "clip"
+    assert part_folder("starter", "clip") == tiny_model / "clip"
     monkeypatch.setitem(api.BUNDLED, "starter", tmp_path)
     with pytest.raises(UserError, match=r"the weights of 'starter' are not here.*syzygy train starter"):
         TextToImage.from_pretrained()
@@ -49,7 +50,7 @@ def test_another_prior_is_a_folder_a_run_or_an_object(model: TextToImage, tiny_m
         assert picture(TextToImage.from_pretrained(tiny_model, prior=prior)) == picture(model)
     identity = TextToImage.from_pretrained(tiny_model, prior=TextIdentity(1.0))
     assert picture(identity) != picture(model)
-    assert set(identity.fingerprints()) == {"clip", "decoder"}
+    assert set(identity.fingerprints()) == {"clip", "decoder", "autoencoder"}
 
 
 def test_an_unfinished_run_is_no_prior(model: TextToImage, tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_an_unfinished_run_is_no_prior(model: TextToImage, tmp_path: Path) -> No
     with pytest.raises(UserError, match="is not finished"):
         load_prior(tmp_path, model.clip)
     with pytest.raises(UserError, match="is not finished"):
-        clip_folder(tmp_path)
+        part_folder(tmp_path, "clip")
 
 
 def test_fingerprints_tell_weights_apart(model: TextToImage, tiny_model: Path, tmp_path: Path) -> None:
@@ -70,11 +71,25 @@ def test_fingerprints_tell_weights_apart(model: TextToImage, tiny_model: Path, t
     assert {name for name, value in model.fingerprints().items() if other[name] != value} == {"decoder"}
 
 
-def test_clips_are_found_where_they_are(tiny_model: Path, tmp_path: Path) -> None:
-    assert clip_folder(tiny_model) == tiny_model / "clip"
-    assert clip_folder(str(tiny_model / "clip")) == tiny_model / "clip"
-    with pytest.raises(UserError, match=r"CLIP '.*nowhere' is neither a folder nor a known model. Known: starter"):
-        clip_folder(tmp_path / "nowhere")
+@pytest.mark.parametrize("part", ["clip", "autoencoder"])
+def test_parts_are_found_where_they_are(part: str, tiny_model: Path, tmp_path: Path) -> None:
+    assert part_folder(tiny_model, part) == tiny_model / part
+    assert part_folder(str(tiny_model / part), part) == tiny_model / part
+    with pytest.raises(UserError, match=rf"{part} '.*nowhere' is neither a folder nor a known model. Known: starter"):
+        part_folder(tmp_path / "nowhere", part)
+
+
+def test_a_decoder_and_its_autoencoder_belong_together(tiny_model: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(tiny_model, tmp_path / "model")
+    for config, message in (
+        (AutoencoderConfig(image_size=32, channels=16, norm_groups=8), "trained beside another autoencoder"),
+        (AutoencoderConfig(image_size=32, channels=16, norm_groups=8, patch=8), r"reads \(4, 4, 4\)"),
+    ):
+        other = build_autoencoder(config, seed=1)
+        other.set_statistics(torch.zeros(4), torch.ones(4))
+        other.save_pretrained(changed / "autoencoder", {})
+        with pytest.raises(UserError, match=message):
+            TextToImage.from_pretrained(changed)
 
 
 def test_notes_tell_what_the_world_does_not_know(model: TextToImage, tiny_model: Path, tmp_path: Path) -> None:

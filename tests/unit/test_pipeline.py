@@ -40,9 +40,21 @@ def denoiser(x: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -
     return 0.25 * x / (sigma**2 + 0.25)[:, None, None, None] + 0.1 * level.tanh()[:, None, None, None]
 
 
+class Halves:
+    """Latents are the picture in [-1, 1]."""
+
+    latent_shape = (3, 8, 8)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return 2 * images - 1
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return (latents / 2 + 0.5).clamp(0, 1)
+
+
 @pytest.fixture
 def pipeline() -> Pipeline:
-    return Pipeline(Encoder(), Prior(), denoiser, image_size=8, device=torch.device("cpu"))
+    return Pipeline(Encoder(), Prior(), denoiser, Halves(), device=torch.device("cpu"))
 
 
 def seeds(*numbers: int) -> list[torch.Generator]:

@@ -41,7 +41,8 @@ COMMANDS: Table = {
         {
             "clip": Leaf("syzygy.cli.train:clip", "CLIP on the embedded world."),
             "prior": Leaf("syzygy.cli.train:prior", "A prior: text features to image embedding."),
-            "decoder": Leaf("syzygy.cli.train:decoder", "A decoder: embedding and text to picture."),
+            "autoencoder": Leaf("syzygy.cli.train:autoencoder", "An autoencoder: picture to latents and back."),
+            "decoder": Leaf("syzygy.cli.train:decoder", "A decoder: embedding and text to latents."),
             "reader": Leaf("syzygy.cli.train:reader", "The reader that judges pictures: picture to attributes."),
             "starter": Leaf("syzygy.cli.train:starter", "The starter weights, from nothing, in resumable stages."),
         },

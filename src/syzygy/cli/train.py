@@ -86,11 +86,11 @@ def prior(clip_source: str, **options: Any) -> None:
     """An ECLIPSE prior: text features to image embedding, beside a frozen CLIP."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.api import clip_folder
+        from syzygy.api import part_folder
         from syzygy.hub.clip import Clip
         from syzygy.runs import prior
 
-        frozen = Clip.from_pretrained(clip_folder(clip_source)).to(device)
+        frozen = Clip.from_pretrained(part_folder(clip_source, "clip")).to(device)
         result = prior.train(run, frozen, out, device, bar=progress_bar)
         return Trained(result.folder, result.metrics, f"syzygy generate 'a red circle' --prior {out}")
 
@@ -99,18 +99,44 @@ def prior(clip_source: str, **options: Any) -> None:
 
 @click.command(epilog=EPILOG)
 @clip_option
+@click.option(
+    "--autoencoder",
+    "autoencoder_source",
+    default="starter",
+    show_default=True,
+    metavar="FOLDER|MODEL",
+    help="The frozen autoencoder, likewise.",
+)
 @train_options("starter")
-def decoder(clip_source: str, **options: Any) -> None:
-    """A decoder: image embedding and text to picture, beside a frozen CLIP."""
+def decoder(clip_source: str, autoencoder_source: str, **options: Any) -> None:
+    """A decoder: image embedding and text to latents, beside a frozen CLIP and a frozen autoencoder."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.api import clip_folder
+        from syzygy.api import part_folder
+        from syzygy.hub.autoencoder import Autoencoder
+        from syzygy.hub.clip import Clip
         from syzygy.runs import decoder
 
-        result = decoder.train(run, clip_folder(clip_source), out, device)
+        clip = Clip.from_pretrained(part_folder(clip_source, "clip")).to(device).requires_grad_(False)
+        latents = Autoencoder.from_pretrained(part_folder(autoencoder_source, "autoencoder")).to(device)
+        result = decoder.train(run, clip, latents.requires_grad_(False), out, device)
         return Trained(result.folder, result.metrics)
 
     _train("DECODER", body, **options)
+
+
+@click.command(epilog=EPILOG)
+@train_options("starter")
+def autoencoder(**options: Any) -> None:
+    """An autoencoder: picture to latents and back, for a decoder to paint in."""
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.runs import autoencoder
+
+        result = autoencoder.train(run, out, device)
+        return Trained(result.folder, result.metrics, f"syzygy train decoder --autoencoder {out} --out RUN")
+
+    _train("AUTOENCODER", body, **options)
 
 
 @click.command(epilog=EPILOG)
@@ -128,10 +154,10 @@ def reader(**options: Any) -> None:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--stages", metavar="NAMES", help="Some of clip,reader,decoder,prior. Default: all.")
+@click.option("--stages", metavar="NAMES", help="Some of clip,reader,autoencoder,decoder,prior. Default: all.")
 @train_options("cpu")
 def starter(stages: str | None, **options: Any) -> None:
-    """The starter model from nothing: CLIP, reader, decoder, prior.
+    """The starter model from nothing: CLIP, reader, autoencoder, decoder, prior.
 
     Stages that are finished with the same settings are not run again.
     """

@@ -1,7 +1,7 @@
-"""The decoder's network: noisy pixels and any subset of embeddings in, EDM's F out (several embeddings: eDiff-I).
+"""The decoder's network: noisy latents and any subset of embeddings in, EDM's F out (several embeddings: eDiff-I).
 
-It owns the condition slots and the pixel shuffle; the backbone between them is passed in and may come from anywhere.
-Shapes: B batch, T tokens of all slots, C cross-attention width, V vector width, E pooled width.
+It owns the condition slots; the backbone behind them is passed in and may come from anywhere.
+Shapes: B batch, L latent channels, T tokens of all slots, C cross-attention width, V vector width, E pooled width.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from syzygy.config import Config
-from syzygy.diffusion.preconditioning import Prediction
 from syzygy.errors import UserError, unknown
 from syzygy.types import Condition, Conditioning
 
@@ -70,7 +69,7 @@ class UNetConfig(Config):
 
 
 class DecoderConfig(Config):
-    """A decoder: its conditions, its picture, its backbone."""
+    """A decoder: its conditions, its latents, its backbone."""
 
     slots: tuple[SlotConfig, ...]
     """The embeddings it can read; any subset may be present."""
@@ -78,16 +77,12 @@ class DecoderConfig(Config):
     """Width of the tokens the backbone attends to."""
     vector_width: int = Field(default=128, gt=0)
     """Width of the pooled vector that joins the time embedding."""
-    image_size: int = Field(default=64, gt=0)
-    """Height and width of the pictures, in pixels."""
-    channels: int = Field(default=3, gt=0)
-    """Colour channels."""
-    patch: int = Field(default=4, gt=0)
-    """Pixel-unshuffle factor: the backbone sees image_size / patch positions a side."""
-    sigma_data: float = Field(default=0.5, gt=0, allow_inf_nan=False)
-    """Standard deviation of the clean pictures, in [-1, 1]; fixes the preconditioning."""
-    prediction: Prediction = "edm"
-    """What the network predicts; "clean" where the backbone's first layer is hardly wider than channels × patch²."""
+    size: int = Field(default=16, gt=0)
+    """Height and width of the latents."""
+    channels: int = Field(default=4, gt=0)
+    """Channels of the latents."""
+    sigma_data: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Standard deviation of the clean latents; fixes the preconditioning."""
     backbone: UNetConfig = UNetConfig()
     """The U-Net."""
 
@@ -96,16 +91,14 @@ class DecoderConfig(Config):
         names = [slot.name for slot in self.slots]
         if len(set(names)) != len(names):
             raise ValueError(f"slot names must differ, got {names}")
-        factor = self.patch * 2 ** (len(self.backbone.channels) - 1)
-        if self.image_size % factor:
-            raise ValueError(
-                f"image_size {self.image_size} must be a multiple of {factor} (patch × the backbone's halvings)"
-            )
+        factor = 2 ** (len(self.backbone.channels) - 1)
+        if self.size % factor:
+            raise ValueError(f"size {self.size} must be a multiple of {factor} (the backbone's halvings)")
         return self
 
 
 class Tokens(NamedTuple):
-    """What the backbone reads besides the picture."""
+    """What the backbone reads besides the latents."""
 
     states_BTC: Float[Tensor, "B T C"]
     mask_BT: Bool[Tensor, "B T"]
@@ -114,16 +107,16 @@ class Tokens(NamedTuple):
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Picture to picture of equal shape, conditioned on noise level, masked tokens and a vector."""
+    """Latents to latents of equal shape, conditioned on noise level, masked tokens and a vector."""
 
     def __call__(
         self,
-        x: Float[Tensor, "B P H W"],
+        x: Float[Tensor, "B L H W"],
         c_noise: Float[Tensor, "B"],
         tokens: Float[Tensor, "B T C"],
         mask: Bool[Tensor, "B T"],
         vector: Float[Tensor, "B V"],
-    ) -> Float[Tensor, "B P H W"]: ...
+    ) -> Float[Tensor, "B L H W"]: ...
 
 
 class Slot(nn.Module):
@@ -243,11 +236,10 @@ class Decoder(nn.Module):
         return Tokens(torch.cat(tokens, 1), torch.cat(masks, 1), vector)
 
     def forward(
-        self, x: Float[Tensor, "B P H W"], c_noise: Float[Tensor, "B"], conditioning: Conditioning
-    ) -> Float[Tensor, "B P H W"]:
-        """F of EDM eq. 7 for x of unit variance; height and width must be multiples of `patch`.
+        self, x: Float[Tensor, "B L H W"], c_noise: Float[Tensor, "B"], conditioning: Conditioning
+    ) -> Float[Tensor, "B L H W"]:
+        """F of EDM eq. 7 for x of unit variance.
 
         Raises UserError on a condition that is unknown, or whose parts or widths are not those of its slot.
         """
-        patches = F.pixel_unshuffle(x, self.config.patch)
-        return F.pixel_shuffle(self.backbone(patches, c_noise, *self.tokens(conditioning, len(x))), self.config.patch)
+        return self.backbone(x, c_noise, *self.tokens(conditioning, len(x)))

@@ -26,12 +26,11 @@ class UNetBackbone(nn.Module):
         super().__init__()
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        size, unet = config.image_size // config.patch, config.backbone
-        planes = config.channels * config.patch**2
+        unet = config.backbone
         self.unet = UNet2DConditionModel(
-            sample_size=size,
-            in_channels=planes,
-            out_channels=planes,
+            sample_size=config.size,
+            in_channels=config.channels,
+            out_channels=config.channels,
             block_out_channels=unet.channels,
             layers_per_block=unet.layers_per_block,
             down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in unet.attention),
@@ -52,13 +51,13 @@ class UNetBackbone(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "B P H W"],
+        x: Float[Tensor, "B L H W"],
         c_noise: Float[Tensor, "B"],
         tokens: Float[Tensor, "B T C"],
         mask: Bool[Tensor, "B T"],
         vector: Float[Tensor, "B V"],
-    ) -> Float[Tensor, "B P H W"]:
-        """A picture of the same shape. Hidden tokens have no influence; each row of `mask` must show at least one."""
+    ) -> Float[Tensor, "B L H W"]:
+        """Latents of the same shape. Hidden tokens have no influence; each row of `mask` must show at least one."""
         return self.unet(
             x,
             timestep=c_noise * TIME_SCALE + TIME_OFFSET,

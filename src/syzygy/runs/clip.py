@@ -1,20 +1,25 @@
 """The starter's CLIP, trained from nothing on the embedded world."""
 
+from itertools import count, islice, product
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from syzygy.config import Config
 from syzygy.hub.clip import Clip, ClipConfig, build_clip
 from syzygy.rng import Draw, seed_of
-from syzygy.runs.common import RunResult, precision_on, provenance, reporter
+from syzygy.runs.common import RunResult, provenance, reporter
 from syzygy.train.clip import ClipBatch, ClipTask, ClipTaskConfig, alignment
 from syzygy.train.loop import fit
+from syzygy.train.precision import precision_on
 from syzygy.train.schedule import LoopConfig
 from syzygy.world import source
-from syzygy.world.description import FULLY_TOLD
+from syzygy.world.description import FULLY_TOLD, Description, Mention
+from syzygy.world.language import language
 from syzygy.world.language.base import Length
 from syzygy.world.language.english import FILLERS
+from syzygy.world.scene import COLOURS, SHAPES
 
 TOKENIZER_CAPTIONS = 5000
 VALIDATION_PAIRS = 512
@@ -51,9 +56,9 @@ def train(run: ClipRun, out: Path, device: torch.device) -> RunResult:
             texts += [wrong] if wrong else []
         return _batch(clip, found, texts, device)
 
-    task = ClipTask(clip, batches, validation, run.task, autocast=precision_on(device))
+    task = ClipTask(clip, batches, validation, run.task, precision=precision_on(device))
     result = fit(task, run.loop, out, reporter=reporter("CLIP", run.task.batch_size), run=run.model_dump(mode="json"))
-    metrics = measure(clip, unseen)
+    metrics = measure(clip, unseen, run.seed)
     samples = result.steps * run.task.batch_size
     clip.save_pretrained(out / "clip", provenance("clip", run, result, samples, metrics), torch.float16)
     return RunResult(out / "clip", metrics, result.history)
@@ -70,10 +75,30 @@ def distinct_full_pairs(seed: int, number: int) -> list[source.Pair]:
     return list(found.values())
 
 
-def measure(clip: Clip, unseen: list[source.Pair]) -> dict[str, float]:
-    """Matched cosine, distance of the two means, R@1 among these pairs (text → image)."""
+def measure(clip: Clip, unseen: list[source.Pair], seed: int = 0) -> dict[str, float]:
+    """Matched cosine, distance of the two means, R@1 among these pairs (text → image), and `zero_shot`."""
     image = clip.encode_image(source.pictures(unseen, clip.image_size, clip.device))
-    return alignment(image, clip.encode_text([p.caption.text for p in unseen]).pooled)
+    aligned = alignment(image, clip.encode_text([p.caption.text for p in unseen]).pooled)
+    return aligned | zero_shot(clip, seed_of(seed, "zero-shot"), len(unseen))
+
+
+def zero_shot(clip: Clip, seed: int, number: int) -> dict[str, float]:
+    """How often the nearest of the 64 texts "a red circle", … has the shape, and the colour, of an unseen picture's only object.
+
+    What an image embedding does not hold, no prior can predict and no decoder paint.
+    """
+    draw = Draw(seed, "texts")
+    looks = list(product(SHAPES, COLOURS))
+    texts = [language("en").say(Description((Mention(shape, colour),)), draw).text for shape, colour in looks]
+    alone = (p for index in count() if len((p := source.pair(seed, index)).scene.things) == 1)
+    found = list(islice(alone, number))
+    image = clip.encode_image(source.pictures(found, clip.image_size, clip.device))
+    text = nn.functional.normalize(clip.encode_text(texts).pooled, dim=-1)
+    nearest = [looks[i] for i in (image @ text.T).argmax(1).tolist()]
+    things = [p.scene.things[0] for p in found]
+    shapes = [shape == thing.shape for (shape, _), thing in zip(nearest, things, strict=True)]
+    colours = [colour == thing.colour for (_, colour), thing in zip(nearest, things, strict=True)]
+    return {"zero_shot_shape": sum(shapes) / number, "zero_shot_colour": sum(colours) / number}
 
 
 def _batch(clip: Clip, found: list[source.Pair], texts: list[str], device: torch.device) -> ClipBatch:

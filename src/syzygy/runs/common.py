@@ -7,8 +7,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from syzygy import artifact
 from syzygy.config import Config
 from syzygy.train.loop import FitResult
@@ -37,11 +35,6 @@ class RunResult:
 def reporter(title: str, samples_per_step: int) -> Reporter:
     """Live progress on the terminal."""
     return ConsoleReporter(title, samples_per_step=samples_per_step)
-
-
-def precision_on(device: torch.device) -> torch.dtype | None:
-    """bf16 autocast on a GPU; fp32 on a CPU, where bf16 makes the backward pass slower (measured, facts of the project)."""
-    return torch.bfloat16 if device.type == "cuda" else None
 
 
 def provenance(kind: str, run: Config, result: FitResult, samples: int, metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -61,8 +61,7 @@ def paint(
     if REFERENCE in priors:
         raise UserError(f"{REFERENCE!r} is the name of the true embeddings: give the prior another name.")
     features = model.clip.encode_text([p.text for p in wanted])
-    size = model.pipeline.image_size
-    embeddings = {REFERENCE: composition.reference_embeddings(wanted, model.clip, scoring.seed, size)}
+    embeddings = {REFERENCE: composition.reference_embeddings(wanted, model.clip, scoring.seed, model.clip.image_size)}
     embeddings |= composition.predictions(wanted, features, priors, scoring.seed)
     return composition.paint_and_judge(
         wanted,

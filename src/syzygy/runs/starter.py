@@ -1,7 +1,8 @@
-"""The starter model from nothing: CLIP, reader, decoder and prior one after the other, then put together."""
+"""The starter model from nothing: its parts one after the other, then put together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,18 +10,22 @@ from syzygy import artifact
 from syzygy.api import assemble
 from syzygy.config import Config
 from syzygy.errors import UserError, unknown
+from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
+from syzygy.runs import autoencoder as autoencoder_run
 from syzygy.runs import clip as clip_run
 from syzygy.runs import decoder as decoder_run
 from syzygy.runs import prior as prior_run
 from syzygy.runs import reader as reader_run
+from syzygy.runs.autoencoder import AutoencoderRun
 from syzygy.runs.clip import ClipRun
 from syzygy.runs.decoder import DecoderRun
 from syzygy.runs.prior import PriorRun
 from syzygy.runs.reader import ReaderRun
 
-STAGES = ("clip", "reader", "decoder", "prior")
-BESIDE_CLIP = ("decoder", "prior")
+STAGES = ("clip", "reader", "autoencoder", "decoder", "prior")
+BESIDE = {"decoder": ("clip", "autoencoder"), "prior": ("clip",)}
+"""Which frozen parts a stage is trained beside."""
 DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 2.0}
 """What suits the starter."""
 
@@ -32,6 +37,8 @@ class StarterRun(Config):
     """CLIP; decoder and prior are trained beside it."""
     reader: ReaderRun
     """The reader that judges pictures."""
+    autoencoder: AutoencoderRun
+    """The autoencoder, whose latents the decoder paints."""
     decoder: DecoderRun
     """The decoder."""
     prior: PriorRun
@@ -39,7 +46,7 @@ class StarterRun(Config):
 
 
 def train(run: StarterRun, out: Path, device: torch.device, stages: Sequence[str] = STAGES) -> Path:
-    """Train (or resume) the named stages, each in `out/STAGE`; once all four are finished, the model is `out/model`.
+    """Train (or resume) the named stages, each in `out/STAGE`; once all are finished, the model is `out/model`.
 
     A stage that is finished with these settings is not run again.
 
@@ -47,7 +54,7 @@ def train(run: StarterRun, out: Path, device: torch.device, stages: Sequence[str
         The model's folder; `out` where stages are missing.
 
     Raises:
-        UserError: an unknown stage; a stage that needs the CLIP before there is one; what the stages raise.
+        UserError: an unknown stage; a stage beside a part that is not there yet; what the stages raise.
     """
     for stage in stages:
         if stage not in STAGES:
@@ -74,24 +81,34 @@ def _part(out: Path, stage: str) -> Path:
 
 
 def _finished(run: StarterRun, stage: str, out: Path) -> bool:
-    """Whether the stage's artefact is there, made with these settings and beside the CLIP that is there."""
+    """Whether the stage's artefact is there, made with these settings and beside the parts that are there."""
     provenance = _part(out, stage) / artifact.PROVENANCE_FILE
     if not provenance.is_file():
         return False
     record = artifact.read_json(provenance)
-    beside = Clip.from_pretrained(_part(out, "clip")).fingerprint() if stage in BESIDE_CLIP else None
-    return record["recipe"] == getattr(run, stage).model_dump(mode="json") and record.get("clip") == beside
+    beside = {part: _load(out, part).fingerprint() for part in BESIDE.get(stage, ())}
+    return record["recipe"] == getattr(run, stage).model_dump(mode="json") and all(
+        record.get(part) == fingerprint for part, fingerprint in beside.items()
+    )
+
+
+def _load(out: Path, part: str) -> Clip | Autoencoder:
+    loader = Clip if part == "clip" else Autoencoder
+    return loader.from_pretrained(_part(out, part)).requires_grad_(False)
 
 
 def _train_stage(run: StarterRun, stage: str, out: Path, device: torch.device) -> None:
-    clip = _part(out, "clip")
-    if stage in BESIDE_CLIP and not clip.is_dir():
-        raise UserError(f"stage {stage!r} is trained beside a CLIP, and {out} holds none: run stage 'clip' first.")
-    if stage == "clip":
-        clip_run.train(run.clip, out / stage, device)
-    elif stage == "reader":
-        reader_run.train(run.reader, out / stage, device)
-    elif stage == "decoder":
-        decoder_run.train(run.decoder, clip, out / stage, device)
-    else:
-        prior_run.train(run.prior, Clip.from_pretrained(clip).to(device), out / stage, device)
+    for part in BESIDE.get(stage, ()):
+        if not _part(out, part).is_dir():
+            raise UserError(
+                f"stage {stage!r} is trained beside {part}, and {out} holds none: run stage {part!r} first."
+            )
+    beside: list[Any] = [_load(out, part).to(device) for part in BESIDE.get(stage, ())]
+    runs: dict[str, Callable[..., object]] = {
+        "clip": clip_run.train,
+        "reader": reader_run.train,
+        "autoencoder": autoencoder_run.train,
+        "decoder": decoder_run.train,
+        "prior": prior_run.train,
+    }
+    runs[stage](getattr(run, stage), *beside, out / stage, device)

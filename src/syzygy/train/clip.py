@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from syzygy.config import Config
+from syzygy.train.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,17 @@ class ClipTask:
         validation: ClipBatch,
         config: ClipTaskConfig,
         *,
-        autocast: torch.dtype | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         self.clip, self.batches, self.validation, self.config = clip, batches, validation, config
-        self.autocast = autocast
+        self.precision = precision
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip}
 
     def _loss(self, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        device_type = batch.images.device.type
-        with torch.autocast(device_type, self.autocast, enabled=self.autocast is not None):
+        with autocast(batch.images.device, self.precision):
             image, text, scale = self.clip(batch.images, batch.ids, batch.mask)
         scale = scale.clamp(max=self.config.max_logit_scale)
         image, text = image.float(), text.float()

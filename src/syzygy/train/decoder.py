@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from syzygy.diffusion.noise import LogNormal
 from syzygy.diffusion.preconditioning import Preconditioned, denoising_loss
 from syzygy.errors import UserError, unknown
 from syzygy.rng import generator
+from syzygy.train.precision import autocast
 from syzygy.types import Conditioning
 
 
@@ -60,20 +60,20 @@ def independent_dropout(rates: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DecoderBatch:
-    """Pictures in [-1, 1] with their embeddings, on the device that trains."""
+    """Pictures' latents with their embeddings, on the device that trains."""
 
-    images: Float[Tensor, "B 3 H W"]
+    latents: Float[Tensor, "B C H W"]
     conditioning: Conditioning
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.latents)
 
 
 class DecoderTask:
     """The training loop's `Task` for a decoder.
 
     `batches(step)` gives a step's pictures; noise level, noise and subset of a step depend on (seed, step) alone.
-    `precision` "bf16" runs the network under autocast; weights, mixing and loss stay fp32.
+    `precision` runs the network under autocast; weights, mixing and loss stay fp32.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class DecoderTask:
         validation: list[DecoderBatch],
         config: DecoderTaskConfig,
         seed: int,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: torch.dtype | None = None,
     ) -> None:
         for subset in config.subsets:
             for name in members_of(subset):
                 if name not in decoder.slots:
                     raise unknown("condition", name, decoder.slots)
         self.modules = {"decoder": decoder}
-        self._denoiser = Preconditioned(decoder, decoder.config.sigma_data, decoder.config.prediction)
+        self._denoiser = Preconditioned(decoder, decoder.config.sigma_data)
         self._batches, self._validation = batches, validation
         self._config, self._seed, self._precision = config, seed, precision
 
@@ -98,11 +98,11 @@ class DecoderTask:
         """The mean weighted denoising loss of one batch (1 for a network that has learned nothing)."""
         batch = self._batches(step)
         assert len(batch) == self._config.batch_size, f"batch of {len(batch)}, configured {self._config.batch_size}"
-        random = generator(self._seed, "decoder", step, device=batch.images.device)
+        random = generator(self._seed, "decoder", step, device=batch.latents.device)
         sigma = self._config.noise.sample(len(batch), random)
-        noise = torch.randn(batch.images.shape, generator=random, device=batch.images.device)
+        noise = torch.randn(batch.latents.shape, generator=random, device=batch.latents.device)
         conditioning = self._random_subsets(batch.conditioning, len(batch), random)
-        return {"loss": self._losses(batch.images, sigma, noise, conditioning).mean()}
+        return {"loss": self._losses(batch.latents, sigma, noise, conditioning).mean()}
 
     def validate(self) -> dict[str, float]:
         """Loss for each subset of conditions, at fixed noise and at σ spread evenly over the training distribution.
@@ -113,13 +113,13 @@ class DecoderTask:
         pictures = sum(map(len, self._validation))
         assert pictures, "validation needs pictures"
         for index, batch in enumerate(self._validation):
-            random = generator(self._seed, "decoder", "validation", index, device=batch.images.device)
-            noise = torch.randn(batch.images.shape, generator=random, device=batch.images.device)
-            levels = (torch.arange(len(batch), device=batch.images.device) + 0.5) / len(batch)
+            random = generator(self._seed, "decoder", "validation", index, device=batch.latents.device)
+            noise = torch.randn(batch.latents.shape, generator=random, device=batch.latents.device)
+            levels = (torch.arange(len(batch), device=batch.latents.device) + 0.5) / len(batch)
             sigma = self._config.noise.quantile(levels)
             for subset in losses:
                 shown = only(batch.conditioning, members_of(subset))
-                losses[subset] += self._losses(batch.images, sigma, noise, shown).sum().item() / pictures
+                losses[subset] += self._losses(batch.latents, sigma, noise, shown).sum().item() / pictures
         total = sum(probability * losses[subset] for subset, probability in self._config.subsets.items())
         return {"loss": total} | {f"loss/{subset or 'none'}": value for subset, value in losses.items()}
 
@@ -134,10 +134,10 @@ class DecoderTask:
         return Conditioning(kept)
 
     def _losses(
-        self, images: Float[Tensor, "B 3 H W"], sigma: Float[Tensor, "B"], noise: Tensor, conditioning: Conditioning
+        self, latents: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], noise: Tensor, conditioning: Conditioning
     ) -> Float[Tensor, "B"]:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            return denoising_loss(self._denoiser, images, sigma, noise, conditioning)
+        with autocast(latents.device, self._precision):
+            return denoising_loss(self._denoiser, latents, sigma, noise, conditioning)
 
 
 def only(conditioning: Conditioning, names: list[str]) -> Conditioning:

@@ -13,11 +13,11 @@ SLOTS = (
     SlotConfig(name="text", token_width=5, pooled_width=6),
     SlotConfig(name="t5", token_width=7),
 )
-CONFIG = DecoderConfig(slots=SLOTS, cross_attention_width=8, vector_width=10, image_size=16)
+CONFIG = DecoderConfig(slots=SLOTS, cross_attention_width=8, vector_width=10, size=16, channels=3)
 
 
 class Echo(nn.Module):
-    """A backbone that returns its picture and remembers what it was given."""
+    """A backbone that returns its latents and remembers what it was given."""
 
     def forward(self, x: Tensor, c_noise: Tensor, tokens: Tensor, mask: Tensor, vector: Tensor) -> Tensor:
         self.shapes = [tuple(y.shape) for y in (x, c_noise, tokens, mask, vector)]
@@ -45,11 +45,11 @@ def text(lengths: list[int]) -> Condition:
     return Condition(torch.ones(len(mask), dtype=torch.bool), normal(*mask.shape, 5), mask, normal(len(mask), 6))
 
 
-def test_pixels_make_the_round_trip_through_the_backbone() -> None:
+def test_latents_and_all_tokens_reach_the_backbone() -> None:
     made, x = decoder(), normal(2, 3, 16, 16)
     assert torch.equal(made(x, torch.zeros(2), Conditioning({"image": image(), "text": text([3, 9])})), x)
     tokens = 1 + (1 + 4) + (1 + 9) + 1
-    assert made.backbone.shapes == [(2, 48, 4, 4), (2,), (2, tokens, 8), (2, tokens), (2, 10)]
+    assert made.backbone.shapes == [(2, 3, 16, 16), (2,), (2, tokens, 8), (2, tokens), (2, 10)]
 
 
 def test_null_tokens_stand_in_for_what_is_absent() -> None:
@@ -137,7 +137,7 @@ def test_wrong_conditions_are_named(name: str, condition: Condition, message: st
         ({"slots": [{"name": "x", "token_width": 3, "pooled_tokens": 2}]}, "needs a pooled_width"),
         ({"slots": [{"name": "a+b", "token_width": 3}]}, "slots.0.name"),
         ({"slots": [{"name": "x", "token_width": 3}] * 2}, "names must differ"),
-        ({"slots": [], "image_size": 60}, "multiple of 8"),
+        ({"slots": [], "size": 15}, "multiple of 2"),
         ({"slots": [], "backbone": {"channels": [32, 32, 32]}}, "attention has 2 entries, channels 3"),
         ({"slots": [], "backbone": {"channels": [24, 96]}}, "norm_groups 16 does not divide 24"),
         ({"slots": [], "backbone": {"channels": [64, 80]}}, "head_width 32 does not divide 80"),

@@ -62,25 +62,3 @@ def test_loss_weight_is_lowest_for_pure_noise() -> None:
 def test_mixing_keeps_the_precision_of_x() -> None:
     denoiser = Preconditioned(Recorder(torch.ones(1, 3, 4, 4, dtype=torch.bfloat16)), SIGMA_DATA)
     assert denoiser(torch.zeros(1, 3, 4, 4), torch.ones(1), NOTHING).dtype == torch.float32
-
-
-def test_a_clean_prediction_is_the_network_alone() -> None:
-    images, output = normal(4, 3, 8, 8, key="y"), normal(4, 3, 8, 8, key="f")
-    sigma = torch.tensor([0.01, 0.3, 2.0, 80.0], dtype=torch.float64)
-    network = Recorder(output)
-    denoiser = Preconditioned(network, SIGMA_DATA, "clean")
-    torch.testing.assert_close(denoiser(images, sigma, NOTHING), SIGMA_DATA * output)
-    assert network.c_noise.tolist() == pytest.approx((sigma.log() / 4).tolist())  # input scaling and c_noise stay EDM's
-
-
-def test_the_weight_of_a_clean_prediction_is_bounded() -> None:
-    sigma = torch.tensor([0.001, 0.1, 0.3, 1.0, 50.0], dtype=torch.float64)
-    clean, edm = (loss_weight(sigma, SIGMA_DATA, prediction) for prediction in ("clean", "edm"))
-    assert clean[0] == clean[1] == clean[2] == edm[2]
-    torch.testing.assert_close(clean[2:], edm[2:])
-    unit = normal(5, 3, 8, 8, key="n")
-    denoiser = Preconditioned(Recorder(torch.zeros(5, 3, 8, 8, dtype=torch.float64)), SIGMA_DATA, "clean")
-    images = normal(5, 3, 8, 8, key="y")
-    torch.testing.assert_close(
-        denoising_loss(denoiser, images, sigma, unit, NOTHING), clean * images.square().mean((1, 2, 3))
-    )

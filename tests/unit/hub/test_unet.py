@@ -16,7 +16,8 @@ CONFIG = DecoderConfig(
     slots=(SlotConfig(name="image", pooled_width=6, pooled_tokens=2),),
     cross_attention_width=16,
     vector_width=16,
-    image_size=16,
+    size=16,
+    channels=3,
     backbone=UNetConfig(channels=(16, 32), head_width=16, norm_groups=8),
 )
 
@@ -53,7 +54,7 @@ def test_fresh_decoder_answers_zero_and_owes_its_weights_to_the_seed() -> None:
     assert not answer(first).any()
 
 
-@pytest.mark.parametrize(("channels", "millions"), [((64, 96), 2.86), ((48, 96, 128), 5.61)])
+@pytest.mark.parametrize(("channels", "millions"), [((64, 96), 2.81), ((64, 96, 128), 5.99)])
 def test_sizes_of_the_unet(channels: tuple[int, ...], millions: float) -> None:
     backbone = UNetConfig(channels=channels, attention=(False, *[True] * (len(channels) - 1)))
     with torch.device("meta"):
@@ -63,7 +64,7 @@ def test_sizes_of_the_unet(channels: tuple[int, ...], millions: float) -> None:
 
 def test_backbone_reads_noise_level_vector_and_visible_tokens_only() -> None:
     backbone = trained().backbone
-    x, c_noise, tokens, vector = normal(1, 48, 4, 4), torch.tensor([0.1]), normal(1, 3, 16), normal(1, 16)
+    x, c_noise, tokens, vector = normal(1, 3, 16, 16), torch.tensor([0.1]), normal(1, 3, 16), normal(1, 16)
     mask = torch.tensor([[True, True, False]])
     with torch.no_grad():
         base = backbone(x, c_noise, tokens, mask, vector)
