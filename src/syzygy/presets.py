@@ -169,8 +169,8 @@ def starter_gpu() -> StarterRun:
     return StarterRun(
         clip=clip.model_copy(
             update={
-                "task": ClipTaskConfig(batch_size=2048),
-                "loop": clip.loop.model_copy(update={"steps": 1000, "lr": 8e-4, "warmup": 200}),
+                "task": clip.task.model_copy(update={"batch_size": 2048}),
+                "loop": clip.loop.model_copy(update={"steps": 700, "lr": 8e-4, "warmup": 150}),
             }
         ),
         reader=reader_starter(),

@@ -9,27 +9,17 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from syzygy.artifact import (
-    CONFIG_FILE,
-    PROVENANCE_FILE,
-    folder_written,
-    load_strictly,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from syzygy.artifact import CONFIG_FILE, load_strictly
 from syzygy.config import Config, parse
 from syzygy.errors import UserError
+from syzygy.prior import layout
 from syzygy.prior.statistics import EmbeddingStatistics
+from syzygy.prior.transformer import Block, causal_mask
 from syzygy.types import TextFeatures
-
-CLASS_NAME = "PriorTransformer"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 class EclipsePriorConfig(Config):
@@ -63,65 +53,6 @@ class EclipsePriorConfig(Config):
     """The prediction has `embedding_dim`."""
 
 
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(width, width)
-        self.to_v = nn.Linear(width, width)
-        self.to_out = nn.Sequential(nn.Linear(width, width))
-
-    def forward(self, x_BLC: Tensor, mask_B1LL: Tensor) -> Tensor:
-        heads = (self.heads, -1)
-        q, k, v = (project(x_BLC).unflatten(-1, heads).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1LL)
-        return self.to_out(y.transpose(1, 2).flatten(2))
-
-
-class _GELU(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(width, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x))
-
-
-class _FeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        # The published names leave place 1 to a dropout of zero.
-        self.net = nn.Sequential(_GELU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attn1 = _Attention(width, heads)
-        self.norm3 = nn.LayerNorm(width)
-        self.ff = _FeedForward(width)
-
-    def forward(self, x_BLC: Tensor, mask_B1LL: Tensor) -> Tensor:
-        x_BLC = x_BLC + self.attn1(self.norm1(x_BLC), mask_B1LL)
-        return x_BLC + self.ff(self.norm3(x_BLC))
-
-
-def _attention_mask(real_BL: Bool[Tensor, "B L"]) -> Bool[Tensor, "B 1 L L"]:
-    """True where a query (row) may read a key (column): real tokens up to itself, and always itself.
-
-    A padded token reading itself leaves no row empty (softmax would give NaN); no real token reads it.
-    """
-    length = real_BL.shape[1]
-    causal_LL = torch.ones(length, length, dtype=torch.bool, device=real_BL.device).tril()
-    itself_LL = torch.eye(length, dtype=torch.bool, device=real_BL.device)
-    return (causal_LL & real_BL[:, None, None, :]) | itself_LL
-
-
 class EclipsePrior(nn.Module):
     """Text features → raw CLIP image embedding in one forward pass (ECLIPSE, section 3, and the authors' code).
 
@@ -145,7 +76,7 @@ class EclipsePrior(nn.Module):
         self.embedding_proj = nn.Linear(dim, width)
         self.encoder_hidden_states_proj = nn.Linear(dim, width)
         self.transformer_blocks = nn.ModuleList(
-            _Block(width, config.num_attention_heads) for _ in range(config.num_layers)
+            Block(width, config.num_attention_heads) for _ in range(config.num_layers)
         )
         self.norm_out = nn.LayerNorm(width)
         self.proj_to_clip_embeddings = nn.Linear(width, dim)
@@ -164,9 +95,9 @@ class EclipsePrior(nn.Module):
         ]
         last_B3C = torch.cat(last, dim=1) + self.positional_embedding[:, self.config.num_embeddings :]
         x_BLC = torch.cat([text_BTC, last_B3C], dim=1)
-        mask_B1LL = _attention_mask(F.pad(mask_BT, (0, 3), value=True))
+        mask_B1LL = causal_mask(F.pad(mask_BT, (0, 3), value=True))
         for block in self.transformer_blocks:
-            x_BLC = block(x_BLC, mask_B1LL)
+            x_BLC, _ = block(x_BLC, mask_B1LL)
         return self.proj_to_clip_embeddings(self.norm_out(x_BLC[:, -1]))
 
     @torch.no_grad()
@@ -202,13 +133,7 @@ class EclipsePrior(nn.Module):
 
     def set_statistics(self, statistics: EmbeddingStatistics) -> None:
         """Keep the mean and standard deviation of the training images' embeddings with the weights."""
-        if len(statistics.mean) != self.config.embedding_dim:
-            raise UserError(
-                f"statistics are {len(statistics.mean)} wide; this prior predicts {self.config.embedding_dim}."
-            )
-        with torch.no_grad():
-            self.clip_mean.copy_(statistics.mean)
-            self.clip_std.copy_(statistics.std)
+        layout.set_statistics(self, statistics)
 
     @staticmethod
     def from_pretrained(folder: str | Path) -> "EclipsePrior":
@@ -217,20 +142,13 @@ class EclipsePrior(nn.Module):
         Raises:
             UserError: missing, truncated or mismatched files; a setting ECLIPSE does not have; a diffusion prior.
         """
-        folder = Path(folder)
-        values = read_json(folder / CONFIG_FILE)
-        if values.get("_class_name") != CLASS_NAME:
-            raise UserError(
-                f"{folder / CONFIG_FILE} describes {values.get('_class_name')!r}, not a prior ({CLASS_NAME!r})."
-            )
-        tensors = read_tensors(folder / WEIGHTS_FILE)
-        if any(name.startswith("time_embedding.") for name in tensors):
+        values, tensors = layout.read(folder)
+        if layout.is_diffusion(tensors):
             raise UserError(
                 f"{folder} holds a diffusion prior (it has a time embedding), which needs many steps. "
                 "An ECLIPSE prior is needed: one forward pass, no time embedding."
             )
-        settings = {name: value for name, value in values.items() if not name.startswith("_")}
-        prior = EclipsePrior(parse(EclipsePriorConfig, settings, str(folder / CONFIG_FILE)))
+        prior = EclipsePrior(parse(EclipsePriorConfig, values, str(Path(folder) / CONFIG_FILE)))
         load_strictly(prior, tensors, folder)
         return prior
 
@@ -242,17 +160,7 @@ class EclipsePrior(nn.Module):
         Raises:
             UserError: the statistics were never set, or the folder cannot be written.
         """
-        if not (torch.isfinite(self.clip_mean) & torch.isfinite(self.clip_std) & (self.clip_std > 0)).all():
-            raise UserError(
-                "this prior has no embedding statistics (clip_mean, clip_std), and other programs would multiply its "
-                "predictions by them. Call set_statistics(EmbeddingStatistics.of(image_embeddings)) before saving."
-            )
-        with folder_written(Path(folder)) as temporary:
-            settings = json.loads(self.config.model_dump_json())
-            write_json(temporary / CONFIG_FILE, {"_class_name": CLASS_NAME} | dict(sorted(settings.items())))
-            write_tensors(temporary / WEIGHTS_FILE, self.state_dict(), dtype)
-            if provenance is not None:
-                write_json(temporary / PROVENANCE_FILE, provenance)
+        layout.save(self, json.loads(self.config.model_dump_json()), folder, provenance, dtype)
 
 
 def check_features(features: TextFeatures, width: int) -> None:

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from syzygy.errors import UserError
-from syzygy.prior.model import EclipsePrior, EclipsePriorConfig, _attention_mask
+from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.prior.statistics import EmbeddingStatistics
+from syzygy.prior.transformer import causal_mask
 from syzygy.types import TextFeatures
 
 WIDTH, TOKENS = 6, 5
@@ -58,7 +59,7 @@ def test_no_row_of_the_attention_mask_is_empty_and_no_other_token_reads_padding(
     """Backends of attention disagree about empty rows: zeros here, NaN there."""
     real = torch.tensor([[False, True, False, True]])
     expected = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]
-    assert _attention_mask(real)[0, 0].int().tolist() == expected
+    assert causal_mask(real)[0, 0].int().tolist() == expected
 
 
 def test_a_prompt_longer_than_the_positions_is_refused_unless_the_rest_is_padding(

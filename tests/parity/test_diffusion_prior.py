@@ -1,0 +1,169 @@
+"""The diffusion prior against diffusers' own classes: the network, its folder, and the sampler."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from diffusers.models.transformers.prior_transformer import PriorTransformer
+from torch import Tensor
+
+from syzygy.errors import UserError
+from syzygy.prior.diffusion import (
+    DiffusionPrior,
+    DiffusionPriorConfig,
+    PriorSampling,
+    SampledPrior,
+    alphas_bar,
+    sample,
+    visited,
+)
+from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
+from syzygy.prior.statistics import EmbeddingStatistics
+from syzygy.rng import generator
+from syzygy.types import Prior, TextFeatures
+
+WIDTH, TOKENS = 12, 7
+SIZES = {"embedding_dim": WIDTH, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}
+
+
+def normal(*shape: int, key: str = "x") -> Tensor:
+    return torch.randn(shape, generator=generator(0, key, *shape))
+
+
+def features(lengths: list[int], longest: int = TOKENS) -> TextFeatures:
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    return TextFeatures(normal(len(lengths), longest, WIDTH), mask, normal(len(lengths), WIDTH, key="pooled"))
+
+
+@pytest.fixture
+def stock() -> PriorTransformer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = PriorTransformer(**SIZES, num_embeddings=TOKENS).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(0.3 * torch.randn(parameter.shape))
+            model.clip_std.abs_()
+    return model
+
+
+@pytest.fixture
+def ours(stock: PriorTransformer, tmp_path: Path) -> DiffusionPrior:
+    stock.save_pretrained(tmp_path / "stock")
+    return DiffusionPrior.from_pretrained(tmp_path / "stock").eval()
+
+
+@torch.no_grad()
+def test_the_network_equals_diffusers(stock: PriorTransformer, ours: DiffusionPrior) -> None:
+    text, noisy, timestep = features([3, 7, 1]), normal(3, WIDTH), torch.tensor([0, 400, 999])
+    expected = stock(
+        noisy,
+        timestep,
+        proj_embedding=text.pooled,
+        encoder_hidden_states=text.states,
+        attention_mask=text.mask,
+    ).predicted_image_embedding
+    torch.testing.assert_close(ours(noisy, timestep, ours.read(text)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.unwhitened(noisy), stock.post_process_latents(noisy))
+    torch.testing.assert_close(ours.whitened(ours.unwhitened(noisy)), noisy, atol=1e-4, rtol=1e-4)
+
+
+def test_its_folder_is_read_by_diffusers(ours: DiffusionPrior, stock: PriorTransformer, tmp_path: Path) -> None:
+    ours.save_pretrained(tmp_path / "ours")
+    again = PriorTransformer.from_pretrained(tmp_path / "ours", local_files_only=True)
+    for name, value in stock.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [4, 10, 28])
+def test_unguided_ddim_equals_diffusers(ours: DiffusionPrior, steps: int) -> None:
+    text, x = ours.read(features([3, 7])), normal(2, WIDTH)
+    found = sample(ours, x, text, None, PriorSampling(steps=steps, eta=0, clip_range=5))
+    scheduler = DDIMScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="sample",
+        clip_sample_range=5.0,
+        set_alpha_to_one=True,
+    )
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), alphas_bar(), atol=1e-6, rtol=1e-5)
+    scheduler.set_timesteps(steps - 1)  # its step then leads from one of our timesteps to the next
+    for t in visited(steps):
+        clean = ours(x, torch.full((2,), t), text)
+        x = scheduler.step(clean, t, x, eta=0.0, use_clipped_model_output=True).prev_sample
+    torch.testing.assert_close(found, x, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_ancestral_noise_keeps_the_variance_of_the_marginals(ours: DiffusionPrior) -> None:
+    """With the data at zero, x must have variance 1 - ᾱ at each time, whatever η."""
+
+    for parameter in ours.proj_to_clip_embeddings.parameters():
+        parameter.zero_()
+    seen: dict[int, float] = {}
+    ours.register_forward_pre_hook(lambda _, arguments: seen.update({int(arguments[1][0]): float(arguments[0].var())}))
+    text, signal = ours.read(features([3])).expanded(1500), alphas_bar()
+    start = normal(1500, WIDTH) * float(1 - signal[-1]) ** 0.5
+    for eta in (0.0, 0.5, 1.0):
+        sample(ours, start, text, None, PriorSampling(steps=6, eta=eta))
+        assert len(seen) == 6
+        for t, variance in seen.items():
+            assert variance == pytest.approx(float(1 - signal[t]), abs=0.03), (eta, t)
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_rows_and_the_pads_do_not_count(ours: DiffusionPrior) -> None:
+    text, noise = features([3, 7, 2]), normal(3, WIDTH)
+    prior = SampledPrior(ours, features([2]), PriorSampling(steps=4))
+    assert isinstance(prior, Prior)
+    assert prior.evaluations == 8
+    together = prior.predict(text, noise=noise)
+    for i in range(3):
+        alone = prior.predict(text[[i]], noise=noise[[i]])
+        torch.testing.assert_close(alone[0], together[i], atol=1e-4, rtol=1e-4)
+    spoilt = TextFeatures(text.states.masked_fill(~text.mask[..., None], 1e4), text.mask, text.pooled)
+    torch.testing.assert_close(prior.predict(spoilt, noise=noise), together)
+    drawn = [prior.predict(text, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@torch.no_grad()
+def test_guidance_of_one_is_off_and_more_moves_away_from_the_empty_text(ours: DiffusionPrior) -> None:
+    text, empty, noise = features([3, 7]), features([2]), normal(2, WIDTH)
+
+    def predicted(scale: float, unconditional: TextFeatures = empty) -> Tensor:
+        sampling = PriorSampling(steps=3, guidance_scale=scale, eta=0, clip_range=1e6)
+        return SampledPrior(ours, unconditional, sampling).predict(text, noise=noise)
+
+    assert torch.equal(predicted(1), predicted(1, features([5])))
+    nothing = SampledPrior(ours, empty, PriorSampling(steps=1, guidance_scale=1, eta=0, clip_range=1e6))
+    base = nothing.predict(empty[[0, 0]], noise=noise)
+    one = SampledPrior(ours, empty, PriorSampling(steps=1, guidance_scale=1, eta=0, clip_range=1e6))
+    guided = SampledPrior(ours, empty, PriorSampling(steps=1, guidance_scale=4, eta=0, clip_range=1e6))
+    expected = base + 4 * (one.predict(text, noise=noise) - base)
+    torch.testing.assert_close(guided.predict(text, noise=noise), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(predicted(2), predicted(1))
+
+
+def test_the_two_kinds_of_prior_are_told_apart(ours: DiffusionPrior, tmp_path: Path) -> None:
+    ours.save_pretrained(tmp_path / "diffusion")
+    with pytest.raises(UserError, match="holds a diffusion prior"):
+        EclipsePrior.from_pretrained(tmp_path / "diffusion")
+    eclipse = EclipsePrior(EclipsePriorConfig(**SIZES, num_embeddings=TOKENS))
+    eclipse.set_statistics(EmbeddingStatistics(torch.zeros(WIDTH), torch.ones(WIDTH), 1.0))
+    eclipse.save_pretrained(tmp_path / "eclipse")
+    with pytest.raises(UserError, match="without time embedding"):
+        DiffusionPrior.from_pretrained(tmp_path / "eclipse")
+    with pytest.raises(UserError, match="no embedding statistics"):
+        DiffusionPrior(DiffusionPriorConfig(**SIZES)).save_pretrained(tmp_path / "fresh")
+
+
+def test_too_many_steps() -> None:
+    assert visited(1) == [999]
+    assert visited(3) == [999, 500, 0]
+    with pytest.raises(UserError, match="1001 steps: the prior knows 1000"):
+        visited(1001)
