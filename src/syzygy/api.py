@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from syzygy import artifact
+from syzygy.config import parse
 from syzygy.diffusion.decoder import DecoderConfig
 from syzygy.diffusion.preconditioning import Preconditioned
 from syzygy.diffusion.samplers import Progress
@@ -19,6 +20,8 @@ from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
 from syzygy.hub.unet import load_decoder
 from syzygy.pipeline import CONDITIONS, Pipeline, PipelineOutput
+from syzygy.prior import layout
+from syzygy.prior.diffusion import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.model import EclipsePrior
 from syzygy.types import Prior
 from syzygy.world.language import language
@@ -58,7 +61,7 @@ class TextToImage:
 
         Args:
             prior: another prior than the model's own: a folder in the published ECLIPSE layout, the folder of a
-                finished `syzygy train prior` run, or any object with `predict`.
+                finished `syzygy train prior` run (ECLIPSE or diffusion), or any object with `predict`.
             device: "cpu", "cuda", "mps".
 
         Raises:
@@ -132,7 +135,8 @@ class TextToImage:
         """Sixteen hex digits a part that paints: with equal ones, equal settings give equal pictures."""
         found = {"clip": self.clip.fingerprint()}
         path = self.pipeline
-        for name, part in (("prior", path.prior), ("decoder", path.denoiser), ("autoencoder", path.autoencoder)):
+        prior = path.prior.network if isinstance(path.prior, SampledPrior) else path.prior
+        for name, part in (("prior", prior), ("decoder", path.denoiser), ("autoencoder", path.autoencoder)):
             if isinstance(part, nn.Module):
                 found[name] = artifact.fingerprint(part.state_dict())
         return found
@@ -181,21 +185,34 @@ def part_folder(source: str | Path, part: str) -> Path:
     return folder
 
 
-def load_prior(folder: str | Path, clip: Clip, device: str = "cpu") -> EclipsePrior:
-    """An ECLIPSE prior that fits this CLIP, from its own folder or from that of a finished training run."""
+def load_prior(folder: str | Path, clip: Clip, device: str = "cpu") -> EclipsePrior | SampledPrior:
+    """A prior that fits this CLIP (ECLIPSE or diffusion), from its own folder or from that of a finished training run.
+
+    A diffusion prior is sampled as it was in its own validation; without a record of that, in 25 steps with guidance 4.
+    """
     folder = Path(folder)
     if (folder / "prior" / artifact.CONFIG_FILE).is_file():
         folder = folder / "prior"
     elif (folder / "run.json").is_file():
         raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
-    prior = EclipsePrior.from_pretrained(folder)
+    prior = _read_prior(folder)
     if prior.config.embedding_dim != clip.width:
         raise UserError(
             f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, this model's CLIP makes "
             f"{clip.width}. Use a prior trained beside the same CLIP."
         )
     _trained_beside(folder, "clip", clip.fingerprint())
-    return prior.to(device).eval()
+    prior = prior.to(device).eval()
+    if isinstance(prior, EclipsePrior):
+        return prior
+    record = folder / artifact.PROVENANCE_FILE
+    sampling = artifact.read_json(record)["recipe"]["task"]["sampling"] if record.is_file() else {}
+    return SampledPrior(prior, clip.encode_text([""]), parse(PriorSampling, sampling, str(record)))
+
+
+def _read_prior(folder: Path) -> EclipsePrior | DiffusionPrior:
+    _, tensors = layout.read(folder)
+    return (DiffusionPrior if layout.is_diffusion(tensors) else EclipsePrior).from_pretrained(folder)
 
 
 def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder: Autoencoder) -> None:

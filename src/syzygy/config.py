@@ -19,22 +19,22 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def parse(cls: type[C], values: dict[str, Any], where: str) -> C:
-    """Build `cls` from plain values; errors name the field, the value and the place."""
+def parse(cls: type[C], values: dict[str, Any], where: str, prefix: str = "") -> C:
+    """Build `cls` from plain values; errors name the field (after `prefix`), the value and the place."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        path = ".".join(map(str, first["loc"])) or "(whole)"
+        path = (prefix + ".".join(map(str, first["loc"]))).strip(".") or "(whole)"
         raise UserError(f"{where}: setting {path!r}: {first['msg']} (got {first.get('input')!r}).") from None
 
 
-def fields_of(cls: type[Config], prefix: str = "") -> dict[str, str]:
+def fields_of(config: Config, prefix: str = "") -> dict[str, str]:
     """Dotted name → help text, for every field that can be set."""
     found: dict[str, str] = {}
-    for name, field in cls.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Config):
+    for name, field in type(config).model_fields.items():
+        inner = getattr(config, name)
+        if isinstance(inner, Config):
             found |= fields_of(inner, f"{prefix}{name}.")
         else:
             found[prefix + name] = field.description or ""
@@ -43,8 +43,8 @@ def fields_of(cls: type[Config], prefix: str = "") -> dict[str, str]:
 
 def override(config: C, assignments: Sequence[str]) -> C:
     """Apply `key=value` settings to existing fields only. Dotted keys reach into nested settings; values are JSON or text."""
-    values = config.model_dump()
-    known = fields_of(type(config))
+    known = fields_of(config)
+    changes: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -54,11 +54,20 @@ def override(config: C, assignments: Sequence[str]) -> C:
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise UserError(f"unknown setting {key!r}.{hint} --settings lists all {len(known)}.")
         *path, last = key.split(".")
-        inner = values
+        inner = changes
         for part in path:
-            inner = inner[part]
+            inner = inner.setdefault(part, {})
         try:
             inner[last] = json.loads(text)
         except json.JSONDecodeError:
             inner[last] = text
-    return parse(type(config), values, "settings")
+    return _changed(config, changes)
+
+
+def _changed(config: C, changes: dict[str, Any], prefix: str = "") -> C:
+    """Nested settings first, each as the class that it is: the errors then name one field, also where another class was allowed."""
+    values: dict[str, Any] = {name: getattr(config, name) for name in type(config).model_fields}
+    for name, change in changes.items():
+        inner = values[name]
+        values[name] = _changed(inner, change, f"{prefix}{name}.") if isinstance(inner, Config) else change
+    return parse(type(config), values, "settings", prefix)

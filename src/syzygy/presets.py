@@ -20,7 +20,7 @@ from syzygy.runs.starter import StarterRun
 from syzygy.train.autoencoder import AutoencoderTaskConfig
 from syzygy.train.clip import ClipTaskConfig
 from syzygy.train.decoder import DecoderTaskConfig
-from syzygy.train.prior import PriorTaskConfig
+from syzygy.train.objectives import DiffusionTaskConfig, PriorTaskConfig
 from syzygy.train.reader import ReaderTaskConfig
 from syzygy.train.schedule import LoopConfig
 from syzygy.world.reader import ReaderConfig
@@ -125,6 +125,11 @@ def prior_starter() -> PriorRun:
     )
 
 
+def prior_diffusion() -> PriorRun:
+    """The starter's diffusion baseline: the ECLIPSE prior's size, pairs, steps and learning rate, sampled in 25 steps."""
+    return prior_starter().model_copy(update={"task": DiffusionTaskConfig(batch_size=256)})
+
+
 def prior_eclipse_paper() -> PriorRun:
     """ECLIPSE's size and schedule (arXiv 2312.04655 with its supplement) on pairs of the embedded world. Wants a GPU.
 
@@ -210,7 +215,11 @@ def demo_quick() -> DemoRun:
 AUTOENCODER: dict[str, Callable[[], AutoencoderRun]] = {"starter": autoencoder_starter}
 CLIP: dict[str, Callable[[], ClipRun]] = {"starter": clip_starter}
 DECODER: dict[str, Callable[[], DecoderRun]] = {"starter": decoder_starter}
-PRIOR: dict[str, Callable[[], PriorRun]] = {"starter": prior_starter, "paper": prior_eclipse_paper}
+PRIOR: dict[str, Callable[[], PriorRun]] = {
+    "starter": prior_starter,
+    "diffusion": prior_diffusion,
+    "paper": prior_eclipse_paper,
+}
 READER: dict[str, Callable[[], ReaderRun]] = {"starter": reader_starter}
 STARTER: dict[str, Callable[[], StarterRun]] = {"cpu": starter_cpu, "gpu": starter_gpu}
 

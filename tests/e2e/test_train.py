@@ -14,6 +14,7 @@ import pytest
 from syzygy import api, artifact, presets
 from syzygy.config import Config
 from syzygy.pictures import read_record
+from syzygy.prior.diffusion import SampledPrior
 from syzygy.runs import autoencoder as autoencoder_run
 from syzygy.runs import clip as clip_run
 from syzygy.runs import decoder as decoder_run
@@ -127,6 +128,24 @@ def test_from_nothing_to_a_picture(
     refused = syzygy("generate", "a moon", "--model", tiny_model, "--prior", tmp_path / "q", "--out", tmp_path / "out")
     assert refused.code == 2
     assert "were trained beside another clip" in refused.err
+
+
+def test_a_diffusion_prior_takes_eclipses_place(
+    train: Callable[..., dict[str, Any]], syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    out, sampling = tmp_path / "p", ("task.sampling.steps=3", "task.sampling.eta=0.5")
+    result = train("prior", "--preset", "diffusion", "--clip", tiny_model, "--out", out, *sampling)
+    assert set(result["metrics"]) == {"loss", "cosine", "recall_at_1"}
+    arguments = ("a red circle", "--model", tiny_model, "--steps", 2, "--out", tmp_path / "out", "--json")
+    fingerprints = [
+        json.loads(syzygy("generate", *arguments, *prior).out)["settings"]["fingerprints"]["prior"]
+        for prior in ((), ("--prior", out))
+    ]
+    assert fingerprints[0] != fingerprints[1]
+    model = api.TextToImage.from_pretrained(tiny_model, prior=out)
+    assert isinstance(model.pipeline.prior, SampledPrior)
+    assert model.pipeline.prior.evaluations == 6
+    assert model.pipeline.prior.sampling.eta == 0.5
 
 
 def test_the_starter_in_stages(
@@ -255,6 +274,11 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "value": (("prior", "loop.steps=0"), "setting 'loop.steps'"),
     "NaN": (("prior", "loop.lr=NaN"), "setting 'loop.lr'"),
     "kind of value": (("prior", "loop.steps=many"), "setting 'loop.steps'"),
+    "nested": (("prior", "--preset", "diffusion", "task.sampling.steps=0"), "setting 'task.sampling.steps'"),
+    "of the other task": (
+        ("prior", "--preset", "diffusion", "task.temperature=1"),
+        "unknown setting 'task.temperature'",
+    ),
     "two that clash": (("prior", "loop.steps=5", "loop.warmup=9"), "warmup=9 leaves nothing of steps=5"),
     "clip": (("prior", "--clip", "nowhere", "--out", "{out}"), "clip 'nowhere' is neither a folder nor a known model"),
     "clip of decoder": (("decoder", "--clip", "nowhere", "--out", "{out}"), "clip 'nowhere' is neither"),

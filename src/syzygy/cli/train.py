@@ -217,7 +217,7 @@ def _print_settings(run: "Config", as_json: bool) -> None:
 
     from syzygy.config import fields_of
 
-    meanings = fields_of(type(run))
+    meanings = fields_of(run)
     values = {name: reduce(getitem, name.split("."), run.model_dump(mode="json")) for name in meanings}
     if as_json:
         click.echo(json.dumps({name: {"value": values[name], "help": text} for name, text in meanings.items()}))

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
 
 from syzygy.config import Config
 from syzygy.hub.clip import Clip
+from syzygy.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.rng import seed_of
 from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
 from syzygy.train.loop import fit
-from syzygy.train.prior import PriorData, PriorTask, PriorTaskConfig, caption_ids
+from syzygy.train.objectives import DiffusionObjective, DiffusionTaskConfig, EclipseObjective, PriorTaskConfig
+from syzygy.train.prior import PriorData, PriorTask, caption_ids
 from syzygy.train.progress import Reporter
 from syzygy.train.schedule import LoopConfig
 from syzygy.types import TextFeatures
@@ -34,8 +37,8 @@ class PriorRun(Config):
     """Pairs of a picture and a caption to train on, embedded once."""
     validation_scenes: int = Field(default=512, gt=0)
     """Unseen pairs for validation."""
-    task: PriorTaskConfig
-    """Loss and batch."""
+    task: PriorTaskConfig | DiffusionTaskConfig
+    """Loss and batch; which of the two decides which prior is trained."""
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
@@ -69,26 +72,34 @@ def train(
 
     `data` = (training, validation) spares embedding them again when several priors learn from the same pairs.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(run.seed, "prior weights"))
-        prior = EclipsePrior(
-            EclipsePriorConfig(
-                embedding_dim=clip.width,
-                num_layers=run.num_layers,
-                num_attention_heads=run.num_attention_heads,
-                attention_head_dim=run.attention_head_dim,
-                num_embeddings=clip.positions,
-            )
-        ).to(device)
+    objective = _objective(run, clip, device)
     training, validation = data or embedded(run, clip, bar)
-    task = PriorTask(prior, training, validation, run.task, run.seed, logit_scale=clip.logit_scale)
+    task = PriorTask(objective, training, validation, run.task.batch_size, run.seed)
     settings = run.model_dump(mode="json") | {"clip": clip.fingerprint()}
     result = fit(task, run.loop, out, reporter=report or reporter("prior", run.task.batch_size), run=settings)
     last = result.history[-1]
     metrics = {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
     record = provenance("prior", run, result, result.steps * run.task.batch_size, metrics)
-    prior.save_pretrained(out / "prior", record | {"clip": clip.fingerprint()}, torch.float16)
+    objective.prior.save_pretrained(out / "prior", record | {"clip": clip.fingerprint()}, torch.float16)
     return RunResult(out / "prior", metrics, result.history)
+
+
+def _objective(run: PriorRun, clip: Clip, device: torch.device) -> EclipseObjective | DiffusionObjective:
+    """The run's prior with fresh weights, and what it is trained to do."""
+    sizes: dict[str, Any] = {
+        "embedding_dim": clip.width,
+        "num_layers": run.num_layers,
+        "num_attention_heads": run.num_attention_heads,
+        "attention_head_dim": run.attention_head_dim,
+        "num_embeddings": clip.positions,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(run.seed, "prior weights"))
+        if isinstance(run.task, PriorTaskConfig):
+            prior = EclipsePrior(EclipsePriorConfig(**sizes)).to(device)
+            return EclipseObjective(prior, run.task, logit_scale=clip.logit_scale)
+        network = DiffusionPrior(DiffusionPriorConfig(**sizes)).to(device)
+        return DiffusionObjective(network, run.task, clip.encode_text([""]))
 
 
 def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, PriorData]:

@@ -1,34 +1,20 @@
-"""Training of the ECLIPSE prior against frozen CLIP embeddings (arXiv 2312.04655, section 3.2), all in memory."""
+"""Training of a prior against frozen CLIP embeddings, all in memory: which captions a step sees, and what validation measures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
-from syzygy.config import Config
 from syzygy.errors import UserError
-from syzygy.prior.losses import EclipseLoss, eclipse_loss
-from syzygy.prior.model import EclipsePrior, check_features
+from syzygy.prior.model import check_features
 from syzygy.prior.statistics import EmbeddingStatistics
 from syzygy.rng import generator
 from syzygy.types import TextFeatures
-
-
-class PriorTaskConfig(Config):
-    """What one step of training minimises, and over how many captions."""
-
-    lambda_contrastive: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
-    """λ, the weight of the contrastive loss beside the mean squared error (paper: 0.2). 0 trains projection-only."""
-    batch_size: PositiveInt = 1024
-    """Captions a step, and the number of texts each prediction is contrasted with (paper: 4 GPUs × 256)."""
-    temperature: Literal["clip"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "clip"
-    """τ of the contrastive loss: "clip" takes the frozen CLIP's own (the paper does not tell), a number replaces it."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +58,35 @@ def caption_ids(captions: Sequence[str]) -> Int[Tensor, "M"]:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class PriorBatch:
+    """Captions of one step with their images, on the prior's device and in its dtype."""
+
     features: TextFeatures
     image: Float[Tensor, "B D"]
-    image_index: Int[Tensor, "B"]
+    """Raw image embeddings."""
     caption_ids: Int[Tensor, "B"]
+    """Equal where the words of two captions are equal."""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a prior is trained to do (`train/objectives.py`)."""
+
+    @property
+    def prior(self) -> nn.Module:
+        """The network; its `config` tells `embedding_dim` and `num_embeddings`, and it has `set_statistics`."""
+        ...
+
+    def losses(self, batch: PriorBatch, noise: Float[Tensor, "B D"], random: torch.Generator) -> dict[str, Tensor]:
+        """`loss` and its parts; `noise` is standard normal, further draws come from `random` (on the CPU)."""
+        ...
+
+    def predict(self, batch: PriorBatch, noise: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Raw image embeddings, as the trained prior would predict them."""
+        ...
 
 
 class PriorTask:
@@ -87,19 +97,10 @@ class PriorTask:
     """
 
     def __init__(
-        self,
-        prior: EclipsePrior,
-        data: PriorData,
-        validation: PriorData,
-        config: PriorTaskConfig,
-        seed: int,
-        *,
-        logit_scale: float,
+        self, objective: Objective, data: PriorData, validation: PriorData, batch_size: int, seed: int
     ) -> None:
-        """`logit_scale` is the frozen CLIP's (1/τ, 100 for the published ones), used where the temperature is "clip".
-
-        Sets the prior's statistics to those of the training images.
-        """
+        """Sets the prior's statistics to those of the training images."""
+        prior: Any = objective.prior
         for name, part in (("training", data), ("validation", validation)):
             if part.image_embeddings.shape[1] != prior.config.embedding_dim:
                 raise UserError(
@@ -112,9 +113,14 @@ class PriorTask:
                     f"a {name} caption has {longest} tokens; the prior reads {prior.config.num_embeddings}."
                 )
         prior.set_statistics(EmbeddingStatistics.of(data.image_embeddings))
-        self.prior, self.data, self.validation, self.config, self.seed = prior, data, validation, config, seed
-        self.modules = {"prior": prior}
-        self.logit_scale = logit_scale if config.temperature == "clip" else 1 / config.temperature
+        self.objective, self.data, self.validation, self.batch_size, self.seed = (
+            objective,
+            data,
+            validation,
+            batch_size,
+            seed,
+        )
+        self.modules = {"prior": objective.prior}
         # Two epochs meet in a batch; a batch of more than an epoch only draws a permutation twice.
         self._order = lru_cache(maxsize=2)(self._permutation)
 
@@ -123,7 +129,7 @@ class PriorTask:
 
     def captions_at(self, step: int) -> Int[Tensor, "B"]:
         """Which captions this step (from 0) trains on."""
-        position, end = step * self.config.batch_size, (step + 1) * self.config.batch_size
+        position, end = step * self.batch_size, (step + 1) * self.batch_size
         parts = []
         while position < end:
             epoch, offset = divmod(position, len(self.data))
@@ -132,58 +138,41 @@ class PriorTask:
         return torch.cat(parts)
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """ECLIPSE's loss (eq. 5) on this step's captions: `loss` and its parts `projection` and `contrastive`."""
+        """The objective's losses on this step's captions."""
         index = self.captions_at(step)
-        noise = self._noise(len(index), "noise", step)
         batch = self._gather(self.data, index)
-        loss = self._eclipse_loss(self.prior(batch.features, noise), batch)
-        return {"loss": loss.total, "projection": loss.projection, "contrastive": loss.contrastive}
+        noise = self._noise(len(index), "noise", step)
+        return self.objective.losses(batch, noise.to(batch.image), generator(self.seed, "prior", "draws", step))
 
     def validate(self) -> dict[str, float]:
         """Means over the validation captions, with the same noise each time.
 
         `cosine` of the predicted to the true image embedding; `recall_at_1`, how often the true image is the nearest
-        of all validation images (by cosine; in [0, 1]); `loss` and its parts as in training.
+        of all validation images (by cosine; in [0, 1]); the losses as in training.
         """
         noise = self._noise(len(self.validation), "validation")
-        images = F.normalize(self.validation.image_embeddings.to(noise), dim=-1)
         sums: dict[str, float] = {}
-        for index in torch.arange(len(self.validation)).split(self.config.batch_size):
+        for index in torch.arange(len(self.validation)).split(self.batch_size):
             batch = self._gather(self.validation, index)
-            predicted = self.prior(batch.features, noise[index.to(noise.device)])
-            loss = self._eclipse_loss(predicted, batch)
-            nearest = (F.normalize(predicted, dim=-1) @ images.T).argmax(-1)
-            means = {
-                "loss": loss.total,
-                "projection": loss.projection,
-                "contrastive": loss.contrastive,
-                "cosine": F.cosine_similarity(predicted, batch.image).mean(),
-                "recall_at_1": (nearest == batch.image_index).float().mean(),
-            }
+            part = noise[index].to(batch.image)
+            means = self.objective.losses(batch, part, generator(self.seed, "prior", "validation", int(index[0])))
+            predicted = self.objective.predict(batch, part)
+            images = F.normalize(self.validation.image_embeddings.to(batch.image), dim=-1)
+            nearest = (F.normalize(predicted, dim=-1) @ images.T).argmax(-1).cpu()
+            right = nearest == self.validation.image_of_caption[index]
+            means |= {"cosine": F.cosine_similarity(predicted, batch.image).mean(), "recall_at_1": right.float().mean()}
             for name, mean in means.items():
                 sums[name] = sums.get(name, 0.0) + mean.item() * len(index)
         return {name: total / len(self.validation) for name, total in sums.items()}
 
     def _noise(self, count: int, *key: str | int) -> Float[Tensor, "count D"]:
-        drawn = torch.randn(count, self.prior.config.embedding_dim, generator=generator(self.seed, "prior", *key))
-        return drawn.to(self.prior.proj_in.weight)
+        width = self.data.image_embeddings.shape[1]
+        return torch.randn(count, width, generator=generator(self.seed, "prior", *key))
 
-    def _gather(self, data: PriorData, index: Int[Tensor, "B"]) -> _Batch:
-        weight = self.prior.proj_in.weight
-        image_index = data.image_of_caption[index]
-        return _Batch(
+    def _gather(self, data: PriorData, index: Int[Tensor, "B"]) -> PriorBatch:
+        weight = self.objective.prior.get_parameter("proj_in.weight")
+        return PriorBatch(
             data.captions[index].trimmed().to(weight.device, weight.dtype),
-            data.image_embeddings[image_index].to(weight),
-            image_index.to(weight.device),
+            data.image_embeddings[data.image_of_caption[index]].to(weight),
             data.caption_ids[index].to(weight.device),
-        )
-
-    def _eclipse_loss(self, predicted: Float[Tensor, "B D"], batch: _Batch) -> EclipseLoss:
-        return eclipse_loss(
-            predicted,
-            batch.image,
-            batch.features.pooled,
-            lambda_contrastive=self.config.lambda_contrastive,
-            logit_scale=self.logit_scale,
-            caption_ids=batch.caption_ids,
         )

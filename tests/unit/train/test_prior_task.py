@@ -5,9 +5,11 @@ import torch
 from pydantic import ValidationError
 
 from syzygy.errors import UserError
+from syzygy.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
 from syzygy.prior.losses import contrastive_loss, projection_loss
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.train.prior import PriorData, PriorTask, PriorTaskConfig, caption_ids
+from syzygy.train.objectives import DiffusionObjective, DiffusionTaskConfig, EclipseObjective, PriorTaskConfig
+from syzygy.train.prior import PriorData, PriorTask, caption_ids
 from syzygy.types import TextFeatures
 
 WIDTH, TOKENS, SCALE = 8, 6, 10.0
@@ -34,9 +36,16 @@ def new_data(images: int = 7, captions: int = 10, seed: int = 1) -> PriorData:
     return PriorData(torch.randn(images, WIDTH, generator=draw), features, index, torch.arange(captions))
 
 
-def new_task(seed: int = 0, **settings: object) -> PriorTask:
+def task_on(
+    data: PriorData, validation: PriorData, *, prior: EclipsePrior | None = None, seed: int = 0, **settings: object
+) -> PriorTask:
     config = PriorTaskConfig.model_validate({"batch_size": 4} | settings)
-    return PriorTask(new_prior(), new_data(), new_data(seed=2), config, seed, logit_scale=SCALE)
+    objective = EclipseObjective(prior or new_prior(), config, logit_scale=SCALE)
+    return PriorTask(objective, data, validation, config.batch_size, seed)
+
+
+def new_task(seed: int = 0, **settings: object) -> PriorTask:
+    return task_on(new_data(), new_data(seed=2), seed=seed, **settings)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 23])
@@ -60,7 +69,7 @@ def test_a_step_depends_on_seed_and_number_alone() -> None:
 def test_each_step_draws_fresh_noise() -> None:
     task = new_task(batch_size=10)
     noises = []
-    task.prior.register_forward_pre_hook(lambda _, arguments: noises.append(arguments[1]))
+    task.objective.prior.register_forward_pre_hook(lambda _, arguments: noises.append(arguments[1]))
     task.loss(0)
     task.loss(1)
     assert abs(torch.stack(noises).mean()) < 0.3
@@ -72,7 +81,7 @@ def test_the_loss_is_eclipses_on_the_captions_and_their_images() -> None:
     task = new_task(lambda_contrastive=0.3)
     index = task.captions_at(5)
     outputs = []
-    task.prior.register_forward_hook(lambda *call: outputs.append(call[2]))
+    task.objective.prior.register_forward_hook(lambda *call: outputs.append(call[2]))
     found = task.loss(5)
     projection = projection_loss(outputs[0], task.data.image_embeddings[task.data.image_of_caption[index]])
     contrastive = contrastive_loss(outputs[0], task.data.captions.pooled[index], SCALE, index)
@@ -99,8 +108,10 @@ def test_temperature_is_clips_or_a_number() -> None:
 def test_training_learns_what_validation_measures() -> None:
     data = new_data(images=10)
     data = replace(data, image_embeddings=2 * data.captions.pooled)
-    task = PriorTask(new_prior(), data, data, PriorTaskConfig(batch_size=10), 0, logit_scale=SCALE)
-    optimizer = torch.optim.AdamW([p for p in task.prior.parameters() if p.requires_grad], lr=5e-3, fused=True)
+    task = task_on(data, data, batch_size=10)
+    optimizer = torch.optim.AdamW(
+        [p for p in task.objective.prior.parameters() if p.requires_grad], lr=5e-3, fused=True
+    )
     with torch.no_grad():
         before = task.validate()
         assert task.validate() == before
@@ -117,10 +128,7 @@ def test_training_learns_what_validation_measures() -> None:
 
 
 def test_validation_means_do_not_depend_on_how_it_is_cut() -> None:
-    whole, cut = (
-        PriorTask(new_prior(), new_data(), new_data(), PriorTaskConfig(batch_size=size), 0, logit_scale=SCALE)
-        for size in (10, 3)
-    )
+    whole, cut = (task_on(new_data(), new_data(), batch_size=size) for size in (10, 3))
     with torch.no_grad():
         one, other = whole.validate(), cut.validate()
     for name in ("projection", "cosine", "recall_at_1"):
@@ -130,10 +138,10 @@ def test_validation_means_do_not_depend_on_how_it_is_cut() -> None:
 def test_half_precision_data_trains_in_fp32_and_leaves_its_statistics() -> None:
     data = new_data()
     half = replace(data, image_embeddings=data.image_embeddings.half(), captions=data.captions.to(dtype=torch.float16))
-    task = PriorTask(new_prior(), half, half, PriorTaskConfig(batch_size=4), 0, logit_scale=SCALE)
+    task = task_on(half, half)
     assert task.loss(0)["loss"].dtype == torch.float32
-    torch.testing.assert_close(task.prior.clip_mean[0], data.image_embeddings.mean(0), rtol=0, atol=2e-3)
-    torch.testing.assert_close(task.prior.clip_std[0], data.image_embeddings.std(0), rtol=0, atol=2e-3)
+    torch.testing.assert_close(task.objective.prior.clip_mean[0], data.image_embeddings.mean(0), rtol=0, atol=2e-3)
+    torch.testing.assert_close(task.objective.prior.clip_std[0], data.image_embeddings.std(0), rtol=0, atol=2e-3)
 
 
 def test_caption_ids_are_equal_where_captions_are() -> None:
@@ -151,11 +159,61 @@ def test_data_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="8 wide, but 5"):
         replace(data, image_embeddings=data.image_embeddings[:, :5])
     with pytest.raises(UserError, match=r"validation embeddings are 8 wide.*6"):
-        PriorTask(new_prior(6), replace_width(data, 6), data, PriorTaskConfig(), 0, logit_scale=SCALE)
+        task_on(replace_width(data, 6), data, prior=new_prior(6))
     with pytest.raises(UserError, match=r"training caption has 6 tokens.*reads 5"):
-        PriorTask(new_prior(tokens=5), data, data, PriorTaskConfig(), 0, logit_scale=SCALE)
+        task_on(data, data, prior=new_prior(tokens=5))
 
 
 def replace_width(data: PriorData, width: int) -> PriorData:
     captions = TextFeatures(data.captions.states[..., :width], data.captions.mask, data.captions.pooled[:, :width])
     return replace(data, image_embeddings=data.image_embeddings[:, :width], captions=captions)
+
+
+def diffusion_task(data: PriorData, seed: int = 0, **settings: object) -> PriorTask:
+    torch.manual_seed(0)
+    sizes = EclipsePriorConfig(
+        embedding_dim=WIDTH, num_layers=2, num_attention_heads=2, attention_head_dim=8, num_embeddings=TOKENS
+    ).model_dump(exclude={"additional_embeddings"})
+    config = DiffusionTaskConfig.model_validate({"batch_size": 10, "sampling": {"steps": 5}} | settings)
+    empty = TextFeatures(torch.zeros(1, 2, WIDTH), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, WIDTH))
+    objective = DiffusionObjective(DiffusionPrior(DiffusionPriorConfig(**sizes)), config, empty)
+    return PriorTask(objective, data, data, config.batch_size, seed)
+
+
+def test_a_diffusion_step_depends_on_seed_and_number_alone() -> None:
+    first, again, other = (diffusion_task(new_data(), seed) for seed in (0, 0, 1))
+    losses = [first.loss(step)["loss"].item() for step in range(3)]
+    assert [again.loss(step)["loss"].item() for step in (2, 0, 1)] == [losses[i] for i in (2, 0, 1)]
+    assert other.loss(0)["loss"].item() != losses[0]
+
+
+def test_dropped_captions_become_the_empty_text() -> None:
+    objective = diffusion_task(new_data(), condition_dropout=0.5).objective
+    assert isinstance(objective, DiffusionObjective)
+    features = new_data().captions
+    dropped = torch.arange(len(features)) % 3 == 0
+    mixed = objective._with_dropped(features, dropped)
+    assert torch.equal(mixed.pooled[~dropped], features.pooled[~dropped])
+    assert not mixed.pooled[dropped].any()
+    assert (mixed.mask[dropped].sum(1) == 2).all()
+
+
+def test_a_diffusion_prior_learns_what_validation_measures() -> None:
+    data = new_data(images=10)
+    data = replace(data, image_embeddings=2 * data.captions.pooled)
+    task = diffusion_task(data)
+    prior = task.objective.prior
+    optimizer = torch.optim.AdamW([p for p in prior.parameters() if p.requires_grad], lr=5e-3, fused=True)
+    with torch.no_grad():
+        before = task.validate()
+        assert task.validate() == before
+    for step in range(80):
+        optimizer.zero_grad()
+        task.loss(step)["loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        after = task.validate()
+    assert set(after) == {"loss", "cosine", "recall_at_1"}
+    assert after["recall_at_1"] >= 0.9 > before["recall_at_1"]
+    assert after["cosine"] > 0.8 > before["cosine"]
+    assert after["loss"] < before["loss"] / 2
