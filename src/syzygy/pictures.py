@@ -3,12 +3,17 @@
 import io
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
 
 from syzygy import artifact
 from syzygy.errors import UserError
@@ -51,6 +56,34 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{path} holds no record of how it was made: syzygy did not write it.")
     return record
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture file as RGB, whole in memory; transparency lies on white.
+
+    Raises:
+        UserError: it is missing, broken, too large, or no picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if not image.has_transparency_data:
+                    return image.convert("RGB")
+                white = Image.new("RGBA", image.size, "white")
+                return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = Image.MAX_IMAGE_PIXELS or 0
+        raise UserError(f"{path} has too many pixels; at most {limit:,} are read. Make it smaller.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a picture: {error}.") from None
+
+
+def to_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
+    """An RGB picture as numbers in [0, 1]."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
 
 
 def place_for(path: Path, record: Mapping[str, Any]) -> Path:

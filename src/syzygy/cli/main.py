@@ -56,6 +56,7 @@ COMMANDS: Table = {
         {
             "sample": Leaf("syzygy.cli.world:sample", "Write scenes and captions as an image folder."),
             "show": Leaf("syzygy.cli.world:show", "Render a scene that a caption describes."),
+            "read": Leaf("syzygy.cli.read:read", "Say what is in pictures of this world."),
         },
     ),
 }

@@ -177,6 +177,11 @@ def judge(description: Description, scene: Seen, *, exact_counts: bool = False) 
     return best
 
 
+def extra_things(description: Description, scene: Seen) -> int:
+    """How many more things there are than the description names: reported beside the atoms, never punished."""
+    return max(len(scene.things) - sum(m.count for m in description.mentions), 0)
+
+
 def _atoms(description: Description, match: dict[int, list[Thing | None]]) -> tuple[Atom, ...]:
     atoms = []
     for i, mention in enumerate(description.mentions):

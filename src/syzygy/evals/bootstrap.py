@@ -1,0 +1,59 @@
+"""Means with intervals: a percentile bootstrap over prompts, and over the pictures of a prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from syzygy.errors import UserError
+from syzygy.rng import generator
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    number: int
+    """How many prompts it is the mean over."""
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.0f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+
+def interval(values: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+    """Mean over prompts (rows) and the pictures of each, equally many; both are drawn with replacement, prompts first.
+
+    For two candidates on the same prompts and noise, pass the differences: the interval is then a paired one.
+
+    Raises:
+        UserError: no values.
+    """
+    if not values or not values[0]:
+        raise UserError("there is nothing to score: ask for at least one prompt.")
+    x = torch.tensor(values, dtype=torch.float64)
+    prompts, pictures = x.shape
+    random = generator(seed, "bootstrap", prompts, pictures)
+    row = torch.randint(prompts, (RESAMPLES, prompts, 1), generator=random)
+    column = torch.randint(pictures, (RESAMPLES, prompts, pictures), generator=random)
+    low, high = x[row, column].mean((1, 2)).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return Interval(float(x.mean()), float(low), float(high), prompts)
+
+
+def difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+    """Mean of first − second on the same prompts and noise, with a paired interval."""
+    pairs = zip(first, second, strict=True)
+    return interval([[a - b for a, b in zip(*rows, strict=True)] for rows in pairs], seed)
+
+
+def win_rate(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+    """How often a picture of `first` scores above `second`'s of the same prompt and noise; a tie counts half."""
+    won = [
+        [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(*rows, strict=True)]
+        for rows in zip(first, second, strict=True)
+    ]
+    return interval(won, seed)
