@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -154,7 +154,11 @@ def one_each(generator: torch.Generator | Sequence[torch.Generator] | None, numb
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
+def to_uint8(pictures: Float[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N 3 H W"]:
+    """Pictures in [0, 1] as whole grey levels, on the CPU."""
+    return (pictures * 255).round().to("cpu", torch.uint8)
+
+
 def to_pil(pictures: Float[Tensor, "N 3 H W"]) -> list[Image.Image]:
     """Pictures in [0, 1] as 8-bit RGB."""
-    array = (pictures * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(one) for one in array]
+    return [Image.fromarray(one) for one in to_uint8(pictures).permute(0, 2, 3, 1).numpy()]

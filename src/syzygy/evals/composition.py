@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from syzygy.errors import UserError
-from syzygy.pipeline import Pipeline, conditioning_of
+from syzygy.evals.bootstrap import Interval, interval
+from syzygy.pipeline import Pipeline, conditioning_of, to_uint8
 from syzygy.rng import Draw, generator
 from syzygy.types import ImageEncoder, Prior, TextFeatures
-from syzygy.world.description import Atom, judge
+from syzygy.world.description import Atom, extra_things, judge
 from syzygy.world.prompts import Prompt
 from syzygy.world.reader import Reader
 from syzygy.world.render import render
 from syzygy.world.sample import scene_for
 
 REFERENCE = "reference"
-RESAMPLES = 2000
+BATCH = 32
 COUNTED = "numeracy"
 
 
@@ -33,8 +33,12 @@ class Painted:
 
     candidate: str
     prompt: Prompt
-    picture: Float[Tensor, "3 H W"]
+    draw: int
+    """Which of the prompt's noises it was painted from."""
+    picture: UInt8[Tensor, "3 H W"]
     atoms: tuple[Atom, ...]
+    extra: int
+    """Things in the picture that the prompt does not name."""
 
     @property
     def agrees(self) -> bool:
@@ -43,17 +47,14 @@ class Painted:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % bootstrap interval."""
+class Painting:
+    """How every candidate's embeddings are decoded."""
 
-    mean: float
-    low: float
-    high: float
-    number: int
-    """How many values it is the mean of."""
-
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.0f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+    seed: int
+    steps: int
+    guidance_scale: float
+    draws: int = 1
+    """Pictures a prompt, each from noise of its own."""
 
 
 def reference_embeddings(
@@ -80,62 +81,54 @@ def paint_and_judge(
     embeddings: Mapping[str, Float[Tensor, "P D"]],
     pipeline: Pipeline,
     reader: Reader,
+    how: Painting,
     *,
-    seed: int,
-    steps: int,
-    guidance_scale: float,
     features: TextFeatures | None = None,
-    batch_size: int = 32,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Painted]:
     """Decode each candidate's embeddings, read the pictures, judge them against the prompts.
 
     Args:
         embeddings: candidate → embeddings of the prompts.
+        how: all candidates start from the same noise.
         features: where given, the decoder reads the prompts' text states as well.
         progress: told the number of pictures done since the last call.
     """
     conditions = ("image",) if features is None else ("image", "text")
     nothing = TextFeatures(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1))
+    asked = [(row, draw) for row in range(len(prompts)) for draw in range(how.draws)]
     found = []
     for name, all_embeddings in embeddings.items():
-        for start in range(0, len(prompts), batch_size):
-            some = prompts[start : start + batch_size]
-            part = all_embeddings[start : start + batch_size].to(pipeline.device)
-            text = nothing if features is None else features[start : start + batch_size]
+        for start in range(0, len(asked), BATCH):
+            some = asked[start : start + BATCH]
+            rows = [row for row, _ in some]
+            text = nothing if features is None else features[rows]
             pictures = pipeline.decode(
-                conditioning_of(text, part, conditions),
-                [generator(seed, "picture", p.text) for p in some],
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
+                conditioning_of(text, all_embeddings[rows].to(pipeline.device), conditions),
+                [generator(how.seed, "picture", prompts[row].text, draw) for row, draw in some],
+                num_inference_steps=how.steps,
+                guidance_scale=how.guidance_scale,
             )
-            readings = reader.read(pictures)
-            for prompt, picture, reading in zip(some, pictures.cpu(), readings, strict=True):
+            for (row, draw), picture, reading in zip(some, to_uint8(pictures), reader.read(pictures), strict=True):
+                prompt = prompts[row]
                 atoms = judge(prompt.description, reading, exact_counts=prompt.category == COUNTED)
-                found.append(Painted(name, prompt, picture, atoms))
+                extra = extra_things(prompt.description, reading)
+                found.append(Painted(name, prompt, draw, picture, atoms, extra))
             progress(len(some))
     return found
 
 
-def interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean and 95 % bootstrap interval over the values (one a prompt). Raises UserError for no values."""
-    if not values:
-        raise UserError("there is nothing to score: ask for at least one prompt.")
-    x = torch.tensor(values, dtype=torch.float64)
-    index = torch.randint(len(x), (RESAMPLES, len(x)), generator=generator(seed, "bootstrap", len(x)))
-    low, high = x[index].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return Interval(float(x.mean()), float(low), float(high), len(x))
-
-
-def difference(first: Sequence[Painted], second: Sequence[Painted], seed: int = 0) -> Interval:
-    """Mean difference of agreement between two candidates on the same prompts, paired bootstrap over prompts."""
-    assert [p.prompt for p in first] == [p.prompt for p in second], "paired: the same prompts in the same order"
-    return interval([float(a.agrees) - float(b.agrees) for a, b in zip(first, second, strict=True)], seed)
+def by_prompt(painted: Sequence[Painted], score: Callable[[Painted], float]) -> list[list[float]]:
+    """A score of every picture, those of one prompt together: what intervals are made of."""
+    rows: dict[str, list[float]] = {}
+    for one in painted:
+        rows.setdefault(one.prompt.text, []).append(score(one))
+    return list(rows.values())
 
 
 def agreement(painted: Sequence[Painted]) -> Interval:
     """Share of pictures in which every named atom holds."""
-    return interval([float(p.agrees) for p in painted])
+    return interval(by_prompt(painted, lambda one: float(one.agrees)))
 
 
 def by_kind(painted: Sequence[Painted]) -> dict[str, float]:
@@ -158,6 +151,8 @@ class Row(TypedDict):
     low: float
     high: float
     atoms: dict[str, float]
+    extra: float
+    """Things a picture that its prompt does not name."""
 
 
 def table(painted: Sequence[Painted]) -> list[Row]:
@@ -187,6 +182,7 @@ def table(painted: Sequence[Painted]) -> list[Row]:
                             "low": round(score.low, 4),
                             "high": round(score.high, 4),
                             "atoms": {kind: round(share, 4) for kind, share in by_kind(some).items()},
+                            "extra": round(sum(p.extra for p in some) / len(some), 4),
                         }
                     )
     return rows

@@ -5,11 +5,9 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 
-from jaxtyping import Float
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-
-from syzygy.pipeline import to_pil
 
 COLOURS = ("#3b6fd4", "#d4643b", "#3ba06a", "#8a5ad0", "#8f8f8f", "#c2a01e")
 STYLE = """
@@ -34,9 +32,9 @@ def page(title: str, body: str) -> str:
     return f"<!doctype html><html lang='en'><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
 
 
-def picture(image: Float[Tensor, "3 H W"] | Image.Image, *, width: int = 96, agrees: bool | None = None) -> str:
+def picture(image: UInt8[Tensor, "3 H W"] | Image.Image, *, width: int = 96, agrees: bool | None = None) -> str:
     """A picture as an `img` with its data inside, framed by whether it agrees with its prompt."""
-    pil = image if isinstance(image, Image.Image) else to_pil(image[None])[0]
+    pil = image if isinstance(image, Image.Image) else Image.fromarray(image.permute(1, 2, 0).numpy())
     data = io.BytesIO()
     pil.save(data, "PNG")
     frame = "" if agrees is None else " class='right'" if agrees else " class='wrong'"

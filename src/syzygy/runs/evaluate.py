@@ -68,9 +68,7 @@ def paint(
         embeddings,
         model.pipeline,
         model.reader(),
-        seed=scoring.seed,
-        steps=scoring.steps,
-        guidance_scale=scoring.guidance_scale,
+        composition.Painting(scoring.seed, scoring.steps, scoring.guidance_scale),
         features=features if scoring.with_text else None,
         progress=progress,
     )
