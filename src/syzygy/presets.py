@@ -79,14 +79,14 @@ def decoder_starter() -> DecoderRun:
             subsets={"image": 0.5, "text": 0.12, "image+text": 0.28, "": 0.1},
         ),
         loop=LoopConfig(
-            steps=5600,
+            steps=9000,
             lr=8e-4,
             warmup=300,
             betas=(0.9, 0.99),
             grad_clip=1.0,
             ema_half_life=250,
-            validate_every=800,
-            checkpoint_every=400,
+            validate_every=900,
+            checkpoint_every=450,
         ),
     )
 

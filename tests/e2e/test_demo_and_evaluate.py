@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+IDENTITIES = ("text identity", "text identity, shifted")
 SMALL = ("prior.scenes=48", "prior.validation_scenes=16", "prior.loop.steps=4", "prior.loop.warmup=1")
 TINIER = (*SMALL, "prior.loop.validate_every=2", "prior.task.batch_size=16", "shown_steps=2", "scoring.steps=2")
 
@@ -19,11 +20,11 @@ def test_demo_writes_a_page_that_needs_nothing_else(syzygy, tiny_model: Path, ou
     assert answer.code == 0, answer.err
     result = json.loads(answer.out.splitlines()[-1])
     page = Path(result["page"]).read_text()
-    assert page.count("data:image/png;base64,") == 12 * 4  # twelve prompts × reference and three priors
+    assert page.count("data:image/png;base64,") == 12 * 5  # twelve prompts × reference and four priors
     assert page.count("held out</small>") == 6
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("<svg") == 5
-    assert {row["candidate"] for row in result["rows"]} == {"reference", "ECLIPSE", "projection only", "text identity"}
+    assert {row["candidate"] for row in result["rows"]} == {"reference", "ECLIPSE", "projection only", *IDENTITIES}
     assert {row["held_out"] for row in result["rows"]} == {True, False}
     assert json.loads((out / "results.json").read_text())["rows"] == result["rows"]
 
@@ -33,11 +34,27 @@ def test_its_priors_load_in_other_commands(syzygy, tiny_model: Path, out: Path, 
     assert answer.code == 0, answer.err
     priors = [f"contrast={out / 'eclipse'}", f"plain={out / 'projection'}"]
     named = [part for prior in priors for part in ("--prior", prior)]
-    options = ("--prompts", 1, "--steps", 1, "--json")
+    options = ("--prompts", 1, "--steps", 1, "--pairs", 40, "--json", "-")
     answer = syzygy("evaluate", "composition", "--model", tiny_model, *named, *options)
     assert answer.code == 0, answer.err
-    rows = json.loads(answer.out)["rows"]
-    assert list(dict.fromkeys(row["candidate"] for row in rows)) == ["reference", "contrast", "plain", "text identity"]
+    found = json.loads(answer.out)
+    names = list(dict.fromkeys(row["candidate"] for row in found["rows"]))
+    assert names == ["reference", "contrast", "plain", *IDENTITIES, "shuffled prompts"]
+    assert list(found["embeddings"]) == ["contrast", "plain", *IDENTITIES]
+    assert found["embeddings"]["text identity"].keys() == {"cosine", "recall_at_1", "frechet"}
+    assert {row["candidate"] for row in found["against_reference"]} == set(names) - {"reference"}
+    assert found["rows_with_text"] == []
+    preferred = syzygy("evaluate", "preference", "--model", tiny_model, *named, "--prompts", 1, "--steps", 1)
+    assert preferred.code == 0, preferred.err
+    assert "How often contrast is preferred to plain:" in preferred.out
+    assert {line.split()[0] for line in preferred.out.splitlines()[1:]} == {"agreement", "clip_score"}
+    judges = ("--pickscore", tiny_model / "clip", "--json", tmp_path / "rates.json")
+    same = [part for name in ("a", "b") for part in ("--prior", f"{name}={out / 'eclipse'}")]
+    answer = syzygy("evaluate", "preference", "--model", tiny_model, *same, "--prompts", 1, "--steps", 1, *judges)
+    assert answer.code == 0, answer.err
+    rates = json.loads((tmp_path / "rates.json").read_text())["rows"]
+    assert {row["judge"] for row in rates} == {"agreement", "clip_score", "pickscore"}
+    assert all((row["rate"], row["ties"]) == (0.5, 1.0) for row in rates), "a prior against itself"
 
 
 def test_a_demo_run_again_trains_anew_and_finds_the_same(syzygy, tiny_model: Path, out: Path) -> None:
@@ -49,18 +66,29 @@ def test_a_demo_run_again_trains_anew_and_finds_the_same(syzygy, tiny_model: Pat
     assert json.loads((out / "results.json").read_text())["rows"] == before
 
 
-def test_score_as_text(syzygy, tiny_model: Path) -> None:
-    answer = syzygy("evaluate", "composition", "--model", tiny_model, "--prompts", 1, "--steps", 1, "--with-text")
+def test_score_as_text_and_page(syzygy, tiny_model: Path, tmp_path: Path) -> None:
+    files = ("--html", tmp_path / "page.html", "--json", tmp_path / "scores.json")
+    few = ("--prompts", 1, "--draws", 2, "--steps", 1, "--pairs", 40)
+    answer = syzygy("evaluate", "composition", "--model", tiny_model, *few, "--with-text", *files)
     assert answer.code == 0, answer.err
-    assert "reference" in answer.out
-    assert "Reference, one object: colour" in answer.out
+    assert answer.out.count("Reference, one object: colour") == 2
+    assert "with text:" in answer.out
+    assert "Fréchet" in answer.out
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert len(found["rows"]) == len(found["rows_with_text"]) > 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 4
+    assert page.count("data:image/png;base64,") == 13 * 5  # a prompt a category and side × candidates
+    assert "http" not in page
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--prompts", "0"), "at least 1"),
-        (("--quick", "--steps", "3"), "--quick sets --steps itself"),
+        (("--quick", "--pairs", "3"), "--quick sets --pairs itself"),
+        (("--prior", "{prior}", "--prior", "{prior}"), "two priors are called 'prior'"),
+        (("--html", "/dev/null/page.html"), "cannot write"),
         (("--prior", "nowhere"), "nowhere"),
         (("--prior", "reference=nowhere"), "nowhere"),
         (("--guidance-scale", "nan"), "guidance"),
@@ -68,7 +96,8 @@ def test_score_as_text(syzygy, tiny_model: Path) -> None:
     ],
 )
 def test_wrong_input_is_answered_in_two_lines(syzygy, tiny_model: Path, arguments: tuple[str, ...], said: str) -> None:
-    few = () if {"--prompts", "--quick"} & set(arguments) else ("--prompts", 1)
+    arguments = tuple(argument.replace("{prior}", str(tiny_model / "prior")) for argument in arguments)
+    few = () if {"--prompts", "--quick"} & set(arguments) else ("--prompts", 1, "--steps", 1, "--pairs", 0)
     model = few if "--model" in arguments else ("--model", tiny_model, *few)
     answer = syzygy("evaluate", "composition", *model, *arguments)
     assert answer.code == 2
@@ -81,3 +110,13 @@ def test_demo_to_a_place_that_cannot_be_written(syzygy, tiny_model: Path, tmp_pa
     answer = syzygy("demo", "--model", tiny_model, "--out", tmp_path / "file" / "demo")
     assert answer.code == 2
     assert "file" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("priors", "said"), [(1, "give --prior twice"), (3, "give --prior twice")], ids=["one", "three"]
+)
+def test_a_preference_needs_two(syzygy, tiny_model: Path, priors: int, said: str) -> None:
+    named = [part for i in range(priors) for part in ("--prior", f"p{i}={tiny_model / 'prior'}")]
+    answer = syzygy("evaluate", "preference", "--model", tiny_model, *named)
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.err

@@ -1,16 +1,57 @@
 """`syzygy evaluate …`."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from syzygy.cli.common import Whole, device_option, json_option, progress_bar, seed_option
+from syzygy.cli.common import Whole, device_option, progress_bar, seed_option
+from syzygy.errors import UserError
 
-QUICK_PROMPTS, QUICK_STEPS = 8, 12
+if TYPE_CHECKING:
+    from syzygy.api import TextToImage
+    from syzygy.runs.evaluate import Scores, Scoring
+    from syzygy.types import Prior
+
+F = TypeVar("F", bound=Callable[..., Any])
+QUICK = {"prompts": 8, "pairs": 1000}
+
+
+def scoring_options(command: F) -> F:
+    """What every command takes that paints and judges."""
+    options = (
+        click.option(
+            "--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder."
+        ),
+        click.option(
+            "--prompts",
+            type=Whole(1),
+            default=200,
+            show_default=True,
+            help="Prompts a category, seen and held-out each, or as many as there are.",
+        ),
+        click.option("--draws", type=Whole(1), default=1, show_default=True, help="Pictures a prompt."),
+        click.option("--steps", type=Whole(1), default=10, show_default=True, help="Sampling steps."),
+        click.option("--guidance-scale", type=float, default=1.0, show_default=True, help="Guidance; 1 means off."),
+        click.option("--quick", is_flag=True, help=f"{QUICK['prompts']} prompts: a first look, wide intervals."),
+        seed_option,
+        device_option,
+        click.option(
+            "--json",
+            "json_file",
+            type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+            metavar="FILE",
+            help="Write everything as JSON; - prints it and nothing else.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command()
-@click.option("--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder.")
+@scoring_options
 @click.option(
     "--prior",
     "priors",
@@ -19,80 +60,179 @@ QUICK_PROMPTS, QUICK_STEPS = 8, 12
     help="Prior to score; may be repeated. Default: the model's own.",
 )
 @click.option(
-    "--prompts", type=Whole(1), default=40, show_default=True, help="Prompts a category, seen and held-out each."
+    "--pairs",
+    type=Whole(0),
+    default=5000,
+    show_default=True,
+    help="Pairs on which predicted embeddings are compared with true ones; 0 leaves that out.",
 )
-@click.option("--steps", type=Whole(1), default=25, show_default=True, help="Sampling steps.")
-@click.option("--guidance-scale", type=float, default=2.0, show_default=True, help="Guidance; 1 means off.")
-@click.option("--with-text", is_flag=True, help="Let the decoder read the text too; text then slips past the prior.")
 @click.option(
-    "--quick", is_flag=True, help=f"{QUICK_PROMPTS} prompts and {QUICK_STEPS} steps: a first look, wide intervals."
+    "--with-text",
+    is_flag=True,
+    help="Paint once more with the text read too: a second column, where text slips past the prior.",
 )
-@seed_option
-@device_option
-@json_option
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a page with plots and pictures.",
+)
 @click.pass_context
 def composition(
     ctx: click.Context,
     model: str,
     priors: tuple[str, ...],
-    prompts: int,
-    steps: int,
-    guidance_scale: float,
-    with_text: bool,
-    quick: bool,
-    seed: int,
+    json_file: Path | None,
+    html_file: Path | None,
     device: str,
-    as_json: bool,
+    quick: bool,
+    **settings: Any,
 ) -> None:
     """Does the picture hold what the prompt says?
 
     Paints prompts of the embedded world and reads the pictures. Beside each prior stand the reference (the true embedding of a scene
-    that shows just what the prompt says) and text-identity (the text embedding itself). Compositions that no prior saw in training are
-    scored apart.
+    that shows just what the prompt says), text-identity (the text embedding itself, also moved to the images' mean) and the first
+    prior's answers to shuffled prompts. Compositions that no prior saw in training are scored apart.
     """
-    import json
+    from syzygy.api import TextToImage
+    from syzygy.runs import evaluate
+    from syzygy.runs.evaluate_page import page, result
+    from syzygy.world.prompts import CATEGORIES
 
-    from syzygy.api import TextToImage, load_prior
-    from syzygy.config import parse
-    from syzygy.evals import composition as scores
+    scoring = _scoring(ctx, quick, settings)
+    loaded = TextToImage.from_pretrained(model, device=device)
+    named = _named(priors, loaded, device) or {"prior": loaded.pipeline.prior}
+    wanted = evaluate.asked(CATEGORIES, scoring.prompts, scoring.seed)
+    scores = evaluate.score(loaded, named, wanted, scoring, progress_bar)
+    found = result(model, scoring, scores)
+    _write(json_file, found)
+    if html_file is not None:
+        from syzygy import artifact
+
+        artifact.write_bytes(html_file, page(found, scores).encode())
+    if str(json_file) != "-":
+        _print(scores)
+
+
+@click.command()
+@scoring_options
+@click.option(
+    "--prior", "priors", multiple=True, metavar="[NAME=]RUN", help="Give two: the first is compared with the second."
+)
+@click.option(
+    "--pickscore",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="A PickScore checkpoint (or any CLIP) on disk, as a further judge.",
+)
+@click.pass_context
+def preference(
+    ctx: click.Context,
+    model: str,
+    priors: tuple[str, ...],
+    pickscore: Path | None,
+    json_file: Path | None,
+    device: str,
+    quick: bool,
+    **settings: Any,
+) -> None:
+    """How often is one prior's picture preferred to another's?
+
+    Both paint the same prompts from the same noise. Judges: the reader (which picture bears out more of the prompt's facts) and the
+    model's CLIP (which is nearer to the prompt). A tie counts half for each.
+    """
+    from syzygy.api import TextToImage
+    from syzygy.hub.clip import Clip
     from syzygy.runs import evaluate
     from syzygy.world.prompts import CATEGORIES
 
+    scoring = _scoring(ctx, quick, settings)
+    if len(priors) != 2:
+        raise UserError(f"give --prior twice, the two to compare; got {len(priors)}.")
+    judge = None if pickscore is None else Clip.from_pretrained(pickscore).to(device)
+    loaded = TextToImage.from_pretrained(model, device=device)
+    named = _named(priors, loaded, device)
+    wanted = evaluate.asked(CATEGORIES, scoring.prompts, scoring.seed)
+    with progress_bar("painting", 2 * len(wanted) * scoring.draws) as advance:
+        rows = evaluate.prefer(loaded, named, wanted, scoring, advance, pickscore=judge)
+    first, second = named
+    _write(json_file, {"model": model, "first": first, "second": second, "scoring": scoring.model_dump(), "rows": rows})
+    if str(json_file) == "-":
+        return
+    click.echo(f"How often {first} is preferred to {second}:")
+    for row in rows:
+        side = "held out" if row["held_out"] else "seen"
+        interval = f"{100 * row['rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+        click.echo(
+            f"{row['judge']:>12}  {side:>8}  {interval:>16}  {row['prompts']} prompts, ties {100 * row['ties']:.0f} %"
+        )
+
+
+def _scoring(ctx: click.Context, quick: bool, settings: dict[str, Any]) -> "Scoring":
+    from syzygy.config import parse
+    from syzygy.runs.evaluate import Scoring
+
     if quick:
-        for name in ("prompts", "steps"):
+        for name, value in QUICK.items():
+            if name not in settings:
+                continue
             if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--quick sets --{name} itself: give one of the two.")
-        prompts, steps = QUICK_PROMPTS, QUICK_STEPS
-    loaded = TextToImage.from_pretrained(model, device=device)
-    candidates = {}
+            settings[name] = value
+    return parse(Scoring, settings, "options")
+
+
+def _named(priors: tuple[str, ...], model: "TextToImage", device: str) -> "dict[str, Prior]":
+    """`NAME=RUN`, or a run under the name of its folder."""
+    from syzygy.api import load_prior
+
+    found: dict[str, Prior] = {}
     for one in priors:
         name, equals, folder = one.partition("=")
-        candidates[name if equals else Path(one).name] = load_prior(folder if equals else one, loaded.clip, device)
-    candidates = candidates or {"prior": loaded.pipeline.prior}
-    candidates[evaluate.IDENTITY] = evaluate.text_identity(loaded, seed)
-    settings = {
-        "prompts": prompts,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "with_text": with_text,
-        "seed": seed,
-    }
-    scoring = parse(evaluate.Scoring, settings, "options")
-    wanted = evaluate.asked(CATEGORIES, prompts, seed)
-    with progress_bar("painting", len(wanted) * (len(candidates) + 1)) as advance:
-        painted = evaluate.paint(loaded, candidates, wanted, scoring, advance)
-    rows = scores.table(painted)
-    if as_json:
-        click.echo(json.dumps({"model": model, "scoring": scoring.model_dump(), "rows": rows}))
-        return
-    click.echo(f"{'':>16}{'category':>12}{'seen':>22}{'held out':>22}")
-    shares = {(r["candidate"], r["category"], r["held_out"]): r for r in rows}
-    for candidate in dict.fromkeys(r["candidate"] for r in rows):
-        for category in (*CATEGORIES, "all"):
-            cells = [shares.get((candidate, category, held_out)) for held_out in (False, True)]
-            click.echo(f"{candidate:>16}{category:>12}" + "".join(f"{scores.cell(row):>22}" for row in cells))
-    single = shares[scores.REFERENCE, "single", False]["atoms"]
-    click.echo(
-        f"\nReference, one object: colour {100 * single['colour']:.0f} %, shape {100 * single['shape']:.0f} %. "
-        "Agreement: every named thing right. Brackets: 95 % bootstrap over prompts."
-    )
+        name = name if equals else Path(one).name
+        if name in found:
+            raise UserError(f"two priors are called {name!r}: give them names, --prior NAME=RUN.")
+        found[name] = load_prior(folder if equals else one, model.clip, device)
+    return found
+
+
+def _write(file: Path | None, found: Mapping[str, Any]) -> None:
+    import json
+
+    from syzygy import artifact
+
+    if str(file) == "-":
+        click.echo(json.dumps(found))
+    elif file is not None:
+        artifact.write_json(file, found)
+
+
+def _print(scores: "Scores") -> None:
+    from syzygy.evals import composition as tables
+    from syzygy.world.prompts import CATEGORIES
+
+    for title, painted in (("", scores.painted), ("with text: ", scores.with_text)):
+        rows = tables.table(painted)
+        if not rows:
+            continue
+        click.echo(f"{title:>24}{'category':>12}{'seen':>20}{'held out':>20}")
+        shares = {(r["candidate"], r["category"], r["held_out"]): r for r in rows}
+        for candidate in dict.fromkeys(r["candidate"] for r in rows):
+            for category in (*CATEGORIES, "all"):
+                cells = [shares.get((candidate, category, held_out)) for held_out in (False, True)]
+                click.echo(f"{candidate:>24}{category:>12}" + "".join(f"{tables.cell(row):>20}" for row in cells))
+        single = shares[tables.REFERENCE, "single", False]["atoms"]
+        click.echo(
+            f"\nReference, one object: colour {100 * single['colour']:.0f} %, shape {100 * single['shape']:.0f} %."
+        )
+    if scores.embeddings:
+        click.echo(f"\n{'embeddings':>24}{'cosine':>10}{'R@1':>10}{'Fréchet':>10}")
+        for candidate, found in scores.embeddings.items():
+            values = f"{found['cosine']:>10.3f}{found['recall_at_1']:>10.3f}{found['frechet']:>10.2f}"
+            click.echo(f"{candidate:>24}{values}")
+    if scores.pictures:
+        click.echo(f"\n{'pictures':>24}{'FID-reader':>12}")
+        for candidate, value in scores.pictures.items():
+            click.echo(f"{candidate:>24}{value:>12.2f}")
+    click.echo("\nAgreement: every named thing right. Brackets: 95 % bootstrap over prompts and their pictures.")

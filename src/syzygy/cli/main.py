@@ -49,7 +49,12 @@ COMMANDS: Table = {
     ),
     "evaluate": Branch(
         "Measure a prior or a decoder.",
-        {"composition": Leaf("syzygy.cli.evaluate:composition", "Does the picture hold what the prompt says?")},
+        {
+            "composition": Leaf("syzygy.cli.evaluate:composition", "Does the picture hold what the prompt says?"),
+            "preference": Leaf(
+                "syzygy.cli.evaluate:preference", "How often is one prior's picture preferred to another's?"
+            ),
+        },
     ),
     "world": Branch(
         "Look into the embedded world of scenes.",

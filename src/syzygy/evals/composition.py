@@ -6,7 +6,7 @@ beside it, text would slip past the prior.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -15,7 +15,7 @@ from torch import Tensor
 from syzygy.evals.bootstrap import Interval, interval
 from syzygy.pipeline import Pipeline, conditioning_of, to_uint8
 from syzygy.rng import Draw, generator
-from syzygy.types import ImageEncoder, Prior, TextFeatures
+from syzygy.types import ImageEncoder, Prior, TextEncoder, TextFeatures
 from syzygy.world.description import Atom, extra_things, judge
 from syzygy.world.prompts import Prompt
 from syzygy.world.reader import Reader
@@ -46,6 +46,11 @@ class Painted:
         return all(atom.holds for atom in self.atoms)
 
 
+@runtime_checkable
+class ClipJudge(ImageEncoder, TextEncoder, Protocol):
+    """Both towers of a CLIP."""
+
+
 @dataclass(frozen=True)
 class Painting:
     """How every candidate's embeddings are decoded."""
@@ -61,8 +66,13 @@ def reference_embeddings(
     prompts: Sequence[Prompt], encoder: ImageEncoder, seed: int, size: int
 ) -> Float[Tensor, "P D"]:
     """CLIP embeddings of pictures that show just what the prompts say: a reference, not an upper bound."""
+    return torch.cat([encoder.encode_image(x) for x in reference_pictures(prompts, seed, size).split(8 * BATCH)])
+
+
+def reference_pictures(prompts: Sequence[Prompt], seed: int, size: int) -> Float[Tensor, "P 3 H W"]:
+    """Renders, in [0, 1], of scenes that show just what the prompts say; what they leave open is drawn at random."""
     scenes = [scene_for(p.description, Draw(seed, "reference", p.text)) for p in prompts]
-    return encoder.encode_image(render(scenes, size))
+    return torch.cat([render(scenes[i : i + BATCH], size) for i in range(0, len(scenes), BATCH)])
 
 
 def predictions(
@@ -129,6 +139,18 @@ def by_prompt(painted: Sequence[Painted], score: Callable[[Painted], float]) -> 
 def agreement(painted: Sequence[Painted]) -> Interval:
     """Share of pictures in which every named atom holds."""
     return interval(by_prompt(painted, lambda one: float(one.agrees)))
+
+
+def clip_scores(painted: Sequence[Painted], clip: ClipJudge) -> list[list[float]]:
+    """Cosine of each picture's embedding with its prompt's, those of one prompt together (Hessel et al. 2021, unscaled)."""
+    scores: list[float] = []
+    for start in range(0, len(painted), 8 * BATCH):
+        some = painted[start : start + 8 * BATCH]
+        image = clip.encode_image(torch.stack([p.picture for p in some]) / 255)
+        text = clip.encode_text([p.prompt.text for p in some]).pooled
+        scores += torch.nn.functional.cosine_similarity(image, text).tolist()
+    of = {id(p): value for p, value in zip(painted, scores, strict=True)}
+    return by_prompt(painted, lambda one: of[id(one)])
 
 
 def by_kind(painted: Sequence[Painted]) -> dict[str, float]:

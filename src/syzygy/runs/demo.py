@@ -15,11 +15,10 @@ from syzygy.api import TextToImage, load_prior
 from syzygy.config import Config
 from syzygy.evals import composition, report
 from syzygy.evals.composition import Painted, Row
-from syzygy.prior.baselines import TextIdentity
 from syzygy.rng import seed_of
 from syzygy.runs import prior as prior_run
 from syzygy.runs.common import Bar, RunResult, no_bar, reporter
-from syzygy.runs.evaluate import IDENTITY, Scoring, asked, paint
+from syzygy.runs.evaluate import Scoring, asked, candidates, controls, paint
 from syzygy.runs.prior import PriorRun
 from syzygy.types import Prior
 from syzygy.world.prompts import CATEGORIES
@@ -70,16 +69,17 @@ def run(
     priors: dict[str, Prior] = {
         name: load_prior(result.folder, loaded.clip, device) for name, result in trained.items()
     }
-    priors[IDENTITY] = TextIdentity.fit(data[0].captions.pooled, data[0].image_embeddings)
+    priors |= controls(loaded, demo.scoring.seed)
     say("3/4  painting twelve prompts, half of them compositions that no prior saw")
     scoring = demo.scoring
     twelve = asked(SHOWN_CATEGORIES, 1, seed_of(scoring.seed, "shown"))
     with bar("painting", len(twelve) * (len(priors) + 1)) as progress:
-        shown = paint(loaded, priors, twelve, scoring.model_copy(update={"steps": demo.shown_steps}), progress)
+        embeddings = candidates(loaded, priors, twelve, scoring.seed)
+        shown = paint(loaded, embeddings, twelve, scoring.model_copy(update={"steps": demo.shown_steps}), progress)
     sample = asked(CATEGORIES, scoring.prompts, scoring.seed)
     say(f"4/4  scoring {len(sample)} prompts with each prior, read from the pictures")
     with bar("painting", len(sample) * (len(priors) + 1)) as progress:
-        scored = paint(loaded, priors, sample, scoring, progress)
+        scored = paint(loaded, candidates(loaded, priors, sample, scoring.seed), sample, scoring, progress)
     seconds = time.perf_counter() - began
     rows = composition.table(scored)
     artifact.write_json(

@@ -60,6 +60,10 @@ class _Residual(nn.Module):
         return x + self.body(x)
 
 
+def _summary(x: Float[Tensor, "B F K K"]) -> Float[Tensor, "B G"]:
+    return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
+
 class Reader(nn.Module):
     """Reads pictures of any size (resized to 64 px) in [0, 1]."""
 
@@ -82,15 +86,24 @@ class Reader(nn.Module):
             assert isinstance(last, nn.Conv2d) and last.bias is not None
             last.bias[0] = -4.0  # most cells hold no centre
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B F ..."]]:
-        """Logits (heat, shape, colour, texture) and values (offset in cells, radius) a cell [B, F, 16, 16]; style [B, 4]."""
+    def _trunk(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F K K"]:
         if images.shape[-1] != IMAGE_SIZE or images.shape[-2] != IMAGE_SIZE:
             images = nn.functional.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True)
         x = self.stem(2 * images - 1)
         for block in self.blocks:
             x = block(x)
+        return x
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B F ..."]]:
+        """Logits (heat, shape, colour, texture) and values (offset in cells, radius) a cell [B, F, 16, 16]; style [B, 4]."""
+        x = self._trunk(images)
         found = dict(zip(HEADS, self.cells(x).split(list(HEADS.values()), 1), strict=True))
-        return found | {"style": self.style(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))}
+        return found | {"style": self.style(_summary(x))}
+
+    @torch.no_grad()
+    def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
+        """What the style is read from: mean and maximum of each channel of the last cells."""
+        return _summary(self._trunk(images))
 
     @torch.no_grad()
     def read(self, images: Float[Tensor, "B 3 H W"]) -> list[Reading]:
