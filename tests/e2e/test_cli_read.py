@@ -76,3 +76,15 @@ def test_wrong_input(kind: str, syzygy: Callable[..., Any], drawn: Path, tmp_pat
     assert (answer.code, answer.out) == (2, "")
     assert ("storm" if kind == "no object" else "x.png") in answer.err
     assert len(answer.err.splitlines()) <= 2
+
+
+def test_the_starters_reader_reads_well_enough_to_judge(syzygy: Callable[..., Any]) -> None:
+    answer = syzygy("evaluate", "reader", "--num", 300, "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert found["accuracy"].keys() == {"clean", "blur", "noise", "shift"}
+    assert found["accuracy"]["clean"]["attributes"] >= 0.985
+    assert min(scores["attributes"] for scores in found["accuracy"].values()) >= 0.96
+    table = syzygy("evaluate", "reader", "--num", 40).out
+    assert "shape: true in rows, read in columns" in table
+    assert "missed" in table

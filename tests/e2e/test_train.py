@@ -70,6 +70,7 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         (decoder_run, "SCALE_PAIRS", 16),
         (decoder_run, "VALIDATION_PICTURES", 8),
         (reader_run, "VALIDATION_PICTURES", 8),
+        (reader_run, "CALIBRATION_PICTURES", 16),
         (reader_run, "TEST_PICTURES", 16),
     ):
         assert getattr(module, name) > number

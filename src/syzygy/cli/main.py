@@ -51,6 +51,7 @@ COMMANDS: Table = {
         "Measure a prior or a decoder.",
         {
             "composition": Leaf("syzygy.cli.evaluate:composition", "Does the picture hold what the prompt says?"),
+            "reader": Leaf("syzygy.cli.evaluate_reader:reader", "How well does the reader read?"),
             "preference": Leaf(
                 "syzygy.cli.evaluate:preference", "How often is one prior's picture preferred to another's?"
             ),

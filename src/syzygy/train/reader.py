@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from syzygy.config import Config
 from syzygy.rng import generator
 from syzygy.world.reader import CELLS, Reader
+from syzygy.world.reading import accuracy, read_all
 from syzygy.world.scene import COLOURS, SHAPES, STYLES, TEXTURES, Scene
 
 SPREAD = 0.7
@@ -133,26 +134,7 @@ class ReaderTask:
         """`accuracy` on unseen clean pictures, and on the same degraded."""
         random = generator(self.seed, "reader validation", device=self.validation.images.device)
         worse = degraded(self.validation.images, self.config.model_copy(update={"clean": 0.0}), random)
-        clean = accuracy(self.reader, self.validation.images, self.validation.scenes)
-        return clean | {"degraded": accuracy(self.reader, worse, self.validation.scenes)["attributes"]}
-
-
-def accuracy(reader: Reader, images: Float[Tensor, "B 3 H W"], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of things found with the right shape, colour, texture (`attributes`: mean of the three), of right counts and styles.
-
-    A thing is found when a reading's nearest thing lies within 0.1 of its centre; missed things count as wrong.
-    """
-    right = dict.fromkeys(("shape", "colour", "texture"), 0)
-    things = counts = styles = 0
-    for reading, scene in zip(reader.read(images), scenes, strict=True):
-        counts += len(reading.things) == len(scene.things)
-        styles += reading.style == scene.style
-        for thing in scene.things:
-            things += 1
-            near = min(reading.things, key=lambda t: (t.x - thing.x) ** 2 + (t.y - thing.y) ** 2, default=None)
-            if near and (near.x - thing.x) ** 2 + (near.y - thing.y) ** 2 < 0.01:
-                for name in right:
-                    right[name] += getattr(near, name) == getattr(thing, name)
-    shares = {name: number / things for name, number in right.items()}
-    mean = sum(shares.values()) / len(shares)
-    return shares | {"attributes": mean, "count": counts / len(scenes), "style": styles / len(scenes)}
+        clean, spoilt = (
+            accuracy(read_all(self.reader, x), self.validation.scenes) for x in (self.validation.images, worse)
+        )
+        return clean | {"degraded": spoilt["attributes"]}

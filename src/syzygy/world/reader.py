@@ -106,8 +106,9 @@ class Reader(nn.Module):
         return _summary(self._trunk(images))
 
     @torch.no_grad()
-    def read(self, images: Float[Tensor, "B 3 H W"]) -> list[Reading]:
-        """What is in each picture: local maxima of the heat above the threshold, four at most."""
+    def read(self, images: Float[Tensor, "B 3 H W"], *, threshold: float | None = None) -> list[Reading]:
+        """What is in each picture: local maxima of the heat above the threshold (the reader's own unless given), four at most."""
+        threshold = self.config.threshold if threshold is None else threshold
         found = self(images)
         heat = found["heat"][:, 0].sigmoid()
         peak = nn.functional.max_pool2d(heat[:, None], 3, stride=1, padding=1)[:, 0] == heat
@@ -122,7 +123,7 @@ class Reader(nn.Module):
         for b in range(len(images)):
             seen = []
             for k in range(MAX_OBJECTS):
-                if score[b, k] > self.config.threshold:
+                if score[b, k] > threshold:
                     shape, colour, texture = (int(labels[n][b, k]) for n in ("shape", "colour", "texture"))
                     place = float(x[b, k]), float(y[b, k]), float(radius[b, k])
                     thing = Thing(SHAPES[shape], COLOURS[colour], TEXTURES[texture], *place)

@@ -1,13 +1,16 @@
 """The reader reads what its heads say, and learns to say what a picture holds."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from syzygy.errors import UserError
 from syzygy.rng import generator
-from syzygy.train.reader import ReaderBatch, ReaderTask, ReaderTaskConfig, accuracy, degraded, reader_loss
+from syzygy.train.reader import ReaderBatch, ReaderTask, ReaderTaskConfig, degraded, reader_loss
 from syzygy.world import source
-from syzygy.world.reader import CELLS, Reader, ReaderConfig
+from syzygy.world.reader import CELLS, Reader, ReaderConfig, Reading
+from syzygy.world.reading import accuracy, best_threshold, confusion, read_all, shifted
 from syzygy.world.scene import COLOURS, SHAPES, STYLES, TEXTURES, Scene
 
 TINY = ReaderConfig(features=16, blocks=1)
@@ -48,7 +51,7 @@ def test_perfect_heads_are_read_perfectly(pairs: list[source.Pair], monkeypatch:
         assert [t.look for t in reading.things] == [t.look for t in wanted]
         for seen, thing in zip(reading.things, wanted, strict=True):
             assert (seen.x, seen.y, seen.radius) == pytest.approx((thing.x, thing.y, thing.radius), abs=1e-5)
-    assert accuracy(reader, source.pictures(pairs), scenes) == dict.fromkeys(
+    assert accuracy(readings, scenes) == dict.fromkeys(
         ("shape", "colour", "texture", "attributes", "count", "style"), 1.0
     )
 
@@ -98,3 +101,56 @@ def test_save_and_load(tmp_path, pairs: list[source.Pair]) -> None:
     (tmp_path / "reader" / "model.safetensors").write_bytes(b"0123456789")
     with pytest.raises(UserError, match="truncated"):
         Reader.from_pretrained(tmp_path / "reader")
+
+
+def reading_of(scene: Scene, confidence: float = 0.9) -> Reading:
+    things = tuple(sorted(scene.things, key=lambda t: t.x))
+    return Reading(things, scene.style, (confidence,) * len(things))
+
+
+def test_confusion_and_accuracy_by_hand(pairs: list[source.Pair]) -> None:
+    scene = next(p.scene for p in pairs if len(p.scene.things) == 2)
+    first, second = scene.things
+    other = "ring" if first.shape != "ring" else "moon"
+    seen = Reading((replace(first, shape=other),), scene.style, (0.9,))
+    assert accuracy([seen], [scene]) == pytest.approx(
+        {"shape": 0, "colour": 0.5, "texture": 0.5, "attributes": 1 / 3, "count": 0, "style": 1}
+    )
+    tables = confusion([seen], [scene])
+    assert tables["shape"][first.shape][other] == 1
+    assert tables["shape"][second.shape]["missed"] == 1
+    assert sum(sum(row.values()) for row in tables["colour"].values()) == 2
+    far = Reading((replace(first, x=first.x + 0.11), second), scene.style, (0.9, 0.9))
+    assert confusion([far], [scene])["shape"][first.shape]["missed"] == 1
+
+
+def test_the_threshold_that_counts_best(pairs: list[source.Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every scene has one thing too many with a heat of 0.5, its own have 0.75: best is any threshold between."""
+    scenes = [p.scene for p in pairs if len(p.scene.things) < 4]
+
+    def read(self: Reader, images: torch.Tensor, *, threshold: float | None = None) -> list[Reading]:
+        assert threshold == 0
+        return [Reading((*s.things, s.things[0]), s.style, (*[0.75] * len(s.things), 0.5)) for s in scenes]
+
+    monkeypatch.setattr(Reader, "read", read)
+    assert 0.5 <= best_threshold(Reader(TINY), torch.zeros(len(scenes), 3, 64, 64), scenes) < 0.75
+
+
+def test_shifted_pictures_show_shifted_scenes(pairs: list[source.Pair]) -> None:
+    images, scenes = source.pictures(pairs), [p.scene for p in pairs]
+    moved, there = shifted(images, scenes, (3, -2))
+    assert moved.shape == images.shape
+    assert torch.equal(moved[..., :-2, 3:], images[..., 2:, :-3])
+    for thing, before in zip(there[0].things, scenes[0].things, strict=True):
+        assert (thing.x, thing.y) == pytest.approx((before.x + 3 / 64, before.y - 2 / 64))
+    same, _ = shifted(images, scenes, (0, 0))
+    assert torch.equal(same, images)
+
+
+def test_reading_in_parts_is_reading_at_once(pairs: list[source.Pair]) -> None:
+    reader = Reader(TINY).eval()
+    images = source.pictures(pairs)
+    whole, parts = reader.read(images, threshold=0.0), reader.read(images)
+    assert [len(r.things) for r in whole] >= [len(r.things) for r in parts]
+    assert [r.style for r in read_all(reader, images, chunk=5)] == [r.style for r in parts]
+    assert reader.features(images).shape == (len(images), 32)
