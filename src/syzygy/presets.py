@@ -16,6 +16,7 @@ from syzygy.runs.demo import DemoRun
 from syzygy.runs.evaluate import Scoring
 from syzygy.runs.prior import PriorRun
 from syzygy.runs.reader import ReaderRun
+from syzygy.runs.reproduce import ReproduceRun
 from syzygy.runs.starter import StarterRun
 from syzygy.train.autoencoder import AutoencoderTaskConfig
 from syzygy.train.clip import ClipTaskConfig
@@ -213,6 +214,35 @@ def demo_quick() -> DemoRun:
 
 
 AUTOENCODER: dict[str, Callable[[], AutoencoderRun]] = {"starter": autoencoder_starter}
+
+
+def reproduce_full() -> ReproduceRun:
+    """ECLIPSE's comparison in small, at most 90 minutes on two CPU cores."""
+    prior = demo_full().prior
+    return ReproduceRun(prior=prior, diffusion=DiffusionTaskConfig(batch_size=prior.task.batch_size))
+
+
+def reproduce_quick() -> ReproduceRun:
+    """A shortened comparison, at most 15 minutes."""
+    full = reproduce_full()
+    loop = full.prior.loop.model_copy(update={"steps": 120, "warmup": 20, "validate_every": 60})
+    return full.model_copy(
+        update={
+            "prior": full.prior.model_copy(update={"scenes": 8000, "loop": loop}),
+            "seeds": 2,
+            "painted_seeds": 1,
+            "prompts": 25,
+            "probe_scenes": 8000,
+            "pairs": 2000,
+            "lambdas": (0.0, 0.2, 0.8),
+            "fractions": (0.1, 1.0),
+            "sampling_steps": (5, 25),
+            "etas": (0.0, 1.0),
+            "sweep_seeds": 1,
+        }
+    )
+
+
 CLIP: dict[str, Callable[[], ClipRun]] = {"starter": clip_starter}
 DECODER: dict[str, Callable[[], DecoderRun]] = {"starter": decoder_starter}
 PRIOR: dict[str, Callable[[], PriorRun]] = {
@@ -224,6 +254,7 @@ READER: dict[str, Callable[[], ReaderRun]] = {"starter": reader_starter}
 STARTER: dict[str, Callable[[], StarterRun]] = {"cpu": starter_cpu, "gpu": starter_gpu}
 
 
+REPRODUCE: dict[str, Callable[[], ReproduceRun]] = {"full": reproduce_full, "quick": reproduce_quick}
 DEMO: dict[str, Callable[[], DemoRun]] = {"full": demo_full, "quick": demo_quick}
 
 

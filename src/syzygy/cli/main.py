@@ -57,6 +57,10 @@ COMMANDS: Table = {
             ),
         },
     ),
+    "reproduce": Branch(
+        "Repeat a paper's experiment in small.",
+        {"eclipse": Leaf("syzygy.cli.reproduce:eclipse", "ECLIPSE against projection, diffusion and controls.")},
+    ),
     "world": Branch(
         "Look into the embedded world of scenes.",
         {

@@ -50,6 +50,12 @@ class PriorData:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def first(self, number: int) -> "PriorData":
+        """The first captions, with all images."""
+        return PriorData(
+            self.image_embeddings, self.captions[:number], self.image_of_caption[:number], self.caption_ids[:number]
+        )
+
 
 def caption_ids(captions: Sequence[str]) -> Int[Tensor, "M"]:
     """One integer a caption, equal where the captions are."""

@@ -1,0 +1,269 @@
+"""The comparison of `runs/reproduce.py` as JSON, as Markdown and as a page."""
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from syzygy import artifact
+from syzygy.evals import report
+from syzygy.evals.bootstrap import Interval, difference, interval
+from syzygy.evals.composition import REFERENCE
+from syzygy.runs.evaluate import IDENTITY, SHIFTED
+from syzygy.runs.reproduce import CATEGORIES, DIFFUSION, ECLIPSE, METHODS, PROJECTION, Job, ReproduceRun, shown_rows
+from syzygy.train.objectives import PriorTaskConfig
+from syzygy.world.prompts import Prompt
+
+SCORES = ("cosine", "recall_at_1", "frechet", "probe_seen", "probe_held_out")
+TITLES = {
+    "cosine": "cosine to true",
+    "recall_at_1": "R@1",
+    "frechet": "Fréchet",
+    "probe_seen": "probe, seen",
+    "probe_held_out": "probe, held out",
+}
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+"""97.5 % quantile of Student's t for n − 1 degrees of freedom."""
+SIDES = ((False, "seen"), (True, "held out"))
+Table = tuple[list[str], list[list[str]]]
+
+
+def spread(values: Sequence[float | int]) -> tuple[float, float]:
+    """Mean over trainings and half the width of its 95 % t interval (0 for a single one)."""
+    if len(values) == 1:
+        return float(values[0]), 0.0
+    return float(mean(values)), STUDENT.get(len(values), 1.96) * stdev(values) / len(values) ** 0.5
+
+
+def _scores(out: Path, name: str) -> dict[str, Any]:
+    return artifact.read_json(out / "scores" / f"{name}.json")
+
+
+def _over_seeds(out: Path, seeds: int, name: Callable[[int], str]) -> dict[str, Any]:
+    found = [_scores(out, name(seed)) for seed in range(seeds)]
+    return {key: spread([one[key] for one in found]) for key in found[0]}
+
+
+def results(run: ReproduceRun, out: Path) -> dict[str, Any]:
+    """All numbers, as JSON values."""
+    assert isinstance(run.prior.task, PriorTaskConfig)
+    contrast = run.prior.task.lambda_contrastive
+
+    def trained(
+        method: str, seeds: int, value: float = contrast, fraction: float = 1.0
+    ) -> dict[str, tuple[float, float]]:
+        return _over_seeds(out, seeds, lambda seed: Job(method, seed, value, fraction).name)
+
+    embeddings: dict[str, Any] = {method: trained(method, run.seeds) for method in METHODS}
+    for name in (IDENTITY, SHIFTED, REFERENCE):
+        embeddings[name] = {key: (value, 0.0) for key, value in _scores(out, name).items()}
+    sweeps: dict[str, Any] = {
+        "lambda": {
+            value: trained(ECLIPSE if value else PROJECTION, run.sweep_seeds, value or contrast)
+            for value in run.lambdas
+        },
+        "fraction": {m: {f: trained(m, run.sweep_seeds, fraction=f) for f in run.fractions} for m in METHODS},
+    }
+    for key, values in (("steps", run.sampling_steps), ("eta", run.etas)):
+        sweeps[key] = {
+            value: _over_seeds(
+                out, run.sweep_seeds, lambda seed, key=key, value=value: f"sampling-{key}{value:g}-seed{seed}"
+            )
+            for value in values
+        }
+    judged = _judgements(run, out)
+    pictures = {
+        name: {title: {c: _agreement(seeds, c, side) for c in (*CATEGORIES, "all")} for side, title in SIDES}
+        for name, seeds in judged.items()
+    }
+    against = {
+        other: {
+            title: {c: _difference(judged[ECLIPSE], judged[other], c, side) for c in (*CATEGORIES, "all")}
+            for side, title in SIDES
+        }
+        for other in (PROJECTION, DIFFUSION, SHIFTED)
+    }
+    return {
+        "run": run.model_dump(mode="json"),
+        **artifact.read_json(out / "time.json"),
+        "embeddings": embeddings,
+        "sweeps": sweeps,
+        "agreement": pictures,
+        "eclipse_minus": against,
+    }
+
+
+def _judgements(run: ReproduceRun, out: Path) -> dict[str, list[list[dict[str, Any]]]]:
+    """Candidate → a list of judged prompts a training."""
+    found = {name: [_painted(out, name)] for name in (REFERENCE, IDENTITY, SHIFTED)}
+    for method in METHODS:
+        found[method] = [_painted(out, f"{method}-seed{seed}") for seed in range(min(run.painted_seeds, run.seeds))]
+    return found
+
+
+def _painted(out: Path, name: str) -> list[dict[str, Any]]:
+    return artifact.read_json(out / "painted" / f"{name}.json")["prompts"]
+
+
+def _values(seeds: list[list[dict[str, Any]]], category: str, held_out: bool) -> list[list[float]]:
+    """A row a prompt, a column a training."""
+    return [
+        [float(one["agrees"]) for one in prompt]
+        for prompt in zip(*seeds, strict=True)
+        if prompt[0]["held_out"] == held_out and category in (prompt[0]["category"], "all")
+    ]
+
+
+def _row(found: Interval | None) -> dict[str, float] | None:
+    if found is None:
+        return None
+    values = {"mean": found.mean, "low": found.low, "high": found.high}
+    return {key: round(value, 4) for key, value in values.items()} | {"prompts": found.number}
+
+
+def _agreement(seeds: list[list[dict[str, Any]]], category: str, held_out: bool) -> dict[str, float] | None:
+    values = _values(seeds, category, held_out)
+    return _row(interval(values) if values else None)
+
+
+def _difference(
+    first: list[list[dict[str, Any]]], second: list[list[dict[str, Any]]], category: str, held_out: bool
+) -> dict[str, float] | None:
+    a, b = _values(first, category, held_out), _values(second, category, held_out)
+    if not a:
+        return None
+    if len(b[0]) == 1:  # a control has one training; each of the method's is paired with it
+        b = [row * len(a[0]) for row in b]
+    return _row(difference(a, b))
+
+
+def _percent(row: Mapping[str, float] | None, signed: bool = False) -> str:
+    if row is None:
+        return ""
+    sign = "+" if signed else ""
+    return f"{100 * row['mean']:{sign}.0f} [{100 * row['low']:{sign}.0f}, {100 * row['high']:{sign}.0f}]"
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, Table]:
+    """Title → header and lines, plain text."""
+    columns = [(side, c) for _, side in SIDES for c in (*CATEGORIES, "all")]
+    columns = [(side, c) for side, c in columns if found["agreement"][REFERENCE][side][c]]
+    head = [f"{c}, {side}" for side, c in columns]
+    pictures = [[name, *(_percent(sides[s][c]) for s, c in columns)] for name, sides in found["agreement"].items()]
+    gains = [
+        [f"ECLIPSE − {other}", *(_percent(sides[s][c], signed=True) for s, c in columns)]
+        for other, sides in found["eclipse_minus"].items()
+    ]
+    embeddings = []
+    for name, scores in found["embeddings"].items():
+        cost = [
+            f"{scores[key][0]:,.0f}" if key in scores else ""
+            for key in ("parameters", "samples", "seconds", "evaluations")
+        ]
+        embeddings.append([name, *(_pm(scores.get(key)) for key in SCORES), *cost])
+    header = [
+        "",
+        *(TITLES[key] for key in SCORES),
+        "parameters",
+        "training samples",
+        "seconds",
+        "evaluations a picture",
+    ]
+    return {
+        "Pictures: agreement in per cent": (["", *head], pictures),
+        "Pictures: differences in points": (["", *head], gains),
+        "Embeddings": (header, embeddings),
+    }
+
+
+def _pm(value: Sequence[float | int] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value[0]:.3f} ± {value[1]:.3f}" if value[1] else f"{value[0]:.3f}"
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The tables with what was done, for `docs/results`."""
+    parts = ["# ECLIPSE in small", "", _done(found), ""]
+    for title, (header, lines) in tables(found).items():
+        parts += [f"## {title}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        parts += ["| " + " | ".join(line) + " |" for line in lines] + [""]
+    parts += ["## Sweeps (embeddings)", ""]
+    for title, lines in _sweep_lines(found).items():
+        header = ["", *(TITLES[key] for key in SCORES)]
+        parts += [f"### {title}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        parts += ["| " + " | ".join(line) + " |" for line in lines] + [""]
+    return "\n".join(parts)
+
+
+def _done(found: Mapping[str, Any]) -> str:
+    run, prior = found["run"], found["run"]["prior"]
+    return (
+        f"`syzygy reproduce eclipse`: {found['seconds'] / 60:.0f} minutes on {found['machine']}. {prior['scenes']:,} pairs, "
+        f"{prior['loop']['steps']} steps of {prior['task']['batch_size']}, {prior['num_layers']} layers; {run['seeds']} trainings a "
+        f"method scored on embeddings (± : 95 % t interval over trainings), {min(run['painted_seeds'], run['seeds'])} decoded in "
+        f"{run['steps']} steps, unguided, the decoder reading the image embedding alone (brackets: 95 % bootstrap over prompts and "
+        "trainings; the reference and the controls are one each). Same pairs, steps, batches, noise for all methods."
+    )
+
+
+def _sweep_lines(found: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    sweeps = found["sweeps"]
+
+    def lines(points: Mapping[Any, Any], prefix: str = "") -> list[list[str]]:
+        return [[f"{prefix}{value}", *(_pm(scores[key]) for key in SCORES)] for value, scores in points.items()]
+
+    fractions = [line for method, points in sweeps["fraction"].items() for line in lines(points, f"{method}, ")]
+    return {
+        "λ (0: projection)": lines(sweeps["lambda"]),
+        "Share of the training pairs": fractions,
+        "Steps of the baseline": lines(sweeps["steps"]),
+        "Noise that the baseline adds (η)": lines(sweeps["eta"]),
+    }
+
+
+def page(found: Mapping[str, Any], out: Path, wanted: list[Prompt]) -> str:
+    """The same with plots and pictures, self-contained."""
+    body = [f"<h1>ECLIPSE in small</h1><p>{html.escape(_done(found))}</p>"]
+    for _, side in SIDES:
+        shares = {name: sides[side]["all"] for name, sides in found["agreement"].items()}
+        values = {name: (row["mean"], row["low"], row["high"]) for name, row in shares.items() if row}
+        body.append(report.bars(f"agreement, {side}", values) if values else "")
+    for title, (header, lines) in tables(found).items():
+        escaped = [[html.escape(cell) for cell in line] for line in lines]
+        body.append(f"<h2>{html.escape(title)}</h2>{report.rows(header, escaped, numbers_from=1)}")
+    body.append(f"<h2>Sweeps, scored on embeddings</h2>{_plots(found)}")
+    body.append(f"<h2>Pictures</h2>{_pictures(out, wanted)}")
+    return report.page("ECLIPSE in small", "\n".join(body))
+
+
+def _plots(found: Mapping[str, Any]) -> str:
+    sweeps = found["sweeps"]
+
+    def line(points: Mapping[Any, Any], key: str) -> list[tuple[float, float]]:
+        return [(float(value), scores[key][0]) for value, scores in points.items()]
+
+    plots = ""
+    for name, axis in (("lambda", "λ"), ("steps", "steps"), ("eta", "η")):
+        both = {"seen": line(sweeps[name], "probe_seen"), "held out": line(sweeps[name], "probe_held_out")}
+        plots += report.curves(f"probe against {axis}", both, x=axis)
+        plots += report.curves(f"Fréchet distance against {axis}", {"": line(sweeps[name], "frechet")}, x=axis)
+    for key in ("probe_seen", "probe_held_out", "recall_at_1"):
+        series = {method: line(points, key) for method, points in sweeps["fraction"].items()}
+        plots += report.curves(f"{TITLES[key]} against share of the pairs", series, x="share")
+    return plots
+
+
+def _pictures(out: Path, wanted: list[Prompt]) -> str:
+    names = [REFERENCE, *(f"{m}-seed0" for m in METHODS), IDENTITY, SHIFTED]
+    shown = shown_rows(wanted)
+    pictures = {name: artifact.read_tensors(out / "painted" / f"{name}.safetensors")["pictures"] for name in names}
+    judged = {name: _painted(out, name) for name in names}
+    lines = []
+    for place, row in enumerate(shown):
+        prompt = wanted[row]
+        side = "held out" if prompt.held_out else "seen"
+        cells = [report.picture(pictures[name][place], agrees=judged[name][row]["agrees"]) for name in names]
+        lines.append([f"{html.escape(prompt.text)}<br><small>{prompt.category}, {side}</small>", *cells])
+    return report.rows(["prompt", *map(html.escape, names)], lines)

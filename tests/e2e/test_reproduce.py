@@ -1,0 +1,116 @@
+"""`syzygy reproduce eclipse` on a tiny untrained model: every file, resumption, wrong input."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syzygy import presets
+from syzygy.evals import probe
+from syzygy.runs import evaluate
+from syzygy.runs.reproduce import Job, jobs
+
+SMALL = (
+    "prior.scenes=60",
+    "prior.validation_scenes=16",
+    "prior.num_layers=1",
+    "prior.num_attention_heads=2",
+    "prior.attention_head_dim=16",
+    "prior.loop.steps=4",
+    "prior.loop.warmup=1",
+    "prior.loop.validate_every=2",
+    "prior.task.batch_size=16",
+    "diffusion.batch_size=16",
+    "diffusion.sampling.steps=2",
+    "seeds=2",
+    "painted_seeds=1",
+    "prompts=1",
+    "steps=1",
+    "pairs=40",
+    "probe_scenes=60",
+    "lambdas=[0, 0.2, 0.8]",
+    "fractions=[0.3, 1.0]",
+    "sampling_steps=[1, 2]",
+    "etas=[0.0, 1.0]",
+    "sweep_seeds=1",
+)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "STEPS", 5)
+    monkeypatch.setattr(evaluate, "NORM_PAIRS", 40)
+
+
+def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
+    syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("reproduce", "eclipse", "--model", tiny_model, "--out", tmp_path / "out", "--json", *SMALL)
+    with monkeypatch.context() as patch:
+
+        def stop(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("syzygy.runs.reproduce.sweep_sampling", stop)
+        assert syzygy(*command).code == 130
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
+    assert len(trained) == 2 * 3 + 1 + 3 + 3  # seeds × methods, one λ, one share × methods, controls and reference
+
+    answer = syzygy(*command)
+    assert answer.code == 0, answer.err
+    assert all(path.stat().st_mtime_ns == when for path, when in trained.items()), "a finished step was done again"
+    found = json.loads(answer.out)
+    assert set(found["agreement"]) == {
+        "reference",
+        "text identity",
+        "text identity, shifted",
+        "projection",
+        "diffusion",
+        "ECLIPSE",
+    }
+    assert set(found["eclipse_minus"]) == {"projection", "diffusion", "text identity, shifted"}
+    assert found["agreement"]["ECLIPSE"]["seen"]["colour"]["prompts"] == 1
+    assert found["agreement"]["ECLIPSE"]["held out"]["shape"] is None, "shapes alone make no composition"
+    costs = {method: found["embeddings"][method]["evaluations"][0] for method in ("projection", "diffusion", "ECLIPSE")}
+    assert costs == {"projection": 1, "diffusion": 4, "ECLIPSE": 1}
+    assert found["embeddings"]["projection"]["parameters"] == found["embeddings"]["ECLIPSE"]["parameters"]
+    assert len(found["sweeps"]["fraction"]["diffusion"]) == 2
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 9 * 6  # a prompt a category and side × candidates
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "## Pictures: differences in points" in report
+    assert "ECLIPSE − projection" in report
+
+    other = syzygy(*command, "prompts=2")
+    assert other.code == 2
+    assert "holds a comparison with other settings" in other.err
+
+
+def test_every_training_is_needed_once_and_budgets_are_equal() -> None:
+    run = presets.reproduce_full()
+    todo = jobs(run)
+    assert len({job.name for job in todo}) == len(todo) == 5 * 3 + 2 * 4 + 2 * 4 * 3
+    settings = [job.settings(run) for job in todo]
+    assert len({(s.loop, s.num_layers, s.scenes, s.task.batch_size) for s in settings}) == 1
+    assert Job("projection", 0, 0.2).settings(run).task.lambda_contrastive == 0  # pyright: ignore
+    assert type(presets.reproduce_quick()).model_validate_json(presets.reproduce_quick().model_dump_json())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("seeds=1",), "setting 'seeds'"),
+        (("diffusion.batch_size=8",), "of one batch size"),
+        (("--model", "stater"), "stater"),
+    ],
+)
+def test_wrong_input(
+    syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    model = () if "--model" in arguments else ("--model", tiny_model)
+    answer = syzygy("reproduce", "eclipse", *model, "--out", tmp_path / "out", *SMALL, *arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.err
+    assert len(answer.err.splitlines()[-2:]) <= 2
