@@ -113,6 +113,7 @@ def reader_starter() -> ReaderRun:
 def prior_starter() -> PriorRun:
     """The starter's ECLIPSE prior on two CPU cores: some minutes."""
     return PriorRun(
+        scenes=40_000,
         task=PriorTaskConfig(batch_size=256, lambda_contrastive=0.2),
         loop=LoopConfig(
             steps=600,
@@ -202,7 +203,7 @@ def demo_full() -> DemoRun:
     """The demo: at most five minutes on two CPU cores. Validation of so small a prior stands still after 150 steps."""
     run = prior_starter()
     loop = run.loop.model_copy(update={"steps": 250, "warmup": 30, "validate_every": 25})
-    return DemoRun(prior=run.model_copy(update={"loop": loop}))
+    return DemoRun(prior=run.model_copy(update={"scenes": 20_000, "loop": loop}))
 
 
 def demo_quick() -> DemoRun:

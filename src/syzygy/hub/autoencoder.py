@@ -91,7 +91,15 @@ class Autoencoder(nn.Module):
 
     def raw_latents(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """Posterior means of pictures in [0, 1], before normalisation."""
-        return self.model.encode(F.pixel_unshuffle(2 * images - 1, self.config.patch)).latent_dist.mode()
+        return self._posterior(images).mode()
+
+    def _posterior(self, images: Tensor) -> Any:
+        encoded: Any = self.model.encode(F.pixel_unshuffle(2 * images - 1, self.config.patch))
+        return encoded.latent_dist
+
+    def _decoded(self, raw: Tensor) -> Tensor:
+        decoded: Any = self.model.decode(raw)  # pyright: ignore[reportArgumentType] (wants the old FloatTensor)
+        return F.pixel_shuffle(decoded.sample, self.config.patch)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
@@ -101,8 +109,7 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         """Latents → pictures in [0, 1]."""
-        planes = self.model.decode(latents * self.std + self.mean).sample  # pyright: ignore[reportAttributeAccessIssue]
-        return (F.pixel_shuffle(planes, self.config.patch) / 2 + 0.5).clamp(0, 1)
+        return (self._decoded(latents * self.std + self.mean) / 2 + 0.5).clamp(0, 1)
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
@@ -111,9 +118,8 @@ class Autoencoder(nn.Module):
 
         `noise` (standard normal) draws the posterior's sample.
         """
-        posterior = self.model.encode(F.pixel_unshuffle(2 * images - 1, self.config.patch)).latent_dist
-        planes = self.model.decode(posterior.mean + posterior.std * noise).sample  # pyright: ignore[reportAttributeAccessIssue]
-        return F.pixel_shuffle(planes, self.config.patch), posterior.kl()
+        posterior = self._posterior(images)
+        return self._decoded(posterior.mean + posterior.std * noise), posterior.kl()
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over all weights: which latents a decoder was trained on."""

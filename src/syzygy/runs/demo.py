@@ -13,6 +13,7 @@ from pydantic import Field
 from syzygy import artifact
 from syzygy.api import TextToImage, load_prior
 from syzygy.config import Config
+from syzygy.errors import UserError
 from syzygy.evals import composition, report
 from syzygy.evals.composition import Painted, Row
 from syzygy.rng import seed_of
@@ -20,6 +21,7 @@ from syzygy.runs import prior as prior_run
 from syzygy.runs.common import Bar, RunResult, no_bar, reporter
 from syzygy.runs.evaluate import Scoring, asked, candidates, controls, paint
 from syzygy.runs.prior import PriorRun
+from syzygy.train.objectives import PriorTaskConfig
 from syzygy.types import Prior
 from syzygy.world.prompts import CATEGORIES
 
@@ -97,15 +99,21 @@ def run(
     return DemoResult(page, rows, seconds)
 
 
+def _eclipse(run: PriorRun) -> PriorTaskConfig:
+    if not isinstance(run.task, PriorTaskConfig):
+        raise UserError("the demo trains an ECLIPSE prior; these settings are a diffusion prior's.")
+    return run.task
+
+
 def _without_contrast(run: PriorRun) -> PriorRun:
-    return run.model_copy(update={"task": run.task.model_copy(update={"lambda_contrastive": 0.0})})
+    return run.model_copy(update={"task": _eclipse(run).model_copy(update={"lambda_contrastive": 0.0})})
 
 
 def _body(
     demo: DemoRun, trained: dict[str, RunResult], shown: list[Painted], scored: list[Painted], seconds: float
 ) -> str:
     number = len({p.prompt.text for p in scored})
-    contrast = demo.prior.task.lambda_contrastive
+    contrast = _eclipse(demo.prior).lambda_contrastive
     return f"""
 <h1>From a caption to a picture, trained before your eyes</h1>
 <p>A small ECLIPSE prior was just trained from scratch: {demo.prior.scenes:,} pairs of the embedded world,

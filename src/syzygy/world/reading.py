@@ -13,7 +13,7 @@ from syzygy.world.scene import COLOURS, SHAPES, TEXTURES, Scene, Thing
 NEAR = 0.1
 """A thing is found when a reading's nearest thing lies within this distance of its centre."""
 MISSED = "missed"
-VALUES = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES}
+VALUES: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES}
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(2, 19))
 
 
@@ -47,7 +47,9 @@ def accuracy(readings: Sequence[Reading], scenes: Sequence[Scene]) -> dict[str, 
 
 def confusion(readings: Sequence[Reading], scenes: Sequence[Scene]) -> dict[str, dict[str, dict[str, int]]]:
     """Attribute → true value → value read (or "missed") → how often."""
-    tables = {kind: {value: dict.fromkeys((*values, MISSED), 0) for value in values} for kind, values in VALUES.items()}
+    tables: dict[str, dict[str, dict[str, int]]] = {
+        kind: {value: dict.fromkeys((*values, MISSED), 0) for value in values} for kind, values in VALUES.items()
+    }
     for thing, seen in found_things(readings, scenes):
         for kind, table in tables.items():
             table[getattr(thing, kind)][MISSED if seen is None else getattr(seen, kind)] += 1
