@@ -45,7 +45,7 @@ class AutoencoderConfig(Config):
 
 
 class Autoencoder(nn.Module):
-    """Pictures ↔ latents (`PictureSpace`). Each latent channel has zero mean and unit variance over the training pictures."""
+    """Pictures ↔ latents (`ImageAutoencoder`). Each latent channel has zero mean and unit variance over the training pictures."""
 
     mean: Tensor
     std: Tensor

@@ -48,7 +48,8 @@ def accuracy(readings: Sequence[Reading], scenes: Sequence[Scene]) -> dict[str, 
 def confusion(readings: Sequence[Reading], scenes: Sequence[Scene]) -> dict[str, dict[str, dict[str, int]]]:
     """Attribute → true value → value read (or "missed") → how often."""
     tables: dict[str, dict[str, dict[str, int]]] = {
-        kind: {value: dict.fromkeys((*values, MISSED), 0) for value in values} for kind, values in VALUES.items()
+        kind: {value: dict.fromkeys((*values, MISSED), 0) for value in values}  # a row a true value
+        for kind, values in VALUES.items()
     }
     for thing, seen in found_things(readings, scenes):
         for kind, table in tables.items():
