@@ -33,7 +33,7 @@ def scoring_options(command: F) -> F:
         ),
         click.option("--draws", type=Whole(1), default=1, show_default=True, help="Pictures a prompt."),
         click.option("--steps", type=Whole(1), default=10, show_default=True, help="Sampling steps."),
-        click.option("--guidance-scale", type=float, default=1.0, show_default=True, help="Guidance; 1 means off."),
+        click.option("--guidance-scale", type=float, default=3.0, show_default=True, help="Guidance; 1 means off."),
         click.option("--quick", is_flag=True, help=f"{QUICK['prompts']} prompts: a first look, wide intervals."),
         seed_option,
         device_option,

@@ -37,7 +37,7 @@ class Scoring(Config):
     """Pictures a prompt, each from noise of its own."""
     steps: int = Field(default=10, gt=0)
     """Sampling steps."""
-    guidance_scale: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False)
     """Guidance; 1 means off."""
     pairs: int = Field(default=5000, ge=0)
     """Pairs of the world that predicted embeddings are compared on; 0 leaves that out."""

@@ -26,8 +26,8 @@ from syzygy.runs.reader import ReaderRun
 STAGES = ("clip", "reader", "autoencoder", "decoder", "prior")
 BESIDE = {"decoder": ("clip", "autoencoder"), "prior": ("clip",)}
 """Which frozen parts a stage is trained beside."""
-DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 2.0}
-"""What suits the starter."""
+DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 3.0}
+"""What suits the starter (docs/LOG.md)."""
 
 
 class StarterRun(Config):
