@@ -51,7 +51,7 @@ def test_a_picture_tells_how_it_was_made(paint: Callable[..., Any], tiny_model: 
     record = read_record(Path(path))
     assert record == {"prompt": PROMPT, "seed": 7, **result["settings"]}
     assert record["versions"] == artifact.versions()
-    assert set(record["fingerprints"]) == {"clip", "prior", "decoder"}
+    assert set(record["fingerprints"]) == {"clip", "prior", "decoder", "autoencoder"}
     expected = {"steps": 3, "guidance_scale": 3.0, "sampler": "heun", "conditions": ["text"], "model": str(tiny_model)}
     expected |= {"negative_prompt": "a moon", "prior": None}
     assert {name: record[name] for name in expected} == expected
@@ -201,8 +201,12 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "another library's model": (_changed("model_index.json", _class_name="KandinskyPipeline"), "'KandinskyPipeline'"),
     "newer schema": (_changed("model_index.json", schema_version=99), "has schema 99"),
     "mismatched width": (_changed("prior/config.json", attention_head_dim=8), "do not fit EclipsePrior"),
-    "another CLIP's prior": (_changed("prior/provenance.json", clip="0123"), "trained beside another CLIP (0123)"),
-    "another CLIP's decoder": (_changed("decoder/provenance.json", clip="0123"), "trained beside another CLIP (0123)"),
+    "another CLIP's prior": (_changed("prior/provenance.json", clip="0123"), "trained beside another clip (0123)"),
+    "another autoencoder's decoder": (
+        _changed("decoder/provenance.json", autoencoder="0123"),
+        "trained beside another autoencoder (0123)",
+    ),
+    "another CLIP's decoder": (_changed("decoder/provenance.json", clip="0123"), "trained beside another clip (0123)"),
     "NaN in weights": (_not_finite, "proj_in.weight holds NaN or infinity"),
 }
 

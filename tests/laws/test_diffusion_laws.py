@@ -33,6 +33,7 @@ def denoiser() -> Preconditioned:
         vector_width=16,
         size=16,
         channels=3,
+        sigma_data=0.5,
         backbone=UNetConfig(channels=(16, 32), head_width=16, norm_groups=8),
     )
     decoder = build_decoder(config).eval().requires_grad_(False)
