@@ -30,7 +30,7 @@ R = TypeVar("R", bound=Config)
 
 
 def clip_starter() -> ClipRun:
-    """The starter's CLIP on two CPU cores: about 35 minutes."""
+    """The starter's CLIP on two CPU cores: about 40 minutes."""
     return ClipRun(
         clip=ClipConfig(),
         task=ClipTaskConfig(batch_size=256, hard_negatives=1.0),
@@ -67,7 +67,7 @@ def autoencoder_starter() -> AutoencoderRun:
 
 
 def decoder_starter() -> DecoderRun:
-    """The starter's decoder on two CPU cores: about 70 minutes.
+    """The starter's decoder on two CPU cores: about 55 minutes.
 
     The noise levels lie where the picture is decided: an object's place and shape drown at σ = 1 to 5 of the latents'
     unit variance.
@@ -111,7 +111,7 @@ def reader_starter() -> ReaderRun:
 
 
 def prior_starter() -> PriorRun:
-    """The starter's ECLIPSE prior on two CPU cores: some minutes."""
+    """The starter's ECLIPSE prior on two CPU cores: four minutes."""
     return PriorRun(
         scenes=40_000,
         task=PriorTaskConfig(batch_size=256, lambda_contrastive=0.2),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from syzygy.cli.common import Whole, device_option, progress_bar, seed_option
+from syzygy.cli.common import Whole, device_option, progress_bar, seed_option, writable_folder
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,18 +101,19 @@ def composition(
     from syzygy.world.prompts import CATEGORIES
 
     scoring = _scoring(ctx, quick, settings)
+    _check_places(json_file, html_file)
     loaded = TextToImage.from_pretrained(model, device=device)
     named = _named(priors, loaded, device) or {"prior": loaded.pipeline.prior}
     wanted = evaluate.asked(CATEGORIES, scoring.prompts, scoring.seed)
     scores = evaluate.score(loaded, named, wanted, scoring, progress_bar)
     found = result(model, scoring, scores)
+    if str(json_file) != "-":
+        _print(scores)  # before any file, which may fail
     _write(json_file, found)
     if html_file is not None:
         from syzygy import artifact
 
         artifact.write_bytes(html_file, page(found, scores).encode())
-    if str(json_file) != "-":
-        _print(scores)
 
 
 @click.command()
@@ -150,6 +151,7 @@ def preference(
     scoring = _scoring(ctx, quick, settings)
     if len(priors) != 2:
         raise UserError(f"give --prior twice, the two to compare; got {len(priors)}.")
+    _check_places(json_file)
     judge = None if pickscore is None else Clip.from_pretrained(pickscore).to(device)
     loaded = TextToImage.from_pretrained(model, device=device)
     named = _named(priors, loaded, device)
@@ -157,16 +159,14 @@ def preference(
     with progress_bar("painting", 2 * len(wanted) * scoring.draws) as advance:
         rows = evaluate.prefer(loaded, named, wanted, scoring, advance, pickscore=judge)
     first, second = named
+    if str(json_file) != "-":
+        click.echo(f"How often {first} is preferred to {second}:")
+        for row in rows:
+            side = "held out" if row["held_out"] else "seen"
+            rate = f"{100 * row['rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+            ties = f"ties {100 * row['ties']:.0f} %"
+            click.echo(f"{row['judge']:>12}  {side:>8}  {rate:>16}  {row['prompts']} prompts, {ties}")
     _write(json_file, {"model": model, "first": first, "second": second, "scoring": scoring.model_dump(), "rows": rows})
-    if str(json_file) == "-":
-        return
-    click.echo(f"How often {first} is preferred to {second}:")
-    for row in rows:
-        side = "held out" if row["held_out"] else "seen"
-        interval = f"{100 * row['rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-        click.echo(
-            f"{row['judge']:>12}  {side:>8}  {interval:>16}  {row['prompts']} prompts, ties {100 * row['ties']:.0f} %"
-        )
 
 
 def _scoring(ctx: click.Context, quick: bool, settings: dict[str, Any]) -> "Scoring":
@@ -195,6 +195,13 @@ def _named(priors: tuple[str, ...], model: "TextToImage", device: str) -> "dict[
             raise UserError(f"two priors are called {name!r}: give them names, --prior NAME=RUN.")
         found[name] = load_prior(folder if equals else one, model.clip, device)
     return found
+
+
+def _check_places(*files: Path | None) -> None:
+    """Fail before the work, not after it."""
+    for file in files:
+        if file is not None and str(file) != "-":
+            writable_folder(file.parent)
 
 
 def _write(file: Path | None, found: Mapping[str, Any]) -> None:
