@@ -214,17 +214,14 @@ def demo_quick() -> DemoRun:
     return DemoRun(prior=small, scoring=Scoring(prompts=1, steps=6), shown_steps=8)
 
 
-AUTOENCODER: dict[str, Callable[[], AutoencoderRun]] = {"starter": autoencoder_starter}
-
-
 def reproduce_full() -> ReproduceRun:
-    """ECLIPSE's comparison in small, at most 90 minutes on two CPU cores."""
+    """ECLIPSE's comparison in small. Sized for 90 minutes on two CPU cores, an estimate: it has not been run yet."""
     prior = demo_full().prior
     return ReproduceRun(prior=prior, diffusion=DiffusionTaskConfig(batch_size=prior.task.batch_size))
 
 
 def reproduce_quick() -> ReproduceRun:
-    """A shortened comparison, at most 15 minutes."""
+    """A shortened comparison. Sized for 15 minutes, an estimate likewise."""
     full = reproduce_full()
     loop = full.prior.loop.model_copy(update={"steps": 120, "warmup": 20, "validate_every": 60})
     return full.model_copy(
@@ -244,6 +241,7 @@ def reproduce_quick() -> ReproduceRun:
     )
 
 
+AUTOENCODER: dict[str, Callable[[], AutoencoderRun]] = {"starter": autoencoder_starter}
 CLIP: dict[str, Callable[[], ClipRun]] = {"starter": clip_starter}
 DECODER: dict[str, Callable[[], DecoderRun]] = {"starter": decoder_starter}
 PRIOR: dict[str, Callable[[], PriorRun]] = {
@@ -253,8 +251,6 @@ PRIOR: dict[str, Callable[[], PriorRun]] = {
 }
 READER: dict[str, Callable[[], ReaderRun]] = {"starter": reader_starter}
 STARTER: dict[str, Callable[[], StarterRun]] = {"cpu": starter_cpu, "gpu": starter_gpu}
-
-
 REPRODUCE: dict[str, Callable[[], ReproduceRun]] = {"full": reproduce_full, "quick": reproduce_quick}
 DEMO: dict[str, Callable[[], DemoRun]] = {"full": demo_full, "quick": demo_quick}
 

@@ -17,7 +17,7 @@ from syzygy.cli.common import device_option, json_option, progress_bar, writable
     show_default=True,
     help="Folder of the comparison.",
 )
-@click.option("--quick", is_flag=True, help="Fewer pairs, seeds and prompts: at most 15 minutes, wide intervals.")
+@click.option("--quick", is_flag=True, help="Fewer pairs, seeds and prompts: sooner, wide intervals.")
 @device_option
 @json_option
 def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, device: str, as_json: bool) -> None:

@@ -155,22 +155,17 @@ def on_pairs(
     with bar("embedding", scoring.pairs) as progress:
         pairs = embed(model.clip, seed_of(scoring.seed, "pairs"), scoring.pairs, progress)
     true = pairs.image_embeddings
-    random = generator(scoring.seed, "pairs", "noise")
-    noise = torch.randn(true.shape, generator=random)
-    found = {}
-    for name, prior in priors.items():
-        parts = [
-            prior.predict(pairs.captions[rows], noise=noise[rows].to(model.pipeline.device)).cpu()
-            for start in range(0, len(true), CHUNK)
-            for rows in [slice(start, start + CHUNK)]
-        ]
-        predicted = torch.cat(parts)
-        found[name] = {
-            "cosine": distance.mean_cosine(predicted, true),
-            "recall_at_1": distance.recall_at_1(predicted, true),
-            "frechet": distance.frechet_distance(predicted, true),
-        }
-    return found
+    noise = torch.randn(true.shape, generator=generator(scoring.seed, "pairs", "noise"))
+    return {
+        name: distance.embedding_scores(predict_all(prior, pairs.captions, noise), true)
+        for name, prior in priors.items()
+    }
+
+
+def predict_all(prior: Prior, features: TextFeatures, noise: Tensor) -> Tensor:
+    """Predictions for any number of texts, some at a time, on the CPU."""
+    rows = (slice(start, start + CHUNK) for start in range(0, len(features), CHUNK))
+    return torch.cat([prior.predict(features[part], noise=noise[part].to(features.pooled)).cpu() for part in rows])
 
 
 def on_pictures(

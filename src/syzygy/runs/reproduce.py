@@ -24,7 +24,7 @@ from syzygy.prior.diffusion import SampledPrior
 from syzygy.rng import generator, seed_of
 from syzygy.runs import prior as prior_run
 from syzygy.runs.common import Bar, no_bar, reporter
-from syzygy.runs.evaluate import Scoring, asked, candidates, controls, paint
+from syzygy.runs.evaluate import Scoring, asked, candidates, controls, paint, predict_all
 from syzygy.runs.prior import PriorRun
 from syzygy.train.objectives import DiffusionTaskConfig, PriorTaskConfig
 from syzygy.train.prior import PriorData
@@ -167,14 +167,9 @@ def train_and_score(job: Job, run: ReproduceRun, bench: Bench, out: Path) -> Pat
 
 def score_embeddings(prior: Prior, bench: Bench, seed: int) -> dict[str, float]:
     """Cosine, R@1 and Fréchet distance on unseen pairs; the probe's share of named combinations, seen and held out."""
-    true = bench.pairs.image_embeddings
-    predicted = predict(prior, bench.pairs.captions, seed)
-    asked_for = predict(prior, bench.features, seed)
-    return {
-        "cosine": distance.mean_cosine(predicted, true),
-        "recall_at_1": distance.recall_at_1(predicted, true),
-        "frechet": distance.frechet_distance(predicted, true),
-    } | probed(asked_for, bench)
+    predicted = _predict(prior, bench.pairs.captions, seed)
+    asked_for = _predict(prior, bench.features, seed)
+    return distance.embedding_scores(predicted, bench.pairs.image_embeddings) | probed(asked_for, bench)
 
 
 def probed(embeddings: Tensor, bench: Bench) -> dict[str, float]:
@@ -187,11 +182,10 @@ def probed(embeddings: Tensor, bench: Bench) -> dict[str, float]:
     return scores
 
 
-def predict(prior: Prior, features: TextFeatures, seed: int) -> Tensor:
+def _predict(prior: Prior, features: TextFeatures, seed: int) -> Tensor:
     """Predictions for all rows, from noise that is the same for every prior."""
     noise = torch.randn(features.pooled.shape, generator=generator(seed, "reproduce", len(features)))
-    rows = (slice(start, start + CHUNK) for start in range(0, len(features), CHUNK))
-    return torch.cat([prior.predict(features[part], noise=noise[part].to(features.pooled)).cpu() for part in rows])
+    return predict_all(prior, features, noise)
 
 
 def sweep_sampling(run: ReproduceRun, bench: Bench, out: Path) -> None:
