@@ -1,7 +1,10 @@
 """Scores: intervals, pairing, rows; and that a right picture is scored right, a wrong one wrong."""
 
+from pathlib import Path
+
 import torch
 
+from syzygy.api import TextToImage
 from syzygy.evals import composition
 from syzygy.evals.composition import Painted
 from syzygy.rng import Draw
@@ -31,3 +34,19 @@ def test_pictures_of_a_prompt_stay_together() -> None:
     several = [painted("a", p, (i + draw) % 2 == 0, draw) for draw in range(2) for i, p in enumerate(asked)]
     assert composition.by_prompt(several, lambda one: float(one.agrees)) == [[1, 0], [0, 1], [1, 0]]
     assert composition.agreement(several).number == 3
+
+
+def test_each_picture_of_a_prompt_has_noise_of_its_own(tiny_model: Path) -> None:
+    model = TextToImage.from_pretrained(tiny_model)
+    asked = prompts("single", 2, 0, False)
+    embeddings = {"reference": composition.reference_embeddings(asked, model.clip, 0, 32)}
+    one, two = (
+        composition.paint_and_judge(
+            asked, embeddings, model.pipeline, model.reader(), composition.Painting(0, 2, 1.0, n)
+        )
+        for n in (1, 2)
+    )
+    assert [p.draw for p in two] == [0, 1, 0, 1]
+    assert not torch.equal(two[0].picture, two[1].picture)
+    for first, again in zip(one, two[::2], strict=True):
+        assert (first.picture.int() - again.picture.int()).abs().max() <= 1
