@@ -20,9 +20,14 @@ class LogNormal(Config):
     """Standard deviation of ln σ."""
 
     def sample(self, size: int, generator: torch.Generator) -> Float[Tensor, "size"]:
-        """Independent noise levels, on the generator's device."""
-        normal = torch.randn(size, generator=generator, device=generator.device)
-        return (self.p_mean + self.p_std * normal).exp()
+        """Noise levels, one in each of `size` equally probable intervals, rising, on the generator's device.
+
+        Each alone is log-normal (the intervals' common offset is random); together they cover the distribution, which
+        lowers the variance of a step's loss (Kingma et al. 2021, Variational Diffusion Models, appendix I.1).
+        """
+        offset = torch.rand((), generator=generator, device=generator.device)
+        levels = (torch.arange(size, device=generator.device) + offset) / size
+        return self.quantile(levels.clamp(1e-6, 1 - 1e-6))
 
     def quantile(self, probability: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """σ below which a share `probability` in (0, 1) of training lies: exp(p_mean + p_std·√2·erf⁻¹(2p − 1))."""

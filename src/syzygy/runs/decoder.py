@@ -72,7 +72,7 @@ def train(run: DecoderRun, clip: Clip, autoencoder: Autoencoder, out: Path, devi
     def batches(step: int) -> DecoderBatch:
         long = Draw(run.seed, "decoder step", step).chance(run.medium_captions)
         length: Length = "medium" if long else "short"
-        number = run.task.batch_size
+        number = run.task.pictures
         return encode(source.pairs(seed_of(run.seed, "decoder"), step * number, number, length=length))
 
     unseen = source.pairs(seed_of(run.seed, "decoder validation"), 0, VALIDATION_PICTURES)

@@ -7,7 +7,7 @@ from itertools import product
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from syzygy.config import Config
@@ -24,11 +24,24 @@ class DecoderTaskConfig(Config):
     """What one training step of the decoder sees."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Pictures a step."""
+    """Noisy pictures a step."""
+    draws: int = Field(default=1, ge=1)
+    """How many of them are made of one picture, each from noise of its own: rendering and encoding then cost less a step."""
     noise: LogNormal = LogNormal()
     """Distribution of the noise levels."""
     subsets: dict[str, float] = {"image": 0.45, "text": 0.2, "image+text": 0.25, "": 0.1}
     """Probability of each subset of conditions, names joined by `+`, "" for none; they sum to 1."""
+
+    @property
+    def pictures(self) -> int:
+        """Different pictures a step."""
+        return self.batch_size // self.draws
+
+    @model_validator(mode="after")
+    def _divides(self) -> "DecoderTaskConfig":
+        if self.batch_size % self.draws:
+            raise ValueError(f"draws={self.draws} must divide batch_size={self.batch_size}")
+        return self
 
     @field_validator("subsets")
     @classmethod
@@ -72,7 +85,7 @@ class DecoderBatch:
 class DecoderTask:
     """The training loop's `Task` for a decoder.
 
-    `batches(step)` gives a step's pictures; noise level, noise and subset of a step depend on (seed, step) alone.
+    `batches(step)` gives a step's `config.pictures` pictures; noise level, noise and subset of a step depend on (seed, step) alone.
     `precision` runs the network under autocast; weights, mixing and loss stay fp32.
     """
 
@@ -97,12 +110,16 @@ class DecoderTask:
     def loss(self, step: int) -> dict[str, Tensor]:
         """The mean weighted denoising loss of one batch (1 for a network that has learned nothing)."""
         batch = self._batches(step)
-        assert len(batch) == self._config.batch_size, f"batch of {len(batch)}, configured {self._config.batch_size}"
-        random = generator(self._seed, "decoder", step, device=batch.latents.device)
-        sigma = self._config.noise.sample(len(batch), random)
-        noise = torch.randn(batch.latents.shape, generator=random, device=batch.latents.device)
-        conditioning = self._random_subsets(batch.conditioning, len(batch), random)
-        return {"loss": self._losses(batch.latents, sigma, noise, conditioning).mean()}
+        assert len(batch) == self._config.pictures, f"{len(batch)} pictures, configured {self._config.pictures}"
+        device = batch.latents.device
+        random = generator(self._seed, "decoder", step, device=device)
+        sigma = self._config.noise.sample(self._config.batch_size, random)
+        # In turn, so that the rising noise levels of one picture lie far apart.
+        of = torch.arange(len(batch), device=device).repeat(self._config.draws)
+        latents = batch.latents[of]
+        noise = torch.randn(latents.shape, generator=random, device=device)
+        conditioning = self._random_subsets(batch.conditioning[of], len(of), random)
+        return {"loss": self._losses(latents, sigma, noise, conditioning).mean()}
 
     def validate(self) -> dict[str, float]:
         """Loss for each subset of conditions, at fixed noise and at σ spread evenly over the training distribution.

@@ -55,6 +55,18 @@ def test_quantile_inverts_the_distribution_of_samples() -> None:
         assert below == pytest.approx(probability, abs=0.015)
 
 
+def test_samples_cover_the_distribution_evenly() -> None:
+    noise = LogNormal(p_mean=0.3, p_std=0.7)
+    edges = noise.quantile(torch.arange(1, 16) / 16)
+    drawn = [noise.sample(16, generator(seed, "noise")) for seed in range(300)]
+    for sigma in drawn:
+        assert torch.equal(torch.bucketize(sigma, edges), torch.arange(16)), "one in each interval of equal probability"
+    first = torch.stack(drawn)[:, 3].log()
+    inside = noise.quantile(torch.tensor([3.25, 3.75]) / 16).log()
+    share = ((first > inside[0]) & (first < inside[1])).float().mean().item()
+    assert share == pytest.approx(0.5, abs=0.1), "anywhere within the interval"
+
+
 def test_samples_depend_on_the_generator_alone() -> None:
     assert torch.equal(LogNormal().sample(5, generator(1, "a")), LogNormal().sample(5, generator(1, "a")))
     assert not torch.equal(LogNormal().sample(5, generator(1, "a")), LogNormal().sample(5, generator(1, "b")))

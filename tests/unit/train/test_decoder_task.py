@@ -76,6 +76,20 @@ def test_subsets_come_with_their_probabilities() -> None:
         assert found[name].float().mean().item() == pytest.approx(probability, abs=0.03)
 
 
+def test_draws_make_several_noisy_pictures_of_one() -> None:
+    made = decoder()
+    calls = spy(made)
+    task(lambda step: batch(step, 4), made=made, draws=4, subsets={"image": 1.0}).loss(0)
+    (_, c_noise, conditioning), colours = calls[0], batch(0, 4).conditioning.conditions["image"].pooled
+    pooled = conditioning.conditions["image"].pooled
+    assert colours is not None
+    assert pooled is not None
+    assert torch.equal(pooled.view(4, 4, 3), colours.expand(4, 4, 3))
+    assert (c_noise.view(4, 4).diff(dim=0) > 0).all(), "each picture at levels from low to high"
+    with pytest.raises(UserError, match="draws=3 must divide batch_size=16"):
+        parse(DecoderTaskConfig, {"batch_size": 16, "draws": 3}, "test")
+
+
 def test_training_learns_to_use_the_conditions() -> None:
     learning = task(noise={"p_mean": 1.0})  # noisy enough that a plain colour cannot be read off the picture
     optimizer = torch.optim.AdamW(learning.modules["decoder"].parameters(), lr=3e-3)
@@ -119,7 +133,7 @@ def test_bf16_trains_on_autocast() -> None:
 
 
 def test_batches_must_have_the_configured_size() -> None:
-    with pytest.raises(AssertionError, match="batch of 16, configured 8"):
+    with pytest.raises(AssertionError, match="16 pictures, configured 8"):
         task(batch_size=8).loss(0)
 
 
