@@ -30,12 +30,12 @@ R = TypeVar("R", bound=Config)
 
 
 def clip_starter() -> ClipRun:
-    """The starter's CLIP on two CPU cores: about 45 minutes. Patches of 8, as objects are 15 to 40 pixels across."""
+    """The starter's CLIP on two CPU cores: about 40 minutes."""
     return ClipRun(
-        clip=ClipConfig(patch_size=8, vision_layers=3, vision_heads=3),
-        task=ClipTaskConfig(batch_size=256),
+        clip=ClipConfig(),
+        task=ClipTaskConfig(batch_size=256, hard_negatives=1.0),
         loop=LoopConfig(
-            steps=2800,
+            steps=2600,
             lr=6e-4,
             warmup=300,
             weight_decay=0.05,

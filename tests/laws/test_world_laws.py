@@ -1,6 +1,5 @@
 """Laws of the embedded world: what is said can be read back and is true, and a seed says all."""
 
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -143,33 +142,12 @@ def test_relations_have_inverses(a: Thing, b: Thing) -> None:
     assert relation_between(b, a) == (INVERSE[relation] if relation else None)
 
 
-def test_counterfactuals_are_true_of_their_own_scene_only() -> None:
-    asked = [(pair, source.counterfactual(pair, Draw(5, i))) for i, pair in enumerate(source.pairs(5, 0, 200))]
-    made = [(pair, other) for pair, other in asked if other]
-    assert len(made) > 0.8 * len(asked)
-    for pair, other in made:
-        assert language("en").read(other.caption.text).description.key == other.caption.description.key
-        assert all(atom.holds for atom in judge(other.caption.description, other.scene))
-        assert not all(atom.holds for atom in judge(other.caption.description, pair.scene))
-        assert other.scene.style == pair.scene.style
-        assert other.scene.background == pair.scene.background
-        changed = [(a, b) for a, b in zip(pair.scene.things, other.scene.things, strict=True) if a != b]
-        kinds = {k for a, b in changed for k in ("shape", "colour", "texture", "x") if getattr(a, k) != getattr(b, k)}
-        assert len(kinds) == 1, "one fact differs"
-    exchanged = [(p, o) for p, o in made if Counter(_bag(p.scene)) == Counter(_bag(o.scene))]
-    assert len(exchanged) > 0.1 * len(made), "the same shapes, colours and textures, bound another way"
-
-
-def _bag(scene: Scene) -> list[str]:
-    return [value for t in scene.things for value in t.look]
-
-
-def test_families_are_pairs_with_their_counterfactuals() -> None:
-    found = source.families(5, 40, 80, 4)
-    assert found == source.families(5, 0, 120, 4)[40:]
-    assert [found[i] for i in range(0, 80, 4)] == [source.pair(5, 40 + i) for i in range(0, 80, 4)]
-    kept = [b.scene.background == a.scene.background for a, b in zip(found[::4], found[2::4], strict=True)]
-    assert sum(kept) > 0.7 * len(kept)
+def test_swapped_captions_are_false() -> None:
+    wrong = [(pair, source.swapped(pair, Draw(5, i))) for i, pair in enumerate(source.pairs(5, 0, 500))]
+    told = [(pair, text) for pair, text in wrong if text]
+    assert len(told) > 0.9 * len(wrong)
+    for pair, text in told:
+        assert not all(atom.holds for atom in judge(language("en").read(text).description, pair.scene))
 
 
 def test_without_held_out_none_is_shown() -> None:

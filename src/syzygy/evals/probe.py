@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,10 @@ from syzygy.evals.composition import COUNTED
 from syzygy.prior.statistics import EmbeddingStatistics
 from syzygy.rng import generator
 from syzygy.world.prompts import Prompt
-from syzygy.world.scene import COLOURS, LOOKS, SHAPES, Scene, looks_of
+from syzygy.world.scene import COLOURS, SHAPES, TEXTURES, Scene
 
+LABELS: tuple[tuple[str, str], ...] = (*product(SHAPES, COLOURS), *product(SHAPES, TEXTURES))
+"""What is looked for: shape with colour, shape with texture."""
 COLOURED = len(SHAPES) * len(COLOURS)
 STEPS, BATCH, RATE, DECAY = 1500, 512, 5e-3, 1e-2
 
@@ -27,7 +30,7 @@ class Probe:
     bias: Float[Tensor, "K"]
 
     def logits(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
-        """Evidence for each of `LOOKS`."""
+        """Evidence for each of `LABELS`."""
         return F.linear((embeddings - self.statistics.mean) / self.statistics.std, self.weight, self.bias)
 
 
@@ -35,9 +38,9 @@ def fit_probe(embeddings: Float[Tensor, "N D"], scenes: Sequence[Scene], seed: i
     """Train on true embeddings of scenes, all of them with every combination in them, held-out ones too."""
     statistics = EmbeddingStatistics.of(embeddings)
     x = (embeddings.float() - statistics.mean) / statistics.std
-    y = torch.tensor([looks_of(scene) for scene in scenes]).float()
-    weight = torch.zeros(len(LOOKS), x.shape[1], requires_grad=True)
-    bias = torch.full((len(LOOKS),), -3.0, requires_grad=True)
+    y = torch.tensor([_labels(scene) for scene in scenes])
+    weight = torch.zeros(len(LABELS), x.shape[1], requires_grad=True)
+    bias = torch.full((len(LABELS),), -3.0, requires_grad=True)
     optimizer = torch.optim.AdamW([weight, bias], lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     random = generator(seed, "probe")
@@ -49,6 +52,11 @@ def fit_probe(embeddings: Float[Tensor, "N D"], scenes: Sequence[Scene], seed: i
             optimizer.step()
             schedule.step()
     return Probe(statistics, weight.detach(), bias.detach())
+
+
+def _labels(scene: Scene) -> list[float]:
+    held = {(t.shape, t.colour) for t in scene.things} | {(t.shape, t.texture) for t in scene.things}
+    return [float(label in held) for label in LABELS]
 
 
 def found(probe: Probe, embeddings: Float[Tensor, "P D"], prompts: Sequence[Prompt]) -> list[float | None]:
@@ -63,8 +71,8 @@ def found(probe: Probe, embeddings: Float[Tensor, "P D"], prompts: Sequence[Prom
 def _share(logits: Tensor, prompt: Prompt) -> float | None:
     mentions = prompt.description.mentions
     families = (
-        (LOOKS[:COLOURED], logits[:COLOURED], {(m.shape, m.colour) for m in mentions if m.colour}),
-        (LOOKS[COLOURED:], logits[COLOURED:], {(m.shape, m.texture) for m in mentions if m.texture}),
+        (LABELS[:COLOURED], logits[:COLOURED], {(m.shape, m.colour) for m in mentions if m.colour}),
+        (LABELS[COLOURED:], logits[COLOURED:], {(m.shape, m.texture) for m in mentions if m.texture}),
     )
     hits = named = 0
     for labels, evidence, wanted in families:

@@ -19,7 +19,7 @@ from syzygy.world.description import FULLY_TOLD, Description, Mention
 from syzygy.world.language import language
 from syzygy.world.language.base import Length
 from syzygy.world.language.english import FILLERS
-from syzygy.world.scene import COLOURS, LOOKS, SHAPES, looks_of
+from syzygy.world.scene import COLOURS, SHAPES
 
 TOKENIZER_CAPTIONS = 5000
 VALIDATION_PAIRS = 512
@@ -43,19 +43,20 @@ def train(run: ClipRun, out: Path, device: torch.device) -> RunResult:
     texts = [p.caption.text for p in source.pairs(seed_of(run.seed, "tokenizer"), 0, TOKENIZER_CAPTIONS)]
     clip = build_clip(run.clip, [*texts, *FILLERS, *FILLERS], seed_of(run.seed, "clip weights")).to(device)
     unseen = distinct_full_pairs(seed_of(run.seed, "clip validation"), VALIDATION_PAIRS)
-    validation = _batch(clip, unseen, device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(run.seed, "labelled"))
-        labelled = nn.Linear(clip.width, len(LOOKS)).to(device)
+    validation = _batch(clip, unseen, [p.caption.text for p in unseen], device)
 
     def batches(step: int) -> ClipBatch:
         draw = Draw(run.seed, "clip step", step)
         length: Length = "medium" if draw.chance(run.task.medium_captions) else "short"
         size = run.task.batch_size
-        found = source.families(run.seed, step * size, size, run.task.family, length=length)
-        return _batch(clip, found, device)
+        found = source.pairs(run.seed, step * size, size, length=length)
+        texts = [p.caption.text for p in found]
+        for p in found[: round(run.task.hard_negatives * size)]:
+            wrong = source.swapped(p, draw)
+            texts += [wrong] if wrong else []
+        return _batch(clip, found, texts, device)
 
-    task = ClipTask(clip, labelled, batches, validation, run.task, precision=precision_on(device))
+    task = ClipTask(clip, batches, validation, run.task, precision=precision_on(device))
     result = fit(task, run.loop, out, reporter=reporter("CLIP", run.task.batch_size), run=run.model_dump(mode="json"))
     metrics = measure(clip, unseen, run.seed)
     samples = result.steps * run.task.batch_size
@@ -100,7 +101,6 @@ def zero_shot(clip: Clip, seed: int, number: int) -> dict[str, float]:
     return {"zero_shot_shape": sum(shapes) / number, "zero_shot_colour": sum(colours) / number}
 
 
-def _batch(clip: Clip, found: list[source.Pair], device: torch.device) -> ClipBatch:
-    ids, mask = clip.tokenize([p.caption.text for p in found])
-    shown = torch.tensor([looks_of(p.scene) for p in found], device=device)
-    return ClipBatch(source.pictures(found, clip.image_size, device), ids.to(device), mask.to(device), shown)
+def _batch(clip: Clip, found: list[source.Pair], texts: list[str], device: torch.device) -> ClipBatch:
+    ids, mask = clip.tokenize(texts)
+    return ClipBatch(source.pictures(found, clip.image_size, device), ids.to(device), mask.to(device))

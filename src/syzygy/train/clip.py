@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from syzygy.config import Config
@@ -14,13 +13,11 @@ from syzygy.train.precision import autocast
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Pictures in [0, 1], their captions' token ids, and what the pictures show."""
+    """Pictures in [0, 1] and token ids; the first B texts are the pictures' captions, further ones are negatives only."""
 
     images: Float[Tensor, "B 3 H W"]
-    ids: Int[Tensor, "B T"]
-    mask: Bool[Tensor, "B T"]
-    labels: Bool[Tensor, "B K"]
-    """Which of K things each picture shows, told or not."""
+    ids: Int[Tensor, "N T"]
+    mask: Bool[Tensor, "N T"]
 
 
 class ClipTaskConfig(Config):
@@ -28,39 +25,34 @@ class ClipTaskConfig(Config):
 
     batch_size: int = 256
     """Pairs a step."""
-    family: int = Field(default=4, ge=1)
-    """Pairs that differ in one told fact (a scene and its counterfactuals) and so test binding in each batch; 1: all independent."""
+    hard_negatives: float = 0.25
+    """Captions with swapped attributes, as extra negatives, per pair."""
     medium_captions: float = 0.1
     """Part of the batches whose captions open with other sentences, so that all positions are trained."""
-    label_weight: float = Field(default=0.2, ge=0)
-    """Weight of finding, linearly in the image embedding, what the picture shows (binary cross entropy, summed over labels).
-
-    Captions alone teach shapes slowly: colours and numbers tell most pictures of a batch apart. What a CLIP learns from 400
-    million captions, this one must learn from a million. 0: captions alone.
-    """
     max_logit_scale: float = 100.0
     """Bound of the learned inverse temperature."""
 
-    @model_validator(mode="after")
-    def _divides(self) -> "ClipTaskConfig":
-        if self.batch_size % self.family:
-            raise ValueError(f"family={self.family} must divide batch_size={self.batch_size}")
-        return self
 
-
-def duplicates(ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B B"]:
-    """True where two different texts are equal: such a pair is no negative."""
-    return (ids[:, None] == ids[None]).all(-1).fill_diagonal_(False)
+def duplicates(ids: Int[Tensor, "N T"], number: int) -> Bool[Tensor, "{number} N"]:
+    """True where one of the first `number` texts equals another text: such a pair is no negative."""
+    same = (ids[:number, None] == ids[None]).all(-1)
+    return same & ~torch.eye(number, len(ids), dtype=torch.bool, device=ids.device)
 
 
 def clip_loss(
-    image: Float[Tensor, "B D"], text: Float[Tensor, "B D"], logit_scale: Float[Tensor, ""], same: Bool[Tensor, "B B"]
+    image: Float[Tensor, "B D"],
+    text: Float[Tensor, "N D"],
+    logit_scale: Float[Tensor, ""],
+    same: Bool[Tensor, "B N"],
 ) -> Float[Tensor, ""]:
     """Mean of both directions' cross entropy over cosines; equal captions are not negatives of each other."""
+    number = len(image)
     image, text = nn.functional.normalize(image, dim=-1), nn.functional.normalize(text, dim=-1)
     logits = (logit_scale * image @ text.T).masked_fill(same, float("-inf"))
-    target = torch.arange(len(image), device=image.device)
-    return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+    target = torch.arange(number, device=image.device)
+    to_text = nn.functional.cross_entropy(logits, target)
+    to_image = nn.functional.cross_entropy(logits[:, :number].T, target)
+    return (to_text + to_image) / 2
 
 
 class ClipTask:
@@ -69,39 +61,35 @@ class ClipTask:
     def __init__(
         self,
         clip: nn.Module,
-        labelled: nn.Linear,
         batches: Callable[[int], ClipBatch],
         validation: ClipBatch,
         config: ClipTaskConfig,
         *,
         precision: torch.dtype | None = None,
     ) -> None:
-        """`labelled` reads the batch's labels off the image embedding; it is trained beside the towers and not kept."""
-        self.modules: Mapping[str, nn.Module] = {"clip": clip, "labelled": labelled}
-        self.batches, self.validation, self.config, self.precision = batches, validation, config, precision
+        self.clip, self.batches, self.validation, self.config = clip, batches, validation, config
+        self.precision = precision
 
-    def _losses(self, batch: ClipBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Losses and the scale; image and text embeddings."""
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"clip": self.clip}
+
+    def _loss(self, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         with autocast(batch.images.device, self.precision):
-            image, text, scale = self.modules["clip"](batch.images, batch.ids, batch.mask)
+            image, text, scale = self.clip(batch.images, batch.ids, batch.mask)
         scale = scale.clamp(max=self.config.max_logit_scale)
         image, text = image.float(), text.float()
-        contrastive = clip_loss(image, text, scale, duplicates(batch.ids))
-        evidence = self.modules["labelled"](image)
-        labels = nn.functional.binary_cross_entropy_with_logits(evidence, batch.labels.float(), reduction="none")
-        labels = labels.sum(1).mean()
-        total = contrastive + self.config.label_weight * labels
-        losses = {"loss": total, "contrastive": contrastive, "labels": labels, "logit_scale": scale.detach()}
-        return losses, image, text
+        return clip_loss(image, text, scale, duplicates(batch.ids, len(image))), image, text, scale
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """Losses of this step's batch."""
-        return self._losses(self.batches(step))[0]
+        """Contrastive loss of this step's batch."""
+        loss, _, _, scale = self._loss(self.batches(step))
+        return {"loss": loss, "logit_scale": scale.detach()}
 
     def validate(self) -> dict[str, float]:
-        """Losses, and `alignment`, of unseen pairs with full, distinct captions."""
-        losses, image, text = self._losses(self.validation)
-        return {name: float(value) for name, value in losses.items()} | alignment(image, text)
+        """Loss, and `alignment` of unseen pairs with full, distinct captions."""
+        loss, image, text, _ = self._loss(self.validation)
+        return {"loss": float(loss)} | alignment(image, text[: len(image)])
 
 
 def alignment(image: Float[Tensor, "B D"], text: Float[Tensor, "B D"]) -> dict[str, float]:

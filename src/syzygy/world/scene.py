@@ -1,7 +1,6 @@
 """Scenes: what is in a picture, as values. Lengths are fractions of the picture's side; y points down."""
 
 from dataclasses import dataclass
-from itertools import product
 from typing import Literal
 
 Shape = Literal["circle", "square", "triangle", "star", "heart", "cross", "ring", "moon"]
@@ -122,13 +121,3 @@ def is_held_out(scene: Scene) -> bool:
         return True
     pairs = ((a, b) for i, a in enumerate(scene.things) for b in scene.things[i + 1 :])
     return any((r := relation_between(a, b)) and relation_is_held_out(a.shape, r, b.shape) for a, b in pairs)
-
-
-LOOKS: tuple[tuple[str, str], ...] = (*product(SHAPES, COLOURS), *product(SHAPES, TEXTURES))
-"""What a thing can look like: every shape × colour, then every shape × texture."""
-
-
-def looks_of(scene: Scene) -> list[bool]:
-    """For each of `LOOKS`, whether a thing of the scene has it."""
-    held = {(t.shape, t.colour) for t in scene.things} | {(t.shape, t.texture) for t in scene.things}
-    return [look in held for look in LOOKS]

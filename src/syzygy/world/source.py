@@ -12,9 +12,7 @@ from syzygy.world.language import Caption, language
 from syzygy.world.language.base import Length
 from syzygy.world.render import render
 from syzygy.world.sample import sample_scene
-from syzygy.world.scene import COLOURS, INVERSE, SHAPES, TEXTURES, Scene, Thing
-
-ATTRIBUTES: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES}
+from syzygy.world.scene import COLOURS, SHAPES, TEXTURES, Scene
 
 
 @dataclass(frozen=True)
@@ -46,19 +44,6 @@ def pairs(seed: int, start: int, number: int, **settings) -> list[Pair]:
     return [pair(seed, index, **settings) for index in range(start, start + number)]
 
 
-def families(seed: int, start: int, number: int, size: int, *, length: Length = "short") -> list[Pair]:
-    """`number` pairs: each of the first, `number` // `size`, followed by counterfactuals of it (another pair where it has none)."""
-    found: list[Pair] = []
-    for index in range(start, start + number, size):
-        draw = Draw(seed, "family", index)
-        first = pair(seed, index, length=length)
-        others = [
-            counterfactual(first, draw, length=length) or pair(seed, index + i, length=length) for i in range(1, size)
-        ]
-        found += [first, *others]
-    return found
-
-
 def pictures(
     found: list[Pair], size: int = 64, device: torch.device | str = "cpu", chunk: int = 32
 ) -> Float[Tensor, "B 3 H W"]:
@@ -69,66 +54,35 @@ def pictures(
     return torch.cat([render(scenes[i : i + chunk], size, device) for i in range(0, len(scenes), chunk)])
 
 
-def counterfactual(found: Pair, draw: Draw, *, length: Length = "short", lang: str = "en") -> Pair | None:
-    """The same scene but for one thing that its caption tells: an attribute, which object has it, or who stands where.
+def swapped(found: Pair, draw: Draw, lang: str = "en") -> str | None:
+    """A caption like the pair's with attributes bound to the wrong object, or one wrong attribute.
 
-    Picture and caption change together, so each is wrong for the other's partner: for CLIP the hardest of negatives, in
-    both directions. (Random pairs of a batch tell themselves apart by colour and number; they seldom test binding.)
-    None where the caption does not say which objects it means, or the change leaves it true.
+    None where the change happens to make a true caption.
+    An extra negative for CLIP: random captions of a batch seldom test binding.
     """
-    things, described = list(found.scene.things), found.caption.description
-    meant = [[i for i, thing in enumerate(things) if m.fits(thing)] for m in described.mentions]
-    clear = [i for i, m in enumerate(described.mentions) if len(meant[i]) == m.count]
-    if not clear:
+    described = found.caption.description
+    wrong = _exchanged(described, draw) if len(described.mentions) > 1 else _altered(described, draw)
+    if wrong is None or all(atom.holds for atom in judge(wrong, found.scene)):
         return None
-    if len(clear) > 1 and draw.chance(0.5):
-        changed = _exchanged(described, things, meant, draw.order(clear)[:2], draw)
-    else:
-        changed = _altered(described, things, meant, draw.pick(clear), draw)
-    if changed is None or all(atom.holds for atom in judge(changed, found.scene)):
-        return None
-    scene = replace(found.scene, things=tuple(things))
-    if not all(atom.holds for atom in judge(changed, scene)):
-        return None
-    return Pair(scene, language(lang).say(changed, draw, length))
+    return language(lang).say(wrong, draw).text
 
 
-def _exchanged(
-    described: Description, things: list[Thing], meant: list[list[int]], two: list[int], draw: Draw
-) -> Description | None:
-    """An attribute that both mentions tell goes from one to the other; or, where a relation is told, they change places."""
-    a, b = two
+def _exchanged(described: Description, draw: Draw) -> Description | None:
+    first, second, *rest = described.mentions
+    kind = draw.pick(("colour", "texture", "shape"))
+    a, b = getattr(first, kind), getattr(second, kind)
+    if a is None or b is None or a == b:
+        return _altered(described, draw)
+    return replace(described, mentions=(replace(first, **{kind: b}), replace(second, **{kind: a}), *rest))
+
+
+def _altered(described: Description, draw: Draw) -> Description | None:
+    which = int(draw.random() * len(described.mentions))
+    mention = described.mentions[which]
+    told = [kind for kind in ("shape", "colour", "texture") if getattr(mention, kind)]
+    kind = draw.pick(told)
+    values = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES}[kind]
+    other = draw.pick([v for v in values if v != getattr(mention, kind)])
     mentions = list(described.mentions)
-    first, second = mentions[a], mentions[b]
-    told = [k for k in ATTRIBUTES if None not in (getattr(first, k), getattr(second, k))]
-    kinds = [k for k in told if getattr(first, k) != getattr(second, k)]
-    placed = [p for p in described.relations if {p.subject, p.target} == {a, b}]
-    kind = draw.pick([*kinds, *(["place"] * len(placed))] or ["none"])
-    if kind == "none":
-        return None
-    if kind == "place":
-        i, j = meant[a][0], meant[b][0]
-        here, there = ({"x": t.x, "y": t.y, "radius": t.radius} for t in (things[i], things[j]))
-        things[i], things[j] = replace(things[i], **there), replace(things[j], **here)
-        turned = tuple(replace(p, relation=INVERSE[p.relation]) if p in placed else p for p in described.relations)
-        return replace(described, relations=turned)
-    values = getattr(first, kind), getattr(second, kind)
-    for mention, value in ((a, values[1]), (b, values[0])):
-        mentions[mention] = replace(mentions[mention], **{kind: value})
-        for i in meant[mention]:
-            things[i] = replace(things[i], **{kind: value})
-    return replace(described, mentions=tuple(mentions))
-
-
-def _altered(
-    described: Description, things: list[Thing], meant: list[list[int]], which: int, draw: Draw
-) -> Description:
-    """One told attribute of one mention takes another value."""
-    mentions = list(described.mentions)
-    mention = mentions[which]
-    kind = draw.pick([k for k in ATTRIBUTES if getattr(mention, k)])
-    other = draw.pick([v for v in ATTRIBUTES[kind] if v != getattr(mention, kind)])
     mentions[which] = replace(mention, **{kind: other})
-    for i in meant[which]:
-        things[i] = replace(things[i], **{kind: other})
     return replace(described, mentions=tuple(mentions))

@@ -3,19 +3,19 @@
 import torch
 
 from syzygy.evals import probe as probes
-from syzygy.evals.probe import fit_probe, found
+from syzygy.evals.probe import LABELS, fit_probe, found
 from syzygy.rng import generator
 from syzygy.world import source
 from syzygy.world.description import Description, Mention
 from syzygy.world.prompts import Prompt, prompts
-from syzygy.world.scene import LOOKS, Scene, looks_of
+from syzygy.world.scene import Scene
 
-MIX = torch.randn(len(LOOKS), 96, generator=generator(0, "mix")) / 10
+MIX = torch.randn(len(LABELS), 96, generator=generator(0, "mix")) / 10
 
 
 def embedded(scenes: list[Scene]) -> torch.Tensor:
     """Embeddings that hold every combination linearly, under noise."""
-    labels = torch.tensor([looks_of(scene) for scene in scenes]).float()
+    labels = torch.tensor([probes._labels(scene) for scene in scenes])
     return labels @ MIX + 0.02 * torch.randn(len(scenes), 96, generator=generator(0, "noise", len(scenes)))
 
 
@@ -23,7 +23,7 @@ def of(prompt: Prompt) -> torch.Tensor:
     named = {(m.shape, m.colour) for m in prompt.description.mentions} | {
         (m.shape, m.texture) for m in prompt.description.mentions
     }
-    return torch.tensor([float(label in named) for label in LOOKS]) @ MIX
+    return torch.tensor([float(label in named) for label in LABELS]) @ MIX
 
 
 def test_what_is_there_is_found_and_what_is_not_is_not(monkeypatch) -> None:
@@ -44,7 +44,7 @@ def test_only_named_combinations_count() -> None:
     counted = Prompt("numeracy", "two red circles", Description((Mention("circle", "red", None, 2),)), False)
     probe = probes.Probe(
         probes.EmbeddingStatistics(torch.zeros(4), torch.ones(4), 1.0),
-        torch.zeros(len(LOOKS), 4),
-        torch.zeros(len(LOOKS)),
+        torch.zeros(len(LABELS), 4),
+        torch.zeros(len(LABELS)),
     )
     assert found(probe, torch.zeros(2, 4), [bare, counted]) == [None, None]
