@@ -1,4 +1,4 @@
-"""Means with intervals: a percentile bootstrap over prompts, and over the pictures of a prompt."""
+"""Means with intervals: a percentile bootstrap over prompts, and over the pictures of a prompt or over trainings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,10 +25,14 @@ class Interval:
         return f"{100 * self.mean:.0f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
 
 
-def interval(values: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+def interval(values: Sequence[Sequence[float]], seed: int = 0, *, trainings: bool = False) -> Interval:
     """Mean over prompts (rows) and the pictures of each, equally many; both are drawn with replacement, prompts first.
 
     For two candidates on the same prompts and noise, pass the differences: the interval is then a paired one.
+
+    Args:
+        trainings: a column is one training, the same for all prompts, and is drawn for all of them at once: what a
+            training does to every picture then widens the interval. Otherwise a prompt's pictures are its own.
 
     Raises:
         UserError: no values.
@@ -39,21 +43,25 @@ def interval(values: Sequence[Sequence[float]], seed: int = 0) -> Interval:
     prompts, pictures = x.shape
     random = generator(seed, "bootstrap", prompts, pictures)
     row = torch.randint(prompts, (RESAMPLES, prompts, 1), generator=random)
-    column = torch.randint(pictures, (RESAMPLES, prompts, pictures), generator=random)
+    column = torch.randint(pictures, (RESAMPLES, 1 if trainings else prompts, pictures), generator=random)
     low, high = x[row, column].mean((1, 2)).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     return Interval(float(x.mean()), float(low), float(high), prompts)
 
 
-def difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+def difference(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0, *, trainings: bool = False
+) -> Interval:
     """Mean of first − second on the same prompts and noise, with a paired interval."""
     pairs = zip(first, second, strict=True)
-    return interval([[a - b for a, b in zip(*rows, strict=True)] for rows in pairs], seed)
+    return interval([[a - b for a, b in zip(*rows, strict=True)] for rows in pairs], seed, trainings=trainings)
 
 
-def win_rate(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+def win_rate(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0, *, trainings: bool = False
+) -> Interval:
     """How often a picture of `first` scores above `second`'s of the same prompt and noise; a tie counts half."""
     won = [
         [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(*rows, strict=True)]
         for rows in zip(first, second, strict=True)
     ]
-    return interval(won, seed)
+    return interval(won, seed, trainings=trainings)

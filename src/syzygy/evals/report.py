@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 from jaxtyping import UInt8
@@ -10,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 COLOURS = ("#3b6fd4", "#d4643b", "#3ba06a", "#8a5ad0", "#8f8f8f", "#c2a01e")
+MARKED = 12
+"""Up to so many points of a line are marked."""
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -54,36 +57,48 @@ def rows(header: Sequence[str], lines: Sequence[Sequence[str]], *, numbers_from:
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
+Point = tuple[float, float] | tuple[float, float, float]
+"""(x, y), or with half the length of a whisker."""
+
+
 def curves(
-    title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, x: str, size: tuple[int, int] = (440, 240)
+    title: str, lines: Mapping[str, Sequence[Point]], *, x: str, log: bool = False, size: tuple[int, int] = (440, 240)
 ) -> str:
-    """A line plot of named series of (x, y) points."""
+    """A line plot of named series; few points are marked. `log` spaces x (which is then positive) by ratios."""
     width, height = size
     left, bottom, top, right = 48, 42, 24, 8
     points = [p for line in lines.values() for p in line]
     if not points:
         return ""
+    place = math.log if log else float
+    spans = [(p[1] - (p[2] if len(p) == 3 else 0), p[1] + (p[2] if len(p) == 3 else 0)) for p in points]
     x0, x1 = min(p[0] for p in points), max(p[0] for p in points)
-    y0, y1 = min(p[1] for p in points), max(p[1] for p in points)
-    x1, y1 = (x1 if x1 > x0 else x0 + 1), (y1 if y1 > y0 else y0 + 1)
+    y0, y1 = min(low for low, _ in spans), max(high for _, high in spans)
+    x_range, y_range = (place(x1) - place(x0)) or 1, (y1 - y0) or 1
 
-    def at(px: float, py: float) -> str:
-        u = left + (px - x0) / (x1 - x0) * (width - left - right)
-        v = height - bottom - (py - y0) / (y1 - y0) * (height - bottom - top)
-        return f"{u:.1f},{v:.1f}"
+    def across(value: float) -> float:
+        return left + (place(value) - place(x0)) / x_range * (width - left - right)
+
+    def down(value: float) -> float:
+        return height - bottom - (value - y0) / y_range * (height - bottom - top)
 
     parts = [f"<text x='{left}' y='14'>{html.escape(title)}</text>"]
     for share in (0, 0.5, 1):
-        value = y0 + share * (y1 - y0)
-        v = height - bottom - share * (height - bottom - top)
+        v = down(y0 + share * y_range)
         parts.append(f"<line x1='{left}' x2='{width - right}' y1='{v:.1f}' y2='{v:.1f}' stroke='#8884'/>")
-        parts.append(f"<text x='{left - 6}' y='{v + 4:.1f}' text-anchor='end'>{value:.3g}</text>")
+        parts.append(f"<text x='{left - 6}' y='{v + 4:.1f}' text-anchor='end'>{y0 + share * y_range:.3g}</text>")
     parts.append(f"<text x='{left}' y='{height - 26}'>{x0:g}</text>")
     parts.append(f"<text x='{width - right}' y='{height - 26}' text-anchor='end'>{x1:g} {html.escape(x)}</text>")
     for i, (name, line) in enumerate(lines.items()):
         colour = COLOURS[i % len(COLOURS)]
-        path = " ".join(at(*p) for p in line)
+        path = " ".join(f"{across(p[0]):.1f},{down(p[1]):.1f}" for p in line)
         parts.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>")
+        for p in line if len(line) <= MARKED else ():
+            u = f"{across(p[0]):.1f}"
+            parts.append(f"<circle cx='{u}' cy='{down(p[1]):.1f}' r='3' fill='{colour}'/>")
+            if len(p) == 3:
+                low, high = down(p[1] - p[2]), down(p[1] + p[2])
+                parts.append(f"<line x1='{u}' x2='{u}' y1='{low:.1f}' y2='{high:.1f}' stroke='{colour}'/>")
         parts.append(f"<text x='{left + 110 * i}' y='{height - 6}' style='fill:{colour}'>{html.escape(name)}</text>")
     return f"<figure><svg width='{width}' height='{height}' role='img' aria-label='{html.escape(title)}'>{''.join(parts)}</svg></figure>"
 

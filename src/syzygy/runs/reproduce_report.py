@@ -8,7 +8,7 @@ from typing import Any
 
 from syzygy import artifact
 from syzygy.evals import report
-from syzygy.evals.bootstrap import Interval, difference, interval
+from syzygy.evals.bootstrap import Interval, difference, interval, win_rate
 from syzygy.evals.composition import REFERENCE
 from syzygy.runs.evaluate import IDENTITY, SHIFTED
 from syzygy.runs.reproduce import CATEGORIES, DIFFUSION, ECLIPSE, METHODS, PROJECTION, Job, ReproduceRun, shown_rows
@@ -25,7 +25,16 @@ TITLES = {
 }
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 """97.5 % quantile of Student's t for n − 1 degrees of freedom."""
+AGAINST = (PROJECTION, DIFFUSION, SHIFTED)
+"""What ECLIPSE is compared with."""
 SIDES = ((False, "seen"), (True, "held out"))
+SWEPT = "± : half the range over the trainings of a point."
+LIMITS = (
+    "What this cannot show: the world has 8 shapes, 8 colours, 3 textures and a grammar of its own; CLIP and decoder are tiny "
+    "and trained on it alone; the priors are 50 times smaller than the paper's. A difference seen here need not be there at "
+    "scale, nor the other way round. Beauty, which people judge too, is not measured at all. A linear probe and R@1 look at "
+    "CLIP's space with CLIP's own eyes."
+)
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -40,9 +49,16 @@ def _scores(out: Path, name: str) -> dict[str, Any]:
     return artifact.read_json(out / "scores" / f"{name}.json")
 
 
-def _over_seeds(out: Path, seeds: int, name: Callable[[int], str]) -> dict[str, Any]:
+def half_range(values: Sequence[float | int]) -> tuple[float, float]:
+    """Middle between the lowest and the highest, and the distance to either."""
+    return (max(values) + min(values)) / 2, (max(values) - min(values)) / 2
+
+
+def _over_seeds(
+    out: Path, seeds: int, name: Callable[[int], str], about: Callable[[Sequence[float]], tuple[float, float]]
+) -> dict[str, Any]:
     found = [_scores(out, name(seed)) for seed in range(seeds)]
-    return {key: spread([one[key] for one in found]) for key in found[0]}
+    return {key: about([one[key] for one in found]) for key in found[0]}
 
 
 def results(run: ReproduceRun, out: Path) -> dict[str, Any]:
@@ -50,25 +66,26 @@ def results(run: ReproduceRun, out: Path) -> dict[str, Any]:
     assert isinstance(run.prior.task, PriorTaskConfig)
     contrast = run.prior.task.lambda_contrastive
 
-    def trained(
-        method: str, seeds: int, value: float = contrast, fraction: float = 1.0
-    ) -> dict[str, tuple[float, float]]:
-        return _over_seeds(out, seeds, lambda seed: Job(method, seed, value, fraction).name)
+    def swept(method: str, value: float = contrast, fraction: float = 1.0) -> dict[str, tuple[float, float]]:
+        return _over_seeds(out, run.sweep_seeds, lambda seed: Job(method, seed, value, fraction).name, half_range)
 
-    embeddings: dict[str, Any] = {method: trained(method, run.seeds) for method in METHODS}
+    embeddings: dict[str, Any] = {
+        method: _over_seeds(out, run.seeds, lambda seed, method=method: Job(method, seed, contrast).name, spread)
+        for method in METHODS
+    }
     for name in (IDENTITY, SHIFTED, REFERENCE):
         embeddings[name] = {key: (value, 0.0) for key, value in _scores(out, name).items()}
     sweeps: dict[str, Any] = {
-        "lambda": {
-            value: trained(ECLIPSE if value else PROJECTION, run.sweep_seeds, value or contrast)
-            for value in run.lambdas
-        },
-        "fraction": {m: {f: trained(m, run.sweep_seeds, fraction=f) for f in run.fractions} for m in METHODS},
+        "lambda": {value: swept(ECLIPSE if value else PROJECTION, value or contrast) for value in run.lambdas},
+        "fraction": {m: {f: swept(m, fraction=f) for f in run.fractions} for m in METHODS},
     }
     for key, values in (("steps", run.sampling_steps), ("eta", run.etas)):
         sweeps[key] = {
             value: _over_seeds(
-                out, run.sweep_seeds, lambda seed, key=key, value=value: f"sampling-{key}{value:g}-seed{seed}"
+                out,
+                run.sweep_seeds,
+                lambda seed, key=key, value=value: f"sampling-{key}{value:g}-seed{seed}",
+                half_range,
             )
             for value in values
         }
@@ -82,7 +99,7 @@ def results(run: ReproduceRun, out: Path) -> dict[str, Any]:
             title: {c: _difference(judged[ECLIPSE], judged[other], c, side) for c in (*CATEGORIES, "all")}
             for side, title in SIDES
         }
-        for other in (PROJECTION, DIFFUSION, SHIFTED)
+        for other in AGAINST
     }
     return {
         "run": run.model_dump(mode="json"),
@@ -91,6 +108,10 @@ def results(run: ReproduceRun, out: Path) -> dict[str, Any]:
         "sweeps": sweeps,
         "agreement": pictures,
         "eclipse_minus": against,
+        "eclipse_preferred": {
+            other: {title: _preferred(judged[ECLIPSE], judged[other], side) for side, title in SIDES}
+            for other in AGAINST
+        },
     }
 
 
@@ -106,10 +127,23 @@ def _painted(out: Path, name: str) -> list[dict[str, Any]]:
     return artifact.read_json(out / "painted" / f"{name}.json")["prompts"]
 
 
-def _values(seeds: list[list[dict[str, Any]]], category: str, held_out: bool) -> list[list[float]]:
+def _agrees(one: Mapping[str, Any]) -> float:
+    return float(one["agrees"])
+
+
+def _facts(one: Mapping[str, Any]) -> float:
+    return sum(holds for _, holds in one["atoms"]) / len(one["atoms"])
+
+
+def _values(
+    seeds: list[list[dict[str, Any]]],
+    category: str,
+    held_out: bool,
+    score: Callable[[Mapping[str, Any]], float] = _agrees,
+) -> list[list[float]]:
     """A row a prompt, a column a training."""
     return [
-        [float(one["agrees"]) for one in prompt]
+        [score(one) for one in prompt]
         for prompt in zip(*seeds, strict=True)
         if prompt[0]["held_out"] == held_out and category in (prompt[0]["category"], "all")
     ]
@@ -124,18 +158,27 @@ def _row(found: Interval | None) -> dict[str, float] | None:
 
 def _agreement(seeds: list[list[dict[str, Any]]], category: str, held_out: bool) -> dict[str, float] | None:
     values = _values(seeds, category, held_out)
-    return _row(interval(values) if values else None)
+    return _row(interval(values, trainings=True) if values else None)
 
 
 def _difference(
     first: list[list[dict[str, Any]]], second: list[list[dict[str, Any]]], category: str, held_out: bool
 ) -> dict[str, float] | None:
     a, b = _values(first, category, held_out), _values(second, category, held_out)
-    if not a:
-        return None
-    if len(b[0]) == 1:  # a control has one training; each of the method's is paired with it
-        b = [row * len(a[0]) for row in b]
-    return _row(difference(a, b))
+    return _row(difference(a, _paired(b, a), trainings=True) if a else None)
+
+
+def _preferred(
+    first: list[list[dict[str, Any]]], second: list[list[dict[str, Any]]], held_out: bool
+) -> dict[str, float] | None:
+    """How often more of the named facts hold in the first's picture; a tie counts half."""
+    a, b = _values(first, "all", held_out, _facts), _values(second, "all", held_out, _facts)
+    return _row(win_rate(a, _paired(b, a), trainings=True) if a else None)
+
+
+def _paired(values: list[list[float]], others: list[list[float]]) -> list[list[float]]:
+    """A control has one training: each of the other's is paired with it."""
+    return [row * len(others[0]) if len(row) == 1 else row for row in values]
 
 
 def _percent(row: Mapping[str, float] | None, signed: bool = False) -> str:
@@ -147,33 +190,35 @@ def _percent(row: Mapping[str, float] | None, signed: bool = False) -> str:
 
 def tables(found: Mapping[str, Any]) -> dict[str, Table]:
     """Title → header and lines, plain text."""
-    columns = [(side, c) for _, side in SIDES for c in (*CATEGORIES, "all")]
-    columns = [(side, c) for side, c in columns if found["agreement"][REFERENCE][side][c]]
-    head = [f"{c}, {side}" for side, c in columns]
-    pictures = [[name, *(_percent(sides[s][c]) for s, c in columns)] for name, sides in found["agreement"].items()]
-    gains = [
-        [f"ECLIPSE − {other}", *(_percent(sides[s][c], signed=True) for s, c in columns)]
-        for other, sides in found["eclipse_minus"].items()
-    ]
-    embeddings = []
-    for name, scores in found["embeddings"].items():
-        cost = [
-            f"{scores[key][0]:,.0f}" if key in scores else ""
-            for key in ("parameters", "samples", "seconds", "evaluations")
-        ]
-        embeddings.append([name, *(_pm(scores.get(key)) for key in SCORES), *cost])
-    header = [
-        "",
-        *(TITLES[key] for key in SCORES),
-        "parameters",
-        "training samples",
-        "seconds",
-        "evaluations a picture",
-    ]
+    agreement, minus, embeddings = found["agreement"], found["eclipse_minus"], found["embeddings"]
+    asked = [(s, c) for _, s in SIDES for c in (*CATEGORIES, "all") if agreement[REFERENCE][s][c]]
+    cost = {
+        "parameters": "parameters",
+        "samples": "training samples",
+        "seconds": "seconds",
+        "evaluations": "evaluations",
+    }
     return {
-        "Pictures: agreement in per cent": (["", *head], pictures),
-        "Pictures: differences in points": (["", *head], gains),
-        "Embeddings": (header, embeddings),
+        "Pictures: agreement in per cent": (
+            ["", *agreement],
+            [[f"{c}, {s}", *(_percent(sides[s][c]) for sides in agreement.values())] for s, c in asked],
+        ),
+        "Pictures: ECLIPSE's agreement less the others', in points": (
+            ["", *(f"− {other}" for other in minus)],
+            [[f"{c}, {s}", *(_percent(sides[s][c], signed=True) for sides in minus.values())] for s, c in asked],
+        ),
+        "Pictures: how often ECLIPSE's bears out more of the prompt, in per cent (a tie counts half; paper: 71.6 by PickScore)": (
+            ["", *(f"against {other}" for other in found["eclipse_preferred"])],
+            [[s, *(_percent(sides[s]) for sides in found["eclipse_preferred"].values())] for _, s in SIDES],
+        ),
+        "Embeddings": (
+            ["", *TITLES.values()],
+            [[name, *(_pm(scores.get(key)) for key in SCORES)] for name, scores in embeddings.items()],
+        ),
+        "Cost of a prior (evaluations: passes a picture)": (
+            ["", *cost.values()],
+            [[m, *(f"{embeddings[m][key][0]:,.0f}" for key in cost)] for m in METHODS],
+        ),
     }
 
 
@@ -185,11 +230,11 @@ def _pm(value: Sequence[float | int] | None) -> str:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The tables with what was done, for `docs/results`."""
-    parts = ["# ECLIPSE in small", "", _done(found), ""]
+    parts = ["# ECLIPSE in small", "", _done(found), "", LIMITS, ""]
     for title, (header, lines) in tables(found).items():
         parts += [f"## {title}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         parts += ["| " + " | ".join(line) + " |" for line in lines] + [""]
-    parts += ["## Sweeps (embeddings)", ""]
+    parts += ["## Sweeps (embeddings)", "", SWEPT, ""]
     for title, lines in _sweep_lines(found).items():
         header = ["", *(TITLES[key] for key in SCORES)]
         parts += [f"### {title}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -225,7 +270,9 @@ def _sweep_lines(found: Mapping[str, Any]) -> dict[str, list[list[str]]]:
 
 def page(found: Mapping[str, Any], out: Path, wanted: list[Prompt]) -> str:
     """The same with plots and pictures, self-contained."""
-    body = [f"<h1>ECLIPSE in small</h1><p>{html.escape(_done(found))}</p>"]
+    body = [
+        f"<h1>ECLIPSE in small</h1><p>{html.escape(_done(found)).replace('`syzygy reproduce eclipse`', '<code>syzygy reproduce eclipse</code>')}</p><p>{html.escape(LIMITS)}</p>"
+    ]
     for _, side in SIDES:
         shares = {name: sides[side]["all"] for name, sides in found["agreement"].items()}
         values = {name: (row["mean"], row["low"], row["high"]) for name, row in shares.items() if row}
@@ -233,7 +280,7 @@ def page(found: Mapping[str, Any], out: Path, wanted: list[Prompt]) -> str:
     for title, (header, lines) in tables(found).items():
         escaped = [[html.escape(cell) for cell in line] for line in lines]
         body.append(f"<h2>{html.escape(title)}</h2>{report.rows(header, escaped, numbers_from=1)}")
-    body.append(f"<h2>Sweeps, scored on embeddings</h2>{_plots(found)}")
+    body.append(f"<h2>Sweeps, scored on embeddings</h2><p>{SWEPT}</p>{_plots(found)}")
     body.append(f"<h2>Pictures</h2>{_pictures(out, wanted)}")
     return report.page("ECLIPSE in small", "\n".join(body))
 
@@ -241,8 +288,8 @@ def page(found: Mapping[str, Any], out: Path, wanted: list[Prompt]) -> str:
 def _plots(found: Mapping[str, Any]) -> str:
     sweeps = found["sweeps"]
 
-    def line(points: Mapping[Any, Any], key: str) -> list[tuple[float, float]]:
-        return [(float(value), scores[key][0]) for value, scores in points.items()]
+    def line(points: Mapping[Any, Any], key: str) -> list[report.Point]:
+        return [(float(value), *scores[key]) for value, scores in points.items()]
 
     plots = ""
     for name, axis in (("lambda", "λ"), ("steps", "steps"), ("eta", "η")):
@@ -251,7 +298,7 @@ def _plots(found: Mapping[str, Any]) -> str:
         plots += report.curves(f"Fréchet distance against {axis}", {"": line(sweeps[name], "frechet")}, x=axis)
     for key in ("probe_seen", "probe_held_out", "recall_at_1"):
         series = {method: line(points, key) for method, points in sweeps["fraction"].items()}
-        plots += report.curves(f"{TITLES[key]} against share of the pairs", series, x="share")
+        plots += report.curves(f"{TITLES[key]} against share of the pairs", series, x="share", log=True)
     return plots
 
 

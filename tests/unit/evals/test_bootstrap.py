@@ -24,6 +24,17 @@ def test_more_pictures_of_the_same_prompts_are_not_more_prompts() -> None:
     assert mixed.high - mixed.low < 0.6 * (one.high - one.low)
 
 
+def test_what_a_training_does_to_every_prompt_widens_the_interval() -> None:
+    """Three trainings, one of which is right everywhere: many prompts do not make it surer what a fourth would do."""
+    values = [[1.0, 0.0, 0.0]] * 200
+    over, within = interval(values, trainings=True), interval(values)
+    assert over.mean == within.mean == pytest.approx(1 / 3)
+    assert over.high - over.low == pytest.approx(1, abs=0.35)
+    assert within.high - within.low < 0.1
+    assert difference(values, [[0.0] * 3] * 200, trainings=True).high == over.high
+    assert win_rate(values, [[0.0] * 3] * 200, trainings=True).low == pytest.approx(0.5 + over.low / 2)
+
+
 def test_a_paired_difference_is_narrower_than_the_scores() -> None:
     first = [[float(i % 2 == 0)] for i in range(40)]
     second = [[float(i % 2 == 0 and i != 0)] for i in range(40)]
