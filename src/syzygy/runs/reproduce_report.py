@@ -28,6 +28,7 @@ STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.
 AGAINST = (PROJECTION, DIFFUSION, SHIFTED)
 """What ECLIPSE is compared with."""
 SIDES = ((False, "seen"), (True, "held out"))
+COMMAND = "`syzygy reproduce eclipse`"
 SWEPT = "± : half the range over the trainings of a point."
 LIMITS = (
     "What this cannot show: the world has 8 shapes, 8 colours, 3 textures and a grammar of its own; CLIP and decoder are tiny "
@@ -245,7 +246,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 def _done(found: Mapping[str, Any]) -> str:
     run, prior = found["run"], found["run"]["prior"]
     return (
-        f"`syzygy reproduce eclipse`: {found['seconds'] / 60:.0f} minutes on {found['machine']}. {prior['scenes']:,} pairs, "
+        f"{COMMAND}: {found['seconds'] / 60:.0f} minutes on {found['machine']}. {prior['scenes']:,} pairs, "
         f"{prior['loop']['steps']} steps of {prior['task']['batch_size']}, {prior['num_layers']} layers; {run['seeds']} trainings a "
         f"method scored on embeddings (± : 95 % t interval over trainings), {min(run['painted_seeds'], run['seeds'])} decoded in "
         f"{run['steps']} steps, unguided, the decoder reading the image embedding alone (brackets: 95 % bootstrap over prompts and "
@@ -270,9 +271,8 @@ def _sweep_lines(found: Mapping[str, Any]) -> dict[str, list[list[str]]]:
 
 def page(found: Mapping[str, Any], out: Path, wanted: list[Prompt]) -> str:
     """The same with plots and pictures, self-contained."""
-    body = [
-        f"<h1>ECLIPSE in small</h1><p>{html.escape(_done(found)).replace('`syzygy reproduce eclipse`', '<code>syzygy reproduce eclipse</code>')}</p><p>{html.escape(LIMITS)}</p>"
-    ]
+    done = html.escape(_done(found)).replace(COMMAND, f"<code>{COMMAND.strip('`')}</code>")
+    body = [f"<h1>ECLIPSE in small</h1><p>{done}</p><p>{html.escape(LIMITS)}</p>"]
     for _, side in SIDES:
         shares = {name: sides[side]["all"] for name, sides in found["agreement"].items()}
         values = {name: (row["mean"], row["low"], row["high"]) for name, row in shares.items() if row}
