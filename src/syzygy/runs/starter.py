@@ -8,7 +8,7 @@ import torch
 
 from syzygy import artifact
 from syzygy.api import assemble
-from syzygy.config import Config
+from syzygy.config import Config, parse
 from syzygy.errors import UserError, unknown
 from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
@@ -87,9 +87,17 @@ def _finished(run: StarterRun, stage: str, out: Path) -> bool:
         return False
     record = artifact.read_json(provenance)
     beside = {part: _load(out, part).fingerprint() for part in BESIDE.get(stage, ())}
-    return record["recipe"] == getattr(run, stage).model_dump(mode="json") and all(
+    return _same(record["recipe"], getattr(run, stage)) and all(
         record.get(part) == fingerprint for part, fingerprint in beside.items()
     )
+
+
+def _same(recipe: dict[str, Any], wanted: Config) -> bool:
+    """Whether a recorded recipe is the wanted one; settings that it does not name were added since and have their defaults."""
+    try:
+        return parse(type(wanted), recipe, "recipe") == wanted
+    except UserError:
+        return False
 
 
 def _load(out: Path, part: str) -> Clip | Autoencoder:

@@ -1,6 +1,7 @@
 """The state of a run on disk: exact to the bit, written as one folder or not at all, safetensors and JSON only.
 
-A run's folder holds `run.json` (the resolved settings), `metrics.jsonl` (one line every few steps) and `checkpoint/`.
+A run's folder holds `run.json` (the resolved settings), `metrics.jsonl` (one line every few steps), `checkpoint/`, and
+where asked for `checkpoint-STEP/` (older ones) and `best/`.
 """
 
 import json
@@ -30,6 +31,7 @@ from syzygy.errors import UserError
 from syzygy.train.ema import Ema
 
 FOLDER = "checkpoint"
+BEST = "best"
 STATE_FILE = "state.json"
 EMA_FILE = "ema.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -53,8 +55,13 @@ class TrainingState:
     """Losses of the steps since the last line of metrics."""
 
 
-def save(out: Path, state: TrainingState) -> None:
-    """Replace the checkpoint of the run in `out`. If that fails (a full disk), UserError; the old one then stays."""
+def save(out: Path, state: TrainingState, keep: int = 1) -> None:
+    """Replace the checkpoint of the run in `out`. If that fails (a full disk), UserError; the old one then stays.
+
+    With `keep` above 1 the replaced ones stay as `checkpoint-STEP`, the latest `keep` − 1 of them.
+    """
+    if keep > 1 and (out / FOLDER).is_dir():
+        _set_aside(out, keep - 1)
     with folder_written(out / FOLDER, "a checkpoint") as folder:
         weights = {f"{name}.{k}": v for name, m in state.modules.items() for k, v in m.state_dict().items()}
         write_tensors(folder / WEIGHTS_FILE, weights)
@@ -64,13 +71,56 @@ def save(out: Path, state: TrainingState) -> None:
         write_json(folder / STATE_FILE, {"step": state.step, "seconds": state.seconds, "window": state.window})
 
 
+def _set_aside(out: Path, keep: int) -> None:
+    """Copy the checkpoint under its step's name (hard links: no byte is written twice); drop the oldest beyond `keep`."""
+    step = int(read_json(out / FOLDER / STATE_FILE)["step"])
+    with folder_written(out / f"{FOLDER}-{step:08d}", "a checkpoint") as folder:
+        for file in (out / FOLDER).iterdir():
+            try:
+                os.link(file, folder / file.name)
+            except OSError:  # a file system without links
+                shutil.copy2(file, folder / file.name)
+    for old in sorted(out.glob(f"{FOLDER}-????????"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def save_best(out: Path, state: TrainingState, metric: str, value: float) -> None:
+    """Keep the present weights (the averaged ones, where there is an average) as the best of the run in `out/best`."""
+    with folder_written(out / BEST, "the best weights") as folder:
+        weights = {f"{name}.{k}": v for name, m in state.modules.items() for k, v in m.state_dict().items()}
+        write_tensors(folder / WEIGHTS_FILE, weights | (state.ema.averages if state.ema else {}))
+        write_json(folder / STATE_FILE, {"step": state.step, "metric": metric, "value": value})
+
+
+def best_so_far(out: Path) -> float | None:
+    """The metric of the best weights kept, none before the first."""
+    file = out / BEST / STATE_FILE
+    return float(read_json(file)["value"]) if file.is_file() else None
+
+
+def load_best(out: Path, modules: Mapping[str, nn.Module]) -> None:
+    """Overwrite the modules' weights by the best ones.
+
+    Raises:
+        UserError: the run kept none.
+    """
+    file = out / BEST / WEIGHTS_FILE
+    if not file.is_file():
+        raise UserError(f"{out} kept no best weights: it was trained without loop.best. Export the last ones.")
+    _load_modules(modules, file)
+
+
+def _load_modules(modules: Mapping[str, nn.Module], file: Path) -> None:
+    weights = read_tensors(file)
+    for name, module in modules.items():
+        own = {key.removeprefix(f"{name}."): x for key, x in weights.items() if key.startswith(f"{name}.")}
+        load_strictly(module, own, file)
+
+
 def load(out: Path, state: TrainingState) -> None:
     """Continue from the checkpoint of the run in `out`: everything in `state` is overwritten."""
     folder = out / FOLDER
-    weights = read_tensors(folder / WEIGHTS_FILE)
-    for name, module in state.modules.items():
-        own = {key.removeprefix(f"{name}."): x for key, x in weights.items() if key.startswith(f"{name}.")}
-        load_strictly(module, own, folder / WEIGHTS_FILE)
+    _load_modules(state.modules, folder / WEIGHTS_FILE)
     _load_optimizer(state.optimizer, read_tensors(folder / OPTIMIZER_FILE), folder / OPTIMIZER_FILE)
     if state.ema:
         averages = read_tensors(folder / EMA_FILE)
@@ -84,6 +134,11 @@ def load(out: Path, state: TrainingState) -> None:
         raise UserError(f"{folder / STATE_FILE} is not the state of a run. Train in a new folder.") from None
 
 
+def exists(out: Path) -> bool:
+    """Whether there is a checkpoint to continue from."""
+    return (out / FOLDER).exists()
+
+
 def open_run(out: Path, run: Mapping[str, Any]) -> bool:
     """Make `out` the folder of this run; true where it has a checkpoint to continue from.
 
@@ -92,7 +147,7 @@ def open_run(out: Path, run: Mapping[str, Any]) -> bool:
     """
     _recover(out)
     new = json.loads(json.dumps(run))
-    if not (out / FOLDER).exists():
+    if not exists(out):
         write_json(out / RUN_FILE, new)
         write_bytes(out / METRICS_FILE, b"")
         return False
@@ -135,9 +190,12 @@ def append_metrics(out: Path, row: Mapping[str, Any]) -> None:
 def _recover(out: Path) -> None:
     """Clear up after a killed process: put back a checkpoint that was set aside, drop a half-written one."""
     with writing("a checkpoint", out):
-        for left in out.glob(f".{FOLDER}.*"):
-            if not (out / FOLDER).exists() and (left / FOLDER).is_dir():
-                os.replace(left / FOLDER, out / FOLDER)
+        for name in (FOLDER, BEST):
+            for left in out.glob(f".{name}.*"):
+                if not (out / name).exists() and (left / name).is_dir():
+                    os.replace(left / name, out / name)
+                shutil.rmtree(left)
+        for left in out.glob(f".{FOLDER}-*"):
             shutil.rmtree(left)
 
 

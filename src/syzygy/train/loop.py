@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +19,11 @@ from syzygy.errors import UserError
 from syzygy.train import checkpoint
 from syzygy.train.checkpoint import TrainingState
 from syzygy.train.ema import Ema
+from syzygy.train.parallel import World
 from syzygy.train.progress import Reporter, SilentReporter
 from syzygy.train.schedule import LoopConfig, learning_rate
 
+SHOWN_KEYS = 8
 READ_EVERY_SECONDS = 0.25
 """Losses are read from the device this often, not every step: reading waits for the device."""
 
@@ -47,6 +49,24 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class InParts(Protocol):
+    """A task whose batch is too large for one pass."""
+
+    def parts(self, step: int) -> Iterable[Mapping[str, Tensor]]:
+        """The scalars of `Task.loss`, as parts that sum to them; the gradient of each is computed before the next is asked for."""
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A task that can tell which samples a step saw."""
+
+    def keys(self, step: int) -> Sequence[str]:
+        """Their keys, all ranks' together."""
+        ...
+
+
 class Interrupted(UserError):
     """The run was stopped from outside, after its checkpoint was written."""
 
@@ -67,28 +87,33 @@ class FitResult:
 
 
 def fit(
-    task: Task, config: LoopConfig, out: Path, *, reporter: Reporter | None = None, run: Mapping[str, Any]
+    task: Task,
+    config: LoopConfig,
+    out: Path,
+    *,
+    reporter: Reporter | None = None,
+    run: Mapping[str, Any],
+    world: World | None = None,
 ) -> FitResult:
     """Train `task`, or continue exactly where an earlier call with the same `out` stopped.
 
     `run` holds all settings of the run as plain JSON values; it is saved as `out/run.json` and must not change between
     sittings. At the end the modules hold the averaged weights (where config.ema_half_life is set) in evaluation mode.
-    A finished run returns at once.
+    A finished run returns at once. In a `world` of several ranks each calls this alike: the task's modules average their
+    gradients over the ranks (`World.wrapped`), the first rank writes the files, and losses are means over all ranks.
 
     Raises Interrupted on SIGINT or SIGTERM, after writing a checkpoint (a second signal acts as it would without us).
     Raises UserError if `out` cannot be written or belongs to other settings, or if the loss or a weight is not finite;
     the last checkpoint then stays as it is.
     """
+    world = world or World(torch.device("cpu"))
     state = _fresh_state(task, config)
-    history: list[dict[str, Any]] = []
-    if checkpoint.open_run(out, run):
-        checkpoint.load(out, state)
-        history = checkpoint.read_metrics(out, state.step)
+    history = _resumed(out, run, state, world)
     if state.step < config.steps:
-        reporter = reporter or SilentReporter()
+        reporter = reporter if reporter and world.first else SilentReporter()
         reporter.start(state.step, config.steps)
         try:
-            _Sitting(task, config, out, reporter, state, history).train()
+            _Sitting(task, config, out, reporter, state, history, world).train()
         finally:
             reporter.stop()
     if state.ema:
@@ -96,6 +121,18 @@ def fit(
     for module in task.modules.values():
         module.eval()
     return FitResult(state.step, state.seconds, history, state.ema is not None)
+
+
+def _resumed(out: Path, run: Mapping[str, Any], state: TrainingState, world: World) -> list[dict[str, Any]]:
+    """Bring the state to where the run stopped; the lines of metrics so far. The first rank clears up before the others read."""
+    history: list[dict[str, Any]] = []
+    if world.first and checkpoint.open_run(out, run):
+        checkpoint.load(out, state)
+        history = checkpoint.read_metrics(out, state.step)
+    world.wait()
+    if not world.first and checkpoint.exists(out):
+        checkpoint.load(out, state)
+    return history
 
 
 def _fresh_state(task: Task, config: LoopConfig) -> TrainingState:
@@ -125,6 +162,7 @@ class _Sitting:
     reporter: Reporter
     state: TrainingState
     history: list[dict[str, Any]]
+    world: World
     pending: list[dict[str, Tensor]] = field(default_factory=list)
     """Scalars of the latest steps, still on the device."""
 
@@ -136,7 +174,8 @@ class _Sitting:
         with _stop_signal() as stop:
             while state.step < config.steps:
                 self._optimize()
-                stopped = stop.is_set()
+                # Several ranks must agree, which costs a wait for the device: now and then, not at every step.
+                stopped = (self.world.size == 1 or self._due(config.log_every)) and self.world.any(stop.is_set())
                 validate = config.validate_every > 0 and self._due(config.validate_every)
                 log = validate or self._due(config.log_every)
                 save = stopped or self._due(config.checkpoint_every)
@@ -148,7 +187,9 @@ class _Sitting:
                 state.seconds = time.perf_counter() - began
                 if save:
                     self._check_weights()
-                    checkpoint.save(self.out, state)
+                    if self.world.first:
+                        checkpoint.save(self.out, state, config.keep_checkpoints)
+                    self.world.wait()
                 if stopped:
                     raise Interrupted(
                         f"stopped after step {state.step} of {config.steps}; the checkpoint is in {self.out}. "
@@ -166,10 +207,12 @@ class _Sitting:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step)
         state.optimizer.zero_grad()
-        losses = self.task.loss(state.step)
-        assert losses.keys().isdisjoint(("step", "lr", "grad_norm")), "names of the loop's own metrics"
-        losses["loss"].backward()
-        scalars = {name: value.detach() for name, value in losses.items()}
+        sums: dict[str, Tensor] = {}
+        for losses in _parts(self.task, state.step):
+            assert losses.keys().isdisjoint(("step", "lr", "grad_norm")), "names of the loop's own metrics"
+            losses["loss"].backward()
+            sums = {name: sums.get(name, 0) + value.detach() for name, value in losses.items()}
+        scalars = self.world.mean(sums)
         if config.grad_clip:
             scalars["grad_norm"] = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         state.optimizer.step()
@@ -184,7 +227,7 @@ class _Sitting:
             values = {name: float(value) for name, value in scalars.items()}
             step = self.state.step - back
             if not math.isfinite(values["loss"]):
-                raise self._diverged(f"the loss is {values['loss']} in step {step}")
+                raise self._diverged(f"the loss is {values['loss']} in step {step}{self._samples(step - 1)}")
             self.state.window.append(values)
             self.reporter.step(step, values["loss"])
         self.pending.clear()
@@ -197,7 +240,9 @@ class _Sitting:
             values = [v[name] for v in window if name in v]
             row[name] = sum(values) / len(values)
         row |= {f"validation/{name}": value for name, value in metrics.items()}
-        checkpoint.append_metrics(self.out, row)
+        if self.world.first:
+            checkpoint.append_metrics(self.out, row)
+            self.reporter.recorded(row)
         self.history.append(row)
         window.clear()
 
@@ -212,7 +257,26 @@ class _Sitting:
                 for module in self.task.modules.values():
                     module.train()
         self.reporter.validated(self.state.step, metrics)
+        if self.config.best and self.world.first:
+            self._keep_best(metrics)
         return metrics
+
+    def _keep_best(self, metrics: Mapping[str, float]) -> None:
+        direction, name = self.config.best.split()
+        if name not in metrics:
+            raise UserError(f"loop.best names no validation metric: {name!r}. Known: {', '.join(metrics)}.")
+        before, value = checkpoint.best_so_far(self.out), metrics[name]
+        if before is None or (value > before if direction == "max" else value < before):
+            checkpoint.save_best(self.out, self.state, name, value)
+
+    def _samples(self, step: int) -> str:
+        """Which samples the step with this index saw, where the task can tell."""
+        if not isinstance(self.task, Named):
+            return ""
+        keys = self.task.keys(step)
+        return (
+            f", on samples {', '.join(keys[:SHOWN_KEYS])}{f' … ({len(keys)} in all)' if len(keys) > SHOWN_KEYS else ''}"
+        )
 
     def _check_weights(self) -> None:
         """A finite loss can have a gradient that is not: such weights must not replace a good checkpoint."""
@@ -227,6 +291,10 @@ class _Sitting:
             f"{what}: training diverged. The last checkpoint, if any, is as it was. "
             f"Try a lower lr (now {self.config.lr:g}), a longer warmup or {clip} grad_clip, with a new --out."
         )
+
+
+def _parts(task: Task, step: int) -> Iterable[Mapping[str, Tensor]]:
+    return task.parts(step) if isinstance(task, InParts) else (task.loss(step),)
 
 
 @contextmanager

@@ -5,7 +5,10 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from syzygy.errors import UserError
 
 PLAIN_LINE_SECONDS = 10.0
 SMOOTHING = 0.05
@@ -27,6 +30,10 @@ class Reporter(Protocol):
         """A validation is done."""
         ...
 
+    def recorded(self, row: Mapping[str, Any]) -> None:
+        """A line of metrics is written."""
+        ...
+
     def stop(self) -> None:
         """The sitting ends, for whatever reason."""
         ...
@@ -40,6 +47,8 @@ class SilentReporter:
     def step(self, step: int, loss: float) -> None: ...
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def recorded(self, row: Mapping[str, Any]) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -79,6 +88,8 @@ class ConsoleReporter:
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
         self._metrics = dict(metrics)
 
+    def recorded(self, row: Mapping[str, Any]) -> None: ...
+
     def stop(self) -> None:
         if self._live:
             self._live.stop()
@@ -116,3 +127,40 @@ class ConsoleReporter:
             Text(f"{self._step}/{self._steps}"),
         )
         return Group(row, Text(self._status()))
+
+
+class TensorBoard:
+    """Writes every line of metrics for TensorBoard too, and passes everything on to another reporter."""
+
+    def __init__(self, other: Reporter, folder: Path) -> None:
+        """Events go to `folder`.
+
+        Raises:
+            UserError: TensorBoard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "TensorBoard is not installed: pip install 'syzygy[tensorboard]', or leave --tensorboard out."
+            ) from None
+        self._other, self._writer = other, SummaryWriter(str(folder))
+
+    def start(self, step: int, steps: int) -> None:
+        self._other.start(step, steps)
+
+    def step(self, step: int, loss: float) -> None:
+        self._other.step(step, loss)
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._other.validated(step, metrics)
+
+    def recorded(self, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, row["step"])
+        self._other.recorded(row)
+
+    def stop(self) -> None:
+        self._writer.flush()
+        self._other.stop()

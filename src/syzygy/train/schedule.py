@@ -35,6 +35,10 @@ class LoopConfig(Config):
     """Steps between validations (and one at the end); 0 never validates."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0 writes one only when the run ends or is stopped."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    """How many checkpoints are kept, the latest included."""
+    best: str = Field(default="", pattern=r"^$|^(max|min) [\w/]+$")
+    """Validation metric whose best weights are kept in `best/`, such as "max cosine" or "min loss"; empty keeps none."""
     log_every: int = Field(default=10, gt=0)
     """Steps between lines of metrics; a line holds means over these steps."""
 
@@ -50,6 +54,8 @@ class LoopConfig(Config):
             )
         if self.schedule == "constant" and self.final_lr_ratio:
             raise ValueError("final_lr_ratio has no effect with schedule=constant; use a cosine or leave it out")
+        if self.best and not self.validate_every:
+            raise ValueError(f"best={self.best!r} has no effect without validate_every")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are at least 0 and below 1; got {self.betas}")
         return self

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import nn
 
 from syzygy.errors import UserError
 from syzygy.rng import generator
-from syzygy.train import loop
+from syzygy.train import checkpoint, loop
 from syzygy.train.loop import LoopConfig, fit
 
 
@@ -52,6 +53,9 @@ class Recorder:
 
     def validated(self, step, metrics):
         self.calls.append(("validated", step))
+
+    def recorded(self, row):
+        self.calls.append(("recorded", row["step"]))
 
     def stop(self):
         self.calls.append(("stop",))
@@ -153,6 +157,7 @@ def test_reporter_hears_every_step_once(tmp_path):
     assert recorder.calls[-1] == ("stop",)
     assert [call[1] for call in recorder.calls if call[0] == "step"] == [1, 2, 3, 4, 5, 6]
     assert [call[1] for call in recorder.calls if call[0] == "validated"] == [3, 6]
+    assert [call[1] for call in recorder.calls if call[0] == "recorded"] == [2, 3, 4, 6]
     again = Recorder()
     fit(Regression(), config(validate_every=3), tmp_path, reporter=again, run={})
     assert again.calls == []  # a finished run has nothing to tell
@@ -190,3 +195,78 @@ def test_an_unwritable_place_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         fit(Regression(), config(), tmp_path / "file", run={})
+
+
+class Cut(Regression):
+    """The same batches in two passes."""
+
+    def loss(self, step):
+        raise AssertionError("asked for a whole batch")
+
+    def parts(self, step):
+        x = torch.randn(8, 3, generator=generator(0, step))
+        for i, part in enumerate(x.split(4)):
+            assert (self.net.weight.grad is None) == (i == 0), "the gradient of a part comes before the next part"
+            yield {"loss": (self.net(part) - part[:, :2]).square().mean() / 2}
+
+    def keys(self, step):
+        return [f"{step}-{i}" for i in range(20)]
+
+
+def test_parts_of_a_batch_train_as_the_whole(tmp_path):
+    whole, cut = Regression(), Cut()
+    expected = fit(whole, config(), tmp_path / "whole", run={}).history
+    found = fit(cut, config(), tmp_path / "cut", run={}).history
+    assert torch.allclose(whole.net.weight, cut.net.weight, atol=1e-6)
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected])
+
+
+def test_a_diverged_step_names_its_samples(tmp_path):
+    class Bad(Cut):
+        def parts(self, step):
+            return [{"loss": self.net.weight.sum() * (torch.nan if step == 2 else 1)}]
+
+    with pytest.raises(UserError, match=r"loss is nan in step 3, on samples 2-0, 2-1, .*2-7 … \(20 in all\)"):
+        fit(Bad(), config(), tmp_path, run={})
+
+
+class Rising(Regression):
+    """Validation is best at step 4."""
+
+    def validate(self):
+        super().validate()
+        return {"score": -abs(len(self.validated) - 2.0), "error": abs(len(self.validated) - 2.0)}
+
+
+@pytest.mark.parametrize("best", ["max score", "min error"])
+def test_the_best_weights_are_kept(tmp_path, best):
+    task = Rising()
+    fit(task, config(steps=8, validate_every=2, ema_half_life=3.0, best=best), tmp_path, run={})
+    assert json.loads((tmp_path / "best/state.json").read_text())["step"] == 4
+    kept = Regression()
+    checkpoint.load_best(tmp_path, kept.modules)
+    assert torch.equal(kept.net.weight, task.validated[1]), "the averaged weights, as they were validated"
+    with pytest.raises(UserError, match="kept no best weights"):
+        checkpoint.load_best(tmp_path / "other", kept.modules)
+
+
+def test_an_unknown_metric_cannot_be_best(tmp_path):
+    with pytest.raises(UserError, match=r"no validation metric: 'cosine'\. Known: weight"):
+        fit(Regression(), config(validate_every=2, best="max cosine"), tmp_path, run={})
+    with pytest.raises(ValueError, match="no effect without validate_every"):
+        config(best="max cosine")
+
+
+def test_the_last_checkpoints_are_kept_and_any_of_them_can_be_gone_back_to(tmp_path):
+    task = Regression()
+    fit(task, config(steps=8, checkpoint_every=2, keep_checkpoints=3), tmp_path, run={})
+    assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == [
+        "checkpoint",
+        "checkpoint-00000004",
+        "checkpoint-00000006",
+    ]
+    shutil.rmtree(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint-00000004").rename(tmp_path / "checkpoint")
+    again = Regression()
+    fit(again, config(steps=8, checkpoint_every=2, keep_checkpoints=3), tmp_path, run={})
+    assert torch.equal(again.net.weight, task.net.weight)
