@@ -36,6 +36,7 @@ Table = Mapping[str, Leaf | Branch]
 COMMANDS: Table = {
     "demo": Leaf("syzygy.cli.demo:demo", "Train a prior from scratch and paint with it, in minutes, offline."),
     "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
+    "embed": Leaf("syzygy.cli.embed:embed", "Embed your own pairs with a CLIP, into a store to train on."),
     "train": Branch(
         "Train a part of the system, or all of the starter.",
         {

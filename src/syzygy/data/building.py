@@ -1,0 +1,242 @@
+"""A store from its beginning to its end: claimed for one source, one encoder and one set of settings; continued; finished.
+
+A runner begins, embeds the shards that are unfinished in any order and by any number of processes, and finishes.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from syzygy import artifact
+from syzygy.config import parse
+from syzygy.data import layout
+from syzygy.data.encoder import EmbedSettings
+from syzygy.data.files import remove_unfinished
+from syzygy.data.pair import Bad
+from syzygy.data.part import merged_types
+from syzygy.data.sources import Source, SourceOptions
+from syzygy.data.statistics import statistics_of
+from syzygy.errors import UserError
+
+FREE = ("source", "revision", "versions")
+"""What of an encoder's identity may differ: where it lay, and the versions of libraries."""
+EARLY = 1000
+"""Samples after which too many bad ones end a run before its end."""
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a store is to hold."""
+
+    values: Mapping[str, Any]
+    """As in its file."""
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """Name and fingerprint of each."""
+        return self.values["shards"]
+
+    @property
+    def settings(self) -> EmbedSettings:
+        return parse(EmbedSettings, self.values["settings"], layout.PLAN_FILE)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """`SourceOptions`, as JSON values."""
+        return self.values["options"]
+
+    @property
+    def command(self) -> str:
+        """What begins or continues it."""
+        return self.values["command"]
+
+
+def read_plan(store: Path) -> Plan | None:
+    """The plan of a store that was begun, or None.
+
+    Raises:
+        UserError: there is something else.
+    """
+    path = store / layout.PLAN_FILE
+    return Plan(layout.read_checked(path)) if path.is_file() else None
+
+
+def command_for(source: str, encoder: str, store: Path) -> str:
+    """The command that embeds `source`, as a user would write it."""
+    return shlex.join(["syzygy", "embed", source, "--encoder", encoder, "--out", str(store)])
+
+
+def begin(
+    store: Path,
+    source: Source,
+    options: SourceOptions,
+    settings: EmbedSettings,
+    identity: Mapping[str, Any],
+    command: str,
+) -> Plan:
+    """Claim an empty or missing folder, or continue the store in it.
+
+    Raises:
+        UserError: the folder holds other things, or a store of another source, encoder or settings: says which.
+    """
+    wanted = {
+        "command": command,
+        "kind_of_source": source.kind,
+        "shards": [{"name": shard.name, "fingerprint": shard.fingerprint} for shard in source.shards],
+        "options": options.to_config(),
+        "settings": settings.model_dump(mode="json"),
+        "encoder": dict(identity),
+    }
+    found = read_plan(store)
+    if found is None:
+        with artifact.writing("the store", store):
+            if store.exists() and any(path.name != layout.SHARDS for path in store.iterdir()):
+                raise UserError(f"{store} holds other files. Choose a new or empty folder.")
+            (store / layout.SHARDS).mkdir(parents=True, exist_ok=True)
+        artifact.write_json(store / layout.PLAN_FILE, layout.stamped(wanted))
+        return Plan(layout.read_checked(store / layout.PLAN_FILE))
+    difference = _difference(found.values, json.loads(json.dumps(wanted)))
+    if difference:
+        raise UserError(
+            f"{store} was begun with {difference}. Choose another --out, or go on as before: {found.command}"
+        )
+    remove_unfinished(store / layout.SHARDS)
+    return found
+
+
+def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What tells two plans apart, in words; None where they agree."""
+    for part in ("settings", "options"):
+        for name in was[part].keys() | now[part].keys():
+            before, after = was[part].get(name), now[part].get(name)
+            if before != after:
+                return f"{name} {json.dumps(before)}, not {json.dumps(after)}"
+    name = encoder_difference(was["encoder"], now["encoder"])
+    if name:
+        return f"another encoder: its {name} was {was['encoder'].get(name)!r}, now it is {now['encoder'].get(name)!r}"
+    if was["kind_of_source"] != now["kind_of_source"]:
+        return f"a source of kind {was['kind_of_source']}, not {now['kind_of_source']}"
+    for before, after in zip(was["shards"], now["shards"], strict=False):
+        if before["name"] != after["name"]:
+            return f"another source: its shards had {before['name']} where there is {after['name']} now"
+        if before["fingerprint"] != after["fingerprint"]:
+            return f"another {before['name']}: it had {before['fingerprint']:,} bytes, now {after['fingerprint']:,}"
+    counts = len(was["shards"]), len(now["shards"])
+    return None if counts[0] == counts[1] else f"a source of {counts[0]} shards, not {counts[1]}"
+
+
+def encoder_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first field that tells two encoders' identities apart; None if they embed alike."""
+    names = sorted((was.keys() | now.keys()) - set(FREE))
+    return next((name for name in names if was.get(name) != now.get(name)), None)
+
+
+def finished(store: Path, plan: Plan) -> Iterator[dict[str, Any]]:
+    """The records of the finished shards, in order. One whose files are not all there, in their size, is unfinished."""
+    for number in range(len(plan.shards)):
+        path = layout.record_path(store, number)
+        if path.is_file():
+            record = layout.read_checked(path)
+            if all(_is_there(store, file) for part in record["parts"] for file in files_of(part)):
+                yield record
+
+
+def files_of(part: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Name, size and checksum of each file of a part."""
+    return [part["pairs"], *part["features"].values()]
+
+
+def _is_there(store: Path, file: Mapping[str, Any]) -> bool:
+    path = store / layout.SHARDS / file["name"]
+    return path.is_file() and path.stat().st_size == file["size"]
+
+
+class TooManyBad(UserError):
+    """More samples than allowed cannot be used."""
+
+
+def check_bad(seen: int, bad: int, first: Sequence[Bad | str], most: float, *, at_end: bool) -> None:
+    """Fail if more than the part `most` of the samples is bad: at the end, and before it once 1000 were seen.
+
+    Raises:
+        TooManyBad: with the count and the first reasons.
+    """
+    if bad <= most * seen or (seen < EARLY and not at_end):
+        return
+    lines = [f"{one.key}: {one.reason}" if isinstance(one, Bad) else one for one in first[:SHOWN]]
+    more = f" (and {bad - len(lines)} more)" if bad > len(lines) else ""
+    raise TooManyBad(
+        f"{bad:,} of {seen:,} samples cannot be used, more than --max-bad {most:g} allows: {'; '.join(lines)}{more}. "
+        "Finished shards are kept: mend the source, or run the same command with a larger --max-bad, and it goes on at once."
+    )
+
+
+def lost_pairs(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The bad samples of a shard; where only a caption of several was left out, the pair is not lost."""
+    return [fault for fault in record["bad"] if fault["lost"] == "pair"]
+
+
+def finish(store: Path, plan: Plan, max_bad: float) -> dict[str, Any]:
+    """Write `bad.jsonl` and the manifest, which is returned.
+
+    Raises:
+        UserError: shards are missing, no pair could be used, or too many are bad.
+    """
+    records = list(finished(store, plan))
+    missing = len(plan.shards) - len(records)
+    if missing:
+        raise UserError(
+            f"{missing} of {len(plan.shards)} shards of {store} are missing. Finish it with: {plan.command}"
+        )
+    lines = [
+        json.dumps({"shard": record["source"], **fault}, ensure_ascii=False)
+        for record in records
+        for fault in record["bad"]
+    ]
+    artifact.write_bytes(store / layout.BAD_FILE, "".join(f"{line}\n" for line in lines).encode())
+    lost = [
+        f"{record['source']} {fault['key']}: {fault['reason']}" for record in records for fault in lost_pairs(record)
+    ]
+    check_bad(sum(record["seen"] for record in records), len(lost), lost, max_bad, at_end=True)
+    manifest = manifest_of(store, plan.values, records)
+    artifact.write_json(store / layout.MANIFEST_FILE, manifest)
+    return manifest
+
+
+def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All that a reader needs to know.
+
+    Raises:
+        UserError: no pair could be used.
+    """
+    parts = [part for record in records for part in record["parts"]]
+    if not parts:
+        raise UserError(f"{store} would be empty: not one pair of the source can be used; {layout.BAD_FILE} says why.")
+    tokens = sum(part["features"][layout.DEFAULT_SET]["tokens"] for part in parts)
+    return layout.stamped(
+        {
+            **{name: plan[name] for name in ("command", "kind_of_source", "options", "settings")},
+            "pictures": sum(part["pictures"] for part in parts),
+            "captions": sum(part["captions"] for part in parts),
+            "seen": sum(record["seen"] for record in records),
+            "bad": sum(len(lost_pairs(record)) for record in records),
+            "skipped": sum(record["skipped"] for record in records),
+            "full_captions": sum(record["full_captions"] for record in records),
+            "columns": merged_types([record["columns"] for record in records if record["parts"]]),
+            "features": {
+                layout.DEFAULT_SET: {
+                    "encoder": plan["encoder"],
+                    "dtype": plan["settings"]["dtype"],
+                    "tokens": tokens,
+                    "images": statistics_of(store, parts).to_config(),
+                }
+            },
+            "shards": [
+                {name: record[name] for name in ("number", "source", "fingerprint", "parts")} for record in records
+            ],
+        }
+    )

@@ -1,0 +1,151 @@
+"""What a source of pairs gives: pictures with captions as they were found, and what is wrong with the others."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+Scalar = bool | float | str
+WHOLE_FILE = "(the file)"
+"""The key of what is wrong with a shard's file, not with one of its samples."""
+
+
+@dataclass(frozen=True)
+class RawPair:
+    """One picture, or its ready-made embedding, with one or several captions."""
+
+    key: str
+    """What the source calls it; unique in its shard."""
+    captions: tuple[str, ...]
+    """At least one; none is empty, all can be written as UTF-8."""
+    picture: bytes | Path | None = None
+    """An encoded picture, or where its file is."""
+    embedding: Float[np.ndarray, "D"] | None = None
+    """In place of a picture: its raw image embedding."""
+    columns: Mapping[str, Scalar] = field(default_factory=dict)
+    """Metadata: numbers, booleans, text."""
+    unusable: tuple[str, ...] = ()
+    """Why further captions of this picture were left out."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A sample that cannot be used, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample without a picture by intent, such as a download that failed: no fault of the data."""
+
+    key: str
+
+
+Sample = RawPair | Bad | Skipped
+
+
+@runtime_checkable
+class Shard(Protocol):
+    """A part of a source that is read from its beginning to its end: the unit of work. Frozen, and can be sent to other processes."""
+
+    @property
+    def name(self) -> str:
+        """Unique in its source, and the same wherever the source is mounted."""
+        ...
+
+    @property
+    def fingerprint(self) -> int:
+        """Cheap: bytes of its files. Another number means other data."""
+        ...
+
+    def read(self) -> Iterator[Sample]:
+        """Its samples, streamed, in an order that never changes.
+
+        Raises:
+            UserError: the file is gone, or is not what the source was opened as.
+        """
+        ...
+
+
+def usable_captions(found: Iterable[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(captions that can be used, reasons against the others)."""
+    kept, reasons = [], []
+    for caption in found:
+        try:
+            text = _text(caption).strip()
+            text.encode()
+        except UnicodeError:
+            reasons.append("the caption is not UTF-8")
+        except TypeError as error:
+            reasons.append(str(error))
+        else:
+            if text:
+                kept.append(text)
+            else:
+                reasons.append("the caption is empty")
+    return tuple(kept), tuple(reasons)
+
+
+def _text(caption: Any) -> str:
+    if isinstance(caption, bytes):
+        return caption.decode("utf-8-sig")
+    if caption is None:
+        raise TypeError("the caption is missing")
+    if not isinstance(caption, str):
+        raise TypeError(f"the caption is {type(caption).__name__}, not text")
+    return caption
+
+
+def pair_of(
+    key: str,
+    captions: Iterable[Any],
+    metadata: Mapping[str, Any],
+    keep: tuple[str, ...],
+    *,
+    picture: bytes | Path | None = None,
+    embedding: Float[np.ndarray, "D"] | None = None,
+) -> RawPair | Bad:
+    """A pair of what was found, or why there is none: no caption can be used.
+
+    Args:
+        captions: text, bytes or None, in the order they have.
+        metadata: columns by name; `keep` names those whose text is kept.
+    """
+    key = clean(key)
+    kept, reasons = usable_captions(captions)
+    if not kept:
+        return Bad(key, reasons[0] if reasons else "the caption is missing")
+    return RawPair(key, kept, picture, embedding, scalars(metadata, keep), reasons)
+
+
+def clean(text: str) -> str:
+    """`text` such that it can be written as UTF-8: what cannot is spelt out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def listed(value: Any) -> list[Any]:
+    """Captions from one field: a text alone, or a list of them."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def scalars(metadata: Mapping[str, Any], keep: tuple[str, ...]) -> dict[str, Scalar]:
+    """Numbers and booleans; as text, whatever `keep` names. Lists, nested values and nulls have no column."""
+    found: dict[str, Scalar] = {}
+    for name, value in metadata.items():
+        if not isinstance(value, bool | int | float | str):
+            continue
+        if name in keep:
+            found[name] = clean(str(value))
+        elif isinstance(value, bool):
+            found[name] = value
+        elif not isinstance(value, str):
+            try:
+                found[name] = float(value)
+            except OverflowError:  # a whole number beyond 1.8e308
+                continue
+    return found

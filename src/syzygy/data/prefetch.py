@@ -1,0 +1,65 @@
+"""Pictures decoded and prepared ahead of the encoder, in threads, without changing their order."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from syzygy.data.decode import FORMATS, loaded, read_bytes
+from syzygy.data.pair import Bad, RawPair, Sample, Scalar, Skipped
+from syzygy.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pair that is ready for the encoder."""
+
+    key: str
+    captions: tuple[str, ...]
+    image: Float[Tensor, "..."]
+    """Prepared pixels [3, S, S], or a ready-made embedding [D]."""
+    columns: dict[str, Scalar]
+    """With `width` and `height` of the picture in pixels, before preparation; of an embedding NaN unless the source tells."""
+    unusable: tuple[str, ...]
+
+
+def prepared(
+    samples: Iterator[Sample], prepare: Callable[[Image.Image], Tensor], threads: int, ahead: int
+) -> Iterator[Prepared | Bad | Skipped]:
+    """The samples in their order; up to `ahead` of them are in work or wait, and so are in memory."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    waiting: deque[Future[Prepared | Bad] | Bad | Skipped] = deque()
+    try:
+        for sample in samples:
+            waiting.append(pool.submit(_prepared, sample, prepare) if isinstance(sample, RawPair) else sample)
+            if len(waiting) > ahead:
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _result(found: "Future[Prepared | Bad] | Bad | Skipped") -> Prepared | Bad | Skipped:
+    return found.result() if isinstance(found, Future) else found
+
+
+def _prepared(pair: RawPair, prepare: Callable[[Image.Image], Tensor]) -> Prepared | Bad:
+    if pair.embedding is not None:
+        columns = {"width": math.nan, "height": math.nan, **pair.columns}
+        return Prepared(pair.key, pair.captions, torch.from_numpy(pair.embedding), columns, pair.unusable)
+    assert pair.picture is not None, "a pair has a picture or an embedding"
+    try:
+        data = read_bytes(pair.picture) if isinstance(pair.picture, Path) else pair.picture
+        image = loaded(data, "the picture", FORMATS)
+        columns = {**pair.columns, "width": float(image.width), "height": float(image.height)}
+        return Prepared(pair.key, pair.captions, prepare(image), columns, pair.unusable)
+    except UserError as error:
+        return Bad(pair.key, str(error).rstrip("."))

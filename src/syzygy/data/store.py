@@ -1,0 +1,264 @@
+"""Reading an embedding store: mapped into memory, so that it may be larger than the memory is.
+
+Legend: N pictures, M captions, B rows that are asked for, D width of the joint space, W of token states.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from syzygy.data import building, layout
+from syzygy.data.encoder import DTYPES
+from syzygy.data.files import mapped, mend, unpacked_string
+from syzygy.data.part import BOOLEAN, NUMBER, TEXT
+from syzygy.data.statistics import ImageStatistics
+from syzygy.errors import UserError, unknown
+from syzygy.types import PackedText
+
+Index = Tensor | Sequence[int] | np.ndarray
+"""Numbers of captions or pictures, on the CPU; a result has their order, and a number may come several times."""
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """Token states of B captions without padding, from an encoder that may have no pooled embedding."""
+
+    states: Float[Tensor, "T W"]
+    offsets: Int[Tensor, "B_plus_1"]
+    """Where each caption begins in `states`, and at last T."""
+
+
+class _Part:
+    """The mapped tensors of one part, as numpy arrays; features as 16-bit patterns, since numpy knows no bf16."""
+
+    def __init__(self, pairs: Mapping[str, Tensor], images: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> None:
+        self.pairs = pairs
+        self.hashes = pairs["text_hash"].numpy()
+        self.image_of_caption = pairs["image_of_caption"].numpy()
+        self.images = images["image"].view(torch.int16).numpy()
+        self.offsets = text["offsets"].numpy()
+        self.states = text["states"].view(torch.int16).numpy()
+        self.pooled = text["pooled"].view(torch.int16).numpy() if "pooled" in text else None
+
+
+class EmbeddingStore:
+    """M captions of N pictures, embedded. Captions and pictures have numbers from 0, in the source's order.
+
+    Features come as they are stored (fp16 or bf16): raw, that is projected but not normalised. Can be sent to other processes.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], features: str) -> None:
+        """Use `open`."""
+        self.path, self.manifest, self.features = path, manifest, features
+        self._parts = [part for shard in manifest["shards"] for part in shard["parts"]]
+        self._open: list[_Part | None] = [None] * len(self._parts)
+        self._first_caption = np.cumsum([0, *(part["captions"] for part in self._parts)])
+        self._first_image = np.cumsum([0, *(part["pictures"] for part in self._parts)])
+
+    @classmethod
+    def open(cls, path: str | Path, features: str = layout.DEFAULT_SET) -> "EmbeddingStore":
+        """Open a finished store; `features` names the set that captions are read from (image embeddings are always CLIP's).
+
+        Raises:
+            UserError: there is no store, it is unfinished, of a newer schema, a file is missing or truncated, or it has
+                no such set.
+        """
+        path = Path(path)
+        if not (path / layout.MANIFEST_FILE).is_file():
+            raise UserError(_no_manifest(path))
+        manifest = layout.read_checked(path / layout.MANIFEST_FILE)
+        if features not in manifest["features"]:
+            raise unknown(f"feature set of {path}", features, manifest["features"])
+        store = cls(path, manifest, features)
+        store._check_sizes()
+        return store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EmbeddingStore.open, (self.path, self.features)
+
+    def __repr__(self) -> str:
+        return f"EmbeddingStore({str(self.path)!r}, {len(self)} captions, {self.number_of_images} pictures, {self.features})"
+
+    def _check_sizes(self) -> None:
+        found = {entry.name: entry.stat().st_size for entry in (self.path / layout.SHARDS).iterdir()}
+        for part in self._parts:
+            for file in building.files_of(part):
+                size = found.get(file["name"])
+                if size != file["size"]:
+                    path = self.path / layout.SHARDS / file["name"]
+                    what = "is missing" if size is None else f"has {size:,} bytes instead of {file['size']:,}"
+                    raise UserError(f"{path} {what}. {mend(path)}")
+
+    def __len__(self) -> int:
+        """M."""
+        return int(self._first_caption[-1])
+
+    @property
+    def number_of_images(self) -> int:
+        """N."""
+        return int(self._first_image[-1])
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return len(self.statistics.mean)
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """The identity of the encoder that made this feature set."""
+        return self.manifest["features"][self.features]["encoder"]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """How this feature set is stored."""
+        return _dtype(self.manifest, self.features)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Metadata columns of the pictures: name → "number", "boolean" or "text"."""
+        return self.manifest["columns"]
+
+    @cached_property
+    def statistics(self) -> ImageStatistics:
+        """Of all N image embeddings."""
+        return ImageStatistics.from_config(self.manifest["features"][layout.DEFAULT_SET]["images"])
+
+    def captions(self, index: Index) -> PackedText:
+        """Text features of these captions.
+
+        Raises:
+            UserError: the set has no pooled embeddings.
+        """
+        parts, local = self._caption_places(index)
+        rows = [(part.pooled, i) for part, i in zip(parts, local, strict=True)]
+        if any(pooled is None for pooled, _ in rows):
+            raise UserError(f"the feature set {self.features!r} has no pooled embeddings. Read its `tokens`.")
+        tokens = self._tokens(parts, local)
+        pooled = np.concatenate([x[i : i + 1] for x, i in rows if x is not None])
+        return PackedText(tokens.states, tokens.offsets, torch.from_numpy(pooled).view(self.dtype))
+
+    def tokens(self, index: Index) -> TokenStates:
+        """Token states of these captions."""
+        return self._tokens(*self._caption_places(index))
+
+    def _tokens(self, parts: list[_Part], local: list[int]) -> TokenStates:
+        bounds = [part.offsets[i : i + 2].tolist() for part, i in zip(parts, local, strict=True)]
+        offsets = np.cumsum([0, *(end - begin for begin, end in bounds)])
+        # One copy of each caption's tokens, which lie together, straight to their place.
+        states = np.concatenate([part.states[a:b] for part, (a, b) in zip(parts, bounds, strict=True)])
+        return TokenStates(torch.from_numpy(states).view(self.dtype), torch.from_numpy(offsets))
+
+    def images(self, index: Index) -> Float[Tensor, "B D"]:
+        """Raw embeddings of these pictures."""
+        parts, local = self._places(index, self._first_image, "picture")
+        rows = np.concatenate([part.images[i : i + 1] for part, i in zip(parts, local, strict=True)])
+        return torch.from_numpy(rows).view(_dtype(self.manifest, layout.DEFAULT_SET))
+
+    def images_of(self, index: Index) -> Float[Tensor, "B D"]:
+        """Raw embeddings of the pictures that these captions describe."""
+        return self.images(self.image_of(index))
+
+    def image_of(self, index: Index) -> Int[Tensor, "B"]:
+        """The numbers of the pictures that these captions describe."""
+        numbers = _numbers(index, len(self), "caption")
+        which = np.searchsorted(self._first_caption, numbers, side="right") - 1
+        parts, local = self._caption_places(numbers)
+        inside = [part.image_of_caption[i] for part, i in zip(parts, local, strict=True)]
+        return torch.from_numpy(self._first_image[which] + np.array(inside, np.int64))
+
+    def ids(self, index: Index) -> Int[Tensor, "B"]:
+        """A number for each caption, equal where the captions' words are."""
+        parts, local = self._caption_places(index)
+        return torch.from_numpy(np.array([part.hashes[i] for part, i in zip(parts, local, strict=True)], np.int64))
+
+    def texts(self, index: Index) -> list[str]:
+        """The captions themselves."""
+        parts, local = self._caption_places(index)
+        return [_string(part, "caption", i) for part, i in zip(parts, local, strict=True)]
+
+    def keys(self, index: Index) -> list[str]:
+        """What the source calls these pictures."""
+        parts, local = self._places(index, self._first_image, "picture")
+        return [_string(part, "key", i) for part, i in zip(parts, local, strict=True)]
+
+    def column(self, name: str) -> Tensor | list[str]:
+        """A metadata column of all N pictures: float64 with NaN where a value is missing, bool, or a list of text.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        if name not in self.columns:
+            raise unknown(f"column of {self.path}", name, self.columns)
+        parts = [(self._part(i), self._parts[i]["pictures"]) for i in range(len(self._parts))]
+        if self.columns[name] == TEXT:
+            return [text for part, number in parts for text in _text_column(part.pairs, name, number)]
+        found = [_number_column(part.pairs, name, number) for part, number in parts]
+        whole = torch.cat([values.double() for values in found])
+        return whole.bool() if self.columns[name] == BOOLEAN else whole
+
+    def _caption_places(self, index: Index) -> tuple[list[_Part], list[int]]:
+        return self._places(index, self._first_caption, "caption")
+
+    def _places(self, index: Index, first: np.ndarray, what: str) -> tuple[list[_Part], list[int]]:
+        """For each number its part, and its number in it."""
+        numbers = _numbers(index, int(first[-1]), what)
+        which = np.searchsorted(first, numbers, side="right") - 1
+        return [self._part(i) for i in which.tolist()], (numbers - first[which]).tolist()
+
+    def _part(self, number: int) -> _Part:
+        part = self._open[number]
+        if part is None:
+            record = self._parts[number]
+            files = {layout.PAIRS: record["pairs"], **record["features"]}
+            tensors = {
+                name: mapped(self.path / layout.SHARDS / files[name]["name"], files[name]["size"])
+                for name in {layout.PAIRS, layout.DEFAULT_SET, self.features}
+            }
+            part = _Part(tensors[layout.PAIRS], tensors[layout.DEFAULT_SET], tensors[self.features])
+            self._open[number] = part
+        return part
+
+
+def _no_manifest(path: Path) -> str:
+    """Why a store cannot be opened, and what to do."""
+    if not path.is_dir():
+        return f"there is no embedding store {path}. `syzygy embed` makes one."
+    plan = building.read_plan(path)
+    if plan is None:
+        return f"{path} is no embedding store. `syzygy embed` makes one."
+    missing = len(plan.shards) - sum(1 for _ in building.finished(path, plan))
+    state = f"{missing} of its {len(plan.shards)} shards are missing" if missing else "it has no manifest yet"
+    return f"{path} is not finished: {state}. Finish it with: {plan.command}"
+
+
+def _dtype(manifest: Mapping[str, Any], features: str) -> torch.dtype:
+    return DTYPES[manifest["features"][features]["dtype"]]
+
+
+def _numbers(index: Index, limit: int, what: str) -> np.ndarray:
+    numbers = np.asarray(index, dtype=np.int64)
+    assert numbers.ndim == 1 and len(numbers), "one number for each row, and at least one row"
+    if len(numbers) and (numbers.min() < 0 or numbers.max() >= limit):
+        raise IndexError(f"{what}s have numbers from 0 to {limit - 1}; got {numbers.min()} to {numbers.max()}.")
+    return numbers
+
+
+def _string(part: _Part, name: str, i: int) -> str:
+    return unpacked_string(part.pairs[f"{name}/data"], part.pairs[f"{name}/offsets"], i)
+
+
+def _text_column(pairs: Mapping[str, Tensor], name: str, number: int) -> list[str]:
+    data, offsets = f"{TEXT}/{name}/data", f"{TEXT}/{name}/offsets"
+    return [unpacked_string(pairs[data], pairs[offsets], i) if data in pairs else "" for i in range(number)]
+
+
+def _number_column(pairs: Mapping[str, Tensor], name: str, number: int) -> Tensor:
+    found = (pairs.get(f"{kind}/{name}") for kind in (NUMBER, BOOLEAN))
+    return next((x for x in found if x is not None), torch.full((number,), torch.nan))

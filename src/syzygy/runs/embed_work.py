@@ -1,0 +1,124 @@
+"""What the runners of embedding share: the work as a value, the count of what is done, and who is told of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from syzygy.data import building
+from syzygy.data.embed import Progress
+from syzygy.data.encoder import EmbedSettings
+from syzygy.data.pair import Bad, Shard
+from syzygy.hub.clip import Clip
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """How any process loads the encoder."""
+
+    source: str
+    """A folder or a hub id."""
+    revision: str | None
+    compute: torch.dtype
+    device: str
+
+    def load(self, worker: int = 0, *, local_files_only: bool = False) -> Clip:
+        """The encoder, on this worker's device: workers share out the GPUs.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        clip = Clip.from_pretrained(
+            self.source, revision=self.revision, dtype=self.compute, local_files_only=local_files_only
+        )
+        device = f"cuda:{worker % torch.cuda.device_count()}" if self.device == "cuda" else self.device
+        return clip.to(device)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to embed any shard. Can be sent to other processes."""
+
+    store: Path
+    shards: Sequence[Shard]
+    spec: EncoderSpec
+    settings: EmbedSettings
+
+
+class Tally:
+    """What is done, over all shards: finished ones, and what is known of those in work."""
+
+    def __init__(self, shards: Sequence[Shard], records: Sequence[Mapping[str, Any]], max_bad: float) -> None:
+        """`records` are those of shards that were finished before.
+
+        Raises:
+            TooManyBad: these alone have too many bad samples.
+        """
+        self._sizes = [shard.fingerprint for shard in shards]
+        self._max_bad = max_bad
+        self._working: dict[int, Progress] = {}
+        self.shards, self.shards_done = len(shards), 0
+        self.seen = self._seen_done = self._bytes_done = 0
+        self._bad_done: list[Bad] = []
+        for record in records:
+            self.finish(record)
+        self.seen_before = self.seen
+
+    @property
+    def bad(self) -> list[Bad]:
+        """Bad samples so far."""
+        return self._bad_done + [bad for progress in self._working.values() for bad in progress.bad]
+
+    @property
+    def expected(self) -> float | None:
+        """Samples of all shards, judged by those that are finished; None before there is one."""
+        return self._seen_done * sum(self._sizes) / self._bytes_done if self._bytes_done else None
+
+    def update(self, progress: Progress) -> None:
+        """A batch of a shard is done.
+
+        Raises:
+            TooManyBad: see `building.check_bad`.
+        """
+        self._working[progress.number] = progress
+        self._count()
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """A shard is done. Raises as `update`."""
+        number = record["number"]
+        self._working.pop(number, None)
+        self.shards_done += 1
+        self._seen_done += record["seen"]
+        self._bytes_done += self._sizes[number]
+        self._bad_done += [Bad(fault["key"], fault["reason"]) for fault in building.lost_pairs(record)]
+        self._count()
+
+    def _count(self) -> None:
+        self.seen = self._seen_done + sum(progress.seen for progress in self._working.values())
+        building.check_bad(self.seen, len(self.bad), self.bad, self._max_bad, at_end=False)
+
+
+@runtime_checkable
+class Report(Protocol):
+    """Shows how the work goes."""
+
+    def running(self, tally: Tally) -> AbstractContextManager[None]:
+        """Within: the work is under way."""
+        ...
+
+    def update(self) -> None:
+        """The tally has changed. Called often."""
+        ...
+
+
+class SilentReport:
+    """Shows nothing."""
+
+    @contextmanager
+    def running(self, tally: Tally) -> Iterator[None]:
+        yield
+
+    def update(self) -> None: ...
