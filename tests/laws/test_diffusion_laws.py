@@ -15,7 +15,7 @@ from syzygy.diffusion.preconditioning import Preconditioned
 from syzygy.diffusion.samplers import SAMPLERS, sample
 from syzygy.hub.unet import build_decoder
 from syzygy.rng import generator, per_sample_noise
-from syzygy.types import Condition, Conditioning, TextFeatures, image_condition, text_condition
+from syzygy.types import Condition, Conditioning, PackedText, TextFeatures, image_condition, text_condition
 
 seeds = st.integers(0, 10**6)
 few = settings(max_examples=12)
@@ -124,7 +124,8 @@ def test_padding_has_no_influence(seed: int) -> None:
     assert text.states is not None
     assert text.mask is not None
     assert text.pooled is not None
-    short = text_condition(TextFeatures(text.states, text.mask, text.pooled).trimmed())
+    features = TextFeatures(text.states, text.mask, text.pooled)
+    short = text_condition(PackedText.of(features).padded())
     trimmed = Conditioning({**conditions.conditions, "text": short})
     torch.testing.assert_close(denoiser()(x, sigma, trimmed), denoiser()(x, sigma, conditions), atol=1e-5, rtol=1e-5)
 

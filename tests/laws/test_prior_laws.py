@@ -10,7 +10,7 @@ from torch import Tensor
 
 from syzygy.prior.losses import contrastive_loss
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.types import TextFeatures
+from syzygy.types import PackedText, TextFeatures
 
 WIDTH, TOKENS = 8, 6
 seeds = st.integers(0, 2**31)
@@ -69,7 +69,7 @@ def test_a_batch_equals_its_samples_and_dropped_pads_equal_kept_ones(
 def test_every_input_that_is_not_padding_counts(prior: EclipsePrior, features: TextFeatures) -> None:
     states, pooled = features.states.clone().requires_grad_(), features.pooled.clone().requires_grad_()
     noise = normal(0, len(features), WIDTH).requires_grad_()
-    prior(TextFeatures(states, features.mask, pooled), noise).square().sum().backward()
+    prior(PackedText.of(TextFeatures(states, features.mask, pooled)), noise).square().sum().backward()
     for read in (pooled.grad, noise.grad):
         assert read is not None
         assert (read.abs().sum(-1) > 0).all()

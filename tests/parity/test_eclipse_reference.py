@@ -10,7 +10,7 @@ from torch import Tensor
 
 from syzygy.errors import UserError
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.types import TextFeatures
+from syzygy.types import PackedText, TextFeatures
 
 REFERENCE = Path(__file__).parents[1] / "data" / "eclipse_reference"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -37,7 +37,7 @@ def test_agrees_with_the_authors_model(prior: EclipsePrior, io: dict[str, Tensor
 
 def test_short_prompts_without_their_pads_agree_too(prior: EclipsePrior, io: dict[str, Tensor]) -> None:
     for i in range(5):
-        alone = features_of(io)[[i]].trimmed()
+        alone = PackedText.of(features_of(io)[[i]]).padded()
         assert alone.states.shape[1] == io["text_mask"][i].sum()
         predicted = prior.predict(alone, noise=io["noise"][[i]])
         torch.testing.assert_close(predicted, io["predicted_image_embedding"][[i]], rtol=0, atol=1e-5)

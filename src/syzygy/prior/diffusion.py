@@ -1,17 +1,19 @@
 """The diffusion prior of unCLIP (arXiv 2204.06125, section 2.2), ECLIPSE's baseline: the same transformer asked many times.
 
-It predicts the clean embedding from a noisy one, both whitened. Legend: B batch, D width of CLIP's joint space, C inner width.
+It predicts the clean embedding from a noisy one, both whitened. Legend: B batch, D width of CLIP's joint space, C inner width,
+L tokens now, P before them, K all of them, H heads of width E.
 """
 
 import json
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
@@ -21,9 +23,9 @@ from syzygy.errors import UserError
 from syzygy.prior import layout
 from syzygy.prior.model import EclipsePriorConfig, check_request
 from syzygy.prior.statistics import EmbeddingStatistics
-from syzygy.prior.transformer import Block, Past, causal_mask
+from syzygy.prior.transformer import Block
 from syzygy.rng import generator
-from syzygy.types import TextFeatures
+from syzygy.types import PackedText, TextFeatures
 
 TIMESTEPS = 1000
 BETA_FIRST, BETA_LAST = 1e-4, 0.02
@@ -93,21 +95,24 @@ class DiffusionPrior(nn.Module):
 
     def read(self, features: TextFeatures) -> "ReadText":
         """Keys and values of text states and pooled embedding, in every layer."""
-        features = features.trimmed()
-        states = features.states.masked_fill(~features.mask[..., None], 0.0)
+        features = PackedText.of(features).padded()
         length, last = features.mask.shape[1], self.config.num_embeddings
         x = torch.cat(
             [
-                self.encoder_hidden_states_proj(states) + self.positional_embedding[:, :length],
+                self.encoder_hidden_states_proj(features.states) + self.positional_embedding[:, :length],
                 self.embedding_proj(features.pooled)[:, None] + self.positional_embedding[:, last : last + 1],
             ],
             1,
         )
         real = F.pad(features.mask, (0, 1), value=True)
         mask, pasts = causal_mask(real), []
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            pasts.append(Past(k, v))
+            return attend_masked(q, k, v, mask)
+
         for block in self.transformer_blocks:
-            x, past = block(x, mask)
-            pasts.append(past)
+            x = block(x, attend)
         return ReadText(tuple(pasts), real)
 
     def forward(
@@ -124,7 +129,7 @@ class DiffusionPrior(nn.Module):
         before = text.real.shape[1]
         mask = causal_mask(F.pad(text.real, (0, 3), value=True), before)
         for block, past in zip(self.transformer_blocks, text.pasts, strict=True):
-            x, _ = block(x, mask, past)
+            x = block(x, partial(attend_after, past, mask))
         return self.proj_to_clip_embeddings(self.norm_out(x[:, -1]))
 
     def whitened(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
@@ -158,6 +163,38 @@ class DiffusionPrior(nn.Module):
     ) -> None:
         """Write the published layout atomically; see `layout.save`."""
         layout.save(self, json.loads(self.config.model_dump_json()), folder, provenance, dtype)
+
+
+class Past(NamedTuple):
+    """Keys and values of the tokens before, in one layer: computed once, read by any number of later tokens."""
+
+    keys: Float[Tensor, "B P H E"]
+    values: Float[Tensor, "B P H E"]
+
+
+def attend_masked(
+    q: Float[Tensor, "B L H E"], k: Float[Tensor, "B K H E"], v: Float[Tensor, "B K H E"], mask: Bool[Tensor, "B 1 L K"]
+) -> Float[Tensor, "B L H E"]:
+    """Each query reads the keys where its row of the mask is true."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def attend_after(past: Past, mask: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend_masked` with P tokens before."""
+    return attend_masked(q, torch.cat([past.keys, k], 1), torch.cat([past.values, v], 1), mask)
+
+
+def causal_mask(real_BL: Bool[Tensor, "B L"], past: int = 0) -> Bool[Tensor, "B 1 Q L"]:
+    """True where a query (row) may read a key (column): real tokens up to itself, and always itself.
+
+    A padded token reading itself leaves no row empty (softmax would give NaN); no real token reads it. Rows begin after
+    the first `past` tokens.
+    """
+    length = real_BL.shape[1]
+    causal_LL = torch.ones(length, length, dtype=torch.bool, device=real_BL.device).tril()
+    itself_LL = torch.eye(length, dtype=torch.bool, device=real_BL.device)
+    return ((causal_LL & real_BL[:, None, None, :]) | itself_LL)[:, :, past:]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The ECLIPSE prior (arXiv 2312.04655): a transformer that answers in one pass, with the published names and numbers.
 
-Legend: B batch, T text tokens, L = T + 3 all tokens, C inner width, D width of CLIP's joint space.
+Legend: B captions, N text tokens of all of them, M = N + 3 B all tokens, C inner width, D width of CLIP's joint space.
 """
 
 import json
@@ -17,9 +17,10 @@ from syzygy.artifact import CONFIG_FILE, load_strictly
 from syzygy.config import Config, parse
 from syzygy.errors import UserError
 from syzygy.prior import layout
+from syzygy.prior.packed import PackedAttention, Packing
 from syzygy.prior.statistics import EmbeddingStatistics
-from syzygy.prior.transformer import Block, causal_mask
-from syzygy.types import TextFeatures
+from syzygy.prior.transformer import Block
+from syzygy.types import PackedText, TextFeatures
 
 
 class EclipsePriorConfig(Config):
@@ -57,8 +58,9 @@ class EclipsePrior(nn.Module):
     """Text features → raw CLIP image embedding in one forward pass (ECLIPSE, section 3, and the authors' code).
 
     The sequence is: text states, pooled text embedding, a noise vector ε ~ N(0, I), a learned token whose output is the
-    prediction; a learned position is added to each; attention is causal. Padding has no influence at all, so columns of
-    padding are dropped; the last three tokens keep their positions `num_embeddings` … `num_embeddings + 2`.
+    prediction; a learned position is added to each; attention is causal. Padding would have no influence at all, so none is
+    computed, and the result is that of the published code with all its padding: text has the positions from 0, the last
+    three tokens keep `num_embeddings` … `num_embeddings + 2`.
 
     `clip_mean` and `clip_std` are not used here, but published with the weights because stock diffusion pipelines apply
     them. They are NaN until measured (`set_statistics`), and a prior without them cannot be saved.
@@ -81,24 +83,36 @@ class EclipsePrior(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.proj_to_clip_embeddings = nn.Linear(width, dim)
 
-    def forward(self, features: TextFeatures, noise: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """The differentiable pass, for training: inputs are taken as they are. See `predict`."""
-        features = features.trimmed()
-        mask_BT = features.mask
-        # Any finite number would do: a masked key counts nothing, but 0 · NaN would be NaN.
-        states_BTD = features.states.masked_fill(~mask_BT[..., None], 0.0)
-        text_BTC = self.encoder_hidden_states_proj(states_BTD) + self.positional_embedding[:, : mask_BT.shape[1]]
-        last = [
-            self.embedding_proj(features.pooled)[:, None],
-            self.proj_in(noise)[:, None],
-            self.prd_embedding.expand(len(features), -1, -1),
+    def forward(self, text: PackedText, noise: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """The differentiable pass, for training: inputs are taken as they are, on the prior's device and in its dtype. See `predict`.
+
+        Raises:
+            UserError: more tokens than `num_embeddings`.
+        """
+        longest, device = int(text.lengths.max()), text.states.device
+        if longest > self.config.num_embeddings:
+            raise UserError(
+                f"a prompt has {longest} tokens; this prior reads at most {self.config.num_embeddings}. "
+                "Shorten the prompt."
+            )
+        packing = Packing.of(text.offsets, following=3, positions=self.config.num_embeddings)
+        table = [
+            self.encoder_hidden_states_proj(text.states),
+            self.embedding_proj(text.pooled),
+            self.proj_in(noise),
+            self.prd_embedding[0].expand(len(text), -1),
         ]
-        last_B3C = torch.cat(last, dim=1) + self.positional_embedding[:, self.config.num_embeddings :]
-        x_BLC = torch.cat([text_BTC, last_B3C], dim=1)
-        mask_B1LL = causal_mask(F.pad(mask_BT, (0, 3), value=True))
-        for block in self.transformer_blocks:
-            x_BLC, _ = block(x_BLC, mask_B1LL)
-        return self.proj_to_clip_embeddings(self.norm_out(x_BLC[:, -1]))
+        x_MC = torch.cat(table).index_select(0, packing.rows.to(device))
+        # As an embedding: its gradient sums in a fixed order on every device, that of an indexed tensor does not.
+        x_MC = x_MC + F.embedding(packing.positions.to(device), self.positional_embedding[0])
+        attention, last = PackedAttention(packing.lengths, device), (packing.lengths.cumsum(0) - 1).to(device)
+        *blocks, final = self.transformer_blocks
+        for block in blocks:
+            x_MC = block(x_MC, attention.causal)
+        # Nothing reads the final layer's other tokens.
+        x_BC = final(x_MC, attention.whole, kept=last)
+        as_asked = packing.order.argsort().to(device)
+        return self.proj_to_clip_embeddings(self.norm_out(x_BC)).index_select(0, as_asked)
 
     @torch.no_grad()
     def predict(
@@ -120,16 +134,11 @@ class EclipsePrior(nn.Module):
         """
         width, weight = self.config.embedding_dim, self.proj_in.weight
         check_request(features, width, noise, generator)
-        features = features.trimmed()
-        if features.mask.shape[1] > self.config.num_embeddings:
-            raise UserError(
-                f"a prompt has {features.mask.shape[1]} tokens; this prior reads at most {self.config.num_embeddings}. "
-                "Shorten the prompt."
-            )
         if noise is None:
             device = weight.device if generator is None else generator.device
             noise = torch.randn(len(features), width, generator=generator, device=device)
-        return self(features.to(weight.device, weight.dtype), noise.to(weight.device, weight.dtype))
+        text = PackedText.of(features).to(weight.device, weight.dtype)
+        return self(text, noise.to(weight.device, weight.dtype))
 
     def set_statistics(self, statistics: EmbeddingStatistics) -> None:
         """Keep the mean and standard deviation of the training images' embeddings with the weights."""

@@ -1,21 +1,19 @@
 """The transformer of unCLIP priors, with the names of diffusers' `PriorTransformer`.
 
-Legend: B batch, P tokens that came before, L tokens now, K all of them, C inner width, H heads of width D.
+Legend: L tokens, Q of them that are asked for, C inner width, H heads of width D. What comes before is the caller's: rows of a
+batch, or nothing where all tokens of a batch stand one after another.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TypeAlias
 
-import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-
-class Past(NamedTuple):
-    """Keys and values of the tokens before, in one layer: computed once, read by any number of later tokens."""
-
-    keys: Float[Tensor, "B H P D"]
-    values: Float[Tensor, "B H P D"]
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries [..., Q, H, D], keys and values [..., L, H, D] → what each query reads [..., Q, H, D]. Who may read whom, where sequences end and
+which tokens came before is its business: a block knows none of it."""
 
 
 class _Attention(nn.Module):
@@ -27,13 +25,9 @@ class _Attention(nn.Module):
         self.to_v = nn.Linear(width, width)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    def forward(self, x_BLC: Tensor, mask: Tensor, past: Past | None) -> tuple[Tensor, Past]:
-        heads = (self.heads, -1)
-        q, k, v = (project(x_BLC).unflatten(-1, heads).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v))
-        if past is not None:
-            k, v = torch.cat([past.keys, k], 2), torch.cat([past.values, v], 2)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.to_out(y.transpose(1, 2).flatten(2)), Past(k, v)
+    def forward(self, asking: Tensor, asked: Tensor, attend: Attend) -> Tensor:
+        q, k, v = self.to_q(asking), self.to_k(asked), self.to_v(asked)
+        return self.to_out(attend(*(x.unflatten(-1, (self.heads, -1)) for x in (q, k, v))).flatten(-2))
 
 
 class _GELU(nn.Module):
@@ -56,7 +50,7 @@ class _FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward of L tokens, which may read P earlier ones."""
+    """Pre-norm attention and feed-forward."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -66,21 +60,12 @@ class Block(nn.Module):
         self.ff = _FeedForward(width)
 
     def forward(
-        self, x_BLC: Float[Tensor, "B L C"], mask: Bool[Tensor, "B 1 L K"], past: Past | None = None
-    ) -> tuple[Float[Tensor, "B L C"], Past]:
-        """The tokens after this layer; keys and values of all tokens, the past ones first."""
-        read, now = self.attn1(self.norm1(x_BLC), mask, past)
-        x_BLC = x_BLC + read
-        return x_BLC + self.ff(self.norm3(x_BLC)), now
-
-
-def causal_mask(real_BL: Bool[Tensor, "B L"], past: int = 0) -> Bool[Tensor, "B 1 Q L"]:
-    """True where a query (row) may read a key (column): real tokens up to itself, and always itself.
-
-    A padded token reading itself leaves no row empty (softmax would give NaN); no real token reads it. Rows begin after
-    the first `past` tokens.
-    """
-    length = real_BL.shape[1]
-    causal_LL = torch.ones(length, length, dtype=torch.bool, device=real_BL.device).tril()
-    itself_LL = torch.eye(length, dtype=torch.bool, device=real_BL.device)
-    return ((causal_LL & real_BL[:, None, None, :]) | itself_LL)[:, :, past:]
+        self, x: Float[Tensor, "*B L C"], attend: Attend, kept: Int[Tensor, "Q"] | None = None
+    ) -> Float[Tensor, "*B Q C"]:
+        """The tokens after this layer: all, or those at `kept` alone (the others are read, and not computed further)."""
+        asked = self.norm1(x)
+        asking = asked
+        if kept is not None:
+            x, asking = x.index_select(-2, kept), asked.index_select(-2, kept)
+        x = x + self.attn1(asking, asked, attend)
+        return x + self.ff(self.norm3(x))

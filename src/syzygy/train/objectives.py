@@ -49,9 +49,9 @@ class EclipseObjective:
     def losses(self, batch: PriorBatch, noise: Float[Tensor, "B D"], random: torch.Generator) -> dict[str, Tensor]:
         """`loss` and its parts `projection` and `contrastive`."""
         loss = eclipse_loss(
-            self.prior(batch.features, noise),
+            self.prior(batch.text, noise),
             batch.image,
-            batch.features.pooled,
+            batch.text.pooled,
             lambda_contrastive=self.config.lambda_contrastive,
             logit_scale=self.logit_scale,
             caption_ids=batch.caption_ids,
@@ -60,7 +60,7 @@ class EclipseObjective:
 
     def predict(self, batch: PriorBatch, noise: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """One pass."""
-        return self.prior(batch.features, noise)
+        return self.prior(batch.text, noise)
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,14 @@ class DiffusionObjective:
         signal = self.signal[timestep].to(noise)[:, None]
         clean = self.prior.whitened(batch.image)
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
-        text = self.prior.read(self._with_dropped(batch.features, dropped))
+        text = self.prior.read(self._with_dropped(batch.text.padded(), dropped))
         predicted = self.prior(noisy, timestep.to(noise.device), text)
         return {"loss": (predicted - clean).square().mean()}
 
     def predict(self, batch: PriorBatch, noise: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """All steps of sampling."""
-        return SampledPrior(self.prior, self.unconditional, self.config.sampling).predict(batch.features, noise=noise)
+        sampled = SampledPrior(self.prior, self.unconditional, self.config.sampling)
+        return sampled.predict(batch.text.padded(), noise=noise)
 
     def _with_dropped(self, features: TextFeatures, dropped: Bool[Tensor, "B"]) -> TextFeatures:
         empty = self.unconditional.to(features.pooled.device, features.pooled.dtype)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from syzygy.errors import UserError
+from syzygy.prior.diffusion import causal_mask
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.prior.statistics import EmbeddingStatistics
-from syzygy.prior.transformer import causal_mask
 from syzygy.types import TextFeatures
 
 WIDTH, TOKENS = 6, 5

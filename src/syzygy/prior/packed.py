@@ -1,0 +1,106 @@
+"""Sequences of different lengths without padding: their tokens stand one after another, and each reads its own sequence only.
+
+Legend: B sequences, M tokens of all of them, H heads of width D.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of B sequences stand, on the CPU: those of a text, then some that follow each text.
+
+    Sequences are sorted by length, because those of equal length, side by side, are a dense batch: attention needs no padding, no mask
+    and no copy. (256 captions of COCO's lengths on one CPU core: 2.2 times as fast as one batch padded to its longest, forward
+    and backward; four batches of similar lengths, 1.7 times.)
+    """
+
+    order: Int[Tensor, "B"]
+    """Which text stands first, second, …: the shortest, and of equal ones the earlier."""
+    lengths: Int[Tensor, "B"]
+    """Tokens of each sequence, in this order."""
+    rows: Int[Tensor, "M"]
+    """Where each token is in a table of all text tokens, then B rows of what follows a text first, B of what follows second, …"""
+    positions: Int[Tensor, "M"]
+    """Position of each token: in its text, or `positions` and more for those that follow, however short the text."""
+
+    @staticmethod
+    def of(offsets: Int[Tensor, "B_plus_1"], *, following: int, positions: int) -> "Packing":
+        """Texts that begin at `offsets` (int64, on the CPU; the last is the number of tokens), each with so many tokens following."""
+        lengths, order = offsets.diff().sort(stable=True)
+        lengths = lengths + following
+        sequence = torch.repeat_interleave(lengths)
+        place = torch.arange(len(sequence)) - (lengths.cumsum(0) - lengths)[sequence]
+        follows = place - (lengths - following)[sequence]
+        text = order[sequence]
+        rows = torch.where(follows < 0, offsets[text] + place, offsets[-1] + follows * len(order) + text)
+        return Packing(order, lengths, rows, torch.where(follows < 0, place, positions + follows))
+
+
+class PackedAttention:
+    """Two ways in which packed tokens read those of their own sequence (each an `Attend`)."""
+
+    def __init__(self, lengths: Int[Tensor, "B"], device: torch.device) -> None:
+        """`lengths` of the sequences in tokens, at least 1, on the CPU; equal ones stand side by side."""
+        values, counts = lengths.unique_consecutive(return_counts=True)
+        self.runs: list[tuple[int, int]] = list(zip(counts.tolist(), values.tolist(), strict=True))
+        """Sequences of one length, side by side: how many, how long."""
+        self.ends = F.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
+
+    def causal(
+        self, q: Float[Tensor, "M H D"], k: Float[Tensor, "M H D"], v: Float[Tensor, "M H D"]
+    ) -> Float[Tensor, "M H D"]:
+        """Each token reads up to itself."""
+        kernel, longest = kernel_for(q), self.runs[-1][1]
+        if kernel is None:
+            return self.by_length(q, k, v, causal=True)
+        return kernel(q, k, v, self.ends, self.ends, longest, longest, window_size=(-1, 0))
+
+    def whole(
+        self, q: Float[Tensor, "B H D"], k: Float[Tensor, "M H D"], v: Float[Tensor, "M H D"]
+    ) -> Float[Tensor, "B H D"]:
+        """One query a sequence reads all of it."""
+        kernel = kernel_for(q)
+        if kernel is None:
+            return self.by_length(q, k, v, causal=False)
+        each = torch.arange(len(self.ends), dtype=torch.int32, device=q.device)
+        return kernel(q, k, v, each, self.ends, 1, self.runs[-1][1])
+
+    def by_length(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+        """The sequences of one length at a time; on any device, in any precision."""
+        keys = [count * length for count, length in self.runs]
+        queries = keys if causal else [count for count, _ in self.runs]
+        read = []
+        # Split, not sliced: the gradient of a slice is as large as the whole.
+        for (count, _), *run in zip(self.runs, q.split(queries), k.split(keys), v.split(keys), strict=True):
+            q_BHQD, k_BHLD, v_BHLD = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in run)
+            read_BHQD = F.scaled_dot_product_attention(q_BHQD, k_BHLD, v_BHLD, is_causal=causal)
+            read.append(read_BHQD.transpose(1, 2).flatten(0, 1))
+        return torch.cat(read)
+
+
+def kernel_for(q: Tensor) -> Callable[..., Any] | None:
+    """torch's attention over sequences of different lengths, if it takes queries [..., D] like these: half precision, a recent CUDA device."""
+    fits = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    if not (q.is_cuda and fits and torch.cuda.get_device_capability(q.device) >= (8, 0)):
+        return None
+    return _kernel()
+
+
+@lru_cache
+def _kernel() -> Callable[..., Any] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch 2.9
+        return None
+    # Where it first appeared, it was told to be causal in another way.
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
