@@ -155,9 +155,9 @@ def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], where:
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Sixteen hex digits over names and values: the same where the weights are."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(tensors.items()):
+    for name in sorted(tensors):  # one at a time: a mapping may make its tensors as they are asked for
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -3,16 +3,21 @@
 import json
 import warnings
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor, nn
 
 from syzygy import artifact
 from syzygy.config import Config
 from syzygy.errors import UserError
+from syzygy.hub import checkpoint, towers
+from syzygy.hub.preparation import Preparation
 from syzygy.types import TextFeatures
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -45,43 +50,104 @@ class ClipConfig(Config):
     """Inverse temperature at the start; learned."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClipIdentity:
+    """Which CLIP made some embeddings, and how: what a store of them records. Equal identities, equal embeddings."""
+
+    source: str
+    """The folder or hub id that it was loaded from."""
+    revision: str | None
+    """The commit of a hub id; None for a folder."""
+    fingerprint: str
+    """Of the weights in fp32, whatever `dtype` they were used in."""
+    classes: tuple[str, ...]
+    """transformers' classes of the towers and of the tokenizer."""
+    width: int
+    """D: of token states, text embeddings and image embeddings."""
+    image_width: int
+    """Of the image tower, before projection."""
+    positions: int
+    vocabulary: int
+    pad_token: str
+    dtype: str
+    logit_scale: float | None
+    """Inverse temperature; None where the layout does not hold it."""
+    preparation: Preparation
+    versions: dict[str, str]
+
+    def to_config(self) -> dict[str, Any]:
+        """As JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+
 class Clip(nn.Module):
     """CLIP's two towers with its tokenizer and picture preparation (`TextEncoder` and `ImageEncoder`).
 
-    Legend: B batch, T tokens, D joint width.
+    Legend: B batch, T tokens, D joint width, S side of a prepared picture.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Any, tokenizer: Any, mean: Iterable[float], std: Iterable[float], source: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        preparation: Preparation,
+        source: str,
+        *,
+        revision: str | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        """`model` is a `CLIPModel` or `towers.Towers`; `fingerprint` is that of its weights in fp32 if it holds them otherwise."""
         super().__init__()
-        self.model, self.tokenizer, self.source = model, tokenizer, source
-        self.register_buffer("mean", torch.tensor(list(mean)).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).view(3, 1, 1), persistent=False)
+        self.model, self.tokenizer, self.preparation = model, tokenizer, preparation
+        self.source, self.revision, self._fingerprint = source, revision, fingerprint
+        self.register_buffer("mean", torch.tensor(preparation.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preparation.std).view(3, 1, 1), persistent=False)
 
     @property
     def width(self) -> int:
         """D, the width of the joint space."""
-        return self.model.config.projection_dim
+        return self.model.text_projection.out_features
 
     @property
     def positions(self) -> int:
         """Most tokens a text may have, start and end included."""
-        return self.model.config.text_config.max_position_embeddings
+        return self.model.text_model.config.max_position_embeddings
 
     @property
     def image_size(self) -> int:
-        return self.model.config.vision_config.image_size
+        """S."""
+        return self.model.vision_model.config.image_size
 
     @property
     def logit_scale(self) -> float:
-        """CLIP's inverse temperature."""
-        return float(self.model.logit_scale.detach().exp())
+        """CLIP's inverse temperature.
+
+        Raises:
+            UserError: the layout does not hold it.
+        """
+        scale = self._logit_scale()
+        if scale is None:
+            raise UserError(
+                f"{self.source} holds no logit scale, as no diffusers pipeline does: give the temperature as a number "
+                "(1/100 for the published CLIPs), or load the whole CLIP."
+            )
+        return scale
+
+    def _logit_scale(self) -> float | None:
+        found = getattr(self.model, "logit_scale", None)
+        return None if found is None else float(found.detach().float().exp())
 
     @property
     def device(self) -> torch.device:
-        return self.model.logit_scale.device
+        return self.model.text_projection.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the towers compute in."""
+        return self.model.text_projection.weight.dtype
 
     def tokenize(self, texts: list[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """Token ids and mask, padded on the right to the longest text; texts past the last position are cut with a warning."""
@@ -95,7 +161,7 @@ class Clip(nn.Module):
                     f"{cut if len(cut) <= 160 else f'{cut[:80]} … {cut[-80:]}'!r}",
                     stacklevel=3,
                 )
-        start, end, pad = (self.tokenizer.convert_tokens_to_ids(t) for t in (START, END, self.tokenizer.pad_token))
+        start, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         rows = [[start, *ids[:room], end] for ids in encoded]
         length = max(map(len, rows))
         ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
@@ -103,11 +169,9 @@ class Clip(nn.Module):
         return ids, mask
 
     def text_features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> TextFeatures:
-        """Token ids → features; the pooled embedding is the projected state of the end token."""
+        """Token ids → features; the pooled embedding is the projected state of the (first) end token."""
         output = self.model.text_model(input_ids=ids, attention_mask=mask.long())
-        states = output.last_hidden_state
-        pooled = states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
-        return TextFeatures(states, mask, self.model.text_projection(pooled))
+        return TextFeatures(output.last_hidden_state, mask, self.model.text_projection(output.pooler_output))
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> TextFeatures:
@@ -121,13 +185,24 @@ class Clip(nn.Module):
             images = nn.functional.interpolate(
                 images, (self.image_size, self.image_size), mode="bicubic", antialias=True
             ).clamp(0, 1)
-        pixels = ((images - self.mean) / self.std).to(self.model.dtype)
-        return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+        return self._embedded((images - self.mean) / self.std)
+
+    def _embedded(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        output = self.model.vision_model(pixel_values=pixels.to(self.dtype))
+        return self.model.visual_projection(output.pooler_output)
 
     @torch.no_grad()
     def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Pictures in [0, 1] → raw CLIP image embeddings (projected, not normalised), in fp32."""
+        """Pictures in [0, 1] → raw CLIP image embeddings (projected, not normalised), in fp32.
+
+        For rendered and generated pictures, as tensors. Photographs go through `preparation` and `encode_pixels`.
+        """
         return self.image_embeddings(images.to(self.device)).float()
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """Normalised pixels from `preparation.prepare` → raw CLIP image embeddings (projected, not normalised), in fp32."""
+        return self._embedded(pixels.to(self.device)).float()
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"]
@@ -153,53 +228,91 @@ class Clip(nn.Module):
         return torch.cat(parts)[order.argsort()]
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits over all weights: which CLIP a prior or decoder was trained beside."""
+        """Sixteen hex digits over all weights in fp32: which CLIP a prior or decoder was trained beside.
+
+        The same however it was loaded, if the files are: in bf16 it is the one that the files have in fp32.
+        """
+        if self._fingerprint is not None:
+            return self._fingerprint
+        if self.dtype != torch.float32:
+            raise UserError(
+                f"weights converted to {self.dtype} have no fingerprint: load the CLIP with that dtype instead."
+            )
         return artifact.fingerprint(self.model.state_dict())
 
+    def identity(self) -> ClipIdentity:
+        """Which CLIP this is and how it computes, for the record of what is made with it."""
+        split = isinstance(self.model, towers.Towers)
+        kinds = ("CLIPTextModelWithProjection", "CLIPVisionModelWithProjection") if split else ("CLIPModel",)
+        return ClipIdentity(
+            source=self.source,
+            revision=self.revision,
+            fingerprint=self.fingerprint(),
+            classes=(*kinds, type(self.tokenizer).__name__),
+            width=self.width,
+            image_width=self.model.visual_projection.in_features,
+            positions=self.positions,
+            vocabulary=len(self.tokenizer),
+            pad_token=str(self.tokenizer.pad_token),
+            dtype=str(self.dtype).removeprefix("torch."),
+            logit_scale=self._logit_scale(),
+            preparation=self.preparation,
+            versions=artifact.versions() | {name: version(name) for name in ("pillow", "tokenizers")},
+        )
+
     def save_pretrained(self, folder: Path, provenance: dict[str, Any], dtype: torch.dtype | None = None) -> None:
-        """Write the layout that transformers reads (`CLIPModel`, `CLIPTokenizer`, `CLIPImageProcessor`)."""
-        size = {"height": self.image_size, "width": self.image_size}
-        preparation = {
-            "image_processor_type": "CLIPImageProcessor",
-            "do_resize": True,
-            "size": size,
-            "resample": 3,
-            "do_center_crop": False,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": self.mean.flatten().tolist(),
-            "image_std": self.std.flatten().tolist(),
-        }
+        """Write the layout that transformers reads (`CLIPModel`, `CLIPTokenizer`, `CLIPImageProcessor`).
+
+        Raises:
+            UserError: it cannot be written, or the towers came from a pipeline, which lacks a part of that layout.
+        """
+        if isinstance(self.model, towers.Towers):
+            raise UserError(
+                f"{self.source} has no logit scale, so it is no whole CLIP to save: copy its folders instead."
+            )
         with artifact.folder_written(folder, "CLIP") as temporary:
             self.tokenizer.save_pretrained(temporary)
             config = self.model.config.to_dict() | {"torch_dtype": "float32", "dtype": "float32"}
             artifact.write_json(temporary / artifact.CONFIG_FILE, config)
-            artifact.write_json(temporary / "preprocessor_config.json", preparation)
+            artifact.write_json(temporary / "preprocessor_config.json", self.preparation.to_config())
             artifact.write_tensors(temporary / artifact.WEIGHTS_FILE, self.model.state_dict(), dtype)
             artifact.write_json(temporary / artifact.PROVENANCE_FILE, provenance)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> "Clip":
-        """Load a folder in transformers' layout, in fp32, strictly.
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        local_files_only: bool = True,
+    ) -> "Clip":
+        """Load a published CLIP strictly, on the CPU and in evaluation mode.
+
+        Layouts: transformers' `CLIPModel` (the starter's, OpenAI's, OpenCLIP's conversions), and a folder each for
+        `text_encoder` and `image_encoder` as in diffusers' pipelines of priors (Kandinsky 2.2).
+
+        Args:
+            source: a folder, or a hub id.
+            revision: of a hub id: commit, tag or branch; None is its main branch. The commit is then `self.revision`.
+            dtype: what the towers shall compute in; files may hold fp32, fp16 or bf16.
+            local_files_only: take a hub id from the hub's cache only; else download what is missing.
 
         Raises:
-            UserError: a file is missing, truncated, or does not fit the configuration.
+            UserError: it is not found, a file is missing, truncated or pickle, weights do not fit the configuration,
+                or the parts do not belong together.
         """
-        from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-        folder = Path(source)
-        config = artifact.read_json(folder / artifact.CONFIG_FILE)
-        preparation = artifact.read_json(folder / "preprocessor_config.json")
-        missing = [key for key in ("image_mean", "image_std") if key not in preparation]
-        missing += [name for name in ("tokenizer.json",) if not (folder / name).is_file()]
-        if missing:
-            raise UserError(f"{folder} is not a complete CLIP: it lacks {', '.join(missing)}.")
-        tensors = artifact.read_tensors(folder / artifact.WEIGHTS_FILE)
-        model = CLIPModel(CLIPConfig.from_dict(config))
-        artifact.load_strictly(model, tensors, folder)
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-        return cls(model.eval(), tokenizer, preparation["image_mean"], preparation["image_std"], str(folder))
+        found = checkpoint.locate(source, revision, local_files_only)
+        parts = towers.load(found, dtype)
+        clip = cls(
+            parts.model,
+            parts.tokenizer,
+            parts.preparation,
+            found.source,
+            revision=found.revision,
+            fingerprint=parts.fingerprint,
+        )
+        return clip.eval()
 
 
 def build_clip(config: ClipConfig, texts: Iterable[str], seed: int) -> Clip:
@@ -243,7 +356,10 @@ def build_clip(config: ClipConfig, texts: Iterable[str], seed: int) -> Clip:
                 logit_scale_init_value=float(torch.tensor(config.logit_scale).log()),
             )
         )
-    return Clip(model, tokenizer, [0.5] * 3, [0.5] * 3, "from nothing")
+    size = (config.image_size, config.image_size)
+    grey = (0.5, 0.5, 0.5)
+    preparation = Preparation(resize=size, crop=None, resample=Image.Resampling.BICUBIC.value, mean=grey, std=grey)
+    return Clip(model, tokenizer, preparation, "from nothing")
 
 
 def _learn_tokenizer(texts: Iterable[str], positions: int) -> Any:

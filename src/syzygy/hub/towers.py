@@ -1,0 +1,229 @@
+"""A published CLIP's two towers, tokenizer and picture preparation, loaded strictly from either layout."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syzygy import artifact
+from syzygy.errors import UserError
+from syzygy.hub import checkpoint
+from syzygy.hub.checkpoint import Checkpoint
+from syzygy.hub.preparation import Preparation
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OLD_BUFFERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+"""0, 1, 2, …: stored by checkpoints from before transformers 4.31, made anew by the classes since."""
+OLD_END = 2
+"""`eos_token_id` of configurations from before transformers 4.31. It is wrong; the class then pools at the highest id."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The parts of a `Clip`."""
+
+    model: nn.Module
+    """`CLIPModel` or `Towers`."""
+    tokenizer: Any
+    preparation: Preparation
+    fingerprint: str | None
+    """Of the weights in fp32; None where the model holds them in fp32 itself."""
+
+
+class Towers(nn.Module):
+    """Text and image tower from two folders under the names they have in a `CLIPModel`. It has no `logit_scale`."""
+
+    def __init__(self, text: Any, image: Any) -> None:
+        super().__init__()
+        self.text_model, self.text_projection = text.text_model, text.text_projection
+        self.vision_model, self.visual_projection = image.vision_model, image.visual_projection
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A model of transformers' class `kind` in a folder of its own, with its configuration."""
+
+    kind: Any
+    config_kind: Any
+    folder: Path
+    values: Mapping[str, Any]
+
+
+def load(found: Checkpoint, dtype: torch.dtype) -> Loaded:
+    """Everything a `Clip` is made of. Weights of any precision are converted to `dtype`.
+
+    Raises:
+        UserError: a file is missing, truncated or of another kind of model; a weight is missing, unexpected or
+            misshapen; the parts do not belong together.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"a CLIP computes in {', '.join(map(str, DTYPES))}, not in {dtype}.")
+    parts = _pipeline_parts(found.folder) if found.is_pipeline else _whole(found.folder)
+    preparation = _preparation(found)
+    tokenizer = _tokenizer(found.folder / checkpoint.TOKENIZER if found.is_pipeline else found.folder)
+    tensors = [checkpoint.read_weights(part.folder) for part in parts]
+    models = [_filled(part, stored, dtype) for part, stored in zip(parts, tensors, strict=True)]
+    model = Towers(*models) if found.is_pipeline else models[0]
+    _check(model, tokenizer, preparation, found.folder)
+    stored = {name: x for part in tensors for name, x in part.items() if name not in OLD_BUFFERS}
+    fingerprint = None if dtype == torch.float32 else artifact.fingerprint(_InFloat32(stored))
+    return Loaded(model, tokenizer, preparation, fingerprint)
+
+
+def _whole(folder: Path) -> list[_Part]:
+    from transformers import CLIPConfig, CLIPModel
+
+    return [_part(CLIPModel, CLIPConfig, folder)]
+
+
+def _pipeline_parts(folder: Path) -> list[_Part]:
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    lacking = [name for name in (checkpoint.TEXT, checkpoint.IMAGE) if not (folder / name).is_dir()]
+    if lacking:
+        raise UserError(
+            f"{folder} has no {lacking[0]}: half a CLIP cannot embed pairs (Karlo publishes no image encoder). "
+            "Take the whole CLIP that the pipeline was trained with; for embeddings 768 wide, openai/clip-vit-large-patch14."
+        )
+    return [
+        _part(CLIPTextModelWithProjection, CLIPTextConfig, folder / checkpoint.TEXT),
+        _part(CLIPVisionModelWithProjection, CLIPVisionConfig, folder / checkpoint.IMAGE),
+    ]
+
+
+def _part(kind: Any, config_kind: Any, folder: Path) -> _Part:
+    path = folder / artifact.CONFIG_FILE
+    values = artifact.read_json(path)
+    _check_kind(kind.__name__, config_kind.model_type, values, path)
+    return _Part(kind, config_kind, folder, values)
+
+
+def _filled(part: _Part, stored: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """The model, with the stored tensors in it."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        with torch.device("meta"):  # random weights of a big tower would take a minute, and be overwritten
+            model = part.kind(part.config_kind.from_dict(dict(part.values)))
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        path = part.folder / artifact.CONFIG_FILE
+        raise UserError(f"{path} does not describe a {part.kind.__name__}: {error}") from None
+    model = model.to(dtype).to_empty(device="cpu")
+    for name, buffer in model.named_buffers():
+        assert name in OLD_BUFFERS, f"{name} would stay uninitialised"
+        buffer.copy_(torch.arange(buffer.shape[-1]))
+    artifact.load_strictly(model, {name: x for name, x in stored.items() if name not in OLD_BUFFERS}, part.folder)
+    return model
+
+
+def _check_kind(kind: str, model_type: str, values: Mapping[str, Any], path: Path) -> None:
+    """Refuse what is no CLIP, and Stable unCLIP's text encoder, which is another CLIP's and has no projection."""
+    if values.get("model_type") != model_type:
+        raise UserError(
+            f"{path} is for {values.get('model_type')!r}, not {model_type!r}: only CLIPs are read ({kind})."
+        )
+    named = values.get("architectures") or [kind]
+    if kind not in named:
+        raise UserError(
+            f"{path} is for {', '.join(map(str, named))}, not {kind}. Stable unCLIP's text encoder has no projection and is "
+            "not the one its image encoder was trained with: take that whole CLIP, for embeddings 768 wide "
+            "openai/clip-vit-large-patch14."
+        )
+
+
+def _preparation(found: Checkpoint) -> Preparation:
+    folders = checkpoint.PREPARATIONS if found.is_pipeline else ("",)
+    paths = [found.folder / folder / name for folder in folders for name in checkpoint.PREPARATION_FILES]
+    for path in paths:
+        if path.is_file():
+            values = artifact.read_json(path)
+            if path.name == checkpoint.PREPARATION_FILES[1]:
+                return Preparation.from_config(values, path)
+            # transformers 5 nests it here; older files of this name hold other things.
+            if isinstance(nested := values.get("image_processor"), dict):
+                return Preparation.from_config(nested, path)
+    raise UserError(
+        f"{paths[1]} is missing: {found.folder} is not a complete CLIP. It says how pictures are prepared; copy the one "
+        "of the CLIP that this one was trained from."
+    )
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    # Without its files the class makes a vocabulary of three tokens.
+    if not (folder / "tokenizer.json").is_file() and not all(
+        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
+    ):
+        raise UserError(f"{folder} is not a complete CLIP: it lacks tokenizer.json, or vocab.json with merges.txt.")
+    settings = folder / "tokenizer_config.json"
+    kind = artifact.read_json(settings).get("tokenizer_class") if settings.is_file() else None
+    if kind not in (None, "CLIPTokenizer", "CLIPTokenizerFast"):
+        raise UserError(f"{settings} is for {kind}; only CLIPTokenizer is read.")
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the Rust library raises bare Exception for a broken file
+        raise UserError(f"the tokenizer in {folder} cannot be read: {error}. Copy it again.") from None
+
+
+def _check(model: Any, tokenizer: Any, preparation: Preparation, folder: Path) -> None:
+    """Whether towers, tokenizer and preparation belong together."""
+    states, text, image = (
+        model.text_projection.in_features,
+        model.text_projection.out_features,
+        model.visual_projection.out_features,
+    )
+    if text != image:
+        raise UserError(f"{folder}: text embeddings are {text} wide, image embeddings {image}: not one CLIP's towers.")
+    if states != text:
+        raise UserError(
+            f"{folder}: token states are {states} wide, embeddings {text}. A prior reads both as one width; take a CLIP "
+            "where they are equal (ViT-B/32, B/16, L/14, H/14, bigG/14 are)."
+        )
+    side = model.vision_model.config.image_size
+    if preparation.side != side:
+        raise UserError(
+            f"{folder}: pictures are prepared {preparation.side} pixels wide, the image tower reads {side}."
+        )
+    _check_end(model.text_model.config, tokenizer, folder)
+
+
+def _check_end(config: Any, tokenizer: Any, folder: Path) -> None:
+    """Whether transformers will pool where the text ends: at the end token, or in old configurations at the highest id."""
+    end, highest = tokenizer.eos_token_id, len(tokenizer) - 1
+    if highest >= config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {highest + 1} tokens, the text tower {config.vocab_size}.")
+    if config.eos_token_id == OLD_END and end != highest:
+        raise UserError(
+            f"{folder}: the text tower pools at the highest token ({highest}, as its eos_token_id is {OLD_END}), but texts "
+            f"end with {end}. Set eos_token_id to {end} in the text tower's {artifact.CONFIG_FILE}, or remove added tokens."
+        )
+    if config.eos_token_id not in (OLD_END, end):
+        raise UserError(
+            f"{folder}: the text tower pools at token {config.eos_token_id}, but texts end with {end}. Set eos_token_id to "
+            f"{end} in the text tower's {artifact.CONFIG_FILE}, or take the tokenizer that belongs to it."
+        )
+
+
+class _InFloat32(Mapping[str, Tensor]):
+    """Tensors converted one at a time as they are read, so that a big CLIP is not in memory twice."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name].float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
