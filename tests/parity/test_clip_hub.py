@@ -65,7 +65,9 @@ def test_what_is_not_there_is_named_with_where_it_was_looked_for(cache: Path, op
         Clip.from_pretrained(openai, revision="main")
     snapshot = add_to_cache(cache, openai, COMMIT, "main")
     (snapshot / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=rf"snapshots/{COMMIT} has no weights.*download it again"):
+    with pytest.raises(
+        UserError, match=rf"snapshots/{COMMIT}/model\.safetensors is missing.*download the folder again"
+    ):
         Clip.from_pretrained(HUB_ID)
 
 

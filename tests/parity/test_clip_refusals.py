@@ -48,7 +48,7 @@ def only_pickle(folder: Path) -> None:
 
 WHOLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no configuration": (lambda f: (f / "config.json").unlink(), r"/config\.json is missing"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"/model\.safetensors is missing, and so"),
     "pickle alone": (only_pickle, r"only as pickle \(pytorch_model\.bin\).*save_pretrained"),
     "truncated": (lambda f: cut(f / "model.safetensors"), "truncated or not safetensors"),
     "a weight missing": (

@@ -165,8 +165,10 @@ def _weight_files(folder: Path) -> Path | None:
 def _no_weights(folder: Path) -> str:
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in folder.glob(pattern))
     if not pickles:
-        wanted = ", ".join(f"model{variant}.safetensors" for variant in VARIANTS)
-        return f"{folder} has no weights ({wanted}, or an index of shards). Copy or download it again, whole."
+        return (
+            f"{folder / artifact.WEIGHTS_FILE} is missing, and so are its half-precision variant and an index of shards. "
+            "Copy or download the folder again, whole."
+        )
     return (
         f"{folder} has its weights only as pickle ({', '.join(pickles)}), which can run code and is never read here. "
         "Take a revision with safetensors (on the hub often a pull request, such as refs/pr/1), or convert them "
