@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageEr
 from torch import Tensor
 
 from syzygy import artifact
+from syzygy.data.decode import loaded, quiet
 from syzygy.errors import UserError
 
 RECORD_KEY = "syzygy"
@@ -64,21 +64,12 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         UserError: it is missing, broken, too large, or no picture.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if not image.has_transparency_data:
-                    return image.convert("RGB")
-                white = Image.new("RGBA", image.size, "white")
-                return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}.") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = Image.MAX_IMAGE_PIXELS or 0
-        raise UserError(f"{path} has too many pixels; at most {limit:,} are read. Make it smaller.") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {error}.") from None
+    with quiet():
+        image = loaded(path, str(path))
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:

@@ -45,9 +45,8 @@ class Plan:
         return parse(EmbedSettings, self.values["settings"], layout.PLAN_FILE)
 
     @property
-    def options(self) -> dict[str, Any]:
-        """`SourceOptions`, as JSON values."""
-        return self.values["options"]
+    def options(self) -> SourceOptions:
+        return parse(SourceOptions, self.values["options"], layout.PLAN_FILE)
 
     @property
     def command(self) -> str:
@@ -87,7 +86,7 @@ def begin(
         "command": command,
         "kind_of_source": source.kind,
         "shards": [{"name": shard.name, "fingerprint": shard.fingerprint} for shard in source.shards],
-        "options": options.to_config(),
+        "options": options.model_dump(mode="json"),
         "settings": settings.model_dump(mode="json"),
         "encoder": dict(identity),
     }

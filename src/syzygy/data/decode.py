@@ -3,7 +3,7 @@
 import io
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ MAX_BYTES = 256 * 2**20
 """Larger files are not read into memory."""
 
 
-def loaded(data: bytes | Path, name: str, formats: Sequence[str] | None = None) -> Image.Image:
+def loaded(data: bytes | Path, name: str, formats: tuple[str, ...] | None = None) -> Image.Image:
     """A picture, whole in memory, in its own mode; of an animation the first frame.
 
     Args:

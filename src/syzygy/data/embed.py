@@ -12,7 +12,7 @@ from torch import Tensor
 
 from syzygy import artifact
 from syzygy.data import layout
-from syzygy.data.captions import FAULTS, encode_captions, fault_codes
+from syzygy.data.captions import FAULTS, EncodedCaptions, encode_captions, fault_codes, joined
 from syzygy.data.decode import quiet
 from syzygy.data.encoder import DTYPES, EmbedSettings, PairEncoder, pinned
 from syzygy.data.pair import Bad, Shard, Skipped
@@ -55,7 +55,7 @@ def embed_shard(
             can be written. Parts that were written before do no harm: without a record they do not count.
     """
     writing = _Writing(number, encoder, settings, store)
-    with pinned(settings), quiet():
+    with pinned(settings.threads, settings.device), quiet():
         ahead = 2 * settings.batch_size
         for place, sample in enumerate(prepared(shard.read(), encoder.preparation.prepare, settings.threads, ahead)):
             writing.add(place, sample)
@@ -125,12 +125,21 @@ class _Writing:
                 elif fault:
                     faults[row] = f"the caption's embedding {fault}"
             if usable:
-                self._write(full, images, [(rows[i], texts[i]) for i in usable], encoded.text[usable])
+                self._write(full, images, [(rows[i], texts[i]) for i in usable], encoded, usable)
         for place, sample, fault in zip(full.places, full.samples, faults, strict=True):
             if fault:
                 self._lose(place, sample.key, fault)
 
-    def _write(self, full: "_Filling", images: Tensor, captions: list[tuple[int, str]], text: Any) -> None:
+    def _write(
+        self,
+        full: "_Filling",
+        images: Tensor,
+        captions: list[tuple[int, str]],
+        encoded: EncodedCaptions,
+        usable: list[int],
+    ) -> None:
+        """`captions` are the usable ones, with their rows in `full`."""
+        assert encoded.pooled is not None, "a CLIP pools"
         rows = sorted({row for row, _ in captions})
         number_of = {row: i for i, row in enumerate(rows)}
         part = Part(
@@ -139,9 +148,10 @@ class _Writing:
             images=images[rows].to(self.dtype),
             captions=[caption for _, caption in captions],
             image_of_caption=[number_of[row] for row, _ in captions],
-            text=text,
+            text=joined([encoded.states[i] for i in usable], self.dtype),
+            pooled=encoded.pooled[usable],
         )
-        self.cut += int((text.lengths == self.encoder.positions).sum())
+        self.cut += sum(len(encoded.states[i]) == self.encoder.positions for i in usable)
         self.parts.append(write_part(part, self.store, self.progress.number, len(self.parts)))
 
     def summary(self) -> dict[str, Any]:

@@ -86,12 +86,12 @@ class EmbedSettings(Config):
 
 
 @contextmanager
-def pinned(settings: EmbedSettings) -> Iterator[None]:
-    """Within: as many threads as the settings say; on a GPU, one way to compute, in the precision that was asked for."""
+def pinned(threads: int, device: str) -> Iterator[None]:
+    """Within: so many threads; on a GPU, one way to compute, in the precision that was asked for."""
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(settings.threads)
-        if settings.device == "cuda":
+        torch.set_num_threads(threads)
+        if device == "cuda":
             flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
             stack.enter_context(flags)
         yield

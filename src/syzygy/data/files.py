@@ -86,7 +86,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
 
 
 def _bytes(x: Tensor) -> memoryview:
-    return memoryview(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def mapped(path: Path, size: int | None = None) -> dict[str, Tensor]:
@@ -119,6 +119,8 @@ def mapped(path: Path, size: int | None = None) -> dict[str, Tensor]:
 
 def mend(path: Path) -> str:
     """How to get a shard's file back."""
+    if not (path.parent.parent / "store.json").is_file():
+        return "Copy it again, or merge its stores again."
     record = path.with_name(path.name.partition("-")[0] + ".json")
     return f"Copy it again; or delete {record} and run `syzygy embed` again as before: it makes what is missing."
 

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 Scalar = bool | float | str
+CAPTION_FIELDS = ("caption", "captions", "text")
+"""Where metadata may hold captions."""
 WHOLE_FILE = "(the file)"
 """The key of what is wrong with a shard's file, not with one of its samples."""
 
@@ -131,6 +133,17 @@ def clean(text: str) -> str:
 def listed(value: Any) -> list[Any]:
     """Captions from one field: a text alone, or a list of them."""
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def captions_in(metadata: Mapping[str, Any], fields: tuple[str, ...]) -> list[Any]:
+    """The captions in these fields of a sample's metadata, or in the first of `CAPTION_FIELDS` that it has."""
+    named = fields or next(([name] for name in CAPTION_FIELDS if metadata.get(name) is not None), [])
+    return [caption for name in named for caption in listed(metadata.get(name))]
+
+
+def without_captions(metadata: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
+    """The metadata of a sample but for its captions."""
+    return {name: value for name, value in metadata.items() if name not in (*CAPTION_FIELDS, *fields)}
 
 
 def scalars(metadata: Mapping[str, Any], keep: tuple[str, ...]) -> dict[str, Scalar]:

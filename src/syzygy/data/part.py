@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from syzygy.data import layout
+from syzygy.data.captions import TokenStates
 from syzygy.data.files import packed_strings, write_tensors
 from syzygy.data.pair import Scalar
-from syzygy.types import PackedText
 
 NUMBER, BOOLEAN, TEXT = "number", "boolean", "text"
 """Types of a column: float64 with NaN where a value is missing; bool, never missing; text, empty where it is missing."""
@@ -37,8 +37,10 @@ class Part:
     """M, those of a picture next to each other."""
     image_of_caption: list[int]
     """M; counts the part's pictures."""
-    text: PackedText
+    text: TokenStates
     """Of the M captions."""
+    pooled: Float[Tensor, "M D"]
+    """Pooled text embeddings of the M captions."""
 
 
 def text_hash(text: str) -> int:
@@ -64,7 +66,8 @@ def write_part(part: Part, store: Path, number: int, index: int, features: str =
         },
     )
     path = layout.part_path(store, number, index, features)
-    vectors = write_tensors(path, {"image": part.images, **image_sums(part.images), **text_tensors(part.text)})
+    text = text_tensors(part.text, part.pooled)
+    vectors = write_tensors(path, {"image": part.images, **image_sums(part.images), **text})
     return {
         "pictures": len(part.keys),
         "captions": len(part.captions),
@@ -74,9 +77,9 @@ def write_part(part: Part, store: Path, number: int, index: int, features: str =
     }
 
 
-def text_tensors(text: PackedText) -> dict[str, Tensor]:
-    """A feature set's tensors of M captions. A set without pooled embeddings has them 0 wide."""
-    return {"pooled": text.pooled, "states": text.states, "offsets": text.offsets}
+def text_tensors(text: TokenStates, pooled: Float[Tensor, "M D"] | None) -> dict[str, Tensor]:
+    """A feature set's tensors of M captions."""
+    return {"states": text.states, "offsets": text.offsets} | ({} if pooled is None else {"pooled": pooled})
 
 
 def image_sums(images: Float[Tensor, "N D"]) -> dict[str, Float[Tensor, "..."]]:

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from syzygy.data.decode import MAX_BYTES, too_large
-from syzygy.data.pair import WHOLE_FILE, Bad, RawPair, Sample, Skipped, clean, listed, pair_of
+from syzygy.data.pair import WHOLE_FILE, Bad, RawPair, Sample, Skipped, captions_in, clean, pair_of, without_captions
 from syzygy.errors import UserError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json")
 MAX_TEXT_BYTES = 16 * 2**20
-CAPTION_FIELDS = ("caption", "captions", "text")
-"""Where metadata may hold captions."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +65,12 @@ class TarShard:
             failed = metadata.get("status", "success") != "success"
             return Skipped(key) if failed else Bad(key, "there is no picture beside the caption")
         captions = self._captions(members, metadata)
-        return pair_of(key, captions, _without(metadata, self.caption_fields), self.keep, picture=picture)
+        return pair_of(key, captions, without_captions(metadata, self.caption_fields), self.keep, picture=picture)
 
     def _captions(self, members: Mapping[str, bytes], metadata: Mapping[str, Any]) -> list[Any]:
         if not self.caption_fields and "txt" in members:
             return [members["txt"]]
         return captions_in(metadata, self.caption_fields)
-
-
-def captions_in(metadata: Mapping[str, Any], fields: tuple[str, ...]) -> list[Any]:
-    """The captions in these fields of a sample's metadata, or in the first of `CAPTION_FIELDS` that it has."""
-    named = fields or next(([name] for name in CAPTION_FIELDS if metadata.get(name) is not None), [])
-    return [caption for name in named for caption in listed(metadata.get(name))]
-
-
-def _without(metadata: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in metadata.items() if name not in (*CAPTION_FIELDS, *fields)}
 
 
 class _Cut(Exception):
@@ -125,7 +113,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, str, bytes | str]]:
     """
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (info := tar.next()) is not None:
-            tar.members = []  # it would remember all of them
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  (it would remember all of them)
             key, ending = _parted(info.name)
             if not info.isreg() or ending not in (*PICTURES, *TEXTS):
                 continue

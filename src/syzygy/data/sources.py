@@ -1,40 +1,38 @@
 """`open_source`: from what a user writes to a list of shards in a stable order."""
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
 from os.path import commonpath
 from pathlib import Path
-from typing import Any
 
+from pydantic import Field
+
+from syzygy.config import Config
+from syzygy.data import source_folder
 from syzygy.data.pair import Shard
+from syzygy.data.source_embeddings import embedding_shards
+from syzygy.data.source_parquet import ParquetShard, choose_columns, first_readable
 from syzygy.data.source_tar import TarShard
 from syzygy.errors import UserError
 
-KINDS = "a tar or a folder of tars (img2dataset)"
+KINDS = "img2dataset's tars, parquet with pictures, a folder with metadata.jsonl, or clip-retrieval's folder with img_emb and metadata"
 RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 MOST_FILES = 1_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions:
+class SourceOptions(Config):
     """What a user may say about a source. Names of columns are those of parquet, or fields of JSON."""
 
     caption_columns: tuple[str, ...] = ()
     """Where the captions are; empty: found by their usual names."""
+    image_column: str | None = None
+    """Where the pictures are, in parquet; None: found."""
     keep: tuple[str, ...] = ()
     """Columns whose text is kept; numbers and booleans are anyway."""
-
-    def to_config(self) -> dict[str, Any]:
-        """As JSON values."""
-        return json.loads(json.dumps(asdict(self)))
-
-    @staticmethod
-    def from_config(values: Mapping[str, Any]) -> "SourceOptions":
-        """What `to_config` gave."""
-        return SourceOptions(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()})
+    image_norm: float | None = Field(default=None, gt=0)
+    """What brings ready-made embeddings of unit length to raw scale: the mean norm of the encoder's raw image embeddings."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Source:
     text: str
     """As the user wrote it."""
     kind: str
-    """`tar`."""
+    """tar, parquet, folder or embeddings."""
     shards: Sequence[Shard]
     """In the order that they are numbered in."""
 
@@ -63,11 +61,78 @@ def open_source(text: str, options: SourceOptions) -> Source:
     if missing:
         of = f" ({len(missing)} of {len(paths)} are missing)" if len(paths) > 1 else ""
         raise UserError(f"there is no {missing[0]}{of}. A source is {KINDS}; {{00000..00099}} stands for a range.")
-    files = _files(paths, ".tar", text)
-    shards = [
-        TarShard(path, name, path.stat().st_size, options.keep, options.caption_columns) for path, name in _named(files)
+    kinds = {_kind(path) for path in paths}
+    if len(kinds) > 1:
+        raise UserError(
+            f"{text} names sources of several kinds ({', '.join(sorted(kinds))}). Embed each into its own store."
+        )
+    kind = kinds.pop()
+    _check_options(kind, options)
+    if kind in ("folder", "embeddings") and len(paths) > 1:
+        raise UserError(f"{text} names {len(paths)} folders. Embed each into its own store, then `syzygy store merge`.")
+    return Source(text, kind, _OPEN[kind](paths, options))
+
+
+def _kind(path: Path) -> str:
+    """What kind of source this file or folder is.
+
+    Raises:
+        UserError: none.
+    """
+    if path.is_file() and path.suffix in _ENDINGS:
+        return _ENDINGS[path.suffix]
+    if path.is_dir():
+        if (path / "img_emb").is_dir():
+            return "embeddings"
+        if (path / source_folder.METADATA).is_file():
+            return "folder"
+        # img2dataset writes tables of metadata, without pictures, beside its tars.
+        found = next((kind for ending, kind in _ENDINGS.items() if _inside(path, ending)), None)
+        if found is not None:
+            return found
+        below = next((inner for inner in sorted(path.glob("*/")) if any(_inside(inner, e) for e in _ENDINGS)), None)
+        hint = f" There are files in {below}: name that." if below else ""
+        raise UserError(f"{path} holds no pairs.{hint} A source is {KINDS}.")
+    raise UserError(f"{path} is no source of pairs. A source is {KINDS}.")
+
+
+def _check_options(kind: str, options: SourceOptions) -> None:
+    """An option without effect is an error."""
+    if options.image_column is not None and kind != "parquet":
+        raise UserError(f"--image-column is for parquet; this source is of kind {kind}. Leave it out.")
+    if options.image_norm is not None and kind != "embeddings":
+        raise UserError(f"--image-norm is for ready-made embeddings; this source is of kind {kind}. Leave it out.")
+
+
+def _tars(paths: list[Path], options: SourceOptions) -> list[Shard]:
+    return [
+        TarShard(path, name, path.stat().st_size, options.keep, options.caption_columns)
+        for path, name in _named(_files(paths, ".tar"))
     ]
-    return Source(text, "tar", shards)
+
+
+def _parquet(paths: list[Path], options: SourceOptions) -> list[Shard]:
+    files = _named(_files(paths, ".parquet"))
+    readable = first_readable([path for path, _ in files])
+    columns = choose_columns(readable, options.image_column, options.caption_columns, options.keep, pictures=True)
+    return [ParquetShard(path, name, path.stat().st_size, columns) for path, name in files]
+
+
+def _folder(paths: list[Path], options: SourceOptions) -> list[Shard]:
+    return [*source_folder.folder_shards(paths[0], options.keep, options.caption_columns)]
+
+
+def _embeddings(paths: list[Path], options: SourceOptions) -> list[Shard]:
+    return [*embedding_shards(paths[0], options.caption_columns, options.keep, options.image_norm)]
+
+
+_ENDINGS = {".tar": "tar", ".parquet": "parquet"}
+_OPEN: dict[str, Callable[[list[Path], SourceOptions], list[Shard]]] = {
+    "tar": _tars,
+    "parquet": _parquet,
+    "folder": _folder,
+    "embeddings": _embeddings,
+}
 
 
 def expand(text: str) -> list[str]:
@@ -102,20 +167,14 @@ def _choices(inside: str) -> list[str]:
     return [f"{{{inside}}}"]  # as shells do: no range and no list is itself
 
 
-def _files(paths: list[Path], ending: str, text: str) -> list[Path]:
-    """The files themselves, and those of each folder in order of their names."""
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix == ending and not p.name.startswith("."))
-            if not inside:
-                raise UserError(f"{path} holds no pairs. A source is {KINDS}.")
-            found += inside
-        elif path.suffix == ending:
-            found.append(path)
-        else:
-            raise UserError(f"{path} is no source of pairs. A source is {KINDS}.")
-    return found
+def _inside(folder: Path, ending: str) -> list[Path]:
+    """Files with this ending in the folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix == ending and not path.name.startswith("."))
+
+
+def _files(paths: list[Path], ending: str) -> list[Path]:
+    """The files themselves, and those of each folder."""
+    return [file for path in paths for file in (_inside(path, ending) if path.is_dir() else [path])]
 
 
 def _named(files: list[Path]) -> list[tuple[Path, str]]:

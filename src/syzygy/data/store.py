@@ -4,7 +4,6 @@ Legend: N pictures, M captions, B rows that are asked for, D width of the joint 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from syzygy.data import building, layout
+from syzygy.data.captions import TokenStates, joined
 from syzygy.data.encoder import DTYPES
 from syzygy.data.files import mapped, mend, unpacked_string
 from syzygy.data.part import BOOLEAN, NUMBER, TEXT
@@ -24,15 +24,6 @@ from syzygy.types import PackedText
 
 Index = Tensor | Sequence[int] | np.ndarray
 """Numbers of captions or pictures, on the CPU; a result has their order, and a number may come several times."""
-
-
-@dataclass(frozen=True)
-class TokenStates:
-    """Token states of B captions without padding, from an encoder that may have no pooled embedding."""
-
-    states: Float[Tensor, "T W"]
-    offsets: Int[Tensor, "B_plus_1"]
-    """Where each caption begins in `states`, and at last T."""
 
 
 class _Part:
@@ -150,10 +141,7 @@ class EmbeddingStore:
 
     def _tokens(self, parts: list[_Part], local: list[int]) -> TokenStates:
         bounds = [part.offsets[i : i + 2].tolist() for part, i in zip(parts, local, strict=True)]
-        offsets = np.cumsum([0, *(end - begin for begin, end in bounds)])
-        # One copy of each caption's tokens, which lie together, straight to their place.
-        states = np.concatenate([part.states[a:b] for part, (a, b) in zip(parts, bounds, strict=True)])
-        return TokenStates(torch.from_numpy(states).view(self.dtype), torch.from_numpy(offsets))
+        return joined([part.states[a:b] for part, (a, b) in zip(parts, bounds, strict=True)], self.dtype)
 
     def images(self, index: Index) -> Float[Tensor, "B D"]:
         """Raw embeddings of these pictures."""

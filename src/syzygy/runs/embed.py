@@ -5,13 +5,14 @@ Every runner calls `embed_shard` for each unfinished shard; they differ in who d
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from syzygy.api import BUNDLED, part_folder
+from syzygy.config import parse
 from syzygy.data import building
 from syzygy.data.encoder import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
@@ -48,7 +49,9 @@ class EmbedRequest:
     runner: Runner = "auto"
     max_bad: float = 0.05
     caption_columns: tuple[str, ...] | None = None
+    image_column: str | None = None
     keep: tuple[str, ...] | None = None
+    image_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,10 @@ def embed(request: EmbedRequest, report: Report | None = None) -> EmbedResult:
 
 
 def _options(request: EmbedRequest, plan: building.Plan | None) -> SourceOptions:
-    before = SourceOptions.from_config(plan.options) if plan else SourceOptions()
-    given = {name: getattr(request, name) for name in before.to_config()}
-    return replace(before, **{name: value for name, value in given.items() if value is not None})
+    before = plan.options if plan else SourceOptions()
+    given = {name: getattr(request, name) for name in SourceOptions.model_fields}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return parse(SourceOptions, before.model_dump() | changes, "embed")
 
 
 def _settings(request: EmbedRequest, plan: building.Plan | None) -> EmbedSettings:

@@ -1,0 +1,130 @@
+"""Ready-made image embeddings in clip-retrieval's layout: `img_emb/img_emb_0.npy` beside `metadata/metadata_0.parquet`.
+
+Their `text_emb` is not read: token states are needed, so captions go through the encoder, and give it anew.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from syzygy.data.pair import WHOLE_FILE, Bad, Sample, pair_of
+from syzygy.data.source_parquet import Columns, captions_of, choose_columns, metadata_of, rows
+from syzygy.errors import UserError
+
+IMAGES, METADATA = "img_emb", "metadata"
+PROBED = 1000
+"""Rows whose norms are looked at."""
+UNIT = 0.01
+"""So near to 1 are the norms of normalised embeddings, also in fp16."""
+
+
+@dataclass(frozen=True)
+class EmbeddingShard:
+    """The embeddings of one file, with the rows of their metadata."""
+
+    images: Path
+    metadata: Path
+    name: str
+    fingerprint: int
+    """Bytes of both files."""
+    columns: Columns
+    scale: float = 1.0
+    """What brings the embeddings to raw scale."""
+
+    def read(self) -> Iterator[Sample]:
+        """Streams both files.
+
+        Raises:
+            UserError: one is gone, or they have not equally many rows.
+        """
+        try:
+            images = _load(self.images)
+        except UserError as error:
+            yield Bad(WHOLE_FILE, str(error))
+            return
+        count = 0
+        for number, row in rows(self.metadata, self.columns):
+            if isinstance(row, str):
+                yield Bad(WHOLE_FILE, row)
+                return
+            count = number + 1
+            if count > len(images):
+                break
+            embedding = images[number].astype(np.float32) * np.float32(self.scale)
+            found = captions_of(row, self.columns), metadata_of(row, self.columns)
+            yield pair_of(f"{number:08}", *found, self.columns.keep, embedding=embedding)
+        if count != len(images):
+            raise UserError(
+                f"{self.images} has {len(images):,} rows and {self.metadata} {'more' if count > len(images) else f'{count:,}'}: "
+                "they do not belong together. Take both from one run of clip-retrieval."
+            )
+
+
+def _load(path: Path) -> Float[np.ndarray, "N D"]:
+    """The array in a .npy file, mapped into memory.
+
+    Raises:
+        UserError: it is gone, damaged, or no matrix of floating-point numbers.
+    """
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is gone.") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path.name} cannot be read as an array of numbers: {str(error).splitlines()[0]}.") from None
+    if found.ndim != 2 or found.dtype.kind != "f":
+        raise UserError(f"{path.name} holds {found.dtype} of shape {found.shape}, not a matrix of embeddings.")
+    return found
+
+
+def embedding_shards(
+    folder: Path, captions: tuple[str, ...], keep: tuple[str, ...], image_norm: float | None
+) -> list[EmbeddingShard]:
+    """All pairs of files in clip-retrieval's folder, by number.
+
+    Args:
+        image_norm: mean norm of the encoder's raw image embeddings, if those in the folder are of unit length.
+
+    Raises:
+        UserError: a file has no partner; embeddings are of unit length and `image_norm` is missing, or the other way round.
+    """
+    files = sorted((folder / IMAGES).glob(f"{IMAGES}_*.npy"), key=_number)
+    partners = [folder / METADATA / f"{METADATA}_{path.stem.removeprefix(f'{IMAGES}_')}.parquet" for path in files]
+    missing = [path for path in partners if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]} is missing: the captions of {IMAGES} are there. Copy the folder whole.")
+    if not files:
+        raise UserError(f"{folder / IMAGES} holds no {IMAGES}_0.npy: it is not a folder of clip-retrieval.")
+    columns = choose_columns(partners[0], None, captions, keep, pictures=False)
+    _check_norm(files[0], image_norm)
+    return [
+        EmbeddingShard(
+            images, metadata, images.stem, images.stat().st_size + metadata.stat().st_size, columns, image_norm or 1.0
+        )
+        for images, metadata in zip(files, partners, strict=True)
+    ]
+
+
+def _number(path: Path) -> tuple[int, str]:
+    digits = path.stem.removeprefix(f"{IMAGES}_")
+    return (int(digits) if digits.isdecimal() else -1), digits
+
+
+def _check_norm(path: Path, image_norm: float | None) -> None:
+    sample = np.asarray(_load(path)[:PROBED], np.float32)
+    norms = np.linalg.norm(sample, axis=1)
+    norms = norms[np.isfinite(norms)]
+    unit = len(norms) > 0 and bool((abs(norms - 1) < UNIT).mean() > 0.99)
+    if unit and image_norm is None:
+        raise UserError(
+            f"the embeddings in {path.parent} are of unit length, and priors learn raw ones: give --image-norm, the mean norm of "
+            "this CLIP's raw image embeddings. `syzygy embed` of a few hundred pictures and `syzygy store info` tell it."
+        )
+    if not unit and image_norm is not None:
+        raise UserError(
+            f"--image-norm is for embeddings of unit length; those in {path.parent} have a mean norm of {norms.mean():.3g} and are "
+            "taken as they are. Leave it out."
+        )
