@@ -14,7 +14,7 @@ from syzygy.runs.reproduce import Job, jobs
 
 SMALL = (
     "prior.scenes=60",
-    "prior.validation_scenes=16",
+    "prior.validation_images=16",
     "prior.num_layers=1",
     "prior.num_attention_heads=2",
     "prior.attention_head_dim=16",

@@ -45,7 +45,7 @@ PRIOR = (
     "num_attention_heads=2",
     "attention_head_dim=16",
     "scenes=40",
-    "validation_scenes=20",
+    "validation_images=20",
 )
 AUTOENCODER = ("autoencoder.image_size=32", "autoencoder.channels=16", "autoencoder.norm_groups=8")
 READER = ("reader.features=16", "reader.blocks=1")
@@ -112,7 +112,7 @@ def test_from_nothing_to_a_picture(
     decoder = train("decoder", "--clip", tmp_path / "c", "--autoencoder", tmp_path / "a", "--out", tmp_path / "d")
     assert {"loss", "loss/image", "loss/none"} <= set(decoder["metrics"])
     prior = train("prior", "--clip", tmp_path / "c" / "clip", "--out", tmp_path / "p")
-    assert {"loss", "cosine", "recall_at_1"} <= set(prior["metrics"])
+    assert {"loss", "cosine", "cosine_text", "cosine_other", "recall_at_1"} <= set(prior["metrics"])
     record = artifact.read_json(Path(prior["folder"]) / artifact.PROVENANCE_FILE)
     assert (record["kind"], record["steps"], record["samples"], record["recipe"]["scenes"]) == ("prior", 3, 24, 40)
 
@@ -136,7 +136,7 @@ def test_a_diffusion_prior_takes_eclipses_place(
 ) -> None:
     out, sampling = tmp_path / "p", ("task.sampling.steps=3", "task.sampling.eta=0.5")
     result = train("prior", "--preset", "diffusion", "--clip", tiny_model, "--out", out, *sampling)
-    assert set(result["metrics"]) == {"loss", "cosine", "recall_at_1"}
+    assert set(result["metrics"]) == {"loss", "cosine", "cosine_text", "cosine_other", "recall_at_1"}
     arguments = ("a red circle", "--model", tiny_model, "--steps", 2, "--out", tmp_path / "out", "--json")
     fingerprints = [
         json.loads(syzygy("generate", *arguments, *prior).out)["settings"]["fingerprints"]["prior"]
@@ -227,17 +227,25 @@ def test_a_run_tells_where_it_is_and_what_it_reached(
     answer = syzygy("train", "prior", "--clip", tiny_model, "--out", tmp_path, *TINY["prior"])
     assert answer.code == 0
     *metrics, trained, next_step = answer.out.splitlines()
-    assert [line.split()[0] for line in metrics] == ["loss", "projection", "contrastive", "cosine", "recall_at_1"]
+    assert [line.split()[0] for line in metrics] == [
+        "loss",
+        "projection",
+        "contrastive",
+        "cosine",
+        "cosine_text",
+        "cosine_other",
+        "recall_at_1",
+    ]
     assert trained == f"Trained: {tmp_path / 'prior'}"
     assert next_step == f"Try next: syzygy generate 'a red circle' --prior {tmp_path}"
     assert answer.err.startswith("prior: step 3/3 · loss ")
 
 
 def test_settings_are_listed_with_what_they_mean(syzygy: Callable[..., Any]) -> None:
-    answer = syzygy("train", "prior", "--settings", "loop.steps=70", "--preset", "paper")
+    answer = syzygy("train", "prior", "--settings", "loop.warmup=70", "--preset", "eclipse-kandinsky22")
     assert (answer.code, answer.err) == (0, "")
     text = " ".join(answer.out.split())
-    assert "loop.steps=70 Number of optimizer steps." in text
+    assert "loop.warmup=70 Steps over which the learning rate rises" in text
     assert "num_layers=10 Transformer blocks" in text
     listed = json.loads(syzygy("train", "decoder", "--settings", "--json").out)
     assert listed["task.batch_size"]["value"] == presets.decoder_starter().task.batch_size

@@ -1,5 +1,6 @@
 """`syzygy train …`."""
 
+import os
 from collections.abc import Callable
 from functools import reduce
 from operator import getitem
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from syzygy.cli.common import device_option, json_option, progress_bar, writable_folder
+from syzygy.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -79,22 +81,57 @@ def clip(**options: Any) -> None:
     _train("CLIP", body, **options)
 
 
-@click.command(epilog=EPILOG)
+@click.command(
+    epilog=EPILOG
+    + """
+\b
+On your own pairs (docs/train-your-own-prior.md):
+  syzygy embed pairs/ --encoder FOLDER|HUB-ID --out STORE
+  syzygy train prior --preset eclipse-kandinsky22 --data STORE --out RUN
+  torchrun --nproc-per-node 4 -m syzygy.cli train prior … on four GPUs
+"""
+)
 @clip_option
+@click.option(
+    "--data", "store", type=click.Path(path_type=Path), metavar="STORE", help="Train on this embedding store."
+)
+@click.option("--init", type=click.Path(path_type=Path), metavar="PRIOR", help="Go on from this ECLIPSE prior.")
+@click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard too.")
 @train_options("starter")
-def prior(clip_source: str, **options: Any) -> None:
-    """An ECLIPSE prior: text features to image embedding, beside a frozen CLIP."""
+def prior(clip_source: str, store: Path | None, init: Path | None, tensorboard: bool, **options: Any) -> None:
+    """An ECLIPSE prior: text features to image embedding, on an embedding store or on the embedded world."""
+    context = click.get_current_context()
+    if store and context.get_parameter_source("clip_source") is not click.core.ParameterSource.DEFAULT:
+        raise UserError("--clip has no effect with --data: the store tells which CLIP embedded it. Leave it out.")
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.api import part_folder
-        from syzygy.hub.clip import Clip
         from syzygy.runs import prior
+        from syzygy.runs.common import reporter
+        from syzygy.train.parallel import joined
+        from syzygy.train.progress import TensorBoard
 
-        frozen = Clip.from_pretrained(part_folder(clip_source, "clip")).to(device)
-        result = prior.train(run, frozen, out, device, bar=progress_bar)
+        report = reporter("prior", run.task.batch_size)
+        if tensorboard:
+            report = TensorBoard(report, out / "tensorboard")
+        if store is not None and not any(text.startswith("scenes=") for text in options["overrides"]):
+            run = run.model_copy(update={"scenes": None})
+        with joined(device) as world:
+            if store is None:
+                result = prior.train(
+                    run, _frozen_clip(clip_source), out, world, init=init, bar=progress_bar, report=report
+                )
+            else:
+                result = prior.train_on_store(run, store, out, world, init=init, report=report)
         return Trained(result.folder, result.metrics, f"syzygy generate 'a red circle' --prior {out}")
 
     _train("PRIOR", body, **options)
+
+
+def _frozen_clip(source: str) -> Any:
+    from syzygy.api import part_folder
+    from syzygy.hub.clip import Clip
+
+    return Clip.from_pretrained(part_folder(source, "clip"))
 
 
 @click.command(epilog=EPILOG)
@@ -201,6 +238,8 @@ def _train(
 
     writable_folder(out)
     trained = body(run, out, torch.device(device))
+    if os.environ.get("RANK", "0") != "0":  # torchrun started several of us; the first one talks
+        return
     if as_json:
         click.echo(json.dumps({"folder": str(trained.folder), "metrics": trained.metrics}))
         return

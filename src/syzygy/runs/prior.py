@@ -1,13 +1,17 @@
-"""An ECLIPSE prior beside a frozen CLIP, on pairs of the embedded world without its held-out compositions."""
+"""An ECLIPSE prior, or its diffusion baseline, on pairs of the embedded world or on an embedding store."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
 
+from syzygy import artifact
 from syzygy.config import Config
+from syzygy.data.store import EmbeddingStore
+from syzygy.errors import UserError
 from syzygy.hub.clip import Clip
 from syzygy.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
@@ -15,17 +19,21 @@ from syzygy.rng import seed_of
 from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
 from syzygy.train.loop import fit
 from syzygy.train.objectives import DiffusionObjective, DiffusionTaskConfig, EclipseObjective, PriorTaskConfig
-from syzygy.train.prior import PriorData, PriorTask, caption_ids
+from syzygy.train.pairs import Pairs, PriorData, caption_ids, split
+from syzygy.train.parallel import World
+from syzygy.train.prior import PriorTask
 from syzygy.train.progress import Reporter
 from syzygy.train.schedule import LoopConfig
 from syzygy.types import TextFeatures
 from syzygy.world import source
 
 CHUNK = 512
+PUBLISHED_SCALE = 100.0
+"""Inverse temperature of the published CLIPs, for encoders that come without it (a prior's own text and image towers)."""
 
 
 class PriorRun(Config):
-    """Everything that makes a prior of the embedded world."""
+    """Everything that makes a prior, but the store that it may be trained on."""
 
     num_layers: int = Field(default=3, gt=0)
     """Transformer blocks (the paper's prior has 10)."""
@@ -33,16 +41,34 @@ class PriorRun(Config):
     """Attention heads (paper: 16)."""
     attention_head_dim: int = Field(default=32, gt=0)
     """Width of a head (paper: 32)."""
-    scenes: int = Field(default=20_000, gt=0)
-    """Pairs of a picture and a caption to train on, embedded once."""
-    validation_scenes: int = Field(default=512, gt=0)
-    """Unseen pairs for validation."""
+    embedding_dim: int | None = Field(default=None, gt=0)
+    """Width of CLIP's joint space that the data must have (Karlo 768, Kandinsky 2.2 1280); null takes any."""
+    scenes: int | None = Field(default=20_000, gt=0)
+    """Pairs of the embedded world to train on, embedded once; null where a store is trained on."""
+    validation_images: int = Field(default=512, gt=0)
+    """Images for validation, with their captions: unseen ones of the world, or some of the store, which training then leaves out."""
     task: PriorTaskConfig | DiffusionTaskConfig
     """Loss and batch; which of the two decides which prior is trained."""
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
-    """Weights, scenes and noise follow from it."""
+    """Weights, scenes, order and noise follow from it."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a prior is trained on, whoever embedded it."""
+
+    training: Pairs
+    validation: Pairs
+    positions: int
+    """Longest text of the encoder, in tokens."""
+    logit_scale: float
+    """The encoder's inverse temperature."""
+    unconditional: Callable[[], TextFeatures]
+    """Features of the empty text."""
+    record: dict[str, Any]
+    """Which data and which encoder: a run is continued on the same only."""
 
 
 def embed(clip: Clip, seed: int, number: int, progress: Callable[[int], None] = lambda done: None) -> PriorData:
@@ -58,54 +84,159 @@ def embed(clip: Clip, seed: int, number: int, progress: Callable[[int], None] = 
     return PriorData(torch.cat(images), TextFeatures.cat(features), torch.arange(number), caption_ids(texts))
 
 
+def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, PriorData]:
+    """The run's training and validation pairs of the world.
+
+    Raises:
+        UserError: the run is made for a store.
+    """
+    if run.scenes is None:
+        raise UserError("this preset trains on an embedding store: give --data STORE, or set scenes=20000.")
+    with bar("embedding", run.scenes + run.validation_images) as progress:
+        return (
+            embed(clip, seed_of(run.seed, "prior data"), run.scenes, progress),
+            embed(clip, seed_of(run.seed, "prior validation"), run.validation_images, progress),
+        )
+
+
 def train(
     run: PriorRun,
     clip: Clip,
     out: Path,
-    device: torch.device,
+    world: World | torch.device,
     *,
     data: tuple[PriorData, PriorData] | None = None,
+    init: Path | None = None,
     bar: Bar = no_bar,
     report: Reporter | None = None,
 ) -> RunResult:
-    """Train (or resume) in `out` beside the frozen CLIP; the finished prior is `out/prior`, in the published layout, fp16.
+    """Train (or resume) in `out` on the embedded world, beside the frozen CLIP; the finished prior is `out/prior`.
 
     `data` = (training, validation) spares embedding them again when several priors learn from the same pairs.
     """
-    objective = _objective(run, clip, device)
+    world = World(world) if isinstance(world, torch.device) else world
+    clip = clip.to(world.device)
     training, validation = data or embedded(run, clip, bar)
-    task = PriorTask(objective, training, validation, run.task.batch_size, run.seed)
-    settings = run.model_dump(mode="json") | {"clip": clip.fingerprint()}
-    result = fit(task, run.loop, out, reporter=report or reporter("prior", run.task.batch_size), run=settings)
-    last = result.history[-1]
+    scale, empty = clip.logit_scale, lambda: clip.encode_text([""])
+    material = Material(training, validation, clip.positions, scale, empty, {"clip": clip.fingerprint()})
+    return fit_prior(run, material, out, world, init=init, report=report)
+
+
+def train_on_store(
+    run: PriorRun,
+    store: Path,
+    out: Path,
+    world: World,
+    *,
+    init: Path | None = None,
+    report: Reporter | None = None,
+) -> RunResult:
+    """Train (or resume) in `out` on the embedding store in this folder; the finished prior is `out/prior`.
+
+    Raises:
+        UserError: the store's embeddings are not of the width that the preset is for; the run asks for scenes too.
+    """
+    if run.scenes is not None:
+        raise UserError(f"scenes={run.scenes} has no effect on a store: leave it out, or set scenes=null.")
+    opened = EmbeddingStore.open(store)
+    training, validation = split(opened, run.validation_images)
+    encoder = opened.encoder
+    record = {"clip": encoder["fingerprint"], "data": opened.digest}
+    scale = encoder.get("logit_scale") or PUBLISHED_SCALE
+    material = Material(training, validation, encoder["positions"], scale, opened.unconditional, record)
+    return fit_prior(run, material, out, world, init=init, report=report)
+
+
+def fit_prior(
+    run: PriorRun,
+    material: Material,
+    out: Path,
+    world: World,
+    *,
+    init: Path | None = None,
+    report: Reporter | None = None,
+) -> RunResult:
+    """Train (or resume) in `out`; the finished prior is `out/prior`, in the published layout, fp16.
+
+    `init` is a folder with an ECLIPSE prior to go on from, in the published layout.
+    """
+    width = material.training.width
+    if run.embedding_dim not in (None, width):
+        raise UserError(
+            f"this preset is for embeddings of width {run.embedding_dim}; the data's are {width} wide. "
+            "Embed the pairs with the CLIP of the generator, or choose its preset."
+        )
+    objective = _objective(run, material, world.device, init)
+    precision = torch.bfloat16 if run.task.precision == "bf16" or _fast(run, world.device) else None
+    task = PriorTask(
+        objective,
+        material.training,
+        material.validation,
+        run.task.batch_size,
+        run.seed,
+        micro_batch=run.task.micro_batch,
+        precision=precision,
+        world=world,
+    )
+    beside = material.record | ({} if init is None else {"init": artifact.fingerprint(objective.prior.state_dict())})
+    settings = run.model_dump(mode="json") | beside
+    if world.first:
+        artifact.write_json(out / "environment.json", _environment(world))
+    result = fit(
+        task,
+        run.loop,
+        out,
+        reporter=report or reporter("prior", run.task.batch_size),
+        run=settings,
+        world=world,
+    )
+    last = result.history[-1] if result.history else {}
     metrics = {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
     record = provenance("prior", run, result, result.steps * run.task.batch_size, metrics)
-    objective.prior.save_pretrained(out / "prior", record | {"clip": clip.fingerprint()}, torch.float16)
+    if world.first:
+        objective.prior.save_pretrained(out / "prior", record | beside, torch.float16)
+    world.wait()
     return RunResult(out / "prior", metrics, result.history)
 
 
-def _objective(run: PriorRun, clip: Clip, device: torch.device) -> EclipseObjective | DiffusionObjective:
-    """The run's prior with fresh weights, and what it is trained to do."""
+def _fast(run: PriorRun, device: torch.device) -> bool:
+    return run.task.precision == "auto" and device.type == "cuda"
+
+
+def _environment(world: World) -> dict[str, Any]:
+    """What a run's numbers depend on besides its settings."""
+    threads, versions = torch.get_num_threads(), artifact.versions()
+    return {"machine": artifact.machine(), "processes": world.size, "threads": threads, "versions": versions}
+
+
+def _objective(
+    run: PriorRun, material: Material, device: torch.device, init: Path | None
+) -> EclipseObjective | DiffusionObjective:
+    """The run's prior, with fresh weights or those of `init`, and what it is trained to do."""
     sizes: dict[str, Any] = {
-        "embedding_dim": clip.width,
+        "embedding_dim": material.training.width,
         "num_layers": run.num_layers,
         "num_attention_heads": run.num_attention_heads,
         "attention_head_dim": run.attention_head_dim,
-        "num_embeddings": clip.positions,
+        "num_embeddings": material.positions,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(run.seed, "prior weights"))
         if isinstance(run.task, PriorTaskConfig):
-            prior = EclipsePrior(EclipsePriorConfig(**sizes)).to(device)
-            return EclipseObjective(prior, run.task, logit_scale=clip.logit_scale)
+            prior = _begun(EclipsePriorConfig(**sizes), init).to(device)
+            return EclipseObjective(prior, run.task, logit_scale=material.logit_scale)
+        if init is not None:
+            raise UserError("--init continues an ECLIPSE prior; a diffusion baseline starts from nothing.")
         network = DiffusionPrior(DiffusionPriorConfig(**sizes)).to(device)
-        return DiffusionObjective(network, run.task, clip.encode_text([""]))
+        return DiffusionObjective(network, run.task, material.unconditional())
 
 
-def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, PriorData]:
-    """The run's training and validation pairs."""
-    with bar("embedding", run.scenes + run.validation_scenes) as progress:
-        return (
-            embed(clip, seed_of(run.seed, "prior data"), run.scenes, progress),
-            embed(clip, seed_of(run.seed, "prior validation"), run.validation_scenes, progress),
-        )
+def _begun(wanted: EclipsePriorConfig, init: Path | None) -> EclipsePrior:
+    if init is None:
+        return EclipsePrior(wanted)
+    prior = EclipsePrior.from_pretrained(init)
+    other = [n for n in type(wanted).model_fields if getattr(prior.config, n) != getattr(wanted, n)]
+    if other:
+        differ = ", ".join(f"{n} is {getattr(prior.config, n)} there and {getattr(wanted, n)} here" for n in other)
+        raise UserError(f"the prior in {init} has other sizes: {differ}. Set them alike, or choose other data.")
+    return prior

@@ -27,7 +27,7 @@ from syzygy.runs.common import Bar, no_bar, reporter
 from syzygy.runs.evaluate import Scoring, asked, candidates, controls, paint, predict_all
 from syzygy.runs.prior import PriorRun
 from syzygy.train.objectives import DiffusionTaskConfig, PriorTaskConfig
-from syzygy.train.prior import PriorData
+from syzygy.train.pairs import PriorData
 from syzygy.types import Prior, TextFeatures
 from syzygy.world import source
 from syzygy.world.prompts import Prompt

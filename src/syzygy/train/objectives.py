@@ -12,7 +12,7 @@ from syzygy.config import Config
 from syzygy.prior.diffusion import TIMESTEPS, DiffusionPrior, PriorSampling, SampledPrior, alphas_bar
 from syzygy.prior.losses import eclipse_loss
 from syzygy.prior.model import EclipsePrior
-from syzygy.train.prior import PriorBatch
+from syzygy.train.pairs import PriorBatch
 from syzygy.types import TextFeatures
 
 
@@ -23,6 +23,10 @@ class PriorTaskConfig(Config):
     """λ, the weight of the contrastive loss beside the mean squared error (paper: 0.2). 0 trains projection-only."""
     batch_size: PositiveInt = 1024
     """Captions a step, and the number of texts each prediction is contrasted with (paper: 4 GPUs × 256)."""
+    micro_batch: int = Field(ge=0, default=0)
+    """Captions a pass, where a process's share of the batch does not fit its memory; 0 takes it whole. Changes no result."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """What the network computes in (weights and losses stay fp32); "auto" is bf16 on CUDA and fp32 elsewhere."""
     temperature: Literal["clip"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "clip"
     """τ of the contrastive loss: "clip" takes the frozen CLIP's own (the paper does not tell), a number replaces it."""
 
@@ -32,6 +36,10 @@ class DiffusionTaskConfig(Config):
 
     batch_size: PositiveInt = 1024
     """Captions a step."""
+    micro_batch: int = Field(ge=0, default=0)
+    """Captions a pass; 0 takes a process's share of the batch whole."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """What the network computes in (weights and losses stay fp32); "auto" is bf16 on CUDA and fp32 elsewhere."""
     condition_dropout: float = Field(ge=0, lt=1, default=0.1)
     """Share of the captions replaced by the empty text, which makes guidance possible (paper: 0.1)."""
     sampling: PriorSampling = PriorSampling()
@@ -46,21 +54,22 @@ class EclipseObjective:
         self.prior, self.config = prior, config
         self.logit_scale = logit_scale if config.temperature == "clip" else 1 / config.temperature
 
-    def losses(self, batch: PriorBatch, noise: Float[Tensor, "B D"], random: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: PriorBatch) -> dict[str, Tensor]:
         """`loss` and its parts `projection` and `contrastive`."""
         loss = eclipse_loss(
-            self.prior(batch.text, noise),
+            self.prior(batch.text, batch.noise),
             batch.image,
-            batch.text.pooled,
+            batch.candidates,
             lambda_contrastive=self.config.lambda_contrastive,
             logit_scale=self.logit_scale,
-            caption_ids=batch.caption_ids,
+            caption_ids=batch.candidate_ids,
+            first=batch.first,
         )
         return {"loss": loss.total, "projection": loss.projection, "contrastive": loss.contrastive}
 
-    def predict(self, batch: PriorBatch, noise: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    def predict(self, batch: PriorBatch) -> Float[Tensor, "B D"]:
         """One pass."""
-        return self.prior(batch.text, noise)
+        return self.prior(batch.text, batch.noise)
 
 
 @dataclass(frozen=True)
@@ -73,21 +82,21 @@ class DiffusionObjective:
     """Features of the empty text, one row."""
     signal: Tensor = field(default_factory=alphas_bar)
 
-    def losses(self, batch: PriorBatch, noise: Float[Tensor, "B D"], random: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: PriorBatch) -> dict[str, Tensor]:
         """`loss`."""
-        timestep = torch.randint(TIMESTEPS, (len(batch),), generator=random)
-        dropped = torch.rand(len(batch), generator=random) < self.config.condition_dropout
-        signal = self.signal[timestep].to(noise)[:, None]
+        timestep = (batch.uniform[:, 0] * TIMESTEPS).long()
+        dropped = batch.uniform[:, 1] < self.config.condition_dropout
+        signal = self.signal[timestep].to(batch.noise)[:, None]
         clean = self.prior.whitened(batch.image)
-        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * batch.noise
         text = self.prior.read(self._with_dropped(batch.text.padded(), dropped))
-        predicted = self.prior(noisy, timestep.to(noise.device), text)
+        predicted = self.prior(noisy, timestep.to(noisy.device), text)
         return {"loss": (predicted - clean).square().mean()}
 
-    def predict(self, batch: PriorBatch, noise: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    def predict(self, batch: PriorBatch) -> Float[Tensor, "B D"]:
         """All steps of sampling."""
         sampled = SampledPrior(self.prior, self.unconditional, self.config.sampling)
-        return sampled.predict(batch.text.padded(), noise=noise)
+        return sampled.predict(batch.text.padded(), noise=batch.noise)
 
     def _with_dropped(self, features: TextFeatures, dropped: Bool[Tensor, "B"]) -> TextFeatures:
         empty = self.unconditional.to(features.pooled.device, features.pooled.dtype)

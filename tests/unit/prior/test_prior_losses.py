@@ -26,6 +26,14 @@ def test_contrastive_is_the_papers_sum_in_one_direction() -> None:
     assert contrastive_loss(predicted, text, scale, torch.arange(4)).item() == pytest.approx(-sum(terms) / 4, rel=1e-5)
 
 
+def test_a_part_of_the_batch_is_contrasted_with_all_texts() -> None:
+    torch.manual_seed(0)
+    predicted, text, ids = torch.randn(6, 5), torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 4, 1])
+    whole = contrastive_loss(predicted, text, 7.0, ids)
+    parts = [contrastive_loss(predicted[i : i + 2], text, 7.0, ids, i) for i in (0, 2, 4)]
+    assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-6)
+
+
 def test_contrastive_is_not_rounded_under_autocast() -> None:
     torch.manual_seed(0)
     predicted, text, ids = torch.randn(8, 64), torch.randn(8, 64), torch.arange(8)
