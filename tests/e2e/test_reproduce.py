@@ -80,8 +80,15 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 9 * 6  # a prompt a category and side × candidates
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "## Pictures: differences in points" in report
-    assert "ECLIPSE − projection" in report
+    for said in (
+        "ECLIPSE's agreement less the others', in points",
+        "| colour, held out |",
+        "how often ECLIPSE's",
+        "cannot show",
+    ):
+        assert said in report, said
+    assert set(found["eclipse_preferred"]) == set(found["eclipse_minus"])
+    assert 0 <= found["eclipse_preferred"]["projection"]["seen"]["mean"] <= 1
 
     other = syzygy(*command, "prompts=2")
     assert other.code == 2
