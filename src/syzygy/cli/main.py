@@ -37,6 +37,14 @@ COMMANDS: Table = {
     "demo": Leaf("syzygy.cli.demo:demo", "Train a prior from scratch and paint with it, in minutes, offline."),
     "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
     "embed": Leaf("syzygy.cli.embed:embed", "Embed your own pairs with a CLIP, into a store to train on."),
+    "store": Branch(
+        "Look after embedding stores.",
+        {
+            "info": Leaf("syzygy.cli.store:info", "Say what is in a store."),
+            "verify": Leaf("syzygy.cli.store:verify", "Look for damage, byte by byte."),
+            "merge": Leaf("syzygy.cli.store:merge", "Make one store of several."),
+        },
+    ),
     "train": Branch(
         "Train a part of the system, or all of the starter.",
         {
@@ -48,6 +56,7 @@ COMMANDS: Table = {
             "starter": Leaf("syzygy.cli.train:starter", "The starter weights, from nothing, in resumable stages."),
         },
     ),
+    "export": Leaf("syzygy.cli.export:export", "Write a trained prior as a folder to pass on."),
     "evaluate": Branch(
         "Measure a prior or a decoder.",
         {

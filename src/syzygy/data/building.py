@@ -13,9 +13,9 @@ from typing import Any
 from syzygy import artifact
 from syzygy.config import parse
 from syzygy.data import layout
+from syzygy.data.embed import SHOWN
 from syzygy.data.encoder import EmbedSettings
 from syzygy.data.files import remove_unfinished
-from syzygy.data.pair import Bad
 from syzygy.data.part import merged_types
 from syzygy.data.sources import Source, SourceOptions
 from syzygy.data.statistics import statistics_of
@@ -25,7 +25,6 @@ FREE = ("source", "revision", "versions")
 """What of an encoder's identity may differ: where it lay, and the versions of libraries."""
 EARLY = 1000
 """Samples after which too many bad ones end a run before its end."""
-SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,9 @@ class Plan:
     def options(self) -> SourceOptions:
         return parse(SourceOptions, self.values["options"], layout.PLAN_FILE)
 
-    @property
-    def command(self) -> str:
-        """What begins or continues it."""
-        return self.values["command"]
+    def command(self, store: Path) -> str:
+        """What continues it, wherever it lies now. It knows its other settings."""
+        return f"{self.values['command']} --out {shlex.quote(str(store))}"
 
 
 def read_plan(store: Path) -> Plan | None:
@@ -64,9 +62,10 @@ def read_plan(store: Path) -> Plan | None:
     return Plan(layout.read_checked(path)) if path.is_file() else None
 
 
-def command_for(source: str, encoder: str, store: Path) -> str:
-    """The command that embeds `source`, as a user would write it."""
-    return shlex.join(["syzygy", "embed", source, "--encoder", encoder, "--out", str(store)])
+def command_for(source: str, encoder: str, revision: str | None, device: str) -> str:
+    """The command that makes a store, but for `--out`."""
+    at = [] if revision is None else ["--revision", revision]
+    return shlex.join(["syzygy", "embed", source, "--encoder", encoder, *at, "--device", device])
 
 
 def begin(
@@ -101,7 +100,7 @@ def begin(
     difference = _difference(found.values, json.loads(json.dumps(wanted)))
     if difference:
         raise UserError(
-            f"{store} was begun with {difference}. Choose another --out, or go on as before: {found.command}"
+            f"{store} was begun with {difference}. Choose another --out, or go on as before: {found.command(store)}"
         )
     remove_unfinished(store / layout.SHARDS)
     return found
@@ -140,7 +139,7 @@ def finished(store: Path, plan: Plan) -> Iterator[dict[str, Any]]:
         path = layout.record_path(store, number)
         if path.is_file():
             record = layout.read_checked(path)
-            if all(_is_there(store, file) for part in record["parts"] for file in files_of(part)):
+            if all(is_there(store, file) for part in record["parts"] for file in files_of(part)):
                 yield record
 
 
@@ -149,7 +148,8 @@ def files_of(part: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [part["pairs"], *part["features"].values()]
 
 
-def _is_there(store: Path, file: Mapping[str, Any]) -> bool:
+def is_there(store: Path, file: Mapping[str, Any]) -> bool:
+    """Whether a shard's file is there, in its size."""
     path = store / layout.SHARDS / file["name"]
     return path.is_file() and path.stat().st_size == file["size"]
 
@@ -158,18 +158,20 @@ class TooManyBad(UserError):
     """More samples than allowed cannot be used."""
 
 
-def check_bad(seen: int, bad: int, first: Sequence[Bad | str], most: float, *, at_end: bool) -> None:
+def check_bad(seen: int, bad: int, first: Sequence[str], most: float, *, at_end: bool) -> None:
     """Fail if more than the part `most` of the samples is bad: at the end, and before it once 1000 were seen.
 
+    Args:
+        first: key and reason of some of them.
+
     Raises:
-        TooManyBad: with the count and the first reasons.
+        TooManyBad: with the count and these.
     """
     if bad <= most * seen or (seen < EARLY and not at_end):
         return
-    lines = [f"{one.key}: {one.reason}" if isinstance(one, Bad) else one for one in first[:SHOWN]]
-    more = f" (and {bad - len(lines)} more)" if bad > len(lines) else ""
+    more = f" (and {bad - SHOWN:,} more)" if bad > SHOWN else ""
     raise TooManyBad(
-        f"{bad:,} of {seen:,} samples cannot be used, more than --max-bad {most:g} allows: {'; '.join(lines)}{more}. "
+        f"{bad:,} of {seen:,} samples cannot be used, more than --max-bad {most:g} allows: {'; '.join(first[:SHOWN])}{more}. "
         "Finished shards are kept: mend the source, or run the same command with a larger --max-bad, and it goes on at once."
     )
 
@@ -189,14 +191,9 @@ def finish(store: Path, plan: Plan, max_bad: float) -> dict[str, Any]:
     missing = len(plan.shards) - len(records)
     if missing:
         raise UserError(
-            f"{missing} of {len(plan.shards)} shards of {store} are missing. Finish it with: {plan.command}"
+            f"{missing} of {len(plan.shards)} shards of {store} are missing. Finish it with: {plan.command(store)}"
         )
-    lines = [
-        json.dumps({"shard": record["source"], **fault}, ensure_ascii=False)
-        for record in records
-        for fault in record["bad"]
-    ]
-    artifact.write_bytes(store / layout.BAD_FILE, "".join(f"{line}\n" for line in lines).encode())
+    write_bad(store, records)
     lost = [
         f"{record['source']} {fault['key']}: {fault['reason']}" for record in records for fault in lost_pairs(record)
     ]
@@ -206,8 +203,15 @@ def finish(store: Path, plan: Plan, max_bad: float) -> dict[str, Any]:
     return manifest
 
 
+def write_bad(store: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """List what could not be used, a line of JSON each."""
+    faults = ({"shard": record["source"], **fault} for record in records for fault in record["bad"])
+    text = "".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults)
+    artifact.write_bytes(store / layout.BAD_FILE, text.encode())
+
+
 def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that a reader needs to know.
+    """All that a reader needs to know, feature sets that were added included.
 
     Raises:
         UserError: no pair could be used.
@@ -216,7 +220,7 @@ def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[
     if not parts:
         raise UserError(f"{store} would be empty: not one pair of the source can be used; {layout.BAD_FILE} says why.")
     tokens = sum(part["features"][layout.DEFAULT_SET]["tokens"] for part in parts)
-    return layout.stamped(
+    manifest = layout.stamped(
         {
             **{name: plan[name] for name in ("command", "kind_of_source", "options", "settings")},
             "pictures": sum(part["pictures"] for part in parts),
@@ -239,3 +243,42 @@ def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[
             ],
         }
     )
+    return with_added_sets(store, manifest)
+
+
+def with_added_sets(store: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the feature sets that have a record for every shard."""
+    found = json.loads(json.dumps(manifest))
+    shards = found["shards"]
+    first = layout.record_path(store, shards[0]["number"])
+    for path in sorted(first.parent.glob(f"{first.stem}.*.json")):
+        name = path.name.split(".")[1]
+        records = [layout.record_path(store, shard["number"], name) for shard in shards]
+        if not all(record.is_file() for record in records):
+            continue
+        added = [layout.read_checked(record) for record in records]
+        for shard, record in zip(shards, added, strict=True):
+            for part, file in zip(shard["parts"], record["parts"], strict=True):
+                part["features"][name] = file
+        tokens = sum(file["tokens"] for record in added for file in record["parts"])
+        found["features"][name] = {key: added[0][key] for key in ("encoder", "dtype", "settings")} | {"tokens": tokens}
+    return found
+
+
+def read_manifest(store: Path) -> dict[str, Any]:
+    """The manifest of a finished store.
+
+    Raises:
+        UserError: there is none, it is unfinished (says what is missing, and the command to finish it), or newer.
+    """
+    path = store / layout.MANIFEST_FILE
+    if path.is_file():
+        return layout.read_checked(path)
+    if not store.is_dir():
+        raise UserError(f"there is no embedding store {store}. `syzygy embed` makes one.")
+    plan = read_plan(store)
+    if plan is None:
+        raise UserError(f"{store} is no embedding store. `syzygy embed` makes one.")
+    missing = len(plan.shards) - sum(1 for _ in finished(store, plan))
+    state = f"{missing} of its {len(plan.shards)} shards are missing" if missing else "it has no manifest yet"
+    raise UserError(f"{store} is not finished: {state}. Finish it with: {plan.command(store)}")

@@ -23,6 +23,9 @@ from syzygy.errors import UserError
 LONGEST_REASON = 300
 
 
+SHOWN = 5
+
+
 @dataclass
 class Progress:
     """How far a shard is."""
@@ -31,7 +34,16 @@ class Progress:
     """Of the shard."""
     seen: int = 0
     """Samples, bad ones included."""
-    bad: list[Bad] = field(default_factory=list)
+    bad: int = 0
+    """Of these."""
+    first: list[str] = field(default_factory=list)
+    """Key and reason of the first few bad ones."""
+
+    def lose(self, key: str, reason: str) -> None:
+        """A sample is bad."""
+        self.bad += 1
+        if len(self.first) < SHOWN:
+            self.first.append(f"{key}: {reason}")
 
 
 Watch = Callable[[Progress], None]
@@ -99,7 +111,7 @@ class _Writing:
         self.filling.add(place, sample)
 
     def _lose(self, place: int, key: str, reason: str) -> None:
-        self.progress.bad.append(Bad(key, reason))
+        self.progress.lose(key, reason)
         self._note(place, key, reason, "pair")
 
     def _note(self, place: int, key: str, reason: str, lost: str) -> None:

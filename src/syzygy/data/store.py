@@ -62,9 +62,7 @@ class EmbeddingStore:
                 no such set.
         """
         path = Path(path)
-        if not (path / layout.MANIFEST_FILE).is_file():
-            raise UserError(_no_manifest(path))
-        manifest = layout.read_checked(path / layout.MANIFEST_FILE)
+        manifest = building.read_manifest(path)
         if features not in manifest["features"]:
             raise unknown(f"feature set of {path}", features, manifest["features"])
         store = cls(path, manifest, features)
@@ -212,18 +210,6 @@ class EmbeddingStore:
             part = _Part(tensors[layout.PAIRS], tensors[layout.DEFAULT_SET], tensors[self.features])
             self._open[number] = part
         return part
-
-
-def _no_manifest(path: Path) -> str:
-    """Why a store cannot be opened, and what to do."""
-    if not path.is_dir():
-        return f"there is no embedding store {path}. `syzygy embed` makes one."
-    plan = building.read_plan(path)
-    if plan is None:
-        return f"{path} is no embedding store. `syzygy embed` makes one."
-    missing = len(plan.shards) - sum(1 for _ in building.finished(path, plan))
-    state = f"{missing} of its {len(plan.shards)} shards are missing" if missing else "it has no manifest yet"
-    return f"{path} is not finished: {state}. Finish it with: {plan.command}"
 
 
 def _dtype(manifest: Mapping[str, Any], features: str) -> torch.dtype:

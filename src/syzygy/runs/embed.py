@@ -5,7 +5,7 @@ Every runner calls `embed_shard` for each unfinished shard; they differ in who d
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,11 @@ from syzygy.config import parse
 from syzygy.data import building
 from syzygy.data.encoder import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
+from syzygy.errors import UserError
+from syzygy.hub.clip import Clip
+from syzygy.runs import embed_torchrun as torchrun
 from syzygy.runs.embed_local import run_here, run_processes
+from syzygy.runs.embed_ray import run_ray
 from syzygy.runs.embed_work import EncoderSpec, Job, Report, SilentReport, Tally
 
 Runner = Literal["auto", "local", "torchrun", "ray"]
@@ -64,32 +68,97 @@ class EmbedResult:
     """Shards that this run embedded; the others were finished before."""
 
 
-def embed(request: EmbedRequest, report: Report | None = None) -> EmbedResult:
-    """Embed every shard of the source that is not finished, and finish the store.
+def embed(request: EmbedRequest, report: Report | None = None) -> EmbedResult | None:
+    """Embed every shard of the source that is not finished, and finish the store. None on all but the first rank of torchrun.
 
     Raises:
         UserError: anything that a user can mend; finished shards are kept.
     """
     report = report or SilentReport()
+    runner = _runner(request)
+    if runner == "torchrun":
+        return _embed_ranks(request, report)
+    workers = request.workers or 1
+    pool = run_ray if runner == "ray" else run_processes if workers > 1 else None
+    begun = _begin(request, here=pool is None)
+    with report.running(begun.tally):
+        try:
+            if pool is None:
+                run_here(begun.job, begun.todo, begun.encoder, begun.tally, report)
+            elif begun.todo:
+                pool(begun.job, begun.todo, workers, begun.tally, report)
+        except building.TooManyBad:
+            building.write_bad(request.out, list(building.finished(request.out, begun.plan)))
+            raise
+    return begun.finish(request)
+
+
+def _embed_ranks(request: EmbedRequest, report: Report) -> EmbedResult | None:
+    with torchrun.group() as (rank, ranks):
+        begun = _begin(request) if rank == 0 else None
+        todo = torchrun.shared(begun.todo if begun else None)
+        mine = begun or _begin(request, join=True)
+        with (report if rank == 0 else SilentReport()).running(mine.tally):
+            run_here(mine.job, todo[rank::ranks], mine.encoder, mine.tally, report if rank == 0 else SilentReport())
+        torchrun.wait()
+        return begun.finish(request) if begun else None
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A store that is being filled."""
+
+    plan: building.Plan
+    job: Job
+    encoder: Clip
+    todo: list[int]
+    """Shards that were unfinished."""
+    tally: Tally
+
+    def finish(self, request: EmbedRequest) -> EmbedResult:
+        return EmbedResult(request.out, building.finish(request.out, self.plan, request.max_bad), len(self.todo))
+
+
+def _begin(request: EmbedRequest, *, here: bool = True, join: bool = False) -> _Begun:
+    """Claim the store or continue it.
+
+    Args:
+        here: whether this process will embed; other ones load the encoder for themselves.
+        join: whether another rank has begun the store already.
+    """
     plan = building.read_plan(request.out)
     options = _options(request, plan)
     source = open_source(request.source, options)
     spec = _spec(request, plan)
-    clip = spec.load()
+    encoder = (spec if here else replace(spec, device="cpu")).load(_local_rank(), local_files_only=join)
     settings = _settings(request, plan)
-    command = building.command_for(request.source, request.encoder, request.out)
-    plan = building.begin(request.out, source, options, settings, clip.identity().to_config(), command)
+    if join:
+        assert plan is not None, "the first rank has begun it"
+    else:
+        identity = encoder.identity().to_config()
+        command = building.command_for(request.source, request.encoder, request.revision, settings.device)
+        plan = building.begin(request.out, source, options, settings, identity, command)
     records = list(building.finished(request.out, plan))
     done = {record["number"] for record in records}
     todo = [number for number in range(len(source.shards)) if number not in done]
-    tally = Tally(source.shards, records, request.max_bad)
-    job = Job(request.out, source.shards, spec, settings)
-    with report.running(tally):
-        if (request.workers or 1) > 1:
-            run_processes(job, todo, request.workers or 1, tally, report)
-        else:
-            run_here(job, todo, clip, tally, report)
-    return EmbedResult(request.out, building.finish(request.out, plan, request.max_bad), len(todo))
+    job = Job(request.out, source.shards, replace(spec, revision=encoder.revision), settings)
+    return _Begun(plan, job, encoder, todo, Tally(source.shards, records, request.max_bad))
+
+
+def _runner(request: EmbedRequest) -> str:
+    """Which one `auto` means, and whether it knows all options."""
+    runner = request.runner
+    if runner == "auto":
+        runner = "torchrun" if torchrun.under_torchrun() else "local"
+    if runner == "torchrun" and request.workers is not None:
+        raise UserError(
+            "--workers has no effect under torchrun: its --nproc-per-node says how many processes there are."
+        )
+    return runner
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0")) if torchrun.under_torchrun() else 0
 
 
 def _options(request: EmbedRequest, plan: building.Plan | None) -> SourceOptions:
@@ -112,10 +181,11 @@ def _settings(request: EmbedRequest, plan: building.Plan | None) -> EmbedSetting
 
 
 def _spec(request: EmbedRequest, plan: building.Plan | None) -> EncoderSpec:
-    folder = Path(request.encoder)
-    local = request.encoder in BUNDLED or folder.is_dir()
+    local = request.encoder in BUNDLED or Path(request.encoder).is_dir()
     source = str(part_folder(request.encoder, "clip")) if local else request.encoder
+    before = plan.values["encoder"] if plan else {}
     names = {str(dtype).removeprefix("torch."): name for name, dtype in COMPUTE.items()}
-    default = "bf16" if request.device == "cuda" else "fp32"
-    compute = request.compute or (names[plan.values["encoder"]["dtype"]] if plan else default)
-    return EncoderSpec(source, request.revision, COMPUTE[compute], request.device)
+    compute = request.compute or names.get(before.get("dtype", "")) or ("bf16" if request.device == "cuda" else "fp32")
+    # A hub id without a revision stays at the commit that the store was begun with.
+    revision = request.revision or (before.get("revision") if before.get("source") == source else None)
+    return EncoderSpec(source, revision, COMPUTE[compute], request.device)

@@ -11,7 +11,7 @@ import torch
 from syzygy.data import building
 from syzygy.data.embed import Progress
 from syzygy.data.encoder import EmbedSettings
-from syzygy.data.pair import Bad, Shard
+from syzygy.data.pair import Shard
 from syzygy.hub.clip import Clip
 
 
@@ -59,23 +59,37 @@ class Tally:
         """
         self._sizes = [shard.fingerprint for shard in shards]
         self._max_bad = max_bad
+        self._finished: dict[int, Progress] = {}
         self._working: dict[int, Progress] = {}
-        self.shards, self.shards_done = len(shards), 0
-        self.seen = self._seen_done = self._bytes_done = 0
-        self._bad_done: list[Bad] = []
+        self.shards = len(shards)
         for record in records:
-            self.finish(record)
+            self._take(record)
         self.seen_before = self.seen
+        self._check()
 
     @property
-    def bad(self) -> list[Bad]:
-        """Bad samples so far."""
-        return self._bad_done + [bad for progress in self._working.values() for bad in progress.bad]
+    def shards_done(self) -> int:
+        return len(self._finished)
+
+    @property
+    def seen(self) -> int:
+        """Samples, bad ones included."""
+        return sum(progress.seen for progress in self._all)
+
+    @property
+    def bad(self) -> int:
+        """Bad samples."""
+        return sum(progress.bad for progress in self._all)
+
+    @property
+    def _all(self) -> list[Progress]:
+        return [*self._finished.values(), *self._working.values()]
 
     @property
     def expected(self) -> float | None:
         """Samples of all shards, judged by those that are finished; None before there is one."""
-        return self._seen_done * sum(self._sizes) / self._bytes_done if self._bytes_done else None
+        size = sum(self._sizes[number] for number in self._finished)
+        return sum(progress.seen for progress in self._finished.values()) * sum(self._sizes) / size if size else None
 
     def update(self, progress: Progress) -> None:
         """A batch of a shard is done.
@@ -84,21 +98,23 @@ class Tally:
             TooManyBad: see `building.check_bad`.
         """
         self._working[progress.number] = progress
-        self._count()
+        self._check()
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """A shard is done. Raises as `update`."""
-        number = record["number"]
-        self._working.pop(number, None)
-        self.shards_done += 1
-        self._seen_done += record["seen"]
-        self._bytes_done += self._sizes[number]
-        self._bad_done += [Bad(fault["key"], fault["reason"]) for fault in building.lost_pairs(record)]
-        self._count()
+        self._working.pop(record["number"], None)
+        self._take(record)
+        self._check()
 
-    def _count(self) -> None:
-        self.seen = self._seen_done + sum(progress.seen for progress in self._working.values())
-        building.check_bad(self.seen, len(self.bad), self.bad, self._max_bad, at_end=False)
+    def _take(self, record: Mapping[str, Any]) -> None:
+        progress = Progress(record["number"], record["seen"])
+        for fault in building.lost_pairs(record):
+            progress.lose(fault["key"], fault["reason"])
+        self._finished[record["number"]] = progress
+
+    def _check(self) -> None:
+        first = [line for progress in self._all for line in progress.first]
+        building.check_bad(self.seen, self.bad, first, self._max_bad, at_end=False)
 
 
 @runtime_checkable

@@ -1,0 +1,108 @@
+"""Several finished stores as one."""
+
+import os
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from syzygy import artifact
+from syzygy.data import building, layout
+from syzygy.data.part import TEXT
+from syzygy.errors import UserError
+
+
+def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Write a store with the pairs of all of these, in this order; the value is its manifest.
+
+    The files are shared with the old stores (hard links), or copied where the file system cannot.
+
+    Raises:
+        UserError: fewer than two stores, one twice, one unfinished; encoders, precisions, feature sets or columns differ;
+            `out` is there already, or cannot be written.
+    """
+    if len(stores) < 2:
+        raise UserError("merging takes at least two stores.")
+    if len({store.resolve() for store in stores}) < len(stores):
+        raise UserError("a store is named twice. Name each once.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already. Choose a new folder.")
+    manifests = [building.read_manifest(store) for store in stores]
+    for store, manifest in zip(stores[1:], manifests[1:], strict=True):
+        _check_alike(manifests[0], manifest, stores[0], store)
+    with artifact.folder_written(out, "the store") as folder, artifact.writing("the store", out):
+        (folder / layout.SHARDS).mkdir()
+        records: list[dict[str, Any]] = []
+        for store, manifest in zip(stores, manifests, strict=True):
+            for shard in manifest["shards"]:
+                records.append(_moved(store, shard["number"], manifest["features"], folder, len(records)))
+        first = manifests[0]["features"][layout.DEFAULT_SET]
+        plan = {
+            "command": shlex.join(["syzygy", "store", "merge", *map(str, stores)]),
+            "kind_of_source": "merged stores",
+            "options": {},
+            "settings": {"dtype": first["dtype"], "merged": [manifest["settings"] for manifest in manifests]},
+            "encoder": first["encoder"],
+        }
+        merged = building.manifest_of(folder, plan, records)
+        building.write_bad(folder, records)
+        artifact.write_json(folder / layout.MANIFEST_FILE, merged)
+    return merged
+
+
+def _check_alike(one: Mapping[str, Any], other: Mapping[str, Any], first: Path, store: Path) -> None:
+    if one["features"].keys() != other["features"].keys():
+        sets = (", ".join(manifest["features"]) for manifest in (one, other))
+        raise UserError(f"{first} and {store} have different feature sets: {' and '.join(sets)}.")
+    for name, features in one["features"].items():
+        found = other["features"][name]
+        difference = building.encoder_difference(features["encoder"], found["encoder"])
+        if difference:
+            values = (manifest["encoder"].get(difference) for manifest in (features, found))
+            raise UserError(
+                f"{first} and {store} were embedded by different encoders ({name}): {difference} is {' and '.join(map(repr, values))}."
+            )
+        if features["dtype"] != found["dtype"]:
+            raise UserError(f"{first} stores {name} as {features['dtype']}, {store} as {found['dtype']}.")
+    if _columns(one) != _columns(other):
+        differing = sorted(column for column, _ in _columns(one) ^ _columns(other))
+        raise UserError(
+            f"{first} and {store} have different columns: {', '.join(dict.fromkeys(differing))}. "
+            "Embed them with the same --keep, from sources with the same metadata."
+        )
+
+
+def _columns(manifest: Mapping[str, Any]) -> set[tuple[str, bool]]:
+    """Names, and whether they hold text; a boolean that is missing here or there is a number."""
+    return {(name, kind == TEXT) for name, kind in manifest["columns"].items()}
+
+
+def _moved(store: Path, number: int, features: Mapping[str, Any], out: Path, new: int) -> dict[str, Any]:
+    """Put shard `number` of a store into `out` as number `new`; the value is its record."""
+    record = layout.read_checked(layout.record_path(store, number))
+    record["number"] = new
+    for index, part in enumerate(record["parts"]):
+        _link(store, out, part["pairs"], layout.part_path(out, new, index, layout.PAIRS))
+        for name, file in part["features"].items():
+            _link(store, out, file, layout.part_path(out, new, index, name))
+    artifact.write_json(layout.record_path(out, new), record)
+    for name in features.keys() - {layout.DEFAULT_SET}:
+        added = layout.read_checked(layout.record_path(store, number, name))
+        added["number"] = new
+        for index, file in enumerate(added["parts"]):
+            _link(store, out, file, layout.part_path(out, new, index, name))
+        artifact.write_json(layout.record_path(out, new, name), added)
+    return record
+
+
+def _link(store: Path, out: Path, file: dict[str, Any], target: Path) -> None:
+    """Share one file under a new name, and write that into its record."""
+    source = store / layout.SHARDS / file["name"]
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise UserError(f"{source} is missing: {store} is damaged. `syzygy store verify {store}` says more.") from None
+    except OSError:
+        shutil.copyfile(source, target)
+    file["name"] = target.name
