@@ -1,7 +1,8 @@
-"""Two processes under torchrun train as one does."""
+"""Two processes under torchrun train as one does, and a killed one goes on as if it had lived."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from syzygy.artifact import read_tensors
 
 SCRIPT = '''
 """Trains a tiny prior in parts, as one of as many processes as torchrun starts; the first one leaves weights and metrics."""
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -43,6 +46,14 @@ def train(world):
     objective = EclipseObjective(prior, PriorTaskConfig(batch_size=12), logit_scale=10.0)
     task = PriorTask(objective, data, data, 12, 0, micro_batch=micro, world=world)
     loop = LoopConfig(steps=6, lr=1e-3, grad_clip=0.5, ema_half_life=4, validate_every=3, checkpoint_every=2, log_every=1, best="max cosine")
+    parts = task.parts
+
+    def mortal(step):
+        if step == int(os.environ.get("KILLED_AT", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return parts(step)
+
+    task.parts = mortal
     fit(task, loop, out, run={}, world=world)
     if world.first:
         artifact.write_tensors(out / "weights.safetensors", prior.state_dict())
@@ -55,18 +66,23 @@ with joined(torch.device("cpu")) as world:
 
 def trained(folder: Path, processes: int, micro: int = 0) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Weights and lines of metrics."""
-    folder.mkdir()
+    done = run(folder, processes, micro)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    return read_tensors(folder / "run/weights.safetensors"), lines
+
+
+def run(folder: Path, processes: int, micro: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The script, to its end."""
+    folder.mkdir(exist_ok=True)
     script, out = folder / "train.py", folder / "run"
     script.write_text(SCRIPT)
     launch = (
         ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"] if processes > 1 else []
     )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launch, str(script), str(out), str(micro)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return read_tensors(out / "weights.safetensors"), lines
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.mark.slow
@@ -84,3 +100,14 @@ def test_two_processes_and_parts_of_a_batch_train_as_one(tmp_path: Path) -> None
     assert sorted(p.name for p in (tmp_path / "two/run").iterdir()) == sorted(
         p.name for p in (tmp_path / "one/run").iterdir()
     )
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    weights, lines = trained(tmp_path / "whole", 1, 5)
+    killed = run(tmp_path / "killed", 1, 5, KILLED_AT="5")
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed/run/weights.safetensors").exists()
+    again = trained(tmp_path / "killed", 1, 5)
+    assert again[1] == lines
+    assert all(torch.equal(again[0][name], value) for name, value in weights.items())
