@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from syzygy.errors import UserError
 
@@ -40,6 +40,9 @@ def loaded(data: bytes | Path, name: str, formats: tuple[str, ...] | None = None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         most = Image.MAX_IMAGE_PIXELS or 0
         raise UserError(f"{name} has too many pixels; at most {most:,} are read. Make it smaller.") from None
+    except UnidentifiedImageError:  # its own message tells the address of a buffer
+        allowed = f"; allowed are {', '.join(formats)}" if formats else ""
+        raise UserError(f"{name} cannot be read as a picture: its format is not known{allowed}.") from None
     except MemoryError:
         raise
     except Exception as error:  # decoders fail in many ways on data made to break them

@@ -68,7 +68,7 @@ def embed_shard(
     """
     writing = _Writing(number, encoder, settings, store)
     with pinned(settings.threads, settings.device), quiet():
-        ahead = 2 * settings.batch_size
+        ahead = settings.batch_size + 2 * settings.threads
         for place, sample in enumerate(prepared(shard.read(), encoder.preparation.prepare, settings.threads, ahead)):
             writing.add(place, sample)
             if writing.progress.seen % settings.batch_size == 0:

@@ -63,3 +63,7 @@ def _prepared(pair: RawPair, prepare: Callable[[Image.Image], Tensor]) -> Prepar
         return Prepared(pair.key, pair.captions, prepare(image), columns, pair.unusable)
     except UserError as error:
         return Bad(pair.key, str(error).rstrip("."))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow on a picture of an odd kind: one of millions must not end the run
+        return Bad(pair.key, f"the picture cannot be prepared ({type(error).__name__})")

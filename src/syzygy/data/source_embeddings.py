@@ -40,23 +40,26 @@ class EmbeddingShard:
         Raises:
             UserError: one is gone, or they have not equally many rows.
         """
+        if not self.images.is_file():
+            raise UserError(f"{self.images} is gone.")
         try:
             images = _load(self.images)
         except UserError as error:
             yield Bad(WHOLE_FILE, str(error))
             return
-        count = 0
+        count, damaged = 0, False
         for number, row in rows(self.metadata, self.columns):
             if isinstance(row, str):
+                damaged = True
                 yield Bad(WHOLE_FILE, row)
-                return
+                continue
             count = number + 1
             if count > len(images):
                 break
             embedding = images[number].astype(np.float32) * np.float32(self.scale)
             found = captions_of(row, self.columns), metadata_of(row, self.columns)
             yield pair_of(f"{number:08}", *found, self.columns.keep, embedding=embedding)
-        if count != len(images):
+        if count != len(images) and not damaged:
             raise UserError(
                 f"{self.images} has {len(images):,} rows and {self.metadata} {'more' if count > len(images) else f'{count:,}'}: "
                 "they do not belong together. Take both from one run of clip-retrieval."
@@ -67,12 +70,10 @@ def _load(path: Path) -> Float[np.ndarray, "N D"]:
     """The array in a .npy file, mapped into memory.
 
     Raises:
-        UserError: it is gone, damaged, or no matrix of floating-point numbers.
+        UserError: it is damaged, or no matrix of floating-point numbers.
     """
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path} is gone.") from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path.name} cannot be read as an array of numbers: {str(error).splitlines()[0]}.") from None
     if found.ndim != 2 or found.dtype.kind != "f":

@@ -37,7 +37,7 @@ class ParquetShard:
     columns: Columns
 
     def read(self) -> Iterator[Sample]:
-        """Streams it, a few rows at a time. What a damaged file lost is one `Bad` at its end.
+        """Streams it, a few rows at a time. What a damaged row group lost is one `Bad`.
 
         Raises:
             UserError: the file is gone, or lacks a column.
@@ -80,20 +80,30 @@ def rows(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any] | s
         UserError: the file is gone, or lacks a column.
     """
     arrow, parquet = _pyarrow()
-    number = 0
     try:
         with parquet.ParquetFile(path) as file:
             wanted = _wanted(file.schema_arrow, columns, path)
-            for batch in file.iter_batches(batch_size=ROWS, columns=wanted):
-                table = {name: _as_bytes(batch.column(name)).to_pylist() for name in batch.schema.names}
-                for i in range(batch.num_rows):
-                    yield number, {name: values[i] for name, values in table.items()}
-                    number += 1
+            first = 0
+            for group in range(file.num_row_groups):
+                count, number = file.metadata.row_group(group).num_rows, first
+                try:
+                    for batch in file.iter_batches(batch_size=ROWS, row_groups=[group], columns=wanted):
+                        table = {name: _as_bytes(batch.column(name)).to_pylist() for name in batch.schema.names}
+                        for i in range(batch.num_rows):
+                            yield number, {name: values[i] for name, values in table.items()}
+                            number += 1
+                except (arrow.ArrowException, OSError) as error:
+                    lost = f"rows {number} to {first + count - 1} cannot be read"
+                    yield number, f"the file is damaged; {lost}: {_first_line(error)}"
+                first += count
     except FileNotFoundError:
         raise UserError(f"{path} is gone.") from None
     except (arrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield number, f"the file is damaged; rows from {number} on cannot be read: {reason}"
+        yield 0, f"the file is damaged and cannot be read: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _wanted(schema: Any, columns: Columns, path: Path) -> list[str]:
@@ -111,6 +121,8 @@ def _as_bytes(array: Any) -> Any:
     """Text as bytes, also in lists: Arrow does not check that it is UTF-8, and fails on a whole batch when it is not."""
     arrow, _ = _pyarrow()
     types = arrow.types
+    if types.is_dictionary(array.type):
+        array = array.dictionary_decode()
     kind = array.type
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return array.cast(arrow.large_binary())
@@ -132,7 +144,7 @@ def first_readable(paths: Sequence[Path]) -> Path:
             parquet.read_schema(path)
             return path
         except (arrow.ArrowException, OSError) as error:
-            reason = reason or f"{path} cannot be read as parquet: {str(error).splitlines()[0]}"
+            reason = reason or f"{path} cannot be read as parquet: {_first_line(error)}"
     raise UserError(f"{reason}.")
 
 
@@ -210,6 +222,8 @@ def _is_caption(kind: Any) -> bool:
 
 def _is_text(kind: Any) -> bool:
     types = _pyarrow()[0].types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 

@@ -3,6 +3,7 @@
 Legend: N pictures, M captions, B rows that are asked for, D width of the joint space, W of token states.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -119,19 +120,42 @@ class EmbeddingStore:
         """Of all N image embeddings."""
         return ImageStatistics.from_config(self.manifest["features"][layout.DEFAULT_SET]["images"])
 
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits over what is stored: the same where the stores are, wherever they lie."""
+        sums = [file["sha256"] for part in self._parts for file in building.files_of(part)]
+        return hashlib.blake2b("".join(sums).encode(), digest_size=8).hexdigest()
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest caption."""
+        return max(int(np.diff(self._part(i).offsets).max(initial=0)) for i in range(len(self._parts)))
+
+    def all_images_of(self) -> Int[Tensor, "M"]:
+        """For every caption the number of the picture that it describes."""
+        parts = [self._first_image[i] + self._part(i).image_of_caption.astype(np.int64) for i in range(len(self._parts))]
+        return torch.from_numpy(np.concatenate(parts))
+
     def captions(self, index: Index) -> PackedText:
         """Text features of these captions.
 
         Raises:
             UserError: the set has no pooled embeddings.
         """
-        parts, local = self._caption_places(index)
-        rows = [(part.pooled, i) for part, i in zip(parts, local, strict=True)]
+        tokens = self.tokens(index)
+        return PackedText(tokens.states, tokens.offsets, self.pooled(index))
+
+    def pooled(self, index: Index) -> Float[Tensor, "B W"]:
+        """Pooled embeddings of these captions, projected but not normalised.
+
+        Raises:
+            UserError: the set has none.
+        """
+        rows = [(part.pooled, i) for part, i in zip(*self._caption_places(index), strict=True)]
         if any(pooled is None for pooled, _ in rows):
             raise UserError(f"the feature set {self.features!r} has no pooled embeddings. Read its `tokens`.")
-        tokens = self._tokens(parts, local)
         pooled = np.concatenate([x[i : i + 1] for x, i in rows if x is not None])
-        return PackedText(tokens.states, tokens.offsets, torch.from_numpy(pooled).view(self.dtype))
+        return torch.from_numpy(pooled).view(self.dtype)
 
     def tokens(self, index: Index) -> TokenStates:
         """Token states of these captions."""
