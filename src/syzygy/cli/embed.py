@@ -97,7 +97,7 @@ are kept, and options that are not given stay as they were.
 )
 @click.option(
     "--max-bad",
-    type=Number(0, 1),
+    type=Number(0.0, 1.0),
     default=0.05,
     show_default=True,
     metavar="SHARE",
@@ -108,7 +108,7 @@ are kept, and options that are not given stay as they were.
 @click.option("--keep", multiple=True, metavar="NAME", help="A text column to keep; may be repeated.")
 @click.option(
     "--image-norm",
-    type=Number(0, above=True),
+    type=Number(0.0, above=True),
     metavar="NORM",
     help="Ready-made embeddings of unit length: mean norm of the encoder's raw ones.",
 )

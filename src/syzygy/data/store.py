@@ -133,7 +133,9 @@ class EmbeddingStore:
 
     def all_images_of(self) -> Int[Tensor, "M"]:
         """For every caption the number of the picture that it describes."""
-        parts = [self._first_image[i] + self._part(i).image_of_caption.astype(np.int64) for i in range(len(self._parts))]
+        parts = [
+            self._first_image[i] + self._part(i).image_of_caption.astype(np.int64) for i in range(len(self._parts))
+        ]
         return torch.from_numpy(np.concatenate(parts))
 
     def captions(self, index: Index) -> PackedText:

@@ -139,12 +139,20 @@ def train_on_store(
     if run.scenes is not None:
         raise UserError(f"scenes={run.scenes} has no effect on a store: leave it out, or set scenes=null.")
     opened = EmbeddingStore.open(store)
+    _check_width(run, opened.width)
     training, validation = split(opened, run.validation_images)
     encoder = opened.encoder
     record = {"clip": encoder["fingerprint"], "data": opened.digest}
     scale = encoder.get("logit_scale") or PUBLISHED_SCALE
-    material = Material(training, validation, encoder["positions"], scale, opened.unconditional, record)
+    material = Material(training, validation, encoder["positions"], scale, _no_empty_text, record)
     return fit_prior(run, material, out, world, init=init, report=report)
+
+
+def _no_empty_text() -> TextFeatures:
+    raise UserError(
+        "a diffusion baseline needs the features of the empty text, which a store does not hold: "
+        "train it on the embedded world (leave --data out), or an ECLIPSE prior on the store."
+    )
 
 
 def fit_prior(
@@ -160,12 +168,7 @@ def fit_prior(
 
     `init` is a folder with an ECLIPSE prior to go on from, in the published layout.
     """
-    width = material.training.width
-    if run.embedding_dim not in (None, width):
-        raise UserError(
-            f"this preset is for embeddings of width {run.embedding_dim}; the data's are {width} wide. "
-            "Embed the pairs with the CLIP of the generator, or choose its preset."
-        )
+    _check_width(run, material.training.width)
     objective = _objective(run, material, world.device, init)
     precision = torch.bfloat16 if run.task.precision == "bf16" or _fast(run, world.device) else None
     task = PriorTask(
@@ -197,6 +200,14 @@ def fit_prior(
         objective.prior.save_pretrained(out / "prior", record | beside, torch.float16)
     world.wait()
     return RunResult(out / "prior", metrics, result.history)
+
+
+def _check_width(run: PriorRun, width: int) -> None:
+    if run.embedding_dim not in (None, width):
+        raise UserError(
+            f"this preset is for embeddings of width {run.embedding_dim}; the data's are {width} wide. "
+            "Embed the pairs with the CLIP of the generator, or choose its preset."
+        )
 
 
 def _fast(run: PriorRun, device: torch.device) -> bool:

@@ -225,6 +225,5 @@ def split(store: EmbeddingStore, validation_images: int) -> tuple[StorePairs, St
     chosen = torch.randperm(store.number_of_images, generator=generator(0, "validation images"))[:validation_images]
     kept_out = torch.zeros(store.number_of_images, dtype=torch.bool)
     kept_out[chosen] = True
-    everything = torch.arange(len(store))
-    out = kept_out[store.image_of(everything)]
+    everything, out = torch.arange(len(store)), kept_out[store.all_images_of()]
     return StorePairs(store, everything[~out]), StorePairs(store, everything[out])

@@ -1,0 +1,136 @@
+"""From a folder of pairs to a prior that paints: embed, train on the store, go on, generate."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from syzygy import artifact
+from syzygy.data.store import EmbeddingStore
+from syzygy.errors import UserError
+from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
+from syzygy.train.objectives import EclipseObjective, PriorTaskConfig
+from syzygy.train.pairs import PriorData, StorePairs, split
+from syzygy.train.prior import PriorTask
+
+SMALL = (
+    "num_layers=1",
+    "num_attention_heads=2",
+    "attention_head_dim=16",
+    "validation_images=10",
+    "task.batch_size=8",
+    "loop.steps=6",
+    "loop.warmup=1",
+    "loop.validate_every=3",
+    "loop.checkpoint_every=2",
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """40 pairs of the world, embedded by the tiny model's CLIP, in two shards."""
+    import sys
+    from unittest.mock import patch
+
+    from syzygy.cli.main import main
+
+    folder = tmp_path_factory.mktemp("store")
+    for arguments in (
+        ("world", "sample", "--num", "40", "--out", folder / "pairs"),
+        ("embed", folder / "pairs", "--encoder", tiny_model / "clip", "--out", folder / "store"),
+    ):
+        with patch.object(sys, "argv", ["syzygy", *map(str, arguments)]), pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+    return folder / "store"
+
+
+def test_a_prior_is_trained_on_a_store_and_paints(
+    syzygy: Callable[..., Any], store: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    answer = syzygy("train", "prior", "--data", store, "--out", out, "--json", *SMALL)
+    assert answer.code == 0, answer.err
+    assert {"cosine", "cosine_text", "cosine_other", "recall_at_1"} <= set(json.loads(answer.out)["metrics"])
+    record = artifact.read_json(out / "prior/provenance.json")
+    assert record["data"] == EmbeddingStore.open(store).digest
+    assert record["recipe"]["scenes"] is None
+    assert artifact.read_json(out / "environment.json")["processes"] == 1
+    painted = syzygy(
+        "generate", "a red circle", "--model", tiny_model, "--prior", out, "--steps", 1, "--out", tmp_path / "pictures"
+    )
+    assert painted.code == 0, painted.err
+
+    again = syzygy("train", "prior", "--data", store, "--out", tmp_path / "parts", *SMALL, "task.micro_batch=3")
+    assert again.code == 0, again.err
+    one, other = (EclipsePrior.from_pretrained(folder / "prior") for folder in (out, tmp_path / "parts"))
+    torch.testing.assert_close(one.proj_in.weight, other.proj_in.weight, rtol=0, atol=2e-3)  # fp16 files
+
+
+def test_a_store_and_memory_give_the_same_batches(store: Path) -> None:
+    opened = EmbeddingStore.open(store)
+    everything = torch.arange(len(opened))
+    text = opened.captions(everything)
+    memory = PriorData(
+        opened.images(torch.arange(opened.number_of_images)),
+        text.padded(),
+        opened.all_images_of(),
+        opened.ids(everything),
+    )
+    tasks = []
+    for pairs in (StorePairs(opened, everything), memory):
+        torch.manual_seed(0)
+        sizes = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}
+        prior = EclipsePrior(EclipsePriorConfig(embedding_dim=opened.width, **sizes))
+        objective = EclipseObjective(prior, PriorTaskConfig(batch_size=16), logit_scale=10.0)
+        tasks.append(PriorTask(objective, pairs, pairs, 16, 0))
+    assert tasks[0].loss(3)["loss"].item() == tasks[1].loss(3)["loss"].item()
+    with torch.no_grad():
+        assert tasks[0].validate() == tasks[1].validate()
+    a, b = (task.objective.prior for task in tasks)
+    torch.testing.assert_close(a.get_parameter("clip_mean"), b.get_parameter("clip_mean"))
+    torch.testing.assert_close(a.get_parameter("clip_std"), b.get_parameter("clip_std"))
+    assert all(key.startswith("000") for key in tasks[0].keys(0))
+
+
+def test_validation_pictures_are_left_out_of_training_with_all_their_captions(store: Path) -> None:
+    opened = EmbeddingStore.open(store)
+    training, validation = split(opened, 10)
+    seen, unseen = (set(pairs.image_numbers(torch.arange(len(pairs))).tolist()) for pairs in (training, validation))
+    assert len(unseen) == 10
+    assert not seen & unseen
+    assert len(training) + len(validation) == len(opened)
+    assert torch.equal(split(opened, 10)[1].chosen, validation.chosen)
+    with pytest.raises(UserError, match="validation_images=40 of the 40 images"):
+        split(opened, 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--preset", "eclipse-karlo"), "is for embeddings of width 768; the data's are 32 wide"),
+        (("scenes=5",), "scenes=5 has no effect on a store"),
+        (("--clip", "starter"), "--clip has no effect with --data"),
+        (("--preset", "diffusion"), "features of the empty text"),
+        (("--data", "nowhere"), "there is no embedding store nowhere"),
+        (("--init", "nowhere"), "nowhere"),
+        (("validation_images=40",), "choose at least 1, and fewer than there are"),
+    ],
+)
+def test_wrong_input(
+    syzygy: Callable[..., Any], store: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    small = () if "eclipse-karlo" in arguments else SMALL
+    answer = syzygy("train", "prior", "--data", store, "--out", tmp_path / "run", *small, *arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.err
+
+
+def test_a_store_that_is_none_needs_one_or_scenes(syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path) -> None:
+    preset = ("--preset", "eclipse-karlo", "embedding_dim=null")
+    answer = syzygy("train", "prior", "--clip", tiny_model, "--out", tmp_path / "run", *preset)
+    assert answer.code == 2
+    assert "give --data STORE, or set scenes=20000" in answer.err
