@@ -70,6 +70,20 @@ def test_a_prior_is_trained_on_a_store_and_paints(
     torch.testing.assert_close(one.proj_in.weight, other.proj_in.weight, rtol=0, atol=2e-3)  # fp16 files
 
 
+def test_tensorboard_gets_every_line_of_metrics(syzygy: Callable[..., Any], store: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    answer = syzygy("train", "prior", "--data", store, "--out", tmp_path, "--tensorboard", *SMALL, "loop.log_every=2")
+    assert answer.code == 0, answer.err
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
+        (line["step"], pytest.approx(line["loss"])) for line in lines
+    ]
+    assert [e.step for e in events.Scalars("validation/cosine")] == [3, 6]
+
+
 def test_a_store_and_memory_give_the_same_batches(store: Path) -> None:
     opened = EmbeddingStore.open(store)
     everything = torch.arange(len(opened))
