@@ -22,9 +22,15 @@ class Worker:
         self.encoder = job.spec.load(local_files_only=True)  # of a machine's GPUs, Ray shows each actor its own
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The shards' numbers, and what the user should mend: of an exception, Ray would send the text of its traceback."""
+        mistakes = []
         for number in batch["number"].tolist():
-            embed_shard(self.job.shards[number], number, self.encoder, self.job.settings, self.job.store)
-        return batch
+            try:
+                embed_shard(self.job.shards[number], number, self.encoder, self.job.settings, self.job.store)
+                mistakes.append("")
+            except UserError as error:
+                mistakes.append(str(error))
+        return {"number": batch["number"], "mistake": mistakes}
 
 
 def run_ray(job: Job, todo: Sequence[int], workers: int, tally: Tally, report: Report) -> None:
@@ -50,10 +56,10 @@ def run_ray(job: Job, todo: Sequence[int], workers: int, tally: Tally, report: R
             num_gpus=1 if job.settings.device == "cuda" else 0,
         )
         for row in rows.iter_rows():
+            if row["mistake"]:
+                raise UserError(row["mistake"])
             tally.finish(layout.read_checked(layout.record_path(job.store, int(row["number"]))))
             report.update()
-    except ray.exceptions.RayError as error:
-        raise _cause(error) from None
     finally:
         if begun:
             ray.shutdown()
@@ -70,16 +76,6 @@ def _check_resources(found: dict[str, float], workers: int, job: Job) -> None:
                 f"{workers} workers with {job.settings.threads} threads need {number} {name}s; this Ray cluster has "
                 f"{found.get(name, 0):g}. Use fewer --workers, or fewer --threads in a new store."
             )
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The user's mistake in the chain of errors that Ray wraps around it, or the whole."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, UserError):
-            return UserError(str(getattr(found, "cause", found)))
-        found = getattr(found, "cause", None) or found.__cause__
-    return error
 
 
 def _ray() -> tuple[Any, Any]:
