@@ -6,6 +6,7 @@ import queue
 import signal
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from syzygy.data.embed import Progress, embed_shard
@@ -90,7 +91,7 @@ def _work(worker: int, job: Job, todo: list[int], taken: Any, stop: Any, message
     def watch(progress: Progress) -> None:
         if stop.is_set() or os.getppid() != parent:
             raise _Stopped
-        messages.put(progress)
+        messages.put(replace(progress, first=list(progress.first)))  # it is sent later, by a thread
 
     try:
         encoder = job.spec.load(worker, local_files_only=True)
