@@ -3,7 +3,7 @@
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,17 @@ from torch import nn
 from syzygy import artifact
 from syzygy.config import parse
 from syzygy.diffusion.decoder import DecoderConfig
+from syzygy.diffusion.latents import LatentDecoder
 from syzygy.diffusion.preconditioning import Preconditioned
-from syzygy.diffusion.samplers import Progress
 from syzygy.errors import UserError
 from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
 from syzygy.hub.unet import load_decoder
-from syzygy.pipeline import CONDITIONS, Pipeline, PipelineOutput
+from syzygy.pipeline import Pipeline, PipelineOutput
 from syzygy.prior import layout
 from syzygy.prior.diffusion import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.model import EclipsePrior
-from syzygy.types import Prior
+from syzygy.types import Prior, Progress, Sampling
 from syzygy.world.language import language
 from syzygy.world.reader import Reader
 
@@ -32,7 +32,7 @@ CLASS_NAME = "TextToImage"
 COMPONENTS = ("clip", "prior", "decoder", "autoencoder", "reader")
 BUNDLED = {"starter": Path(__file__).parent / "starter"}
 """Models that come with the package."""
-DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 2.0}
+DEFAULTS: dict[str, Any] = {"num_inference_steps": 25, "guidance_scale": 2.0, "sampler": "dpm++2m"}
 """Where a model says nothing else."""
 
 
@@ -50,8 +50,6 @@ class TextToImage:
     """Where its parts are."""
     world: bool
     """Whether it paints the embedded world, so that unknown words can be told."""
-    defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
-    """`num_inference_steps` and `guidance_scale` that suit it."""
 
     @classmethod
     def from_pretrained(
@@ -75,14 +73,14 @@ class TextToImage:
         _check_decoder(decoder.config, folder, clip, autoencoder)
         chosen = prior if prior is not None else folder / "prior"
         loaded = load_prior(chosen, clip, device) if isinstance(chosen, (str, Path)) else chosen
-        pipeline = Pipeline(
-            text_encoder=clip,
-            prior=loaded,
-            denoiser=Preconditioned(decoder, decoder.config.sigma_data),
-            autoencoder=autoencoder,
-            device=torch.device(device),
+        own = DEFAULTS | index.get("defaults", {})
+        defaults = Sampling(
+            steps=own["num_inference_steps"], guidance_scale=own["guidance_scale"], sampler=own["sampler"]
         )
-        return cls(str(model), clip, pipeline, folder, bool(index.get("world")), DEFAULTS | index.get("defaults", {}))
+        denoiser = Preconditioned(decoder, decoder.config.sigma_data)
+        painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults)
+        pipeline = Pipeline(clip, loaded, painter, torch.device(device))
+        return cls(str(model), clip, pipeline, folder, bool(index.get("world")))
 
     def __call__(
         self,
@@ -93,16 +91,14 @@ class TextToImage:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        sampler: str = "dpm++2m",
-        conditions: Sequence[str] = CONDITIONS,
+        sampler: str | None = None,
+        conditions: Sequence[str] | None = None,
         callback: Callable[[Progress], None] | None = None,
     ) -> PipelineOutput:
-        """Paint prompts; arguments as of `Pipeline`, steps and guidance scale by default those that suit the model.
+        """Paint prompts; arguments as of `Pipeline`; steps, guidance scale and sampler by default those that suit the model.
 
         Warns of words that the embedded world does not know, where the model paints that world.
         """
-        steps = self.defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
-        scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
         for text in [prompt] if isinstance(prompt, str) else prompt:
             for note in self.notes(text):
                 warnings.warn(note, stacklevel=2)
@@ -110,13 +106,17 @@ class TextToImage:
             prompt,
             negative_prompt=negative_prompt,
             num_images_per_prompt=num_images_per_prompt,
-            num_inference_steps=steps,
-            guidance_scale=scale,
+            how=Sampling(steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler),
             generator=generator,
-            sampler=sampler,
             conditions=conditions,
             callback=callback,
         )
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """`num_inference_steps`, `guidance_scale` and `sampler` that suit the model."""
+        own = self.pipeline.decoder.defaults
+        return {"num_inference_steps": own.steps, "guidance_scale": own.guidance_scale, "sampler": own.sampler}
 
     def notes(self, prompt: str) -> list[str]:
         """What this model will not understand of a prompt, a line each."""
@@ -136,7 +136,10 @@ class TextToImage:
         found = {"clip": self.clip.fingerprint()}
         path = self.pipeline
         prior = path.prior.network if isinstance(path.prior, SampledPrior) else path.prior
-        for name, part in (("prior", prior), ("decoder", path.denoiser), ("autoencoder", path.autoencoder)):
+        parts: list[tuple[str, object]] = [("prior", prior)]
+        if isinstance(path.decoder, LatentDecoder):
+            parts += [("decoder", path.decoder.denoiser), ("autoencoder", path.decoder.autoencoder)]
+        for name, part in parts:
             if isinstance(part, nn.Module):
                 found[name] = artifact.fingerprint(part.state_dict())
         return found

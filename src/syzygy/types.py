@@ -1,8 +1,8 @@
 """The values that cross module borders. Shapes: B batch, T tokens, D width of CLIP's joint space."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -168,6 +168,60 @@ def text_condition(features: TextFeatures) -> Condition:
     return Condition(present, features.states, features.mask, features.pooled)
 
 
+@dataclass(frozen=True)
+class Guide:
+    """What N pictures shall be like, or move away from. A decoder takes of it what it reads; None is not told."""
+
+    embeddings: Float[Tensor, "N D"] | None = None
+    """Raw CLIP image embeddings: a prior's, those of pictures, or a mixture."""
+    features: TextFeatures | None = None
+    """Prompts as the prior's text encoder reads them."""
+    texts: Sequence[str] | None = None
+    """The prompts themselves, for a decoder with a text encoder of its own."""
+
+    def __post_init__(self) -> None:
+        told = {len(x) for x in (self.embeddings, self.features, self.texts) if x is not None}
+        assert len(told) == 1, f"a guide tells one number of pictures, got {told or 'nothing'}"
+
+    def __len__(self) -> int:
+        return next(len(x) for x in (self.embeddings, self.features, self.texts) if x is not None)
+
+    def __getitem__(self, rows: list[int]) -> "Guide":
+        return Guide(
+            None if self.embeddings is None else self.embeddings[rows],
+            None if self.features is None else self.features[rows],
+            None if self.texts is None else [self.texts[row] for row in rows],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a decoder walks from noise to pictures; None is what suits the decoder."""
+
+    steps: int | None = None
+    guidance_scale: float | None = None
+    """1 is off."""
+    sampler: str | None = None
+    size: tuple[int, int] | None = None
+    """Height and width in pixels."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What one decoder alone knows. Others refuse it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is told after each sampling step."""
+
+    step: int
+    """Steps taken."""
+    steps: int
+    """Steps in all."""
+    sigma: float
+    """Noise level the step started from."""
+    denoised: Float[Tensor, "B C H W"] | None
+    """What the decoder sees already, in the space it works in; None where a scheduler does not tell."""
+
+
 @runtime_checkable
 class TextEncoder(Protocol):
     """Text → `TextFeatures`. CLIP is one; an LLM through its adapter is another."""
@@ -222,3 +276,37 @@ class Denoiser(Protocol):
     def __call__(
         self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], conditioning: Conditioning
     ) -> Float[Tensor, "B C H W"]: ...
+
+
+@runtime_checkable
+class PictureDecoder(Protocol):
+    """Image embedding (and text, where it reads it) → picture: the second half of unCLIP."""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What it reads of a guide: "image" (embeddings), "text" (features or texts)."""
+        ...
+
+    @property
+    def defaults(self) -> Sampling:
+        """What suits it."""
+        ...
+
+    def paint(
+        self,
+        towards: Guide,
+        generators: Sequence[torch.Generator],
+        *,
+        away: Guide | None = None,
+        how: Sampling = Sampling(),
+        on_step: Callable[[Progress], None] | None = None,
+    ) -> Float[Tensor, "N 3 H W"]:
+        """N pictures in [0, 1], on the decoder's device, each from its own generator's noise (drawn where that lives).
+
+        Args:
+            away: one guide for all, or one each, to move away from; None is the decoder's own unconditional branch.
+
+        Raises:
+            UserError: the guide lacks what the decoder needs, widths do not fit, a setting is out of range or unknown to it, or has no effect.
+        """
+        ...

@@ -144,8 +144,8 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "negative guidance": ((PROMPT, "--guidance-scale", "-1"), "guidance scale must be a finite number"),
     "idle negative": ((PROMPT, "--negative-prompt", "a moon", "--guidance-scale", "1"), "has no effect"),
     "sampler": ((PROMPT, "--sampler", "eulr"), "unknown sampler 'eulr'. Did you mean 'euler'?"),
-    "conditions": ((PROMPT, "--conditions", "image,txt"), "must be one or both of image, text"),
-    "no conditions": ((PROMPT, "--conditions", ""), "must be one or both of image, text"),
+    "conditions": ((PROMPT, "--conditions", "image,txt"), "must be one or more of what the decoder reads: image, text"),
+    "no conditions": ((PROMPT, "--conditions", ""), "must be one or more of what the decoder reads: image, text"),
     "model": (
         (PROMPT, "--model", "starterr"),
         "model 'starterr' is neither a folder nor a known model. Known: starter",

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from syzygy.diffusion.latents import LatentDecoder, conditioning_of
 from syzygy.errors import UserError
-from syzygy.pipeline import Pipeline, conditioning_of, one_each, to_pil
+from syzygy.pipeline import Pipeline, one_each, to_pil
 from syzygy.rng import generator
-from syzygy.types import Conditioning, TextFeatures
+from syzygy.types import Conditioning, Guide, Sampling, TextFeatures
 
 WIDTH = 4
 PROMPTS = ["a red circle", "a blue star"]
@@ -54,7 +55,8 @@ class Halves:
 
 @pytest.fixture
 def pipeline() -> Pipeline:
-    return Pipeline(Encoder(), Prior(), denoiser, Halves(), device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    return Pipeline(Encoder(), Prior(), LatentDecoder(denoiser, Halves(), cpu), cpu)
 
 
 def seeds(*numbers: int) -> list[torch.Generator]:
@@ -92,10 +94,10 @@ def test_conditions_and_guidance_reach_the_denoiser(pipeline: Pipeline) -> None:
         paint(),
         paint(conditions=["image"]),
         paint(conditions=["text"]),
-        paint(guidance_scale=1.0),
+        paint(how=Sampling(guidance_scale=1.0)),
         paint(negative_prompt=PROMPTS[1]),
-        paint(num_inference_steps=3),
-        paint(sampler="euler"),
+        paint(how=Sampling(steps=3)),
+        paint(how=Sampling(sampler="euler")),
     ]
     assert len(set(pictures)) == len(pictures)
     assert paint(conditions=["text", "image"]) == pictures[0]
@@ -109,7 +111,7 @@ def test_negative_prompt_is_predicted_without_noise(pipeline: Pipeline) -> None:
 
 def test_the_callback_is_told_every_step(pipeline: Pipeline) -> None:
     told = []
-    pipeline(PROMPTS[0], num_inference_steps=4, callback=lambda progress: told.append((progress.step, progress.steps)))
+    pipeline(PROMPTS[0], how=Sampling(steps=4), callback=lambda progress: told.append((progress.step, progress.steps)))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -121,12 +123,14 @@ def test_the_callback_is_told_every_step(pipeline: Pipeline) -> None:
         (["a star", ""], {}, "the prompt is empty"),
         ("\udcff", {}, "the prompt is not text"),
         ("a star", {"num_images_per_prompt": 0}, "0 pictures a prompt"),
-        ("a star", {"num_inference_steps": 0}, "0 steps"),
+        ("a star", {"how": Sampling(steps=0)}, "0 steps"),
+        ("a star", {"how": Sampling(size=(64, 64))}, "pictures of one size"),
+        ("a star", {"how": Sampling(options={"noise_level": 3})}, "no options noise_level"),
         ("a star", {"conditions": []}, r"conditions \[\] must be"),
-        ("a star", {"conditions": ["image", "depth"]}, "must be one or both of image, text"),
+        ("a star", {"conditions": ["image", "depth"]}, "must be one or more of what the decoder reads: image, text"),
         ("a star", {"generator": seeds(0, 1)}, "2 generators for 1 pictures"),
-        ("a star", {"guidance_scale": float("nan")}, "guidance scale"),
-        ("a star", {"sampler": "none"}, "unknown sampler 'none'"),
+        ("a star", {"how": Sampling(guidance_scale=float("nan"))}, "guidance scale"),
+        ("a star", {"how": Sampling(sampler="none")}, "unknown sampler 'none'"),
     ],
 )
 def test_wrong_input(pipeline: Pipeline, prompt, settings, message) -> None:
@@ -140,13 +144,24 @@ def test_pictures_are_rounded_to_the_nearest_grey() -> None:
     assert [image.getpixel((x, 0))[0] for x in range(6)] == [0, 128, 255, 0, 1, 85]
 
 
-def test_conditioning_holds_what_is_named() -> None:
+def test_conditioning_holds_what_the_guide_tells() -> None:
     features = Encoder().encode_text(PROMPTS)
-    both = conditioning_of(features, features.pooled)
+    both = conditioning_of(Guide(features.pooled, features, PROMPTS), torch.device("cpu"))
     assert set(both.conditions) == {"image", "text"}
     assert both.conditions["image"].states is None
     assert torch.equal(both.conditions["text"].states, features.states)
-    assert set(conditioning_of(features, features.pooled, ["image"]).conditions) == {"image"}
+    assert set(conditioning_of(Guide(features.pooled, None, PROMPTS), torch.device("cpu")).conditions) == {"image"}
+    with pytest.raises(UserError, match="needs image embeddings or text features"):
+        conditioning_of(Guide(texts=PROMPTS), torch.device("cpu"))
+
+
+def test_a_guide_tells_one_number_of_pictures() -> None:
+    guide = Guide(torch.arange(6.0).view(3, 2), texts=["a", "b", "c"])
+    assert len(guide) == 3
+    assert (guide[[2, 0]].texts, guide[[2, 0]].embeddings.tolist()) == (["c", "a"], [[4, 5], [0, 1]])
+    for wrong in ({}, {"texts": ["a"], "embeddings": torch.zeros(2, 2)}):
+        with pytest.raises(AssertionError, match="one number of pictures"):
+            Guide(**wrong)
 
 
 def test_one_each_gives_independent_generators() -> None:

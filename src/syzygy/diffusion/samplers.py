@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.errors import UserError, unknown
-from syzygy.types import Conditioning, Denoiser
+from syzygy.types import Conditioning, Denoiser, Progress
 
 Denoise = Callable[[Float[Tensor, "B C H W"], float], Float[Tensor, "B C H W"]]
 """(x, σ) → denoised x: a `Denoiser` with its conditioning in place."""
@@ -27,20 +27,6 @@ class Step:
     """The noise level the step started from."""
     denoised: Float[Tensor, "B C H W"]
     """What the denoiser saw in the picture at `sigma`: a preview of the result."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What `on_step` is told after each step."""
-
-    step: int
-    """Steps done, from 1."""
-    steps: int
-    """Steps in all."""
-    sigma: float
-    """The noise level the step started from."""
-    denoised: Float[Tensor, "B C H W"]
-    """The denoised picture at `sigma`."""
 
 
 def euler(denoise: Denoise, x: Tensor, sigma: float, sigma_next: float, previous: Step | None) -> Step:

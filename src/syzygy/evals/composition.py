@@ -13,9 +13,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from syzygy.evals.bootstrap import Interval, interval
-from syzygy.pipeline import Pipeline, conditioning_of, to_uint8
+from syzygy.pipeline import Pipeline, to_uint8
 from syzygy.rng import Draw, generator
-from syzygy.types import ImageEncoder, Prior, TextEncoder, TextFeatures
+from syzygy.types import Guide, ImageEncoder, Prior, Sampling, TextEncoder, TextFeatures
 from syzygy.world.description import Atom, extra_things, judge
 from syzygy.world.prompts import Prompt
 from syzygy.world.reader import Reader
@@ -104,20 +104,16 @@ def paint_and_judge(
         features: where given, the decoder reads the prompts' text states as well.
         progress: told the number of pictures done since the last call.
     """
-    conditions = ("image",) if features is None else ("image", "text")
-    nothing = TextFeatures(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1))
     asked = [(row, draw) for row in range(len(prompts)) for draw in range(how.draws)]
     found = []
     for name, all_embeddings in embeddings.items():
         for start in range(0, len(asked), BATCH):
             some = asked[start : start + BATCH]
             rows = [row for row, _ in some]
-            text = nothing if features is None else features[rows]
-            pictures = pipeline.decode(
-                conditioning_of(text, all_embeddings[rows].to(pipeline.device), conditions),
+            pictures = pipeline.decoder.paint(
+                Guide(all_embeddings[rows], None if features is None else features[rows]),
                 [generator(how.seed, "picture", prompts[row].text, draw) for row, draw in some],
-                num_inference_steps=how.steps,
-                guidance_scale=how.guidance_scale,
+                how=Sampling(steps=how.steps, guidance_scale=how.guidance_scale),
             )
             for (row, draw), picture, reading in zip(some, to_uint8(pictures), reader.read(pictures), strict=True):
                 prompt = prompts[row]

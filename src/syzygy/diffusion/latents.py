@@ -1,0 +1,88 @@
+"""Syzygy's own decoder: a denoiser of an autoencoder's latents, walked by a sampler, as one that paints pictures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from syzygy.diffusion.guidance import Guided
+from syzygy.diffusion.noise import KarrasSchedule
+from syzygy.diffusion.samplers import sample
+from syzygy.errors import UserError
+from syzygy.rng import per_sample_noise
+from syzygy.types import (
+    Conditioning,
+    Denoiser,
+    Guide,
+    ImageAutoencoder,
+    Progress,
+    Sampling,
+    image_condition,
+    text_condition,
+)
+
+
+@dataclass(frozen=True)
+class LatentDecoder:
+    """A `PictureDecoder` that reads image embeddings, text features, or both: what a guide does not tell is absent."""
+
+    denoiser: Denoiser
+    autoencoder: ImageAutoencoder
+    device: torch.device
+    defaults: Sampling = field(default_factory=lambda: Sampling(steps=25, guidance_scale=2.0, sampler="dpm++2m"))
+    schedule: KarrasSchedule = field(default_factory=KarrasSchedule)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return ("image", "text")
+
+    @torch.inference_mode()
+    def paint(
+        self,
+        towards: Guide,
+        generators: Sequence[torch.Generator],
+        *,
+        away: Guide | None = None,
+        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        on_step: Callable[[Progress], None] | None = None,
+    ) -> Float[Tensor, "N 3 H W"]:
+        """See `PictureDecoder`. Pictures have the autoencoder's size."""
+        self._check(how)
+        own = self.defaults
+        steps, scale = how.steps if how.steps is not None else own.steps, how.guidance_scale
+        scale = own.guidance_scale if scale is None else scale
+        assert steps is not None and scale is not None and own.sampler is not None
+        negative = None if away is None else conditioning_of(away, self.device)
+        latents = sample(
+            Guided(self.denoiser, scale, negative),
+            per_sample_noise(self.autoencoder.latent_shape, generators, self.device),
+            self.schedule.sigmas(steps),
+            conditioning_of(towards, self.device),
+            sampler=how.sampler or own.sampler,
+            on_step=on_step,
+        )
+        return self.autoencoder.decode(latents)
+
+    def _check(self, how: Sampling) -> None:
+        if how.options:
+            raise UserError(f"this decoder has no options {', '.join(how.options)}: leave them out.")
+        if how.size is not None:
+            raise UserError("this decoder paints pictures of one size: leave the size out.")
+
+
+def conditioning_of(guide: Guide, device: torch.device) -> Conditioning:
+    """What a guide tells, as our decoder's conditions.
+
+    Raises:
+        UserError: neither embeddings nor features.
+    """
+    conditions = {}
+    if guide.embeddings is not None:
+        conditions["image"] = image_condition(guide.embeddings.to(device))
+    if guide.features is not None:
+        conditions["text"] = text_condition(guide.features.to(device))
+    if not conditions:
+        raise UserError("this decoder needs image embeddings or text features to paint; the guide has neither.")
+    return Conditioning(conditions)
