@@ -310,3 +310,10 @@ class PictureDecoder(Protocol):
             UserError: the guide lacks what the decoder needs, widths do not fit, a setting is out of range or unknown to it, or has no effect.
         """
         ...
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A `Denoiser` that is another one at another noise level: samplers ask for it with the number that they hold."""
+
+    def at(self, sigma: float) -> Denoiser: ...

@@ -1,7 +1,7 @@
 """Classifier-free guidance (Ho & Salimans 2022) as a denoiser around a denoiser."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from syzygy.errors import UserError
-from syzygy.types import Condition, Conditioning, Denoiser
+from syzygy.types import Condition, Conditioning, Denoiser, Staged
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Guided:
             raise UserError(
                 "a negative condition has no effect at guidance scale 1 (off): raise the scale or leave it out."
             )
+
+    def at(self, sigma: float) -> "Guided":
+        """The same around the denoiser of this noise level."""
+        return replace(self, denoiser=self.denoiser.at(sigma)) if isinstance(self.denoiser, Staged) else self
 
     def __call__(
         self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], conditioning: Conditioning

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.errors import UserError, unknown
-from syzygy.types import Conditioning, Denoiser, Progress
+from syzygy.types import Conditioning, Denoiser, Progress, Staged
 
 Denoise = Callable[[Float[Tensor, "B C H W"], float], Float[Tensor, "B C H W"]]
 """(x, σ) → denoised x: a `Denoiser` with its conditioning in place."""
@@ -88,7 +88,8 @@ def sample(
         raise UserError(f"noise levels must fall strictly, from a finite number to at least 0; got {levels}.")
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        return denoiser(x, x.new_full((len(x),), sigma), conditioning)
+        chosen = denoiser.at(sigma) if isinstance(denoiser, Staged) else denoiser
+        return chosen(x, x.new_full((len(x),), sigma), conditioning)
 
     x, taken = noise_unit * levels[0], None
     for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
