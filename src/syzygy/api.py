@@ -11,18 +11,16 @@ import torch
 from torch import nn
 
 from syzygy import artifact
-from syzygy.config import parse
 from syzygy.diffusion.decoder import DecoderConfig
 from syzygy.diffusion.latents import LatentDecoder
 from syzygy.diffusion.preconditioning import Preconditioned
 from syzygy.errors import UserError
 from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
+from syzygy.hub.priors import load_prior, trained_beside
 from syzygy.hub.unet import load_decoder
 from syzygy.pipeline import Pipeline, PipelineOutput
-from syzygy.prior import layout
-from syzygy.prior.diffusion import DiffusionPrior, PriorSampling, SampledPrior
-from syzygy.prior.model import EclipsePrior
+from syzygy.prior.diffusion import SampledPrior
 from syzygy.types import Prior, Progress, Sampling
 from syzygy.world.language import language
 from syzygy.world.reader import Reader
@@ -58,8 +56,8 @@ class TextToImage:
         """Load a model that comes with the package ("starter"), or a folder with the same layout.
 
         Args:
-            prior: another prior than the model's own: a folder in the published ECLIPSE layout, the folder of a
-                finished `syzygy train prior` run (ECLIPSE or diffusion), or any object with `predict`.
+            prior: another prior than the model's own: a folder or hub id as of `load_prior`, or any object with
+                `predict`.
             device: "cpu", "cuda", "mps".
 
         Raises:
@@ -188,36 +186,6 @@ def part_folder(source: str | Path, part: str) -> Path:
     return folder
 
 
-def load_prior(folder: str | Path, clip: Clip, device: str = "cpu") -> EclipsePrior | SampledPrior:
-    """A prior that fits this CLIP (ECLIPSE or diffusion), from its own folder or from that of a finished training run.
-
-    A diffusion prior is sampled as it was in its own validation; without a record of that, in 25 steps with guidance 4.
-    """
-    folder = Path(folder)
-    if (folder / "prior" / artifact.CONFIG_FILE).is_file():
-        folder = folder / "prior"
-    elif (folder / "run.json").is_file():
-        raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
-    prior = _read_prior(folder)
-    if prior.config.embedding_dim != clip.width:
-        raise UserError(
-            f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, this model's CLIP makes "
-            f"{clip.width}. Use a prior trained beside the same CLIP."
-        )
-    _trained_beside(folder, "clip", clip.fingerprint())
-    prior = prior.to(device).eval()
-    if isinstance(prior, EclipsePrior):
-        return prior
-    record = folder / artifact.PROVENANCE_FILE
-    sampling = artifact.read_json(record)["recipe"]["task"]["sampling"] if record.is_file() else {}
-    return SampledPrior(prior, clip.encode_text([""]), parse(PriorSampling, sampling, str(record)))
-
-
-def _read_prior(folder: Path) -> EclipsePrior | DiffusionPrior:
-    _, tensors = layout.read(folder)
-    return (DiffusionPrior if layout.is_diffusion(tensors) else EclipsePrior).from_pretrained(folder)
-
-
 def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder: Autoencoder) -> None:
     for slot in config.slots:
         if slot.pooled_width not in (None, clip.width):
@@ -230,18 +198,8 @@ def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder:
             f"the decoder in {folder} makes latents of shape {made}, its autoencoder reads {autoencoder.latent_shape}: "
             "they belong to different models."
         )
-    _trained_beside(folder / "decoder", "clip", clip.fingerprint())
-    _trained_beside(folder / "decoder", "autoencoder", autoencoder.fingerprint())
-
-
-def _trained_beside(folder: Path, part: str, fingerprint: str) -> None:
-    """Refuse weights that are known to have been trained beside another CLIP, or another autoencoder."""
-    record = folder / artifact.PROVENANCE_FILE
-    beside = artifact.read_json(record).get(part) if record.is_file() else None
-    if beside not in (None, fingerprint):
-        raise UserError(
-            f"the weights in {folder} were trained beside another {part} ({beside}): its space is different."
-        )
+    trained_beside(folder / "decoder", "clip", clip.fingerprint())
+    trained_beside(folder / "decoder", "autoencoder", autoencoder.fingerprint())
 
 
 def assemble(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Mapping[str, Any]) -> Path:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from syzygy import api, artifact
-from syzygy.api import DEFAULTS, TextToImage, load_prior, model_folder, part_folder
+from syzygy.api import DEFAULTS, TextToImage, model_folder, part_folder
 from syzygy.errors import UserError
 from syzygy.hub.autoencoder import AutoencoderConfig, build_autoencoder
+from syzygy.hub.priors import load_prior
 from syzygy.prior.baselines import TextIdentity
 
 PROMPT = "a red circle"

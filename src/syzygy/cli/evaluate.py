@@ -185,7 +185,7 @@ def _scoring(ctx: click.Context, quick: bool, settings: dict[str, Any]) -> "Scor
 
 def _named(priors: tuple[str, ...], model: "TextToImage", device: str) -> "dict[str, Prior]":
     """`NAME=RUN`, or a run under the name of its folder."""
-    from syzygy.api import load_prior
+    from syzygy.hub.priors import load_prior
 
     found: dict[str, Prior] = {}
     for one in priors:

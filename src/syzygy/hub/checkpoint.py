@@ -40,13 +40,17 @@ class Checkpoint:
         )
 
 
-def locate(source: str | Path, revision: str | None, local_files_only: bool) -> Checkpoint:
+def locate(
+    source: str | Path, revision: str | None, local_files_only: bool, example: str = "openai/clip-vit-large-patch14"
+) -> Checkpoint:
     """The folder itself, or the hub's snapshot of `revision`.
 
     Args:
-        source: a folder, or a hub id such as `openai/clip-vit-large-patch14`. A folder of that name goes first.
+        source: a folder, or a hub id such as `openai/clip-vit-large-patch14`, or with its revision as `id@revision`. A
+            folder of that name goes first.
         revision: a commit, tag or branch of a hub id; None is its main branch.
         local_files_only: look in the hub's cache only; else download what is missing (safetensors and settings alone).
+        example: a hub id to name to a user who gave something else.
 
     Raises:
         UserError: it is in neither place, cannot be downloaded, or a revision is asked of a folder.
@@ -56,11 +60,21 @@ def locate(source: str | Path, revision: str | None, local_files_only: bool) -> 
         if revision is not None:
             raise UserError(f"{source} is a folder and has no revision {revision!r}; a revision belongs to a hub id.")
         return Checkpoint(folder, str(folder), None)
+    source, pinned = _pinned(source) if isinstance(source, str) else (source, None)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
-        raise UserError(
-            f"there is no folder {source}. Give a folder, or a hub id such as openai/clip-vit-large-patch14."
-        )
+        raise UserError(f"there is no folder {source}. Give a folder, or a hub id such as {example}.")
+    if pinned is not None and revision is not None:
+        raise UserError(f"{source} is asked for at two revisions, {pinned!r} and {revision!r}: give one.")
+    revision = pinned if revision is None else revision
     return _cached(source, revision) if local_files_only else _downloaded(source, revision)
+
+
+def _pinned(source: str) -> tuple[str, str | None]:
+    """A hub id and the revision that follows its "@", if one does."""
+    name, at, revision = source.partition("@")
+    if at and not (revision and _HUB_ID.fullmatch(name)):
+        return source, None
+    return name, revision or None
 
 
 def _cached(source: str, revision: str | None) -> Checkpoint:

@@ -11,11 +11,12 @@ import torch
 from pydantic import Field
 
 from syzygy import artifact
-from syzygy.api import TextToImage, load_prior
+from syzygy.api import TextToImage
 from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.evals import composition, report
 from syzygy.evals.composition import Painted, Row
+from syzygy.hub.priors import load_prior
 from syzygy.rng import seed_of
 from syzygy.runs import prior as prior_run
 from syzygy.runs.common import Bar, RunResult, no_bar, reporter

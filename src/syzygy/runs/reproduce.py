@@ -14,12 +14,13 @@ from pydantic import Field
 from torch import Tensor
 
 from syzygy import artifact
-from syzygy.api import TextToImage, load_prior
+from syzygy.api import TextToImage
 from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.evals import distance, probe
 from syzygy.evals.composition import REFERENCE, Painted
 from syzygy.evals.probe import Probe, fit_probe
+from syzygy.hub.priors import load_prior
 from syzygy.prior.diffusion import SampledPrior
 from syzygy.rng import generator, seed_of
 from syzygy.runs import prior as prior_run
