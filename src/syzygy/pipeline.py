@@ -23,7 +23,11 @@ class PipelineOutput:
     images: list[Image.Image]
     """N pictures, those of one prompt together."""
     image_embeddings: Float[Tensor, "N D"]
-    """What the prior predicted."""
+    """What the prior predicted; or those of pictures, or mixtures, where they were painted from such."""
+    seeds: list[int]
+    """What each picture's generator was last seeded with: a fresh generator with that seed paints the picture again, alone."""
+    scores: Float[Tensor, "N"] | None = None
+    """Where the best of several was kept: its cosine with what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +69,47 @@ class Pipeline:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         conditions = self._chosen(conditions)
-        _check(prompts, num_images_per_prompt)
+        check_texts(prompts)
+        check_number(num_images_per_prompt)
         number = len(prompts) * num_images_per_prompt
         generators = one_each(generator, number)
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
-        # A picture's ε comes before its decoder's noise, from the same generator.
-        noise = per_sample_noise((self.text_encoder.width,), generators, self.device)
-        towards, embeddings = self._guide(prompts, rows, noise, conditions)
-        away = None
-        if negative_prompt is not None:
-            away, _ = self._guide([negative_prompt], [0], torch.zeros_like(noise[:1]), conditions)
+        towards, embeddings = self._guide(prompts, rows, self.noise(generators), conditions)
+        away = self._away(negative_prompt, conditions)
         pictures = self.decoder.paint(towards, generators, away=away, how=how, on_step=callback)
-        return PipelineOutput(to_pil(pictures), embeddings.cpu())
+        return PipelineOutput(to_pil(pictures), embeddings.cpu(), [one.initial_seed() for one in generators])
+
+    @torch.inference_mode()
+    def paint(
+        self,
+        embeddings: Float[Tensor, "N D"],
+        generators: Sequence[torch.Generator],
+        *,
+        negative_prompt: str | None = None,
+        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        callback: Callable[[Progress], None] | None = None,
+    ) -> PipelineOutput:
+        """A picture of each image embedding, wherever it is from, and of nothing else: no text is told.
+
+        The generators have drawn their ε already (`noise`), so that a seed's picture starts from the same noise as that of a prompt.
+
+        Raises:
+            UserError: the decoder does not read image embeddings; and as `PictureDecoder.paint`.
+        """
+        conditions = self._chosen(["image"])
+        away = self._away(negative_prompt, conditions)
+        pictures = self.decoder.paint(Guide(embeddings), generators, away=away, how=how, on_step=callback)
+        return PipelineOutput(to_pil(pictures), embeddings.cpu(), [one.initial_seed() for one in generators])
+
+    def noise(self, generators: Sequence[torch.Generator]) -> Float[Tensor, "N D"]:
+        """The prior's ε of each picture: it comes before its decoder's noise, from the same generator."""
+        return per_sample_noise((self.text_encoder.width,), generators, self.device)
+
+    def _away(self, negative_prompt: str | None, conditions: Sequence[str]) -> Guide | None:
+        if negative_prompt is None:
+            return None
+        nothing = torch.zeros(1, self.text_encoder.width, device=self.device)
+        return self._guide([negative_prompt], [0], nothing, conditions)[0]
 
     def _chosen(self, conditions: Sequence[str] | None) -> Sequence[str]:
         known = self.decoder.conditions
@@ -103,13 +136,18 @@ class Pipeline:
         return guide, embeddings
 
 
-def _check(prompts: list[str], num_images_per_prompt: int) -> None:
+def check_texts(prompts: Sequence[str]) -> None:
+    """Prompts are there, and are text; else a UserError."""
     if not prompts or not all(p.strip() for p in prompts):
         raise UserError("the prompt is empty: write what to paint, such as 'a red circle left of a blue star'.")
     if broken := [p for p in prompts if any("\ud800" <= c <= "\udfff" for c in p)]:
         raise UserError(f"the prompt is not text, it holds broken characters: {broken[0]!r}. Give it in UTF-8.")
-    if num_images_per_prompt < 1:
-        raise UserError(f"{num_images_per_prompt} pictures a prompt cannot be painted; ask for 1 or more.")
+
+
+def check_number(pictures: int, of: str = "a prompt") -> None:
+    """One picture at least `of` what is painted; else a UserError."""
+    if pictures < 1:
+        raise UserError(f"{pictures} pictures {of} cannot be painted; ask for 1 or more.")
 
 
 def one_each(generator: torch.Generator | Sequence[torch.Generator] | None, number: int) -> list[torch.Generator]:
