@@ -1,8 +1,11 @@
 """Options and checks that several commands share. Heavy imports happen when a command runs, never for `--help`."""
 
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +14,7 @@ import click
 from syzygy.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
+PLAIN_LINE_SECONDS = 10.0
 
 
 class Whole(click.ParamType):
@@ -94,3 +98,37 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.advance(task, done)
+
+
+@contextmanager
+def paced(title: str, total: int, what: str, *, live: bool = True) -> Iterator[Callable[[float], None]]:
+    """How much of `total` is done, rate and time left, on standard error: live on a terminal, else a line now and then.
+
+    The value is a function that is told how much more is done.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    began = printed = time.monotonic()
+    done = 0.0
+
+    def status() -> str:
+        rate = done / max(time.monotonic() - began, 1e-9)
+        left = f" · {rate:.3g} {what}/s · {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+        return f"{int(done + 0.5):,}/{total:,} {what}{left}"
+
+    console = Console(stderr=True)
+    live = live and console.is_terminal
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
+    with Progress(*columns, console=console, transient=True, disable=not live) as progress:
+        task = progress.add_task(title, total=total, status=status())
+
+        def advance(more: float) -> None:
+            nonlocal done, printed
+            done += more
+            progress.update(task, completed=done, status=status())
+            if not live and time.monotonic() - printed >= PLAIN_LINE_SECONDS:
+                printed = time.monotonic()
+                print(f"{title}: {status()}", file=sys.stderr, flush=True)
+
+        yield advance

@@ -57,6 +57,9 @@ COMMANDS: Table = {
         },
     ),
     "export": Leaf("syzygy.cli.export:export", "Write a trained prior as a folder to pass on."),
+    "export-images": Leaf(
+        "syzygy.cli.export_images:export_images", "Paint a benchmark's prompts for its official judge."
+    ),
     "evaluate": Branch(
         "Measure a prior or a decoder.",
         {
