@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from syzygy.config import Config
+from syzygy.diffusion.paint import Painting, strength
 from syzygy.errors import UserError, unknown
 from syzygy.types import Condition, Conditioning
 
@@ -103,11 +104,12 @@ class Tokens(NamedTuple):
     states_BTC: Float[Tensor, "B T C"]
     mask_BT: Bool[Tensor, "B T"]
     vector_BV: Float[Tensor, "B V"]
+    painted_BTHW: Float[Tensor, "B T H W"] | None
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Latents to latents of equal shape, conditioned on noise level, masked tokens and a vector."""
+    """Latents to latents of equal shape, conditioned on noise level, masked tokens and a vector, some tokens perhaps painted."""
 
     def __call__(
         self,
@@ -116,6 +118,7 @@ class Backbone(Protocol):
         tokens: Float[Tensor, "B T C"],
         mask: Bool[Tensor, "B T"],
         vector: Float[Tensor, "B V"],
+        painting: Painting | None = None,
     ) -> Float[Tensor, "B L H W"]: ...
 
 
@@ -227,13 +230,18 @@ class Decoder(nn.Module):
         tokens = [self.null_token.expand(batch, 1, -1)]
         masks = [torch.ones(batch, 1, dtype=torch.bool, device=self.null_token.device)]
         vector = self.null_token.new_zeros(batch, self.config.vector_width)
+        painted: dict[int, Tensor] = {}  # by the place of its first token
         for name, slot in self.slots.items():
-            slot_tokens, slot_masks, slot_vector = slot(conditioning.conditions.get(name), batch)
+            condition, place = conditioning.conditions.get(name), sum(group.shape[1] for group in tokens)
+            slot_tokens, slot_masks, slot_vector = slot(condition, batch)
+            if condition is not None and condition.painted is not None:
+                painted[place + 1] = condition.painted  # after the slot's null token
             tokens += slot_tokens
             masks += slot_masks
             if slot_vector is not None:
                 vector = vector + slot_vector
-        return Tokens(torch.cat(tokens, 1), torch.cat(masks, 1), vector)
+        mask = torch.cat(masks, 1)
+        return Tokens(torch.cat(tokens, 1), mask, vector, _placed(painted, mask.shape[1]))
 
     def forward(
         self, x: Float[Tensor, "B L H W"], c_noise: Float[Tensor, "B"], conditioning: Conditioning
@@ -242,4 +250,20 @@ class Decoder(nn.Module):
 
         Raises UserError on a condition that is unknown, or whose parts or widths are not those of its slot.
         """
-        return self.backbone(x, c_noise, *self.tokens(conditioning, len(x)))
+        *read, painted = self.tokens(conditioning, len(x))
+        if painted is None:
+            return self.backbone(x, c_noise, *read)
+        weights = painted * strength((4 * c_noise).exp())[:, None, None, None]
+        return self.backbone(x, c_noise, *read, Painting(weights))
+
+
+def _placed(painted: dict[int, Tensor], number: int) -> Float[Tensor, "B T H W"] | None:
+    """The painted tokens of all slots among all `number` tokens, the others with nothing; all in the finest resolution given."""
+    if not painted:
+        return None
+    finest = max((one.shape[-2:] for one in painted.values()), key=lambda size: size[0] * size[1])
+    first = next(iter(painted.values()))
+    whole = first.new_zeros(len(first), number, *finest)
+    for place, one in painted.items():
+        whole[:, place : place + one.shape[1]] = F.interpolate(one, finest, mode="bilinear")
+    return whole

@@ -75,7 +75,20 @@ def _cat(name: str, first: Condition | None, second: Condition | None, batch: in
     length = max(a.states.shape[1], b.states.shape[1])
     states = torch.cat([F.pad(c, (0, 0, 0, length - c.shape[1])) for c in (a.states, b.states)])
     mask = torch.cat([F.pad(m, (0, length - m.shape[1])) for m in (a.mask, b.mask)])
-    return Condition(present, states, mask, pooled)
+    return Condition(present, states, mask, pooled, _painted(a, b, length))
+
+
+def _painted(a: Condition, b: Condition, length: int) -> Float[Tensor, "B T H W"] | None:
+    """Of both, where one of them is painted; the other one then is with nothing."""
+    found = [c.painted for c in (a, b) if c.painted is not None]
+    if not found:
+        return None
+    size = found[0].shape[-2:]
+    nothing = found[0].new_zeros(len(a.present), length, *size)
+    parts = [
+        nothing if c.painted is None else F.pad(c.painted, (0,) * 5 + (length - c.painted.shape[1],)) for c in (a, b)
+    ]
+    return torch.cat(parts)
 
 
 def _expanded(conditioning: Conditioning, batch: int) -> Conditioning:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from syzygy import artifact
 from syzygy.config import parse
 from syzygy.diffusion.decoder import Decoder, DecoderConfig, Slot
+from syzygy.diffusion.paint import Painting
+from syzygy.hub.painting import paintable
 from syzygy.rng import seed_of
 
 # The sinusoids of diffusers' time embedding have wavelengths of 2π to 2π·10⁴, made for timesteps 0…1000. EDM's
@@ -45,6 +47,7 @@ class UNetBackbone(nn.Module):
             class_embed_type="projection",
             projection_class_embeddings_input_dim=config.vector_width,
         )
+        paintable(self.unet)
         # F starts as zero, so the loss starts at 1 at every noise level (EDM, section 5).
         for parameter in self.unet.conv_out.parameters():
             nn.init.zeros_(parameter)
@@ -56,6 +59,7 @@ class UNetBackbone(nn.Module):
         tokens: Float[Tensor, "B T C"],
         mask: Bool[Tensor, "B T"],
         vector: Float[Tensor, "B V"],
+        painting: Painting | None = None,
     ) -> Float[Tensor, "B L H W"]:
         """Latents of the same shape. Hidden tokens have no influence; each row of `mask` must show at least one."""
         return self.unet(
@@ -64,6 +68,7 @@ class UNetBackbone(nn.Module):
             encoder_hidden_states=tokens,
             encoder_attention_mask=mask,
             class_labels=vector,
+            cross_attention_kwargs=None if painting is None else {"painting": painting},
             return_dict=False,
         )[0]
 
