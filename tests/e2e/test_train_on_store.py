@@ -1,6 +1,12 @@
 """From a folder of pairs to a prior that paints: embed, train on the store, go on, generate."""
 
 import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +15,11 @@ import pytest
 import torch
 
 from syzygy import artifact
+from syzygy.artifact import read_tensors
+from syzygy.data.files import mapped, write_tensors
 from syzygy.data.store import EmbeddingStore
 from syzygy.errors import UserError
+from syzygy.hub.clip import Clip
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.train.objectives import EclipseObjective, PriorTaskConfig
 from syzygy.train.pairs import PriorData, StorePairs, split
@@ -68,6 +77,93 @@ def test_a_prior_is_trained_on_a_store_and_paints(
     assert again.code == 0, again.err
     one, other = (EclipsePrior.from_pretrained(folder / "prior") for folder in (out, tmp_path / "parts"))
     torch.testing.assert_close(one.proj_in.weight, other.proj_in.weight, rtol=0, atol=2e-3)  # fp16 files
+
+
+def test_a_diffusion_prior_is_trained_on_a_store_and_paints(
+    syzygy: Callable[..., Any], store: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """It needs the features of the empty text: the store has those of its encoder, and generation asks the encoder."""
+    run = tmp_path / "run"
+    arguments = (
+        "--preset",
+        "diffusion",
+        "--data",
+        store,
+        "task.sampling.steps=2",
+        "task.condition_dropout=0.5",
+        *SMALL,
+    )
+    answer = syzygy("train", "prior", *arguments, "--out", run, "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["metrics"].keys() >= {"loss", "cosine", "recall_at_1"}
+    whole = read_tensors(run / "prior/diffusion_pytorch_model.safetensors")
+    painted = syzygy(
+        "generate", "a red circle", "--model", tiny_model, "--prior", run, "--steps", 1, "--out", tmp_path / "pictures"
+    )
+    assert painted.code == 0, painted.err
+    clip = Clip.from_pretrained(tiny_model / "clip")
+    torch.testing.assert_close(
+        EmbeddingStore.open(store).empty_text().states.float(), clip.encode_text([""]).states[0], rtol=2e-3, atol=1e-3
+    )
+
+    other = tmp_path / "other"
+    shutil.copytree(store, other)
+    (file,) = other.glob("shards/*-empty.clip.safetensors")
+    tensors = mapped(file)
+    write_tensors(file, {**tensors, "states": -tensors["states"]})  # of the same size: what the loss reads is this file
+    assert syzygy("train", "prior", *arguments, "--data", other, "--out", tmp_path / "changed").code == 0
+    changed = read_tensors(tmp_path / "changed/prior/diffusion_pytorch_model.safetensors")
+    assert not torch.equal(whole["proj_in.weight"], changed["proj_in.weight"])
+
+
+def test_an_older_store_trains_eclipse_only(syzygy: Callable[..., Any], store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    for path in (tmp_path / "store").rglob("*.json"):
+        values = artifact.read_json(path) | {"schema_version": 1}
+        values.pop("empty", None)
+        values.get("features", {}).get("clip", {}).pop("empty", None)
+        artifact.write_json(path, values)
+    arguments = ("train", "prior", "--data", tmp_path / "store", *SMALL, "--out")
+    assert syzygy(*arguments, tmp_path / "eclipse").code == 0
+    answer = syzygy(*arguments, tmp_path / "diffusion", "--preset", "diffusion")
+    assert answer.code == 2
+    assert (
+        "holds no features of the empty text: an older version wrote it. This embeds its first shard again"
+        in answer.err
+    )
+    command = re.search(r"and adds them: syzygy (embed .*)", answer.err)
+    assert command
+    assert syzygy(*command[1].split()).code == 0
+    assert EmbeddingStore.open(tmp_path / "store").digest == EmbeddingStore.open(store).digest
+    assert syzygy(*arguments, tmp_path / "diffusion", "--preset", "diffusion", "task.sampling.steps=1").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["starter", "diffusion"])
+def test_a_killed_training_on_a_store_goes_on_bit_for_bit(store: Path, tmp_path: Path, preset: str) -> None:
+    settings = [text for text in SMALL if not text.startswith("loop.steps")] + ["loop.steps=30"]
+    settings += ["task.sampling.steps=1"] if preset == "diffusion" else []
+
+    def command(out: Path) -> list[str]:
+        code = "import sys; from syzygy.cli.main import main; sys.argv[0] = 'syzygy'; main()"
+        arguments = ["train", "prior", "--preset", preset, "--data", str(store), "--device", "cpu", "--out", str(out)]
+        return [sys.executable, "-c", code, *arguments, *settings]
+
+    def finish(out: Path) -> dict[str, bytes]:
+        done = subprocess.run(command(out), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        tensors = read_tensors(out / "prior/diffusion_pytorch_model.safetensors")
+        found = {name: x.numpy().tobytes() for name, x in tensors.items()}
+        return found | {"metrics": (out / "metrics.jsonl").read_bytes()}
+
+    out = tmp_path / "killed"
+    with subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not (out / "checkpoint/state.json").exists() and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "prior").exists()
+    assert finish(out) == finish(tmp_path / "whole")
 
 
 def test_tensorboard_gets_every_line_of_metrics(syzygy: Callable[..., Any], store: Path, tmp_path: Path) -> None:
@@ -128,7 +224,6 @@ def test_validation_pictures_are_left_out_of_training_with_all_their_captions(st
         (("--preset", "eclipse-karlo"), "is for embeddings of width 768; the data's are 32 wide"),
         (("scenes=5",), "scenes=5 has no effect on a store"),
         (("--clip", "starter"), "--clip has no effect with --data"),
-        (("--preset", "diffusion"), "features of the empty text"),
         (("--data", "nowhere"), "there is no embedding store nowhere"),
         (("--init", "nowhere"), "nowhere"),
         (("validation_images=40",), "choose at least 1, and fewer than there are"),

@@ -40,6 +40,8 @@ def info(store: Path, as_json: bool) -> None:
         for key in ("source", "revision", "fingerprint", "computed_in"):
             if values.get(key) is not None:
                 click.echo(f"    {key.replace('_', ' ')}: {values[key]}")
+        if not values["empty_text"]:
+            click.echo("    without the empty text, which a diffusion prior needs: an older version wrote it")
         if "image_norm" in values:
             click.echo(f"    image embeddings: {values['width']} wide, raw, mean norm {values['image_norm']:.4g}")
     click.echo(f"made by: {manifest['command']}")
@@ -50,6 +52,7 @@ def _features(values: dict[str, Any]) -> dict[str, Any]:
     encoder = values["encoder"]
     found = {"tokens": values["tokens"], "dtype": values["dtype"], "computed_in": encoder.get("dtype")}
     found |= {name: encoder.get(name) for name in ("source", "revision", "fingerprint")}
+    found["empty_text"] = "empty" in values
     images = values.get("images")
     return found if images is None else found | {"width": images["width"], "image_norm": images["mean_norm"]}
 

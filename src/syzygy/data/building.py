@@ -14,6 +14,7 @@ from syzygy import artifact
 from syzygy.config import parse
 from syzygy.data import layout
 from syzygy.data.embed import SHOWN
+from syzygy.data.empty import RECORD, empty_files, first_named
 from syzygy.data.encoder import EmbedSettings
 from syzygy.data.files import remove_unfinished
 from syzygy.data.part import merged_types
@@ -134,18 +135,30 @@ def encoder_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | 
 
 
 def finished(store: Path, plan: Plan) -> Iterator[dict[str, Any]]:
-    """The records of the finished shards, in order. One whose files are not all there, in their size, is unfinished."""
+    """The records of the finished shards, in order; see `is_whole`."""
     for number in range(len(plan.shards)):
         path = layout.record_path(store, number)
         if path.is_file():
             record = layout.read_checked(path)
-            if all(is_there(store, file) for part in record["parts"] for file in files_of(part)):
+            if is_whole(store, record, [file for part in record["parts"] for file in files_of(part)]):
                 yield record
+
+
+def is_whole(store: Path, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a shard's files are all there, in their size; the first shard's, only with the empty text's (schema 1 had none)."""
+    complete = RECORD in record or record["number"] > 0
+    return complete and all(is_there(store, file) for file in [*files, *empty_files([record])])
 
 
 def files_of(part: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Name, size and checksum of each file of a part."""
     return [part["pairs"], *part["features"].values()]
+
+
+def files_in(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same of every file of the store."""
+    parts = [file for shard in manifest["shards"] for part in shard["parts"] for file in files_of(part)]
+    return parts + empty_files(manifest["features"].values())
 
 
 def is_there(store: Path, file: Mapping[str, Any]) -> bool:
@@ -237,6 +250,7 @@ def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[
                     "tokens": tokens,
                     "images": statistics_of(store, parts).to_config(),
                 }
+                | first_named(records)
             },
             "shards": [
                 {name: record[name] for name in ("number", "source", "fingerprint", "parts")} for record in records
@@ -261,7 +275,8 @@ def with_added_sets(store: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
             for part, file in zip(shard["parts"], record["parts"], strict=True):
                 part["features"][name] = file
         tokens = sum(file["tokens"] for record in added for file in record["parts"])
-        found["features"][name] = {key: added[0][key] for key in ("encoder", "dtype", "settings")} | {"tokens": tokens}
+        how = {key: added[0][key] for key in ("encoder", "dtype", "settings")}
+        found["features"][name] = how | {"tokens": tokens} | first_named(added)
     return found
 
 

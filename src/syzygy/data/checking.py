@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from syzygy.data import building, layout
+from syzygy.data.empty import empty_files
 from syzygy.data.files import checksum, mapped, unpacked_string
 from syzygy.data.part import text_hash
 from syzygy.data.statistics import ImageStatistics, statistics_of
@@ -32,6 +33,8 @@ def verify(store: Path, watch: Callable[[int], None] = lambda captions: None) ->
         for part in shard["parts"]:
             problems += _part_problems(store, part)
             watch(part["captions"])
+    for file in empty_files(manifest["features"].values()):
+        problems += _empty_problems(store, file)
     return problems or list(_total_problems(store, manifest))
 
 
@@ -44,6 +47,14 @@ def _part_problems(store: Path, part: Mapping[str, Any]) -> list[str]:
         lines = _feature_problems(_tensors(store, file), part, file["tokens"], name == layout.DEFAULT_SET)
         found += [f"{file['name']}: {line}" for line in lines]
     return found
+
+
+def _empty_problems(store: Path, file: Mapping[str, Any]) -> list[str]:
+    one = {"captions": 1, "pictures": 0}
+    return list(_file_problems(store, file)) or [
+        f"{file['name']}: {line}"
+        for line in _feature_problems(_tensors(store, file), one, file["tokens"], has_images=False)
+    ]
 
 
 def _tensors(store: Path, file: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from syzygy import artifact
 from syzygy.data import layout
 from syzygy.data.captions import FAULTS, EncodedCaptions, encode_captions, fault_codes, joined
 from syzygy.data.decode import quiet
+from syzygy.data.empty import RECORD, write_empty
 from syzygy.data.encoder import DTYPES, EmbedSettings, PairEncoder, pinned
 from syzygy.data.pair import Bad, Shard, Skipped
 from syzygy.data.part import Part, merged_types, write_part
@@ -58,7 +59,7 @@ def embed_shard(
     store: Path,
     watch: Watch = lambda progress: None,
 ) -> dict[str, Any]:
-    """Embed all of `shard` as number `number` of the store. Its record is written last, and returned.
+    """Embed all of `shard` as number `number` of the store, and with the first one the empty text. Its record is written last, and returned.
 
     What is written is a function of shard, encoder and settings, bit for bit on one kind of machine.
 
@@ -68,6 +69,7 @@ def embed_shard(
     """
     writing = _Writing(number, encoder, settings, store)
     with pinned(settings.threads, settings.device), quiet():
+        empty = write_empty(encoder.encode_text, settings.dtype, settings.batch_size, store) if number == 0 else None
         ahead = settings.batch_size + 2 * settings.threads
         for place, sample in enumerate(prepared(shard.read(), encoder.preparation.prepare, settings.threads, ahead)):
             writing.add(place, sample)
@@ -77,6 +79,7 @@ def embed_shard(
     watch(writing.progress)
     record = layout.stamped(
         {"number": number, "source": shard.name, "fingerprint": shard.fingerprint, **writing.summary()}
+        | ({RECORD: empty} if empty else {})
     )
     artifact.write_json(layout.record_path(store, number), record)
     return record

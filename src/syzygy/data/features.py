@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from syzygy import artifact
 from syzygy.data import building, layout
 from syzygy.data.captions import CaptionFeatures, encode_captions, joined
+from syzygy.data.empty import RECORD, write_empty
 from syzygy.data.encoder import DTYPES, Identity, pinned
 from syzygy.data.files import mapped, remove_unfinished, unpacked_string, write_tensors
 from syzygy.data.part import text_tensors
@@ -36,7 +37,7 @@ def add_features(
     device: str = "cpu",
     watch: Callable[[int], None] = lambda captions: None,
 ) -> dict[str, Any]:
-    """Encode all captions of a finished store anew, as the feature set `name`; the value is the new manifest.
+    """Encode all captions of a finished store anew, and the empty text, as the feature set `name`; the value is the new manifest.
 
     Continues where an earlier call with the same arguments was interrupted.
 
@@ -60,14 +61,16 @@ def add_features(
     remove_unfinished(store / layout.SHARDS)
     with pinned(threads, device):
         for shard in manifest["shards"]:
-            captions = sum(part["captions"] for part in shard["parts"])
-            if not _is_done(store, shard["number"], name, how):
-                files = [
+            number, captions = shard["number"], sum(part["captions"] for part in shard["parts"])
+            if not _is_done(store, number, name, how):
+                record: dict[str, Any] = {"number": number, **how}
+                if number == 0:
+                    record[RECORD] = write_empty(encoder.encode_text, dtype, batch_size, store, name)
+                record["parts"] = [
                     _encode_part(store, shard, index, name, encoder, dtype, batch_size)
                     for index in range(len(shard["parts"]))
                 ]
-                record = layout.stamped({"number": shard["number"], **how, "parts": files})
-                artifact.write_json(layout.record_path(store, shard["number"], name), record)
+                artifact.write_json(layout.record_path(store, number, name), layout.stamped(record))
             watch(captions)
     manifest = building.with_added_sets(store, manifest)
     artifact.write_json(store / layout.MANIFEST_FILE, manifest)
@@ -85,7 +88,7 @@ def _is_done(store: Path, number: int, name: str, how: Mapping[str, Any]) -> boo
             f"the feature set {name!r} of {store} was begun with {'another encoder' if difference else 'other settings'}: "
             f"{path} says which. Go on as before, choose another name, or delete the set's files."
         )
-    return all(building.is_there(store, file) for file in record["parts"])
+    return building.is_whole(store, record, record["parts"])
 
 
 def _encode_part(

@@ -3,6 +3,7 @@
     STORE/store.json                               what is to be embedded, and how: written first
     STORE/shards/00012-000.pairs.safetensors       keys, captions, columns of a part of shard 12
     STORE/shards/00012-000.clip.safetensors        its features in the set `clip`
+    STORE/shards/00000-empty.clip.safetensors      the set's features of the empty text, once: they belong to the first shard
     STORE/shards/00012.json                        the record of shard 12: written last, it says that the shard is finished
     STORE/shards/00012.llm.json                    the same of a set that was added later
     STORE/manifest.json                            written when all shards are finished: what a reader opens
@@ -19,6 +20,8 @@ from syzygy import artifact
 from syzygy.errors import UserError
 
 KIND = "syzygy embedding store"
+SCHEMA_VERSION = 2
+"""1: no features of the empty text; still read. 2: the first shard's record names their file. Safetensors count for themselves."""
 PLAN_FILE, MANIFEST_FILE, BAD_FILE, SHARDS = "store.json", "manifest.json", "bad.jsonl", "shards"
 DEFAULT_SET = "clip"
 """The feature set that a store begins with: image embeddings, pooled text embeddings and token states of one CLIP."""
@@ -35,6 +38,11 @@ def record_path(store: Path, number: int, features: str | None = None) -> Path:
 def part_path(store: Path, number: int, part: int, contents: str) -> Path:
     """`contents` is `PAIRS` or a feature set."""
     return store / SHARDS / f"{number:05}-{part:03}.{contents}.safetensors"
+
+
+def empty_path(store: Path, number: int, features: str) -> Path:
+    """A set's features of the empty text; shard `number` is the one whose record names them."""
+    return store / SHARDS / f"{number:05}-empty.{features}.safetensors"
 
 
 def check_set_name(name: str) -> str:
@@ -60,13 +68,13 @@ def read_checked(path: Path) -> dict[str, Any]:
     schema = found.get("schema_version")
     if not isinstance(schema, int) or found.get("kind") != KIND:
         raise UserError(f"{path} is no part of an embedding store. `syzygy embed` makes one.")
-    if schema > artifact.SCHEMA_VERSION:
+    if schema > SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema {schema}; this version reads up to {artifact.SCHEMA_VERSION}. Install a newer syzygy."
+            f"{path} has schema {schema}; this version reads up to {SCHEMA_VERSION}. Install a newer syzygy."
         )
     return found
 
 
 def stamped(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with what `read_checked` looks for."""
-    return {"kind": KIND, "schema_version": artifact.SCHEMA_VERSION, **values}
+    return {"kind": KIND, "schema_version": SCHEMA_VERSION, **values}

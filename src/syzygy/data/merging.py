@@ -9,6 +9,7 @@ from typing import Any
 
 from syzygy import artifact
 from syzygy.data import building, layout
+from syzygy.data.empty import RECORD
 from syzygy.data.part import TEXT
 from syzygy.errors import UserError
 
@@ -16,7 +17,8 @@ from syzygy.errors import UserError
 def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
     """Write a store with the pairs of all of these, in this order; the value is its manifest.
 
-    The files are shared with the old stores (hard links), or copied where the file system cannot.
+    The files are shared with the old stores (hard links), or copied where the file system cannot. Of the empty text the first
+    store's features are taken: all have the same encoder.
 
     Raises:
         UserError: fewer than two stores, one twice, one unfinished; encoders, precisions, feature sets or columns differ;
@@ -34,9 +36,10 @@ def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
     with artifact.folder_written(out, "the store") as folder, artifact.writing("the store", out):
         (folder / layout.SHARDS).mkdir()
         records: list[dict[str, Any]] = []
+        taken: set[str] = set()
         for store, manifest in zip(stores, manifests, strict=True):
             for shard in manifest["shards"]:
-                records.append(_moved(store, shard["number"], manifest["features"], folder, len(records)))
+                records.append(_moved(store, shard["number"], manifest["features"], folder, len(records), taken))
         first = manifests[0]["features"][layout.DEFAULT_SET]
         plan = {
             "command": shlex.join(["syzygy", "store", "merge", *map(str, stores)]),
@@ -78,22 +81,40 @@ def _columns(manifest: Mapping[str, Any]) -> set[tuple[str, bool]]:
     return {(name, kind == TEXT) for name, kind in manifest["columns"].items()}
 
 
-def _moved(store: Path, number: int, features: Mapping[str, Any], out: Path, new: int) -> dict[str, Any]:
-    """Put shard `number` of a store into `out` as number `new`; the value is its record."""
+def _moved(
+    store: Path, number: int, features: Mapping[str, Any], out: Path, new: int, taken: set[str]
+) -> dict[str, Any]:
+    """Put shard `number` of a store into `out` as number `new`; the value is its record.
+
+    Args:
+        taken: the feature sets whose empty text `out` has; grows.
+    """
     record = layout.read_checked(layout.record_path(store, number))
     record["number"] = new
     for index, part in enumerate(record["parts"]):
         _link(store, out, part["pairs"], layout.part_path(out, new, index, layout.PAIRS))
         for name, file in part["features"].items():
             _link(store, out, file, layout.part_path(out, new, index, name))
+    _move_empty(store, record, out, layout.DEFAULT_SET, taken)
     artifact.write_json(layout.record_path(out, new), record)
     for name in features.keys() - {layout.DEFAULT_SET}:
         added = layout.read_checked(layout.record_path(store, number, name))
         added["number"] = new
         for index, file in enumerate(added["parts"]):
             _link(store, out, file, layout.part_path(out, new, index, name))
+        _move_empty(store, added, out, name, taken)
         artifact.write_json(layout.record_path(out, new, name), added)
     return record
+
+
+def _move_empty(store: Path, record: dict[str, Any], out: Path, features: str, taken: set[str]) -> None:
+    """Keep what a record, which has its new number, names of the empty text, if it is the first of its set; else forget it."""
+    file = record.pop(RECORD, None)
+    if file is None or features in taken:
+        return
+    taken.add(features)
+    _link(store, out, file, layout.empty_path(out, record["number"], features))
+    record[RECORD] = file
 
 
 def _link(store: Path, out: Path, file: dict[str, Any], target: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from syzygy.data import building, layout
 from syzygy.data.captions import TokenStates, joined
+from syzygy.data.empty import RECORD
 from syzygy.data.encoder import DTYPES
 from syzygy.data.files import mapped, mend, unpacked_string
 from syzygy.data.part import BOOLEAN, NUMBER, TEXT
@@ -78,13 +79,12 @@ class EmbeddingStore:
 
     def _check_sizes(self) -> None:
         found = {entry.name: entry.stat().st_size for entry in (self.path / layout.SHARDS).iterdir()}
-        for part in self._parts:
-            for file in building.files_of(part):
-                size = found.get(file["name"])
-                if size != file["size"]:
-                    path = self.path / layout.SHARDS / file["name"]
-                    what = "is missing" if size is None else f"has {size:,} bytes instead of {file['size']:,}"
-                    raise UserError(f"{path} {what}. {mend(path)}")
+        for file in building.files_in(self.manifest):
+            size = found.get(file["name"])
+            if size != file["size"]:
+                path = self.path / layout.SHARDS / file["name"]
+                what = "is missing" if size is None else f"has {size:,} bytes instead of {file['size']:,}"
+                raise UserError(f"{path} {what}. {mend(path)}")
 
     def __len__(self) -> int:
         """M."""
@@ -123,7 +123,7 @@ class EmbeddingStore:
     @property
     def digest(self) -> str:
         """Sixteen hex digits over what is stored: the same where the stores are, wherever they lie."""
-        sums = [file["sha256"] for part in self._parts for file in building.files_of(part)]
+        sums = [file["sha256"] for file in building.files_in(self.manifest)]
         return hashlib.blake2b("".join(sums).encode(), digest_size=8).hexdigest()
 
     @cached_property
@@ -155,9 +155,12 @@ class EmbeddingStore:
         """
         rows = [(part.pooled, i) for part, i in zip(*self._caption_places(index), strict=True)]
         if any(pooled is None for pooled, _ in rows):
-            raise UserError(f"the feature set {self.features!r} has no pooled embeddings. Read its `tokens`.")
+            raise self._no_pooled()
         pooled = np.concatenate([x[i : i + 1] for x, i in rows if x is not None])
         return torch.from_numpy(pooled).view(self.dtype)
+
+    def _no_pooled(self) -> UserError:
+        return UserError(f"the feature set {self.features!r} has no pooled embeddings. Read its `tokens`.")
 
     def tokens(self, index: Index) -> TokenStates:
         """Token states of these captions."""
@@ -166,6 +169,34 @@ class EmbeddingStore:
     def _tokens(self, parts: list[_Part], local: list[int]) -> TokenStates:
         bounds = [part.offsets[i : i + 2].tolist() for part, i in zip(parts, local, strict=True)]
         return joined([part.states[a:b] for part, (a, b) in zip(parts, bounds, strict=True)], self.dtype)
+
+    def empty_text(self) -> PackedText:
+        """Features of the empty text, as one caption.
+
+        Raises:
+            UserError: an older version wrote the store, without them: says how to add them; the set has no pooled embeddings.
+        """
+        file = self.manifest["features"][self.features].get(RECORD)
+        if file is None:
+            raise UserError(
+                f"{self.path} holds no features of the empty text: an older version wrote it. {self._remedy()}"
+            )
+        tensors = mapped(self.path / layout.SHARDS / file["name"], file["size"])
+        if "pooled" not in tensors:
+            raise self._no_pooled()
+        return PackedText(tensors["states"], tensors["offsets"], tensors["pooled"])
+
+    def _remedy(self) -> str:
+        """How features of the empty text come into a store of schema 1."""
+        if self.features != layout.DEFAULT_SET:
+            return "Add the feature set anew, under another name."
+        plan = building.read_plan(self.path)
+        if plan is None:
+            return (
+                "Run the `syzygy embed` of each store that it was merged from again, then merge them anew with: "
+                f"{self.manifest['command']} --out STORE"
+            )
+        return f"This embeds its first shard again, and adds them: {plan.command(self.path)}"
 
     def images(self, index: Index) -> Float[Tensor, "B D"]:
         """Raw embeddings of these pictures."""

@@ -134,7 +134,8 @@ def train_on_store(
     """Train (or resume) in `out` on the embedding store in this folder; the finished prior is `out/prior`.
 
     Raises:
-        UserError: the store's embeddings are not of the width that the preset is for; the run asks for scenes too.
+        UserError: the store's embeddings are not of the width that the preset is for; the run asks for scenes too; a diffusion
+            prior needs the features of the empty text, and an older store has none.
     """
     if run.scenes is not None:
         raise UserError(f"scenes={run.scenes} has no effect on a store: leave it out, or set scenes=null.")
@@ -144,15 +145,9 @@ def train_on_store(
     encoder = opened.encoder
     record = {"clip": encoder["fingerprint"], "data": opened.digest}
     scale = encoder.get("logit_scale") or PUBLISHED_SCALE
-    material = Material(training, validation, encoder["positions"], scale, _no_empty_text, record)
+    # Only a diffusion prior asks for the empty text, and only older stores have none.
+    material = Material(training, validation, encoder["positions"], scale, lambda: opened.empty_text().padded(), record)
     return fit_prior(run, material, out, world, init=init, report=report)
-
-
-def _no_empty_text() -> TextFeatures:
-    raise UserError(
-        "a diffusion baseline needs the features of the empty text, which a store does not hold: "
-        "train it on the embedded world (leave --data out), or an ECLIPSE prior on the store."
-    )
 
 
 def fit_prior(

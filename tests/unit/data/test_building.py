@@ -123,8 +123,8 @@ def test_folders_of_others_are_left_alone(tmp_path: Path, tars: Path, encoder: A
 def test_newer_schemas_are_refused(tmp_path: Path, tars: Path, encoder: Any, make_store: Callable, name: str) -> None:
     make_store(tars, tmp_path / "s", encoder)
     path = tmp_path / "s" / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2}))
-    with pytest.raises(UserError, match=r"has schema 2; this version reads up to 1. Install a newer syzygy"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 3}))
+    with pytest.raises(UserError, match=r"has schema 3; this version reads up to 2. Install a newer syzygy"):
         EmbeddingStore.open(tmp_path / "s") if name == "manifest.json" else make_store(tars, tmp_path / "s", encoder)
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from syzygy import artifact
+from syzygy.data.building import files_in
 from syzygy.data.checking import verify
 from syzygy.data.files import mapped, write_tensors
 
-FILES = ["00000-000.pairs.safetensors", "00002-000.clip.safetensors"]
+FILES = ["00000-000.pairs.safetensors", "00002-000.clip.safetensors", "00000-empty.clip.safetensors"]
 
 
 @pytest.fixture
@@ -48,11 +49,9 @@ def rewrite(path: Path, name: str, **changes: Any) -> None:
     tensors = {key: x.clone() for key, x in mapped(file).items()}
     record = write_tensors(file, {key: changes.get(key, lambda x: x)(x) for key, x in tensors.items()}).to_config()
     manifest = json.loads((path / "manifest.json").read_text())
-    for shard in manifest["shards"]:
-        for part in shard["parts"]:
-            for found in (part["pairs"], part["features"]["clip"]):
-                if found["name"] == name:
-                    found.update(record)
+    for found in files_in(manifest):
+        if found["name"] == name:
+            found.update(record)
     artifact.write_json(path / "manifest.json", manifest)
 
 
@@ -72,6 +71,9 @@ def poisoned(x: torch.Tensor) -> torch.Tensor:
         (FILES[1], {"states": lambda x: x[1:]}, "states has "),
         (FILES[1], {"offsets": lambda x: x.flip(0)}, "offsets do not lead through its token states"),
         (FILES[1], {"offsets": lambda x: x + (x == x[2]) * 100}, "offsets do not lead through its token states"),
+        (FILES[2], {"states": poisoned}, "states holds NaN or infinity"),
+        (FILES[2], {"pooled": lambda x: x.repeat(2, 1)}, "pooled has 2 rows instead of 1"),
+        (FILES[2], {"offsets": lambda x: x * 0}, "offsets do not lead through its token states"),
         (FILES[0], {"image_of_caption": lambda x: x.flip(0)}, "captions do not belong to its pictures in order"),
         (FILES[0], {"image_of_caption": lambda x: x.clamp(max=3)}, "captions do not belong to its pictures in order"),
         (FILES[0], {"text_hash": lambda x: x + 1}, "hashes are not those of the captions"),
