@@ -22,15 +22,20 @@ class TextFeatures:
     states: Float[Tensor, "B T D"]
     mask: Bool[Tensor, "B T"]
     pooled: Float[Tensor, "B D"]
+    spans: Int[Tensor, "B T 2"] | None = None
+    """Which characters of its text each token stands for (from, to; equal: none), on the CPU; None where tokens are not those of the text."""
 
     def __len__(self) -> int:
         return self.pooled.shape[0]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "TextFeatures":
-        return TextFeatures(self.states.to(device, dtype), self.mask.to(device), self.pooled.to(device, dtype))
+        states, mask, pooled = self.states.to(device, dtype), self.mask.to(device), self.pooled.to(device, dtype)
+        return TextFeatures(states, mask, pooled, self.spans)
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> "TextFeatures":
-        return TextFeatures(self.states[index], self.mask[index], self.pooled[index])
+        on_cpu = index.cpu() if isinstance(index, Tensor) else index
+        spans = None if self.spans is None else self.spans[on_cpu]
+        return TextFeatures(self.states[index], self.mask[index], self.pooled[index], spans)
 
     @staticmethod
     def cat(parts: "list[TextFeatures]") -> "TextFeatures":
@@ -40,10 +45,12 @@ class TextFeatures:
         def padded(x: Tensor) -> Tensor:
             return torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + (0, length - x.shape[1]))
 
+        spans = [padded(part.spans) for part in parts if part.spans is not None]
         return TextFeatures(
             torch.cat([padded(part.states) for part in parts]),
             torch.cat([padded(part.mask) for part in parts]),
             torch.cat([part.pooled for part in parts]),
+            torch.cat(spans) if len(spans) == len(parts) else None,
         )
 
 

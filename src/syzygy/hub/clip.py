@@ -2,8 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,10 @@ class Clip(nn.Module):
         source: str,
         *,
         revision: str | None = None,
-        fingerprint: str | None = None,
+        fingerprint: Callable[[], str] | str | None = None,
     ) -> None:
-        """`model` is a `CLIPModel` or `towers.Towers`; `fingerprint` is that of its weights in fp32 if it holds them otherwise."""
+        """`model` is a `CLIPModel` or `towers.Towers`; `fingerprint` (or how to find it) is that of its weights in fp32 if it
+        holds them otherwise."""
         super().__init__()
         self.model, self.tokenizer, self.preparation = model, tokenizer, preparation
         self.source, self.revision, self._fingerprint = source, revision, fingerprint
@@ -151,22 +152,31 @@ class Clip(nn.Module):
 
     def tokenize(self, texts: list[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """Token ids and mask, padded on the right to the longest text; texts past the last position are cut with a warning."""
-        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        ids, mask, _ = self._tokenized(texts)
+        return ids, mask
+
+    def _tokenized(self, texts: list[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Int[Tensor, "B T 2"]]:
+        """Ids and mask, and the characters of its text that each token stands for (start, end and pads for none)."""
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         room = self.positions - 2
-        for ids in encoded:
+        for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             if len(ids) > room:
-                cut = self.tokenizer.decode(ids[room:]).strip()
+                cut = text[spans[room][0] :].strip()
                 warnings.warn(
                     f"the prompt has {len(ids) + 2} tokens, this encoder reads {self.positions}; cut: "
                     f"{cut if len(cut) <= 160 else f'{cut[:80]} … {cut[-80:]}'!r}",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
         start, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        rows = [[start, *ids[:room], end] for ids in encoded]
+        rows = [[start, *ids[:room], end] for ids in encoded["input_ids"]]
         length = max(map(len, rows))
         ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
         mask = torch.arange(length)[None] < torch.tensor([len(row) for row in rows])[:, None]
-        return ids, mask
+        spans = torch.zeros(*ids.shape, 2, dtype=torch.long)
+        for row, found in zip(spans, encoded["offset_mapping"], strict=True):
+            kept = torch.tensor(found[:room], dtype=torch.long).view(-1, 2)
+            row[1 : 1 + len(kept)] = kept
+        return ids, mask, spans
 
     def text_features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> TextFeatures:
         """Token ids → features; the pooled embedding is the projected state of the (first) end token."""
@@ -175,9 +185,10 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> TextFeatures:
-        """Texts → states after the final LayerNorm, mask, and projected (not normalised) pooled embedding, in fp32."""
-        ids, mask = self.tokenize(texts)
-        return self.text_features(ids.to(self.device), mask.to(self.device)).to(dtype=torch.float32)
+        """Texts → states after the final LayerNorm, mask, and projected (not normalised) pooled embedding, in fp32; with spans."""
+        ids, mask, spans = self._tokenized(texts)
+        features = self.text_features(ids.to(self.device), mask.to(self.device)).to(dtype=torch.float32)
+        return replace(features, spans=spans)
 
     def image_embeddings(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Pictures in [0, 1] → raw projected embeddings; other sizes than the tower's are resized (bicubic, antialiased)."""
@@ -232,6 +243,8 @@ class Clip(nn.Module):
 
         The same however it was loaded, if the files are: in bf16 it is the one that the files have in fp32.
         """
+        if callable(self._fingerprint):
+            self._fingerprint = self._fingerprint()
         if self._fingerprint is not None:
             return self._fingerprint
         if self.dtype != torch.float32:
@@ -286,6 +299,7 @@ class Clip(nn.Module):
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
         local_files_only: bool = True,
+        text_first: bool = False,
     ) -> "Clip":
         """Load a published CLIP strictly, on the CPU and in evaluation mode.
 
@@ -297,13 +311,14 @@ class Clip(nn.Module):
             revision: of a hub id: commit, tag or branch; None is its main branch. The commit is then `self.revision`.
             dtype: what the towers shall compute in; files may hold fp32, fp16 or bf16.
             local_files_only: take a hub id from the hub's cache only; else download what is missing.
+            text_first: load the image tower when it is first needed; what is wrong with it is told then.
 
         Raises:
             UserError: it is not found, a file is missing, truncated or pickle, weights do not fit the configuration,
                 or the parts do not belong together.
         """
         found = checkpoint.locate(source, revision, local_files_only)
-        parts = towers.load(found, dtype)
+        parts = (towers.load_text_first if text_first else towers.load)(found, dtype)
         clip = cls(
             parts.model,
             parts.tokenizer,
