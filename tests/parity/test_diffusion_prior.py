@@ -6,6 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusers.models.transformers.prior_transformer import PriorTransformer
+from diffusers.schedulers import scheduling_unclip
+from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
 from torch import Tensor
 
 from syzygy.errors import UserError
@@ -14,11 +16,11 @@ from syzygy.prior.diffusion import (
     DiffusionPriorConfig,
     PriorSampling,
     SampledPrior,
-    alphas_bar,
+    fresh_noise,
     sample,
-    visited,
 )
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
+from syzygy.prior.schedule import alphas_bar, visited
 from syzygy.prior.statistics import EmbeddingStatistics
 from syzygy.rng import generator
 from syzygy.types import Prior, TextFeatures
@@ -97,6 +99,44 @@ def test_unguided_ddim_equals_diffusers(ours: DiffusionPrior, steps: int) -> Non
     torch.testing.assert_close(found, x, atol=1e-4, rtol=1e-4)
 
 
+def test_the_schedule_of_published_priors_equals_diffusers() -> None:
+    scheduler = UnCLIPScheduler()
+    torch.testing.assert_close(alphas_bar("cosine").float(), scheduler.alphas_cumprod, atol=1e-9, rtol=1e-4)
+    for steps in (2, 7, 25, 27, 50, 999):
+        scheduler.set_timesteps(steps)
+        assert visited(steps) == scheduler.timesteps.tolist()
+
+
+@torch.no_grad()
+def test_ancestral_steps_equal_those_of_published_priors(ours: DiffusionPrior, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, noise, empty = ours.read(features([3, 7])), normal(2, WIDTH), ours.read(features([2])).expanded(2)
+    asked: list[Tensor] = []
+    hook = ours.register_forward_pre_hook(lambda _, arguments: asked.append(arguments[0]))
+    walked = {}
+    for schedule in ("cosine", "linear"):
+        found = sample(ours, noise, text, empty, PriorSampling(steps=9, clip_range=5), schedule)
+        walked[schedule] = torch.stack([*asked[::2], found])
+        asked.clear()
+    hook.remove()
+
+    scheduler = UnCLIPScheduler(prediction_type="sample", clip_sample_range=5.0)
+    scheduler.set_timesteps(9)
+    # Theirs counts in fp32, whose roundings guidance of a random network makes large.
+    signal = alphas_bar("cosine")
+    scheduler.betas = 1 - signal / torch.cat([torch.ones(1), signal[:-1]])
+    scheduler.alphas, scheduler.alphas_cumprod = 1 - scheduler.betas, signal
+    xs, times = [noise], scheduler.timesteps.tolist()
+    for i, t in enumerate(times):
+        added = fresh_noise(noise, i)
+        monkeypatch.setattr(scheduling_unclip, "randn_tensor", lambda *_, drawn=added, **__: drawn)
+        timestep = torch.full((2,), t)
+        base = ours(xs[-1], timestep, empty)
+        clean = base + 4 * (ours(xs[-1], timestep, text) - base)
+        xs.append(scheduler.step(clean, t, xs[-1], prev_timestep=times[i + 1] if i + 1 < 9 else None).prev_sample)
+    torch.testing.assert_close(walked["cosine"], torch.stack(xs), atol=1e-4, rtol=1e-4)
+    assert (walked["linear"] - walked["cosine"]).abs().amax((1, 2))[2:-2].min() > 0.1
+
+
 @torch.no_grad()
 def test_ancestral_noise_keeps_the_variance_of_the_marginals(ours: DiffusionPrior) -> None:
     """With the data at zero, x must have variance 1 - ᾱ at each time, whatever η."""
@@ -165,5 +205,6 @@ def test_the_two_kinds_of_prior_are_told_apart(ours: DiffusionPrior, tmp_path: P
 def test_too_many_steps() -> None:
     assert visited(1) == [999]
     assert visited(3) == [999, 500, 0]
-    with pytest.raises(UserError, match="1001 steps: the prior knows 1000"):
-        visited(1001)
+    for steps in (0, 1001):
+        with pytest.raises(UserError, match=f"{steps} steps: from 1 to 1000"):
+            visited(steps)

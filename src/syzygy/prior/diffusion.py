@@ -22,13 +22,12 @@ from syzygy.config import Config, parse
 from syzygy.errors import UserError
 from syzygy.prior import layout
 from syzygy.prior.model import EclipsePriorConfig, check_request
+from syzygy.prior.schedule import Schedule, alphas_bar, visited
 from syzygy.prior.statistics import EmbeddingStatistics
 from syzygy.prior.transformer import Block
 from syzygy.rng import generator
 from syzygy.types import PackedText, TextFeatures
 
-TIMESTEPS = 1000
-BETA_FIRST, BETA_LAST = 1e-4, 0.02
 AFTER_TEXT = 4
 """Tokens after the text: pooled text embedding, time, noisy image embedding, learned output token."""
 
@@ -42,11 +41,6 @@ class DiffusionPriorConfig(EclipsePriorConfig):
     """Activation of the time embedding."""
     time_embed_dim: None = None
     """The time embedding is as wide as the tokens."""
-
-
-def alphas_bar() -> Float[Tensor, "1000"]:
-    """ᾱ of the linear schedule of 1000 steps (Ho et al. 2020, section 4), in float64: the share of signal in the variance."""
-    return torch.cumprod(1 - torch.linspace(BETA_FIRST, BETA_LAST, TIMESTEPS, dtype=torch.float64), 0)
 
 
 def time_features(timestep: Int[Tensor, "B"], width: int) -> Float[Tensor, "B C"]:
@@ -145,8 +139,8 @@ class DiffusionPrior(nn.Module):
         layout.set_statistics(self, statistics)
 
     @staticmethod
-    def from_pretrained(folder: str | Path) -> "DiffusionPrior":
-        """Read a diffusion prior in the published layout strictly, into fp32.
+    def from_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> "DiffusionPrior":
+        """Read a diffusion prior in the published layout strictly, into `dtype`.
 
         Raises:
             UserError: missing, truncated or mismatched files; a prior without time embedding.
@@ -154,7 +148,10 @@ class DiffusionPrior(nn.Module):
         values, tensors = layout.read(folder)
         if not layout.is_diffusion(tensors):
             raise UserError(f"{folder} holds a prior without time embedding (ECLIPSE), not a diffusion prior.")
-        prior = DiffusionPrior(parse(DiffusionPriorConfig, values, str(Path(folder) / CONFIG_FILE)))
+        config = parse(DiffusionPriorConfig, values, str(Path(folder) / CONFIG_FILE))
+        with torch.device("meta"):  # random weights of the published billion would take long, and be overwritten
+            prior = DiffusionPrior(config)
+        prior = prior.to(dtype).to_empty(device="cpu")
         load_strictly(prior, tensors, folder)
         return prior
 
@@ -233,6 +230,8 @@ class SampledPrior:
     unconditional: TextFeatures
     """Features of the empty text, one row."""
     sampling: PriorSampling = field(default_factory=PriorSampling)
+    schedule: Schedule = "linear"
+    """The noise that the network was trained on."""
 
     @property
     def evaluations(self) -> int:
@@ -262,16 +261,8 @@ class SampledPrior:
         if self.sampling.guidance_scale != 1:
             nothing = self.unconditional.to(weight.device, weight.dtype)
             away = self.network.read(nothing).expanded(len(features))
-        x = sample(self.network, noise.to(weight), text, away, self.sampling)
-        return self.network.unwhitened(x)
-
-
-def visited(steps: int) -> list[int]:
-    """The timesteps of a short run, from the noisiest to 0, evenly spread."""
-    if steps > TIMESTEPS:
-        raise UserError(f"{steps} steps: the prior knows {TIMESTEPS}.")
-    spread = torch.linspace(TIMESTEPS - 1, 0, steps) if steps > 1 else torch.tensor([TIMESTEPS - 1.0])
-    return [int(t) for t in spread.round()]
+        x = sample(self.network, noise.to(weight.device), text, away, self.sampling, self.schedule)
+        return self.network.unwhitened(x.to(weight.dtype))
 
 
 def sample(
@@ -280,19 +271,21 @@ def sample(
     text: ReadText,
     unconditional: ReadText | None,
     sampling: PriorSampling,
+    schedule: Schedule = "linear",
 ) -> Float[Tensor, "B D"]:
     """From noise to a whitened embedding: DDIM with η (Song et al. 2021, eq. 12 and 16) on predictions of the clean one.
 
-    The noise of a step follows from a sample's first noise, so neither its batch nor any global state changes it.
+    η = 1 is the ancestral step of DDPM, written otherwise. The noise of a step follows from a sample's first noise, so
+    neither its batch nor any global state changes it. Computed in fp32, whatever the network computes in.
     """
-    signal = alphas_bar()
+    signal = alphas_bar(schedule)
     times = visited(sampling.steps)
-    x = noise
+    x, dtype = noise.float(), network.proj_in.weight.dtype
     for i, t in enumerate(times):
         timestep = torch.full((len(x),), t, device=x.device)
-        clean = network(x, timestep, text)
+        clean = network(x.to(dtype), timestep, text).float()
         if unconditional is not None:
-            base = network(x, timestep, unconditional)
+            base = network(x.to(dtype), timestep, unconditional).float()
             clean = base + sampling.guidance_scale * (clean - base)
         clean = clean.clamp(-sampling.clip_range, sampling.clip_range)
         now = float(signal[t])
@@ -301,11 +294,11 @@ def sample(
         towards = (x - math.sqrt(now) * clean) / math.sqrt(1 - now)
         x = math.sqrt(later) * clean + math.sqrt(max(1 - later - added**2, 0)) * towards
         if added:
-            x = x + added * _fresh(noise, i)
+            x = x + added * fresh_noise(noise, i)
     return x
 
 
-def _fresh(noise: Float[Tensor, "B D"], step: int) -> Float[Tensor, "B D"]:
+def fresh_noise(noise: Float[Tensor, "B D"], step: int) -> Float[Tensor, "B D"]:
     """Standard normal noise that depends on a sample's first noise and the step alone."""
     keys = (row.numpy().tobytes().hex() for row in noise.float().cpu())
     rows = [torch.randn(noise.shape[1], generator=generator(0, "prior step", key, step)) for key in keys]

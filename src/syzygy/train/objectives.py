@@ -9,9 +9,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from syzygy.config import Config
-from syzygy.prior.diffusion import TIMESTEPS, DiffusionPrior, PriorSampling, SampledPrior, alphas_bar
+from syzygy.prior.diffusion import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.losses import eclipse_loss
 from syzygy.prior.model import EclipsePrior
+from syzygy.prior.schedule import TIMESTEPS, alphas_bar
 from syzygy.train.pairs import PriorBatch
 from syzygy.types import TextFeatures
 
