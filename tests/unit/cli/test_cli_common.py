@@ -1,5 +1,6 @@
 """Shared options and checks of the command line."""
 
+from itertools import chain, repeat
 from pathlib import Path
 
 import click
@@ -7,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from syzygy.cli.common import Whole, available_device, device_option, json_option, seed_option, writable_folder
+from syzygy.cli.common import Whole, available_device, device_option, json_option, paced, seed_option, writable_folder
 from syzygy.errors import UserError
 
 
@@ -74,3 +75,17 @@ def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
 def test_a_folder_that_is_there_but_read_only_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"cannot write to /proc/self: .+\. Choose another folder\."):
         writable_folder(Path("/proc/self"))
+
+
+def test_pace_is_a_line_now_and_then_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with paced("painting", 1200, "pictures") as advance:
+        advance(1.0)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("syzygy.cli.common.PLAIN_LINE_SECONDS", 0.0)
+    times = chain([0.0, 0.0], repeat(100.0))
+    monkeypatch.setattr("syzygy.cli.common.time.monotonic", lambda: next(times))
+    with paced("painting", 1200, "pictures") as advance:
+        advance(400.0)
+    assert capsys.readouterr().err == "painting: 400/1,200 pictures · 4 pictures/s · 0:03:20 left\n"

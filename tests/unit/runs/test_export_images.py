@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from syzygy import artifact
 from syzygy.errors import UserError
 from syzygy.runs.export_images import (
     SETTINGS_FILE,
@@ -154,34 +156,33 @@ def test_settings_that_cannot_paint_do_not_stay(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
-def test_ranks_that_start_at_once_agree_or_one_is_refused(tmp_path: Path) -> None:
+def test_ranks_that_start_at_once_agree_or_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def together(exports: Sequence[Export]) -> list[str]:
-        """All paint at the same time; what is refused."""
+        """All begin the folder at the same time; what is refused."""
         barrier, refused = threading.Barrier(len(exports)), []
+        write_json = artifact.write_json
+
+        def written(path: Path, value: Any) -> None:
+            write_json(path, value)
+            barrier.wait(10)  # nobody has settings in place, and all have looked
+            time.sleep(0.05 * int(path.name.split("-")[1]))  # the first rank paints before the others go on
 
         def rank(number: int, export: Export) -> None:
-            stub = Stub()
-
-            def paint(*arguments: Any) -> list[Image.Image]:
-                images = stub(*arguments)
-                if len(stub.batches) == 1:
-                    barrier.wait()  # the next thing is the settings
-                return images
-
             try:
-                share = Share(number, len(exports))
-                export_images(export, planned(export, share, 2), share, paint, lambda _: None)
+                run(export, Share(number, len(exports)), 2)
             except UserError as error:
                 refused.append(str(error))
 
-        threads = [threading.Thread(target=rank, args=(i, export)) for i, export in enumerate(exports)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with monkeypatch.context() as patch:
+            patch.setattr("syzygy.artifact.write_json", written)
+            threads = [threading.Thread(target=rank, args=(i, export)) for i, export in enumerate(exports)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         return refused
 
-    for i in range(10):
+    for i in range(2):
         assert together([of(tmp_path / f"same{i}")] * 3) == []
         (refusal,) = together([of(tmp_path / f"other{i}", seed=seed) for seed in (0, 1)])
         assert "was begun with other settings: seed was" in refusal
