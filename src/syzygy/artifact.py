@@ -9,11 +9,11 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,8 @@ SCHEMA_VERSION = 1
 PROVENANCE_FILE = "provenance.json"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+TEMPORARY = ".writing."
+"""What the names of half-written files begin with; a killed process leaves its own."""
 
 
 @contextmanager
@@ -38,14 +40,19 @@ def writing(what: str, path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {what} to {path}: {reason}. Free some space or choose another place.") from None
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write atomically: readers see the old file or the new one, never half of one."""
-    with writing("a file", path):
+@contextmanager
+def file_written(path: Path, what: str = "a file") -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when the block ends without error: readers see the old one or the new one, never half of one.
+
+    Raises:
+        UserError: no space, no permission.
+    """
+    with writing(what, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -53,6 +60,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write atomically."""
+    with file_written(path) as file:
+        file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -114,8 +127,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
             raise
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read safetensors; missing, truncated or newer files are clear errors."""
+def read_tensors(path: Path, keep: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """Read safetensors, those whose names are to `keep`; missing, truncated or newer files are clear errors."""
     if not path.is_file():
         raise UserError(f"{path} is missing: {path.parent} is not a complete folder of weights.")
     try:
@@ -125,13 +138,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 raise UserError(
                     f"{path} has schema {schema}; this version reads up to {SCHEMA_VERSION}. Install a newer syzygy."
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: file.get_tensor(name) for name in file.keys() if keep(name)}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or not safetensors ({error}). Copy or train it again.") from None
 
 
-def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Load every tensor into `module`, in the module's dtype. A missing, extra or misshapen tensor is an error that names it."""
+def load_strictly(
+    module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str | Path, *, assign: bool = False
+) -> None:
+    """Load every tensor into `module`, in the module's dtype. A missing, extra or misshapen tensor is an error that names it.
+
+    `assign` puts the tensors themselves in place of the module's own, as one built on the meta device needs.
+    """
     own = module.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
@@ -149,7 +167,7 @@ def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], where:
             )
         if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
             raise UserError(f"weights in {where}: {name} holds NaN or infinity. Train or copy it again.")
-    module.load_state_dict({name: tensors[name].to(value.dtype) for name, value in own.items()})
+    module.load_state_dict({name: tensors[name].to(value.dtype) for name, value in own.items()}, assign=assign)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

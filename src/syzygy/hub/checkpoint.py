@@ -1,6 +1,8 @@
 """Where a published CLIP lies, on disk or in the hub's cache, and its weights. Nothing here builds a model."""
 
 import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,8 @@ PREPARATIONS = ("image_processor", "feature_extractor")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 PREPARATION_FILES = ("processor_config.json", "preprocessor_config.json")
 """As transformers 5 saves a processor of text and pictures, and as everybody publishes it."""
+TRANSFORMERS, DIFFUSERS = "model", "diffusion_pytorch_model"
+"""How the two libraries name a file of weights."""
 VARIANTS = ("", ".fp16")
 """Ways weights are published, best first."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -41,7 +45,11 @@ class Checkpoint:
 
 
 def locate(
-    source: str | Path, revision: str | None, local_files_only: bool, example: str = "openai/clip-vit-large-patch14"
+    source: str | Path,
+    revision: str | None,
+    local_files_only: bool,
+    example: str = "openai/clip-vit-large-patch14",
+    download: Callable[[str, str | None], Checkpoint] | None = None,
 ) -> Checkpoint:
     """The folder itself, or the hub's snapshot of `revision`.
 
@@ -51,6 +59,7 @@ def locate(
         revision: a commit, tag or branch of a hub id; None is its main branch.
         local_files_only: look in the hub's cache only; else download what is missing (safetensors and settings alone).
         example: a hub id to name to a user who gave something else.
+        download: how to get of a repository's revision what is needed; None is a CLIP's files.
 
     Raises:
         UserError: it is in neither place, cannot be downloaded, or a revision is asked of a folder.
@@ -66,7 +75,10 @@ def locate(
     if pinned is not None and revision is not None:
         raise UserError(f"{source} is asked for at two revisions, {pinned!r} and {revision!r}: give one.")
     revision = pinned if revision is None else revision
-    return _cached(source, revision) if local_files_only else _downloaded(source, revision)
+    if local_files_only:
+        return _cached(source, revision)
+    with downloading(source):
+        return (download or download_clip)(source, revision)
 
 
 def _pinned(source: str) -> tuple[str, str | None]:
@@ -83,7 +95,7 @@ def _cached(source: str, revision: str | None) -> Checkpoint:
 
     try:
         # The hub's check that a snapshot is complete is confined to these two: what else is missing is named when it is read.
-        return _fetch(source, revision, [artifact.CONFIG_FILE, "model_index.json"], local_files_only=True)
+        return fetch(source, revision, [artifact.CONFIG_FILE, "model_index.json"], local_files_only=True)
     except LocalEntryNotFoundError:
         at = "" if revision is None else f" --revision {revision}"
         raise UserError(
@@ -93,23 +105,20 @@ def _cached(source: str, revision: str | None) -> Checkpoint:
         ) from None
 
 
-def _downloaded(source: str, revision: str | None) -> Checkpoint:
+def download_clip(source: str, revision: str | None) -> Checkpoint:
+    """A CLIP's files, of either layout."""
+    found = fetch(source, revision, _settings(), local_files_only=False)
+    towers = (f"{TEXT}/", f"{IMAGE}/") if found.is_pipeline else ("",)
+    return fetch_weights(found, dict.fromkeys(towers, TRANSFORMERS))
+
+
+@contextmanager
+def downloading(source: str) -> Iterator[None]:
+    """Turn the hub's refusals into one clear line."""
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        found = _fetch(source, revision, _settings(), local_files_only=False)
-        towers = (f"{TEXT}/", f"{IMAGE}/") if found.is_pipeline else ("",)
-        for variant in VARIANTS:
-            names = (
-                f"model{variant}.safetensors",
-                f"model{variant}-*.safetensors",
-                f"model.safetensors.index{variant}.json",
-            )
-            patterns = [tower + name for tower in towers for name in names]
-            found = _fetch(source, found.revision, patterns, local_files_only=False)
-            if all(_weight_files(found.folder / tower) for tower in towers):
-                break
-        return found
+        yield
     except LocalEntryNotFoundError:
         raise UserError(
             f"{source} is not in the hub's cache and the hub cannot be reached. Try again, or give a folder."
@@ -120,6 +129,22 @@ def _downloaded(source: str, revision: str | None) -> Checkpoint:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{source} cannot be downloaded: {error}") from None
+
+
+def fetch_weights(found: Checkpoint, stems: Mapping[str, str]) -> Checkpoint:
+    """Download the weights of folders of a snapshot (each with a slash at its end) named `stems`: the best variant that all of them have."""
+    for variant in VARIANTS:
+        patterns = [folder + name for folder, stem in stems.items() for name in _names(stem, variant, "-*")]
+        found = fetch(found.source, found.revision, patterns, local_files_only=False)
+        if all(_weight_files(found.folder / folder, stem) for folder, stem in stems.items()):
+            break
+    return found
+
+
+def _names(stem: str, variant: str, *more: str) -> list[str]:
+    """Names of one file of weights and of an index of shards; with "-*" also of the shards."""
+    files = [f"{stem}{variant}{part}.safetensors" for part in ("", *more)]
+    return [*files, f"{stem}.safetensors.index{variant}.json"]
 
 
 def _settings() -> list[str]:
@@ -135,7 +160,8 @@ def _settings() -> list[str]:
     ]
 
 
-def _fetch(source: str, revision: str | None, patterns: list[str], *, local_files_only: bool) -> Checkpoint:
+def fetch(source: str, revision: str | None, patterns: list[str], *, local_files_only: bool) -> Checkpoint:
+    """A snapshot in the hub's cache; files that match `patterns` are downloaded first, if that is allowed."""
     from huggingface_hub import snapshot_download
 
     folder = Path(
@@ -144,17 +170,19 @@ def _fetch(source: str, revision: str | None, patterns: list[str], *, local_file
     return Checkpoint(folder, source, folder.name)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a tower's folder, from one file or from shards, as stored.
+def read_weights(
+    folder: Path, stem: str = TRANSFORMERS, keep: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:
+    """The tensors of a model's folder whose names are to `keep`, from one file or from shards, as stored.
 
     Raises:
         UserError: there is no safetensors file, or one is missing, truncated, or not what the index says.
     """
-    found = _weight_files(folder)
+    found = _weight_files(folder, stem)
     if found is None:
-        raise UserError(_no_weights(folder))
+        raise UserError(_no_weights(folder, stem))
     if found.suffix != ".json":
-        return artifact.read_tensors(found)
+        return artifact.read_tensors(found, keep)
     places = artifact.read_json(found).get("weight_map")
     if not isinstance(places, dict) or any(Path(str(name)).name != name for name in places.values()):
         raise UserError(f"{found} is not an index of weights: it needs a weight_map from tensors to files beside it.")
@@ -166,25 +194,25 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"{folder / shard} does not hold what {found.name} says: {', '.join(stray[:3])}. Copy it again."
             )
-        tensors |= part
+        tensors |= {name: value for name, value in part.items() if keep(name)}
     return tensors
 
 
-def _weight_files(folder: Path) -> Path | None:
+def _weight_files(folder: Path, stem: str) -> Path | None:
     """The file of all weights, or the index of their shards; full precision before half."""
-    names = (name for v in VARIANTS for name in (f"model{v}.safetensors", f"model.safetensors.index{v}.json"))
+    names = (name for variant in VARIANTS for name in _names(stem, variant))
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _no_weights(folder: Path) -> str:
+def _no_weights(folder: Path, stem: str) -> str:
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in folder.glob(pattern))
     if not pickles:
         return (
-            f"{folder / artifact.WEIGHTS_FILE} is missing, and so are its half-precision variant and an index of shards. "
+            f"{folder / stem}.safetensors is missing, and so are its half-precision variant and an index of shards. "
             "Copy or download the folder again, whole."
         )
     return (
         f"{folder} has its weights only as pickle ({', '.join(pickles)}), which can run code and is never read here. "
         "Take a revision with safetensors (on the hub often a pull request, such as refs/pr/1), or convert them "
-        "where you trust them: load with transformers, then save_pretrained."
+        "where you trust them: load with the library that wrote them, then save_pretrained."
     )

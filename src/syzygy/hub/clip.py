@@ -99,8 +99,7 @@ class Clip(nn.Module):
         revision: str | None = None,
         fingerprint: Callable[[], str] | str | None = None,
     ) -> None:
-        """`model` is a `CLIPModel` or `towers.Towers`; `fingerprint` (or how to find it) is that of its weights in fp32 if it
-        holds them otherwise."""
+        """`model` is a `CLIPModel` or `Towers`; `fingerprint` (or how to find it) is that of weights held not or not only in fp32."""
         super().__init__()
         self.model, self.tokenizer, self.preparation = model, tokenizer, preparation
         self.source, self.revision, self._fingerprint = source, revision, fingerprint
@@ -319,15 +318,8 @@ class Clip(nn.Module):
         """
         found = checkpoint.locate(source, revision, local_files_only)
         parts = (towers.load_text_first if text_first else towers.load)(found, dtype)
-        clip = cls(
-            parts.model,
-            parts.tokenizer,
-            parts.preparation,
-            found.source,
-            revision=found.revision,
-            fingerprint=parts.fingerprint,
-        )
-        return clip.eval()
+        own = (parts.model, parts.tokenizer, parts.preparation, found.source)
+        return cls(*own, revision=found.revision, fingerprint=parts.fingerprint).eval()
 
 
 def build_clip(config: ClipConfig, texts: Iterable[str], seed: int) -> Clip:

@@ -1,6 +1,7 @@
 """A published CLIP's two towers, tokenizer and picture preparation, loaded strictly from either layout."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from syzygy.hub.checkpoint import Checkpoint
 from syzygy.hub.preparation import Preparation
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-OLD_BUFFERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+OLD_BUFFERS = tuple(f"{tower}embeddings.position_ids" for tower in ("text_model.", "vision_model.", ""))
 """0, 1, 2, …: stored by checkpoints from before transformers 4.31, made anew by the classes since."""
+IMAGE_NAMES = ("vision_model", "visual_projection")
 OLD_END = 2
 """`eos_token_id` of configurations from before transformers 4.31. It is wrong; the class then pools at the highest id."""
 
@@ -26,11 +28,11 @@ class Loaded:
     """The parts of a `Clip`."""
 
     model: nn.Module
-    """`CLIPModel` or `Towers`."""
+    """`CLIPModel`, `Towers` or `TextFirst`."""
     tokenizer: Any
     preparation: Preparation
-    fingerprint: str | None
-    """Of the weights in fp32; None where the model holds them in fp32 itself."""
+    fingerprint: Callable[[], str] | str | None
+    """Of the weights in fp32, or how to find it; None where the model holds them in fp32 itself."""
 
 
 class Towers(nn.Module):
@@ -42,14 +44,44 @@ class Towers(nn.Module):
         self.vision_model, self.visual_projection = image.vision_model, image.visual_projection
 
 
+class TextFirst(Towers):
+    """The same, of either layout; the image tower is loaded when it is first asked for, so that painting texts never pays for it."""
+
+    def __init__(self, text: Any, load_image: Callable[[], Any]) -> None:
+        nn.Module.__init__(self)
+        self.text_model, self.text_projection = text.text_model, text.text_projection
+        self._load_image = load_image
+
+    def __getattr__(self, name: str) -> Any:
+        if name in IMAGE_NAMES and not self.has_images:
+            image = self._load_image().to(self.text_projection.weight.device)
+            self.vision_model, self.visual_projection = image.vision_model, image.visual_projection
+        return super().__getattr__(name)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the image tower is in memory."""
+        return IMAGE_NAMES[0] in self._modules
+
+    def forget_images(self) -> None:
+        """Free the image tower; it would be loaded again."""
+        for name in IMAGE_NAMES:
+            self._modules.pop(name, None)
+
+
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A model of transformers' class `kind` in a folder of its own, with its configuration."""
 
     kind: Any
     config_kind: Any
     folder: Path
     values: Mapping[str, Any]
+    names: tuple[str, ...] = ("",)
+    """How the names of its weights begin, among those of the folder."""
+
+    def stored(self) -> dict[str, Tensor]:
+        return checkpoint.read_weights(self.folder, keep=lambda name: name.startswith(self.names))
 
 
 def load(found: Checkpoint, dtype: torch.dtype) -> Loaded:
@@ -59,27 +91,86 @@ def load(found: Checkpoint, dtype: torch.dtype) -> Loaded:
         UserError: a file is missing, truncated or of another kind of model; a weight is missing, unexpected or
             misshapen; the parts do not belong together.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"a CLIP computes in {', '.join(map(str, DTYPES))}, not in {dtype}.")
+    _check_dtype(dtype)
     parts = _pipeline_parts(found.folder) if found.is_pipeline else _whole(found.folder)
     preparation = _preparation(found)
     tokenizer = _tokenizer(found.folder / checkpoint.TOKENIZER if found.is_pipeline else found.folder)
     tensors = [checkpoint.read_weights(part.folder) for part in parts]
-    models = [_filled(part, stored, dtype) for part, stored in zip(parts, tensors, strict=True)]
+    models = [filled(part, stored, dtype) for part, stored in zip(parts, tensors, strict=True)]
     model = Towers(*models) if found.is_pipeline else models[0]
-    _check(model, tokenizer, preparation, found.folder)
-    stored = {name: x for part in tensors for name, x in part.items() if name not in OLD_BUFFERS}
-    fingerprint = None if dtype == torch.float32 else artifact.fingerprint(_InFloat32(stored))
+    _check_text(model, tokenizer, found.folder)
+    _check_image(model, model, preparation, found.folder)
+    fingerprint = None if dtype == torch.float32 else _fingerprint(tensors)
     return Loaded(model, tokenizer, preparation, fingerprint)
 
 
-def _whole(folder: Path) -> list[_Part]:
+def load_text_first(found: Checkpoint, dtype: torch.dtype) -> Loaded:
+    """The same, but the image tower (`TextFirst`): it may even be missing, until it is asked for.
+
+    Raises:
+        UserError: as `load`; what is wrong with the image tower, when that is asked for.
+    """
+    _check_dtype(dtype)
+    preparation = _preparation(found)
+    tokenizer = _tokenizer(found.folder / checkpoint.TOKENIZER if found.is_pipeline else found.folder)
+    text = _tower(found, checkpoint.TEXT)
+    text_model = filled(text, text.stored(), dtype)
+    _check_text(text_model, tokenizer, found.folder)
+
+    def load_image() -> nn.Module:
+        part = _tower(found, checkpoint.IMAGE)
+        image = filled(part, part.stored(), dtype).eval()
+        _check_image(text_model, image, preparation, found.folder)
+        return image
+
+    def fingerprint() -> str:
+        parts = _pipeline_parts(found.folder) if found.is_pipeline else _whole(found.folder)
+        return _fingerprint([checkpoint.read_weights(part.folder) for part in parts])
+
+    return Loaded(TextFirst(text_model, load_image), tokenizer, preparation, fingerprint)
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"a CLIP computes in {', '.join(map(str, DTYPES))}, not in {dtype}.")
+
+
+def _fingerprint(stored: list[dict[str, Tensor]]) -> str:
+    return artifact.fingerprint(
+        _InFloat32({name: x for part in stored for name, x in part.items() if name not in OLD_BUFFERS})
+    )
+
+
+def _tower(found: Checkpoint, tower: str) -> Part:
+    """One tower of either layout, as the class that has nothing else."""
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    kind, config_kind = {
+        checkpoint.TEXT: (CLIPTextModelWithProjection, CLIPTextConfig),
+        checkpoint.IMAGE: (CLIPVisionModelWithProjection, CLIPVisionConfig),
+    }[tower]
+    if found.is_pipeline:
+        if not (found.folder / tower).is_dir():
+            raise UserError(_half(found.folder, tower))
+        return _part(kind, config_kind, found.folder / tower)
+    whole = _config(_whole(found.folder)[0])
+    values = (whole.text_config if tower == checkpoint.TEXT else whole.vision_config).to_dict()
+    names = ("text_model.", "text_projection.") if tower == checkpoint.TEXT else ("vision_model.", "visual_projection.")
+    return Part(kind, config_kind, found.folder, values | {"projection_dim": whole.projection_dim}, names)
+
+
+def _whole(folder: Path) -> list[Part]:
     from transformers import CLIPConfig, CLIPModel
 
     return [_part(CLIPModel, CLIPConfig, folder)]
 
 
-def _pipeline_parts(folder: Path) -> list[_Part]:
+def _pipeline_parts(folder: Path) -> list[Part]:
     from transformers import (
         CLIPTextConfig,
         CLIPTextModelWithProjection,
@@ -89,33 +180,52 @@ def _pipeline_parts(folder: Path) -> list[_Part]:
 
     lacking = [name for name in (checkpoint.TEXT, checkpoint.IMAGE) if not (folder / name).is_dir()]
     if lacking:
-        raise UserError(
-            f"{folder} has no {lacking[0]}: half a CLIP cannot embed pairs (Karlo publishes no image encoder). "
-            "Take the whole CLIP that the pipeline was trained with; for embeddings 768 wide, openai/clip-vit-large-patch14."
-        )
+        raise UserError(_half(folder, lacking[0]))
     return [
         _part(CLIPTextModelWithProjection, CLIPTextConfig, folder / checkpoint.TEXT),
         _part(CLIPVisionModelWithProjection, CLIPVisionConfig, folder / checkpoint.IMAGE),
     ]
 
 
-def _part(kind: Any, config_kind: Any, folder: Path) -> _Part:
+def _half(folder: Path, lacking: str) -> str:
+    return (
+        f"{folder} has no {lacking}: half a CLIP cannot embed pairs (Karlo publishes no image encoder). "
+        "Take the whole CLIP that the pipeline was trained with; for embeddings 768 wide, openai/clip-vit-large-patch14."
+    )
+
+
+def _part(kind: Any, config_kind: Any, folder: Path) -> Part:
     path = folder / artifact.CONFIG_FILE
     values = artifact.read_json(path)
     _check_kind(kind.__name__, config_kind.model_type, values, path)
-    return _Part(kind, config_kind, folder, values)
+    return Part(kind, config_kind, folder, values)
 
 
-def _filled(part: _Part, stored: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    """The model, with the stored tensors in it."""
+def _config(part: Part) -> Any:
+    with _described(part):
+        return part.config_kind.from_dict(dict(part.values))
+
+
+@contextmanager
+def _described(part: Part) -> Iterator[None]:
+    """Turn transformers' refusals of a configuration into one clear line."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
-        with torch.device("meta"):  # random weights of a big tower would take a minute, and be overwritten
-            model = part.kind(part.config_kind.from_dict(dict(part.values)))
+        yield
     except (StrictDataclassError, TypeError, ValueError) as error:
         path = part.folder / artifact.CONFIG_FILE
         raise UserError(f"{path} does not describe a {part.kind.__name__}: {error}") from None
+
+
+def filled(part: Part, stored: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """The model, with the stored tensors in it."""
+    config = _config(part)
+    with (
+        torch.device("meta"),
+        _described(part),
+    ):  # random weights of a big tower would take a minute, and be overwritten
+        model = part.kind(config)
     model = model.to(dtype).to_empty(device="cpu")
     for name, buffer in model.named_buffers():
         assert name in OLD_BUFFERS, f"{name} would stay uninitialised"
@@ -174,26 +284,27 @@ def _tokenizer(folder: Path) -> Any:
         raise UserError(f"the tokenizer in {folder} cannot be read: {error}. Copy it again.") from None
 
 
-def _check(model: Any, tokenizer: Any, preparation: Preparation, folder: Path) -> None:
-    """Whether towers, tokenizer and preparation belong together."""
-    states, text, image = (
-        model.text_projection.in_features,
-        model.text_projection.out_features,
-        model.visual_projection.out_features,
-    )
-    if text != image:
-        raise UserError(f"{folder}: text embeddings are {text} wide, image embeddings {image}: not one CLIP's towers.")
+def _check_text(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Whether text tower and tokenizer belong together, and a prior can read them."""
+    states, text = model.text_projection.in_features, model.text_projection.out_features
     if states != text:
         raise UserError(
             f"{folder}: token states are {states} wide, embeddings {text}. A prior reads both as one width; take a CLIP "
             "where they are equal (ViT-B/32, B/16, L/14, H/14, bigG/14 are)."
         )
+    _check_end(model.text_model.config, tokenizer, folder)
+
+
+def _check_image(text_model: Any, model: Any, preparation: Preparation, folder: Path) -> None:
+    """Whether the image tower, the preparation and the text tower belong together."""
+    text, image = text_model.text_projection.out_features, model.visual_projection.out_features
+    if text != image:
+        raise UserError(f"{folder}: text embeddings are {text} wide, image embeddings {image}: not one CLIP's towers.")
     side = model.vision_model.config.image_size
     if preparation.side != side:
         raise UserError(
             f"{folder}: pictures are prepared {preparation.side} pixels wide, the image tower reads {side}."
         )
-    _check_end(model.text_model.config, tokenizer, folder)
 
 
 def _check_end(config: Any, tokenizer: Any, folder: Path) -> None:
