@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from syzygy import artifact
+from syzygy.blend import Blender, Picture, Request, Source, best, clip_scores, pictures_of, texts_of
 from syzygy.diffusion.decoder import DecoderConfig
 from syzygy.diffusion.latents import LatentDecoder
 from syzygy.diffusion.preconditioning import Preconditioned
@@ -19,7 +20,7 @@ from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
 from syzygy.hub.priors import load_prior, trained_beside
 from syzygy.hub.unet import load_decoder
-from syzygy.pipeline import Pipeline, PipelineOutput
+from syzygy.pipeline import Pipeline, PipelineOutput, check_number
 from syzygy.prior.diffusion import SampledPrior
 from syzygy.types import Prior, Progress, Sampling
 from syzygy.world.language import language
@@ -86,6 +87,7 @@ class TextToImage:
         *,
         negative_prompt: str | None = None,
         num_images_per_prompt: int = 1,
+        best_of: int = 1,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -95,20 +97,117 @@ class TextToImage:
     ) -> PipelineOutput:
         """Paint prompts; arguments as of `Pipeline`; steps, guidance scale and sampler by default those that suit the model.
 
-        Warns of words that the embedded world does not know, where the model paints that world.
+        With `best_of` k, each picture is the one of k whose CLIP score against its prompt is best; generators are then one for
+        all, or one for each candidate, those of one picture together. Warns of words that the embedded world does not
+        know, where the model paints that world.
         """
-        for text in [prompt] if isinstance(prompt, str) else prompt:
-            for note in self.notes(text):
-                warnings.warn(note, stacklevel=2)
-        return self.pipeline(
-            prompt,
-            negative_prompt=negative_prompt,
-            num_images_per_prompt=num_images_per_prompt,
-            how=Sampling(steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler),
-            generator=generator,
-            conditions=conditions,
-            callback=callback,
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        self._warn_of(prompts)
+        check_number(num_images_per_prompt)
+
+        def paint(generators: list[torch.Generator]) -> PipelineOutput:
+            return self.pipeline(
+                prompts,
+                negative_prompt=negative_prompt,
+                num_images_per_prompt=num_images_per_prompt,
+                how=Sampling(steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler),
+                generator=generators,
+                conditions=conditions,
+                callback=callback,
+            )
+
+        def score(output: PipelineOutput) -> torch.Tensor:
+            texts = self.clip.encode_text(prompts).pooled.repeat_interleave(num_images_per_prompt, 0)
+            return clip_scores(output.images, texts, self.clip)
+
+        return best(paint, len(prompts) * num_images_per_prompt, generator, best_of, score)
+
+    def vary(
+        self,
+        image: Picture | Sequence[Picture],
+        *,
+        num_images: int = 1,
+        best_of: int = 1,
+        negative_prompt: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        sampler: str | None = None,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> PipelineOutput:
+        """Paint pictures anew, each `num_images` times: what its CLIP embedding holds, from noise of its own.
+
+        Args:
+            image: file, Pillow picture or tensor [3, H, W] in [0, 1]; or several.
+            best_of: the best of so many is kept, by cosine with the embedding that it was painted from.
+
+        Other arguments as of `__call__`. The decoder is told no text.
+        """
+        how = Sampling(steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler)
+        request = Request(
+            generator=generator, best_of=best_of, negative_prompt=negative_prompt, how=how, callback=callback
         )
+        return self.blender.vary(pictures_of(image), num_images, request)
+
+    def mix(
+        self,
+        sources: Sequence[tuple[Source, float]],
+        *,
+        num_images: int = 1,
+        best_of: int = 1,
+        negative_prompt: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        sampler: str | None = None,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> PipelineOutput:
+        """Paint what lies between pictures and texts, with weights from 0 to 1 of which the proportions count.
+
+        Args:
+            sources: with weights: texts, and pictures as for `vary`. A `str` is a picture if it names a file or ends as
+                a picture's name does.
+
+        Other arguments as of `vary`. How they are mixed: `syzygy.blend.mixed`.
+        """
+        self._warn_of(texts_of([source for source, _ in sources]))
+        how = Sampling(steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler)
+        request = Request(
+            generator=generator, best_of=best_of, negative_prompt=negative_prompt, how=how, callback=callback
+        )
+        return self.blender.mix(sources, num_images, request)
+
+    def interpolate(
+        self,
+        start: Source,
+        end: Source,
+        frames: int,
+        *,
+        batch_size: int = 16,
+        negative_prompt: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+        sampler: str | None = None,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> PipelineOutput:
+        """Paint the way from one source to another, ends included, all frames from one noise, `batch_size` at a time.
+
+        Sources as of `mix`, other arguments as of `__call__`.
+        """
+        self._warn_of(texts_of([start, end]))
+        how = Sampling(steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler)
+        request = Request(generator=generator, negative_prompt=negative_prompt, how=how, callback=callback)
+        return self.blender.interpolate(start, end, frames, batch_size, request)
+
+    @property
+    def blender(self) -> Blender:
+        """What paints from pictures, with this model's image encoder."""
+        return Blender(self.pipeline, self.clip)
+
+    def _warn_of(self, texts: Sequence[str]) -> None:
+        for note in [note for text in texts for note in self.notes(text)]:
+            warnings.warn(note, stacklevel=3)
 
     @property
     def defaults(self) -> dict[str, Any]:

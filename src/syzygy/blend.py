@@ -41,6 +41,18 @@ def read_source(text: str) -> str | Path:
     return Path(text) if there or Path(text.strip()).suffix.lower() in SUFFIXES else text
 
 
+def texts_of(sources: Sequence[Source]) -> list[str]:
+    """The texts among them."""
+    return [one for one in sources if isinstance(one, str) and isinstance(read_source(one), str)]
+
+
+def pictures_of(given: Picture | Sequence[Picture]) -> list[Picture]:
+    """One picture or several, a tensor [B, 3, H, W] among the latter, as a list."""
+    if isinstance(given, Tensor):
+        return list(given) if given.ndim == 4 else [given]
+    return [given] if isinstance(given, (str, Path, Image.Image)) else list(given)
+
+
 def shares(weights: Sequence[float]) -> list[float]:
     """Each weight's share of their sum. Weights are from 0 to 1, and only their proportions count.
 
