@@ -4,7 +4,7 @@ Shapes: P prompts, N pictures (prompts × pictures a prompt, those of one prompt
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, UInt8
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from syzygy.errors import UserError
 from syzygy.rng import per_sample_noise
-from syzygy.types import Guide, PictureDecoder, Prior, Progress, Sampling, TextEncoder
+from syzygy.types import Guide, PictureDecoder, Prior, Progress, Region, Sampling, TextEncoder
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Pipeline:
         how: Sampling = Sampling(),  # noqa: B008 (frozen)
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         conditions: Sequence[str] | None = None,
+        regions: Sequence[Sequence[Region]] | None = None,
         callback: Callable[[Progress], None] | None = None,
     ) -> PipelineOutput:
         """Paint each prompt `num_images_per_prompt` times.
@@ -61,11 +62,12 @@ class Pipeline:
                 batch nor what follows changes a picture. None draws a fresh seed.
             conditions: what the decoder reads: "image" (the predicted embedding), "text", or both; by default all that
                 it can.
+            regions: of each prompt (P), where phrases of it shall be; for decoders that read text token by token.
             callback: told after each step.
 
         Raises:
             UserError: an empty prompt, fewer than one picture or step, a condition that the decoder does not read, an
-                unknown sampler.
+                unknown sampler, regions for phrases that are not in the prompt or for a decoder that cannot be painted.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         conditions = self._chosen(conditions)
@@ -75,6 +77,9 @@ class Pipeline:
         generators = one_each(generator, number)
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
         towards, embeddings = self._guide(prompts, rows, self.noise(generators), conditions)
+        if regions is not None:
+            check_regions(regions, len(prompts))
+            towards = replace(towards, regions=[regions[row] for row in rows])
         away = self._away(negative_prompt, conditions)
         pictures = self.decoder.paint(towards, generators, away=away, how=how, on_step=callback)
         return PipelineOutput(to_pil(pictures), embeddings.cpu(), [one.initial_seed() for one in generators])
@@ -134,6 +139,14 @@ class Pipeline:
             [prompts[row] for row in rows] if text else None,
         )
         return guide, embeddings
+
+
+def check_regions(regions: Sequence[Sequence[Region]], number: int) -> None:
+    """There are some for each prompt, none for a prompt being an empty list; else a UserError."""
+    if len(regions) != number:
+        raise UserError(f"regions are told for {len(regions)} prompts, but there are {number}: give a list for each.")
+    if not any(regions):
+        raise UserError("there is no region among the regions: give one, or leave them out.")
 
 
 def check_texts(prompts: Sequence[str]) -> None:

@@ -180,6 +180,28 @@ def text_condition(features: TextFeatures) -> Condition:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A phrase of the prompt, and where it shall be."""
+
+    phrase: str
+    """As it stands in the prompt; capitals do not matter. Where it stands several times, each is meant."""
+    mask: Float[Tensor, "H W"]
+    """From 0 (elsewhere) to 1 (here); its own size and shape do not matter, it covers the whole picture."""
+    weight: float = 1.0
+    """How strongly, beside other regions."""
+
+    def __post_init__(self) -> None:
+        if not self.phrase.strip():
+            raise UserError("a region needs the phrase that it is for.")
+        if not (torch.isfinite(self.mask).all() and self.mask.min() >= 0 and self.mask.max() <= 1):
+            raise UserError(f"the mask of {self.phrase!r} must hold numbers from 0 to 1.")
+        if not self.mask.any():
+            raise UserError(f"the mask of {self.phrase!r} is empty: paint where it shall be, or leave the region out.")
+        if not 0 <= self.weight < float("inf"):
+            raise UserError(f"the weight of {self.phrase!r} must be a finite number of at least 0, got {self.weight}.")
+
+
+@dataclass(frozen=True)
 class Guide:
     """What N pictures shall be like, or move away from. A decoder takes of it what it reads; None is not told."""
 
@@ -188,10 +210,12 @@ class Guide:
     features: TextFeatures | None = None
     """Prompts as the prior's text encoder reads them."""
     texts: Sequence[str] | None = None
-    """The prompts themselves, for a decoder with a text encoder of its own."""
+    """The prompts themselves, for a decoder with a text encoder of its own, and to find phrases in."""
+    regions: Sequence[Sequence[Region]] | None = None
+    """Of each picture: where phrases of its text shall be (paint-with-words)."""
 
     def __post_init__(self) -> None:
-        told = {len(x) for x in (self.embeddings, self.features, self.texts) if x is not None}
+        told = {len(x) for x in (self.embeddings, self.features, self.texts, self.regions) if x is not None}
         assert len(told) == 1, f"a guide tells one number of pictures, got {told or 'nothing'}"
 
     def __len__(self) -> int:
@@ -202,6 +226,7 @@ class Guide:
             None if self.embeddings is None else self.embeddings[rows],
             None if self.features is None else self.features[rows],
             None if self.texts is None else [self.texts[row] for row in rows],
+            None if self.regions is None else [self.regions[row] for row in rows],
         )
 
 
@@ -215,6 +240,8 @@ class Sampling:
     sampler: str | None = None
     size: tuple[int, int] | None = None
     """Height and width in pixels."""
+    painting: float | None = None
+    """How strongly painted phrases pull, w' of paint-with-words; 0 is not at all."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What one decoder alone knows. Others refuse it."""
 

@@ -1,7 +1,7 @@
 """Syzygy's own decoder: a denoiser of an autoencoder's latents, walked by a sampler, as one that paints pictures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from syzygy.diffusion.guidance import Guided
 from syzygy.diffusion.noise import KarrasSchedule
+from syzygy.diffusion.regions import painted
 from syzygy.diffusion.samplers import sample
 from syzygy.errors import UserError
 from syzygy.rng import per_sample_noise
@@ -22,6 +23,9 @@ from syzygy.types import (
     image_condition,
     text_condition,
 )
+
+PAINTING = 0.4
+"""Strength of painted phrases (w') where a model says nothing else; ports of paint-with-words use 0.1 to 0.4."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,18 @@ class LatentDecoder:
             Guided(self.denoiser, scale, negative),
             per_sample_noise(self.autoencoder.latent_shape, generators, self.device),
             self.schedule.sigmas(steps),
-            conditioning_of(towards, self.device),
+            conditioning_of(towards, self.device, self._strength(towards, how)),
             sampler=how.sampler or own.sampler,
             on_step=on_step,
         )
         return self.autoencoder.decode(latents)
+
+    def _strength(self, towards: Guide, how: Sampling) -> float:
+        """w' of this picture."""
+        if how.painting is not None and towards.regions is None:
+            raise UserError("painting has a strength, but nothing is painted: give regions, or leave the strength out.")
+        own = PAINTING if self.defaults.painting is None else self.defaults.painting
+        return own if how.painting is None else how.painting
 
     def _check(self, how: Sampling) -> None:
         if how.options:
@@ -72,11 +83,11 @@ class LatentDecoder:
             raise UserError("this decoder paints pictures of one size: leave the size out.")
 
 
-def conditioning_of(guide: Guide, device: torch.device) -> Conditioning:
-    """What a guide tells, as our decoder's conditions.
+def conditioning_of(guide: Guide, device: torch.device, painting: float = 0.0) -> Conditioning:
+    """What a guide tells, as our decoder's conditions; regions paint the text's tokens with the strength `painting` (w').
 
     Raises:
-        UserError: neither embeddings nor features.
+        UserError: neither embeddings nor features; regions without text, or for states that have no column a token.
     """
     conditions = {}
     if guide.embeddings is not None:
@@ -85,4 +96,13 @@ def conditioning_of(guide: Guide, device: torch.device) -> Conditioning:
         conditions["text"] = text_condition(guide.features.to(device))
     if not conditions:
         raise UserError("this decoder needs image embeddings or text features to paint; the guide has neither.")
+    if guide.regions is not None and any(guide.regions):
+        if guide.features is None or guide.texts is None:
+            raise UserError(
+                "regions are for words that the decoder reads: let it read the text (conditions image,text)."
+            )
+        if guide.features.spans is None:
+            raise UserError("regions need a text encoder with a state for each token; this one tells no words apart.")
+        maps = painted(guide.texts, guide.features.spans, guide.regions, painting).to(device)
+        conditions["text"] = replace(conditions["text"], painted=maps)
     return Conditioning(conditions)
