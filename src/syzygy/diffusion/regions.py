@@ -1,0 +1,97 @@
+"""Phrases of a prompt and where they are painted, as maps over the prompt's tokens (eDiff-I, section 4.3).
+
+Legend: B prompts, T tokens, H × W the masks' resolution.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from syzygy.errors import UserError
+from syzygy.types import Region
+
+
+def blurred(region: Region, radius: float) -> Region:
+    """The region with soft borders: a Gaussian of standard deviation `radius`, as a part of the mask's longer side."""
+    if not 0 <= radius < 1:
+        raise UserError(f"the blur must be a part of the picture's side, from 0 to below 1; got {radius}.")
+    sigma = radius * max(region.mask.shape)
+    if sigma == 0:
+        return region
+    reach = torch.arange(-round(3 * sigma), round(3 * sigma) + 1, dtype=region.mask.dtype)
+    kernel = torch.exp(-((reach / sigma) ** 2) / 2)
+    mask = region.mask
+    for _ in range(2):  # along the rows, then along the columns
+        padded = torch.nn.functional.pad(mask[None], (len(reach) // 2,) * 2, mode="replicate")
+        mask = torch.nn.functional.conv1d(padded[0][:, None], (kernel / kernel.sum())[None, None])[:, 0].T
+    return replace(region, mask=mask.clamp(0, 1))
+
+
+def places(prompt: str, phrase: str) -> list[tuple[int, int]]:
+    """Where a phrase stands in a prompt, as whole words: characters (from, to).
+
+    Raises:
+        UserError: it does not.
+    """
+    text, wanted = prompt.casefold(), phrase.strip().casefold()
+    if len(text) != len(prompt):  # some letters fold to two: then capitals do matter
+        text, wanted = prompt, phrase.strip()
+    found, start = [], text.find(wanted)
+    while start >= 0:
+        end = start + len(wanted)
+        whole = not (_one_word(text[start - 1 : start], wanted[0]) or _one_word(wanted[-1], text[end : end + 1]))
+        if whole:
+            found.append((start, end))
+        start = text.find(wanted, start + 1)
+    if not found:
+        raise UserError(
+            f"the prompt {prompt!r} does not hold the phrase {phrase!r}: a region is for words that are in it."
+        )
+    return found
+
+
+def _one_word(left: str, right: str) -> bool:
+    """Whether these neighbours belong to one word; between Chinese and Japanese characters there is no telling."""
+    return left.isalnum() and right.isalnum() and not any("\u3040" <= c <= "\u9fff" for c in left + right)
+
+
+def painted(
+    prompts: Sequence[str],
+    spans: Int[Tensor, "B T 2"],
+    regions: Sequence[Sequence[Region]],
+    strength: float,
+) -> Float[Tensor, "B T H W"]:
+    """w'·A: each region's mask in the columns of its phrase's tokens, times its weight and `strength` (w'); overlaps add.
+
+    Args:
+        spans: the characters of its prompt that each token stands for.
+        regions: those of each prompt; at least one in all.
+
+    Raises:
+        UserError: a phrase that its prompt does not hold, or whose tokens were cut off; masks of different sizes.
+    """
+    sizes = {tuple(region.mask.shape) for own in regions for region in own}
+    if len(sizes) != 1:
+        raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for h, w in sorted(sizes))}.")
+    if not 0 <= strength < float("inf"):
+        raise UserError(f"the strength of painting must be a finite number of at least 0, got {strength}.")
+    maps = torch.zeros(len(prompts), spans.shape[1], *sizes.pop())
+    for row, (prompt, own) in enumerate(zip(prompts, regions, strict=True)):
+        for region in own:
+            for tokens in _columns(prompt, spans[row], region.phrase):
+                maps[row, tokens] += strength * region.weight * region.mask.to(maps)
+    return maps
+
+
+def _columns(prompt: str, spans: Int[Tensor, "T 2"], phrase: str) -> list[Bool[Tensor, "T"]]:
+    """The tokens of each place where the phrase stands."""
+    low, high = spans.unbind(1)
+    found = [(low < end) & (high > start) & (high > low) for start, end in places(prompt, phrase)]
+    if not all(tokens.any() for tokens in found):
+        raise UserError(
+            f"the words {phrase!r} are past the last token that the text encoder reads: shorten the prompt."
+        )
+    return found

@@ -1,0 +1,126 @@
+"""Phrases and masks become maps over tokens."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syzygy.diffusion.regions import blurred, painted, places
+from syzygy.errors import UserError
+from syzygy.types import Region
+
+PROMPT = "a red star left of a red circle"
+
+
+def spans(*prompts: str) -> torch.Tensor:
+    """A token a word, between a start and an end."""
+    rows = []
+    for prompt in prompts:
+        row, at = [(0, 0)], 0
+        for word in prompt.split():
+            at = prompt.index(word, at)
+            row.append((at, at + len(word)))
+            at += len(word)
+        rows.append([*row, (0, 0)])
+    length = max(map(len, rows))
+    return torch.tensor([row + [(0, 0)] * (length - len(row)) for row in rows])
+
+
+def half(left: bool, size: int = 4) -> torch.Tensor:
+    mask = torch.zeros(size, size)
+    mask[:, : size // 2] = float(left)
+    mask[:, size // 2 :] = float(not left)
+    return mask
+
+
+def test_a_phrase_is_found_as_whole_words() -> None:
+    assert places(PROMPT, "red star") == [(2, 10)]
+    assert places(PROMPT, " Red Star ") == [(2, 10)]
+    assert places(PROMPT, "red") == [(2, 5), (21, 24)]
+    assert places("a starry star, a star's", "star") == [(9, 13), (17, 21)]
+    assert places("红色的星星", "星星") == [(3, 5)]
+    assert places("«звезда» и круг", "Звезда") == [(1, 7)]
+
+
+@pytest.mark.parametrize("phrase", ["blue star", "sta", "ed star", "star left off"])
+def test_an_absent_phrase_is_refused(phrase: str) -> None:
+    with pytest.raises(UserError, match="does not hold the phrase"):
+        places(PROMPT, phrase)
+
+
+def test_masks_stand_in_the_columns_of_their_words() -> None:
+    maps = painted(
+        [PROMPT], spans(PROMPT), [[Region("red star", half(True)), Region("circle", half(False), weight=2.0)]], 0.5
+    )
+    assert maps.shape == (1, 10, 4, 4)
+    assert maps.flatten(2).sum(2)[0].nonzero()[:, 0].tolist() == [2, 3, 8]
+    torch.testing.assert_close(maps[0, 2], 0.5 * half(True))
+    torch.testing.assert_close(maps[0, 8], half(False))
+
+
+def test_overlaps_add_and_every_occurrence_is_meant() -> None:
+    maps = painted([PROMPT], spans(PROMPT), [[Region("red", half(True)), Region("red star", torch.ones(4, 4))]], 1.0)
+    torch.testing.assert_close(maps[0, 2], 1 + half(True))
+    torch.testing.assert_close(maps[0, 7], half(True))
+
+
+def test_each_prompt_is_searched() -> None:
+    prompts = ["a star", "a very red star"]
+    star = Region("star", half(True))
+    maps = painted(prompts, spans(*prompts), [[star], [star]], 1.0)
+    assert maps.flatten(2).sum(2).nonzero().tolist() == [[0, 2], [1, 4]]
+    maps = painted(prompts, spans(*prompts), [[], [star]], 1.0)
+    assert maps.flatten(2).sum(2).nonzero().tolist() == [[1, 4]]
+
+
+@given(st.text(alphabet="abc äß星 ", min_size=1, max_size=12), st.integers(0, 11), st.integers(1, 12))
+def test_what_stands_between_spaces_is_found(text: str, start: int, length: int) -> None:
+    words = text.split()
+    if not words:
+        return
+    chosen = words[start % len(words)]
+    assert any(text[a:b].casefold() == chosen.casefold() for a, b in places(text, chosen))
+
+
+def test_words_cut_off_are_refused() -> None:
+    with pytest.raises(UserError, match="past the last token"):
+        painted([PROMPT], spans(PROMPT)[:, :6], [[Region("circle", half(True))]], 1.0)
+
+
+def test_blur_keeps_what_is_painted_and_softens_its_border() -> None:
+    region = Region("star", half(True, 16))
+    soft = blurred(region, 0.1).mask
+    assert soft[:, 0].min() > 0.99
+    assert 0.4 < soft[0, 7] < 0.9
+    torch.testing.assert_close(soft.mean(), region.mask.mean(), atol=0.02, rtol=0)
+    assert blurred(region, 0.0) is region
+    dot = torch.zeros(9, 9)
+    dot[2, 6] = 1
+    spread = blurred(Region("star", dot), 0.1).mask
+    assert spread.argmax() == 2 * 9 + 6
+    torch.testing.assert_close(spread[1, 6], spread[2, 5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"phrase": " "}, "needs the phrase"),
+        ({"mask": torch.zeros(4, 4)}, "is empty"),
+        ({"mask": torch.full((4, 4), 1.5)}, "from 0 to 1"),
+        ({"mask": torch.full((4, 4), float("nan"))}, "from 0 to 1"),
+        ({"weight": -1.0}, "at least 0"),
+        ({"weight": float("inf")}, "at least 0"),
+    ],
+)
+def test_wrong_regions(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Region(**{"phrase": "star", "mask": torch.ones(4, 4)} | settings)
+
+
+def test_wrong_maps() -> None:
+    with pytest.raises(UserError, match="one size"):
+        painted([PROMPT], spans(PROMPT), [[Region("star", half(True)), Region("circle", half(True, 8))]], 1.0)
+    with pytest.raises(UserError, match="strength of painting"):
+        painted([PROMPT], spans(PROMPT), [[Region("star", half(True))]], -1.0)
+    with pytest.raises(UserError, match="below 1"):
+        blurred(Region("star", half(True)), 1.5)
