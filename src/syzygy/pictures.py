@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from syzygy import artifact
@@ -59,17 +59,24 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """A picture file as RGB, whole in memory; transparency lies on white.
+    """A picture file as RGB, whole in memory, upright as its camera noted; transparency lies on white.
 
     Raises:
         UserError: it is missing, broken, too large, or no picture.
     """
     with quiet():
-        image = loaded(path, str(path))
+        image = _upright(loaded(path, str(path)))
         if not image.has_transparency_data:
             return image.convert("RGB")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a note that cannot be read tells nothing
+        return image
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:

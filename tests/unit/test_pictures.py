@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from syzygy.errors import UserError
-from syzygy.pictures import contact_sheet, place_for, read_record, save_png, slug
+from syzygy.pictures import contact_sheet, open_picture, place_for, read_record, save_png, slug
 
 RED = Image.new("RGB", (8, 8), "red")
 RECORD = {"prompt": "ein Kreis, 圆, ✨", "seed": 2**64 - 1, "guidance_scale": 2.5, "negative_prompt": None}
@@ -101,3 +101,13 @@ def test_pictures_of_any_shape_fit_their_cell() -> None:
     sheet = contact_sheet([[wide]], [[""]], cell=60)
     counts = {colour: count for count, colour in sheet.getcolors(sheet.width * sheet.height)}
     assert counts[255, 0, 0] == 60 * 20
+
+
+@pytest.mark.parametrize("note", ["sideways", "unreadable", "none"])
+def test_a_photograph_is_opened_upright(note: str, tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 2), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: the camera was turned
+    written = {"sideways": exif.tobytes(), "unreadable": b"Exif\0\0not a table", "none": b""}[note]
+    image.save(tmp_path / "a.png", exif=written)
+    assert open_picture(tmp_path / "a.png").size == ((2, 4) if note == "sideways" else (4, 2))
