@@ -1,31 +1,66 @@
 """Priors from wherever they are: a run's folder, one in the published layout, a pipeline's repository, the hub's cache."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from syzygy import artifact
 from syzygy.config import parse
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
+from syzygy.hub.checkpoint import Checkpoint
 from syzygy.hub.clip import Clip
 from syzygy.prior import layout
 from syzygy.prior.diffusion import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.model import EclipsePrior
+from syzygy.prior.schedule import TIMESTEPS, Schedule
 
 EXAMPLE = "ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior"
 PART = "prior"
 """Where the prior lies in a finished run, and in a diffusers pipeline."""
+SCHEDULERS = ("scheduler", "prior_scheduler")
+"""Where pipelines keep how their prior is sampled: Kandinsky 2.2, and Karlo."""
+SCHEDULER_FILE = "scheduler_config.json"
+UNCLIP: dict[str, Any] = {
+    "_class_name": "UnCLIPScheduler",
+    "prediction_type": "sample",
+    "num_train_timesteps": TIMESTEPS,
+    "variance_type": "fixed_small_log",
+    "beta_schedule": "squaredcos_cap_v2",
+}
+"""What published priors are sampled with; what is not told has diffusers' default."""
+UNTOLD: dict[str, Any] = {
+    "prediction_type": "epsilon",
+    "num_train_timesteps": 1000,
+    "variance_type": "fixed_small_log",
+    "beta_schedule": "squaredcos_cap_v2",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+}
 
 
 def load_prior(
-    source: str | Path, clip: Clip, device: str = "cpu", *, local_files_only: bool = True
+    source: str | Path,
+    clip: Clip,
+    device: str = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    local_files_only: bool = True,
 ) -> EclipsePrior | SampledPrior:
-    """A prior that fits this CLIP (ECLIPSE or diffusion).
+    """A prior that fits this CLIP: ECLIPSE, or a diffusion prior with all of its steps behind the same contract.
 
-    A diffusion prior is sampled as it was in its own validation; without a record of that, in 25 steps with guidance 4.
+    A diffusion prior trained here is sampled as it was in its own validation; a published one as its pipeline's scheduler
+    says, in 25 steps with guidance 4.
 
     Args:
         source: a prior's own folder, that of a finished training run or of a diffusers pipeline, or a hub id of either
             such as `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision if that shall be fixed.
+        clip: the CLIP that made the embeddings which the prior was trained on.
+        device: "cpu", "cuda", "mps".
+        dtype: what it shall compute in; files may hold fp32, fp16 or bf16.
         local_files_only: take a hub id from the hub's cache only; else download what is missing.
 
     Raises:
@@ -33,19 +68,18 @@ def load_prior(
             another CLIP.
     """
     folder = find_prior(source, local_files_only=local_files_only)
-    prior = _read_prior(folder)
+    prior = _read_prior(folder, dtype)
     if prior.config.embedding_dim != clip.width:
         raise UserError(
             f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, this model's CLIP makes "
             f"{clip.width}. Use a prior trained beside the same CLIP."
         )
-    trained_beside(folder, "clip", clip.fingerprint())
-    prior = prior.to(device).eval()
+    trained_beside(folder, "clip", clip.fingerprint)
+    prior = prior.to(device, dtype).eval().requires_grad_(False)
     if isinstance(prior, EclipsePrior):
         return prior
-    record = folder / artifact.PROVENANCE_FILE
-    sampling = artifact.read_json(record)["recipe"]["task"]["sampling"] if record.is_file() else {}
-    return SampledPrior(prior, clip.encode_text([""]), parse(PriorSampling, sampling, str(record)))
+    sampling, schedule = _sampling(folder, prior)
+    return SampledPrior(prior, clip.encode_text([""]), sampling, schedule)
 
 
 def find_prior(source: str | Path, *, local_files_only: bool = True) -> Path:
@@ -54,7 +88,7 @@ def find_prior(source: str | Path, *, local_files_only: bool = True) -> Path:
     Raises:
         UserError: it is not found, or belongs to a run that is not finished.
     """
-    folder = checkpoint.locate(source, None, local_files_only, EXAMPLE).folder
+    folder = checkpoint.locate(source, None, local_files_only, EXAMPLE, _download).folder
     if (folder / PART / artifact.CONFIG_FILE).is_file():
         return folder / PART
     if (folder / "run.json").is_file():
@@ -62,16 +96,70 @@ def find_prior(source: str | Path, *, local_files_only: bool = True) -> Path:
     return folder
 
 
-def _read_prior(folder: Path) -> EclipsePrior | DiffusionPrior:
-    _, tensors = layout.read(folder)
-    return (DiffusionPrior if layout.is_diffusion(tensors) else EclipsePrior).from_pretrained(folder)
+def _download(source: str, revision: str | None) -> Checkpoint:
+    """A prior's files, its own repository's or those in a pipeline's, and what tells how it is sampled."""
+    settings = [artifact.CONFIG_FILE, artifact.PROVENANCE_FILE]
+    schedulers = [f"{name}/{SCHEDULER_FILE}" for name in SCHEDULERS]
+    patterns = ["model_index.json", *settings, *(f"{PART}/{name}" for name in settings), *schedulers]
+    found = checkpoint.fetch(source, revision, patterns, local_files_only=False)
+    folder = f"{PART}/" if (found.folder / PART / artifact.CONFIG_FILE).is_file() else ""
+    return checkpoint.fetch_weights(found, {folder: checkpoint.DIFFUSERS})
 
 
-def trained_beside(folder: Path, part: str, fingerprint: str) -> None:
-    """Refuse weights that are known to have been trained beside another CLIP, or another autoencoder."""
+def load_eclipse(source: str | Path, *, local_files_only: bool = True) -> EclipsePrior:
+    """An ECLIPSE prior in fp32, for going on from it; `source` as of `load_prior`.
+
+    Raises:
+        UserError: as `load_prior`; it is a diffusion prior.
+    """
+    return EclipsePrior.from_pretrained(find_prior(source, local_files_only=local_files_only))
+
+
+def _read_prior(folder: Path, dtype: torch.dtype) -> EclipsePrior | DiffusionPrior:
+    if not layout.holds_diffusion(folder):
+        return EclipsePrior.from_pretrained(folder)
+    prior = DiffusionPrior.from_pretrained(folder, dtype)
+    if not (prior.clip_std > 0).all():
+        raise UserError(
+            f"the diffusion prior in {folder} has a clip_std of zero: its embeddings would all be one. Its statistics were "
+            "never set; take the published weights, or set them."
+        )
+    return prior
+
+
+def _sampling(folder: Path, prior: DiffusionPrior) -> tuple[PriorSampling, Schedule]:
+    """How to sample a diffusion prior: as recorded where it was trained here, or as the scheduler of its pipeline says."""
+    record = folder / artifact.PROVENANCE_FILE
+    if record.is_file():
+        task = artifact.read_json(record).get("recipe", {}).get("task", {})
+        return parse(PriorSampling, task.get("sampling", {}), str(record)), "linear"
+    for name in SCHEDULERS:
+        path = folder.parent / name / SCHEDULER_FILE
+        if path.is_file():
+            return _as_scheduled(path), "cosine"
+    raise UserError(
+        f"the diffusion prior in {folder} does not tell how it is sampled: neither {record.name} lies in it, nor "
+        f"{SCHEDULERS[0]}/{SCHEDULER_FILE} beside it. Give the folder of the whole pipeline that it belongs to."
+    )
+
+
+def _as_scheduled(path: Path) -> PriorSampling:
+    values = UNTOLD | artifact.read_json(path)
+    for name, needed in UNCLIP.items():
+        if values.get(name) != needed:
+            raise UserError(f"{path}: {name} is {values.get(name)!r}; a prior is sampled here with {needed!r} only.")
+    bound = values["clip_sample_range"] if values["clip_sample"] else math.inf
+    return parse(PriorSampling, {"clip_range": bound}, str(path))
+
+
+def trained_beside(folder: Path, part: str, fingerprint: Callable[[], str] | str) -> None:
+    """Refuse weights that are known to have been trained beside another CLIP, or another autoencoder.
+
+    `fingerprint` is the part's, or how to find it: where nothing is known, it is not asked for.
+    """
     record = folder / artifact.PROVENANCE_FILE
     beside = artifact.read_json(record).get(part) if record.is_file() else None
-    if beside not in (None, fingerprint):
+    if beside is not None and beside != (fingerprint() if callable(fingerprint) else fingerprint):
         raise UserError(
             f"the weights in {folder} were trained beside another {part} ({beside}): its space is different."
         )

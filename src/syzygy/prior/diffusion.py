@@ -150,9 +150,8 @@ class DiffusionPrior(nn.Module):
             raise UserError(f"{folder} holds a prior without time embedding (ECLIPSE), not a diffusion prior.")
         config = parse(DiffusionPriorConfig, values, str(Path(folder) / CONFIG_FILE))
         with torch.device("meta"):  # random weights of the published billion would take long, and be overwritten
-            prior = DiffusionPrior(config)
-        prior = prior.to(dtype).to_empty(device="cpu")
-        load_strictly(prior, tensors, folder)
+            prior = DiffusionPrior(config).to(dtype)
+        load_strictly(prior, tensors, folder, assign=True)
         return prior
 
     def save_pretrained(

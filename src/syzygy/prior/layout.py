@@ -21,13 +21,15 @@ from syzygy.prior.statistics import EmbeddingStatistics
 
 CLASS_NAME = "PriorTransformer"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+HALF_FILE = "diffusion_pytorch_model.fp16.safetensors"
+"""How diffusers names weights that are published in half precision beside, or instead of, full precision."""
 
 
 def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings (without diffusers' own, which begin with "_") and tensors.
+    """Settings (without diffusers' own, which begin with "_") and tensors, those in full precision where both are there.
 
     Raises:
-        UserError: missing or truncated files, or another class of model.
+        UserError: missing, truncated or pickled files, or another class of model.
     """
     folder = Path(folder)
     values = read_json(folder / CONFIG_FILE)
@@ -35,12 +37,33 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(
             f"{folder / CONFIG_FILE} describes {values.get('_class_name')!r}, not a prior ({CLASS_NAME!r})."
         )
-    return {k: v for k, v in values.items() if not k.startswith("_")}, read_tensors(folder / WEIGHTS_FILE)
+    return {k: v for k, v in values.items() if not k.startswith("_")}, read_tensors(_weights(folder))
+
+
+def _weights(folder: Path) -> Path:
+    found = [folder / name for name in (WEIGHTS_FILE, HALF_FILE) if (folder / name).is_file()]
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in folder.glob(pattern))
+    if pickles and not found:
+        raise UserError(
+            f"{folder} has its weights only as pickle ({', '.join(pickles)}), which can run code and is never read here. "
+            "Take a revision with safetensors, or convert them where you trust them: load with diffusers, then "
+            "save_pretrained."
+        )
+    return (found or [folder / WEIGHTS_FILE])[0]
 
 
 def is_diffusion(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are the weights of a diffusion prior: only such a one knows the time."""
-    return any(name.startswith("time_embedding.") for name in tensors)
+    return any(map(_is_of_time, tensors))
+
+
+def holds_diffusion(folder: Path) -> bool:
+    """The same of a folder, without reading all of it."""
+    return bool(read_tensors(_weights(folder), _is_of_time))
+
+
+def _is_of_time(name: str) -> bool:
+    return name.startswith("time_embedding.")
 
 
 def set_statistics(prior: nn.Module, statistics: EmbeddingStatistics) -> None:
