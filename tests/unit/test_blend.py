@@ -36,7 +36,7 @@ class Prior:
 
 
 class Half:
-    """A CLIP's preparation: 8 × 8 pixels, halved, so that a photograph's way can be told from a tensor's."""
+    """A CLIP's preparation: 8 × 8 pixels, halved."""
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
         pixels = torch.tensor(list(image.convert("RGB").resize((SIDE, SIDE)).tobytes())).view(SIDE, SIDE, 3)
@@ -44,7 +44,7 @@ class Half:
 
 
 class Eye:
-    """Pictures → the mean of each corner's colour, repeated to the width."""
+    """Pictures → the colours of their corners; of prepared photographs with the other sign, so that the two ways can be told apart."""
 
     width = WIDTH
     preparation = Half()
@@ -54,7 +54,7 @@ class Eye:
         return 3 * corners[:, -WIDTH:] - 1
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.encode_image(2 * pixels)
+        return -self.encode_image(2 * pixels)
 
 
 class Decoder:
@@ -119,7 +119,7 @@ def test_a_picture_is_a_file_pixels_or_numbers(blender: Blender, tmp_path: Path)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
     as_numbers = ways[3].view(SIDE, SIDE, 3).permute(2, 0, 1) / 255
-    torch.testing.assert_close(blender.embedded(as_numbers), found[0])
+    torch.testing.assert_close(blender.embedded(as_numbers), -found[0])
 
 
 def test_a_picture_starts_from_the_noise_of_its_seed_whatever_it_is_of(blender: Blender) -> None:
