@@ -1,21 +1,26 @@
 """What holds for every test: one thread (tiny tensors gain nothing from two), no network, no user's caches, the same examples at every run."""
 
+import io
 import ipaddress
 import os
 import socket
 import sys
+import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import settings
 
+if TYPE_CHECKING:
+    from tests.tiny_unclip import Tiny
+
 # Set before torch and huggingface_hub are first imported, and for subprocesses too. Hugging Face gets an empty home:
 # a model in the user's cache must not make a test pass.
 _home = tempfile.TemporaryDirectory(prefix="syzygy-tests-")
-os.environ |= {"HF_HOME": _home.name, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+os.environ |= {"HF_HOME": _home.name, "SYZYGY_CACHE": f"{_home.name}/syzygy", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 settings.register_profile("syzygy", deadline=None, derandomize=True, database=None)
 settings.load_profile("syzygy")
@@ -73,6 +78,23 @@ def syzygy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture(scope="session")
+def write_tar() -> Callable[..., Path]:
+    """img2dataset's tars: (path, [(key, {ending: content})]) → the path."""
+
+    def write(path: Path, samples: Sequence[tuple[str, Mapping[str, bytes]]]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as tar:
+            for key, members in samples:
+                for ending, content in members.items():
+                    info = tarfile.TarInfo(f"{key}.{ending}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model of untrained tiny parts: real classes and files, pictures of 32 × 32. Copy it to change it."""
     import torch
@@ -120,6 +142,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return api.assemble(
         parts, tmp_path_factory.mktemp("models") / "tiny", world=True, defaults={"num_inference_steps": 3}
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_kandinsky(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
+    """Kandinsky 2.2 in the layout of its repositories, tiny and random. Copy it to change it."""
+    from tests import tiny_unclip
+
+    return tiny_unclip.tiny_kandinsky(tmp_path_factory.mktemp("kandinsky-2-2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_stable_unclip(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
+    """Stable unCLIP in the layout of its repositories, tiny and random. Copy it to change it."""
+    from tests import tiny_unclip
+
+    return tiny_unclip.tiny_stable_unclip(tmp_path_factory.mktemp("stable-unclip"))
 
 
 def pytest_unconfigure() -> None:

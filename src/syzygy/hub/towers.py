@@ -94,7 +94,7 @@ def load(found: Checkpoint, dtype: torch.dtype) -> Loaded:
     _check_dtype(dtype)
     parts = _pipeline_parts(found.folder) if found.is_pipeline else _whole(found.folder)
     preparation = _preparation(found)
-    tokenizer = _tokenizer(found.folder / checkpoint.TOKENIZER if found.is_pipeline else found.folder)
+    tokenizer = read_tokenizer(found.folder / checkpoint.TOKENIZER if found.is_pipeline else found.folder)
     tensors = [checkpoint.read_weights(part.folder) for part in parts]
     models = [filled(part, stored, dtype) for part, stored in zip(parts, tensors, strict=True)]
     model = Towers(*models) if found.is_pipeline else models[0]
@@ -112,7 +112,7 @@ def load_text_first(found: Checkpoint, dtype: torch.dtype) -> Loaded:
     """
     _check_dtype(dtype)
     preparation = _preparation(found)
-    tokenizer = _tokenizer(found.folder / checkpoint.TOKENIZER if found.is_pipeline else found.folder)
+    tokenizer = read_tokenizer(found.folder / checkpoint.TOKENIZER if found.is_pipeline else found.folder)
     text = _tower(found, checkpoint.TEXT)
     text_model = filled(text, text.stored(), dtype)
     _check_text(text_model, tokenizer, found.folder)
@@ -266,7 +266,7 @@ def _preparation(found: Checkpoint) -> Preparation:
     )
 
 
-def _tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
     # Without its files the class makes a vocabulary of three tokens.

@@ -1,0 +1,194 @@
+"""Kandinsky 2.2's decoder against diffusers' own pipeline, on the same files, embeddings and noise."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from syzygy.errors import UserError
+from syzygy.hub import schedulers
+from syzygy.hub.kandinsky import KandinskyDecoder, embedding_width, load_kandinsky
+from syzygy.hub.parts import load_model
+from syzygy.types import Guide, Progress, Sampling
+from tests.tiny_unclip import SIZE, WIDTH, Tiny
+
+LEVEL = 1 / 255
+ZERO = torch.full((1, WIDTH), 0.3)
+
+
+def load(folder: Path, **settings: Any) -> KandinskyDecoder:
+    own = {"unconditional": lambda: ZERO, "dtype": torch.float32, "device": torch.device("cpu")}
+    return load_kandinsky(folder, **own | {"offload": False, "tiling": False} | settings)
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_kandinsky: Tiny) -> KandinskyDecoder:
+    return load(tiny_kandinsky.decoder)
+
+
+def embeddings(number: int = 2) -> Tensor:
+    return torch.randn(number, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1.0, None), (4.0, None), (7.5, (36, 24))])
+def test_pictures_are_those_of_diffusers(
+    scale: float, size: tuple[int, int] | None, decoder: KandinskyDecoder, tiny_kandinsky: Tiny
+) -> None:
+    from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2 import KandinskyV22Pipeline
+
+    pipeline = KandinskyV22Pipeline.from_pretrained(tiny_kandinsky.decoder, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    height, width = size or (SIZE, SIZE)
+    theirs = pipeline(
+        image_embeds=embeddings(),
+        negative_image_embeds=ZERO.expand(2, -1),
+        height=height,
+        width=width,
+        num_inference_steps=4,
+        guidance_scale=scale,
+        generator=generators(3, 4),
+        output_type="np",
+    ).images
+    ours = decoder.paint(Guide(embeddings()), generators(3, 4), how=Sampling(steps=4, guidance_scale=scale, size=size))
+    assert ours.shape == (2, 3, height, width)
+    difference = (torch.from_numpy(theirs).permute(0, 3, 1, 2) - ours).abs().max()
+    assert difference <= LEVEL
+    if scale != 1:  # and can fail: another picture of zeros makes other pictures
+        other = load(tiny_kandinsky.decoder, unconditional=lambda: -ZERO)
+        moved = other.paint(
+            Guide(embeddings()), generators(3, 4), how=Sampling(steps=4, guidance_scale=scale, size=size)
+        )
+        assert (moved - ours).abs().max() > 5 * LEVEL
+
+
+def test_a_batch_is_its_pictures_one_by_one(decoder: KandinskyDecoder, tiny_kandinsky: Tiny) -> None:
+    together = decoder.paint(Guide(embeddings()), generators(3, 4), how=Sampling(steps=3))
+    apart = [decoder.paint(Guide(embeddings()[[i]]), generators(3 + i), how=Sampling(steps=3))[0] for i in range(2)]
+    torch.testing.assert_close(together, torch.stack(apart), rtol=0, atol=LEVEL)
+    same_seed = decoder.paint(Guide(embeddings()), generators(3, 3), how=Sampling(steps=3))
+    assert (same_seed[0] - same_seed[1]).abs().max() > 5 * LEVEL  # it reads the embedding
+    one_for_all = decoder.paint(Guide(embeddings(1)), generators(3, 4), how=Sampling(steps=3))
+    torch.testing.assert_close(one_for_all[:1], together[:1], rtol=0, atol=LEVEL)
+    parked = load(tiny_kandinsky.decoder, offload=True)
+    torch.testing.assert_close(
+        parked.paint(Guide(embeddings()), generators(3, 4), how=Sampling(steps=3)), together, rtol=0, atol=LEVEL
+    )
+
+
+def test_samplers_are_diffusers_schedulers(decoder: KandinskyDecoder) -> None:
+    made = {
+        name: decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=4, sampler=name))
+        for name in schedulers.SAMPLERS
+    }
+    assert torch.equal(made["ddpm"], decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=4)))
+    # One ODE and one method in two parametrisations: Euler in σ is DDIM. It shows that scaled inputs reach the U-Net.
+    torch.testing.assert_close(made["euler"], made["ddim"], rtol=0, atol=LEVEL)
+    for name in ("euler-a", "dpm++2m", "unipc", "pndm"):
+        assert (made[name] - made["ddim"]).abs().max() > 0
+    with pytest.raises(UserError, match=r"sampler 'heun' is unknown.*Known: ddpm, ddim, pndm"):
+        decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(sampler="heun"))
+
+
+def test_progress_is_told_after_each_step(decoder: KandinskyDecoder) -> None:
+    told: list[Progress] = []
+    decoder.paint(Guide(embeddings()), generators(3, 4), how=Sampling(steps=3), on_step=told.append)
+    assert [(p.step, p.steps) for p in told] == [(1, 3), (2, 3), (3, 3)]
+    assert told[0].sigma > told[1].sigma > told[2].sigma
+    assert all(p.denoised is not None and p.denoised.shape == (2, 4, SIZE // 2, SIZE // 2) for p in told)
+
+
+def test_away_is_the_zero_picture_asked_for_only_when_needed(tiny_kandinsky: Tiny) -> None:
+    asked = []
+
+    def zero() -> Tensor:
+        asked.append(1)
+        return ZERO
+
+    decoder = load(tiny_kandinsky.decoder, unconditional=zero)
+    how = Sampling(steps=2, guidance_scale=3.0)
+    negative = decoder.paint(Guide(embeddings()), generators(1, 2), away=Guide(ZERO), how=how)
+    decoder.paint(Guide(embeddings()), generators(1, 2), how=Sampling(steps=2, guidance_scale=1.0))
+    assert not asked
+    assert torch.equal(negative, decoder.paint(Guide(embeddings()), generators(1, 2), how=how))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "0 steps are not possible; allowed are 1 to 1000"),
+        ({"guidance_scale": 0.5}, r"at least 1, got 0\.5"),
+        ({"guidance_scale": float("nan")}, "finite"),
+        ({"size": (30, 32)}, "30 × 32 pixels cannot be painted; both must be multiples of 4"),
+        ({"options": {"noise_level": 3}}, "no option noise_level; it has none"),
+        ({"painting": 0.5}, "cannot paint with words"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(settings: dict[str, Any], message: str, decoder: KandinskyDecoder) -> None:
+    with pytest.raises(UserError, match=message):
+        decoder.paint(Guide(embeddings()), generators(1, 2), how=Sampling(**settings))
+
+
+def test_a_guide_must_fit(decoder: KandinskyDecoder) -> None:
+    with pytest.raises(UserError, match="needs image embeddings"):
+        decoder.paint(Guide(texts=["a"]), generators(1))
+    with pytest.raises(UserError, match=r"reads image embeddings 32 wide; these are 768 wide \(CLIP ViT-L/14"):
+        decoder.paint(Guide(torch.zeros(1, 768)), generators(1))
+    with pytest.raises(UserError, match="3 embeddings for 2 pictures"):
+        decoder.paint(Guide(embeddings(3)), generators(1, 2))
+    with pytest.raises(UserError, match="no effect at guidance scale 1"):
+        decoder.paint(Guide(embeddings(1)), generators(1), away=Guide(ZERO), how=Sampling(guidance_scale=1.0))
+
+
+def test_half_precision_paints_nearly_the_same(decoder: KandinskyDecoder, tiny_kandinsky: Tiny) -> None:
+    half = load(tiny_kandinsky.decoder, dtype=torch.bfloat16)
+    assert half.unet.dtype == half.movq.dtype == torch.bfloat16
+    how = Sampling(steps=3, sampler="ddim", guidance_scale=1.0)
+    ours, full = (x.paint(Guide(embeddings()), generators(3, 4), how=how) for x in (half, decoder))
+    assert ours.dtype == torch.float32
+    assert 0 < (ours - full).abs().mean() < 0.05
+
+
+def test_files_that_are_not_a_decoder_are_refused(
+    tiny_kandinsky: Tiny, copy_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    assert embedding_width(tiny_kandinsky.decoder) == WIDTH
+    with pytest.raises(UserError, match="diffusers has no tiling for Kandinsky"):
+        load(tiny_kandinsky.decoder, tiling=True)
+    folder = copy_of(tiny_kandinsky.decoder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="truncated or not safetensors"):
+        load(folder)
+    weights.unlink()
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match=r"only as pickle \(diffusion_pytorch_model\.bin\)"):
+        load(folder)
+    weights.write_bytes(whole)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps(config | {"layers_per_block": 2}))
+    with pytest.raises(UserError, match="do not fit UNet2DConditionModel: missing"):
+        load(folder)
+    (folder / "unet" / "config.json").write_text(json.dumps(config | {"encoder_hid_dim_type": "text_image_proj"}))
+    with pytest.raises(UserError, match=r"is not Kandinsky 2\.2's"):
+        load(folder)
+    shutil.rmtree(folder / "movq")
+    with pytest.raises(UserError, match=r"has no movq: Kandinsky 2\.2's decoder needs unet, movq, scheduler"):
+        load(folder)
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "HeunDiscreteScheduler"}')
+    with pytest.raises(UserError, match=r"is for 'HeunDiscreteScheduler'; known are DDPMScheduler"):
+        schedulers.load_scheduler(folder)
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    with pytest.raises(UserError, match="is for 'UNet2DConditionModel'; VQModel is needed there"):
+        load_model(VQModel, folder, "unet", torch.float32)

@@ -1,0 +1,149 @@
+"""Stable unCLIP's decoder against diffusers' own pipeline, on the same files, embeddings, texts and noise."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from syzygy.errors import UserError
+from syzygy.hub import schedulers
+from syzygy.hub.stable_unclip import StableUnclipDecoder, embedding_width, load_stable_unclip
+from syzygy.types import Guide, Sampling
+from tests.tiny_unclip import SIZE, WIDTH, Tiny
+
+LEVEL = 1 / 255
+TEXTS = ["a red circle", "two blue stars"]
+
+
+def load(folder: Path, **settings: Any) -> StableUnclipDecoder:
+    own = {"dtype": torch.float32, "device": torch.device("cpu"), "offload": False, "tiling": False}
+    return load_stable_unclip(folder, **own | settings)
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_stable_unclip: Tiny) -> StableUnclipDecoder:
+    return load(tiny_stable_unclip.decoder)
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny_stable_unclip: Tiny) -> Any:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import StableUnCLIPImg2ImgPipeline
+
+    pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(tiny_stable_unclip.decoder, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def embeddings(number: int = 2) -> Tensor:
+    return torch.randn(number, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize(
+    ("scale", "negative", "level", "size"),
+    [(1.0, None, 0, None), (10.0, None, 0, None), (5.0, "a blue star", 400, (36, 26))],
+)
+def test_pictures_are_those_of_diffusers(
+    scale: float, negative: str | None, level: int, size: Any, decoder: StableUnclipDecoder, theirs: Any
+) -> None:
+    theirs.check_inputs = lambda *_, **__: None  # it wants multiples of 8 whatever the autoencoder's scale
+    height, width = size or (SIZE, SIZE)
+    reference = theirs(
+        prompt=TEXTS,
+        image_embeds=embeddings(),
+        negative_prompt=None if negative is None else [negative] * 2,
+        noise_level=level,
+        height=height,
+        width=width,
+        num_inference_steps=4,
+        guidance_scale=scale,
+        generator=generators(3, 4),
+        output_type="np",
+    ).images
+
+    def paint(**changes: Any) -> Tensor:
+        how = {"steps": 4, "guidance_scale": scale, "size": size, "options": {"noise_level": level}} | changes
+        # As a pipeline tells a negative prompt: with the prior's prediction for it, which this decoder was not trained to read.
+        away = None if negative is None else Guide(embeddings(1), texts=[negative])
+        return decoder.paint(Guide(embeddings(), texts=TEXTS), generators(3, 4), away=away, how=Sampling(**how))
+
+    ours = paint()
+    assert ours.shape == (2, 3, height, width)
+    assert (torch.from_numpy(reference).permute(0, 3, 1, 2) - ours).abs().max() <= LEVEL
+    moved = paint(options={"noise_level": level + 300})  # and can fail
+    assert (moved - ours).abs().max() > 5 * LEVEL
+
+
+def test_it_reads_the_text_and_the_embedding(decoder: StableUnclipDecoder) -> None:
+    def paint(guide: Guide, away: Guide | None = None) -> Tensor:
+        return decoder.paint(guide, generators(3), away=away, how=Sampling(steps=3, guidance_scale=4.0))
+
+    plain = paint(Guide(embeddings(1)))
+    assert torch.equal(plain, paint(Guide(embeddings(1), texts=[""])))
+    assert (plain - paint(Guide(embeddings(1), texts=["a red circle"]))).abs().max() > LEVEL
+    assert (plain - paint(Guide(-embeddings(1)))).abs().max() > 5 * LEVEL
+    assert (plain - paint(Guide(embeddings(1)), Guide(texts=["a star"]))).abs().max() > LEVEL
+    assert (plain - paint(Guide(embeddings(1)), Guide(-embeddings(1)))).abs().max() > 5 * LEVEL
+
+
+def test_a_batch_is_its_pictures_one_by_one(decoder: StableUnclipDecoder, tiny_stable_unclip: Tiny) -> None:
+    how = Sampling(steps=3)
+    together = decoder.paint(Guide(embeddings(), texts=TEXTS), generators(3, 4), how=how)
+    apart = [decoder.paint(Guide(embeddings()[[i]], texts=[TEXTS[i]]), generators(3 + i), how=how)[0] for i in range(2)]
+    torch.testing.assert_close(together, torch.stack(apart), rtol=0, atol=LEVEL)
+    parked = load(tiny_stable_unclip.decoder, offload=True, tiling=True)
+    assert parked.vae.use_tiling
+    again = parked.paint(Guide(embeddings(), texts=TEXTS), generators(3, 4), how=how)
+    torch.testing.assert_close(again, together, rtol=0, atol=LEVEL)
+
+
+def test_every_sampler_paints(decoder: StableUnclipDecoder) -> None:
+    made = {
+        name: decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=3, sampler=name))
+        for name in schedulers.SAMPLERS
+    }
+    assert torch.equal(made["pndm"], decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=3)))
+    torch.testing.assert_close(made["euler"], made["ddim"], rtol=0, atol=3 * LEVEL)  # so latents are not clipped
+
+
+@pytest.mark.parametrize("level", [-1, 1000, 2.5, "much"])
+def test_a_noise_level_is_a_timestep(level: Any, decoder: StableUnclipDecoder) -> None:
+    with pytest.raises(UserError, match="noise_level must be a whole number from 0 to 999"):
+        decoder.paint(Guide(embeddings(1)), generators(1), how=Sampling(options={"noise_level": level}))
+
+
+def test_what_cannot_be_done_is_refused(decoder: StableUnclipDecoder) -> None:
+    with pytest.raises(UserError, match="no option tiles; its own are noise_level"):
+        decoder.paint(Guide(embeddings(1)), generators(1), how=Sampling(options={"tiles": 3}))
+    with pytest.raises(UserError, match="33 × 32 pixels cannot be painted; both must be multiples of 2"):
+        decoder.paint(Guide(embeddings(1)), generators(1), how=Sampling(size=(33, 32)))
+    with pytest.raises(UserError, match="2 texts for 3 pictures"):
+        decoder.paint(Guide(embeddings(1)), generators(1, 2, 3), away=Guide(texts=TEXTS))
+
+
+def test_files_that_do_not_fit_are_refused(tiny_stable_unclip: Tiny, copy_of: Callable[[Path], Path]) -> None:
+    assert embedding_width(tiny_stable_unclip.decoder) == WIDTH
+    folder = copy_of(tiny_stable_unclip.decoder)
+    shutil.rmtree(folder / "image_encoder")  # not needed
+    load(folder)
+    path = folder / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"hidden_size": 32, "num_hidden_layers": 1}))
+    with pytest.raises(UserError, match="do not fit CLIPTextModel"):
+        load(folder)
+    path.write_text(json.dumps(config))
+    path = folder / "image_normalizer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"embedding_dim": 16}))
+    with pytest.raises(UserError, match=r"64 wide, which must be twice the image normaliser's 16"):
+        load(folder)
+    shutil.rmtree(folder / "image_normalizer")
+    with pytest.raises(UserError, match="has no image_normalizer: Stable unCLIP needs unet, vae"):
+        load(folder)
