@@ -14,6 +14,7 @@ from syzygy.runs.clip import ClipRun
 from syzygy.runs.decoder import DecoderRun
 from syzygy.runs.demo import DemoRun
 from syzygy.runs.evaluate import Scoring
+from syzygy.runs.experts import ExpertsRun
 from syzygy.runs.prior import PriorRun
 from syzygy.runs.reader import ReaderRun
 from syzygy.runs.reproduce import ReproduceRun
@@ -91,6 +92,13 @@ def decoder_starter() -> DecoderRun:
             checkpoint_every=500,
         ),
     )
+
+
+def experts_full() -> ExpertsRun:
+    """The paper's three experts on the starter's decoder, as full networks: 13 nodes of a minute and a half on two CPU cores."""
+    decoder = decoder_starter()
+    loop = decoder.loop.model_copy(update={"steps": 200, "lr": 2e-4, "warmup": 20, "ema_half_life": 25.0})
+    return ExpertsRun(task=decoder.task, loop=loop.model_copy(update={"validate_every": 100, "checkpoint_every": 100}))
 
 
 def reader_starter() -> ReaderRun:
@@ -276,6 +284,7 @@ PRIOR: dict[str, Callable[[], PriorRun]] = {
     "eclipse-kandinsky22": prior_eclipse_kandinsky22,
     "eclipse-karlo": prior_eclipse_karlo,
 }
+EXPERTS: dict[str, Callable[[], ExpertsRun]] = {"full": experts_full}
 READER: dict[str, Callable[[], ReaderRun]] = {"starter": reader_starter}
 STARTER: dict[str, Callable[[], StarterRun]] = {"cpu": starter_cpu, "gpu": starter_gpu}
 REPRODUCE: dict[str, Callable[[], ReproduceRun]] = {"full": reproduce_full, "quick": reproduce_quick}

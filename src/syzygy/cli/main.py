@@ -52,9 +52,14 @@ COMMANDS: Table = {
             "prior": Leaf("syzygy.cli.train:prior", "A prior: text features to image embedding."),
             "autoencoder": Leaf("syzygy.cli.train:autoencoder", "An autoencoder: picture to latents and back."),
             "decoder": Leaf("syzygy.cli.train:decoder", "A decoder: embedding and text to latents."),
+            "experts": Leaf("syzygy.cli.train:experts", "Expert denoisers for stages of the noise, from a decoder."),
             "reader": Leaf("syzygy.cli.train:reader", "The reader that judges pictures: picture to attributes."),
             "starter": Leaf("syzygy.cli.train:starter", "The starter weights, from nothing, in resumable stages."),
         },
+    ),
+    "experts": Branch(
+        "Look into ensembles of expert denoisers.",
+        {"plan": Leaf("syzygy.cli.experts:plan", "Say which evaluations of a schedule each expert serves.")},
     ),
     "export": Leaf("syzygy.cli.export:export", "Write a trained prior as a folder to pass on."),
     "export-images": Leaf(

@@ -162,6 +162,34 @@ def decoder(clip_source: str, autoencoder_source: str, **options: Any) -> None:
     _train("DECODER", body, **options)
 
 
+@click.command(
+    epilog=EPILOG
+    + """
+\b
+Each node of the tree is a run of its own in RUN/nodes; finished ones are not run again.
+  syzygy experts plan E3_0,complement,E9_511    which steps the leaves would serve
+"""
+)
+@click.option("--model", default="starter", show_default=True, help="The model whose decoder is grown, with its CLIP.")
+@train_options("full")
+def experts(model: str, **options: Any) -> None:
+    """Expert denoisers for stages of the noise, grown from a model's decoder (eDiff-I)."""
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.api import part_folder
+        from syzygy.hub.autoencoder import Autoencoder
+        from syzygy.hub.clip import Clip
+        from syzygy.runs import experts
+
+        clip = Clip.from_pretrained(part_folder(model, "clip")).to(device).requires_grad_(False)
+        latents = Autoencoder.from_pretrained(part_folder(model, "autoencoder")).to(device).requires_grad_(False)
+        decoder = part_folder(model, "decoder")
+        folder = experts.train(run, decoder, clip, latents, out, device, lambda line: click.echo(line, err=True))
+        return Trained(folder, {}, f"syzygy experts plan {out}")
+
+    _train("EXPERTS", body, **options)
+
+
 @click.command(epilog=EPILOG)
 @train_options("starter")
 def autoencoder(**options: Any) -> None:

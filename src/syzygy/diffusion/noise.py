@@ -1,10 +1,12 @@
 """Noise levels: which σ training sees, and which σ sampling visits."""
 
 import math
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from syzygy.config import Config
@@ -19,6 +21,17 @@ class LogNormal(Config):
     p_std: float = Field(default=1.2, gt=0, allow_inf_nan=False)
     """Standard deviation of ln σ."""
 
+    shares: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    """The parts of the distribution that are seen, as probabilities (from, to), rising: an expert sees its own stages."""
+
+    @model_validator(mode="after")
+    def _rise(self) -> "LogNormal":
+        borders = [border for share in self.shares for border in share]
+        rising = all(low < high for low, high in self.shares) and all(a <= b for a, b in pairwise(borders))
+        if not borders or not rising or borders[0] < 0 or borders[-1] > 1:
+            raise ValueError(f"shares must be pairs of probabilities from 0 to 1 that rise, got {self.shares}")
+        return self
+
     def sample(self, size: int, generator: torch.Generator) -> Float[Tensor, "size"]:
         """Noise levels, one in each of `size` equally probable intervals, rising, on the generator's device.
 
@@ -26,8 +39,15 @@ class LogNormal(Config):
         lowers the variance of a step's loss (Kingma et al. 2021, Variational Diffusion Models, appendix I.1).
         """
         offset = torch.rand((), generator=generator, device=generator.device)
-        levels = (torch.arange(size, device=generator.device) + offset) / size
-        return self.quantile(levels.clamp(1e-6, 1 - 1e-6))
+        return self.spread((torch.arange(size, device=generator.device) + offset) / size)
+
+    def spread(self, levels: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """σ of levels from 0 to 1 over what is seen: 0 is its least noise, 1 its most."""
+        low, high = torch.tensor(self.shares, dtype=levels.dtype, device=levels.device).unbind(1)
+        reached = F.pad((high - low).cumsum(0), (1, 0))
+        along = levels * reached[-1]
+        share = (torch.bucketize(along, reached, right=True) - 1).clamp(0, len(low) - 1)
+        return self.quantile((low[share] + along - reached[share]).clamp(1e-6, 1 - 1e-6))
 
     def quantile(self, probability: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """σ below which a share `probability` in (0, 1) of training lies: exp(p_mean + p_std·√2·erf⁻¹(2p − 1))."""

@@ -1,5 +1,6 @@
 """The starter's decoder, trained on the embedded world beside a frozen CLIP and a frozen autoencoder."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,14 +70,8 @@ def train(run: DecoderRun, clip: Clip, autoencoder: Autoencoder, out: Path, devi
         assert condition.pooled is not None
         decoder.set_scale(name, condition.pooled.square().mean().sqrt().item())
 
-    def batches(step: int) -> DecoderBatch:
-        long = Draw(run.seed, "decoder step", step).chance(run.medium_captions)
-        length: Length = "medium" if long else "short"
-        number = run.task.pictures
-        return encode(source.pairs(seed_of(run.seed, "decoder"), step * number, number, length=length))
-
-    unseen = source.pairs(seed_of(run.seed, "decoder validation"), 0, VALIDATION_PICTURES)
-    task = DecoderTask(decoder, batches, [encode(unseen)], run.task, run.seed, precision)
+    batches = encode.stream(run.task.pictures, run.medium_captions, run.seed)
+    task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], run.task, run.seed, precision)
     settings = run.model_dump(mode="json") | beside
     result = fit(task, run.loop, out, reporter=reporter("decoder", run.task.batch_size), run=settings)
     last = result.history[-1]
@@ -102,3 +97,16 @@ class Encoding:
             features = self.clip.encode_text([p.caption.text for p in found])
             conditions = {"image": image_condition(self.clip.encode_image(images)), "text": text_condition(features)}
             return DecoderBatch(self.autoencoder.encode(images), Conditioning(conditions))
+
+    def stream(self, number: int, medium: float, seed: int) -> Callable[[int], DecoderBatch]:
+        """Step → `number` pictures of the world, the same again for the same step; `medium` is the part with longer captions."""
+
+        def batches(step: int) -> DecoderBatch:
+            length: Length = "medium" if Draw(seed, "decoder step", step).chance(medium) else "short"
+            return self(source.pairs(seed_of(seed, "decoder"), step * number, number, length=length))
+
+        return batches
+
+    def unseen(self, seed: int) -> DecoderBatch:
+        """Pictures that no step sees, for validation."""
+        return self(source.pairs(seed_of(seed, "decoder validation"), 0, VALIDATION_PICTURES))

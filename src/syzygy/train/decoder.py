@@ -133,7 +133,7 @@ class DecoderTask:
             random = generator(self._seed, "decoder", "validation", index, device=batch.latents.device)
             noise = torch.randn(batch.latents.shape, generator=random, device=batch.latents.device)
             levels = (torch.arange(len(batch), device=batch.latents.device) + 0.5) / len(batch)
-            sigma = self._config.noise.quantile(levels)
+            sigma = self._config.noise.spread(levels)
             for subset in losses:
                 shown = only(batch.conditioning, members_of(subset))
                 losses[subset] += self._losses(batch.latents, sigma, noise, shown).sum().item() / pictures

@@ -70,3 +70,21 @@ def test_samples_cover_the_distribution_evenly() -> None:
 def test_samples_depend_on_the_generator_alone() -> None:
     assert torch.equal(LogNormal().sample(5, generator(1, "a")), LogNormal().sample(5, generator(1, "a")))
     assert not torch.equal(LogNormal().sample(5, generator(1, "a")), LogNormal().sample(5, generator(1, "b")))
+
+
+def test_an_expert_sees_its_own_stages_alone() -> None:
+    noise = LogNormal(p_mean=0.3, p_std=0.7, shares=((0.0, 0.25), (0.5, 0.75)))
+    edges = noise.quantile(torch.tensor([0.25, 0.5, 0.75]))
+    sigma = noise.sample(1000, generator(0, "noise"))
+    counts = torch.histc(torch.bucketize(sigma, edges).float(), 4, 0, 3)
+    assert counts.tolist() == [500, 0, 500, 0]
+    whole = LogNormal(p_mean=0.3, p_std=0.7)
+    levels = torch.tensor([0.0001, 0.4999, 0.5001, 0.9999])
+    wanted = whole.quantile(torch.tensor([0.00005, 0.24995, 0.50005, 0.74995]))
+    torch.testing.assert_close(noise.spread(levels), wanted, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("shares", [(), ((0.5, 0.5),), ((0.5, 0.7), (0.6, 0.9)), ((-0.1, 0.5),), ((0.5, 1.1),)])
+def test_shares_must_rise(shares: tuple) -> None:
+    with pytest.raises(UserError, match=r"shares|pairs"):
+        parse(LogNormal, {"shares": shares}, "test")

@@ -1,0 +1,130 @@
+"""Expert denoisers grown from one decoder (eDiff-I, arXiv 2211.01324, section 4.2): a tree over the noise levels, leaves kept."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from syzygy import artifact
+from syzygy.config import Config
+from syzygy.diffusion.experts import COMPLEMENT, Node, Stages
+from syzygy.diffusion.noise import LogNormal
+from syzygy.hub.autoencoder import Autoencoder
+from syzygy.hub.clip import Clip
+from syzygy.hub.experts import STAGES_FILE
+from syzygy.hub.unet import load_decoder, save_decoder
+from syzygy.rng import seed_of
+from syzygy.runs.common import provenance, reporter
+from syzygy.runs.decoder import Encoding
+from syzygy.train.decoder import DecoderTask, DecoderTaskConfig
+from syzygy.train.loop import fit
+from syzygy.train.precision import precision_on
+from syzygy.train.schedule import LoopConfig
+
+
+class ExpertsRun(Config):
+    """Everything that grows an ensemble of experts from a decoder."""
+
+    leaves: tuple[str, ...] = Field(default=("E3_0", COMPLEMENT, "E9_511"), min_length=1)
+    """The experts: places in the tree, E<level>_<index> from the least noise, and `complement` for the rest."""
+    every_level: bool = True
+    """Train each node on the way to a leaf from the node above it, as the paper does; else leaves start from the decoder at once."""
+    medium_captions: float = 0.1
+    """Part of the batches whose captions open with other sentences."""
+    task: DecoderTaskConfig
+    """What a step sees; its distribution of noise levels is the one that the tree cuts."""
+    loop: LoopConfig
+    """Length and learning rate of each node's training."""
+    seed: int = 0
+    """Scenes and noise follow from it."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """One training of the tree: which node, from which, on which part of the noise."""
+
+    name: str
+    parent: str | None
+    """The node it starts from; None is the decoder itself."""
+    shares: tuple[tuple[float, float], ...]
+    """The part of the noise levels that it sees, as probabilities."""
+
+
+def stages_of(leaves: Sequence[str], noise: LogNormal) -> Stages:
+    """Who serves which noise level, for a tree that cuts this distribution."""
+    return Stages.of(leaves, lambda p: noise.quantile(torch.tensor(p, dtype=torch.float64)).item())
+
+
+def growth(run: ExpertsRun) -> list[Growth]:
+    """Every training, parents before children; a node on the way to several leaves once.
+
+    Raises:
+        UserError: leaves that overlap, leave gaps, or are no places in the tree.
+    """
+    stages_of(run.leaves, run.task.noise)
+    found: dict[str, Growth] = {}
+    nodes = [Node.parse(name) for name in run.leaves if name != COMPLEMENT]
+    for leaf in nodes:
+        way = leaf.lineage()[1:] if run.every_level else [leaf]
+        for node in way:
+            parent = node.parent.name if run.every_level and node.level > 1 else None
+            found[node.name] = Growth(node.name, parent, (node.share,))
+    if COMPLEMENT in run.leaves:
+        borders = [0.0, *(border for low, high in sorted(node.share for node in nodes) for border in (low, high)), 1.0]
+        gaps = tuple((low, high) for low, high in zip(borders[::2], borders[1::2], strict=True) if low < high)
+        found[COMPLEMENT] = Growth(COMPLEMENT, None, gaps)
+    return list(found.values())
+
+
+def train(
+    run: ExpertsRun,
+    decoder: Path,
+    clip: Clip,
+    autoencoder: Autoencoder,
+    out: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Path:
+    """Grow (or go on growing) the tree in `out` from the decoder in a folder; the finished ensemble is `out/experts`.
+
+    Each node's training is a run of its own under `out/nodes`, resumed like any other; finished ones are not run again.
+    """
+    todo = growth(run)
+    for number, one in enumerate(todo, 1):
+        folder = out / "nodes" / one.name
+        say(f"{number}/{len(todo)}  {one.name}" + (": done before" if (folder / "decoder").is_dir() else ""))
+        if not (folder / "decoder").is_dir():
+            parent = decoder if one.parent is None else out / "nodes" / one.parent / "decoder"
+            _grow(run, one, parent, clip, autoencoder, folder, device)
+    stages = stages_of(run.leaves, run.task.noise)
+    with artifact.folder_written(out / "experts", "the experts") as temporary:
+        for name in stages.experts:
+            shutil.copytree(out / "nodes" / name / "decoder", temporary / name)
+        artifact.write_json(temporary / STAGES_FILE, {"names": stages.names, "edges": stages.edges})
+    return out / "experts"
+
+
+def _grow(
+    run: ExpertsRun, one: Growth, parent: Path, clip: Clip, autoencoder: Autoencoder, folder: Path, device: torch.device
+) -> None:
+    beside = {"clip": clip.fingerprint(), "autoencoder": autoencoder.fingerprint()}
+    precision = precision_on(device)
+    encode = Encoding(clip, autoencoder, precision)
+    decoder = load_decoder(parent).to(device).train()
+    started = artifact.fingerprint(decoder.state_dict())
+    noise = run.task.noise.model_copy(update={"shares": one.shares})
+    settings = run.task.model_copy(update={"noise": noise})
+    seed = seed_of(run.seed, "expert", one.name)
+    batches = encode.stream(run.task.pictures, run.medium_captions, seed)
+    task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], settings, seed, precision)
+    own: dict[str, Any] = {"node": one.name, "shares": one.shares, "parent": one.parent, "from": started}
+    live = reporter(one.name, run.task.batch_size)
+    result = fit(task, run.loop, folder, reporter=live, run=run.model_dump(mode="json") | beside | own)
+    last = result.history[-1]
+    metrics = {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
+    record = provenance("decoder", run, result, result.steps * run.task.batch_size, metrics)
+    save_decoder(decoder, folder / "decoder", record | beside | own)
