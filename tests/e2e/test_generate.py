@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from syzygy import artifact
-from syzygy.pictures import read_record
+from syzygy.blend import clip_scores
+from syzygy.hub.clip import Clip
+from syzygy.pictures import open_picture, read_record
 
 PROMPT = "a red circle left of a blue star"
 
@@ -87,6 +89,22 @@ def test_neither_the_batch_nor_the_others_change_a_picture(paint: Callable[..., 
     assert abs(pixels(files(together)[5]) - pixels(files(together)[4])).max() > 1
 
 
+def test_the_best_of_several_is_kept(paint: Callable[..., Any], tiny_model: Path, tmp_path: Path) -> None:
+    result = paint(PROMPT, "--num-images", "2", "--best-of", "3", "--seed", "4")
+    candidates = paint(PROMPT, "--num-images", "6", "--seed", "4", out=tmp_path / "all")
+    clip = Clip.from_pretrained(tiny_model / "clip")
+    embeddings = clip.encode_text([PROMPT]).pooled.expand(6, -1)
+    scores = clip_scores([open_picture(Path(path)) for path in files(candidates)], embeddings, clip)
+    for one, some, first in zip(result["images"], scores.split(3), (4, 7), strict=True):
+        assert one["seed"] == first + int(some.argmax())
+        assert one["score"] == pytest.approx(float(some.max()), abs=1e-3)
+        record = read_record(Path(one["path"]))
+        assert (record["best_of"], record["score"], record["seed"]) == (3, one["score"], one["seed"])
+        alone = files(candidates)[one["seed"] - 4]
+        assert abs(pixels(alone) - pixels(one["path"])).max() <= 1
+    assert "score" not in candidates["images"][0]
+
+
 def test_the_contact_sheet_shows_all(paint: Callable[..., Any]) -> None:
     result = paint(PROMPT, "a green moon", "--num-images", "2")
     assert len(read_record(Path(result["contact_sheet"]))["pictures"]) == 4
@@ -136,6 +154,8 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "broken bytes": (("a \udcff circle",), "the prompt is not text"),
     "no pictures": ((PROMPT, "--num-images", "0"), "0 is out of range; allowed: at least 1."),
     "no steps": ((PROMPT, "--steps", "0"), "0 is out of range"),
+    "no candidates": ((PROMPT, "--best-of", "0"), "0 is out of range; allowed: at least 1."),
+    "candidates past the last seed": ((PROMPT, "--seed", str(2**64 - 1), "--best-of", "2"), "seeds end at"),
     "no batch": ((PROMPT, "--batch-size", "0"), "0 is out of range"),
     "huge seed": ((PROMPT, "--seed", str(2**64)), "seeds end at"),
     "seed past the end": ((PROMPT, "--seed", str(2**64 - 1), "--num-images", "2"), "seeds end at"),
@@ -150,7 +170,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         (PROMPT, "--model", "starterr"),
         "model 'starterr' is neither a folder nor a known model. Known: starter",
     ),
-    "prior": ((PROMPT, "--prior", "nowhere"), "nowhere/config.json is missing"),
+    "prior": ((PROMPT, "--prior", "nowhere"), "there is no folder nowhere"),
     "device": ((PROMPT, "--device", "cuda"), "device 'cuda' is not available here"),
     "out": ((PROMPT, "--out", __file__), "cannot write to"),
 }

@@ -1,4 +1,4 @@
-"""What every command shares that paints prompts with a whole model: the options, the model they choose, and the call."""
+"""What every command shares that paints with a whole model: the options, the model they choose, and the call."""
 
 import sys
 import warnings
@@ -15,11 +15,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from syzygy.api import TextToImage
+    from syzygy.pipeline import PipelineOutput
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def painting_options(command: F) -> F:
+    """As `model_options`; and what the decoder reads of prompts."""
+    text = "What the decoder reads: one or both."
+    return model_options(click.option("--conditions", default="image,text", show_default=True, help=text)(command))
+
+
+def model_options(command: F) -> F:
     """Which model paints and how, passed as keyword arguments for `Painter.load`; and `--batch-size`, as `batch_size`."""
     options = (
         click.option(
@@ -30,9 +37,6 @@ def painting_options(command: F) -> F:
         click.option("--guidance-scale", type=float, help="Guidance; 1 means off. Default: what suits the model."),
         click.option("--sampler", default="dpm++2m", show_default=True, help="euler, heun or dpm++2m."),
         click.option("--negative-prompt", metavar="TEXT", help="What to move away from."),
-        click.option(
-            "--conditions", default="image,text", show_default=True, help="What the decoder reads: one or both."
-        ),
         click.option(
             "--batch-size", type=Whole(1), default=16, show_default=True, metavar="N", help="Pictures at a time."
         ),
@@ -47,11 +51,11 @@ class Painter(NamedTuple):
 
     model: "TextToImage"
     record: Mapping[str, Any]
-    """All that decides a picture but its prompt and seed, as plain JSON values."""
+    """All that decides a picture but what it is of and its seed, as plain JSON values."""
 
     @classmethod
     def load(cls, settings: Mapping[str, Any], device: str) -> "Painter":
-        """The model that `painting_options` chose, with its own settings where nothing was said.
+        """The model that `painting_options` or `model_options` chose, with its own settings where nothing was said.
 
         Raises:
             UserError: no such model, or a broken one.
@@ -64,27 +68,37 @@ class Painter(NamedTuple):
         own = {
             "steps": model.defaults["num_inference_steps"] if steps is None else steps,
             "guidance_scale": model.defaults["guidance_scale"] if scale is None else scale,
-            "conditions": [name.strip() for name in settings["conditions"].split(",")],
             "fingerprints": model.fingerprints(),
             "versions": artifact.versions(),
         }
+        if "conditions" in settings:
+            own["conditions"] = [name.strip() for name in settings["conditions"].split(",")]
         return cls(model, {**settings, **own})
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The record's settings as keyword arguments of the model's methods that paint."""
+        names = {"num_inference_steps": "steps"}
+        names |= {name: name for name in ("negative_prompt", "guidance_scale", "sampler", "conditions")}
+        return {argument: self.record[name] for argument, name in names.items() if name in self.record}
 
     def paint(
         self, prompts: Sequence[str], generators: "Sequence[torch.Generator]", on_step: Callable[[], None]
     ) -> "list[Image.Image]":
         """A picture a prompt, each from its own generator."""
-        output = self.model(
-            prompts,
-            negative_prompt=self.record["negative_prompt"],
-            num_inference_steps=self.record["steps"],
-            guidance_scale=self.record["guidance_scale"],
-            generator=generators,
-            sampler=self.record["sampler"],
-            conditions=self.record["conditions"],
-            callback=lambda _: on_step(),
+        return self.output(prompts, generators, on_step).images
+
+    def output(
+        self,
+        prompts: Sequence[str],
+        generators: "Sequence[torch.Generator]",
+        on_step: Callable[[], None],
+        best_of: int = 1,
+    ) -> "PipelineOutput":
+        """The same with all that is known of the pictures; of `best_of` candidates each, from a generator for every candidate."""
+        return self.model(
+            prompts, generator=generators, callback=lambda _: on_step(), best_of=best_of, **self.arguments
         )
-        return output.images
 
 
 @contextmanager
