@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,35 +10,20 @@ from syzygy import artifact
 from syzygy.config import parse
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
+from syzygy.hub.ancestral import scheduler_settings
 from syzygy.hub.checkpoint import Checkpoint
 from syzygy.hub.clip import Clip
+from syzygy.hub.parts import SCHEDULER_FILE
 from syzygy.prior import layout
 from syzygy.prior.diffusion import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.model import EclipsePrior
-from syzygy.prior.schedule import TIMESTEPS, Schedule
+from syzygy.prior.schedule import Schedule
 
 EXAMPLE = "ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior"
 PART = "prior"
 """Where the prior lies in a finished run, and in a diffusers pipeline."""
 SCHEDULERS = ("scheduler", "prior_scheduler")
 """Where pipelines keep how their prior is sampled: Kandinsky 2.2, and Karlo."""
-SCHEDULER_FILE = "scheduler_config.json"
-UNCLIP: dict[str, Any] = {
-    "_class_name": "UnCLIPScheduler",
-    "prediction_type": "sample",
-    "num_train_timesteps": TIMESTEPS,
-    "variance_type": "fixed_small_log",
-    "beta_schedule": "squaredcos_cap_v2",
-}
-"""What published priors are sampled with; what is not told has diffusers' default."""
-UNTOLD: dict[str, Any] = {
-    "prediction_type": "epsilon",
-    "num_train_timesteps": 1000,
-    "variance_type": "fixed_small_log",
-    "beta_schedule": "squaredcos_cap_v2",
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
-}
 
 
 def load_prior(
@@ -144,10 +128,7 @@ def _sampling(folder: Path, prior: DiffusionPrior) -> tuple[PriorSampling, Sched
 
 
 def _as_scheduled(path: Path) -> PriorSampling:
-    values = UNTOLD | artifact.read_json(path)
-    for name, needed in UNCLIP.items():
-        if values.get(name) != needed:
-            raise UserError(f"{path}: {name} is {values.get(name)!r}; a prior is sampled here with {needed!r} only.")
+    values = scheduler_settings(path, prediction_type="sample", variance_type="fixed_small_log")
     bound = values["clip_sample_range"] if values["clip_sample"] else math.inf
     return parse(PriorSampling, {"clip_range": bound}, str(path))
 
