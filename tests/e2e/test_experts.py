@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 from syzygy import artifact
+from syzygy.diffusion.preconditioning import Preconditioned
 from syzygy.hub.experts import load_experts
 from syzygy.hub.unet import load_decoder
+from syzygy.types import Conditioning
 
 SMALL = (
     "leaves=[\"E1_0\",\"E1_1\"]", "task.batch_size=4", "loop.steps=4", "loop.validate_every=4", "loop.warmup=0",
@@ -46,6 +48,31 @@ def test_grown_and_planned(syzygy, tiny_model: Path, tmp_path: Path) -> None:
     planned = json.loads(syzygy("experts", "plan", run, "--steps", 10, "--sampler", "heun", "--json").out)
     assert (planned["evaluations"], [stage["expert"] for stage in planned["stages"]]) == (19, ["E1_0", "E1_1"])
     assert sum(stage["evaluations"] for stage in planned["stages"]) == 19
+
+
+def test_low_rank_experts_share_a_frozen_decoder(syzygy, tiny_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = [one for one in SMALL if not one.startswith("leaves")]
+    leaves = 'leaves=["E2_0","E2_1","complement"]'
+    answer = syzygy("train", "experts", "--model", tiny_model, "--out", run, "form=lora", "rank=2", leaves, *small)
+    assert answer.code == 0, answer.err
+    assert "4/4  complement" in answer.err
+    root = load_decoder(tiny_model / "decoder")
+    kept = load_decoder(run / "experts" / "trunk")
+    assert artifact.fingerprint(kept.state_dict()) == artifact.fingerprint(root.state_dict())
+    experts = load_experts(run / "experts")
+    own = sum(p.numel() for p in experts.parameters()) - sum(p.numel() for p in root.parameters())
+    assert 0 < own < 0.5 * sum(p.numel() for p in root.parameters())
+    x, sigma = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.05, 1.0, 1.1, 40.0])
+    alone = Preconditioned(root, root.config.sigma_data)
+    with torch.no_grad():
+        together, plain = experts(x, sigma, Conditioning({})), alone(x, sigma, Conditioning({}))
+        single = torch.cat([experts.at(float(s))(x[i : i + 1], s[None], Conditioning({})) for i, s in enumerate(sigma)])
+        # What serves one noise level leaves the others as they were.
+        again = alone(x, sigma, Conditioning({}))
+    torch.testing.assert_close(together, single, atol=1e-5, rtol=0)
+    assert (together - plain).abs().amax((1, 2, 3)).min() > 1e-5
+    assert torch.equal(plain, again)
 
 
 def test_a_plan_of_names(syzygy) -> None:

@@ -1,8 +1,11 @@
 """Ensembles of expert denoisers as folders: who serves which noise level, and a decoder each."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from syzygy import artifact
 from syzygy.diffusion.decoder import Decoder
@@ -10,8 +13,12 @@ from syzygy.diffusion.experts import Experts, Stages
 from syzygy.diffusion.preconditioning import Preconditioned
 from syzygy.errors import UserError
 from syzygy.hub.unet import load_decoder
+from syzygy.nn.lora import Adapted, Lora
+from syzygy.rng import seed_of
 
 STAGES_FILE = "stages.json"
+TRUNK = "trunk"
+"""The frozen decoder of low-rank experts, beside them."""
 
 
 def experts_folder(folder: Path) -> Path:
@@ -45,14 +52,45 @@ def load_experts(folder: Path, device: torch.device | str = "cpu") -> Experts:
         UserError: an expert is missing, or they do not read the same conditions and latents.
     """
     stages = load_stages(folder)
+    if (folder / TRUNK).is_dir():
+        return Experts(stages, _adapted(folder, stages)).to(device).eval()
     decoders: dict[str, Decoder] = {name: load_decoder(folder / name) for name in stages.experts}
     first = next(iter(decoders.values())).config
     for name, decoder in decoders.items():
-        if (decoder.config.slots, decoder.config.size, decoder.config.channels) != (
-            first.slots,
-            first.size,
-            first.channels,
-        ):
+        own = decoder.config
+        if (own.slots, own.size, own.channels) != (first.slots, first.size, first.channels):
             raise UserError(f"expert {name} in {folder} reads other conditions or latents than {stages.experts[0]}.")
     denoisers = {name: Preconditioned(decoder, decoder.config.sigma_data) for name, decoder in decoders.items()}
     return Experts(stages, denoisers).to(device).eval()
+
+
+def _adapted(folder: Path, stages: Stages) -> dict[str, nn.Module]:
+    """Low-rank experts: one frozen decoder, adapted for each of them."""
+    trunk = load_decoder(folder / TRUNK).requires_grad_(False)
+    found: dict[str, nn.Module] = {}
+    for name in stages.experts:
+        config = artifact.read_json(folder / name / artifact.CONFIG_FILE)
+        lora = build_lora(trunk, rank=int(config["rank"]), layers=str(config["layers"]), seed=0)
+        load_lora(lora, folder / name)
+        found[name] = Preconditioned(Adapted(trunk, lora), trunk.config.sigma_data)
+    return found
+
+
+def build_lora(decoder: Decoder, *, rank: int, layers: str, seed: int) -> Lora:
+    """A fresh adaptation of a decoder's U-Net; it changes nothing yet."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "lora", "weights"))
+        return Lora(decoder.backbone, rank=rank, layers=layers)
+
+
+def save_lora(lora: Lora, folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Write an adaptation's weights in fp16, its configuration and provenance as one folder, atomically."""
+    with artifact.folder_written(folder) as temporary:
+        artifact.write_tensors(temporary / artifact.WEIGHTS_FILE, lora.state_dict(), torch.float16)
+        artifact.write_json(temporary / artifact.CONFIG_FILE, dict(config))
+        artifact.write_json(temporary / artifact.PROVENANCE_FILE, dict(provenance))
+
+
+def load_lora(lora: Lora, folder: Path) -> None:
+    """Fill an adaptation with the weights in a folder, strictly."""
+    artifact.load_strictly(lora, artifact.read_tensors(folder / artifact.WEIGHTS_FILE), folder)

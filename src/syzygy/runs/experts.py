@@ -4,10 +4,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from syzygy import artifact
 from syzygy.config import Config
@@ -15,7 +16,7 @@ from syzygy.diffusion.experts import COMPLEMENT, Node, Stages
 from syzygy.diffusion.noise import LogNormal
 from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
-from syzygy.hub.experts import STAGES_FILE
+from syzygy.hub.experts import STAGES_FILE, TRUNK, build_lora, load_lora, save_lora
 from syzygy.hub.unet import load_decoder, save_decoder
 from syzygy.rng import seed_of
 from syzygy.runs.common import provenance, reporter
@@ -25,6 +26,9 @@ from syzygy.train.loop import fit
 from syzygy.train.precision import precision_on
 from syzygy.train.schedule import LoopConfig
 
+GROWN = "expert"
+"""Where a node's weights are, in its run."""
+
 
 class ExpertsRun(Config):
     """Everything that grows an ensemble of experts from a decoder."""
@@ -33,6 +37,12 @@ class ExpertsRun(Config):
     """The experts: places in the tree, E<level>_<index> from the least noise, and `complement` for the rest."""
     every_level: bool = True
     """Train each node on the way to a leaf from the node above it, as the paper does; else leaves start from the decoder at once."""
+    form: Literal["full", "lora"] = "full"
+    """Whole networks, or low-rank adaptations of the frozen decoder: all of them then fit in memory beside it."""
+    rank: int = Field(default=16, ge=1)
+    """Of the low-rank adaptations."""
+    layers: str = "attn|ff|conv"
+    """Regular expression: which layers of the decoder's U-Net are adapted."""
     medium_captions: float = 0.1
     """Part of the batches whose captions open with other sentences."""
     task: DecoderTaskConfig
@@ -95,36 +105,49 @@ def train(
     """
     todo = growth(run)
     for number, one in enumerate(todo, 1):
-        folder = out / "nodes" / one.name
-        say(f"{number}/{len(todo)}  {one.name}" + (": done before" if (folder / "decoder").is_dir() else ""))
-        if not (folder / "decoder").is_dir():
-            parent = decoder if one.parent is None else out / "nodes" / one.parent / "decoder"
-            _grow(run, one, parent, clip, autoencoder, folder, device)
+        done = (out / "nodes" / one.name / GROWN).is_dir()
+        say(f"{number}/{len(todo)}  {one.name}" + (": done before" if done else ""))
+        if not done:
+            _grow(run, one, decoder, clip, autoencoder, out, device)
     stages = stages_of(run.leaves, run.task.noise)
     with artifact.folder_written(out / "experts", "the experts") as temporary:
         for name in stages.experts:
-            shutil.copytree(out / "nodes" / name / "decoder", temporary / name)
-        artifact.write_json(temporary / STAGES_FILE, {"names": stages.names, "edges": stages.edges})
+            shutil.copytree(out / "nodes" / name / GROWN, temporary / name)
+        if run.form == "lora":
+            shutil.copytree(decoder, temporary / TRUNK)
+        artifact.write_json(temporary / STAGES_FILE, {"names": stages.names, "edges": stages.edges, "form": run.form})
     return out / "experts"
 
 
 def _grow(
-    run: ExpertsRun, one: Growth, parent: Path, clip: Clip, autoencoder: Autoencoder, folder: Path, device: torch.device
+    run: ExpertsRun, one: Growth, root: Path, clip: Clip, autoencoder: Autoencoder, out: Path, device: torch.device
 ) -> None:
+    """One node's training, from the weights of the node above it."""
+    above, folder = None if one.parent is None else out / "nodes" / one.parent / GROWN, out / "nodes" / one.name
     beside = {"clip": clip.fingerprint(), "autoencoder": autoencoder.fingerprint()}
     precision = precision_on(device)
     encode = Encoding(clip, autoencoder, precision)
-    decoder = load_decoder(parent).to(device).train()
-    started = artifact.fingerprint(decoder.state_dict())
+    decoder = load_decoder(above if above is not None and run.form == "full" else root).to(device).train()
+    lora = None
+    if run.form == "lora":
+        lora = build_lora(decoder.requires_grad_(False), rank=run.rank, layers=run.layers, seed=run.seed)
+        if above is not None:
+            load_lora(lora, above)
+    grown: nn.Module = decoder if lora is None else lora
     noise = run.task.noise.model_copy(update={"shares": one.shares})
     settings = run.task.model_copy(update={"noise": noise})
     seed = seed_of(run.seed, "expert", one.name)
     batches = encode.stream(run.task.pictures, run.medium_captions, seed)
-    task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], settings, seed, precision)
+    task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], settings, seed, precision, lora)
+    started = artifact.fingerprint(decoder.state_dict())
     own: dict[str, Any] = {"node": one.name, "shares": one.shares, "parent": one.parent, "from": started}
     live = reporter(one.name, run.task.batch_size)
     result = fit(task, run.loop, folder, reporter=live, run=run.model_dump(mode="json") | beside | own)
     last = result.history[-1]
     metrics = {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
-    record = provenance("decoder", run, result, result.steps * run.task.batch_size, metrics)
-    save_decoder(decoder, folder / "decoder", record | beside | own)
+    record = provenance("expert", run, result, result.steps * run.task.batch_size, metrics) | beside | own
+    record["parameters"] = sum(parameter.numel() for parameter in grown.parameters())
+    if lora is None:
+        save_decoder(decoder, folder / GROWN, record)
+    else:
+        save_lora(lora, folder / GROWN, {"rank": run.rank, "layers": run.layers}, record)

@@ -8,13 +8,14 @@ from itertools import product
 import torch
 from jaxtyping import Float
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from syzygy.config import Config
 from syzygy.diffusion.decoder import Decoder
 from syzygy.diffusion.noise import LogNormal
 from syzygy.diffusion.preconditioning import Preconditioned, denoising_loss
 from syzygy.errors import UserError, unknown
+from syzygy.nn.lora import Adapted, Lora
 from syzygy.rng import generator
 from syzygy.train.precision import autocast
 from syzygy.types import Conditioning
@@ -86,7 +87,8 @@ class DecoderTask:
     """The training loop's `Task` for a decoder.
 
     `batches(step)` gives a step's `config.pictures` pictures; noise level, noise and subset of a step depend on (seed, step) alone.
-    `precision` runs the network under autocast; weights, mixing and loss stay fp32.
+    `precision` runs the network under autocast; weights, mixing and loss stay fp32. With `lora`, an adaptation of the decoder's network,
+    that alone is trained.
     """
 
     def __init__(
@@ -97,13 +99,15 @@ class DecoderTask:
         config: DecoderTaskConfig,
         seed: int,
         precision: torch.dtype | None = None,
+        lora: Lora | None = None,
     ) -> None:
         for subset in config.subsets:
             for name in members_of(subset):
                 if name not in decoder.slots:
                     raise unknown("condition", name, decoder.slots)
-        self.modules = {"decoder": decoder}
-        self._denoiser = Preconditioned(decoder, decoder.config.sigma_data)
+        self.modules: dict[str, nn.Module] = {"decoder": decoder} if lora is None else {"lora": lora}
+        network = decoder if lora is None else Adapted(decoder, lora)
+        self._denoiser = Preconditioned(network, decoder.config.sigma_data)
         self._batches, self._validation = batches, validation
         self._config, self._seed, self._precision = config, seed, precision
 
