@@ -7,9 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
+from syzygy.data.embed import embed_shard
+from syzygy.data.encoder import EmbedSettings
+from syzygy.data.files import mapped
+from syzygy.data.sources import SourceOptions, open_source
 from syzygy.data.store import EmbeddingStore
 from syzygy.hub.clip import Clip
 from syzygy.world import source
@@ -40,18 +43,8 @@ def pairs() -> list[tuple[bytes, str]]:
     return encoded
 
 
-def write_tar(path: Path, samples: Sequence[tuple[str, Mapping[str, bytes]]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for key, members in samples:
-            for ending, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{ending}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-
-
 @pytest.fixture(scope="module")
-def tars(tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[bytes, str]]) -> Path:
+def tars(tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[bytes, str]], write_tar: Callable) -> Path:
     """img2dataset's tars, four pairs each."""
     folder = tmp_path_factory.mktemp("tars")
     for shard in range(SHARDS):
@@ -135,7 +128,7 @@ def test_a_rerun_skips_what_is_finished_and_keeps_its_settings(
 
 
 def test_what_cannot_be_used_is_told(
-    tmp_path: Path, pairs: list[tuple[bytes, str]], tiny_model: Path, syzygy: Callable
+    tmp_path: Path, pairs: list[tuple[bytes, str]], tiny_model: Path, syzygy: Callable, write_tar: Callable
 ) -> None:
     good = {"png": pairs[0][0], "txt": b"a circle"}
     samples = [
@@ -220,6 +213,24 @@ def test_the_packaged_starter_is_an_encoder(tmp_path: Path, tars: Path, syzygy: 
     answer = syzygy("embed", tars / "00000.tar", "--encoder", "starter", "--out", tmp_path / "s", *SETTINGS)
     assert answer.code == 0, answer.err
     assert EmbeddingStore.open(tmp_path / "s").width == 192
+
+
+def test_where_parts_end_changes_no_bit_of_a_picture(
+    tmp_path: Path, pairs: list[tuple[bytes, str]], tiny_model: Path, write_tar: Callable
+) -> None:
+    """Texts are padded to the longest beside them, which differs: theirs agree to rounding."""
+    tar = write_tar(tmp_path / "a.tar", [(f"{i}", {"png": p, "txt": t.encode()}) for i, (p, t) in enumerate(pairs)])
+    (shard,), clip = open_source(str(tar), SourceOptions()).shards, Clip.from_pretrained(tiny_model / "clip")
+    found = []
+    for size in (1, 7, 100):
+        record = embed_shard(shard, 0, clip, EmbedSettings(batch_size=5, shard_size=size), tmp_path / f"{size}")
+        files = [tmp_path / f"{size}" / "shards" / part["features"]["clip"]["name"] for part in record["parts"]]
+        tensors = [mapped(file) for file in files]
+        found.append({name: torch.cat([x[name] for x in tensors]) for name in ("image", "states", "pooled")})
+    for other in found[1:]:
+        assert torch.equal(other["image"], found[0]["image"])
+        for name in ("states", "pooled"):
+            torch.testing.assert_close(other[name], found[0][name], rtol=2e-3, atol=1e-3)
 
 
 @pytest.mark.slow

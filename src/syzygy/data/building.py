@@ -93,9 +93,10 @@ def begin(
     found = read_plan(store)
     if found is None:
         with artifact.writing("the store", store):
-            if store.exists() and any(path.name != layout.SHARDS for path in store.iterdir()):
+            if store.exists() and not all(_is_ours(path.name) for path in store.iterdir()):
                 raise UserError(f"{store} holds other files. Choose a new or empty folder.")
             (store / layout.SHARDS).mkdir(parents=True, exist_ok=True)
+            remove_unfinished(store)
         artifact.write_json(store / layout.PLAN_FILE, layout.stamped(wanted))
         return Plan(layout.read_checked(store / layout.PLAN_FILE))
     difference = _difference(found.values, json.loads(json.dumps(wanted)))
@@ -103,8 +104,14 @@ def begin(
         raise UserError(
             f"{store} was begun with {difference}. Choose another --out, or go on as before: {found.command(store)}"
         )
-    remove_unfinished(store / layout.SHARDS)
+    for folder in (store, store / layout.SHARDS):
+        remove_unfinished(folder)
     return found
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a folder that holds this may become a store: its claim was interrupted."""
+    return name == layout.SHARDS or name.startswith(f"{artifact.TEMPORARY}{layout.PLAN_FILE}.")
 
 
 def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -175,7 +182,7 @@ def check_bad(seen: int, bad: int, first: Sequence[str], most: float, *, at_end:
     """Fail if more than the part `most` of the samples is bad: at the end, and before it once 1000 were seen.
 
     Args:
-        first: key and reason of some of them.
+        first: shard, key and reason of some of them.
 
     Raises:
         TooManyBad: with the count and these.

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +17,6 @@ from syzygy import artifact
 from syzygy.errors import UserError
 
 SCHEMA_KEY = "syzygy_schema"
-TEMPORARY = ".writing."
-"""What the names of unfinished files begin with."""
 NAMES = {
     torch.float64: "F64",
     torch.int64: "I64",
@@ -67,21 +63,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors lie where processors like to read them
     digest = hashlib.sha256()
-    with artifact.writing("a shard", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                for block in (struct.pack("<Q", len(text)), text, *map(_bytes, (tensors[name] for name in order))):
-                    file.write(block)
-                    digest.update(block)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    with artifact.file_written(path, "a shard") as file:
+        for block in (struct.pack("<Q", len(text)), text, *map(_bytes, (tensors[name] for name in order))):
+            file.write(block)
+            digest.update(block)
     return FileRecord(path.name, 8 + len(text) + end, digest.hexdigest())
 
 
@@ -136,7 +121,7 @@ def checksum(path: Path) -> str:
 
 def remove_unfinished(folder: Path) -> None:
     """Delete what a killed process left half written."""
-    for path in folder.glob(f"{TEMPORARY}*"):
+    for path in folder.glob(f"{artifact.TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 

@@ -58,6 +58,7 @@ class Tally:
             TooManyBad: these alone have too many bad samples.
         """
         self._sizes = [shard.fingerprint for shard in shards]
+        self._names = [shard.name for shard in shards]
         self._max_bad = max_bad
         self._finished: dict[int, Progress] = {}
         self._working: dict[int, Progress] = {}
@@ -113,7 +114,7 @@ class Tally:
         self._finished[record["number"]] = progress
 
     def _check(self) -> None:
-        first = [line for progress in self._all for line in progress.first]
+        first = [f"{self._names[progress.number]} {line}" for progress in self._all for line in progress.first]
         building.check_bad(self.seen, self.bad, first, self._max_bad, at_end=False)
 
 

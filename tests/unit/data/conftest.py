@@ -1,11 +1,10 @@
-"""An encoder that costs nothing, pictures of one colour, and tars."""
+"""An encoder that costs nothing, pictures of one colour, and tars of them."""
 
 import hashlib
 import io
 import json
 import math
-import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,23 +100,6 @@ def picture() -> Callable[..., bytes]:
     return picture_bytes
 
 
-def tar_file(path: Path, samples: Sequence[tuple[str, Mapping[str, bytes]]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for key, members in samples:
-            for ending, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{ending}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-@pytest.fixture
-def write_tar() -> Callable[..., Path]:
-    """(path, [(key, {ending: content})]) → the path."""
-    return tar_file
-
-
 def fill(
     source: Path | str, out: Path, encoder: Any, *, max_bad: float = 0.05, options: Any = None, **settings: Any
 ) -> dict[str, Any]:
@@ -139,7 +121,7 @@ def make_store() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def tars(tmp_path: Path) -> Path:
+def tars(tmp_path: Path, write_tar: Callable[..., Path]) -> Path:
     """A folder of three tars with 5, 1 and 4 pictures; every third has two captions."""
     number = 0
     for shard, count in enumerate((5, 1, 4)):
@@ -152,5 +134,5 @@ def tars(tmp_path: Path) -> Path:
                 (f"{number:04}", {"png": picture_bytes((number * 20, 10, 0), (4 + number, 3)), "json": text})
             )
             number += 1
-        tar_file(tmp_path / "tars" / f"{shard:05}.tar", samples)
+        write_tar(tmp_path / "tars" / f"{shard:05}.tar", samples)
     return tmp_path / "tars"

@@ -1,6 +1,8 @@
 """A store's life: claimed, interrupted, continued, finished; and what stops it."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,40 @@ def test_any_order_and_any_interruption_give_the_same_bytes(
     assert [record["number"] for record in building.finished(cut, plan)] == [2]
     make_store(tars, cut, encoder)
     assert contents(cut) == contents(tmp_path / "whole")
+
+
+def test_a_full_disk_leaves_finished_shards_and_the_work_goes_on(
+    tmp_path: Path, tars: Path, encoder: Any, make_store: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tars, tmp_path / "whole", encoder)
+    whole, cut = contents(tmp_path / "whole"), tmp_path / "cut"
+    sync = os.fsync
+
+    def full(file: int) -> None:
+        if (cut / "shards" / "00000.json").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        says = r"cannot write a shard to .*00001-000\.pairs\.safetensors: No space left on device\. Free some space"
+        with pytest.raises(UserError, match=says):
+            make_store(tars, cut, encoder)
+    left = contents(cut)
+    assert left.keys() == {name for name in whole if name.startswith("shards/00000")} | {"store.json"}
+    assert all(whole[name] == data for name, data in left.items())
+    make_store(tars, cut, encoder)
+    assert contents(cut) == whole
+
+
+def test_a_store_whose_first_file_was_never_finished_is_begun(
+    tmp_path: Path, tars: Path, encoder: Any, make_store: Callable
+) -> None:
+    make_store(tars, tmp_path / "whole", encoder)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / ".writing.store.json.x").write_text("{")  # killed there
+    make_store(tars, tmp_path / "cut", encoder)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 def test_a_shard_with_a_damaged_file_is_unfinished(

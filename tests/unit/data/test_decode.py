@@ -1,13 +1,15 @@
 """Pictures of unknown origin."""
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 
 import pytest
 import torch
 from PIL import Image
 
-from syzygy.data.decode import FORMATS, loaded
+from syzygy.data.decode import FORMATS, loaded, quiet
 from syzygy.data.pair import Bad, RawPair, Skipped
 from syzygy.data.prefetch import Prepared, prepared
 from syzygy.errors import UserError
@@ -29,6 +31,18 @@ def test_formats_that_run_programs_are_refused() -> None:
     Image.new("RGB", (3, 2)).save(data, "EPS")
     with pytest.raises(UserError, match=r"cannot be read as a picture: its format is not known; allowed are JPEG"):
         loaded(data.getvalue(), "a", FORMATS)
+
+
+@pytest.mark.parametrize("side", [10_000, 100_000])  # beyond the limit, and so far that Pillow itself refuses
+def test_a_bomb_is_refused_by_its_header(side: int) -> None:
+    """One bit a pixel; unpacked it would be 13 MB to 1.3 GB, and as colours 24 times that."""
+    head = struct.pack(">4s2I5B", b"IHDR", side, side, 1, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    with (
+        quiet(),
+        pytest.raises(UserError, match=r"it has too many pixels; at most 89,478,485 are read\. Make it smaller"),
+    ):
+        loaded(png + struct.pack(">I4s", 10**6, b"IDAT"), "it", FORMATS)
 
 
 def test_messages_do_not_depend_on_the_run(picture: Callable[..., bytes]) -> None:

@@ -125,6 +125,20 @@ def test_features_are_the_encoders_in_the_sources_order(
     assert set(encoder.batches[:-1]) == {3}  # one shape for all batches
 
 
+def test_where_parts_end_changes_no_bit_of_a_picture(
+    tmp_path: Path, encoder: Any, tars: Path, make_store: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder may compute batches of different sizes in different ways; this one does so grossly."""
+    encode = encoder.encode_pixels
+    monkeypatch.setattr(encoder, "encode_pixels", lambda pixels: encode(pixels) + len(pixels))
+    images = []
+    for size in (1, 3, 100):
+        make_store(tars, tmp_path / f"{size}", encoder, shard_size=size)
+        images.append(EmbeddingStore.open(tmp_path / f"{size}").images(range(10)))
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+
+
 def test_parts_are_bounded_and_no_picture_is_split(tmp_path: Path, encoder: Any, tars: Path) -> None:
     settings = EmbedSettings(batch_size=2, shard_size=3)
     record = embed_shard(shard_of(tars), 0, encoder, settings, tmp_path / "store")

@@ -19,6 +19,7 @@ from syzygy.data.files import write_tensors
 from syzygy.data.part import Part, write_part
 from syzygy.data.store import EmbeddingStore
 from syzygy.errors import UserError
+from syzygy.types import TextFeatures
 
 
 @pytest.fixture
@@ -177,6 +178,34 @@ def test_files_are_hardly_larger_than_what_they_hold(tmp_path: Path) -> None:
     payload += sum(len(text) for text in made.captions + made.keys) + 3 * 8 * 500
     size = record["pairs"]["size"] + record["features"]["clip"]["size"]
     assert size <= 1.05 * payload
+
+
+def test_a_store_is_hardly_larger_than_what_it_holds(
+    tmp_path: Path, make_encoder: Callable, make_store: Callable, write_tar: Callable, picture: Callable
+) -> None:
+    """All files, the empty text's and those of JSON included; embeddings 128 wide, of published CLIPs they are 512 to 1280."""
+    encoder, width = make_encoder(), 128
+    narrow_text, narrow_pixels = encoder.encode_text, encoder.encode_pixels
+
+    def encode_text(texts: list[str]) -> TextFeatures:
+        found = narrow_text(texts)
+        return TextFeatures(found.states.repeat(1, 1, width // 4), found.mask, found.pooled.repeat(1, width // 4))
+
+    encoder.width, encoder.positions = width, 8
+    encoder.encode_text = encode_text
+    encoder.encode_pixels = lambda pixels: narrow_pixels(pixels).repeat(1, width // 4)
+    for shard in range(2):
+        numbers = range(500 * shard, 500 * shard + 500)
+        samples = [(f"{i:09}", {"png": picture(), "txt": f"a caption of words, number {i}".encode()}) for i in numbers]
+        write_tar(tmp_path / "tars" / f"{shard}.tar", samples)
+    make_store(tmp_path / "tars", tmp_path / "store", encoder, batch_size=50)
+    store = EmbeddingStore.open(tmp_path / "store")
+    tokens = store.manifest["features"]["clip"]["tokens"]
+    vectors = 2 * width * (tokens + len(store) + store.number_of_images)
+    columns = 8 * len(store.columns) * store.number_of_images
+    texts = sum(map(len, store.texts(range(1000)) + store.keys(range(1000))))
+    size = sum(path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file())
+    assert size <= 1.05 * (vectors + columns + texts)
 
 
 MEMORY = """

@@ -23,7 +23,7 @@ class Shard(SimpleNamespace):
     def read(self) -> Any: ...
 
 
-SHARDS = [Shard(name=f"{i}", fingerprint=100) for i in range(4)]
+SHARDS = [Shard(name=f"{i}.tar", fingerprint=100) for i in range(4)]
 
 
 def record(number: int, seen: int, bad: int = 0) -> dict[str, Any]:
@@ -46,7 +46,9 @@ def test_shards_in_work_count_until_their_record_does() -> None:
 def test_too_many_bad_samples_end_the_work_as_soon_as_a_thousand_were_seen() -> None:
     tally = Tally(SHARDS, [record(0, 600, 60)], 0.05)
     tally.update(Progress(1, 399))
-    with pytest.raises(building.TooManyBad, match=r"60 of 1,000 samples cannot be used"):
+    with pytest.raises(
+        building.TooManyBad, match=r"60 of 1,000 samples cannot be used, .*: 0\.tar 0: broken; 0\.tar 1: broken; "
+    ):
         tally.update(Progress(1, 400))
     with pytest.raises(building.TooManyBad):
         Tally(SHARDS, [record(0, 1000, 60)], 0.05)
