@@ -16,6 +16,7 @@ from syzygy.diffusion.decoder import DecoderConfig
 from syzygy.diffusion.latents import LatentDecoder
 from syzygy.diffusion.preconditioning import Preconditioned
 from syzygy.errors import UserError
+from syzygy.hub import assembly, repositories
 from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
 from syzygy.hub.priors import load_prior, trained_beside
@@ -49,37 +50,66 @@ class TextToImage:
     """Where its parts are."""
     world: bool
     """Whether it paints the embedded world, so that unknown words can be told."""
+    identities: Mapping[str, str] | None = None
+    """Of a published model: where each part is from, and at which commit. Ours are told by their weights."""
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path = "starter", *, prior: str | Path | Prior | None = None, device: str = "cpu"
+        cls,
+        model: str | Path = "starter",
+        *,
+        prior: str | Path | Prior | None = None,
+        clip: str | Path | None = None,
+        device: str = "cpu",
+        dtype: str = "fp32",
+        offload: bool = False,
+        tiling: bool = False,
+        local_files_only: bool = True,
     ) -> "TextToImage":
-        """Load a model that comes with the package ("starter"), or a folder with the same layout.
+        """Load a model that comes with the package ("starter"), a folder with the same layout, or a published one.
 
         Args:
+            model: "starter", "kandinsky-2.2", "karlo", "stable-unclip"; a folder of ours or in diffusers' layout; or a hub id.
             prior: another prior than the model's own: a folder or hub id as of `load_prior`, or any object with
                 `predict`.
+            clip: of a published model: another place of its CLIP, a folder or hub id.
             device: "cpu", "cuda", "mps".
+            dtype: of a published model: what CLIP and decoder compute in, "fp32", "fp16" or "bf16".
+            offload: of a published model: parts are on the device only while they compute.
+            tiling: decode tile by tile, where diffusers has it (Stable unCLIP).
+            local_files_only: take hub ids from the hub's cache only; else download what is missing.
 
         Raises:
-            UserError: an unknown name, a missing, truncated or mismatched part.
+            UserError: an unknown name, a missing, truncated or mismatched part, a setting without effect.
         """
+        memory = assembly.Memory(dtype=dtype, offload=offload, tiling=tiling)
+        if str(model) not in BUNDLED and repositories.is_foreign(model):
+            found = assembly.assemble(
+                model, prior=prior, clip=clip, device=device, memory=memory, local_files_only=local_files_only
+            )
+            return cls(str(model), found.clip, found.pipeline, found.folder, False, found.identities)
+        if clip is not None or memory != assembly.Memory():
+            raise UserError(
+                f"{model} is small, and has its own CLIP: another CLIP, dtype, offloading and tiling are for published models."
+            )
         folder = model_folder(model)
         index = _read_index(folder)
-        clip = Clip.from_pretrained(folder / "clip").to(device)
+        own_clip = Clip.from_pretrained(folder / "clip").to(device)
         decoder = load_decoder(folder / "decoder").to(device)
         autoencoder = Autoencoder.from_pretrained(folder / "autoencoder").to(device)
-        _check_decoder(decoder.config, folder, clip, autoencoder)
+        _check_decoder(decoder.config, folder, own_clip, autoencoder)
         chosen = prior if prior is not None else folder / "prior"
-        loaded = load_prior(chosen, clip, device) if isinstance(chosen, (str, Path)) else chosen
+        loaded: Any = chosen
+        if isinstance(chosen, (str, Path)):
+            loaded = load_prior(chosen, own_clip, device, local_files_only=local_files_only)
         own = DEFAULTS | index.get("defaults", {})
         defaults = Sampling(
             steps=own["num_inference_steps"], guidance_scale=own["guidance_scale"], sampler=own["sampler"]
         )
         denoiser = Preconditioned(decoder, decoder.config.sigma_data)
         painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults)
-        pipeline = Pipeline(clip, loaded, painter, torch.device(device))
-        return cls(str(model), clip, pipeline, folder, bool(index.get("world")))
+        pipeline = Pipeline(own_clip, loaded, painter, torch.device(device))
+        return cls(str(model), own_clip, pipeline, folder, bool(index.get("world")))
 
     def __call__(
         self,
@@ -94,11 +124,13 @@ class TextToImage:
         sampler: str | None = None,
         conditions: Sequence[str] | None = None,
         callback: Callable[[Progress], None] | None = None,
+        **options: Any,
     ) -> PipelineOutput:
         """Paint prompts; arguments as of `Pipeline`; steps, guidance scale and sampler by default those that suit the model.
 
         With `best_of` k, each picture is the one of k whose CLIP score against its prompt is best; generators are then one for
-        all, or one for each candidate, those of one picture together. Warns of words that the embedded world does not
+        all, or one for each candidate, those of one picture together. `options` are `height` and `width` in pixels, and what the
+        decoder alone knows (Stable unCLIP's `noise_level`, Karlo's `super_res_steps`). Warns of words that the embedded world does not
         know, where the model paints that world.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -110,7 +142,7 @@ class TextToImage:
                 prompts,
                 negative_prompt=negative_prompt,
                 num_images_per_prompt=num_images_per_prompt,
-                how=Sampling(steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler),
+                how=sampling(num_inference_steps, guidance_scale, sampler, options),
                 generator=generators,
                 conditions=conditions,
                 callback=callback,
@@ -134,6 +166,7 @@ class TextToImage:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         sampler: str | None = None,
         callback: Callable[[Progress], None] | None = None,
+        **options: Any,
     ) -> PipelineOutput:
         """Paint pictures anew, each `num_images` times: what its CLIP embedding holds, from noise of its own.
 
@@ -143,7 +176,7 @@ class TextToImage:
 
         Other arguments as of `__call__`. The decoder is told no text.
         """
-        how = Sampling(steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler)
+        how = sampling(num_inference_steps, guidance_scale, sampler, options)
         request = Request(
             generator=generator, best_of=best_of, negative_prompt=negative_prompt, how=how, callback=callback
         )
@@ -161,6 +194,7 @@ class TextToImage:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         sampler: str | None = None,
         callback: Callable[[Progress], None] | None = None,
+        **options: Any,
     ) -> PipelineOutput:
         """Paint what lies between pictures and texts, with weights from 0 to 1 of which the proportions count.
 
@@ -171,7 +205,7 @@ class TextToImage:
         Other arguments as of `vary`. How they are mixed: `syzygy.blend.mixed`.
         """
         self._warn_of(texts_of([source for source, _ in sources]))
-        how = Sampling(steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler)
+        how = sampling(num_inference_steps, guidance_scale, sampler, options)
         request = Request(
             generator=generator, best_of=best_of, negative_prompt=negative_prompt, how=how, callback=callback
         )
@@ -187,16 +221,17 @@ class TextToImage:
         negative_prompt: str | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         sampler: str | None = None,
         callback: Callable[[Progress], None] | None = None,
+        **options: Any,
     ) -> PipelineOutput:
         """Paint the way from one source to another, ends included, all frames from one noise, `batch_size` at a time.
 
         Sources as of `mix`, other arguments as of `__call__`.
         """
         self._warn_of(texts_of([start, end]))
-        how = Sampling(steps=num_inference_steps, guidance_scale=guidance_scale, sampler=sampler)
+        how = sampling(num_inference_steps, guidance_scale, sampler, options)
         request = Request(generator=generator, negative_prompt=negative_prompt, how=how, callback=callback)
         return self.blender.interpolate(start, end, frames, batch_size, request)
 
@@ -229,7 +264,9 @@ class TextToImage:
         ]
 
     def fingerprints(self) -> dict[str, str]:
-        """Sixteen hex digits a part that paints: with equal ones, equal settings give equal pictures."""
+        """Sixteen hex digits a part that paints, or where it is from: with equal ones, equal settings give equal pictures."""
+        if self.identities is not None:
+            return dict(self.identities)
         found = {"clip": self.clip.fingerprint()}
         path = self.pipeline
         prior = path.prior.network if isinstance(path.prior, SampledPrior) else path.prior
@@ -242,8 +279,30 @@ class TextToImage:
         return found
 
     def reader(self) -> Reader:
-        """The reader that judges this model's pictures."""
+        """The reader that judges this model's pictures.
+
+        Raises:
+            UserError: it has none, as it paints more than the embedded world.
+        """
+        if self.identities is not None:
+            raise UserError(f"{self.name} has no reader: only pictures of the embedded world can be read exactly.")
         return Reader.from_pretrained(self.folder / "reader").to(self.pipeline.device)
+
+
+def sampling(
+    steps: int | None, guidance_scale: float | None, sampler: str | None, options: Mapping[str, Any]
+) -> Sampling:
+    """The arguments of methods that paint as the decoder takes them; `options` are height, width and the decoder's own.
+
+    Raises:
+        UserError: a height without a width, or the other way about.
+    """
+    own = {name: value for name, value in options.items() if value is not None}
+    height, width = own.pop("height", None), own.pop("width", None)
+    if (height is None) != (width is None):
+        raise UserError("height and width come together: give both, or neither.")
+    size = None if height is None or width is None else (height, width)
+    return Sampling(steps=steps, guidance_scale=guidance_scale, sampler=sampler, size=size, options=own)
 
 
 def model_folder(model: str | Path) -> Path:
@@ -257,7 +316,8 @@ def model_folder(model: str | Path) -> Path:
     if not (folder / INDEX_FILE).is_file():
         what = "has no " + INDEX_FILE if folder.is_dir() else "is neither a folder nor a known model"
         raise UserError(
-            f"model {str(model)!r} {what}. Known: {', '.join(BUNDLED)}; or a folder made by syzygy train starter."
+            f"model {str(model)!r} {what}. Known: {', '.join([*BUNDLED, *repositories.PUBLISHED])}; or a folder made by syzygy "
+            "train starter, one in diffusers' layout, or a hub id."
         )
     return folder
 
@@ -265,7 +325,10 @@ def model_folder(model: str | Path) -> Path:
 def _read_index(folder: Path) -> dict[str, Any]:
     index = artifact.read_json(folder / INDEX_FILE)
     if index.get("_class_name") != CLASS_NAME:
-        raise UserError(f"{folder} holds a {index.get('_class_name')!r}, not a model of syzygy ({CLASS_NAME!r}).")
+        raise UserError(
+            f"{folder} holds a {index.get('_class_name')!r}, not a model of syzygy ({CLASS_NAME!r}), nor one of "
+            f"{', '.join(repositories.known_classes())}."
+        )
     if (schema := index.get("schema_version")) != artifact.SCHEMA_VERSION:
         raise UserError(f"{folder} has schema {schema}, this version reads {artifact.SCHEMA_VERSION}: update syzygy.")
     return index

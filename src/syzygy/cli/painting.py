@@ -20,26 +20,60 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_PUBLISHED = (
+    click.option("--clip", metavar="FOLDER|ID", help="Of a published model: another place of its CLIP."),
+    click.option("--height", type=Whole(1), metavar="PIXELS", help="Of a published model; with --width."),
+    click.option("--width", type=Whole(1), metavar="PIXELS", help="Of a published model; with --height."),
+    click.option(
+        "--noise-level", type=Whole(0), metavar="N", help="Of Stable unCLIP: noise on the embedding, 0 to 999."
+    ),
+    click.option("--super-res-steps", type=Whole(1), metavar="N", help="Of Karlo: steps from 64 to 256 pixels."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["fp32", "fp16", "bf16"]),
+        default="fp32",
+        show_default=True,
+        help="Of a published model: what its CLIP and decoder compute in.",
+    ),
+    click.option("--offload", is_flag=True, help="Of a published model: parts are on the GPU only while they compute."),
+    click.option("--tiling", is_flag=True, help="Of Stable unCLIP: decode tile by tile, for big pictures."),
+    click.option("--download", is_flag=True, help="Fetch from the hub what is missing; else its cache must hold it."),
+)
+"""What only published models take."""
+OPTIONS = ("height", "width", "noise_level", "super_res_steps")
+"""Of those, what a call takes; the rest is for loading."""
+LEAVE_NO_TRACE = ("offload", "download")
+"""Of those, what changes no picture."""
+
+
 def painting_options(command: F) -> F:
     """As `model_options`; and what the decoder reads of prompts."""
-    text = "What the decoder reads: one or both."
-    return model_options(click.option("--conditions", default="image,text", show_default=True, help=text)(command))
+    text = "What the decoder reads of prompts: image, text, or image,text. Default: all that it can."
+    return model_options(click.option("--conditions", metavar="NAMES", help=text)(command))
 
 
 def model_options(command: F) -> F:
     """Which model paints and how, passed as keyword arguments for `Painter.load`; and `--batch-size`, as `batch_size`."""
     options = (
         click.option(
-            "--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder."
+            "--model",
+            default="starter",
+            show_default=True,
+            help="starter, kandinsky-2.2, karlo or stable-unclip; a folder of ours or in diffusers' layout; or a hub id.",
         ),
-        click.option("--prior", metavar="RUN", help="Another prior: the folder of a training run, or of its weights."),
+        click.option(
+            "--prior", metavar="RUN|FOLDER|ID", help="Another prior: a training run, a folder of weights, or a hub id."
+        ),
         click.option("--steps", type=Whole(1), metavar="N", help="Sampling steps. Default: what suits the model."),
         click.option("--guidance-scale", type=float, help="Guidance; 1 means off. Default: what suits the model."),
-        click.option("--sampler", default="dpm++2m", show_default=True, help="euler, heun or dpm++2m."),
+        click.option(
+            "--sampler", metavar="NAME", help="euler, heun, dpm++2m, ddim, …: the model names its own if it lacks one."
+        ),
         click.option("--negative-prompt", metavar="TEXT", help="What to move away from."),
         click.option(
             "--batch-size", type=Whole(1), default=16, show_default=True, metavar="N", help="Pictures at a time."
         ),
+        *_PUBLISHED,
     )
     for option in reversed(options):
         command = option(command)
@@ -63,23 +97,37 @@ class Painter(NamedTuple):
         from syzygy import artifact
         from syzygy.api import TextToImage
 
-        model = TextToImage.from_pretrained(settings["model"], prior=settings["prior"], device=device)
-        steps, scale = settings["steps"], settings["guidance_scale"]
-        own = {
-            "steps": model.defaults["num_inference_steps"] if steps is None else steps,
-            "guidance_scale": model.defaults["guidance_scale"] if scale is None else scale,
-            "fingerprints": model.fingerprints(),
-            "versions": artifact.versions(),
+        model = TextToImage.from_pretrained(
+            settings["model"],
+            prior=settings["prior"],
+            clip=settings["clip"],
+            device=device,
+            dtype=settings["dtype"],
+            offload=settings["offload"],
+            tiling=settings["tiling"],
+            local_files_only=not settings["download"],
+        )
+        names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "sampler": "sampler"}
+        own: dict[str, Any] = {
+            name: model.defaults[theirs] if settings[name] is None else settings[name] for name, theirs in names.items()
         }
+        own |= {"fingerprints": model.fingerprints(), "versions": artifact.versions()}
         if "conditions" in settings:
-            own["conditions"] = [name.strip() for name in settings["conditions"].split(",")]
-        return cls(model, {**settings, **own})
+            chosen = settings["conditions"]
+            known = model.pipeline.decoder.conditions
+            own["conditions"] = list(known) if chosen is None else [name.strip() for name in chosen.split(",")]
+        said = {
+            name: value
+            for name, value in settings.items()
+            if name not in LEAVE_NO_TRACE and not (name in (*OPTIONS, "clip", "tiling") and value in (None, False))
+        }
+        return cls(model, said | own)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The record's settings as keyword arguments of the model's methods that paint."""
         names = {"num_inference_steps": "steps"}
-        names |= {name: name for name in ("negative_prompt", "guidance_scale", "sampler", "conditions")}
+        names |= {name: name for name in ("negative_prompt", "guidance_scale", "sampler", "conditions", *OPTIONS)}
         return {argument: self.record[name] for argument, name in names.items() if name in self.record}
 
     def paint(

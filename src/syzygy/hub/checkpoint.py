@@ -81,6 +81,11 @@ def locate(
         return (download or download_clip)(source, revision)
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether it has the form of a hub id, with a revision or without."""
+    return _HUB_ID.fullmatch(_pinned(source)[0]) is not None
+
+
 def _pinned(source: str) -> tuple[str, str | None]:
     """A hub id and the revision that follows its "@", if one does."""
     name, at, revision = source.partition("@")
@@ -101,7 +106,7 @@ def _cached(source: str, revision: str | None) -> Checkpoint:
         raise UserError(
             f"there is no folder {source}, and the hub's cache {constants.HF_HUB_CACHE} has no {source} at revision "
             f"{revision or constants.DEFAULT_REVISION}. Download it first (hf download {source}{at}), allow the download "
-            "(local_files_only=False), or give a folder."
+            "(--download, or local_files_only=False), or give a folder."
         ) from None
 
 

@@ -5,7 +5,7 @@ diffusers' own loading only warns of weights that are missing, and makes some up
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from syzygy import artifact
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
 
-Model = TypeVar("Model", bound=nn.Module)
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names in attention of autoencoders from before diffusers 0.16 (Stable unCLIP's is one), and those since."""
 SCHEDULER_FILE = "scheduler_config.json"
@@ -33,7 +32,7 @@ def read_settings(folder: Path, part: str, kind: str) -> dict[str, Any]:
     return values
 
 
-def load_model(kind: type[Model], folder: Path, part: str, dtype: torch.dtype) -> Model:
+def load_model(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
     """The model in `folder / part`, in `dtype`, on the CPU, in evaluation mode and frozen.
 
     Raises:
@@ -43,7 +42,7 @@ def load_model(kind: type[Model], folder: Path, part: str, dtype: torch.dtype) -
     path = folder / part
     try:
         with torch.device("meta"):  # random weights of a big model would take a minute, and be replaced
-            model: Any = kind.from_config(values)  # pyright: ignore[reportAttributeAccessIssue] (diffusers' ConfigMixin)
+            model = kind.from_config(values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path / artifact.CONFIG_FILE} does not describe a {kind.__name__}: {error}") from None
     nn.Module.to(model, dtype)  # diffusers' own `to` warns that some modules could prefer fp32, even if none does

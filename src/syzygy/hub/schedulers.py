@@ -44,7 +44,7 @@ def load_scheduler(folder: Path, part: str = "scheduler") -> Any:
 
     path = folder / part / SCHEDULER_FILE
     values = artifact.read_json(path)
-    kind = values.get("_class_name")
+    kind = str(values.get("_class_name"))
     if kind not in SAMPLERS.values():
         raise UserError(f"{path} is for {kind!r}; known are {', '.join(SAMPLERS.values())}.")
     with _quiet():

@@ -1,0 +1,157 @@
+"""A published decoder, the CLIP that it reads, and a prior, put together as one path of a prompt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from syzygy import artifact
+from syzygy.errors import UserError
+from syzygy.hub import asking, checkpoint, kandinsky, karlo, repositories, stable_unclip
+from syzygy.hub.clip import Clip
+from syzygy.hub.offload import VisitingPrior, VisitingText
+from syzygy.hub.priors import find_prior, load_prior
+from syzygy.hub.repositories import KANDINSKY, KARLO, Found, identity
+from syzygy.hub.zero_image import ZeroImage
+from syzygy.pipeline import Pipeline
+from syzygy.prior import layout
+from syzygy.prior.diffusion import SampledPrior
+from syzygy.prior.model import EclipsePrior
+from syzygy.types import PictureDecoder, Prior
+
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WIDTH_OF = {KANDINSKY: kandinsky.embedding_width, KARLO: karlo.embedding_width}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What of a model is where, and in which precision."""
+
+    dtype: str = "fp32"
+    """What CLIP and decoder compute in: fp32, fp16 or bf16. ECLIPSE is small and stays in fp32."""
+    offload: bool = False
+    """Text encoder, prior and the decoder's parts are on the device only while they compute."""
+    tiling: bool = False
+    """Decode latents tile by tile."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype {self.dtype!r} is unknown. Known: {', '.join(DTYPES)}.")
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """All that a `TextToImage` is made of."""
+
+    clip: Clip
+    pipeline: Pipeline
+    folder: Path
+    """Of the decoder."""
+    identities: Mapping[str, str]
+    """Where each part is from, and at which commit."""
+
+
+def assemble(
+    model: str | Path,
+    *,
+    prior: str | Path | Prior | None = None,
+    clip: str | Path | None = None,
+    device: str = "cpu",
+    memory: Memory = Memory(),
+    local_files_only: bool = True,
+) -> Assembled:
+    """Load a published model; what is not given is what belongs to it (`repositories.PUBLISHED`).
+
+    Args:
+        model: a name, a folder in diffusers' layout, or a hub id.
+        prior: as of `load_prior`, or any object with `predict`.
+        clip: a folder or hub id.
+        local_files_only: take hub ids from the hub's cache only; else download what is missing.
+
+    Raises:
+        UserError: a part is missing, broken or does not fit; offloading on the CPU.
+    """
+    where, dtype = torch.device(device), DTYPES[memory.dtype]
+    if memory.offload and where.type == "cpu":
+        raise UserError(
+            "offloading moves parts off a GPU between their turns; on the CPU it has no effect: leave it out."
+        )
+    found = repositories.find_decoder(model, local_files_only=local_files_only)
+    width = WIDTH_OF.get(found.name, stable_unclip.embedding_width)(found.at.folder)
+    source = prior if prior is not None else found.published.prior
+    named = isinstance(source, (str, Path))
+    if named:
+        _check_prior(found, width, source, local_files_only)
+    clip_source = clip or found.published.clip
+    encoder = Clip.from_pretrained(clip_source, dtype=dtype, text_first=True, local_files_only=local_files_only)
+    if encoder.width != width:
+        raise UserError(
+            f"the decoder {found.at.source} reads image embeddings {asking.which_clip(width)}; the CLIP {clip_source} makes "
+            f"embeddings {asking.which_clip(encoder.width)}. Give the CLIP that the decoder was trained with, such as "
+            f"{found.published.clip}."
+        )
+    home = "cpu" if memory.offload else device
+    encoder = encoder.requires_grad_(False).to(home)
+    loaded = _prior(source, encoder, home, dtype, local_files_only) if named else source
+    clip_at = checkpoint.locate(clip_source, None, local_files_only=True)
+    decoder = _decoder(found, encoder, identity(clip_at), where, memory)
+    path = (
+        Pipeline(VisitingText(encoder, where), VisitingPrior(loaded, where), decoder, where)
+        if memory.offload
+        else Pipeline(encoder, loaded, decoder, where)
+    )
+    identities = {"clip": identity(clip_at), "decoder": identity(found.at), "prior": _prior_identity(source, loaded)}
+    return Assembled(encoder, path, found.at.folder, identities)
+
+
+def _decoder(found: Found, clip: Clip, clip_identity: str, device: torch.device, memory: Memory) -> PictureDecoder:
+    folder, dtype = found.at.folder, DTYPES[memory.dtype]
+    if found.name == KANDINSKY:
+        return kandinsky.load_kandinsky(
+            folder,
+            unconditional=ZeroImage(clip, clip_identity),
+            dtype=dtype,
+            device=device,
+            offload=memory.offload,
+            tiling=memory.tiling,
+        )
+    if found.name == KARLO:
+        if memory.tiling:
+            raise UserError("Karlo paints pixels, without an autoencoder: there is nothing to tile. Leave tiling out.")
+        return karlo.load_karlo(
+            folder, empty=clip.encode_text([""]), dtype=dtype, device=device, offload=memory.offload
+        )
+    return stable_unclip.load_stable_unclip(
+        folder, dtype=dtype, device=device, offload=memory.offload, tiling=memory.tiling
+    )
+
+
+def _check_prior(found: Found, width: int, source: str | Path, local_files_only: bool) -> None:
+    """Refuse a prior for another CLIP before gigabytes are read."""
+    folder = find_prior(source, local_files_only=local_files_only)
+    predicts = artifact.read_json(folder / artifact.CONFIG_FILE).get("embedding_dim")
+    if isinstance(predicts, int) and predicts != width:
+        raise UserError(
+            f"the decoder {found.at.source} reads image embeddings {asking.which_clip(width)}; the prior {source} predicts "
+            f"embeddings {asking.which_clip(predicts)}. Give a prior trained beside the decoder's CLIP, such as "
+            f"{found.published.prior}."
+        )
+
+
+def _prior(
+    source: str | Path, clip: Clip, device: str, dtype: torch.dtype, local_files_only: bool
+) -> EclipsePrior | SampledPrior:
+    if not layout.holds_diffusion(find_prior(source, local_files_only=local_files_only)):
+        dtype = torch.float32
+    return load_prior(source, clip, device, dtype=dtype, local_files_only=local_files_only)
+
+
+def _prior_identity(source: str | Path | Prior, loaded: Prior) -> str:
+    """The weights' fingerprint where they are few; the commit or folder of a prior of a billion."""
+    if isinstance(loaded, nn.Module):
+        return artifact.fingerprint(loaded.state_dict())
+    if isinstance(source, (str, Path)):
+        return identity(checkpoint.locate(source, None, local_files_only=True))
+    return type(source).__name__
