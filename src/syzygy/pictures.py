@@ -21,6 +21,8 @@ from syzygy.errors import UserError
 RECORD_KEY = "syzygy"
 """PNG text chunk that holds the record, as JSON."""
 FONT_SIZE, LABEL_LINES, MARGIN = 14, 3, 8
+CARD_FONT_SIZE, CARD_LINES = 20, 6
+FRAME_MS, END_MS = 120, 600
 
 
 def save_png(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
@@ -29,13 +31,32 @@ def save_png(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    data = io.BytesIO()
+    image.save(data, "PNG", pnginfo=_chunks(record))
+    artifact.write_bytes(path, data.getvalue())
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path, record: Mapping[str, Any]) -> None:
+    """Write frames as an animated PNG that runs there and back for ever, resting at the ends; with `record`, as `save_png`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    back = frames[-2:0:-1]
+    rest = [END_MS] + [FRAME_MS] * (len(frames) - 2) + [END_MS] * (len(frames) > 1) + [FRAME_MS] * len(back)
+    data = io.BytesIO()
+    frames[0].save(
+        data, "PNG", save_all=True, append_images=[*frames[1:], *back], duration=rest, loop=0, pnginfo=_chunks(record)
+    )
+    artifact.write_bytes(path, data.getvalue())
+
+
+def _chunks(record: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     if "prompt" in record:
         chunks.add_text("prompt", record["prompt"])
     chunks.add_text(RECORD_KEY, json.dumps(record, sort_keys=True))
-    data = io.BytesIO()
-    image.save(data, "PNG", pnginfo=chunks)
-    artifact.write_bytes(path, data.getvalue())
+    return chunks
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -131,8 +152,20 @@ def contact_sheet(
     return sheet
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """`text` in `LABEL_LINES` lines that fit `width` pixels; what does not fit becomes an ellipsis."""
+def card(text: str, side: int = 192) -> Image.Image:
+    """A text as a picture, to stand among others on a contact sheet."""
+    image = Image.new("RGB", (side, side), "#f4f4f4")
+    font = ImageFont.load_default(CARD_FONT_SIZE)
+    lines = "\n".join(_wrapped(text, font, side - 2 * MARGIN, CARD_LINES))
+    draw = ImageDraw.Draw(image)
+    draw.multiline_text((side / 2, side / 2), lines, fill="black", font=font, anchor="mm", align="center")
+    return image
+
+
+def _wrapped(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = LABEL_LINES
+) -> list[str]:
+    """`text` in at `most` so many lines that fit `width` pixels; what does not fit becomes an ellipsis."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".lstrip()
@@ -142,8 +175,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
             lines.append(word)
         else:
             lines[-1] = word
-    shown = lines[:LABEL_LINES]
-    if len(lines) > LABEL_LINES:
+    shown = lines[:most]
+    if len(lines) > most:
         shown[-1] += " …"
     return [_cut(one, font, width) for one in shown]
 

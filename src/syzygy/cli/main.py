@@ -36,6 +36,8 @@ Table = Mapping[str, Leaf | Branch]
 COMMANDS: Table = {
     "demo": Leaf("syzygy.cli.demo:demo", "Train a prior from scratch and paint with it, in minutes, offline."),
     "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
+    "vary": Leaf("syzygy.cli.vary:vary", "Paint pictures anew."),
+    "mix": Leaf("syzygy.cli.mix:mix", "Paint what lies between pictures and texts, or the way from one to the other."),
     "embed": Leaf("syzygy.cli.embed:embed", "Embed your own pairs with a CLIP, into a store to train on."),
     "store": Branch(
         "Look after embedding stores.",
