@@ -1,0 +1,303 @@
+"""Published models whole, tiny and random: by folder and from the hub's cache, offline, through Python and the command line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.utils import filter_repo_objects
+from PIL import Image
+
+from syzygy.api import TextToImage
+from syzygy.errors import UserError
+from syzygy.hub import assembly, repositories
+from syzygy.hub.zero_image import ZeroImage
+from syzygy.types import Guide, Sampling
+from tests import tiny_unclip
+from tests.tiny_unclip import WIDTH, Tiny
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+PROMPTS = ["a red circle", "two blue stars"]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty one of ours."""
+    monkeypatch.setenv("SYZYGY_CACHE", str(tmp_path / "syzygy"))
+    return tmp_path / "syzygy"
+
+
+def publish(cache: Path, hub_id: str, folder: Path) -> None:
+    """`folder` as a snapshot of the hub's client."""
+    storage = cache / f"models--{hub_id.replace('/', '--')}"
+    (storage / "refs").mkdir(parents=True)
+    (storage / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(folder, storage / "snapshots" / COMMIT)
+
+
+def publish_all(cache: Path, name: str, tiny: Tiny) -> None:
+    one = repositories.PUBLISHED[name]
+    for hub_id, folder in zip((one.decoder, one.clip, one.prior), tiny, strict=True):
+        publish(cache, hub_id, folder)
+
+
+def load(tiny: Tiny, **settings: Any) -> TextToImage:
+    return TextToImage.from_pretrained(tiny.decoder, **{"clip": tiny.clip, "prior": tiny.prior} | settings)
+
+
+def arguments(tiny: Tiny, **changes: Path) -> list[object]:
+    chosen = tiny._asdict() | changes
+    return ["--model", chosen["decoder"], "--clip", chosen["clip"], "--prior", chosen["prior"]]
+
+
+def generators() -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+
+
+def pixels(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image, dtype=int) for image in images])
+
+
+def test_kandinsky_paints_what_diffusers_paints(tiny_kandinsky: Tiny, own_cache: Path) -> None:
+    """From diffusers' own image encoder (of a picture of zeros) and U-Net, from our prior's embedding."""
+    from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2 import KandinskyV22Pipeline
+    from transformers import CLIPVisionModelWithProjection
+
+    model = load(tiny_kandinsky)
+    assert (model.world, model.notes("a storm")) == (False, [])
+    assert not model.clip.model.has_images
+    ours = model(PROMPTS, generator=generators(), num_inference_steps=3)
+    assert not model.clip.model.has_images  # loaded for one vector, and let go
+    encoder = CLIPVisionModelWithProjection.from_pretrained(tiny_kandinsky.clip / "image_encoder").float()
+    pipeline = KandinskyV22Pipeline.from_pretrained(tiny_kandinsky.decoder, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    after = generators()
+    model.pipeline.noise(after)  # the prior's ε is drawn first
+    with torch.no_grad():
+        zero = encoder(torch.zeros(1, 3, 24, 24)).image_embeds
+        theirs = pipeline(
+            image_embeds=ours.image_embeddings,
+            negative_image_embeds=zero.expand(2, -1),
+            height=32,
+            width=32,
+            num_inference_steps=3,
+            guidance_scale=4.0,
+            generator=after,
+        ).images
+    assert np.abs(pixels(ours.images) - pixels(theirs)).max() <= 1
+    (kept,) = (own_cache / "zero-image").iterdir()
+    assert kept.suffix == ".safetensors"
+
+
+def test_the_picture_of_zeros_is_computed_once(tiny_kandinsky: Tiny, tmp_path: Path, own_cache: Path) -> None:
+    folder = Path(shutil.copytree(tiny_kandinsky.clip, tmp_path / "clip"))
+    found = repositories.checkpoint.locate(folder, None, local_files_only=True)
+
+    def zero() -> ZeroImage:
+        clip = assembly.Clip.from_pretrained(folder, text_first=True)
+        return ZeroImage(clip, "the same")
+
+    first = zero()
+    made = first()
+    assert made.shape == (1, WIDTH)
+    (folder / "image_encoder" / "model.safetensors").unlink()  # needed no more
+    assert torch.equal(zero()(), made)
+    for broken in (b"half a file", b""):
+        first.path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+            zero()()
+    before = repositories.identity(found)
+    (folder / "image_encoder" / "config.json").write_text("{}")
+    assert repositories.identity(found) != before
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    tiny_kandinsky: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SYZYGY_CACHE", str(tmp_path / "file"))
+    zero = ZeroImage(assembly.Clip.from_pretrained(tiny_kandinsky.clip, text_first=True), "x")
+    with pytest.warns(UserWarning, match="image encoder is loaded again next time"):
+        assert zero().shape == (1, WIDTH)
+
+
+@pytest.mark.parametrize("name", ["kandinsky-2.2", "stable-unclip"])
+def test_a_published_name_is_found_in_the_hubs_cache(
+    name: str, cache: Path, tiny_kandinsky: Tiny, tiny_stable_unclip: Tiny, syzygy: Callable[..., Any], tmp_path: Path
+) -> None:
+    tiny = tiny_kandinsky if name == "kandinsky-2.2" else tiny_stable_unclip
+    publish_all(cache, name, tiny)
+    out = tmp_path / "out"
+    answer = syzygy("generate", *PROMPTS, "--model", name, "--steps", 2, "--out", out, "--json", "--device", "cpu")
+    assert answer.code == 0, answer.err
+    said = json.loads(answer.out)
+    one = repositories.PUBLISHED[name]
+    assert said["settings"]["fingerprints"]["decoder"] == f"{one.decoder}@{COMMIT}"
+    assert said["settings"]["fingerprints"]["clip"] == f"{one.clip}@{COMMIT}"
+    by_folder = load(tiny)(PROMPTS[0], generator=torch.Generator().manual_seed(0), num_inference_steps=2)
+    seeded = load(tiny)([PROMPTS[0]], generator=[torch.Generator().manual_seed(0)], num_inference_steps=2)
+    with Image.open(said["images"][0]["path"]) as painted:
+        assert np.abs(pixels([painted]) - pixels(seeded.images)).max() <= 1
+        assert np.abs(pixels([painted]) - pixels(by_folder.images)).max() > 1  # one generator for all seeds another
+    # By the decoder's hub id, too.
+    model = TextToImage.from_pretrained(one.decoder)
+    assert model.fingerprints()["decoder"] == f"{one.decoder}@{COMMIT}"
+    with pytest.raises(UserError, match="has no reader"):
+        model.reader()
+
+
+def test_stable_unclip_is_told_the_text_and_the_negative_prompt(tiny_stable_unclip: Tiny) -> None:
+    model = load(tiny_stable_unclip)
+    how: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 4.0}
+    both = model(PROMPTS, negative_prompt="a ring", generator=generators(), noise_level=20, **how)
+    after = generators()
+    model.pipeline.noise(after)
+    expected = model.pipeline.decoder.paint(
+        Guide(both.image_embeddings, texts=PROMPTS),
+        after,
+        away=Guide(texts=["a ring"]),
+        how=Sampling(steps=3, guidance_scale=4.0, options={"noise_level": 20}),
+    )
+    expected_pixels = (expected.permute(0, 2, 3, 1) * 255).round().int().numpy()
+    assert np.abs(pixels(both.images) - expected_pixels).max() <= 1
+    for changes in ({"negative_prompt": None}, {"conditions": ["image"]}, {"noise_level": 900}):
+        settings = {"negative_prompt": "a ring", "noise_level": 20} | how | changes
+        other = model(PROMPTS, generator=generators(), **settings)
+        assert np.abs(pixels(other.images) - pixels(both.images)).max() > 1, changes
+    with pytest.raises(UserError, match="needs image embeddings"):
+        model(PROMPTS, conditions=["text"])
+
+
+def test_sizes_dtypes_and_tiling_through_the_command(
+    tiny_stable_unclip: Tiny, syzygy: Callable[..., Any], tmp_path: Path
+) -> None:
+    common = ["generate", PROMPTS[0], *arguments(tiny_stable_unclip), "--steps", 2, "--device", "cpu", "--json"]
+    sized = syzygy(*common, "--height", 36, "--width", 24, "--tiling", "--dtype", "bf16", "--out", tmp_path / "a")
+    assert sized.code == 0, sized.err
+    record = json.loads(sized.out)
+    with Image.open(record["images"][0]["path"]) as image:
+        assert image.size == (24, 36)
+    assert record["settings"]["dtype"] == "bf16"
+    assert record["settings"]["sampler"] == "pndm"
+    for more, message in (
+        (["--height", 36], "height and width come together"),
+        (["--offload"], "offloading moves parts off a GPU"),
+        (["--super-res-steps", 3], "no option super_res_steps; its own are noise_level"),
+        (["--sampler", "dpm"], "sampler 'dpm' is unknown"),
+        (["--conditions", "image,sound"], "must be one or more of what the decoder reads: image, text"),
+    ):
+        refused = syzygy(*common, *more, "--out", tmp_path / "b")
+        assert (refused.code, message in refused.err) == (2, True), (more, refused.err)
+        assert "Traceback" not in refused.err
+
+
+def test_what_belongs_to_another_clip_is_refused(
+    tiny_kandinsky: Tiny, syzygy: Callable[..., Any], tmp_path: Path
+) -> None:
+    wide = tiny_unclip.tiny_eclipse(tmp_path / "wide", width=48)
+    refused = syzygy(
+        "generate", "a", *arguments(tiny_kandinsky, prior=wide), "--out", tmp_path / "out", "--device", "cpu"
+    )
+    assert refused.code == 2
+    assert "reads image embeddings 32 wide" in refused.err
+    assert f"prior {wide} predicts embeddings 48 wide" in " ".join(refused.err.split())
+    other = tiny_unclip.tiny_clip(tmp_path / "clip", width=48)
+    with pytest.raises(UserError, match=r"the CLIP .* makes embeddings 48 wide.*such as kandinsky-community"):
+        load(tiny_kandinsky, clip=other)
+    assert "768 wide (CLIP ViT-L/14" in assembly.asking.which_clip(768)
+
+
+def test_what_is_missing_is_named(
+    tiny_kandinsky: Tiny, cache: Path, syzygy: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = ["generate", "a", "--out", tmp_path / "out", "--device", "cpu"]
+    for more, messages in (
+        (
+            ["--model", "kandinsky-2.2"],
+            [str(cache), "hf download kandinsky-community/kandinsky-2-2-decoder", "--download"],
+        ),
+        (["--model", "kandinsky-2.2", "--download"], ["not in the hub's cache and the hub cannot be reached"]),
+        (["--model", "some/thing@v2"], ["has no some/thing at revision v2"]),
+        (["--model", tiny_kandinsky.clip], ["'KandinskyV22PriorPipeline'", "StableUnCLIPPipeline"]),
+        (
+            ["--model", tmp_path / "nowhere"],
+            ["neither a folder nor a known model", "kandinsky-2.2, karlo, stable-unclip"],
+        ),
+    ):
+        said = syzygy(*run, *more)
+        flat = " ".join(said.err.split())
+        assert said.code == 2
+        assert all(message in flat for message in messages), flat
+    decoder = Path(shutil.copytree(tiny_kandinsky.decoder, tmp_path / "decoder"))
+    shutil.rmtree(decoder / "movq")
+    said = syzygy(*run, *arguments(tiny_kandinsky, decoder=decoder))
+    assert f"{decoder} has no movq" in " ".join(said.err.split())
+    publish(cache, repositories.PUBLISHED["kandinsky-2.2"].decoder, tiny_kandinsky.decoder)
+    said = syzygy(*run, "--model", "kandinsky-2.2")  # the prior and the CLIP are missing yet
+    assert "hf download ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior" in " ".join(said.err.split())
+
+
+def test_a_download_takes_the_parts_that_are_needed(
+    tiny_stable_unclip: Tiny, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = Path(shutil.copytree(tiny_stable_unclip.decoder, tmp_path / "remote"))
+    for part in ("unet", "vae"):
+        weights = remote / part / "diffusion_pytorch_model.safetensors"
+        shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+        weights.with_suffix(".bin").write_bytes(b"pickle")
+    asked = []
+
+    def snapshot_download(
+        hub_id: str, *, revision: str | None, allow_patterns: list[str], local_files_only: bool
+    ) -> str:
+        asked.append((revision, local_files_only))
+        snapshot = cache / f"models--{hub_id.replace('/', '--')}" / "snapshots" / COMMIT
+        names = [str(path.relative_to(remote)) for path in remote.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(remote / name, snapshot / name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    found = repositories.find_decoder("stable-unclip", local_files_only=False)
+    assert found.name == "stable-unclip"
+    assert found.at.revision == COMMIT
+    assert asked[0] == (None, False)
+    assert {revision for revision, _ in asked[1:]} == {COMMIT}  # a push in between must not mix two commits
+    fetched = {str(path.relative_to(found.at.folder)) for path in found.at.folder.rglob("*") if path.is_file()}
+    models = ("unet", "vae", "image_normalizer")
+    assert fetched == {
+        "model_index.json",
+        *(f"{part}/config.json" for part in (*models, "text_encoder")),
+        *(f"{part}/diffusion_pytorch_model.safetensors" for part in models),
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "scheduler/scheduler_config.json",
+        "image_noising_scheduler/scheduler_config.json",
+    }
+    (remote / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(UserError, match="'StableDiffusionPipeline', which is no decoder of image embeddings"):
+        repositories.find_decoder("some/thing", local_files_only=False)
+
+
+def test_our_own_models_refuse_what_is_not_for_them(tiny_model: Path) -> None:
+    for settings in ({"dtype": "bf16"}, {"offload": True}, {"tiling": True}, {"clip": tiny_model / "clip"}):
+        with pytest.raises(UserError, match="are for published models"):
+            TextToImage.from_pretrained(tiny_model, **settings)
+    with pytest.raises(UserError, match="dtype 'int8' is unknown"):
+        TextToImage.from_pretrained(tiny_model, dtype="int8")
+    with pytest.raises(UserError, match="paints pictures of one size"):
+        TextToImage.from_pretrained(tiny_model)("a red circle", height=64, width=64)
