@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from syzygy.api import TextToImage
+    from syzygy.hub.prior_pipeline import PriorPipeline
     from syzygy.prior.model import EclipsePrior
     from syzygy.types import TextFeatures
 
     __version__: str
 
-__all__ = ["EclipsePrior", "TextFeatures", "TextToImage", "__version__"]
+__all__ = ["EclipsePrior", "PriorPipeline", "TextFeatures", "TextToImage", "__version__"]
 
 _HOMES = {
     "EclipsePrior": "syzygy.prior.model",
+    "PriorPipeline": "syzygy.hub.prior_pipeline",
     "TextFeatures": "syzygy.types",
     "TextToImage": "syzygy.api",
 }

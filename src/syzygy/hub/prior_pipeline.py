@@ -1,0 +1,233 @@
+"""A prior with its CLIP in the place of diffusers' `KandinskyV22PriorPipeline`: same call, same output, another prior.
+
+Shapes: P prompts, N pictures (prompts × pictures a prompt, those of one prompt together), R rows that the prior predicts (N, or 2 N
+with negative prompts, whose rows come last), D width of the embeddings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from syzygy import artifact
+from syzygy.config import parse
+from syzygy.errors import UserError
+from syzygy.hub import checkpoint
+from syzygy.hub.clip import Clip
+from syzygy.hub.priors import EXAMPLE, find_prior, load_prior
+from syzygy.hub.repositories import KANDINSKY, KARLO, PUBLISHED, identity
+from syzygy.hub.zero_image import ZeroImage
+from syzygy.prior import layout
+from syzygy.prior.diffusion import PriorSampling, SampledPrior
+from syzygy.prior.model import EclipsePrior
+from syzygy.rng import per_sample_noise
+from syzygy.types import TextFeatures
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.kandinsky.pipeline_kandinsky_prior import KandinskyPriorPipelineOutput
+
+CLIPS = {1280: PUBLISHED[KANDINSKY].clip, 768: PUBLISHED[KARLO].clip}
+"""Whose embeddings published priors predict, by their width."""
+
+
+@dataclass
+class PriorPipeline:
+    """Prompts → `image_embeds, negative_image_embeds`, for any decoder of diffusers that takes these (Kandinsky 2.2's, and others).
+
+    It is made by `from_pretrained`, and called as diffusers' pipeline is.
+    """
+
+    clip: Clip
+    prior: EclipsePrior | SampledPrior
+    zero_image: ZeroImage
+    """The image encoder's output for a picture of zeros: what pictures move away from without a negative prompt."""
+    dtype: torch.dtype
+    """Of the embeddings given out."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        prior: str | Path,
+        *,
+        clip: str | Path | None = None,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        local_files_only: bool = False,
+    ) -> "PriorPipeline":
+        """Load a prior, on the CPU, with the text encoder that belongs to it; the image encoder is loaded when first needed.
+
+        Args:
+            prior: an ECLIPSE prior or a stock one: hub id (`@` and a revision may follow), folder, or finished training run.
+            clip: folder or hub id of the CLIP that the prior was trained beside. By default the prior's own repository, where it
+                holds one; else, by the width of its embeddings, Kandinsky 2.2's or OpenAI's ViT-L/14.
+            dtype: what text encoder and stock prior compute in, and of the embeddings; fp32 by default. ECLIPSE is small and
+                computes in fp32 always.
+            torch_dtype: the same, by the name that it had before diffusers 0.42.
+            local_files_only: look in the hub's cache only. As in diffusers, what is missing is else downloaded.
+
+        Raises:
+            UserError: a part is not found, broken, or does not fit the other.
+        """
+        if dtype is not None and torch_dtype is not None:
+            raise UserError("dtype and torch_dtype are one setting: give one of them.")
+        dtype = dtype or torch_dtype or torch.float32
+        folder = find_prior(prior, local_files_only=local_files_only)
+        source = _clip_of(prior, folder) if clip is None else clip
+        # One after the other, so that what has been downloaded is found by everything below.
+        text_first = Clip.from_pretrained(
+            source, dtype=dtype, text_first=True, local_files_only=local_files_only
+        ).requires_grad_(False)
+        own = dtype if layout.holds_diffusion(folder) else torch.float32
+        loaded = load_prior(folder, text_first, dtype=own)
+        at = checkpoint.locate(source, None, local_files_only=True)
+        return cls(text_first, loaded, ZeroImage(text_first, identity(at)), dtype)
+
+    def to(self, device: torch.device | str) -> "PriorPipeline":
+        """Move text encoder and prior; itself, for chaining."""
+        self.clip.to(device)
+        network = self.prior.network if isinstance(self.prior, SampledPrior) else self.prior
+        network.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.device
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Float[Tensor, "R D"] | None = None,
+        guidance_scale: float | None = None,
+        output_type: str = "pt",
+        return_dict: bool = True,
+    ) -> "KandinskyPriorPipelineOutput | tuple[Any, Any]":
+        """Image embeddings of prompts, and what their pictures shall move away from.
+
+        Args:
+            prompt: one, or P.
+            negative_prompt: one for all, or one each, through the prior as the prompts are. None: the embedding of a picture of
+                zeros.
+            num_images_per_prompt: embeddings a prompt, each from its own noise.
+            num_inference_steps: of a stock prior, 25 by default. ECLIPSE takes one pass and none of it.
+            generator: one for all noise, or one for each of the N; without it torch's own.
+            latents: the noise itself: ECLIPSE's ε, or where a stock prior starts.
+            guidance_scale: of a stock prior, 4 by default; not the decoder's.
+            output_type: tensors on the device, or numpy arrays.
+            return_dict: diffusers' output class, or a tuple.
+
+        Raises:
+            UserError: numbers that do not fit, steps or guidance of an ECLIPSE prior, which has neither.
+        """
+        prompts = _texts(prompt, "prompt")
+        prior = self._sampled(num_inference_steps, guidance_scale)
+        rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
+        if not rows:
+            raise UserError(
+                f"{len(prompts)} prompts, {num_images_per_prompt} pictures a prompt: give 1 or more of both."
+            )
+        negatives = (
+            None if negative_prompt is None else _one_each(_texts(negative_prompt, "negative_prompt"), len(prompts))
+        )
+        noise = self._noise(len(rows), 1 if negatives is None else 2, generator, latents)
+        features = self.clip.encode_text(prompts)
+        if negatives is None:
+            found = prior.predict(features[rows], noise=noise)
+            away = self.zero_image().to(found).expand(len(rows), -1)
+        else:
+            unique = list(dict.fromkeys(negatives))
+            theirs, which = self.clip.encode_text(unique), [unique.index(negatives[row]) for row in rows]
+            both = TextFeatures.cat([features[rows], theirs[which]])
+            found, away = _predicted(prior, both, theirs, which * 2, noise).chunk(2)
+        return _output(found.to(self.dtype), away.to(self.dtype), output_type, return_dict)
+
+    def _sampled(self, steps: int | None, scale: float | None) -> EclipsePrior | SampledPrior:
+        """The prior with what was asked for."""
+        asked = {"steps": steps, "guidance_scale": scale}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        if not asked:
+            return self.prior
+        if not isinstance(self.prior, SampledPrior):
+            raise UserError(
+                "num_inference_steps and guidance_scale have no effect on an ECLIPSE prior: it answers in one pass. Leave them "
+                "out here; the decoder takes its own."
+            )
+        changed = parse(PriorSampling, self.prior.sampling.model_dump() | asked, "the call")
+        return replace(self.prior, sampling=changed)
+
+    def _noise(
+        self,
+        pictures: int,
+        parts: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None,
+    ) -> Float[Tensor, "R D"]:
+        """Where the prior starts, as diffusers draws it."""
+        shape, width = (pictures * parts, self.clip.width), self.clip.width
+        if latents is not None:
+            if tuple(latents.shape) != shape:
+                raise UserError(f"latents have shape {tuple(latents.shape)}; {shape} is needed.")
+            return latents.to(self.device)
+        if isinstance(generator, Sequence):
+            if len(generator) != pictures:
+                raise UserError(f"{len(generator)} generators for {pictures} pictures: pass one each, or one for all.")
+            return torch.cat([per_sample_noise((width,), generator, self.device) for _ in range(parts)])
+        device = self.device if generator is None else generator.device
+        return torch.randn(shape, generator=generator, device=device).to(self.device)
+
+
+def _clip_of(source: str | Path, folder: Path) -> str | Path:
+    """The CLIP of a prior: of the pipeline that it lies in, or the published one of its width."""
+    pipeline = folder.parent
+    if all((pipeline / part).is_dir() for part in (checkpoint.TEXT, checkpoint.IMAGE)):
+        return pipeline if Path(source).is_dir() else source
+    width = artifact.read_json(folder / artifact.CONFIG_FILE).get("embedding_dim")
+    if width not in CLIPS:
+        raise UserError(
+            f"the prior {source} predicts embeddings {width} wide, of no published CLIP known here: give the folder or hub id of "
+            f"the CLIP that it was trained beside (clip=…). A published prior is {EXAMPLE}."
+        )
+    return CLIPS[width]
+
+
+def _texts(given: str | list[str], name: str) -> list[str]:
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{name} must be a text or a list of texts, got {given!r}.")
+    return texts
+
+
+def _one_each(negatives: list[str], prompts: int) -> list[str]:
+    if len(negatives) not in (1, prompts):
+        raise UserError(f"{len(negatives)} negative prompts for {prompts} prompts: give one for all, or one each.")
+    return negatives if len(negatives) == prompts else negatives * prompts
+
+
+def _predicted(
+    prior: EclipsePrior | SampledPrior, features: TextFeatures, away: TextFeatures, rows: list[int], noise: Tensor
+) -> Float[Tensor, "R D"]:
+    """As a stock pipeline does, whose prior too is guided away from the negative prompt (row of `away`) instead of the empty one."""
+    if not isinstance(prior, SampledPrior):
+        return prior.predict(features, noise=noise)
+    found = torch.empty_like(noise, dtype=prior.network.proj_in.weight.dtype)
+    for row in sorted(set(rows)):
+        chosen = [i for i, one in enumerate(rows) if one == row]
+        found[chosen] = replace(prior, unconditional=away[[row]]).predict(features[chosen], noise=noise[chosen])
+    return found
+
+
+def _output(found: Tensor, away: Tensor, output_type: str, return_dict: bool) -> Any:
+    from diffusers.pipelines.kandinsky.pipeline_kandinsky_prior import KandinskyPriorPipelineOutput
+
+    if output_type not in ("pt", "np"):
+        raise UserError(f"output_type {output_type!r} is unknown. Known: pt, np.")
+    embeddings = (found, away) if output_type == "pt" else (found.float().cpu().numpy(), away.float().cpu().numpy())
+    return KandinskyPriorPipelineOutput(*embeddings) if return_dict else embeddings
