@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from syzygy.pictures import open_picture, read_record
+from tests.tiny_karlo import tiny_karlo
 
 TEXT = "a red circle left of a blue star"
 
@@ -137,6 +138,39 @@ def test_frames_lead_from_one_source_to_the_other(run: Callable[..., Any], photo
         for i, frame in enumerate([*shown, *shown[-2:0:-1]]):
             animation.seek(i)
             assert np.array_equal(np.asarray(animation.convert("RGB")), frame)
+
+
+@pytest.mark.parametrize("name", ["kandinsky", "stable_unclip", "karlo"])
+def test_published_models_vary_and_mix(
+    name: str,
+    syzygy: Callable[..., Any],
+    request: pytest.FixtureRequest,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The image embedding is all that is told, also to a decoder that reads text."""
+    monkeypatch.setenv("SYZYGY_CACHE", str(tmp_path / "cache"))
+    tiny = tiny_karlo(tmp_path / "karlo") if name == "karlo" else request.getfixturevalue(f"tiny_{name}")
+    where = "--model", tiny.decoder, "--clip", tiny.clip, "--prior", tiny.prior, "--device", "cpu", "--steps", "2"
+    more = "--negative-prompt", "a moon", "--seed", "3", "--json"
+    shown = {}
+    for out, arguments in {
+        "vary": ("vary", photos / "a.png", "--best-of", "2"),
+        "other": ("vary", photos / "b@2.png"),
+        "text": ("generate", TEXT, "--conditions", "image"),
+        "one": ("mix", TEXT),
+        "two": ("mix", f"{TEXT}@0.5", f"{photos / 'a.png'}@0.5", "--num-images", "2"),
+        "way": ("mix", TEXT, photos / "a.png", "--frames", "3"),
+    }.items():
+        answer = syzygy(*arguments, *where, *more, "--out", tmp_path / out)
+        assert answer.code == 0, answer.err
+        shown[out] = [pixels(path) for path in files(json.loads(answer.out))]
+    assert abs(shown["one"][0] - shown["text"][0]).max() <= 1
+    assert abs(shown["way"][0] - shown["text"][0]).max() <= 1
+    assert abs(shown["way"][1] - shown["two"][0]).max() <= 1
+    assert abs(shown["vary"][0] - shown["other"][0]).max() > 1
+    assert abs(shown["two"][0] - shown["two"][1]).max() > 1
 
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
