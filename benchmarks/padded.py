@@ -1,8 +1,9 @@
-"""What the benchmarks of the prior share: the published computation over all 80 tokens, prompts of COCO's lengths, timing, JSON.
+"""What benchmarks share: the prior's published computation over all 80 tokens, prompts of COCO's lengths, options, timing, JSON.
 
 No script of its own.
 """
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -64,15 +65,25 @@ def prompts(lengths: Tensor) -> tuple[TextFeatures, Tensor]:
     return TextFeatures(states, mask, pooled), noise
 
 
-def seconds(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def options(about: str | None) -> argparse.ArgumentParser:
+    """A script's command line: its docstring, `--quick` and `--json`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def seconds(
+    runs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """The least of several timings of each, after one untimed; taken in turn, so that other work on the machine hits all alike."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 1):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = clock()
             run()
             if i > 0:
-                taken[name].append(time.perf_counter() - began)
+                taken[name].append(clock() - began)
     return {name: min(values) for name, values in taken.items()}
 
 

@@ -8,13 +8,11 @@ adds is not counted). FLOPs are those of matrix products and attention as run, a
 Needs about 9 GB; `--quick` is a tiny one that only shows that it runs.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from diffusers.models.transformers.prior_transformer import PriorTransformer
-from padded import WIDTH, conditions, prompts, published_prior, seconds, write
+from padded import WIDTH, conditions, options, prompts, published_prior, seconds, write
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,10 +32,8 @@ def millions(model: nn.Module) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
+    parser = options(__doc__)
     parser.add_argument("--tokens", type=int, default=12, help="of the prompt, start and end included")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     layers, stock_layers, rounds = (2, 1, 2) if args.quick else (10, 20, 5)
     eclipse = published_prior(layers).requires_grad_(False)

@@ -6,12 +6,10 @@ Targets, of one run: fp32 without padding ≤ 1/2.5 of padded fp32, bf16 ≤ 1/4
 weights once from memory takes. `--quick`: a tiny one that only shows that it runs.
 """
 
-import argparse
 import copy
-from pathlib import Path
 
 import torch
-from padded import conditions, over_all_80_tokens, prompts, published_prior, seconds, write
+from padded import conditions, options, over_all_80_tokens, prompts, published_prior, seconds, write
 
 
 def reading(size: int) -> torch.Tensor:
@@ -20,10 +18,8 @@ def reading(size: int) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
+    parser = options(__doc__)
     parser.add_argument("--tokens", type=int, default=12, help="of the prompt, start and end included")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     layers, rounds = (2, 3) if args.quick else (10, 30)
     prior = published_prior(layers).requires_grad_(False)

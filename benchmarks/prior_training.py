@@ -7,12 +7,10 @@ two timed in turn. Target: ≥ 4 (80 tokens to about 16 would be 5). Needs about
 shows that it runs.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from padded import coco_lengths, conditions, over_all_80_tokens, prompts, published_prior, seconds, write
+from padded import coco_lengths, conditions, options, over_all_80_tokens, prompts, published_prior, seconds, write
 from torch import Tensor
 
 from syzygy.prior.losses import eclipse_loss
@@ -20,10 +18,7 @@ from syzygy.types import PackedText
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = options(__doc__).parse_args()
     batch, layers, rounds = (16, 2, 2) if args.quick else (256, 10, 5)
     prior = published_prior(layers)
     lengths = coco_lengths(batch)

@@ -8,14 +8,13 @@ CUDA. Goal on an H200 at batch 1024: 34,000 captions/s, the paper's 61.4M sample
 `--quick` is a tiny one that only shows that it runs.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from padded import WIDTH, coco_lengths, conditions, published_prior, write
+from padded import WIDTH, coco_lengths, conditions, options, published_prior, write
 
 from syzygy import artifact
 from syzygy.data import building, layout
@@ -62,13 +61,11 @@ def anonymous() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
+    parser = options(__doc__)
     parser.add_argument("--captions", type=int, default=20_000)
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.quick:
         args.captions, args.batch_size, args.steps = 300, 32, 2
