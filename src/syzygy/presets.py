@@ -9,6 +9,7 @@ from syzygy.diffusion.noise import LogNormal
 from syzygy.errors import unknown
 from syzygy.hub.autoencoder import AutoencoderConfig
 from syzygy.hub.clip import ClipConfig
+from syzygy.hub.t5 import T5Config
 from syzygy.runs.autoencoder import AutoencoderRun
 from syzygy.runs.clip import ClipRun
 from syzygy.runs.decoder import DecoderRun
@@ -19,12 +20,14 @@ from syzygy.runs.prior import PriorRun
 from syzygy.runs.reader import ReaderRun
 from syzygy.runs.reproduce import ReproduceRun
 from syzygy.runs.starter import StarterRun
+from syzygy.runs.t5 import T5Run
 from syzygy.train.autoencoder import AutoencoderTaskConfig
 from syzygy.train.clip import ClipTaskConfig
 from syzygy.train.decoder import DecoderTaskConfig
 from syzygy.train.objectives import DiffusionTaskConfig, PriorTaskConfig
 from syzygy.train.reader import ReaderTaskConfig
 from syzygy.train.schedule import LoopConfig
+from syzygy.train.t5 import T5TaskConfig
 from syzygy.world.reader import ReaderConfig
 
 R = TypeVar("R", bound=Config)
@@ -189,6 +192,23 @@ def prior_eclipse_karlo() -> PriorRun:
     return _prior_eclipse(768)
 
 
+def t5_starter() -> T5Run:
+    """The starter's T5: an encoder of 0.9M, pre-trained on captions of all lengths. Not run in full yet."""
+    return T5Run(
+        t5=T5Config(),
+        task=T5TaskConfig(batch_size=64),
+        loop=LoopConfig(
+            steps=2000,
+            lr=3e-3,
+            warmup=100,
+            grad_clip=1.0,
+            ema_half_life=50,
+            validate_every=200,
+            checkpoint_every=200,
+        ),
+    )
+
+
 def starter_cpu() -> StarterRun:
     """The starter on two CPU cores, in about two hours."""
     return StarterRun(
@@ -286,6 +306,7 @@ PRIOR: dict[str, Callable[[], PriorRun]] = {
 }
 EXPERTS: dict[str, Callable[[], ExpertsRun]] = {"full": experts_full}
 READER: dict[str, Callable[[], ReaderRun]] = {"starter": reader_starter}
+T5: dict[str, Callable[[], T5Run]] = {"starter": t5_starter}
 STARTER: dict[str, Callable[[], StarterRun]] = {"cpu": starter_cpu, "gpu": starter_gpu}
 REPRODUCE: dict[str, Callable[[], ReproduceRun]] = {"full": reproduce_full, "quick": reproduce_quick}
 DEMO: dict[str, Callable[[], DemoRun]] = {"full": demo_full, "quick": demo_quick}

@@ -55,6 +55,25 @@ class TextFeatures:
 
 
 @dataclass(frozen=True)
+class TextStates:
+    """What a text encoder that does not speak CLIP's space (T5) gives to a decoder: token states, and no pooled embedding."""
+
+    states: Float[Tensor, "B T D"]
+    mask: Bool[Tensor, "B T"]
+    spans: Int[Tensor, "B T 2"] | None = None
+    """As of `TextFeatures`."""
+
+    def __len__(self) -> int:
+        return self.states.shape[0]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "TextStates":
+        return TextStates(self.states.to(device, dtype), self.mask.to(device), self.spans)
+
+    def __getitem__(self, index: list[int]) -> "TextStates":
+        return TextStates(self.states[index], self.mask[index], None if self.spans is None else self.spans[index])
+
+
+@dataclass(frozen=True)
 class PackedText:
     """The same without padding: the real tokens of B captions one after another, the way to store them and to compute with them.
 

@@ -34,10 +34,10 @@ class Branch(NamedTuple):
 Table = Mapping[str, Leaf | Branch]
 
 COMMANDS: Table = {
-    "demo": Leaf("syzygy.cli.demo:demo", "Train a prior from scratch and paint with it, in minutes, offline."),
+    "demo": Leaf("syzygy.cli.demo:demo", "Train a prior from scratch and paint with it, in minutes."),
     "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
     "vary": Leaf("syzygy.cli.vary:vary", "Paint pictures anew."),
-    "mix": Leaf("syzygy.cli.mix:mix", "Paint what lies between pictures and texts, or the way from one to the other."),
+    "mix": Leaf("syzygy.cli.mix:mix", "Paint what lies between pictures and texts."),
     "embed": Leaf("syzygy.cli.embed:embed", "Embed your own pairs with a CLIP, into a store to train on."),
     "store": Branch(
         "Look after embedding stores.",
@@ -55,6 +55,7 @@ COMMANDS: Table = {
             "autoencoder": Leaf("syzygy.cli.train:autoencoder", "An autoencoder: picture to latents and back."),
             "decoder": Leaf("syzygy.cli.train:decoder", "A decoder: embedding and text to latents."),
             "experts": Leaf("syzygy.cli.train:experts", "Expert denoisers for stages of the noise, from a decoder."),
+            "t5": Leaf("syzygy.cli.train:t5", "A T5 text encoder, for prompts of any length."),
             "reader": Leaf("syzygy.cli.train:reader", "The reader that judges pictures: picture to attributes."),
             "starter": Leaf("syzygy.cli.train:starter", "The starter weights, from nothing, in resumable stages."),
         },

@@ -206,6 +206,20 @@ def autoencoder(**options: Any) -> None:
 
 @click.command(epilog=EPILOG)
 @train_options("starter")
+def t5(**options: Any) -> None:
+    """A T5 text encoder, pre-trained by span corruption on the embedded world's captions."""
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.runs import t5
+
+        result = t5.train(run, out, device)
+        return Trained(result.folder, result.metrics)
+
+    _train("T5", body, **options)
+
+
+@click.command(epilog=EPILOG)
+@train_options("starter")
 def reader(**options: Any) -> None:
     """The reader that judges pictures: picture to attributes."""
 

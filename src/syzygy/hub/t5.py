@@ -1,0 +1,212 @@
+"""T5 encoders of transformers as text encoders for a decoder (eDiff-I), and the starter's own, built from nothing.
+
+T5 does not speak CLIP's space: it gives token states and no pooled embedding, and feeds decoders only.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from syzygy import artifact
+from syzygy.config import Config
+from syzygy.errors import UserError
+from syzygy.hub import checkpoint
+from syzygy.types import TextStates
+
+PAD, END = "<pad>", "</s>"
+SENTINELS = 32
+"""Marks of left-out spans, for pre-training."""
+
+
+class T5Config(Config):
+    """Sizes of a T5 to train from nothing."""
+
+    width: int = 128
+    """Width of the token states."""
+    layers: int = 3
+    """Layers of the encoder."""
+    decoder_layers: int = 2
+    """Layers of the decoder, which pre-training needs and nothing else."""
+    heads: int = 4
+    """Attention heads."""
+    max_tokens: int = 320
+    """Longest text in tokens, its end included."""
+
+
+class T5Text(nn.Module):
+    """A T5 encoder with its tokenizer: texts → token states, never cut in silence.
+
+    Legend: B texts, T tokens, D width.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, source: str, max_tokens: int, fingerprint: str | None = None
+    ) -> None:
+        """`model` is a `T5EncoderModel`, or a `T5ForConditionalGeneration` in pre-training."""
+        super().__init__()
+        self.model, self.tokenizer, self.source, self.max_tokens = model, tokenizer, source, max_tokens
+        self._fingerprint = fingerprint
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.model.config.d_model
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.shared.weight.device
+
+    def rows(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        """Token ids of each text with its end token, and the characters that each stands for; longer ones are cut with a warning."""
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        room, end = self.max_tokens - 1, self.tokenizer.eos_token_id
+        for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if len(ids) > room:
+                cut = text[spans[room][0] :].strip()
+                warnings.warn(
+                    f"the prompt has {len(ids) + 1} tokens, this encoder reads {self.max_tokens}; cut: "
+                    f"{cut if len(cut) <= 160 else f'{cut[:80]} … {cut[-80:]}'!r}",
+                    stacklevel=4,
+                )
+        ids = [[*row[:room], end] for row in encoded["input_ids"]]
+        return ids, [[*row[:room], (0, 0)] for row in encoded["offset_mapping"]]
+
+    @torch.no_grad()
+    def encode_states(self, texts: list[str]) -> TextStates:
+        """Texts → states after the encoder's final normalisation, mask and spans, in fp32; padded on the right."""
+        rows, found = self.rows(texts)
+        ids, mask = padded(rows, self.tokenizer.pad_token_id)
+        spans = torch.zeros(*ids.shape, 2, dtype=torch.long)
+        for row, own in zip(spans, found, strict=True):
+            row[: len(own)] = torch.tensor(own)
+        encoder = self.model.get_encoder()
+        states = encoder(ids.to(self.device), attention_mask=mask.to(self.device).long()).last_hidden_state
+        return TextStates(states.float(), mask.to(self.device), spans)
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over the encoder's weights in fp32: which T5 a decoder was trained beside."""
+        if self._fingerprint is None:
+            return artifact.fingerprint(self.model.get_encoder().state_dict())
+        return self._fingerprint
+
+    def save_pretrained(self, folder: Path, provenance: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+        """Write the encoder in the layout that transformers reads (`T5EncoderModel`), atomically."""
+        with artifact.folder_written(folder, "T5") as temporary:
+            self.tokenizer.save_pretrained(temporary)
+            config = self.model.config.to_dict() | {"architectures": ["T5EncoderModel"], "num_decoder_layers": 0}
+            artifact.write_json(
+                temporary / artifact.CONFIG_FILE, config | {"torch_dtype": "float32", "dtype": "float32"}
+            )
+            weights = {"shared.weight": self.model.shared.weight}
+            own = self.model.get_encoder().state_dict()
+            weights |= {f"encoder.{name}": value for name, value in own.items() if name != "embed_tokens.weight"}
+            artifact.write_tensors(temporary / artifact.WEIGHTS_FILE, weights, dtype)
+            artifact.write_json(temporary / artifact.PROVENANCE_FILE, dict(provenance))
+
+    @staticmethod
+    def from_pretrained(
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        local_files_only: bool = True,
+        max_tokens: int = 320,
+    ) -> "T5Text":
+        """Load a T5 encoder (of an encoder alone, or of a whole T5) strictly, on the CPU and in evaluation mode.
+
+        Args:
+            source: a folder in transformers' layout, or a hub id.
+            max_tokens: longest text; T5's positions are relative, so this is a choice (eDiff-I's published captions fit into 320).
+
+        Raises:
+            UserError: it is not found, is no T5, lacks weights, or its tokenizer cannot tell characters (a slow one).
+        """
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        folder = checkpoint.locate(source, revision, local_files_only).folder
+        config = artifact.read_json(folder / artifact.CONFIG_FILE)
+        if config.get("model_type") != "t5":
+            raise UserError(f"{source} is a {config.get('model_type')!r}, not a t5.")
+        try:
+            loaded: Any = T5EncoderModel.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+            model, report = loaded
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            raise UserError(f"T5 in {source} cannot be loaded: {str(error).splitlines()[0]}") from None
+        if missing := sorted(report["missing_keys"]):
+            raise UserError(
+                f"T5 in {source} lacks weights: {', '.join(missing[:3])}. Copy or download it again, whole."
+            )
+        if not tokenizer.is_fast:
+            raise UserError(f"the tokenizer of {source} does not tell characters: its folder needs a tokenizer.json.")
+        fingerprint = artifact.fingerprint(model.get_encoder().float().state_dict()) if dtype == torch.float32 else None
+        return T5Text(model.eval(), tokenizer, str(source), max_tokens, fingerprint).requires_grad_(False)
+
+
+def padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as a tensor [B, T], padded on the right, and what of it is real."""
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+    return ids, torch.arange(length)[None] < torch.tensor([len(row) for row in rows])[:, None]
+
+
+def build_t5(config: T5Config, texts: Iterable[str], seed: int) -> T5Text:
+    """A whole T5 with random weights (encoder and decoder), and a byte-level BPE tokenizer learned from the texts.
+
+    Raises:
+        UserError: the width does not divide by the heads.
+    """
+    import transformers
+
+    if config.width % config.heads:
+        raise UserError(f"width {config.width} must divide by {config.heads} heads.")
+    tokenizer = _learn_tokenizer(texts)
+    sizes: dict[str, Any] = dict(
+        vocab_size=len(tokenizer),
+        d_model=config.width,
+        d_kv=config.width // config.heads,
+        d_ff=2 * config.width,
+        num_layers=config.layers,
+        num_decoder_layers=config.decoder_layers,
+        num_heads=config.heads,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    settings = transformers.T5Config(**sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.T5ForConditionalGeneration(settings)
+    return T5Text(model, tokenizer, "from nothing", config.max_tokens)
+
+
+def _learn_tokenizer(texts: Iterable[str]) -> Any:
+    """Byte-level BPE, so every script can be spelled; capitals kept, as T5 keeps them."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.NFC()
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    learner.decoder = decoders.ByteLevel()
+    marks = [f"<extra_id_{i}>" for i in range(SENTINELS)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[PAD, END, *marks],
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=learner, pad_token=PAD, eos_token=END, extra_special_tokens=marks, model_max_length=10**9
+    )
