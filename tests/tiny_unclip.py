@@ -25,6 +25,21 @@ VAE_OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "p
 """Attention of autoencoders that were published before diffusers 0.16."""
 
 
+KANDINSKY_SCHEDULER = {  # as published in 2023
+    "_class_name": "DDPMScheduler",
+    "_diffusers_version": "0.17.0.dev0",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": True,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+}
+
+
 class Tiny(NamedTuple):
     """Three repositories that belong together."""
 
@@ -138,10 +153,8 @@ def tiny_kandinsky(folder: Path, width: int = WIDTH, seed: int = 0) -> Tiny:
             vq_embed_dim=4,
         )
     _heed_conditions(unet)
-    scheduler = DDPMScheduler(
-        beta_schedule="linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, variance_type="learned_range"
-    )
-    KandinskyV22Pipeline(unet=unet, scheduler=scheduler, movq=movq).save_pretrained(folder / "decoder")
+    KandinskyV22Pipeline(unet=unet, scheduler=DDPMScheduler(), movq=movq).save_pretrained(folder / "decoder")
+    (folder / "decoder/scheduler/scheduler_config.json").write_text(json.dumps(KANDINSKY_SCHEDULER))
     return Tiny(
         folder / "decoder",
         tiny_clip_pipeline(folder / "clip", width, seed),
@@ -206,7 +219,9 @@ def tiny_stable_unclip(folder: Path, width: int = WIDTH, seed: int = 0) -> Tiny:
         tokenizer=whole.tokenizer,
         text_encoder=text,
         unet=unet,
-        scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1, **noise),
+        scheduler=PNDMScheduler(
+            skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False, prediction_type="v_prediction", **noise
+        ),
         vae=vae,
     ).save_pretrained(decoder)
     _publish_processor(decoder, "feature_extractor")

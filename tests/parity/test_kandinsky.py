@@ -21,6 +21,10 @@ LEVEL = 1 / 255
 ZERO = torch.full((1, WIDTH), 0.3)
 
 
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def load(folder: Path, **settings: Any) -> KandinskyDecoder:
     own = {"unconditional": lambda: ZERO, "dtype": torch.float32, "device": torch.device("cpu")}
     return load_kandinsky(folder, **own | {"offload": False, "tiling": False} | settings)
@@ -39,13 +43,21 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-@pytest.mark.parametrize(("scale", "size"), [(1.0, None), (4.0, None), (7.5, (36, 24))])
+def with_scheduler(folder: Path, **changes: Any) -> Path:
+    change_json(folder / "scheduler" / "scheduler_config.json", **changes)
+    return folder
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])  # as published; as of Kandinsky 2.1
+@pytest.mark.parametrize(("scale", "size"), [(1.0, None), (7.5, (36, 24))])
 def test_pictures_are_those_of_diffusers(
-    scale: float, size: tuple[int, int] | None, decoder: KandinskyDecoder, tiny_kandinsky: Tiny
+    scale: float, size: tuple[int, int] | None, variance: str, tiny_kandinsky: Tiny, copy_of: Callable[[Path], Path]
 ) -> None:
     from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2 import KandinskyV22Pipeline
 
-    pipeline = KandinskyV22Pipeline.from_pretrained(tiny_kandinsky.decoder, low_cpu_mem_usage=False)
+    folder = with_scheduler(copy_of(tiny_kandinsky.decoder), variance_type=variance)
+    decoder = load(folder)
+    pipeline = KandinskyV22Pipeline.from_pretrained(folder, low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
     height, width = size or (SIZE, SIZE)
     theirs = pipeline(
@@ -63,7 +75,7 @@ def test_pictures_are_those_of_diffusers(
     difference = (torch.from_numpy(theirs).permute(0, 3, 1, 2) - ours).abs().max()
     assert difference <= LEVEL
     if scale != 1:  # and can fail: another picture of zeros makes other pictures
-        other = load(tiny_kandinsky.decoder, unconditional=lambda: -ZERO)
+        other = load(folder, unconditional=lambda: -ZERO)
         moved = other.paint(
             Guide(embeddings()), generators(3, 4), how=Sampling(steps=4, guidance_scale=scale, size=size)
         )
@@ -84,7 +96,10 @@ def test_a_batch_is_its_pictures_one_by_one(decoder: KandinskyDecoder, tiny_kand
     )
 
 
-def test_samplers_are_diffusers_schedulers(decoder: KandinskyDecoder) -> None:
+def test_samplers_are_diffusers_schedulers(tiny_kandinsky: Tiny, copy_of: Callable[[Path], Path]) -> None:
+    # Unclipped, evenly spaced and to the end, which are not every scheduler's own habits.
+    habits = {"clip_sample": False, "timestep_spacing": "leading", "set_alpha_to_one": True}
+    decoder = load(with_scheduler(copy_of(tiny_kandinsky.decoder), variance_type="learned_range", **habits))
     made = {
         name: decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=4, sampler=name))
         for name in schedulers.SAMPLERS

@@ -4,8 +4,8 @@ Layouts were checked against stored listings of the repositories' files: kandins
 `unet`), kandinsky-2-2-prior (`image_encoder` of 3.69 GB in fp16, `text_encoder` of 2.78 GB in fp32, `image_processor`, `tokenizer`,
 `prior`, `scheduler`), stable-diffusion-2-1-unclip-small (class `StableUnCLIPImg2ImgPipeline`; `PARTS` of `stable_unclip`, and an image
 encoder), karlo-v1-alpha (`PARTS` of `karlo`, `text_encoder`, `tokenizer`, `prior`, `prior_scheduler`), both ECLIPSE priors (`config.json`
-and `diffusion_pytorch_model.safetensors`). All of them hold safetensors. What their schedulers' files say could not be seen: it is
-read, never assumed.
+and `diffusion_pytorch_model.safetensors`). All of them hold safetensors. Their configurations were seen in part (Kandinsky's U-Net; DDPM and
+PNDM schedulers) and are read, never assumed.
 """
 
 import hashlib
