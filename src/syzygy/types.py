@@ -192,10 +192,11 @@ def image_condition(embedding: Float[Tensor, "B D"]) -> Condition:
     return Condition(torch.ones(len(embedding), dtype=torch.bool, device=embedding.device), pooled=embedding)
 
 
-def text_condition(features: TextFeatures) -> Condition:
-    """CLIP text states and pooled text embedding as a condition."""
-    present = torch.ones(len(features), dtype=torch.bool, device=features.pooled.device)
-    return Condition(present, features.states, features.mask, features.pooled)
+def text_condition(features: TextFeatures | TextStates) -> Condition:
+    """Text states, and the pooled text embedding where there is one, as a condition."""
+    present = torch.ones(len(features), dtype=torch.bool, device=features.states.device)
+    pooled = features.pooled if isinstance(features, TextFeatures) else None
+    return Condition(present, features.states, features.mask, pooled)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import torch
+
 from syzygy import artifact
-from syzygy.hub.t5 import T5Text
+from syzygy.hub.t5 import T5Config, T5Text, build_t5
+from syzygy.hub.unet import build_decoder, load_decoder
+from syzygy.runs.decoder import extend
 
 
 def test_trained_and_loaded(syzygy, tmp_path: Path, monkeypatch) -> None:
@@ -18,3 +22,40 @@ def test_trained_and_loaded(syzygy, tmp_path: Path, monkeypatch) -> None:
     record = artifact.read_json(tmp_path / "run" / "t5" / artifact.PROVENANCE_FILE)
     assert (record["kind"], record["steps"], record["samples"]) == ("t5", 6, 24)
     assert set(record["metrics"]) == {"loss", "accuracy"}
+
+
+def test_a_decoder_goes_on_with_t5_beside(syzygy, tiny_model: Path, tmp_path: Path) -> None:
+    t5 = build_t5(T5Config(width=32, layers=1, decoder_layers=1, heads=2), ["a red circle"] * 9, seed=0)
+    t5.save_pretrained(tmp_path / "t5", {})
+    small = ("task.batch_size=4", "loop.steps=2", "loop.warmup=0", "loop.validate_every=2", "loop.checkpoint_every=2",
+             "backbone.channels=[16,32]", "backbone.attention=[false,true]", "backbone.head_width=16",
+             "backbone.norm_groups=8", "cross_attention_width=32", "vector_width=32", "image_tokens=1",
+             'task.subsets={"image":0.5,"text+t5":0.5}')  # fmt: skip
+    parts = (
+        "--clip",
+        tiny_model / "clip",
+        "--autoencoder",
+        tiny_model / "autoencoder",
+        "--init",
+        tiny_model / "decoder",
+    )
+    run = tmp_path / "run"
+    answer = syzygy("train", "decoder", *parts, "--t5", tmp_path / "t5", "--out", run, *small)
+    assert answer.code == 0, answer.err
+    old, new = load_decoder(tiny_model / "decoder"), load_decoder(run / "decoder")
+    assert set(new.slots) == {"image", "text", "t5"}
+    assert torch.equal(new.slots["image"].scale, old.slots["image"].scale)
+    record = artifact.read_json(run / "decoder" / artifact.PROVENANCE_FILE)
+    assert record["t5"] == T5Text.from_pretrained(tmp_path / "t5").fingerprint()
+    assert record["init"] == artifact.fingerprint(old.state_dict())
+
+    fresh = build_decoder(new.config, seed=1)
+    before = {name: value.clone() for name, value in fresh.slots["t5"].state_dict().items()}
+    extend(fresh, tiny_model / "decoder")
+    assert all(torch.equal(fresh.state_dict()[name], value) for name, value in old.state_dict().items())
+    assert all(torch.equal(fresh.slots["t5"].state_dict()[name], value) for name, value in before.items())
+
+    without = [one for one in small if not one.startswith("task.subsets")]
+    answer = syzygy("train", "decoder", *parts, "--out", tmp_path / "other", *without, "vector_width=64")
+    assert answer.code == 2
+    assert "cannot be gone on from" in answer.err

@@ -209,6 +209,12 @@ class Decoder(nn.Module):
         )
         self.backbone = backbone
 
+    def has_scale(self, name: str) -> bool:
+        """Whether slot `name` has its scale already."""
+        slot = self.slots[name]
+        assert isinstance(slot, Slot)
+        return bool(torch.isfinite(slot.scale))
+
     def set_scale(self, name: str, rms: float) -> None:
         """Fix, before training, the root mean square (over samples and channels) of slot `name`'s pooled embeddings."""
         if name not in self.slots:

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import torch
 
+from syzygy import artifact
 from syzygy.config import Config
-from syzygy.diffusion.decoder import DecoderConfig, SlotConfig, UNetConfig
+from syzygy.diffusion.decoder import Decoder, DecoderConfig, SlotConfig, UNetConfig
+from syzygy.errors import UserError
 from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
-from syzygy.hub.unet import build_decoder, save_decoder
+from syzygy.hub.t5 import T5Text
+from syzygy.hub.unet import build_decoder, load_decoder, save_decoder
 from syzygy.rng import Draw, seed_of
 from syzygy.runs.common import RunResult, provenance, reporter
 from syzygy.train.decoder import DecoderBatch, DecoderTask, DecoderTaskConfig
@@ -46,16 +49,36 @@ class DecoderRun(Config):
     """Weights, scenes and noise follow from it."""
 
 
-def train(run: DecoderRun, clip: Clip, autoencoder: Autoencoder, out: Path, device: torch.device) -> RunResult:
-    """Train (or resume) in `out`, beside frozen CLIP and autoencoder on `device`; the finished one is `out/decoder`, fp16."""
+def train(
+    run: DecoderRun,
+    clip: Clip,
+    autoencoder: Autoencoder,
+    out: Path,
+    device: torch.device,
+    *,
+    t5: T5Text | None = None,
+    init: Path | None = None,
+) -> RunResult:
+    """Train (or resume) in `out`, beside frozen networks on `device`; the finished one is `out/decoder`, fp16.
+
+    Args:
+        t5: the decoder then reads T5's token states too, as the condition `t5`.
+        init: go on from this decoder; conditions that it does not read are added to it.
+
+    Raises:
+        UserError: the decoder to go on from has other sizes, or reads what this one would not.
+    """
     beside = {"clip": clip.fingerprint(), "autoencoder": autoencoder.fingerprint()}
+    if t5 is not None:
+        beside["t5"] = t5.fingerprint()
     precision = precision_on(device)
-    encode = Encoding(clip, autoencoder, precision)
+    encode = Encoding(clip, autoencoder, precision, t5)
     sample = encode(source.pairs(seed_of(run.seed, "decoder scale"), 0, SCALE_PAIRS))
     channels, size, _ = autoencoder.latent_shape
     slots = (
         SlotConfig(name="image", pooled_width=clip.width, pooled_tokens=run.image_tokens),
         SlotConfig(name="text", token_width=clip.width, pooled_width=clip.width),
+        *([] if t5 is None else [SlotConfig(name="t5", token_width=t5.width)]),
     )
     config = DecoderConfig(
         slots=slots,
@@ -65,10 +88,13 @@ def train(run: DecoderRun, clip: Clip, autoencoder: Autoencoder, out: Path, devi
         channels=channels,
         backbone=run.backbone,
     )
-    decoder = build_decoder(config, seed=run.seed).to(device)
+    decoder = build_decoder(config, seed=run.seed)
+    if init is not None:
+        beside["init"] = extend(decoder, init)
     for name, condition in sample.conditioning.conditions.items():
-        assert condition.pooled is not None
-        decoder.set_scale(name, condition.pooled.square().mean().sqrt().item())
+        if condition.pooled is not None and not decoder.has_scale(name):
+            decoder.set_scale(name, condition.pooled.square().mean().sqrt().item())
+    decoder = decoder.to(device)
 
     batches = encode.stream(run.task.pictures, run.medium_captions, run.seed)
     task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], run.task, run.seed, precision)
@@ -81,6 +107,26 @@ def train(run: DecoderRun, clip: Clip, autoencoder: Autoencoder, out: Path, devi
     return RunResult(out / "decoder", metrics, result.history)
 
 
+def extend(decoder: Decoder, init: Path) -> str:
+    """Give a fresh decoder the weights of one that reads a part of its conditions; returns that one's fingerprint.
+
+    Raises:
+        UserError: it has other sizes, or conditions that the fresh one has not.
+    """
+    old = load_decoder(init)
+    own, weights = decoder.state_dict(), old.state_dict()
+    strange = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    added = {slot.name for slot in decoder.config.slots} - {slot.name for slot in old.config.slots}
+    lacking = [name for name in own.keys() - weights.keys() if name.split(".")[1] not in added]
+    if strange or lacking:
+        raise UserError(
+            f"the decoder in {init} cannot be gone on from: {', '.join([*strange, *lacking][:3])} would not fit. Take the sizes that "
+            "it was trained with."
+        )
+    decoder.load_state_dict(own | weights)
+    return artifact.fingerprint(weights)
+
+
 @dataclass(frozen=True)
 class Encoding:
     """Pairs → what a decoder is trained on: pictures' latents with both CLIP embeddings of each pair."""
@@ -89,13 +135,17 @@ class Encoding:
     autoencoder: Autoencoder
     precision: torch.dtype | None = None
     """What the frozen networks run in; their answers are fp32."""
+    t5: T5Text | None = None
 
     @torch.no_grad()
     def __call__(self, found: list[source.Pair]) -> DecoderBatch:
         images = source.pictures(found, self.autoencoder.image_size, self.clip.device)
         with autocast(self.clip.device, self.precision):
-            features = self.clip.encode_text([p.caption.text for p in found])
+            texts = [p.caption.text for p in found]
+            features = self.clip.encode_text(texts)
             conditions = {"image": image_condition(self.clip.encode_image(images)), "text": text_condition(features)}
+            if self.t5 is not None:
+                conditions["t5"] = text_condition(self.t5.encode_states(texts))
             return DecoderBatch(self.autoencoder.encode(images), Conditioning(conditions))
 
     def stream(self, number: int, medium: float, seed: int) -> Callable[[int], DecoderBatch]:
