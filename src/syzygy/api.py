@@ -88,12 +88,12 @@ class TextToImage:
                 model, prior=prior, clip=clip, device=device, memory=memory, local_files_only=local_files_only
             )
             return cls(str(model), found.clip, found.pipeline, found.folder, False, found.identities)
+        folder = model_folder(model)
+        index = _read_index(folder)
         if clip is not None or memory != assembly.Memory():
             raise UserError(
                 f"{model} is small, and has its own CLIP: another CLIP, dtype, offloading and tiling are for published models."
             )
-        folder = model_folder(model)
-        index = _read_index(folder)
         own_clip = Clip.from_pretrained(folder / "clip").to(device)
         decoder = load_decoder(folder / "decoder").to(device)
         autoencoder = Autoencoder.from_pretrained(folder / "autoencoder").to(device)

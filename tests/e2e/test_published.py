@@ -19,6 +19,7 @@ from syzygy.hub import assembly, repositories
 from syzygy.hub.zero_image import ZeroImage
 from syzygy.types import Guide, Sampling
 from tests import tiny_unclip
+from tests.tiny_karlo import tiny_karlo
 from tests.tiny_unclip import WIDTH, Tiny
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -133,11 +134,29 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
         assert zero().shape == (1, WIDTH)
 
 
-@pytest.mark.parametrize("name", ["kandinsky-2.2", "stable-unclip"])
+@pytest.fixture(scope="module")
+def tinies(tiny_kandinsky: Tiny, tiny_stable_unclip: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
+    karlo = tiny_karlo(tmp_path_factory.mktemp("karlo"))
+    return {"kandinsky-2.2": tiny_kandinsky, "stable-unclip": tiny_stable_unclip, "karlo": karlo}
+
+
+@pytest.mark.parametrize("name", repositories.PUBLISHED)
+def test_variations_are_painted_from_the_image_tower(name: str, tinies: dict[str, Tiny]) -> None:
+    model = load(tinies[name])
+    picture = torch.rand(3, 40, 30, generator=torch.Generator().manual_seed(0))
+    varied = model.vary(picture, generator=generators()[:1], num_inference_steps=2)
+    assert model.clip.model.has_images
+    direct = model.pipeline.decoder.paint(Guide(varied.image_embeddings), generators()[:1], how=Sampling(steps=2))
+    assert direct.shape[1:] == (3, varied.images[0].height, varied.images[0].width)
+    mixed = model.mix([("a red circle", 0.6), (picture, 0.4)], generator=generators()[:1], num_inference_steps=2)
+    assert np.abs(pixels(mixed.images) - pixels(varied.images)).max() > 1
+
+
+@pytest.mark.parametrize("name", repositories.PUBLISHED)
 def test_a_published_name_is_found_in_the_hubs_cache(
-    name: str, cache: Path, tiny_kandinsky: Tiny, tiny_stable_unclip: Tiny, syzygy: Callable[..., Any], tmp_path: Path
+    name: str, cache: Path, tinies: dict[str, Tiny], syzygy: Callable[..., Any], tmp_path: Path
 ) -> None:
-    tiny = tiny_kandinsky if name == "kandinsky-2.2" else tiny_stable_unclip
+    tiny = tinies[name]
     publish_all(cache, name, tiny)
     out = tmp_path / "out"
     answer = syzygy("generate", *PROMPTS, "--model", name, "--steps", 2, "--out", out, "--json", "--device", "cpu")
