@@ -24,6 +24,7 @@ from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.train.objectives import EclipseObjective, PriorTaskConfig
 from syzygy.train.pairs import PriorData, StorePairs, split
 from syzygy.train.prior import PriorTask
+from tests.tiny_unclip import tiny_clip_pipeline
 
 SMALL = (
     "num_layers=1",
@@ -236,6 +237,14 @@ def test_wrong_input(
     answer = syzygy("train", "prior", "--data", store, "--out", tmp_path / "run", *small, *arguments)
     assert (answer.code, answer.out) == (2, "")
     assert said in answer.err
+
+
+def test_a_stock_prior_is_nothing_to_go_on_from(syzygy: Callable[..., Any], store: Path, tmp_path: Path) -> None:
+    stock = tiny_clip_pipeline(tmp_path / "stock")
+    answer = syzygy("train", "prior", "--data", store, "--out", tmp_path / "run", *SMALL, "--init", stock)
+    assert answer.code == 2
+    assert "holds a diffusion prior (it has a time embedding)" in answer.err
+    assert "An ECLIPSE prior is needed" in answer.err
 
 
 def test_a_store_that_is_none_needs_one_or_scenes(syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path) -> None:

@@ -95,10 +95,10 @@ On your own pairs (docs/train-your-own-prior.md):
 @click.option(
     "--data", "store", type=click.Path(path_type=Path), metavar="STORE", help="Train on this embedding store."
 )
-@click.option("--init", type=click.Path(path_type=Path), metavar="PRIOR", help="Go on from this ECLIPSE prior.")
+@click.option("--init", metavar="FOLDER|HUB-ID", help="Go on from this ECLIPSE prior, its folder, run, or hub id.")
 @click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard too.")
 @train_options("starter")
-def prior(clip_source: str, store: Path | None, init: Path | None, tensorboard: bool, **options: Any) -> None:
+def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: bool, **options: Any) -> None:
     """An ECLIPSE prior: text features to image embedding, on an embedding store or on the embedded world."""
     context = click.get_current_context()
     if store and context.get_parameter_source("clip_source") is not click.core.ParameterSource.DEFAULT:
@@ -128,7 +128,7 @@ def prior(clip_source: str, store: Path | None, init: Path | None, tensorboard: 
 
 
 def _frozen_clip(source: str) -> Any:
-    from syzygy.api import part_folder
+    from syzygy.hub.bundle import part_folder
     from syzygy.hub.clip import Clip
 
     return Clip.from_pretrained(part_folder(source, "clip"))
@@ -151,8 +151,8 @@ def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, in
     """A decoder: image embedding and text to latents, beside a frozen CLIP and a frozen autoencoder."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.api import part_folder
         from syzygy.hub.autoencoder import Autoencoder
+        from syzygy.hub.bundle import part_folder
         from syzygy.hub.clip import Clip
         from syzygy.hub.t5 import T5Text
         from syzygy.runs import decoder
@@ -181,8 +181,8 @@ def experts(model: str, **options: Any) -> None:
     """Expert denoisers for stages of the noise, grown from a model's decoder (eDiff-I)."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.api import part_folder
         from syzygy.hub.autoencoder import Autoencoder
+        from syzygy.hub.bundle import part_folder
         from syzygy.hub.clip import Clip
         from syzygy.runs import experts
 

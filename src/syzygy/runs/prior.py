@@ -13,6 +13,7 @@ from syzygy.config import Config
 from syzygy.data.store import EmbeddingStore
 from syzygy.errors import UserError
 from syzygy.hub.clip import Clip
+from syzygy.hub.priors import load_eclipse
 from syzygy.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.rng import seed_of
@@ -106,7 +107,7 @@ def train(
     world: World | torch.device,
     *,
     data: tuple[PriorData, PriorData] | None = None,
-    init: Path | None = None,
+    init: str | Path | None = None,
     bar: Bar = no_bar,
     report: Reporter | None = None,
 ) -> RunResult:
@@ -128,7 +129,7 @@ def train_on_store(
     out: Path,
     world: World,
     *,
-    init: Path | None = None,
+    init: str | Path | None = None,
     report: Reporter | None = None,
 ) -> RunResult:
     """Train (or resume) in `out` on the embedding store in this folder; the finished prior is `out/prior`.
@@ -156,12 +157,12 @@ def fit_prior(
     out: Path,
     world: World,
     *,
-    init: Path | None = None,
+    init: str | Path | None = None,
     report: Reporter | None = None,
 ) -> RunResult:
     """Train (or resume) in `out`; the finished prior is `out/prior`, in the published layout, fp16.
 
-    `init` is a folder with an ECLIPSE prior to go on from, in the published layout.
+    `init` is an ECLIPSE prior to go on from: a folder, a finished run, or a hub id (see `load_eclipse`).
     """
     _check_width(run, material.training.width)
     objective = _objective(run, material, world.device, init)
@@ -216,7 +217,7 @@ def _environment(world: World) -> dict[str, Any]:
 
 
 def _objective(
-    run: PriorRun, material: Material, device: torch.device, init: Path | None
+    run: PriorRun, material: Material, device: torch.device, init: str | Path | None
 ) -> EclipseObjective | DiffusionObjective:
     """The run's prior, with fresh weights or those of `init`, and what it is trained to do."""
     sizes: dict[str, Any] = {
@@ -237,10 +238,10 @@ def _objective(
         return DiffusionObjective(network, run.task, material.unconditional())
 
 
-def _begun(wanted: EclipsePriorConfig, init: Path | None) -> EclipsePrior:
+def _begun(wanted: EclipsePriorConfig, init: str | Path | None) -> EclipsePrior:
     if init is None:
         return EclipsePrior(wanted)
-    prior = EclipsePrior.from_pretrained(init)
+    prior = load_eclipse(init)
     other = [n for n in type(wanted).model_fields if getattr(prior.config, n) != getattr(wanted, n)]
     if other:
         differ = ", ".join(f"{n} is {getattr(prior.config, n)} there and {getattr(wanted, n)} here" for n in other)
