@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 # Set before torch and huggingface_hub are first imported, and for subprocesses too. Hugging Face gets an empty home:
 # a model in the user's cache must not make a test pass.
 _home = tempfile.TemporaryDirectory(prefix="syzygy-tests-")
-os.environ |= {"HF_HOME": _home.name, "SYZYGY_CACHE": f"{_home.name}/syzygy", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+os.environ |= {
+    "HF_HOME": _home.name,
+    "SYZYGY_CACHE": f"{_home.name}/syzygy",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 settings.register_profile("syzygy", deadline=None, derandomize=True, database=None)
 settings.load_profile("syzygy")
@@ -99,8 +104,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model of untrained tiny parts: real classes and files, pictures of 32 × 32. Copy it to change it."""
     import torch
 
-    from syzygy import api
     from syzygy.diffusion.decoder import DecoderConfig, SlotConfig, UNetConfig
+    from syzygy.hub import bundle
     from syzygy.hub.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
     from syzygy.hub.clip import Clip, ClipConfig, build_clip
     from syzygy.hub.unet import build_decoder, save_decoder
@@ -109,7 +114,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from syzygy.world import source
     from syzygy.world.reader import Reader, ReaderConfig
 
-    parts = {name: tmp_path_factory.mktemp("parts") / name for name in api.COMPONENTS}
+    parts = {name: tmp_path_factory.mktemp("parts") / name for name in bundle.COMPONENTS}
     sizes = {"text_layers": 1, "text_heads": 2, "vision_width": 32, "vision_layers": 1, "vision_heads": 2}
     texts = [pair.caption.text for pair in source.pairs(0, 0, 200)]
     build_clip(ClipConfig(width=32, image_size=32, **sizes), texts, 0).save_pretrained(parts["clip"], {}, torch.float16)
@@ -139,7 +144,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     beside["autoencoder"] = Autoencoder.from_pretrained(parts["autoencoder"]).fingerprint()
     prior.save_pretrained(parts["prior"], beside, torch.float16)
     save_decoder(decoder, parts["decoder"], beside)
-    return api.assemble(
+    return bundle.assemble(
         parts, tmp_path_factory.mktemp("models") / "tiny", world=True, defaults={"num_inference_steps": 3}
     )
 

@@ -1,6 +1,5 @@
 """The facade that loads: `TextToImage.from_pretrained("starter")`."""
 
-import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,28 +11,15 @@ from torch import nn
 
 from syzygy import artifact
 from syzygy.blend import Blender, Picture, Request, Source, best, clip_scores, pictures_of, texts_of
-from syzygy.diffusion.decoder import DecoderConfig
 from syzygy.diffusion.latents import LatentDecoder
-from syzygy.diffusion.preconditioning import Preconditioned
 from syzygy.errors import UserError
-from syzygy.hub import assembly, repositories
-from syzygy.hub.autoencoder import Autoencoder
+from syzygy.hub import assembly, bundle, repositories
 from syzygy.hub.clip import Clip
-from syzygy.hub.priors import load_prior, trained_beside
-from syzygy.hub.unet import load_decoder
 from syzygy.pipeline import Pipeline, PipelineOutput, check_number
 from syzygy.prior.diffusion import SampledPrior
-from syzygy.types import Prior, Progress, Sampling
+from syzygy.types import Prior, Progress, Region, Sampling
 from syzygy.world.language import language
 from syzygy.world.reader import Reader
-
-INDEX_FILE = "model_index.json"
-CLASS_NAME = "TextToImage"
-COMPONENTS = ("clip", "prior", "decoder", "autoencoder", "reader")
-BUNDLED = {"starter": Path(__file__).parent / "starter"}
-"""Models that come with the package."""
-DEFAULTS: dict[str, Any] = {"num_inference_steps": 25, "guidance_scale": 2.0, "sampler": "dpm++2m"}
-"""Where a model says nothing else."""
 
 
 @dataclass
@@ -60,6 +46,7 @@ class TextToImage:
         *,
         prior: str | Path | Prior | None = None,
         clip: str | Path | None = None,
+        experts: str | Path | None = None,
         device: str = "cpu",
         dtype: str = "fp32",
         offload: bool = False,
@@ -73,6 +60,7 @@ class TextToImage:
             prior: another prior than the model's own: a folder or hub id as of `load_prior`, or any object with
                 `predict`.
             clip: of a published model: another place of its CLIP, a folder or hub id.
+            experts: of a model of ours: an ensemble in its decoder's place, the folder of it or of the run that grew it.
             device: "cpu", "cuda", "mps".
             dtype: of a published model: what CLIP and decoder compute in, "fp32", "fp16" or "bf16".
             offload: of a published model: parts are on the device only while they compute.
@@ -83,33 +71,19 @@ class TextToImage:
             UserError: an unknown name, a missing, truncated or mismatched part, a setting without effect.
         """
         memory = assembly.Memory(dtype=dtype, offload=offload, tiling=tiling)
-        if str(model) not in BUNDLED and repositories.is_foreign(model):
+        if str(model) not in bundle.BUNDLED and repositories.is_foreign(model):
+            if experts is not None:
+                raise UserError(f"{model} has no place for experts: they are grown from a decoder of ours.")
             found = assembly.assemble(
                 model, prior=prior, clip=clip, device=device, memory=memory, local_files_only=local_files_only
             )
             return cls(str(model), found.clip, found.pipeline, found.folder, False, found.identities)
-        folder = model_folder(model)
-        index = _read_index(folder)
         if clip is not None or memory != assembly.Memory():
             raise UserError(
                 f"{model} is small, and has its own CLIP: another CLIP, dtype, offloading and tiling are for published models."
             )
-        own_clip = Clip.from_pretrained(folder / "clip").to(device)
-        decoder = load_decoder(folder / "decoder").to(device)
-        autoencoder = Autoencoder.from_pretrained(folder / "autoencoder").to(device)
-        _check_decoder(decoder.config, folder, own_clip, autoencoder)
-        chosen = prior if prior is not None else folder / "prior"
-        loaded: Any = chosen
-        if isinstance(chosen, (str, Path)):
-            loaded = load_prior(chosen, own_clip, device, local_files_only=local_files_only)
-        own = DEFAULTS | index.get("defaults", {})
-        defaults = Sampling(
-            steps=own["num_inference_steps"], guidance_scale=own["guidance_scale"], sampler=own["sampler"]
-        )
-        denoiser = Preconditioned(decoder, decoder.config.sigma_data)
-        painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults)
-        pipeline = Pipeline(own_clip, loaded, painter, torch.device(device))
-        return cls(str(model), own_clip, pipeline, folder, bool(index.get("world")))
+        own = bundle.load(model, prior=prior, experts=experts, device=device, local_files_only=local_files_only)
+        return cls(str(model), own.clip, own.pipeline, own.folder, own.world)
 
     def __call__(
         self,
@@ -123,19 +97,22 @@ class TextToImage:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         sampler: str | None = None,
         conditions: Sequence[str] | None = None,
+        regions: Sequence[Region] | Sequence[Sequence[Region]] | None = None,
         callback: Callable[[Progress], None] | None = None,
         **options: Any,
     ) -> PipelineOutput:
         """Paint prompts; arguments as of `Pipeline`; steps, guidance scale and sampler by default those that suit the model.
 
         With `best_of` k, each picture is the one of k whose CLIP score against its prompt is best; generators are then one for
-        all, or one for each candidate, those of one picture together. `options` are `height` and `width` in pixels, and what the
-        decoder alone knows (Stable unCLIP's `noise_level`, Karlo's `super_res_steps`). Warns of words that the embedded world does not
-        know, where the model paints that world.
+        all, or one for each candidate, those of one picture together. `regions` say where phrases of a prompt shall be
+        (paint-with-words): some for all prompts, or a list for each. `options` are `painting` (how strongly they pull), `height` and `width`
+        in pixels, and what the decoder alone knows (Stable unCLIP's `noise_level`, Karlo's `super_res_steps`). Warns of words that the
+        embedded world does not know, where the model paints that world.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._warn_of(prompts)
         check_number(num_images_per_prompt)
+        painted = None if regions is None else _of_each(regions, len(prompts))
 
         def paint(generators: list[torch.Generator]) -> PipelineOutput:
             return self.pipeline(
@@ -145,6 +122,7 @@ class TextToImage:
                 how=sampling(num_inference_steps, guidance_scale, sampler, options),
                 generator=generators,
                 conditions=conditions,
+                regions=painted,
                 callback=callback,
             )
 
@@ -292,7 +270,7 @@ class TextToImage:
 def sampling(
     steps: int | None, guidance_scale: float | None, sampler: str | None, options: Mapping[str, Any]
 ) -> Sampling:
-    """The arguments of methods that paint as the decoder takes them; `options` are height, width and the decoder's own.
+    """The arguments of methods that paint as the decoder takes them; `options` are height, width, painting and the decoder's own.
 
     Raises:
         UserError: a height without a width, or the other way about.
@@ -302,74 +280,11 @@ def sampling(
     if (height is None) != (width is None):
         raise UserError("height and width come together: give both, or neither.")
     size = None if height is None or width is None else (height, width)
-    return Sampling(steps=steps, guidance_scale=guidance_scale, sampler=sampler, size=size, options=own)
+    pull = own.pop("painting", None)
+    return Sampling(steps=steps, guidance_scale=guidance_scale, sampler=sampler, size=size, painting=pull, options=own)
 
 
-def model_folder(model: str | Path) -> Path:
-    """The folder of a model that comes with the package, or of one on disk."""
-    if str(model) in BUNDLED:
-        folder = BUNDLED[str(model)]
-        if not (folder / INDEX_FILE).is_file():
-            raise UserError(f"the weights of {str(model)!r} are not here. Make them: syzygy train starter --out RUN")
-        return folder
-    folder = Path(model)
-    if not (folder / INDEX_FILE).is_file():
-        what = "has no " + INDEX_FILE if folder.is_dir() else "is neither a folder nor a known model"
-        raise UserError(
-            f"model {str(model)!r} {what}. Known: {', '.join([*BUNDLED, *repositories.PUBLISHED])}; or a folder made by syzygy "
-            "train starter, one in diffusers' layout, or a hub id."
-        )
-    return folder
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    index = artifact.read_json(folder / INDEX_FILE)
-    if index.get("_class_name") != CLASS_NAME:
-        raise UserError(
-            f"{folder} holds a {index.get('_class_name')!r}, not a model of syzygy ({CLASS_NAME!r}), nor one of "
-            f"{', '.join(repositories.known_classes())}."
-        )
-    if (schema := index.get("schema_version")) != artifact.SCHEMA_VERSION:
-        raise UserError(f"{folder} has schema {schema}, this version reads {artifact.SCHEMA_VERSION}: update syzygy.")
-    return index
-
-
-def part_folder(source: str | Path, part: str) -> Path:
-    """The folder of a model's part: of a model (by name or folder), of the finished run that trained it, or the folder itself."""
-    if str(source) in BUNDLED:
-        return model_folder(source) / part
-    folder = Path(source)
-    if (folder / part / artifact.CONFIG_FILE).is_file():
-        return folder / part
-    if (folder / "run.json").is_file():
-        raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
-    if not folder.is_dir():
-        raise UserError(f"{part} {str(source)!r} is neither a folder nor a known model. Known: {', '.join(BUNDLED)}.")
-    return folder
-
-
-def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder: Autoencoder) -> None:
-    for slot in config.slots:
-        if slot.pooled_width not in (None, clip.width):
-            raise UserError(
-                f"the decoder in {folder} reads embeddings {slot.pooled_width} wide, its CLIP makes {clip.width}: "
-                "they belong to different models."
-            )
-    if (made := (config.channels, config.size, config.size)) != autoencoder.latent_shape:
-        raise UserError(
-            f"the decoder in {folder} makes latents of shape {made}, its autoencoder reads {autoencoder.latent_shape}: "
-            "they belong to different models."
-        )
-    trained_beside(folder / "decoder", "clip", clip.fingerprint())
-    trained_beside(folder / "decoder", "autoencoder", autoencoder.fingerprint())
-
-
-def assemble(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Mapping[str, Any]) -> Path:
-    """Put trained parts (`COMPONENTS`) together as a model folder that `from_pretrained` loads."""
-    assert set(parts) == set(COMPONENTS)
-    with artifact.folder_written(out, "the model") as temporary:
-        for name, folder in parts.items():
-            shutil.copytree(folder, temporary / name)
-        index = {"_class_name": CLASS_NAME, "schema_version": artifact.SCHEMA_VERSION, "world": world}
-        artifact.write_json(temporary / INDEX_FILE, index | {"defaults": dict(defaults)})
-    return out
+def _of_each(regions: Sequence[Region] | Sequence[Sequence[Region]], number: int) -> Sequence[Sequence[Region]]:
+    """A list of regions for each prompt."""
+    for_all = [one for one in regions if isinstance(one, Region)]
+    return [for_all] * number if for_all else [list(one) for one in regions if not isinstance(one, Region)]

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from syzygy import api, artifact, presets
+from syzygy import artifact, presets
 from syzygy.config import Config
+from syzygy.hub import bundle
 from syzygy.pictures import read_record
 from syzygy.prior.diffusion import SampledPrior
 from syzygy.runs import autoencoder as autoencoder_run
@@ -118,7 +119,7 @@ def test_from_nothing_to_a_picture(
 
     results = {"clip": clip, "autoencoder": autoencoder, "decoder": decoder, "prior": prior}
     parts = {name: Path(result["folder"]) for name, result in results.items()}
-    api.assemble(parts | {"reader": tiny_model / "reader"}, tmp_path / "m", world=True, defaults={})
+    bundle.assemble(parts | {"reader": tiny_model / "reader"}, tmp_path / "m", world=True, defaults={})
     arguments = ("a red circle", "--model", tmp_path / "m", "--steps", "2", "--out", tmp_path / "out", "--json")
     own = json.loads(syzygy("generate", *arguments).out)
     assert read_record(Path(own["images"][0]["path"]))["steps"] == 2

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from syzygy import api, artifact
-from syzygy.api import DEFAULTS, TextToImage, model_folder, part_folder
+from syzygy import artifact
+from syzygy.api import TextToImage
 from syzygy.errors import UserError
+from syzygy.hub import bundle
 from syzygy.hub.autoencoder import AutoencoderConfig, build_autoencoder
+from syzygy.hub.bundle import DEFAULTS, model_folder, part_folder
 from syzygy.hub.priors import load_prior
 from syzygy.prior.baselines import TextIdentity
 
@@ -26,11 +28,11 @@ def picture(model: TextToImage, **settings) -> bytes:
 
 
 def test_a_bundled_model_is_known_by_name(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(api.BUNDLED, "starter", tiny_model)
+    monkeypatch.setitem(bundle.BUNDLED, "starter", tiny_model)
     assert TextToImage.from_pretrained().name == "starter"
     assert model_folder("starter") == tiny_model
     assert part_folder("starter", "clip") == tiny_model / "clip"
-    monkeypatch.setitem(api.BUNDLED, "starter", tmp_path)
+    monkeypatch.setitem(bundle.BUNDLED, "starter", tmp_path)
     with pytest.raises(UserError, match=r"the weights of 'starter' are not here.*syzygy train starter"):
         TextToImage.from_pretrained()
 
@@ -102,7 +104,7 @@ def test_notes_tell_what_the_world_does_not_know(model: TextToImage, tiny_model:
     with pytest.warns(UserWarning, match="cirkle"):
         model("a red cirkle and a star")
     changed = shutil.copytree(tiny_model, tmp_path / "model")
-    artifact.write_json(changed / api.INDEX_FILE, artifact.read_json(changed / api.INDEX_FILE) | {"world": False})
+    artifact.write_json(changed / bundle.INDEX_FILE, artifact.read_json(changed / bundle.INDEX_FILE) | {"world": False})
     assert TextToImage.from_pretrained(changed).notes("a storm") == []
 
 
@@ -112,9 +114,9 @@ def test_the_reader_comes_with_the_model(model: TextToImage) -> None:
 
 
 def test_assemble_replaces_a_model_whole(tiny_model: Path, tmp_path: Path) -> None:
-    parts = {name: tiny_model / name for name in api.COMPONENTS}
+    parts = {name: tiny_model / name for name in bundle.COMPONENTS}
     for steps in (5, 6):
-        api.assemble(parts, tmp_path / "model", world=False, defaults={"num_inference_steps": steps})
+        bundle.assemble(parts, tmp_path / "model", world=False, defaults={"num_inference_steps": steps})
         loaded = TextToImage.from_pretrained(tmp_path / "model")
         assert (loaded.defaults["num_inference_steps"], loaded.world) == (steps, False)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

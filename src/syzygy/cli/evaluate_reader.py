@@ -25,7 +25,7 @@ def reader(model: str, num: int, seed: int, device: str, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from syzygy.api import model_folder
+    from syzygy.hub.bundle import model_folder
     from syzygy.rng import seed_of
     from syzygy.runs.reader import measure
     from syzygy.world.reader import Reader

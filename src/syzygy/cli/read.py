@@ -27,7 +27,7 @@ def read(images: tuple[Path, ...], says: str | None, model: str, device: str, as
     """
     import json
 
-    from syzygy.api import model_folder
+    from syzygy.hub.bundle import model_folder
     from syzygy.pictures import open_picture, to_tensor
     from syzygy.world.language import language
     from syzygy.world.reader import Reader

@@ -45,6 +45,11 @@ def load_stages(folder: Path) -> Stages:
     return Stages(tuple(map(str, names)), tuple(map(float, edges)))
 
 
+def decoders_of(folder: Path) -> tuple[str, ...]:
+    """The folders within that hold whole decoders: every expert's, or that of the trunk which all of them adapt."""
+    return (TRUNK,) if (folder / TRUNK).is_dir() else load_stages(folder).experts
+
+
 def load_experts(folder: Path, device: torch.device | str = "cpu") -> Experts:
     """The ensemble in a folder, as one denoiser, every expert on the device.
 

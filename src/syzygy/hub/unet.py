@@ -93,9 +93,14 @@ def save_decoder(
         artifact.write_json(temporary / artifact.PROVENANCE_FILE, dict(provenance))
 
 
+def load_config(folder: Path) -> DecoderConfig:
+    """Sizes and conditions of the decoder in `folder`, without its weights."""
+    path = folder / artifact.CONFIG_FILE
+    return parse(DecoderConfig, artifact.read_json(path), str(path))
+
+
 def load_decoder(folder: Path) -> Decoder:
     """The decoder in `folder`, in fp32 and evaluation mode; weights that do not fit the configuration are an error."""
-    path = folder / artifact.CONFIG_FILE
-    decoder = build_decoder(parse(DecoderConfig, artifact.read_json(path), str(path)))
+    decoder = build_decoder(load_config(folder))
     artifact.load_strictly(decoder, artifact.read_tensors(folder / artifact.WEIGHTS_FILE), folder)
     return decoder.eval()

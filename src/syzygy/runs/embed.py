@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import torch
 
-from syzygy.api import BUNDLED, part_folder
 from syzygy.config import parse
 from syzygy.data import building
 from syzygy.data.encoder import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.errors import UserError
+from syzygy.hub.bundle import BUNDLED, part_folder
 from syzygy.hub.clip import Clip
 from syzygy.runs import embed_torchrun as torchrun
 from syzygy.runs.embed_local import run_here, run_processes

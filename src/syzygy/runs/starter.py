@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from syzygy import artifact
-from syzygy.api import assemble
 from syzygy.config import Config, parse
 from syzygy.errors import UserError, unknown
 from syzygy.hub.autoencoder import Autoencoder
+from syzygy.hub.bundle import assemble
 from syzygy.hub.clip import Clip
 from syzygy.runs import autoencoder as autoencoder_run
 from syzygy.runs import clip as clip_run

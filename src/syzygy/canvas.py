@@ -1,0 +1,105 @@
+"""Painted canvases as regions: a picture in which each phrase has a colour, or a mask for each phrase (paint-with-words)."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from syzygy.diffusion.regions import blurred
+from syzygy.errors import UserError
+from syzygy.pictures import open_picture, to_tensor
+from syzygy.types import Region
+
+GROUND = ((255, 255, 255), (0, 0, 0))
+"""White and black belong to no phrase, unless one is given that colour."""
+NEAR = 48
+"""Colours differ by at most so much (of 255, in each channel) and are still one: brushes have soft edges."""
+STRAY = 0.002
+"""Part of a canvas whose colours may belong to nobody."""
+
+
+class Spec(NamedTuple):
+    """What was said of one region: `#ff0000=a red star`, `mask.png=a red star`, both perhaps with `@weight`."""
+
+    key: str
+    phrase: str
+    weight: float
+
+
+def parse(text: str) -> Spec:
+    """Read one region.
+
+    Raises:
+        UserError: it has no `=`, or nothing on one side of it, or a weight that is no number.
+    """
+    key, equals, rest = text.partition("=")
+    if not (equals and key.strip() and rest.strip()):
+        raise UserError(f"region {text!r} must be COLOUR=PHRASE or MASK=PHRASE, such as '#ff0000=a red star'.")
+    phrase, at, weight = rest.rpartition("@")
+    if not at:
+        return Spec(key.strip(), rest.strip(), 1.0)
+    try:
+        return Spec(key.strip(), phrase.strip(), float(weight))
+    except ValueError:
+        raise UserError(f"region {text!r}: the weight {weight!r} after @ is no number.") from None
+
+
+def regions_of(specs: Sequence[str], canvas: Path | None, *, blur: float = 0.0) -> list[Region]:
+    """Regions as said on a command line.
+
+    Args:
+        specs: one a phrase; its colour on the canvas, or the file of its mask (bright is here).
+        canvas: the picture in which colours stand for phrases.
+        blur: softness of the borders, as a part of the longer side.
+
+    Raises:
+        UserError: a colour that is nowhere on the canvas, or on it without a phrase; a canvas without colours said, or the
+            other way about; masks of different sizes; a file that is no picture.
+    """
+    read = [parse(spec) for spec in specs]
+    colours = {spec: _colour(spec.key) for spec in read if spec.key.startswith("#")}
+    if canvas is None and colours:
+        raise UserError(
+            f"region {next(iter(colours)).key} is a colour, but there is no canvas: give the picture that it is in."
+        )
+    if canvas is not None and not colours:
+        raise UserError(
+            f"nothing is said of the colours on {canvas}: give a region each, such as '#ff0000=a red star'."
+        )
+    masks: dict[Spec, Tensor] = {} if canvas is None else _masks(canvas, colours)
+    masks |= {spec: to_tensor(open_picture(Path(spec.key))).mean(0) for spec in read if spec not in colours}
+    sizes = {tuple(mask.shape) for mask in masks.values()}
+    if len(sizes) > 1:
+        raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for h, w in sorted(sizes))}.")
+    return [blurred(Region(spec.phrase, masks[spec], spec.weight), blur) for spec in read]
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        raise UserError(f"colour {text!r} must be #rrggbb in hexadecimal digits, such as #ff0000.")
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+def _masks(canvas: Path, colours: dict[Spec, tuple[int, int, int]]) -> dict[Spec, Float[Tensor, "H W"]]:
+    """Each region's pixels: those nearest to its colour, and near enough."""
+    picture = (to_tensor(open_picture(canvas)) * 255).round()
+    said = list(colours.values())
+    palette = torch.tensor([*said, *(ground for ground in GROUND if ground not in said)], dtype=picture.dtype)
+    apart = (picture[None] - palette[:, :, None, None]).abs().amax(1)
+    distance, nearest = apart.min(0)
+    stray = distance > NEAR
+    if stray.float().mean() > STRAY:
+        values, counts = picture[:, stray].long().unique(dim=1, return_counts=True)
+        most = values[:, counts.argmax()].tolist()
+        raise UserError(
+            f"{canvas} has the colour #{bytes(most).hex()}, which no region names. Name its phrase, or paint it white or black."
+        )
+    masks = {spec: ((nearest == said.index(colour)) & ~stray).float() for spec, colour in colours.items()}
+    for spec, mask in masks.items():
+        if not mask.any():
+            raise UserError(f"the colour {spec.key} of {spec.phrase!r} is nowhere on {canvas}.")
+    return masks

@@ -1,0 +1,153 @@
+"""Models of our own as folders: which parts there are, whether they belong together, and how a path of a prompt is made of them."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from syzygy import artifact
+from syzygy.diffusion.decoder import DecoderConfig
+from syzygy.diffusion.latents import LatentDecoder
+from syzygy.diffusion.preconditioning import Preconditioned
+from syzygy.errors import UserError
+from syzygy.hub import repositories
+from syzygy.hub.autoencoder import Autoencoder
+from syzygy.hub.clip import Clip
+from syzygy.hub.experts import decoders_of, experts_folder, load_experts
+from syzygy.hub.priors import load_prior, trained_beside
+from syzygy.hub.unet import load_config, load_decoder
+from syzygy.pipeline import Pipeline
+from syzygy.types import Prior, Sampling
+
+INDEX_FILE = "model_index.json"
+CLASS_NAME = "TextToImage"
+COMPONENTS = ("clip", "prior", "decoder", "autoencoder", "reader")
+BUNDLED = {"starter": Path(__file__).parents[1] / "starter"}
+"""Models that come with the package."""
+DEFAULTS: dict[str, Any] = {"num_inference_steps": 25, "guidance_scale": 2.0, "sampler": "dpm++2m"}
+"""Where a model says nothing else."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All that a `TextToImage` of our own is made of."""
+
+    clip: Clip
+    pipeline: Pipeline
+    folder: Path
+    world: bool
+    """Whether it paints the embedded world."""
+
+
+def load(
+    model: str | Path,
+    *,
+    prior: str | Path | Prior | None,
+    experts: str | Path | None,
+    device: str,
+    local_files_only: bool,
+) -> Bundle:
+    """Load a model that comes with the package, or a folder with the same layout.
+
+    Args:
+        prior: another prior than the model's own.
+        experts: an ensemble in place of the model's decoder: its folder, or that of the run that grew it.
+
+    Raises:
+        UserError: an unknown name, a missing, truncated or mismatched part.
+    """
+    folder = model_folder(model)
+    index = _read_index(folder)
+    clip = Clip.from_pretrained(folder / "clip").to(device)
+    autoencoder = Autoencoder.from_pretrained(folder / "autoencoder").to(device)
+    chosen = prior if prior is not None else folder / "prior"
+    loaded: Any = chosen
+    if isinstance(chosen, (str, Path)):
+        loaded = load_prior(chosen, clip, device, local_files_only=local_files_only)
+    own = DEFAULTS | index.get("defaults", {})
+    defaults = Sampling(steps=own["num_inference_steps"], guidance_scale=own["guidance_scale"], sampler=own["sampler"])
+    if experts is None:
+        decoder = load_decoder(folder / "decoder").to(device)
+        _check_decoder(decoder.config, folder / "decoder", clip, autoencoder)
+        denoiser = Preconditioned(decoder, decoder.config.sigma_data)
+    else:
+        grown = experts_folder(Path(experts))
+        for name in decoders_of(grown):
+            _check_decoder(load_config(grown / name), grown / name, clip, autoencoder)
+        denoiser = load_experts(grown, device)
+    painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults)
+    return Bundle(clip, Pipeline(clip, loaded, painter, torch.device(device)), folder, bool(index.get("world")))
+
+
+def model_folder(model: str | Path) -> Path:
+    """The folder of a model that comes with the package, or of one on disk."""
+    if str(model) in BUNDLED:
+        folder = BUNDLED[str(model)]
+        if not (folder / INDEX_FILE).is_file():
+            raise UserError(f"the weights of {str(model)!r} are not here. Make them: syzygy train starter --out RUN")
+        return folder
+    folder = Path(model)
+    if not (folder / INDEX_FILE).is_file():
+        what = "has no " + INDEX_FILE if folder.is_dir() else "is neither a folder nor a known model"
+        raise UserError(
+            f"model {str(model)!r} {what}. Known: {', '.join([*BUNDLED, *repositories.PUBLISHED])}; or a folder made by syzygy "
+            "train starter, one in diffusers' layout, or a hub id."
+        )
+    return folder
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    index = artifact.read_json(folder / INDEX_FILE)
+    if index.get("_class_name") != CLASS_NAME:
+        raise UserError(
+            f"{folder} holds a {index.get('_class_name')!r}, not a model of syzygy ({CLASS_NAME!r}), nor one of "
+            f"{', '.join(repositories.known_classes())}."
+        )
+    if (schema := index.get("schema_version")) != artifact.SCHEMA_VERSION:
+        raise UserError(f"{folder} has schema {schema}, this version reads {artifact.SCHEMA_VERSION}: update syzygy.")
+    return index
+
+
+def part_folder(source: str | Path, part: str) -> Path:
+    """The folder of a model's part: of a model (by name or folder), of the finished run that trained it, or the folder itself."""
+    if str(source) in BUNDLED:
+        return model_folder(source) / part
+    folder = Path(source)
+    if (folder / part / artifact.CONFIG_FILE).is_file():
+        return folder / part
+    if (folder / "run.json").is_file():
+        raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
+    if not folder.is_dir():
+        raise UserError(f"{part} {str(source)!r} is neither a folder nor a known model. Known: {', '.join(BUNDLED)}.")
+    return folder
+
+
+def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder: Autoencoder) -> None:
+    """Whether the decoder in this folder reads what the CLIP makes, and makes what the autoencoder reads."""
+    for slot in config.slots:
+        if slot.pooled_width not in (None, clip.width):
+            raise UserError(
+                f"the decoder in {folder} reads embeddings {slot.pooled_width} wide, its CLIP makes {clip.width}: "
+                "they belong to different models."
+            )
+    if (made := (config.channels, config.size, config.size)) != autoencoder.latent_shape:
+        raise UserError(
+            f"the decoder in {folder} makes latents of shape {made}, its autoencoder reads {autoencoder.latent_shape}: "
+            "they belong to different models."
+        )
+    trained_beside(folder, "clip", clip.fingerprint())
+    trained_beside(folder, "autoencoder", autoencoder.fingerprint())
+
+
+def assemble(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Mapping[str, Any]) -> Path:
+    """Put trained parts (`COMPONENTS`) together as a model folder that `from_pretrained` loads."""
+    assert set(parts) == set(COMPONENTS)
+    with artifact.folder_written(out, "the model") as temporary:
+        for name, folder in parts.items():
+            shutil.copytree(folder, temporary / name)
+        index = {"_class_name": CLASS_NAME, "schema_version": artifact.SCHEMA_VERSION, "world": world}
+        artifact.write_json(temporary / INDEX_FILE, index | {"defaults": dict(defaults)})
+    return out
