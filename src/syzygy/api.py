@@ -85,7 +85,7 @@ class TextToImage:
         own = bundle.load(model, prior=prior, experts=experts, device=device, local_files_only=local_files_only)
         return cls(str(model), own.clip, own.pipeline, own.folder, own.world)
 
-    def __call__(
+    def __call__(  # noqa: PLR0913 (all by keyword, as of diffusers' pipelines)
         self,
         prompt: str | Sequence[str],
         *,
