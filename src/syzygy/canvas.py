@@ -1,12 +1,15 @@
 """Painted canvases as regions: a picture in which each phrase has a colour, or a mask for each phrase (paint-with-words)."""
 
+import base64
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from syzygy.diffusion.regions import blurred
@@ -76,6 +79,14 @@ def regions_of(specs: Sequence[str], canvas: Path | None, *, blur: float = 0.0) 
     if len(sizes) > 1:
         raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for h, w in sorted(sizes))}.")
     return [blurred(Region(spec.phrase, masks[spec], spec.weight), blur) for spec in read]
+
+
+def recorded(region: Region) -> dict[str, Any]:
+    """A region as JSON values, its mask as a PNG in base64: what a picture's record keeps."""
+    data = io.BytesIO()
+    Image.fromarray((region.mask * 255).round().to(torch.uint8).numpy()).save(data, "PNG", optimize=True)
+    mask = base64.b64encode(data.getvalue()).decode("ascii")
+    return {"phrase": region.phrase, "weight": region.weight, "mask": mask}
 
 
 def _colour(text: str) -> tuple[int, int, int]:

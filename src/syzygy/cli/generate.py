@@ -9,17 +9,20 @@ import click
 
 from syzygy.cli.common import writable_folder
 from syzygy.cli.gallery import SHEET_COLUMNS, Kept, Wish, gallery_options, painted, save_sheet, seeds, tell
-from syzygy.cli.painting import Painter, painting_options, warnings_as_lines
+from syzygy.cli.painting import Painter, painting_options, region_options, warnings_as_lines
+from syzygy.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
     from syzygy.pipeline import PipelineOutput
+    from syzygy.types import Region
 
 
 @click.command()
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
 @painting_options
+@region_options
 @gallery_options("out/generate", "a prompt")
 def generate(
     prompts: tuple[str, ...],
@@ -30,6 +33,9 @@ def generate(
     seed: int,
     device: str,
     as_json: bool,
+    regions: tuple[str, ...],
+    canvas: Path | None,
+    mask_blur: float | None,
     **settings: Any,
 ) -> None:
     """Paint pictures of prompts.
@@ -37,26 +43,56 @@ def generate(
     Writes PNG files that say how they were made, and a contact sheet of them. Picture i of a prompt (from 0) has
     seed S + i, so that --seed S+i makes it again alone; of --best-of K, seeds S + i·K to S + i·K + K-1 are tried and
     the file tells which was kept. No other picture is overwritten.
+
+    \b
+    Say where things shall be by painting words:
+      syzygy generate "a red star and a blue ring" --canvas painted.png \\
+        --region "#ff0000=a red star" --region "#0000ff=a blue ring"
     """
+    from syzygy.canvas import recorded
     from syzygy.pictures import slug
 
     own_seeds = seeds(seed, num_images, best_of)
     writable_folder(out)
     with warnings_as_lines():
+        painted_regions = _regions(prompts, regions, canvas, mask_blur)
         began = time.perf_counter()
         painter = Painter.load(settings, device)
+        if painted_regions is not None:
+            painter = painter._replace(record={**painter.record, "regions": [recorded(one) for one in painted_regions]})
         ready = time.perf_counter()
         wishes = [Wish({"prompt": prompt}, slug(prompt), own) for prompt in prompts for own in own_seeds]
 
         def paint(
             rows: Sequence[int], generators: "Sequence[torch.Generator]", on_step: Callable[[], None]
         ) -> "PipelineOutput":
-            return painter.output([wishes[row].about["prompt"] for row in rows], generators, on_step, best_of)
+            asked = [wishes[row].about["prompt"] for row in rows]
+            return painter.output(asked, generators, on_step, best_of, painted_regions)
 
         kept = list(painted(wishes, paint, painter.record, out, batch_size=batch_size, best_of=best_of))
         seconds = {"load_seconds": round(ready - began, 3), "paint_seconds": round(time.perf_counter() - ready, 3)}
     sheet = _contact_sheet(kept, num_images, painter, out) if len(kept) > 1 else None
     tell(kept, {"contact_sheet": sheet}, {"settings": painter.record} | seconds, as_json)
+
+
+def _regions(
+    prompts: Sequence[str], specs: Sequence[str], canvas: Path | None, blur: float | None
+) -> "list[Region] | None":
+    """What is painted, found in every prompt before anything is loaded."""
+    from syzygy.canvas import regions_of
+    from syzygy.diffusion.regions import places
+
+    if not specs:
+        if canvas is not None or blur is not None:
+            raise UserError(
+                "--canvas and --mask-blur are for regions: add --region '#ff0000=a red star', or leave them out."
+            )
+        return None
+    found = regions_of(specs, canvas, blur=blur or 0.0)
+    for prompt in prompts:
+        for region in found:
+            places(prompt, region.phrase)
+    return found
 
 
 def _contact_sheet(kept: Sequence[Kept], num_images: int, painter: Painter, out: Path) -> Path:

@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from syzygy.api import TextToImage
     from syzygy.pipeline import PipelineOutput
+    from syzygy.types import Region
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,10 +42,33 @@ _PUBLISHED = (
     click.option("--download", is_flag=True, help="Fetch from the hub what is missing; else its cache must hold it."),
 )
 """What only published models take."""
-OPTIONS = ("height", "width", "noise_level", "super_res_steps")
-"""Of those, what a call takes; the rest is for loading."""
+OPTIONS = ("height", "width", "noise_level", "super_res_steps", "painting")
+"""Of those (and of `region_options`), what a call takes; the rest is for loading."""
 LEAVE_NO_TRACE = ("offload", "download")
 """Of those, what changes no picture."""
+
+
+def region_options(command: F) -> F:
+    """Where phrases of the prompt shall be, passed as `regions`, `canvas`, `mask_blur` and `painting`."""
+    file = click.Path(path_type=Path)
+    options = (
+        click.option(
+            "--region",
+            "regions",
+            multiple=True,
+            metavar="COLOUR|MASK=PHRASE",
+            help="Where a phrase of the prompt shall be: its colour on the canvas, as '#ff0000=a red star', or a mask's file. "
+            "@2 after the phrase pulls twice as strongly. Can be given several times.",
+        ),
+        click.option("--canvas", type=file, metavar="PICTURE", help="The picture in which colours stand for phrases."),
+        click.option(
+            "--mask-blur", type=float, metavar="PART", help="Softness of borders, of the picture's side; 0.05."
+        ),
+        click.option("--paint-strength", "painting", type=float, metavar="W", help="How strongly regions pull; 0 not."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def painting_options(command: F) -> F:
@@ -73,6 +98,9 @@ def model_options(command: F) -> F:
         click.option(
             "--batch-size", type=Whole(1), default=16, show_default=True, metavar="N", help="Pictures at a time."
         ),
+        click.option(
+            "--experts", metavar="RUN|FOLDER", help="Of a model of ours: expert denoisers in its decoder's place."
+        ),
         *_PUBLISHED,
     )
     for option in reversed(options):
@@ -101,6 +129,7 @@ class Painter(NamedTuple):
             settings["model"],
             prior=settings["prior"],
             clip=settings["clip"],
+            experts=settings["experts"],
             device=device,
             dtype=settings["dtype"],
             offload=settings["offload"],
@@ -119,7 +148,8 @@ class Painter(NamedTuple):
         said = {
             name: value
             for name, value in settings.items()
-            if name not in LEAVE_NO_TRACE and not (name in (*OPTIONS, "clip", "tiling") and value in (None, False))
+            if name not in LEAVE_NO_TRACE
+            and not (name in (*OPTIONS, "clip", "experts", "tiling") and value in (None, False))
         }
         return cls(model, said | own)
 
@@ -142,10 +172,16 @@ class Painter(NamedTuple):
         generators: "Sequence[torch.Generator]",
         on_step: Callable[[], None],
         best_of: int = 1,
+        regions: "Sequence[Region] | None" = None,
     ) -> "PipelineOutput":
         """The same with all that is known of the pictures; of `best_of` candidates each, from a generator for every candidate."""
         return self.model(
-            prompts, generator=generators, callback=lambda _: on_step(), best_of=best_of, **self.arguments
+            prompts,
+            generator=generators,
+            callback=lambda _: on_step(),
+            best_of=best_of,
+            regions=regions,
+            **self.arguments,
         )
 
 

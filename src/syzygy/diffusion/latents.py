@@ -104,5 +104,6 @@ def conditioning_of(guide: Guide, device: torch.device, painting: float = 0.0) -
         if guide.features.spans is None:
             raise UserError("regions need a text encoder with a state for each token; this one tells no words apart.")
         maps = painted(guide.texts, guide.features.spans, guide.regions, painting).to(device)
-        conditions["text"] = replace(conditions["text"], painted=maps)
+        if maps.any():  # of no strength, or no weight, it is unpainted to the bit
+            conditions["text"] = replace(conditions["text"], painted=maps)
     return Conditioning(conditions)

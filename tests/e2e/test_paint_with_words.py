@@ -1,0 +1,80 @@
+"""Painting words from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from syzygy.pictures import read_record
+
+PROMPT = "a red star and a blue ring"
+REGIONS = ("--region", "#ff0000=red star", "--region", "#0000ff=blue ring")
+
+
+@pytest.fixture
+def canvas(tmp_path: Path) -> Path:
+    picture = Image.new("RGB", (64, 64), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((4, 8, 27, 55), "red")
+    draw.rectangle((36, 8, 59, 55), "blue")
+    picture.save(tmp_path / "canvas.png")
+    return tmp_path / "canvas.png"
+
+
+def paint(syzygy, model: Path, out: Path, *arguments) -> tuple[bytes, dict]:
+    answer = syzygy("generate", PROMPT, "--model", model, "--out", out, "--json", *arguments)
+    assert answer.code == 0, answer.err
+    path = Path(json.loads(answer.out)["images"][0]["path"])
+    return Image.open(path).tobytes(), read_record(path)
+
+
+def test_what_is_painted_is_painted_elsewhere(syzygy, tiny_model: Path, canvas: Path, tmp_path: Path) -> None:
+    plain, _ = paint(syzygy, tiny_model, tmp_path / "plain")
+    painted, record = paint(syzygy, tiny_model, tmp_path / "painted", "--canvas", canvas, *REGIONS)
+    assert painted != plain
+    assert [region["phrase"] for region in record["regions"]] == ["red star", "blue ring"]
+    strong, record = paint(
+        syzygy, tiny_model, tmp_path / "strong", "--canvas", canvas, "--paint-strength", 3, "--mask-blur", 0.1, *REGIONS
+    )
+    assert strong not in (plain, painted)
+    assert record["painting"] == 3
+    none, _ = paint(syzygy, tiny_model, tmp_path / "none", "--canvas", canvas, "--paint-strength", 0, *REGIONS)
+    assert none == plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--region", "#ff0000=red star"), "there is no canvas"),
+        (("--canvas", "CANVAS"), "--canvas and --mask-blur are for regions"),
+        (("--canvas", "CANVAS", "--region", "#ff0000=red star"), "#0000ff, which no region names"),
+        (("--canvas", "CANVAS", *REGIONS[:3], "#0000ff=green ring"), "does not hold the phrase 'green ring'"),
+        (("--canvas", "CANVAS", *REGIONS, "--mask-blur", "2"), "below 1"),
+        (("--canvas", "CANVAS", *REGIONS, "--paint-strength", "-1"), "at least 0"),
+        (("--paint-strength", "1"), "nothing is painted"),
+        (("--canvas", "CANVAS", *REGIONS, "--conditions", "image"), "let it read the text"),
+        (("--canvas", "nowhere.png", *REGIONS), "nowhere.png"),
+    ],
+)
+def test_wrong_input(syzygy, tiny_model: Path, canvas: Path, tmp_path: Path, arguments, message: str) -> None:
+    given = [canvas if one == "CANVAS" else one for one in arguments]
+    answer = syzygy("generate", PROMPT, "--model", tiny_model, "--out", tmp_path / "out", *given)
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err
+
+
+def test_experts_take_the_decoders_place(syzygy, tiny_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = ("task.batch_size=4", "loop.steps=2", "loop.validate_every=2", "loop.checkpoint_every=2", "loop.warmup=0",
+             "loop.lr=0.05", 'leaves=["E1_0","E1_1"]')  # fmt: skip
+    for form in ("full", "lora"):
+        answer = syzygy("train", "experts", "--model", tiny_model, "--out", run / form, f"form={form}", *small)
+        assert answer.code == 0, answer.err
+        plain, _ = paint(syzygy, tiny_model, tmp_path / form / "plain")
+        expert, record = paint(syzygy, tiny_model, tmp_path / form / "experts", "--experts", run / form)
+        assert expert != plain
+        assert record["experts"] == str(run / form)
+    answer = syzygy("generate", PROMPT, "--model", tiny_model, "--out", tmp_path, "--experts", tmp_path / "nowhere")
+    assert (answer.code, answer.out) == (2, "")
+    assert "holds no experts" in answer.err

@@ -1,0 +1,106 @@
+"""Painted canvases and masks become regions."""
+
+import base64
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+from syzygy.canvas import Spec, parse, recorded, regions_of
+from syzygy.errors import UserError
+from syzygy.types import Region
+
+RED, BLUE = "#ff0000=a red star", "#0000ff=a blue ring@2"
+
+
+@pytest.fixture
+def canvas(tmp_path: Path) -> Path:
+    picture = Image.new("RGB", (40, 20), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 0, 9, 19), "red")
+    draw.rectangle((30, 5, 39, 14), "blue")
+    picture.save(tmp_path / "canvas.png")
+    return tmp_path / "canvas.png"
+
+
+def test_colours_stand_for_phrases(canvas: Path) -> None:
+    star, ring = regions_of([RED, BLUE], canvas)
+    assert (star.phrase, star.weight, ring.phrase, ring.weight) == ("a red star", 1.0, "a blue ring", 2.0)
+    assert star.mask.shape == ring.mask.shape == (20, 40)
+    assert star.mask[:, :10].min() == 1
+    assert star.mask[:, 10:].max() == 0
+    assert ring.mask.sum() == 100
+
+
+def test_soft_edges_of_a_brush_are_no_new_colours(tmp_path: Path, canvas: Path) -> None:
+    Image.open(canvas).filter(ImageFilter.GaussianBlur(0.4)).save(tmp_path / "soft.png")
+    star, _ = regions_of([RED, BLUE], tmp_path / "soft.png")
+    assert star.mask[:, :9].min() == 1
+
+
+def test_transparency_is_ground_and_black_may_be_named(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    ImageDraw.Draw(picture).rectangle((0, 0, 3, 7), (0, 0, 0, 255))
+    picture.save(tmp_path / "canvas.png")
+    (region,) = regions_of(["#000000=a black ring"], tmp_path / "canvas.png")
+    assert region.mask[:, :4].min() == 1
+    assert region.mask[:, 4:].max() == 0
+
+
+def test_masks_are_files_beside_a_canvas_or_without_one(canvas: Path, tmp_path: Path) -> None:
+    Image.new("L", (40, 20), 128).save(tmp_path / "mask.png")
+    for specs, where in (
+        ([f"{tmp_path / 'mask.png'}=a ring"], None),
+        ([RED, BLUE, f"{tmp_path / 'mask.png'}=x"], canvas),
+    ):
+        mask = regions_of(specs, where)[-1].mask
+        torch.testing.assert_close(mask, torch.full((20, 40), 128 / 255))
+
+
+def test_borders_may_be_soft(canvas: Path) -> None:
+    hard, soft = (regions_of([RED, BLUE], canvas, blur=blur)[0].mask for blur in (0.0, 0.05))
+    assert set(hard.unique().tolist()) == {0.0, 1.0}
+    assert 0 < soft[10, 11] < soft[10, 8] < 1
+
+
+def test_a_weight_is_what_follows_the_last_at() -> None:
+    assert parse("#ff0000=a @ sign@0.5") == Spec("#ff0000", "a @ sign", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (["#ff0000"], "must be COLOUR=PHRASE"),
+        (["#ff0000= "], "must be COLOUR=PHRASE"),
+        (["=a red star"], "must be COLOUR=PHRASE"),
+        (["#ff00=a red star"], "must be #rrggbb"),
+        (["#ff0000=a red star@much"], "the weight 'much' after @ is no number"),
+        ([RED], "has the colour #0000ff, which no region names"),
+        ([RED, BLUE, "#00ff00=a tree"], "#00ff00 of 'a tree' is nowhere"),
+        ([RED, BLUE, "nowhere.png=a tree"], "nowhere.png"),
+    ],
+)
+def test_wrong_regions(canvas: Path, specs: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        regions_of(specs, canvas)
+
+
+def test_colours_and_canvas_come_together(canvas: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no canvas"):
+        regions_of([RED], None)
+    Image.new("L", (10, 20), 128).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match="nothing is said of the colours"):
+        regions_of([f"{tmp_path / 'mask.png'}=a ring"], canvas)
+    with pytest.raises(UserError, match="one size, got 10 × 20 and 40 × 20"):
+        regions_of([RED, BLUE, f"{tmp_path / 'mask.png'}=a ring"], canvas)
+
+
+def test_a_record_keeps_the_mask() -> None:
+    mask = torch.zeros(6, 9)
+    mask[2:4, 3:7] = 1
+    record = recorded(Region("a star", mask, 0.5))
+    picture = Image.open(io.BytesIO(base64.b64decode(record.pop("mask"))))
+    assert record == {"phrase": "a star", "weight": 0.5}
+    assert [[picture.getpixel((x, y)) // 255 for x in range(9)] for y in range(6)] == mask.long().tolist()
