@@ -149,7 +149,7 @@ class Painter(NamedTuple):
             name: value
             for name, value in settings.items()
             if name not in LEAVE_NO_TRACE
-            and not (name in (*OPTIONS, "clip", "experts", "tiling") and value in (None, False))
+            and not (name in (*OPTIONS, "clip", "experts", "tiling") and (value is None or value is False))
         }
         return cls(model, said | own)
 
