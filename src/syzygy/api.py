@@ -98,21 +98,29 @@ class TextToImage:
         sampler: str | None = None,
         conditions: Sequence[str] | None = None,
         regions: Sequence[Region] | Sequence[Sequence[Region]] | None = None,
+        style: Picture | None = None,
         callback: Callable[[Progress], None] | None = None,
         **options: Any,
     ) -> PipelineOutput:
         """Paint prompts; arguments as of `Pipeline`; steps, guidance scale and sampler by default those that suit the model.
 
-        With `best_of` k, each picture is the one of k whose CLIP score against its prompt is best; generators are then one for
-        all, or one for each candidate, those of one picture together. `regions` say where phrases of a prompt shall be
-        (paint-with-words): some for all prompts, or a list for each. `options` are `painting` (how strongly they pull), `height` and `width`
-        in pixels, and what the decoder alone knows (Stable unCLIP's `noise_level`, Karlo's `super_res_steps`). Warns of words that the
-        embedded world does not know, where the model paints that world.
+        Warns of words that the embedded world does not know, where the model paints that world.
+
+        Args:
+            best_of: of so many candidates a picture, the one whose CLIP score against its prompt is best is kept; generators are
+                then one for all, or one for each candidate, those of one picture together.
+            regions: where phrases of a prompt shall be (paint-with-words): some for all prompts, or a list for each.
+            style: a picture to paint in the manner of: a file, Pillow picture, or tensor [3, H, W] in [0, 1].
+            options: `painting` (how strongly regions pull), `style_guidance`, `height` and `width` in pixels, and what the decoder
+                alone knows (Stable unCLIP's `noise_level`, Karlo's `super_res_steps`).
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._warn_of(prompts)
         check_number(num_images_per_prompt)
         painted = None if regions is None else _of_each(regions, len(prompts))
+        manner = None if style is None else self.blender.embedded(style)
+        if style is None and options.get("style_guidance") is not None:
+            raise UserError("style guidance is for a style: give a picture, or leave it out.")
 
         def paint(generators: list[torch.Generator]) -> PipelineOutput:
             return self.pipeline(
@@ -123,6 +131,7 @@ class TextToImage:
                 generator=generators,
                 conditions=conditions,
                 regions=painted,
+                style=manner,
                 callback=callback,
             )
 
@@ -280,8 +289,8 @@ def sampling(
     if (height is None) != (width is None):
         raise UserError("height and width come together: give both, or neither.")
     size = None if height is None or width is None else (height, width)
-    pull = own.pop("painting", None)
-    return Sampling(steps=steps, guidance_scale=guidance_scale, sampler=sampler, size=size, painting=pull, options=own)
+    apart = {name: own.pop(name, None) for name in ("painting", "style_guidance")}
+    return Sampling(steps=steps, guidance_scale=guidance_scale, sampler=sampler, size=size, options=own, **apart)
 
 
 def _of_each(regions: Sequence[Region] | Sequence[Sequence[Region]], number: int) -> Sequence[Sequence[Region]]:

@@ -51,6 +51,7 @@ class Pipeline:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         conditions: Sequence[str] | None = None,
         regions: Sequence[Sequence[Region]] | None = None,
+        style: Float[Tensor, "1 D"] | None = None,
         callback: Callable[[Progress], None] | None = None,
     ) -> PipelineOutput:
         """Paint each prompt `num_images_per_prompt` times.
@@ -63,6 +64,7 @@ class Pipeline:
             conditions: what the decoder reads: "image" (the predicted embedding), "text", or both; by default all that
                 it can.
             regions: of each prompt (P), where phrases of it shall be; for decoders that read text token by token.
+            style: a reference picture's embedding in place of the prior's (eDiff-I's style transfer); for decoders that read text beside.
             callback: told after each step.
 
         Raises:
@@ -77,6 +79,13 @@ class Pipeline:
         generators = one_each(generator, number)
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
         towards, embeddings = self._guide(prompts, rows, self.noise(generators), conditions)
+        if style is not None:
+            if not {"image", "text"} <= set(conditions):
+                raise UserError(
+                    "a style goes in beside the text: this needs a decoder that reads both, and conditions image,text."
+                )
+            embeddings = style.to(embeddings).expand(number, -1)
+            towards = replace(towards, embeddings=embeddings)
         if regions is not None:
             check_regions(regions, len(prompts))
             towards = replace(towards, regions=[regions[row] for row in rows])

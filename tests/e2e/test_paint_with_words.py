@@ -94,3 +94,22 @@ def test_experts_take_the_decoders_place(syzygy, tiny_model: Path, tmp_path: Pat
     answer = syzygy("generate", PROMPT, "--model", tiny_model, "--out", tmp_path, "--experts", tmp_path / "nowhere")
     assert (answer.code, answer.out) == (2, "")
     assert "holds no experts" in answer.err
+
+
+def test_a_style_takes_the_priors_place(syzygy, tiny_model: Path, canvas: Path, tmp_path: Path) -> None:
+    plain, _ = paint(syzygy, tiny_model, tmp_path / "plain")
+    styled, record = paint(syzygy, tiny_model, tmp_path / "styled", "--style", canvas)
+    assert styled != plain
+    assert (record["style"]["picture"], len(record["style"]["sha256"])) == (str(canvas), 16)
+    weighed, record = paint(syzygy, tiny_model, tmp_path / "weighed", "--style", canvas, "--style-guidance", 0)
+    assert weighed not in (plain, styled)
+    assert record["style_guidance"] == 0
+    for arguments, message in (
+        (("--style", "nowhere.png"), "nowhere.png"),
+        (("--style-guidance", "2"), "style guidance is for a style"),
+        (("--style", canvas, "--style-guidance", "-1"), "at least 0"),
+        (("--style", canvas, "--conditions", "image"), "a style goes in beside the text"),
+    ):
+        answer = syzygy("generate", PROMPT, "--model", tiny_model, "--out", tmp_path / "wrong", *arguments)
+        assert (answer.code, answer.out) == (2, "")
+        assert message in answer.err

@@ -10,6 +10,7 @@ import click
 from syzygy.cli.common import writable_folder
 from syzygy.cli.gallery import SHEET_COLUMNS, Kept, Wish, gallery_options, painted, save_sheet, seeds, tell
 from syzygy.cli.painting import Painter, painting_options, region_options, warnings_as_lines
+from syzygy.cli.sources import Given
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def generate(
     regions: tuple[str, ...],
     canvas: Path | None,
     mask_blur: float | None,
+    style: Path | None,
     **settings: Any,
 ) -> None:
     """Paint pictures of prompts.
@@ -50,16 +52,19 @@ def generate(
         --region "#ff0000=a red star" --region "#0000ff=a blue ring"
     """
     from syzygy.canvas import recorded
-    from syzygy.pictures import slug
+    from syzygy.pictures import open_picture, slug
 
     own_seeds = seeds(seed, num_images, best_of)
     writable_folder(out)
     with warnings_as_lines():
         painted_regions = _regions(prompts, regions, canvas, mask_blur)
+        manner = None if style is None else Given(None, style, open_picture(style))
         began = time.perf_counter()
         painter = Painter.load(settings, device)
         if painted_regions is not None:
             painter = painter._replace(record={**painter.record, "regions": [recorded(one) for one in painted_regions]})
+        if manner is not None:
+            painter = painter._replace(record={**painter.record, "style": manner.about})
         ready = time.perf_counter()
         wishes = [Wish({"prompt": prompt}, slug(prompt), own) for prompt in prompts for own in own_seeds]
 
@@ -67,7 +72,7 @@ def generate(
             rows: Sequence[int], generators: "Sequence[torch.Generator]", on_step: Callable[[], None]
         ) -> "PipelineOutput":
             asked = [wishes[row].about["prompt"] for row in rows]
-            return painter.output(asked, generators, on_step, best_of, painted_regions)
+            return painter.output(asked, generators, on_step, best_of, painted_regions, manner and manner.image)
 
         kept = list(painted(wishes, paint, painter.record, out, batch_size=batch_size, best_of=best_of))
         seconds = {"load_seconds": round(ready - began, 3), "paint_seconds": round(time.perf_counter() - ready, 3)}

@@ -42,14 +42,14 @@ _PUBLISHED = (
     click.option("--download", is_flag=True, help="Fetch from the hub what is missing; else its cache must hold it."),
 )
 """What only published models take."""
-OPTIONS = ("height", "width", "noise_level", "super_res_steps", "painting")
+OPTIONS = ("height", "width", "noise_level", "super_res_steps", "painting", "style_guidance")
 """Of those (and of `region_options`), what a call takes; the rest is for loading."""
 LEAVE_NO_TRACE = ("offload", "download")
 """Of those, what changes no picture."""
 
 
 def region_options(command: F) -> F:
-    """Where phrases of the prompt shall be, passed as `regions`, `canvas`, `mask_blur` and `painting`."""
+    """Where phrases of the prompt shall be, and in which manner: `regions`, `canvas`, `mask_blur`, `painting`, `style`, `style_guidance`."""
     file = click.Path(path_type=Path)
     options = (
         click.option(
@@ -63,6 +63,10 @@ def region_options(command: F) -> F:
         click.option("--canvas", type=file, metavar="PICTURE", help="The picture in which colours stand for phrases."),
         click.option(
             "--mask-blur", type=float, metavar="PART", help="Softness of borders, of the picture's side; 0.05."
+        ),
+        click.option("--style", type=file, metavar="PICTURE", help="Paint in the manner of this picture."),
+        click.option(
+            "--style-guidance", type=float, metavar="W", help="Guidance of the style. Default: as of the text."
         ),
         click.option("--paint-strength", "painting", type=float, metavar="W", help="How strongly regions pull; 0 not."),
     )
@@ -173,6 +177,7 @@ class Painter(NamedTuple):
         on_step: Callable[[], None],
         best_of: int = 1,
         regions: "Sequence[Region] | None" = None,
+        style: "Image.Image | None" = None,
     ) -> "PipelineOutput":
         """The same with all that is known of the pictures; of `best_of` candidates each, from a generator for every candidate."""
         return self.model(
@@ -181,6 +186,7 @@ class Painter(NamedTuple):
             callback=lambda _: on_step(),
             best_of=best_of,
             regions=regions,
+            style=style,
             **self.arguments,
         )
 

@@ -50,6 +50,42 @@ class Guided:
         return away_from + self.scale * (towards - away_from)
 
 
+@dataclass(frozen=True)
+class StyleGuided:
+    """Guidance by text and by a style apart: D = D_away + scale·(D_text − D_away) + style_scale·(D_both − D_text).
+
+    The style is what the condition `image` holds (eDiff-I, section 4.4, feeds it beside the text; its own scale is ours). With equal scales it
+    is `Guided`. All three branches are one batch of three times the size; the painted one is with the text.
+
+    Raises UserError for a scale that is negative or not finite.
+    """
+
+    denoiser: Denoiser
+    scale: float
+    style_scale: float
+    negative: Conditioning | None = None
+
+    def __post_init__(self) -> None:
+        for name, scale in (("guidance", self.scale), ("style guidance", self.style_scale)):
+            if not (scale >= 0 and math.isfinite(scale)):
+                raise UserError(f"{name} scale must be a finite number of at least 0, got {scale}.")
+
+    def at(self, sigma: float) -> "StyleGuided":
+        """The same around the denoiser of this noise level."""
+        return replace(self, denoiser=self.denoiser.at(sigma)) if isinstance(self.denoiser, Staged) else self
+
+    def __call__(
+        self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], conditioning: Conditioning
+    ) -> Float[Tensor, "B C H W"]:
+        """The guided denoised x."""
+        named = conditioning.conditions
+        text = Conditioning({name: c.dropped() if name == "image" else c for name, c in named.items()})
+        away = conditioning.dropped() if self.negative is None else _expanded(self.negative, len(x))
+        read = joined(joined(conditioning, text, len(x)), joined(away, away, len(x)), 2 * len(x))[: 3 * len(x)]
+        both, texts, nothing = self.denoiser(torch.cat([x] * 3), torch.cat([sigma] * 3), read).chunk(3)
+        return nothing + self.scale * (texts - nothing) + self.style_scale * (both - texts)
+
+
 def joined(first: Conditioning, second: Conditioning, batch: int) -> Conditioning:
     """Two conditionings of `batch` samples as one of twice as many. What only one holds is absent in the other."""
     names = dict.fromkeys([*first.conditions, *second.conditions])

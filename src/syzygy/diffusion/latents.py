@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from syzygy.diffusion.guidance import Guided
+from syzygy.diffusion.guidance import Guided, StyleGuided
 from syzygy.diffusion.noise import KarrasSchedule
 from syzygy.diffusion.regions import painted
 from syzygy.diffusion.samplers import sample
@@ -55,12 +55,11 @@ class LatentDecoder:
         """See `PictureDecoder`. Pictures have the autoencoder's size."""
         self._check(how)
         own = self.defaults
-        steps, scale = how.steps if how.steps is not None else own.steps, how.guidance_scale
-        scale = own.guidance_scale if scale is None else scale
-        assert steps is not None and scale is not None and own.sampler is not None
+        steps = own.steps if how.steps is None else how.steps
+        assert steps is not None and own.sampler is not None
         negative = None if away is None else conditioning_of(away, self.device)
         latents = sample(
-            Guided(self.denoiser, scale, negative),
+            self._guided(towards, negative, how),
             per_sample_noise(self.autoencoder.latent_shape, generators, self.device),
             self.schedule.sigmas(steps),
             conditioning_of(towards, self.device, self._strength(towards, how)),
@@ -68,6 +67,15 @@ class LatentDecoder:
             on_step=on_step,
         )
         return self.autoencoder.decode(latents)
+
+    def _guided(self, towards: Guide, negative: Conditioning | None, how: Sampling) -> Guided | StyleGuided:
+        scale = self.defaults.guidance_scale if how.guidance_scale is None else how.guidance_scale
+        assert scale is not None
+        if how.style_guidance is None:
+            return Guided(self.denoiser, scale, negative)
+        if towards.embeddings is None or towards.features is None:
+            raise UserError("style guidance weighs a style beside a text: let the decoder read both, image and text.")
+        return StyleGuided(self.denoiser, scale, how.style_guidance, negative)
 
     def _strength(self, towards: Guide, how: Sampling) -> float:
         """w' of this picture."""

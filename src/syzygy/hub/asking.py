@@ -33,6 +33,8 @@ def settings(
     """
     if how.painting is not None or towards.regions is not None:
         raise UserError("this decoder cannot paint with words: leave regions and their strength out.")
+    if how.style_guidance is not None:
+        raise UserError("this decoder has no guidance for a style apart from the text: leave it out.")
     if unknown := sorted(set(how.options) - set(options)):
         allowed = f"its own are {', '.join(sorted(options))}" if options else "it has none"
         raise UserError(f"this decoder has no option {', '.join(unknown)}; {allowed}.")

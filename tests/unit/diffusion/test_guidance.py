@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from syzygy.diffusion.guidance import Guided, joined
+from syzygy.diffusion.guidance import Guided, StyleGuided, joined
 from syzygy.errors import UserError
 from syzygy.types import Condition, Conditioning, TextFeatures, image_condition, text_condition
 
@@ -96,3 +96,29 @@ def test_joined_refuses_different_parts() -> None:
     other = Conditioning({"text": image_condition(torch.zeros(2, 4))})
     with pytest.raises(UserError, match="'text' and its negative must both"):
         joined(Conditioning({"text": text(2, 3)}), other, 2)
+
+
+def test_style_has_a_scale_of_its_own() -> None:
+    present = torch.ones(2, dtype=torch.bool)
+    image, text = (Condition(present, pooled=torch.full((2, 1), value)) for value in (5.0, 1.0))
+    both = Conditioning({"image": image, "text": text})
+
+    def told(x, sigma, conditioning):
+        level = x.new_zeros(len(x))
+        for condition in conditioning.conditions.values():
+            level = level + condition.pooled[:, 0] * condition.present
+        return x + level[:, None, None, None]
+
+    x, sigma = torch.zeros(2, 1, 1, 1), torch.ones(2)
+    # 0 + 3·(1 − 0) + 2·(6 − 1)
+    assert StyleGuided(told, 3.0, 2.0)(x, sigma, both).flatten().tolist() == [13.0, 13.0]
+    away = Conditioning({"text": Condition(present[:1], pooled=torch.full((1, 1), -1.0))})
+    # −1 + 3·(1 + 1) + 2·(6 − 1)
+    assert StyleGuided(told, 3.0, 2.0, away)(x, sigma, both).flatten().tolist() == [15.0, 15.0]
+    for negative in (None, away):
+        equal, plain = (
+            guided(x, sigma, both) for guided in (StyleGuided(told, 3.0, 3.0, negative), Guided(told, 3.0, negative))
+        )
+        torch.testing.assert_close(equal, plain)
+    with pytest.raises(UserError, match="style guidance scale"):
+        StyleGuided(told, 1.0, -1.0)
