@@ -2,14 +2,20 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
 
 from syzygy import artifact
 from syzygy.evals import report
 from syzygy.evals.bootstrap import Interval, difference, interval, win_rate
 from syzygy.evals.composition import REFERENCE
+from syzygy.pictures import card, contact_sheet
 from syzygy.runs.evaluate import IDENTITY, SHIFTED
 from syzygy.runs.reproduce import CATEGORIES, DIFFUSION, ECLIPSE, METHODS, PROJECTION, Job, ReproduceRun, shown_rows
 from syzygy.train.objectives import PriorTaskConfig
@@ -36,6 +42,8 @@ LIMITS = (
     "scale, nor the other way round. Beauty, which people judge too, is not measured at all. A linear probe and R@1 look at "
     "CLIP's space with CLIP's own eyes."
 )
+SHEET, SHEET_CELL = "eclipse.png", 112
+SHEET_TEXT = "Prompts, and what each candidate paints of them; a green frame where everything named is right"
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -231,7 +239,7 @@ def _pm(value: Sequence[float | int] | None) -> str:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The tables with what was done, for `docs/results`."""
-    parts = ["# ECLIPSE in small", "", _done(found), "", LIMITS, ""]
+    parts = ["# ECLIPSE in small", "", _done(found), "", LIMITS, "", f"![{SHEET_TEXT}]({SHEET})", ""]
     for title, (header, lines) in tables(found).items():
         parts += [f"## {title}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         parts += ["| " + " | ".join(line) + " |" for line in lines] + [""]
@@ -302,15 +310,45 @@ def _plots(found: Mapping[str, Any]) -> str:
     return plots
 
 
-def _pictures(out: Path, wanted: list[Prompt]) -> str:
+@dataclass(frozen=True)
+class _Shown:
+    """One of the prompts whose pictures are kept: each candidate's, and whether it agrees."""
+
+    prompt: Prompt
+    pictures: dict[str, tuple[UInt8[Tensor, "3 H W"], bool]]
+
+    @property
+    def kind(self) -> str:
+        return f"{self.prompt.category}, {'held out' if self.prompt.held_out else 'seen'}"
+
+
+def _shown(out: Path, wanted: list[Prompt]) -> list[_Shown]:
     names = [REFERENCE, *(f"{m}-seed0" for m in METHODS), IDENTITY, SHIFTED]
-    shown = shown_rows(wanted)
     pictures = {name: artifact.read_tensors(out / "painted" / f"{name}.safetensors")["pictures"] for name in names}
     judged = {name: _painted(out, name) for name in names}
+    return [
+        _Shown(wanted[row], {name: (pictures[name][place], judged[name][row]["agrees"]) for name in names})
+        for place, row in enumerate(shown_rows(wanted))
+    ]
+
+
+def _pictures(out: Path, wanted: list[Prompt]) -> str:
+    shown = _shown(out, wanted)
     lines = []
-    for place, row in enumerate(shown):
-        prompt = wanted[row]
-        side = "held out" if prompt.held_out else "seen"
-        cells = [report.picture(pictures[name][place], agrees=judged[name][row]["agrees"]) for name in names]
-        lines.append([f"{html.escape(prompt.text)}<br><small>{prompt.category}, {side}</small>", *cells])
-    return report.rows(["prompt", *map(html.escape, names)], lines)
+    for one in shown:
+        cells = [report.picture(picture, agrees=agrees) for picture, agrees in one.pictures.values()]
+        lines.append([f"{html.escape(one.prompt.text)}<br><small>{one.kind}</small>", *cells])
+    return report.rows(["prompt", *map(html.escape, shown[0].pictures)], lines)
+
+
+def sheet(out: Path, wanted: list[Prompt]) -> Image.Image:
+    """The same pictures as one, a row a prompt; a green frame where everything named is right."""
+    rows, labels = [], []
+    for one in _shown(out, wanted):
+        cells = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture, _ in one.pictures.values()]
+        colours = ["#2a2" if agrees else "white" for _, agrees in one.pictures.values()]
+        framed = [ImageOps.expand(cell, 2, colour) for cell, colour in zip(cells, colours, strict=True)]
+        rows.append([card(one.prompt.text), *framed])
+        labels.append([one.kind, *one.pictures])
+    whole = contact_sheet(rows, labels, cell=SHEET_CELL)
+    return whole.quantize(dither=Image.Dither.NONE)  # a third of the bytes: it goes into repositories
