@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from syzygy import artifact, presets
+from syzygy.api import TextToImage
 from syzygy.config import Config
 from syzygy.hub import bundle
 from syzygy.pictures import read_record
@@ -144,7 +145,7 @@ def test_a_diffusion_prior_takes_eclipses_place(
         for prior in ((), ("--prior", out))
     ]
     assert fingerprints[0] != fingerprints[1]
-    model = api.TextToImage.from_pretrained(tiny_model, prior=out)
+    model = TextToImage.from_pretrained(tiny_model, prior=out)
     assert isinstance(model.pipeline.prior, SampledPrior)
     assert model.pipeline.prior.evaluations == 6
     assert model.pipeline.prior.sampling.eta == 0.5
@@ -165,7 +166,7 @@ def test_the_starter_in_stages(
     assert {name.split("/")[0] for name in result["metrics"]} == set(starter_run.STAGES)
     answer = syzygy("generate", "a red circle", "--model", tmp_path / "model", "--steps", 1, "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
-    assert api.TextToImage.from_pretrained(tmp_path / "model").world
+    assert TextToImage.from_pretrained(tmp_path / "model").world
 
     def not_again(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished stage ran again")
