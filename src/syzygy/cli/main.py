@@ -73,6 +73,7 @@ COMMANDS: Table = {
         {
             "composition": Leaf("syzygy.cli.evaluate:composition", "Does the picture hold what the prompt says?"),
             "reader": Leaf("syzygy.cli.evaluate_reader:reader", "How well does the reader read?"),
+            "painting": Leaf("syzygy.cli.evaluate:painting", "Does what is painted come where it was painted?"),
             "preference": Leaf(
                 "syzygy.cli.evaluate:preference", "How often is one prior's picture preferred to another's?"
             ),
