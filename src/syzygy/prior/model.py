@@ -191,7 +191,7 @@ def check_features(features: TextFeatures, width: int) -> None:
                 f"text features ({name}) are {values.shape[-1]} wide, but {width} is needed. "
                 "Encode text with the CLIP that the image embeddings come from."
             )
-    if not ((torch.isfinite(states).all(-1) | ~mask).all() and torch.isfinite(pooled).all()):
+    if not (torch.isfinite(states[mask]).all() and torch.isfinite(pooled).all()):
         raise UserError("text features hold NaN or infinity. Encode the text again, in fp32 if fp16 overflowed.")
 
 
