@@ -62,13 +62,13 @@ def region_options(command: F) -> F:
         ),
         click.option("--canvas", type=file, metavar="PICTURE", help="The picture in which colours stand for phrases."),
         click.option(
-            "--mask-blur", type=float, metavar="PART", help="Softness of borders, of the picture's side; 0.05."
+            "--mask-blur", type=float, metavar="PART", help="Softness of borders, as a part of the side: 0.05."
         ),
         click.option("--style", type=file, metavar="PICTURE", help="Paint in the manner of this picture."),
         click.option(
             "--style-guidance", type=float, metavar="W", help="Guidance of the style. Default: as of the text."
         ),
-        click.option("--paint-strength", "painting", type=float, metavar="W", help="How strongly regions pull; 0 not."),
+        click.option("--paint-strength", "painting", type=float, metavar="W", help="How strongly regions pull; 0: not at all."),
     )
     for option in reversed(options):
         command = option(command)
