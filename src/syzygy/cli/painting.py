@@ -68,7 +68,9 @@ def region_options(command: F) -> F:
         click.option(
             "--style-guidance", type=float, metavar="W", help="Guidance of the style. Default: as of the text."
         ),
-        click.option("--paint-strength", "painting", type=float, metavar="W", help="How strongly regions pull; 0: not at all."),
+        click.option(
+            "--paint-strength", "painting", type=float, metavar="W", help="How strongly regions pull; 0: not at all."
+        ),
     )
     for option in reversed(options):
         command = option(command)
