@@ -30,8 +30,11 @@ class T5TaskConfig(Config):
 def spans_left_out(length: int, density: float, mean_span: float, random: torch.Generator) -> Bool[Tensor, "length"]:
     """Which tokens are left out: whole spans, never the first token, always one at least, spans never side by side.
 
-    The paper's scheme: as many tokens as the density asks for, cut at random into spans, between random spans that are kept.
+    The paper's scheme: as many tokens as the density asks for, cut at random into spans, between random spans that are kept. Of a text of
+    one token nothing is left out.
     """
+    if length < 2:
+        return torch.zeros(length, dtype=torch.bool)
     hidden = min(max(round(length * density), 1), length - 1)
     spans = min(max(round(hidden / mean_span), 1), length - hidden)
     out, kept = _cut(hidden, spans, random), _cut(length - hidden, spans, random)
