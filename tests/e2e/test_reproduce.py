@@ -86,10 +86,10 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
         "| colour, held out |",
         "how often ECLIPSE's",
         "cannot show",
-        "](eclipse.png)",
+        "](eclipse.jpg)",
     ):
         assert said in report, said
-    with Image.open(tmp_path / "out" / "eclipse.png") as sheet:
+    with Image.open(tmp_path / "out" / "eclipse.jpg") as sheet:
         assert sheet.width > 6 * 112
     assert set(found["eclipse_preferred"]) == set(found["eclipse_minus"])
     assert 0 <= found["eclipse_preferred"]["projection"]["seen"]["mean"] <= 1

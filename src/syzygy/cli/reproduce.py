@@ -25,15 +25,14 @@ def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
 
     Projection, diffusion baseline and ECLIPSE with the same size, pairs, steps and hyperparameters, beside text-identity and the
     reference: scored on embeddings and on pictures, on compositions seen and held out; sweeps over λ, data, steps and noise.
-    The same command continues an interrupted comparison. Writes index.html, results.json, report.md and its eclipse.png.
+    The same command continues an interrupted comparison. Writes index.html, results.json, report.md and its eclipse.jpg.
     """
     import json
 
     from syzygy import artifact, presets
     from syzygy.config import override
-    from syzygy.pictures import save_png
     from syzygy.runs import reproduce
-    from syzygy.runs.reproduce_report import SHEET, markdown, page, results, sheet
+    from syzygy.runs.reproduce_report import markdown, page, results, save_sheet
 
     run = override(presets.choose(presets.REPRODUCE, "quick" if quick else "full"), overrides)
     writable_folder(out)
@@ -43,7 +42,7 @@ def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     found = results(run, out)
     artifact.write_json(out / "results.json", found)
     artifact.write_bytes(out / "report.md", markdown(found).encode())
-    save_png(sheet(out, bench.wanted), out / SHEET, {"command": "syzygy reproduce eclipse"})
+    save_sheet(out, bench.wanted)
     artifact.write_bytes(out / "index.html", page(found, out, bench.wanted).encode())
     if as_json:
         click.echo(json.dumps(found))
