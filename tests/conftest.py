@@ -99,6 +99,13 @@ def write_tar() -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, which `tests.hub_cache.add_snapshot` fills."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model of untrained tiny parts: real classes and files, pictures of 32 × 32. Copy it to change it."""

@@ -19,18 +19,11 @@ from syzygy.hub import assembly, repositories
 from syzygy.hub.zero_image import ZeroImage
 from syzygy.types import Guide, Sampling
 from tests import tiny_unclip
+from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_karlo import tiny_karlo
 from tests.tiny_unclip import WIDTH, Tiny
 
-COMMIT = "0123456789abcdef" * 2 + "01234567"
 PROMPTS = ["a red circle", "two blue stars"]
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
 
 
 @pytest.fixture(autouse=True)
@@ -40,18 +33,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "syzygy"
 
 
-def publish(cache: Path, hub_id: str, folder: Path) -> None:
-    """`folder` as a snapshot of the hub's client."""
-    storage = cache / f"models--{hub_id.replace('/', '--')}"
-    (storage / "refs").mkdir(parents=True)
-    (storage / "refs" / "main").write_text(COMMIT)
-    shutil.copytree(folder, storage / "snapshots" / COMMIT)
-
-
 def publish_all(cache: Path, name: str, tiny: Tiny) -> None:
     one = repositories.PUBLISHED[name]
     for hub_id, folder in zip((one.decoder, one.clip, one.prior), tiny, strict=True):
-        publish(cache, hub_id, folder)
+        add_snapshot(cache, folder, hub_id, COMMIT, "main")
 
 
 def load(tiny: Tiny, **settings: Any) -> TextToImage:
@@ -263,7 +248,7 @@ def test_what_is_missing_is_named(
     shutil.rmtree(decoder / "movq")
     said = syzygy(*run, *arguments(tiny_kandinsky, decoder=decoder))
     assert f"{decoder} has no movq" in " ".join(said.err.split())
-    publish(cache, repositories.PUBLISHED["kandinsky-2.2"].decoder, tiny_kandinsky.decoder)
+    add_snapshot(cache, tiny_kandinsky.decoder, repositories.PUBLISHED["kandinsky-2.2"].decoder, COMMIT, "main")
     said = syzygy(*run, "--model", "kandinsky-2.2")  # the prior and the CLIP are missing yet
     assert "hf download ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior" in " ".join(said.err.split())
 

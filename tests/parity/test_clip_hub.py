@@ -12,26 +12,14 @@ from huggingface_hub.utils import filter_repo_objects
 
 from syzygy.errors import UserError
 from syzygy.hub.clip import Clip
+from tests.hub_cache import COMMIT, add_snapshot
 
-COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
+OTHER = "f" * 40
 HUB_ID = "somebody/tiny-clip"
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
 def add_to_cache(cache: Path, folder: Path, commit: str, *refs: str, hub_id: str = HUB_ID) -> Path:
-    """`folder` as a snapshot, as the hub's client lays it out."""
-    storage = cache / f"models--{hub_id.replace('/', '--')}"
-    for ref in refs:
-        path = storage / "refs" / ref
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(commit)
-    return Path(shutil.copytree(folder, storage / "snapshots" / commit))
+    return add_snapshot(cache, folder, hub_id, commit, *refs)
 
 
 def test_a_revision_in_the_cache_is_found_and_its_commit_recorded(cache: Path, openai: Path, kandinsky: Path) -> None:

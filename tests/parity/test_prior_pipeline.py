@@ -19,6 +19,7 @@ import syzygy
 from syzygy.errors import UserError
 from syzygy.hub.prior_pipeline import PriorPipeline
 from syzygy.prior.diffusion import fresh_noise
+from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_unclip import SIZE, WIDTH, Tiny, tiny_clip_pipeline, tiny_kandinsky
 
 DOCS = Path(__file__).parents[2] / "docs" / "decoders.md"
@@ -119,19 +120,17 @@ def test_half_precision_and_moving(tiny: Tiny, eclipse: PriorPipeline) -> None:
         assert torch.cosine_similarity(one.float(), other).item() > 0.99
 
 
-def test_the_script_in_the_documentation_paints(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_in_the_documentation_paints(
+    tiny: Tiny, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Word for word, but for sizes, device and steps; the hub's cache holds tiny models under the published names."""
     block = next(b for b in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if "PriorPipeline" in b)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for hub_id, folder in (
         ("ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior", tiny.prior),
         ("kandinsky-community/kandinsky-2-2-prior", tiny.clip),
     ):
         assert hub_id in block or hub_id == "kandinsky-community/kandinsky-2-2-prior"
-        storage = tmp_path / "hub" / f"models--{hub_id.replace('/', '--')}"
-        shutil.copytree(folder, storage / "snapshots" / ("a" * 40))
-        (storage / "refs").mkdir()
-        (storage / "refs/main").write_text("a" * 40)
+        add_snapshot(cache, folder, hub_id, COMMIT, "main")
     # A prior as narrow as this one tells no published CLIP by its width.
     monkeypatch.setitem(syzygy.hub.prior_pipeline.CLIPS, WIDTH, "kandinsky-community/kandinsky-2-2-prior")
     for was, now in (

@@ -22,26 +22,14 @@ from syzygy.hub.priors import find_prior, load_eclipse, load_prior
 from syzygy.prior.diffusion import SampledPrior, fresh_noise
 from syzygy.prior.model import EclipsePrior
 from syzygy.rng import generator
+from tests.hub_cache import COMMIT, add_snapshot
 
-COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
+OTHER = "f" * 40
 HUB_ID = "somebody/tiny-prior"
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
 def add_to_cache(cache: Path, folder: Path, commit: str, *refs: str, hub_id: str = HUB_ID) -> Path:
-    """`folder` as a snapshot, as the hub's client lays it out."""
-    storage = cache / f"models--{hub_id.replace('/', '--')}"
-    for ref in refs:
-        path = storage / "refs" / ref
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(commit)
-    return Path(shutil.copytree(folder, storage / "snapshots" / commit))
+    return add_snapshot(cache, folder, hub_id, commit, *refs)
 
 
 def test_an_eclipse_prior_comes_by_hub_id_at_a_fixed_revision(cache: Path, tiny_model: Path) -> None:

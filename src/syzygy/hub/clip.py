@@ -1,7 +1,6 @@
 """Any CLIP that transformers loads, as text encoder and image encoder; and the starter's own, built from nothing."""
 
 import json
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint, towers
 from syzygy.hub.preparation import Preparation
+from syzygy.hub.tokens import Tokenized, tokenized
 from syzygy.types import TextFeatures
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -151,31 +151,12 @@ class Clip(nn.Module):
 
     def tokenize(self, texts: list[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """Token ids and mask, padded on the right to the longest text; texts past the last position are cut with a warning."""
-        ids, mask, _ = self._tokenized(texts)
-        return ids, mask
+        found = self._tokenized(texts)
+        return found.ids, found.mask
 
-    def _tokenized(self, texts: list[str]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"], Int[Tensor, "B T 2"]]:
-        """Ids and mask, and the characters of its text that each token stands for (start, end and pads for none)."""
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        room = self.positions - 2
-        for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            if len(ids) > room:
-                cut = text[spans[room][0] :].strip()
-                warnings.warn(
-                    f"the prompt has {len(ids) + 2} tokens, this encoder reads {self.positions}; cut: "
-                    f"{cut if len(cut) <= 160 else f'{cut[:80]} … {cut[-80:]}'!r}",
-                    stacklevel=4,
-                )
-        start, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        rows = [[start, *ids[:room], end] for ids in encoded["input_ids"]]
-        length = max(map(len, rows))
-        ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
-        mask = torch.arange(length)[None] < torch.tensor([len(row) for row in rows])[:, None]
-        spans = torch.zeros(*ids.shape, 2, dtype=torch.long)
-        for row, found in zip(spans, encoded["offset_mapping"], strict=True):
-            kept = torch.tensor(found[:room], dtype=torch.long).view(-1, 2)
-            row[1 : 1 + len(kept)] = kept
-        return ids, mask, spans
+    def _tokenized(self, texts: list[str]) -> Tokenized:
+        start = self.tokenizer.bos_token_id
+        return tokenized(self.tokenizer, texts, most=self.positions, start=start, stacklevel=5)
 
     def text_features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> TextFeatures:
         """Token ids → features; the pooled embedding is the projected state of the (first) end token."""
@@ -185,9 +166,9 @@ class Clip(nn.Module):
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> TextFeatures:
         """Texts → states after the final LayerNorm, mask, and projected (not normalised) pooled embedding, in fp32; with spans."""
-        ids, mask, spans = self._tokenized(texts)
-        features = self.text_features(ids.to(self.device), mask.to(self.device)).to(dtype=torch.float32)
-        return replace(features, spans=spans)
+        found = self._tokenized(texts)
+        features = self.text_features(found.ids.to(self.device), found.mask.to(self.device)).to(dtype=torch.float32)
+        return replace(features, spans=found.spans)
 
     def image_embeddings(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Pictures in [0, 1] → raw projected embeddings; other sizes than the tower's are resized (bicubic, antialiased)."""

@@ -3,7 +3,6 @@
 T5 does not speak CLIP's space: it gives token states and no pooled embedding, and feeds decoders only.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from syzygy import artifact
 from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
+from syzygy.hub.tokens import Tokenized, tokenized
 from syzygy.types import TextStates
 
 PAD, END = "<pad>", "</s>"
@@ -60,32 +60,18 @@ class T5Text(nn.Module):
     def device(self) -> torch.device:
         return self.model.shared.weight.device
 
-    def rows(self, texts: list[str]) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        """Token ids of each text with its end token, and the characters that each stands for; longer ones are cut with a warning."""
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        room, end = self.max_tokens - 1, self.tokenizer.eos_token_id
-        for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            if len(ids) > room:
-                cut = text[spans[room][0] :].strip()
-                warnings.warn(
-                    f"the prompt has {len(ids) + 1} tokens, this encoder reads {self.max_tokens}; cut: "
-                    f"{cut if len(cut) <= 160 else f'{cut[:80]} … {cut[-80:]}'!r}",
-                    stacklevel=4,
-                )
-        ids = [[*row[:room], end] for row in encoded["input_ids"]]
-        return ids, [[*row[:room], (0, 0)] for row in encoded["offset_mapping"]]
+    def tokenize(self, texts: list[str]) -> Tokenized:
+        """Token ids with their end token; longer texts than `max_tokens` are cut with a warning."""
+        return tokenized(self.tokenizer, texts, most=self.max_tokens, start=None, stacklevel=4)
 
     @torch.no_grad()
     def encode_states(self, texts: list[str]) -> TextStates:
         """Texts → states after the encoder's final normalisation, mask and spans, in fp32; padded on the right."""
-        rows, found = self.rows(texts)
-        ids, mask = padded(rows, self.tokenizer.pad_token_id)
-        spans = torch.zeros(*ids.shape, 2, dtype=torch.long)
-        for row, own in zip(spans, found, strict=True):
-            row[: len(own)] = torch.tensor(own)
+        found = self.tokenize(texts)
+        mask = found.mask.to(self.device)
         encoder = self.model.get_encoder()
-        states = encoder(ids.to(self.device), attention_mask=mask.to(self.device).long()).last_hidden_state
-        return TextStates(states.float(), mask.to(self.device), spans)
+        states = encoder(found.ids.to(self.device), attention_mask=mask.long()).last_hidden_state
+        return TextStates(states.float(), mask, found.spans)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over the encoder's weights in fp32: which T5 a decoder was trained beside."""
@@ -147,13 +133,6 @@ class T5Text(nn.Module):
             raise UserError(f"the tokenizer of {source} does not tell characters: its folder needs a tokenizer.json.")
         fingerprint = artifact.fingerprint(model.get_encoder().float().state_dict()) if dtype == torch.float32 else None
         return T5Text(model.eval(), tokenizer, str(source), max_tokens, fingerprint).requires_grad_(False)
-
-
-def padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids as a tensor [B, T], padded on the right, and what of it is real."""
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
-    return ids, torch.arange(length)[None] < torch.tensor([len(row) for row in rows])[:, None]
 
 
 def build_t5(config: T5Config, texts: Iterable[str], seed: int) -> T5Text:

@@ -76,4 +76,5 @@ def _captions(seed: int, start: int, number: int, length: Length) -> list[str]:
 
 def _ids(t5: T5Text, texts: list[str]) -> list[list[int]]:
     """Without their end: spans are left out before it."""
-    return [row[:-1] for row in t5.rows(texts)[0]]
+    found = t5.tokenize(texts)
+    return [ids[mask].tolist()[:-1] for ids, mask in zip(found.ids, found.mask, strict=True)]
