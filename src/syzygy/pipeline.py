@@ -141,11 +141,11 @@ class Pipeline:
         """What a decoder may read of the prompts at `rows`; and the predicted embeddings, whether it reads them or not."""
         features = self.text_encoder.encode_text(prompts)[rows]
         embeddings = self.prior.predict(features, noise=noise)
-        text = "text" in conditions
         guide = Guide(
             embeddings if "image" in conditions else None,
-            features if text else None,
-            [prompts[row] for row in rows] if text else None,
+            features if "text" in conditions else None,
+            [prompts[row] for row in rows] if set(conditions) - {"image"} else None,
+            conditions=conditions,
         )
         return guide, embeddings
 

@@ -233,6 +233,8 @@ class Guide:
     """The prompts themselves, for a decoder with a text encoder of its own, and to find phrases in."""
     regions: Sequence[Sequence[Region]] | None = None
     """Of each picture: where phrases of its text shall be (paint-with-words)."""
+    conditions: Sequence[str] | None = None
+    """Which of its conditions a decoder shall read; None is all that it can of what is told."""
 
     def __post_init__(self) -> None:
         told = {len(x) for x in (self.embeddings, self.features, self.texts, self.regions) if x is not None}
@@ -247,6 +249,7 @@ class Guide:
             None if self.features is None else self.features[rows],
             None if self.texts is None else [self.texts[row] for row in rows],
             None if self.regions is None else [self.regions[row] for row in rows],
+            self.conditions,
         )
 
 
@@ -290,6 +293,16 @@ class TextEncoder(Protocol):
     def width(self) -> int: ...
 
     def encode_text(self, texts: list[str]) -> TextFeatures: ...
+
+
+@runtime_checkable
+class StatesEncoder(Protocol):
+    """Text → `TextStates`, for a decoder. T5 is one."""
+
+    @property
+    def width(self) -> int: ...
+
+    def encode_states(self, texts: list[str]) -> TextStates: ...
 
 
 @runtime_checkable

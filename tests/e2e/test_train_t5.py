@@ -1,13 +1,18 @@
 """A T5 from the command line."""
 
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from syzygy import artifact
+from syzygy.api import TextToImage
+from syzygy.errors import UserError
 from syzygy.hub.t5 import T5Config, T5Text, build_t5
 from syzygy.hub.unet import build_decoder, load_decoder
 from syzygy.runs.decoder import extend
+from syzygy.types import Region
 
 
 def test_trained_and_loaded(syzygy, tmp_path: Path, monkeypatch) -> None:
@@ -48,6 +53,31 @@ def test_a_decoder_goes_on_with_t5_beside(syzygy, tiny_model: Path, tmp_path: Pa
     record = artifact.read_json(run / "decoder" / artifact.PROVENANCE_FILE)
     assert record["t5"] == T5Text.from_pretrained(tmp_path / "t5").fingerprint()
     assert record["init"] == artifact.fingerprint(old.state_dict())
+
+    # The three together paint: any subset of what the decoder reads, and words painted for both text encoders.
+    whole = shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.rmtree(whole / "decoder")
+    shutil.copytree(run / "decoder", whole / "decoder")
+    with pytest.raises(UserError, match=r"reads T5's states, but .* has no folder t5"):
+        TextToImage.from_pretrained(whole)
+    shutil.copytree(tmp_path / "t5", whole / "t5")
+    model, half = TextToImage.from_pretrained(whole), torch.zeros(8, 8)
+    half[:, :4] = 1
+
+    def picture(**settings) -> bytes:
+        return model("a red circle", generator=torch.Generator().manual_seed(0), **settings).images[0].tobytes()
+
+    subsets = (None, ["image"], ["text"], ["t5"], ["text", "t5"], ["image", "t5"])
+    assert len({picture(conditions=one) for one in subsets}) == len(subsets)
+    assert picture(conditions=["image", "text", "t5"]) == picture()
+    painted = picture(conditions=["t5"], regions=[Region("red circle", half)], painting=2.0)
+    assert painted != picture(conditions=["t5"])
+    assert picture(conditions=["t5"], negative_prompt="a blue star") != picture(conditions=["t5"])
+    build_t5(T5Config(width=32, layers=1, decoder_layers=1, heads=2), ["a red circle"] * 9, seed=1).save_pretrained(
+        whole / "t5", {}
+    )
+    with pytest.raises(UserError, match="trained beside another t5"):
+        TextToImage.from_pretrained(whole)
 
     fresh = build_decoder(new.config, seed=1)
     before = {name: value.clone() for name, value in fresh.slots["t5"].state_dict().items()}

@@ -1,6 +1,6 @@
 """Syzygy's own decoder: a denoiser of an autoencoder's latents, walked by a sampler, as one that paints pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,6 +20,9 @@ from syzygy.types import (
     ImageAutoencoder,
     Progress,
     Sampling,
+    StatesEncoder,
+    TextFeatures,
+    TextStates,
     image_condition,
     text_condition,
 )
@@ -30,17 +33,19 @@ PAINTING = 0.4
 
 @dataclass(frozen=True)
 class LatentDecoder:
-    """A `PictureDecoder` that reads image embeddings, text features, or both: what a guide does not tell is absent."""
+    """A `PictureDecoder` that reads image embeddings, text features, texts, any of them: what a guide does not tell is absent."""
 
     denoiser: Denoiser
     autoencoder: ImageAutoencoder
     device: torch.device
     defaults: Sampling = field(default_factory=lambda: Sampling(steps=25, guidance_scale=2.0, sampler="dpm++2m"))
     schedule: KarrasSchedule = field(default_factory=KarrasSchedule)
+    encoders: Mapping[str, StatesEncoder] = field(default_factory=dict)
+    """Text encoders of its own, by the condition that they make: `t5`."""
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        return ("image", "text")
+        return ("image", "text", *self.encoders)
 
     @torch.inference_mode()
     def paint(
@@ -57,16 +62,27 @@ class LatentDecoder:
         own = self.defaults
         steps = own.steps if how.steps is None else how.steps
         assert steps is not None and own.sampler is not None
-        negative = None if away is None else conditioning_of(away, self.device)
+        negative = None if away is None else self._conditioning(away)
         latents = sample(
             self._guided(towards, negative, how),
             per_sample_noise(self.autoencoder.latent_shape, generators, self.device),
             self.schedule.sigmas(steps),
-            conditioning_of(towards, self.device, self._strength(towards, how)),
+            self._conditioning(towards, self._strength(towards, how)),
             sampler=how.sampler or own.sampler,
             on_step=on_step,
         )
         return self.autoencoder.decode(latents)
+
+    def _conditioning(self, guide: Guide, painting: float = 0.0) -> Conditioning:
+        """What is told, and what the decoder's own encoders make of the texts."""
+        wanted = self.conditions if guide.conditions is None else guide.conditions
+        texts = guide.texts
+        own = {
+            name: encoder.encode_states(list(texts))
+            for name, encoder in self.encoders.items()
+            if texts is not None and name in wanted
+        }
+        return conditioning_of(guide, self.device, painting, own)
 
     def _guided(self, towards: Guide, negative: Conditioning | None, how: Sampling) -> Guided | StyleGuided:
         scale = self.defaults.guidance_scale if how.guidance_scale is None else how.guidance_scale
@@ -91,27 +107,36 @@ class LatentDecoder:
             raise UserError("this decoder paints pictures of one size: leave the size out.")
 
 
-def conditioning_of(guide: Guide, device: torch.device, painting: float = 0.0) -> Conditioning:
-    """What a guide tells, as our decoder's conditions; regions paint the text's tokens with the strength `painting` (w').
+def conditioning_of(
+    guide: Guide, device: torch.device, painting: float = 0.0, states: Mapping[str, TextStates] | None = None
+) -> Conditioning:
+    """What a guide tells, as our decoder's conditions; regions paint the tokens of texts with the strength `painting` (w').
+
+    Args:
+        states: of the guide's texts, by the condition that they are.
 
     Raises:
-        UserError: neither embeddings nor features; regions without text, or for states that have no column a token.
+        UserError: nothing is told; regions without text, or for states that have no column a token.
     """
-    conditions = {}
-    if guide.embeddings is not None:
-        conditions["image"] = image_condition(guide.embeddings.to(device))
+    read: dict[str, TextFeatures | TextStates] = dict(states or {})
     if guide.features is not None:
-        conditions["text"] = text_condition(guide.features.to(device))
+        read = {"text": guide.features, **read}
+    conditions = {name: text_condition(found.to(device)) for name, found in read.items()}
+    if guide.embeddings is not None:
+        conditions = {"image": image_condition(guide.embeddings.to(device)), **conditions}
     if not conditions:
         raise UserError("this decoder needs image embeddings or text features to paint; the guide has neither.")
     if guide.regions is not None and any(guide.regions):
-        if guide.features is None or guide.texts is None:
+        if not read or guide.texts is None:
             raise UserError(
                 "regions are for words that the decoder reads: let it read the text (conditions image,text)."
             )
-        if guide.features.spans is None:
-            raise UserError("regions need a text encoder with a state for each token; this one tells no words apart.")
-        maps = painted(guide.texts, guide.features.spans, guide.regions, painting).to(device)
-        if maps.any():  # of no strength, or no weight, it is unpainted to the bit
-            conditions["text"] = replace(conditions["text"], painted=maps)
+        for name, found in read.items():
+            if found.spans is None:
+                raise UserError(
+                    "regions need a text encoder with a state for each token; this one tells no words apart."
+                )
+            maps = painted(guide.texts, found.spans, guide.regions, painting).to(device)
+            if maps.any():  # of no strength, or no weight, it is unpainted to the bit
+                conditions[name] = replace(conditions[name], painted=maps)
     return Conditioning(conditions)

@@ -18,6 +18,7 @@ from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
 from syzygy.hub.experts import decoders_of, experts_folder, load_experts
 from syzygy.hub.priors import load_prior, trained_beside
+from syzygy.hub.t5 import T5Text
 from syzygy.hub.unet import load_config, load_decoder
 from syzygy.pipeline import Pipeline
 from syzygy.types import Prior, Sampling
@@ -69,6 +70,7 @@ def load(
         loaded = load_prior(chosen, clip, device, local_files_only=local_files_only)
     own = DEFAULTS | index.get("defaults", {})
     defaults = Sampling(steps=own["num_inference_steps"], guidance_scale=own["guidance_scale"], sampler=own["sampler"])
+    grown = None
     if experts is None:
         decoder = load_decoder(folder / "decoder").to(device)
         _check_decoder(decoder.config, folder / "decoder", clip, autoencoder)
@@ -78,7 +80,8 @@ def load(
         for name in decoders_of(grown):
             _check_decoder(load_config(grown / name), grown / name, clip, autoencoder)
         denoiser = load_experts(grown, device)
-    painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults)
+    encoders = _own_encoders(folder, folder / "decoder" if grown is None else grown / decoders_of(grown)[0], device)
+    painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults, encoders=encoders)
     return Bundle(clip, Pipeline(clip, loaded, painter, torch.device(device)), folder, bool(index.get("world")))
 
 
@@ -142,9 +145,25 @@ def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder:
     trained_beside(folder, "autoencoder", autoencoder.fingerprint())
 
 
+def _own_encoders(folder: Path, decoder: Path, device: str) -> dict[str, T5Text]:
+    """The text encoders that a decoder reads beside the model's CLIP: the same as in its training."""
+    reads = {slot.name for slot in load_config(decoder).slots} - {"image", "text"}
+    if strange := sorted(reads - {"t5"}):
+        raise UserError(f"the decoder in {decoder} reads {', '.join(strange)}, which this version does not know.")
+    if not reads:
+        return {}
+    if not (folder / "t5").is_dir():
+        raise UserError(
+            f"the decoder in {decoder} reads T5's states, but {folder} has no folder t5: copy the encoder there."
+        )
+    t5 = T5Text.from_pretrained(folder / "t5")
+    trained_beside(decoder, "t5", t5.fingerprint())
+    return {"t5": t5.to(device)}
+
+
 def assemble(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Mapping[str, Any]) -> Path:
-    """Put trained parts (`COMPONENTS`) together as a model folder that `from_pretrained` loads."""
-    assert set(parts) == set(COMPONENTS)
+    """Put trained parts (`COMPONENTS`, perhaps `t5`) together as a model folder that `from_pretrained` loads."""
+    assert set(parts) - {"t5"} == set(COMPONENTS)
     with artifact.folder_written(out, "the model") as temporary:
         for name, folder in parts.items():
             shutil.copytree(folder, temporary / name)
