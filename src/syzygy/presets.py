@@ -97,6 +97,29 @@ def decoder_starter() -> DecoderRun:
     )
 
 
+def decoder_words() -> DecoderRun:
+    """The starter's decoder taught to read words (`--t5 FOLDER --init starter`): most samples have T5's states, which no pooled
+    vector sums up, so that single words come through cross-attention and can be painted. Not run yet.
+    """
+    run = decoder_starter()
+    subsets = {
+        "image": 0.2,
+        "text": 0.05,
+        "t5": 0.3,
+        "text+t5": 0.15,
+        "image+text": 0.05,
+        "image+text+t5": 0.15,
+        "": 0.1,
+    }
+    return run.model_copy(
+        update={
+            "medium_captions": 0.3,
+            "task": run.task.model_copy(update={"subsets": subsets}),
+            "loop": run.loop.model_copy(update={"steps": 7000, "lr": 5e-4}),
+        }
+    )
+
+
 def experts_full() -> ExpertsRun:
     """The paper's three experts on the starter's decoder, as full networks: 13 nodes of a minute and a half on two CPU cores."""
     decoder = decoder_starter()
@@ -301,7 +324,7 @@ def reproduce_quick() -> ReproduceRun:
 
 AUTOENCODER: dict[str, Callable[[], AutoencoderRun]] = {"starter": autoencoder_starter}
 CLIP: dict[str, Callable[[], ClipRun]] = {"starter": clip_starter}
-DECODER: dict[str, Callable[[], DecoderRun]] = {"starter": decoder_starter}
+DECODER: dict[str, Callable[[], DecoderRun]] = {"starter": decoder_starter, "words": decoder_words}
 PRIOR: dict[str, Callable[[], PriorRun]] = {
     "starter": prior_starter,
     "diffusion": prior_diffusion,
