@@ -45,6 +45,10 @@ def test_grown_and_planned(syzygy, tiny_model: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, high[key]) for key, value in weights(run / "experts" / "E1_1").items())
     assert (run / "nodes" / "E1_0" / "metrics.jsonl").read_bytes() == before
 
+    answer = syzygy("train", "experts", "--model", tiny_model, "--out", run, *SMALL, "loop.lr=0.02")
+    assert answer.code == 2
+    assert "trained with other settings (loop)" in answer.err
+
     planned = json.loads(syzygy("experts", "plan", run, "--steps", 10, "--sampler", "heun", "--json").out)
     assert (planned["evaluations"], [stage["expert"] for stage in planned["stages"]]) == (19, ["E1_0", "E1_1"])
     assert sum(stage["evaluations"] for stage in planned["stages"]) == 19

@@ -14,6 +14,7 @@ from syzygy import artifact
 from syzygy.config import Config
 from syzygy.diffusion.experts import COMPLEMENT, Node, Stages
 from syzygy.diffusion.noise import LogNormal
+from syzygy.errors import UserError
 from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
 from syzygy.hub.experts import STAGES_FILE, TRUNK, build_lora, load_lora, save_lora
@@ -102,12 +103,17 @@ def train(
     """Grow (or go on growing) the tree in `out` from the decoder in a folder; the finished ensemble is `out/experts`.
 
     Each node's training is a run of its own under `out/nodes`, resumed like any other; finished ones are not run again.
+
+    Raises:
+        UserError: leaves that are no tree's; a finished node with other settings.
     """
     todo = growth(run)
     for number, one in enumerate(todo, 1):
-        done = (out / "nodes" / one.name / GROWN).is_dir()
-        say(f"{number}/{len(todo)}  {one.name}" + (": done before" if done else ""))
-        if not done:
+        grown = out / "nodes" / one.name / GROWN
+        if grown.is_dir():
+            _check_same(run, grown)
+        say(f"{number}/{len(todo)}  {one.name}" + (": done before" if grown.is_dir() else ""))
+        if not grown.is_dir():
             _grow(run, one, decoder, clip, autoencoder, out, device)
     stages = stages_of(run.leaves, run.task.noise)
     with artifact.folder_written(out / "experts", "the experts") as temporary:
@@ -117,6 +123,17 @@ def train(
             shutil.copytree(decoder, temporary / TRUNK)
         artifact.write_json(temporary / STAGES_FILE, {"names": stages.names, "edges": stages.edges, "form": run.form})
     return out / "experts"
+
+
+def _check_same(run: ExpertsRun, grown: Path) -> None:
+    """Refuse a finished node that was trained with other settings; which leaves were wanted then does not matter."""
+    before = artifact.read_json(grown / artifact.PROVENANCE_FILE)["recipe"]
+    now = run.model_dump(mode="json")
+    other = [name for name in now if name != "leaves" and before.get(name) != now[name]]
+    if other:
+        raise UserError(
+            f"{grown.parent} was trained with other settings ({', '.join(other)}). Choose another --out, or the settings it has."
+        )
 
 
 def _grow(
