@@ -135,7 +135,7 @@ def test_painting_is_measured_beside_the_unpainted(syzygy, tiny_model: Path) -> 
         (category, strength, 2) for category in ("single", "colour") for strength in (0, 0.5, 2)
     ]
     assert all(0 <= row["placed"]["mean"] <= 1 for row in found["rows"])
-    assert (found["swap"], swapped["swap"]) == (False, True)
+    assert (found["swap"], swapped["swap"], found["conditions"]) == (False, True, ["text"])
     for arguments, message in (
         (("--strengths", "much"), "must be numbers joined by commas"),
         (("--conditions", "image"), "let it read the text"),

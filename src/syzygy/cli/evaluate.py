@@ -221,9 +221,8 @@ def painting(
             click.echo(f"{line} gained {row['agreement_gained']}  ({row['prompts']} prompts)")
     named = ("placed", "agreement", "agreement_gained")
     plain = [row | {key: asdict(row[key]) for key in named} for row in rows]
-    _write(
-        json_file, {"model": model, "experts": experts, "swap": swap, "scoring": scoring.model_dump(), "rows": plain}
-    )
+    about = {"model": model, "experts": experts, "conditions": read, "swap": swap}
+    _write(json_file, about | {"scoring": scoring.model_dump(), "rows": plain})
 
 
 def _scoring(ctx: click.Context, quick: bool, settings: dict[str, Any]) -> "Scoring":
