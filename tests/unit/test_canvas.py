@@ -40,6 +40,14 @@ def test_soft_edges_of_a_brush_are_no_new_colours(tmp_path: Path, canvas: Path) 
     assert star.mask[:, :9].min() == 1
 
 
+def test_a_stray_dot_of_another_colour_belongs_to_nobody(tmp_path: Path, canvas: Path) -> None:
+    picture = Image.open(canvas)
+    picture.putpixel((20, 10), (0, 255, 0))
+    picture.save(tmp_path / "dotted.png")
+    for region in regions_of([RED, BLUE], tmp_path / "dotted.png"):
+        assert region.mask[10, 20] == 0
+
+
 def test_transparency_is_ground_and_black_may_be_named(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     ImageDraw.Draw(picture).rectangle((0, 0, 3, 7), (0, 0, 0, 255))
