@@ -9,7 +9,7 @@ from torch import Tensor
 
 from syzygy.diffusion.guidance import Guided, StyleGuided
 from syzygy.diffusion.noise import KarrasSchedule
-from syzygy.diffusion.regions import painted
+from syzygy.diffusion.regions import check_read, painted
 from syzygy.diffusion.samplers import sample
 from syzygy.errors import UserError
 from syzygy.rng import per_sample_noise
@@ -131,12 +131,12 @@ def conditioning_of(
             raise UserError(
                 "regions are for words that the decoder reads: let it read the text (conditions image,text)."
             )
-        for name, found in read.items():
-            if found.spans is None:
-                raise UserError(
-                    "regions need a text encoder with a state for each token; this one tells no words apart."
-                )
-            maps = painted(guide.texts, found.spans, guide.regions, painting).to(device)
+        spans = {name: found.spans for name, found in read.items() if found.spans is not None}
+        if len(spans) < len(read):
+            raise UserError("regions need a text encoder with a state for each token; this one tells no words apart.")
+        check_read(guide.texts, list(spans.values()), guide.regions)
+        for name, own in spans.items():
+            maps = painted(guide.texts, own, guide.regions, painting).to(device)
             if maps.any():  # of no strength, or no weight, it is unpainted to the bit
                 conditions[name] = replace(conditions[name], painted=maps)
     return Conditioning(conditions)

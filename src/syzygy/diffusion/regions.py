@@ -71,7 +71,8 @@ def painted(
         regions: those of each prompt; at least one in all.
 
     Raises:
-        UserError: a phrase that its prompt does not hold, or whose tokens were cut off; masks of different sizes.
+        UserError: a phrase that its prompt does not hold; masks of different sizes. One whose tokens were cut off is left unpainted: another
+            encoder may read it (`check_read`).
     """
     sizes = {tuple(region.mask.shape) for own in regions for region in own}
     if len(sizes) != 1:
@@ -86,12 +87,24 @@ def painted(
     return maps
 
 
+def check_read(
+    prompts: Sequence[str], spans: Sequence[Int[Tensor, "B T 2"]], regions: Sequence[Sequence[Region]]
+) -> None:
+    """Refuse a phrase whose tokens every text encoder has cut off.
+
+    Args:
+        spans: of each encoder.
+    """
+    for row, (prompt, own) in enumerate(zip(prompts, regions, strict=True)):
+        for region in own:
+            read = [all(map(torch.any, _columns(prompt, one[row], region.phrase))) for one in spans]
+            if not any(read):
+                raise UserError(
+                    f"the words {region.phrase!r} are past the last token that the text encoder reads: shorten the prompt."
+                )
+
+
 def _columns(prompt: str, spans: Int[Tensor, "T 2"], phrase: str) -> list[Bool[Tensor, "T"]]:
     """The tokens of each place where the phrase stands."""
     low, high = spans.unbind(1)
-    found = [(low < end) & (high > start) & (high > low) for start, end in places(prompt, phrase)]
-    if not all(tokens.any() for tokens in found):
-        raise UserError(
-            f"the words {phrase!r} are past the last token that the text encoder reads: shorten the prompt."
-        )
-    return found
+    return [(low < end) & (high > start) & (high > low) for start, end in places(prompt, phrase)]

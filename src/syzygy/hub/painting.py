@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from syzygy.diffusion.paint import Painting, bias, largest_score
@@ -39,7 +40,9 @@ def _painted_mask(attn: Any, x: Tensor, tokens: Tensor, mask: Tensor | None, pai
     q, k = (y.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for y in (attn.to_q(x), attn.to_k(tokens)))
     # diffusers hides tokens with -10000 in a mask [B, 1, T].
     visible = None if mask is None else mask[:, 0] > -1
-    added = bias(painting.at(x.shape[1]).to(q.dtype), largest_score(q, k, visible))
+    with torch.no_grad():  # how strong a pull is, is no way to learn
+        largest = largest_score(q, k, visible)
+    added = bias(painting.at(x.shape[1]).to(q.dtype), largest)
     if mask is not None:
         added = added + mask[:, None]
     return added.flatten(0, 1)

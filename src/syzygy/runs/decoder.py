@@ -1,7 +1,8 @@
 """The starter's decoder, trained on the embedded world beside a frozen CLIP and a frozen autoencoder."""
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from syzygy import artifact
 from syzygy.config import Config
 from syzygy.diffusion.decoder import Decoder, DecoderConfig, SlotConfig, UNetConfig
+from syzygy.diffusion.regions import painted
 from syzygy.errors import UserError
 from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
@@ -20,9 +22,10 @@ from syzygy.train.decoder import DecoderBatch, DecoderTask, DecoderTaskConfig
 from syzygy.train.loop import fit
 from syzygy.train.precision import autocast, precision_on
 from syzygy.train.schedule import LoopConfig
-from syzygy.types import Conditioning, image_condition, text_condition
+from syzygy.types import Conditioning, TextFeatures, TextStates, image_condition, text_condition
 from syzygy.world import source
 from syzygy.world.language.base import Length
+from syzygy.world.regions import regions
 
 SCALE_PAIRS = 1024
 VALIDATION_PICTURES = 256
@@ -41,6 +44,8 @@ class DecoderRun(Config):
     """Cross-attention tokens made of the image embedding."""
     medium_captions: float = 0.1
     """Part of the batches whose captions open with other sentences."""
+    long_captions: float = 0.0
+    """Part of the batches whose captions open with so many that CLIP reads none of the decisive words, and T5 all."""
     task: DecoderTaskConfig
     """What a step sees."""
     loop: LoopConfig
@@ -72,7 +77,7 @@ def train(
     if t5 is not None:
         beside["t5"] = t5.fingerprint()
     precision = precision_on(device)
-    encode = Encoding(clip, autoencoder, precision, t5)
+    encode = Encoding(clip, autoencoder, precision, t5, painted=run.task.painted > 0)
     sample = encode(source.pairs(seed_of(run.seed, "decoder scale"), 0, SCALE_PAIRS))
     channels, size, _ = autoencoder.latent_shape
     slots = (
@@ -96,7 +101,7 @@ def train(
             decoder.set_scale(name, condition.pooled.square().mean().sqrt().item())
     decoder = decoder.to(device)
 
-    batches = encode.stream(run.task.pictures, run.medium_captions, run.seed)
+    batches = encode.stream(run.task.pictures, run.medium_captions, run.long_captions, run.seed)
     task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], run.task, run.seed, precision)
     settings = run.model_dump(mode="json") | beside
     result = fit(task, run.loop, out, reporter=reporter("decoder", run.task.batch_size), run=settings)
@@ -129,30 +134,46 @@ def extend(decoder: Decoder, init: Path) -> str:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Pairs → what a decoder is trained on: pictures' latents with both CLIP embeddings of each pair."""
+    """Pairs → what a decoder is trained on: pictures' latents with the embeddings of each pair."""
 
     clip: Clip
     autoencoder: Autoencoder
     precision: torch.dtype | None = None
     """What the frozen networks run in; their answers are fp32."""
     t5: T5Text | None = None
+    painted: bool = False
+    """Whether the words for objects are painted where these are (with the strength 1)."""
 
     @torch.no_grad()
     def __call__(self, found: list[source.Pair]) -> DecoderBatch:
-        images = source.pictures(found, self.autoencoder.image_size, self.clip.device)
-        with autocast(self.clip.device, self.precision):
-            texts = [p.caption.text for p in found]
-            features = self.clip.encode_text(texts)
-            conditions = {"image": image_condition(self.clip.encode_image(images)), "text": text_condition(features)}
+        images, texts = (
+            source.pictures(found, self.autoencoder.image_size, self.clip.device),
+            [p.caption.text for p in found],
+        )
+        with autocast(self.clip.device, self.precision), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # long captions are cut on purpose
+            read: dict[str, TextFeatures | TextStates] = {"text": self.clip.encode_text(texts)}
             if self.t5 is not None:
-                conditions["t5"] = text_condition(self.t5.encode_states(texts))
-            return DecoderBatch(self.autoencoder.encode(images), Conditioning(conditions))
+                read["t5"] = self.t5.encode_states(texts)
+            conditions = {"image": image_condition(self.clip.encode_image(images))}
+            conditions |= {name: text_condition(states) for name, states in read.items()}
+            latents = self.autoencoder.encode(images)
+        if self.painted:
+            draws = [Draw(0, "regions", pair.caption.text, repr(pair.scene.things)) for pair in found]
+            where = [regions(pair, draw, latents.shape[-1]) for pair, draw in zip(found, draws, strict=True)]
+            for name, states in read.items():
+                assert states.spans is not None
+                maps = painted(texts, states.spans, where, 1.0) if any(where) else None
+                if maps is not None:
+                    conditions[name] = replace(conditions[name], painted=maps.to(latents.device))
+        return DecoderBatch(latents, Conditioning(conditions))
 
-    def stream(self, number: int, medium: float, seed: int) -> Callable[[int], DecoderBatch]:
-        """Step → `number` pictures of the world, the same again for the same step; `medium` is the part with longer captions."""
+    def stream(self, number: int, medium: float, long: float, seed: int) -> Callable[[int], DecoderBatch]:
+        """Step → `number` pictures of the world, the same again for the same step; `medium` and `long` are the parts with longer captions."""
 
         def batches(step: int) -> DecoderBatch:
-            length: Length = "medium" if Draw(seed, "decoder step", step).chance(medium) else "short"
+            at = Draw(seed, "decoder step", step).random()
+            length: Length = "medium" if at < medium else "long" if at < medium + long else "short"
             return self(source.pairs(seed_of(seed, "decoder"), step * number, number, length=length))
 
         return batches

@@ -46,6 +46,8 @@ class ExpertsRun(Config):
     """Regular expression: which layers of the decoder's U-Net are adapted."""
     medium_captions: float = 0.1
     """Part of the batches whose captions open with other sentences."""
+    long_captions: float = 0.0
+    """Part of the batches whose captions open with so many that CLIP reads none of the decisive words, and T5 all."""
     task: DecoderTaskConfig
     """What a step sees; its distribution of noise levels is the one that the tree cuts."""
     loop: LoopConfig
@@ -154,7 +156,7 @@ def _grow(
     noise = run.task.noise.model_copy(update={"shares": one.shares})
     settings = run.task.model_copy(update={"noise": noise})
     seed = seed_of(run.seed, "expert", one.name)
-    batches = encode.stream(run.task.pictures, run.medium_captions, seed)
+    batches = encode.stream(run.task.pictures, run.medium_captions, run.long_captions, seed)
     task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], settings, seed, precision, lora)
     started = artifact.fingerprint(decoder.state_dict())
     own: dict[str, Any] = {"node": one.name, "shares": one.shares, "parent": one.parent, "from": started}

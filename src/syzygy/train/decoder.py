@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -18,7 +18,7 @@ from syzygy.errors import UserError, unknown
 from syzygy.nn.lora import Adapted, Lora
 from syzygy.rng import generator
 from syzygy.train.precision import autocast
-from syzygy.types import Conditioning
+from syzygy.types import Condition, Conditioning
 
 
 class DecoderTaskConfig(Config):
@@ -32,6 +32,10 @@ class DecoderTaskConfig(Config):
     """Distribution of the noise levels."""
     subsets: dict[str, float] = {"image": 0.45, "text": 0.2, "image+text": 0.25, "": 0.1}
     """Probability of each subset of conditions, names joined by `+`, "" for none; they sum to 1."""
+    painted: float = Field(default=0.0, ge=0, le=1)
+    """Part of the samples whose words are painted where their objects are (where the batches have regions)."""
+    strengths: tuple[float, float] = (0.1, 1.0)
+    """The smallest and largest strength (w') that they are painted with."""
 
     @property
     def pictures(self) -> int:
@@ -43,6 +47,13 @@ class DecoderTaskConfig(Config):
         if self.batch_size % self.draws:
             raise ValueError(f"draws={self.draws} must divide batch_size={self.batch_size}")
         return self
+
+    @field_validator("strengths")
+    @classmethod
+    def _is_range(cls, strengths: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= strengths[0] <= strengths[1] < math.inf:
+            raise ValueError(f"strengths must be two finite numbers of at least 0, the smaller first; got {strengths}")
+        return strengths
 
     @field_validator("subsets")
     @classmethod
@@ -123,14 +134,18 @@ class DecoderTask:
         latents = batch.latents[of]
         noise = torch.randn(latents.shape, generator=random, device=device)
         conditioning = self._random_subsets(batch.conditioning[of], len(of), random)
+        if self._config.painted:
+            conditioning = self._random_painting(conditioning, len(of), random)
         return {"loss": self._losses(latents, sigma, noise, conditioning).mean()}
 
     def validate(self) -> dict[str, float]:
         """Loss for each subset of conditions, at fixed noise and at σ spread evenly over the training distribution.
 
-        `loss` weighs the subsets as training does. A condition is used if `loss/<subset>` falls below `loss/none`.
+        `loss` weighs the subsets as training does. A condition is used if `loss/<subset>` falls below `loss/none`; where words are painted in
+        training, painting is used if `loss/<subset>/painted` falls below `loss/<subset>`.
         """
         losses = dict.fromkeys(self._config.subsets, 0.0)
+        painted: dict[str, float] = {}
         pictures = sum(map(len, self._validation))
         assert pictures, "validation needs pictures"
         for index, batch in enumerate(self._validation):
@@ -140,9 +155,15 @@ class DecoderTask:
             sigma = self._config.noise.spread(levels)
             for subset in losses:
                 shown = only(batch.conditioning, members_of(subset))
-                losses[subset] += self._losses(batch.latents, sigma, noise, shown).sum().item() / pictures
+                plain = painted_with(shown, torch.zeros_like(sigma))
+                losses[subset] += self._losses(batch.latents, sigma, noise, plain).sum().item() / pictures
+                if self._config.painted and any(c.painted is not None for c in shown.conditions.values()):
+                    some = painted_with(shown, torch.full_like(sigma, sum(self._config.strengths) / 2))
+                    part = self._losses(batch.latents, sigma, noise, some).sum().item() / pictures
+                    painted[subset] = painted.get(subset, 0.0) + part
         total = sum(probability * losses[subset] for subset, probability in self._config.subsets.items())
-        return {"loss": total} | {f"loss/{subset or 'none'}": value for subset, value in losses.items()}
+        each = {f"loss/{subset or 'none'}": value for subset, value in losses.items()}
+        return {"loss": total} | each | {f"loss/{subset}/painted": value for subset, value in painted.items()}
 
     def _random_subsets(self, conditioning: Conditioning, batch: int, random: torch.Generator) -> Conditioning:
         names, device = list(self._config.subsets), random.device
@@ -154,11 +175,30 @@ class DecoderTask:
             kept[name] = condition.kept(has[chosen])
         return Conditioning(kept)
 
+    def _random_painting(self, conditioning: Conditioning, batch: int, random: torch.Generator) -> Conditioning:
+        """Some samples painted, each with a strength of its own."""
+        low, high = self._config.strengths
+        chosen = torch.rand(batch, generator=random, device=random.device) < self._config.painted
+        strengths = low + (high - low) * torch.rand(batch, generator=random, device=random.device)
+        return painted_with(conditioning, strengths * chosen)
+
     def _losses(
         self, latents: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], noise: Tensor, conditioning: Conditioning
     ) -> Float[Tensor, "B"]:
         with autocast(latents.device, self._precision):
             return denoising_loss(self._denoiser, latents, sigma, noise, conditioning)
+
+
+def painted_with(conditioning: Conditioning, strengths: Float[Tensor, "B"]) -> Conditioning:
+    """Each sample's painting as strong as told; what is painted nowhere is as without."""
+    any_strength = bool(strengths.any())
+
+    def one(condition: Condition) -> Condition:
+        if condition.painted is None:
+            return condition
+        return replace(condition, painted=condition.painted * strengths[:, None, None, None] if any_strength else None)
+
+    return Conditioning({name: one(condition) for name, condition in conditioning.conditions.items()})
 
 
 def only(conditioning: Conditioning, names: list[str]) -> Conditioning:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syzygy.diffusion.regions import blurred, painted, places
+from syzygy.diffusion.regions import blurred, check_read, painted, places
 from syzygy.errors import UserError
 from syzygy.types import Region
 
@@ -84,7 +84,7 @@ def test_what_stands_between_spaces_is_found(text: str, start: int, length: int)
 
 def test_words_cut_off_are_refused() -> None:
     with pytest.raises(UserError, match="past the last token"):
-        painted([PROMPT], spans(PROMPT)[:, :6], [[Region("circle", half(True))]], 1.0)
+        check_read([PROMPT], [spans(PROMPT)[:, :6]], [[Region("circle", half(True))]])
 
 
 def test_blur_keeps_what_is_painted_and_softens_its_border() -> None:

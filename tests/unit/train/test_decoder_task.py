@@ -10,7 +10,7 @@ from syzygy.errors import UserError
 from syzygy.hub.unet import build_decoder
 from syzygy.rng import generator
 from syzygy.train.decoder import DecoderBatch, DecoderTask, DecoderTaskConfig, independent_dropout, only
-from syzygy.types import Conditioning, image_condition
+from syzygy.types import Condition, Conditioning, image_condition
 
 CONFIG = DecoderConfig(
     slots=(SlotConfig(name="image", pooled_width=3, pooled_tokens=2), SlotConfig(name="text", pooled_width=3)),
@@ -175,3 +175,75 @@ def test_only_drops_the_others() -> None:
     shown = only(batch(0).conditioning, ["text"])
     assert shown.conditions["text"].present.all()
     assert not shown.conditions["image"].present.any()
+
+
+WORDS = DecoderConfig.model_validate(
+    CONFIG.model_dump() | {"slots": [{"name": "image", "pooled_width": 3}, {"name": "text", "token_width": 4}]}
+)
+
+
+def painted_batch(step: int, size: int = 16) -> DecoderBatch:
+    """Three words a sample; the second is painted on the left half."""
+    random = generator(0, "words", step)
+    maps = torch.zeros(size, 3, 4, 4)
+    maps[:, 1, :, :2] = 1
+    everywhere = torch.ones(size, dtype=torch.bool)
+    words = Condition(
+        everywhere, torch.randn(size, 3, 4, generator=random), torch.ones(size, 3, dtype=torch.bool), painted=maps
+    )
+    colour = torch.rand(size, 3, generator=random)
+    return DecoderBatch(
+        torch.randn(size, 3, 8, 8, generator=random), Conditioning({"image": image_condition(colour), "text": words})
+    )
+
+
+def painted_task(made: Decoder, **settings: object) -> DecoderTask:
+    config = DecoderTaskConfig.model_validate({"batch_size": 16, "subsets": {"text": 0.5, "image": 0.5}} | settings)
+    return DecoderTask(made, painted_batch, [painted_batch(-1)], config, 0)
+
+
+def words_decoder() -> Decoder:
+    made = build_decoder(WORDS)
+    made.set_scale("image", 0.5)
+    return made
+
+
+def test_a_part_of_the_samples_is_painted_each_with_a_strength_of_its_own() -> None:
+    made = words_decoder()
+    calls = spy(made)
+    of = painted_task(made, painted=0.25, strengths=(0.5, 1.5))
+    for step in range(20):
+        of.loss(step)
+    maps = torch.cat([call[2].conditions["text"].painted for call in calls])
+    strengths = maps.amax((1, 2, 3))
+    painted = strengths[strengths > 0]
+    assert 0.15 < len(painted) / len(strengths) < 0.35
+    assert 0.5 <= painted.min() < 0.7
+    assert 1.3 < painted.max() <= 1.5
+    assert torch.equal(
+        maps, strengths[:, None, None, None] * painted_batch(0).conditioning.conditions["text"].painted[:1]
+    )
+
+
+def test_nothing_is_painted_where_the_part_is_zero() -> None:
+    made = words_decoder()
+    calls = spy(made)
+    result = painted_task(made).validate()
+    assert all(call[2].conditions["text"].painted is None for call in calls)
+    assert set(result) == {"loss", "loss/text", "loss/image"}
+
+
+def test_validation_tells_what_painting_is_worth() -> None:
+    made = words_decoder()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1)  # so that attention reaches the output
+    result = painted_task(made, painted=0.5).validate()
+    assert set(result) == {"loss", "loss/text", "loss/image", "loss/text/painted"}
+    assert result["loss/text/painted"] != result["loss/text"]
+    assert result["loss"] == pytest.approx((result["loss/text"] + result["loss/image"]) / 2)
+
+
+def test_strengths_are_a_range() -> None:
+    with pytest.raises(UserError, match="smaller first"):
+        override(DecoderTaskConfig(), ["strengths=[1.0, 0.5]"])
