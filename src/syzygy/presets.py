@@ -116,7 +116,7 @@ def decoder_words() -> DecoderRun:
             "medium_captions": 0.12,
             "long_captions": 0.08,
             "task": run.task.model_copy(update={"subsets": subsets, "painted": 0.5}),
-            "loop": run.loop.model_copy(update={"steps": 9000, "lr": 6e-4}),
+            "loop": run.loop.model_copy(update={"steps": 7500, "lr": 6e-4}),
         }
     )
 
