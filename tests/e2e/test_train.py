@@ -15,6 +15,7 @@ from syzygy import artifact, presets
 from syzygy.api import TextToImage
 from syzygy.config import Config
 from syzygy.hub import bundle
+from syzygy.hub.unet import load_decoder
 from syzygy.pictures import read_record
 from syzygy.prior.diffusion import SampledPrior
 from syzygy.runs import autoencoder as autoencoder_run
@@ -22,6 +23,7 @@ from syzygy.runs import clip as clip_run
 from syzygy.runs import decoder as decoder_run
 from syzygy.runs import reader as reader_run
 from syzygy.runs import starter as starter_run
+from syzygy.runs import t5 as t5_run
 
 LOOP = ("loop.steps=3", "loop.warmup=1", "loop.validate_every=2", "task.batch_size=8")
 CLIP = tuple(
@@ -50,6 +52,7 @@ PRIOR = (
     "validation_images=20",
 )
 AUTOENCODER = ("autoencoder.image_size=32", "autoencoder.channels=16", "autoencoder.norm_groups=8")
+T5 = ("t5.width=16", "t5.layers=1", "t5.decoder_layers=1", "t5.heads=2")
 READER = ("reader.features=16", "reader.blocks=1")
 TINY = {
     "clip": LOOP + CLIP,
@@ -57,8 +60,11 @@ TINY = {
     "decoder": LOOP + DECODER,
     "prior": LOOP + PRIOR,
     "reader": LOOP + READER,
+    "t5": LOOP + T5,
 }
-STARTER = tuple(f"{stage}.{setting}" for stage, settings in TINY.items() for setting in settings)
+STARTER = tuple(
+    f"{stage}.{setting}" for stage, settings in (TINY | {"words": TINY["decoder"]}).items() for setting in settings
+)
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +77,8 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         (autoencoder_run, "VALIDATION_PICTURES", 8),
         (decoder_run, "SCALE_PAIRS", 16),
         (decoder_run, "VALIDATION_PICTURES", 8),
+        (t5_run, "TOKENIZER_CAPTIONS", 100),
+        (t5_run, "VALIDATION_CAPTIONS", 6),
         (reader_run, "VALIDATION_PICTURES", 8),
         (reader_run, "CALIBRATION_PICTURES", 16),
         (reader_run, "TEST_PICTURES", 16),
@@ -166,13 +174,22 @@ def test_the_starter_in_stages(
     assert {name.split("/")[0] for name in result["metrics"]} == set(starter_run.STAGES)
     answer = syzygy("generate", "a red circle", "--model", tmp_path / "model", "--steps", 1, "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
-    assert TextToImage.from_pretrained(tmp_path / "model").world
+    model = TextToImage.from_pretrained(tmp_path / "model")
+    assert model.world
+    assert model.pipeline.decoder.conditions == ("image", "text", "t5")
+    parts = {
+        stage.part: artifact.read_json(tmp_path / name / stage.part / "provenance.json")
+        for name, stage in starter_run.STAGES.items()
+    }
+    decoder = artifact.read_json(tmp_path / "model" / "decoder" / "provenance.json")
+    assert decoder == parts["decoder"]
+    assert decoder["init"] == artifact.fingerprint(load_decoder(tmp_path / "decoder" / "decoder").state_dict())
 
     def not_again(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished stage ran again")
 
     with monkeypatch.context() as patch:
-        for stage in starter_run.STAGES:
+        for stage in TINY:
             patch.setattr(f"syzygy.runs.{stage}.fit", not_again)
         assert train("starter", *out) == result
         record = tmp_path / "prior" / "prior" / artifact.PROVENANCE_FILE

@@ -238,10 +238,10 @@ def reader(**options: Any) -> None:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--stages", metavar="NAMES", help="Some of clip,reader,autoencoder,decoder,prior. Default: all.")
+@click.option("--stages", metavar="NAMES", help="Some of clip,reader,autoencoder,decoder,t5,words,prior. Default: all.")
 @train_options("cpu")
 def starter(stages: str | None, **options: Any) -> None:
-    """The starter model from nothing: CLIP, reader, autoencoder, decoder, prior.
+    """The starter model from nothing: CLIP, reader, autoencoder, decoder, T5, the decoder again with its words, prior.
 
     Stages that are finished with the same settings are not run again.
     """
@@ -249,7 +249,7 @@ def starter(stages: str | None, **options: Any) -> None:
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.runs import starter
 
-        names = starter.STAGES if stages is None else [name.strip() for name in stages.split(",")]
+        names = list(starter.STAGES) if stages is None else [name.strip() for name in stages.split(",")]
         folder = starter.train(run, out, device, names)
         next_step = f"syzygy generate 'a red circle' --model {folder}" if folder != out else None
         return Trained(folder, starter.metrics(out), next_step)
