@@ -144,7 +144,7 @@ def _frozen_clip(source: str) -> Any:
     metavar="FOLDER|MODEL",
     help="The frozen autoencoder, likewise.",
 )
-@click.option("--t5", "t5_source", metavar="FOLDER|HUB-ID", help="Let it read this frozen T5's states too.")
+@click.option("--t5", "t5_source", metavar="RUN|FOLDER|HUB-ID", help="Let it read this frozen T5's states too.")
 @click.option("--init", metavar="FOLDER|MODEL", help="Go on from this decoder; conditions it does not read are added.")
 @train_options("starter")
 def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, init: str | None, **options: Any) -> None:
@@ -152,14 +152,17 @@ def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, in
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.hub.autoencoder import Autoencoder
-        from syzygy.hub.bundle import part_folder
+        from syzygy.hub.bundle import BUNDLED, part_folder
         from syzygy.hub.clip import Clip
         from syzygy.hub.t5 import T5Text
         from syzygy.runs import decoder
 
         clip = Clip.from_pretrained(part_folder(clip_source, "clip")).to(device).requires_grad_(False)
         latents = Autoencoder.from_pretrained(part_folder(autoencoder_source, "autoencoder")).to(device)
-        t5 = None if t5_source is None else T5Text.from_pretrained(t5_source).to(device)
+        t5 = None
+        if t5_source is not None:
+            ours = t5_source in BUNDLED or Path(t5_source).is_dir()
+            t5 = T5Text.from_pretrained(part_folder(t5_source, "t5") if ours else t5_source).to(device)
         start = None if init is None else part_folder(init, "decoder")
         result = decoder.train(run, clip, latents.requires_grad_(False), out, device, t5=t5, init=start)
         return Trained(result.folder, result.metrics)
