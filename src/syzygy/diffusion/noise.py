@@ -23,6 +23,8 @@ class LogNormal(Config):
 
     shares: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
     """The parts of the distribution that are seen, as probabilities (from, to), rising: an expert sees its own stages."""
+    weights: tuple[float, ...] | None = None
+    """How often each part is seen, in proportion; None is as often as it is wide, which is the distribution itself."""
 
     @model_validator(mode="after")
     def _rise(self) -> "LogNormal":
@@ -30,6 +32,12 @@ class LogNormal(Config):
         rising = all(low < high for low, high in self.shares) and all(a <= b for a, b in pairwise(borders))
         if not borders or not rising or borders[0] < 0 or borders[-1] > 1:
             raise ValueError(f"shares must be pairs of probabilities from 0 to 1 that rise, got {self.shares}")
+        if self.weights is not None and len(self.weights) != len(self.shares):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.shares)} shares: give one for each")
+        if self.weights is not None and not all(0 < weight < math.inf for weight in self.weights):
+            raise ValueError(
+                f"weights must be positive and finite, got {self.weights}; leave out shares that are not seen"
+            )
         return self
 
     def sample(self, size: int, generator: torch.Generator) -> Float[Tensor, "size"]:
@@ -44,13 +52,18 @@ class LogNormal(Config):
     def spread(self, levels: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """σ of levels from 0 to 1 over what is seen: 0 is its least noise, 1 its most."""
         low, high = torch.tensor(self.shares, dtype=levels.dtype, device=levels.device).unbind(1)
-        reached = F.pad((high - low).cumsum(0), (1, 0))
+        width = high - low
+        weight = width if self.weights is None else torch.tensor(self.weights, dtype=levels.dtype, device=levels.device)
+        reached = F.pad(weight.cumsum(0), (1, 0))
         along = levels * reached[-1]
         share = (torch.bucketize(along, reached, right=True) - 1).clamp(0, len(low) - 1)
-        return self.quantile((low[share] + along - reached[share]).clamp(1e-6, 1 - 1e-6))
+        within = (along - reached[share]) * (width / weight)[share]
+        return self.quantile((low[share] + within).clamp(1e-6, 1 - 1e-6))
 
     def quantile(self, probability: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """σ below which a share `probability` in (0, 1) of training lies: exp(p_mean + p_std·√2·erf⁻¹(2p − 1))."""
+        """σ below which a share `probability` in (0, 1) of the log-normal lies, whatever parts of it are seen:
+        exp(p_mean + p_std·√2·erf⁻¹(2p − 1)).
+        """
         return (self.p_mean + self.p_std * math.sqrt(2) * torch.erfinv(2 * probability - 1)).exp()
 
 

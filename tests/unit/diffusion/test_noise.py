@@ -88,3 +88,22 @@ def test_an_expert_sees_its_own_stages_alone() -> None:
 def test_shares_must_rise(shares: tuple) -> None:
     with pytest.raises(UserError, match=r"shares|pairs"):
         parse(LogNormal, {"shares": shares}, "test")
+
+
+def test_a_mixture_sees_each_part_as_often_as_told() -> None:
+    noise = LogNormal(p_mean=0.3, p_std=0.7, shares=((0.0, 0.25), (0.25, 0.5), (0.75, 1.0)), weights=(3.0, 1.0, 4.0))
+    edges = noise.quantile(torch.tensor([0.25, 0.5, 0.75]))
+    sigma = noise.sample(1600, generator(0, "noise"))
+    counts = torch.histc(torch.bucketize(sigma, edges).float(), 4, 0, 3)
+    assert counts.tolist() == [600, 200, 0, 800]
+    # Within a part it is the log-normal still: half of the last part's samples lie below its own median.
+    last = sigma[sigma > edges[2]]
+    assert (last < noise.quantile(torch.tensor(0.875))).float().mean().item() == pytest.approx(0.5, abs=0.01)
+    ends = noise.spread(torch.tensor([0.375, 0.5, 0.75]))
+    torch.testing.assert_close(ends, noise.quantile(torch.tensor([0.25, 0.75, 0.875])), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, math.inf), (1.0, math.nan), ()])
+def test_weights_are_one_a_share_and_positive(weights: tuple) -> None:
+    with pytest.raises(UserError, match="weights"):
+        parse(LogNormal, {"shares": ((0.0, 0.5), (0.5, 1.0)), "weights": weights}, "test")
