@@ -185,17 +185,24 @@ def experts(model: str, **options: Any) -> None:
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.hub.autoencoder import Autoencoder
-        from syzygy.hub.bundle import part_folder
+        from syzygy.hub.bundle import own_encoders, part_folder
         from syzygy.hub.clip import Clip
         from syzygy.runs import experts
 
         clip = Clip.from_pretrained(part_folder(model, "clip")).to(device).requires_grad_(False)
         latents = Autoencoder.from_pretrained(part_folder(model, "autoencoder")).to(device).requires_grad_(False)
         decoder = part_folder(model, "decoder")
-        folder = experts.train(run, decoder, clip, latents, out, device, lambda line: click.echo(line, err=True))
+        t5 = own_encoders(decoder.parent, decoder, str(device)).get("t5")
+        folder = experts.train(run, decoder, clip, latents, out, device, lambda line: click.echo(line, err=True), t5)
         return Trained(folder, {}, f"syzygy experts plan {out}")
 
-    _train("EXPERTS", body, **options)
+    def as_trained(run: Any) -> Any:
+        from syzygy.hub.bundle import part_folder
+        from syzygy.runs import experts
+
+        return experts.as_trained(run, part_folder(model, "decoder"))
+
+    _train("EXPERTS", body, as_trained, **options)
 
 
 @click.command(epilog=EPILOG)
@@ -263,6 +270,7 @@ def starter(stages: str | None, **options: Any) -> None:
 def _train(
     presets_name: str,
     body: "Callable[[Any, Path, torch.device], Trained]",
+    begin: Callable[[Any], Any] = lambda run: run,
     *,
     overrides: tuple[str, ...],
     preset: str,
@@ -271,13 +279,13 @@ def _train(
     device: str,
     as_json: bool,
 ) -> None:
-    """Choose and override a preset, train, and tell what came out."""
+    """Choose and override a preset, train, and tell what came out. `begin`: what a preset becomes before it is overridden."""
     import json
 
     from syzygy import presets
     from syzygy.config import override
 
-    run = override(presets.choose(getattr(presets, presets_name), preset), overrides)
+    run = override(begin(presets.choose(getattr(presets, presets_name), preset)), overrides)
     if show_settings:
         _print_settings(run, as_json)
         return

@@ -80,7 +80,7 @@ def load(
         for name in decoders_of(grown):
             _check_decoder(load_config(grown / name), grown / name, clip, autoencoder)
         denoiser = load_experts(grown, device)
-    encoders = _own_encoders(folder, folder / "decoder" if grown is None else grown / decoders_of(grown)[0], device)
+    encoders = own_encoders(folder, folder / "decoder" if grown is None else grown / decoders_of(grown)[0], device)
     painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults, encoders=encoders)
     return Bundle(clip, Pipeline(clip, loaded, painter, torch.device(device)), folder, bool(index.get("world")))
 
@@ -145,7 +145,7 @@ def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder:
     trained_beside(folder, "autoencoder", autoencoder.fingerprint())
 
 
-def _own_encoders(folder: Path, decoder: Path, device: str) -> dict[str, T5Text]:
+def own_encoders(folder: Path, decoder: Path, device: str) -> dict[str, T5Text]:
     """The text encoders that a decoder reads beside the model's CLIP: the same as in its training."""
     reads = {slot.name for slot in load_config(decoder).slots} - {"image", "text"}
     if strange := sorted(reads - {"t5"}):

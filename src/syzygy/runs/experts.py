@@ -11,13 +11,14 @@ from pydantic import Field
 from torch import nn
 
 from syzygy import artifact
-from syzygy.config import Config
+from syzygy.config import Config, parse
 from syzygy.diffusion.experts import COMPLEMENT, Node, Stages
 from syzygy.diffusion.noise import LogNormal
 from syzygy.errors import UserError
 from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
 from syzygy.hub.experts import STAGES_FILE, TRUNK, build_lora, load_lora, save_lora
+from syzygy.hub.t5 import T5Text
 from syzygy.hub.unet import load_decoder, save_decoder
 from syzygy.rng import seed_of
 from syzygy.runs.common import provenance, reporter
@@ -65,6 +66,19 @@ class Growth:
     """The node it starts from; None is the decoder itself."""
     shares: tuple[tuple[float, float], ...]
     """The part of the noise levels that it sees, as probabilities."""
+    weights: tuple[float, ...] | None = None
+    """How often it sees each of them; None is as often as they are wide."""
+
+
+def as_trained(run: ExpertsRun, decoder: Path) -> ExpertsRun:
+    """The run with the noise, conditions, painting and captions that the decoder in a folder was trained with, where its recipe is there."""
+    recipe = artifact.read_json(decoder / artifact.PROVENANCE_FILE).get("recipe", {})
+    if "task" not in recipe:
+        return run
+    own = {"batch_size": run.task.batch_size, "draws": run.task.draws}
+    task = parse(DecoderTaskConfig, recipe["task"] | own, str(decoder / artifact.PROVENANCE_FILE))
+    captions = {name: recipe[name] for name in ("medium_captions", "long_captions") if name in recipe}
+    return run.model_copy(update={"task": task, **captions})
 
 
 def stages_of(leaves: Sequence[str], noise: LogNormal) -> Stages:
@@ -101,22 +115,23 @@ def train(
     out: Path,
     device: torch.device,
     say: Callable[[str], None],
+    t5: T5Text | None = None,
 ) -> Path:
     """Grow (or go on growing) the tree in `out` from the decoder in a folder; the finished ensemble is `out/experts`.
 
     Each node's training is a run of its own under `out/nodes`, resumed like any other; finished ones are not run again.
 
+    Args:
+        t5: the encoder whose states the decoder reads, if it does.
+
     Raises:
-        UserError: leaves that are no tree's; a finished node with other settings.
+        UserError: leaves that are no tree's; a finished node with other settings; a T5 that is missing or not read.
     """
     todo = growth(run)
     for number, one in enumerate(todo, 1):
         grown = out / "nodes" / one.name / GROWN
-        if grown.is_dir():
-            _check_same(run, grown)
         say(f"{number}/{len(todo)}  {one.name}" + (": done before" if grown.is_dir() else ""))
-        if not grown.is_dir():
-            _grow(run, one, decoder, clip, autoencoder, out, device)
+        grow(run, one, decoder, clip, autoencoder, out, device, t5)
     stages = stages_of(run.leaves, run.task.noise)
     with artifact.folder_written(out / "experts", "the experts") as temporary:
         for name in stages.experts:
@@ -138,28 +153,54 @@ def _check_same(run: ExpertsRun, grown: Path) -> None:
         )
 
 
-def _grow(
-    run: ExpertsRun, one: Growth, root: Path, clip: Clip, autoencoder: Autoencoder, out: Path, device: torch.device
-) -> None:
-    """One node's training, from the weights of the node above it."""
+def grow(
+    run: ExpertsRun,
+    one: Growth,
+    root: Path,
+    clip: Clip,
+    autoencoder: Autoencoder,
+    out: Path,
+    device: torch.device,
+    t5: T5Text | None = None,
+) -> Path:
+    """One node's training, from the weights of the node above it, or from the decoder in `root`; a finished one is not run again.
+
+    Raises:
+        UserError: it is finished, with other settings; a T5 that is missing or not read.
+    """
     above, folder = None if one.parent is None else out / "nodes" / one.parent / GROWN, out / "nodes" / one.name
+    if (folder / GROWN).is_dir():
+        _check_same(run, folder / GROWN)
+        return folder / GROWN
     beside = {"clip": clip.fingerprint(), "autoencoder": autoencoder.fingerprint()}
+    if t5 is not None:
+        beside["t5"] = t5.fingerprint()
     precision = precision_on(device)
-    encode = Encoding(clip, autoencoder, precision)
+    encode = Encoding(clip, autoencoder, precision, t5, painted=run.task.painted > 0)
     decoder = load_decoder(above if above is not None and run.form == "full" else root).to(device).train()
+    if ("t5" in decoder.slots) != (t5 is not None):
+        raise UserError(
+            f"the decoder in {root} reads {', '.join(decoder.slots)}: T5 is given if and only if it reads t5."
+        )
     lora = None
     if run.form == "lora":
         lora = build_lora(decoder.requires_grad_(False), rank=run.rank, layers=run.layers, seed=run.seed)
         if above is not None:
             load_lora(lora, above)
     grown: nn.Module = decoder if lora is None else lora
-    noise = run.task.noise.model_copy(update={"shares": one.shares})
+    noise = run.task.noise.model_copy(update={"shares": one.shares, "weights": one.weights})
     settings = run.task.model_copy(update={"noise": noise})
     seed = seed_of(run.seed, "expert", one.name)
     batches = encode.stream(run.task.pictures, run.medium_captions, run.long_captions, seed)
     task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], settings, seed, precision, lora)
     started = artifact.fingerprint(decoder.state_dict())
-    own: dict[str, Any] = {"node": one.name, "shares": one.shares, "parent": one.parent, "from": started}
+    own: dict[str, Any] = {
+        "node": one.name,
+        "shares": one.shares,
+        "weights": one.weights,
+        "parent": one.parent,
+        "from": started,
+    }
     live = reporter(one.name, run.task.batch_size)
     result = fit(task, run.loop, folder, reporter=live, run=run.model_dump(mode="json") | beside | own)
     last = result.history[-1]
@@ -170,3 +211,4 @@ def _grow(
         save_decoder(decoder, folder / GROWN, record)
     else:
         save_lora(lora, folder / GROWN, {"rank": run.rank, "layers": run.layers}, record)
+    return folder / GROWN
