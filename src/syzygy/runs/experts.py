@@ -1,7 +1,7 @@
 """Expert denoisers grown from one decoder (eDiff-I, arXiv 2211.01324, section 4.2): a tree over the noise levels, leaves kept."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from syzygy.rng import seed_of
 from syzygy.runs.common import provenance, reporter
 from syzygy.runs.decoder import Encoding
 from syzygy.train.decoder import DecoderTask, DecoderTaskConfig
-from syzygy.train.loop import fit
+from syzygy.train.loop import FitResult, fit
 from syzygy.train.precision import precision_on
 from syzygy.train.schedule import LoopConfig
 
@@ -32,29 +32,34 @@ GROWN = "expert"
 """Where a node's weights are, in its run."""
 
 
-class ExpertsRun(Config):
-    """Everything that grows an ensemble of experts from a decoder."""
+class TreeRun(Config):
+    """What every growing of experts is told, whatever network they are."""
 
     leaves: tuple[str, ...] = Field(default=("E3_0", COMPLEMENT, "E9_511"), min_length=1)
     """The experts: places in the tree, E<level>_<index> from the least noise, and `complement` for the rest."""
     every_level: bool = True
-    """Train each node on the way to a leaf from the node above it, as the paper does; else leaves start from the decoder at once."""
+    """Train each node on the way to a leaf from the node above it, as the paper does; else leaves start from the shared model at once."""
     form: Literal["full", "lora"] = "full"
-    """Whole networks, or low-rank adaptations of the frozen decoder: all of them then fit in memory beside it."""
+    """Whole networks, or low-rank adaptations of the frozen shared one: all of them then fit in memory beside it."""
     rank: int = Field(default=16, ge=1)
     """Of the low-rank adaptations."""
     layers: str = "attn|ff|conv"
-    """Regular expression: which layers of the decoder's U-Net are adapted."""
+    """Regular expression: which layers of the U-Net are adapted."""
+    loop: LoopConfig
+    """Length and learning rate of each node's training."""
+    seed: int = 0
+    """Samples and noise follow from it."""
+
+
+class ExpertsRun(TreeRun):
+    """Everything that grows an ensemble of experts from a decoder."""
+
     medium_captions: float = 0.1
     """Part of the batches whose captions open with other sentences."""
     long_captions: float = 0.0
     """Part of the batches whose captions open with so many that CLIP reads none of the decisive words, and T5 all."""
     task: DecoderTaskConfig
     """What a step sees; its distribution of noise levels is the one that the tree cuts."""
-    loop: LoopConfig
-    """Length and learning rate of each node's training."""
-    seed: int = 0
-    """Scenes and noise follow from it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Growth:
 
     name: str
     parent: str | None
-    """The node it starts from; None is the decoder itself."""
+    """The node it starts from; None is the shared model itself."""
     shares: tuple[tuple[float, float], ...]
     """The part of the noise levels that it sees, as probabilities."""
     weights: tuple[float, ...] | None = None
@@ -86,13 +91,13 @@ def stages_of(leaves: Sequence[str], noise: LogNormal) -> Stages:
     return Stages.of(leaves, lambda p: noise.quantile(torch.tensor(p, dtype=torch.float64)).item())
 
 
-def growth(run: ExpertsRun) -> list[Growth]:
+def growth(run: TreeRun) -> list[Growth]:
     """Every training, parents before children; a node on the way to several leaves once.
 
     Raises:
         UserError: leaves that overlap, leave gaps, or are no places in the tree.
     """
-    stages_of(run.leaves, run.task.noise)
+    Stages.of(run.leaves, lambda probability: probability)
     found: dict[str, Growth] = {}
     nodes = [Node.parse(name) for name in run.leaves if name != COMPLEMENT]
     for leaf in nodes:
@@ -105,6 +110,39 @@ def growth(run: ExpertsRun) -> list[Growth]:
         gaps = tuple((low, high) for low, high in zip(borders[::2], borders[1::2], strict=True) if low < high)
         found[COMPLEMENT] = Growth(COMPLEMENT, None, gaps)
     return list(found.values())
+
+
+def grow_tree(
+    run: TreeRun,
+    stages: Stages,
+    out: Path,
+    say: Callable[[str], None],
+    *,
+    node: Callable[[Growth], Path],
+    trunk: Callable[[Path], None],
+) -> Path:
+    """Train all nodes of a tree in `out`, or those that are not finished, and put the leaves together as `out/experts`.
+
+    Args:
+        stages: who serves which noise level.
+        node: trains one, its run being `out/nodes/NAME`, unless it is finished; the value is `out/nodes/NAME/expert`.
+        trunk: writes the shared model, which low-rank experts adapt, as a folder.
+
+    Raises:
+        UserError: leaves that are no tree's.
+    """
+    todo = growth(run)
+    for number, one in enumerate(todo, 1):
+        done = (out / "nodes" / one.name / GROWN).is_dir()
+        say(f"{number}/{len(todo)}  {one.name}" + (": done before" if done else ""))
+        node(one)
+    with artifact.folder_written(out / "experts", "the experts") as temporary:
+        for name in stages.experts:
+            shutil.copytree(out / "nodes" / name / GROWN, temporary / name)
+        if run.form == "lora":
+            trunk(temporary / TRUNK)
+        artifact.write_json(temporary / STAGES_FILE, {"names": stages.names, "edges": stages.edges, "form": run.form})
+    return out / "experts"
 
 
 def train(
@@ -127,30 +165,36 @@ def train(
     Raises:
         UserError: leaves that are no tree's; a finished node with other settings; a T5 that is missing or not read.
     """
-    todo = growth(run)
-    for number, one in enumerate(todo, 1):
-        grown = out / "nodes" / one.name / GROWN
-        say(f"{number}/{len(todo)}  {one.name}" + (": done before" if grown.is_dir() else ""))
-        grow(run, one, decoder, clip, autoencoder, out, device, t5)
-    stages = stages_of(run.leaves, run.task.noise)
-    with artifact.folder_written(out / "experts", "the experts") as temporary:
-        for name in stages.experts:
-            shutil.copytree(out / "nodes" / name / GROWN, temporary / name)
-        if run.form == "lora":
-            shutil.copytree(decoder, temporary / TRUNK)
-        artifact.write_json(temporary / STAGES_FILE, {"names": stages.names, "edges": stages.edges, "form": run.form})
-    return out / "experts"
+
+    def node(one: Growth) -> Path:
+        return grow(run, one, decoder, clip, autoencoder, out, device, t5)
+
+    def trunk(folder: Path) -> None:
+        shutil.copytree(decoder, folder)
+
+    return grow_tree(run, stages_of(run.leaves, run.task.noise), out, say, node=node, trunk=trunk)
 
 
-def _check_same(run: ExpertsRun, grown: Path) -> None:
-    """Refuse a finished node that was trained with other settings; which leaves were wanted then does not matter."""
-    before = artifact.read_json(grown / artifact.PROVENANCE_FILE)["recipe"]
-    now = run.model_dump(mode="json")
+def check_same(run: TreeRun, grown: Path, beside: Mapping[str, Any]) -> None:
+    """Refuse a finished node that was trained with other settings, or beside or on something else; which leaves were wanted then does not
+    matter.
+    """
+    record = artifact.read_json(grown / artifact.PROVENANCE_FILE)
+    before, now = record["recipe"], run.model_dump(mode="json")
     other = [name for name in now if name != "leaves" and before.get(name) != now[name]]
+    other += [name for name in beside if record.get(name) != beside[name]]
     if other:
         raise UserError(
             f"{grown.parent} was trained with other settings ({', '.join(other)}). Choose another --out, or the settings it has."
         )
+
+
+def record_of(run: TreeRun, result: FitResult, samples: int, grown: nn.Module) -> dict[str, Any]:
+    """How a finished node came to be."""
+    last = result.history[-1]
+    metrics = {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
+    record = provenance("expert", run, result, samples, metrics)
+    return record | {"parameters": sum(parameter.numel() for parameter in grown.parameters())}
 
 
 def grow(
@@ -169,12 +213,12 @@ def grow(
         UserError: it is finished, with other settings; a T5 that is missing or not read.
     """
     above, folder = None if one.parent is None else out / "nodes" / one.parent / GROWN, out / "nodes" / one.name
-    if (folder / GROWN).is_dir():
-        _check_same(run, folder / GROWN)
-        return folder / GROWN
     beside = {"clip": clip.fingerprint(), "autoencoder": autoencoder.fingerprint()}
     if t5 is not None:
         beside["t5"] = t5.fingerprint()
+    if (folder / GROWN).is_dir():
+        check_same(run, folder / GROWN, beside)
+        return folder / GROWN
     precision = precision_on(device)
     encode = Encoding(clip, autoencoder, precision, t5, painted=run.task.painted > 0)
     decoder = load_decoder(above if above is not None and run.form == "full" else root).to(device).train()
@@ -203,10 +247,7 @@ def grow(
     }
     live = reporter(one.name, run.task.batch_size)
     result = fit(task, run.loop, folder, reporter=live, run=run.model_dump(mode="json") | beside | own)
-    last = result.history[-1]
-    metrics = {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
-    record = provenance("expert", run, result, result.steps * run.task.batch_size, metrics) | beside | own
-    record["parameters"] = sum(parameter.numel() for parameter in grown.parameters())
+    record = record_of(run, result, result.steps * run.task.batch_size, grown) | beside | own
     if lora is None:
         save_decoder(decoder, folder / GROWN, record)
     else:
