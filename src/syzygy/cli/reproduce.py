@@ -31,8 +31,8 @@ def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
 
     from syzygy import artifact, presets
     from syzygy.config import override
-    from syzygy.runs import reproduce
-    from syzygy.runs.reproduce_report import markdown, page, results, save_sheet
+    from syzygy.runs import judgements, reproduce
+    from syzygy.runs.reproduce_report import SHEET, markdown, page, results, shown
 
     run = override(presets.choose(presets.REPRODUCE, "quick" if quick else "full"), overrides)
     writable_folder(out)
@@ -42,7 +42,7 @@ def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     found = results(run, out)
     artifact.write_json(out / "results.json", found)
     artifact.write_bytes(out / "report.md", markdown(found).encode())
-    save_sheet(out, bench.wanted)
+    judgements.save_sheet(out / SHEET, shown(out, bench.wanted))
     artifact.write_bytes(out / "index.html", page(found, out, bench.wanted).encode())
     if as_json:
         click.echo(json.dumps(found))

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -18,14 +17,16 @@ from syzygy.api import TextToImage
 from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.evals import distance, probe
-from syzygy.evals.composition import REFERENCE, Painted
+from syzygy.evals.composition import REFERENCE
 from syzygy.evals.probe import Probe, fit_probe
 from syzygy.hub.priors import load_prior
 from syzygy.prior.diffusion import SampledPrior
 from syzygy.rng import generator, seed_of
+from syzygy.runs import judgements
 from syzygy.runs import prior as prior_run
 from syzygy.runs.common import Bar, no_bar, reporter
 from syzygy.runs.evaluate import Scoring, asked, candidates, controls, paint, predict_all
+from syzygy.runs.judgements import CATEGORIES
 from syzygy.runs.prior import PriorRun
 from syzygy.train.objectives import DiffusionTaskConfig, PriorTaskConfig
 from syzygy.train.pairs import PriorData
@@ -35,9 +36,6 @@ from syzygy.world.prompts import Prompt
 
 PROJECTION, DIFFUSION, ECLIPSE = "projection", "diffusion", "ECLIPSE"
 METHODS = (PROJECTION, DIFFUSION, ECLIPSE)
-CATEGORIES = ("colour", "shape", "texture", "spatial", "numeracy")
-SHOWN = 2
-"""Prompts a category and side whose pictures are kept."""
 CHUNK = 512
 
 
@@ -220,16 +218,13 @@ def paint_all(run: ReproduceRun, bench: Bench, out: Path, bar: Bar = no_bar) -> 
     """Decode the comparison's first trainings and the controls, a file of judgements and one of pictures each."""
     scoring = Scoring(prompts=run.prompts, steps=run.steps, guidance_scale=1.0, seed=run.seed)
     for name, prior in _to_paint(run, bench, out):
-        file = out / "painted" / f"{name}.json"
-        if file.is_file():
+        if judgements.painted_file(out, name).is_file():
             continue
         found = candidates(bench.model, {} if prior is None else {name: prior()}, bench.wanted, run.seed)
         only = {name: found[name]}
         with bar(f"painting {name}", len(bench.wanted)) as progress:
             painted = paint(bench.model, only, bench.wanted, scoring, progress)
-        shown = torch.stack([painted[i].picture for i in shown_rows(bench.wanted)])
-        artifact.write_tensors(out / "painted" / f"{name}.safetensors", {"pictures": shown})
-        artifact.write_json(file, {"prompts": [_judged(one) for one in painted]})
+        judgements.keep(out, name, painted, bench.wanted)
 
 
 def _to_paint(run: ReproduceRun, bench: Bench, out: Path) -> Iterator[tuple[str, Callable[[], Prior] | None]]:
@@ -242,21 +237,6 @@ def _to_paint(run: ReproduceRun, bench: Bench, out: Path) -> Iterator[tuple[str,
         for method in METHODS:
             folder = out / "priors" / Job(method, seed, run.prior.task.lambda_contrastive).name / "prior"
             yield f"{method}-seed{seed}", lambda folder=folder: load_prior(folder, bench.model.clip)
-
-
-def shown_rows(wanted: list[Prompt]) -> list[int]:
-    """The first prompts of each category and side, by number."""
-    seen: dict[tuple[str, bool], list[int]] = {}
-    for i, prompt in enumerate(wanted):
-        seen.setdefault((prompt.category, prompt.held_out), []).append(i)
-    return [i for rows in seen.values() for i in rows[:SHOWN]]
-
-
-def _judged(one: Painted) -> dict[str, Any]:
-    prompt = one.prompt
-    atoms = [[atom.kind, atom.holds] for atom in one.atoms]
-    record = {"text": prompt.text, "category": prompt.category, "held_out": prompt.held_out}
-    return record | {"agrees": one.agrees, "atoms": atoms, "extra": one.extra}
 
 
 def reproduce(

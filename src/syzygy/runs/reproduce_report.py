@@ -1,24 +1,18 @@
 """The comparison of `runs/reproduce.py` as JSON, as Markdown and as a page."""
 
 import html
-import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
-from torch import Tensor
-
 from syzygy import artifact
 from syzygy.evals import report
-from syzygy.evals.bootstrap import Interval, difference, interval, win_rate
 from syzygy.evals.composition import REFERENCE
-from syzygy.pictures import card, contact_sheet
+from syzygy.runs import judgements
 from syzygy.runs.evaluate import IDENTITY, SHIFTED
-from syzygy.runs.reproduce import CATEGORIES, DIFFUSION, ECLIPSE, METHODS, PROJECTION, Job, ReproduceRun, shown_rows
+from syzygy.runs.judgements import CATEGORIES, SIDES, Shown, agreement, gained, percent, pictures_table, preferred
+from syzygy.runs.reproduce import DIFFUSION, ECLIPSE, METHODS, PROJECTION, Job, ReproduceRun
 from syzygy.train.objectives import PriorTaskConfig
 from syzygy.world.prompts import Prompt
 
@@ -34,7 +28,6 @@ STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.
 """97.5 % quantile of Student's t for n − 1 degrees of freedom."""
 AGAINST = (PROJECTION, DIFFUSION, SHIFTED)
 """What ECLIPSE is compared with."""
-SIDES = ((False, "seen"), (True, "held out"))
 COMMAND = "`syzygy reproduce eclipse`"
 SWEPT = "± : half the range over the trainings of a point."
 LIMITS = (
@@ -43,7 +36,7 @@ LIMITS = (
     "scale, nor the other way round. Beauty, which people judge too, is not measured at all. A linear probe and R@1 look at "
     "CLIP's space with CLIP's own eyes."
 )
-SHEET, SHEET_CELL = "eclipse.jpg", 112
+SHEET = "eclipse.jpg"
 SHEET_TEXT = "Prompts, and what each candidate paints of them; a green frame where everything named is right"
 Table = tuple[list[str], list[list[str]]]
 
@@ -101,12 +94,12 @@ def results(run: ReproduceRun, out: Path) -> dict[str, Any]:
         }
     judged = _judgements(run, out)
     pictures = {
-        name: {title: {c: _agreement(seeds, c, side) for c in (*CATEGORIES, "all")} for side, title in SIDES}
+        name: {title: {c: agreement(seeds, c, side) for c in (*CATEGORIES, "all")} for side, title in SIDES}
         for name, seeds in judged.items()
     }
     against = {
         other: {
-            title: {c: _difference(judged[ECLIPSE], judged[other], c, side) for c in (*CATEGORIES, "all")}
+            title: {c: gained(judged[ECLIPSE], judged[other], c, side) for c in (*CATEGORIES, "all")}
             for side, title in SIDES
         }
         for other in AGAINST
@@ -119,7 +112,7 @@ def results(run: ReproduceRun, out: Path) -> dict[str, Any]:
         "agreement": pictures,
         "eclipse_minus": against,
         "eclipse_preferred": {
-            other: {title: _preferred(judged[ECLIPSE], judged[other], side) for side, title in SIDES}
+            other: {title: preferred(judged[ECLIPSE], judged[other], side) for side, title in SIDES}
             for other in AGAINST
         },
     }
@@ -127,81 +120,18 @@ def results(run: ReproduceRun, out: Path) -> dict[str, Any]:
 
 def _judgements(run: ReproduceRun, out: Path) -> dict[str, list[list[dict[str, Any]]]]:
     """Candidate → a list of judged prompts a training."""
-    found = {name: [_painted(out, name)] for name in (REFERENCE, IDENTITY, SHIFTED)}
+    found = {name: [judgements.read(out, name)] for name in (REFERENCE, IDENTITY, SHIFTED)}
     for method in METHODS:
-        found[method] = [_painted(out, f"{method}-seed{seed}") for seed in range(min(run.painted_seeds, run.seeds))]
+        found[method] = [
+            judgements.read(out, f"{method}-seed{seed}") for seed in range(min(run.painted_seeds, run.seeds))
+        ]
     return found
-
-
-def _painted(out: Path, name: str) -> list[dict[str, Any]]:
-    return artifact.read_json(out / "painted" / f"{name}.json")["prompts"]
-
-
-def _agrees(one: Mapping[str, Any]) -> float:
-    return float(one["agrees"])
-
-
-def _facts(one: Mapping[str, Any]) -> float:
-    return sum(holds for _, holds in one["atoms"]) / len(one["atoms"])
-
-
-def _values(
-    seeds: list[list[dict[str, Any]]],
-    category: str,
-    held_out: bool,
-    score: Callable[[Mapping[str, Any]], float] = _agrees,
-) -> list[list[float]]:
-    """A row a prompt, a column a training."""
-    return [
-        [score(one) for one in prompt]
-        for prompt in zip(*seeds, strict=True)
-        if prompt[0]["held_out"] == held_out and category in (prompt[0]["category"], "all")
-    ]
-
-
-def _row(found: Interval | None) -> dict[str, float] | None:
-    if found is None:
-        return None
-    values = {"mean": found.mean, "low": found.low, "high": found.high}
-    return {key: round(value, 4) for key, value in values.items()} | {"prompts": found.number}
-
-
-def _agreement(seeds: list[list[dict[str, Any]]], category: str, held_out: bool) -> dict[str, float] | None:
-    values = _values(seeds, category, held_out)
-    return _row(interval(values, trainings=True) if values else None)
-
-
-def _difference(
-    first: list[list[dict[str, Any]]], second: list[list[dict[str, Any]]], category: str, held_out: bool
-) -> dict[str, float] | None:
-    a, b = _values(first, category, held_out), _values(second, category, held_out)
-    return _row(difference(a, _paired(b, a), trainings=True) if a else None)
-
-
-def _preferred(
-    first: list[list[dict[str, Any]]], second: list[list[dict[str, Any]]], held_out: bool
-) -> dict[str, float] | None:
-    """How often more of the named facts hold in the first's picture; a tie counts half."""
-    a, b = _values(first, "all", held_out, _facts), _values(second, "all", held_out, _facts)
-    return _row(win_rate(a, _paired(b, a), trainings=True) if a else None)
-
-
-def _paired(values: list[list[float]], others: list[list[float]]) -> list[list[float]]:
-    """A control has one training: each of the other's is paired with it."""
-    return [row * len(others[0]) if len(row) == 1 else row for row in values]
-
-
-def _percent(row: Mapping[str, float] | None, signed: bool = False) -> str:
-    if row is None:
-        return ""
-    sign = "+" if signed else ""
-    return f"{100 * row['mean']:{sign}.0f} [{100 * row['low']:{sign}.0f}, {100 * row['high']:{sign}.0f}]"
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, Table]:
     """Title → header and lines, plain text."""
-    agreement, minus, embeddings = found["agreement"], found["eclipse_minus"], found["embeddings"]
-    asked = [(s, c) for _, s in SIDES for c in (*CATEGORIES, "all") if agreement[REFERENCE][s][c]]
+    shares, minus, embeddings = found["agreement"], found["eclipse_minus"], found["embeddings"]
+    asked = [(s, c) for _, s in SIDES for c in (*CATEGORIES, "all") if shares[REFERENCE][s][c]]
     cost = {
         "parameters": "parameters",
         "samples": "training samples",
@@ -210,16 +140,16 @@ def tables(found: Mapping[str, Any]) -> dict[str, Table]:
     }
     return {
         "Pictures: agreement in per cent": (
-            ["", *agreement],
-            [[f"{c}, {s}", *(_percent(sides[s][c]) for sides in agreement.values())] for s, c in asked],
+            ["", *shares],
+            [[f"{c}, {s}", *(percent(sides[s][c]) for sides in shares.values())] for s, c in asked],
         ),
         "Pictures: ECLIPSE's agreement less the others', in points": (
             ["", *(f"− {other}" for other in minus)],
-            [[f"{c}, {s}", *(_percent(sides[s][c], signed=True) for sides in minus.values())] for s, c in asked],
+            [[f"{c}, {s}", *(percent(sides[s][c], signed=True) for sides in minus.values())] for s, c in asked],
         ),
         "Pictures: how often ECLIPSE's bears out more of the prompt, in per cent (a tie counts half; paper: 71.6 by PickScore)": (
             ["", *(f"against {other}" for other in found["eclipse_preferred"])],
-            [[s, *(_percent(sides[s]) for sides in found["eclipse_preferred"].values())] for _, s in SIDES],
+            [[s, *(percent(sides[s]) for sides in found["eclipse_preferred"].values())] for _, s in SIDES],
         ),
         "Embeddings": (
             ["", *TITLES.values()],
@@ -290,7 +220,7 @@ def page(found: Mapping[str, Any], out: Path, wanted: list[Prompt]) -> str:
         escaped = [[html.escape(cell) for cell in line] for line in lines]
         body.append(f"<h2>{html.escape(title)}</h2>{report.rows(header, escaped, numbers_from=1)}")
     body.append(f"<h2>Sweeps, scored on embeddings</h2><p>{SWEPT}</p>{_plots(found)}")
-    body.append(f"<h2>Pictures</h2>{_pictures(out, wanted)}")
+    body.append(f"<h2>Pictures</h2>{pictures_table(shown(out, wanted))}")
     return report.page("ECLIPSE in small", "\n".join(body))
 
 
@@ -311,46 +241,6 @@ def _plots(found: Mapping[str, Any]) -> str:
     return plots
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """One of the prompts whose pictures are kept: each candidate's, and whether it agrees."""
-
-    prompt: Prompt
-    pictures: dict[str, tuple[UInt8[Tensor, "3 H W"], bool]]
-
-    @property
-    def kind(self) -> str:
-        return f"{self.prompt.category}, {'held out' if self.prompt.held_out else 'seen'}"
-
-
-def _shown(out: Path, wanted: list[Prompt]) -> list[_Shown]:
-    names = [REFERENCE, *(f"{m}-seed0" for m in METHODS), IDENTITY, SHIFTED]
-    pictures = {name: artifact.read_tensors(out / "painted" / f"{name}.safetensors")["pictures"] for name in names}
-    judged = {name: _painted(out, name) for name in names}
-    return [
-        _Shown(wanted[row], {name: (pictures[name][place], judged[name][row]["agrees"]) for name in names})
-        for place, row in enumerate(shown_rows(wanted))
-    ]
-
-
-def _pictures(out: Path, wanted: list[Prompt]) -> str:
-    shown = _shown(out, wanted)
-    lines = []
-    for one in shown:
-        cells = [report.picture(picture, agrees=agrees) for picture, agrees in one.pictures.values()]
-        lines.append([f"{html.escape(one.prompt.text)}<br><small>{one.kind}</small>", *cells])
-    return report.rows(["prompt", *map(html.escape, shown[0].pictures)], lines)
-
-
-def save_sheet(out: Path, wanted: list[Prompt]) -> None:
-    """The same pictures as one (`SHEET`), a row a prompt; a green frame where everything named is right."""
-    rows, labels = [], []
-    for one in _shown(out, wanted):
-        cells = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture, _ in one.pictures.values()]
-        colours = ["#2a2" if agrees else "white" for _, agrees in one.pictures.values()]
-        framed = [ImageOps.expand(cell, 2, colour) for cell, colour in zip(cells, colours, strict=True)]
-        rows.append([card(one.prompt.text), *framed])
-        labels.append([one.kind, *one.pictures])
-    data = io.BytesIO()  # JPEG, as it goes into repositories: a quarter of the bytes
-    contact_sheet(rows, labels, cell=SHEET_CELL).save(data, "JPEG", quality=90, subsampling=0)
-    artifact.write_bytes(out / SHEET, data.getvalue())
+def shown(out: Path, wanted: list[Prompt]) -> list[Shown]:
+    """The kept pictures of every candidate's first training."""
+    return judgements.shown(out, [REFERENCE, *(f"{m}-seed0" for m in METHODS), IDENTITY, SHIFTED], wanted)
