@@ -155,8 +155,8 @@ class Clip(nn.Module):
         return found.ids, found.mask
 
     def _tokenized(self, texts: list[str]) -> Tokenized:
-        start = self.tokenizer.bos_token_id
-        return tokenized(self.tokenizer, texts, most=self.positions, start=start, stacklevel=5)
+        start, end = [self.tokenizer.bos_token_id], [self.tokenizer.eos_token_id]
+        return tokenized(self.tokenizer, texts, most=self.positions, before=start, after=end, stacklevel=5)
 
     def text_features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> TextFeatures:
         """Token ids → features; the pooled embedding is the projected state of the (first) end token."""

@@ -14,7 +14,7 @@ from syzygy import artifact
 from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
-from syzygy.hub.tokens import Tokenized, tokenized
+from syzygy.hub.tokens import Tokenized, learned_bpe, tokenized
 from syzygy.types import TextStates
 
 PAD, END = "<pad>", "</s>"
@@ -62,7 +62,8 @@ class T5Text(nn.Module):
 
     def tokenize(self, texts: list[str]) -> Tokenized:
         """Token ids with their end token; longer texts than `max_tokens` are cut with a warning."""
-        return tokenized(self.tokenizer, texts, most=self.max_tokens, start=None, stacklevel=4)
+        end = [self.tokenizer.eos_token_id]
+        return tokenized(self.tokenizer, texts, most=self.max_tokens, before=[], after=end, stacklevel=4)
 
     @torch.no_grad()
     def encode_states(self, texts: list[str]) -> TextStates:
@@ -169,23 +170,11 @@ def build_t5(config: T5Config, texts: Iterable[str], seed: int) -> T5Text:
 
 
 def _learn_tokenizer(texts: Iterable[str]) -> Any:
-    """Byte-level BPE, so every script can be spelled; capitals kept, as T5 keeps them."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    """Byte-level BPE with sentinels; capitals kept, as T5 keeps them."""
     from transformers import PreTrainedTokenizerFast
 
-    learner = Tokenizer(models.BPE())
-    learner.normalizer = normalizers.NFC()
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    learner.decoder = decoders.ByteLevel()
     marks = [f"<extra_id_{i}>" for i in range(SENTINELS)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        min_frequency=2,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=[PAD, END, *marks],
-        show_progress=False,
-    )
-    learner.train_from_iterator(texts, trainer)
+    learner = learned_bpe(texts, 4096, [PAD, END, *marks])
     return PreTrainedTokenizerFast(
         tokenizer_object=learner, pad_token=PAD, eos_token=END, extra_special_tokens=marks, model_max_length=10**9
     )

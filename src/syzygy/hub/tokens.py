@@ -1,6 +1,7 @@
-"""Tokenised texts as tensors, with the characters that each token stands for; nothing is cut in silence."""
+"""Tokenised texts as tensors, with the characters that each token stands for; nothing is cut in silence. Tokenizers to learn."""
 
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +20,20 @@ class Tokenized:
     """Characters (from, to) of its text that each token stands for; equal for special tokens and pads, which stand for none."""
 
 
-def tokenized(tokenizer: Any, texts: list[str], *, most: int, start: int | None, stacklevel: int) -> Tokenized:
-    """Token ids with an end token, and with a start token where there is one; texts that are too long are cut with a warning.
+def tokenized(
+    tokenizer: Any, texts: list[str], *, most: int, before: Sequence[int], after: Sequence[int], stacklevel: int
+) -> Tokenized:
+    """Token ids between special ones; texts that are too long are cut with a warning.
 
     Args:
-        tokenizer: a fast one of transformers.
+        tokenizer: a fast one of transformers. Where it has no pad, the last token of `after` stands for one.
         most: tokens that fit, special ones included.
-        start: the start token's id.
+        before: ids that each text begins with.
+        after: ids that each text ends with, cut or not; at least one.
         stacklevel: of the warning, as `warnings.warn` takes it from here.
     """
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    before = [] if start is None else [start]
-    room = most - 1 - len(before)
+    room = most - len(before) - len(after)
     rows, places = [], []
     for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if len(ids) > room:
@@ -40,9 +43,34 @@ def tokenized(tokenizer: Any, texts: list[str], *, most: int, start: int | None,
                 f"{cut if len(cut) <= 160 else f'{cut[:80]} … {cut[-80:]}'!r}",
                 stacklevel=stacklevel,
             )
-        rows.append([*before, *ids[:room], tokenizer.eos_token_id])
-        places.append([*[(0, 0)] * len(before), *spans[:room], (0, 0)])
+        rows.append([*before, *ids[:room], *after])
+        places.append([*[(0, 0)] * len(before), *spans[:room], *[(0, 0)] * len(after)])
     length = max(map(len, rows))
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows])
+    pad = after[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
     mask = torch.arange(length)[None] < torch.tensor([len(row) for row in rows])[:, None]
     return Tokenized(ids, mask, torch.tensor([row + [(0, 0)] * (length - len(row)) for row in places]))
+
+
+def learned_bpe(texts: Iterable[str], vocabulary: int, marks: Sequence[str]) -> Any:
+    """A `tokenizers.Tokenizer` of byte-level BPE, so that every script can be spelled; capitals are kept.
+
+    Args:
+        vocabulary: most tokens, the 256 bytes and `marks` included.
+        marks: special tokens; they get the first ids.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.NFC()
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    learner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(marks),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    return learner

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from syzygy.artifact import CONFIG_FILE, load_strictly
 from syzygy.config import Config, parse
 from syzygy.errors import UserError
+from syzygy.nn.transformer import Block
 from syzygy.prior import layout
 from syzygy.prior.model import EclipsePriorConfig, check_request
 from syzygy.prior.schedule import Schedule, alphas_bar, visited
 from syzygy.prior.statistics import EmbeddingStatistics
-from syzygy.prior.transformer import Block
 from syzygy.rng import generator
 from syzygy.types import PackedText, TextFeatures
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from syzygy.artifact import CONFIG_FILE, load_strictly
 from syzygy.config import Config, parse
 from syzygy.errors import UserError
+from syzygy.nn.transformer import Block
 from syzygy.prior import layout
 from syzygy.prior.packed import PackedAttention, Packing
 from syzygy.prior.statistics import EmbeddingStatistics
-from syzygy.prior.transformer import Block
 from syzygy.types import PackedText, TextFeatures
 
 
