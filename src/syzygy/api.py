@@ -11,10 +11,12 @@ from torch import nn
 
 from syzygy import artifact
 from syzygy.blend import Blender, Picture, Request, Source, best, clip_scores, pictures_of, texts_of
+from syzygy.diffusion.experts import Experts
 from syzygy.diffusion.latents import LatentDecoder
 from syzygy.errors import UserError
 from syzygy.hub import assembly, bundle, repositories
 from syzygy.hub.clip import Clip
+from syzygy.hub.experts import Keeping
 from syzygy.pipeline import Pipeline, PipelineOutput, check_number
 from syzygy.prior.diffusion import SampledPrior
 from syzygy.types import Prior, Progress, Region, Sampling
@@ -40,13 +42,15 @@ class TextToImage:
     """Of a published model: where each part is from, and at which commit. Ours are told by their weights."""
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913 (all by keyword but the first)
         cls,
         model: str | Path = "starter",
         *,
         prior: str | Path | Prior | None = None,
         clip: str | Path | None = None,
         experts: str | Path | None = None,
+        experts_memory: str = "all",
+        compile_experts: bool = False,
         device: str = "cpu",
         dtype: str = "fp32",
         offload: bool = False,
@@ -61,6 +65,9 @@ class TextToImage:
                 `predict`.
             clip: of a published model: another place of its CLIP, a folder or hub id.
             experts: of a model of ours: an ensemble in its decoder's place, the folder of it or of the run that grew it.
+            experts_memory: where experts are: "all" on the device, "offload" (one there, the others in the computer's memory, for a
+                GPU) or "lazy" (one there, the others on disk).
+            compile_experts: compile each expert's U-Net with torch.compile when it first runs.
             device: "cpu", "cuda", "mps".
             dtype: of a published model: what CLIP and decoder compute in, "fp32", "fp16" or "bf16".
             offload: of a published model: parts are on the device only while they compute.
@@ -71,6 +78,7 @@ class TextToImage:
             UserError: an unknown name, a missing, truncated or mismatched part, a setting without effect.
         """
         memory = assembly.Memory(dtype=dtype, offload=offload, tiling=tiling)
+        keeping = Keeping(memory=experts_memory, backend="inductor" if compile_experts else None)
         if str(model) not in bundle.BUNDLED and repositories.is_foreign(model):
             if experts is not None:
                 raise UserError(f"{model} has no place for experts: they are grown from a decoder of ours.")
@@ -82,7 +90,9 @@ class TextToImage:
             raise UserError(
                 f"{model} is small, and has its own CLIP: another CLIP, dtype, offloading and tiling are for published models."
             )
-        own = bundle.load(model, prior=prior, experts=experts, device=device, local_files_only=local_files_only)
+        own = bundle.load(
+            model, prior=prior, experts=experts, device=device, local_files_only=local_files_only, keeping=keeping
+        )
         return cls(str(model), own.clip, own.pipeline, own.folder, own.world)
 
     def __call__(  # noqa: PLR0913 (all by keyword, as of diffusers' pipelines)
@@ -262,7 +272,7 @@ class TextToImage:
             parts += [("decoder", path.decoder.denoiser), ("autoencoder", path.decoder.autoencoder)]
         for name, part in parts:
             if isinstance(part, nn.Module):
-                found[name] = artifact.fingerprint(part.state_dict())
+                found[name] = artifact.fingerprint(part.weights if isinstance(part, Experts) else part.state_dict())
         return found
 
     def reader(self) -> Reader:

@@ -44,7 +44,7 @@ _PUBLISHED = (
 """What only published models take."""
 OPTIONS = ("height", "width", "noise_level", "super_res_steps", "painting", "style_guidance")
 """Of those (and of `region_options`), what a call takes; the rest is for loading."""
-LEAVE_NO_TRACE = ("offload", "download")
+LEAVE_NO_TRACE = ("offload", "download", "experts_memory")
 """Of those, what changes no picture."""
 
 
@@ -107,6 +107,14 @@ def model_options(command: F) -> F:
         click.option(
             "--experts", metavar="RUN|FOLDER", help="Of a model of ours: expert denoisers in its decoder's place."
         ),
+        click.option(
+            "--experts-memory",
+            type=click.Choice(["all", "offload", "lazy"]),
+            default="all",
+            show_default=True,
+            help="Where experts are: all on the device; one there and the others in memory (for a GPU), or on disk.",
+        ),
+        click.option("--compile-experts", is_flag=True, help="Compile each expert when it first runs: minutes, once."),
         *_PUBLISHED,
     )
     for option in reversed(options):
@@ -136,6 +144,8 @@ class Painter(NamedTuple):
             prior=settings["prior"],
             clip=settings["clip"],
             experts=settings["experts"],
+            experts_memory=settings["experts_memory"],
+            compile_experts=settings["compile_experts"],
             device=device,
             dtype=settings["dtype"],
             offload=settings["offload"],
@@ -155,7 +165,9 @@ class Painter(NamedTuple):
             name: value
             for name, value in settings.items()
             if name not in LEAVE_NO_TRACE
-            and not (name in (*OPTIONS, "clip", "experts", "tiling") and (value is None or value is False))
+            and not (
+                name in (*OPTIONS, "clip", "experts", "compile_experts", "tiling") and (value is None or value is False)
+            )
         }
         return cls(model, said | own)
 

@@ -8,8 +8,9 @@ or sampler moves them.
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from syzygy.diffusion.residence import OneAtATime
 from syzygy.diffusion.samplers import sample
 from syzygy.errors import UserError
 from syzygy.types import Conditioning, Denoiser
@@ -144,14 +146,14 @@ class Experts(nn.Module):
     only one expert runs.
     """
 
-    def __init__(self, stages: Stages, denoisers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, stages: Stages, denoisers: Mapping[str, nn.Module] | OneAtATime) -> None:
+        """
+        Args:
+            denoisers: all resident, or one at a time.
+        """
         super().__init__()
-        if missing := [name for name in stages.experts if name not in denoisers]:
-            raise UserError(f"stages name the experts {', '.join(missing)}, which are not there.")
-        if unused := [name for name in denoisers if name not in stages.experts]:
-            raise UserError(f"experts {', '.join(unused)} serve no stage.")
         self.stages = stages
-        self.denoisers = nn.ModuleDict({name: denoisers[name] for name in stages.experts})
+        self.denoisers = ensemble(stages, denoisers)
 
     def at(self, sigma: float) -> Denoiser:
         """The denoiser that serves this noise level."""
@@ -163,12 +165,50 @@ class Experts(nn.Module):
         """Mixed noise levels, as in training: each expert sees its own samples."""
         chosen = self.stages.index(sigma)
         rows, parts = [], []
-        for place, denoiser in enumerate(self.denoisers.values()):
+        for place, name in enumerate(self.stages.experts):
             own = (chosen == place).nonzero()[:, 0]
             if len(own):
                 rows.append(own)
-                parts.append(denoiser(x[own], sigma[own], conditioning[own]))
+                parts.append(self.denoisers[name](x[own], sigma[own], conditioning[own]))
         return torch.cat(parts)[torch.cat(rows).argsort()]
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """As `state_dict`, but each tensor is fetched when it is asked for: experts that come one at a time do so here too."""
+        return _Weights(self.denoisers)
+
+
+def ensemble(stages: Stages, modules: Mapping[str, nn.Module] | OneAtATime) -> nn.ModuleDict | OneAtATime:
+    """The experts of stages, in their order.
+
+    Raises:
+        UserError: one is not there, or serves no stage.
+    """
+    if missing := [name for name in stages.experts if name not in tuple(modules)]:
+        raise UserError(f"stages name the experts {', '.join(missing)}, which are not there.")
+    if unused := [name for name in modules if name not in stages.experts]:
+        raise UserError(f"experts {', '.join(unused)} serve no stage.")
+    if isinstance(modules, OneAtATime):
+        return modules
+    return nn.ModuleDict({name: modules[name] for name in stages.experts})
+
+
+class _Weights(Mapping[str, Tensor]):
+    """Tensors of modules under the names that a module of them all would give."""
+
+    def __init__(self, modules: nn.ModuleDict | OneAtATime) -> None:
+        self._modules = modules
+        self._names = {f"denoisers.{name}.{key}": (name, key) for name in modules for key in modules[name].state_dict()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        module, key = self._names[name]
+        return reduce(getattr, key.split("."), self._modules[module])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Evaluation(NamedTuple):

@@ -16,7 +16,7 @@ from syzygy.errors import UserError
 from syzygy.hub import repositories
 from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.clip import Clip
-from syzygy.hub.experts import decoders_of, experts_folder, load_experts
+from syzygy.hub.experts import Keeping, decoders_of, experts_folder, load_experts
 from syzygy.hub.priors import load_prior, trained_beside
 from syzygy.hub.t5 import T5Text
 from syzygy.hub.unet import load_config, load_decoder
@@ -50,16 +50,20 @@ def load(
     experts: str | Path | None,
     device: str,
     local_files_only: bool,
+    keeping: Keeping = Keeping(),  # noqa: B008 (frozen)
 ) -> Bundle:
     """Load a model that comes with the package, or a folder with the same layout.
 
     Args:
         prior: another prior than the model's own.
         experts: an ensemble in place of the model's decoder: its folder, or that of the run that grew it.
+        keeping: where the experts are.
 
     Raises:
-        UserError: an unknown name, a missing, truncated or mismatched part.
+        UserError: an unknown name, a missing, truncated or mismatched part; a way of keeping experts that are not there.
     """
+    if experts is None and keeping != Keeping():
+        raise UserError("memory and compilation of experts have no effect without experts: give them, or leave it out.")
     folder = model_folder(model)
     index = _read_index(folder)
     clip = Clip.from_pretrained(folder / "clip").to(device)
@@ -79,7 +83,7 @@ def load(
         grown = experts_folder(Path(experts))
         for name in decoders_of(grown):
             _check_decoder(load_config(grown / name), grown / name, clip, autoencoder)
-        denoiser = load_experts(grown, device)
+        denoiser = load_experts(grown, device, keeping)
     encoders = own_encoders(folder, folder / "decoder" if grown is None else grown / decoders_of(grown)[0], device)
     painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults, encoders=encoders)
     return Bundle(clip, Pipeline(clip, loaded, painter, torch.device(device)), folder, bool(index.get("world")))

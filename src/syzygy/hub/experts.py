@@ -1,6 +1,7 @@
 """Ensembles of expert denoisers as folders: who serves which noise level, and a decoder each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ from syzygy import artifact
 from syzygy.diffusion.decoder import Decoder
 from syzygy.diffusion.experts import Experts, Stages
 from syzygy.diffusion.preconditioning import Preconditioned
-from syzygy.errors import UserError
-from syzygy.hub.unet import load_decoder
+from syzygy.diffusion.residence import OneAtATime
+from syzygy.errors import UserError, unknown
+from syzygy.hub.unet import load_config, load_decoder
 from syzygy.nn.lora import Adapted, Lora
 from syzygy.rng import seed_of
 
 STAGES_FILE = "stages.json"
 TRUNK = "trunk"
 """The frozen decoder of low-rank experts, beside them."""
+MEMORY = ("all", "offload", "lazy")
+"""Where experts are: all on the device; one there and the others in the computer's memory; one there and the others on disk."""
 
 
 def experts_folder(folder: Path) -> Path:
@@ -50,22 +54,77 @@ def decoders_of(folder: Path) -> tuple[str, ...]:
     return (TRUNK,) if (folder / TRUNK).is_dir() else load_stages(folder).experts
 
 
-def load_experts(folder: Path, device: torch.device | str = "cpu") -> Experts:
-    """The ensemble in a folder, as one denoiser, every expert on the device.
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """How the experts of an ensemble are kept and run."""
+
+    memory: str = "all"
+    """One of `MEMORY`."""
+    backend: str | Callable[..., Any] | None = None
+    """Of torch.compile, such as "inductor": each expert's U-Net is compiled, routing is not. None compiles nothing."""
+
+    def __post_init__(self) -> None:
+        if self.memory not in MEMORY:
+            raise unknown("memory of experts", self.memory, MEMORY)
+
+    def kept(
+        self, names: Sequence[str], load: Callable[[str], nn.Module], device: torch.device, dtype: torch.dtype
+    ) -> "dict[str, nn.Module] | OneAtATime":
+        """Experts that `load` makes on the CPU, in this way; `device` only tells whether offloading has an effect."""
+        if self.memory == "offload" and device.type == "cpu":
+            raise UserError(
+                "offloading moves experts off a GPU between their turns; on the CPU it has no effect: say lazy, or all."
+            )
+
+        def made(name: str) -> nn.Module:
+            return self.compiled(load(name))
+
+        if self.memory == "lazy":
+            return OneAtATime.loaded(names, made, dtype)
+        found = {name: made(name) for name in names}
+        return OneAtATime.offloaded(found) if self.memory == "offload" else found
+
+    def compiled(self, expert: nn.Module) -> nn.Module:
+        """The same expert; its U-Net is compiled when it first runs."""
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        if self.backend is not None:
+            for module in expert.modules():
+                if isinstance(module, UNet2DConditionModel):
+                    module.compile(backend=self.backend)
+        return expert
+
+    def refuse_for_lora(self) -> None:
+        """Low-rank experts are small beside the network that all of them adapt."""
+        if self.memory != "all":
+            raise UserError(
+                f"these experts adapt one network and are all in memory with it: {self.memory!r} has no effect, leave it out."
+            )
+
+
+def load_experts(folder: Path, device: torch.device | str = "cpu", keeping: Keeping = Keeping()) -> Experts:
+    """The ensemble in a folder, as one denoiser, on the device.
 
     Raises:
-        UserError: an expert is missing, or they do not read the same conditions and latents.
+        UserError: an expert is missing, or they do not read the same conditions and latents; a way of keeping without effect.
     """
     stages = load_stages(folder)
     if (folder / TRUNK).is_dir():
-        return Experts(stages, _adapted(folder, stages)).to(device).eval()
-    decoders: dict[str, Decoder] = {name: load_decoder(folder / name) for name in stages.experts}
-    first = next(iter(decoders.values())).config
-    for name, decoder in decoders.items():
-        own = decoder.config
+        keeping.refuse_for_lora()
+        return Experts(stages, {n: keeping.compiled(e) for n, e in _adapted(folder, stages).items()}).to(device).eval()
+    configs = {name: load_config(folder / name) for name in stages.experts}
+    first = next(iter(configs.values()))
+    for name, own in configs.items():
         if (own.slots, own.size, own.channels) != (first.slots, first.size, first.channels):
             raise UserError(f"expert {name} in {folder} reads other conditions or latents than {stages.experts[0]}.")
-    denoisers = {name: Preconditioned(decoder, decoder.config.sigma_data) for name, decoder in decoders.items()}
+        if not (folder / name / artifact.WEIGHTS_FILE).is_file():
+            raise UserError(f"expert {name} is missing: there is no {folder / name / artifact.WEIGHTS_FILE}.")
+
+    def load(name: str) -> nn.Module:
+        decoder = load_decoder(folder / name)
+        return Preconditioned(decoder, decoder.config.sigma_data)
+
+    denoisers = keeping.kept(stages.experts, load, torch.device(device), torch.float32)
     return Experts(stages, denoisers).to(device).eval()
 
 

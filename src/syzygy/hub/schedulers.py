@@ -47,12 +47,12 @@ def load_scheduler(folder: Path, part: str = "scheduler") -> Any:
     kind = str(values.get("_class_name"))
     if kind not in SAMPLERS.values():
         raise UserError(f"{path} is for {kind!r}; known are {', '.join(SAMPLERS.values())}.")
-    with _quiet():
+    with quiet():
         return getattr(diffusers, kind).from_config(values)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without numpy 2's warnings of diffusers' own arithmetic."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -81,7 +81,7 @@ def fresh(scheduler: Any, sampler: str | None) -> Any:
         values.pop(VARIANCE, None)
         values.setdefault("clip_sample", False)  # latents are not confined to [-1, 1], as DDIM believes unless told
         values["skip_prk_steps"] = True  # of PNDM alone: its Runge-Kutta steps are for other models
-    with _quiet():
+    with quiet():
         return getattr(diffusers, SAMPLERS[name]).from_config(values)
 
 
@@ -108,7 +108,7 @@ def walk(
     most = scheduler.config.num_train_timesteps
     if not 1 <= steps <= most:
         raise UserError(f"{steps} steps are not possible; allowed are 1 to {most}.")
-    with _quiet():
+    with quiet():
         scheduler.set_timesteps(steps, device=noise.device)
     takes = signature(scheduler.step).parameters
     more = {"generator": list(generators)} if "generator" in takes else {}

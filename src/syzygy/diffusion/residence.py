@@ -1,0 +1,101 @@
+"""Modules of which one at a time works: only that one takes memory where it works."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+HOME = "cpu"
+
+
+class OneAtATime(nn.Module):
+    """Modules by name, as `nn.ModuleDict` gives them; the one that was asked for last works, the others make room for it.
+
+    They go to the device that this module is moved to, in its precision, in evaluation mode and frozen. They are not registered
+    as its parts: what walks parameters or states does not bring all of them in. A change of `device` or precision while one works
+    moves that one too.
+    """
+
+    _place: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        load: Callable[[str], nn.Module],
+        *,
+        waiting: Mapping[str, nn.Module] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """See `loaded` and `offloaded`."""
+        super().__init__()
+        self.names = tuple(names)
+        self._load = load
+        self._waiting = dict(waiting or {})
+        self._changes: list[Callable[[nn.Module], object]] = []
+        self._at_work: tuple[str, nn.Module] | None = None
+        self.register_buffer("_place", torch.empty(0, dtype=dtype), persistent=False)
+
+    @staticmethod
+    def loaded(names: Sequence[str], load: Callable[[str], nn.Module], dtype: torch.dtype) -> "OneAtATime":
+        """Lazily: `load` makes a module when its turn comes (in `dtype`), and it is let go when the turn passes."""
+        return OneAtATime(names, load, dtype=dtype)
+
+    @staticmethod
+    def offloaded(modules: Mapping[str, nn.Module]) -> "OneAtATime":
+        """All are in the computer's memory; one is on the device."""
+        dtype = next(p.dtype for module in modules.values() for p in module.parameters() if p.is_floating_point())
+        return OneAtATime(tuple(modules), modules.__getitem__, waiting=modules, dtype=dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        """The module, on the device. Nothing moves while the same one is asked for."""
+        if self._at_work is None or self._at_work[0] != name:
+            # What is made in inference mode could never be used outside.
+            with torch.inference_mode(False):
+                self._dismiss()
+                self._at_work = name, self._brought(name)
+        return self._at_work[1]
+
+    @property
+    def at_work(self) -> str | None:
+        """The name of the one that has the device."""
+        return None if self._at_work is None else self._at_work[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self._place.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._place.dtype
+
+    def each(self, change: Callable[[nn.Module], object]) -> None:
+        """Change every module, also those that are yet to be loaded."""
+        for module in self._waiting.values():
+            change(module)
+        if not self._waiting:
+            self._changes.append(change)
+            if self._at_work is not None:
+                change(self._at_work[1])
+
+    def _dismiss(self) -> None:
+        if self._at_work is not None and self._waiting:
+            self._at_work[1].to(HOME)
+        self._at_work = None
+
+    def _brought(self, name: str) -> nn.Module:
+        module = self._load(name).eval().requires_grad_(False)
+        for change in self._changes:
+            change(module)
+        return nn.Module.to(module, device=self.device, dtype=self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OneAtATime":
+        super()._apply(fn, recurse)
+        if self._at_work is not None:
+            self._at_work[1]._apply(fn, recurse)
+        return self
