@@ -103,20 +103,21 @@ def decoder_words() -> DecoderRun:
     """
     run = decoder_starter()
     subsets = {
-        "image": 0.18,
-        "text": 0.13,
-        "t5": 0.13,
+        "image": 0.15,
+        "text": 0.15,
+        "t5": 0.2,
         "text+t5": 0.2,
-        "image+text": 0.06,
+        "image+text": 0.02,
         "image+text+t5": 0.2,
-        "": 0.1,
+        "": 0.08,
     }
     return run.model_copy(
         update={
             "medium_captions": 0.12,
             "long_captions": 0.08,
-            "task": run.task.model_copy(update={"subsets": subsets, "painted": 0.5}),
-            "loop": run.loop.model_copy(update={"steps": 7500, "lr": 6e-4}),
+            "fresh_attention": True,
+            "task": run.task.model_copy(update={"subsets": subsets, "painted": 0.5, "strengths": (0.3, 3.0)}),
+            "loop": run.loop.model_copy(update={"steps": 6500, "validate_every": 500}),
         }
     )
 

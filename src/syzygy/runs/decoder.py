@@ -1,5 +1,6 @@
 """The starter's decoder, trained on the embedded world beside a frozen CLIP and a frozen autoencoder."""
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from syzygy.world.regions import regions
 
 SCALE_PAIRS = 1024
 VALIDATION_PICTURES = 256
+QUERIES_AND_KEYS = re.compile(r"attn2\.to_[qk]\.")
+"""Of the cross-attention, as diffusers names it."""
 
 
 class DecoderRun(Config):
@@ -46,6 +49,9 @@ class DecoderRun(Config):
     """Part of the batches whose captions open with other sentences."""
     long_captions: float = 0.0
     """Part of the batches whose captions open with so many that CLIP reads none of the decisive words, and T5 all."""
+    fresh_attention: bool = False
+    """Going on from another decoder, begin anew which tokens are attended to. Trained attention is all but hard (scores of 10 to 60 before the
+    softmax): tokens that it never saw get no weight, so no gradient either, and are not learned."""
     task: DecoderTaskConfig
     """What a step sees."""
     loop: LoopConfig
@@ -71,7 +77,7 @@ def train(
         init: go on from this decoder; conditions that it does not read are added to it.
 
     Raises:
-        UserError: the decoder to go on from has other sizes, or reads what this one would not.
+        UserError: the decoder to go on from has other sizes, or reads what this one would not; fresh attention without one.
     """
     beside = {"clip": clip.fingerprint(), "autoencoder": autoencoder.fingerprint()}
     if t5 is not None:
@@ -95,7 +101,9 @@ def train(
     )
     decoder = build_decoder(config, seed=run.seed)
     if init is not None:
-        beside["init"] = extend(decoder, init)
+        beside["init"] = extend(decoder, init, fresh_attention=run.fresh_attention)
+    elif run.fresh_attention:
+        raise UserError("fresh_attention is for going on from another decoder: give one with --init, or leave it out.")
     for name, condition in sample.conditioning.conditions.items():
         if condition.pooled is not None and not decoder.has_scale(name):
             decoder.set_scale(name, condition.pooled.square().mean().sqrt().item())
@@ -112,8 +120,11 @@ def train(
     return RunResult(out / "decoder", metrics, result.history)
 
 
-def extend(decoder: Decoder, init: Path) -> str:
+def extend(decoder: Decoder, init: Path, *, fresh_attention: bool = False) -> str:
     """Give a fresh decoder the weights of one that reads a part of its conditions; returns that one's fingerprint.
+
+    Args:
+        fresh_attention: but not the queries and keys of its cross-attention.
 
     Raises:
         UserError: it has other sizes, or conditions that the fresh one has not.
@@ -128,7 +139,8 @@ def extend(decoder: Decoder, init: Path) -> str:
             f"the decoder in {init} cannot be gone on from: {', '.join([*strange, *lacking][:3])} would not fit. Take the sizes that "
             "it was trained with."
         )
-    decoder.load_state_dict(own | weights)
+    kept = {name: value for name, value in weights.items() if not (fresh_attention and QUERIES_AND_KEYS.search(name))}
+    decoder.load_state_dict(own | kept)
     return artifact.fingerprint(weights)
 
 
