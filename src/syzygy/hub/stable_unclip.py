@@ -226,7 +226,7 @@ def load_stable_unclip(
     normalizer = load_model(StableUnCLIPImageNormalizer, folder, NORMALIZER, torch.float32).to(device)
     unet = load_model(UNet2DConditionModel, folder, "unet", dtype)
     vae = load_model(AutoencoderKL, folder, "vae", dtype)
-    text = _text_model(folder, dtype)
+    text = text_model(folder, dtype)
     states = text.config.hidden_size
     if unet.config["cross_attention_dim"] != states:
         raise UserError(
@@ -241,7 +241,8 @@ def load_stable_unclip(
     return StableUnclipDecoder(unet, vae, own_text, normalizer, noising, scheduler, device, offload)
 
 
-def _text_model(folder: Path, dtype: torch.dtype) -> Any:
+def text_model(folder: Path, dtype: torch.dtype) -> Any:
+    """The U-Net's own text encoder in a folder of diffusers' layout, frozen, on the CPU."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     path = folder / TEXT_ENCODER

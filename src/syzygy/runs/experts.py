@@ -119,14 +119,14 @@ def grow_tree(
     say: Callable[[str], None],
     *,
     node: Callable[[Growth], Path],
-    trunk: Callable[[Path], None],
+    complete: Callable[[Path], None],
 ) -> Path:
     """Train all nodes of a tree in `out`, or those that are not finished, and put the leaves together as `out/experts`.
 
     Args:
         stages: who serves which noise level.
         node: trains one, its run being `out/nodes/NAME`, unless it is finished; the value is `out/nodes/NAME/expert`.
-        trunk: writes the shared model, which low-rank experts adapt, as a folder.
+        complete: adds what the ensemble needs besides, such as the shared model that low-rank experts adapt.
 
     Raises:
         UserError: leaves that are no tree's.
@@ -139,8 +139,7 @@ def grow_tree(
     with artifact.folder_written(out / "experts", "the experts") as temporary:
         for name in stages.experts:
             shutil.copytree(out / "nodes" / name / GROWN, temporary / name)
-        if run.form == "lora":
-            trunk(temporary / TRUNK)
+        complete(temporary)
         artifact.write_json(temporary / STAGES_FILE, {"names": stages.names, "edges": stages.edges, "form": run.form})
     return out / "experts"
 
@@ -169,10 +168,11 @@ def train(
     def node(one: Growth) -> Path:
         return grow(run, one, decoder, clip, autoencoder, out, device, t5)
 
-    def trunk(folder: Path) -> None:
-        shutil.copytree(decoder, folder)
+    def complete(experts: Path) -> None:
+        if run.form == "lora":
+            shutil.copytree(decoder, experts / TRUNK)
 
-    return grow_tree(run, stages_of(run.leaves, run.task.noise), out, say, node=node, trunk=trunk)
+    return grow_tree(run, stages_of(run.leaves, run.task.noise), out, say, node=node, complete=complete)
 
 
 def check_same(run: TreeRun, grown: Path, beside: Mapping[str, Any]) -> None:

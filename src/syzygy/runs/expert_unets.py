@@ -1,0 +1,249 @@
+"""Experts grown from the U-Net of a model in diffusers' layout, on the user's own captioned pictures."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from syzygy import artifact
+from syzygy.data.sources import SourceOptions, open_source
+from syzygy.diffusion.experts import Stages
+from syzygy.errors import UserError
+from syzygy.hub.experts import TRUNK, load_lora, save_lora
+from syzygy.hub.stable_diffusion import SCHEDULER, StableDiffusion, copy_unet, load_beside, load_unet, save_unet
+from syzygy.hub.stable_unclip import OwnText
+from syzygy.nn.lora import Lora
+from syzygy.rng import Draw, generator, seed_of
+from syzygy.runs.common import Bar, no_bar, reporter
+from syzygy.runs.experts import GROWN, Growth, TreeRun, check_same, grow_tree, growth, record_of
+from syzygy.runs.latents import Latents, encoded
+from syzygy.train import checkpoint
+from syzygy.train.loop import fit
+from syzygy.train.precision import autocast, precision_on
+from syzygy.train.unet import DiscreteNoise, LatentBatch, UNetTask, UNetTaskConfig, recomputed
+
+
+class ExpertUNetsRun(TreeRun):
+    """Everything that grows an ensemble of experts from a U-Net, but the model and the pictures."""
+
+    form: Literal["full", "lora"] = "lora"
+    """Low-rank adaptations of the frozen U-Net, of a few megabytes each; or whole U-Nets."""
+    layers: str = r"\.(to_[qkv]|to_out|add_[kv]_proj)\b"
+    """Regular expression: which layers of the U-Net are adapted; by default the projections of its attention."""
+    size: int | None = Field(default=None, ge=1)
+    """Height and width of the pictures, in pixels; null: what the U-Net was made for."""
+    validation_pictures: int = Field(default=16, ge=0)
+    """Pictures that no step sees, chosen at random; with loop.validate_every=0 there are none."""
+    caption_columns: tuple[str, ...] = ()
+    """Where the captions are, in parquet or JSON; empty: found by their usual names."""
+    image_column: str | None = None
+    """Where the pictures are, in parquet; null: found."""
+    max_bad: float = Field(default=0.05, ge=0, le=1)
+    """The part of the samples that may be unusable; they are left out."""
+    task: UNetTaskConfig
+    """What a step sees."""
+
+    @model_validator(mode="after")
+    def _validates(self) -> "ExpertUNetsRun":
+        if bool(self.validation_pictures) != bool(self.loop.validate_every):
+            raise ValueError(
+                f"validation_pictures={self.validation_pictures} and loop.validate_every={self.loop.validate_every}: set both, or both to 0"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Step → pictures and captions; the same again for the same step. An endless stream of permutations, one an epoch."""
+
+    latents: Latents
+    text: OwnText
+    chosen: Sequence[int]
+    """The pictures to train on."""
+    task: UNetTaskConfig
+    seed: int
+    precision: torch.dtype | None
+    _order: Callable[[int], list[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_order", lru_cache(maxsize=2)(self._permutation))
+
+    def _permutation(self, epoch: int) -> list[int]:
+        return torch.randperm(len(self.chosen), generator=generator(self.seed, "unet", "epoch", epoch)).tolist()
+
+    def pictures(self, step: int) -> list[int]:
+        """Which ones a step (from 0) sees."""
+        places = range(step * self.task.batch_size, (step + 1) * self.task.batch_size)
+        return [self.chosen[self._order(place // len(self.chosen))[place % len(self.chosen)]] for place in places]
+
+    def captions(self, step: int) -> list[str]:
+        """Of each picture one caption, or the empty prompt."""
+        draw = Draw(self.seed, "unet captions", step)
+        told = [draw.pick(self.latents.captions[picture]) for picture in self.pictures(step)]
+        return ["" if draw.chance(self.task.dropped) else caption for caption in told]
+
+    def __call__(self, step: int) -> LatentBatch:
+        return self.batch(self.pictures(step), self.captions(step), self.seed, step)
+
+    def batch(self, pictures: Sequence[int], captions: list[str], *key: int | str) -> LatentBatch:
+        """Pictures with captions, on the text encoder's device; `key` tells how latents are drawn around their means."""
+        device = self.text.device
+        with torch.no_grad(), autocast(device, self.precision):
+            states = self.text(captions).float()
+        return LatentBatch(self.latents.sampled(pictures, *key).to(device), {"encoder_hidden_states": states})
+
+    def unseen(self, pictures: Sequence[int]) -> list[LatentBatch]:
+        """Batches of pictures, each with its first caption."""
+        parts = [pictures[i : i + self.task.batch_size] for i in range(0, len(pictures), self.task.batch_size)]
+        return [self.batch(part, [self.latents.captions[i][0] for i in part], "validation", *part) for part in parts]
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What all nodes of a tree share."""
+
+    run: ExpertUNetsRun
+    unet: Path
+    """Folder of the model's own."""
+    text: OwnText
+    noise: DiscreteNoise
+    latents: Latents
+    device: torch.device
+    beside: dict[str, Any]
+    """Fingerprints of the model's parts and of the data."""
+    out: Path
+
+
+def train(
+    run: ExpertUNetsRun,
+    model: Path,
+    data: str,
+    out: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+    bar: Bar = no_bar,
+) -> Path:
+    """Grow (or go on growing) a tree in `out` from the U-Net of a model's folder; the finished ensemble is `out/experts`.
+
+    The pictures' latents are made first, once, in `out/latents`. Each node's training is a run of its own under `out/nodes`, resumed like any
+    other; finished ones are not run again, and lose their checkpoint.
+
+    Args:
+        model: a folder in diffusers' layout of Stable Diffusion 1.x or 2.x.
+        data: a source of captioned pictures (`open_source`).
+
+    Raises:
+        UserError: the model is incomplete or another kind, the data are unusable, leaves are no tree's or finer than the timesteps, no layer
+            to adapt has such a name, a finished node was trained otherwise.
+    """
+    source = open_source(data, SourceOptions(caption_columns=run.caption_columns, image_column=run.image_column))
+    stable = load_beside(model, device)
+    for one in growth(run):
+        stable.noise.timesteps(one.shares)  # too fine a tree is refused before anything is encoded
+    stages = Stages.of(run.leaves, stable.noise.quantile)
+    root = load_unet(model / "unet")
+    if run.form == "lora":
+        _adaptation(root, run)
+    beside = {"unet": artifact.fingerprint(root.state_dict()), **stable.fingerprints()}
+    del root
+    latents = _latents(run, stable, source, out, bar, beside["vae"])
+    ground = _Ground(
+        run, model / "unet", stable.text, stable.noise, latents, device, beside | {"data": latents.fingerprint}, out
+    )
+    del stable  # the autoencoder's memory
+    told = {"model": str(model), "source": source.text, "pictures": len(latents)}
+
+    def node(one: Growth) -> Path:
+        return _grow(ground, one, told)
+
+    def complete(experts: Path) -> None:
+        shutil.copytree(model / SCHEDULER, experts / SCHEDULER)
+        if run.form == "lora":
+            copy_unet(ground.unet, experts / TRUNK)
+
+    return grow_tree(run, stages, out, say, node=node, complete=complete)
+
+
+def _latents(run: ExpertUNetsRun, stable: StableDiffusion, source: Any, out: Path, bar: Bar, vae: str) -> Latents:
+    """All pictures' latents; enough of them to train on."""
+    preparation = stable.preparation(run.size)
+    about = {
+        "vae": vae,
+        "size": preparation.side,
+        "caption_columns": run.caption_columns,
+        "image_column": run.image_column,
+    }
+    found = encoded(source, preparation.prepare, stable.encode, out / "latents", about, max_bad=run.max_bad, bar=bar)
+    if len(found) <= run.validation_pictures:
+        raise UserError(
+            f"validation_pictures={run.validation_pictures} of the {len(found)} pictures in {source.text}: choose fewer, or none (with "
+            "loop.validate_every=0)."
+        )
+    return found
+
+
+def _adaptation(unet: nn.Module, run: ExpertUNetsRun) -> Lora:
+    """A fresh adaptation; it changes nothing yet."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(run.seed, "lora", "weights"))
+        return Lora(unet, rank=run.rank, layers=run.layers)
+
+
+def _grow(ground: _Ground, one: Growth, told: dict[str, Any]) -> Path:
+    """One node's training, from the weights of the node above it, or from the model's own U-Net; a finished one is not run again."""
+    run, device, folder = ground.run, ground.device, ground.out / "nodes" / one.name
+    if (folder / GROWN).is_dir():
+        check_same(run, folder / GROWN, ground.beside)
+        return folder / GROWN
+    above = None if one.parent is None else ground.out / "nodes" / one.parent / GROWN
+    precision = precision_on(device)
+    unet = load_unet(above if above is not None and run.form == "full" else ground.unet)
+    lora = _adaptation(unet, run) if run.form == "lora" else None
+    if lora is not None and above is not None:
+        load_lora(lora, above)
+    grown: nn.Module = unet.requires_grad_(True) if lora is None else lora
+    own: dict[str, Any] = {
+        "node": one.name,
+        "shares": one.shares,
+        "parent": one.parent,
+        "from": artifact.fingerprint(grown.state_dict()),
+    }
+    unet.to(device)
+    grown.to(device)
+    if run.task.checkpointing:
+        unet.enable_gradient_checkpointing(recomputed(lora, device, precision))
+    task = _task(ground, one, unet, lora, precision)
+    settings = run.model_dump(mode="json") | ground.beside | own
+    result = fit(task, run.loop, folder, reporter=reporter(one.name, run.task.batch_size), run=settings)
+    record = record_of(run, result, result.steps * run.task.batch_size, grown) | ground.beside | own | told
+    if lora is None:
+        save_unet(unet, folder / GROWN, record)
+    else:
+        save_lora(lora, folder / GROWN, {"rank": run.rank, "layers": run.layers}, record)
+    shutil.rmtree(folder / checkpoint.FOLDER)  # four times the weights' size
+    return folder / GROWN
+
+
+def _task(ground: _Ground, one: Growth, unet: nn.Module, lora: Lora | None, precision: torch.dtype | None) -> UNetTask:
+    """A node's training task; the pictures kept out are the same for all nodes."""
+    run = ground.run
+    order = torch.randperm(len(ground.latents), generator=generator(run.seed, "validation pictures")).tolist()
+    unseen, seen = order[: run.validation_pictures], sorted(order[run.validation_pictures :])
+    seed = seed_of(run.seed, "expert", one.name)
+    batches = Batches(ground.latents, ground.text, seen, run.task, seed, precision)
+    return UNetTask(
+        unet,
+        batches,
+        batches.unseen(unseen),
+        ground.noise,
+        one.shares,
+        seed,
+        precision=precision,
+        lora=lora,
+    )
