@@ -85,6 +85,16 @@ def test_a_decoder_goes_on_with_t5_beside(syzygy, tiny_model: Path, tmp_path: Pa
     assert all(torch.equal(fresh.state_dict()[name], value) for name, value in old.state_dict().items())
     assert all(torch.equal(fresh.slots["t5"].state_dict()[name], value) for name, value in before.items())
 
+    anew = build_decoder(new.config, seed=1)
+    before = {name: value.clone() for name, value in anew.state_dict().items()}
+    extend(anew, tiny_model / "decoder", fresh_attention=True)
+    begun = {name for name, value in old.state_dict().items() if not torch.equal(anew.state_dict()[name], value)}
+    assert begun == {name for name in before if name.endswith(("attn2.to_q.weight", "attn2.to_k.weight"))}
+    assert all(torch.equal(anew.state_dict()[name], before[name]) for name in begun)
+
+    answer = syzygy("train", "decoder", *parts[:4], "--out", tmp_path / "no", *small[:-1], "fresh_attention=true")
+    assert answer.code == 2
+    assert "fresh_attention is for going on from another decoder" in answer.err
     without = [one for one in small if not one.startswith("task.subsets")]
     answer = syzygy("train", "decoder", *parts, "--out", tmp_path / "other", *without, "vector_width=64")
     assert answer.code == 2
