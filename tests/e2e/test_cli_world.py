@@ -164,7 +164,7 @@ def test_show_warns_of_words_without_effect(tmp_path: Path) -> None:
     ("caption", "message"),
     [
         ("", "the text is empty. Describe"),
-        ("a dog", "'a dog' names no object of this world."),
+        ("a dog", "'a dog' names no object of this world in English."),
         ("three circles and two stars", "names more than 4 objects. Name fewer."),
     ],
 )

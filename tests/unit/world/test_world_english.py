@@ -81,8 +81,8 @@ def test_unknown_words_come_with_the_nearest_known() -> None:
     [
         ("", "the text is empty. Describe one to four objects"),
         (" \n ", "the text is empty"),
-        ("red and striped", "names no object of this world. Objects: circle, square"),
-        ("a big sqare", "names no object of this world. Did you mean 'square'?"),
+        ("red and striped", "names no object of this world in English. Objects: circle, square"),
+        ("a big sqare", "names no object of this world in English. Did you mean 'square'?"),
         (FILLERS[2], "names no object of this world"),
         ("five circles", "names more than 4 objects. Name fewer"),
         ("two circles, two stars and a moon", "names more than 4 objects"),

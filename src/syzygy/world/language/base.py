@@ -44,10 +44,19 @@ class Parsed:
 class Language(Protocol):
     """Words and grammar of one language."""
 
+    @property
+    def name(self) -> str:
+        """What English calls it."""
+        ...
+
     def say(self, description: Description, draw: Draw, length: Length = "short") -> Caption:
         """One of several phrasings of the description."""
         ...
 
     def read(self, text: str) -> Parsed:
         """The description in a text. Raises UserError when it names no object of the world."""
+        ...
+
+    def unknown(self, text: str) -> tuple[str, ...]:
+        """The words of a text that the language does not know; filler sentences count as known."""
         ...
