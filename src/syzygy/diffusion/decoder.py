@@ -259,8 +259,8 @@ class Decoder(nn.Module):
         *read, painted = self.tokens(conditioning, len(x))
         if painted is None:
             return self.backbone(x, c_noise, *read)
-        weights = painted * strength((4 * c_noise).exp())[:, None, None, None]
-        return self.backbone(x, c_noise, *read, Painting(weights))
+        size = int(x.shape[-2]), int(x.shape[-1])
+        return self.backbone(x, c_noise, *read, Painting(painted, size, strength((4 * c_noise).exp())))
 
 
 def _placed(painted: dict[int, Tensor], number: int) -> Float[Tensor, "B T H W"] | None:

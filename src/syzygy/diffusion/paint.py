@@ -2,63 +2,80 @@
 
 Every cross-attention becomes softmax((QKᵀ + w·A)/√d)·V with w = w'·log(1 + σ)·max(QKᵀ): A holds the painted mask in the columns of
 the phrase's tokens, so the noisier the picture, the stronger the pull.
-Legend: B samples, N heads, L positions of a picture, T tokens, D width of a head.
+Legend: B samples, N heads, L positions of a picture, T words' tokens, K keys, D width of a head, h × w the masks' resolution.
 """
 
 import math
 from dataclasses import dataclass, field
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 2**24
-"""Scores held at a time, to find the largest."""
+from syzygy.errors import UserError
 
 
-def strength(sigma: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+def strength(sigma: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """log(1 + σ): what w' is multiplied by at a noise level."""
     return sigma.log1p()
 
 
 @dataclass(frozen=True)
 class Painting:
-    """What one evaluation of a decoder shall attend to: w'·log(1 + σ)·A for each sample, at full resolution."""
+    """What one evaluation of a decoder shall attend to: w'·log(1 + σ)·A of each sample that is painted."""
 
-    weights: Float[Tensor, "B T H W"]
-    """0 where nothing is painted."""
+    weights: Float[Tensor, "B T h w"]
+    """w'·A: 0 where nothing is painted. Of any resolution: it covers the whole picture."""
+    size: tuple[int, int]
+    """Height and width of what the network denoises. Further in, each resolution is half of the one before, rounded up."""
+    level: Float[Tensor, "B"]
+    """log(1 + σ)."""
+    start: int = 0
+    """Keys before the words' own."""
+    unpainted: int = 0
+    """Samples of the batch before the painted ones: those to move away from."""
     _resized: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    """Shared by all paintings made of one with `replace`."""
 
     def at(self, positions: int) -> Float[Tensor, "B L T"]:
-        """Resized bilinearly to the resolution that has this many positions; kept, as a network has several layers of each."""
+        """w'·A, resized bilinearly to the resolution that has this many positions; kept, as several layers and steps need each.
+
+        Raises:
+            UserError: no resolution has.
+        """
         if positions not in self._resized:
-            height, width = self.weights.shape[-2:]
-            shrink = math.sqrt(height * width / positions)
-            size = round(height / shrink), round(width / shrink)
-            assert size[0] * size[1] == positions, f"{positions} positions are no picture of {height} × {width}"
-            small = F.interpolate(self.weights, size, mode="bilinear", antialias=True)
-            self._resized[positions] = small.flatten(2).transpose(1, 2)
+            height, width = self.size
+            while height * width > positions:
+                height, width = -(-height // 2), -(-width // 2)
+            if height * width != positions:
+                raise UserError(
+                    f"this network attends at {positions} places, which is no half, quarter, … of a picture of "
+                    f"{self.size[0]} × {self.size[1]}: it cannot be painted."
+                )
+            small = F.interpolate(self.weights, (height, width), mode="bilinear", antialias=True)
+            self._resized[positions] = small.flatten(2).transpose(1, 2).contiguous()
         return self._resized[positions]
 
 
-def largest_score(
-    q: Float[Tensor, "B N L D"], k: Float[Tensor, "B N T D"], visible: Bool[Tensor, "B T"] | None = None
-) -> Float[Tensor, "B N"]:
-    """max(QKᵀ)/√d of each sample and head, over the tokens that are visible.
+def attention(
+    q: Float[Tensor, "B N L D"],
+    k: Float[Tensor, "B N K D"],
+    v: Float[Tensor, "B N K V"],
+    painting: Painting,
+    mask: Float[Tensor, "B 1 1 K"] | None = None,
+) -> Float[Tensor, "B N L V"]:
+    """softmax(QKᵀ/√d + w'·log(1 + σ)·max(QKᵀ/√d)·A)·V.
 
-    Not over the batch, as other implementations do: a picture would depend on its neighbours.
+    The maximum is of each sample and head, not over the batch as in other implementations: a picture would depend on its neighbours. It is over
+    the words' keys that can be seen. Scores must be known before their maximum is; a fused attention would compute them again.
+
+    Args:
+        mask: added to the scaled scores: far below 0 where a key is hidden.
     """
-    k = k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    hidden = None if visible is None else ~visible[:, None, None]
-    rows = max(CHUNK // (q.shape[0] * q.shape[1] * k.shape[-1]), 1)
-    found = []
-    for part in q.split(rows, dim=2):
-        scores = part @ k
-        found.append((scores if hidden is None else scores.masked_fill(hidden, -math.inf)).amax((2, 3)))
-    return torch.stack(found).amax(0)
-
-
-def bias(painting: Float[Tensor, "B L T"], largest: Float[Tensor, "B N"]) -> Float[Tensor, "B N L T"]:
-    """What is added to the scaled scores (as `scaled_dot_product_attention` adds its mask)."""
-    return painting[:, None] * largest[:, :, None, None]
+    scores = (q.float() / math.sqrt(q.shape[-1])) @ k.float().transpose(-1, -2)
+    if mask is not None:
+        scores += mask
+    words = scores[..., painting.start : painting.start + painting.weights.shape[1]]
+    largest = words.detach().amax((2, 3)) * painting.level[:, None]  # how strong a pull is, is no way to learn
+    words.addcmul_(painting.at(q.shape[2])[:, None], largest[:, :, None, None])
+    return scores.softmax(-1).to(v.dtype) @ v

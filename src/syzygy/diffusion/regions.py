@@ -30,6 +30,27 @@ def blurred(region: Region, radius: float) -> Region:
     return replace(region, mask=mask.clamp(0, 1))
 
 
+def resized(region: Region, size: tuple[int, int]) -> Region:
+    """The region with a mask of this height and width: bilinear, and what is small stays, paler."""
+    mask = torch.nn.functional.interpolate(region.mask[None, None].float(), size, mode="bilinear", antialias=True)
+    return replace(region, mask=mask[0, 0].clamp(0, 1))
+
+
+def for_each(regions: Sequence[Region] | Sequence[Sequence[Region]], number: int) -> list[list[Region]]:
+    """A list of regions for each of `number` prompts: those for all, or the lists that are given.
+
+    Raises:
+        UserError: lists for another number of prompts; no region at all.
+    """
+    for_all = [one for one in regions if isinstance(one, Region)]
+    own = [for_all] * number if for_all else [list(one) for one in regions if not isinstance(one, Region)]
+    if len(own) != number:
+        raise UserError(f"regions are told for {len(own)} prompts, but there are {number}: give a list for each.")
+    if not any(own):
+        raise UserError("there is no region among the regions: give one, or leave them out.")
+    return own
+
+
 def places(prompt: str, phrase: str) -> list[tuple[int, int]]:
     """Where a phrase stands in a prompt, as whole words: characters (from, to).
 

@@ -1,18 +1,49 @@
-"""Paint-with-words in diffusers' U-Nets: attention processors around the ones they have, no class patched."""
+"""Paint-with-words in diffusers' U-Nets: attention processors around the ones they have, no class patched.
 
+Legend: B samples, P prompts, T tokens, N heads, L positions, K tokens of the context, C channels, h × w latent positions.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-from syzygy.diffusion.paint import Painting, bias, largest_score
+from syzygy.diffusion import paint
+from syzygy.diffusion.paint import Painting
+from syzygy.diffusion.regions import check_read, painted, resized
+from syzygy.errors import UserError
+from syzygy.hub.tokens import Tokenized, tokenized
+from syzygy.types import Region
+
+PLAIN = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
+ADDED = (
+    "AttnAddedKVProcessor",
+    "AttnAddedKVProcessor2_0",
+    "SlicedAttnAddedKVProcessor",
+    "XFormersAttnAddedKVProcessor",
+)
+"""Processors that compute the same function, each in its own way. Others add something to it, which painting would lose."""
+NOISIEST = 4096.0
+"""σ where a schedule ends in nothing but noise and σ is infinite: what diffusers' Euler takes there."""
 
 
 class PaintedProcessor:
-    """Adds the painting's bias to the mask of a cross-attention and leaves the rest to the processor that was there."""
+    """Computes a cross-attention with a painting in it, and leaves all else to the processor that was there."""
 
     def __init__(self, plain: Any) -> None:
+        kind = type(plain).__name__
+        if kind not in (*PLAIN, *ADDED):
+            raise UserError(
+                f"attention by {kind} cannot be painted; known are {', '.join((*PLAIN, *ADDED))}. Unload what set it (an "
+                "IP-Adapter, old LoRA layers, fused projections) first."
+            )
         self.plain = plain
+        self.painted = _shared_attention if kind in ADDED else _cross_attention
 
     def __call__(
         self,
@@ -25,24 +56,119 @@ class PaintedProcessor:
         **more: Any,
     ) -> Tensor:
         """As diffusers calls a processor; `painting` comes in `cross_attention_kwargs`."""
-        if painting is not None and encoder_hidden_states is not None:
-            attention_mask = _painted_mask(attn, hidden_states, encoder_hidden_states, attention_mask, painting)
-        return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **more)
+        if painting is None or encoder_hidden_states is None:
+            return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **more)
+        return self.painted(attn, hidden_states, encoder_hidden_states, attention_mask, painting)
 
 
 def paintable(unet: Any) -> None:
-    """Let this U-Net take a `painting` in its `cross_attention_kwargs`; without one it computes what it did."""
+    """Let this U-Net take a `painting` in its `cross_attention_kwargs`; without one it computes what it did.
+
+    Raises:
+        UserError: it attends in a way that is not known.
+    """
     unet.set_attn_processor({name: PaintedProcessor(one) for name, one in unet.attn_processors.items()})
 
 
-def _painted_mask(attn: Any, x: Tensor, tokens: Tensor, mask: Tensor | None, painting: Painting) -> Tensor:
-    """The mask [B·N, L, T] that diffusers' processors take, with the bias added."""
-    q, k = (y.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for y in (attn.to_q(x), attn.to_k(tokens)))
-    # diffusers hides tokens with -10000 in a mask [B, 1, T].
-    visible = None if mask is None else mask[:, 0] > -1
-    with torch.no_grad():  # how strong a pull is, is no way to learn
-        largest = largest_score(q, k, visible)
-    added = bias(painting.at(x.shape[1]).to(q.dtype), largest)
-    if mask is not None:
-        added = added + mask[:, None]
-    return added.flatten(0, 1)
+def _cross_attention(
+    attn: Any,
+    x_BLC: Tensor,
+    context_BKC: Tensor,
+    mask_B1K: Tensor | None,
+    painting: Painting,
+) -> Tensor:
+    """As `AttnProcessor2_0` of a cross-attention within a transformer block."""
+    assert attn.group_norm is None and attn.spatial_norm is None and not attn.residual_connection
+    if attn.norm_cross:
+        context_BKC = attn.norm_encoder_hidden_states(context_BKC)
+    q, k, v = (_heads(attn, y) for y in (attn.to_q(x_BLC), attn.to_k(context_BKC), attn.to_v(context_BKC)))
+    q, k = (y if norm is None else norm(y) for y, norm in ((q, attn.norm_q), (k, attn.norm_k)))
+    read = _partly_painted(q, k, v, painting, mask_B1K)
+    return attn.to_out[1](attn.to_out[0](read)) / attn.rescale_output_factor
+
+
+def _shared_attention(
+    attn: Any,
+    x_BCHW: Tensor,
+    context_BKC: Tensor,
+    mask_B1K: Tensor | None,
+    painting: Painting,
+) -> Tensor:
+    """As `AttnAddedKVProcessor2_0`: one softmax over the context's keys and the picture's own.
+
+    The bias is on the words' keys, and its scale is their largest score. eDiff-I's maximum is over the scores of a cross-attention, which here
+    are those of the text; the picture's own keys answer to other projections, and their scores say nothing of how strong words can be.
+    """
+    x = x_BCHW.flatten(2).transpose(1, 2)
+    if attn.norm_cross:
+        context_BKC = attn.norm_encoder_hidden_states(context_BKC)
+    x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
+    keys, values = [attn.add_k_proj(context_BKC)], [attn.add_v_proj(context_BKC)]
+    if not attn.only_cross_attention:
+        keys, values = [*keys, attn.to_k(x)], [*values, attn.to_v(x)]
+        mask_B1K = None if mask_B1K is None else F.pad(mask_B1K, (0, x.shape[1]))
+    q, k, v = (_heads(attn, y) for y in (attn.to_q(x), torch.cat(keys, 1), torch.cat(values, 1)))
+    read = _partly_painted(q, k, v, painting, mask_B1K)
+    read = attn.to_out[1](attn.to_out[0](read))
+    return read.transpose(1, 2).reshape(x_BCHW.shape) + x_BCHW
+
+
+def _heads(attn: Any, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B N L D"]:
+    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def _partly_painted(
+    q: Tensor, k: Tensor, v: Tensor, painting: Painting, mask_B1K: Tensor | None
+) -> Float[Tensor, "B L C"]:
+    """Samples before the painted ones are computed as diffusers does, to the bit."""
+    first = painting.unpainted
+    mask = None if mask_B1K is None else mask_B1K[:, None]
+    own = None if mask is None else mask[first:]
+    read = paint.attention(q[first:], k[first:], v[first:], painting, own)
+    if first:
+        own = None if mask is None else mask[:first]
+        plain = F.scaled_dot_product_attention(q[:first], k[:first], v[:first], attn_mask=own)
+        read = torch.cat([plain, read])
+    return read.transpose(1, 2).flatten(2)
+
+
+def words_painted(
+    prompts: Sequence[str],
+    spans: Sequence[Int[Tensor, "P T 2"]],
+    regions: Sequence[Sequence[Region]],
+    strength: float,
+    size: tuple[int, int],
+) -> Float[Tensor, "P T h w"] | None:
+    """w'·A for a U-Net that reads the states of one text encoder, or of several side by side in the channels of each token.
+
+    With several (Stable Diffusion XL) a phrase is located in each one's tokens. Where those differ, a token is a phrase's by the share of
+    encoders for which it is.
+
+    Args:
+        spans: of each encoder: which characters its tokens stand for.
+        size: of the maps: the latents'.
+
+    Returns:
+        None where nothing is painted with any strength: to the bit as without.
+
+    Raises:
+        UserError: as `regions.painted`; a phrase that every encoder has cut off.
+    """
+    check_read(prompts, spans, regions)
+    small = [[resized(one, size) for one in own] for own in regions]
+    found = torch.stack([painted(prompts, one, small, strength) for one in spans]).mean(0)
+    return found if found.any() else None
+
+
+def padded_tokens(tokenizer: Any, prompts: Sequence[str]) -> Tokenized:
+    """Prompts as diffusers' pipelines tokenise them: padded to the longest that is read, cut there (with a warning)."""
+    most, before, after = tokenizer.model_max_length, [tokenizer.bos_token_id], [tokenizer.eos_token_id]
+    found = tokenized(tokenizer, list(prompts), most=most, before=before, after=after, stacklevel=5)
+    room = most - found.ids.shape[1]
+    ids, mask = F.pad(found.ids, (0, room), value=tokenizer.pad_token_id), F.pad(found.mask, (0, room))
+    return Tokenized(ids, mask, F.pad(found.spans, (0, 0, 0, room)))
+
+
+def at_level(painting: Painting, sigma: float) -> Painting:
+    """The same at another noise level, which is a tensor, as nothing shall be compiled again for it."""
+    return replace(painting, level=torch.full_like(painting.level, math.log1p(min(sigma, NOISIEST))))
