@@ -51,7 +51,7 @@ class Pipeline:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         conditions: Sequence[str] | None = None,
         regions: Sequence[Sequence[Region]] | None = None,
-        style: Float[Tensor, "1 D"] | None = None,
+        style: Float[Tensor, "S D"] | None = None,
         callback: Callable[[Progress], None] | None = None,
     ) -> PipelineOutput:
         """Paint each prompt `num_images_per_prompt` times.
@@ -64,7 +64,8 @@ class Pipeline:
             conditions: what the decoder reads: "image" (the predicted embedding), "text", or both; by default all that
                 it can.
             regions: of each prompt (P), where phrases of it shall be; for decoders that read text token by token.
-            style: a reference picture's embedding in place of the prior's (eDiff-I's style transfer); for decoders that read text beside.
+            style: a reference picture's embedding in place of the prior's (eDiff-I's style transfer), one for all or one each (N); for
+                decoders that read text beside.
             callback: told after each step.
 
         Raises:
@@ -84,6 +85,7 @@ class Pipeline:
                 raise UserError(
                     "a style goes in beside the text: this needs a decoder that reads both, and conditions image,text."
                 )
+            assert len(style) in (1, number), f"{len(style)} styles for {number} pictures"
             embeddings = style.to(embeddings).expand(number, -1)
             towards = replace(towards, embeddings=embeddings)
         if regions is not None:

@@ -74,6 +74,9 @@ COMMANDS: Table = {
             "composition": Leaf("syzygy.cli.evaluate:composition", "Does the picture hold what the prompt says?"),
             "reader": Leaf("syzygy.cli.evaluate_reader:reader", "How well does the reader read?"),
             "painting": Leaf("syzygy.cli.evaluate:painting", "Does what is painted come where it was painted?"),
+            "style": Leaf("syzygy.cli.evaluate_ediff:style", "Does a picture take the style of a reference picture?"),
+            "temporal": Leaf("syzygy.cli.evaluate_ediff:temporal", "When in sampling is the prompt read?"),
+            "encoders": Leaf("syzygy.cli.evaluate_ediff:encoders", "What do T5 and CLIP tell a decoder?"),
             "preference": Leaf(
                 "syzygy.cli.evaluate:preference", "How often is one prior's picture preferred to another's?"
             ),
@@ -81,7 +84,10 @@ COMMANDS: Table = {
     ),
     "reproduce": Branch(
         "Repeat a paper's experiment in small.",
-        {"eclipse": Leaf("syzygy.cli.reproduce:eclipse", "ECLIPSE against projection, diffusion and controls.")},
+        {
+            "eclipse": Leaf("syzygy.cli.reproduce:eclipse", "ECLIPSE against projection, diffusion and controls."),
+            "experts": Leaf("syzygy.cli.reproduce:experts", "eDiff-I's experts against one model of equal samples."),
+        },
     ),
     "world": Branch(
         "Look into the embedded world of scenes.",

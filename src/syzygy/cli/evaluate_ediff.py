@@ -1,0 +1,296 @@
+"""`syzygy evaluate style`, `temporal` and `encoders`: what eDiff-I says of a decoder on three embeddings, measured on the embedded world."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from syzygy.cli.common import Whole, device_option, paced, seed_option, writable_folder
+from syzygy.errors import UserError
+
+if TYPE_CHECKING:
+    from syzygy.api import TextToImage
+    from syzygy.evals.bootstrap import Interval
+    from syzygy.runs.readings import Series
+    from syzygy.world.reader import Reading
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _options(prompts: int, steps: int) -> Callable[[F], F]:
+    """What the three commands share."""
+
+    def with_them(command: F) -> F:
+        options = (
+            click.option(
+                "--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder."
+            ),
+            click.option(
+                "--prompts",
+                type=Whole(2),
+                default=prompts,
+                show_default=True,
+                help="Prompts a category, seen and held-out each, or as many as there are.",
+            ),
+            click.option("--steps", type=Whole(1), default=steps, show_default=True, help="Sampling steps."),
+            click.option("--guidance-scale", type=float, default=3.0, show_default=True, help="Guidance; 1 means off."),
+            seed_option,
+            device_option,
+            click.option(
+                "--json",
+                "json_file",
+                type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+                metavar="FILE",
+                help="Write everything as JSON; - prints it and nothing else.",
+            ),
+            click.option(
+                "--out",
+                type=click.Path(file_okay=False, path_type=Path),
+                metavar="FOLDER",
+                help="Write results.json, a page (index.html) and its figure; what was read is kept there, so that the command goes on "
+                "where it was interrupted.",
+            ),
+        )
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return with_them
+
+
+@click.command()
+@_options(prompts=16, steps=10)
+@click.option(
+    "--style-guidance", "weights", default="0.5,1,2", show_default=True, metavar="W,…",
+    help="Of the style apart from the text; the joint guidance of both is always measured.",
+)  # fmt: skip
+@click.option(
+    "--references",
+    type=Whole(1, 4),
+    default=1,
+    show_default=True,
+    help="Reference pictures a prompt, each in another style.",
+)
+def style(model: str, json_file: Path | None, out: Path | None, device: str, weights: str, **settings: Any) -> None:
+    """Does a picture take the style of a reference picture, and only that?
+
+    Prompts that name no style are painted with the picture of another scene as style (as by --style of syzygy generate), in each of four
+    styles in turn; beside them the same prompts without it, with the text alone, and with the style in their words, all from the same noise.
+    Measured: style, agreement with the prompt, and how often the reference's objects appear.
+
+    \b
+      syzygy evaluate style --out out/style       # the grid of pictures is out/style/grid.png
+    """
+    from syzygy.api import TextToImage
+    from syzygy.config import parse
+    from syzygy.pictures import save_png
+    from syzygy.runs import evaluate_style as run
+
+    chosen = _numbers(weights, "--style-guidance", "0.5,1,2")
+    scoring = parse(run.StyleScoring, {**settings, "weights": tuple(dict.fromkeys(chosen))}, "options")
+    _places(json_file, out)
+    loaded = TextToImage.from_pretrained(model, device=device)
+    run.check(loaded)
+    asked = run.ask(scoring)
+    found = _read(loaded, run.series(loaded, asked, scoring), out, "style", scoring.model_dump(mode="json"))
+    rows = run.table(asked, found)
+    result = run.result(loaded, scoring, rows, len(asked))
+    if str(json_file) != "-":
+        _print_style(rows, result["chosen_style_guidance"])
+    if out is not None:
+        sheet = run.grid(loaded, asked, scoring, result["chosen_style_guidance"])
+        save_png(
+            sheet, out / "grid.png", {name: result[name] for name in ("model", "scoring", "chosen_style_guidance")}
+        )
+        _write_page(out, result, run.page(result, rows, sheet))
+    _write(json_file, result)
+
+
+@click.command()
+@_options(prompts=50, steps=25)
+@click.option(
+    "--swaps", default="20,60,80", show_default=True, metavar="K,…",
+    help="Per cent of the steps after which the prompt is swapped; 0, 40, 93 and 100 are added.",
+)  # fmt: skip
+@click.option("--conditions", metavar="NAMES", help="What the decoder reads, such as text. Default: all that it can.")
+def temporal(
+    model: str,
+    json_file: Path | None,
+    out: Path | None,
+    device: str,
+    swaps: str,
+    conditions: str | None,
+    **settings: Any,
+) -> None:
+    """When in sampling is the prompt read?
+
+    Each picture begins with one prompt and ends with another, which shares no shape and no colour with it: agreement with both, over the
+    part of the steps before the swap. eDiff-I says that a swap in the last 7 % of the steps changes nothing, and that with one in the first
+    40 % the picture follows the new prompt wholly: confirmed or not.
+
+    \b
+      syzygy evaluate temporal --out out/temporal       # the plot is out/temporal/agreement.svg
+    """
+    from syzygy.api import TextToImage
+    from syzygy.config import parse
+    from syzygy.runs import evaluate_temporal as run
+
+    read = None if conditions is None else [name.strip() for name in conditions.split(",")]
+    chosen = {**settings, "swaps": tuple(_numbers(swaps, "--swaps", "20,60,80")), "conditions": read}
+    scoring = parse(run.TemporalScoring, chosen, "options")
+    _places(json_file, out)
+    loaded = TextToImage.from_pretrained(model, device=device)
+    run.check(loaded)
+    asked = run.ask(scoring)
+    found = _read(loaded, run.series(loaded, asked, scoring), out, "temporal", scoring.model_dump(mode="json"))
+    result, rows, said = run.result(loaded, scoring, asked, found)
+    if str(json_file) != "-":
+        _print_temporal(rows, said)
+    if out is not None:
+        _write_svg(out / "agreement.svg", run.plot(rows))
+        _write_page(out, result, run.page(result, rows, said, run.strips(loaded, asked, scoring)))
+    _write(json_file, result)
+
+
+@click.command()
+@_options(prompts=16, steps=10)
+def encoders(model: str, json_file: Path | None, out: Path | None, device: str, **settings: Any) -> None:
+    """What do T5 and CLIP tell a decoder, of short and of long prompts?
+
+    The decoder reads T5's states alone, CLIP's alone, both, the prior's image embedding alone, and all of it, of prompts as they are and
+    after 100 to 220 words that say nothing of the picture (CLIP reads 77 tokens); beside them what it paints when it reads nothing. A
+    decoder without T5 is measured on what it reads.
+
+    \b
+      syzygy evaluate encoders --model RUN --out out/encoders
+    """
+    from syzygy.api import TextToImage
+    from syzygy.config import parse
+    from syzygy.runs import evaluate_encoders as run
+
+    scoring = parse(run.EncodersScoring, settings, "options")
+    _places(json_file, out)
+    loaded = TextToImage.from_pretrained(model, device=device)
+    run.candidates(loaded.pipeline.decoder.conditions)
+    asked = run.ask(scoring)
+    found = _read(loaded, run.series(loaded, asked, scoring), out, "encoders", scoring.model_dump(mode="json"))
+    rows = run.table(loaded, asked, found)
+    result = run.result(loaded, scoring, asked, rows)
+    if str(json_file) != "-":
+        _print_encoders(rows, result)
+    if out is not None:
+        _write_svg(out / "agreement.svg", run.plot(rows))
+        _write_page(out, result, run.page(result, rows))
+    _write(json_file, result)
+
+
+def _numbers(text: str, option: str, example: str) -> list[float]:
+    try:
+        return [float(one) for one in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text!r} must be numbers joined by commas, such as {example}.") from None
+
+
+def _places(json_file: Path | None, out: Path | None) -> None:
+    """Fail before the work, not after it."""
+    if json_file is not None and str(json_file) != "-":
+        writable_folder(json_file.parent)
+    if out is not None:
+        writable_folder(out)
+
+
+def _read(
+    model: "TextToImage", series: "Sequence[Series]", out: Path | None, command: str, settings: Mapping[str, Any]
+) -> "dict[str, list[Reading]]":
+    """Paint and read all of it, or what an interrupted command left."""
+    from syzygy.runs import readings
+
+    reader = model.reader()
+    kept = readings.Kept(out, readings.about(model, reader, {"evaluation": command, "settings": dict(settings)}))
+    with paced("painting", sum(one.number for one in series), "pictures") as advance:
+        return readings.read(series, reader, kept, advance)
+
+
+def _write(file: Path | None, found: Mapping[str, Any]) -> None:
+    import json
+
+    from syzygy import artifact
+
+    if str(file) == "-":
+        click.echo(json.dumps(found))
+    elif file is not None:
+        artifact.write_json(file, found)
+
+
+def _write_page(out: Path, found: Mapping[str, Any], page: str) -> None:
+    from syzygy import artifact
+
+    artifact.write_json(out / "results.json", found)
+    artifact.write_bytes(out / "index.html", page.encode())
+    click.echo(f"page: {out / 'index.html'}", err=True)
+
+
+def _write_svg(path: Path, figure: str) -> None:
+    """The SVG inside a figure of a page, as a file of its own."""
+    from syzygy import artifact
+
+    inside = figure[figure.index("<svg ") + 5 : figure.index("</svg>") + 6]
+    text = f'<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="12" {inside}\n'
+    artifact.write_bytes(path, text.encode())
+
+
+def _print_style(rows: Sequence[Mapping[str, Any]], chosen: float | None) -> None:
+    from syzygy.runs.readings import points
+
+    click.echo(
+        f"{'':>22}{'prompts':>9}{'style':>18}{'agreement':>18}{'less no style':>19}{'less text alone':>19}{'leaked objects':>18}"
+    )
+    for row in _whole(rows):
+        less = [points(row[key]) if key in row else "" for key in ("against_no_style", "against_text_alone")]
+        click.echo(
+            f"{row['candidate']:>22}{row['side']:>9}{row['style']!s:>18}{row['agreement']!s:>18}{less[0]:>19}{less[1]:>19}{row['leaked']!s:>18}"
+        )
+    best = "joint with the text" if chosen is None else f"{chosen:g}"
+    click.echo(
+        f"\nBest style guidance on seen prompts: {best}. Style: the reader's is the reference's. Leaked: an object with shape and"
+    )
+    click.echo("colour of one of the reference's. Differences in points, paired. Brackets: 95 % bootstrap.")
+
+
+def _print_temporal(rows: Sequence[Mapping[str, Any]], said: Sequence[Mapping[str, Any]]) -> None:
+    from syzygy.runs.readings import points
+
+    click.echo(
+        f"{'swap after':>11}{'steps':>7}{'σ next':>9}{'prompts':>10}{'agrees: first':>18}{'second':>18}{'unchanged':>18}"
+    )
+    for row in _whole(rows):
+        shares = "".join(f"{row[key]!s:>18}" for key in ("first", "second", "unchanged"))
+        click.echo(f"{row['share']:>9.0f} %{row['steps']:>7}{row['sigma']:>9.3g}{row['side']:>10}{shares}")
+    for one in said:
+        click.echo(f"\n{one['statement']} (by {one['measure']}): {points(one['difference'])} points: {one['verdict']}.")
+
+
+def _print_encoders(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
+    from syzygy.runs.readings import points
+
+    for one in found["left_out"]:
+        click.echo(f"left out: {one}.")
+    for one in found["tokens"]:
+        read = f"{one['fewest']} to {one['most']} tokens read, {one['cut']} of {found['prompts']} prompts cut"
+        click.echo(f"{one['encoder']}, {one['length']} prompts: {read}.")
+    click.echo(
+        f"\n{'':>25}{'prompts':>9}{'agreement':>18}{'facts':>18}{'less all texts':>19}{'less short':>19}{'less nothing':>19}"
+    )
+    for row in _whole(rows):
+        less: list[Interval | None] = [row.get(key) for key in ("against_texts", "against_short", "against_nothing")]
+        cells = "".join(f"{'' if one is None else points(one):>19}" for one in less)
+        click.echo(f"{row['candidate']:>25}{row['side']:>9}{row['agreement']!s:>18}{row['facts']!s:>18}{cells}")
+    click.echo(
+        "\nAgreement: every named thing right; facts: the part of them. Differences in points, paired. Brackets: 95 % bootstrap."
+    )
+
+
+def _whole(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of all categories together."""
+    return [row for row in rows if row["category"] == "all"]
