@@ -4,6 +4,7 @@ A runner begins, embeds the shards that are unfinished in any order and by any n
 """
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from syzygy.errors import UserError
 
 FREE = ("source", "revision", "versions")
 """What of an encoder's identity may differ: where it lay, and the versions of libraries."""
+MEASURED, CLOSE = "deviations", 2e-3
+"""What of it was measured, and how far apart, in relation, two measurements of one encoder may be: machines round differently."""
 EARLY = 1000
 """Samples after which too many bad ones end a run before its end."""
 
@@ -137,8 +140,14 @@ def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 def encoder_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first field that tells two encoders' identities apart; None if they embed alike."""
-    names = sorted((was.keys() | now.keys()) - set(FREE))
-    return next((name for name in names if was.get(name) != now.get(name)), None)
+    names = sorted((was.keys() | now.keys()) - set(FREE), key=lambda name: (name == MEASURED, name))
+    return next((name for name in names if not _alike(name, was.get(name), now.get(name))), None)
+
+
+def _alike(name: str, was: Any, now: Any) -> bool:
+    if name == MEASURED and was and now and len(was) == len(now):
+        return all(math.isclose(a, b, rel_tol=CLOSE) for a, b in zip(was, now, strict=True))
+    return was == now
 
 
 def finished(store: Path, plan: Plan) -> Iterator[dict[str, Any]]:

@@ -155,8 +155,9 @@ class Clip(nn.Module):
         return found.ids, found.mask
 
     def _tokenized(self, texts: list[str]) -> Tokenized:
-        start, end = [self.tokenizer.bos_token_id], [self.tokenizer.eos_token_id]
-        return tokenized(self.tokenizer, texts, most=self.positions, before=start, after=end, stacklevel=5)
+        start, end, pad = (getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
+        around = {"before": [start], "after": [end], "pad": pad}
+        return tokenized(self.tokenizer, texts, most=self.positions, **around, stacklevel=5)
 
     def text_features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> TextFeatures:
         """Token ids → features; the pooled embedding is the projected state of the (first) end token."""

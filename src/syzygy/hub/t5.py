@@ -62,8 +62,8 @@ class T5Text(nn.Module):
 
     def tokenize(self, texts: list[str]) -> Tokenized:
         """Token ids with their end token; longer texts than `max_tokens` are cut with a warning."""
-        end = [self.tokenizer.eos_token_id]
-        return tokenized(self.tokenizer, texts, most=self.max_tokens, before=[], after=end, stacklevel=4)
+        around = {"before": [], "after": [self.tokenizer.eos_token_id], "pad": self.tokenizer.pad_token_id}
+        return tokenized(self.tokenizer, texts, most=self.max_tokens, **around, stacklevel=4)
 
     @torch.no_grad()
     def encode_states(self, texts: list[str]) -> TextStates:

@@ -21,15 +21,23 @@ class Tokenized:
 
 
 def tokenized(
-    tokenizer: Any, texts: list[str], *, most: int, before: Sequence[int], after: Sequence[int], stacklevel: int
+    tokenizer: Any,
+    texts: list[str],
+    *,
+    most: int,
+    before: Sequence[int],
+    after: Sequence[int],
+    pad: int,
+    stacklevel: int,
 ) -> Tokenized:
     """Token ids between special ones; texts that are too long are cut with a warning.
 
     Args:
-        tokenizer: a fast one of transformers. Where it has no pad, the last token of `after` stands for one.
+        tokenizer: a fast one of transformers.
         most: tokens that fit, special ones included.
         before: ids that each text begins with.
-        after: ids that each text ends with, cut or not; at least one.
+        after: ids that each text ends with, cut or not.
+        pad: what fills up shorter texts.
         stacklevel: of the warning, as `warnings.warn` takes it from here.
     """
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -46,7 +54,6 @@ def tokenized(
         rows.append([*before, *ids[:room], *after])
         places.append([*[(0, 0)] * len(before), *spans[:room], *[(0, 0)] * len(after)])
     length = max(map(len, rows))
-    pad = after[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
     mask = torch.arange(length)[None] < torch.tensor([len(row) for row in rows])[:, None]
     return Tokenized(ids, mask, torch.tensor([row + [(0, 0)] * (length - len(row)) for row in places]))

@@ -1,0 +1,1 @@
+"""Text encoders that are made of others."""

@@ -1,0 +1,80 @@
+"""Text encoders that are a language model and an adapter, from their folders."""
+
+from pathlib import Path
+from typing import Any
+
+from syzygy import artifact
+from syzygy.config import parse
+from syzygy.encoders.adapter import AdaptedText, TextAdapter
+from syzygy.errors import UserError
+from syzygy.hub import checkpoint
+from syzygy.hub.bundle import part_folder
+from syzygy.hub.clip import Clip
+from syzygy.hub.llm import DTYPES, Llm, LlmRecipe, check_same
+from syzygy.hub.priors import trained_beside
+
+PART = "adapter"
+
+
+def load_adapted(
+    source: str | Path,
+    clip: Clip,
+    *,
+    llm: str | Path | None = None,
+    device: str = "cpu",
+    local_files_only: bool = True,
+) -> AdaptedText:
+    """The text encoder of an adapter in place of this CLIP's own, read as it was in training: recipe, revision, precision.
+
+    Args:
+        source: the adapter's folder, that of its run, or of a model that has one.
+        llm: where its language model lies now, a folder or a hub id; None is where it lay in training.
+
+    Raises:
+        UserError: a part is not found or does not fit; the language model, its recipe or its features are others than in training; the
+            adapter was trained for another CLIP.
+    """
+    folder = part_folder(source, PART)
+    adapter = TextAdapter.from_pretrained(folder)
+    trained_beside(folder, "clip", clip.fingerprint)
+    recorded = identity_of(folder)
+    place, revision = _place(folder, recorded, llm)
+    model = Llm.from_pretrained(
+        place,
+        recipe=recipe_of(recorded),
+        revision=revision,
+        dtype=DTYPES[recorded["dtype"]],
+        local_files_only=local_files_only,
+    ).to(device)
+    encoder = AdaptedText(model, adapter.to(device).requires_grad_(False))
+    check_same(recorded, model.identity().to_config(), f"the adapter in {folder}")
+    return encoder
+
+
+def identity_of(folder: Path) -> dict[str, Any]:
+    """The identity of the language model that the adapter in this folder was trained on, as `LlmIdentity.to_config` gives it."""
+    path = folder / artifact.PROVENANCE_FILE
+    found = artifact.read_json(path).get("llm")
+    if not isinstance(found, dict) or found.get("dtype") not in DTYPES:
+        raise UserError(
+            f"{path} does not say on which language model, and in which precision, the adapter was trained."
+        )
+    return found
+
+
+def recipe_of(identity: dict[str, Any]) -> LlmRecipe:
+    """The recipe in a recorded identity."""
+    values = {name: identity[name] for name in LlmRecipe.model_fields if name in identity}
+    return parse(LlmRecipe, values, "the recorded language model")
+
+
+def _place(folder: Path, recorded: dict[str, Any], llm: str | Path | None) -> tuple[str | Path, str | None]:
+    """Where the language model is, and at which revision."""
+    if llm is not None:
+        return llm, None
+    source = str(recorded.get("source"))
+    if not Path(source).is_dir() and not checkpoint.is_hub_id(source):
+        raise UserError(
+            f"the language model of the adapter in {folder} lay in {source}, and is not there: say where it is."
+        )
+    return source, recorded.get("revision")

@@ -1,0 +1,347 @@
+"""Language models of transformers as text encoders: what their layers hold of a text. Frozen; an adapter brings it into CLIP's space.
+
+Decoders (Llama, Qwen, Gemma, Mistral, …), encoders (BERT's kin), and the encoders of T5's kin. Specification: arXiv 2506.08210 for the
+mean over normalised layers, arXiv 2405.12914 for the frozen model.
+"""
+
+import inspect
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from syzygy import artifact
+from syzygy.config import Config
+from syzygy.data.building import encoder_difference
+from syzygy.errors import UserError
+from syzygy.hub import checkpoint
+from syzygy.hub.tokens import Tokenized, tokenized
+from syzygy.types import TextStates
+
+EXAMPLE = "Qwen/Qwen3-0.6B"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What a language model may compute in. Not fp16: activations of several families do not fit into it."""
+HOLE = "{text}"
+"""Where the text goes in a template."""
+SENTENCES = (
+    "",
+    "a red star",
+    "Links ein blauer Kreis, rechts ein Ring.",
+    "Un carré vert et trois étoiles",
+    "жёлтое сердце",
+    "左边的红色圆形",
+)
+"""Texts whose features are measured, to tell whether a recipe still gives what it gave. Never change them: artefacts record the numbers."""
+
+
+class LlmRecipe(Config):
+    """How a language model's states become features. Features of different recipes cannot be exchanged."""
+
+    layers: Literal["all", "last"] | tuple[int, ...] = "all"
+    """Which hidden states are read: all, the last, or numbers from 0 (embeddings) to the number of layers (after the final normalisation)."""
+    normalise: bool = True
+    """Whether each state is normalised, token by token and without parameters, before the mean over the layers is taken."""
+    template: str | None = None
+    """A text with {text} in it that the prompt is put into; its tokens are read by the model, and are no features. null is the prompt alone."""
+    max_tokens: int = Field(default=512, ge=4)
+    """Longest text in tokens, special ones and the template's included; what is longer is cut with a warning."""
+
+    @field_validator("layers")
+    @classmethod
+    def _numbers(cls, layers: Any) -> Any:
+        if isinstance(layers, tuple) and (not layers or len(set(layers)) < len(layers) or min(layers) < 0):
+            raise ValueError("layers are different numbers from 0, at least one")
+        return layers
+
+    @field_validator("template")
+    @classmethod
+    def _hole(cls, template: str | None) -> str | None:
+        if template is not None and (template.count(HOLE) != 1 or template == HOLE):
+            raise ValueError(f"a template is a text with {HOLE} in it, once; leave it out for the prompt alone")
+        return template
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlmIdentity:
+    """Which language model made some features, and how. Equal identities, equal features; see `check_same`."""
+
+    source: str
+    revision: str | None
+    """The commit of a hub id; None for a folder."""
+    fingerprint: str
+    """Of the weights, in the precision that they compute in."""
+    classes: tuple[str, str]
+    """transformers' classes of model and tokenizer."""
+    width: int
+    vocabulary: int
+    dtype: str
+    layers: str | tuple[int, ...]
+    normalise: bool
+    template: str | None
+    max_tokens: int
+    deviations: tuple[float, ...]
+    """Standard deviation of the features of each of `SENTENCES`: hidden states change their meaning between versions of transformers."""
+    versions: dict[str, str]
+
+    def to_config(self) -> dict[str, Any]:
+        """As JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+class Llm(nn.Module):
+    """A frozen language model with its tokenizer: texts → features (`StatesEncoder`), never cut in silence.
+
+    A text stands between the special tokens that the tokenizer itself puts around it, and ends with the end token in any case: a causal
+    model then has a state that has read all, and the empty text has a state at all.
+
+    Legend: B texts, T tokens, D width.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, source: str, recipe: LlmRecipe | None = None, revision: str | None = None
+    ) -> None:
+        """`model` is one of transformers' without a head.
+
+        Raises:
+            UserError: the recipe asks for layers or tokens that the model does not have; texts cannot be ended.
+        """
+        super().__init__()
+        self.recipe = recipe or LlmRecipe()
+        self.model, self.tokenizer, self.source, self.revision = model, tokenizer, source, revision
+        self._before, self._after = _around(tokenizer, self.recipe.template, source)
+        pad = tokenizer.pad_token_id
+        # Pads are never read; many tokenizers have none, or one that was added and that the model does not know.
+        self._pad = self._after[-1] if pad is None or pad >= model.get_input_embeddings().num_embeddings else pad
+        self._arguments = inspect.signature(model.forward).parameters
+        if "pixel_values" in self._arguments:
+            raise UserError(f"{source} is a {type(model).__name__}, which reads pictures: name a language model.")
+        self._check_recipe()
+
+    def _check_recipe(self) -> None:
+        config, recipe = self.model.config, self.recipe
+        if isinstance(recipe.layers, tuple) and max(recipe.layers) > config.num_hidden_layers:
+            raise UserError(
+                f"layers={list(recipe.layers)}: {self.source} has hidden states 0 to {config.num_hidden_layers}."
+            )
+        most = getattr(config, "max_position_embeddings", None)
+        if most is not None and recipe.max_tokens > most:
+            raise UserError(f"max_tokens={recipe.max_tokens}: {self.source} reads at most {most}.")
+        special = len(self._before) + len(self._after)
+        if special >= recipe.max_tokens:
+            raise UserError(
+                f"max_tokens={recipe.max_tokens} leaves no room for text: special tokens and the template have {special}."
+            )
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.model.config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in; features are fp32."""
+        return next(self.model.parameters()).dtype
+
+    def tokenize(self, texts: list[str]) -> Tokenized:
+        """Token ids, the template's included; texts longer than `max_tokens` are cut with a warning."""
+        around = {"before": self._before, "after": self._after, "pad": self._pad}
+        return tokenized(self.tokenizer, texts, most=self.recipe.max_tokens, **around, stacklevel=4)
+
+    @torch.no_grad()
+    def encode_states(self, texts: list[str]) -> TextStates:
+        """Texts → features by the recipe, mask and spans, in fp32; padded on the right with zeros."""
+        found = self.tokenize(texts)
+        keep = self._kept(found.mask)
+        states = self._features(found.ids.to(self.device), found.mask.to(self.device))
+        mask = torch.arange(int(keep.sum(1).max())) < keep.sum(1, keepdim=True)
+        on_device = mask.to(self.device)
+        return TextStates(_moved(states, keep.to(self.device), on_device), on_device, _moved(found.spans, keep, mask))
+
+    def _kept(self, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+        """The tokens whose states are features: all, or with a template the text's own and the end, which has read all of them."""
+        if self.recipe.template is None:
+            return mask
+        length, place = mask.sum(1, keepdim=True), torch.arange(mask.shape[1])
+        own = (place >= len(self._before)) & (place < length - len(self._after))
+        return own | (place == length - 1)
+
+    def _features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        asked: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
+        if "use_cache" in self._arguments:
+            asked["use_cache"] = False
+        if getattr(self.model.config, "rope_parameters", None):
+            # Padding is on the right, so they count from 0 for each text. Learned ones begin elsewhere in some families.
+            asked["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        if self.recipe.layers == "last":
+            return mean_of_layers([self.model(**asked).last_hidden_state], self.recipe.normalise)
+        output = self.model(**asked, output_hidden_states=True)
+        # `last_hidden_state` is after the final normalisation in every version; the last of `hidden_states` is not.
+        hidden = [*output.hidden_states[:-1], output.last_hidden_state]
+        numbers = range(len(hidden)) if self.recipe.layers == "all" else self.recipe.layers
+        return mean_of_layers([hidden[i] for i in numbers], self.recipe.normalise)
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over the weights, in the precision that they compute in."""
+        weights = self.model.state_dict().items()
+        return artifact.fingerprint({k: x.view(torch.int16) if x.dtype == torch.bfloat16 else x for k, x in weights})
+
+    def deviations(self) -> tuple[float, ...]:
+        """Standard deviation of the features of each of `SENTENCES`."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* tokens, this encoder reads")
+            found = self.encode_states(list(SENTENCES))
+        return tuple(x[mask].std().item() for x, mask in zip(found.states, found.mask, strict=True))
+
+    def identity(self) -> LlmIdentity:
+        """Which model this is and how it is read, for the record of what is made with it."""
+        return LlmIdentity(
+            source=self.source,
+            revision=self.revision,
+            fingerprint=self.fingerprint(),
+            classes=(type(self.model).__name__, type(self.tokenizer).__name__),
+            width=self.width,
+            vocabulary=len(self.tokenizer),
+            dtype=str(self.dtype).removeprefix("torch."),
+            deviations=self.deviations(),
+            versions=artifact.versions() | {"tokenizers": version("tokenizers")},
+            **self.recipe.model_dump(),
+        )
+
+    @staticmethod
+    def from_pretrained(
+        source: str | Path,
+        *,
+        recipe: LlmRecipe | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        local_files_only: bool = True,
+    ) -> "Llm":
+        """Load a language model without its head, strictly, frozen, on the CPU and in evaluation mode.
+
+        Args:
+            source: a folder in transformers' layout, or a hub id.
+            recipe: how its states become features; None is the default.
+            revision: of a hub id: commit, tag or branch; None is its main branch. The commit is then `self.revision`.
+            dtype: fp32 or bf16. Whoever trains on features must use the same model in the same precision afterwards.
+            local_files_only: take a hub id from the hub's cache only; else download what is missing.
+
+        Raises:
+            UserError: it is not found, transformers cannot load it without running its own code, weights are missing or pickle, its
+                tokenizer cannot tell characters (a slow one), or the recipe does not fit.
+        """
+        if dtype not in DTYPES.values():
+            raise UserError(f"a language model computes in float32 or bfloat16, not {dtype}.")
+        found = checkpoint.locate(source, revision, local_files_only, EXAMPLE)
+        model, tokenizer = _loaded(found.folder, str(source), dtype)
+        return Llm(model, tokenizer, found.source, recipe, found.revision).requires_grad_(False).eval()
+
+
+def mean_of_layers(hidden: Sequence[Float[Tensor, "B T D"]], normalise: bool) -> Float[Tensor, "B T D"]:
+    """The mean of hidden states in fp32; with `normalise` each token of each is first brought to mean 0 and variance 1.
+
+    Later layers are much larger than earlier ones, so that without it the mean would be theirs alone (arXiv 2506.08210, section 4).
+    """
+    total = torch.zeros_like(hidden[0], dtype=torch.float32)
+    for state in hidden:
+        total += F.layer_norm(state.float(), state.shape[-1:]) if normalise else state.float()
+    return total / len(hidden)
+
+
+def check_same(recorded: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
+    """Refuse features of another language model or of another recipe; both are identities as JSON.
+
+    Args:
+        recorded: what something was made or trained with.
+        found: what is at hand.
+        where: that something, such as "the adapter in FOLDER".
+
+    Raises:
+        UserError: they differ: says in what.
+    """
+    name = encoder_difference(recorded, found)
+    if name is None:
+        return
+    if name == "deviations":
+        then, now = (side.get("versions", {}).get("transformers") for side in (recorded, found))
+        raise UserError(
+            f"{where} was made with features of another standard deviation ({_short(recorded.get(name))}, here "
+            f"{_short(found.get(name))}), though model and recipe are the same: hidden states have changed between "
+            f"transformers {then} and {now}. Install the former, or encode and train anew."
+        )
+    raise UserError(
+        f"{where} was made with other features of a language model: {name} is {recorded.get(name)!r} there, "
+        f"{found.get(name)!r} here. Take the same model, recipe and precision, or encode and train anew."
+    )
+
+
+def _short(numbers: Any) -> str:
+    return "none recorded" if not numbers else ", ".join(f"{number:.4g}" for number in numbers)
+
+
+def _moved(x: Tensor, keep: Bool[Tensor, "B T"], mask: Bool[Tensor, "B S"]) -> Tensor:
+    """The kept tokens of each row, to where `mask` says; zeros elsewhere."""
+    out = x.new_zeros(*mask.shape, *x.shape[2:])
+    out[mask] = x[keep]
+    return out
+
+
+def _around(tokenizer: Any, template: str | None, source: str) -> tuple[list[int], list[int]]:
+    """The ids that every text begins and ends with: the tokenizer's own, an end token, and those of the template."""
+    alone = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = list(tokenizer("a")["input_ids"])
+    places = [i for i in range(len(whole)) if whole[i : i + len(alone)] == alone]
+    assert places, "a tokenizer puts its special tokens around a text"
+    before, after = whole[: places[0]], whole[places[0] + len(alone) :]
+    if not after:
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"the tokenizer of {source} has no end token: set eos_token in its tokenizer_config.json.")
+        after = [tokenizer.eos_token_id]
+    if template is None:
+        return before, after
+    head, tail = (
+        list(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else [] for part in template.split(HOLE)
+    )
+    return before + head, tail + after
+
+
+def _loaded(folder: Path, source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model without head, and tokenizer."""
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+    from transformers.utils import logging
+
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would tell at length that the head is left out
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        model, report = kind.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"the language model in {source} cannot be loaded: {str(error).splitlines()[0]}") from None
+    finally:
+        logging.set_verbosity(loud)
+    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
+        raise UserError(
+            f"the language model in {source} lacks weights: {', '.join(missing[:3])}. Copy or download it again, whole."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the Rust library raises bare Exception for a broken file
+        raise UserError(f"the tokenizer of {source} cannot be read: {str(error).splitlines()[0]}") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of {source} does not tell characters: its folder needs a tokenizer.json.")
+    return getattr(model, "language_model", model), tokenizer  # of one that reads pictures too, such as Gemma 3
