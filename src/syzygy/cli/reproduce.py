@@ -49,3 +49,52 @@ def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     else:
         click.echo(markdown(found))
         click.echo(f"Look at {out / 'index.html'}")
+
+
+@click.command()
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
+@click.option("--model", default="starter", show_default=True, help="The model whose decoder is grown, and its reader.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out/experts"),
+    show_default=True,
+    help="Folder of the comparison.",
+)
+@click.option("--quick", is_flag=True, help="Short trainings and few prompts: shows that it works, and nothing else.")
+@device_option
+@json_option
+def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, device: str, as_json: bool) -> None:
+    """eDiff-I's experts, in small.
+
+    A model's decoder trained on for equal total samples as one model, as one model that sees each noise level as often as the experts
+    do, and as experts, whole and low-rank: loss at each expert's noise levels, agreement and Fréchet distance of the pictures, cost.
+    The tree is cut from the noise that the decoder was trained with, and sees the conditions that it saw.
+    The same command continues an interrupted comparison. Writes index.html, results.json, report.md and its pictures.
+
+    \b
+    Another tree, or longer trainings:
+      syzygy reproduce experts 'experts.leaves=["E1_0", "E1_1"]' experts.loop.steps=600 --out out/two
+    """
+    import json
+
+    from syzygy import presets
+    from syzygy.config import override
+    from syzygy.hub.bundle import part_folder
+    from syzygy.runs import reproduce_experts
+    from syzygy.runs.experts import as_trained
+    from syzygy.runs.reproduce_experts_report import markdown, write
+
+    preset = presets.choose(presets.REPRODUCE_EXPERTS, "quick" if quick else "full")
+    preset = preset.model_copy(update={"experts": as_trained(preset.experts, part_folder(model, "decoder"))})
+    run = override(preset, overrides)
+    writable_folder(out)
+    bench = reproduce_experts.reproduce(
+        run, out, model=model, device=device, say=lambda line: click.echo(line, err=True), bar=progress_bar
+    )
+    found = write(run, bench)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        click.echo(markdown(found))
+        click.echo(f"Look at {out / 'index.html'}")

@@ -124,6 +124,10 @@ class DecoderTask:
 
     def loss(self, step: int) -> dict[str, Tensor]:
         """The mean weighted denoising loss of one batch (1 for a network that has learned nothing)."""
+        return {"loss": self.each(step).mean()}
+
+    def each(self, step: int) -> Float[Tensor, "B"]:
+        """The loss of each sample of one batch, rising in σ where each is made of a picture of its own."""
         batch = self._batches(step)
         assert len(batch) == self._config.pictures, f"{len(batch)} pictures, configured {self._config.pictures}"
         device = batch.latents.device
@@ -136,7 +140,7 @@ class DecoderTask:
         conditioning = self._random_subsets(batch.conditioning[of], len(of), random)
         if self._config.painted:
             conditioning = self._random_painting(conditioning, len(of), random)
-        return {"loss": self._losses(latents, sigma, noise, conditioning).mean()}
+        return self._losses(latents, sigma, noise, conditioning)
 
     def validate(self) -> dict[str, float]:
         """Loss for each subset of conditions, at fixed noise and at σ spread evenly over the training distribution.
