@@ -16,6 +16,7 @@ from syzygy.runs.clip import ClipRun
 from syzygy.runs.decoder import DecoderRun
 from syzygy.runs.demo import DemoRun
 from syzygy.runs.evaluate import Scoring
+from syzygy.runs.expert_unets import ExpertUNetsRun
 from syzygy.runs.experts import ExpertsRun
 from syzygy.runs.experts_compared import ReproduceExpertsRun
 from syzygy.runs.prior import PriorRun
@@ -30,6 +31,7 @@ from syzygy.train.objectives import DiffusionTaskConfig, PriorTaskConfig
 from syzygy.train.reader import ReaderTaskConfig
 from syzygy.train.schedule import LoopConfig
 from syzygy.train.t5 import T5TaskConfig
+from syzygy.train.unet import UNetTaskConfig
 from syzygy.world.reader import ReaderConfig
 
 R = TypeVar("R", bound=Config)
@@ -143,6 +145,19 @@ def experts_full() -> ExpertsRun:
     decoder = decoder_starter()
     loop = decoder.loop.model_copy(update={"steps": 200, "lr": 2e-4, "warmup": 20, "ema_half_life": 25.0})
     return ExpertsRun(task=decoder.task, loop=loop.model_copy(update={"validate_every": 100, "checkpoint_every": 100}))
+
+
+def expert_unets_lora() -> ExpertUNetsRun:
+    """Experts of a diffusers U-Net as low-rank adaptations: small learning rate, attention alone. Not run at full size yet."""
+    loop = LoopConfig(steps=1000, lr=1e-4, warmup=50, weight_decay=0.01, grad_clip=1.0, ema_half_life=100.0)
+    loop = loop.model_copy(update={"validate_every": 250, "checkpoint_every": 250})
+    return ExpertUNetsRun(task=UNetTaskConfig(checkpointing=True), loop=loop)
+
+
+def expert_unets_full() -> ExpertUNetsRun:
+    """The same as whole networks: 16 bytes of memory a parameter, beside the activations. Not run at full size yet."""
+    run = expert_unets_lora()
+    return run.model_copy(update={"form": "full", "loop": run.loop.model_copy(update={"lr": 1e-5})})
 
 
 def reader_starter() -> ReaderRun:
@@ -376,7 +391,11 @@ def reproduce_experts_quick() -> ReproduceExpertsRun:
 
 AUTOENCODER: dict[str, Callable[[], AutoencoderRun]] = {"starter": autoencoder_starter}
 CLIP: dict[str, Callable[[], ClipRun]] = {"starter": clip_starter}
-DECODER: dict[str, Callable[[], DecoderRun]] = {"starter": decoder_starter, "words": decoder_words, "ediff-i": decoder_ediff}
+DECODER: dict[str, Callable[[], DecoderRun]] = {
+    "starter": decoder_starter,
+    "words": decoder_words,
+    "ediff-i": decoder_ediff,
+}
 PRIOR: dict[str, Callable[[], PriorRun]] = {
     "starter": prior_starter,
     "diffusion": prior_diffusion,
@@ -384,6 +403,7 @@ PRIOR: dict[str, Callable[[], PriorRun]] = {
     "eclipse-karlo": prior_eclipse_karlo,
 }
 EXPERTS: dict[str, Callable[[], ExpertsRun]] = {"full": experts_full}
+EXPERT_UNETS: dict[str, Callable[[], ExpertUNetsRun]] = {"lora": expert_unets_lora, "full": expert_unets_full}
 READER: dict[str, Callable[[], ReaderRun]] = {"starter": reader_starter}
 T5: dict[str, Callable[[], T5Run]] = {"starter": t5_starter}
 STARTER: dict[str, Callable[[], StarterRun]] = {"cpu": starter_cpu, "gpu": starter_gpu}

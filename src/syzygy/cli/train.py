@@ -176,12 +176,42 @@ def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, in
 \b
 Each node of the tree is a run of its own in RUN/nodes; finished ones are not run again.
   syzygy experts plan E3_0,complement,E9_511    which steps the leaves would serve
+
+\b
+On your own pictures, from any Stable Diffusion 1.x or 2.x on your disk:
+  syzygy train experts --model stable-diffusion-2-1-base/ --data pairs/ --out RUN
+  syzygy train experts --model … --data … --form full --leaves E1_0,E1_1 --out RUN
+  syzygy train experts --data … --settings      what can be set then
+Their latents are made first, once. SOURCE is what syzygy embed takes: tars, parquet, or a folder with
+metadata.jsonl. Presets are lora and full then. In Python, RUN/experts stands in for a pipeline's U-Net:
+  pipe.unet = ExpertUNet.from_pretrained("RUN/experts")
 """
 )
-@click.option("--model", default="starter", show_default=True, help="The model whose decoder is grown, with its CLIP.")
+@click.option(
+    "--model",
+    default="starter",
+    show_default=True,
+    metavar="FOLDER|MODEL",
+    help="The model that is grown: its decoder, beside its CLIP; or, with --data, a pipeline's folder in diffusers' layout.",
+)
+@click.option("--data", metavar="SOURCE", help="Captioned pictures of your own, for a pipeline's U-Net.")
+@click.option(
+    "--form",
+    type=click.Choice(["lora", "full"]),
+    help="Low-rank adaptations, or whole networks.  [default: full; with --data lora]",
+)
+@click.option("--leaves", metavar="NAMES", help="The experts, joined by commas.  [default: E3_0,complement,E9_511]")
 @train_options("full")
-def experts(model: str, **options: Any) -> None:
+def experts(model: str, data: str | None, form: str | None, leaves: str | None, **options: Any) -> None:
     """Expert denoisers for stages of the noise, grown from a model's decoder (eDiff-I)."""
+    options["overrides"] = _with_tree(form, leaves, options["overrides"])
+    if data is not None:
+        _expert_unets(model, data, form, **options)
+        return
+    if (Path(model) / "unet").is_dir():
+        raise UserError(
+            f"{model} is a pipeline in diffusers' layout: give --data too, the captioned pictures to train on."
+        )
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.hub.autoencoder import Autoencoder
@@ -193,7 +223,7 @@ def experts(model: str, **options: Any) -> None:
         latents = Autoencoder.from_pretrained(part_folder(model, "autoencoder")).to(device).requires_grad_(False)
         decoder = part_folder(model, "decoder")
         t5 = own_encoders(decoder.parent, decoder, str(device)).get("t5")
-        folder = experts.train(run, decoder, clip, latents, out, device, lambda line: click.echo(line, err=True), t5)
+        folder = experts.train(run, decoder, clip, latents, out, device, _say, t5)
         return Trained(folder, {}, f"syzygy experts plan {out}")
 
     def as_trained(run: Any) -> Any:
@@ -203,6 +233,39 @@ def experts(model: str, **options: Any) -> None:
         return experts.as_trained(run, part_folder(model, "decoder"))
 
     _train("EXPERTS", body, as_trained, **options)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _with_tree(form: str | None, leaves: str | None, overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """The options as settings, before the others; the same setting twice is an error."""
+    import json
+
+    names = None if leaves is None else [name.strip() for name in leaves.split(",")]
+    given = {name: value for name, value in (("form", form), ("leaves", names)) if value is not None}
+    for name in given:
+        if any(text.partition("=")[0] == name for text in overrides):
+            raise UserError(f"--{name} and {name}=… say the same: give one of them.")
+    return (*(f"{name}={json.dumps(value)}" for name, value in given.items()), *overrides)
+
+
+def _expert_unets(model: str, data: str, form: str | None, **options: Any) -> None:
+    """`train experts --data`: the presets are others then, and so is the default."""
+    source = click.get_current_context().get_parameter_source("preset")
+    if source is click.core.ParameterSource.DEFAULT:
+        options["preset"] = form or "lora"
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.runs import expert_unets
+
+        if not Path(model).is_dir():
+            raise UserError(f"--data needs a --model in diffusers' layout on this disk; there is no folder {model}.")
+        folder = expert_unets.train(run, Path(model), data, out, device, _say)
+        return Trained(folder, {}, f"syzygy experts plan {out}")
+
+    _train("EXPERT_UNETS", body, **options)
 
 
 @click.command(epilog=EPILOG)

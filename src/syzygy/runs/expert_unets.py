@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from syzygy import artifact
-from syzygy.data.sources import SourceOptions, open_source
+from syzygy.data.sources import Source, SourceOptions, open_source
 from syzygy.diffusion.experts import Stages
 from syzygy.errors import UserError
 from syzygy.hub.experts import TRUNK, load_lora, save_lora
@@ -20,7 +20,7 @@ from syzygy.hub.stable_diffusion import SCHEDULER, StableDiffusion, copy_unet, l
 from syzygy.hub.stable_unclip import OwnText
 from syzygy.nn.lora import Lora
 from syzygy.rng import Draw, generator, seed_of
-from syzygy.runs.common import Bar, no_bar, reporter
+from syzygy.runs.common import reporter
 from syzygy.runs.experts import GROWN, Growth, TreeRun, check_same, grow_tree, growth, record_of
 from syzygy.runs.latents import Latents, encoded
 from syzygy.train import checkpoint
@@ -127,7 +127,6 @@ def train(
     out: Path,
     device: torch.device,
     say: Callable[[str], None],
-    bar: Bar = no_bar,
 ) -> Path:
     """Grow (or go on growing) a tree in `out` from the U-Net of a model's folder; the finished ensemble is `out/experts`.
 
@@ -152,7 +151,7 @@ def train(
         _adaptation(root, run)
     beside = {"unet": artifact.fingerprint(root.state_dict()), **stable.fingerprints()}
     del root
-    latents = _latents(run, stable, source, out, bar, beside["vae"])
+    latents = _latents(run, stable, source, out, say, beside["vae"])
     ground = _Ground(
         run, model / "unet", stable.text, stable.noise, latents, device, beside | {"data": latents.fingerprint}, out
     )
@@ -170,7 +169,9 @@ def train(
     return grow_tree(run, stages, out, say, node=node, complete=complete)
 
 
-def _latents(run: ExpertUNetsRun, stable: StableDiffusion, source: Any, out: Path, bar: Bar, vae: str) -> Latents:
+def _latents(
+    run: ExpertUNetsRun, stable: StableDiffusion, source: Source, out: Path, say: Callable[[str], None], vae: str
+) -> Latents:
     """All pictures' latents; enough of them to train on."""
     preparation = stable.preparation(run.size)
     about = {
@@ -179,7 +180,7 @@ def _latents(run: ExpertUNetsRun, stable: StableDiffusion, source: Any, out: Pat
         "caption_columns": run.caption_columns,
         "image_column": run.image_column,
     }
-    found = encoded(source, preparation.prepare, stable.encode, out / "latents", about, max_bad=run.max_bad, bar=bar)
+    found = encoded(source, preparation.prepare, stable.encode, out / "latents", about, max_bad=run.max_bad, say=say)
     if len(found) <= run.validation_pictures:
         raise UserError(
             f"validation_pictures={run.validation_pictures} of the {len(found)} pictures in {source.text}: choose fewer, or none (with "

@@ -6,6 +6,7 @@ Shapes: N pictures of a part, B of a batch, C latent channels, h × w latent pos
 import hashlib
 import json
 import os
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
@@ -25,7 +26,6 @@ from syzygy.data.prefetch import Prepared, prepared
 from syzygy.data.sources import Source
 from syzygy.errors import UserError
 from syzygy.rng import generator
-from syzygy.runs.common import Bar
 
 ABOUT_FILE = "latents.json"
 PART = 2048
@@ -34,6 +34,8 @@ BATCH = 8
 """Pictures that are encoded together."""
 MOST_THREADS = 8
 """That decode pictures."""
+SECONDS = 10.0
+"""Between two lines of progress."""
 Encode = Callable[[Float[Tensor, "B 3 S S"]], tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]]
 """Prepared pictures → mean and standard deviation of their latents."""
 
@@ -74,13 +76,14 @@ def encoded(
     about: Mapping[str, Any],
     *,
     max_bad: float,
-    bar: Bar,
+    say: Callable[[str], None],
 ) -> Latents:
     """The latents of a source's pictures in `folder`; those of shards that were finished before are not made again.
 
     Args:
         about: plain JSON values that tell how pictures become latents (autoencoder, size); it must not change.
         max_bad: the part of the samples that may be unusable. They are left out, and listed in the shards' records.
+        say: told now and then how far it is.
 
     Raises:
         UserError: the folder holds latents made otherwise, or of other pictures; no picture, too many that cannot be used; a source without
@@ -91,15 +94,33 @@ def encoded(
     _claim(folder, {**about, "shards": [[shard.name, shard.fingerprint] for shard in source.shards]}, source.text)
     remove_unfinished(folder)
     records = []
-    with bar("latents", len(source.shards)) as advance, quiet():
+    with quiet():
         for number, shard in enumerate(source.shards):
             path = folder / f"{number:05}.json"
             if not path.is_file():
-                artifact.write_json(path, _shard(shard, number, prepare, encode, folder))
+                tell = _paced(say, f"latents, part {number + 1} of {len(source.shards)}")
+                artifact.write_json(path, _shard(shard, number, prepare, encode, folder, tell))
             records.append(artifact.read_json(path))
-            advance(1)
-    _check(records, source.text, max_bad)
-    return Latents(folder, records)
+            _check_bad(records, source.text, max_bad)
+    found = Latents(folder, records)
+    if not len(found):
+        raise UserError(f"{source.text} holds no picture with a caption.")
+    say(f"latents of {len(found):,} pictures in {folder}")
+    return found
+
+
+def _paced(say: Callable[[str], None], title: str) -> Callable[[int], None]:
+    """Told of pictures that are done, it tells of them every few seconds."""
+    last, done = time.monotonic(), 0
+
+    def tell(more: int) -> None:
+        nonlocal last, done
+        done += more
+        if time.monotonic() - last > SECONDS:
+            last = time.monotonic()
+            say(f"{title}: {done:,} pictures")
+
+    return tell
 
 
 def _claim(folder: Path, about: Mapping[str, Any], source: str) -> None:
@@ -118,7 +139,9 @@ def _claim(folder: Path, about: Mapping[str, Any], source: str) -> None:
         )
 
 
-def _shard(shard: Shard, number: int, prepare: Any, encode: Encode, folder: Path) -> dict[str, Any]:
+def _shard(
+    shard: Shard, number: int, prepare: Any, encode: Encode, folder: Path, tell: Callable[[int], None]
+) -> dict[str, Any]:
     """Make the files of one shard; the value is its record, which makes them count."""
     bad: list[dict[str, str]] = []
     seen = 0
@@ -134,7 +157,7 @@ def _shard(shard: Shard, number: int, prepare: Any, encode: Encode, folder: Path
                 yield sample
 
     parts, waiting = [], usable()
-    while samples := _encode(waiting, encode):
+    while samples := _part(waiting, encode, tell):
         means, stds, captions = zip(*samples, strict=True)
         tensors = {"mean": torch.stack(means), "std": torch.stack(stds)}
         file = write_tensors(folder / f"{number:05}-{len(parts):05}.safetensors", tensors)
@@ -142,16 +165,19 @@ def _shard(shard: Shard, number: int, prepare: Any, encode: Encode, folder: Path
     return {"source": shard.name, "seen": seen, "bad": bad, "parts": parts}
 
 
-def _encode(waiting: Iterator[Prepared], encode: Encode) -> list[tuple[Tensor, Tensor, tuple[str, ...]]]:
+def _part(
+    waiting: Iterator[Prepared], encode: Encode, tell: Callable[[int], None]
+) -> list[tuple[Tensor, Tensor, tuple[str, ...]]]:
     """The next part's pictures: mean and standard deviation in fp16, captions."""
     found: list[tuple[Tensor, Tensor, tuple[str, ...]]] = []
     while len(found) < PART and (batch := list(islice(waiting, BATCH))):
         mean, std = (x.half().cpu() for x in encode(torch.stack([sample.image for sample in batch])))
         found += [(mean[row], std[row], sample.captions) for row, sample in enumerate(batch)]
+        tell(len(batch))
     return found
 
 
-def _check(records: Sequence[Mapping[str, Any]], source: str, max_bad: float) -> None:
+def _check_bad(records: Sequence[Mapping[str, Any]], source: str, max_bad: float) -> None:
     seen = sum(record["seen"] for record in records)
     bad = [f"{fault['key']}: {fault['reason']}" for record in records for fault in record["bad"]]
     if len(bad) > max_bad * seen:
@@ -159,8 +185,6 @@ def _check(records: Sequence[Mapping[str, Any]], source: str, max_bad: float) ->
             f"{len(bad):,} of {seen:,} samples of {source} cannot be used, more than max_bad={max_bad:g} allows: "
             f"{'; '.join(bad[:5])}. Mend the source and choose another --out, or allow more."
         )
-    if not any(record["parts"] for record in records):
-        raise UserError(f"{source} holds no picture with a caption.")
 
 
 def _hash(values: Any) -> str:
