@@ -102,26 +102,21 @@ def decoder_starter() -> DecoderRun:
 
 
 def decoder_words() -> DecoderRun:
-    """The starter's decoder taught to read words (`--t5 FOLDER --init starter`): CLIP's and T5's states, alone and beside each other, in most
-    samples, and in half of these the words for objects painted where the objects are.
+    """The starter's decoder taught to read words (`--t5 FOLDER --init starter`).
+
+    Half of the samples have T5's states alone, which no pooled vector sums up, so that single words must come through cross-attention; in most, the words
+    for objects are painted where the objects are. Noise is where the picture is decided.
     """
     run = decoder_starter()
-    subsets = {
-        "image": 0.15,
-        "text": 0.15,
-        "t5": 0.2,
-        "text+t5": 0.2,
-        "image+text": 0.02,
-        "image+text+t5": 0.2,
-        "": 0.08,
-    }
+    subsets = {"t5": 0.5, "text": 0.1, "text+t5": 0.1, "image+text+t5": 0.12, "image": 0.1, "": 0.08}
+    task = {"subsets": subsets, "painted": 0.6, "strengths": (0.3, 3.0), "noise": LogNormal(p_mean=0.8, p_std=1.1)}
     return run.model_copy(
         update={
             "medium_captions": 0.12,
             "long_captions": 0.08,
             "fresh_attention": True,
-            "task": run.task.model_copy(update={"subsets": subsets, "painted": 0.5, "strengths": (0.3, 3.0)}),
-            "loop": run.loop.model_copy(update={"steps": 6500, "validate_every": 500}),
+            "task": run.task.model_copy(update=task),
+            "loop": run.loop.model_copy(update={"steps": 5000, "validate_every": 500}),
         }
     )
 
