@@ -93,6 +93,7 @@ COMMANDS: Table = {
         "Look into the embedded world of scenes.",
         {
             "sample": Leaf("syzygy.cli.world:sample", "Write scenes and captions as an image folder."),
+            "corpus": Leaf("syzygy.cli.corpus:corpus", "Write captions in several languages, line by line parallel."),
             "show": Leaf("syzygy.cli.world:show", "Render a scene that a caption describes."),
             "read": Leaf("syzygy.cli.read:read", "Say what is in pictures of this world."),
         },

@@ -29,11 +29,11 @@ def read(images: tuple[Path, ...], says: str | None, model: str, device: str, as
 
     from syzygy.hub.bundle import model_folder
     from syzygy.pictures import open_picture, to_tensor
-    from syzygy.world.language import language
+    from syzygy.world.language import understood
     from syzygy.world.reader import Reader
 
     reader = Reader.from_pretrained(model_folder(model) / "reader").to(device)
-    told = None if says is None else language("en").read(says).description
+    told = None if says is None else understood(says).description
     found = []
     for start in range(0, len(images), TOGETHER):
         pictures = [to_tensor(open_picture(path)).to(device) for path in images[start : start + TOGETHER]]

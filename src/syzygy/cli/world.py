@@ -148,19 +148,19 @@ def _row(name: str, pair: "Pair") -> dict[str, Any]:
 @seed_option
 @size_option
 def show(caption: str, out: Path, num: int, seed: int, size: int) -> None:
-    """Render a scene that a caption describes.
+    """Render a scene that a caption describes, in any language of this world.
 
     What the caption leaves open is drawn at random. No other picture is overwritten.
     """
     from syzygy.pictures import place_for, save_png
     from syzygy.rng import Draw
-    from syzygy.world.language import language
+    from syzygy.world.language import understood
     from syzygy.world.render import render
     from syzygy.world.sample import scene_for
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} does not end in .png. Name a PNG file.")
-    parsed = language("en").read(caption)
+    parsed = understood(caption)
     _warn(parsed)
     click.echo(f"understood: {_understood(parsed.description)}")
     scenes = [scene_for(parsed.description, Draw(seed, "show", i)) for i in range(num)]

@@ -2,9 +2,21 @@
 
 from syzygy.errors import unknown
 from syzygy.world.language.base import Caption, Language, Parsed, Span
+from syzygy.world.language.chinese import CHINESE
 from syzygy.world.language.english import ENGLISH
+from syzygy.world.language.french import FRENCH
+from syzygy.world.language.german import GERMAN
+from syzygy.world.language.russian import RUSSIAN
+from syzygy.world.language.spanish import SPANISH
 
-LANGUAGES: dict[str, Language] = {"en": ENGLISH}
+LANGUAGES: dict[str, Language] = {
+    "en": ENGLISH,
+    "de": GERMAN,
+    "es": SPANISH,
+    "fr": FRENCH,
+    "ru": RUSSIAN,
+    "zh": CHINESE,
+}
 """ISO 639-1 code → language."""
 
 
@@ -20,4 +32,9 @@ def spoken(text: str) -> str:
     return min(LANGUAGES, key=lambda code: sum(map(len, LANGUAGES[code].unknown(text))))
 
 
-__all__ = ["LANGUAGES", "Caption", "Language", "Parsed", "Span", "language", "spoken"]
+def understood(text: str) -> Parsed:
+    """The description in a text of any language. Raises UserError when it names no object of the world."""
+    return LANGUAGES[spoken(text)].read(text)
+
+
+__all__ = ["LANGUAGES", "Caption", "Language", "Parsed", "Span", "language", "spoken", "understood"]

@@ -124,8 +124,8 @@ class English:
     def turned(self, relation: Relation, subject: Mention, slot: Slot, alone: bool, draw: Draw) -> Turned:
         return Turned(f"{draw.pick(RELATION_WORDS[relation])} ", slot, " is ", slot)
 
-    def joint(self, last: bool, telegram: bool, clauses: bool) -> str:
-        return " and " if last and not telegram else ", "
+    def joint(self, slot: Slot, last: bool, clauses: bool) -> str:
+        return " and " if last and slot.article != "none" else ", "
 
     def finished(self, text: str, alone: bool, draw: Draw) -> str:
         return f"{text}." if draw.chance(0.3) else text

@@ -23,7 +23,7 @@ class Word(NamedTuple):
 
     role: Role
     value: Any = None
-    """The shape, colour, texture, style, relation or number."""
+    """The shape, colour, texture, style, relation or number; of an article, the number that it implies if it does."""
     plural: bool = False
     after: bool = False
     """Of an adjective: it belongs to the noun before it even where others precede theirs ("a ring in red")."""
@@ -154,7 +154,7 @@ class Reader:
             case "is":  # "A is red", but "left of B is red A"
                 self.after = self.after or self.inverse is None
             case "the":
-                self.after, self.plural = False, word.plural
+                self.after, self.plural, self.count = False, word.plural, word.value
             case "glue":
                 pass
 

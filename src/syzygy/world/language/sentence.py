@@ -98,8 +98,8 @@ class Grammar(Protocol):
         """The sentence turned around, or None if it cannot be. `alone` where no other mentions follow."""
         ...
 
-    def joint(self, last: bool, telegram: bool, clauses: bool) -> str:
-        """What stands between two groups, before the last one or an earlier one. `clauses` where some are related."""
+    def joint(self, slot: Slot, last: bool, clauses: bool) -> str:
+        """What stands before another group, whose mention has this slot. `clauses` where some mentions are related."""
         ...
 
     def finished(self, text: str, alone: bool, draw: Draw) -> str:
@@ -154,7 +154,7 @@ class _Writer:
         order = [i for i in range(len(self.description.mentions)) if i not in targets]
         for n, i in enumerate(order):
             if n:
-                self._add(self.grammar.joint(n == len(order) - 1, slot.article == "none", bool(placed)))
+                self._add(self.grammar.joint(slot, n == len(order) - 1, bool(placed)))
             if i not in placed:
                 self._mention(i, slot)
             elif placed[i].target in placed:
