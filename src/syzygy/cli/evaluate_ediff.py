@@ -209,7 +209,7 @@ def _read(
     reader = model.reader()
     kept = readings.Kept(out, readings.about(model, reader, {"evaluation": command, "settings": dict(settings)}))
     with paced("painting", sum(one.number for one in series), "pictures") as advance:
-        return readings.read(series, reader, kept, advance)
+        return readings.read(series, reader, kept, lambda done: advance(float(done)))
 
 
 def _write(file: Path | None, found: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Does a picture take the style of a reference picture, and nothing else of it? Exact scores on the embedded world (eDiff-I, section 4.3)."""
 
 import html
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from syzygy import artifact
@@ -54,6 +55,13 @@ class StyleScoring(Config):
     """Guidance of the text; 1 means off."""
     seed: int = 0
     """Prompts, references and noise follow from it."""
+
+    @field_validator("weights")
+    @classmethod
+    def _are_scales(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= weight < math.inf for weight in weights):
+            raise ValueError("guidance of the style must be finite numbers of at least 0")
+        return weights
 
 
 @dataclass(frozen=True)

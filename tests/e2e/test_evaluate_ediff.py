@@ -1,0 +1,232 @@
+"""The figures of a decoder on three embeddings from the command line, on tiny untrained models with and without T5."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from syzygy.api import TextToImage
+from syzygy.diffusion.decoder import DecoderConfig, SlotConfig, UNetConfig
+from syzygy.diffusion.noise import KarrasSchedule
+from syzygy.errors import UserError
+from syzygy.hub.autoencoder import Autoencoder
+from syzygy.hub.clip import Clip
+from syzygy.hub.t5 import T5Config, build_t5
+from syzygy.hub.unet import build_decoder, save_decoder
+from syzygy.rng import generator
+from syzygy.runs import evaluate_encoders, evaluate_style, evaluate_temporal
+from syzygy.runs.evaluate_temporal import TemporalScoring
+from syzygy.types import Guide, Sampling
+from syzygy.world import source
+
+FEW = ("--prompts", 2, "--steps", 2)
+
+
+@pytest.fixture(scope="module")
+def with_t5(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose decoder reads image, text and T5."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("models") / "with-t5")
+    texts = [pair.caption.text for length in ("short", "long") for pair in source.pairs(0, 0, 40, length=length)]
+    t5 = build_t5(T5Config(width=32, layers=1, decoder_layers=1, heads=2), texts, seed=0)
+    t5.save_pretrained(folder / "t5", {})
+    slots = (
+        SlotConfig(name="image", pooled_width=32, pooled_tokens=1),
+        SlotConfig(name="text", token_width=32, pooled_width=32),
+        SlotConfig(name="t5", token_width=32),
+    )
+    backbone = UNetConfig(channels=(16, 32), attention=(False, True), head_width=16, norm_groups=8)
+    sizes = {"size": 8, "cross_attention_width": 32, "vector_width": 32}
+    decoder = build_decoder(DecoderConfig(slots=slots, backbone=backbone, **sizes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.nn.init.normal_(decoder.backbone.unet.conv_out.weight, std=0.1)
+        for name in ("image", "text"):
+            decoder.set_scale(name, 0.5)
+    beside = {"clip": Clip.from_pretrained(folder / "clip").fingerprint(), "t5": t5.fingerprint()}
+    beside["autoencoder"] = Autoencoder.from_pretrained(folder / "autoencoder").fingerprint()
+    shutil.rmtree(folder / "decoder")
+    save_decoder(decoder, folder / "decoder", beside)
+    return folder
+
+
+class Recording:
+    """A decoder that keeps the guide it was given."""
+
+    def __init__(self, decoder) -> None:
+        self.decoder, self.guides = decoder, []
+        self.conditions, self.defaults = decoder.conditions, decoder.defaults
+
+    def paint(self, towards: Guide, generators, **settings):
+        self.guides.append(towards)
+        return self.decoder.paint(towards, generators, **settings)
+
+
+def test_a_style_takes_the_priors_place_and_the_texts_alone_tell_the_content(with_t5: Path) -> None:
+    model, picture = (
+        TextToImage.from_pretrained(with_t5),
+        torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)),
+    )
+    recording = Recording(model.pipeline.decoder)
+    own = replace(model.pipeline, decoder=recording)
+
+    class Elsewhere:
+        def predict(self, features, *, noise=None, generator=None):
+            return model.pipeline.prior.predict(features, noise=noise) + 5
+
+    def paint(pipeline, prompt="a red star and a blue ring", **settings) -> bytes:
+        return pipeline(prompt, generator=torch.Generator().manual_seed(0), **settings).images[0].tobytes()
+
+    style, other = model.blender.embedded(picture), replace(own, prior=Elsewhere())
+    styled = paint(own, style=style)
+    guide = recording.guides[-1]
+    assert torch.equal(guide.embeddings, style)
+    assert torch.equal(guide.features.states, model.clip.encode_text(["a red star and a blue ring"]).states)
+    assert list(guide.texts) == ["a red star and a blue ring"]
+    assert set(guide.conditions) == {"image", "text", "t5"}
+    assert paint(other, style=style) == styled, "nothing of the prior is left"
+    assert paint(other) != paint(own)
+    assert paint(own, "a green moon", style=style) != styled
+    assert paint(own, style=model.blender.embedded(1 - picture)) != styled
+    alone = paint(own, "a green moon", style=style, conditions=["image", "text"])
+    assert alone != paint(own, "a green moon", style=style), "T5 is read beside the style"
+
+
+def test_each_picture_may_have_a_style_of_its_own(tiny_model: Path) -> None:
+    model = TextToImage.from_pretrained(tiny_model)
+    random = torch.Generator().manual_seed(0)
+    styles = torch.cat([model.blender.embedded(torch.rand(3, 32, 32, generator=random)) for _ in range(2)])
+
+    def paint(style, prompts) -> list[Image.Image]:
+        noise = [torch.Generator().manual_seed(0) for _ in prompts]
+        return model.pipeline(prompts, style=style, generator=noise).images
+
+    both = paint(styles, ["a red star"] * 2)
+    for picture, style in zip(both, styles, strict=True):
+        alone = paint(style[None], ["a red star"])[0]
+        assert max(abs(a - b) for a, b in zip(picture.tobytes(), alone.tobytes(), strict=True)) <= 1
+    assert both[0].tobytes() != both[1].tobytes()
+
+
+def test_style_is_measured_beside_its_controls(syzygy, with_t5: Path, tmp_path: Path) -> None:
+    command = ("evaluate", "style", "--model", with_t5, *FEW, "--style-guidance", "1,4", "--out", tmp_path)
+    answer = syzygy(*command)
+    assert answer.code == 0, answer.err
+    assert "Best style guidance" in answer.out
+    found = json.loads((tmp_path / "results.json").read_text())
+    pictures = ["style picture", "style picture, W 1", "style picture, W 4"]
+    assert list(dict.fromkeys(row["candidate"] for row in found["rows"])) == [
+        "no style",
+        "text alone",
+        "style in words",
+        *pictures,
+    ]
+    assert found["conditions"] == ["image", "text", "t5"]
+    assert {row["side"] for row in found["rows"]} == {"all", "seen", "held out"}
+    assert all({"style", "agreement", "leaked"} <= row.keys() for row in found["rows"])
+    assert all("against_text_alone" in row for row in found["rows"] if row["candidate"] in pictures)
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert sheet.width > 600
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == page.count("<svg") == 1
+    assert "://" not in page
+
+
+def test_swapped_prompts_are_measured_over_the_steps(syzygy, tiny_model: Path, tmp_path: Path) -> None:
+    command = ("evaluate", "temporal", "--model", tiny_model, "--prompts", 2, "--steps", 4, "--swaps", "75")
+    command = (*command, "--conditions", "text", "--out", tmp_path)
+    answer = syzygy(*command)
+    assert answer.code == 0, answer.err
+    assert "a swap in the last 7 % of the steps changes nothing (by agreement)" in answer.out
+    found = json.loads((tmp_path / "results.json").read_text())
+    rows = [row for row in found["rows"] if (row["category"], row["side"]) == ("all", "all")]
+    assert [row["steps"] for row in rows] == [0, 2, 3, 4]
+    levels = KarrasSchedule().sigmas(4).tolist()
+    assert [row["sigma"] for row in rows] == pytest.approx([levels[step] for step in (0, 2, 3, 4)], abs=1e-4)
+    assert (rows[-1]["unchanged"]["mean"], rows[-1]["first_less_never_swapped"]["mean"]) == (1.0, 0.0)
+    assert rows[0]["second_less_from_the_start"]["mean"] == 0.0
+    assert (found["conditions"], len(found["statements"]), found["prompts"]) == (["text"], 4, 8)
+    assert (tmp_path / "agreement.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert (tmp_path / "index.html").read_text().count("data:image/png;base64,") == 4 * 4
+    again = syzygy(*command, "--json", "-")
+    assert json.loads(again.out) == found, "read from what was kept"
+
+
+def test_what_is_swapped_is_what_is_painted(with_t5: Path) -> None:
+    model, scoring = TextToImage.from_pretrained(with_t5), TemporalScoring(prompts=2, steps=4)
+    asked = evaluate_temporal.ask(scoring)[:4]
+
+    def pictures(prompts, before: int) -> list[bytes]:
+        return [one.tobytes() for one in evaluate_temporal.paint(model, prompts, scoring, before)]
+
+    never, late, always = (pictures(asked, before) for before in (4, 2, 0))
+    noise = [generator(0, "temporal", prompt.text) for prompt in asked]
+    how = Sampling(steps=4, guidance_scale=3.0)
+    plain = [one.tobytes() for one in model.pipeline([p.text for p in asked], how=how, generator=noise).images]
+    assert never == plain, "no swap is what generate paints"
+    assert all(len({a, b, c}) == 3 for a, b, c in zip(never, late, always, strict=True))
+
+
+def test_encoders_are_compared_on_short_and_long_prompts(
+    syzygy, with_t5: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    answer = syzygy("evaluate", "encoders", "--model", with_t5, *FEW, "--out", tmp_path)
+    assert answer.code == 0, answer.err
+    assert "left out" not in answer.out
+    found = json.loads((tmp_path / "results.json").read_text())
+    names = ["CLIP text", "T5", "both texts", "image of the prior", "everything"]
+    expected = ["nothing read", *(f"{name}, {length}" for length in ("short", "long") for name in names)]
+    assert list(dict.fromkeys(row["candidate"] for row in found["rows"])) == expected
+    counts = {(one["encoder"], one["length"]): one for one in found["tokens"]}
+    assert counts["CLIP text", "long"]["cut"] == found["prompts"] == 26
+    assert counts["CLIP text", "long"]["most"] == 77
+    assert counts["T5", "long"]["cut"] == counts["T5", "short"]["cut"] == counts["CLIP text", "short"]["cut"] == 0
+    assert 100 <= counts["T5", "long"]["fewest"] <= counts["T5", "long"]["most"] <= 320
+    by = {(row["candidate"], row["category"], row["side"]): row for row in found["rows"]}
+    assert {"against_texts", "against_short", "against_nothing"} <= by["T5, long", "all", "all"].keys()
+    assert "against_texts" not in by["both texts, long", "all", "all"]
+    assert "://" not in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("style", "--style-guidance", "much"), "must be numbers joined by commas"),
+        (("style", "--style-guidance", "-1"), "at least 0"),
+        (("style", "--references", "5"), "from 1 to 4"),
+        (("temporal", "--swaps", "120"), "from 0 to 100"),
+        (("temporal", "--conditions", "sound"), "must be one or more of what the decoder reads"),
+        (("encoders", "--prompts", "0"), "at least 2"),
+        (("encoders", "--out", "/dev/null/out"), "cannot write"),
+        (("temporal", "--model", "stater"), "stater"),
+        (("style", "--guidance-scale", "nan"), "guidance"),
+    ],
+)
+def test_wrong_input_is_answered_in_two_lines(syzygy, tiny_model: Path, arguments: tuple[str, ...], said: str) -> None:
+    model = () if "--model" in arguments else ("--model", tiny_model)
+    few = () if "--prompts" in arguments else FEW
+    answer = syzygy("evaluate", arguments[0], *model, *few, *arguments[1:])
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.err
+    assert len(answer.err.splitlines()) <= 2
+
+
+def test_another_evaluations_folder_is_refused(syzygy, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "readings.jsonl").write_text('{"evaluation": "style"}\n')
+    answer = syzygy("evaluate", "temporal", "--model", tiny_model, *FEW, "--out", tmp_path)
+    assert (answer.code, answer.out) == (2, "")
+    assert "readings of another evaluation" in answer.err
+
+
+def test_decoders_that_read_no_text_are_refused(tiny_kandinsky) -> None:
+    decoder, clip, prior = tiny_kandinsky
+    model = TextToImage.from_pretrained(decoder, clip=clip, prior=prior)
+    with pytest.raises(UserError, match=r"needs a decoder that reads image and text; that of .* reads image"):
+        evaluate_style.check(model)
+    with pytest.raises(UserError, match="in decoders of ours only"):
+        evaluate_temporal.check(model)
+    with pytest.raises(UserError, match="no text encoders to compare"):
+        evaluate_encoders.candidates(model.pipeline.decoder.conditions)
