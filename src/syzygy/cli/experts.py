@@ -6,42 +6,50 @@ from typing import TYPE_CHECKING
 import click
 
 from syzygy.cli.common import Whole, json_option
+from syzygy.errors import UserError
 
 if TYPE_CHECKING:
-    from syzygy.diffusion.experts import Stages
+    from syzygy.diffusion.experts import Evaluation, Stages
 
 
 @click.command()
 @click.argument("source", metavar="EXPERTS|NAMES")
 @click.option("--steps", type=Whole(1), default=25, show_default=True, metavar="N", help="Sampling steps.")
-@click.option("--sampler", default="dpm++2m", show_default=True, help="euler, heun or dpm++2m.")
+@click.option("--sampler", metavar="NAME", help="euler, heun or dpm++2m (the default).")
+@click.option(
+    "--scheduler",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Plan for a scheduler of diffusers: its folder, or that of a pipeline.",
+)
 @json_option
-def plan(source: str, steps: int, sampler: str, as_json: bool) -> None:
+def plan(source: str, steps: int, sampler: str | None, scheduler: Path | None, as_json: bool) -> None:
     """Which evaluations of a schedule each expert serves.
 
     EXPERTS is the folder of an ensemble, or of the run that grew it. Or the NAMES of leaves joined by commas, such as
-    E3_0,complement,E9_511, cut from the training noise of the starter's decoder. The plan is made in σ, so it holds for any
-    number of steps and any sampler; a second-order one evaluates the end of its steps too, perhaps with another expert.
+    E3_0,complement,E9_511, cut from the training noise of the starter's decoder, or of --scheduler. The plan is made in σ, so it
+    holds for any number of steps and any sampler; a second-order one evaluates the end of its steps too, perhaps with another
+    expert.
+
+    \b
+    For a U-Net of diffusers, with the scheduler in a pipeline's folder:
+      syzygy experts plan E3_0,complement,E9_511 --scheduler stable-diffusion-v1-5 --steps 50
     """
     import json
     import math
 
-    from syzygy.diffusion.experts import plan
-    from syzygy.diffusion.noise import KarrasSchedule
-
-    stages = _stages(source)
-    planned = plan(stages, KarrasSchedule().sigmas(steps), sampler)
+    stages, planned, name = _planned(source, steps, sampler, scheduler)
     edges = (0.0, *stages.edges, math.inf)
     found = []
-    for place, name in enumerate(stages.names):
+    for place, expert in enumerate(stages.names):
         low, high = edges[place], edges[place + 1]
-        own = [one for one in planned if low <= one.sigma < high]
-        stage = {"expert": name, "sigma_from": low, "sigma_to": None if high == math.inf else high}
+        own = [one for one in planned if stages.place(one.sigma) == place]
+        stage = {"expert": expert, "sigma_from": low, "sigma_to": None if high == math.inf else high}
         found.append(stage | {"steps": sorted({one.step for one in own}), "evaluations": len(own)})
     if as_json:
-        click.echo(json.dumps({"steps": steps, "sampler": sampler, "evaluations": len(planned), "stages": found}))
+        click.echo(json.dumps({"steps": steps, "sampler": name, "evaluations": len(planned), "stages": found}))
         return
-    click.echo(f"{steps} steps of {sampler}: {len(planned)} evaluations")
+    click.echo(f"{steps} steps of {name}: {len(planned)} evaluations")
     for stage in reversed(found):  # as sampling goes: from noise to picture
         upto = "∞" if stage["sigma_to"] is None else f"{stage['sigma_to']:.4g}"
         which = f"steps {stage['steps'][0] + 1} to {stage['steps'][-1] + 1}" if stage["steps"] else "none"
@@ -50,12 +58,26 @@ def plan(source: str, steps: int, sampler: str, as_json: bool) -> None:
         )
 
 
-def _stages(source: str) -> "Stages":
-    """Of an ensemble on disk, or of leaves named."""
+def _planned(
+    source: str, steps: int, sampler: str | None, scheduler: Path | None
+) -> "tuple[Stages, list[Evaluation], str]":
+    """Stages, the plan, and what the sampler is called."""
+    from syzygy.diffusion import experts
+    from syzygy.diffusion.noise import KarrasSchedule
     from syzygy.hub.experts import experts_folder, load_stages
     from syzygy.presets import decoder_starter
     from syzygy.runs.experts import stages_of
 
-    if Path(source).exists():
-        return load_stages(experts_folder(Path(source)))
-    return stages_of([name.strip() for name in source.split(",")], decoder_starter().task.noise)
+    leaves = None if Path(source).exists() else [name.strip() for name in source.split(",")]
+    if scheduler is None:
+        name = sampler or "dpm++2m"
+        own = load_stages(experts_folder(Path(source))) if leaves is None else None
+        stages = own or stages_of(leaves or [], decoder_starter().task.noise)
+        return stages, experts.plan(stages, KarrasSchedule().sigmas(steps), name), name
+    if sampler is not None:
+        raise UserError("--sampler is for our own decoder; --scheduler is a sampler: give one of them.")
+    from syzygy.hub import timesteps
+
+    walked = timesteps.read_scheduler(scheduler)
+    stages = load_stages(experts_folder(Path(source))) if leaves is None else timesteps.stages_of(leaves, walked)
+    return stages, timesteps.plan(stages, walked, steps), type(walked).__name__

@@ -105,7 +105,7 @@ def model_options(command: F) -> F:
             "--batch-size", type=Whole(1), default=16, show_default=True, metavar="N", help="Pictures at a time."
         ),
         click.option(
-            "--experts", metavar="RUN|FOLDER", help="Of a model of ours: expert denoisers in its decoder's place."
+            "--experts", metavar="RUN|FOLDER", help="Expert denoisers in the place of the decoder, or of its U-Net."
         ),
         click.option(
             "--experts-memory",

@@ -93,9 +93,13 @@ class Stages:
         """Each once, by the lowest noise that it serves."""
         return tuple(dict.fromkeys(self.names))
 
+    def place(self, sigma: float) -> int:
+        """Which stage a noise level belongs to, from 0."""
+        return bisect_right(self.edges, sigma)
+
     def at(self, sigma: float) -> str:
         """The expert of one noise level."""
-        return self.names[bisect_right(self.edges, sigma)]
+        return self.names[self.place(sigma)]
 
     def index(self, sigma: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
         """The same for a batch, as places in `experts`, without leaving the device."""

@@ -60,10 +60,8 @@ def load(
         keeping: where the experts are.
 
     Raises:
-        UserError: an unknown name, a missing, truncated or mismatched part; a way of keeping experts that are not there.
+        UserError: an unknown name, a missing, truncated or mismatched part.
     """
-    if experts is None and keeping != Keeping():
-        raise UserError("memory and compilation of experts have no effect without experts: give them, or leave it out.")
     folder = model_folder(model)
     index = _read_index(folder)
     clip = Clip.from_pretrained(folder / "clip").to(device)

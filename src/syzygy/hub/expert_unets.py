@@ -9,8 +9,9 @@ change its sampler, number of steps or schedule, and begin from a picture.
 import inspect
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,7 @@ from syzygy.hub.parts import load_model, read_settings
 from syzygy.hub.timesteps import HostTimesteps, noise_of, read_scheduler
 from syzygy.nn.lora import Adapted, Lora
 
+D = TypeVar("D")
 SCHEDULER = "scheduler"
 """The folder beside the experts of the scheduler that they were trained with."""
 
@@ -65,7 +67,7 @@ class ExpertUNet(nn.Module):
         self._host = HostTimesteps()
         if isinstance(self.denoisers, nn.ModuleDict):
             for name, unet in self.denoisers.items():
-                check_same(self.config, _network(unet).config, name)
+                _check_same(self.config, _network(unet).config, name)
 
     @staticmethod
     def from_pretrained(
@@ -91,14 +93,14 @@ class ExpertUNet(nn.Module):
         stages = load_stages(folder)
         counted = read_scheduler(folder) if scheduler is None else scheduler
         if (folder / TRUNK).is_dir():
-            keeping.refuse_for_lora()
+            keeping.check_lora(len(stages.experts))
             adapted = {n: keeping.compiled(e) for n, e in _adapted(folder, stages, dtype).items()}
             return ExpertUNet(stages, adapted, counted).to(device).eval()
         kind: Any = UNet2DConditionModel
         settings = {name: read_settings(folder, name, kind.__name__) for name in stages.experts}
         first = settings[stages.experts[0]]
         for name, own in settings.items():
-            check_same(first, own, name)
+            _check_same(first, own, name)
 
         def load(name: str) -> nn.Module:
             return load_model(kind, folder, name, dtype)
@@ -164,7 +166,7 @@ class ExpertUNet(nn.Module):
             return self.stages.at(self.sigma(float(timestep)))
         if timestep.numel() == 1 or not any(timestep.stride()):
             return self.stages.at(self.sigma(self._host.value(timestep)))
-        names = [self.stages.at(self.sigma(value)) for value in timestep.tolist()]
+        names = [self.stages.at(self.sigma(float(value))) for value in timestep.tolist()]
         return names[0] if len(set(names)) == 1 else names
 
     def __getattr__(self, name: str) -> Any:
@@ -179,11 +181,16 @@ class ExpertUNet(nn.Module):
             return found
 
         def on_every(*args: Any, **more: Any) -> Any:
+            def call(network: Any) -> Any:
+                # diffusers empties a dictionary of processors while it sets them.
+                own = [dict(one) if isinstance(one, dict) else one for one in args]
+                return getattr(network, name)(*own, **more)
+
             for network in self._networks():
-                getattr(network, name)(*args, **more)
+                call(network)
             if isinstance(self.denoisers, OneAtATime):
-                self.denoisers.each(lambda unet: getattr(unet, name)(*args, **more))
-            return getattr(like, name)(*args, **more)
+                self.denoisers.each(call)
+            return call(like)
 
         return on_every
 
@@ -193,15 +200,27 @@ class ExpertUNet(nn.Module):
             yield from {id(n): n for n in map(_network, self.denoisers.values()) if n is not self._like}.values()
 
 
-def check_same(config: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
-    """Refuse an expert whose configuration differs from the others'."""
-    apart = sorted(
-        key
-        for key in {*config, *other}
-        if not key.startswith("_") and _plain(config.get(key)) != _plain(other.get(key))
-    )
-    if apart:
+def with_experts(decoder: D, experts: ExpertUNet) -> D:
+    """A decoder of a published model (Kandinsky, Karlo, Stable unCLIP), its U-Net replaced by experts.
+
+    Raises:
+        UserError: they are experts of another U-Net.
+    """
+    part = "unet" if hasattr(decoder, "unet") else "base"
+    if apart := _apart(getattr(decoder, part).config, experts.config):
+        raise UserError(f"these experts are of another U-Net than the model's: they differ in {', '.join(apart[:5])}.")
+    return replace(cast(Any, decoder), **{part: experts})
+
+
+def _check_same(config: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
+    if apart := _apart(config, other):
         raise UserError(f"expert {name} is another U-Net than the first: they differ in {', '.join(apart[:5])}.")
+
+
+def _apart(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """In what two configurations differ."""
+    keys = {key for key in {*config, *other} if not key.startswith("_")}
+    return sorted(key for key in keys if _plain(config.get(key)) != _plain(other.get(key)))
 
 
 def _plain(value: Any) -> Any:

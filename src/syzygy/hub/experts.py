@@ -94,11 +94,18 @@ class Keeping:
                     module.compile(backend=self.backend)
         return expert
 
-    def refuse_for_lora(self) -> None:
-        """Low-rank experts are small beside the network that all of them adapt."""
+    def check_lora(self, number: int) -> None:
+        """Refuse what cannot be done with so many low-rank experts; they are small beside the network that all of them adapt."""
         if self.memory != "all":
             raise UserError(
                 f"these experts adapt one network and are all in memory with it: {self.memory!r} has no effect, leave it out."
+            )
+        limit = torch._dynamo.config.recompile_limit
+        if self.backend is not None and number > limit:
+            # Each adaptation is compiled anew; past the limit torch would run the rest as they are, without an error.
+            raise UserError(
+                f"{number} low-rank experts are more than torch.compile's limit of {limit} for one network: raise "
+                "torch._dynamo.config.recompile_limit, or do not compile them."
             )
 
 
@@ -110,7 +117,7 @@ def load_experts(folder: Path, device: torch.device | str = "cpu", keeping: Keep
     """
     stages = load_stages(folder)
     if (folder / TRUNK).is_dir():
-        keeping.refuse_for_lora()
+        keeping.check_lora(len(stages.experts))
         return Experts(stages, {n: keeping.compiled(e) for n, e in _adapted(folder, stages).items()}).to(device).eval()
     configs = {name: load_config(folder / name) for name in stages.experts}
     first = next(iter(configs.values()))

@@ -6,7 +6,7 @@ alone: it is the same with every sampler, number of steps, shift of the schedule
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from syzygy import artifact
-from syzygy.diffusion.experts import Evaluation, Stages
+from syzygy.diffusion.experts import COMPLEMENT, Evaluation, Node, Stages
 from syzygy.errors import UserError
 from syzygy.hub import schedulers
 from syzygy.hub.parts import SCHEDULER_FILE
+from syzygy.train.unet import DiscreteNoise
 
 Sigma = Callable[[float], float]
 """Timestep → σ."""
@@ -125,7 +126,7 @@ class HostTimesteps:
             or (known.storage.data_ptr(), known.storage.nbytes()) != (storage.data_ptr(), storage.nbytes())
             or (known.dtype, known.version) != (timestep.dtype, version)
         ):
-            values = timestep.detach().as_strided((number,), (1,), 0).tolist()
+            values = [float(value) for value in timestep.detach().as_strided((number,), (1,), 0).tolist()]
             self._copy = known = _Copy(storage, timestep.dtype, version, values)
         return known.values[timestep.storage_offset()]
 
@@ -153,6 +154,22 @@ def _is_scheduler(kind: Any) -> bool:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
     return inspect.isclass(kind) and issubclass(kind, SchedulerMixin)
+
+
+def stages_of(leaves: Sequence[str], scheduler: Any) -> Stages:
+    """Who serves which noise level, for a tree that cuts a scheduler's timesteps evenly, as `train.unet.DiscreteNoise` does.
+
+    Raises:
+        UserError: a scheduler without timesteps of training; leaves that are no tree's, or finer than the timesteps.
+    """
+    kept = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(kept, Tensor) or _is_edm(scheduler) or scheduler.config.get("use_flow_sigmas"):
+        raise UserError(f"{type(scheduler).__name__} has no timesteps to cut: give the folder of an ensemble.")
+    noise = DiscreteNoise(kept.double(), str(scheduler.config.get("prediction_type")))
+    for leaf in leaves:
+        if leaf != COMPLEMENT:
+            noise.timesteps((Node.parse(leaf).share,))
+    return Stages.of(leaves, noise.quantile)
 
 
 def plan(stages: Stages, scheduler: Any, steps: int) -> list[Evaluation]:
