@@ -44,7 +44,9 @@ def test_trained_and_painting(syzygy, tmp_path: Path) -> None:
         )
     together = painted()
     assert (together - alone).abs().max() > 0.01
-    assert {name: sorted(steps) for name, steps in served.items()} == {"E1_0": [1, 251], "E1_1": [501, 751]}
+    timesteps = pipe.scheduler.timesteps.tolist()
+    assert served == {"E1_1": [t for t in timesteps if t >= 500], "E1_0": [t for t in timesteps if t < 500]}
+    assert all(served.values())
 
 
 def test_wrong_input(syzygy, tmp_path: Path) -> None:

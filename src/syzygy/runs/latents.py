@@ -34,6 +34,8 @@ BATCH = 8
 """Pictures that are encoded together."""
 MOST_THREADS = 8
 """That decode pictures."""
+EARLY = 1000
+"""Samples after which too many bad ones end the work before its end."""
 SECONDS = 10.0
 """Between two lines of progress."""
 Encode = Callable[[Float[Tensor, "B 3 S S"]], tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]]
@@ -101,7 +103,7 @@ def encoded(
                 tell = _paced(say, f"latents, part {number + 1} of {len(source.shards)}")
                 artifact.write_json(path, _shard(shard, number, prepare, encode, folder, tell))
             records.append(artifact.read_json(path))
-            _check_bad(records, source.text, max_bad)
+            _check_bad(records, source.text, max_bad, at_end=number + 1 == len(source.shards))
     found = Latents(folder, records)
     if not len(found):
         raise UserError(f"{source.text} holds no picture with a caption.")
@@ -177,10 +179,11 @@ def _part(
     return found
 
 
-def _check_bad(records: Sequence[Mapping[str, Any]], source: str, max_bad: float) -> None:
+def _check_bad(records: Sequence[Mapping[str, Any]], source: str, max_bad: float, *, at_end: bool) -> None:
+    """Refuse a source with too many unusable samples; before its end once many were seen."""
     seen = sum(record["seen"] for record in records)
     bad = [f"{fault['key']}: {fault['reason']}" for record in records for fault in record["bad"]]
-    if len(bad) > max_bad * seen:
+    if len(bad) > max_bad * seen and (at_end or seen >= EARLY):
         raise UserError(
             f"{len(bad):,} of {seen:,} samples of {source} cannot be used, more than max_bad={max_bad:g} allows: "
             f"{'; '.join(bad[:5])}. Mend the source and choose another --out, or allow more."
