@@ -10,6 +10,7 @@ from syzygy.diffusion.noise import LogNormal
 from syzygy.errors import unknown
 from syzygy.hub.autoencoder import AutoencoderConfig
 from syzygy.hub.clip import ClipConfig
+from syzygy.hub.lm import LmConfig
 from syzygy.hub.t5 import T5Config
 from syzygy.runs.autoencoder import AutoencoderRun
 from syzygy.runs.clip import ClipRun
@@ -19,6 +20,7 @@ from syzygy.runs.evaluate import Scoring
 from syzygy.runs.expert_unets import ExpertUNetsRun
 from syzygy.runs.experts import ExpertsRun
 from syzygy.runs.experts_compared import ReproduceExpertsRun
+from syzygy.runs.lm import LmRun
 from syzygy.runs.prior import PriorRun
 from syzygy.runs.reader import ReaderRun
 from syzygy.runs.reproduce import ReproduceRun
@@ -27,11 +29,13 @@ from syzygy.runs.t5 import T5Run
 from syzygy.train.autoencoder import AutoencoderTaskConfig
 from syzygy.train.clip import ClipTaskConfig
 from syzygy.train.decoder import DecoderTaskConfig, independent_dropout
+from syzygy.train.lm import LmTaskConfig
 from syzygy.train.objectives import DiffusionTaskConfig, PriorTaskConfig
 from syzygy.train.reader import ReaderTaskConfig
 from syzygy.train.schedule import LoopConfig
 from syzygy.train.t5 import T5TaskConfig
 from syzygy.train.unet import UNetTaskConfig
+from syzygy.world.language import LANGUAGES
 from syzygy.world.reader import ReaderConfig
 
 R = TypeVar("R", bound=Config)
@@ -260,6 +264,25 @@ def t5_starter() -> T5Run:
     )
 
 
+def lm_starter() -> LmRun:
+    """The starter's language model: 2.4M, on captions of all lengths in all languages of the world; half an hour on one CPU core."""
+    return LmRun(
+        lm=LmConfig(),
+        languages=tuple(LANGUAGES),
+        task=LmTaskConfig(),
+        loop=LoopConfig(
+            steps=2000,
+            lr=3e-3,
+            warmup=100,
+            weight_decay=0.01,
+            grad_clip=1.0,
+            ema_half_life=50,
+            validate_every=200,
+            checkpoint_every=200,
+        ),
+    )
+
+
 def starter_cpu() -> StarterRun:
     """The starter on two CPU cores, in about four hours."""
     return StarterRun(
@@ -401,6 +424,7 @@ EXPERTS: dict[str, Callable[[], ExpertsRun]] = {"full": experts_full}
 EXPERT_UNETS: dict[str, Callable[[], ExpertUNetsRun]] = {"lora": expert_unets_lora, "full": expert_unets_full}
 READER: dict[str, Callable[[], ReaderRun]] = {"starter": reader_starter}
 T5: dict[str, Callable[[], T5Run]] = {"starter": t5_starter}
+LM: dict[str, Callable[[], LmRun]] = {"starter": lm_starter}
 STARTER: dict[str, Callable[[], StarterRun]] = {"cpu": starter_cpu, "gpu": starter_gpu}
 REPRODUCE: dict[str, Callable[[], ReproduceRun]] = {"full": reproduce_full, "quick": reproduce_quick}
 REPRODUCE_EXPERTS: dict[str, Callable[[], ReproduceExpertsRun]] = {

@@ -56,6 +56,7 @@ COMMANDS: Table = {
             "decoder": Leaf("syzygy.cli.train:decoder", "A decoder: embedding and text to latents."),
             "experts": Leaf("syzygy.cli.train:experts", "Expert denoisers for stages of the noise, from a decoder."),
             "t5": Leaf("syzygy.cli.train:t5", "A T5 text encoder, for prompts of any length."),
+            "lm": Leaf("syzygy.cli.train:lm", "A language model that reads all languages of the world."),
             "reader": Leaf("syzygy.cli.train:reader", "The reader that judges pictures: picture to attributes."),
             "starter": Leaf("syzygy.cli.train:starter", "The starter weights, from nothing, in resumable stages."),
         },

@@ -298,6 +298,20 @@ def t5(**options: Any) -> None:
 
 @click.command(epilog=EPILOG)
 @train_options("starter")
+def lm(**options: Any) -> None:
+    """A language model of Llama's architecture, on the embedded world's captions in all its languages."""
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.runs import lm
+
+        result = lm.train(run, out, device)
+        return Trained(result.folder, result.metrics)
+
+    _train("LM", body, **options)
+
+
+@click.command(epilog=EPILOG)
+@train_options("starter")
 def reader(**options: Any) -> None:
     """The reader that judges pictures: picture to attributes."""
 

@@ -59,18 +59,22 @@ def tokenized(
     return Tokenized(ids, mask, torch.tensor([row + [(0, 0)] * (length - len(row)) for row in places]))
 
 
-def learned_bpe(texts: Iterable[str], vocabulary: int, marks: Sequence[str]) -> Any:
+def learned_bpe(texts: Iterable[str], vocabulary: int, marks: Sequence[str], apart: str | None = None) -> Any:
     """A `tokenizers.Tokenizer` of byte-level BPE, so that every script can be spelled; capitals are kept.
 
     Args:
         vocabulary: most tokens, the 256 bytes and `marks` included.
         marks: special tokens; they get the first ids.
+        apart: a regular expression; what fits it is a word of its own, so that no token reaches beyond it.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.NFC()
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    if apart is not None:
+        words = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(apart), "isolated"), words])
+    learner.pre_tokenizer = words
     learner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
