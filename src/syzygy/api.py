@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from syzygy import artifact
 from syzygy.blend import Blender, Picture, Request, Source, best, clip_scores, pictures_of, texts_of
 from syzygy.diffusion.experts import Experts
 from syzygy.diffusion.latents import LatentDecoder
+from syzygy.diffusion.regions import for_each
 from syzygy.errors import UserError
 from syzygy.hub import assembly, bundle, repositories
 from syzygy.hub.clip import Clip
@@ -20,7 +22,7 @@ from syzygy.hub.experts import Keeping
 from syzygy.pipeline import Pipeline, PipelineOutput, check_number
 from syzygy.prior.diffusion import SampledPrior
 from syzygy.types import Prior, Progress, Region, Sampling
-from syzygy.world.language import language
+from syzygy.world.language import language, spoken
 from syzygy.world.reader import Reader
 
 
@@ -30,8 +32,8 @@ class TextToImage:
 
     name: str
     """The name or folder it was loaded from."""
-    clip: Clip
-    """Text and image encoder."""
+    find_clip: Callable[[], Clip]
+    """Gives `clip`."""
     pipeline: Pipeline
     """The path of a prompt."""
     folder: Path
@@ -40,6 +42,13 @@ class TextToImage:
     """Whether it paints the embedded world, so that unknown words can be told."""
     identities: Mapping[str, str] | None = None
     """Of a published model: where each part is from, and at which commit. Ours are told by their weights."""
+    languages: tuple[str, ...] = ("en",)
+    """Codes of the world's languages that its text encoder was taught."""
+
+    @cached_property
+    def clip(self) -> Clip:
+        """Text and image encoder. Of a model that reads texts with encoders of its own it is loaded when it is first asked for."""
+        return self.find_clip()
 
     @classmethod
     def from_pretrained(  # noqa: PLR0913 (all by keyword but the first)
@@ -60,18 +69,21 @@ class TextToImage:
         """Load a model that comes with the package ("starter"), a folder with the same layout, or a published one.
 
         Args:
-            model: "starter", "kandinsky-2.2", "karlo", "stable-unclip"; a folder of ours or in diffusers' layout; or a hub id.
+            model: "starter", "kandinsky-2.2", "karlo", "stable-unclip", "stable-diffusion-1.5", "stable-diffusion-xl"; a folder of ours
+                or in diffusers' layout; or a hub id.
             prior: another prior than the model's own: a folder or hub id as of `load_prior`, or any object with
                 `predict`.
-            clip: of a published model: another place of its CLIP, a folder or hub id.
-            experts: of a model of ours: an ensemble in its decoder's place, the folder of it or of the run that grew it.
+            clip: of a published model: another place of its CLIP, a folder or hub id. Of one that reads texts alone (Stable Diffusion):
+                the CLIP that chooses the best of several pictures.
+            experts: an ensemble in the place of the decoder (of a published model: of its U-Net), the folder of it or of the run that
+                grew it.
             experts_memory: where experts are: "all" on the device, "offload" (one there, the others in the computer's memory, for a
                 GPU) or "lazy" (one there, the others on disk).
             compile_experts: compile each expert's U-Net with torch.compile when it first runs.
             device: "cpu", "cuda", "mps".
             dtype: of a published model: what CLIP and decoder compute in, "fp32", "fp16" or "bf16".
             offload: of a published model: parts are on the device only while they compute.
-            tiling: decode tile by tile, where diffusers has it (Stable unCLIP).
+            tiling: decode tile by tile, where diffusers has it (Stable Diffusion and unCLIP).
             local_files_only: take hub ids from the hub's cache only; else download what is missing.
 
         Raises:
@@ -79,11 +91,20 @@ class TextToImage:
         """
         memory = assembly.Memory(dtype=dtype, offload=offload, tiling=tiling)
         keeping = Keeping(memory=experts_memory, backend="inductor" if compile_experts else None)
+        if experts is None and keeping != Keeping():
+            raise UserError(
+                "memory and compilation of experts have no effect without experts: give them, or leave it out."
+            )
         if str(model) not in bundle.BUNDLED and repositories.is_foreign(model):
-            if experts is not None:
-                raise UserError(f"{model} has no place for experts: they are grown from a decoder of ours.")
             found = assembly.assemble(
-                model, prior=prior, clip=clip, device=device, memory=memory, local_files_only=local_files_only
+                model,
+                prior=prior,
+                clip=clip,
+                device=device,
+                memory=memory,
+                experts=experts,
+                keeping=keeping,
+                local_files_only=local_files_only,
             )
             return cls(str(model), found.clip, found.pipeline, found.folder, False, found.identities)
         if clip is not None or memory != assembly.Memory():
@@ -93,7 +114,7 @@ class TextToImage:
         own = bundle.load(
             model, prior=prior, experts=experts, device=device, local_files_only=local_files_only, keeping=keeping
         )
-        return cls(str(model), own.clip, own.pipeline, own.folder, own.world)
+        return cls(str(model), lambda: own.clip, own.pipeline, own.folder, own.world)
 
     def __call__(  # noqa: PLR0913 (all by keyword, as of diffusers' pipelines)
         self,
@@ -127,7 +148,7 @@ class TextToImage:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._warn_of(prompts)
         check_number(num_images_per_prompt)
-        painted = None if regions is None else _of_each(regions, len(prompts))
+        painted = None if regions is None else for_each(regions, len(prompts))
         manner = None if style is None else self.blender.embedded(style)
         if style is None and options.get("style_guidance") is not None:
             raise UserError("style guidance is for a style: give a picture, or leave it out.")
@@ -234,7 +255,16 @@ class TextToImage:
 
     @property
     def blender(self) -> Blender:
-        """What paints from pictures, with this model's image encoder."""
+        """What paints from pictures, with this model's image encoder.
+
+        Raises:
+            UserError: the decoder reads no image embedding.
+        """
+        if "image" not in self.pipeline.decoder.conditions:
+            raise UserError(
+                f"{self.name} reads texts alone: it cannot vary or mix pictures, nor take a style from one. Models that can: "
+                "starter, kandinsky-2.2, karlo, stable-unclip."
+            )
         return Blender(self.pipeline, self.clip)
 
     def _warn_of(self, texts: Sequence[str]) -> None:
@@ -251,8 +281,12 @@ class TextToImage:
         """What this model will not understand of a prompt, a line each."""
         if not self.world or not prompt.strip():
             return []
+        code = spoken(prompt)
+        if code not in self.languages:
+            taught = " and ".join(language(known).name for known in self.languages)
+            return [f"{prompt.strip()[:80]!r} is {language(code).name}; this model was taught {taught} only."]
         try:
-            unknown = language("en").read(prompt).unknown
+            unknown = language(code).read(prompt).unknown
         except UserError as error:
             return [str(error)]
         return [
@@ -301,9 +335,3 @@ def sampling(
     size = None if height is None or width is None else (height, width)
     apart = {name: own.pop(name, None) for name in ("painting", "style_guidance")}
     return Sampling(steps=steps, guidance_scale=guidance_scale, sampler=sampler, size=size, options=own, **apart)
-
-
-def _of_each(regions: Sequence[Region] | Sequence[Sequence[Region]], number: int) -> Sequence[Sequence[Region]]:
-    """A list of regions for each prompt."""
-    for_all = [one for one in regions if isinstance(one, Region)]
-    return [for_all] * number if for_all else [list(one) for one in regions if not isinstance(one, Region)]

@@ -249,8 +249,7 @@ class Blender:
             embedding = self.embedded(source)
             return lambda noise: embedding.expand(len(noise), -1)
         check_texts([source])
-        features = self.pipeline.text_encoder.encode_text([source])
-        return lambda noise: self.pipeline.prior.predict(features[[0] * len(noise)], noise=noise).float()
+        return lambda noise: self.pipeline.predict([source], [0] * len(noise), noise)[1].float()
 
     def _painted(
         self, embed: Callable[[Float[Tensor, "N D"]], Float[Tensor, "N D"]], number: int, request: Request

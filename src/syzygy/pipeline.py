@@ -13,7 +13,7 @@ from torch import Tensor
 
 from syzygy.errors import UserError
 from syzygy.rng import per_sample_noise
-from syzygy.types import Guide, PictureDecoder, Prior, Progress, Region, Sampling, TextEncoder
+from syzygy.types import Guide, PictureDecoder, Prior, Progress, Region, Sampling, TextEncoder, TextFeatures
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PipelineOutput:
     images: list[Image.Image]
     """N pictures, those of one prompt together."""
     image_embeddings: Float[Tensor, "N D"]
-    """What the prior predicted; or those of pictures, or mixtures, where they were painted from such."""
+    """What the prior predicted; or those of pictures, or mixtures, where they were painted from such. D is 0 where there is no prior."""
     seeds: list[int]
     """What each picture's generator was last seeded with: a fresh generator with that seed paints the picture again, alone."""
     scores: Float[Tensor, "N"] | None = None
@@ -32,10 +32,11 @@ class PipelineOutput:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The path of a prompt: text encoder, prior, decoder."""
+    """The path of a prompt: text encoder, prior, decoder; or a decoder that reads texts with an encoder of its own, alone."""
 
-    text_encoder: TextEncoder
-    prior: Prior
+    text_encoder: TextEncoder | None
+    prior: Prior | None
+    """None with a decoder that reads no image embedding, and then there is no text encoder either."""
     decoder: PictureDecoder
     device: torch.device
     """Of text encoder and prior."""
@@ -118,14 +119,29 @@ class Pipeline:
         return PipelineOutput(to_pil(pictures), embeddings.cpu(), [one.initial_seed() for one in generators])
 
     def noise(self, generators: Sequence[torch.Generator]) -> Float[Tensor, "N D"]:
-        """The prior's ε of each picture: it comes before its decoder's noise, from the same generator."""
+        """The prior's ε of each picture: it comes before its decoder's noise, from the same generator. Without a prior none is drawn."""
+        if self.text_encoder is None:
+            return torch.zeros(len(generators), 0, device=self.device)
         return per_sample_noise((self.text_encoder.width,), generators, self.device)
+
+    def predict(
+        self, prompts: list[str], rows: list[int], noise: Float[Tensor, "N D"]
+    ) -> tuple[TextFeatures, Float[Tensor, "N D"]]:
+        """Features of the prompts at `rows`, and the image embeddings that the prior predicts of them.
+
+        Raises:
+            UserError: there is no prior.
+        """
+        if self.text_encoder is None or self.prior is None:
+            raise UserError("this model paints from texts alone: it has no prior that would predict image embeddings.")
+        features = self.text_encoder.encode_text(prompts)[rows]
+        return features, self.prior.predict(features, noise=noise)
 
     def _away(self, negative_prompt: str | None, conditions: Sequence[str]) -> Guide | None:
         if negative_prompt is None:
             return None
-        nothing = torch.zeros(1, self.text_encoder.width, device=self.device)
-        return self._guide([negative_prompt], [0], nothing, conditions)[0]
+        width = 0 if self.text_encoder is None else self.text_encoder.width
+        return self._guide([negative_prompt], [0], torch.zeros(1, width, device=self.device), conditions)[0]
 
     def _chosen(self, conditions: Sequence[str] | None) -> Sequence[str]:
         known = self.decoder.conditions
@@ -141,8 +157,9 @@ class Pipeline:
         self, prompts: list[str], rows: list[int], noise: Float[Tensor, "N D"], conditions: Sequence[str]
     ) -> tuple[Guide, Float[Tensor, "N D"]]:
         """What a decoder may read of the prompts at `rows`; and the predicted embeddings, whether it reads them or not."""
-        features = self.text_encoder.encode_text(prompts)[rows]
-        embeddings = self.prior.predict(features, noise=noise)
+        if self.prior is None:
+            return Guide(texts=[prompts[row] for row in rows], conditions=conditions), noise
+        features, embeddings = self.predict(prompts, rows, noise)
         guide = Guide(
             embeddings if "image" in conditions else None,
             features if "text" in conditions else None,

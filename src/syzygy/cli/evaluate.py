@@ -103,7 +103,9 @@ def composition(
     scoring = _scoring(ctx, quick, settings)
     _check_places(json_file, html_file)
     loaded = TextToImage.from_pretrained(model, device=device)
-    named = _named(priors, loaded, device) or {"prior": loaded.pipeline.prior}
+    if (own := loaded.pipeline.prior) is None:
+        raise UserError(f"{model} paints from texts alone: it has no prior to evaluate.")
+    named = _named(priors, loaded, device) or {"prior": own}
     wanted = evaluate.asked(CATEGORIES, scoring.prompts, scoring.seed)
     scores = evaluate.score(loaded, named, wanted, scoring, progress_bar)
     found = result(model, scoring, scores)

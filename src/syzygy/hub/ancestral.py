@@ -122,5 +122,11 @@ def walk(
         predicted = predict(x, t, last).float()
         noise = None if last else per_sample_noise(shape, generators, device)
         x, clean = steps.step(x, predicted, now, later, noise)
-        on_step(math.sqrt((1 - now) / now), clean)
+        on_step(sigma_of(t), clean)
     return x
+
+
+def sigma_of(t: int) -> float:
+    """√((1 − ᾱ) / ᾱ) of a timestep."""
+    share = float(alphas_bar("cosine")[t])
+    return math.sqrt((1 - share) / share)

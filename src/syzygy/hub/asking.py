@@ -24,15 +24,27 @@ def which_clip(width: int) -> str:
 
 
 def settings(
-    towards: Guide, how: Sampling, own: Sampling, away: Guide | None, options: Collection[str] = ()
+    towards: Guide,
+    how: Sampling,
+    own: Sampling,
+    away: Guide | None,
+    options: Collection[str] = (),
+    *,
+    paints: bool = False,
 ) -> tuple[int, float]:
     """Steps and guidance scale, the decoder's `own` where nothing is said.
 
+    Args:
+        paints: whether the decoder can be painted with words.
+
     Raises:
-        UserError: regions, an unknown option, a scale below 1 or not finite, something to move away from without guidance.
+        UserError: regions for one that cannot, or a strength without regions; an unknown option, a scale below 1 or not finite,
+            something to move away from without guidance.
     """
-    if how.painting is not None or towards.regions is not None:
+    if not paints and (how.painting is not None or towards.regions is not None):
         raise UserError("this decoder cannot paint with words: leave regions and their strength out.")
+    if how.painting is not None and towards.regions is None:
+        raise UserError("painting has a strength, but nothing is painted: give regions, or leave the strength out.")
     if how.style_guidance is not None:
         raise UserError("this decoder has no guidance for a style apart from the text: leave it out.")
     if unknown := sorted(set(how.options) - set(options)):
@@ -63,6 +75,18 @@ def size_of(how: Sampling, own: Sampling, multiple: int) -> tuple[int, int]:
             f"a size of {size[0]} × {size[1]} pixels cannot be painted; both must be multiples of {multiple}."
         )
     return size
+
+
+def texts_of(guide: Guide | None, pictures: int) -> list[str]:
+    """The text of each picture; the empty one, where none is told.
+
+    Raises:
+        UserError: their number is neither one nor that of the pictures.
+    """
+    texts = [""] if guide is None or guide.texts is None else list(guide.texts)
+    if len(texts) not in (1, pictures):
+        raise UserError(f"{len(texts)} texts for {pictures} pictures: give one for all, or one each.")
+    return texts * pictures if len(texts) == 1 else texts
 
 
 def embeddings_of(guide: Guide, pictures: int, width: int, device: torch.device) -> Float[Tensor, "N D"]:

@@ -1,7 +1,7 @@
 """A published decoder, the CLIP that it reads, and a prior, put together as one path of a prompt."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,9 +9,11 @@ from torch import nn
 
 from syzygy import artifact
 from syzygy.errors import UserError
-from syzygy.hub import asking, checkpoint, kandinsky, karlo, repositories, stable_unclip
+from syzygy.hub import asking, checkpoint, kandinsky, karlo, repositories, stable_diffusion_decoder, stable_unclip
 from syzygy.hub.clip import Clip
-from syzygy.hub.offload import VisitingPrior, VisitingText
+from syzygy.hub.expert_unets import ExpertUNet, with_experts
+from syzygy.hub.experts import Keeping, experts_folder
+from syzygy.hub.offload import HOME, VisitingPrior, VisitingText
 from syzygy.hub.priors import find_prior, load_prior
 from syzygy.hub.repositories import KANDINSKY, KARLO, Found, identity
 from syzygy.hub.zero_image import ZeroImage
@@ -45,7 +47,8 @@ class Memory:
 class Assembled:
     """All that a `TextToImage` is made of."""
 
-    clip: Clip
+    clip: Callable[[], Clip]
+    """Gives text and image encoder. Of a decoder that reads texts with its own: loads another, to judge pictures."""
     pipeline: Pipeline
     folder: Path
     """Of the decoder."""
@@ -60,6 +63,8 @@ def assemble(
     clip: str | Path | None = None,
     device: str = "cpu",
     memory: Memory = Memory(),
+    experts: str | Path | None = None,
+    keeping: Keeping = Keeping(),  # noqa: B008 (frozen)
     local_files_only: bool = True,
 ) -> Assembled:
     """Load a published model; what is not given is what belongs to it (`repositories.PUBLISHED`).
@@ -68,42 +73,91 @@ def assemble(
         model: a name, a folder in diffusers' layout, or a hub id.
         prior: as of `load_prior`, or any object with `predict`.
         clip: a folder or hub id.
+        experts: a folder as of `ExpertUNet.from_pretrained`, or the run that grew them: in the place of the decoder's U-Net.
+        keeping: where they are.
         local_files_only: take hub ids from the hub's cache only; else download what is missing.
 
     Raises:
         UserError: a part is missing, broken or does not fit; offloading on the CPU.
     """
-    where, dtype = torch.device(device), DTYPES[memory.dtype]
-    if memory.offload and where.type == "cpu":
+    where = _Place(torch.device(device), DTYPES[memory.dtype], memory, local_files_only)
+    if memory.offload and where.device.type == "cpu":
         raise UserError(
             "offloading moves parts off a GPU between their turns; on the CPU it has no effect: leave it out."
         )
     found = repositories.find_decoder(model, local_files_only=local_files_only)
-    width = WIDTH_OF.get(found.name, stable_unclip.embedding_width)(found.at.folder)
+    if found.published.prior is None and prior is not None:
+        raise UserError(f"{found.at.source} paints from texts alone and has no place for a prior: leave the prior out.")
     source = prior if prior is not None else found.published.prior
-    named = isinstance(source, (str, Path))
+    clip = clip or found.published.clip
+    made = _of_texts(found, clip, where) if source is None else _of_embeddings(found, source, clip, where)
+    if experts is None:
+        return made
+    unets = ExpertUNet.from_pretrained(
+        experts_folder(Path(experts)), device=where.device, dtype=where.dtype, keeping=keeping
+    )
+    decoder = with_experts(made.pipeline.decoder, unets.to(where.home))
+    identities = {**made.identities, "experts": str(experts)}
+    return replace(made, pipeline=replace(made.pipeline, decoder=decoder), identities=identities)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where parts are, and how they are found."""
+
+    device: torch.device
+    dtype: torch.dtype
+    memory: Memory
+    local_files_only: bool
+
+    @property
+    def home(self) -> torch.device:
+        """Where parts are that do not compute."""
+        return torch.device(HOME) if self.memory.offload else self.device
+
+
+def _of_texts(found: Found, clip: str | Path, where: _Place) -> Assembled:
+    """A decoder that reads texts alone."""
+
+    def judge() -> Clip:
+        read = Clip.from_pretrained(clip, dtype=where.dtype, local_files_only=where.local_files_only)
+        return read.requires_grad_(False).to(where.home)
+
+    decoder = stable_diffusion_decoder.load_stable_diffusion(
+        found.at.folder,
+        dtype=where.dtype,
+        device=where.device,
+        offload=where.memory.offload,
+        tiling=where.memory.tiling,
+    )
+    path = Pipeline(None, None, decoder, where.device)
+    return Assembled(judge, path, found.at.folder, {"decoder": identity(found.at)})
+
+
+def _of_embeddings(found: Found, prior: str | Path | Prior, clip: str | Path, where: _Place) -> Assembled:
+    """A decoder that reads image embeddings, with a CLIP and a prior."""
+    width = WIDTH_OF.get(found.name, stable_unclip.embedding_width)(found.at.folder)
+    named = isinstance(prior, (str, Path))
     if named:
-        _check_prior(found, width, source, local_files_only)
-    clip_source = clip or found.published.clip
-    encoder = Clip.from_pretrained(clip_source, dtype=dtype, text_first=True, local_files_only=local_files_only)
+        _check_prior(found, width, prior, where.local_files_only)
+    encoder = Clip.from_pretrained(clip, dtype=where.dtype, text_first=True, local_files_only=where.local_files_only)
     if encoder.width != width:
         raise UserError(
-            f"the decoder {found.at.source} reads image embeddings {asking.which_clip(width)}; the CLIP {clip_source} makes "
+            f"the decoder {found.at.source} reads image embeddings {asking.which_clip(width)}; the CLIP {clip} makes "
             f"embeddings {asking.which_clip(encoder.width)}. Give the CLIP that the decoder was trained with, such as "
             f"{found.published.clip}."
         )
-    home = "cpu" if memory.offload else device
-    encoder = encoder.requires_grad_(False).to(home)
-    loaded = _prior(source, encoder, home, dtype, local_files_only) if named else source
-    clip_at = checkpoint.locate(clip_source, None, local_files_only=True)
-    decoder = _decoder(found, encoder, identity(clip_at), where, memory)
+    encoder = encoder.requires_grad_(False).to(where.home)
+    loaded = _prior(prior, encoder, str(where.home), where.dtype, where.local_files_only) if named else prior
+    clip_at = checkpoint.locate(clip, None, local_files_only=True)
+    decoder = _decoder(found, encoder, identity(clip_at), where.device, where.memory)
     path = (
-        Pipeline(VisitingText(encoder, where), VisitingPrior(loaded, where), decoder, where)
-        if memory.offload
-        else Pipeline(encoder, loaded, decoder, where)
+        Pipeline(VisitingText(encoder, where.device), VisitingPrior(loaded, where.device), decoder, where.device)
+        if where.memory.offload
+        else Pipeline(encoder, loaded, decoder, where.device)
     )
-    identities = {"clip": identity(clip_at), "decoder": identity(found.at), "prior": _prior_identity(source, loaded)}
-    return Assembled(encoder, path, found.at.folder, identities)
+    identities = {"clip": identity(clip_at), "decoder": identity(found.at), "prior": _prior_identity(prior, loaded)}
+    return Assembled(lambda: encoder, path, found.at.folder, identities)
 
 
 def _decoder(found: Found, clip: Clip, clip_identity: str, device: torch.device, memory: Memory) -> PictureDecoder:

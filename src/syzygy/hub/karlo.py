@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from syzygy.diffusion.paint import Painting
 from syzygy.errors import UserError
 from syzygy.hub import asking
-from syzygy.hub.ancestral import Ancestral, walk
+from syzygy.hub.ancestral import Ancestral, sigma_of, walk
 from syzygy.hub.karlo_text import PART as TEXT_PROJECTION
 from syzygy.hub.karlo_text import TextProjection, load_text_projection, read_config
 from syzygy.hub.offload import visiting
+from syzygy.hub.painting import attention_arguments, paintable, painting_of
 from syzygy.hub.parts import SCHEDULER_FILE, check_parts, load_model
 from syzygy.prior.schedule import visited
 from syzygy.types import Guide, Progress, Sampling, TextFeatures
@@ -71,6 +73,9 @@ class KarloDecoder:
         default_factory=lambda: Sampling(steps=25, guidance_scale=8.0, options={SUPER_RES_STEPS: 7})
     )
 
+    def __post_init__(self) -> None:
+        paintable(self.base)
+
     @property
     def conditions(self) -> tuple[str, ...]:
         return ("image", "text")
@@ -91,7 +96,7 @@ class KarloDecoder:
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `PictureDecoder`. Pictures have the second stage's size; progress counts the steps of both stages."""
-        steps, scale = asking.settings(towards, how, self.defaults, away, [SUPER_RES_STEPS])
+        steps, scale = asking.settings(towards, how, self.defaults, away, [SUPER_RES_STEPS], paints=True)
         base_times, fine_times = visited(steps), visited(self._fine_steps(how))
         number, taken, total = len(generators), count(1), len(base_times) + len(fine_times)
 
@@ -101,9 +106,10 @@ class KarloDecoder:
 
         with visiting(self.device, self.projection, offload=self.offload):
             read = self._read(towards, away, number, scale)
+        side = self.base.config.sample_size
+        painting = self._painting(towards, how, side, 0 if scale == 1 else number)
         with visiting(self.device, self.base, offload=self.offload):
-            side = self.base.config.sample_size
-            predict, shape = self._base_predictor(read, scale), (3, side, side)
+            predict, shape = self._base_predictor(read, scale, painting), (3, side, side)
             small = walk(self.base_steps, predict, shape, base_times, generators, self.device, told)
         large = self._upscaled(small.clamp(-1, 1), fine_times, generators, told)
         return (large * 0.5 + 0.5).clamp(0, 1)
@@ -156,7 +162,20 @@ class KarloDecoder:
         states, mask = F.pad(found.states, (0, 0, 0, POSITIONS - length)), F.pad(found.mask, (0, POSITIONS - length))
         return TextFeatures(states, mask, found.pooled)
 
-    def _base_predictor(self, read: _Read, scale: float) -> Callable[[Tensor, int, bool], Tensor]:
+    def _painting(self, towards: Guide, how: Sampling, side: int, unpainted: int) -> Painting | None:
+        """Of the first stage alone: the second sees pictures, no words."""
+        found = None if towards.features is None else towards.features.spans
+        # Tokens of the image come before those of the text.
+        start, room = (
+            self.projection.config.clip_extra_context_tokens,
+            0 if found is None else POSITIONS - found.shape[1],
+        )
+        spans = [None if found is None else F.pad(found, (0, 0, 0, room))]
+        return painting_of(towards, how, spans, (side, side), self.device, start=start, unpainted=unpainted)
+
+    def _base_predictor(
+        self, read: _Read, scale: float, painting: Painting | None
+    ) -> Callable[[Tensor, int, bool], Tensor]:
         def predict(x: Tensor, t: int, last: bool) -> Tensor:
             both = x if scale == 1 else torch.cat([x, x])
             found = self.base(
@@ -165,6 +184,7 @@ class KarloDecoder:
                 encoder_hidden_states=read.context,
                 class_labels=read.time,
                 attention_mask=read.real,
+                cross_attention_kwargs=attention_arguments(painting, sigma_of(t)),
                 return_dict=False,
             )[0].float()
             if scale == 1:

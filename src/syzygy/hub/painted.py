@@ -16,7 +16,7 @@ from syzygy.diffusion.latents import PAINTING
 from syzygy.diffusion.paint import Painting
 from syzygy.diffusion.regions import blurred, for_each
 from syzygy.errors import UserError
-from syzygy.hub.painting import PaintedProcessor, at_level, padded_tokens, paintable, words_painted
+from syzygy.hub.painting import PaintedProcessor, as_it_was, at_level, padded_tokens, paintable, words_painted
 from syzygy.hub.timesteps import HostTimesteps, Sigma, noise_of
 from syzygy.hub.tokens import Tokenized
 from syzygy.types import Region
@@ -59,9 +59,8 @@ def painted(
     if brush.maps((8, 8)) is None:
         yield pipeline
         return
-    before = dict(unet.attn_processors)
     with ExitStack() as stack:
-        stack.callback(unet.set_attn_processor, before)
+        stack.callback(as_it_was, unet)
         paintable(unet)
         for place, (_, encoder) in enumerate(readers):
             if encoder is not None:
@@ -80,6 +79,8 @@ def _parts(pipeline: Any) -> tuple[Any, list[tuple[Any, Any]]]:
             f"{type(pipeline).__name__} cannot be painted: this is for pipelines whose U-Net reads a prompt token by token, Stable "
             "Diffusion 1.x, 2.x and XL. Kandinsky's reads none; Karlo and Stable unCLIP are painted by syzygy generate --region."
         )
+    if any(isinstance(getattr(one, "processor", None), PaintedProcessor) for one in unet.modules()):
+        raise UserError("this pipeline is being painted already: give all regions at once.")
     return unet, readers
 
 

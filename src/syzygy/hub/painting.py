@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from syzygy.diffusion import paint
+from syzygy.diffusion.latents import PAINTING
 from syzygy.diffusion.paint import Painting
 from syzygy.diffusion.regions import check_read, painted, resized
+from syzygy.diffusion.residence import OneAtATime
 from syzygy.errors import UserError
 from syzygy.hub.tokens import Tokenized, tokenized
-from syzygy.types import Region
+from syzygy.types import Guide, Region, Sampling
 
 PLAIN = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
 ADDED = (
@@ -61,13 +63,34 @@ class PaintedProcessor:
         return self.painted(attn, hidden_states, encoder_hidden_states, attention_mask, painting)
 
 
-def paintable(unet: Any) -> None:
-    """Let this U-Net take a `painting` in its `cross_attention_kwargs`; without one it computes what it did.
+def paintable(unet: nn.Module) -> None:
+    """Let a U-Net, or an ensemble of them, take a `painting` in its `cross_attention_kwargs`; without one it computes what it did.
 
     Raises:
         UserError: it attends in a way that is not known.
     """
-    unet.set_attn_processor({name: PaintedProcessor(one) for name, one in unet.attn_processors.items()})
+    for module in _attentions(unet):
+        if not isinstance(module.processor, PaintedProcessor):
+            module.set_processor(PaintedProcessor(module.processor))
+    for visitors in _one_at_a_time(unet):
+        visitors.each(paintable)
+
+
+def as_it_was(unet: nn.Module) -> None:
+    """Take back what `paintable` did."""
+    for module in _attentions(unet):
+        if isinstance(module.processor, PaintedProcessor):
+            module.set_processor(module.processor.plain)
+    for visitors in _one_at_a_time(unet):
+        visitors.each(as_it_was)
+
+
+def _attentions(unet: nn.Module) -> list[Any]:
+    return [module for module in unet.modules() if hasattr(module, "set_processor")]
+
+
+def _one_at_a_time(unet: nn.Module) -> list[OneAtATime]:
+    return [module for module in unet.modules() if isinstance(module, OneAtATime)]
 
 
 def _cross_attention(
@@ -160,12 +183,54 @@ def words_painted(
     return found if found.any() else None
 
 
+def painting_of(
+    guide: Guide,
+    how: Sampling,
+    spans: Sequence[Int[Tensor, "P T 2"] | None],
+    size: tuple[int, int],
+    device: torch.device,
+    *,
+    start: int = 0,
+    unpainted: int = 0,
+) -> Painting | None:
+    """What a guide says of regions, for a published decoder's U-Net; `at_level` is to follow. None where nothing is painted.
+
+    Args:
+        spans: of each text encoder, where it tells words apart.
+        size: of the latents.
+        start: tokens before the words' own.
+        unpainted: samples before those of the guide.
+
+    Raises:
+        UserError: as `words_painted`; the decoder reads no text, or an encoder does not tell words apart.
+    """
+    if guide.regions is None or not any(guide.regions):
+        return None
+    if guide.texts is None:
+        raise UserError("regions are for words that the decoder reads: let it read the text (conditions image,text).")
+    known = [one for one in spans if one is not None]
+    if len(known) < len(spans):
+        raise UserError("regions need a text encoder with a state for each token; this one tells no words apart.")
+    strength = PAINTING if how.painting is None else how.painting
+    maps = words_painted(guide.texts, known, guide.regions, strength, size)
+    if maps is None:
+        return None
+    weights = maps.to(device)
+    return Painting(weights, size, weights.new_zeros(len(weights)), start, unpainted)
+
+
+def attention_arguments(painting: Painting | None, sigma: float) -> dict[str, Any] | None:
+    """A U-Net's `cross_attention_kwargs` at a noise level."""
+    return None if painting is None else {"painting": at_level(painting, sigma)}
+
+
 def padded_tokens(tokenizer: Any, prompts: Sequence[str]) -> Tokenized:
     """Prompts as diffusers' pipelines tokenise them: padded to the longest that is read, cut there (with a warning)."""
-    most, before, after = tokenizer.model_max_length, [tokenizer.bos_token_id], [tokenizer.eos_token_id]
-    found = tokenized(tokenizer, list(prompts), most=most, before=before, after=after, stacklevel=5)
+    most, pad = tokenizer.model_max_length, tokenizer.pad_token_id
+    around = {"before": [tokenizer.bos_token_id], "after": [tokenizer.eos_token_id], "pad": pad}
+    found = tokenized(tokenizer, list(prompts), most=most, **around, stacklevel=5)
     room = most - found.ids.shape[1]
-    ids, mask = F.pad(found.ids, (0, room), value=tokenizer.pad_token_id), F.pad(found.mask, (0, room))
+    ids, mask = F.pad(found.ids, (0, room), value=pad), F.pad(found.mask, (0, room))
     return Tokenized(ids, mask, F.pad(found.spans, (0, 0, 0, room)))
 
 

@@ -4,8 +4,10 @@ Layouts were checked against stored listings of the repositories' files: kandins
 `unet`), kandinsky-2-2-prior (`image_encoder` of 3.69 GB in fp16, `text_encoder` of 2.78 GB in fp32, `image_processor`, `tokenizer`,
 `prior`, `scheduler`), stable-diffusion-2-1-unclip-small (class `StableUnCLIPImg2ImgPipeline`; `PARTS` of `stable_unclip`, and an image
 encoder), karlo-v1-alpha (`PARTS` of `karlo`, `text_encoder`, `tokenizer`, `prior`, `prior_scheduler`), both ECLIPSE priors (`config.json`
-and `diffusion_pytorch_model.safetensors`). All of them hold safetensors. Their configurations were seen in part (Kandinsky's U-Net; DDPM and
-PNDM schedulers) and are read, never assumed.
+and `diffusion_pytorch_model.safetensors`), stable-diffusion-xl-base-1.0 (`XL_PARTS` of `stable_diffusion_decoder`; both half and full
+precision), stable-diffusion-v1-5 (`PARTS` of it; by listings of its duplicates, as its first publisher has withdrawn it). All of them hold
+safetensors. Their configurations were seen in part (Kandinsky's U-Net; DDPM, PNDM and Euler schedulers; XL's second text encoder) and are
+read, never assumed. Stable Diffusion 2.x was withdrawn by its publisher and has no name here; a folder of it, or a hub id, is read.
 """
 
 import hashlib
@@ -16,7 +18,7 @@ from pathlib import Path
 
 from syzygy import artifact
 from syzygy.errors import UserError
-from syzygy.hub import checkpoint, kandinsky, karlo, stable_unclip
+from syzygy.hub import checkpoint, kandinsky, karlo, stable_diffusion_decoder, stable_unclip
 from syzygy.hub.checkpoint import Checkpoint
 from syzygy.hub.parts import SCHEDULER_FILE
 
@@ -31,8 +33,10 @@ class Published:
     decoder: str
     """Hub id; it may be followed by `@` and a revision, as the others."""
     clip: str
-    """The CLIP whose image embeddings the decoder reads, and which reads the prompts."""
-    prior: str
+    """The CLIP whose image embeddings the decoder reads, and which reads the prompts. Of a decoder that reads texts alone: which
+    chooses the best of several pictures."""
+    prior: str | None
+    """None for a decoder that reads texts alone."""
     classes: tuple[str, ...]
     """diffusers' pipelines whose folders hold such a decoder."""
     parts: tuple[str, ...]
@@ -40,6 +44,7 @@ class Published:
 
 
 KANDINSKY, KARLO, STABLE_UNCLIP = "kandinsky-2.2", "karlo", "stable-unclip"
+STABLE_DIFFUSION, STABLE_DIFFUSION_XL = "stable-diffusion-1.5", "stable-diffusion-xl"
 PUBLISHED: Mapping[str, Published] = {
     KANDINSKY: Published(
         decoder="kandinsky-community/kandinsky-2-2-decoder",
@@ -62,6 +67,20 @@ PUBLISHED: Mapping[str, Published] = {
         prior="ECLIPSE-Community/ECLIPSE_Karlo_Prior",
         classes=("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline"),
         parts=stable_unclip.PARTS,
+    ),
+    STABLE_DIFFUSION: Published(
+        decoder="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        clip="openai/clip-vit-large-patch14",
+        prior=None,
+        classes=("StableDiffusionPipeline",),
+        parts=stable_diffusion_decoder.PARTS,
+    ),
+    STABLE_DIFFUSION_XL: Published(
+        decoder="stabilityai/stable-diffusion-xl-base-1.0",
+        clip="openai/clip-vit-large-patch14",
+        prior=None,
+        classes=("StableDiffusionXLPipeline",),
+        parts=stable_diffusion_decoder.XL_PARTS,
     ),
 }
 """By the names that `--model` takes."""
@@ -121,9 +140,7 @@ def _like(folder: Path) -> str:
     for name, published in PUBLISHED.items():
         if kind in published.classes:
             return name
-    raise UserError(
-        f"{folder} holds a {kind!r}, which is no decoder of image embeddings known here. Known: {', '.join(known_classes())}."
-    )
+    raise UserError(f"{folder} holds a {kind!r}, which is no decoder known here. Known: {', '.join(known_classes())}.")
 
 
 def _download(source: str, revision: str | None) -> Checkpoint:
@@ -134,7 +151,7 @@ def _download(source: str, revision: str | None) -> Checkpoint:
     settings = [f"{part}/{name}" for part in parts for name in names]
     found = checkpoint.fetch(source, found.revision, settings, local_files_only=False)
     stems = {
-        f"{part}/": checkpoint.TRANSFORMERS if part == stable_unclip.TEXT_ENCODER else checkpoint.DIFFUSERS
+        f"{part}/": checkpoint.TRANSFORMERS if part.startswith(stable_unclip.TEXT_ENCODER) else checkpoint.DIFFUSERS
         for part in parts
         if (found.folder / part / artifact.CONFIG_FILE).is_file()
     }

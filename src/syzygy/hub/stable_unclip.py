@@ -17,10 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy import artifact
+from syzygy.diffusion.paint import Painting
 from syzygy.errors import UserError
 from syzygy.hub import asking, schedulers, towers
 from syzygy.hub.offload import visiting
+from syzygy.hub.painting import attention_arguments, padded_tokens, paintable, painting_of
 from syzygy.hub.parts import check_parts, load_model, read_settings
+from syzygy.hub.timesteps import HostTimesteps, noise_of
 from syzygy.rng import per_sample_noise
 from syzygy.types import Guide, Progress, Sampling
 
@@ -78,6 +81,7 @@ class StableUnclipDecoder:
         name = schedulers.name_of(self.scheduler)
         own = Sampling(steps=20, guidance_scale=10.0, sampler=name, size=(side, side), options={NOISE_LEVEL: 0})
         object.__setattr__(self, "defaults", own)
+        paintable(self.unet)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -104,7 +108,7 @@ class StableUnclipDecoder:
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `PictureDecoder`. Height and width are multiples of 8 (pixels a latent position); option `noise_level`, 0 to 999."""
-        steps, scale = asking.settings(towards, how, self.defaults, away, [NOISE_LEVEL])
+        steps, scale = asking.settings(towards, how, self.defaults, away, [NOISE_LEVEL], paints=True)
         height, width = asking.size_of(how, self.defaults, self.scale)
         level = self._level(how)
         scheduler = schedulers.fresh(self.scheduler, how.sampler)
@@ -114,14 +118,14 @@ class StableUnclipDecoder:
         # The embedding's noise comes before the latents', as in diffusers.
         noise = per_sample_noise((self.width,), generators, self.device)
         labels = self._noised(asking.embeddings_of(towards, number, self.width, self.device), noise, level)
-        texts = self._texts(towards, number)
+        texts, size = asking.texts_of(towards, number), (height // self.scale, width // self.scale)
+        painting = self._painting(towards, how, texts, size, 0 if scale == 1 else number)
         if scale != 1:
             from_labels, from_texts = self._away(away, number, noise, level)
             labels, texts = torch.cat([from_labels, labels]), from_texts + texts
         states = self._states(texts).to(self.unet.dtype)
-        shape = (self.unet.config.in_channels, height // self.scale, width // self.scale)
-        start = per_sample_noise(shape, generators, self.device)
-        predict = self._predictor(states, labels.to(self.unet.dtype), scale)
+        start = per_sample_noise((self.unet.config.in_channels, *size), generators, self.device)
+        predict = self._predictor(states, labels.to(self.unet.dtype), scale, scheduler, painting)
         with visiting(self.device, self.unet, offload=self.offload):
             latents = schedulers.walk(scheduler, predict, start, steps, generators, on_step)
         with visiting(self.device, self.vae, offload=self.offload):
@@ -153,14 +157,16 @@ class StableUnclipDecoder:
             return self._noised(asking.embeddings_of(away, number, self.width, self.device), noise, level), [
                 ""
             ] * number
-        texts = [""] * number if away is None else self._texts(away, number)
+        texts = asking.texts_of(away, number)
         return noise.new_zeros(number, 2 * self.width), texts
 
-    def _texts(self, guide: Guide, number: int) -> list[str]:
-        texts = [""] if guide.texts is None else list(guide.texts)
-        if len(texts) not in (1, number):
-            raise UserError(f"{len(texts)} texts for {number} pictures: give one for all, or one each.")
-        return texts * number if len(texts) == 1 else texts
+    def _painting(
+        self, towards: Guide, how: Sampling, texts: list[str], size: tuple[int, int], unpainted: int
+    ) -> Painting | None:
+        if not towards.regions:
+            return None
+        spans = padded_tokens(self.text.tokenizer, texts).spans
+        return painting_of(towards, how, [spans], size, self.device, unpainted=unpainted)
 
     def _states(self, texts: list[str]) -> Float[Tensor, "M T C"]:
         """Each text is read once."""
@@ -168,13 +174,22 @@ class StableUnclipDecoder:
         return self.text(known)[[known.index(text) for text in texts]]
 
     def _predictor(
-        self, states: Float[Tensor, "M T C"], labels: Float[Tensor, "M twoD"], scale: float
+        self,
+        states: Float[Tensor, "M T C"],
+        labels: Float[Tensor, "M twoD"],
+        scale: float,
+        scheduler: Any,
+        painting: Painting | None,
     ) -> schedulers.Predict:
         """What a scheduler steps with; M is N, or 2 N with guidance (what to move away from comes first)."""
+        noise, host = noise_of(scheduler), HostTimesteps()
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             both = (x if scale == 1 else torch.cat([x, x])).to(self.unet.dtype)
-            found = self.unet(both, t, states, class_labels=labels, return_dict=False)[0].float()
+            painted = attention_arguments(painting, noise(host.value(t)))
+            found = self.unet(both, t, states, class_labels=labels, cross_attention_kwargs=painted, return_dict=False)[
+                0
+            ].float()
             if scale == 1:
                 return found
             from_, towards = found.chunk(2)

@@ -1,0 +1,238 @@
+"""Stable Diffusion 1.x, 2.x and XL as decoders against diffusers' own pipelines, on the same files, texts and noise."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from syzygy.errors import UserError
+from syzygy.hub import schedulers
+from syzygy.hub.stable_diffusion_decoder import StableDiffusionDecoder, load_stable_diffusion
+from syzygy.types import Guide, PictureDecoder, Progress, Region, Sampling
+from tests.tiny_stable_diffusion import tiny_stable_diffusion
+from tests.tiny_unclip import SIZE
+from tests.tiny_xl import tiny_xl
+
+LEVEL = 1 / 255
+TEXTS = ["a red circle", "two blue stars above a ring!"]
+KINDS = ("1.5", "2.1", "xl")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # diffusers' own arithmetic
+
+
+def set_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def set_scheduler(folder: Path, kind: str, **values: Any) -> None:
+    set_json(folder / "scheduler" / "scheduler_config.json", _class_name=kind, **values)
+    set_json(folder / "model_index.json", scheduler=["diffusers", kind])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = tmp_path_factory.mktemp("stable-diffusion")
+    first = tiny_stable_diffusion(made / "1.5")
+    set_scheduler(first, "PNDMScheduler", skip_prk_steps=True)
+    return {
+        "1.5": first,
+        "2.1": tiny_stable_diffusion(made / "2.1", "v_prediction"),
+        "xl": tiny_xl(made / "xl"),
+    }
+
+
+def load(folder: Path, **settings: Any) -> StableDiffusionDecoder:
+    own = {"dtype": torch.float32, "device": torch.device("cpu"), "offload": False, "tiling": False}
+    return load_stable_diffusion(folder, **own | settings)
+
+
+@pytest.fixture(scope="module")
+def decoders(folders: dict[str, Path]) -> dict[str, StableDiffusionDecoder]:
+    return {kind: load(folder) for kind, folder in folders.items()}
+
+
+def theirs(folder: Path) -> Any:
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.check_inputs = lambda *_, **__: None  # it wants multiples of 8 whatever the autoencoder's scale
+    return pipeline
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def half() -> Tensor:
+    mask = torch.zeros(20, 30)
+    mask[:, :15] = 1
+    return mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("scale", "negative", "size"), [(7.5, None, None), (3.0, "a ring", (36, 26)), (1.0, None, None)]
+)
+def test_pictures_are_those_of_diffusers(
+    kind: str, scale: float, negative: str | None, size: Any, folders: dict[str, Path], decoders: Any
+) -> None:
+    height, width = size or (SIZE, SIZE)
+    reference = theirs(folders[kind])(
+        prompt=TEXTS,
+        negative_prompt=None if negative is None else [negative] * 2,
+        height=height,
+        width=width,
+        num_inference_steps=4,
+        guidance_scale=scale,
+        generator=generators(3, 4),
+        output_type="np",
+    ).images
+    seen: list[Progress] = []
+
+    def paint(texts: list[str] = TEXTS, **changes: Any) -> Tensor:
+        how = {"steps": 4, "guidance_scale": scale, "size": size} | changes
+        away = None if negative is None else Guide(texts=[negative])
+        return decoders[kind].paint(
+            Guide(texts=texts), generators(3, 4), away=away, how=Sampling(**how), on_step=seen.append
+        )
+
+    ours = paint()
+    assert ours.shape == (2, 3, height, width)
+    assert (torch.from_numpy(reference).permute(0, 3, 1, 2) - ours).abs().max() < LEVEL / 10
+    assert (paint(TEXTS[::-1]) - ours).abs().max() > 3 * LEVEL  # and can fail
+    assert seen[0].sigma > seen[len(seen) // 2 - 1].sigma
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_regions_are_the_same_as_in_diffusers_pipeline(kind: str, folders: dict[str, Path], decoders: Any) -> None:
+    from syzygy.hub.painted import painted
+
+    pipeline, regions = theirs(folders[kind]), [Region("red circle", half())]
+    how: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}
+    with painted(pipeline, TEXTS[0], regions, strength=1.5):
+        reference = pipeline(TEXTS[0], generator=generators(3), output_type="np", **how).images
+    guide, own = Guide(texts=TEXTS[:1], regions=[regions]), Sampling(steps=4, guidance_scale=5.0, painting=1.5)
+    ours = decoders[kind].paint(guide, generators(3), how=own)
+    assert (torch.from_numpy(reference).permute(0, 3, 1, 2) - ours).abs().max() < LEVEL / 10
+    plain = decoders[kind].paint(Guide(texts=TEXTS[:1]), generators(3), how=Sampling(steps=4, guidance_scale=5.0))
+    assert (ours - plain).abs().max() > 3 * LEVEL
+    again = theirs(folders[kind])(TEXTS[0], generator=generators(3), output_type="np", **how).images
+    after = pipeline(TEXTS[0], generator=generators(3), output_type="np", **how).images
+    assert (again == after).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_laws_of_painting(kind: str, decoders: Any) -> None:
+    decoder = decoders[kind]
+    assert isinstance(decoder, PictureDecoder)
+    assert decoder.conditions == ("text",)
+
+    def paint(*regions: list[Region], texts: list[str] = TEXTS, seeds: tuple[int, ...] = (3, 4), **more: Any) -> Tensor:
+        told = Guide(texts=texts, regions=regions or None)
+        return decoder.paint(told, generators(*seeds), how=Sampling(steps=3, guidance_scale=4.0, **more))
+
+    left, right = Region("red circle", half()), Region("red circle", half().flip(1))
+    plain = paint()
+    assert torch.equal(paint([left], [], painting=0.0), plain)
+    assert torch.equal(paint([Region("red circle", half(), 0.0)], []), plain)
+    painted = paint([left], [], painting=2.0)
+    assert (painted[0] - plain[0]).abs().max() > 3 * LEVEL
+    assert (painted[1] - plain[1]).abs().max() < LEVEL  # its neighbour is painted, it is not
+    assert (paint([right], [], painting=2.0)[0] - painted[0]).abs().max() > 3 * LEVEL
+    alone = paint([left], texts=TEXTS[:1], seeds=(3,), painting=2.0)
+    assert (alone[0] - painted[0]).abs().max() < LEVEL
+
+
+def test_precision_and_offloading(folders: dict[str, Path], decoders: Any) -> None:
+    for kind in ("1.5", "xl"):
+        guide, how = Guide(texts=TEXTS), Sampling(steps=2)
+        full = decoders[kind].paint(guide, generators(3, 4), how=how)
+        parked = load(folders[kind], offload=True, tiling=True)
+        assert parked.vae.use_tiling
+        torch.testing.assert_close(parked.paint(guide, generators(3, 4), how=how), full, rtol=0, atol=LEVEL)
+        low = load(folders[kind], dtype=torch.bfloat16).paint(guide, generators(3, 4), how=how)
+        assert 0 < (low - full).abs().mean() < 0.1
+    assert load(folders["xl"], dtype=torch.float16).vae.dtype == torch.float32  # it would overflow
+    assert load(folders["1.5"], dtype=torch.float16).vae.dtype == torch.float16
+
+
+def test_what_diffusers_mends_in_old_schedulers(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["1.5"], tmp_path / "old"))
+    set_scheduler(folder, "DDIMScheduler", steps_offset=0, clip_sample=True)
+    with pytest.warns(FutureWarning, match="outdated|clip_sample"):
+        reference = theirs(folder)(TEXTS[0], num_inference_steps=4, generator=generators(3), output_type="np").images
+    ours = load(folder).paint(Guide(texts=TEXTS[:1]), generators(3), how=Sampling(steps=4))
+    assert (torch.from_numpy(reference).permute(0, 3, 1, 2) - ours).abs().max() < LEVEL / 10
+
+
+def test_every_sampler_paints(decoders: Any) -> None:
+    regions = [[Region("circle", half())]]
+    for name in schedulers.SAMPLERS:
+        how = Sampling(steps=3, sampler=name)
+        plain, painted = (
+            decoders["1.5"].paint(Guide(texts=TEXTS[:1], regions=own), generators(3), how=how)
+            for own in (None, regions)
+        )
+        assert torch.isfinite(painted).all()
+        assert not torch.equal(plain, painted), name
+
+
+def test_long_prompts_are_cut_with_a_warning(decoders: Any) -> None:
+    long = "a red circle " * 40 + "and a ring"
+    with pytest.warns(UserWarning, match="this encoder reads 77; cut:"):
+        decoders["1.5"].paint(Guide(texts=[long]), generators(3), how=Sampling(steps=1))
+    told = Guide(texts=[long], regions=[[Region("ring", half())]])
+    with pytest.warns(UserWarning, match="cut:"), pytest.raises(UserError, match="past the last token"):
+        decoders["xl"].paint(told, generators(3), how=Sampling(steps=1))
+
+
+@pytest.mark.parametrize(
+    ("guide", "how", "message"),
+    [
+        (Guide(torch.zeros(1, 32)), {}, "paints from texts: tell it one"),
+        (Guide(texts=["a", "b", "c"]), {}, "3 texts for 1 pictures"),
+        (Guide(texts=["a"]), {"size": (33, 32)}, "33 × 32 pixels cannot be painted"),
+        (Guide(texts=["a"]), {"painting": 0.4}, "nothing is painted"),
+        (Guide(texts=["a"], regions=[[Region("ring", half())]]), {}, "does not hold the phrase 'ring'"),
+        (Guide(texts=["a"], regions=[[Region("a", half())]]), {"painting": -1.0}, "at least 0, got -1"),
+        (Guide(texts=["a"]), {"options": {"noise_level": 3}}, "no option noise_level; it has none"),
+        (Guide(texts=["a"]), {"steps": 0}, "0 steps are not possible"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(guide: Guide, how: dict[str, Any], message: str, decoders: Any) -> None:
+    with pytest.raises(UserError, match=message):
+        decoders["1.5"].paint(guide, generators(1), how=Sampling(**how))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("1.5", lambda f: shutil.rmtree(f / "vae"), "has no vae: Stable Diffusion needs unet, vae"),
+        ("xl", lambda f: shutil.rmtree(f / "tokenizer_2"), "has no tokenizer_2: Stable Diffusion XL needs"),
+        ("1.5", lambda f: set_json(f / "text_encoder/config.json", num_hidden_layers=1), "do not fit CLIPTextModel"),
+        ("xl", lambda f: set_json(f / "text_encoder_2/config.json", projection_dim=8), "do not fit CLIPTextModelWith"),
+        ("1.5", lambda f: set_json(f / "unet/config.json", time_cond_proj_dim=8), "do not fit UNet2D"),
+        ("1.5", lambda f: set_json(f / "vae/config.json", latents_mean=[0.0]), "shifted latents are other kinds"),
+        ("1.5", lambda f: set_json(f / "scheduler/scheduler_config.json", _class_name="LCM"), "is for 'LCM'"),
+        ("xl", lambda f: shutil.rmtree(f / "text_encoder_2"), "reads text states 40 wide, its text encoder makes 24"),
+        (
+            "1.5",
+            lambda f: (f / "unet/diffusion_pytorch_model.safetensors").rename(f / "unet/diffusion_pytorch_model.bin"),
+            "only as pickle",
+        ),
+    ],
+)
+def test_a_broken_folder_is_told(
+    kind: str, change: Callable[[Path], None], message: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders[kind], tmp_path / "broken"))
+    change(folder)
+    with pytest.raises(UserError, match=message):
+        load(folder)
