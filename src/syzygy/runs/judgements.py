@@ -30,7 +30,7 @@ SHEET_CELL = 112
 
 Judged = dict[str, Any]
 """One prompt's judgement, as JSON values."""
-Row = dict[str, float]
+Row = dict[str, float | int]
 """A mean with its interval, and over how many prompts."""
 
 
@@ -114,7 +114,7 @@ def paired(values: list[list[float]], others: list[list[float]]) -> list[list[fl
     return [row * len(others[0]) if len(row) == 1 else row for row in values]
 
 
-def percent(one: Mapping[str, float] | None, signed: bool = False) -> str:
+def percent(one: Mapping[str, float | int] | None, signed: bool = False) -> str:
     """A share or difference and its interval, in per cent; empty for none."""
     if one is None:
         return ""
@@ -135,13 +135,13 @@ class Shown:
         return f"{self.prompt.category}, {'held out' if self.prompt.held_out else 'seen'}"
 
 
-def shown(out: Path, names: Sequence[str], wanted: list[Prompt]) -> list[Shown]:
-    """The pictures that these trainings kept."""
-    files = {name: painted_file(out, name).with_suffix(".safetensors") for name in names}
-    pictures = {name: artifact.read_tensors(file)["pictures"] for name, file in files.items()}
-    judged = {name: read(out, name) for name in names}
+def shown(out: Path, names: Mapping[str, str], wanted: list[Prompt]) -> list[Shown]:
+    """The pictures that trainings kept; `names`: title → training."""
+    files = {title: painted_file(out, name).with_suffix(".safetensors") for title, name in names.items()}
+    pictures = {title: artifact.read_tensors(file)["pictures"] for title, file in files.items()}
+    judged = {title: read(out, name) for title, name in names.items()}
     return [
-        Shown(wanted[row], {name: (pictures[name][place], judged[name][row]["agrees"]) for name in names})
+        Shown(wanted[row], {title: (pictures[title][place], judged[title][row]["agrees"]) for title in names})
         for place, row in enumerate(shown_rows(wanted))
     ]
 

@@ -188,8 +188,9 @@ def reproduce(
     """Everything but the report: train, measure losses, paint. What is in `out` already is not done again.
 
     Raises:
-        UserError: `out` holds a comparison with other settings; a model that experts cannot be grown from.
+        UserError: leaves that are no tree's; `out` holds a comparison with other settings; a model that experts cannot be grown from.
     """
+    number = len(growth(run.experts))
     loaded = TextToImage.from_pretrained(model, device=device)
     bench = prepare(run, loaded, out)
     plain = run.model_dump(mode="json") | {"model": model, "decoder": loaded.fingerprints()["decoder"]}
@@ -198,10 +199,10 @@ def reproduce(
     artifact.write_json(out / "run.json", plain)
     with _counted(out):
         todo = jobs(run)
-        say(f"1/3  {len(todo)} trainings of {len(growth(run.experts)) * run.experts.loop.steps} steps")
+        say(f"1/3  {len(todo)} trainings of {number * run.experts.loop.steps} steps")
         folders = {}
-        for number, job in enumerate(todo, 1):
-            say(f"{number}/{len(todo)}  {job.name}")
+        for place, job in enumerate(todo, 1):
+            say(f"{place}/{len(todo)}  {job.name}")
             folders[job] = train(job, bench, say)
         say(f"2/3  loss on {run.pictures:,} unseen pictures at {len(leaves(run))} experts' noise levels")
         measure_losses(bench, None, bench.root)

@@ -41,11 +41,13 @@ SHEET, LOSS_PLOT, AGREEMENT_PLOT = "experts.jpg", "experts-loss.svg", "experts-a
 SHEET_TEXT = "Prompts, and what each candidate paints of them; a green frame where everything named is right"
 LIMITS = (
     "What this cannot show: the decoder has a few million parameters and goes on for minutes; the paper's experts were trained for "
-    "weeks, and gains that need long trainings are not seen here. Learning rates were not tuned for any candidate. Each training of the "
-    "tree warms up and cools down anew, where one model does so once over the same total. The samples that nodes on the way to a leaf saw "
-    "are counted, though their networks are thrown away. Experts hold more weights than one model, at equal cost of an evaluation: one "
-    "network with as many weights is not among the candidates. The world has 8 shapes, 8 colours, 3 textures and a grammar of its own, "
-    "and beauty is not measured."
+    "weeks, and gains that need long trainings are not seen here. Where the shared model is no better than the start, its training was too "
+    "short or its rate too high, and a candidate that moved less looks better for that alone. Learning rates were not tuned for any "
+    "candidate. Each training of the tree warms up and cools down anew, where one model does so once over the same total. The samples that "
+    "nodes on the way to a leaf saw are counted, though their networks are thrown away. Experts hold more weights than one model, at equal "
+    "cost of an evaluation: one network with as many weights is not among the candidates. Low-rank experts are evaluated beside the frozen "
+    "weights, not merged into them, which is what their evaluation costs more. The world has 8 shapes, 8 colours, 3 textures and a grammar "
+    "of its own, and beauty is not measured."
 )
 Table = tuple[list[str], list[list[str]]]
 
@@ -157,7 +159,7 @@ def _curve(
     return sorted(points)
 
 
-def _costs(run: ReproduceExpertsRun, bench: Bench) -> dict[str, dict[str, float]]:
+def _costs(run: ReproduceExpertsRun, bench: Bench) -> dict[str, dict[str, float | int]]:
     """What each candidate takes: weights, time of an evaluation, time of the training."""
     timed = artifact.read_json(bench.out / "cost.json")["seconds"]
     found = {}
@@ -177,7 +179,7 @@ def _costs(run: ReproduceExpertsRun, bench: Bench) -> dict[str, dict[str, float]
     return found
 
 
-def _trained(run: ReproduceExpertsRun, bench: Bench, candidate: str) -> dict[str, float]:
+def _trained(run: ReproduceExpertsRun, bench: Bench, candidate: str) -> dict[str, float | int]:
     """Length of a candidate's trainings, a training of it each."""
     records = [artifact.read_json(file) for seed in range(run.seeds) for file in bench.records(Job(candidate, seed))]
     return {
@@ -238,7 +240,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, Table]:
     return made
 
 
-def _signed(one: Mapping[str, float]) -> str:
+def _signed(one: Mapping[str, float | int]) -> str:
     return f"{one['mean']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
 
 
@@ -247,7 +249,7 @@ def _span(values: Sequence[float]) -> str:
     return f"{mean(values):.3f}" if low == high else f"{mean(values):.3f} ({low:.3f} to {high:.3f})"
 
 
-def _cost_line(one: Mapping[str, float]) -> list[str]:
+def _cost_line(one: Mapping[str, float | int]) -> list[str]:
     fixed = [
         f"{one['weights']:,}",
         f"{one['at_work']:,}",
@@ -283,7 +285,7 @@ def _done(found: Mapping[str, Any]) -> str:
         f"{loop['steps']} steps of {experts['task']['batch_size']}, {total:,} samples in all{thrown}; {SHARED}: that decoder trained on for "
         f"as many samples of the same p(σ); {REWEIGHTED}: likewise, with p(σ) as the experts' trainings saw it together ({parts}, in "
         "quantiles of p(σ)). Every training's rate falls to zero by a cosine over its own length, with the same part of it as warm-up. "
-        f"{run['seeds']} trainings a candidate; {found['prompts']} prompts painted in {run['steps']} steps, guidance "
+        f"{run['seeds']} training{'s' * (run['seeds'] > 1)} a candidate; {found['prompts']} prompts painted in {run['steps']} steps, guidance "
         f"{run['guidance_scale']:g}, the decoder reading all that it can, from the same noise for all. Losses on {run['pictures']:,} unseen "
         "pictures an expert, same noise, σ and conditions for all. Brackets: 95 % bootstrap over prompts or pictures, and over trainings; "
         "differences are paired."
@@ -292,13 +294,14 @@ def _done(found: Mapping[str, Any]) -> str:
 
 def plots(found: Mapping[str, Any]) -> dict[str, str]:
     """File → a plot as HTML."""
-    lines = {name: [(x, y, half) for x, y, half in points] for name, points in found["curves"].items()}
+    lines: dict[str, list[report.Point]] = {SHARED: [(point[0], 0.0) for point in found["curves"][START]]}
+    lines |= {name: [(x, y, half) for x, y, half in points] for name, points in found["curves"].items()}
     title = f"loss less {SHARED}'s, in per cent of it, against σ"
     values = {
         f"{name}, {side}": (row["mean"], row["low"], row["high"])
         for _, side in SIDES
         for name, sides in found["agreement"].items()
-        if (row := sides[side]["all"])
+        if name != REFERENCE and (row := sides[side]["all"])
     }
     return {
         LOSS_PLOT: report.curves(title, lines, x="σ", log=True, size=(640, 320)),
@@ -315,7 +318,8 @@ def svg(figure: str) -> bytes:
 
 def shown(bench: Bench) -> list[Shown]:
     """The kept pictures of the start and of every candidate's first training."""
-    return judgements.shown(bench.out, [START, *(Job(candidate, 0).name for candidate in TRAINED)], bench.wanted)
+    names = {START: START} | {candidate: Job(candidate, 0).name for candidate in TRAINED}
+    return judgements.shown(bench.out, names, bench.wanted)
 
 
 def page(found: Mapping[str, Any], bench: Bench) -> str:

@@ -243,4 +243,5 @@ def _plots(found: Mapping[str, Any]) -> str:
 
 def shown(out: Path, wanted: list[Prompt]) -> list[Shown]:
     """The kept pictures of every candidate's first training."""
-    return judgements.shown(out, [REFERENCE, *(f"{m}-seed0" for m in METHODS), IDENTITY, SHIFTED], wanted)
+    names = [REFERENCE, *(f"{m}-seed0" for m in METHODS), IDENTITY, SHIFTED]
+    return judgements.shown(out, {name: name for name in names}, wanted)
