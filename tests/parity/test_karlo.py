@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from syzygy.diffusion import paint
 from syzygy.errors import UserError
 from syzygy.hub.ancestral import Ancestral, walk
 from syzygy.hub.clip import Clip
@@ -217,6 +219,74 @@ def test_what_it_cannot_do_is_said(
     told = {"embeddings": embeddings(1), "features": clip.encode_text(PROMPTS[:1]), "texts": PROMPTS[:1]} | guide
     with pytest.raises(UserError, match=message):
         decoder.paint(Guide(**told), generators(0), away=away, how=Sampling(**how))
+
+
+def half() -> Tensor:
+    mask = torch.zeros(16, 24)
+    mask[:, :12] = 1
+    return mask
+
+
+def test_laws_of_painting(decoder: KarloDecoder, clip: Clip) -> None:
+    """Strength 0 changes no bit; a region has a place; neighbours, and what is moved away from, have no part in it."""
+    features = clip.encode_text(PROMPTS)
+    how = Sampling(steps=3, options={"super_res_steps": 2})
+
+    def paint(*regions: list[Region], rows: tuple[int, ...] = (0, 1), strength: float = 3.0) -> Tensor:
+        told = Guide(embeddings(), features, PROMPTS, regions or None)[list(rows)]
+        own = how if not regions else replace(how, painting=strength)
+        return decoder.paint(told, generators(*rows), how=own)
+
+    left, right = Region("circle", half()), Region("circle", half().flip(1))
+    plain = paint()
+    assert torch.equal(paint([left], [], strength=0.0), plain)
+    assert torch.equal(paint([Region("circle", half(), 0.0)], []), plain)
+    painted = paint([left], [])
+    assert (painted[0] - plain[0]).abs().max() > 5 * LEVEL
+    assert (painted[1] - plain[1]).abs().max() < LEVEL
+    assert (paint([right], [])[0] - painted[0]).abs().max() > 5 * LEVEL
+    assert (paint([left], [], rows=(0,))[0] - painted[0]).abs().max() < LEVEL
+
+
+def test_the_bias_is_on_the_words_keys_alone(
+    decoder: KarloDecoder, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four tokens of the image come before them, the picture's own keys after; the branch to move away from has none."""
+    seen: list[tuple[paint.Painting, Tensor, Tensor]] = []
+    real = paint.attention
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, painting: paint.Painting, mask: Tensor | None = None) -> Tensor:
+        keys = torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1)
+        nothing = replace(painting, level=torch.zeros_like(painting.level))
+        seen.append((painting, real(q, k, keys, painting, mask), real(q, k, keys, nothing, mask)))
+        return real(q, k, v, painting, mask)
+
+    monkeypatch.setattr(paint, "attention", watched)
+    features = clip.encode_text(PROMPTS[:1])
+    guide = Guide(embeddings(1), features, PROMPTS[:1], [[Region("circle", half())]])
+    decoder.paint(guide, generators(0), how=Sampling(steps=1, painting=2.0, options={"super_res_steps": 1}))
+    assert len(seen) >= 4
+    assert features.spans is not None
+    (word,) = (features.spans[0, :, 0] == PROMPTS[0].index("circle")).nonzero()[:, 0].tolist()[:1]
+    for painting, painted, plain in seen:
+        assert (painting.start, painting.unpainted, len(painted)) == (4, 1, 1)
+        here = painting.at(painted.shape[2])[0].amax(1) > 0
+        gained = (painted - plain)[0]
+        assert gained[:, here][..., 4 + word].mean() > 0.01
+        assert gained[:, ~here].abs().max() < 1e-6
+        others = [i for i in range(gained.shape[-1]) if gained[:, here][..., i].max() > 1e-6]
+        assert set(others) <= {4 + i for i in range(77) if painting.weights[0, i].any()}
+
+
+def test_an_unpainted_row_is_as_it_was(decoder: KarloDecoder, clip: Clip) -> None:
+    found: list[Tensor] = []
+    hook = decoder.base.register_forward_hook(lambda _m, _i, output: found.append(output[0].clone()))
+    for regions in (None, [[Region("circle", half())]]):
+        told = Guide(embeddings(1), clip.encode_text(PROMPTS[:1]), PROMPTS[:1], regions)
+        decoder.paint(told, generators(0), how=Sampling(steps=1, options={"super_res_steps": 1}))
+    hook.remove()
+    torch.testing.assert_close(found[0][:1], found[1][:1], atol=1e-5, rtol=0)
+    assert (found[0][1:] - found[1][1:]).abs().max() > 1e-3
 
 
 def test_prompts_must_fit(decoder: KarloDecoder, clip: Clip) -> None:

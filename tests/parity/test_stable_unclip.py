@@ -13,7 +13,7 @@ from torch import Tensor
 from syzygy.errors import UserError
 from syzygy.hub import schedulers
 from syzygy.hub.stable_unclip import StableUnclipDecoder, embedding_width, load_stable_unclip
-from syzygy.types import Guide, Sampling
+from syzygy.types import Guide, Region, Sampling
 from tests.tiny_unclip import SIZE, WIDTH, Tiny
 
 LEVEL = 1 / 255
@@ -151,3 +151,22 @@ def test_files_that_do_not_fit_are_refused(tiny_stable_unclip: Tiny, copy_of: Ca
     shutil.rmtree(folder / "image_normalizer")
     with pytest.raises(UserError, match="has no image_normalizer: Stable unCLIP needs unet, vae"):
         load(folder)
+
+
+def test_its_words_can_be_painted(decoder: StableUnclipDecoder) -> None:
+    mask = torch.zeros(20, 30)
+    mask[:, :15] = 1
+
+    def paint(*regions: list[Region], texts: list[str] | None = TEXTS, strength: float = 3.0) -> Tensor:
+        told = Guide(embeddings(), texts=texts, regions=regions or None)
+        how = Sampling(steps=3, guidance_scale=4.0, painting=strength if regions else None)
+        return decoder.paint(told, generators(3, 4), how=how)
+
+    plain, painted = paint(), paint([Region("red circle", mask)], [])
+    assert (painted[0] - plain[0]).abs().max() > 3 * LEVEL
+    assert (painted[1] - plain[1]).abs().max() < LEVEL
+    assert (paint([Region("red circle", mask.flip(1))], [])[0] - painted[0]).abs().max() > 3 * LEVEL
+    assert torch.equal(paint([Region("red circle", mask)], [], strength=0.0), plain)
+    for texts, message in ((None, "let it read the text"), (["a ring"] * 2, "does not hold the phrase")):
+        with pytest.raises(UserError, match=message):
+            paint([Region("red circle", mask)], [], texts=texts)
