@@ -69,12 +69,11 @@ class Description:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for descriptions that say the same in another order, or a relation from its other side."""
+        return tuple(sorted(map(repr, self.mentions))), tuple(sorted(map(self._sides, self.relations))), self.style
 
-        def sides(placed: Placed) -> tuple[str, str, str]:
-            subject, target = repr(self.mentions[placed.subject]), repr(self.mentions[placed.target])
-            return min((subject, placed.relation, target), (target, INVERSE[placed.relation], subject))
-
-        return tuple(sorted(map(repr, self.mentions))), tuple(sorted(map(sides, self.relations))), self.style
+    def _sides(self, placed: Placed) -> tuple[str, str, str]:
+        subject, target = repr(self.mentions[placed.subject]), repr(self.mentions[placed.target])
+        return min((subject, placed.relation, target), (target, INVERSE[placed.relation], subject))
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,9 @@ class Chinese:
     def mention(self, mention: Mention, slot: Slot, draw: Draw) -> Phrase:
         noun, measure = draw.pick(NOUNS[mention.shape])
         colour = draw.pick(COLOURS[mention.colour]) if mention.colour else ""
-        loose = "的" if colour and slot == Slot() and draw.chance(0.5) else ""
+        loose = (
+            "的" if colour and (slot.case, slot.article) == ("nominative", "indefinite") and draw.chance(0.5) else ""
+        )
         if mention.texture and draw.chance(0.4):
             look = draw.pick(LONG_TEXTURES[mention.texture]) + colour
         elif mention.texture:

@@ -135,7 +135,7 @@ FILLERS = (
     "Voilà tout ce que l'on peut en dire pour le moment.",
 )
 
-_DE = [(r, w) for r, words in RELATIONS.items() for w in words if w.endswith("de")]
+_DE = {r: [w[:-1] for w in words if w.endswith("de")] for r, words in RELATIONS.items()}
 _WORDS = {
     **GRAMMAR.words(),
     **meaning("noun", {"heart": ("coeur",)}),
@@ -143,12 +143,8 @@ _WORDS = {
     **meaning("colour", {"purple": ("pourpre", "pourpres", "mauve", "mauves")}),
     **meaning("texture", {"dotted": ("pointillé", "pointillée", "pointillés", "pointillées")}),
     **meaning("style", STYLE_WORDS),
-    **{
-        f"{w[:-1]}{end}": word
-        for r, w in _DE
-        for end in ("'", "u", "es")
-        for word in meaning("relation", {r: (w,)}).values()
-    },
+    **meaning("relation", {r: [f"{w}{end}" for w in words for end in ("'", "u")] for r, words in _DE.items()}),
+    **meaning("relation", {r: [f"{w}es" for w in words] for r, words in _DE.items()}, plural=True),
     **meaning("relation", {"above": ("sur",)}),
     **meaning("picture", {None: ("image", "dessin", "scène")}),
     **meaning("that", {None: ("qui",)}),

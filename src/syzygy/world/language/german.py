@@ -185,7 +185,7 @@ class German:
         texture = draw.pick(TEXTURES[mention.texture]) if mention.texture else None
         adjectives = [a for a in draw.order([a for a in (texture, colour) if a])]
         form, behind = draw.random(), ""
-        if form < 0.1 and adjectives and slot.article != "none":
+        if form < 0.1 and adjectives and slot.article != "none" and not slot.chained:
             behind = f", {_relative(mention)} {' und '.join(adjectives)} {'sind' if mention.count > 1 else 'ist'}"
             adjectives = []
         elif form < 0.18 and mention.colour:

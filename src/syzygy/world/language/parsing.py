@@ -141,7 +141,7 @@ class Reader:
                 self._adjective(token, word)
             case "relation":
                 self._drop(self.relation)
-                self.relation, self.after = token, False
+                self.relation, self.after, self.plural = token, False, word.plural
             case "style":
                 self._drop(self.style)
                 self.style = token

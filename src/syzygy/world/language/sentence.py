@@ -24,6 +24,8 @@ class Slot(NamedTuple):
     case: Case = "nominative"
     article: Article = "indefinite"
     """None in telegrams: "red circle, blue star"."""
+    chained: bool = False
+    """Whether more than two are related in a row, so that a clause of its own would be too much."""
 
 
 class Opening(NamedTuple):
@@ -163,8 +165,8 @@ class _Writer:
                 self._related(placed[i], slot)
 
     def _chain(self, index: int, slot: Slot, placed: Mapping[int, Placed]) -> None:
+        slot, again = slot._replace(chained=True), False
         self._mention(index, slot)
-        again = False
         while index in placed:
             slot = self._linked(index, placed[index].relation, placed[index].target, slot, again)
             index, again = placed[index].target, True
@@ -178,11 +180,12 @@ class _Writer:
     def _linked(self, subject: int, relation: Relation, target: int, slot: Slot, again: bool) -> Slot:
         link = self.grammar.link(relation, self.description.mentions[subject], slot, again, self.draw)
         self._add(link.before)
-        self._mention(target, link.slot)
+        there = link.slot._replace(chained=slot.chained)
+        self._mention(target, there)
         if link.after:
             self._add(link.after)
         self.closing = self.closing or link.closing
-        return link.slot
+        return there
 
     def _turned(self, placed: Placed, slot: Slot, alone: bool) -> bool:
         subject = self.description.mentions[placed.subject]
