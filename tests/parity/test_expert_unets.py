@@ -175,6 +175,7 @@ def test_timesteps_of_an_accelerator_are_read_once(vae: Any, monkeypatch: pytest
     monkeypatch.setattr(Tensor, "tolist", lambda self: reads.append(self.shape) or plain(self))
     pipe = pipeline(experts, vae, "ddim")
     paint(pipe, 8)
+    assert experts._serving(pipe.scheduler.timesteps[2].expand(4)) == calls[2][0]
     assert reads == [(8,)]
     assert [name for name, _ in calls] == [CUT.at(experts.sigma(float(t))) for t in pipe.scheduler.timesteps]
 
