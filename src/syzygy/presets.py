@@ -112,15 +112,15 @@ def decoder_words() -> DecoderRun:
     for objects are painted where the objects are. Noise is where the picture is decided.
     """
     run = decoder_starter()
-    subsets = {"t5": 0.5, "text": 0.1, "text+t5": 0.1, "image+text+t5": 0.12, "image": 0.1, "": 0.08}
-    task = {"subsets": subsets, "painted": 0.6, "strengths": (0.3, 3.0), "noise": LogNormal(p_mean=0.8, p_std=1.1)}
+    subsets = {"t5": 0.55, "text": 0.07, "text+t5": 0.08, "image+text+t5": 0.12, "image": 0.1, "": 0.08}
+    task = {"subsets": subsets, "painted": 0.65, "strengths": (0.3, 3.0), "noise": LogNormal(p_mean=0.8, p_std=1.1)}
     return run.model_copy(
         update={
-            "medium_captions": 0.12,
-            "long_captions": 0.08,
+            "medium_captions": 0.1,
+            "long_captions": 0.05,
             "fresh_attention": True,
             "task": run.task.model_copy(update=task),
-            "loop": run.loop.model_copy(update={"steps": 5000, "validate_every": 500}),
+            "loop": run.loop.model_copy(update={"steps": 4200, "validate_every": 500}),
         }
     )
 
@@ -265,7 +265,7 @@ def t5_starter() -> T5Run:
 
 
 def lm_starter() -> LmRun:
-    """The starter's language model: 2.4M, on captions of all lengths in all languages of the world; half an hour on one CPU core."""
+    """The starter's language model: 2.4M, on captions of all lengths in all languages of the world; an estimated half hour on one CPU core."""
     return LmRun(
         lm=LmConfig(),
         languages=tuple(LANGUAGES),

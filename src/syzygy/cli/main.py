@@ -45,6 +45,7 @@ COMMANDS: Table = {
             "info": Leaf("syzygy.cli.store:info", "Say what is in a store."),
             "verify": Leaf("syzygy.cli.store:verify", "Look for damage, byte by byte."),
             "merge": Leaf("syzygy.cli.store:merge", "Make one store of several."),
+            "add": Leaf("syzygy.cli.store_add:add", "Add a language model's features of the captions."),
         },
     ),
     "train": Branch(

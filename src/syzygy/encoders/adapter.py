@@ -47,6 +47,15 @@ class AdapterSizes(Config):
         return self
 
 
+SIZES = {
+    "starter": AdapterSizes(queries=16, layers=3, heads=6, width=192),
+    "vit-l-14": AdapterSizes(layers=6, heads=12, width=768),
+    "bigg-14": AdapterSizes(layers=5, heads=16, width=1024),
+}
+"""For the starter (1.5M parameters; its prior has learned the positions of captions of some 13 tokens, so no more queries than about that), for
+Karlo's CLIP and for Kandinsky 2.2's. The published ones cost less than a fifth of a language model of 1B (`benchmarks/adapter_cost.py`)."""
+
+
 class AdapterConfig(AdapterSizes):
     """Everything that fixes an adapter's weights."""
 

@@ -147,6 +147,12 @@ class Llm(nn.Module):
         return self.model.config.hidden_size
 
     @property
+    def positions(self) -> int:
+        """Most tokens that a text's features can have."""
+        dropped = 0 if self.recipe.template is None else len(self._before) + len(self._after) - 1
+        return self.recipe.max_tokens - dropped
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 

@@ -122,7 +122,10 @@ def test_a_text_too_long_is_cut_aloud(folders: Get) -> None:
     llm = Llm.from_pretrained(folders("mistral"))
     with pytest.warns(UserWarning, match=r"the prompt has \d{3} tokens, this encoder reads 512; cut: .*circle"):
         found = llm.encode_states([TEXTS[0] * 60])
-    assert found.mask.sum() == 512
+    assert found.mask.sum() == llm.positions == 512
+    framed = Llm.from_pretrained(folders("mistral"), recipe=LlmRecipe(template="star {text}!", max_tokens=20))
+    with pytest.warns(UserWarning, match="this encoder reads 20"):
+        assert framed.encode_states([TEXTS[0] * 4]).mask.sum() == framed.positions < 20
 
 
 def test_in_bf16_the_same_within_its_precision(folders: Get) -> None:

@@ -1,0 +1,71 @@
+"""An adapter with its language model, from their folders."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from syzygy import artifact
+from syzygy.encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
+from syzygy.errors import UserError
+from syzygy.hub.adapters import load_adapted
+from syzygy.hub.clip import Clip
+from syzygy.hub.llm import Llm, LlmRecipe
+from tests.tiny_llm import TEXTS, save_tiny_llm
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_model: Path) -> Clip:
+    return Clip.from_pretrained(tiny_model / "clip")
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llm("qwen3", tmp_path_factory.mktemp("llm") / "qwen3")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, llm: Path, clip: Clip) -> Path:
+    """An adapter for features of two layers in bf16."""
+    recipe = LlmRecipe(layers=(1, 3), max_tokens=40)
+    model = Llm.from_pretrained(llm, recipe=recipe, dtype=torch.bfloat16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        adapter = TextAdapter(AdapterConfig(queries=3, layers=1, heads=2, width=16, llm_width=32, clip_width=32))
+    adapter.set_statistics(TextStatistics.of(clip.encode_text(["a red star", "two blue circles", "a ring"])))
+    provenance = {"llm": model.identity().to_config(), "clip": clip.fingerprint()}
+    adapter.save_pretrained(tmp_path / "adapter", provenance)
+    return tmp_path / "adapter"
+
+
+def test_it_reads_as_in_training(folder: Path, clip: Clip, llm: Path) -> None:
+    encoder = load_adapted(folder, clip)
+    assert encoder.llm.recipe == LlmRecipe(layers=(1, 3), max_tokens=40)
+    assert encoder.llm.dtype == torch.bfloat16
+    found = encoder.encode_text(["", *TEXTS])
+    assert found.states.shape == (5, 3, 32)
+    moved = shutil.copytree(llm, folder.parent / "elsewhere")
+    again = load_adapted(folder.parent, clip, llm=moved)  # the folder of a run, too
+    assert torch.equal(again.encode_text(["", *TEXTS]).pooled, found.pooled)
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_what_does_not_belong_together(folder: Path, clip: Clip, tmp_path: Path, monkeypatch) -> None:
+    other = save_tiny_llm("qwen3", tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match=r"the adapter in .* was made with other features .*: fingerprint"):
+        load_adapted(folder, clip, llm=other)
+    with pytest.raises(UserError, match=r"classes is \['Qwen3Model'"):
+        load_adapted(folder, clip, llm=save_tiny_llm("llama", tmp_path / "llama"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Clip, "fingerprint", lambda self: "another")
+        with pytest.raises(UserError, match="trained beside another clip"):
+            load_adapted(folder, clip)
+    path = folder / artifact.PROVENANCE_FILE
+    record = artifact.read_json(path)
+    artifact.write_json(path, record | {"llm": record["llm"] | {"source": "gone/far/away"}})
+    with pytest.raises(UserError, match=r"lay in gone/far/away, and is not there: say where it is"):
+        load_adapted(folder, clip)
+    artifact.write_json(path, {"clip": record["clip"]})
+    with pytest.raises(UserError, match="does not say on which language model"):
+        load_adapted(folder, clip)
