@@ -89,7 +89,7 @@ def train(
     slots = (
         SlotConfig(name="image", pooled_width=clip.width, pooled_tokens=run.image_tokens),
         SlotConfig(name="text", token_width=clip.width, pooled_width=clip.width),
-        *([] if t5 is None else [SlotConfig(name="t5", token_width=t5.width)]),
+        *([] if t5 is None else [SlotConfig(name="t5", token_width=t5.width, standardized=True)]),
     )
     config = DecoderConfig(
         slots=slots,
@@ -107,6 +107,10 @@ def train(
     for name, condition in sample.conditioning.conditions.items():
         if condition.pooled is not None and not decoder.has_scale(name):
             decoder.set_scale(name, condition.pooled.square().mean().sqrt().item())
+    if t5 is not None:
+        read = sample.conditioning.conditions["t5"]
+        assert read.states is not None and read.mask is not None
+        decoder.set_statistics("t5", read.states[read.mask].cpu())
     decoder = decoder.to(device)
 
     batches = encode.stream(run.task.pictures, run.medium_captions, run.long_captions, run.seed)
