@@ -146,3 +146,28 @@ def test_wrong_conditions_are_named(name: str, condition: Condition, message: st
 def test_config_refuses_what_does_not_fit(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse(DecoderConfig, settings, "test")
+
+
+def test_standardised_states_do_not_depend_on_what_all_tokens_share() -> None:
+    slot = SlotConfig(name="t5", token_width=6, standardized=True)
+    config = DecoderConfig.model_validate(CONFIG.model_dump() | {"slots": [slot.model_dump()]})
+    states, everywhere = normal(50, 6), torch.ones(2, 5, dtype=torch.bool)
+    found = []
+    for shift, scale in ((0.0, 1.0), (7.0, torch.tensor([1.0, 2, 3, 4, 5, 6]))):
+        torch.manual_seed(0)
+        made = Decoder(config, Echo())
+        made.set_statistics("t5", states * scale + shift)
+        some = (states * scale + shift)[:10].reshape(2, 5, 6)
+        condition = Condition(everywhere[:, 0], some, everywhere)
+        found.append(made.tokens(Conditioning({"t5": condition}), 2).states_BTC)
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
+    assert found[0][:, 2:].std() > 1
+
+
+def test_statistics_must_be_set() -> None:
+    slot = SlotConfig(name="t5", token_width=6, standardized=True)
+    made = Decoder(DecoderConfig.model_validate(CONFIG.model_dump() | {"slots": [slot.model_dump()]}), Echo())
+    with pytest.raises(UserError, match="statistics of condition 't5' are unset"):
+        made.tokens(Conditioning({}), 2)
+    with pytest.raises(ValueError, match="standardized needs a token_width"):
+        SlotConfig(name="t5", pooled_width=6, standardized=True)
