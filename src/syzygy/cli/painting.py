@@ -23,7 +23,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 _PUBLISHED = (
-    click.option("--clip", metavar="FOLDER|ID", help="Of a published model: another place of its CLIP."),
+    click.option(
+        "--clip",
+        metavar="FOLDER|ID",
+        help="Of a published model: another place of its CLIP; of Stable Diffusion: the CLIP for --best-of.",
+    ),
     click.option("--height", type=Whole(1), metavar="PIXELS", help="Of a published model; with --width."),
     click.option("--width", type=Whole(1), metavar="PIXELS", help="Of a published model; with --height."),
     click.option(
@@ -38,7 +42,9 @@ _PUBLISHED = (
         help="Of a published model: what its CLIP and decoder compute in.",
     ),
     click.option("--offload", is_flag=True, help="Of a published model: parts are on the GPU only while they compute."),
-    click.option("--tiling", is_flag=True, help="Of Stable unCLIP: decode tile by tile, for big pictures."),
+    click.option(
+        "--tiling", is_flag=True, help="Of Stable unCLIP and Stable Diffusion: decode tile by tile, for big pictures."
+    ),
     click.option("--download", is_flag=True, help="Fetch from the hub what is missing; else its cache must hold it."),
 )
 """What only published models take."""
@@ -90,7 +96,8 @@ def model_options(command: F) -> F:
             "--model",
             default="starter",
             show_default=True,
-            help="starter, kandinsky-2.2, karlo or stable-unclip; a folder of ours or in diffusers' layout; or a hub id.",
+            help="starter, kandinsky-2.2, karlo, stable-unclip, stable-diffusion-1.5 or stable-diffusion-xl; a folder of ours or in "
+            "diffusers' layout; or a hub id.",
         ),
         click.option(
             "--prior", metavar="RUN|FOLDER|ID", help="Another prior: a training run, a folder of weights, or a hub id."
