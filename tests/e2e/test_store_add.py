@@ -59,6 +59,8 @@ def test_other_recipes_by_other_names(syzygy, store: Path, tmp_path: Path) -> No
     encoder = EmbeddingStore.open(store, features="llm").encoder
     told = {name: encoder[name] for name in ("layers", "normalise", "template", "max_tokens")}
     assert told == {"layers": [1, 3], "normalise": False, "template": "a {text}!", "max_tokens": 8}
+    info = syzygy("store", "info", store).out
+    assert "    layers: [1, 3]\n    normalise: False\n    template: a {text}!\n    computed in: float32" in info
     for more, message in (
         ((), "has a feature set 'llm' already"),
         (("--name", "x", "--layers", "some"), "allowed: all, last, or numbers"),

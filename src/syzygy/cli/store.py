@@ -8,6 +8,8 @@ import click
 from syzygy.cli.common import json_option, progress_bar
 
 folder = click.Path(path_type=Path)
+MADE_BY = ("source", "revision", "fingerprint", "layers", "normalise", "template")
+"""What of an encoder's identity is told; the last three are a language model's."""
 
 
 @click.command()
@@ -37,7 +39,7 @@ def info(store: Path, as_json: bool) -> None:
     for name, values in features.items():
         per_caption = values["tokens"] / manifest["captions"]
         click.echo(f"features {name}: {values['tokens']:,} tokens ({per_caption:.1f} a caption), {values['dtype']}")
-        for key in ("source", "revision", "fingerprint", "computed_in"):
+        for key in (*MADE_BY, "computed_in"):
             if values.get(key) is not None:
                 click.echo(f"    {key.replace('_', ' ')}: {values[key]}")
         if not values["empty_text"]:
@@ -51,7 +53,7 @@ def _features(values: dict[str, Any]) -> dict[str, Any]:
     """What a person wants to know of a feature set."""
     encoder = values["encoder"]
     found = {"tokens": values["tokens"], "dtype": values["dtype"], "computed_in": encoder.get("dtype")}
-    found |= {name: encoder.get(name) for name in ("source", "revision", "fingerprint")}
+    found |= {name: encoder.get(name) for name in MADE_BY}
     found["empty_text"] = "empty" in values
     images = values.get("images")
     return found if images is None else found | {"width": images["width"], "image_norm": images["mean_norm"]}

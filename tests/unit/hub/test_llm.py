@@ -59,6 +59,12 @@ def test_the_last_layer_is_what_transformers_gives(folders: Get) -> None:
     torch.testing.assert_close(llm.encode_states([TEXTS[0]]).states, expected, atol=1e-5, rtol=0)
 
 
+def test_the_first_hidden_state_is_the_embedding(folders: Get) -> None:
+    llm = Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(layers=(0,), normalise=False))
+    expected = llm.model.embed_tokens(llm.tokenize([TEXTS[0]]).ids)
+    assert torch.equal(llm.encode_states([TEXTS[0]]).states, expected)
+
+
 def test_the_mean_is_over_normalised_layers(folders: Get) -> None:
     def states(**recipe) -> torch.Tensor:
         return Llm.from_pretrained(folders("gemma2"), recipe=LlmRecipe(**recipe)).encode_states([TEXTS[1]]).states
