@@ -1,6 +1,7 @@
 """The facade that loads: models by name and folder, priors from elsewhere, parts that belong together."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,11 @@ def test_notes_tell_what_the_world_does_not_know(model: TextToImage, tiny_model:
     assert "'cirkle'; nearest known: circle" in note
     (note,) = model.notes("a storm")
     assert "names no object of this world" in note
+    assert model.notes("ein roter Kreis") == ["'ein roter Kreis' is German; this model was taught English only."]
+    taught = replace(model, languages=("en", "de"))
+    assert taught.notes("ein roter Kreis") == []
+    (note,) = taught.notes("ein roter Krais und ein Stern")
+    assert "'krais'; nearest known: kreis" in note
     with pytest.warns(UserWarning, match="cirkle"):
         model("a red cirkle and a star")
     changed = shutil.copytree(tiny_model, tmp_path / "model")

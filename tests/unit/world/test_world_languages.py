@@ -213,6 +213,8 @@ def test_sentences(code: str, description: Description, expected: Sequence[str])
         ("ru", "синие звезды", said(Mention("star", "blue", None, 2))),
         ("zh", "红圆在蓝星左边", said(Mention("circle", "red"), Mention("star", "blue"), relations=(Placed(0, "left of", 1),))),
         ("zh", "蓝色星星左边的红色圆形", said(Mention("star", "blue"), Mention("circle", "red"), relations=(Placed(1, "left of", 0),))),
+        ("zh", "月亮和蓝色星星左边的圆形", said(
+            Mention("moon"), Mention("star", "blue"), Mention("circle"), relations=(Placed(2, "left of", 1),))),
         ("zh", "在星星的上面有两个粉红色的心", said(
             Mention("star"), Mention("heart", "pink", None, 2), relations=(Placed(1, "above", 0),))),
         ("zh", "3个圆环，夜晚", said(Mention("ring", None, None, 3), style="night")),
