@@ -389,10 +389,12 @@ def reproduce_experts_full() -> ReproduceExpertsRun:
 
     The paper's E9_511 begins at σ 9.6 and serves 9 of 25 steps. Cut from this decoder's noise, which lies higher, it would begin at 48 and
     serve 3; E4_15 is the place in the tree that begins at 9.4. Leaves start from the decoder at once: with a level at a time, most of so
-    small a budget would go into nodes that are thrown away.
+    small a budget would go into nodes that are thrown away. The rate is low, as the decoder's own training ended at none: short trainings at
+    a higher one only lose.
     """
     experts = experts_full()
-    loop = experts.loop.model_copy(update={"steps": 300, "warmup": 30, "ema_half_life": 30.0, "validate_every": 0})
+    times = {"steps": 300, "warmup": 30, "ema_half_life": 30.0, "validate_every": 0}
+    loop = experts.loop.model_copy(update={"lr": 5e-5, **times})
     leaves = ("E3_0", COMPLEMENT, "E4_15")
     return ReproduceExpertsRun(
         experts=experts.model_copy(update={"leaves": leaves, "every_level": False, "loop": loop})

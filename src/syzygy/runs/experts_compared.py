@@ -44,7 +44,7 @@ class ReproduceExpertsRun(Config):
 
     experts: ExpertsRun
     """The tree, and the length and learning rate of each of its trainings. One model is trained for all of its steps together."""
-    lora_lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    lora_lr: float = Field(default=3e-4, gt=0, allow_inf_nan=False)
     """Peak learning rate of low-rank experts, which start from nothing."""
     seeds: int = Field(default=2, ge=1)
     """Trainings of each candidate."""
