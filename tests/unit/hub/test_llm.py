@@ -49,13 +49,14 @@ def test_a_batch_is_its_texts_one_by_one(family: str, folders: Get) -> None:
         assert torch.equal(together.spans[row][real.cpu()], alone.spans[0])  # type: ignore[index]
 
 
-def test_the_last_layer_is_what_transformers_gives(folders: Get) -> None:
-    llm = Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(layers="last", normalise=False))
-    model = AutoModel.from_pretrained(folders("llama"))
+@pytest.mark.parametrize("family", ["llama", "xlm-roberta"])
+def test_the_last_layer_is_what_transformers_gives(family: str, folders: Get) -> None:
+    """Positions too, which do not begin at 0 in every family."""
+    llm = Llm.from_pretrained(folders(family), recipe=LlmRecipe(layers="last", normalise=False))
     start, end = (llm.tokenizer.convert_tokens_to_ids(mark) for mark in ("<s>", "</s>"))
     ids = torch.tensor([[start, *llm.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"], end]])
     with torch.no_grad():
-        expected = model(ids).last_hidden_state
+        expected = AutoModel.from_pretrained(folders(family))(ids).last_hidden_state
     torch.testing.assert_close(llm.encode_states([TEXTS[0]]).states, expected, atol=1e-5, rtol=0)
 
 
