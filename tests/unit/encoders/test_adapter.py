@@ -100,6 +100,13 @@ def test_everything_learns() -> None:
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
 
 
+def test_the_pooled_embedding_has_a_query_of_its_own() -> None:
+    adapter = made()
+    adapter.pooled_head.load_state_dict(adapter.states_head.state_dict())
+    found = adapter(*features(4))
+    assert (found.states - found.pooled[:, None]).abs().amax(-1).min() > 1e-2
+
+
 def clip_features(number: int = 400) -> TextFeatures:
     """As CLIP's: off centre, dimensions of different size, a start token that is always the same."""
     draw = torch.Generator().manual_seed(3)
