@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -49,6 +50,8 @@ class DecoderRun(Config):
     """Part of the batches whose captions open with other sentences."""
     long_captions: float = 0.0
     """Part of the batches whose captions open with so many that CLIP reads none of the decisive words, and T5 all."""
+    just_told: float = 0.0
+    """Part of the batches whose scenes show one or two things, and nothing that captions leave out: words are learned sooner from these."""
     fresh_attention: bool = False
     """Going on from another decoder, begin anew which tokens are attended to. Trained attention is all but hard (scores of 10 to 60 before the
     softmax): tokens that it never saw get no weight, so no gradient either, and are not learned."""
@@ -58,6 +61,20 @@ class DecoderRun(Config):
     """Length and learning rate."""
     seed: int = 0
     """Weights, scenes and noise follow from it."""
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """Which parts of the batches are not plain pairs with short captions; settings of a run."""
+
+    @property
+    def medium_captions(self) -> float: ...
+
+    @property
+    def long_captions(self) -> float: ...
+
+    @property
+    def just_told(self) -> float: ...
 
 
 def train(
@@ -113,7 +130,7 @@ def train(
         decoder.set_statistics("t5", read.states[read.mask].cpu())
     decoder = decoder.to(device)
 
-    batches = encode.stream(run.task.pictures, run.medium_captions, run.long_captions, run.seed)
+    batches = encode.stream(run.task.pictures, run, run.seed)
     task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], run.task, run.seed, precision)
     settings = run.model_dump(mode="json") | beside
     result = fit(task, run.loop, out, reporter=reporter("decoder", run.task.batch_size), run=settings)
@@ -184,13 +201,16 @@ class Encoding:
                     conditions[name] = replace(conditions[name], painted=maps.to(latents.device))
         return DecoderBatch(latents, Conditioning(conditions))
 
-    def stream(self, number: int, medium: float, long: float, seed: int) -> Callable[[int], DecoderBatch]:
-        """Step → `number` pictures of the world, the same again for the same step; `medium` and `long` are the parts with longer captions."""
+    def stream(self, number: int, mixture: Mixture, seed: int) -> Callable[[int], DecoderBatch]:
+        """Step → `number` pictures of the world, the same again for the same step."""
 
         def batches(step: int) -> DecoderBatch:
-            at = Draw(seed, "decoder step", step).random()
-            length: Length = "medium" if at < medium else "long" if at < medium + long else "short"
-            return self(source.pairs(seed_of(seed, "decoder"), step * number, number, length=length))
+            at, key = Draw(seed, "decoder step", step).random(), seed_of(seed, "decoder")
+            longer = mixture.medium_captions + mixture.long_captions
+            if longer <= at < longer + mixture.just_told:
+                return self([source.just_told(key, step * number + i) for i in range(number)])
+            length: Length = "medium" if at < mixture.medium_captions else "long" if at < longer else "short"
+            return self(source.pairs(key, step * number, number, length=length))
 
         return batches
 

@@ -58,6 +58,8 @@ class ExpertsRun(TreeRun):
     """Part of the batches whose captions open with other sentences."""
     long_captions: float = 0.0
     """Part of the batches whose captions open with so many that CLIP reads none of the decisive words, and T5 all."""
+    just_told: float = 0.0
+    """Part of the batches whose scenes show one or two things, and nothing that captions leave out: words are learned sooner from these."""
     task: DecoderTaskConfig
     """What a step sees; its distribution of noise levels is the one that the tree cuts."""
 
@@ -82,7 +84,7 @@ def as_trained(run: ExpertsRun, decoder: Path) -> ExpertsRun:
         return run
     own = {"batch_size": run.task.batch_size, "draws": run.task.draws}
     task = parse(DecoderTaskConfig, recipe["task"] | own, str(decoder / artifact.PROVENANCE_FILE))
-    captions = {name: recipe[name] for name in ("medium_captions", "long_captions") if name in recipe}
+    captions = {name: recipe[name] for name in ("medium_captions", "long_captions", "just_told") if name in recipe}
     return run.model_copy(update={"task": task, **captions})
 
 
@@ -235,7 +237,7 @@ def grow(
     noise = run.task.noise.model_copy(update={"shares": one.shares, "weights": one.weights})
     settings = run.task.model_copy(update={"noise": noise})
     seed = seed_of(run.seed, "expert", one.name)
-    batches = encode.stream(run.task.pictures, run.medium_captions, run.long_captions, seed)
+    batches = encode.stream(run.task.pictures, run, seed)
     task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], settings, seed, precision, lora)
     started = artifact.fingerprint(decoder.state_dict())
     own: dict[str, Any] = {

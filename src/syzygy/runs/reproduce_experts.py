@@ -112,8 +112,7 @@ def measure_losses(bench: Bench, job: Job | None, folder: Path) -> None:
     task = run.experts.task
     precision = precision_on(device)
     encode = Encoding(bench.model.clip, bench.autoencoder, precision, bench.t5, painted=task.painted > 0)
-    captions = run.experts.medium_captions, run.experts.long_captions
-    batches = encode.stream(LOSS_BATCH, *captions, seed_of(run.seed, "experts", "unseen"))
+    batches = encode.stream(LOSS_BATCH, run.experts, seed_of(run.seed, "experts", "unseen"))
     held: list[DecoderBatch] = []
     measured: dict[str, DecoderTask] = {}
     for leaf in leaves(run):
