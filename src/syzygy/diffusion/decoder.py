@@ -29,8 +29,8 @@ class SlotConfig(Config):
     token_width: int | None = Field(default=None, gt=0)
     """Width of the token states; null where the embedding has none."""
     standardized: bool = False
-    """Bring each channel of the token states to zero mean and unit variance over training's tokens first. What all tokens share (three quarters of the
-    energy of a small T5's states) else drowns what tells words apart."""
+    """Bring each channel of the token states to zero mean and unit variance over training's tokens first. What all tokens share (three quarters
+    of the energy of a small T5's states) else drowns what tells words apart."""
     pooled_width: int | None = Field(default=None, gt=0)
     """Width of the pooled vector; null where the embedding has none."""
     pooled_tokens: int = Field(default=0, ge=0)
