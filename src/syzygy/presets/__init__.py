@@ -1,0 +1,118 @@
+"""Complete run configurations by name. A preset is a function; the command line overrides fields of what it returns."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from syzygy.config import Config
+from syzygy.errors import unknown
+from syzygy.presets.pictures import (
+    autoencoder_starter,
+    clip_starter,
+    decoder_ediff,
+    decoder_starter,
+    decoder_words,
+    expert_unets_full,
+    expert_unets_lora,
+    experts_full,
+    reader_starter,
+)
+from syzygy.presets.priors import prior_diffusion, prior_eclipse_kandinsky22, prior_eclipse_karlo, prior_starter
+from syzygy.presets.texts import lm_starter, t5_starter
+from syzygy.presets.whole import (
+    demo_full,
+    demo_quick,
+    reproduce_experts_full,
+    reproduce_experts_quick,
+    reproduce_full,
+    reproduce_quick,
+    starter_cpu,
+    starter_gpu,
+)
+from syzygy.runs.autoencoder import AutoencoderRun
+from syzygy.runs.clip import ClipRun
+from syzygy.runs.decoder import DecoderRun
+from syzygy.runs.demo import DemoRun
+from syzygy.runs.expert_unets import ExpertUNetsRun
+from syzygy.runs.experts import ExpertsRun
+from syzygy.runs.experts_compared import ReproduceExpertsRun
+from syzygy.runs.lm import LmRun
+from syzygy.runs.prior import PriorRun
+from syzygy.runs.reader import ReaderRun
+from syzygy.runs.reproduce import ReproduceRun
+from syzygy.runs.starter import StarterRun
+from syzygy.runs.t5 import T5Run
+
+__all__ = [
+    "AUTOENCODER",
+    "CLIP",
+    "DECODER",
+    "DEMO",
+    "EXPERTS",
+    "EXPERT_UNETS",
+    "LM",
+    "PRIOR",
+    "READER",
+    "REPRODUCE",
+    "REPRODUCE_EXPERTS",
+    "STARTER",
+    "T5",
+    "autoencoder_starter",
+    "choose",
+    "clip_starter",
+    "decoder_ediff",
+    "decoder_starter",
+    "decoder_words",
+    "demo_full",
+    "demo_quick",
+    "expert_unets_full",
+    "expert_unets_lora",
+    "experts_full",
+    "lm_starter",
+    "prior_diffusion",
+    "prior_eclipse_kandinsky22",
+    "prior_eclipse_karlo",
+    "prior_starter",
+    "reader_starter",
+    "reproduce_experts_full",
+    "reproduce_experts_quick",
+    "reproduce_full",
+    "reproduce_quick",
+    "starter_cpu",
+    "starter_gpu",
+    "t5_starter",
+]
+
+R = TypeVar("R", bound=Config)
+
+AUTOENCODER: dict[str, Callable[[], AutoencoderRun]] = {"starter": autoencoder_starter}
+CLIP: dict[str, Callable[[], ClipRun]] = {"starter": clip_starter}
+DECODER: dict[str, Callable[[], DecoderRun]] = {
+    "starter": decoder_starter,
+    "words": decoder_words,
+    "ediff-i": decoder_ediff,
+}
+PRIOR: dict[str, Callable[[], PriorRun]] = {
+    "starter": prior_starter,
+    "diffusion": prior_diffusion,
+    "eclipse-kandinsky22": prior_eclipse_kandinsky22,
+    "eclipse-karlo": prior_eclipse_karlo,
+}
+EXPERTS: dict[str, Callable[[], ExpertsRun]] = {"full": experts_full}
+EXPERT_UNETS: dict[str, Callable[[], ExpertUNetsRun]] = {"lora": expert_unets_lora, "full": expert_unets_full}
+READER: dict[str, Callable[[], ReaderRun]] = {"starter": reader_starter}
+T5: dict[str, Callable[[], T5Run]] = {"starter": t5_starter}
+LM: dict[str, Callable[[], LmRun]] = {"starter": lm_starter}
+STARTER: dict[str, Callable[[], StarterRun]] = {"cpu": starter_cpu, "gpu": starter_gpu}
+REPRODUCE: dict[str, Callable[[], ReproduceRun]] = {"full": reproduce_full, "quick": reproduce_quick}
+REPRODUCE_EXPERTS: dict[str, Callable[[], ReproduceExpertsRun]] = {
+    "full": reproduce_experts_full,
+    "quick": reproduce_experts_quick,
+}
+DEMO: dict[str, Callable[[], DemoRun]] = {"full": demo_full, "quick": demo_quick}
+
+
+def choose(presets: dict[str, Callable[[], R]], name: str) -> R:
+    """The preset with this name; unknown names are an error that lists the known ones."""
+    if name not in presets:
+        raise unknown("preset", name, presets)
+    return presets[name]()

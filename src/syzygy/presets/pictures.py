@@ -1,0 +1,156 @@
+"""What makes pictures: CLIP, autoencoder, decoder, its experts, and the reader that judges them."""
+
+from syzygy.diffusion.decoder import UNetConfig
+from syzygy.diffusion.noise import LogNormal
+from syzygy.hub.autoencoder import AutoencoderConfig
+from syzygy.hub.clip import ClipConfig
+from syzygy.runs.autoencoder import AutoencoderRun
+from syzygy.runs.clip import ClipRun
+from syzygy.runs.decoder import DecoderRun
+from syzygy.runs.expert_unets import ExpertUNetsRun
+from syzygy.runs.experts import ExpertsRun
+from syzygy.runs.reader import ReaderRun
+from syzygy.train.autoencoder import AutoencoderTaskConfig
+from syzygy.train.clip import ClipTaskConfig
+from syzygy.train.decoder import DecoderTaskConfig, independent_dropout
+from syzygy.train.reader import ReaderTaskConfig
+from syzygy.train.schedule import LoopConfig
+from syzygy.train.unet import UNetTaskConfig
+from syzygy.world.reader import ReaderConfig
+
+
+def clip_starter() -> ClipRun:
+    """The starter's CLIP on two CPU cores: about 40 minutes."""
+    return ClipRun(
+        clip=ClipConfig(),
+        task=ClipTaskConfig(batch_size=256, hard_negatives=1.0),
+        loop=LoopConfig(
+            steps=2600,
+            lr=6e-4,
+            warmup=300,
+            weight_decay=0.05,
+            betas=(0.9, 0.98),
+            grad_clip=1.0,
+            ema_half_life=30,
+            validate_every=100,
+            checkpoint_every=100,
+        ),
+    )
+
+
+def autoencoder_starter() -> AutoencoderRun:
+    """The starter's autoencoder on two CPU cores: about ten minutes."""
+    return AutoencoderRun(
+        autoencoder=AutoencoderConfig(),
+        task=AutoencoderTaskConfig(batch_size=32),
+        loop=LoopConfig(
+            steps=3000,
+            lr=2e-3,
+            warmup=100,
+            betas=(0.9, 0.99),
+            grad_clip=1.0,
+            ema_half_life=50,
+            validate_every=250,
+            checkpoint_every=250,
+        ),
+    )
+
+
+def decoder_starter() -> DecoderRun:
+    """The starter's decoder on two CPU cores: about 85 minutes.
+
+    The noise levels lie where the picture is decided: an object's place and shape drown at σ = 1 to 5 of the latents'
+    unit variance.
+    """
+    return DecoderRun(
+        backbone=UNetConfig(channels=(64, 96, 128), attention=(False, True, True)),
+        image_tokens=8,
+        task=DecoderTaskConfig(
+            batch_size=32,
+            noise=LogNormal(p_mean=0.4, p_std=1.2),
+            subsets={"image": 0.55, "text": 0.1, "image+text": 0.27, "": 0.08},
+        ),
+        loop=LoopConfig(
+            steps=14_000,
+            lr=8e-4,
+            warmup=300,
+            betas=(0.9, 0.99),
+            grad_clip=1.0,
+            ema_half_life=250,
+            validate_every=1000,
+            checkpoint_every=500,
+        ),
+    )
+
+
+def decoder_words() -> DecoderRun:
+    """The starter's decoder taught to read words (`--t5 FOLDER --init starter`).
+
+    Half of the samples have T5's states alone, which no pooled vector sums up, so that single words must come through cross-attention. Half of
+    the scenes show just what is told. In most samples the words for objects are painted where these are. Noise is where the picture is decided.
+    """
+    run = decoder_starter()
+    subsets = {"t5": 0.55, "text": 0.07, "text+t5": 0.08, "image+text+t5": 0.12, "image": 0.1, "": 0.08}
+    task = {"subsets": subsets, "painted": 0.65, "strengths": (0.3, 3.0), "noise": LogNormal(p_mean=0.8, p_std=1.1)}
+    return run.model_copy(
+        update={
+            "medium_captions": 0.1,
+            "long_captions": 0.05,
+            "just_told": 0.55,
+            "fresh_attention": True,
+            "task": run.task.model_copy(update=task),
+            "loop": run.loop.model_copy(update={"steps": 9000, "validate_every": 500}),
+        }
+    )
+
+
+def decoder_ediff() -> DecoderRun:
+    """eDiff-I's own settings (`--t5 FOLDER`): each embedding is dropped on its own, the noise is EDM's. An image embedding alone then comes in
+    .4 % of the samples, so that a prior's pictures suffer; the rates are recalled, not read (arXiv 2211.01324, section 4.1).
+    """
+    run = decoder_starter()
+    task = run.task.model_copy(
+        update={
+            "noise": LogNormal(p_mean=-1.2, p_std=1.2),
+            "subsets": independent_dropout({"image": 0.9, "text": 0.2, "t5": 0.2}),
+        }
+    )
+    return run.model_copy(update={"task": task})
+
+
+def experts_full() -> ExpertsRun:
+    """The paper's three experts on the starter's decoder, as full networks: 13 nodes of a minute and a half on two CPU cores."""
+    decoder = decoder_starter()
+    loop = decoder.loop.model_copy(update={"steps": 200, "lr": 2e-4, "warmup": 20, "ema_half_life": 25.0})
+    return ExpertsRun(task=decoder.task, loop=loop.model_copy(update={"validate_every": 100, "checkpoint_every": 100}))
+
+
+def expert_unets_lora() -> ExpertUNetsRun:
+    """Experts of a diffusers U-Net as low-rank adaptations: small learning rate, attention alone. Not run at full size yet."""
+    loop = LoopConfig(steps=1000, lr=1e-4, warmup=50, weight_decay=0.01, grad_clip=1.0, ema_half_life=100.0)
+    loop = loop.model_copy(update={"validate_every": 250, "checkpoint_every": 250})
+    return ExpertUNetsRun(task=UNetTaskConfig(checkpointing=True), loop=loop)
+
+
+def expert_unets_full() -> ExpertUNetsRun:
+    """The same as whole networks: 16 bytes of memory a parameter, beside the activations. Not run at full size yet."""
+    run = expert_unets_lora()
+    return run.model_copy(update={"form": "full", "loop": run.loop.model_copy(update={"lr": 1e-5})})
+
+
+def reader_starter() -> ReaderRun:
+    """The starter's reader on two CPU cores: about ten minutes."""
+    return ReaderRun(
+        reader=ReaderConfig(),
+        task=ReaderTaskConfig(batch_size=64),
+        loop=LoopConfig(
+            steps=1500,
+            lr=2e-3,
+            warmup=100,
+            weight_decay=0.01,
+            grad_clip=5.0,
+            ema_half_life=50,
+            validate_every=200,
+            checkpoint_every=200,
+        ),
+    )
