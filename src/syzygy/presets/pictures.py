@@ -86,8 +86,9 @@ def decoder_starter() -> DecoderRun:
 def decoder_words() -> DecoderRun:
     """The starter's decoder taught to read words (`--t5 FOLDER --init starter`).
 
-    A quarter of the samples have T5's states alone, which no pooled vector sums up, so that single words must come through cross-attention. A third
-    of the scenes show just what is told. In most samples the words for objects are painted where these are. Noise is where the picture is decided.
+    A quarter of the samples have T5's states alone, which no pooled vector sums up, so that single words must come through
+    cross-attention. A third of the scenes show just what is told. In most samples the words for objects are painted where these
+    are. Noise is where the picture is decided.
     """
     run = decoder_starter()
     subsets = {"t5": 0.25, "text": 0.2, "text+t5": 0.15, "image+text+t5": 0.2, "image": 0.1, "": 0.1}
