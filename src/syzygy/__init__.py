@@ -8,19 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from syzygy.api import TextToImage
+    from syzygy.hub.expert_unets import ExpertUNet
+    from syzygy.hub.painted import painted
     from syzygy.hub.prior_pipeline import PriorPipeline
     from syzygy.prior.model import EclipsePrior
-    from syzygy.types import TextFeatures
+    from syzygy.types import Region, TextFeatures
 
     __version__: str
 
-__all__ = ["EclipsePrior", "PriorPipeline", "TextFeatures", "TextToImage", "__version__"]
+__all__ = [
+    "EclipsePrior",
+    "ExpertUNet",
+    "PriorPipeline",
+    "Region",
+    "TextFeatures",
+    "TextToImage",
+    "__version__",
+    "painted",
+]
 
 _HOMES = {
     "EclipsePrior": "syzygy.prior.model",
+    "ExpertUNet": "syzygy.hub.expert_unets",
     "PriorPipeline": "syzygy.hub.prior_pipeline",
+    "Region": "syzygy.types",
     "TextFeatures": "syzygy.types",
     "TextToImage": "syzygy.api",
+    "painted": "syzygy.hub.painted",
 }
 
 
