@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from syzygy.errors import UserError
 from syzygy.hub import assembly, bundle, repositories
 from syzygy.hub.clip import Clip
 from syzygy.hub.experts import Keeping
+from syzygy.hub.text_encoder import adapt
 from syzygy.pipeline import Pipeline, PipelineOutput, check_number
 from syzygy.prior.diffusion import SampledPrior
 from syzygy.types import Prior, Progress, Region, Sampling
@@ -44,6 +45,8 @@ class TextToImage:
     """Of a published model: where each part is from, and at which commit. Ours are told by their weights."""
     languages: tuple[str, ...] = ("en",)
     """Codes of the world's languages that its text encoder was taught."""
+    adapter: Mapping[str, str] = field(default_factory=dict)
+    """Where an adapter reads the prompts in CLIP's place: fingerprints of it (`text_encoder`) and of its language model (`llm`)."""
 
     @cached_property
     def clip(self) -> Clip:
@@ -57,6 +60,8 @@ class TextToImage:
         *,
         prior: str | Path | Prior | None = None,
         clip: str | Path | None = None,
+        text_encoder: str | Path | None = None,
+        llm: str | Path | None = None,
         experts: str | Path | None = None,
         experts_memory: str = "all",
         compile_experts: bool = False,
@@ -75,6 +80,11 @@ class TextToImage:
                 `predict`.
             clip: of a published model: another place of its CLIP, a folder or hub id. Of one that reads texts alone (Stable Diffusion):
                 the CLIP that chooses the best of several pictures.
+            text_encoder: a language model's adapter that reads the prompts, negative ones too, in CLIP's place: "adapter" (the model's
+                own), a folder, the run that trained it, or another model that has one. Prior and decoder then read its features where
+                they read CLIP's; Stable unCLIP's U-Net and the T5 of a decoder of ours have texts of their own, the latter only where
+                `conditions` names it.
+            llm: where the adapter's language model is, a folder or a hub id, if neither beside it nor where it was in training.
             experts: an ensemble in the place of the decoder (of a published model: of its U-Net), the folder of it or of the run that
                 grew it.
             experts_memory: where experts are: "all" on the device, "offload" (one there, the others in the computer's memory, for a
@@ -95,6 +105,8 @@ class TextToImage:
             raise UserError(
                 "memory and compilation of experts have no effect without experts: give them, or leave it out."
             )
+        if text_encoder is None and llm is not None:
+            raise UserError("a language model has no effect without its adapter: name a text encoder, or leave it out.")
         if str(model) not in bundle.BUNDLED and repositories.is_foreign(model):
             found = assembly.assemble(
                 model,
@@ -106,7 +118,8 @@ class TextToImage:
                 keeping=keeping,
                 local_files_only=local_files_only,
             )
-            return cls(str(model), found.clip, found.pipeline, found.folder, False, found.identities)
+            loaded = cls(str(model), found.clip, found.pipeline, found.folder, False, found.identities)
+            return loaded._reading_with(text_encoder, llm, offload, local_files_only)
         if clip is not None or memory != assembly.Memory():
             raise UserError(
                 f"{model} is small, and has its own CLIP: another CLIP, dtype, offloading and tiling are for published models."
@@ -114,7 +127,25 @@ class TextToImage:
         own = bundle.load(
             model, prior=prior, experts=experts, device=device, local_files_only=local_files_only, keeping=keeping
         )
-        return cls(str(model), lambda: own.clip, own.pipeline, own.folder, own.world)
+        loaded = cls(str(model), lambda: own.clip, own.pipeline, own.folder, own.world)
+        return loaded._reading_with(text_encoder, llm, False, local_files_only)
+
+    def _reading_with(
+        self, source: str | Path | None, llm: str | Path | None, offload: bool, local_files_only: bool
+    ) -> "TextToImage":
+        """The same with another text encoder, if one is asked for."""
+        if source is None:
+            return self
+        found = adapt(
+            self.pipeline,
+            self.find_clip,
+            self.folder,
+            source,
+            llm=llm,
+            offload=offload,
+            local_files_only=local_files_only,
+        )
+        return replace(self, pipeline=found.pipeline, languages=found.languages, adapter=found.fingerprints)
 
     def __call__(  # noqa: PLR0913 (all by keyword, as of diffusers' pipelines)
         self,
@@ -139,7 +170,9 @@ class TextToImage:
 
         Args:
             best_of: of so many candidates a picture, the one whose CLIP score against its prompt is best is kept; generators are
-                then one for all, or one for each candidate, those of one picture together.
+                then one for all, or one for each candidate, those of one picture together. CLIP's text encoder reads English alone:
+                where an adapter reads the prompts, the score is against the image embedding that was predicted of them, and a style,
+                which takes that embedding's place, is refused.
             regions: where phrases of a prompt shall be (paint-with-words): some for all prompts, or a list for each.
             style: a picture to paint in the manner of: a file, Pillow picture, or tensor [3, H, W] in [0, 1].
             options: `painting` (how strongly regions pull), `style_guidance`, `height` and `width` in pixels, and what the decoder
@@ -150,6 +183,11 @@ class TextToImage:
         check_number(num_images_per_prompt)
         painted = None if regions is None else for_each(regions, len(prompts))
         manner = None if style is None else self.blender.embedded(style)
+        if manner is not None and self.adapter and best_of > 1:
+            raise UserError(
+                "with an adapter the best of several pictures is the one nearest to the embedding predicted of the prompt, whose place a "
+                "style takes: leave the style, the adapter or the choice out."
+            )
         if style is None and options.get("style_guidance") is not None:
             raise UserError("style guidance is for a style: give a picture, or leave it out.")
 
@@ -167,6 +205,8 @@ class TextToImage:
             )
 
         def score(output: PipelineOutput) -> torch.Tensor:
+            if self.adapter:
+                return clip_scores(output.images, output.image_embeddings, self.clip)
             texts = self.clip.encode_text(prompts).pooled.repeat_interleave(num_images_per_prompt, 0)
             return clip_scores(output.images, texts, self.clip)
 
@@ -283,7 +323,10 @@ class TextToImage:
             return []
         code = spoken(prompt)
         if code not in self.languages:
-            taught = " and ".join(language(known).name for known in self.languages)
+            names = [language(known).name for known in self.languages]
+            taught = (
+                " and ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]]) or "none of the world's languages"
+            )
             return [f"{prompt.strip()[:80]!r} is {language(code).name}; this model was taught {taught} only."]
         try:
             unknown = language(code).read(prompt).unknown
@@ -297,8 +340,8 @@ class TextToImage:
     def fingerprints(self) -> dict[str, str]:
         """Sixteen hex digits a part that paints, or where it is from: with equal ones, equal settings give equal pictures."""
         if self.identities is not None:
-            return dict(self.identities)
-        found = {"clip": self.clip.fingerprint()}
+            return {**self.identities, **self.adapter}
+        found = {"clip": self.clip.fingerprint(), **self.adapter}
         path = self.pipeline
         prior = path.prior.network if isinstance(path.prior, SampledPrior) else path.prior
         parts: list[tuple[str, object]] = [("prior", prior)]

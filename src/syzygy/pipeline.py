@@ -40,6 +40,13 @@ class Pipeline:
     decoder: PictureDecoder
     device: torch.device
     """Of text encoder and prior."""
+    reads: Sequence[str] | None = None
+    """What the decoder reads unless a call says it; None is all that it can."""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What the decoder reads where a call does not say it."""
+        return self.decoder.conditions if self.reads is None else tuple(self.reads)
 
     @torch.inference_mode()
     def __call__(
@@ -63,7 +70,7 @@ class Pipeline:
             generator: one a picture (N), or one from which each picture's own is drawn in turn, so that neither the
                 batch nor what follows changes a picture. None draws a fresh seed.
             conditions: what the decoder reads: "image" (the predicted embedding), "text", or both; by default all that
-                it can.
+                it can, or `reads`.
             regions: of each prompt (P), where phrases of it shall be; for decoders that read text token by token.
             style: a reference picture's embedding in place of the prior's (eDiff-I's style transfer), one for all or one each (N); for
                 decoders that read text beside.
@@ -146,7 +153,7 @@ class Pipeline:
     def _chosen(self, conditions: Sequence[str] | None) -> Sequence[str]:
         known = self.decoder.conditions
         if conditions is None:
-            return known
+            return self.conditions
         if not conditions or not set(conditions) <= set(known):
             raise UserError(
                 f"conditions {list(conditions)} must be one or more of what the decoder reads: {', '.join(known)}."

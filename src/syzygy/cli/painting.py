@@ -54,6 +54,24 @@ LEAVE_NO_TRACE = ("offload", "download", "experts_memory")
 """Of those, what changes no picture."""
 
 
+def text_encoder_options(command: F) -> F:
+    """Who reads the prompts in CLIP's place: `text_encoder`, `llm`."""
+    options = (
+        click.option(
+            "--text-encoder",
+            metavar="adapter|RUN|FOLDER",
+            help="A language model's adapter that reads the prompts in CLIP's place, in its languages and past 77 tokens; adapter: the "
+            "model's own. Stable unCLIP's U-Net goes on reading them with its own CLIP, too.",
+        ),
+        click.option(
+            "--llm", metavar="FOLDER|ID", help="Where the adapter's language model is now, if it is not where it was."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def region_options(command: F) -> F:
     """Where phrases of the prompt shall be, and in which manner: `regions`, `canvas`, `mask_blur`, `painting`, `style`, `style_guidance`."""
     file = click.Path(path_type=Path)
@@ -102,6 +120,7 @@ def model_options(command: F) -> F:
         click.option(
             "--prior", metavar="RUN|FOLDER|ID", help="Another prior: a training run, a folder of weights, or a hub id."
         ),
+        text_encoder_options,
         click.option("--steps", type=Whole(1), metavar="N", help="Sampling steps. Default: what suits the model."),
         click.option("--guidance-scale", type=float, help="Guidance; 1 means off. Default: what suits the model."),
         click.option(
@@ -150,6 +169,8 @@ class Painter(NamedTuple):
             settings["model"],
             prior=settings["prior"],
             clip=settings["clip"],
+            text_encoder=settings["text_encoder"],
+            llm=settings["llm"],
             experts=settings["experts"],
             experts_memory=settings["experts_memory"],
             compile_experts=settings["compile_experts"],
@@ -166,14 +187,16 @@ class Painter(NamedTuple):
         own |= {"fingerprints": model.fingerprints(), "versions": artifact.versions()}
         if "conditions" in settings:
             chosen = settings["conditions"]
-            known = model.pipeline.decoder.conditions
-            own["conditions"] = list(known) if chosen is None else [name.strip() for name in chosen.split(",")]
+            own["conditions"] = (
+                list(model.pipeline.conditions) if chosen is None else [name.strip() for name in chosen.split(",")]
+            )
         said = {
             name: value
             for name, value in settings.items()
             if name not in LEAVE_NO_TRACE
             and not (
-                name in (*OPTIONS, "clip", "experts", "compile_experts", "tiling") and (value is None or value is False)
+                name in (*OPTIONS, "clip", "text_encoder", "llm", "experts", "compile_experts", "tiling")
+                and (value is None or value is False)
             )
         }
         return cls(model, said | own)

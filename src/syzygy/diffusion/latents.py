@@ -133,7 +133,10 @@ def conditioning_of(
             )
         spans = {name: found.spans for name, found in read.items() if found.spans is not None}
         if len(spans) < len(read):
-            raise UserError("regions need a text encoder with a state for each token; this one tells no words apart.")
+            raise UserError(
+                "regions need a text encoder with a state for each token; this one tells no words apart, as an adapter's states stand for "
+                "none. Leave the text encoder out, or let a decoder with T5 read words by that alone (conditions image,t5)."
+            )
         check_read(guide.texts, list(spans.values()), guide.regions)
         for name, own in spans.items():
             maps = painted(guide.texts, own, guide.regions, painting).to(device)

@@ -26,6 +26,9 @@ from syzygy.types import Prior, Sampling
 INDEX_FILE = "model_index.json"
 CLASS_NAME = "TextToImage"
 COMPONENTS = ("clip", "prior", "decoder", "autoencoder", "reader")
+OPTIONAL = ("t5", "llm", "adapter")
+"""Further parts that a model may have: T5 where its decoder reads it; a language model and its adapter, which are loaded only when
+they are asked for as text encoder."""
 BUNDLED = {"starter": Path(__file__).parents[1] / "starter"}
 """Models that come with the package."""
 DEFAULTS: dict[str, Any] = {"num_inference_steps": 25, "guidance_scale": 2.0, "sampler": "dpm++2m"}
@@ -164,8 +167,9 @@ def own_encoders(folder: Path, decoder: Path, device: str) -> dict[str, T5Text]:
 
 
 def assemble(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Mapping[str, Any]) -> Path:
-    """Put trained parts (`COMPONENTS`, perhaps `t5`) together as a model folder that `from_pretrained` loads."""
-    assert set(parts) - {"t5"} == set(COMPONENTS)
+    """Put trained parts (`COMPONENTS`, perhaps some of `OPTIONAL`) together as a model folder that `from_pretrained` loads."""
+    assert set(parts) - set(OPTIONAL) == set(COMPONENTS)
+    assert ("llm" in parts) == ("adapter" in parts), "an adapter reads the features of its language model alone"
     with artifact.folder_written(out, "the model") as temporary:
         for name, folder in parts.items():
             shutil.copytree(folder, temporary / name)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from syzygy.encoders.adapter import AdaptedText
 from syzygy.hub.clip import Clip
 from syzygy.prior.diffusion import SampledPrior
 from syzygy.types import Prior, TextFeatures
@@ -30,19 +31,19 @@ def visiting(device: torch.device, part: nn.Module, *, offload: bool = True) -> 
 
 @dataclass(frozen=True)
 class VisitingText:
-    """A CLIP's text encoder (`TextEncoder`) that is on the device only while it reads; what it gives stays there."""
+    """A `TextEncoder` that is on the device only while it reads; what it gives stays there."""
 
-    clip: Clip
+    encoder: Clip | AdaptedText
     device: torch.device
 
     @property
     def width(self) -> int:
-        return self.clip.width
+        return self.encoder.width
 
     def encode_text(self, texts: list[str]) -> TextFeatures:
-        """See `Clip.encode_text`."""
-        with visiting(self.device, self.clip):
-            return self.clip.encode_text(texts)
+        """See `TextEncoder`."""
+        with visiting(self.device, self.encoder):
+            return self.encoder.encode_text(texts)
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,10 @@ def painting_of(
         raise UserError("regions are for words that the decoder reads: let it read the text (conditions image,text).")
     known = [one for one in spans if one is not None]
     if len(known) < len(spans):
-        raise UserError("regions need a text encoder with a state for each token; this one tells no words apart.")
+        raise UserError(
+            "regions need a text encoder with a state for each token; this one tells no words apart, as an adapter's states stand for none. "
+            "Leave the text encoder out."
+        )
     strength = PAINTING if how.painting is None else how.painting
     maps = words_painted(guide.texts, known, guide.regions, strength, size)
     if maps is None:

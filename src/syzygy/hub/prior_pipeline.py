@@ -15,11 +15,14 @@ from torch import Tensor
 
 from syzygy import artifact
 from syzygy.config import parse
+from syzygy.encoders.adapter import AdaptedText
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
+from syzygy.hub.adapters import load_adapted
 from syzygy.hub.clip import Clip
 from syzygy.hub.priors import EXAMPLE, find_prior, load_prior
 from syzygy.hub.repositories import KANDINSKY, KARLO, PUBLISHED, identity
+from syzygy.hub.text_encoder import adapter_folder, llm_beside
 from syzygy.hub.zero_image import ZeroImage
 from syzygy.prior import layout
 from syzygy.prior.diffusion import PriorSampling, SampledPrior
@@ -47,6 +50,8 @@ class PriorPipeline:
     """The image encoder's output for a picture of zeros: what pictures move away from without a negative prompt."""
     dtype: torch.dtype
     """Of the embeddings given out."""
+    text_encoder: Clip | AdaptedText
+    """What reads prompts: the CLIP, or a language model with its adapter."""
 
     @classmethod
     def from_pretrained(
@@ -54,6 +59,8 @@ class PriorPipeline:
         prior: str | Path,
         *,
         clip: str | Path | None = None,
+        text_encoder: str | Path | None = None,
+        llm: str | Path | None = None,
         dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
         local_files_only: bool = False,
@@ -64,6 +71,9 @@ class PriorPipeline:
             prior: an ECLIPSE prior or a stock one: hub id (`@` and a revision may follow), folder, or finished training run.
             clip: folder or hub id of the CLIP that the prior was trained beside. By default the prior's own repository, where it
                 holds one; else, by the width of its embeddings, Kandinsky 2.2's or OpenAI's ViT-L/14.
+            text_encoder: a language model's adapter that reads prompts, negative ones too, in CLIP's place: its folder, or that of the
+                run that trained it.
+            llm: where the adapter's language model is, a folder or a hub id, if neither beside it nor where it was in training.
             dtype: what text encoder and stock prior compute in, and of the embeddings; fp32 by default. ECLIPSE is small and
                 computes in fp32 always.
             torch_dtype: the same, by the name that it had before diffusers 0.42.
@@ -74,6 +84,8 @@ class PriorPipeline:
         """
         if dtype is not None and torch_dtype is not None:
             raise UserError("dtype and torch_dtype are one setting: give one of them.")
+        if text_encoder is None and llm is not None:
+            raise UserError("a language model has no effect without its adapter: name a text encoder, or leave it out.")
         dtype = dtype or torch_dtype or torch.float32
         folder = find_prior(prior, local_files_only=local_files_only)
         source = _clip_of(prior, folder) if clip is None else clip
@@ -84,11 +96,23 @@ class PriorPipeline:
         own = dtype if layout.holds_diffusion(folder) else torch.float32
         loaded = load_prior(folder, text_first, dtype=own)
         at = checkpoint.locate(source, None, local_files_only=True)
-        return cls(text_first, loaded, ZeroImage(text_first, identity(at)), dtype)
+        zero_image = ZeroImage(text_first, identity(at))
+        if text_encoder is None:
+            return cls(text_first, loaded, zero_image, dtype, text_first)
+        reads = load_adapted(
+            found := adapter_folder(text_encoder, folder.parent),
+            text_first,
+            llm=llm or llm_beside(found),
+            local_files_only=local_files_only,
+        )
+        if isinstance(loaded, SampledPrior):
+            loaded = replace(loaded, unconditional=reads.encode_text([""]))
+        return cls(text_first, loaded, zero_image, dtype, reads)
 
     def to(self, device: torch.device | str) -> "PriorPipeline":
         """Move text encoder and prior; itself, for chaining."""
         self.clip.to(device)
+        self.text_encoder.to(device)
         network = self.prior.network if isinstance(self.prior, SampledPrior) else self.prior
         network.to(device)
         return self
@@ -138,13 +162,13 @@ class PriorPipeline:
             None if negative_prompt is None else _one_each(_texts(negative_prompt, "negative_prompt"), len(prompts))
         )
         noise = self._noise(len(rows), 1 if negatives is None else 2, generator, latents)
-        features = self.clip.encode_text(prompts)
+        features = self.text_encoder.encode_text(prompts)
         if negatives is None:
             found = prior.predict(features[rows], noise=noise)
             away = self.zero_image().to(found).expand(len(rows), -1)
         else:
             unique = list(dict.fromkeys(negatives))
-            theirs, which = self.clip.encode_text(unique), [unique.index(negatives[row]) for row in rows]
+            theirs, which = self.text_encoder.encode_text(unique), [unique.index(negatives[row]) for row in rows]
             both = TextFeatures.cat([features[rows], theirs[which]])
             found, away = _predicted(prior, both, theirs, which * 2, noise).chunk(2)
         return _output(found.to(self.dtype), away.to(self.dtype), output_type, return_dict)

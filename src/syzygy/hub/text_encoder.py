@@ -1,0 +1,132 @@
+"""A language model with its adapter in the place of a model's CLIP: whatever read CLIP's text features then reads the adapter's."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from syzygy import artifact
+from syzygy.diffusion.latents import LatentDecoder
+from syzygy.errors import UserError
+from syzygy.hub.adapters import PART, identity_of, load_adapted
+from syzygy.hub.bundle import part_folder
+from syzygy.hub.clip import Clip
+from syzygy.hub.karlo import KarloDecoder
+from syzygy.hub.offload import HOME, VisitingPrior, VisitingText
+from syzygy.hub.stable_unclip import StableUnclipDecoder
+from syzygy.pipeline import Pipeline
+from syzygy.prior.diffusion import SampledPrior
+from syzygy.types import PictureDecoder, Prior, TextEncoder, TextFeatures
+from syzygy.world.language import LANGUAGES
+
+OWN = "adapter"
+"""Asks for the adapter in the model's own folder."""
+LLM = "llm"
+"""Where a model's folder keeps its adapter's language model."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A path of a prompt with an adapter in it."""
+
+    pipeline: Pipeline
+    languages: tuple[str, ...]
+    """Codes of the world's languages that the adapter was taught."""
+    fingerprints: Mapping[str, str]
+    """Of the adapter (`text_encoder`) and of its language model (`llm`)."""
+
+
+def adapt(
+    path: Pipeline,
+    clip: Callable[[], Clip],
+    model: Path,
+    source: str | Path,
+    *,
+    llm: str | Path | None = None,
+    offload: bool = False,
+    local_files_only: bool = True,
+) -> Adapted:
+    """Load an adapter and let it read the prompts of a path, the empty one and negative ones included.
+
+    Stable unCLIP's U-Net goes on reading texts with an encoder of its own: this is warned of.
+
+    Args:
+        clip: gives the one in whose place it comes.
+        model: the folder of the model, in case the adapter is its own (`OWN`).
+        source: "adapter", the adapter's folder, that of its run, or of a model that has one.
+        llm: where its language model is; None: beside the adapter in a model's folder, or else where it was in training.
+        offload: on the device only while it reads.
+
+    Raises:
+        UserError: the model paints from texts alone; as `load_adapted`.
+    """
+    if path.text_encoder is None:
+        raise UserError(
+            "this model paints from texts alone, with encoders of its own, and has no place for another: leave the text encoder out. "
+            "Models that take one: starter, kandinsky-2.2, karlo, stable-unclip."
+        )
+    folder = adapter_folder(source, model)
+    device = HOME if offload else str(path.device)
+    found = load_adapted(
+        folder, clip(), llm=llm or llm_beside(folder), device=device, local_files_only=local_files_only
+    )
+    encoder: TextEncoder = VisitingText(found, path.device) if offload else found
+    if isinstance(path.decoder, StableUnclipDecoder):
+        warnings.warn(
+            "Stable unCLIP's U-Net reads the prompt with a CLIP of its own (English, 77 tokens), beside the image embedding that the "
+            "prior predicts from the text encoder's features. To leave that text out: conditions image.",
+            stacklevel=3,
+        )
+    own = {"text_encoder": artifact.fingerprint(found.adapter.state_dict()), "llm": identity_of(folder)["fingerprint"]}
+    return Adapted(with_text(path, encoder), languages_of(folder), own)
+
+
+def with_text(path: Pipeline, encoder: TextEncoder) -> Pipeline:
+    """The same path with another text encoder in CLIP's space: what it makes of the empty prompt is also what guidance moves away from.
+
+    Our decoder is then told by it alone: other encoders of its own (T5) read English, and are read where a call says so.
+    """
+    nothing = encoder.encode_text([""])
+    reads = ("image", "text") if isinstance(path.decoder, LatentDecoder) and path.decoder.encoders else path.reads
+    prior = None if path.prior is None else _prior_with(path.prior, nothing)
+    return replace(path, text_encoder=encoder, prior=prior, decoder=_decoder_with(path.decoder, nothing), reads=reads)
+
+
+def _prior_with(prior: Prior, nothing: TextFeatures) -> Prior:
+    """A diffusion prior is guided away from the empty prompt as its text encoder reads it; others as they are."""
+    if isinstance(prior, VisitingPrior):
+        return replace(prior, prior=_prior_with(prior.prior, nothing))
+    return replace(prior, unconditional=nothing) if isinstance(prior, SampledPrior) else prior
+
+
+def _decoder_with(decoder: PictureDecoder, nothing: TextFeatures) -> PictureDecoder:
+    return replace(decoder, empty=nothing) if isinstance(decoder, KarloDecoder) else decoder
+
+
+def adapter_folder(source: str | Path, model: Path) -> Path:
+    """The adapter's own folder; `source` as of `adapt`.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if str(source) != OWN:
+        return part_folder(source, PART)
+    if not (model / PART / artifact.CONFIG_FILE).is_file():
+        raise UserError(
+            f"{model} has no adapter of its own: name the folder of one, or of the run that trained it (syzygy train adapter)."
+        )
+    return model / PART
+
+
+def llm_beside(folder: Path) -> Path | None:
+    """The language model that a model's folder keeps beside its adapter, if it does."""
+    beside = folder.parent / LLM
+    return beside if (beside / artifact.CONFIG_FILE).is_file() else None
+
+
+def languages_of(folder: Path) -> tuple[str, ...]:
+    """The world's languages that an adapter was taught, by its record; where it does not say, all."""
+    record: dict[str, Any] = artifact.read_json(folder / artifact.PROVENANCE_FILE)
+    taught = record.get("languages")
+    return tuple(LANGUAGES) if taught is None else tuple(code for code in LANGUAGES if code in taught)

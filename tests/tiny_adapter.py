@@ -1,0 +1,37 @@
+"""Adapters of untrained weights for the tests' tiny models, saved as `syzygy train adapter` saves them."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from syzygy.encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
+from syzygy.hub.clip import Clip
+from syzygy.hub.llm import Llm
+from tests.tiny_llm import save_tiny_llm
+
+MEASURED = ["a red star", "two blue circles", "a ring", "a moon above a cross"]
+
+
+def save_tiny_adapter(
+    folder: Path, llm: Path, clip: Clip, *, queries: int = 3, seed: int = 0, languages: tuple[str, ...] | None = None
+) -> Path:
+    """An adapter between this language model and this CLIP."""
+    model = Llm.from_pretrained(llm)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sizes: dict[str, Any] = {"layers": 1, "heads": 2, "width": 16}
+        adapter = TextAdapter(AdapterConfig(queries=queries, llm_width=model.width, clip_width=clip.width, **sizes))
+    adapter.set_statistics(TextStatistics.of(clip.encode_text(MEASURED)))
+    record: dict[str, Any] = {"llm": model.identity().to_config(), "clip": clip.fingerprint()}
+    adapter.save_pretrained(folder, record | ({} if languages is None else {"languages": list(languages)}))
+    return folder
+
+
+def with_adapter(model: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of one of our models with a language model and an adapter of its own."""
+    shutil.copytree(model, folder)
+    save_tiny_llm("llama", folder / "llm")
+    save_tiny_adapter(folder / "adapter", folder / "llm", Clip.from_pretrained(folder / "clip"), **settings)
+    return folder
