@@ -20,6 +20,7 @@ from syzygy import artifact
 from syzygy.diffusion.paint import Painting
 from syzygy.errors import UserError
 from syzygy.hub import asking, schedulers, towers
+from syzygy.hub.latent_diffusion import decoded, guided, pixels_a_position
 from syzygy.hub.offload import visiting
 from syzygy.hub.painting import attention_arguments, padded_tokens, paintable, painting_of
 from syzygy.hub.parts import check_parts, load_model, read_settings
@@ -128,7 +129,7 @@ class StableDiffusionDecoder:
     @property
     def scale(self) -> int:
         """Pixels a latent position, along each side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return pixels_a_position(self.vae)
 
     @torch.inference_mode()
     def paint(
@@ -161,7 +162,7 @@ class StableDiffusionDecoder:
         with visiting(self.device, self.unet, offload=self.offload):
             latents = schedulers.walk(scheduler, predict, noise, steps, generators, on_step)
         with visiting(self.device, self.vae, offload=self.offload):
-            return torch.cat([self._decoded(part) for part in latents.split(1 if self.offload else number)])
+            return decoded(self.vae, latents, singly=self.offload)
 
     def _read(self, texts: list[str]) -> tuple[list[Tokenized], Read]:
         """Tokens of each picture's text, and what is read of them; each text is read once."""
@@ -192,16 +193,9 @@ class StableDiffusionDecoder:
                 added_cond_kwargs=more,
                 return_dict=False,
             )[0].float()
-            if scale == 1:
-                return found
-            from_, towards = found.chunk(2)
-            return from_ + scale * (towards - from_)
+            return guided(found, scale)
 
         return predict
-
-    def _decoded(self, latents: Float[Tensor, "N C h w"]) -> Float[Tensor, "N 3 H W"]:
-        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        return (self.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
 
 
 def load_stable_diffusion(

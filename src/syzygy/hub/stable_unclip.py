@@ -20,6 +20,7 @@ from syzygy import artifact
 from syzygy.diffusion.paint import Painting
 from syzygy.errors import UserError
 from syzygy.hub import asking, schedulers, towers
+from syzygy.hub.latent_diffusion import decoded, guided, pixels_a_position
 from syzygy.hub.offload import visiting
 from syzygy.hub.painting import attention_arguments, padded_tokens, paintable, painting_of
 from syzygy.hub.parts import check_parts, load_model, read_settings
@@ -95,7 +96,7 @@ class StableUnclipDecoder:
     @property
     def scale(self) -> int:
         """Pixels a latent position, along each side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return pixels_a_position(self.vae)
 
     @torch.inference_mode()
     def paint(
@@ -129,7 +130,7 @@ class StableUnclipDecoder:
         with visiting(self.device, self.unet, offload=self.offload):
             latents = schedulers.walk(scheduler, predict, start, steps, generators, on_step)
         with visiting(self.device, self.vae, offload=self.offload):
-            return torch.cat([self._decoded(part) for part in latents.split(1 if self.offload else number)])
+            return decoded(self.vae, latents, singly=self.offload)
 
     def _level(self, how: Sampling) -> int:
         level = how.options.get(NOISE_LEVEL, self.defaults.options[NOISE_LEVEL])
@@ -187,19 +188,10 @@ class StableUnclipDecoder:
         def predict(x: Tensor, t: Tensor) -> Tensor:
             both = (x if scale == 1 else torch.cat([x, x])).to(self.unet.dtype)
             painted = attention_arguments(painting, noise(host.value(t)))
-            found = self.unet(both, t, states, class_labels=labels, cross_attention_kwargs=painted, return_dict=False)[
-                0
-            ].float()
-            if scale == 1:
-                return found
-            from_, towards = found.chunk(2)
-            return from_ + scale * (towards - from_)
+            found = self.unet(both, t, states, class_labels=labels, cross_attention_kwargs=painted, return_dict=False)
+            return guided(found[0].float(), scale)
 
         return predict
-
-    def _decoded(self, latents: Float[Tensor, "N C h w"]) -> Float[Tensor, "N 3 H W"]:
-        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        return (self.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
 
 
 def embedding_width(folder: Path) -> int:
