@@ -176,15 +176,27 @@ class EmbeddingStore:
         Raises:
             UserError: an older version wrote the store, without them: says how to add them; the set has no pooled embeddings.
         """
+        tensors = self._empty()
+        if "pooled" not in tensors:
+            raise self._no_pooled()
+        return PackedText(tensors["states"], tensors["offsets"], tensors["pooled"])
+
+    def empty_tokens(self) -> TokenStates:
+        """Token states of the empty text, as one caption.
+
+        Raises:
+            UserError: an older version wrote the store, without them.
+        """
+        tensors = self._empty()
+        return TokenStates(tensors["states"], tensors["offsets"])
+
+    def _empty(self) -> Mapping[str, Tensor]:
         file = self.manifest["features"][self.features].get(RECORD)
         if file is None:
             raise UserError(
                 f"{self.path} holds no features of the empty text: an older version wrote it. {self._remedy()}"
             )
-        tensors = mapped(self.path / layout.SHARDS / file["name"], file["size"])
-        if "pooled" not in tensors:
-            raise self._no_pooled()
-        return PackedText(tensors["states"], tensors["offsets"], tensors["pooled"])
+        return mapped(self.path / layout.SHARDS / file["name"], file["size"])
 
     def _remedy(self) -> str:
         """How features of the empty text come into a store of schema 1."""

@@ -5,6 +5,15 @@ from typing import TypeVar
 
 from syzygy.config import Config
 from syzygy.errors import unknown
+from syzygy.presets.adapters import (
+    align_bigg_14,
+    align_starter,
+    align_vit_l_14,
+    image_published,
+    image_starter,
+    quality_published,
+    quality_starter,
+)
 from syzygy.presets.pictures import (
     autoencoder_starter,
     clip_starter,
@@ -28,6 +37,7 @@ from syzygy.presets.whole import (
     starter_cpu,
     starter_gpu,
 )
+from syzygy.runs.adapter import AlignRun, ImageRun
 from syzygy.runs.autoencoder import AutoencoderRun
 from syzygy.runs.clip import ClipRun
 from syzygy.runs.decoder import DecoderRun
@@ -43,6 +53,9 @@ from syzygy.runs.starter import StarterRun
 from syzygy.runs.t5 import T5Run
 
 __all__ = [
+    "ADAPTER_ALIGN",
+    "ADAPTER_IMAGE",
+    "ADAPTER_QUALITY",
     "AUTOENCODER",
     "CLIP",
     "DECODER",
@@ -56,6 +69,9 @@ __all__ = [
     "REPRODUCE_EXPERTS",
     "STARTER",
     "T5",
+    "align_bigg_14",
+    "align_starter",
+    "align_vit_l_14",
     "autoencoder_starter",
     "choose",
     "clip_starter",
@@ -67,11 +83,15 @@ __all__ = [
     "expert_unets_full",
     "expert_unets_lora",
     "experts_full",
+    "image_published",
+    "image_starter",
     "lm_starter",
     "prior_diffusion",
     "prior_eclipse_kandinsky22",
     "prior_eclipse_karlo",
     "prior_starter",
+    "quality_published",
+    "quality_starter",
     "reader_starter",
     "reproduce_experts_full",
     "reproduce_experts_quick",
@@ -84,6 +104,21 @@ __all__ = [
 
 R = TypeVar("R", bound=Config)
 
+ADAPTER_ALIGN: dict[str, Callable[[], AlignRun]] = {
+    "starter": align_starter,
+    "vit-l-14": align_vit_l_14,
+    "bigg-14": align_bigg_14,
+}
+ADAPTER_IMAGE: dict[str, Callable[[], ImageRun]] = {
+    "starter": image_starter,
+    "vit-l-14": image_published,
+    "bigg-14": image_published,
+}
+ADAPTER_QUALITY: dict[str, Callable[[], ImageRun]] = {
+    "starter": quality_starter,
+    "vit-l-14": quality_published,
+    "bigg-14": quality_published,
+}
 AUTOENCODER: dict[str, Callable[[], AutoencoderRun]] = {"starter": autoencoder_starter}
 CLIP: dict[str, Callable[[], ClipRun]] = {"starter": clip_starter}
 DECODER: dict[str, Callable[[], DecoderRun]] = {

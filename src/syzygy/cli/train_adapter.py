@@ -1,0 +1,177 @@
+"""`syzygy train adapter`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from syzygy.cli.common import progress_bar
+from syzygy.cli.train import EPILOG, Trained, _train, train_options
+from syzygy.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+STARTER = "starter"
+ORDER = """
+\b
+Three stages, in this order, each in a folder of its own:
+  align    texts alone: captions of any language come to where CLIP puts their English
+  image    adapter and prior learn from pictures, also what stands after CLIP's 77th token
+  quality  the prior, on chosen pictures of a store; the adapter stays as it is
+
+\b
+On the embedded world (LM: a run of syzygy train lm):
+  syzygy train adapter --stage align --llm LM --out align
+  syzygy train adapter --stage image --from align --out image
+
+\b
+For published models, on a corpus and pairs of your own:
+  syzygy train adapter --stage align --preset bigg-14 --llm Qwen/Qwen3-0.6B --clip CLIP \\
+    --prior PRIOR --corpus corpus.jsonl --out align
+  syzygy store add STORE --llm Qwen/Qwen3-0.6B --compute bf16
+  syzygy train adapter --stage image --preset bigg-14 --from align --prior PRIOR --data STORE --out image
+  syzygy train adapter --stage quality --preset bigg-14 --from image --data STORE \\
+    --filter 'width >= 512 and aesthetic > 5.5' --out quality
+
+\b
+A line of a corpus is {"texts": {"en": "a red ring", "de": "ein roter Ring"}}: English, and what you have besides; see
+syzygy world corpus. A filter compares columns of the store (syzygy store info) with numbers, true, false or 'texts' by
+< <= > >= == !=, joined by and, or, brackets. What is embedded of the world shall not show what tests ask for: make it
+with syzygy world sample --held-out exclude.
+  torchrun --nproc-per-node 4 -m syzygy.cli train adapter …      on four GPUs
+"""
+
+
+@click.command(epilog=EPILOG + ORDER)
+@click.option(
+    "--stage", type=click.Choice(["align", "image", "quality"]), required=True, help="Which of the three, see below."
+)
+@click.option(
+    "--llm",
+    metavar="RUN|FOLDER|HUB-ID",
+    help="The frozen language model. Later stages: where it is now, if it was moved.",
+)
+@click.option("--clip", metavar="FOLDER|MODEL|HUB-ID", help=f"The frozen CLIP.  [default: {STARTER}]")
+@click.option(
+    "--prior",
+    metavar="RUN|FOLDER|MODEL|HUB-ID",
+    help=f"The ECLIPSE prior beside it: frozen in align, trained afterwards.  [default: {STARTER}'s, then that of --from]",
+)
+@click.option(
+    "--corpus",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Align on these parallel captions, in JSON Lines; else on the embedded world's.",
+)
+@click.option(
+    "--data", "store", type=click.Path(path_type=Path), metavar="STORE", help="Train on this embedding store."
+)
+@click.option("--features", metavar="NAME", help="The store's set of the language model's features.  [default: llm]")
+@click.option("--filter", "condition", metavar="EXPRESSION", help="See only pictures of the store that it passes.")
+@click.option("--from", "former", metavar="RUN", help="The finished run of the stage before.")
+@train_options(STARTER)
+def adapter(
+    stage: str,
+    llm: str | None,
+    clip: str | None,
+    prior: str | None,
+    corpus: Path | None,
+    store: Path | None,
+    features: str | None,
+    condition: str | None,
+    former: str | None,
+    **options: Any,
+) -> None:
+    """An adapter: a language model's features to CLIP's text space, for prompts in other languages and past 77 tokens."""
+    given = {"--llm": llm, "--clip": clip, "--corpus": corpus, "--data": store, "--features": features, "--filter": condition,
+             "--from": former}  # fmt: skip
+    if not options["show_settings"]:
+        _check(stage, {name for name, value in given.items() if value is not None})
+    if condition is not None:
+        options["overrides"] = _with_filter(condition, options["overrides"])
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.train.parallel import joined
+
+        with joined(device) as world:
+            if stage == "align":
+                result = _align(run, world, out, llm, clip or STARTER, prior, corpus)
+                return Trained(
+                    result.folder, result.metrics, f"syzygy train adapter --stage image --from {out} --out RUN"
+                )
+            result = _image(run, world, out, stage, llm, clip or STARTER, prior, store, features or "llm", str(former))
+            return Trained(result.folder, result.metrics)
+
+    _train(f"ADAPTER_{stage.upper()}", body, **options)
+
+
+def _check(stage: str, given: set[str]) -> None:
+    """Refuse what has no effect, and ask for what is needed."""
+    needed = {"align": {"--llm"}, "image": {"--from"}, "quality": {"--from", "--data"}}[stage]
+    if missing := sorted(needed - given):
+        what = (
+            "A language model, such as a run of syzygy train lm"
+            if missing[0] == "--llm"
+            else "The order is align, image, quality"
+        )
+        raise UserError(f"stage {stage!r} needs {' and '.join(missing)}. {what}: see syzygy train adapter --help.")
+    useless = {"--data", "--features", "--filter", "--from"} if stage == "align" else {"--corpus"}
+    if "--data" in given:
+        useless |= {"--llm", "--clip"}
+    elif stage == "image":
+        useless |= {"--features", "--filter"}
+    if found := sorted(given & useless):
+        why = f"with stage {stage!r}" + (" and --data: the store tells" if {"--llm", "--clip"} & set(found) else "")
+        raise UserError(f"{' and '.join(found)} {'has' if len(found) == 1 else 'have'} no effect {why}. Leave it out.")
+
+
+def _with_filter(condition: str, overrides: tuple[str, ...]) -> tuple[str, ...]:
+    import json
+
+    if any(text.partition("=")[0] == "filter" for text in overrides):
+        raise UserError("--filter and filter=… say the same: give one of them.")
+    return (f"filter={json.dumps(condition)}", *overrides)
+
+
+def _align(
+    run: Any, world: Any, out: Path, llm: str | None, clip_source: str, prior_source: str | None, corpus: Path | None
+) -> Any:
+    from syzygy.hub.bundle import BUNDLED, part_folder
+    from syzygy.hub.clip import Clip
+    from syzygy.runs import adapter
+
+    if prior_source is not None and not run.task.prior:
+        raise UserError("--prior has no effect with task.prior=0. Leave it out.")
+    ours = clip_source in BUNDLED or Path(clip_source).is_dir()
+    clip = Clip.from_pretrained(part_folder(clip_source, "clip") if ours else clip_source)
+    prior = adapter.frozen_prior(prior_source or STARTER, clip.fingerprint()) if run.task.prior else None
+    if corpus is not None and not any(text.startswith("lengths=") for text in _overrides()):
+        run = run.model_copy(update={"lengths": None})
+    model = adapter.language_model(run, str(llm))
+    return adapter.align(run, model, clip, prior, out, world, corpus=corpus)
+
+
+def _image(
+    run: Any, world: Any, out: Path, stage: str, llm: str | None, clip_source: str, prior_source: str | None,
+    store: Path | None, features: str, former_source: str,
+) -> Any:  # fmt: skip
+    from syzygy.hub.bundle import BUNDLED, part_folder
+    from syzygy.hub.clip import Clip
+    from syzygy.runs import adapter
+
+    former = adapter.Former.load(former_source, stage)
+    own = former.run if (former.run / "prior").is_dir() else STARTER
+    prior = adapter.frozen_prior(prior_source or own, former.record["clip"])
+    if store is not None:
+        names = [text.partition("=")[0] for text in _overrides()]
+        unset = {name: None for name in ("scenes", "languages", "lengths") if name not in names}
+        run = run.model_copy(update=unset)
+        return adapter.image_on_store(run, former, store, features, prior, out, world, stage=stage)
+    ours = clip_source in BUNDLED or Path(clip_source).is_dir()
+    clip = Clip.from_pretrained(part_folder(clip_source, "clip") if ours else clip_source)
+    return adapter.image(run, former, former.language_model(llm), clip, prior, out, world, bar=progress_bar)
+
+
+def _overrides() -> tuple[str, ...]:
+    return click.get_current_context().params["overrides"]

@@ -1,0 +1,110 @@
+"""Adapters between a language model and a CLIP: of the starter, of ViT-L/14 (Karlo) and of ViT-bigG/14 (Kandinsky 2.2)."""
+
+from typing import Any
+
+from syzygy.encoders.adapter import SIZES
+from syzygy.hub.llm import LlmRecipe
+from syzygy.runs.adapter import AlignRun, ImageRun
+from syzygy.train.align import AlignTaskConfig
+from syzygy.train.image import ImageTaskConfig
+from syzygy.train.schedule import LoopConfig
+
+
+def align_starter() -> AlignRun:
+    """The starter's adapter on the world's captions: an estimated 22 minutes on one CPU core."""
+    return AlignRun(
+        adapter=SIZES["starter"],
+        lengths=("short", "short", "medium"),
+        task=AlignTaskConfig(batch_size=96),
+        loop=_short(steps=900, lr=1e-3),
+    )
+
+
+def image_starter() -> ImageRun:
+    """The starter's adapter and prior on the world's pictures, captions of all lengths: an estimated 12 minutes on one CPU core."""
+    return ImageRun(
+        scenes=20_000,
+        lengths=("short", "short", "medium", "medium", "long"),
+        task=ImageTaskConfig(batch_size=64),
+        loop=_short(steps=400, lr=4e-4),
+    )
+
+
+def quality_starter() -> ImageRun:
+    """The starter's prior on chosen pictures of a store: a minute or two."""
+    return ImageRun(task=ImageTaskConfig(batch_size=64, frozen="adapter"), loop=_short(steps=100, lr=1e-4))
+
+
+def _short(*, steps: int, lr: float) -> LoopConfig:
+    return LoopConfig(
+        steps=steps,
+        lr=lr,
+        warmup=steps // 20,
+        grad_clip=1.0,
+        ema_half_life=20,
+        validate_every=steps // 5,
+        checkpoint_every=steps // 10,
+    )
+
+
+def _align_published(size: str) -> AlignRun:
+    """After arXiv 2405.12914: AdamW at 2e-5 after 1,000 steps of warm-up, 512 captions a step. Its decay is linear, ours a cosine; its five
+    epochs are as many steps as a corpus has, so the number is ours. Contrastive term, prior and empty captions too. Not run at full size yet.
+    """
+    return AlignRun(
+        adapter=SIZES[size],
+        recipe=LlmRecipe(),
+        compute="bf16",
+        validation_lines=512,
+        task=AlignTaskConfig(batch_size=512, precision="auto"),
+        loop=_long(steps=50_000, lr=2e-5, warmup=1000),
+    )
+
+
+def _image_published(**task: Any) -> ImageRun:
+    """The paper tells no more of its later stages than the numbers of pictures (43M, then 40K). Predictions are contrasted with images, so that
+    captions may be longer than CLIP reads, and in any language. Not run at full size yet."""
+    return ImageRun(
+        validation_images=4096,
+        task=ImageTaskConfig(batch_size=1024, precision="auto", contrast="image", **task),
+        loop=_long(steps=30_000, lr=2e-5, warmup=500),
+    )
+
+
+def _quality_published() -> ImageRun:
+    run = _image_published(frozen="adapter")
+    return run.model_copy(update={"validation_images": 512, "loop": _long(steps=1000, lr=1e-5, warmup=100)})
+
+
+def _long(*, steps: int, lr: float, warmup: int) -> LoopConfig:
+    return LoopConfig(
+        steps=steps,
+        lr=lr,
+        warmup=warmup,
+        weight_decay=0.01,
+        grad_clip=1.0,
+        ema_half_life=min(500, steps / 20),
+        validate_every=steps // 20,
+        checkpoint_every=steps // 20,
+        keep_checkpoints=2,
+    )
+
+
+def align_vit_l_14() -> AlignRun:
+    """For the CLIP of Karlo."""
+    return _align_published("vit-l-14")
+
+
+def align_bigg_14() -> AlignRun:
+    """For the CLIP of Kandinsky 2.2."""
+    return _align_published("bigg-14")
+
+
+def image_published() -> ImageRun:
+    """For both: sizes come with the aligned adapter."""
+    return _image_published()
+
+
+def quality_published() -> ImageRun:
+    """For both: the adapter as it is, the prior on chosen pictures."""
+    return _quality_published()

@@ -1,0 +1,378 @@
+"""The three stages of an adapter between a language model and a CLIP: align on texts, learn from pictures, polish on chosen ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from syzygy import artifact
+from syzygy.config import Config
+from syzygy.data.store import EmbeddingStore
+from syzygy.encoders.adapter import AdapterConfig, AdapterSizes, TextAdapter, TextStatistics
+from syzygy.errors import UserError
+from syzygy.hub.adapters import PART, identity_of, recipe_of
+from syzygy.hub.bundle import BUNDLED, part_folder
+from syzygy.hub.clip import Clip
+from syzygy.hub.llm import Llm, LlmRecipe, check_same
+from syzygy.hub.priors import load_eclipse, trained_beside
+from syzygy.prior.model import EclipsePrior
+from syzygy.rng import seed_of
+from syzygy.runs.adapter_sources import AlignSource, ImageSource, pictures_of_a_store, pictures_of_the_world
+from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
+from syzygy.runs.embed_features import COMPUTE, load_llm, open_features
+from syzygy.runs.parallel_captions import Captions, CorpusCaptions, WorldCaptions
+from syzygy.runs.prior import PUBLISHED_SCALE
+from syzygy.train.adapter import AdapterTask
+from syzygy.train.align import AlignStage, AlignTaskConfig
+from syzygy.train.image import ImageStage, ImageTaskConfig
+from syzygy.train.loop import FitResult, fit
+from syzygy.train.parallel import World
+from syzygy.train.progress import Reporter
+from syzygy.train.schedule import LoopConfig
+from syzygy.world.corpus import checked_languages
+from syzygy.world.language import LANGUAGES
+from syzygy.world.language.base import Length
+
+FORMER: dict[str, tuple[str, ...]] = {"image": ("align", "image"), "quality": ("image", "quality")}
+"""Which stages' artefacts a stage goes on from."""
+STATISTICS_CAPTIONS = 1024
+"""CLIP's features of so many English captions tell where the adapter's outputs shall lie."""
+
+
+class AlignRun(Config):
+    """Everything that makes an aligned adapter, but the models and the corpus."""
+
+    adapter: AdapterSizes
+    """Its sizes."""
+    recipe: LlmRecipe = LlmRecipe()
+    """How the language model's states become features."""
+    compute: Literal["fp32", "bf16"] = "fp32"
+    """What the language model computes in, in training and ever after."""
+    languages: tuple[str, ...] | None = None
+    """Codes of the languages that are learned, English among them; null is all that the corpus's first line or the world has."""
+    lengths: tuple[Literal["short", "medium"], ...] | None = Field(default=None, min_length=1)
+    """Captions of the embedded world, each length as often as it stands here, one a step (long ones are more than CLIP reads); null with a
+    corpus."""
+    validation_lines: int = Field(default=64, gt=1)
+    """Unseen lines that each language is validated on; of a corpus, its first ones."""
+    task: AlignTaskConfig
+    """Losses and batch."""
+    loop: LoopConfig
+    """Length and learning rate."""
+    seed: int = 0
+    """Weights, order and noise follow from it."""
+
+
+class ImageRun(Config):
+    """Everything that makes an adapter that has seen pictures, but the models and the store."""
+
+    scenes: int | None = Field(default=None, gt=0)
+    """Scenes of the embedded world to train on, embedded once; null where a store is trained on."""
+    languages: tuple[str, ...] | None = None
+    """Codes of the languages of the world's captions; null is all of them, and a store's captions are as they are."""
+    lengths: tuple[Length, ...] | None = Field(default=None, min_length=1)
+    """Lengths of the world's captions, each as often as it stands here, one a step; null with a store."""
+    validation_images: int = Field(default=512, gt=0)
+    """Images for validation, with their captions: unseen ones of the world, or some of the store, which training then leaves out."""
+    filter: str | None = None
+    """Which of the store's pictures are seen, such as "width >= 512 and aesthetic > 5.5"; null is all."""
+    task: ImageTaskConfig
+    """Loss and batch, and what is frozen."""
+    loop: LoopConfig
+    """Length and learning rate."""
+    seed: int = 0
+    """Scenes, order and noise follow from it."""
+
+
+@dataclass(frozen=True)
+class Former:
+    """The artefact that a stage goes on from."""
+
+    run: Path
+    adapter: TextAdapter
+    record: dict[str, Any]
+    """Its provenance."""
+    llm: dict[str, Any]
+    """The identity of its language model."""
+
+    @staticmethod
+    def load(source: str | Path, stage: str) -> "Former":
+        """
+        Raises:
+            UserError: there is no finished adapter, or it is of a stage that this one does not go on from.
+        """
+        folder = part_folder(source, PART)
+        adapter, record = TextAdapter.from_pretrained(folder), artifact.read_json(folder / artifact.PROVENANCE_FILE)
+        if (found := record.get("stage")) not in FORMER[stage]:
+            raise UserError(
+                f"the adapter in {folder} is of stage {found!r}; stage {stage!r} goes on from {' or '.join(FORMER[stage])}. "
+                "The order is align, image, quality."
+            )
+        return Former(folder.parent, adapter, record, identity_of(folder))
+
+    @property
+    def lineage(self) -> list[dict[str, Any]]:
+        """What came before, this one included: the oldest first."""
+        kept = ("stage", "clip", "prior", "data", "decoder", "steps", "samples")
+        own = {name: self.record[name] for name in kept if name in self.record}
+        return [*self.record.get("lineage", []), own | {"adapter": artifact.fingerprint(self.adapter.state_dict())}]
+
+    def language_model(self, llm: str | None, *, local_files_only: bool = True) -> Llm:
+        """Its language model, read as it was in training; `llm` is where that lies now, None where it lay.
+
+        Raises:
+            UserError: it is not found, or another one.
+        """
+        place = llm or str(self.llm["source"])
+        revision = None if llm is not None else self.llm.get("revision")
+        recipe, dtype = recipe_of(self.llm), getattr(torch, self.llm["dtype"])
+        found = load_llm(place, recipe=recipe, revision=revision, dtype=dtype, local_files_only=local_files_only)
+        check_same(self.llm, found.identity().to_config(), f"the adapter of {self.run}")
+        return found
+
+
+def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True) -> EclipsePrior:
+    """The ECLIPSE prior of a model, a run, a folder or a hub id, in fp32; `clip` is the CLIP's fingerprint.
+
+    Raises:
+        UserError: it is not found, no ECLIPSE prior, or belongs to another CLIP.
+    """
+    ours = str(source) in BUNDLED or Path(source).is_dir()
+    place: Any = part_folder(source, "prior") if ours else source
+    prior = load_eclipse(place, local_files_only=local_files_only)
+    if ours:
+        trained_beside(place, "clip", clip)
+    return prior
+
+
+def captions_of(run: AlignRun, corpus: Path | None, clip: Clip) -> Captions:
+    """What the run aligns on.
+
+    Raises:
+        UserError: as `CorpusCaptions`; a setting would have no effect.
+    """
+    if corpus is None:
+        if run.lengths is None:
+            raise UserError(
+                'this preset aligns on a corpus: give --corpus FILE, or set lengths=["short"] for the embedded world.'
+            )
+        return WorldCaptions(seed_of(run.seed, "align"), run.languages or tuple(LANGUAGES), run.lengths)
+    if run.lengths is not None:
+        raise UserError(f"lengths={list(run.lengths)} has no effect on a corpus: leave it out, or set lengths=null.")
+    return CorpusCaptions(corpus, clip, run.seed, run.languages, run.validation_lines)
+
+
+def align(
+    run: AlignRun,
+    llm: Llm,
+    clip: Clip,
+    prior: EclipsePrior | None,
+    out: Path,
+    world: World,
+    *,
+    corpus: Path | None = None,
+    report: Reporter | None = None,
+) -> RunResult:
+    """Stage 1: train (or resume) in `out`, beside frozen models; the finished one is `out/adapter`, fp16.
+
+    Args:
+        prior: frozen, of this CLIP; None where its weight is 0.
+        corpus: parallel captions in JSON Lines; None is the embedded world.
+
+    Raises:
+        UserError: as `captions_of` and `AlignStage`; tokens to distil, but another number of queries than CLIP has positions.
+    """
+    if run.task.tokens and run.adapter.queries != clip.positions:
+        raise UserError(
+            f"task.tokens distils CLIP's {clip.positions} states, adapter.queries is {run.adapter.queries}: set it to {clip.positions}."
+        )
+    captions = captions_of(run, corpus, clip)
+    llm, clip = llm.to(world.device), clip.to(world.device).requires_grad_(False)
+    identity = llm.identity().to_config()
+    beside = {"stage": "align", "llm": identity, "clip": clip.fingerprint(), "prior": None, "data": captions.record}
+    if prior is not None:
+        prior = prior.to(world.device).requires_grad_(False).eval()
+        beside["prior"] = artifact.fingerprint(prior.state_dict())
+    adapter = _fresh(run, llm.width, clip, captions).to(world.device)
+    needs_scale = run.task.contrastive > 0 and run.task.temperature == "clip"
+    stage = AlignStage(adapter, prior, run.task, logit_scale=clip.logit_scale if needs_scale else 1.0)
+    source = AlignSource(
+        captions, llm, clip, run.task.batch_size, run.task.empty, run.seed,
+        padded=run.task.tokens > 0, validation=run.validation_lines,
+    )  # fmt: skip
+    result = _fit(run, AdapterTask(stage, source, **_how(run, world)), beside, out, world, report, "align")
+    metrics = _metrics(result)
+    record = provenance("adapter", run, result, result.steps * run.task.batch_size, metrics) | beside
+    if world.first:
+        record |= {"languages": list(captions.languages)}
+        if isinstance(captions, CorpusCaptions):
+            record["left_out"] = captions.left_out
+        adapter.save_pretrained(out / PART, record, torch.float16)
+    world.wait()
+    return RunResult(out / PART, metrics, result.history)
+
+
+def _fresh(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdapter:
+    """With CLIP's statistics on captions that training sees."""
+    sizes = run.adapter.model_dump()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(run.seed, "adapter weights"))
+        adapter = TextAdapter(AdapterConfig(**sizes, llm_width=width, clip_width=clip.width))
+    english = list(dict.fromkeys(captions.line("en", place, place).english for place in range(STATISTICS_CAPTIONS)))
+    found = [clip.encode_text(english[i : i + 128]).to("cpu") for i in range(0, len(english), 128)]
+    adapter.set_statistics(TextStatistics.of(type(found[0]).cat(found)))
+    return adapter
+
+
+def image(
+    run: ImageRun,
+    former: Former,
+    llm: Llm,
+    clip: Clip,
+    prior: EclipsePrior,
+    out: Path,
+    world: World,
+    *,
+    stage: str = "image",
+    bar: Bar = no_bar,
+    report: Reporter | None = None,
+) -> RunResult:
+    """Stage 2 on the embedded world: train (or resume) adapter and prior in `out`; they are `out/adapter` and `out/prior`, fp16.
+
+    Raises:
+        UserError: the run is made for a store; the models are not those that the adapter was aligned with.
+    """
+    if run.scenes is None or run.lengths is None:
+        raise UserError(
+            'this preset trains on an embedding store: give --data STORE, or set scenes=20000 lengths=["short"].'
+        )
+    if run.filter is not None:
+        raise UserError(f"filter={run.filter!r} has no effect on the embedded world: it is for a store's columns.")
+    _check_clip(former, clip.fingerprint())
+    clip, llm = clip.to(world.device).requires_grad_(False), llm.to(world.device)
+    by_text = run.task.contrast == "text"
+    languages = checked_languages(run.languages or tuple(LANGUAGES))
+    data = pictures_of_the_world(
+        clip, llm, languages, run.lengths, seed=run.seed, sizes=(run.scenes, run.validation_images), by_text=by_text, bar=bar
+    )  # fmt: skip
+    source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
+    material = _Material(source, clip.logit_scale, {"clip": clip.fingerprint(), "data": "world"})
+    return _fit_image(run, former, material, prior, out, world, stage, report)
+
+
+def image_on_store(
+    run: ImageRun,
+    former: Former,
+    store: Path,
+    features: str,
+    prior: EclipsePrior,
+    out: Path,
+    world: World,
+    *,
+    stage: str = "image",
+    report: Reporter | None = None,
+) -> RunResult:
+    """Stages 2 and 3 on an embedding store whose set `features` are the language model's (`syzygy store add --llm`); otherwise as `image`.
+
+    Raises:
+        UserError: the store has no such set, or of another model; it was embedded with another CLIP; the filter cannot be read or leaves
+            nothing; a setting would have no effect.
+    """
+    for name in ("scenes", "languages", "lengths"):
+        if (value := getattr(run, name)) is not None:
+            raise UserError(f"{name}={value} has no effect on a store: leave it out, or set {name}=null.")
+    if stage == "quality" and run.filter is None:
+        raise UserError("stage quality trains on chosen pictures: say which with --filter, such as 'width >= 512'.")
+    opened = EmbeddingStore.open(store)
+    encoder = opened.encoder
+    _check_clip(former, encoder["fingerprint"])
+    read = open_features(store, former.llm, features)
+    by_text = run.task.contrast == "text"
+    data = pictures_of_a_store(opened, read, run.validation_images, run.filter, by_text=by_text)
+    source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
+    record = {"clip": encoder["fingerprint"], "data": opened.digest, "captions": len(data[0])}
+    material = _Material(source, encoder.get("logit_scale") or PUBLISHED_SCALE, record)
+    return _fit_image(run, former, material, prior, out, world, stage, report)
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What is trained on."""
+
+    source: ImageSource
+    logit_scale: float
+    record: Mapping[str, Any]
+
+
+def _fit_image(
+    run: ImageRun,
+    former: Former,
+    material: _Material,
+    prior: EclipsePrior,
+    out: Path,
+    world: World,
+    name: str,
+    report: Reporter | None,
+) -> RunResult:
+    began = artifact.fingerprint(prior.state_dict())
+    aligned = former.record.get("prior")
+    if aligned not in (None, began):
+        raise UserError(
+            f"the adapter of {former.run} was trained with another prior ({aligned}, here {began}). Take that one, or begin with stage align."
+        )
+    adapter, prior = former.adapter.to(world.device), prior.to(world.device)
+    stage = ImageStage(adapter, prior, run.task, logit_scale=material.logit_scale)
+    beside = {"stage": name, "llm": former.llm, **material.record, "lineage": former.lineage, "prior_before": began}
+    result = _fit(run, AdapterTask(stage, material.source, **_how(run, world)), beside, out, world, report, name)
+    metrics = _metrics(result)
+    record = provenance("adapter", run, result, result.steps * run.task.batch_size, metrics) | beside
+    if world.first:
+        prior.save_pretrained(out / "prior", record | {"kind": "prior"}, torch.float16)
+        # As whoever loads it will find it, rounded to fp16.
+        record["prior"] = artifact.fingerprint(EclipsePrior.from_pretrained(out / "prior").state_dict())
+        adapter.save_pretrained(out / PART, record, torch.float16)
+    world.wait()
+    return RunResult(out / PART, metrics, result.history)
+
+
+def _check_clip(former: Former, fingerprint: str) -> None:
+    if former.record.get("clip") != fingerprint:
+        raise UserError(
+            f"the adapter of {former.run} was aligned with another CLIP ({former.record.get('clip')}, here {fingerprint}): "
+            "its space is different."
+        )
+
+
+def _fit(
+    run: AlignRun | ImageRun,
+    task: AdapterTask[Any],
+    beside: Mapping[str, Any],
+    out: Path,
+    world: World,
+    report: Reporter | None,
+    name: str,
+) -> FitResult:
+    # Where a language model lies, and under which versions, may change between two sittings.
+    settings = run.model_dump(mode="json") | dict(beside) | {"llm": beside["llm"]["fingerprint"]}
+    report = report or reporter(f"adapter, {name}", run.task.batch_size)
+    return fit(task, run.loop, out, reporter=report, run=settings, world=world)
+
+
+def _how(run: AlignRun | ImageRun, world: World) -> dict[str, Any]:
+    task = run.task
+    fast = task.precision == "bf16" or (task.precision == "auto" and world.device.type == "cuda")
+    precision = torch.bfloat16 if fast else None
+    return {"batch_size": task.batch_size, "micro_batch": task.micro_batch, "precision": precision, "world": world}
+
+
+def _metrics(result: FitResult) -> dict[str, float]:
+    last = result.history[-1] if result.history else {}
+    return {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
+
+
+def language_model(run: AlignRun, source: str, *, local_files_only: bool = True) -> Llm:
+    """The language model of stage 1, read by the run's recipe."""
+    return load_llm(source, recipe=run.recipe, dtype=COMPUTE[run.compute], local_files_only=local_files_only)
