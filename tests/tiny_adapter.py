@@ -9,7 +9,8 @@ import torch
 from syzygy.encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
 from syzygy.hub.clip import Clip
 from syzygy.hub.llm import Llm
-from tests.tiny_llm import save_tiny_llm
+from syzygy.hub.lm import LmConfig, build_lm
+from syzygy.world import source
 
 MEASURED = ["a red star", "two blue circles", "a ring", "a moon above a cross"]
 
@@ -30,8 +31,12 @@ def save_tiny_adapter(
 
 
 def with_adapter(model: Path, folder: Path, **settings: Any) -> Path:
-    """A copy of one of our models with a language model and an adapter of its own."""
+    """A copy of one of our models with a language model, which has learned the world's words, and an adapter of its own."""
     shutil.copytree(model, folder)
-    save_tiny_llm("llama", folder / "llm")
+    texts = [
+        pair.caption.text for code in ("en", "de", "zh") for pair in source.pairs(0, 0, 60, length="long", lang=code)
+    ]
+    sizes: dict[str, Any] = {"width": 32, "layers": 2, "heads": 2, "feed_forward": 48, "vocabulary": 1200}
+    build_lm(LmConfig(**sizes), texts, 0).save_pretrained(folder / "llm", {})
     save_tiny_adapter(folder / "adapter", folder / "llm", Clip.from_pretrained(folder / "clip"), **settings)
     return folder

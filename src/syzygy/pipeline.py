@@ -81,7 +81,7 @@ class Pipeline:
                 unknown sampler, regions for phrases that are not in the prompt or for a decoder that cannot be painted.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        conditions = self._chosen(conditions)
+        conditions = self.chosen(conditions)
         check_texts(prompts)
         check_number(num_images_per_prompt)
         number = len(prompts) * num_images_per_prompt
@@ -120,7 +120,7 @@ class Pipeline:
         Raises:
             UserError: the decoder does not read image embeddings; and as `PictureDecoder.paint`.
         """
-        conditions = self._chosen(["image"])
+        conditions = self.chosen(["image"])
         away = self._away(negative_prompt, conditions)
         pictures = self.decoder.paint(Guide(embeddings), generators, away=away, how=how, on_step=callback)
         return PipelineOutput(to_pil(pictures), embeddings.cpu(), [one.initial_seed() for one in generators])
@@ -150,7 +150,12 @@ class Pipeline:
         width = 0 if self.text_encoder is None else self.text_encoder.width
         return self._guide([negative_prompt], [0], torch.zeros(1, width, device=self.device), conditions)[0]
 
-    def _chosen(self, conditions: Sequence[str] | None) -> Sequence[str]:
+    def chosen(self, conditions: Sequence[str] | None) -> Sequence[str]:
+        """What the decoder shall read: these, or for None what it reads where nothing is said.
+
+        Raises:
+            UserError: none, or one that it cannot read.
+        """
         known = self.decoder.conditions
         if conditions is None:
             return self.conditions

@@ -18,6 +18,7 @@ from syzygy.encoders.adapter import AdaptedText
 from syzygy.errors import UserError
 from syzygy.hub import bundle
 from syzygy.hub.clip import Clip
+from syzygy.hub.karlo import KarloDecoder
 from syzygy.hub.llm import Llm
 from syzygy.hub.offload import VisitingText
 from syzygy.hub.prior_pipeline import PriorPipeline
@@ -182,8 +183,8 @@ def test_kandinsky_and_its_drop_in(tiny_kandinsky: Tiny, llm: Path, tmp_path: Pa
     assert few(model, GERMAN) not in (few(plain, GERMAN), few(model, ENGLISH))
     assert model.fingerprints().keys() - plain.fingerprints().keys() == {"text_encoder", "llm"}
     noise = torch.randn(1, clip.width, generator=seeded())
-    ours = PriorPipeline.from_pretrained(tiny_kandinsky.prior, clip=tiny_kandinsky.clip, text_encoder=adapter)
-    theirs = PriorPipeline.from_pretrained(tiny_kandinsky.prior, clip=tiny_kandinsky.clip)
+    ours: Any = PriorPipeline.from_pretrained(tiny_kandinsky.prior, clip=tiny_kandinsky.clip, text_encoder=adapter)
+    theirs: Any = PriorPipeline.from_pretrained(tiny_kandinsky.prior, clip=tiny_kandinsky.clip)
     found = ours(GERMAN, latents=noise).image_embeds
     torch.testing.assert_close(found, model.pipeline.predict([GERMAN], [0], noise)[1])
     assert not torch.allclose(found, theirs(GERMAN, latents=noise).image_embeds)
@@ -201,6 +202,7 @@ def test_karlos_decoder_reads_it_too(llm: Path, tmp_path: Path) -> None:
         if reads != ["text"]:  # Karlo paints from embeddings
             assert few(model, GERMAN, conditions=reads) != few(plain, GERMAN, conditions=reads)
     assert model.pipeline.text_encoder is not None
+    assert isinstance(model.pipeline.decoder, KarloDecoder)
     torch.testing.assert_close(
         model.pipeline.decoder.empty.states, model.pipeline.text_encoder.encode_text([""]).states
     )

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from syzygy.cli.common import Whole, device_option, paced, seed_option, writable_folder
+from syzygy.cli.common import Whole, device_option, seed_option
+from syzygy.cli.evaluation import check_places, read_pictures, write_json, write_page, write_svg
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
-    from syzygy.api import TextToImage
     from syzygy.evals.bootstrap import Interval
-    from syzygy.runs.readings import Series
-    from syzygy.world.reader import Reading
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -89,11 +87,11 @@ def style(model: str, json_file: Path | None, out: Path | None, device: str, wei
 
     chosen = _numbers(weights, "--style-guidance", "0.5,1,2")
     scoring = parse(run.StyleScoring, {**settings, "weights": tuple(dict.fromkeys(chosen))}, "options")
-    _places(json_file, out)
+    check_places(json_file, out)
     loaded = TextToImage.from_pretrained(model, device=device)
     run.check(loaded)
     asked = run.ask(scoring)
-    found = _read(loaded, run.series(loaded, asked, scoring), out, "style", scoring.model_dump(mode="json"))
+    found = read_pictures(loaded, run.series(loaded, asked, scoring), out, "style", scoring.model_dump(mode="json"))
     rows = run.table(asked, found)
     result = run.result(loaded, scoring, rows, len(asked))
     if str(json_file) != "-":
@@ -103,8 +101,8 @@ def style(model: str, json_file: Path | None, out: Path | None, device: str, wei
         save_png(
             sheet, out / "grid.png", {name: result[name] for name in ("model", "scoring", "chosen_style_guidance")}
         )
-        _write_page(out, result, run.page(result, rows, sheet))
-    _write(json_file, result)
+        write_page(out, result, run.page(result, rows, sheet))
+    write_json(json_file, result)
 
 
 @click.command()
@@ -139,18 +137,18 @@ def temporal(
     read = None if conditions is None else [name.strip() for name in conditions.split(",")]
     chosen = {**settings, "swaps": tuple(_numbers(swaps, "--swaps", "20,60,80")), "conditions": read}
     scoring = parse(run.TemporalScoring, chosen, "options")
-    _places(json_file, out)
+    check_places(json_file, out)
     loaded = TextToImage.from_pretrained(model, device=device)
     run.check(loaded)
     asked = run.ask(scoring)
-    found = _read(loaded, run.series(loaded, asked, scoring), out, "temporal", scoring.model_dump(mode="json"))
+    found = read_pictures(loaded, run.series(loaded, asked, scoring), out, "temporal", scoring.model_dump(mode="json"))
     result, rows, said = run.result(loaded, scoring, asked, found)
     if str(json_file) != "-":
         _print_temporal(rows, said)
     if out is not None:
-        _write_svg(out / "agreement.svg", run.plot(rows))
-        _write_page(out, result, run.page(result, rows, said, run.strips(loaded, asked, scoring)))
-    _write(json_file, result)
+        write_svg(out / "agreement.svg", run.plot(rows))
+        write_page(out, result, run.page(result, rows, said, run.strips(loaded, asked, scoring)))
+    write_json(json_file, result)
 
 
 @click.command()
@@ -170,19 +168,19 @@ def encoders(model: str, json_file: Path | None, out: Path | None, device: str, 
     from syzygy.runs import evaluate_encoders as run
 
     scoring = parse(run.EncodersScoring, settings, "options")
-    _places(json_file, out)
+    check_places(json_file, out)
     loaded = TextToImage.from_pretrained(model, device=device)
     run.candidates(loaded.pipeline.decoder.conditions)
     asked = run.ask(scoring)
-    found = _read(loaded, run.series(loaded, asked, scoring), out, "encoders", scoring.model_dump(mode="json"))
+    found = read_pictures(loaded, run.series(loaded, asked, scoring), out, "encoders", scoring.model_dump(mode="json"))
     rows = run.table(loaded, asked, found)
     result = run.result(loaded, scoring, asked, rows)
     if str(json_file) != "-":
         _print_encoders(rows, result)
     if out is not None:
-        _write_svg(out / "agreement.svg", run.plot(rows))
-        _write_page(out, result, run.page(result, rows))
-    _write(json_file, result)
+        write_svg(out / "agreement.svg", run.plot(rows))
+        write_page(out, result, run.page(result, rows))
+    write_json(json_file, result)
 
 
 def _numbers(text: str, option: str, example: str) -> list[float]:
@@ -190,54 +188,6 @@ def _numbers(text: str, option: str, example: str) -> list[float]:
         return [float(one) for one in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text!r} must be numbers joined by commas, such as {example}.") from None
-
-
-def _places(json_file: Path | None, out: Path | None) -> None:
-    """Fail before the work, not after it."""
-    if json_file is not None and str(json_file) != "-":
-        writable_folder(json_file.parent)
-    if out is not None:
-        writable_folder(out)
-
-
-def _read(
-    model: "TextToImage", series: "Sequence[Series]", out: Path | None, command: str, settings: Mapping[str, Any]
-) -> "dict[str, list[Reading]]":
-    """Paint and read all of it, or what an interrupted command left."""
-    from syzygy.runs import readings
-
-    reader = model.reader()
-    kept = readings.Kept(out, readings.about(model, reader, {"evaluation": command, "settings": dict(settings)}))
-    with paced("painting", sum(one.number for one in series), "pictures") as advance:
-        return readings.read(series, reader, kept, lambda done: advance(float(done)))
-
-
-def _write(file: Path | None, found: Mapping[str, Any]) -> None:
-    import json
-
-    from syzygy import artifact
-
-    if str(file) == "-":
-        click.echo(json.dumps(found))
-    elif file is not None:
-        artifact.write_json(file, found)
-
-
-def _write_page(out: Path, found: Mapping[str, Any], page: str) -> None:
-    from syzygy import artifact
-
-    artifact.write_json(out / "results.json", found)
-    artifact.write_bytes(out / "index.html", page.encode())
-    click.echo(f"page: {out / 'index.html'}", err=True)
-
-
-def _write_svg(path: Path, figure: str) -> None:
-    """The SVG inside a figure of a page, as a file of its own."""
-    from syzygy import artifact
-
-    inside = figure[figure.index("<svg ") + 5 : figure.index("</svg>") + 6]
-    text = f'<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="12" {inside}\n'
-    artifact.write_bytes(path, text.encode())
 
 
 def _print_style(rows: Sequence[Mapping[str, Any]], chosen: float | None) -> None:

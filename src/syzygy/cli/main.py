@@ -79,6 +79,9 @@ COMMANDS: Table = {
             "style": Leaf("syzygy.cli.evaluate_ediff:style", "Does a picture take the style of a reference picture?"),
             "temporal": Leaf("syzygy.cli.evaluate_ediff:temporal", "When in sampling is the prompt read?"),
             "encoders": Leaf("syzygy.cli.evaluate_ediff:encoders", "What do T5 and CLIP tell a decoder?"),
+            "text-encoder": Leaf(
+                "syzygy.cli.evaluate_text:text_encoder", "How well does an adapter take CLIP's place?"
+            ),
             "preference": Leaf(
                 "syzygy.cli.evaluate:preference", "How often is one prior's picture preferred to another's?"
             ),

@@ -65,3 +65,23 @@ def win_rate(
         for rows in zip(first, second, strict=True)
     ]
     return interval(won, seed, trainings=trainings)
+
+
+def share(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
+    """The mean of `first` as a part of that of `second` on the same prompts, with a paired interval; None where the second's is 0.
+
+    Resamples in which the second's mean is 0 tell nothing, and are left out.
+
+    Raises:
+        UserError: no values.
+    """
+    if not first or not first[0]:
+        raise UserError("there is nothing to score: ask for at least one prompt.")
+    above, below = (torch.tensor(values, dtype=torch.float64).mean(1) for values in (first, second))
+    if not below.any():
+        return None
+    rows = torch.randint(len(below), (RESAMPLES, len(below)), generator=generator(seed, "share", len(below)))
+    means = below[rows].mean(1)
+    told = means != 0
+    low, high = (above[rows].mean(1)[told] / means[told]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return Interval(float(above.mean() / below.mean()), float(low), float(high), len(below))

@@ -1,0 +1,62 @@
+"""What the commands share that evaluate pictures of the embedded world: places for results, readings that are kept, files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from syzygy.cli.common import paced, writable_folder
+
+if TYPE_CHECKING:
+    from syzygy.api import TextToImage
+    from syzygy.runs.readings import Series
+    from syzygy.world.reader import Reading
+
+
+def check_places(json_file: Path | None, out: Path | None) -> None:
+    """Fail before the work, not after it."""
+    if json_file is not None and str(json_file) != "-":
+        writable_folder(json_file.parent)
+    if out is not None:
+        writable_folder(out)
+
+
+def read_pictures(
+    model: "TextToImage", series: "Sequence[Series]", out: Path | None, command: str, settings: Mapping[str, Any]
+) -> "dict[str, list[Reading]]":
+    """Paint and read all of it, or what an interrupted command left."""
+    from syzygy.runs import readings
+
+    reader = model.reader()
+    kept = readings.Kept(out, readings.about(model, reader, {"evaluation": command, "settings": dict(settings)}))
+    with paced("painting", sum(one.number for one in series), "pictures") as advance:
+        return readings.read(series, reader, kept, lambda done: advance(float(done)))
+
+
+def write_json(file: Path | None, found: Mapping[str, Any]) -> None:
+    import json
+
+    from syzygy import artifact
+
+    if str(file) == "-":
+        click.echo(json.dumps(found))
+    elif file is not None:
+        artifact.write_json(file, found)
+
+
+def write_page(out: Path, found: Mapping[str, Any], page: str) -> None:
+    from syzygy import artifact
+
+    artifact.write_json(out / "results.json", found)
+    artifact.write_bytes(out / "index.html", page.encode())
+    click.echo(f"page: {out / 'index.html'}", err=True)
+
+
+def write_svg(path: Path, figure: str) -> None:
+    """The SVG inside a figure of a page, as a file of its own."""
+    from syzygy import artifact
+
+    inside = figure[figure.index("<svg ") + 5 : figure.index("</svg>") + 6]
+    text = f'<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="12" {inside}\n'
+    artifact.write_bytes(path, text.encode())

@@ -1,0 +1,89 @@
+"""An adapter measured from the command line, tiny and untrained; and an adapter that is no other than CLIP, which must get full marks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syzygy.runs.evaluate_text_painted import CLIP_ENGLISH
+from syzygy.runs.readings import FILE
+from tests.tiny_adapter import with_adapter
+
+FEW = ("--captions", 6, "--prompts", 1, "--steps", 2, "--languages", "en,zh")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_adapter(tiny_model, tmp_path_factory.mktemp("models") / "adapted", languages=("en", "de", "zh"))
+
+
+def test_everything_is_measured_and_goes_on_where_it_was(
+    syzygy: Callable[..., Any], model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("evaluate", "text-encoder", "--model", model, *FEW, "--out", out)
+    answer = syzygy(*arguments)
+    assert answer.code == 0, answer.err
+    assert {file.name for file in out.iterdir()} == {
+        "results.json",
+        "index.html",
+        "agreement.svg",
+        "retrieval.svg",
+        FILE,
+    }
+    found = json.loads((out / "results.json").read_text())
+    assert (found["text_encoder"], found["taught"]) == ("adapter", ["en", "de", "zh"])
+    assert {(row["reader"], row["language"], row["length"]) for row in found["captions"]} == {
+        (reader, code, length)
+        for reader in ("adapter", "CLIP")
+        for code in ("en", "zh")
+        for length in ("short", "medium", "long")
+    }
+    own = next(
+        row for row in found["captions"] if (row["reader"], row["language"], row["length"]) == ("CLIP", "en", "short")
+    )
+    assert (own["pooled_cosine"], own["norm_ratio"], own["predicted_cosine"]) == (1, 1, 1)
+    assert own["to_text"] == {"R@1": 1, "R@5": 1, "R@10": 1}
+    tail = {(row["reader"], row["language"]): row for row in found["tail"]}
+    assert tail.keys() == {("adapter", "en"), ("adapter", "zh"), ("CLIP", "en")}
+    assert (tail["CLIP", "en"]["changed_most"], tail["CLIP", "en"]["cut"]) == (0, 6)
+    assert tail["CLIP", "en"]["fewest"] > 77
+    for code in ("en", "zh"):
+        assert tail["adapter", code]["changed_most"] > 0
+    names = {row["candidate"] for row in found["agreement"]}
+    assert names == {
+        CLIP_ENGLISH, "CLIP, en, long", "CLIP, zh", "adapter, en", "adapter, zh", "adapter, en, long", "adapter, zh, long"
+    }  # fmt: skip
+    assert "of_clip_english" in next(row for row in found["agreement"] if row["candidate"] == "adapter, zh")
+    kept = (out / FILE).read_text().splitlines()
+    (out / FILE).write_text("\n".join(kept[:3]) + '\n{"candidate"')  # as a killed process leaves it
+    again = syzygy(*arguments, "--json", "-")
+    assert again.code == 0, again.err
+    assert json.loads(again.out) == found
+    assert (out / FILE).read_text().splitlines() == kept
+    other = syzygy(*arguments, "--seed", 1)
+    assert (other.code, "holds readings of another evaluation (settings differ)" in other.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--languages", "en,xx"), "unknown language 'xx'"),
+        (("--languages", "de,de"), "named twice"),
+        (("--captions", 1), "at least 2"),
+        (("--quick",), "--quick sets --captions itself"),
+        (("--conditions", "smell"), "must be one or more of what the decoder reads"),
+    ],
+)
+def test_wrong_input_is_answered(
+    syzygy: Callable[..., Any], model: Path, arguments: tuple[Any, ...], said: str
+) -> None:
+    answer = syzygy("evaluate", "text-encoder", "--model", model, "--captions", 2, *arguments)
+    assert (answer.code, said in answer.err) == (2, True), answer.err
+
+
+def test_a_model_without_an_adapter(syzygy: Callable[..., Any], tiny_model: Path) -> None:
+    answer = syzygy("evaluate", "text-encoder", "--model", tiny_model)
+    assert (answer.code, "has no adapter of its own" in answer.err) == (2, True)
