@@ -31,9 +31,14 @@ def save_png(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    artifact.write_bytes(path, png_bytes(image, record))
+
+
+def png_bytes(image: Image.Image, record: Mapping[str, Any]) -> bytes:
+    """What `save_png` writes."""
     data = io.BytesIO()
     image.save(data, "PNG", pnginfo=_chunks(record))
-    artifact.write_bytes(path, data.getvalue())
+    return data.getvalue()
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path, record: Mapping[str, Any]) -> None:
@@ -67,15 +72,23 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         with Image.open(path) as image:
-            text = image.info.get(RECORD_KEY, "")
+            return record_of(image, str(path))
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(f"{path} cannot be read as a picture: {error}.") from None
+
+
+def record_of(image: Image.Image, name: str) -> dict[str, Any]:
+    """How a picture was made that was opened as `name`.
+
+    Raises:
+        UserError: `save_png` did not write it.
+    """
     try:
-        record = json.loads(text)
-    except (TypeError, json.JSONDecodeError):
+        record = json.loads(image.info.get(RECORD_KEY, ""))
+    except (TypeError, json.JSONDecodeError, RecursionError):
         record = None
     if not isinstance(record, dict):
-        raise UserError(f"{path} holds no record of how it was made: syzygy did not write it.")
+        raise UserError(f"{name} holds no record of how it was made: syzygy did not write it.")
     return record
 
 
@@ -86,11 +99,16 @@ def open_picture(path: Path) -> Image.Image:
         UserError: it is missing, broken, too large, or no picture.
     """
     with quiet():
-        image = _upright(loaded(path, str(path)))
-        if not image.has_transparency_data:
-            return image.convert("RGB")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        return on_white(loaded(path, str(path)))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """A picture as RGB, upright as its camera noted; transparency lies on white."""
+    image = _upright(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,0 +1,118 @@
+"""`syzygy serve`."""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from syzygy.cli.common import Whole, device_option, json_option
+from syzygy.cli.painting import Painter, painting_options
+from syzygy.errors import UserError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LIMITS = {
+    "max_prompt": ("prompt", 2000, "Characters of a prompt."),
+    "max_number": ("number", 8, "Pictures a request."),
+    "max_steps": ("steps", 100, "Sampling steps."),
+    "max_pixels": ("pixels", 2**20, "Pixels of a picture to paint."),
+    "max_regions": ("regions", 16, "Painted phrases a request."),
+    "max_upload": ("upload", 8 * 2**20, "Bytes of a request's body."),
+    "max_upload_pixels": ("upload_pixels", 2**24, "Pixels of an uploaded picture."),
+    "queue": ("queue", 32, "Requests that may wait; more are told to come again (429)."),
+}
+"""Option → the limit's name, its default, its help."""
+
+
+def limit_options(command: F) -> F:
+    """A flag for each limit."""
+    for name, (_, default, text) in reversed(LIMITS.items()):
+        low = 1024 if name == "max_upload" else 1
+        option = f"--{name.replace('_', '-')}"
+        command = click.option(option, type=Whole(low), default=default, show_default=True, metavar="N", help=text)(
+            command
+        )
+    return command
+
+
+@click.command()
+@painting_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=Whole(0, 65535), default=7860, show_default=True, help="Port; 0 takes a free one.")
+@click.option("--api-key", envvar="SYZYGY_API_KEY", help="What clients must send; or set SYZYGY_API_KEY.")
+@click.option("--no-api-key", is_flag=True, help="Let everybody in, also beyond this machine.")
+@click.option(
+    "--allow-host", multiple=True, metavar="NAME", help="A name that a proxy asks by. Can be given several times."
+)
+@click.option("--proxy", multiple=True, metavar="ADDRESS", help="A proxy whose X-Forwarded headers are believed.")
+@click.option(
+    "--grace",
+    type=Whole(1),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="For requests under way at the end.",
+)
+@click.option("--verbose", is_flag=True, help="Log every request.")
+@limit_options
+@device_option
+@json_option
+def serve(
+    host: str,
+    port: int,
+    api_key: str | None,
+    no_api_key: bool,
+    allow_host: tuple[str, ...],
+    proxy: tuple[str, ...],
+    grace: int,
+    verbose: bool,
+    batch_size: int,
+    device: str,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Answer HTTP requests for pictures, in the dialect of OpenAI's images API.
+
+    Settings such as --steps are what a request gets that does not say its own. Ctrl-C stops: what is under way is finished first.
+
+    \b
+    Examples:
+      syzygy serve
+      syzygy serve --model kandinsky-2.2 --device cuda --dtype fp16 --port 8000
+      SYZYGY_API_KEY=secret syzygy serve --host 0.0.0.0 --queue 64
+
+    \b
+    Then, with OpenAI's client:
+      client = OpenAI(base_url="http://127.0.0.1:7860/v1", api_key="none")
+      client.images.generate(prompt="a red star", extra_body={"seed": 7})
+    """
+    local = host in ("localhost", "127.0.0.1", "::1")
+    if api_key is not None and no_api_key:
+        raise UserError("an API key and --no-api-key exclude each other: choose one.")
+    if api_key is not None and not (api_key.isascii() and api_key.strip() == api_key != ""):
+        raise UserError("an API key is made of ASCII characters, without blanks at its ends.")
+    if not local and api_key is None and not no_api_key:
+        raise UserError(f"--host {host} lets other machines in: give an --api-key, or say --no-api-key.")
+    try:
+        from syzygy.serve.running import listening, server_of, url_of
+    except ImportError as error:
+        raise UserError(f"serving needs {error.name}: pip install 'syzygy[web]'.") from None
+    from syzygy.serve.app import create_app
+    from syzygy.serve.guard import LOOPBACK
+    from syzygy.serve.limits import Limits
+    from syzygy.serve.studio import Studio
+
+    limits = Limits(**{limit: settings.pop(name) for name, (limit, _, _) in LIMITS.items()})
+    with listening(host, port) as bound:
+        painter = Painter.load(settings, device)
+        hosts = [*LOOPBACK, host, *allow_host] if local or allow_host else None
+        studio = Studio(painter.model, painter.record)
+        app = create_app(studio, limits, batch_size=batch_size, api_key=api_key, hosts=hosts)
+        server = server_of(app, grace=grace, proxies=",".join(proxy) or "127.0.0.1", verbose=verbose)
+        url = url_of(bound)
+        about = {"url": url, "model": painter.model.name, "api_key": api_key is not None, **limits.model_dump()}
+        click.echo(
+            json.dumps(about) if as_json else f"{painter.model.name} paints at {url}/v1 (what it takes: {url}/docs)"
+        )
+        server.run(sockets=[bound])

@@ -1,0 +1,1 @@
+"""HTTP: a model behind OpenAI's images API. Needs the extra `web`."""

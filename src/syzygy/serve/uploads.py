@@ -1,0 +1,115 @@
+"""What clients send as pictures, decoded with care: known formats, few pixels, no path."""
+
+import base64
+import binascii
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from syzygy.data.decode import loaded, quiet
+from syzygy.diffusion.regions import blurred, places, resized
+from syzygy.errors import UserError
+from syzygy.pictures import on_white, record_of
+from syzygy.serve.limits import Limits
+from syzygy.serve.orders import Upload
+from syzygy.serve.schema import PaintedRegion
+from syzygy.types import Region
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MASK_SIDE = 256
+"""Pixels of a mask's longer side: attention, where masks go, has fewer."""
+
+
+def unpacked(text: str, name: str) -> bytes:
+    """Bytes from base64, with or without the head of a data URL.
+
+    Raises:
+        UserError: it is no base64.
+    """
+    head, comma, rest = text.partition(",")
+    if comma and head.startswith("data:") and head.endswith(";base64"):
+        text = rest
+    try:
+        return base64.b64decode(text.encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError, ValueError):
+        raise UserError(f"{name} must be a picture's file in base64, or a data URL of it.") from None
+
+
+def opened(data: bytes, name: str, limits: Limits) -> Image.Image:
+    """A client's picture, whole in memory.
+
+    Raises:
+        UserError: it is none, of another format, broken, or too large.
+    """
+    with quiet():
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                pixels = image.width * image.height
+        except Exception:  # `loaded` says what is wrong
+            pixels = 0
+        if pixels > limits.upload_pixels:
+            raise UserError(
+                f"{name} has {pixels:,} pixels; at most {limits.upload_pixels:,} are read. Make it smaller."
+            )
+        return loaded(data, name, FORMATS)
+
+
+def picture(data: bytes, name: str, limits: Limits) -> Upload:
+    """A picture to see, as `opened`."""
+    image = opened(data, name, limits)
+    with quiet():
+        return Upload(on_white(image), data)
+
+
+def recipe(data: bytes, name: str, limits: Limits) -> dict[str, Any]:
+    """How an uploaded picture was made, as `opened`.
+
+    Raises:
+        UserError: it does not say.
+    """
+    return record_of(opened(data, name, limits), name)
+
+
+def regions(prompt: str, given: list[PaintedRegion], blur: float, limits: Limits) -> tuple[Region, ...]:
+    """Painted phrases of a prompt.
+
+    Raises:
+        UserError: a phrase that is not in it, a mask that is no picture or empty, masks of several sizes.
+    """
+    found: list[Region] = []
+    for number, one in enumerate(given):
+        places(prompt, one.phrase)
+        image = opened(unpacked(one.mask, f"regions[{number}].mask"), f"regions[{number}].mask", limits)
+        found.append(Region(one.phrase, bright(image), one.weight))
+    sizes = {tuple(region.mask.shape) for region in found}
+    if len(sizes) > 1:
+        raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for h, w in sorted(sizes))}.")
+    return tuple(blurred(fitted(region), blur) for region in found)
+
+
+def bright(image: Image.Image) -> torch.Tensor:
+    """A mask [H, W] from 0 to 1: bright is here, dark and transparent elsewhere."""
+    grey, alpha = image.convert("RGBA").convert("LA").split()
+    return torch.from_numpy(np.array(grey)) / 255 * (torch.from_numpy(np.array(alpha)) / 255)
+
+
+def transparent(image: Image.Image) -> torch.Tensor:
+    """A mask [H, W] from 0 to 1 as of OpenAI's edits: transparent is here.
+
+    Raises:
+        UserError: nothing of it is.
+    """
+    here = 1 - torch.from_numpy(np.array(image.convert("RGBA").split()[3])) / 255
+    if not here.any():
+        raise UserError("no part of the mask is transparent: make it so where the picture shall change.")
+    return here
+
+
+def fitted(region: Region) -> Region:
+    """The region with a mask that is small enough."""
+    height, width = region.mask.shape
+    scale = MASK_SIDE / max(height, width)
+    return region if scale >= 1 else resized(region, (max(round(height * scale), 1), max(round(width * scale), 1)))
