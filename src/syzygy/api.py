@@ -22,7 +22,7 @@ from syzygy.hub.experts import Keeping
 from syzygy.hub.text_encoder import adapt
 from syzygy.pipeline import Pipeline, PipelineOutput, check_number
 from syzygy.prior.diffusion import SampledPrior
-from syzygy.types import Prior, Progress, Region, Sampling
+from syzygy.types import Prior, Progress, Region, Sampling, TextFeatures
 from syzygy.world.language import language, spoken
 from syzygy.world.reader import Reader
 
@@ -310,6 +310,16 @@ class TextToImage:
     def _warn_of(self, texts: Sequence[str]) -> None:
         for note in [note for text in texts for note in self.notes(text)]:
             warnings.warn(note, stacklevel=3)
+
+    def encode_text(self, texts: list[str]) -> TextFeatures:
+        """Texts as the prior reads them: by CLIP, or by the adapter in its place.
+
+        Raises:
+            UserError: the model has no prior, and its decoder reads texts with encoders of its own.
+        """
+        if self.pipeline.text_encoder is None:
+            raise UserError(f"{self.name} paints from texts alone, with encoders of its own.")
+        return self.pipeline.text_encoder.encode_text(texts)
 
     @property
     def defaults(self) -> dict[str, Any]:

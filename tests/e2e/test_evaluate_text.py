@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from syzygy.hub.clip import Clip
 from syzygy.runs.evaluate_text_painted import CLIP_ENGLISH
 from syzygy.runs.readings import FILE
-from tests.tiny_adapter import with_adapter
+from tests.tiny_adapter import save_tiny_adapter, with_adapter
+from tests.tiny_unclip import Tiny
 
 FEW = ("--captions", 6, "--prompts", 1, "--steps", 2, "--languages", "en,zh")
 
@@ -87,3 +89,19 @@ def test_wrong_input_is_answered(
 def test_a_model_without_an_adapter(syzygy: Callable[..., Any], tiny_model: Path) -> None:
     answer = syzygy("evaluate", "text-encoder", "--model", tiny_model)
     assert (answer.code, "has no adapter of its own" in answer.err) == (2, True)
+
+
+def test_a_published_model_is_measured_without_pictures(
+    syzygy: Callable[..., Any], tiny_kandinsky: Tiny, model: Path, tmp_path: Path
+) -> None:
+    clip = Clip.from_pretrained(tiny_kandinsky.clip, text_first=True)
+    adapter = save_tiny_adapter(tmp_path / "adapter", model / "llm", clip, queries=77, languages=("en",))
+    named = ("--model", tiny_kandinsky.decoder, "--clip", tiny_kandinsky.clip, "--prior", tiny_kandinsky.prior)
+    arguments = ("evaluate", "text-encoder", *named, "--text-encoder", adapter, "--captions", 3, "--json", "-")
+    answer = syzygy(*arguments, "--prompts", 0)
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert (found["agreement"], len(found["captions"]), len(found["tail"])) == ([], 6, 2)
+    assert all(-1 <= row["token_cosine"] <= 1 for row in found["captions"] if row["reader"] == "adapter")
+    refused = syzygy(*arguments)
+    assert (refused.code, "only pictures of the embedded world can be read exactly" in refused.err) == (2, True)

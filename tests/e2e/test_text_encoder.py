@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ from syzygy.hub.offload import VisitingText
 from syzygy.hub.prior_pipeline import PriorPipeline
 from syzygy.hub.text_encoder import with_text
 from syzygy.pictures import read_record
+from syzygy.prior.model import EclipsePrior
+from syzygy.runs import evaluate
+from syzygy.runs.prior import embed
 from syzygy.types import Region
+from syzygy.world import source
 from tests.tiny_adapter import save_tiny_adapter, with_adapter
 from tests.tiny_karlo import tiny_karlo
 from tests.tiny_llm import save_tiny_llm
@@ -80,8 +85,8 @@ def test_without_it_nothing_of_it_is_read(model: Path, tiny_model: Path, monkeyp
 
 
 def test_where_an_adapter_may_be(adapted: TextToImage, model: Path, tiny_model: Path, tmp_path: Path) -> None:
-    for source in (model, model / "adapter", str(model)):
-        assert picture(TextToImage.from_pretrained(tiny_model, text_encoder=source)) == picture(adapted)
+    for place in (model, model / "adapter", str(model)):
+        assert picture(TextToImage.from_pretrained(tiny_model, text_encoder=place)) == picture(adapted)
     alone = shutil.copytree(model / "adapter", tmp_path / "adapter")
     moved = shutil.copytree(model / "llm", tmp_path / "moved")
     assert picture(TextToImage.from_pretrained(tiny_model, text_encoder=alone, llm=moved)) == picture(adapted)
@@ -244,3 +249,37 @@ def test_an_adapter_that_does_not_say_its_languages_is_asked_in_all(model: Path,
     found = TextToImage.from_pretrained(changed, text_encoder="adapter")
     assert found.languages == ("en", "de", "es", "fr", "ru", "zh")
     assert found.notes("un cercle rouge") == []
+
+
+def test_a_prior_that_was_trained_beside_it_is_missed(model: Path, adapted: TextToImage, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(model / "adapter", run / "adapter")
+    path = run / "adapter" / artifact.PROVENANCE_FILE
+    assert isinstance(adapted.pipeline.prior, EclipsePrior)
+    own = artifact.fingerprint(adapted.pipeline.prior.state_dict())
+    for prior in (own, "another"):
+        artifact.write_json(path, artifact.read_json(path) | {"prior": prior})
+        if prior == own:
+            TextToImage.from_pretrained(model, text_encoder=run, llm=model / "llm")
+    with pytest.warns(UserWarning, match=r"trained with another prior .* Take the one with the fingerprint another"):
+        TextToImage.from_pretrained(model, text_encoder=run, llm=model / "llm")
+    shutil.copytree(model / "prior", run / "prior")
+    with pytest.warns(UserWarning, match=r"Take that of its run \(prior .*run/prior\)"):
+        TextToImage.from_pretrained(model, text_encoder=run, llm=model / "llm")
+
+
+def test_priors_are_scored_on_its_features(syzygy: Callable[..., Any], model: Path, adapted: TextToImage) -> None:
+    wanted = evaluate.asked(["single"], 2, 0)
+    prior = {"own": adapted.pipeline.prior}
+    plain = replace(adapted, pipeline=with_text(adapted.pipeline, adapted.clip))
+    read, by_clip = (evaluate.candidates(one, prior, wanted, 0) for one in (adapted, plain))
+    assert torch.equal(read["reference"], by_clip["reference"])
+    assert not torch.allclose(read["own"], by_clip["own"])
+    pairs = embed(adapted.clip, 0, 3, encoder=adapted.pipeline.text_encoder)
+    texts = [pair.caption.text for pair in source.pairs(0, 0, 3, held_out=False)]
+    torch.testing.assert_close(pairs.captions.pooled, adapted.encode_text(texts).pooled)
+    priors = ("--prior", f"a={model / 'prior'}", "--prior", f"b={model / 'prior'}")
+    few = ("--prompts", 1, "--steps", 1, "--json", "-")
+    answer = syzygy("evaluate", "preference", "--model", model, "--text-encoder", "adapter", *priors, *few)
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["text_encoder"] == "adapter"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from syzygy.cli.common import Whole, device_option, progress_bar, seed_option, writable_folder
+from syzygy.cli.painting import text_encoder_options
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def scoring_options(command: F) -> F:
 
 @click.command()
 @scoring_options
+@text_encoder_options
 @click.option(
     "--prior",
     "priors",
@@ -83,6 +85,8 @@ def composition(
     ctx: click.Context,
     model: str,
     priors: tuple[str, ...],
+    text_encoder: str | None,
+    llm: str | None,
     json_file: Path | None,
     html_file: Path | None,
     device: str,
@@ -102,13 +106,13 @@ def composition(
 
     scoring = _scoring(ctx, quick, settings)
     _check_places(json_file, html_file)
-    loaded = TextToImage.from_pretrained(model, device=device)
+    loaded = TextToImage.from_pretrained(model, text_encoder=text_encoder, llm=llm, device=device)
     if (own := loaded.pipeline.prior) is None:
         raise UserError(f"{model} paints from texts alone: it has no prior to evaluate.")
     named = _named(priors, loaded, device) or {"prior": own}
     wanted = evaluate.asked(CATEGORIES, scoring.prompts, scoring.seed)
     scores = evaluate.score(loaded, named, wanted, scoring, progress_bar)
-    found = result(model, scoring, scores)
+    found = result(model, scoring, scores) | ({} if text_encoder is None else {"text_encoder": text_encoder})
     if str(json_file) != "-":
         _print(scores)  # before any file, which may fail
     _write(json_file, found)
@@ -120,6 +124,7 @@ def composition(
 
 @click.command()
 @scoring_options
+@text_encoder_options
 @click.option(
     "--prior", "priors", multiple=True, metavar="[NAME=]RUN", help="Give two: the first is compared with the second."
 )
@@ -134,6 +139,8 @@ def preference(
     ctx: click.Context,
     model: str,
     priors: tuple[str, ...],
+    text_encoder: str | None,
+    llm: str | None,
     pickscore: Path | None,
     json_file: Path | None,
     device: str,
@@ -155,7 +162,7 @@ def preference(
         raise UserError(f"give --prior twice, the two to compare; got {len(priors)}.")
     _check_places(json_file)
     judge = None if pickscore is None else Clip.from_pretrained(pickscore).to(device)
-    loaded = TextToImage.from_pretrained(model, device=device)
+    loaded = TextToImage.from_pretrained(model, text_encoder=text_encoder, llm=llm, device=device)
     named = _named(priors, loaded, device)
     wanted = evaluate.asked(CATEGORIES, scoring.prompts, scoring.seed)
     with progress_bar("painting", 2 * len(wanted) * scoring.draws) as advance:
@@ -168,7 +175,8 @@ def preference(
             rate = f"{100 * row['rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
             ties = f"ties {100 * row['ties']:.0f} %"
             click.echo(f"{row['judge']:>12}  {side:>8}  {rate:>16}  {row['prompts']} prompts, {ties}")
-    _write(json_file, {"model": model, "first": first, "second": second, "scoring": scoring.model_dump(), "rows": rows})
+    about = {"model": model} | ({} if text_encoder is None else {"text_encoder": text_encoder})
+    _write(json_file, about | {"first": first, "second": second, "scoring": scoring.model_dump(), "rows": rows})
 
 
 @click.command()

@@ -154,7 +154,7 @@ def _print(
     from syzygy.runs.evaluate_text_painted import whole
 
     click.echo(
-        f"{'captions':>8}{'':>4}{'':>8}{'cosine':>8}{'mean':>7}{'shuffled':>9}{'norm':>7}{'to text':>15}{'to picture':>15}"
+        f"{'captions':>8}{'':>4}{'':>8}{'cosine':>8}{'mean':>7}{'shuffled':>9}{'norm':>7}{'to text':>17}{'to picture':>17}"
         f"{'prior to picture':>18}{'of CLIP, en':>20}"
     )
     for row in captions:
@@ -162,7 +162,7 @@ def _print(
             f"{row['pooled_cosine']:>8.3f}{row['mean_vector']:>7.3f}{row['shuffled']:>9.3f}{row['norm_ratio']:>7.2f}"
         )
         found = (
-            f"{recalled(row['to_text']):>15}{recalled(row['to_image']):>15}{recalled(row['predicted_to_image']):>18}"
+            f"{recalled(row['to_text']):>17}{recalled(row['to_image']):>17}{recalled(row['predicted_to_image']):>18}"
         )
         own = part(row["predicted_to_image"]["of_clip_english"])
         click.echo(f"{row['reader']:>8}{row['language']:>4}{row['length']:>8}{cosines}{found}{own:>20}")
@@ -170,13 +170,13 @@ def _print(
         "R@1 · R@5 · R@10 in per cent; the last column: R@1 of the prior's prediction as a part of CLIP's in English."
     )
     click.echo(
-        f"\n{'tail':>8}{'':>4}{'tokens':>12}{'changed':>9}{'alone':>8}{'to picture':>15}{'of short':>20}"
+        f"\n{'tail':>8}{'':>4}{'tokens':>12}{'changed':>9}{'alone':>8}{'to picture':>17}{'of short':>20}"
         f"{'prior to picture':>18}{'of short':>20}"
     )
     for row in tail:
         cells = "".join(
             f"{recalled(row[name]['long']):>{width}}{part(row[name]['of_short']):>20}"
-            for name, width in (("to_image", 15), ("predicted_to_image", 18))
+            for name, width in (("to_image", 17), ("predicted_to_image", 18))
         )
         said = f"{tokens(row):>12}{row['changed']:>9.3f}{row['changed_short']:>8.3f}"
         click.echo(f"{row['reader']:>8}{row['language']:>4}{said}{cells}")

@@ -17,6 +17,7 @@ from syzygy.hub.offload import HOME, VisitingPrior, VisitingText
 from syzygy.hub.stable_unclip import StableUnclipDecoder
 from syzygy.pipeline import Pipeline
 from syzygy.prior.diffusion import SampledPrior
+from syzygy.prior.model import EclipsePrior
 from syzygy.types import PictureDecoder, Prior, TextEncoder, TextFeatures
 from syzygy.world.language import LANGUAGES
 
@@ -49,7 +50,8 @@ def adapt(
 ) -> Adapted:
     """Load an adapter and let it read the prompts of a path, the empty one and negative ones included.
 
-    Stable unCLIP's U-Net goes on reading texts with an encoder of its own: this is warned of.
+    Stable unCLIP's U-Net goes on reading texts with an encoder of its own: this is warned of, and so is a prior that is not the one that
+    the adapter was trained with.
 
     Args:
         clip: gives the one in whose place it comes.
@@ -78,8 +80,24 @@ def adapt(
             "prior predicts from the text encoder's features. To leave that text out: conditions image.",
             stacklevel=3,
         )
+    _warn_of_prior(folder, path.prior)
     own = {"text_encoder": artifact.fingerprint(found.adapter.state_dict()), "llm": identity_of(folder)["fingerprint"]}
     return Adapted(with_text(path, encoder), languages_of(folder), own)
+
+
+def _warn_of_prior(folder: Path, prior: Prior | None) -> None:
+    """An adapter's stage on pictures may have changed the prior as well; both then belong together."""
+    prior = prior.prior if isinstance(prior, VisitingPrior) else prior
+    trained_with = artifact.read_json(folder / artifact.PROVENANCE_FILE).get("prior")
+    if trained_with is None or not isinstance(prior, EclipsePrior):
+        return
+    if trained_with != artifact.fingerprint(prior.state_dict()):
+        own = folder.parent / "prior"
+        which = f"that of its run (prior {own})" if own.is_dir() else f"the one with the fingerprint {trained_with}"
+        warnings.warn(
+            f"the adapter in {folder} was trained with another prior than this model's: pictures may be worse. Take {which}.",
+            stacklevel=4,
+        )
 
 
 def with_text(path: Pipeline, encoder: TextEncoder) -> Pipeline:

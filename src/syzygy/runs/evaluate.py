@@ -70,7 +70,7 @@ def candidates(
     """Embeddings of the prompts: the reference's, every prior's, and with `shuffled` that prior's for the wrong prompts."""
     if REFERENCE in priors:
         raise UserError(f"{REFERENCE!r} is the name of the true embeddings: give the prior another name.")
-    features = model.clip.encode_text([p.text for p in wanted])
+    features = model.encode_text([p.text for p in wanted])
     found = {REFERENCE: composition.reference_embeddings(wanted, model.clip, seed, model.clip.image_size)}
     found |= composition.predictions(wanted, features, priors, seed)
     if shuffled is not None:
@@ -135,7 +135,7 @@ def score(
     if scoring.pairs:
         distances = on_pairs(model, everyone, scoring, bar)
     found = candidates(model, everyone, wanted, scoring.seed, shuffled=next(iter(priors), None))
-    features = model.clip.encode_text([p.text for p in wanted])
+    features = model.encode_text([p.text for p in wanted])
     modes = []
     for text in (None, features)[: 1 + scoring.with_text]:
         with bar(
@@ -153,7 +153,8 @@ def on_pairs(
 ) -> dict[str, dict[str, float]]:
     """Predicted against true image embeddings, on unseen pairs whose captions tell less than the pictures show."""
     with bar("embedding", scoring.pairs) as progress:
-        pairs = embed(model.clip, seed_of(scoring.seed, "pairs"), scoring.pairs, progress)
+        encoder = model.pipeline.text_encoder
+        pairs = embed(model.clip, seed_of(scoring.seed, "pairs"), scoring.pairs, progress, encoder=encoder)
     true = pairs.image_embeddings
     noise = torch.randn(true.shape, generator=generator(scoring.seed, "pairs", "noise"))
     return {

@@ -18,7 +18,7 @@ from torch import Tensor
 from syzygy import artifact
 from syzygy.api import TextToImage
 from syzygy.config import Config
-from syzygy.encoders.adapter import MOST_QUERIES, AdaptedText
+from syzygy.encoders.adapter import AdaptedText
 from syzygy.errors import UserError
 from syzygy.evals.bootstrap import interval, share
 from syzygy.evals.distance import mean_cosine
@@ -28,6 +28,7 @@ from syzygy.hub.llm import Llm
 from syzygy.hub.text_encoder import with_text
 from syzygy.pipeline import Pipeline
 from syzygy.rng import Draw, generator, seed_of
+from syzygy.runs.adapter_sources import padded_states
 from syzygy.runs.readings import plain
 from syzygy.types import TextFeatures
 from syzygy.world import source
@@ -128,7 +129,10 @@ class Material:
             for start in range(0, len(pairs), CHUNK)
         ]
         own = read(subject.paths[CLIP], english, scoring.seed, tell)
-        states = padded_states(clip, english) if subject.adapter.adapter.config.queries == MOST_QUERIES else None
+        states = None
+        if subject.adapter.adapter.config.queries == clip.positions:
+            parts = (english[start : start + CHUNK] for start in range(0, len(english), CHUNK))
+            states = torch.cat([padded_states(clip, part).cpu() for part in parts])
         return Material(pairs, english, own.features.pooled, states, torch.cat(images), own.predicted)
 
 
@@ -161,17 +165,6 @@ def read(path: Pipeline, texts: Sequence[str], seed: int, tell: Tell) -> Read:
         tell(len(rows))
     back = sorted(range(len(order)), key=order.__getitem__)
     return Read(TextFeatures.cat(features)[back], torch.cat(predicted)[back], cut)
-
-
-@torch.no_grad()
-def padded_states(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "N P D"]:
-    """CLIP's states at all of its positions, those of the pads too, as pipelines of Stable Diffusion read them (which mask nothing)."""
-    found = []
-    for start in range(0, len(texts), CHUNK):
-        ids, _ = clip.tokenize(list(texts[start : start + CHUNK]))
-        ids = F.pad(ids, (0, clip.positions - ids.shape[1]), value=clip.tokenizer.pad_token_id).to(clip.device)
-        found.append(clip.text_features(ids, torch.ones_like(ids, dtype=torch.bool)).states.float().cpu())
-    return torch.cat(found)
 
 
 def reads(scoring: TextScoring) -> int:

@@ -25,7 +25,7 @@ from syzygy.train.parallel import World
 from syzygy.train.prior import PriorTask
 from syzygy.train.progress import Reporter
 from syzygy.train.schedule import LoopConfig
-from syzygy.types import TextFeatures
+from syzygy.types import TextEncoder, TextFeatures
 from syzygy.world import source
 
 CHUNK = 512
@@ -72,14 +72,21 @@ class Material:
     """Which data and which encoder: a run is continued on the same only."""
 
 
-def embed(clip: Clip, seed: int, number: int, progress: Callable[[int], None] = lambda done: None) -> PriorData:
-    """Embed `number` pairs without held-out compositions, with CLIP's two towers, in memory."""
+def embed(
+    clip: Clip,
+    seed: int,
+    number: int,
+    progress: Callable[[int], None] = lambda done: None,
+    *,
+    encoder: TextEncoder | None = None,
+) -> PriorData:
+    """Embed `number` pairs without held-out compositions in memory, with CLIP's two towers, or captions with another text encoder."""
     images, features, texts = [], [], []
     for start in range(0, number, CHUNK):
         found = source.pairs(seed, start, min(CHUNK, number - start), held_out=False)
         images.append(clip.encode_image(source.pictures(found, clip.image_size, clip.device)).cpu())
         captions = [p.caption.text for p in found]
-        features.append(clip.encode_text(captions).to("cpu"))
+        features.append((encoder or clip).encode_text(captions).to("cpu"))
         texts += captions
         progress(len(found))
     return PriorData(torch.cat(images), TextFeatures.cat(features), torch.arange(number), caption_ids(texts))

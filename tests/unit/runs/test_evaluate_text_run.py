@@ -7,7 +7,6 @@ import torch
 
 from syzygy.api import TextToImage
 from syzygy.errors import UserError
-from syzygy.hub.clip import Clip
 from syzygy.hub.text_encoder import with_text
 from syzygy.runs import evaluate_text as run
 from syzygy.runs.evaluate_text_painted import CLIP_ENGLISH, ask, candidates
@@ -51,16 +50,6 @@ def test_order_and_batches_change_nothing(tiny_model: Path, monkeypatch: pytest.
     torch.testing.assert_close(parts.predicted, whole.predicted, rtol=1e-4, atol=1e-5)
     assert told == [9, 4, 4, 1]
     assert run.read(model.pipeline, ["a star " * 90, "a star"], 0, told.append).cut == 1
-
-
-def test_padded_states_are_those_of_every_position(tiny_model: Path) -> None:
-    clip = Clip.from_pretrained(tiny_model / "clip")
-    found = run.padded_states(clip, ["a star", "two red rings"])
-    assert found.shape == (2, clip.positions, clip.width)
-    own = clip.encode_text(["a star"])
-    torch.testing.assert_close(
-        found[0, : own.states.shape[1]], own.states[0]
-    )  # causal: pads change nothing before them
 
 
 def test_what_is_painted() -> None:
