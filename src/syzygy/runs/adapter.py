@@ -329,6 +329,7 @@ def _fit_image(
     result = _fit(run, AdapterTask(stage, material.source, **_how(run, world)), beside, out, world, report, name)
     metrics = _metrics(result)
     record = provenance("adapter", run, result, result.steps * run.task.batch_size, metrics) | beside
+    record["languages"] = former.record.get("languages", [])
     if world.first:
         prior.save_pretrained(out / "prior", record | {"kind": "prior"}, torch.float16)
         # As whoever loads it will find it, rounded to fp16.

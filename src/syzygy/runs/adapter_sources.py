@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -107,6 +107,7 @@ def padded_states(clip: Clip, texts: list[str]) -> Float[Tensor, "B P D"]:
     return clip.text_features(ids, torch.ones_like(ids, dtype=torch.bool)).states.float()
 
 
+@runtime_checkable
 class Illustrated(Protocol):
     """M captions with their pictures, embedded, and what a language model makes of the captions."""
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from syzygy.errors import UserError
 from syzygy.hub.clip import Clip
@@ -33,6 +33,7 @@ class Line:
     english: str
 
 
+@runtime_checkable
 class Captions(Protocol):
     """Parallel captions."""
 

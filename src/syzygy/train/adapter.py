@@ -1,8 +1,8 @@
 """Training of an adapter between a language model and a CLIP: what its stages share. See `train/align.py` and `train/image.py`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from functools import lru_cache
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,17 +16,12 @@ BLOCK = 64
 """Samples whose randomness is drawn at once. It belongs to their places in the stream, so neither batch, part nor process changes it."""
 
 
-class Batch(Protocol):
-    """Captions of one pass."""
-
-    def __len__(self) -> int: ...
-
-
-B = TypeVar("B", bound=Batch)
-B_contra = TypeVar("B_contra", bound=Batch, contravariant=True)
-B_co = TypeVar("B_co", bound=Batch, covariant=True)
+B = TypeVar("B", bound=Sized)
+B_contra = TypeVar("B_contra", bound=Sized, contravariant=True)
+B_co = TypeVar("B_co", bound=Sized, covariant=True)
 
 
+@runtime_checkable
 class Stage(Protocol[B_contra]):
     """What a stage minimises."""
 
@@ -44,6 +39,7 @@ class Stage(Protocol[B_contra]):
         ...
 
 
+@runtime_checkable
 class Source(Protocol[B_co]):
     """Where a stage's captions come from: all of a step depends on its number alone."""
 
@@ -64,7 +60,7 @@ class _Losses(nn.Module):
         self.trained = nn.ModuleDict(dict(stage.modules))
         self.stage, self._device, self._precision = stage, device, precision
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Sized) -> dict[str, Tensor]:
         with autocast(self._device, self._precision):
             return self.stage.losses(batch)
 

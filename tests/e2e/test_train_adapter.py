@@ -1,0 +1,341 @@
+"""The three stages of an adapter, from the command line to what loads them."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from syzygy import artifact
+from syzygy.artifact import read_tensors
+from syzygy.data.store import EmbeddingStore
+from syzygy.encoders.adapter import SIZES, TextAdapter
+from syzygy.hub.adapters import load_adapted
+from syzygy.hub.clip import Clip
+from syzygy.hub.priors import load_prior
+from syzygy.train.adapter import AdapterTask
+from syzygy.world.corpus import parallel
+from tests.tiny_llm import save_tiny_llm
+
+LINES = 12
+ALIGN = ("adapter.queries=3", "adapter.layers=1", "adapter.heads=2", "adapter.width=32", "validation_lines=4", "task.batch_size=12",
+         "loop.steps=6", "loop.warmup=1", "loop.validate_every=3", "loop.checkpoint_every=2")  # fmt: skip
+IMAGE = ("validation_images=6", "task.batch_size=8", "loop.steps=4", "loop.warmup=1", "loop.validate_every=2", "loop.checkpoint_every=2",
+         "task.temperature=0.1")  # fmt: skip
+
+
+def called(*arguments: object) -> None:
+    import sys
+    from unittest.mock import patch
+
+    from syzygy.cli.main import main
+
+    with patch.object(sys, "argv", ["syzygy", *map(str, arguments)]), pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus (with a description more than needed), a store with a column, a language model, and its features in the store."""
+    folder = tmp_path_factory.mktemp("adapter")
+    rows = [parallel(0, i, ("en", "de"), held_out=False).captions for i in range(LINES)]
+    lines = [json.dumps({"texts": {code: one.text for code, one in row.items()}}) for row in rows]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    save_tiny_llm("llama", folder / "llm")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(places: Path, tiny_model: Path) -> Path:
+    called("world", "sample", "--num", 30, "--held-out", "exclude", "--size", 32, "--out", places / "pairs")
+    path = places / "pairs/metadata.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"aesthetic": i}) + "\n" for i, row in enumerate(rows)))
+    called("embed", places / "pairs", "--encoder", tiny_model, "--out", places / "store", "--device", "cpu")
+    called("store", "add", places / "store", "--llm", places / "llm", "--device", "cpu")
+    return places / "store"
+
+
+@pytest.fixture(scope="module")
+def beside(places: Path, tiny_model: Path) -> tuple[object, ...]:
+    return ("--llm", places / "llm", "--clip", tiny_model, "--prior", tiny_model, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def aligned(places: Path, beside: tuple[object, ...]) -> Path:
+    out = places / "align"
+    called("train", "adapter", "--stage", "align", *beside, "--corpus", places / "corpus.jsonl", "--out", out, *ALIGN)
+    return out
+
+
+def weights(run: Path, part: str = "adapter") -> dict[str, torch.Tensor]:
+    (file,) = (run / part).glob("*.safetensors")
+    return read_tensors(file)
+
+
+def test_three_stages_and_what_loads_them(
+    syzygy: Callable[..., Any], aligned: Path, store: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    clip = Clip.from_pretrained(tiny_model / "clip")
+    record = artifact.read_json(aligned / "adapter/provenance.json")
+    assert (record["stage"], record["languages"], record["left_out"]) == ("align", ["en", "de"], 0)
+    assert (record["clip"], record["samples"]) == (clip.fingerprint(), 72)
+    assert record["metrics"].keys() >= {"cosine/de", "recall_at_1/en", "prior", "loss"}
+    image, quality = tmp_path / "image", tmp_path / "quality"
+    common = ("train", "adapter", "--device", "cpu", "--json")
+
+    answer = syzygy(
+        *common, "--stage", "image", "--from", aligned, "--prior", tiny_model, "--clip", tiny_model, "--out", image, *IMAGE,
+        "scenes=20", 'languages=["en","de"]', 'lengths=["short","medium"]',
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert {"cosine", "recall_at_1", "projection"} <= set(json.loads(answer.out)["metrics"])
+    condition = ("--filter", "width >= 32 and aesthetic > 3")
+    answer = syzygy(
+        *common, "--stage", "quality", "--from", image, "--data", store, *condition, "--out", quality, *IMAGE
+    )
+    assert answer.code == 0, answer.err
+
+    before, after = weights(aligned), weights(image)
+    assert not torch.equal(before["proj_in.weight"], after["proj_in.weight"])
+    assert all(torch.equal(after[name], x) for name, x in weights(quality).items())  # frozen, as the preset says
+    begun = read_tensors(tiny_model / "prior/diffusion_pytorch_model.safetensors")
+    priors = [
+        begun["proj_in.weight"],
+        weights(image, "prior")["proj_in.weight"],
+        weights(quality, "prior")["proj_in.weight"],
+    ]
+    assert not torch.equal(priors[0], priors[1])
+    assert not torch.equal(priors[1], priors[2])
+
+    record = artifact.read_json(quality / "adapter/provenance.json")
+    assert [one["stage"] for one in record["lineage"]] == ["align", "image"]
+    assert record["lineage"][1]["prior"] == record["prior_before"] != record["prior"]
+    assert record["lineage"][0]["adapter"] == artifact.fingerprint(
+        TextAdapter.from_pretrained(aligned / "adapter").state_dict()
+    )
+    assert (record["data"], record["recipe"]["filter"]) == (EmbeddingStore.open(store).digest, condition[1])
+    assert 0 < record["captions"] <= 26 - 3
+    assert record["languages"] == ["en", "de"]
+    for run in (aligned, image, quality):
+        found = load_adapted(run, clip).encode_text(["", "ein roter Kreis"])
+        prior = load_prior(run if run != aligned else tiny_model / "prior", clip)
+        assert prior.predict(found, noise=torch.zeros(2, 32)).isfinite().all()
+
+
+def test_stage_image_on_a_store(
+    syzygy: Callable[..., Any], aligned: Path, store: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    arguments = (
+        "train",
+        "adapter",
+        "--stage",
+        "image",
+        "--from",
+        aligned,
+        "--prior",
+        tiny_model,
+        "--data",
+        store,
+        *IMAGE,
+    )
+    whole = syzygy(*arguments, "--out", tmp_path / "whole", "task.frozen=prior", "task.empty=0.4")
+    assert whole.code == 0, whole.err
+    parts = syzygy(*arguments, "--out", tmp_path / "parts", "task.frozen=prior", "task.empty=0.4", "task.micro_batch=3")
+    assert parts.code == 0, parts.err
+    for name, value in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weights(tmp_path / "parts")[name], value, atol=2e-3, rtol=0, msg=name)  # fp16 files
+    prior = read_tensors(tiny_model / "prior/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(prior[name], x) for name, x in weights(tmp_path / "whole", "prior").items())
+    for other in ("task.empty=0", "task.contrast=image"):
+        answer = syzygy(*arguments, "--out", tmp_path / other, "task.frozen=prior", other)
+        assert answer.code == 0, answer.err
+        assert not torch.equal(weights(tmp_path / other)["queries"], weights(tmp_path / "whole")["queries"])
+
+
+@pytest.mark.parametrize("stage", ["align", "image", "quality"])
+def test_a_stopped_stage_goes_on_bit_for_bit(
+    stage: str, syzygy: Callable[..., Any], places: Path, beside: tuple[object, ...], aligned: Path, store: Path,
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    former, own = (
+        aligned,
+        ("--from", aligned, "--prior", tiny_model, "--clip", tiny_model, *IMAGE, "scenes=12", 'lengths=["short"]'),
+    )
+    if stage == "align":
+        own = (*beside, *ALIGN, 'lengths=["short"]')
+    if stage == "quality":
+        assert syzygy("train", "adapter", "--stage", "image", *own, "--out", tmp_path / "image").code == 0
+        former = tmp_path / "image"
+        own = ("--from", former, "--data", store, "--filter", "aesthetic > 3", *IMAGE)
+
+    def trained(out: Path) -> Any:
+        return syzygy("train", "adapter", "--stage", stage, *own, "--out", out, "--device", "cpu")
+
+    assert trained(tmp_path / "whole").code == 0
+    parts = AdapterTask.parts
+
+    def stopping(self: Any, step: int) -> Any:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return parts(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTask, "parts", stopping)
+        assert trained(tmp_path / "stopped").code == 130
+    assert not (tmp_path / "stopped/adapter").exists()
+    assert trained(tmp_path / "stopped").code == 0
+    for name in ("model", "optimizer", "ema"):
+        one, other = (read_tensors(tmp_path / run / f"checkpoint/{name}.safetensors") for run in ("whole", "stopped"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(other[key], value) for key, value in one.items()), name
+    lines = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "stopped")]
+    assert lines[0] == lines[1]
+
+
+def test_tokens_are_distilled(
+    syzygy: Callable[..., Any], places: Path, beside: tuple[object, ...], tmp_path: Path
+) -> None:
+    arguments = (
+        "train",
+        "adapter",
+        "--stage",
+        "align",
+        *beside[:4],
+        "--corpus",
+        places / "corpus.jsonl",
+        *ALIGN,
+        "task.prior=0",
+    )
+    answer = syzygy(*arguments, "--out", tmp_path / "run", "task.tokens=1", "adapter.queries=77", "--json")
+    assert answer.code == 0, answer.err
+    metrics = json.loads(answer.out)["metrics"]
+    assert "tokens" in metrics
+    assert "prior" not in metrics
+    assert artifact.read_json(tmp_path / "run/adapter/provenance.json")["prior"] is None
+    answer = syzygy(*arguments, "--out", tmp_path / "other", "task.tokens=1")
+    assert answer.code == 2
+    assert "set it to 77" in answer.err
+    answer = syzygy(*arguments, "--out", tmp_path / "other", "task.tokens=1", "--prior", "starter")
+    assert "--prior has no effect with task.prior=0" in answer.err
+
+
+def test_german_finds_its_english(
+    syzygy: Callable[..., Any], places: Path, beside: tuple[object, ...], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Overfitted on a few lines, each of two runs: one with German of other lines finds what it was told, not what is right."""
+    rows = [json.loads(line)["texts"] for line in (places / "corpus.jsonl").read_text().splitlines()]
+    german, english = [row["de"] for row in rows], [row["en"] for row in rows]
+    clip = Clip.from_pretrained(tiny_model / "clip")
+    goal = F.normalize(clip.encode_text(english).pooled, dim=-1)
+    distinct = sorted({text: i for i, text in enumerate(english)}.values())
+    settings = ("adapter.queries=2", "adapter.layers=1", "adapter.heads=2", "adapter.width=32", "validation_lines=2", "task.batch_size=16",
+                "task.empty=0", "task.prior=0.01", "task.contrastive=1", "task.temperature=0.05", "loop.steps=70", "loop.warmup=5",
+                "loop.validate_every=0", "loop.lr=0.006", "loop.ema_half_life=5")  # fmt: skip
+    recalls = []
+    for name, said in (("right", german), ("shuffled", german[5:] + german[:5])):
+        pairs = [{"texts": {"en": a, "de": b}} for a, b in zip(english, said, strict=True)]
+        corpus = tmp_path / f"{name}.jsonl"
+        corpus.write_text("".join(json.dumps(row) + "\n" for row in [*pairs[:2], *pairs]))
+        answer = syzygy(
+            "train", "adapter", "--stage", "align", *beside, "--corpus", corpus, "--out", tmp_path / name, *settings
+        )
+        assert answer.code == 0, answer.err
+        found = F.normalize(load_adapted(tmp_path / name, clip).encode_text(german).pooled, dim=-1)
+        nearest = (found[distinct] @ goal[distinct].T).argmax(-1)
+        recalls.append((nearest == torch.arange(len(distinct))).float().mean().item())
+    assert recalls[0] > 0.8
+    assert recalls[1] < 0.3
+
+
+ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--data", "{store}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--stage", "align"), "stage 'align' needs --llm"),
+        (("--stage", "image"), "stage 'image' needs --from. The order is align, image, quality"),
+        (("--stage", "quality", "--from", "x"), "stage 'quality' needs --data"),
+        (("--stage", "align", "--llm", "x", "--from", "y"), "--from has no effect with stage 'align'"),
+        (("--stage", "align", "--llm", "x", "--filter", "a > 1"), "--filter has no effect with stage 'align'"),
+        (("--stage", "image", "--from", "{aligned}", "--filter", "a > 1"), "--filter has no effect with stage 'image'"),
+        (("--stage", "image", "--from", "{aligned}", "--data", "{store}", "--clip", "x"), "and --data: the store tells"),
+        (("--stage", "quality", "--from", "{aligned}", "--data", "{store}", "--filter", "a > 1"), "is of stage 'align'; stage 'quality' goes"),
+        ((*ON_STORE, "--filter", "height > 9 and x > 1"),
+         "unknown column"),
+        ((*ON_STORE, "--filter", "aesthetic > 99"),
+         "no picture for training passes the filter"),
+        ((*ON_STORE, "scenes=5"), "scenes=5 has no effect on a store"),
+        ((*ON_STORE, "--features", "clip"), "made with other features"),
+        (("--stage", "image", "--from", "{aligned}"), "were trained beside another clip"),
+        (("--stage", "image", "--from", "{aligned}", "--preset", "vit-l-14", "--prior", "{model}", "--clip", "{model}"),
+         "this preset trains on an embedding store"),
+        (("--stage", "align", "--llm", "{llm}", "--preset", "bigg-14"), "this preset aligns on a corpus"),
+        (("--stage", "align", "--llm", "{llm}", "--corpus", "{corpus}", 'lengths=["short"]'), "has no effect on a corpus"),
+        (("--stage", "align", "--llm", "{llm}", "--corpus", "{corpus}", 'languages=["en","fr"]'), "'fr'"),
+    ],
+)  # fmt: skip
+def test_wrong_input(
+    arguments: tuple[str, ...], message: str, syzygy: Callable[..., Any], aligned: Path, store: Path, places: Path,
+    tiny_model: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    where = {
+        "aligned": aligned,
+        "store": store,
+        "model": tiny_model,
+        "llm": places / "llm",
+        "corpus": places / "corpus.jsonl",
+    }
+    given = [x.format(**where) if x.startswith("{") else x for x in arguments]
+    size = () if {"vit-l-14", "bigg-14"} & set(given) else ALIGN if "align" in given else IMAGE
+    answer = syzygy("train", "adapter", *given, *size, "--out", tmp_path / "run", "--device", "cpu")
+    assert answer.code == 2
+    assert message in " ".join(answer.err.split())
+
+
+def test_another_prior_than_the_aligned_one(
+    syzygy: Callable[..., Any], aligned: Path, store: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    from syzygy.prior.model import EclipsePrior
+
+    prior = EclipsePrior.from_pretrained(tiny_model / "prior")
+    with torch.no_grad():
+        prior.proj_in.weight += 1
+    prior.save_pretrained(tmp_path / "other")
+    arguments = (
+        "train",
+        "adapter",
+        "--stage",
+        "image",
+        "--from",
+        aligned,
+        "--data",
+        store,
+        *IMAGE,
+        "--out",
+        tmp_path / "run",
+    )
+    answer = syzygy(*arguments, "--prior", tmp_path / "other")
+    assert "was trained with another prior" in answer.err
+
+
+@pytest.mark.parametrize(("preset", "width"), [("starter", 192), ("vit-l-14", 768), ("bigg-14", 1024)])
+def test_presets(preset: str, width: int, syzygy: Callable[..., Any]) -> None:
+    for stage in ("align", "image", "quality"):
+        answer = syzygy("train", "adapter", "--stage", stage, "--preset", preset, "--settings", "--json")
+        assert answer.code == 0, answer.err
+        found = json.loads(answer.out)
+        assert all(one["help"] for one in found.values())
+        if stage == "align":
+            assert found["adapter.width"]["value"] == width == SIZES[preset].width
+            assert (found["task.cosine"]["value"], found["task.norm"]["value"], found["task.empty"]["value"]) == (
+                1,
+                2e-5,
+                0.1,
+            )
