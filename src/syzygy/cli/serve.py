@@ -109,7 +109,7 @@ def serve(
         hosts = [*LOOPBACK, host, *allow_host] if local or allow_host else None
         studio = Studio(painter.model, painter.record)
         app = create_app(studio, limits, batch_size=batch_size, api_key=api_key, hosts=hosts)
-        server = server_of(app, grace=grace, proxies=",".join(proxy) or "127.0.0.1", verbose=verbose)
+        server = server_of(app, grace=float(grace), proxies=",".join(proxy) or "127.0.0.1", verbose=verbose)
         url = url_of(bound)
         about = {"url": url, "model": painter.model.name, "api_key": api_key is not None, **limits.model_dump()}
         click.echo(

@@ -63,9 +63,8 @@ class Guard:
         await self.app(scope, replayed, counted)
 
     def _check(self, path: str, headers: Headers) -> None:
-        host = urlsplit(f"//{headers.get('host', '')}")
         try:
-            name = host.hostname
+            name = urlsplit(f"//{headers.get('host', '')}").hostname
         except ValueError:
             name = None
         if self.hosts is not None and name not in self.hosts:

@@ -36,7 +36,7 @@ class Metrics:
             self._latencies[bisect_left(BUCKETS, seconds)] += 1
             self._seconds += seconds
 
-    def text(self, gauges: Mapping[str, float]) -> str:
+    def text(self, gauges: Mapping[str, int]) -> str:
         """All of it, and `gauges` by name."""
         with self._lock:
             lines = ["# HELP syzygy_requests_total Requests answered.", "# TYPE syzygy_requests_total counter"]
@@ -47,7 +47,7 @@ class Metrics:
             for name, about in _COUNTERS.items():
                 lines += [*_head(name, "counter", about), f"syzygy_{name}_total {self._counts[name]}"]
             for name, value in gauges.items():
-                lines += [f"# TYPE syzygy_{name} gauge", f"syzygy_{name} {value:g}"]
+                lines += [f"# TYPE syzygy_{name} gauge", f"syzygy_{name} {value}"]
             name = "syzygy_latency_seconds"
             lines += [f"# HELP {name} From a request to its pictures.", f"# TYPE {name} histogram"]
             ends = [*(f"{end:g}" for end in BUCKETS), "+Inf"]

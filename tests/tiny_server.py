@@ -1,0 +1,43 @@
+"""The tiny model behind HTTP, and a studio that can be held in the middle of its work."""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from syzygy.api import TextToImage
+from syzygy.serve.orders import Order
+from syzygy.serve.studio import Studio
+from syzygy.types import Progress
+
+
+def tiny_studio(folder: Path) -> Studio:
+    """As `syzygy serve` makes it."""
+    model = TextToImage.from_pretrained(folder)
+    names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "sampler": "sampler"}
+    own = {name: model.defaults[theirs] for name, theirs in names.items()}
+    return Studio(model, {**own, "conditions": ["image", "text"], "negative_prompt": None})
+
+
+class Held(Studio):
+    """A studio that waits after each step until it is let go, and remembers what was painted together."""
+
+    def __init__(self, studio: Studio) -> None:
+        super().__init__(studio.model, studio.record)
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.batches: list[list[str | None]] = []
+        self.steps = 0
+
+    def paint(
+        self, orders: Sequence[Order], seeds: Sequence[int], on_step: Callable[[Progress], None]
+    ) -> list[Image.Image]:
+        self.batches.append([order.prompt for order in orders])
+
+        def held(progress: Progress) -> None:
+            self.steps += 1
+            self.begun.set()
+            assert self.go.wait(30)
+            on_step(progress)
+
+        return super().paint(orders, seeds, held)

@@ -1,0 +1,148 @@
+"""What clients send as pictures and masks."""
+
+import base64
+import io
+import struct
+import zlib
+
+import pytest
+import torch
+from PIL import Image
+
+from syzygy.errors import UserError
+from syzygy.pictures import png_bytes
+from syzygy.serve import uploads
+from syzygy.serve.limits import Limits
+from syzygy.serve.orders import KEPT_BYTES, Order, Upload
+from syzygy.serve.schema import PaintedRegion, size_of
+from syzygy.types import Sampling
+
+LIMITS = Limits(upload_pixels=10_000)
+
+
+def file_of(image: Image.Image, kind: str = "PNG") -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind)
+    return data.getvalue()
+
+
+def mask(size: tuple[int, int] = (8, 8), box: tuple[int, int, int, int] = (0, 0, 4, 8)) -> str:
+    image = Image.new("L", size)
+    image.paste(255, box)
+    return base64.b64encode(file_of(image)).decode()
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that says it has side² pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("head", ["", "data:image/png;base64,"], ids=["plain", "data URL"])
+def test_base64_becomes_bytes(head: str) -> None:
+    assert uploads.unpacked(head + "aGk=", "style") == b"hi"
+
+
+@pytest.mark.parametrize("text", ["hi!", "aGk", "ü", "http://a.b/c.png", "/etc/passwd", "data:image/png,aGk="])
+def test_what_is_no_base64_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="style must be a picture's file in base64"):
+        uploads.unpacked(text, "style")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "format is not known"),
+        (b"GIF89a" + b"\0" * 20, "format is not known"),
+        (file_of(Image.new("RGB", (4, 4)), "BMP"), "format is not known; allowed are PNG, JPEG, WEBP"),
+        (file_of(Image.new("RGB", (60, 60), "red"))[:60], "cannot be read as a picture"),
+        (bomb(60_000), "too many pixels"),
+        (bomb(101), "10,201 pixels; at most 10,000"),
+    ],
+    ids=["empty", "gif", "bmp", "cut", "bomb", "large"],
+)
+def test_odd_pictures_are_refused(data: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        uploads.picture(data, "style", LIMITS)
+
+
+def test_a_picture_of_the_largest_size_is_taken() -> None:
+    assert uploads.picture(file_of(Image.new("RGB", (100, 100))), "style", LIMITS).image.size == (100, 100)
+
+
+def test_bright_and_opaque_is_here() -> None:
+    image = Image.new("RGBA", (3, 1))
+    image.putdata([(255, 255, 255, 255), (255, 255, 255, 0), (0, 0, 0, 255)])
+    assert uploads.bright(image).tolist() == [[1, 0, 0]]
+    assert uploads.transparent(image).tolist() == [[0, 1, 0]]
+    with pytest.raises(UserError, match="no part of the mask is transparent"):
+        uploads.transparent(Image.new("RGB", (3, 1)))
+
+
+def test_regions_are_fitted_and_softened() -> None:
+    (region,) = uploads.regions("a red star", [PaintedRegion(phrase="star", mask=mask(), weight=2)], 0.1, LIMITS)
+    assert (region.phrase, region.weight, region.mask.shape) == ("star", 2, (8, 8))
+    assert 0 < region.mask[0, 4] < 1
+    large = uploads.fitted(uploads.Region("star", torch.ones(100, 1024)))
+    assert large.mask.shape == (25, 256)
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([{"phrase": "ring", "mask": mask()}], "does not hold the phrase 'ring'"),
+        ([{"phrase": "star", "mask": mask(box=(0, 0, 0, 0))}], "mask of 'star' is empty"),
+        (
+            [{"phrase": "star", "mask": mask()}, {"phrase": "red", "mask": mask((9, 8))}],
+            "one size, got 8 × 8 and 9 × 8",
+        ),
+        ([{"phrase": "star", "mask": "?"}], r"regions\[0\].mask must be"),
+    ],
+    ids=["phrase", "empty", "sizes", "base64"],
+)
+def test_wrong_regions_are_refused(regions: list[dict[str, str]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        uploads.regions("a red star", [PaintedRegion.model_validate(one) for one in regions], 0.0, LIMITS)
+
+
+def test_a_recipe_is_what_the_file_says() -> None:
+    image = Image.new("RGB", (4, 4))
+    assert uploads.recipe(png_bytes(image, {"prompt": "a", "seed": 1}), "it", LIMITS) == {"prompt": "a", "seed": 1}
+    with pytest.raises(UserError, match="it holds no record"):
+        uploads.recipe(file_of(image), "it", LIMITS)
+
+
+def test_a_record_holds_the_style_unless_it_is_large() -> None:
+    small, large = (Upload(Image.new("RGB", (1, 1)), b"a" * size) for size in (KEPT_BYTES, KEPT_BYTES + 1))
+    order = Order("a", (1,), True, Sampling(steps=3), style=small)
+    record = order.record({"steps": 25, "model": "tiny"})
+    assert (record["steps"], record["model"], record["prompt"]) == (3, "tiny", "a")
+    assert base64.b64decode(record["style"]["data"]) == small.data
+    assert set(large.about) == {"sha256"}
+
+
+@pytest.mark.parametrize(
+    ("text", "own", "found"),
+    [("auto", (64, 64), None), ("64x64", (64, 64), None), ("300x200", None, (200, 300)), ("auto", None, None)],
+)
+def test_sizes(text: str, own: tuple[int, int] | None, found: tuple[int, int] | None) -> None:
+    assert size_of(text, own, 60_000) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "own", "message"),
+    [
+        ("64x65", (64, 64), "64x64 only"),
+        ("0x64", None, "must be auto"),
+        ("64", None, "must be auto"),
+        ("64x64\n", None, "must be auto"),
+        ("301x200", None, "60,200 pixels; at most 60,000"),
+    ],
+)
+def test_wrong_sizes(text: str, own: tuple[int, int] | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        size_of(text, own, 60_000)
