@@ -17,6 +17,7 @@ from syzygy.encoders.adapter import SIZES, TextAdapter
 from syzygy.hub.adapters import load_adapted
 from syzygy.hub.clip import Clip
 from syzygy.hub.priors import load_prior
+from syzygy.train.adapted_decoder import AdaptedDecoderTask
 from syzygy.train.adapter import AdapterTask
 from syzygy.world.corpus import parallel
 from tests.tiny_llm import save_tiny_llm
@@ -173,6 +174,8 @@ def test_a_stopped_stage_goes_on_bit_for_bit(
         assert syzygy("train", "adapter", "--stage", "image", *own, "--out", tmp_path / "image").code == 0
         former = tmp_path / "image"
         own = ("--from", former, "--data", store, "--filter", "aesthetic > 3", *IMAGE)
+
+    monkeypatch.setattr("syzygy.runs.adapter.STATISTICS_CAPTIONS", 50)
 
     def trained(out: Path) -> Any:
         return syzygy("train", "adapter", "--stage", stage, *own, "--out", out, "--device", "cpu")
@@ -339,3 +342,55 @@ def test_presets(preset: str, width: int, syzygy: Callable[..., Any]) -> None:
                 2e-5,
                 0.1,
             )
+
+
+def test_stage_image_with_a_decoder(
+    syzygy: Callable[..., Any], aligned: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ("--clip", tiny_model, "--decoder", tiny_model, "--autoencoder", tiny_model)
+    small = (
+        "task.batch_size=4",
+        "loop.steps=4",
+        "loop.warmup=1",
+        "loop.validate_every=2",
+        "loop.checkpoint_every=2",
+        'lengths=["short"]',
+    )
+    common = ("train", "adapter", "--stage", "image", "--from", aligned, *model, *small, "--device", "cpu")
+    answer = syzygy(*common, "--out", tmp_path / "run", "--json")
+    assert answer.code == 0, answer.err
+    assert {"loss", "loss/text", "loss/none"} <= set(json.loads(answer.out)["metrics"])
+    assert not torch.equal(weights(tmp_path / "run")["queries"], weights(aligned)["queries"])
+    begun = weights(tiny_model, "decoder")
+    assert any(not torch.equal(begun[name], x) for name, x in weights(tmp_path / "run", "decoder").items())
+    load_adapted(tmp_path / "run", Clip.from_pretrained(tiny_model / "clip"))
+    record = artifact.read_json(tmp_path / "run/adapter/provenance.json")
+    assert [one["stage"] for one in record["lineage"]] == ["align"]
+    assert record["decoder"] != record["decoder_before"]
+
+    loss = AdaptedDecoderTask.loss
+
+    def stopping(self: Any, step: int) -> Any:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return loss(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdaptedDecoderTask, "loss", stopping)
+        assert syzygy(*common, "--out", tmp_path / "stopped").code == 130
+    assert syzygy(*common, "--out", tmp_path / "stopped").code == 0
+    one, other = (read_tensors(tmp_path / run / "checkpoint/model.safetensors") for run in ("run", "stopped"))
+    assert all(torch.equal(other[name], x) for name, x in one.items())
+
+    frozen = syzygy(*common, "--out", tmp_path / "frozen", "frozen=decoder")
+    assert frozen.code == 0, frozen.err
+    assert all(torch.equal(begun[name], x) for name, x in weights(tmp_path / "frozen", "decoder").items())
+    for more, message in (
+        (("--prior", tiny_model), "--prior has no effect with --decoder"),
+        (('task.subsets={"image": 1}',), "no subset of task.subsets has 'text'"),
+        (("task.painted=0.5",), "stand for no words"),
+        (("--data", "x"), "no effect with stage 'image' and --data"),
+    ):
+        answer = syzygy(*common, "--out", tmp_path / "wrong", *more)
+        assert answer.code == 2
+        assert message in " ".join(answer.err.split())

@@ -24,6 +24,7 @@ Three stages, in this order, each in a folder of its own:
 On the embedded world (LM: a run of syzygy train lm):
   syzygy train adapter --stage align --llm LM --out align
   syzygy train adapter --stage image --from align --out image
+  syzygy train adapter --stage image --from align --decoder starter --out decoder    with the paper's loss
 
 \b
 For published models, on a corpus and pairs of your own:
@@ -69,6 +70,12 @@ with syzygy world sample --held-out exclude.
 )
 @click.option("--features", metavar="NAME", help="The store's set of the language model's features.  [default: llm]")
 @click.option("--filter", "condition", metavar="EXPRESSION", help="See only pictures of the store that it passes.")
+@click.option(
+    "--decoder",
+    metavar="MODEL|RUN",
+    help="Stage image with the denoising loss of this decoder, in place of the prior's.",
+)
+@click.option("--autoencoder", metavar="MODEL|RUN", help=f"The frozen autoencoder beside it.  [default: {STARTER}]")
 @click.option("--from", "former", metavar="RUN", help="The finished run of the stage before.")
 @train_options(STARTER)
 def adapter(
@@ -80,16 +87,21 @@ def adapter(
     store: Path | None,
     features: str | None,
     condition: str | None,
+    decoder: str | None,
+    autoencoder: str | None,
     former: str | None,
     **options: Any,
 ) -> None:
     """An adapter: a language model's features to CLIP's text space, for prompts in other languages and past 77 tokens."""
     given = {"--llm": llm, "--clip": clip, "--corpus": corpus, "--data": store, "--features": features, "--filter": condition,
-             "--from": former}  # fmt: skip
+             "--from": former, "--decoder": decoder, "--autoencoder": autoencoder}  # fmt: skip
     if not options["show_settings"]:
         _check(stage, {name for name, value in given.items() if value is not None})
     if condition is not None:
         options["overrides"] = _with_filter(condition, options["overrides"])
+    if decoder is not None:
+        _with_decoder(stage, llm, clip or STARTER, prior, decoder, autoencoder or STARTER, str(former), **options)
+        return
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.train.parallel import joined
@@ -121,6 +133,10 @@ def _check(stage: str, given: set[str]) -> None:
         useless |= {"--llm", "--clip"}
     elif stage == "image":
         useless |= {"--features", "--filter"}
+    if stage != "image" or "--data" in given:
+        useless |= {"--decoder", "--autoencoder"}
+    elif "--decoder" not in given:
+        useless |= {"--autoencoder"}
     if found := sorted(given & useless):
         why = f"with stage {stage!r}" + (" and --data: the store tells" if {"--llm", "--clip"} & set(found) else "")
         raise UserError(f"{' and '.join(found)} {'has' if len(found) == 1 else 'have'} no effect {why}. Leave it out.")
@@ -171,6 +187,33 @@ def _image(
     ours = clip_source in BUNDLED or Path(clip_source).is_dir()
     clip = Clip.from_pretrained(part_folder(clip_source, "clip") if ours else clip_source)
     return adapter.image(run, former, former.language_model(llm), clip, prior, out, world, bar=progress_bar)
+
+
+def _with_decoder(
+    stage: str, llm: str | None, clip_source: str, prior: str | None, decoder: str, autoencoder: str, former_source: str,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Stage image with a decoder: its presets are others."""
+    if prior is not None:
+        raise UserError("--prior has no effect with --decoder, which takes its place. Leave it out.")
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.hub.autoencoder import Autoencoder
+        from syzygy.hub.bundle import part_folder
+        from syzygy.hub.clip import Clip
+        from syzygy.runs import adapter_decoder
+        from syzygy.runs.adapter import Former
+        from syzygy.train.parallel import joined
+
+        with joined(device) as world:
+            former = Former.load(former_source, stage)
+            clip = Clip.from_pretrained(part_folder(clip_source, "clip"))
+            latents = Autoencoder.from_pretrained(part_folder(autoencoder, "autoencoder"))
+            model, network = former.language_model(llm), part_folder(decoder, "decoder")
+            result = adapter_decoder.train(run, former, model, clip, latents, network, out, world)
+            return Trained(result.folder, result.metrics)
+
+    _train("ADAPTER_DECODER", body, **options)
 
 
 def _overrides() -> tuple[str, ...]:

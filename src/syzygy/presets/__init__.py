@@ -9,6 +9,7 @@ from syzygy.presets.adapters import (
     align_bigg_14,
     align_starter,
     align_vit_l_14,
+    decoder_starter_adapted,
     image_published,
     image_starter,
     quality_published,
@@ -38,6 +39,7 @@ from syzygy.presets.whole import (
     starter_gpu,
 )
 from syzygy.runs.adapter import AlignRun, ImageRun
+from syzygy.runs.adapter_decoder import AdapterDecoderRun
 from syzygy.runs.autoencoder import AutoencoderRun
 from syzygy.runs.clip import ClipRun
 from syzygy.runs.decoder import DecoderRun
@@ -54,6 +56,7 @@ from syzygy.runs.t5 import T5Run
 
 __all__ = [
     "ADAPTER_ALIGN",
+    "ADAPTER_DECODER",
     "ADAPTER_IMAGE",
     "ADAPTER_QUALITY",
     "AUTOENCODER",
@@ -77,6 +80,7 @@ __all__ = [
     "clip_starter",
     "decoder_ediff",
     "decoder_starter",
+    "decoder_starter_adapted",
     "decoder_words",
     "demo_full",
     "demo_quick",
@@ -109,6 +113,7 @@ ADAPTER_ALIGN: dict[str, Callable[[], AlignRun]] = {
     "vit-l-14": align_vit_l_14,
     "bigg-14": align_bigg_14,
 }
+ADAPTER_DECODER: dict[str, Callable[[], AdapterDecoderRun]] = {"starter": decoder_starter_adapted}
 ADAPTER_IMAGE: dict[str, Callable[[], ImageRun]] = {
     "starter": image_starter,
     "vit-l-14": image_published,

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from syzygy.diffusion.noise import LogNormal
 from syzygy.encoders.adapter import SIZES
 from syzygy.hub.llm import LlmRecipe
 from syzygy.runs.adapter import AlignRun, ImageRun
+from syzygy.runs.adapter_decoder import AdapterDecoderRun
 from syzygy.train.align import AlignTaskConfig
+from syzygy.train.decoder import DecoderTaskConfig
 from syzygy.train.image import ImageTaskConfig
 from syzygy.train.schedule import LoopConfig
 
@@ -33,6 +36,13 @@ def image_starter() -> ImageRun:
 def quality_starter() -> ImageRun:
     """The starter's prior on chosen pictures of a store: a minute or two."""
     return ImageRun(task=ImageTaskConfig(batch_size=64, frozen="adapter"), loop=_short(steps=100, lr=1e-4))
+
+
+def decoder_starter_adapted() -> AdapterDecoderRun:
+    """The starter's adapter and decoder on the world's pictures, in place of stage 2 with the prior. Not run at this size yet."""
+    subsets = {"text": 0.5, "image+text": 0.3, "image": 0.12, "": 0.08}
+    task = DecoderTaskConfig(batch_size=32, noise=LogNormal(p_mean=0.4, p_std=1.2), subsets=subsets)
+    return AdapterDecoderRun(lengths=("short", "short", "medium"), task=task, loop=_short(steps=1000, lr=2e-4))
 
 
 def _short(*, steps: int, lr: float) -> LoopConfig:

@@ -251,7 +251,7 @@ def image(
         )
     if run.filter is not None:
         raise UserError(f"filter={run.filter!r} has no effect on the embedded world: it is for a store's columns.")
-    _check_clip(former, clip.fingerprint())
+    check_clip(former, clip.fingerprint())
     clip, llm = clip.to(world.device).requires_grad_(False), llm.to(world.device)
     by_text = run.task.contrast == "text"
     languages = checked_languages(run.languages or tuple(LANGUAGES))
@@ -288,7 +288,7 @@ def image_on_store(
         raise UserError("stage quality trains on chosen pictures: say which with --filter, such as 'width >= 512'.")
     opened = EmbeddingStore.open(store)
     encoder = opened.encoder
-    _check_clip(former, encoder["fingerprint"])
+    check_clip(former, encoder["fingerprint"])
     read = open_features(store, former.llm, features)
     by_text = run.task.contrast == "text"
     data = pictures_of_a_store(opened, read, run.validation_images, run.filter, by_text=by_text)
@@ -339,7 +339,8 @@ def _fit_image(
     return RunResult(out / PART, metrics, result.history)
 
 
-def _check_clip(former: Former, fingerprint: str) -> None:
+def check_clip(former: Former, fingerprint: str) -> None:
+    """Refuse a CLIP that an adapter was not aligned with."""
     if former.record.get("clip") != fingerprint:
         raise UserError(
             f"the adapter of {former.run} was aligned with another CLIP ({former.record.get('clip')}, here {fingerprint}): "
