@@ -99,6 +99,9 @@ def test_where_an_adapter_may_be(adapted: TextToImage, model: Path, tiny_model: 
 def test_a_model_is_put_together_with_one(model: Path, adapted: TextToImage, tmp_path: Path) -> None:
     parts = {name: model / name for name in (*bundle.COMPONENTS, "llm", "adapter")}
     bundle.assemble(parts, tmp_path / "whole", world=True, defaults={"num_inference_steps": 3})
+    path = tmp_path / "whole" / "adapter" / artifact.PROVENANCE_FILE
+    record = artifact.read_json(path)
+    artifact.write_json(path, record | {"llm": record["llm"] | {"source": "gone/since"}})
     loaded = TextToImage.from_pretrained(tmp_path / "whole", text_encoder="adapter")
     assert picture(loaded) == picture(adapted)
     assert loaded.fingerprints() == adapted.fingerprints()
