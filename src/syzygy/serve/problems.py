@@ -57,4 +57,4 @@ def problem_of(error: BaseException, param: str | None = None) -> Problem:
 
 def closing() -> Problem:
     """For requests that a stopping server does not serve any more."""
-    return Problem(503, "the server is shutting down.", kind=SERVER, code="shutting_down", retry_after=5)
+    return Problem(503, "the server is shutting down.", kind=SERVER, code="shutting_down", retry_after=5.0)
