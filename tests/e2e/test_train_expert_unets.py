@@ -56,7 +56,7 @@ def test_wrong_input(syzygy, tmp_path: Path) -> None:
     for arguments, message in (
         (("--data", tmp_path, *out), "there is no folder starter"),
         (("--model", tmp_path, *out), "give --data too"),
-        (("--model", tmp_path, "--data", tmp_path, *out), "has no vae, text_encoder, tokenizer, scheduler"),
+        (("--model", tmp_path, "--data", tmp_path, *out), "has no vae, scheduler, text_encoder, tokenizer"),
         (("--data", tmp_path, "--leaves", "E1_0", 'leaves=["E1_1"]', *out), "say the same"),
         (("--data", tmp_path, "--preset", "starter", *out), "Known: full, lora"),
         (("--data", tmp_path / "none", "--model", tmp_path, *out), "there is no"),

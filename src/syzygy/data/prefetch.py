@@ -6,36 +6,37 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from syzygy.data.decode import FORMATS, loaded, read_bytes
 from syzygy.data.pair import Bad, RawPair, Sample, Scalar, Skipped
 from syzygy.errors import UserError
 
+P = TypeVar("P")
+
 
 @dataclass(frozen=True)
-class Prepared:
+class Prepared(Generic[P]):
     """A pair that is ready for the encoder."""
 
     key: str
     captions: tuple[str, ...]
-    image: Float[Tensor, "..."]
-    """Prepared pixels [3, S, S], or a ready-made embedding [D]."""
+    image: P
+    """What `prepare` made of the picture, such as pixels [3, S, S]; or a ready-made embedding [D]."""
     columns: dict[str, Scalar]
     """With `width` and `height` of the picture in pixels, before preparation; of an embedding NaN unless the source tells."""
     unusable: tuple[str, ...]
 
 
 def prepared(
-    samples: Iterator[Sample], prepare: Callable[[Image.Image], Tensor], threads: int, ahead: int
-) -> Iterator[Prepared | Bad | Skipped]:
+    samples: Iterator[Sample], prepare: Callable[[Image.Image], P], threads: int, ahead: int
+) -> Iterator[Prepared[P] | Bad | Skipped]:
     """The samples in their order; up to `ahead` of them are in work or wait, and so are in memory."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[Future[Prepared | Bad] | Bad | Skipped] = deque()
+    waiting: deque[Future[Prepared[P] | Bad] | Bad | Skipped] = deque()
     try:
         for sample in samples:
             waiting.append(pool.submit(_prepared, sample, prepare) if isinstance(sample, RawPair) else sample)
@@ -47,14 +48,15 @@ def prepared(
         pool.shutdown(cancel_futures=True)
 
 
-def _result(found: "Future[Prepared | Bad] | Bad | Skipped") -> Prepared | Bad | Skipped:
+def _result(found: "Future[Prepared[P] | Bad] | Bad | Skipped") -> Prepared[P] | Bad | Skipped:
     return found.result() if isinstance(found, Future) else found
 
 
-def _prepared(pair: RawPair, prepare: Callable[[Image.Image], Tensor]) -> Prepared | Bad:
+def _prepared(pair: RawPair, prepare: Callable[[Image.Image], P]) -> Prepared[P] | Bad:
     if pair.embedding is not None:
         columns = {"width": math.nan, "height": math.nan, **pair.columns}
-        return Prepared(pair.key, pair.captions, torch.from_numpy(pair.embedding), columns, pair.unusable)
+        ready: Any = torch.from_numpy(pair.embedding)
+        return Prepared(pair.key, pair.captions, ready, columns, pair.unusable)
     assert pair.picture is not None, "a pair has a picture or an embedding"
     try:
         data = read_bytes(pair.picture) if isinstance(pair.picture, Path) else pair.picture

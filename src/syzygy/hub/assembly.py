@@ -12,7 +12,7 @@ from syzygy.errors import UserError
 from syzygy.hub import asking, checkpoint, kandinsky, karlo, repositories, stable_diffusion_decoder, stable_unclip
 from syzygy.hub.clip import Clip
 from syzygy.hub.expert_unets import ExpertUNet, with_experts
-from syzygy.hub.experts import Keeping, experts_folder
+from syzygy.hub.experts import Keeping
 from syzygy.hub.offload import HOME, VisitingPrior, VisitingText
 from syzygy.hub.priors import find_prior, load_prior
 from syzygy.hub.repositories import KANDINSKY, KARLO, Found, identity
@@ -73,7 +73,7 @@ def assemble(
         model: a name, a folder in diffusers' layout, or a hub id.
         prior: as of `load_prior`, or any object with `predict`.
         clip: a folder or hub id.
-        experts: a folder as of `ExpertUNet.from_pretrained`, or the run that grew them: in the place of the decoder's U-Net.
+        experts: a folder as of `ExpertUNet.from_pretrained`: in the place of the decoder's U-Net.
         keeping: where they are.
         local_files_only: take hub ids from the hub's cache only; else download what is missing.
 
@@ -93,9 +93,7 @@ def assemble(
     made = _of_texts(found, clip, where) if source is None else _of_embeddings(found, source, clip, where)
     if experts is None:
         return made
-    unets = ExpertUNet.from_pretrained(
-        experts_folder(Path(experts)), device=where.device, dtype=where.dtype, keeping=keeping
-    )
+    unets = ExpertUNet.from_pretrained(experts, device=where.device, dtype=where.dtype, keeping=keeping)
     decoder = with_experts(made.pipeline.decoder, unets.to(where.home))
     identities = {**made.identities, "experts": str(experts)}
     return replace(made, pipeline=replace(made.pipeline, decoder=decoder), identities=identities)

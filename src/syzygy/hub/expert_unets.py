@@ -21,7 +21,7 @@ from syzygy import artifact
 from syzygy.diffusion.experts import Stages, ensemble
 from syzygy.diffusion.residence import OneAtATime
 from syzygy.errors import UserError
-from syzygy.hub.experts import STAGES_FILE, TRUNK, Keeping, load_lora, load_stages, save_lora
+from syzygy.hub.experts import STAGES_FILE, TRUNK, Keeping, experts_folder, load_lora, load_stages, save_lora
 from syzygy.hub.parts import load_model, read_settings
 from syzygy.hub.timesteps import HostTimesteps, noise_of, read_scheduler
 from syzygy.nn.lora import Adapted, Lora
@@ -80,6 +80,8 @@ class ExpertUNet(nn.Module):
     ) -> "ExpertUNet":
         """The ensemble in a folder on disk: `stages.json`, and a folder each in diffusers' layout, or a `trunk` and low-rank experts.
 
+        The folder of the run that grew it will do too.
+
         Args:
             scheduler: in place of the one in the folder, as of the constructor.
             keeping: where the experts are, and whether they are compiled.
@@ -89,7 +91,7 @@ class ExpertUNet(nn.Module):
         """
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        folder, device = Path(folder), torch.device(device)
+        folder, device = experts_folder(Path(folder)), torch.device(device)
         stages = load_stages(folder)
         counted = read_scheduler(folder) if scheduler is None else scheduler
         if (folder / TRUNK).is_dir():

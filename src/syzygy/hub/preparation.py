@@ -87,9 +87,16 @@ class Preparation:
         if self.resize is not None:
             image = image.resize(self._size(image.width, image.height), Image.Resampling(self.resample))
         if self.crop is not None:
-            left, top = (image.width - self.crop) // 2, (image.height - self.crop) // 2
+            top, left = self._corner(image.width, image.height)
             image = image.crop((left, top, left + self.crop, top + self.crop))
         return np.array(image)
+
+    def corner(self, width: int, height: int) -> tuple[int, int]:
+        """(top, left) of the square within the resized picture, for a picture of these sides before that; negative beyond its edges."""
+        return self._corner(*((width, height) if self.resize is None else self._size(width, height)))
+
+    def _corner(self, width: int, height: int) -> tuple[int, int]:
+        return (0, 0) if self.crop is None else ((height - self.crop) // 2, (width - self.crop) // 2)
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) after resizing."""

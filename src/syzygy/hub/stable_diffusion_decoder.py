@@ -7,7 +7,7 @@ Shapes: N pictures, M rows that the U-Net sees at once (2 N with guidance), T to
 pixels, h × w latent positions (an eighth of them).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,26 +212,49 @@ def load_stable_diffusion(
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    xl = (folder / SECOND).is_dir()
-    check_parts(folder, XL_PARTS if xl else PARTS, "Stable Diffusion XL" if xl else "Stable Diffusion")
+    xl = check_folder(folder)
     heavy = read_settings(folder, "vae", "AutoencoderKL").get("force_upcast", True)
     unet: Any = load_model(UNet2DConditionModel, folder, "unet", dtype)
     # XL's autoencoder overflows in half precision, unless it says otherwise.
     vae: Any = load_model(
         AutoencoderKL, folder, "vae", torch.float32 if xl and heavy and dtype == torch.float16 else dtype
     )
-    encoders = [text_model(folder, dtype), *([_second_text_model(folder, dtype)] if xl else [])]
-    _check(folder, unet.config, vae.config, [encoder.config for encoder in encoders])
+    reader = load_reader(folder, dtype, device, offload)
+    check_fit(folder, unet.config, vae.config, reader)
     if tiling:
         vae.enable_tiling()
         vae.enable_slicing()
     if not offload:
-        for part in (unet, vae, *encoders):
-            part.to(device)
-    tokenizers = [towers.read_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2")[: len(encoders)]]
-    reader = TextReader(encoders, tokenizers, device, offload)
-    zeros = xl and bool(artifact.read_json(folder / "model_index.json").get(ZEROS, True))
+        unet, vae = unet.to(device), vae.to(device)
+    zeros = moves_from_zeros(folder)
     return StableDiffusionDecoder(unet, vae, reader, _scheduler(folder, xl), zeros, device, offload)
+
+
+def check_folder(folder: Path) -> bool:
+    """Whether it is XL's, by its second text encoder.
+
+    Raises:
+        UserError: a part is missing.
+    """
+    xl = (folder / SECOND).is_dir()
+    check_parts(folder, XL_PARTS if xl else PARTS, "Stable Diffusion XL" if xl else "Stable Diffusion")
+    return xl
+
+
+def moves_from_zeros(folder: Path) -> bool:
+    """Whether zeros, not the empty text, stand for no text."""
+    return (folder / SECOND).is_dir() and bool(artifact.read_json(folder / "model_index.json").get(ZEROS, True))
+
+
+def load_reader(folder: Path, dtype: torch.dtype, device: torch.device, offload: bool) -> TextReader:
+    """The text encoder in a folder, or both of XL, on the device unless they are offloaded."""
+    encoders, tokenizers = [text_model(folder, dtype)], [towers.read_tokenizer(folder / "tokenizer")]
+    if (folder / SECOND).is_dir():
+        encoders.append(_second_text_model(folder, dtype))
+        tokenizers.append(towers.read_tokenizer(folder / "tokenizer_2"))
+    if not offload:
+        encoders = [encoder.to(device) for encoder in encoders]
+    return TextReader(encoders, tokenizers, device, offload)
 
 
 def _second_text_model(folder: Path, dtype: torch.dtype) -> Any:
@@ -250,18 +273,21 @@ def _scheduler(folder: Path, xl: bool) -> Any:
     return found if xl else type(found).from_config({**found.config, **mended})
 
 
-def _check(folder: Path, unet: Any, vae: Any, encoders: Sequence[Any]) -> None:
-    """Whether the parts belong together, and are what is painted with here."""
+def check_fit(folder: Path, unet: Mapping[str, Any], vae: Mapping[str, Any], reader: TextReader) -> None:
+    """Whether the parts, by their configurations, belong together, and are those of Stable Diffusion or XL.
+
+    Raises:
+        UserError: they are not.
+    """
+    encoders = [encoder.config for encoder in reader.encoders]
     width = sum(encoder.hidden_size for encoder in encoders)
     if unet["cross_attention_dim"] != width:
         raise UserError(
             f"{folder}: the U-Net reads text states {unet['cross_attention_dim']} wide, its text encoder makes {width}."
         )
     adds = "text_time" if len(encoders) == 2 else None
-    odd = [
-        name for name in ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim") if unet[name] is not None
-    ]
-    if unet["addition_embed_type"] != adds or odd:
+    odd = [name for name in ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim") if unet.get(name)]
+    if unet.get("addition_embed_type") != adds or odd:
         raise UserError(
             f"the U-Net in {folder} reads more than Stable Diffusion's do ({', '.join(odd) or 'addition_embed_type'}): "
             "unCLIP and distilled models that read their guidance (LCM) are other kinds."

@@ -16,8 +16,8 @@ from syzygy.data.sources import Source, SourceOptions, open_source
 from syzygy.diffusion.experts import Stages
 from syzygy.errors import UserError
 from syzygy.hub.experts import TRUNK, load_lora, save_lora
-from syzygy.hub.stable_diffusion import SCHEDULER, StableDiffusion, copy_unet, load_beside, load_unet, save_unet
-from syzygy.hub.stable_unclip import OwnText
+from syzygy.hub.unet_families import load_beside
+from syzygy.hub.unet_training import SCHEDULER, Conditions, Pictures, copy_unet, load_unet, save_unet
 from syzygy.nn.lora import Lora
 from syzygy.rng import Draw, generator, seed_of
 from syzygy.runs.common import reporter
@@ -63,7 +63,7 @@ class Batches:
     """Step → pictures and captions; the same again for the same step. An endless stream of permutations, one an epoch."""
 
     latents: Latents
-    text: OwnText
+    conditions: Conditions
     chosen: Sequence[int]
     """The pictures to train on."""
     task: UNetTaskConfig
@@ -82,21 +82,21 @@ class Batches:
         places = range(step * self.task.batch_size, (step + 1) * self.task.batch_size)
         return [self.chosen[self._order(place // len(self.chosen))[place % len(self.chosen)]] for place in places]
 
-    def captions(self, step: int) -> list[str]:
-        """Of each picture one caption, or the empty prompt."""
+    def captions(self, step: int) -> list[str | None]:
+        """Of each picture one caption, or nothing."""
         draw = Draw(self.seed, "unet captions", step)
         told = [draw.pick(self.latents.captions[picture]) for picture in self.pictures(step)]
-        return ["" if draw.chance(self.task.dropped) else caption for caption in told]
+        return [None if draw.chance(self.task.dropped) else caption for caption in told]
 
     def __call__(self, step: int) -> LatentBatch:
         return self.batch(self.pictures(step), self.captions(step), self.seed, step)
 
-    def batch(self, pictures: Sequence[int], captions: list[str], *key: int | str) -> LatentBatch:
-        """Pictures with captions, on the text encoder's device; `key` tells how latents are drawn around their means."""
-        device = self.text.device
+    def batch(self, pictures: Sequence[int], captions: Sequence[str | None], *key: int | str) -> LatentBatch:
+        """Pictures with captions, on the conditions' device; `key` tells how latents are drawn around their means."""
+        device = self.conditions.device
         with torch.no_grad(), autocast(device, self.precision):
-            states = self.text(captions).float()
-        return LatentBatch(self.latents.sampled(pictures, *key).to(device), {"encoder_hidden_states": states})
+            conditions = self.conditions(captions, self.latents.beside(pictures))
+        return LatentBatch(self.latents.sampled(pictures, *key).to(device), conditions)
 
     def unseen(self, pictures: Sequence[int]) -> list[LatentBatch]:
         """Batches of pictures, each with its first caption."""
@@ -111,7 +111,7 @@ class _Ground:
     run: ExpertUNetsRun
     unet: Path
     """Folder of the model's own."""
-    text: OwnText
+    conditions: Conditions
     noise: DiscreteNoise
     latents: Latents
     device: torch.device
@@ -127,6 +127,7 @@ def train(
     out: Path,
     device: torch.device,
     say: Callable[[str], None],
+    clip: str | Path | None = None,
 ) -> Path:
     """Grow (or go on growing) a tree in `out` from the U-Net of a model's folder; the finished ensemble is `out/experts`.
 
@@ -134,28 +135,29 @@ def train(
     other; finished ones are not run again, and lose their checkpoint.
 
     Args:
-        model: a folder in diffusers' layout of Stable Diffusion 1.x or 2.x.
+        model: a folder in diffusers' layout of Stable Diffusion 1.x, 2.x or XL, or of Kandinsky 2.2's decoder.
         data: a source of captioned pictures (`open_source`).
+        clip: folder or hub id of the CLIP whose image embeddings the U-Net reads; Kandinsky's alone.
 
     Raises:
         UserError: the model is incomplete or another kind, the data are unusable, leaves are no tree's or finer than the timesteps, no layer
             to adapt has such a name, a finished node was trained otherwise.
     """
     source = open_source(data, SourceOptions(caption_columns=run.caption_columns, image_column=run.image_column))
-    stable = load_beside(model, device)
+    beside = load_beside(model, run.size, device, clip)
+    conditions, noise = beside.conditions, beside.noise
     for one in growth(run):
-        stable.noise.timesteps(one.shares)  # too fine a tree is refused before anything is encoded
-    stages = Stages.of(run.leaves, stable.noise.quantile)
+        noise.timesteps(one.shares)  # too fine a tree is refused before anything is encoded
+    stages = Stages.of(run.leaves, noise.quantile)
     root = load_unet(model / "unet")
     if run.form == "lora":
         _adaptation(root, run)
-    beside = {"unet": artifact.fingerprint(root.state_dict()), **stable.fingerprints()}
+    prints = {"unet": artifact.fingerprint(root.state_dict()), **beside.fingerprints()}
     del root
-    latents = _latents(run, stable, source, out, say, beside["vae"])
-    ground = _Ground(
-        run, model / "unet", stable.text, stable.noise, latents, device, beside | {"data": latents.fingerprint}, out
-    )
-    del stable  # the autoencoder's memory
+    latents = _latents(run, beside.pictures, source, out, say)
+    del beside  # the memory of what encodes pictures
+    prints["data"] = latents.fingerprint
+    ground = _Ground(run, model / "unet", conditions, noise, latents, device, prints, out)
     told = {"model": str(model), "source": source.text, "pictures": len(latents)}
 
     def node(one: Growth) -> Path:
@@ -169,18 +171,15 @@ def train(
     return grow_tree(run, stages, out, say, node=node, complete=complete)
 
 
-def _latents(
-    run: ExpertUNetsRun, stable: StableDiffusion, source: Source, out: Path, say: Callable[[str], None], vae: str
-) -> Latents:
+def _latents(run: ExpertUNetsRun, pictures: Pictures, source: Source, out: Path, say: Callable[[str], None]) -> Latents:
     """All pictures' latents; enough of them to train on."""
-    preparation = stable.preparation(run.size)
     about = {
-        "vae": vae,
-        "size": preparation.side,
+        **pictures.fingerprints,
+        "size": pictures.side,
         "caption_columns": run.caption_columns,
         "image_column": run.image_column,
     }
-    found = encoded(source, preparation.prepare, stable.encode, out / "latents", about, max_bad=run.max_bad, say=say)
+    found = encoded(source, pictures, out / "latents", about, max_bad=run.max_bad, say=say)
     if len(found) <= run.validation_pictures:
         raise UserError(
             f"validation_pictures={run.validation_pictures} of the {len(found)} pictures in {source.text}: choose fewer, or none (with "
@@ -237,7 +236,7 @@ def _task(ground: _Ground, one: Growth, unet: nn.Module, lora: Lora | None, prec
     order = torch.randperm(len(ground.latents), generator=generator(run.seed, "validation pictures")).tolist()
     unseen, seen = order[: run.validation_pictures], sorted(order[run.validation_pictures :])
     seed = seed_of(run.seed, "expert", one.name)
-    batches = Batches(ground.latents, ground.text, seen, run.task, seed, precision)
+    batches = Batches(ground.latents, ground.conditions, seen, run.task, seed, precision)
     return UNetTask(
         unet,
         batches,

@@ -1,6 +1,6 @@
 """Pictures as latents, made once and kept in a run's folder: every node of a tree then reads them in any order, without the autoencoder.
 
-Shapes: N pictures of a part, B of a batch, C latent channels, h × w latent positions, S side of a prepared picture.
+Shapes: B pictures of a batch, C latent channels, h × w latent positions.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from syzygy import artifact
@@ -25,6 +24,7 @@ from syzygy.data.pair import Bad, Shard, Skipped
 from syzygy.data.prefetch import Prepared, prepared
 from syzygy.data.sources import Source
 from syzygy.errors import UserError
+from syzygy.hub.unet_training import MEAN, STD, Pictures
 from syzygy.rng import generator
 
 ABOUT_FILE = "latents.json"
@@ -38,8 +38,7 @@ EARLY = 1000
 """Samples after which too many bad ones end the work before its end."""
 SECONDS = 10.0
 """Between two lines of progress."""
-Encode = Callable[[Float[Tensor, "B 3 S S"]], tuple[Float[Tensor, "B C h w"], Float[Tensor, "B C h w"]]]
-"""Prepared pictures → mean and standard deviation of their latents."""
+Tensors = Mapping[str, Tensor]
 
 
 class Latents:
@@ -48,7 +47,7 @@ class Latents:
     def __init__(self, folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
         files = [part["file"] for record in records for part in record["parts"]]
         self._parts = [mapped(folder / file["name"], file["size"]) for file in files]
-        self._starts = [0, *accumulate(len(part["mean"]) for part in self._parts)]
+        self._starts = [0, *accumulate(len(part[MEAN]) for part in self._parts)]
         self.captions: list[tuple[str, ...]] = [
             tuple(captions) for record in records for part in record["parts"] for captions in part["captions"]
         ]
@@ -60,20 +59,27 @@ class Latents:
 
     def sampled(self, pictures: Sequence[int], *key: int | str) -> Float[Tensor, "B C h w"]:
         """Latents of these pictures, drawn around their means with the standard deviations that the autoencoder gives; fp32, on the CPU."""
-        means, stds = zip(*(self._row(picture) for picture in pictures), strict=True)
-        mean = torch.stack(means).float()
-        return mean + torch.stack(stds).float() * torch.randn(mean.shape, generator=generator(0, "latents", *key))
+        mean = self._rows(MEAN, pictures)
+        if STD not in self._parts[0]:
+            return mean
+        noise = torch.randn(mean.shape, generator=generator(0, "latents", *key))
+        return mean + self._rows(STD, pictures) * noise
 
-    def _row(self, picture: int) -> tuple[Tensor, Tensor]:
-        place = bisect_right(self._starts, picture) - 1
-        part, row = self._parts[place], picture - self._starts[place]
-        return part["mean"][row], part["std"][row]
+    def beside(self, pictures: Sequence[int]) -> dict[str, Float[Tensor, "B ..."]]:
+        """What else is kept of these pictures; fp32, on the CPU."""
+        return {name: self._rows(name, pictures) for name in self._parts[0] if name not in (MEAN, STD)}
+
+    def _rows(self, name: str, pictures: Sequence[int]) -> Float[Tensor, "B ..."]:
+        def row(picture: int) -> Tensor:
+            place = bisect_right(self._starts, picture) - 1
+            return self._parts[place][name][picture - self._starts[place]]
+
+        return torch.stack([row(picture) for picture in pictures]).float()
 
 
 def encoded(
     source: Source,
-    prepare: Callable[[Image.Image], Float[Tensor, "3 S S"]],
-    encode: Encode,
+    pictures: Pictures,
     folder: Path,
     about: Mapping[str, Any],
     *,
@@ -101,7 +107,7 @@ def encoded(
             path = folder / f"{number:05}.json"
             if not path.is_file():
                 tell = _paced(say, f"latents, part {number + 1} of {len(source.shards)}")
-                artifact.write_json(path, _shard(shard, number, prepare, encode, folder, tell))
+                artifact.write_json(path, _shard(shard, number, pictures, folder, tell))
             records.append(artifact.read_json(path))
             _check_bad(records, source.text, max_bad, at_end=number + 1 == len(source.shards))
     found = Latents(folder, records)
@@ -141,17 +147,15 @@ def _claim(folder: Path, about: Mapping[str, Any], source: str) -> None:
         )
 
 
-def _shard(
-    shard: Shard, number: int, prepare: Any, encode: Encode, folder: Path, tell: Callable[[int], None]
-) -> dict[str, Any]:
+def _shard(shard: Shard, number: int, pictures: Pictures, folder: Path, tell: Callable[[int], None]) -> dict[str, Any]:
     """Make the files of one shard; the value is its record, which makes them count."""
     bad: list[dict[str, str]] = []
     seen = 0
 
-    def usable() -> Iterator[Prepared]:
+    def usable() -> Iterator[Prepared[Tensors]]:
         nonlocal seen
         threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MOST_THREADS)
-        for sample in prepared(shard.read(), prepare, threads, BATCH + 2 * threads):
+        for sample in prepared(shard.read(), pictures.prepare, threads, BATCH + 2 * threads):
             seen += not isinstance(sample, Skipped)
             if isinstance(sample, Bad):
                 bad.append({"key": sample.key, "reason": sample.reason})
@@ -159,22 +163,23 @@ def _shard(
                 yield sample
 
     parts, waiting = [], usable()
-    while samples := _part(waiting, encode, tell):
-        means, stds, captions = zip(*samples, strict=True)
-        tensors = {"mean": torch.stack(means), "std": torch.stack(stds)}
+    while samples := _part(waiting, pictures.encode, tell):
+        rows, captions = zip(*samples, strict=True)
+        tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         file = write_tensors(folder / f"{number:05}-{len(parts):05}.safetensors", tensors)
         parts.append({"file": file.to_config(), "captions": captions})
     return {"source": shard.name, "seen": seen, "bad": bad, "parts": parts}
 
 
 def _part(
-    waiting: Iterator[Prepared], encode: Encode, tell: Callable[[int], None]
-) -> list[tuple[Tensor, Tensor, tuple[str, ...]]]:
-    """The next part's pictures: mean and standard deviation in fp16, captions."""
-    found: list[tuple[Tensor, Tensor, tuple[str, ...]]] = []
+    waiting: Iterator[Prepared[Tensors]], encode: Callable[[Tensors], Tensors], tell: Callable[[int], None]
+) -> list[tuple[dict[str, Tensor], tuple[str, ...]]]:
+    """The next part's pictures: what is kept of each, captions."""
+    found: list[tuple[dict[str, Tensor], tuple[str, ...]]] = []
     while len(found) < PART and (batch := list(islice(waiting, BATCH))):
-        mean, std = (x.half().cpu() for x in encode(torch.stack([sample.image for sample in batch])))
-        found += [(mean[row], std[row], sample.captions) for row, sample in enumerate(batch)]
+        stacked = {name: torch.stack([sample.image[name] for sample in batch]) for name in batch[0].image}
+        kept = {name: x.cpu() for name, x in encode(stacked).items()}
+        found += [({name: x[row] for name, x in kept.items()}, one.captions) for row, one in enumerate(batch)]
         tell(len(batch))
     return found
 

@@ -33,7 +33,7 @@ class UNetTaskConfig(Config):
     batch_size: int = Field(default=8, ge=1)
     """Noisy pictures a step."""
     dropped: float = Field(default=0.1, ge=0, le=1)
-    """Part of the captions that is replaced by the empty prompt, which guidance needs."""
+    """Part of the samples that are told nothing: the empty prompt (XL: zeros), or the embedding of a picture of zeros. Guidance needs it."""
     checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
 

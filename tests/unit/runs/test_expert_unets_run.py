@@ -13,7 +13,8 @@ from PIL import Image
 
 from syzygy import artifact
 from syzygy.errors import UserError
-from syzygy.hub.stable_diffusion import load_beside, load_unet
+from syzygy.hub.unet_families import load_beside
+from syzygy.hub.unet_training import load_unet
 from syzygy.runs import expert_unets
 from syzygy.runs.expert_unets import Batches, ExpertUNetsRun
 from syzygy.runs.latents import Latents
@@ -127,20 +128,25 @@ def test_latents_are_the_autoencoders(grown: Path, model: Path, pictures: Path) 
 
 
 def test_batches_are_permutations_with_captions_and_empty_prompts(grown: Path, model: Path) -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
     latents = Latents(grown / "latents", [artifact.read_json(grown / "latents" / "00000.json")])
-    beside = load_beside(model, CPU)
-    batches = Batches(latents, beside.text, [*range(10)], UNetTaskConfig(batch_size=4, dropped=0.25), 0, None)
+    beside = load_beside(model, 16, CPU)
+    batches = Batches(latents, beside.conditions, [*range(10)], UNetTaskConfig(batch_size=4, dropped=0.25), 0, None)
     seen = [picture for step in range(5) for picture in batches.pictures(step)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == [*range(10)]
     assert seen[:10] != seen[10:]
     told = [(p, c) for step in range(500) for p, c in zip(batches.pictures(step), batches.captions(step), strict=True)]
-    assert 0.2 < sum(caption == "" for _, caption in told) / len(told) < 0.3
-    assert {c for p, c in told if p == 1} == {"", "a green circle", "two green stars"}
-    assert {c for p, c in told if p == 2} == {"", "a blue circle"}
+    assert 0.2 < sum(caption is None for _, caption in told) / len(told) < 0.3
+    assert {c for p, c in told if p == 1} == {None, "a green circle", "two green stars"}
+    assert {c for p, c in told if p == 2} == {None, "a blue circle"}
     batch = batches(3)
     states = batch.conditions["encoder_hidden_states"]
     assert (tuple(batch.latents.shape), tuple(states.shape[:2])) == ((4, 4, 8, 8), (4, 77))
-    assert torch.equal(states, batches.text(batches.captions(3)))
+    assert None in batches.captions(3)
+    told = [caption or "" for caption in batches.captions(3)]
+    pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    torch.testing.assert_close(states, pipe.encode_prompt(told, CPU, 1, False)[0])
 
 
 def test_interrupted_and_continued_is_the_same(
@@ -237,8 +243,8 @@ def test_wrong_input(model: Path, pictures: Path, tmp_path: Path) -> None:
         ("validation_pictures=12 of the 12 pictures", run(validation_pictures=12), model, pictures),
         ("multiples of 2", run(size=15), model, pictures),
         ("prediction_type is 'flow_prediction'", run(), kinds["flow"], pictures),
-        ("reads more than a text", run(), kinds["xl"], pictures),
-        ("an inpainting model", run(), kinds["inpainting"], pictures),
+        (r"reads more than .*\(addition_embed_type\)", run(), kinds["xl"], pictures),
+        ("reads 9 channels, the autoencoder makes 4: inpainting", run(), kinds["inpainting"], pictures),
         ("states 64 wide, its text encoder makes", run(), kinds["wide"], pictures),
         ("none of the scheduler's 100 timesteps", run("E9_511", "complement"), kinds["short"], pictures),
         ("--image-column is for parquet", run(image_column="jpg"), model, pictures),

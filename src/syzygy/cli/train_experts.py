@@ -1,0 +1,121 @@
+"""`syzygy train experts`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from syzygy.cli.train import EPILOG, Trained, _train, train_options
+from syzygy.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@click.command(
+    epilog=EPILOG
+    + """
+\b
+Each node of the tree is a run of its own in RUN/nodes; finished ones are not run again.
+  syzygy experts plan E3_0,complement,E9_511    which steps the leaves would serve
+
+\b
+On your own pictures, from any Stable Diffusion 1.x, 2.x or XL, or Kandinsky 2.2's decoder, on your disk:
+  syzygy train experts --model stable-diffusion-xl-base-1.0/ --data pairs/ --out RUN
+  syzygy train experts --model kandinsky-2-2-decoder/ --clip kandinsky-2-2-prior/ --data pairs/ --out RUN
+  syzygy train experts --model … --data … --form full --leaves E1_0,E1_1 --out RUN
+  syzygy train experts --data … --settings      what can be set then
+Their latents are made first, once. SOURCE is what syzygy embed takes: tars, parquet, or a folder with
+metadata.jsonl. Presets are lora and full then. In Python, they stand in for a pipeline's U-Net:
+  pipe.unet = ExpertUNet.from_pretrained("RUN")
+"""
+)
+@click.option(
+    "--model",
+    default="starter",
+    show_default=True,
+    metavar="FOLDER|MODEL",
+    help="The model that is grown: its decoder, beside its CLIP; or, with --data, a pipeline's folder in diffusers' layout.",
+)
+@click.option("--data", metavar="SOURCE", help="Captioned pictures of your own, for a pipeline's U-Net.")
+@click.option(
+    "--clip",
+    "clip_source",
+    metavar="FOLDER|HUB-ID",
+    help="With --data, for Kandinsky's decoder: the CLIP that it was trained with.",
+)
+@click.option(
+    "--form",
+    type=click.Choice(["lora", "full"]),
+    help="Low-rank adaptations, or whole networks.  [default: full; with --data lora]",
+)
+@click.option("--leaves", metavar="NAMES", help="The experts, joined by commas.  [default: E3_0,complement,E9_511]")
+@train_options("full")
+def experts(
+    model: str, data: str | None, clip_source: str | None, form: str | None, leaves: str | None, **options: Any
+) -> None:
+    """Expert denoisers for stages of the noise, grown from a model's decoder (eDiff-I)."""
+    options["overrides"] = _with_tree(form, leaves, options["overrides"])
+    if data is not None:
+        _expert_unets(model, data, clip_source, form, **options)
+        return
+    if clip_source is not None:
+        raise UserError("--clip has no effect without --data: a model brings its own. Leave it out.")
+    if (Path(model) / "unet").is_dir():
+        raise UserError(
+            f"{model} is a pipeline in diffusers' layout: give --data too, the captioned pictures to train on."
+        )
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.hub.autoencoder import Autoencoder
+        from syzygy.hub.bundle import own_encoders, part_folder
+        from syzygy.hub.clip import Clip
+        from syzygy.runs import experts
+
+        clip = Clip.from_pretrained(part_folder(model, "clip")).to(device).requires_grad_(False)
+        latents = Autoencoder.from_pretrained(part_folder(model, "autoencoder")).to(device).requires_grad_(False)
+        decoder = part_folder(model, "decoder")
+        t5 = own_encoders(decoder.parent, decoder, str(device)).get("t5")
+        folder = experts.train(run, decoder, clip, latents, out, device, _say, t5)
+        return Trained(folder, {}, f"syzygy experts plan {out}")
+
+    def as_trained(run: Any) -> Any:
+        from syzygy.hub.bundle import part_folder
+        from syzygy.runs import experts
+
+        return experts.as_trained(run, part_folder(model, "decoder"))
+
+    _train("EXPERTS", body, as_trained, **options)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _with_tree(form: str | None, leaves: str | None, overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """The options as settings, before the others; the same setting twice is an error."""
+    import json
+
+    names = None if leaves is None else [name.strip() for name in leaves.split(",")]
+    given = {name: value for name, value in (("form", form), ("leaves", names)) if value is not None}
+    for name in given:
+        if any(text.partition("=")[0] == name for text in overrides):
+            raise UserError(f"--{name} and {name}=… say the same: give one of them.")
+    return (*(f"{name}={json.dumps(value)}" for name, value in given.items()), *overrides)
+
+
+def _expert_unets(model: str, data: str, clip: str | None, form: str | None, **options: Any) -> None:
+    """`train experts --data`: the presets are others then, and so is the default."""
+    source = click.get_current_context().get_parameter_source("preset")
+    if source is click.core.ParameterSource.DEFAULT:
+        options["preset"] = form or "lora"
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.runs import expert_unets
+
+        if not Path(model).is_dir():
+            raise UserError(f"--data needs a --model in diffusers' layout on this disk; there is no folder {model}.")
+        folder = expert_unets.train(run, Path(model), data, out, device, _say, clip)
+        return Trained(folder, {}, f"syzygy experts plan {out}")
+
+    _train("EXPERT_UNETS", body, **options)
