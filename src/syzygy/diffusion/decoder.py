@@ -17,7 +17,7 @@ from syzygy.diffusion.paint import Painting, strength
 from syzygy.errors import UserError, unknown
 from syzygy.types import Condition, Conditioning
 
-STATES_GAIN = 3.0  # makes tokens of standardised states as large as trained tokens of image embeddings, with a spread of 1.7
+STATES_GAIN = 3.0  # standardised states then make tokens as large as trained ones of image embeddings: a spread of 1.7
 NULL_STD = 0.5  # about the spread of a fresh linear layer's output on unit-variance input: null tokens start as equals
 
 
