@@ -1,60 +1,16 @@
 """`syzygy train …`."""
 
-import os
-from collections.abc import Callable
-from functools import reduce
-from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from syzygy.cli.common import device_option, json_option, progress_bar, writable_folder
+from syzygy.cli.common import progress_bar
+from syzygy.cli.training import EPILOG, Trained, run_training, train_options
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-
-    from syzygy.config import Config
-
-F = TypeVar("F", bound=Callable[..., Any])
-EPILOG = """
-\b
-KEY=VALUE overrides one setting of the preset, such as loop.steps=300.
---settings lists all of them, with their values and what they mean.
-The same command continues a run that was interrupted.
-"""
-
-
-class Trained(NamedTuple):
-    """What a command tells at its end."""
-
-    folder: Path
-    """Where the artefact is."""
-    metrics: dict[str, Any]
-    """What it was measured to do."""
-    next_step: str | None = None
-    """A command to try."""
-
-
-def train_options(preset: str) -> Callable[[F], F]:
-    """What every `train` command takes, and passes on to `_train`."""
-    folder = click.Path(path_type=Path)
-    options = (
-        click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…"),
-        click.option("--preset", default=preset, show_default=True, help="The settings to start from."),
-        click.option("--out", type=folder, metavar="RUN", help="Folder of the run.  [required]"),
-        click.option("--settings", "show_settings", is_flag=True, help="Print the settings and exit."),
-        device_option,
-        json_option,
-    )
-
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 clip_option = click.option(
@@ -78,7 +34,7 @@ def clip(**options: Any) -> None:
         result = clip.train(run, out, device)
         return Trained(result.folder, result.metrics, f"syzygy train decoder --clip {out} --out RUN")
 
-    _train("CLIP", body, **options)
+    run_training("CLIP", body, **options)
 
 
 @click.command(
@@ -124,7 +80,7 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
                 result = prior.train_on_store(run, store, out, world, init=init, report=report)
         return Trained(result.folder, result.metrics, f"syzygy generate 'a red circle' --prior {out}")
 
-    _train("PRIOR", body, **options)
+    run_training("PRIOR", body, **options)
 
 
 def _frozen_clip(source: str) -> Any:
@@ -167,7 +123,7 @@ def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, in
         result = decoder.train(run, clip, latents.requires_grad_(False), out, device, t5=t5, init=start)
         return Trained(result.folder, result.metrics)
 
-    _train("DECODER", body, **options)
+    run_training("DECODER", body, **options)
 
 
 @click.command(epilog=EPILOG)
@@ -181,7 +137,7 @@ def autoencoder(**options: Any) -> None:
         result = autoencoder.train(run, out, device)
         return Trained(result.folder, result.metrics, f"syzygy train decoder --autoencoder {out} --out RUN")
 
-    _train("AUTOENCODER", body, **options)
+    run_training("AUTOENCODER", body, **options)
 
 
 @click.command(epilog=EPILOG)
@@ -195,7 +151,7 @@ def t5(**options: Any) -> None:
         result = t5.train(run, out, device)
         return Trained(result.folder, result.metrics)
 
-    _train("T5", body, **options)
+    run_training("T5", body, **options)
 
 
 @click.command(epilog=EPILOG)
@@ -209,7 +165,7 @@ def lm(**options: Any) -> None:
         result = lm.train(run, out, device)
         return Trained(result.folder, result.metrics)
 
-    _train("LM", body, **options)
+    run_training("LM", body, **options)
 
 
 @click.command(epilog=EPILOG)
@@ -223,7 +179,7 @@ def reader(**options: Any) -> None:
         result = reader.train(run, out, device)
         return Trained(result.folder, result.metrics)
 
-    _train("READER", body, **options)
+    run_training("READER", body, **options)
 
 
 @click.command(epilog=EPILOG)
@@ -243,61 +199,4 @@ def starter(stages: str | None, **options: Any) -> None:
         next_step = f"syzygy generate 'a red circle' --model {folder}" if folder != out else None
         return Trained(folder, starter.metrics(out), next_step)
 
-    _train("STARTER", body, **options)
-
-
-def _train(
-    presets_name: str,
-    body: "Callable[[Any, Path, torch.device], Trained]",
-    begin: Callable[[Any], Any] = lambda run: run,
-    *,
-    overrides: tuple[str, ...],
-    preset: str,
-    out: Path | None,
-    show_settings: bool,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Choose and override a preset, train, and tell what came out. `begin`: what a preset becomes before it is overridden."""
-    import json
-
-    from syzygy import presets
-    from syzygy.config import override
-
-    run = override(begin(presets.choose(getattr(presets, presets_name), preset)), overrides)
-    if show_settings:
-        _print_settings(run, as_json)
-        return
-    if out is None:
-        context = click.get_current_context()
-        raise click.MissingParameter(ctx=context, param_hint="'--out'", param_type="option")
-    import torch
-
-    writable_folder(out)
-    trained = body(run, out, torch.device(device))
-    if os.environ.get("RANK", "0") != "0":  # torchrun started several of us; the first one talks
-        return
-    if as_json:
-        click.echo(json.dumps({"folder": str(trained.folder), "metrics": trained.metrics}))
-        return
-    for name, value in trained.metrics.items():
-        click.echo(f"{name:>24}  {value:.4g}")
-    click.echo(f"Trained: {trained.folder}")
-    if trained.next_step:
-        click.echo(f"Try next: {trained.next_step}")
-
-
-def _print_settings(run: "Config", as_json: bool) -> None:
-    """Every setting that can be overridden: name, value, meaning."""
-    import json
-
-    from syzygy.config import fields_of
-
-    meanings = fields_of(run)
-    values = {name: reduce(getitem, name.split("."), run.model_dump(mode="json")) for name in meanings}
-    if as_json:
-        click.echo(json.dumps({name: {"value": values[name], "help": text} for name, text in meanings.items()}))
-        return
-    formatter = click.get_current_context().make_formatter()
-    formatter.write_dl([(f"{name}={json.dumps(values[name])}", text) for name, text in meanings.items()])
-    click.echo(formatter.getvalue(), nl=False)
+    run_training("STARTER", body, **options)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import progress_bar
-from syzygy.cli.train import EPILOG, Trained, _train, train_options
+from syzygy.cli.training import EPILOG, Trained, run_training, train_options
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def adapter(
             result = _image(run, world, out, stage, llm, clip or STARTER, prior, store, features or "llm", str(former))
             return Trained(result.folder, result.metrics)
 
-    _train(f"ADAPTER_{stage.upper()}", body, **options)
+    run_training(f"ADAPTER_{stage.upper()}", body, **options)
 
 
 def _check(stage: str, given: set[str]) -> None:
@@ -213,7 +213,7 @@ def _with_decoder(
             result = adapter_decoder.train(run, former, model, clip, latents, network, out, world)
             return Trained(result.folder, result.metrics)
 
-    _train("ADAPTER_DECODER", body, **options)
+    run_training("ADAPTER_DECODER", body, **options)
 
 
 def _overrides() -> tuple[str, ...]:

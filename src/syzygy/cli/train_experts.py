@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from syzygy.cli.train import EPILOG, Trained, _train, train_options
+from syzygy.cli.training import EPILOG, Trained, run_training, train_options
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def experts(
 
         return experts.as_trained(run, part_folder(model, "decoder"))
 
-    _train("EXPERTS", body, as_trained, **options)
+    run_training("EXPERTS", body, as_trained, **options)
 
 
 def _say(line: str) -> None:
@@ -118,4 +118,4 @@ def _expert_unets(model: str, data: str, clip: str | None, form: str | None, **o
         folder = expert_unets.train(run, Path(model), data, out, device, _say, clip)
         return Trained(folder, {}, f"syzygy experts plan {out}")
 
-    _train("EXPERT_UNETS", body, **options)
+    run_training("EXPERT_UNETS", body, **options)

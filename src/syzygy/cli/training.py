@@ -1,0 +1,113 @@
+"""What every `syzygy train` command shares: its options, and what it does around a training."""
+
+import os
+from collections.abc import Callable
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from syzygy.cli.common import device_option, json_option, writable_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from syzygy.config import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+EPILOG = """
+\b
+KEY=VALUE overrides one setting of the preset, such as loop.steps=300.
+--settings lists all of them, with their values and what they mean.
+The same command continues a run that was interrupted.
+"""
+
+
+class Trained(NamedTuple):
+    """What a command tells at its end."""
+
+    folder: Path
+    """Where the artefact is."""
+    metrics: dict[str, Any]
+    """What it was measured to do."""
+    next_step: str | None = None
+    """A command to try."""
+
+
+def train_options(preset: str) -> Callable[[F], F]:
+    """What every `train` command takes, and passes on to `run_training`."""
+    folder = click.Path(path_type=Path)
+    options = (
+        click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…"),
+        click.option("--preset", default=preset, show_default=True, help="The settings to start from."),
+        click.option("--out", type=folder, metavar="RUN", help="Folder of the run.  [required]"),
+        click.option("--settings", "show_settings", is_flag=True, help="Print the settings and exit."),
+        device_option,
+        json_option,
+    )
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def run_training(
+    presets_name: str,
+    body: "Callable[[Any, Path, torch.device], Trained]",
+    begin: Callable[[Any], Any] = lambda run: run,
+    *,
+    overrides: tuple[str, ...],
+    preset: str,
+    out: Path | None,
+    show_settings: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Choose and override a preset, train, and tell what came out. `begin`: what a preset becomes before it is overridden."""
+    import json
+
+    from syzygy import presets
+    from syzygy.config import override
+
+    run = override(begin(presets.choose(getattr(presets, presets_name), preset)), overrides)
+    if show_settings:
+        _print_settings(run, as_json)
+        return
+    if out is None:
+        context = click.get_current_context()
+        raise click.MissingParameter(ctx=context, param_hint="'--out'", param_type="option")
+    import torch
+
+    writable_folder(out)
+    trained = body(run, out, torch.device(device))
+    if os.environ.get("RANK", "0") != "0":  # torchrun started several of us; the first one talks
+        return
+    if as_json:
+        click.echo(json.dumps({"folder": str(trained.folder), "metrics": trained.metrics}))
+        return
+    for name, value in trained.metrics.items():
+        click.echo(f"{name:>24}  {value:.4g}")
+    click.echo(f"Trained: {trained.folder}")
+    if trained.next_step:
+        click.echo(f"Try next: {trained.next_step}")
+
+
+def _print_settings(run: "Config", as_json: bool) -> None:
+    """Every setting that can be overridden: name, value, meaning."""
+    import json
+
+    from syzygy.config import fields_of
+
+    meanings = fields_of(run)
+    values = {name: reduce(getitem, name.split("."), run.model_dump(mode="json")) for name in meanings}
+    if as_json:
+        click.echo(json.dumps({name: {"value": values[name], "help": text} for name, text in meanings.items()}))
+        return
+    formatter = click.get_current_context().make_formatter()
+    formatter.write_dl([(f"{name}={json.dumps(values[name])}", text) for name, text in meanings.items()])
+    click.echo(formatter.getvalue(), nl=False)
