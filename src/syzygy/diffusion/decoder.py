@@ -199,9 +199,9 @@ class Slot(nn.Module):
             states = self._checked(condition.states, self.config.token_width, "token states")
             assert condition.mask is not None
             visible = condition.mask & present_B1
-            # Hidden values become zero before anything reads them: not even NaN among them could leak.
             if self.config.standardized:
                 states = (states - self.states_mean) / self.states_std
+            # Hidden values become zero before anything mixes them with others: not even NaN among them could leak.
             states = states.masked_fill(~visible[:, :, None], 0.0)
             tokens.append(self.states_in(F.layer_norm(states, states.shape[-1:])))
             masks.append(visible)
@@ -252,11 +252,14 @@ class Decoder(nn.Module):
 
     def set_statistics(self, name: str, states: Float[Tensor, "N C"]) -> None:
         """Fix, before training, mean and standard deviation of each channel of slot `name`'s token states, from some of training's."""
+        if name not in self.slots:
+            raise unknown("condition", name, self.slots)
         slot = self.slots[name]
         assert isinstance(slot, Slot)
         assert slot.config.standardized, f"condition {name} is not standardised"
         slot.states_mean.copy_(states.mean(0))
-        slot.states_std.copy_(states.std(0))
+        spread = states.std(0)
+        slot.states_std.copy_(torch.where(spread > 0, spread, 1.0))  # a channel that never changes tells nothing
 
     def tokens(self, conditioning: Conditioning, batch: int) -> Tokens:
         """The cross-attention tokens, their mask, and the pooled vector for `batch` samples."""

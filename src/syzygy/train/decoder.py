@@ -159,8 +159,7 @@ class DecoderTask:
             sigma = self._config.noise.spread(levels)
             for subset in losses:
                 shown = only(batch.conditioning, members_of(subset))
-                plain = painted_with(shown, torch.zeros_like(sigma))
-                losses[subset] += self._losses(batch.latents, sigma, noise, plain).sum().item() / pictures
+                losses[subset] += self._losses(batch.latents, sigma, noise, unpainted(shown)).sum().item() / pictures
                 if self._config.painted and any(c.painted is not None for c in shown.conditions.values()):
                     some = painted_with(shown, torch.full_like(sigma, sum(self._config.strengths) / 2))
                     part = self._losses(batch.latents, sigma, noise, some).sum().item() / pictures
@@ -194,15 +193,19 @@ class DecoderTask:
 
 
 def painted_with(conditioning: Conditioning, strengths: Float[Tensor, "B"]) -> Conditioning:
-    """Each sample's painting as strong as told; what is painted nowhere is as without."""
-    any_strength = bool(strengths.any())
+    """Each sample's painting as strong as told."""
 
     def one(condition: Condition) -> Condition:
         if condition.painted is None:
             return condition
-        return replace(condition, painted=condition.painted * strengths[:, None, None, None] if any_strength else None)
+        return replace(condition, painted=condition.painted * strengths[:, None, None, None])
 
     return Conditioning({name: one(condition) for name, condition in conditioning.conditions.items()})
+
+
+def unpainted(conditioning: Conditioning) -> Conditioning:
+    """The same without its painting."""
+    return Conditioning({name: replace(c, painted=None) for name, c in conditioning.conditions.items()})
 
 
 def only(conditioning: Conditioning, names: list[str]) -> Conditioning:
