@@ -18,12 +18,14 @@ ORDER = """
 Three stages, in this order, each in a folder of its own:
   align    texts alone: captions of any language come to where CLIP puts their English
   image    adapter and prior learn from pictures, also what stands after CLIP's 77th token
-  quality  the prior, on chosen pictures of a store; the adapter stays as it is
+  quality  the same on chosen pictures
+task.frozen says which of the two stays as it is: of the preset starter the prior, as it is CLIP's too.
 
 \b
 On the embedded world (LM: a run of syzygy train lm):
   syzygy train adapter --stage align --llm LM --out align
   syzygy train adapter --stage image --from align --out image
+  syzygy train adapter --stage quality --from image --out quality
   syzygy train adapter --stage image --from align --decoder starter --out decoder    with the paper's loss
 
 \b
@@ -38,7 +40,8 @@ For published models, on a corpus and pairs of your own:
 \b
 A line of a corpus is {"texts": {"en": "a red ring", "de": "ein roter Ring"}}: English, and what you have besides; see
 syzygy world corpus. A filter compares columns of the store (syzygy store info) with numbers, true, false or 'texts' by
-< <= > >= == !=, joined by and, or, brackets. What is embedded of the world shall not show what tests ask for: make it
+< <= > >= == !=, joined by and, or, brackets; the world's columns are objects, unnamed (those that the caption does not
+name), smallest (a radius, as a part of the side) and style. What is embedded of the world shall not show what tests ask for: make it
 with syzygy world sample --held-out exclude.
   torchrun --nproc-per-node 4 -m syzygy.cli train adapter …      on four GPUs
 """
@@ -69,7 +72,7 @@ with syzygy world sample --held-out exclude.
     "--data", "store", type=click.Path(path_type=Path), metavar="STORE", help="Train on this embedding store."
 )
 @click.option("--features", metavar="NAME", help="The store's set of the language model's features.  [default: llm]")
-@click.option("--filter", "condition", metavar="EXPRESSION", help="See only pictures of the store that it passes.")
+@click.option("--filter", "condition", metavar="EXPRESSION", help="See only pictures that it passes.")
 @click.option(
     "--decoder",
     metavar="MODEL|RUN",
@@ -112,7 +115,8 @@ def adapter(
                 return Trained(
                     result.folder, result.metrics, f"syzygy train adapter --stage image --from {out} --out RUN"
                 )
-            result = _image(run, world, out, stage, llm, clip or STARTER, prior, store, features or "llm", str(former))
+            result = _image(run, world, out, stage, llm, clip or STARTER, prior, store, features or "llm",
+                            condition is not None, str(former))  # fmt: skip
             return Trained(result.folder, result.metrics)
 
     run_training(f"ADAPTER_{stage.upper()}", body, **options)
@@ -120,7 +124,7 @@ def adapter(
 
 def _check(stage: str, given: set[str]) -> None:
     """Refuse what has no effect, and ask for what is needed."""
-    needed = {"align": {"--llm"}, "image": {"--from"}, "quality": {"--from", "--data"}}[stage]
+    needed = {"align": {"--llm"}, "image": {"--from"}, "quality": {"--from"}}[stage]
     if missing := sorted(needed - given):
         what = (
             "A language model, such as a run of syzygy train lm"
@@ -131,8 +135,8 @@ def _check(stage: str, given: set[str]) -> None:
     useless = {"--data", "--features", "--filter", "--from"} if stage == "align" else {"--corpus"}
     if "--data" in given:
         useless |= {"--llm", "--clip"}
-    elif stage == "image":
-        useless |= {"--features", "--filter"}
+    elif stage != "align":
+        useless |= {"--features"}
     if stage != "image" or "--data" in given:
         useless |= {"--decoder", "--autoencoder"}
     elif "--decoder" not in given:
@@ -170,7 +174,7 @@ def _align(
 
 def _image(
     run: Any, world: Any, out: Path, stage: str, llm: str | None, clip_source: str, prior_source: str | None,
-    store: Path | None, features: str, former_source: str,
+    store: Path | None, features: str, filtered: bool, former_source: str,
 ) -> Any:  # fmt: skip
     from syzygy.hub.bundle import BUNDLED, part_folder
     from syzygy.hub.clip import Clip
@@ -180,13 +184,15 @@ def _image(
     own = former.run if (former.run / "prior").is_dir() else STARTER
     prior = adapter.frozen_prior(prior_source or own, former.record["clip"])
     if store is not None:
-        names = [text.partition("=")[0] for text in _overrides()]
-        unset = {name: None for name in ("scenes", "languages", "lengths") if name not in names}
+        names = [text.partition("=")[0] for text in _overrides()] + ["filter"] * filtered
+        unset = {name: None for name in ("scenes", "languages", "lengths", "filter") if name not in names}
         run = run.model_copy(update=unset)
         return adapter.image_on_store(run, former, store, features, prior, out, world, stage=stage)
     ours = clip_source in BUNDLED or Path(clip_source).is_dir()
     clip = Clip.from_pretrained(part_folder(clip_source, "clip") if ours else clip_source)
-    return adapter.image(run, former, former.language_model(llm), clip, prior, out, world, bar=progress_bar)
+    return adapter.image(
+        run, former, former.language_model(llm), clip, prior, out, world, stage=stage, bar=progress_bar
+    )
 
 
 def _with_decoder(

@@ -1,4 +1,4 @@
-"""Which pictures of a store pass a filter over its metadata columns: `width >= 512 and (aesthetic > 5.5 or source == 'photo')`.
+"""Which pictures of a store, or other rows, pass a filter over their columns: `width >= 512 and (aesthetic > 5.5 or source == 'photo')`.
 
 Grammar, read by hand and never evaluated as code:
 
@@ -14,14 +14,13 @@ import operator
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from syzygy.data.part import BOOLEAN, NUMBER, TEXT
-from syzygy.data.store import EmbeddingStore
 from syzygy.errors import UserError, unknown
 
 EXAMPLE = "width >= 512 and (aesthetic > 5.5 or source == 'photo')"
@@ -41,6 +40,25 @@ _TOKEN = re.compile(
 _NAME, _TEXT, _NUMBER, _SIGN = "name", "text", "number", "sign"
 
 
+@runtime_checkable
+class Table(Protocol):
+    """N rows with named columns, such as an embedding store's pictures."""
+
+    @property
+    def path(self) -> Any:
+        """What it is called in messages."""
+        ...
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Name → "number", "boolean" or "text"."""
+        ...
+
+    def column(self, name: str) -> Tensor | list[str]:
+        """All N values: float64 with NaN where one is missing, bool, or texts."""
+        ...
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One column against one value."""
@@ -52,7 +70,7 @@ class Comparison:
     def columns(self) -> set[str]:
         return {self.column}
 
-    def passing(self, store: EmbeddingStore) -> Bool[Tensor, "N"]:
+    def passing(self, store: Table) -> Bool[Tensor, "N"]:
         """A missing number passes nothing; a missing text is empty."""
         kind, own = store.columns[self.column], _kind(self.value)
         if kind != own:
@@ -75,16 +93,16 @@ class Joined:
     def columns(self) -> set[str]:
         return {column for part in self.parts for column in part.columns()}
 
-    def passing(self, store: EmbeddingStore) -> Bool[Tensor, "N"]:
+    def passing(self, store: Table) -> Bool[Tensor, "N"]:
         found = torch.stack([part.passing(store) for part in self.parts])
         return found.all(0) if self.every else found.any(0)
 
 
-def passing(store: EmbeddingStore, text: str) -> Bool[Tensor, "N"]:
-    """Which of the store's N pictures pass the filter.
+def passing(store: Table, text: str) -> Bool[Tensor, "N"]:
+    """Which of the N rows pass the filter.
 
     Raises:
-        UserError: it cannot be read, names a column that the store does not have (those that it has are listed), or compares a column with
+        UserError: it cannot be read, names a column that the table does not have (those that it has are listed), or compares a column with
             what it cannot hold.
     """
     condition = parse_filter(text)

@@ -70,7 +70,7 @@ class ImageRun(Config):
     """Everything that makes an adapter that has seen pictures, but the models and the store."""
 
     scenes: int | None = Field(default=None, gt=0)
-    """Scenes of the embedded world to train on, embedded once; null where a store is trained on."""
+    """Scenes of the embedded world to train on, embedded once, or to choose from with a filter; null where a store is trained on."""
     languages: tuple[str, ...] | None = None
     """Codes of the languages of the world's captions; null is all of them, and a store's captions are as they are."""
     lengths: tuple[Length, ...] | None = Field(default=None, min_length=1)
@@ -78,7 +78,8 @@ class ImageRun(Config):
     validation_images: int = Field(default=512, gt=0)
     """Images for validation, with their captions: unseen ones of the world, or some of the store, which training then leaves out."""
     filter: str | None = None
-    """Which of the store's pictures are seen, such as "width >= 512 and aesthetic > 5.5"; null is all."""
+    """Which pictures are seen: of a store by its columns, such as "width >= 512 and aesthetic > 5.5"; of the embedded world by objects,
+    unnamed, smallest, style, such as "unnamed == 0 and objects <= 2"; null is all."""
     task: ImageTaskConfig
     """Loss and batch, and what is frozen."""
     loop: LoopConfig
@@ -240,26 +241,28 @@ def image(
     bar: Bar = no_bar,
     report: Reporter | None = None,
 ) -> RunResult:
-    """Stage 2 on the embedded world: train (or resume) adapter and prior in `out`; they are `out/adapter` and `out/prior`, fp16.
+    """Stages 2 and 3 on the embedded world: train (or resume) adapter and prior in `out`; they are `out/adapter` and `out/prior`, fp16.
 
     Raises:
-        UserError: the run is made for a store; the models are not those that the adapter was aligned with.
+        UserError: the run is made for a store; the filter cannot be read or leaves nothing, or stage quality has none; the models are not
+            those that the adapter was aligned with.
     """
     if run.scenes is None or run.lengths is None:
         raise UserError(
             'this preset trains on an embedding store: give --data STORE, or set scenes=20000 lengths=["short"].'
         )
-    if run.filter is not None:
-        raise UserError(f"filter={run.filter!r} has no effect on the embedded world: it is for a store's columns.")
+    _check_filter(run, stage)
     check_clip(former, clip.fingerprint())
     clip, llm = clip.to(world.device).requires_grad_(False), llm.to(world.device)
     by_text = run.task.contrast == "text"
     languages = checked_languages(run.languages or tuple(LANGUAGES))
     data = pictures_of_the_world(
-        clip, llm, languages, run.lengths, seed=run.seed, sizes=(run.scenes, run.validation_images), by_text=by_text, bar=bar
+        clip, llm, languages, run.lengths, seed=run.seed, sizes=(run.scenes, run.validation_images), by_text=by_text,
+        bar=bar, condition=run.filter,
     )  # fmt: skip
     source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
-    material = _Material(source, clip.logit_scale, {"clip": clip.fingerprint(), "data": "world"})
+    record = {"clip": clip.fingerprint(), "data": "world", "captions": len(data[0])}
+    material = _Material(source, clip.logit_scale, record)
     return _fit_image(run, former, material, prior, out, world, stage, report)
 
 
@@ -284,8 +287,7 @@ def image_on_store(
     for name in ("scenes", "languages", "lengths"):
         if (value := getattr(run, name)) is not None:
             raise UserError(f"{name}={value} has no effect on a store: leave it out, or set {name}=null.")
-    if stage == "quality" and run.filter is None:
-        raise UserError("stage quality trains on chosen pictures: say which with --filter, such as 'width >= 512'.")
+    _check_filter(run, stage)
     opened = EmbeddingStore.open(store)
     encoder = opened.encoder
     check_clip(former, encoder["fingerprint"])
@@ -296,6 +298,11 @@ def image_on_store(
     record = {"clip": encoder["fingerprint"], "data": opened.digest, "captions": len(data[0])}
     material = _Material(source, encoder.get("logit_scale") or PUBLISHED_SCALE, record)
     return _fit_image(run, former, material, prior, out, world, stage, report)
+
+
+def _check_filter(run: ImageRun, stage: str) -> None:
+    if stage == "quality" and run.filter is None:
+        raise UserError("stage quality trains on chosen pictures: say which with --filter, such as 'width >= 512'.")
 
 
 @dataclass(frozen=True)

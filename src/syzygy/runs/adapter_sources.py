@@ -24,6 +24,7 @@ from syzygy.train.image import ImageBatch
 from syzygy.train.pairs import StorePairs, caption_ids, split
 from syzygy.types import StatesEncoder, TextFeatures, TextStates
 from syzygy.world import source
+from syzygy.world.columns import SceneTable
 from syzygy.world.language.base import Length
 
 CHUNK = 256
@@ -184,6 +185,8 @@ class WorldPictures:
     """Scenes of the embedded world, embedded once; captions in all languages, a language after the other, and of all lengths."""
 
     seed: int
+    scenes: Int[Tensor, "N"]
+    """Their numbers."""
     llm: StatesEncoder
     languages: tuple[str, ...]
     lengths: tuple[Length, ...]
@@ -205,12 +208,12 @@ class WorldPictures:
     def text(self, index: Int[Tensor, "B"], first: int, empty: Bool[Tensor, "B"], step: int) -> TextStates:
         texts = [
             "" if none else self.caption(scene, first + i, step)
-            for i, (scene, none) in enumerate(zip(index.tolist(), empty.tolist(), strict=True))
+            for i, (scene, none) in enumerate(zip(self.scenes[index].tolist(), empty.tolist(), strict=True))
         ]
         return self.llm.encode_states(texts)
 
     def caption(self, scene: int, place: int, step: int) -> str:
-        """Of a scene, at a place of the stream."""
+        """Of a scene by its number, at a place of the stream."""
         length, language = self.lengths[step % len(self.lengths)], self.languages[place % len(self.languages)]
         return source.pair(self.seed, scene, held_out=False, length=length, lang=language).caption.text
 
@@ -226,24 +229,44 @@ class WorldPictures:
 
 def pictures_of_the_world(
     clip: Clip, llm: StatesEncoder, languages: tuple[str, ...], lengths: tuple[Length, ...],
-    *, seed: int, sizes: tuple[int, int], by_text: bool, bar: Bar,
+    *, seed: int, sizes: tuple[int, int], by_text: bool, bar: Bar, condition: str | None = None,
 ) -> tuple[WorldPictures, WorldPictures]:  # fmt: skip
-    """Training and validation; `sizes` says how many scenes each has. None shows a held-out composition."""
+    """Training and validation; `sizes` says among how many scenes of each those are that pass the filter `condition` (over the columns of
+    `SceneTable`). None shows a held-out composition.
+
+    Raises:
+        UserError: as `passing`; nothing is left of one of them.
+    """
     made = []
     with bar("embedding", sum(sizes)) as progress:
         for name, number in zip(("training", "validation"), sizes, strict=True):
             key = seed_of(seed, "adapter", name)
-            images, pooled, texts = [], [], []
+            images, pooled, texts, scenes = [], [], [], []
             for start in range(0, number, CHUNK):
-                found = source.pairs(key, start, min(CHUNK, number - start), held_out=False)
+                looked = source.pairs(key, start, min(CHUNK, number - start), held_out=False)
+                chosen = _chosen(looked, condition)
+                progress(len(looked))
+                if not chosen:
+                    continue
+                found = [looked[row] for row in chosen]
+                scenes += [start + row for row in chosen]
                 images.append(clip.encode_image(source.pictures(found, clip.image_size, clip.device)).cpu())
                 said = [pair.caption.text for pair in found]
                 pooled.append(clip.encode_text(said).pooled.cpu())
                 texts += said
-                progress(len(found))
-            ids = caption_ids(texts)
-            made.append(WorldPictures(key, llm, languages, lengths, torch.cat(images), torch.cat(pooled), ids, by_text))
+            if not scenes:
+                raise UserError(
+                    f"no scene for {name} passes the filter {condition!r}, of {number} of the embedded world. Loosen it."
+                )
+            rows, embeddings = torch.tensor(scenes), (torch.cat(images), torch.cat(pooled))
+            made.append(WorldPictures(key, rows, llm, languages, lengths, *embeddings, caption_ids(texts), by_text))
     return made[0], made[1]
+
+
+def _chosen(pairs: list[source.Pair], condition: str | None) -> list[int]:
+    if condition is None:
+        return list(range(len(pairs)))
+    return passing(SceneTable(pairs), condition).nonzero()[:, 0].tolist()
 
 
 @dataclass(frozen=True)
