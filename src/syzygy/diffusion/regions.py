@@ -109,7 +109,7 @@ def painted(
 
 
 def check_read(
-    prompts: Sequence[str], spans: Sequence[Int[Tensor, "B T 2"]], regions: Sequence[Sequence[Region]]
+    prompts: Sequence[str], spans: Sequence[Int[Tensor, "B _ 2"]], regions: Sequence[Sequence[Region]]
 ) -> None:
     """Refuse a phrase whose tokens every text encoder has cut off.
 

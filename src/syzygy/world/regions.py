@@ -1,7 +1,5 @@
 """Regions as a person might paint them: loosely around the objects that a caption names, in the caption's own words."""
 
-from collections import Counter
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,12 +23,11 @@ def regions(pair: Pair, draw: Draw, side: int) -> tuple[Region, ...]:
     """
     text, told = pair.caption.text, pair.caption.description.mentions
     phrases = [(told[span.mention], text[span.start : span.stop]) for span in pair.caption.spans]
-    number = Counter(phrase.casefold() for _, phrase in phrases)
     found = []
     for mention, phrase in phrases:
         things = [thing for thing in pair.scene.things if mention.fits(thing)]
         mask = _box(things, draw, side) if draw.chance(0.7) else _discs(things, draw, side)
-        if draw.chance(PAINTED) and number[phrase.casefold()] == 1 and text.casefold().count(phrase.casefold()) == 1:
+        if draw.chance(PAINTED) and text.casefold().count(phrase.casefold()) == 1:
             found.append(Region(phrase, mask))
     return tuple(found)
 

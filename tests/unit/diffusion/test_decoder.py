@@ -169,5 +169,17 @@ def test_statistics_must_be_set() -> None:
     made = Decoder(DecoderConfig.model_validate(CONFIG.model_dump() | {"slots": [slot.model_dump()]}), Echo())
     with pytest.raises(UserError, match="statistics of condition 't5' are unset"):
         made.tokens(Conditioning({}), 2)
+    with pytest.raises(UserError, match="T5"):
+        made.set_statistics("T5", normal(9, 6))
     with pytest.raises(ValueError, match="standardized needs a token_width"):
         SlotConfig(name="t5", pooled_width=6, standardized=True)
+
+
+def test_a_channel_that_never_changes_tells_nothing() -> None:
+    slot = SlotConfig(name="t5", token_width=6, standardized=True)
+    made = Decoder(DecoderConfig.model_validate(CONFIG.model_dump() | {"slots": [slot.model_dump()]}), Echo())
+    states, everywhere = normal(50, 6), torch.ones(2, 5, dtype=torch.bool)
+    states[:, 2] = 4.0
+    made.set_statistics("t5", states)
+    condition = Condition(everywhere[:, 0], states[:10].reshape(2, 5, 6), everywhere)
+    assert made.tokens(Conditioning({"t5": condition}), 2).states_BTC.isfinite().all()

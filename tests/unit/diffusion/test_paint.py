@@ -88,6 +88,29 @@ def test_hidden_keys_and_those_of_no_word_do_not_count(qkv) -> None:
     torch.testing.assert_close(attention(q, more, values, shifted), scores.softmax(-1) @ values)
 
 
+def test_how_strong_a_pull_is_is_no_way_to_learn(qkv) -> None:
+    """The gradient is that of the formula with the maximum as a number."""
+    painting = Painting(0.4 * maps(), SIZE, ONE)
+
+    def gradient(read) -> Tensor:
+        q, k, v = (x.clone().requires_grad_() for x in qkv)
+        return torch.autograd.grad(read(q, k, v).square().sum(), q)[0]
+
+    def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.transpose(-1, -2) / math.sqrt(D)
+        largest = torch.tensor(scores.amax((2, 3), keepdim=True).tolist())
+        return (scores + largest * painting.at(L)[:, None]).softmax(-1) @ v
+
+    torch.testing.assert_close(gradient(lambda q, k, v: attention(q, k, v, painting)), gradient(formula))
+
+
+def test_a_line_does_not_fall_between_the_places() -> None:
+    weights = torch.zeros(1, 1, 32, 32)
+    weights[..., 3] = 1
+    small = Painting(weights, (32, 32), torch.ones(1)).at(4 * 4).view(4, 4)
+    torch.testing.assert_close(small.mean(), weights.mean(), atol=0.005, rtol=0)
+
+
 def test_masks_shrink_to_the_share_they_cover() -> None:
     weights = torch.zeros(1, 2, 8, 16)
     weights[0, 1, :, :8] = 1

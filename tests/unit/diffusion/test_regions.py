@@ -87,6 +87,14 @@ def test_words_cut_off_are_refused() -> None:
         check_read([PROMPT], [spans(PROMPT)[:, :6]], [[Region("circle", half(True))]])
 
 
+def test_one_encoder_that_reads_the_words_is_enough() -> None:
+    cut, whole, regions = spans(PROMPT)[:, :6], spans(PROMPT), [[Region("circle", half(True))]]
+    check_read([PROMPT], [cut, whole], regions)
+    check_read([PROMPT], [whole, cut], regions)
+    with pytest.raises(UserError, match="past the last token"):
+        check_read([PROMPT], [cut, cut], regions)
+
+
 def test_blur_keeps_what_is_painted_and_softens_its_border() -> None:
     region = Region("star", half(True, 16))
     soft = blurred(region, 0.1).mask

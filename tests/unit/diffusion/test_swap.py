@@ -35,7 +35,7 @@ def noise(batch: int = 4) -> Tensor:
 
 def test_neighbours_change_places_below_the_level() -> None:
     swapped = Swapped(echo, 1.0)
-    read = swapped(noise(), torch.tensor([2.0, 2.0, 0.5, 0.5]), told())[:, 0, 0, 0]
+    read = swapped(noise(), torch.tensor([2.0, 1.0, 0.5, 0.5]), told())[:, 0, 0, 0]
     assert read.tolist() == [11.0, 22.0, 44.0, 33.0]
 
 
