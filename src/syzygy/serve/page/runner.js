@@ -1,0 +1,105 @@
+// One request at a time: sent, watched, cancelled, sent again when the server was busy.
+
+import { painting } from "./api.js";
+import { find } from "./dom.js";
+import { pngOf } from "./files.js";
+import { clearNotes, note, showError } from "./notes.js";
+
+const PREVIEWS = 5;
+const WAITS = 20;
+
+/** Tells "change" when it begins and ends. */
+export class Runner extends EventTarget {
+  #control = null;
+
+  constructor(gallery, previews) {
+    super();
+    this.gallery = gallery;
+    this.previews = previews ? PREVIEWS : 0;
+  }
+
+  get busy() {
+    return this.#control !== null;
+  }
+
+  cancel() {
+    this.#control?.abort();
+  }
+
+  /** Paint: {path, body, title, regions (that are sent), overlay (a canvas or null)}; `beside` is where other errors are told. */
+  async run(job, beside) {
+    if (this.busy) return;
+    clearNotes();
+    this.#control = new AbortController();
+    this.dispatchEvent(new Event("change"));
+    const began = performance.now();
+    const group = this.gallery.begin(job);
+    let end = "";
+    try {
+      await this.#patiently(job, group);
+      end = `${count(job.body.n)} in ${((performance.now() - began) / 1000).toFixed(1)} s`;
+    } catch (error) {
+      end = error.name === "AbortError" ? "Cancelled." : "";
+      if (error.name !== "AbortError") showError(error, job.regions.map((one) => one.id), beside);
+    }
+    group.end();
+    this.#control = null;
+    this.#progress(null, end);
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** Come again as long as the queue is full. */
+  async #patiently(job, group) {
+    for (let tried = 0; ; tried++) {
+      this.#progress(0, "Waiting for the server…");
+      try {
+        await this.#once(job, group);
+        return;
+      } catch (error) {
+        if (error.status !== 429 || tried === WAITS) throw error;
+        await this.#wait(error.retryAfter ?? 1);
+      }
+    }
+  }
+
+  async #once(job, group) {
+    const body = { ...job.body, stream: true, progress: true, partial_images: this.previews };
+    for await (const event of painting(job.path, body, this.#control.signal)) {
+      if (event.type === "syzygy.progress") {
+        this.#progress(event.step / event.steps, `Step ${event.step} of ${event.steps}`);
+      } else if (event.type.endsWith(".partial_image")) {
+        group.preview(event.index, pngOf(event.b64_json));
+      } else if (event.type.endsWith(".completed")) {
+        group.done(event.index, pngOf(event.b64_json), event.seed);
+        if (event.warnings?.length) note(find("prompt-note"), event.warnings.join(" "));
+      }
+    }
+  }
+
+  async #wait(seconds) {
+    const signal = this.#control.signal;
+    for (let left = Math.ceil(seconds); left > 0; left--) {
+      this.#progress(0, `The server is busy: its queue is full. Trying again in ${left} s.`);
+      await new Promise((resolve, reject) => {
+        const timer = setTimeout(resolve, 1000);
+        const stop = () => {
+          clearTimeout(timer);
+          reject(signal.reason);
+        };
+        signal.addEventListener("abort", stop, { once: true });
+      });
+    }
+  }
+
+  /** How far it is, from 0 to 1, or null at the end; and what to say of it. */
+  #progress(part, text) {
+    const bar = find("progress");
+    bar.hidden = part === null;
+    bar.setAttribute("aria-valuenow", Math.round(100 * (part ?? 0)));
+    bar.firstElementChild.style.width = `${100 * (part ?? 0)}%`;
+    find("go-status").textContent = text;
+  }
+}
+
+/** "one picture", "4 pictures". */
+export const count = (number) => (number === 1 ? "One picture" : `${number} pictures`);

@@ -1,0 +1,135 @@
+// The form: what a request says beside prompt, places and sources.
+
+import { find, make } from "./dom.js";
+import { reduced } from "./files.js";
+import { showError } from "./notes.js";
+
+const NUMBERS = ["steps", "guidance_scale"];
+const FEW = 4;
+
+/** A mistake that the page sees itself. */
+export class Mistake extends Error {
+  constructor(param, message) {
+    super(message);
+    this.param = param;
+  }
+}
+
+/** The form's fields, as the model and its server have them. */
+export class Settings {
+  /** The style's picture as a data URL, or null. */
+  style = null;
+
+  constructor({ capabilities, limits }, onShape) {
+    const { defaults, samplers, size, regions, style } = capabilities;
+    this.defaults = defaults;
+    this.onShape = onShape;
+    find("n").max = limits.number;
+    find("n").value = Math.min(FEW, limits.number);
+    find("steps").max = limits.steps;
+    for (const name of NUMBERS) find(name).value = defaults[name] ?? "";
+    find("negative_prompt").value = defaults.negative_prompt ?? "";
+    find("painting").value = defaults.painting ?? "";
+    find("prompt").maxLength = find("negative_prompt").maxLength = limits.prompt;
+    find("sampler").append(...(samplers ?? []).map((name) => make("option", { value: name }, name)));
+    find("sampler").value = defaults.sampler ?? "";
+    show("sampler", samplers !== null);
+    show("size", size === null);
+    show("painting", regions);
+    find("style-part").hidden = !style;
+    if (size) onShape(size.split("x").map(Number));
+    find("size").addEventListener("change", () => this.#shape());
+    this.#listen();
+  }
+
+  /** Fields that every request has. */
+  get common() {
+    const found = { n: number("n", "Pictures") };
+    const seed = find("seed").value.trim();
+    if (seed) found.seed = seedOf(seed);
+    for (const name of NUMBERS) if (find(name).value !== "") found[name] = number(name, name === "steps" ? "Steps" : "Guidance");
+    if (find("sampler").value) found.sampler = find("sampler").value;
+    const without = find("negative_prompt").value.trim();
+    if (without || this.defaults.negative_prompt) found.negative_prompt = without;
+    const size = find("size").value.trim();
+    if (size && size !== "auto") found.size = size;
+    return found;
+  }
+
+  /** Fields of painted phrases and of a style, where there are such. */
+  special(painted) {
+    const found = {};
+    if (painted && find("painting").value !== "") found.painting = number("painting", "Strength");
+    if (this.style) found.style = this.style;
+    if (this.style && find("style_guidance").value !== "") found.style_guidance = number("style_guidance", "Strength");
+    return found;
+  }
+
+  /** The fields as a request has them. */
+  restore(body) {
+    find("n").value = body.n ?? 1;
+    find("seed").value = body.seed ?? "";
+    for (const name of NUMBERS) find(name).value = body[name] ?? this.defaults[name] ?? "";
+    find("sampler").value = body.sampler ?? this.defaults.sampler ?? "";
+    find("negative_prompt").value = body.negative_prompt ?? "";
+    find("painting").value = body.painting ?? this.defaults.painting ?? "";
+    find("style_guidance").value = body.style_guidance ?? "";
+    find("size").value = body.size && body.size !== "auto" ? body.size : "";
+    this.#shape();
+    this.setStyle(body.style ? whole(body.style) : null);
+  }
+
+  setStyle(url) {
+    this.style = url;
+    const picture = find("style-picture");
+    if (url) picture.src = url;
+    else picture.removeAttribute("src");
+    for (const name of ["style-picture", "style-remove", "style-guidance-field"]) find(name).hidden = !url;
+    find("style-text").hidden = Boolean(url);
+    find("style-choose").textContent = url ? "Another…" : "Choose…";
+  }
+
+  async takeStyle(file) {
+    try {
+      this.setStyle(await reduced(file));
+    } catch (error) {
+      showError(new Mistake("style", error.message), []);
+    }
+  }
+
+  #shape() {
+    const found = /^([1-9]\d*)x([1-9]\d*)$/.exec(find("size").value.trim());
+    if (!find("size").closest("label").hidden) this.onShape(found ? [Number(found[1]), Number(found[2])] : [1, 1]);
+  }
+
+  #listen() {
+    find("style-remove").addEventListener("click", () => {
+      this.setStyle(null);
+      find("style-choose").focus();
+    });
+  }
+}
+
+function show(name, there) {
+  find(name).closest("label").hidden = !there;
+}
+
+function number(name, title) {
+  const field = find(name);
+  if (field.value === "" || !field.checkValidity()) {
+    const most = field.max ? ` to ${field.max}` : " or more";
+    throw new Mistake(name, `${title} must be a number from ${field.min}${most}.`);
+  }
+  return Number(field.value);
+}
+
+function seedOf(text) {
+  const seed = Number(text);
+  if (!/^\d+$/.test(text) || !Number.isSafeInteger(seed)) {
+    throw new Mistake("seed", `A seed is a whole number up to ${Number.MAX_SAFE_INTEGER} here; leave it empty for a new one each time.`);
+  }
+  return seed;
+}
+
+/** Base64 as a data URL; browsers find out which kind of picture it is. */
+export const whole = (text) => (text.startsWith("data:") ? text : `data:image/png;base64,${text}`);
