@@ -141,24 +141,30 @@ def test_an_older_store_trains_eclipse_only(syzygy: Callable[..., Any], store: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["starter", "diffusion"])
-def test_a_killed_training_on_a_store_goes_on_bit_for_bit(store: Path, tmp_path: Path, preset: str) -> None:
+def test_a_killed_training_on_a_store_goes_on_bit_for_bit(
+    syzygy: Callable[..., Any], store: Path, tmp_path: Path, preset: str
+) -> None:
     settings = [text for text in SMALL if not text.startswith("loop.steps")] + ["loop.steps=30"]
     settings += ["task.sampling.steps=1"] if preset == "diffusion" else []
 
-    def command(out: Path) -> list[str]:
-        code = "import sys; from syzygy.cli.main import main; sys.argv[0] = 'syzygy'; main()"
-        arguments = ["train", "prior", "--preset", preset, "--data", str(store), "--device", "cpu", "--out", str(out)]
-        return [sys.executable, "-c", code, *arguments, *settings]
+    def arguments(out: Path) -> list[str]:
+        return [
+            *("train", "prior", "--preset", preset, "--data", str(store), "--device", "cpu"),
+            "--out",
+            str(out),
+            *settings,
+        ]
 
     def finish(out: Path) -> dict[str, bytes]:
-        done = subprocess.run(command(out), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        answer = syzygy(*arguments(out))
+        assert answer.code == 0, answer.err
         tensors = read_tensors(out / "prior/diffusion_pytorch_model.safetensors")
         found = {name: x.numpy().tobytes() for name, x in tensors.items()}
         return found | {"metrics": (out / "metrics.jsonl").read_bytes()}
 
     out = tmp_path / "killed"
-    with subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command = [sys.executable, "-m", "syzygy.cli", *arguments(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while not (out / "checkpoint/state.json").exists() and process.poll() is None:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import torch
 from syzygy.artifact import read_tensors
 
 SCRIPT = '''
-"""Trains a tiny prior in parts, as one of as many processes as torchrun starts; the first one leaves weights and metrics."""
+"""Trains tiny priors, each in its folder and in parts of so many samples, as one of as many processes as torchrun starts; the first
+one leaves weights and metrics."""
 import os
 import signal
 import sys
@@ -32,11 +34,10 @@ from syzygy.train.prior import PriorTask
 from syzygy.train.schedule import LoopConfig
 from syzygy.types import TextFeatures
 
-out, micro = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 
 
-def train(world):
+def train(world, out, micro):
     draw = generator(0, "data")
     mask = torch.arange(6) < torch.randint(1, 7, (20, 1), generator=draw)
     features = TextFeatures(torch.randn(20, 6, 8, generator=draw), mask, torch.randn(20, 8, generator=draw))
@@ -60,35 +61,47 @@ def train(world):
 
 
 with joined(torch.device("cpu")) as world:
-    train(world)
+    for out, micro in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        train(world, Path(out), int(micro))
 '''
 
 
-def trained(folder: Path, processes: int, micro: int = 0) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Weights and lines of metrics."""
-    done = run(folder, processes, micro)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    return read_tensors(folder / "run/weights.safetensors"), lines
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("script") / "train.py"
+    path.write_text(SCRIPT)
+    return path
 
 
-def run(folder: Path, processes: int, micro: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The script, to its end."""
-    folder.mkdir(exist_ok=True)
-    script, out = folder / "train.py", folder / "run"
-    script.write_text(SCRIPT)
-    launch = (
-        ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"] if processes > 1 else []
-    )
-    command = [sys.executable, *launch, str(script), str(out), str(micro)]
+def here(script: Path, out: Path, micro: int = 0) -> None:
+    """One training, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), str(out), str(micro)])
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def elsewhere(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, to its end."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    arguments = [sys.executable, *map(str, command)]
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def trained(out: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Weights and lines of metrics."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return read_tensors(out / "weights.safetensors"), lines
 
 
 @pytest.mark.slow
-def test_two_processes_and_parts_of_a_batch_train_as_one(tmp_path: Path) -> None:
-    weights, lines = trained(tmp_path / "one", 1)
-    for name, found in {"two": trained(tmp_path / "two", 2), "in parts": trained(tmp_path / "parts", 2, 4)}.items():
+def test_two_processes_and_parts_of_a_batch_train_as_one(script: Path, tmp_path: Path) -> None:
+    here(script, tmp_path / "one")
+    weights, lines = trained(tmp_path / "one")
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--standalone")
+    done = elsewhere(*launch, script, tmp_path / "two", 0, tmp_path / "parts", 4)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("two", "parts"):
+        found = trained(tmp_path / name)
         for key, value in weights.items():
             # Softmax ignores a bias of the keys: its gradient is rounding, which Adam makes as large as any.
             if key.endswith("to_k.bias"):
@@ -97,17 +110,17 @@ def test_two_processes_and_parts_of_a_batch_train_as_one(tmp_path: Path) -> None
         for line, expected in zip(found[1], lines, strict=True):
             assert line == pytest.approx(expected, rel=2e-6, abs=2e-6), name
     assert lines[-1]["loss"] < lines[0]["loss"]
-    assert sorted(p.name for p in (tmp_path / "two/run").iterdir()) == sorted(
-        p.name for p in (tmp_path / "one/run").iterdir()
-    )
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
 
 
 @pytest.mark.slow
-def test_a_killed_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    weights, lines = trained(tmp_path / "whole", 1, 5)
-    killed = run(tmp_path / "killed", 1, 5, KILLED_AT="5")
+def test_a_killed_process_goes_on_bit_for_bit(script: Path, tmp_path: Path) -> None:
+    here(script, tmp_path / "whole", 5)
+    weights, lines = trained(tmp_path / "whole")
+    killed = elsewhere(script, tmp_path / "killed", 5, KILLED_AT="5")
     assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed/run/weights.safetensors").exists()
-    again = trained(tmp_path / "killed", 1, 5)
+    assert not (tmp_path / "killed/weights.safetensors").exists()
+    here(script, tmp_path / "killed", 5)
+    again = trained(tmp_path / "killed")
     assert again[1] == lines
     assert all(torch.equal(again[0][name], value) for name, value in weights.items())
