@@ -85,7 +85,7 @@ def record_of(image: Image.Image, name: str) -> dict[str, Any]:
     """
     try:
         record = json.loads(image.info.get(RECORD_KEY, ""))
-    except (TypeError, json.JSONDecodeError, RecursionError):
+    except (TypeError, ValueError, RecursionError):  # ValueError: no JSON, or a number of too many digits
         record = None
     if not isinstance(record, dict):
         raise UserError(f"{name} holds no record of how it was made: syzygy did not write it.")

@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from benchmarks.serve_fuzz import fuzz
-from syzygy.pictures import record_of
+from syzygy.pictures import RECORD_KEY, record_of
+from syzygy.serve import desk, orders
 from syzygy.serve.app import create_app
 from syzygy.serve.limits import Limits
 from syzygy.serve.running import serving
@@ -29,8 +30,8 @@ from syzygy.serve.studio import Studio
 from tests.conftest import Answer
 from tests.tiny_server import Held, tiny_studio
 
-GENERATIONS = "/v1/images/generations"
-LIMITS = Limits(prompt=100, number=2, steps=5, regions=1, queue=2, upload=100_000, upload_pixels=10_000)
+GENERATIONS, MIXES = "/v1/images/generations", "/v1/images/mixes"
+LIMITS = Limits(prompt=100, number=2, steps=5, regions=1, sources=3, queue=2, upload=100_000, upload_pixels=10_000)
 SYZYGY = Path(sys.executable).with_name("syzygy")
 SECRET = "s3cret"
 
@@ -52,48 +53,101 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (8, 8), colour: Any = 0) 
     return data.getvalue()
 
 
-MASK = base64.b64encode(picture(colour="white")).decode()
+def noted(text: str) -> bytes:
+    """A picture with this in the place of a record."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text(RECORD_KEY, text)
+    data = io.BytesIO()
+    Image.new("L", (2, 2)).save(data, "PNG", pnginfo=chunks)
+    return data.getvalue()
+
+
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+MASK = base64_of(picture(colour="white"))
 WHOLE = {"phrase": "circle", "mask": MASK}
+PART = {"phrase": "circle", "mask": base64_of(picture("RGBA", (6, 5), (255, 255, 255, 128))), "weight": 3}
+CLEAR, CLEAR9 = picture("RGBA"), picture("RGBA", (9, 9))
+
+
+def refused(answer: httpx.Response, param: str | None, message: str) -> None:
+    """It names the field, what is allowed, and nothing of our code."""
+    assert answer.status_code == (404 if param == "model" else 415 if "multipart" in message else 400)
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param
+    assert message in error["message"]
+    assert "Traceback" not in answer.text
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "message"),
+    ("body", "param", "message"),
     [
-        ({}, 400, "prompt: Field required"),
-        ({"prompt": 3}, 400, "prompt: Input should be a valid string"),
-        ({"prompt": " "}, 400, "the prompt is empty"),
-        ({"prompt": "a" * 101}, 400, "101 characters are too many; at most 100"),
-        ({"prompt": "\ud800"}, 400, "prompt: "),
-        ({"prompt": "a", "promt": "a"}, 400, "promt: Extra inputs"),
-        ({"prompt": "a", "n": 3}, 400, "3 pictures are too many; at most 2"),
-        ({"prompt": "a", "n": 0}, 400, "n: Input should be greater"),
-        ({"prompt": "a", "steps": 6}, 400, "6 steps are too many; at most 5"),
-        ({"prompt": "a", "seed": -1}, 400, "seed: "),
-        ({"prompt": "a", "seed": 2**64 - 1, "n": 2}, 400, "seeds end at"),
-        ({"prompt": "a", "size": "1024x1024"}, 400, "32x32 only"),
-        ({"prompt": "a", "response_format": "url"}, 400, "ask for b64_json"),
-        ({"prompt": "a", "quality": "hd"}, 400, "quality: "),
-        ({"prompt": "a", "sampler": "none"}, 400, "unknown sampler"),
-        ({"prompt": "a", "guidance_scale": 1000}, 400, "guidance_scale: "),
-        ({"prompt": "a", "model": "dall-e-3"}, 404, "there is no model 'dall-e-3'"),
-        ({"prompt": "a", "style": "vivid"}, 400, "style must be a picture's file in base64"),
-        ({"prompt": "a", "style_guidance": 2}, 400, "style guidance is for a style"),
-        ({"prompt": "a", "painting": 2}, 400, "are for regions"),
-        ({"prompt": "a ring", "regions": [WHOLE]}, 400, "does not hold the phrase 'circle'"),
-        ({"prompt": "a circle", "regions": [WHOLE, WHOLE]}, 400, "2 painted phrases are too many"),
-        ({"prompt": "a circle", "regions": [{**WHOLE, "mask": "/etc/passwd"}]}, 400, "must be a picture's file"),
-        ({"prompt": "a", "partial_images": 1}, 400, "are for streams"),
-        ([], 400, "valid"),
+        ({}, "prompt", "prompt: Field required"),
+        ({"prompt": 3}, "prompt", "prompt: Input should be a valid string"),
+        ({"prompt": " "}, "prompt", "the prompt is empty"),
+        ({"prompt": "a" * 101}, "prompt", "101 characters are too many; at most 100"),
+        ({"prompt": "\ud800"}, "prompt", "prompt: "),
+        ({"prompt": "a", "promt": "a"}, "promt", "promt: Extra inputs"),
+        ({"prompt": "a", "n": 3}, "n", "3 pictures are too many; at most 2"),
+        ({"prompt": "a", "n": 0}, "n", "n: Input should be greater"),
+        ({"prompt": "a", "steps": 6}, "steps", "6 steps are too many; at most 5"),
+        ({"prompt": "a", "seed": -1}, "seed", "seed: "),
+        ({"prompt": "a", "seed": 2**64 - 1, "n": 2}, "seed", "seeds end at"),
+        ({"prompt": "a", "size": "1024x1024"}, "size", "32x32 only"),
+        ({"prompt": "a", "size": "large"}, "size", "must be auto, or WIDTHxHEIGHT"),
+        ({"prompt": "a", "response_format": "url"}, "response_format", "ask for b64_json"),
+        ({"prompt": "a", "quality": "hd"}, "quality", "quality: "),
+        ({"prompt": "a", "sampler": "eular"}, "sampler", "unknown sampler 'eular'. Did you mean 'euler'?"),
+        ({"prompt": "a", "guidance_scale": 1000}, "guidance_scale", "guidance_scale: "),
+        (
+            {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1},
+            "negative_prompt",
+            "no effect at guidance scale 1",
+        ),
+        ({"prompt": "a", "negative_prompt": "b" * 101}, "negative_prompt", "at most 100"),
+        ({"prompt": "a", "model": "dall-e-3"}, "model", "there is no model 'dall-e-3'"),
+        ({"prompt": "a", "style": "vivid"}, "style", "style must be a picture's file in base64"),
+        ({"prompt": "a", "style_guidance": 2}, "style_guidance", "style_guidance is for a style: give a picture"),
+        ({"prompt": "a", "painting": 2}, "painting", "painting is for regions: give regions"),
+        ({"prompt": "a", "mask_blur": 0.1}, "mask_blur", "mask_blur is for regions"),
+        ({"prompt": "a ring", "regions": [WHOLE]}, "regions[0].phrase", "does not hold the phrase 'circle'"),
+        ({"prompt": "a ring", "regions": [{**WHOLE, "phrase": " "}]}, "regions[0].phrase", "words of the prompt"),
+        ({"prompt": "a circle", "regions": [{**WHOLE, "weight": -1}]}, "regions[0].weight", "greater than or equal"),
+        ({"prompt": "a circle", "regions": [WHOLE, WHOLE]}, "regions", "2 painted phrases are too many"),
+        ({"prompt": "a circle", "regions": [{**WHOLE, "mask": "/etc/passwd"}]}, "regions[0].mask", "a picture's file"),
+        ({"prompt": "a", "partial_images": 1}, "partial_images", "is for streams: set stream"),
+        ({"prompt": "a", "progress": True}, "progress", "is for streams: set stream"),
+        ([], None, "valid"),
     ],
     ids=str,
 )
-def test_wrong_requests_are_told_why(client: httpx.Client, body: Any, status: int, message: str) -> None:
-    answer = client.post(GENERATIONS, content=json.dumps(body), headers={"Content-Type": "application/json"})
-    assert answer.status_code == status
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert message in error["message"]
-    assert "Traceback" not in answer.text
+def test_wrong_requests_are_told_why(client: httpx.Client, body: Any, param: str | None, message: str) -> None:
+    refused(
+        client.post(GENERATIONS, content=json.dumps(body), headers={"Content-Type": "application/json"}), param, message
+    )
+
+
+@pytest.mark.parametrize(
+    ("sources", "param", "message"),
+    [
+        ([], "sources", "at least 1"),
+        ([{"text": "a"}] * 4, "sources", "4 sources are too many; at most 3"),
+        ([{}], "sources[0]", "either a text or an image"),
+        ([{"text": "a"}, {"text": "a", "image": MASK}], "sources[1]", "either a text or an image"),
+        ([{"text": "a"}, {"text": "b", "weight": 1}], "sources[1].weight", "or none for equal parts"),
+        ([{"text": "a", "weight": 1.1}], "sources[0].weight", "less than or equal to 1"),
+        ([{"text": "a", "weight": 0}], "sources", "the weights are all zero"),
+        ([{"text": "a"}, {"text": " "}], "sources[1].text", "the prompt is empty"),
+        ([{"text": "a" * 101}], "sources[0].text", "at most 100"),
+        ([{"text": "a"}, {"image": "photo.png"}], "sources[1].image", "must be a picture's file in base64"),
+    ],
+    ids=str,
+)
+def test_wrong_mixes_are_told_why(client: httpx.Client, sources: Any, param: str, message: str) -> None:
+    refused(client.post(MIXES, json={"sources": sources}), param, message)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"prompt": ' + b"1" * 5000 + b"}"], ids=len)
@@ -104,30 +158,36 @@ def test_what_is_no_json_is_told_so(client: httpx.Client, body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "files", "data", "status", "message"),
+    ("path", "files", "data", "param", "message"),
     [
-        ("edits", {}, {}, 415, "multipart/form-data"),
-        ("edits", {"mask": picture("RGBA")}, {"prompt": "a"}, 400, "send one as the file 'image'"),
-        ("edits", {"image": b"?"}, {"prompt": "a"}, 400, "format is not known"),
-        ("edits", {"image": picture(), "mask": picture()}, {"prompt": "a"}, 400, "no part of the mask is transparent"),
-        ("edits", {"image": picture(), "mask": picture("RGBA", (9, 9))}, {"prompt": "a"}, 400, "must have one size"),
-        ("edits", {"image": picture(), "mask": picture("RGBA")}, {"prompt": "a", "region": "b"}, 400, "phrase 'b'"),
-        ("edits", {"image": picture()}, {"prompt": "a", "region": "a"}, 400, "are for a mask"),
-        ("edits", {"image": picture()}, {"prompt": "a", "input_fidelity": "high"}, 400, "is not possible"),
-        ("edits", {"image": picture(), "n": picture()}, {"prompt": "a"}, 400, "'n' must be a text"),
-        ("edits", {"mask": picture()}, {"prompt": "a", "image": "file:///etc/passwd"}, 400, "'image' must be a file"),
-        ("variations", {"image": picture(size=(200, 200))}, {}, 400, "40,000 pixels; at most 10,000"),
-        ("variations", {"image": picture()}, {"prompt": "a"}, 400, "prompt: Extra inputs"),
-        ("recipes", {"image": picture()}, {}, 400, "holds no record"),
+        ("edits", {}, {}, None, "multipart/form-data"),
+        ("edits", {"mask": picture("RGBA")}, {"prompt": "a"}, "image", "send one as the file 'image'"),
+        ("edits", {"image": b"?"}, {"prompt": "a"}, "image", "format is not known"),
+        ("edits", {"image": picture(), "mask": b"?"}, {"prompt": "a"}, "mask", "format is not known"),
+        ("edits", {"image": picture(), "mask": picture()}, {"prompt": "a"}, "mask", "make it so where the picture"),
+        ("edits", {"image": picture(), "mask": CLEAR9}, {"prompt": "a"}, "mask", "one size, got 8 × 8 and 9 × 9"),
+        ("edits", {"image": picture(), "mask": CLEAR}, {"prompt": "a", "region": "b"}, "region", "phrase 'b'"),
+        ("edits", {"image": picture(), "mask": CLEAR}, {"prompt": "a", "region": ""}, "region", "words of the prompt"),
+        ("edits", {"image": picture()}, {"prompt": "a", "region": "a"}, "region", "region is for a mask: give one"),
+        ("edits", {"image": picture()}, {"prompt": "a", "painting": "1"}, "painting", "painting is for a mask"),
+        ("edits", {"image": picture()}, {"prompt": "a", "input_fidelity": "high"}, "input_fidelity", "is not possible"),
+        ("edits", {"image": picture(), "n": picture()}, {"prompt": "a"}, "n", "'n' must be a text"),
+        ("edits", {"mask": CLEAR}, {"prompt": "a", "image": "file:///etc/passwd"}, "image", "'image' must be a file"),
+        ("edits", {"image": picture(), "image[]": picture()}, {"prompt": "a"}, "image", "is given twice"),
+        ("variations", {"image": picture(size=(200, 200))}, {}, "image", "40,000 pixels; at most 10,000"),
+        ("variations", {"image": picture()}, {"prompt": "a"}, "prompt", "prompt: Extra inputs"),
+        ("recipes", {"image": picture()}, {}, "image", "holds no record"),
+        ("recipes", {"image": noted("[" * 900 + "]" * 900)}, {}, "image", "holds no record"),
+        ("recipes", {"image": noted('{"prompt": ' + "[" * 900 + "]" * 900 + "}")}, {}, "image", "no plain JSON"),
+        ("recipes", {"image": noted('{"prompt": NaN}')}, {}, "image", "no plain JSON"),
+        ("recipes", {"image": noted('{"seed": ' + "1" * 5000 + "}")}, {}, "image", "holds no record"),
     ],
 )
 def test_wrong_forms_are_told_why(
-    client: httpx.Client, path: str, files: dict[str, bytes], data: dict[str, str], status: int, message: str
+    client: httpx.Client, path: str, files: dict[str, bytes], data: dict[str, str], param: str | None, message: str
 ) -> None:
     sent = {name: (f"{name}.png", content) for name, content in files.items()}
-    answer = client.post(f"/v1/images/{path}", files=sent, data=data)
-    assert answer.status_code == status
-    assert message in answer.json()["error"]["message"]
+    refused(client.post(f"/v1/images/{path}", files=sent, data=data), param, message)
 
 
 def test_a_body_that_is_too_large_is_not_read(client: httpx.Client) -> None:
@@ -141,15 +201,80 @@ def test_a_body_that_is_too_large_is_not_read(client: httpx.Client) -> None:
         assert answer.json()["error"]["code"] == "body_too_large"
 
 
-def test_variations_and_recipes(client: httpx.Client) -> None:
-    painted = client.post("/v1/images/variations", files={"image": picture(colour="red")}, data={"seed": "3", "n": "2"})
-    (first, second) = painted.json()["data"]
-    assert (first["seed"], second["seed"]) == (3, 4)
-    png = base64.b64decode(first["b64_json"])
-    record = client.post("/v1/images/recipes", files={"image": png}).json()["record"]
-    assert record["seed"] == 3
-    assert base64.b64decode(record["image"]["data"]) == picture(colour="red")
-    assert record == record_of(Image.open(io.BytesIO(png)), "it")
+def painted(client: httpx.Client, path: str, body: dict[str, Any]) -> list[bytes]:
+    """The files."""
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return [base64.b64decode(one["b64_json"]) for one in answer.json()["data"]]
+
+
+def opened(file: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(file))
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "dropped"),
+    [
+        (GENERATIONS, {"prompt": "a circle", "negative_prompt": "a ring", "sampler": "heun"}, {"negative_prompt"}),
+        (
+            GENERATIONS,
+            {"prompt": "a circle", "regions": [PART], "mask_blur": 0.1, "painting": 9},
+            {"regions", "painting"},
+        ),
+        (GENERATIONS, {"prompt": "a circle", "style": MASK, "style_guidance": 3}, {"style", "style_guidance"}),
+        (MIXES, {"sources": [{"text": "a circle", "weight": 0.7}, {"image": MASK, "weight": 0.3}]}, set()),
+        (MIXES, {"sources": [{"image": MASK}], "guidance_scale": 1.5}, {"guidance_scale"}),
+    ],
+    ids=["prompt", "regions", "style", "mix", "variation"],
+)
+def test_a_picture_is_painted_again_from_its_own_file(
+    client: httpx.Client, path: str, body: dict[str, Any], dropped: set[str]
+) -> None:
+    (_, file) = painted(client, path, {**body, "seed": 3, "n": 2, "steps": 2})
+    answer = client.post("/v1/images/recipes", files={"image": file}).json()
+    assert answer["record"] == record_of(opened(file), "it")
+    assert (answer["record"]["number"], answer["record"]["index"]) == (2, 1)
+    request = answer["request"]
+    assert (request["path"], request["body"]["seed"], request["body"]["steps"]) == (path, 4, 2)
+    assert (answer["missing"], answer["notes"]) == ([], [])
+    (again,) = painted(client, request["path"], request["body"])
+    assert opened(again).tobytes() == opened(file).tobytes()
+    if dropped:
+        rest = {name: value for name, value in request["body"].items() if name not in dropped}
+        assert opened(painted(client, path, rest)[0]).tobytes() != opened(file).tobytes()
+
+
+def test_a_variation_is_a_mixture_of_one_and_weights_decide(client: httpx.Client) -> None:
+    varied = client.post("/v1/images/variations", files={"image": picture(colour="white")}, data={"seed": "3"}).json()
+    first = opened(base64.b64decode(varied["data"][0]["b64_json"])).tobytes()
+
+    def mixed(share: float) -> bytes:
+        sources = [{"image": MASK, "weight": share}, {"text": "a circle", "weight": 1 - share}]
+        return opened(painted(client, MIXES, {"sources": sources, "seed": 3})[0]).tobytes()
+
+    assert mixed(1) == first
+    assert len({first, mixed(0.5), mixed(0)}) == 3
+
+
+def test_a_text_that_is_the_name_of_a_file_is_a_text(client: httpx.Client, tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(picture(colour="red"))
+    with_file = painted(client, MIXES, {"sources": [{"text": str(file)}], "seed": 1})
+    file.unlink()
+    assert painted(client, MIXES, {"sources": [{"text": str(file)}], "seed": 1}) == with_file
+
+
+def test_what_a_record_cannot_hold_is_said(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"prompt": "a circle", "style": MASK, "steps": 1}
+    assert client.post(GENERATIONS, json=asked).json()["warnings"] == []
+    monkeypatch.setattr(orders, "KEPT_BYTES", 10)
+    answer = client.post(GENERATIONS, json=asked).json()
+    assert "it has the SHA-256 alone" in answer["warnings"][0]
+    file = base64.b64decode(answer["data"][0]["b64_json"])
+    assert client.post("/v1/images/recipes", files={"image": file}).json()["missing"] == ["style"]
+    monkeypatch.setattr(desk, "MASKS_BYTES", 10)
+    too_much = client.post(GENERATIONS, json={"prompt": "a circle", "regions": [WHOLE]})
+    refused(too_much, "regions", "bytes; at most 10: a picture's record holds them")
 
 
 def test_other_routes(client: httpx.Client) -> None:

@@ -59,7 +59,7 @@ def test_pictures_of_a_prompt(client: openai.OpenAI) -> None:
     assert {name: record[name] for name in asked} == {**asked, "seed": 8}
     again = client.images.generate(prompt=PROMPT, extra_body={**asked, "seed": 8})
     assert again.data
-    assert again.data[0].b64_json == answer.data[1].b64_json
+    assert decoded(again.data[0].b64_json).tobytes() == second.tobytes()
 
 
 def test_regions_and_style_change_the_picture_and_are_recorded(client: openai.OpenAI) -> None:
@@ -102,19 +102,38 @@ def test_an_edit_paints_a_phrase_where_the_mask_is_transparent(client: openai.Op
     assert answer.data
     record = record_of(decoded(answer.data[0].b64_json), "it")
     assert record["regions"][0]["phrase"] == "a blue star"
-    assert decoded(record["regions"][0]["mask"]).tobytes() == Image.open(io.BytesIO(half(False))).tobytes()
+    assert decoded(record["regions"][0]["mask"]).convert("L").tobytes() == Image.open(io.BytesIO(half(False))).tobytes()
     assert "painted anew" in answer.model_dump()["warnings"][0]
     with client.images.edit(image=[image], prompt=PROMPT, stream=True, extra_body={"seed": 1}) as stream:
         assert [event.type for event in stream] == ["image_edit.completed"]
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+def test_a_picture_is_painted_anew(client: openai.OpenAI) -> None:
+    image = file_of(Image.new("RGB", (20, 10), "green"))
+    answer = client.images.create_variation(image=image, n=2, size="32x32", extra_body={"seed": "5"})  # type: ignore[arg-type]
+    assert answer.data
+    pictures = [decoded(one.b64_json) for one in answer.data]
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+    record = record_of(pictures[1], "it")
+    assert base64.b64decode(record["variation_of"]["data"]) == image
+    assert (record["seed"], record["index"], record["number"]) == (6, 1, 2)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.create_variation(image=b"?")
+    assert refused.value.param == "image"
 
 
 def test_models(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert client.models.retrieve(model.id) == model
     about = model.model_dump()
-    assert about["capabilities"]["regions"]
-    assert about["capabilities"]["size"] == "32x32"
-    assert about["limits"]["queue"] == 32
+    can = about["capabilities"]
+    assert [name for name, value in can.items() if value is True] == [
+        *("regions", "style", "style_guidance", "variations", "mixes", "partial_images"),
+    ]
+    assert (can["size"], can["languages"], can["defaults"]["painting"]) == ("32x32", ["en"], 0.4)
+    assert "euler" in can["samplers"]
+    assert (about["limits"]["queue"], about["limits"]["sources"], about["limits"]["prompt"]) == (32, 8, 2000)
 
 
 def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, tiny_model: Path) -> None:

@@ -18,6 +18,7 @@ LIMITS = {
     "max_steps": ("steps", 100, "Sampling steps."),
     "max_pixels": ("pixels", 2**20, "Pixels of a picture to paint."),
     "max_regions": ("regions", 16, "Painted phrases a request."),
+    "max_sources": ("sources", 8, "Texts and pictures of a mixture."),
     "max_upload": ("upload", 8 * 2**20, "Bytes of a request's body."),
     "max_upload_pixels": ("upload_pixels", 2**24, "Pixels of an uploaded picture."),
     "queue": ("queue", 32, "Requests that may wait; more are told to come again (429)."),
@@ -72,7 +73,7 @@ def serve(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Answer HTTP requests for pictures, in the dialect of OpenAI's images API.
+    """Open a page to paint with words, and answer programs in the dialect of OpenAI's images API.
 
     Settings such as --steps are what a request gets that does not say its own. Ctrl-C stops: what is under way is finished first.
 
@@ -113,6 +114,8 @@ def serve(
         url = url_of(bound)
         about = {"url": url, "model": painter.model.name, "api_key": api_key is not None, **limits.model_dump()}
         click.echo(
-            json.dumps(about) if as_json else f"{painter.model.name} paints at {url}/v1 (what it takes: {url}/docs)"
+            json.dumps(about)
+            if as_json
+            else f"{painter.model.name} paints: open {url} in a browser. For programs: {url}/v1, as {url}/docs says."
         )
         server.run(sockets=[bound])

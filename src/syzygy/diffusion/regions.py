@@ -19,7 +19,7 @@ def blurred(region: Region, radius: float) -> Region:
     if not 0 <= radius < 1:
         raise UserError(f"the blur must be a part of the picture's side, from 0 to below 1; got {radius}.")
     sigma = radius * max(region.mask.shape)
-    if sigma == 0:
+    if round(3 * sigma) == 0:  # less than a pixel
         return region
     reach = torch.arange(-round(3 * sigma), round(3 * sigma) + 1, dtype=region.mask.dtype)
     kernel = torch.exp(-((reach / sigma) ** 2) / 2)

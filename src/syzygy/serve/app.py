@@ -12,15 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from syzygy.errors import UserError
-from syzygy.serve import documentation, uploads
+from syzygy.serve import documentation, page, recipes, uploads
 from syzygy.serve.answers import Errand, EventStream, whole
 from syzygy.serve.desk import PAINTED_ANEW, Desk, form_of, invalid
 from syzygy.serve.guard import LOOPBACK, Guard
 from syzygy.serve.limits import Limits
 from syzygy.serve.metrics import Metrics
 from syzygy.serve.orders import Order
-from syzygy.serve.problems import Json, Problem, problem_of
-from syzygy.serve.schema import Common, Edit, Form, Generation, Variation, multipart
+from syzygy.serve.problems import Json, Problem, about, problem_of
+from syzygy.serve.schema import Common, Edit, Form, Generation, Mix, Variation, multipart
 from syzygy.serve.studio import Studio
 from syzygy.serve.worker import Worker
 
@@ -94,6 +94,7 @@ def create_app(
     _tell_errors(app)
     _painting_routes(app, server)
     _other_routes(app, server)
+    page.attach(app)
     _document(app)
     paths = [path for route in app.routes if (path := getattr(route, "path", None))]
     app.add_middleware(Guard, limits=limits, metrics=server.metrics, paths=paths, api_key=api_key, hosts=hosts)
@@ -128,6 +129,11 @@ def _painting_routes(app: FastAPI, server: Server) -> None:
         order = await desk.variation(asked, _given(files))
         return await server.answer(request, asked, order, "image_generation")
 
+    @app.post("/v1/images/mixes", responses=ERRORS, tags=["images"])
+    async def mixes(asked: Mix, request: Request) -> Response:
+        """Paint what lies between texts and pictures."""
+        return await server.answer(request, asked, await desk.mix(asked), "image_generation")
+
 
 def _given(files: dict[str, bytes]) -> bytes:
     if "image" not in files:
@@ -142,11 +148,17 @@ def _other_routes(app: FastAPI, server: Server) -> None:
         tags=["images"],
         openapi_extra=multipart(Form, {"image": FILES["image"]}, ["image"]),
     )
-    async def recipes(request: Request) -> Response:
-        """How a picture was made: the record inside a PNG of ours."""
+    async def recipe(request: Request) -> Response:
+        """How a picture was made: the record inside a PNG of ours, and the request that paints it again."""
         _, files = await form_of(request, Form, ["image"])
         data = _given(files)
-        return Json({"record": await server.desk.decoded(lambda: uploads.recipe(data, "the picture", server.limits))})
+
+        def read() -> dict[str, Any]:
+            with about("image"):
+                record = uploads.recipe(data, "the picture", server.limits)
+            return {"record": record, **recipes.again(record, server.studio.record, server.desk.own_size)}
+
+        return Json(await server.desk.decoded(read))
 
     @app.get("/v1/models", tags=["models"])
     async def models() -> Response:

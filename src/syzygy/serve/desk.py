@@ -1,7 +1,7 @@
 """From what a client sent to an order: every limit and every check that needs no computing."""
 
 import asyncio
-import random
+import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -10,14 +10,15 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
+from syzygy.blend import shares
 from syzygy.config import Config
-from syzygy.errors import UserError
+from syzygy.errors import UserError, unknown
 from syzygy.pipeline import check_texts
 from syzygy.serve import uploads
 from syzygy.serve.limits import Limits
-from syzygy.serve.orders import Order, Upload
-from syzygy.serve.problems import Problem
-from syzygy.serve.schema import LARGEST_SEED, Common, Edit, Generation, Variation, size_of
+from syzygy.serve.orders import KEPT_BYTES, Order, Source, Upload
+from syzygy.serve.problems import Problem, about
+from syzygy.serve.schema import LARGEST_SEED, Common, Edit, Generation, Mix, Variation, size_of
 from syzygy.serve.studio import Studio
 from syzygy.types import Region, Sampling
 
@@ -25,6 +26,8 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Config)
 DRAWN_SEEDS = 2**32
 FIELD_BYTES = 2**16
+MASKS_BYTES = 2**20
+"""Of a request's masks in a record, as base64. Drawn ones have few thousands; noise in every pixel reaches it."""
 PAINTED_ANEW = "the picture is painted anew in the manner of the one given; nothing of that is kept pixel by pixel."
 
 
@@ -45,66 +48,117 @@ class Desk:
         return await asyncio.get_running_loop().run_in_executor(self._decoder, work)
 
     async def generation(self, asked: Generation) -> Order:
-        """Raises Problem or UserError for what cannot be painted."""
+        """Raises Problem for what cannot be painted."""
         self._check_text(asked.prompt, "prompt")
         self._check_common(asked)
         if len(asked.regions) > self.limits.regions:
             raise _over("regions", len(asked.regions), self.limits.regions, "painted phrases")
-        if not asked.regions and (asked.painting is not None or asked.mask_blur):
-            raise UserError("painting and mask_blur are for regions: give regions, or leave them out.")
-        if asked.style is None and asked.style_guidance is not None:
-            raise UserError("style guidance is for a style: give a picture, or leave it out.")
+        if not asked.regions:
+            _check_unused(asked, ("painting", "mask_blur"), "for regions: give regions")
+        if asked.style is None:
+            _check_unused(asked, ("style_guidance",), "for a style: give a picture")
         self._check_can("regions", bool(asked.regions), "paints no words where they shall be: leave regions out.")
         self._check_can("style", asked.style is not None, "takes no style from a picture: leave style out.")
-
-        def decode() -> tuple[tuple[Region, ...], Upload | None]:
-            regions = uploads.regions(asked.prompt, asked.regions, asked.mask_blur, self.limits)
-            given = asked.style
-            style = None if given is None else uploads.picture(uploads.unpacked(given, "style"), "style", self.limits)
-            return regions, style
-
-        regions, style = await self.decoded(decode)
+        self._check_style_guidance(asked.style_guidance)
         how = self._how(asked, painting=asked.painting, style_guidance=asked.style_guidance)
-        return self._order(asked, asked.prompt, how, regions=regions, style=style)
+
+        def decode() -> Order:
+            regions = uploads.regions(asked.prompt, asked.regions, asked.mask_blur, self.limits)
+            style = None if asked.style is None else self._picture(asked.style, "style")
+            return self._order(asked, asked.prompt, how, regions=regions, style=style)
+
+        return await self.decoded(decode)
 
     async def edit(self, asked: Edit, image: bytes, mask: bytes | None) -> Order:
-        """Raises Problem or UserError for what cannot be painted."""
+        """Raises Problem for what cannot be painted."""
         self._check_text(asked.prompt, "prompt")
         self._check_common(asked)
         if asked.input_fidelity == "high":
             raise Problem(400, f"input_fidelity high is not possible: {PAINTED_ANEW} Say low.", param="input_fidelity")
-        self._check_can("style", True, "takes no style from a picture, so it cannot edit one.")
-        self._check_can("regions", mask is not None, "paints no words where they shall be: leave the mask out.")
-        if mask is None and (asked.region is not None or asked.painting is not None or asked.mask_blur):
-            raise UserError("region, painting and mask_blur are for a mask: give one, or leave them out.")
-
-        def decode() -> tuple[tuple[Region, ...], Upload]:
-            style = uploads.picture(image, "image", self.limits)
-            if mask is None:
-                return (), style
-            drawn = uploads.opened(mask, "mask", self.limits)
-            if drawn.size != style.image.size:
-                sizes = " and ".join(f"{one[0]} × {one[1]}" for one in (style.image.size, drawn.size))
-                raise UserError(f"image and mask must have one size, got {sizes}.")
-            phrase = asked.prompt if asked.region is None else asked.region
-            uploads.places(asked.prompt, phrase)
-            region = uploads.fitted(Region(phrase, uploads.transparent(drawn)))
-            return (uploads.blurred(region, asked.mask_blur),), style
-
-        regions, style = await self.decoded(decode)
+        self._check_can("style", True, "takes no style from a picture, so it cannot edit one.", "image")
+        self._check_can("regions", mask is not None, "paints no words where they shall be: leave the mask out.", "mask")
+        self._check_style_guidance(asked.style_guidance)
+        if mask is None:
+            _check_unused(asked, ("region", "painting", "mask_blur"), "for a mask: give one")
         how = self._how(asked, painting=asked.painting, style_guidance=asked.style_guidance)
-        return self._order(asked, asked.prompt, how, regions=regions, style=style)
+
+        def decode() -> Order:
+            with about("image"):
+                seen = uploads.picture(image, "image", self.limits)
+                style = self.studio.seen(seen, image)
+            regions = () if mask is None else (self._masked(asked, mask, seen.size),)
+            return self._order(asked, asked.prompt, how, regions=regions, style=style)
+
+        return await self.decoded(decode)
+
+    def _masked(self, asked: Edit, mask: bytes, size: tuple[int, int]) -> Region:
+        """What an edit's mask, of a picture of this width and height, says of its phrase."""
+        phrase = asked.prompt if asked.region is None else asked.region
+        with about("region"):
+            uploads.check_phrase(asked.prompt, phrase)
+        with about("mask"):
+            drawn = uploads.opened(mask, "mask", self.limits)
+            if drawn.size != size:
+                sizes = " and ".join(f"{one[0]} × {one[1]}" for one in (size, drawn.size))
+                raise UserError(f"image and mask must have one size, got {sizes}.")
+            return uploads.drawn(phrase, uploads.transparent(drawn), 1.0, asked.mask_blur)
 
     async def variation(self, asked: Variation, image: bytes) -> Order:
-        """Raises Problem or UserError for what cannot be painted."""
+        """Raises Problem for what cannot be painted."""
         self._check_common(asked)
-        self._check_can("variations", True, "reads texts alone: it cannot vary pictures.")
-        source = await self.decoded(lambda: uploads.picture(image, "image", self.limits))
-        return self._order(asked, None, self._how(asked), source=source)
+        self._check_can("variations", True, "reads texts alone: it cannot vary pictures.", "image")
+        how = self._how(asked)
+
+        def decode() -> Order:
+            with about("image"):
+                seen = self.studio.seen(uploads.picture(image, "image", self.limits), image)
+            return self._order(asked, None, how, sources=(Source(seen, 1.0),))
+
+        return await self.decoded(decode)
+
+    async def mix(self, asked: Mix) -> Order:
+        """Raises Problem for what cannot be painted."""
+        self._check_common(asked)
+        self._check_can("mixes", True, "reads texts alone, or has no prior: it cannot mix.", "sources")
+        given = asked.sources
+        if len(given) > self.limits.sources:
+            raise _over("sources", len(given), self.limits.sources, "sources")
+        for number, one in enumerate(given):
+            name = f"sources[{number}]"
+            if (one.text is None) == (one.image is None):
+                raise Problem(400, f"{name} must have either a text or an image.", param=name)
+            if (one.weight is None) != (given[0].weight is None):
+                raise Problem(400, "give every source a weight, or none for equal parts.", param=f"{name}.weight")
+            if one.text is not None:
+                self._check_text(one.text, f"{name}.text")
+        weights = [1.0 if one.weight is None else one.weight for one in given]
+        with about("sources"):
+            shares(weights)
+        how = self._how(asked)
+
+        def decode() -> Order:
+            parts = [
+                self._picture(one.image or "", f"sources[{number}].image") if one.text is None else one.text
+                for number, one in enumerate(given)
+            ]
+            return self._order(asked, None, how, sources=tuple(map(Source, parts, weights)))
+
+        return await self.decoded(decode)
+
+    def _picture(self, text: str, param: str) -> Upload:
+        """A picture that came as base64."""
+        with about(param):
+            data = uploads.unpacked(text, param)
+            return self.studio.seen(uploads.picture(data, param, self.limits), data)
 
     def notes(self, order: Order) -> list[str]:
         """What the model will not understand, or a client might not expect."""
-        return self.studio.model.notes(order.prompt or "")
+        found = [note for text in order.texts for note in self.studio.model.notes(text)]
+        if len(order.kept) < len(order.uploads):
+            found.append(
+                f"a record keeps pictures of {KEPT_BYTES:,} bytes together; of what is larger it has the SHA-256 alone."
+            )
+        return found
 
     def size(self, order: Order) -> str | None:
         """Of the pictures, as OpenAI writes it."""
@@ -114,10 +168,8 @@ class Desk:
     def _check_text(self, text: str, param: str) -> None:
         if len(text) > self.limits.prompt:
             raise _over(param, len(text), self.limits.prompt, "characters")
-        try:
+        with about(param):
             check_texts([text])
-        except UserError as error:
-            raise Problem(400, str(error), param=param) from None
 
     def _check_common(self, asked: Common) -> None:
         name = self.studio.model.name
@@ -136,19 +188,33 @@ class Desk:
             raise _over("steps", asked.steps, self.limits.steps, "steps")
         if asked.negative_prompt is not None:
             self._check_text(asked.negative_prompt, "negative_prompt")
-        if not asked.stream and (asked.partial_images or asked.progress):
-            raise Problem(400, "partial_images and progress are for streams: set stream, or leave them out.")
+            scale = self.studio.record["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale
+            if scale == 1 and getattr(asked, "style_guidance", None) is None:
+                text = "has no effect at guidance scale 1: raise the scale, or leave the prompt out."
+                raise Problem(400, f"a negative prompt {text}", param="negative_prompt")
+        samplers = self.about["samplers"]
+        if asked.sampler is not None and asked.sampler not in samplers:
+            with about("sampler"):
+                raise unknown("sampler", asked.sampler[:80], samplers or ["none but the model's own: leave it out"])
+        if not asked.stream:
+            _check_unused(asked, ("partial_images", "progress"), "for streams: set stream")
         if asked.partial_images and not self.about["partial_images"]:
             raise Problem(400, "this model shows no pictures before they are done.", param="partial_images")
 
-    def _check_can(self, what: str, wanted: bool, cannot: str) -> None:
+    def _check_can(self, what: str, wanted: bool, cannot: str, param: str | None = None) -> None:
         if wanted and not self.about[what]:
-            raise Problem(400, f"{self.studio.model.name} {cannot}", param=what)
+            raise Problem(400, f"{self.studio.model.name} {cannot}", param=param or what)
+
+    def _check_style_guidance(self, value: float | None) -> None:
+        self._check_can(
+            "style_guidance", value is not None, "has no guidance for a style apart from the text: leave it out."
+        )
 
     def _how(self, asked: Common, *, painting: float | None = None, style_guidance: float | None = None) -> Sampling:
         """Settings of the request; where it has none, those that the server was started with."""
         own = self.studio.record
-        size = size_of(asked.size, self.own_size, self.limits.pixels)
+        with about("size"):
+            size = size_of(asked.size, self.own_size, self.limits.pixels)
         if size is None and own.get("height") is not None:
             size = own["height"], own["width"]
         options = {name: own[name] for name in ("noise_level", "super_res_steps") if own.get(name) is not None}
@@ -163,11 +229,12 @@ class Desk:
         )
 
     def _order(self, asked: Common, prompt: str | None, how: Sampling, **more: Any) -> Order:
-        first = random.randrange(DRAWN_SEEDS) if asked.seed is None else asked.seed
+        first = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
         if first + asked.n - 1 > LARGEST_SEED:
-            raise UserError(f"seeds end at {LARGEST_SEED}: choose a smaller one than {first}.")
+            text = f"seeds end at {LARGEST_SEED}: choose a smaller one than {first}."
+            raise Problem(400, text, param="seed")
         negative = self.studio.record.get("negative_prompt") if asked.negative_prompt is None else asked.negative_prompt
-        return Order(
+        order = Order(
             prompt,
             tuple(range(first, first + asked.n)),
             asked.seed is not None,
@@ -176,6 +243,20 @@ class Desk:
             previews=asked.partial_images,
             **more,
         )
+        size = sum(len(one["mask"]) for one in order.painted)
+        if size > MASKS_BYTES:
+            text = (
+                f"as PNG files the masks have {size:,} bytes; at most {MASKS_BYTES:,}: a picture's record holds them."
+            )
+            raise Problem(400, f"{text} Draw them with fewer shades.", param="regions")
+        return order
+
+
+def _check_unused(asked: Common, names: Sequence[str], of: str) -> None:
+    """These fields are as if nothing was said, for what they are of is not there."""
+    for name in names:
+        if getattr(asked, name) != type(asked).model_fields[name].default:
+            raise Problem(400, f"{name} is {of}, or leave it out.", param=name)
 
 
 def _over(param: str, value: int, most: int, what: str) -> Problem:
@@ -197,8 +278,8 @@ def checked(model: type[C], values: dict[str, Any]) -> C:
 def invalid(errors: Sequence[Any]) -> Problem:
     """The first of pydantic's errors."""
     first = errors[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    param = ".".join(place) or None
+    place = [part for part in first["loc"] if part != "body"]
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".") or None
     return Problem(400, f"{param or 'the body'}: {first['msg']}."[:300], param=param and param[:100])
 
 

@@ -18,6 +18,8 @@ class Limits(Config):
     """Pixels of a picture to paint."""
     regions: int = Field(default=16, ge=1)
     """Painted phrases a request."""
+    sources: int = Field(default=8, ge=1)
+    """Texts and pictures of a mixture."""
     queue: int = Field(default=32, ge=1)
     """Requests that wait; the next one is told to come again (429)."""
     upload: int = Field(default=8 * 2**20, ge=1024)

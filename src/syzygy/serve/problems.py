@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.responses import Response
@@ -46,12 +48,21 @@ class Problem(Exception):
         return Json(self.body, status_code=self.status, headers=self.headers)
 
 
-def problem_of(error: BaseException, param: str | None = None) -> Problem:
+@contextmanager
+def about(param: str) -> Iterator[None]:
+    """A mistake found inside is one in this field."""
+    try:
+        yield
+    except UserError as error:
+        raise Problem(400, str(error), param=param) from None
+
+
+def problem_of(error: BaseException) -> Problem:
     """What a client is told of an error: all of its own mistakes, nothing of our bugs."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, UserError):
-        return Problem(400, str(error), param=param)
+        return Problem(400, str(error))
     return Problem(500, "the server failed at this request; its log says why.", kind=SERVER, code="internal_error")
 
 

@@ -96,6 +96,30 @@ class Variation(Common):
     """Fields beside a picture to paint anew."""
 
 
+class MixedSource(Config):
+    """A part of a mixture: a text, or a picture."""
+
+    text: str | None = None
+    """What the prior predicts a picture of."""
+    image: str | None = None
+    """A picture in base64, or a data URL of one."""
+    weight: float | None = Field(default=None, ge=0, le=1)
+    """Only proportions count. All sources have one, or none has: then all weigh the same."""
+
+
+class Mix(Common):
+    """What lies between texts and pictures; a single picture is painted anew."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"sources": [{"text": "a red star", "weight": 0.6}, {"text": "a blue ring", "weight": 0.4}]}]
+        }
+    )
+
+    sources: list[MixedSource] = Field(min_length=1)
+    """Texts and pictures."""
+
+
 class Edit(Common):
     """Fields beside a picture and a mask: the picture is the style of a new one, and a phrase is painted where the mask is transparent."""
 

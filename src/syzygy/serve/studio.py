@@ -11,11 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from syzygy.api import TextToImage
-from syzygy.diffusion.latents import LatentDecoder
+from syzygy.blend import mixed
+from syzygy.diffusion.latents import PAINTING, LatentDecoder
 from syzygy.diffusion.samplers import SAMPLERS
+from syzygy.hub import schedulers
 from syzygy.pictures import png_bytes
 from syzygy.pipeline import to_pil
-from syzygy.serve.orders import Order
+from syzygy.serve.orders import Order, Source, Upload
+from syzygy.serve.problems import about
 from syzygy.types import Progress
 
 
@@ -44,21 +47,40 @@ class Studio:
     def about(self) -> dict[str, Any]:
         """What it can do, for clients that offer it to people."""
         model = self.model
-        decoder, conditions = model.pipeline.decoder, model.pipeline.conditions
-        size = self.own_size
-        encoders = decoder.encoders if isinstance(decoder, LatentDecoder) else {}
+        decoder, conditions = model.pipeline.decoder, self.record.get("conditions") or model.pipeline.conditions
+        size, ours, words = self.own_size, isinstance(decoder, LatentDecoder), set(conditions) - {"image"}
+        style = {"image", "text"} <= set(conditions)
         defaults = {name: self.record.get(name) for name in ("steps", "guidance_scale", "sampler", "negative_prompt")}
+        defaults["painting"] = PAINTING if decoder.defaults.painting is None else decoder.defaults.painting
         return {
             "size": size and f"{size[1]}x{size[0]}",
             "defaults": defaults,
-            "samplers": sorted(SAMPLERS) if isinstance(decoder, LatentDecoder) else None,
+            "samplers": self.samplers,
             "conditions": list(conditions),
             "languages": list(model.languages),
-            "regions": bool(set(conditions) - {"image"}) and (not model.adapter or bool(encoders)),
-            "style": {"image", "text"} <= set(conditions),
+            "regions": bool(words) and not (model.adapter and ("text" in words or not ours)),
+            "style": style,
+            "style_guidance": style and ours,
             "variations": "image" in decoder.conditions,
+            "mixes": "image" in decoder.conditions and model.pipeline.prior is not None,
             "partial_images": self.previews,
         }
+
+    @property
+    def samplers(self) -> list[str]:
+        """Those that a request may name."""
+        decoder = self.model.pipeline.decoder
+        if isinstance(decoder, LatentDecoder):
+            return sorted(SAMPLERS)
+        return [] if decoder.defaults.sampler is None else sorted(schedulers.SAMPLERS)
+
+    def seen(self, image: Image.Image, data: bytes) -> Upload:
+        """A client's picture, made ready for the image encoder.
+
+        Raises:
+            UserError: it is too long for its width.
+        """
+        return Upload.of(self.model.clip.preparation.prepare(image), data)
 
     @torch.inference_mode()
     def paint(
@@ -71,17 +93,11 @@ class Studio:
         """
         first, model = orders[0], self.model
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        if first.source is not None:
-            embedding = model.blender.embedded(first.source.image)
-            model.pipeline.noise(
-                generators
-            )  # each starts from the noise that a prompt's picture of its seed starts from
+        if first.prompt is None:
+            with about("sources"):
+                embeddings = self._mixed(first.sources, model.pipeline.noise(generators))
             return model.pipeline.paint(
-                embedding.expand(len(orders), -1),
-                generators,
-                negative_prompt=first.negative_prompt,
-                how=first.how,
-                callback=on_step,
+                embeddings, generators, negative_prompt=first.negative_prompt, how=first.how, callback=on_step
             ).images
         return model.pipeline(
             [order.prompt or "" for order in orders],
@@ -90,9 +106,23 @@ class Studio:
             generator=generators,
             conditions=self.record.get("conditions"),
             regions=[order.regions for order in orders] if first.regions else None,
-            style=None if first.style is None else model.blender.embedded(first.style.image),
+            style=None if first.style is None else self._embedded(first.style),
             callback=on_step,
         ).images
+
+    def _mixed(self, sources: Sequence[Source], noise: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """As `Blender.mix` does, but that a text is never taken for the name of a file."""
+
+        def embedding(what: str | Upload) -> Float[Tensor, "N D"]:
+            if isinstance(what, Upload):
+                return self._embedded(what).expand(len(noise), -1)
+            return self.model.pipeline.predict([what], [0] * len(noise), noise)[1].float()
+
+        return mixed(torch.stack([embedding(one.what) for one in sources]), [one.weight for one in sources])
+
+    def _embedded(self, upload: Upload) -> Float[Tensor, "1 D"]:
+        found = self.model.blender.encoder.encode_pixels(upload.pixels[None])
+        return found.to(self.model.pipeline.device, torch.float32)
 
     @torch.inference_mode()
     def preview(self, denoised: Float[Tensor, "B C H W"]) -> list[Image.Image]:
@@ -101,9 +131,9 @@ class Studio:
         assert isinstance(decoder, LatentDecoder), "only such a decoder tells latents of its autoencoder"
         return to_pil(decoder.autoencoder.decode(denoised))
 
-    def png(self, image: Image.Image, order: Order, seed: int) -> bytes:
-        """The file, with its record inside."""
-        return png_bytes(image, {**order.record(self.record), "seed": seed})
+    def png(self, image: Image.Image, order: Order, index: int) -> bytes:
+        """The file of the order's picture `index`, with its record inside."""
+        return png_bytes(image, order.record(self.record, index))
 
 
 def plain_png(image: Image.Image) -> bytes:

@@ -7,18 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from syzygy.data.decode import loaded, quiet
 from syzygy.diffusion.regions import blurred, places, resized
 from syzygy.errors import UserError
 from syzygy.pictures import on_white, record_of
 from syzygy.serve.limits import Limits
-from syzygy.serve.orders import Upload
+from syzygy.serve.problems import about
 from syzygy.serve.schema import PaintedRegion
 from syzygy.types import Region
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+DEEP = ("I", "F")
+"""Modes of Pillow that it would clip, not scale, to 8 bits."""
 MASK_SIDE = 256
 """Pixels of a mask's longer side: attention, where masks go, has fewer."""
 
@@ -54,14 +58,17 @@ def opened(data: bytes, name: str, limits: Limits) -> Image.Image:
             raise UserError(
                 f"{name} has {pixels:,} pixels; at most {limits.upload_pixels:,} are read. Make it smaller."
             )
-        return loaded(data, name, FORMATS)
+        image = loaded(data, name, FORMATS)
+    if image.mode.startswith(DEEP):
+        raise UserError(f"{name} has more than 8 bits a channel: save it with 8.")
+    return image
 
 
-def picture(data: bytes, name: str, limits: Limits) -> Upload:
-    """A picture to see, as `opened`."""
+def picture(data: bytes, name: str, limits: Limits) -> Image.Image:
+    """A picture to see, as `opened`: RGB, upright, on white."""
     image = opened(data, name, limits)
     with quiet():
-        return Upload(on_white(image), data)
+        return on_white(image)
 
 
 def recipe(data: bytes, name: str, limits: Limits) -> dict[str, Any]:
@@ -77,27 +84,49 @@ def regions(prompt: str, given: list[PaintedRegion], blur: float, limits: Limits
     """Painted phrases of a prompt.
 
     Raises:
-        UserError: a phrase that is not in it, a mask that is no picture or empty, masks of several sizes.
+        Problem: a phrase that is not in it, a mask that is no picture or empty, masks of several sizes.
     """
     found: list[Region] = []
+    sizes: set[tuple[int, int]] = set()
     for number, one in enumerate(given):
-        places(prompt, one.phrase)
-        image = opened(unpacked(one.mask, f"regions[{number}].mask"), f"regions[{number}].mask", limits)
-        found.append(Region(one.phrase, bright(image), one.weight))
-    sizes = {tuple(region.mask.shape) for region in found}
+        with about(f"regions[{number}].phrase"):
+            check_phrase(prompt, one.phrase)
+        name = f"regions[{number}].mask"
+        with about(name):
+            image = opened(unpacked(one.mask, name), name, limits)
+            found.append(drawn(one.phrase, bright(image), one.weight, blur))
+        sizes.add(image.size)
     if len(sizes) > 1:
-        raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for h, w in sorted(sizes))}.")
-    return tuple(blurred(fitted(region), blur) for region in found)
+        with about("regions"):
+            raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for w, h in sorted(sizes))}.")
+    return tuple(found)
 
 
-def bright(image: Image.Image) -> torch.Tensor:
-    """A mask [H, W] from 0 to 1: bright is here, dark and transparent elsewhere."""
+def check_phrase(prompt: str, phrase: str) -> None:
+    """Raises UserError where the phrase is not in the prompt, or is none."""
+    if not phrase.strip():
+        raise UserError("a region needs the phrase that it is for: words of the prompt.")
+    places(prompt, phrase)
+
+
+def drawn(phrase: str, mask: Float[Tensor, "H W"], weight: float, blur: float) -> Region:
+    """A region that a record can hold exactly: of few pixels, and of whole grey levels, its blur among them.
+
+    Raises:
+        UserError: nothing of the mask is left.
+    """
+    soft = blurred(_fitted(Region(phrase, mask, weight)), blur)
+    return Region(phrase, (soft.mask * 255).round() / 255, weight)
+
+
+def bright(image: Image.Image) -> Float[Tensor, "H W"]:
+    """A mask from 0 to 1: bright is here, dark and transparent elsewhere."""
     grey, alpha = image.convert("RGBA").convert("LA").split()
     return torch.from_numpy(np.array(grey)) / 255 * (torch.from_numpy(np.array(alpha)) / 255)
 
 
-def transparent(image: Image.Image) -> torch.Tensor:
-    """A mask [H, W] from 0 to 1 as of OpenAI's edits: transparent is here.
+def transparent(image: Image.Image) -> Float[Tensor, "H W"]:
+    """A mask from 0 to 1 as of OpenAI's edits: transparent is here.
 
     Raises:
         UserError: nothing of it is.
@@ -108,7 +137,7 @@ def transparent(image: Image.Image) -> torch.Tensor:
     return here
 
 
-def fitted(region: Region) -> Region:
+def _fitted(region: Region) -> Region:
     """The region with a mask that is small enough."""
     height, width = region.mask.shape
     scale = MASK_SIDE / max(height, width)

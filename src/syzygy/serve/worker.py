@@ -169,7 +169,7 @@ class Worker:
             self._paint(jobs)
         except _AllLeft:
             error = closing() if self._stopping else None
-        except UserError as mistake:
+        except (UserError, Problem) as mistake:
             if len(jobs) > 1:  # one of them is to blame: the others shall not pay for it
                 for job in jobs:
                     self._serve([job])
@@ -211,7 +211,7 @@ class Worker:
         self.metrics.count("batches")
         for (job, picture), image, seed in zip(rows, images, seeds, strict=True):
             if not job.left.is_set():
-                job.tell(Painted(picture, seed, self.studio.png(image, job.order, seed)))
+                job.tell(Painted(picture, seed, self.studio.png(image, job.order, picture)))
                 self.metrics.count("pictures")
 
     def _preview(self, rows: Sequence[tuple[Job, int]], progress: Progress) -> None:

@@ -7,15 +7,17 @@ import zlib
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from syzygy.canvas import recorded
 from syzygy.errors import UserError
 from syzygy.pictures import png_bytes
 from syzygy.serve import uploads
 from syzygy.serve.limits import Limits
-from syzygy.serve.orders import KEPT_BYTES, Order, Upload
+from syzygy.serve.problems import Problem
 from syzygy.serve.schema import PaintedRegion, size_of
-from syzygy.types import Sampling
 
 LIMITS = Limits(upload_pixels=10_000)
 
@@ -62,8 +64,9 @@ def test_what_is_no_base64_is_refused(text: str) -> None:
         (file_of(Image.new("RGB", (60, 60), "red"))[:60], "cannot be read as a picture"),
         (bomb(60_000), "too many pixels"),
         (bomb(101), "10,201 pixels; at most 10,000"),
+        (file_of(Image.new("I;16", (4, 4))), "more than 8 bits"),
     ],
-    ids=["empty", "gif", "bmp", "cut", "bomb", "large"],
+    ids=["empty", "gif", "bmp", "cut", "bomb", "large", "deep"],
 )
 def test_odd_pictures_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -71,7 +74,7 @@ def test_odd_pictures_are_refused(data: bytes, message: str) -> None:
 
 
 def test_a_picture_of_the_largest_size_is_taken() -> None:
-    assert uploads.picture(file_of(Image.new("RGB", (100, 100))), "style", LIMITS).image.size == (100, 100)
+    assert uploads.picture(file_of(Image.new("RGB", (100, 100))), "style", LIMITS).size == (100, 100)
 
 
 def test_bright_and_opaque_is_here() -> None:
@@ -87,26 +90,40 @@ def test_regions_are_fitted_and_softened() -> None:
     (region,) = uploads.regions("a red star", [PaintedRegion(phrase="star", mask=mask(), weight=2)], 0.1, LIMITS)
     assert (region.phrase, region.weight, region.mask.shape) == ("star", 2, (8, 8))
     assert 0 < region.mask[0, 4] < 1
-    large = uploads.fitted(uploads.Region("star", torch.ones(100, 1024)))
-    assert large.mask.shape == (25, 256)
+    assert uploads.drawn("star", torch.ones(100, 1024), 1.0, 0.0).mask.shape == (25, 256)
+
+
+@given(side=st.integers(1, 300), blur=st.floats(0, 0.2), seed=st.integers(0, 99))
+@settings(max_examples=10)
+def test_a_record_gives_back_a_region_bit_by_bit(side: int, blur: float, seed: int) -> None:
+    grey = torch.rand(side, 7, generator=torch.Generator().manual_seed(seed))
+    region = uploads.drawn("star", grey.clamp(min=0.1), 1.5, blur)
+    again = PaintedRegion.model_validate(recorded(region))
+    (found,) = uploads.regions("a star", [again], 0.0, LIMITS)
+    assert torch.equal(found.mask, region.mask)
+    assert (found.phrase, found.weight) == (region.phrase, region.weight)
 
 
 @pytest.mark.parametrize(
-    ("regions", "message"),
+    ("regions", "param", "message"),
     [
-        ([{"phrase": "ring", "mask": mask()}], "does not hold the phrase 'ring'"),
-        ([{"phrase": "star", "mask": mask(box=(0, 0, 0, 0))}], "mask of 'star' is empty"),
+        ([{"phrase": "ring", "mask": mask()}], "regions[0].phrase", "does not hold the phrase 'ring'"),
+        ([{"phrase": " ", "mask": mask()}], "regions[0].phrase", "needs the phrase that it is for"),
+        ([{"phrase": "star", "mask": mask(box=(0, 0, 0, 0))}], "regions[0].mask", "mask of 'star' is empty"),
         (
             [{"phrase": "star", "mask": mask()}, {"phrase": "red", "mask": mask((9, 8))}],
+            "regions",
             "one size, got 8 × 8 and 9 × 8",
         ),
-        ([{"phrase": "star", "mask": "?"}], r"regions\[0\].mask must be"),
+        ([{"phrase": "star", "mask": mask()}, {"phrase": "red", "mask": "?"}], "regions[1].mask", "must be a picture"),
+        ([{"phrase": "star", "mask": mask((101, 100))}], "regions[0].mask", "10,100 pixels; at most 10,000"),
     ],
-    ids=["phrase", "empty", "sizes", "base64"],
+    ids=["phrase", "blank", "empty", "sizes", "base64", "large"],
 )
-def test_wrong_regions_are_refused(regions: list[dict[str, str]], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_wrong_regions_are_refused(regions: list[dict[str, str]], param: str, message: str) -> None:
+    with pytest.raises(Problem, match=message) as refused:
         uploads.regions("a red star", [PaintedRegion.model_validate(one) for one in regions], 0.0, LIMITS)
+    assert refused.value.body["error"]["param"] == param
 
 
 def test_a_recipe_is_what_the_file_says() -> None:
@@ -114,15 +131,6 @@ def test_a_recipe_is_what_the_file_says() -> None:
     assert uploads.recipe(png_bytes(image, {"prompt": "a", "seed": 1}), "it", LIMITS) == {"prompt": "a", "seed": 1}
     with pytest.raises(UserError, match="it holds no record"):
         uploads.recipe(file_of(image), "it", LIMITS)
-
-
-def test_a_record_holds_the_style_unless_it_is_large() -> None:
-    small, large = (Upload(Image.new("RGB", (1, 1)), b"a" * size) for size in (KEPT_BYTES, KEPT_BYTES + 1))
-    order = Order("a", (1,), True, Sampling(steps=3), style=small)
-    record = order.record({"steps": 25, "model": "tiny"})
-    assert (record["steps"], record["model"], record["prompt"]) == (3, "tiny", "a")
-    assert base64.b64decode(record["style"]["data"]) == small.data
-    assert set(large.about) == {"sha256"}
 
 
 @pytest.mark.parametrize(

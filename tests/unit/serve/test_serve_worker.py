@@ -1,5 +1,6 @@
 """The painting thread: who shares a batch, who waits, who is dropped."""
 
+import io
 import queue
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from syzygy.errors import UserError
 from syzygy.serve.metrics import Metrics
@@ -44,6 +46,10 @@ def worker(held: Held) -> Iterator[Worker]:
 
 def order(prompt: str = "a red circle", *seeds: int, **changes: Any) -> Order:
     return replace(Order(prompt, seeds or (1,), False, HOW), **changes)
+
+
+def pixels(png: bytes) -> bytes:
+    return Image.open(io.BytesIO(png)).tobytes()
 
 
 class Client:
@@ -82,22 +88,6 @@ def test_orders_of_one_shape_share_a_batch_and_others_do_not(worker: Worker, hel
     assert held.batches == [["a"], ["b", "b", "d"], ["c"]]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"negative_prompt": "a square"},
-        {"how": replace(HOW, guidance_scale=3.0)},
-        {"how": replace(HOW, sampler="heun")},
-        {"how": replace(HOW, painting=0.5)},
-        {"how": replace(HOW, options={"noise_level": 3})},
-    ],
-    ids=str,
-)
-def test_another_setting_is_another_shape(changes: dict[str, Any]) -> None:
-    assert order().shape == order("another prompt", 7, 8).shape
-    assert order().shape != order(**changes).shape
-
-
 def test_a_seed_gives_equal_bytes_whatever_else_is_painted(worker: Worker, held: Held) -> None:
     asked = order("a red circle", 5, 6, exact=True)
     first = Client(worker, asked)
@@ -106,8 +96,8 @@ def test_a_seed_gives_equal_bytes_whatever_else_is_painted(worker: Worker, held:
     held.go.set()
     both = first.pngs()
     assert both == beside[1].pngs()
-    assert Client(worker, order("a red circle", 6, exact=True)).pngs() == both[1:]
-    assert both[0] != both[1]
+    (alone,) = Client(worker, order("a red circle", 6, exact=True)).pngs()
+    assert pixels(alone) == pixels(both[1]) != pixels(both[0])
     assert [len(one) for one in held.batches] == [1, 1, 2, 1, 1, 1]
 
 
