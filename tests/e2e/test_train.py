@@ -18,9 +18,12 @@ from syzygy.hub import bundle
 from syzygy.hub.unet import load_decoder
 from syzygy.pictures import read_record
 from syzygy.prior.diffusion import SampledPrior
+from syzygy.prior.model import EclipsePrior
+from syzygy.runs import adapter as adapter_run
 from syzygy.runs import autoencoder as autoencoder_run
 from syzygy.runs import clip as clip_run
 from syzygy.runs import decoder as decoder_run
+from syzygy.runs import lm as lm_run
 from syzygy.runs import reader as reader_run
 from syzygy.runs import starter as starter_run
 from syzygy.runs import t5 as t5_run
@@ -62,9 +65,17 @@ TINY = {
     "reader": LOOP + READER,
     "t5": LOOP + T5,
 }
-STARTER = tuple(
-    f"{stage}.{setting}" for stage, settings in (TINY | {"words": TINY["decoder"]}).items() for setting in settings
-)
+LM = ("lm.width=32", "lm.layers=1", "lm.heads=2", "lm.feed_forward=32", "lm.vocabulary=400", 'languages=["en","de"]')
+ADAPTER = ("adapter.queries=3", "adapter.layers=1", "adapter.heads=2", "adapter.width=32", "validation_lines=2")
+PICTURES = ("scenes=20", "validation_images=10", 'languages=["en","de"]', 'lengths=["short"]')
+STAGES = TINY | {
+    "words": TINY["decoder"],
+    "llm": LOOP + LM,
+    "align": (*LOOP, *ADAPTER, 'languages=["en","de"]', 'lengths=["short"]'),
+    "image": LOOP + PICTURES,
+    "quality": LOOP + PICTURES,
+}
+STARTER = tuple(f"{stage}.{setting}" for stage, settings in STAGES.items() for setting in settings)
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +93,9 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         (reader_run, "VALIDATION_PICTURES", 8),
         (reader_run, "CALIBRATION_PICTURES", 16),
         (reader_run, "TEST_PICTURES", 16),
+        (lm_run, "TOKENIZER_CAPTIONS", 20),
+        (lm_run, "VALIDATION_CAPTIONS", 1),
+        (adapter_run, "STATISTICS_CAPTIONS", 40),
     ):
         assert getattr(module, name) > number
         monkeypatch.setattr(module, name, number)
@@ -185,13 +199,33 @@ def test_the_starter_in_stages(
     assert decoder == parts["decoder"]
     assert decoder["init"] == artifact.fingerprint(load_decoder(tmp_path / "decoder" / "decoder").state_dict())
 
+    speaking = TextToImage.from_pretrained(tmp_path / "model", text_encoder="adapter")
+    adapter = artifact.read_json(tmp_path / "model" / "adapter" / "provenance.json")
+    assert [one["stage"] for one in adapter["lineage"]] == ["align", "image"]
+    assert adapter["llm"] == parts["adapter"]["llm"] | {"source": "llm"}
+    assert speaking.languages == ("en", "de")
+    prior = speaking.pipeline.prior
+    assert isinstance(prior, EclipsePrior)
+    assert adapter["prior"] == artifact.fingerprint(prior.state_dict())  # one for both, as it was for CLIP alone
+
     def not_again(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished stage ran again")
 
     with monkeypatch.context() as patch:
-        for stage in TINY:
-            patch.setattr(f"syzygy.runs.{stage}.fit", not_again)
+        for module in (*TINY, "lm", "adapter"):
+            patch.setattr(f"syzygy.runs.{module}.fit", not_again)
         assert train("starter", *out) == result
+        for stage, part, changed in (
+            ("align", "prior", "another"),
+            ("image", "llm", adapter["llm"] | {"fingerprint": "another"}),
+            ("quality", "lineage", [{"adapter": "another"}]),
+        ):
+            record = tmp_path / stage / "adapter" / artifact.PROVENANCE_FILE
+            kept = artifact.read_json(record)
+            artifact.write_json(record, kept | {part: changed})
+            with pytest.raises(AssertionError, match="ran again"):
+                train("starter", *out)
+            artifact.write_json(record, kept)
         record = tmp_path / "prior" / "prior" / artifact.PROVENANCE_FILE
         artifact.write_json(record, artifact.read_json(record) | {"clip": "another"})
         with pytest.raises(AssertionError, match="ran again"):
@@ -209,6 +243,12 @@ def test_a_stage_needs_its_clip(syzygy: Callable[..., Any], tmp_path: Path) -> N
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "clip,decodr")
     assert answer.code == 2
     assert "unknown stage 'decodr'. Did you mean 'decoder'?" in answer.err
+    answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "align")
+    assert answer.code == 2
+    assert "stage 'align' is trained beside clip" in answer.err
+    answer = syzygy("train", "starter", "--out", tmp_path, "image.task.frozen=none")
+    assert answer.code == 2
+    assert "a model has one prior, CLIP's and the adapter's" in answer.err
     assert not list(tmp_path.iterdir())
 
 

@@ -59,9 +59,9 @@ def text_encoder_options(command: F) -> F:
     options = (
         click.option(
             "--text-encoder",
-            metavar="adapter|RUN|FOLDER",
+            metavar="adapter|MODEL|RUN|FOLDER",
             help="A language model's adapter that reads the prompts in CLIP's place, in its languages and past 77 tokens; adapter: the "
-            "model's own. Stable unCLIP's U-Net goes on reading them with its own CLIP, too.",
+            "model's own, as starter is the starter's. Stable unCLIP's U-Net goes on reading them with its own CLIP, too.",
         ),
         click.option(
             "--llm", metavar="FOLDER|ID", help="Where the adapter's language model is now, if it is not where it was."

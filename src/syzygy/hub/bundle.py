@@ -173,6 +173,15 @@ def assemble(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Map
     with artifact.folder_written(out, "the model") as temporary:
         for name, folder in parts.items():
             shutil.copytree(folder, temporary / name)
+        if "adapter" in parts:
+            _move_language_model(temporary / "adapter")
         index = {"_class_name": CLASS_NAME, "schema_version": artifact.SCHEMA_VERSION, "world": world}
         artifact.write_json(temporary / INDEX_FILE, index | {"defaults": dict(defaults)})
     return out
+
+
+def _move_language_model(adapter: Path) -> None:
+    """The adapter's record names where its language model lies: beside it from now on."""
+    path = adapter / artifact.PROVENANCE_FILE
+    record = artifact.read_json(path)
+    artifact.write_json(path, record | {"llm": record["llm"] | {"source": "llm"}})

@@ -10,7 +10,7 @@ from syzygy import artifact
 from syzygy.diffusion.latents import LatentDecoder
 from syzygy.errors import UserError
 from syzygy.hub.adapters import PART, identity_of, load_adapted
-from syzygy.hub.bundle import part_folder
+from syzygy.hub.bundle import INDEX_FILE, part_folder
 from syzygy.hub.clip import Clip
 from syzygy.hub.karlo import KarloDecoder
 from syzygy.hub.offload import HOME, VisitingPrior, VisitingText
@@ -128,13 +128,14 @@ def adapter_folder(source: str | Path, model: Path) -> Path:
     Raises:
         UserError: it is not there.
     """
-    if str(source) != OWN:
-        return part_folder(source, PART)
-    if not (model / PART / artifact.CONFIG_FILE).is_file():
+    folder = model / PART if str(source) == OWN else part_folder(source, PART)
+    bare = (folder / INDEX_FILE).is_file()  # a model without one
+    if bare or (folder.name == PART and not (folder / artifact.CONFIG_FILE).is_file()):
         raise UserError(
-            f"{model} has no adapter of its own: name the folder of one, or of the run that trained it (syzygy train adapter)."
+            f"{model if str(source) == OWN else repr(str(source))} has no adapter of its own: name the folder of one, or of the run that "
+            "trained it (syzygy train adapter; syzygy train starter makes a whole model with one)."
         )
-    return model / PART
+    return folder
 
 
 def llm_beside(folder: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from syzygy.diffusion.decoder import UNetConfig
 from syzygy.diffusion.experts import COMPLEMENT
+from syzygy.presets.adapters import align_starter, image_starter, quality_starter
 from syzygy.presets.pictures import (
     autoencoder_starter,
     clip_starter,
@@ -11,7 +12,7 @@ from syzygy.presets.pictures import (
     reader_starter,
 )
 from syzygy.presets.priors import prior_starter
-from syzygy.presets.texts import t5_starter
+from syzygy.presets.texts import lm_starter, t5_starter
 from syzygy.runs.demo import DemoRun
 from syzygy.runs.evaluate import Scoring
 from syzygy.runs.experts_compared import ReproduceExpertsRun
@@ -21,7 +22,7 @@ from syzygy.train.objectives import DiffusionTaskConfig
 
 
 def starter_cpu() -> StarterRun:
-    """The starter on two CPU cores, in about four hours."""
+    """The starter on two CPU cores, in about five hours."""
     return StarterRun(
         clip=clip_starter(),
         reader=reader_starter(),
@@ -30,11 +31,15 @@ def starter_cpu() -> StarterRun:
         t5=t5_starter(),
         words=decoder_words(),
         prior=prior_starter(),
+        llm=lm_starter(),
+        align=align_starter(),
+        image=image_starter(),
+        quality=quality_starter(),
     )
 
 
 def starter_gpu() -> StarterRun:
-    """The starter on one H200, in three sittings of ten minutes: clip, reader and autoencoder, then decoder and prior, then t5 and words.
+    """The starter on one H200, in four sittings of ten minutes: clip, reader and autoencoder; decoder and prior; t5 and words; llm and adapter.
 
     An estimate, not yet run. What bounds it is making scenes (about 0.2 ms a pair on one core), not the GPU. The
     decoder has 7.0M parameters, 14 MB in fp16.
@@ -72,6 +77,10 @@ def starter_gpu() -> StarterRun:
                 "loop": prior.loop.model_copy(update={"steps": 1500, "warmup": 150}),
             }
         ),
+        llm=lm_starter(),
+        align=align_starter(),
+        image=image_starter(),
+        quality=quality_starter(),
     )
 
 

@@ -6,27 +6,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import model_validator
 
 from syzygy import artifact
 from syzygy.config import Config, parse
+from syzygy.encoders.adapter import TextAdapter
 from syzygy.errors import UserError, unknown
 from syzygy.hub.autoencoder import Autoencoder
 from syzygy.hub.bundle import assemble
 from syzygy.hub.clip import Clip
+from syzygy.hub.llm import Llm
 from syzygy.hub.t5 import T5Text
 from syzygy.hub.unet import load_decoder
+from syzygy.prior.model import EclipsePrior
+from syzygy.runs import adapter as adapter_run
 from syzygy.runs import autoencoder as autoencoder_run
 from syzygy.runs import clip as clip_run
 from syzygy.runs import decoder as decoder_run
+from syzygy.runs import lm as lm_run
 from syzygy.runs import prior as prior_run
 from syzygy.runs import reader as reader_run
 from syzygy.runs import t5 as t5_run
+from syzygy.runs.adapter import AlignRun, Former, ImageRun
 from syzygy.runs.autoencoder import AutoencoderRun
 from syzygy.runs.clip import ClipRun
+from syzygy.runs.common import RunResult
 from syzygy.runs.decoder import DecoderRun
+from syzygy.runs.lm import LmRun
 from syzygy.runs.prior import PriorRun
 from syzygy.runs.reader import ReaderRun
 from syzygy.runs.t5 import T5Run
+from syzygy.train.parallel import joined
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,25 @@ class Stage:
     """The stage that it goes on from."""
 
 
+def _align(run: AlignRun, clip: Clip, prior: EclipsePrior, out: Path, device: torch.device, *, llm: Llm) -> RunResult:
+    with joined(device) as world:
+        return adapter_run.align(run, llm, clip, prior, out, world)
+
+
+def _pictures(stage: str) -> Callable[..., RunResult]:
+    """Stage 2 or 3 of the adapter."""
+
+    def train(
+        run: ImageRun, clip: Clip, prior: EclipsePrior, out: Path, device: torch.device, *, llm: Llm, init: Path
+    ) -> RunResult:
+        with joined(device) as world:
+            return adapter_run.image(run, Former.load(init, stage), llm, clip, prior, out, world, stage=stage)
+
+    return train
+
+
+READERS = ("t5", "llm")
+"""Parts that a stage is given by name."""
 STAGES: Mapping[str, Stage] = {
     "clip": Stage("clip", clip_run.train),
     "reader": Stage("reader", reader_run.train),
@@ -50,6 +79,10 @@ STAGES: Mapping[str, Stage] = {
     "t5": Stage("t5", t5_run.train),
     "words": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="decoder"),
     "prior": Stage("prior", prior_run.train, ("clip",)),
+    "llm": Stage("llm", lm_run.train),
+    "align": Stage("adapter", _align, ("clip", "prior", "llm")),
+    "image": Stage("adapter", _pictures("image"), ("clip", "prior", "llm"), init="align"),
+    "quality": Stage("adapter", _pictures("quality"), ("clip", "prior", "llm"), init="image"),
 }
 DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 3.0}
 """What suits the starter (docs/LOG.md)."""
@@ -71,7 +104,24 @@ class StarterRun(Config):
     words: DecoderRun
     """The decoder again, going on from there: it learns to read words, and to be painted with them."""
     prior: PriorRun
-    """The ECLIPSE prior."""
+    """The ECLIPSE prior; it reads CLIP and the adapter alike, whose stages leave it as it is."""
+    llm: LmRun
+    """The language model, whose texts the adapter brings to CLIP's."""
+    align: AlignRun
+    """The adapter: texts alone."""
+    image: ImageRun
+    """The adapter: pictures."""
+    quality: ImageRun
+    """The adapter: chosen pictures."""
+
+    @model_validator(mode="after")
+    def _one_prior(self) -> "StarterRun":
+        for name, stage in (("image", self.image), ("quality", self.quality)):
+            if stage.task.frozen != "prior":
+                raise ValueError(
+                    f"{name}.task.frozen={stage.task.frozen!r}: a model has one prior, CLIP's and the adapter's. Keep it frozen: 'prior'"
+                )
+        return self
 
 
 def train(run: StarterRun, out: Path, device: torch.device, stages: Collection[str] = STAGES) -> Path:
@@ -118,12 +168,26 @@ def _finished(run: StarterRun, name: str, out: Path) -> bool:
     record = artifact.read_json(provenance)
     if not all(_part(out, needed).is_dir() for needed in (*stage.beside, *filter(None, [stage.init]))):
         return False
-    known = {part: _load(out, part).fingerprint() for part in stage.beside}
+    known = {part: _fingerprint(_load(run, out, part)) for part in stage.beside}
     if stage.init is not None:
-        known["init"] = artifact.fingerprint(load_decoder(_part(out, stage.init)).state_dict())
+        load = TextAdapter.from_pretrained if stage.part == "adapter" else load_decoder
+        known["init"] = artifact.fingerprint(load(_part(out, stage.init)).state_dict())
     return _same(record["recipe"], getattr(run, name)) and all(
-        record.get(part) == fingerprint for part, fingerprint in known.items()
+        _recorded(record, part) == fingerprint for part, fingerprint in known.items()
     )
+
+
+def _fingerprint(part: Clip | Autoencoder | T5Text | Llm | EclipsePrior) -> str:
+    return artifact.fingerprint(part.state_dict()) if isinstance(part, EclipsePrior) else part.fingerprint()
+
+
+def _recorded(record: Mapping[str, Any], part: str) -> str | None:
+    """The fingerprint of what a stage was trained beside, or went on from."""
+    if part == "llm":
+        return record["llm"]["fingerprint"]
+    if part == "init" and "lineage" in record:
+        return record["lineage"][-1]["adapter"]
+    return record.get(part)
 
 
 def _same(recipe: dict[str, Any], wanted: Config) -> bool:
@@ -134,11 +198,14 @@ def _same(recipe: dict[str, Any], wanted: Config) -> bool:
         return False
 
 
-def _load(out: Path, name: str) -> Clip | Autoencoder | T5Text:
+def _load(run: StarterRun, out: Path, name: str) -> Clip | Autoencoder | T5Text | Llm | EclipsePrior:
+    folder = _part(out, name)
     if name == "t5":
-        return T5Text.from_pretrained(_part(out, name))
-    loader = Clip if name == "clip" else Autoencoder
-    return loader.from_pretrained(_part(out, name)).requires_grad_(False)
+        return T5Text.from_pretrained(folder)
+    if name == "llm":
+        return adapter_run.language_model(run.align, str(folder))
+    loaders: dict[str, Any] = {"clip": Clip, "autoencoder": Autoencoder, "prior": EclipsePrior}
+    return loaders[name].from_pretrained(folder).requires_grad_(False)
 
 
 def _train_stage(run: StarterRun, name: str, out: Path, device: torch.device) -> None:
@@ -147,10 +214,9 @@ def _train_stage(run: StarterRun, name: str, out: Path, device: torch.device) ->
         if not _part(out, needed).is_dir():
             how = "goes on from" if needed == stage.init else "is trained beside"
             raise UserError(f"stage {name!r} {how} {needed}, and {out} holds none: run stage {needed!r} first.")
-    beside: list[Any] = [_load(out, part).to(device) for part in stage.beside if part != "t5"]
-    more: dict[str, Any] = {}
-    if "t5" in stage.beside:
-        more["t5"] = _load(out, "t5").to(device)
+    loaded: dict[str, Any] = {part: _load(run, out, part).to(device) for part in stage.beside}
+    beside = [part for name, part in loaded.items() if name not in READERS]
+    more = {name: part for name, part in loaded.items() if name in READERS}
     if stage.init is not None:
         more["init"] = _part(out, stage.init)
     stage.train(getattr(run, name), *beside, out / name, device, **more)
