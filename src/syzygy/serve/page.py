@@ -1,6 +1,7 @@
 """The page in front of the API: its files, as they are shipped, and headers that let it ask nobody but this server."""
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 
 from fastapi import FastAPI
@@ -42,7 +43,7 @@ def attach(app: FastAPI) -> None:
         app.add_route(path, _file(content, KINDS[name.rpartition(".")[2]]), include_in_schema=False)
 
 
-def _file(content: bytes, kind: str):  # noqa: ANN202 (Starlette's endpoints have no public type)
+def _file(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
 
     async def answer(request: Request) -> Response:

@@ -19,6 +19,7 @@ export class Gallery {
     const grid = make("div", { class: "grid" }, ...cells);
     const group = make("article", { class: "run", "aria-busy": "true", "aria-label": job.title }, make("p", { class: "title" }, job.title), grid);
     find("gallery").prepend(group);
+    group.scrollIntoView({ block: "nearest", behavior: "smooth" });
     return {
       preview: (index, png) => preview(cells[index], png),
       done: (index, png, seed) => this.#done(cells[index], { png, seed, job }),

@@ -97,7 +97,7 @@ class Page {
       if (name) this.#show(file, request);
       notice(["Everything is as it was: Paint makes this picture again.", ...notes.map(sentence)].join(" "), notes.length ? 0 : 8);
     } catch (error) {
-      notice(`${name ?? "The picture"}: ${error.message}`);
+      notice(`${name ?? "This picture"} restores nothing: ${error.message}`);
     }
   }
 
@@ -197,7 +197,7 @@ async function begin() {
     find("go").disabled = false;
     performance.mark("usable");
   } catch (error) {
-    notice(`${error.message} Load the page again to retry.`);
+    notice(`${sentence(error.message)} Load this page again to retry.`);
   }
 }
 

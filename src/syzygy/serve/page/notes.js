@@ -45,9 +45,10 @@ function placeOf(name) {
 /** A line for the whole page; it leaves by itself when `seconds` are given. */
 export function notice(text, seconds = 0) {
   const line = find("notice");
-  note(line, text);
+  line.textContent = text;
+  line.hidden = !text;
   clearTimeout(line.leaves);
-  if (seconds) line.leaves = setTimeout(() => note(line, ""), 1000 * seconds);
+  if (seconds) line.leaves = setTimeout(() => (line.hidden = true), 1000 * seconds);
 }
 
 /** The server's sentences begin small, as on a command line. */

@@ -8,7 +8,8 @@ function oneWord(left, right) {
   return WORD.test(left ?? "") && WORD.test(right ?? "") && !CHINESE_OR_JAPANESE.test(left + right);
 }
 
-const folded = (letters) => letters.map((letter) => letter.toUpperCase().toLowerCase());
+/** As Python's casefold, letter by letter: ß is ss, ς is σ, and the Turkish ı is itself. */
+const folded = (letters) => letters.map((letter) => (letter === "ı" ? letter : letter.toUpperCase().toLowerCase()));
 
 /** Where `phrase` stands in `prompt`: pairs of offsets, as JavaScript counts them. */
 export function places(prompt, phrase) {

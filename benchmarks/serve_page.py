@@ -1,0 +1,180 @@
+"""How quick the page of `syzygy serve` is, in Chromium without a screen; and a picture of it.
+
+    python -m benchmarks.serve_page
+    python -m benchmarks.serve_page --picture docs/serve.png
+
+Prints the time from the server's first byte to a page that can be used (target: at most 1 s), and what one piece of a stroke
+costs, from the pointer's event to the pixels that it leads to (target: at most 16 ms). The model is in this process, idle.
+"""
+
+import argparse
+import shutil
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PROMPT = "a red star left of a blue ring"
+PLACES = {
+    "red star": [(0.2, 0.3), (0.34, 0.44), (0.2, 0.56), (0.3, 0.68), (0.3, 0.36), (0.24, 0.5)],
+    "blue ring": [(0.72, 0.34), (0.82, 0.46), (0.76, 0.62), (0.66, 0.56), (0.68, 0.42), (0.74, 0.48)],
+}
+PIECES = 200
+PIECE = """
+async ([pieces, x, y, width]) => {
+  const canvas = document.getElementById("canvas"), context = canvas.getContext("2d"), costs = [];
+  for (let i = 0; i < pieces; i++) {
+    const at = { clientX: x + (width * i) / pieces, clientY: y + 20 * Math.sin(i / 9) };
+    const told = performance.now();
+    canvas.dispatchEvent(new PointerEvent("pointermove", { pointerId: 1, isPrimary: true, bubbles: true, ...at }));
+    const heard = performance.now() - told;
+    await new Promise((drawn) => {
+      requestAnimationFrame((frame) => {  // the page has asked for its drawing before: that is done now, but for the pixels
+        context.getImageData(0, 0, 1, 1);
+        costs.push(heard + performance.now() - frame);
+        drawn();
+      });
+    });
+  }
+  return costs;
+}
+"""
+"""Time in the handler, and in the frame up to pixels that can be read; the wait for the frame between them is none of the page's."""
+
+
+def executable() -> str | None:
+    """Chromium or Chrome as the system has it; None where there is none."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """The system's Chromium, without a screen and without a profile."""
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=executable(), args=FLAGS)
+        yield found
+        found.close()
+
+
+def ready(page: Page, url: str) -> None:
+    """Open the page, up to where it can be used."""
+    page.goto(url)
+    page.wait_for_selector("#go:enabled")
+
+
+def select(page: Page, words: str) -> None:
+    """Select words of the prompt."""
+    script = "([field, words]) => { field.focus(); const at = field.value.indexOf(words); field.setSelectionRange(at, at + words.length); }"
+    page.evaluate(script, [page.locator("#prompt").element_handle(), words])
+    page.wait_for_selector("#phrases .candidate, #phrases [aria-pressed=true]")
+
+
+def stroke(page: Page, places: list[tuple[float, float]]) -> None:
+    """Draw with the mouse, from place to place of the canvas (from 0 to 1)."""
+    page.locator("#canvas").scroll_into_view_if_needed()
+    box = page.locator("#canvas").bounding_box()
+    assert box, "the canvas is on the page"
+    for number, (x, y) in enumerate(places):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=6 if number else 1)
+        if not number:
+            page.mouse.down()
+    page.mouse.up()
+
+
+def painted(page: Page) -> None:
+    """Press the button, and wait for all pictures."""
+    page.click("#go")
+    page.wait_for_selector("#go:not(.stop)", timeout=300_000)
+    page.wait_for_function("[...document.querySelectorAll('.done img')].every((one) => one.complete)")
+
+
+def usable_ms(found: Browser, url: str) -> float:
+    """From the first byte of the page to its use, in a browser that has never seen it."""
+    context = found.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    ready(page, url)
+    script = "performance.getEntriesByName('usable')[0].startTime - performance.getEntriesByType('navigation')[0].responseStart"
+    value = page.evaluate(script)
+    context.close()
+    return value
+
+
+def stroke_ms(found: Browser, url: str) -> list[float]:
+    """The cost of each piece of a stroke, beside another phrase that is painted already."""
+    page = found.new_page(viewport={"width": 1280, "height": 800})
+    ready(page, url)
+    page.fill("#prompt", PROMPT)
+    for words, places in PLACES.items():
+        select(page, words)
+        stroke(page, places)
+    box = page.locator("#canvas").bounding_box()
+    assert box, "the canvas is on the page"
+    page.mouse.move(box["x"] + 20, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    costs = page.evaluate(PIECE, [PIECES, box["x"] + 20, box["y"] + box["height"] / 2, box["width"] - 40])
+    page.mouse.up()
+    page.close()
+    return costs
+
+
+def picture(found: Browser, url: str, path: Path, steps: int, scheme: str) -> None:
+    """The page with a painted prompt and its pictures."""
+    page = found.new_page(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5, color_scheme=scheme)
+    ready(page, url)
+    page.fill("#prompt", PROMPT)
+    page.fill("#steps", str(steps))
+    page.fill("#seed", "7")
+    for words, places in PLACES.items():
+        select(page, words)
+        stroke(page, places)
+    painted(page)
+    page.mouse.move(1270, 790)
+    page.screenshot(path=path)
+    page.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="starter")
+    parser.add_argument("--loads", type=int, default=7, help="How often the page is opened.")
+    parser.add_argument(
+        "--picture", type=Path, metavar="PNG", help="Write a picture of the page in the place of measuring."
+    )
+    parser.add_argument("--steps", type=int, default=25, help="Sampling steps of the pictures on it.")
+    parser.add_argument("--scheme", choices=["light", "dark"], default="light")
+    arguments = parser.parse_args()
+    if executable() is None:
+        parser.error(f"there is no browser: install one of {', '.join(NAMES)}.")
+    from benchmarks.serve_load import studio_of
+    from syzygy.serve.app import create_app
+    from syzygy.serve.running import serving
+
+    with serving(create_app(studio_of(arguments.model))) as url, browser() as found:
+        if arguments.picture:
+            picture(found, url, arguments.picture, arguments.steps, arguments.scheme)
+            return
+        loads = [usable_ms(found, url) for _ in range(arguments.loads)]
+        costs = stroke_ms(found, url)
+    print(
+        f"usable after the first byte: {statistics.median(loads):.0f} ms (median of {len(loads)}), {max(loads):.0f} at most"
+    )
+    tail = statistics.quantiles(costs, n=100)
+    print(
+        f"a piece of a stroke: {statistics.median(costs):.1f} ms (median of {len(costs)}), p95 {tail[94]:.1f}, p99 {tail[98]:.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
