@@ -94,6 +94,9 @@ COMMANDS: Table = {
         {
             "eclipse": Leaf("syzygy.cli.reproduce:eclipse", "ECLIPSE against projection, diffusion and controls."),
             "experts": Leaf("syzygy.cli.reproduce:experts", "eDiff-I's experts against one model of equal samples."),
+            "text-encoder": Leaf(
+                "syzygy.cli.reproduce:text_encoder", "An adapter's stages, and layers, against each other."
+            ),
         },
     ),
     "world": Branch(

@@ -98,3 +98,53 @@ def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     else:
         click.echo(markdown(found))
         click.echo(f"Look at {out / 'index.html'}")
+
+
+@click.command()
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
+@click.option("--model", default="starter", show_default=True, help="The frozen CLIP, prior, decoder and reader.")
+@click.option("--llm", metavar="RUN|FOLDER", help="The frozen language model.  [default: the model's own]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out/text-encoders"),
+    show_default=True,
+    help="Folder of the comparison.",
+)
+@click.option("--quick", is_flag=True, help="Short trainings and few captions: shows that it works, and nothing else.")
+@device_option
+@json_option
+def text_encoder(
+    overrides: tuple[str, ...], model: str, llm: str | None, out: Path, quick: bool, device: str, as_json: bool
+) -> None:
+    """An adapter's stages and a language model's layers, in small.
+
+    Stage 1 (texts), 1+2 (and pictures), 1+2+3 (and chosen ones); 2 and 2+3 without stage 1 for equal total samples; the first three once
+    more on the last layer in place of the mean of layers: by language and length, with the measures of syzygy evaluate text-encoder, a
+    probe, and pictures that are read exactly. Beside them CLIP itself, shuffled captions and the mean vector.
+    Each training is a run of syzygy train adapter in a folder of its own; the same command continues an interrupted comparison.
+    Writes index.html, results.json, report.md and its pictures.
+
+    \b
+    With a language model of your own, or longer trainings:
+      syzygy reproduce text-encoder --llm RUN --out out/mine
+      syzygy reproduce text-encoder align.loop.steps=900 image.loop.steps=400 seeds=3 --out out/long
+    """
+    import json
+
+    from syzygy import presets
+    from syzygy.config import override
+    from syzygy.runs import reproduce_text_encoder
+    from syzygy.runs.reproduce_text_encoder_report import markdown, write
+
+    run = override(presets.choose(presets.REPRODUCE_TEXT_ENCODER, "quick" if quick else "full"), overrides)
+    writable_folder(out)
+    bench = reproduce_text_encoder.reproduce(
+        run, out, model=model, llm=llm, device=device, say=lambda line: click.echo(line, err=True), bar=progress_bar
+    )
+    found = write(bench)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        click.echo(markdown(found))
+        click.echo(f"Look at {out / 'index.html'}")

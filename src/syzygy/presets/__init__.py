@@ -14,6 +14,8 @@ from syzygy.presets.adapters import (
     image_starter,
     quality_published,
     quality_starter,
+    reproduce_text_encoder_full,
+    reproduce_text_encoder_quick,
 )
 from syzygy.presets.pictures import (
     autoencoder_starter,
@@ -53,6 +55,7 @@ from syzygy.runs.reader import ReaderRun
 from syzygy.runs.reproduce import ReproduceRun
 from syzygy.runs.starter import StarterRun
 from syzygy.runs.t5 import T5Run
+from syzygy.runs.text_encoders_compared import ReproduceTextRun
 
 __all__ = [
     "ADAPTER_ALIGN",
@@ -70,6 +73,7 @@ __all__ = [
     "READER",
     "REPRODUCE",
     "REPRODUCE_EXPERTS",
+    "REPRODUCE_TEXT_ENCODER",
     "STARTER",
     "T5",
     "align_bigg_14",
@@ -101,6 +105,8 @@ __all__ = [
     "reproduce_experts_quick",
     "reproduce_full",
     "reproduce_quick",
+    "reproduce_text_encoder_full",
+    "reproduce_text_encoder_quick",
     "starter_cpu",
     "starter_gpu",
     "t5_starter",
@@ -147,6 +153,10 @@ REPRODUCE: dict[str, Callable[[], ReproduceRun]] = {"full": reproduce_full, "qui
 REPRODUCE_EXPERTS: dict[str, Callable[[], ReproduceExpertsRun]] = {
     "full": reproduce_experts_full,
     "quick": reproduce_experts_quick,
+}
+REPRODUCE_TEXT_ENCODER: dict[str, Callable[[], ReproduceTextRun]] = {
+    "full": reproduce_text_encoder_full,
+    "quick": reproduce_text_encoder_quick,
 }
 DEMO: dict[str, Callable[[], DemoRun]] = {"full": demo_full, "quick": demo_quick}
 

@@ -7,10 +7,13 @@ from syzygy.encoders.adapter import SIZES
 from syzygy.hub.llm import LlmRecipe
 from syzygy.runs.adapter import AlignRun, ImageRun
 from syzygy.runs.adapter_decoder import AdapterDecoderRun
+from syzygy.runs.evaluate_text import TextScoring
+from syzygy.runs.text_encoders_compared import ReproduceTextRun
 from syzygy.train.align import AlignTaskConfig
 from syzygy.train.decoder import DecoderTaskConfig
 from syzygy.train.image import ImageTaskConfig
 from syzygy.train.schedule import LoopConfig
+from syzygy.world.language import LANGUAGES
 
 
 def align_starter() -> AlignRun:
@@ -123,3 +126,52 @@ def image_published() -> ImageRun:
 def quality_published() -> ImageRun:
     """For both: the adapter as it is, the prior on chosen pictures."""
     return _quality_published()
+
+
+def reproduce_text_encoder_full() -> ReproduceTextRun:
+    """The comparison of stages and layers in small; stages are shorter than the starter's, as there are sixteen trainings.
+
+    The prior stays as it is, so that all candidates speak to the same one.
+    """
+    image, quality = image_starter(), quality_starter()
+    beside = {"frozen": "prior", "contrast": "image"}
+    return ReproduceTextRun(
+        align=align_starter().model_copy(update={"loop": _brief(steps=250, lr=1e-3)}),
+        image=image.model_copy(
+            update={
+                "scenes": 8000,
+                "validation_images": 64,
+                "task": image.task.model_copy(update={"frozen": "prior"}),
+                "loop": _brief(steps=150, lr=4e-4),
+            }
+        ),
+        # Captions in all languages are contrasted with pictures: CLIP reads one of them.
+        quality=ImageRun(
+            filter="complete == true",
+            validation_images=64,
+            task=quality.task.model_copy(update=beside),
+            loop=_brief(steps=50, lr=1e-4),
+        ),
+        scoring=TextScoring(languages=tuple(LANGUAGES), captions=128, prompts=3, conditions=("image",)),
+    )
+
+
+def reproduce_text_encoder_quick() -> ReproduceTextRun:
+    """A shortened comparison: it shows that everything works, and nothing about stages or layers."""
+    full = reproduce_text_encoder_full()
+    return full.model_copy(
+        update={
+            "align": full.align.model_copy(update={"loop": _brief(steps=20, lr=1e-3)}),
+            "image": full.image.model_copy(update={"scenes": 500, "loop": _brief(steps=10, lr=4e-4)}),
+            "quality": full.quality.model_copy(update={"loop": _brief(steps=5, lr=1e-4)}),
+            "chosen_from": 600,
+            "probe_scenes": 2000,
+            "seeds": 1,
+            "scoring": full.scoring.model_copy(update={"languages": ("en", "de", "zh"), "captions": 32, "prompts": 1}),
+        }
+    )
+
+
+def _brief(*, steps: int, lr: float) -> LoopConfig:
+    """Never validated: what comes out is measured afterwards."""
+    return _short(steps=steps, lr=lr).model_copy(update={"validate_every": 0, "ema_half_life": min(20, steps / 10)})

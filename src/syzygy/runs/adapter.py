@@ -197,7 +197,7 @@ def align(
     if prior is not None:
         prior = prior.to(world.device).requires_grad_(False).eval()
         beside["prior"] = artifact.fingerprint(prior.state_dict())
-    adapter = _fresh(run, llm.width, clip, captions).to(world.device)
+    adapter = fresh(run, llm.width, clip, captions).to(world.device)
     needs_scale = run.task.contrastive > 0 and run.task.temperature == "clip"
     stage = AlignStage(adapter, prior, run.task, logit_scale=clip.logit_scale if needs_scale else 1.0)
     source = AlignSource(
@@ -216,8 +216,8 @@ def align(
     return RunResult(out / PART, metrics, result.history)
 
 
-def _fresh(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdapter:
-    """With CLIP's statistics on captions that training sees."""
+def fresh(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdapter:
+    """An untrained adapter of the run, with CLIP's statistics on captions that training sees."""
     sizes = run.adapter.model_dump()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(run.seed, "adapter weights"))

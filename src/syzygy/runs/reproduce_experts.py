@@ -169,7 +169,7 @@ def _told(bench: Bench) -> Conditioning:
 
 
 @contextmanager
-def _counted(out: Path) -> Iterator[None]:
+def counted(out: Path) -> Iterator[None]:
     """Adds the time of a sitting, also of one that was interrupted, to that of those before."""
     began = time.perf_counter()
     try:
@@ -196,7 +196,7 @@ def reproduce(
     if (out / "run.json").is_file() and artifact.read_json(out / "run.json") != plain:
         raise UserError(f"{out} holds a comparison with other settings. Choose another --out, or the settings it has.")
     artifact.write_json(out / "run.json", plain)
-    with _counted(out):
+    with counted(out):
         todo = jobs(run)
         say(f"1/3  {len(todo)} trainings of {number * run.experts.loop.steps} steps")
         folders = {}
