@@ -65,7 +65,7 @@ TINY = {
     "reader": LOOP + READER,
     "t5": LOOP + T5,
 }
-LM = ("lm.width=32", "lm.layers=1", "lm.heads=2", "lm.feed_forward=32", "lm.vocabulary=400", 'languages=["en","de"]')
+LM = ("lm.width=32", "lm.layers=1", "lm.heads=2", "lm.feed_forward=32", "lm.vocabulary=1500", 'languages=["en","de"]')
 ADAPTER = ("adapter.queries=3", "adapter.layers=1", "adapter.heads=2", "adapter.width=32", "validation_lines=2")
 PICTURES = ("scenes=20", "validation_images=10", 'languages=["en","de"]', 'lengths=["short"]')
 STAGES = TINY | {
@@ -93,7 +93,7 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         (reader_run, "VALIDATION_PICTURES", 8),
         (reader_run, "CALIBRATION_PICTURES", 16),
         (reader_run, "TEST_PICTURES", 16),
-        (lm_run, "TOKENIZER_CAPTIONS", 20),
+        (lm_run, "TOKENIZER_CAPTIONS", 30),
         (lm_run, "VALIDATION_CAPTIONS", 1),
         (adapter_run, "STATISTICS_CAPTIONS", 40),
     ):

@@ -17,8 +17,10 @@ from syzygy.encoders.adapter import SIZES, TextAdapter
 from syzygy.hub.adapters import load_adapted
 from syzygy.hub.clip import Clip
 from syzygy.hub.priors import load_prior
+from syzygy.rng import seed_of
 from syzygy.train.adapted_decoder import AdaptedDecoderTask
 from syzygy.train.adapter import AdapterTask
+from syzygy.world import source
 from syzygy.world.corpus import parallel
 from tests.tiny_llm import save_tiny_llm
 
@@ -27,6 +29,7 @@ ALIGN = ("adapter.queries=3", "adapter.layers=1", "adapter.heads=2", "adapter.wi
          "loop.steps=6", "loop.warmup=1", "loop.validate_every=3", "loop.checkpoint_every=2")  # fmt: skip
 IMAGE = ("validation_images=6", "task.batch_size=8", "loop.steps=4", "loop.warmup=1", "loop.validate_every=2", "loop.checkpoint_every=2",
          "task.temperature=0.1")  # fmt: skip
+CONDITION = "width >= 32 and aesthetic > 3"
 
 
 def called(*arguments: object) -> None:
@@ -68,10 +71,30 @@ def beside(places: Path, tiny_model: Path) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def aligned(places: Path, beside: tuple[object, ...]) -> Path:
-    out = places / "align"
-    called("train", "adapter", "--stage", "align", *beside, "--corpus", places / "corpus.jsonl", "--out", out, *ALIGN)
-    return out
+def stages(places: Path, store: Path, beside: tuple[object, ...], tiny_model: Path) -> dict[str, tuple[object, ...]]:
+    """Each stage's command, but where it writes; they go on from `places/STAGE`."""
+    common = ("train", "adapter", "--device", "cpu")
+    return {
+        "align": (*common, "--stage", "align", *beside[:-2], "--corpus", places / "corpus.jsonl", *ALIGN),
+        "image": (*common, "--stage", "image", "--from", places / "align", "--prior", tiny_model, "--clip", tiny_model, *IMAGE,
+                  "scenes=20", 'languages=["en","de"]', 'lengths=["short","medium"]', "task.frozen=none"),
+        "quality": (*common, "--stage", "quality", "--from", places / "image", "--data", store, "--filter", CONDITION, *IMAGE,
+                    "task.frozen=adapter"),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def aligned(places: Path, stages: dict[str, tuple[object, ...]]) -> Path:
+    called(*stages["align"], "--out", places / "align")
+    return places / "align"
+
+
+@pytest.fixture(scope="module")
+def runs(places: Path, stages: dict[str, tuple[object, ...]], aligned: Path) -> dict[str, Path]:
+    """A finished run of each stage."""
+    for stage in ("image", "quality"):
+        called(*stages[stage], "--out", places / stage)
+    return {stage: places / stage for stage in stages}
 
 
 def weights(run: Path, part: str = "adapter") -> dict[str, torch.Tensor]:
@@ -79,32 +102,19 @@ def weights(run: Path, part: str = "adapter") -> dict[str, torch.Tensor]:
     return read_tensors(file)
 
 
-def test_three_stages_and_what_loads_them(
-    syzygy: Callable[..., Any], aligned: Path, store: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_three_stages_and_what_loads_them(runs: dict[str, Path], store: Path, tiny_model: Path) -> None:
     clip = Clip.from_pretrained(tiny_model / "clip")
+    aligned, image, quality = runs.values()
     record = artifact.read_json(aligned / "adapter/provenance.json")
     assert (record["stage"], record["languages"], record["left_out"]) == ("align", ["en", "de"], 0)
     assert (record["clip"], record["samples"]) == (clip.fingerprint(), 72)
     assert record["metrics"].keys() >= {"cosine/de", "recall_at_1/en", "prior", "loss"}
-    image, quality = tmp_path / "image", tmp_path / "quality"
-    common = ("train", "adapter", "--device", "cpu", "--json")
-
-    answer = syzygy(
-        *common, "--stage", "image", "--from", aligned, "--prior", tiny_model, "--clip", tiny_model, "--out", image, *IMAGE,
-        "scenes=20", 'languages=["en","de"]', 'lengths=["short","medium"]',
-    )  # fmt: skip
-    assert answer.code == 0, answer.err
-    assert {"cosine", "recall_at_1", "projection"} <= set(json.loads(answer.out)["metrics"])
-    condition = ("--filter", "width >= 32 and aesthetic > 3")
-    answer = syzygy(
-        *common, "--stage", "quality", "--from", image, "--data", store, *condition, "--out", quality, *IMAGE
-    )
-    assert answer.code == 0, answer.err
+    record = artifact.read_json(image / "adapter/provenance.json")
+    assert record["metrics"].keys() >= {"cosine", "recall_at_1", "projection"}
 
     before, after = weights(aligned), weights(image)
     assert not torch.equal(before["proj_in.weight"], after["proj_in.weight"])
-    assert all(torch.equal(after[name], x) for name, x in weights(quality).items())  # frozen, as the preset says
+    assert all(torch.equal(after[name], x) for name, x in weights(quality).items())  # frozen
     begun = read_tensors(tiny_model / "prior/diffusion_pytorch_model.safetensors")
     priors = [
         begun["proj_in.weight"],
@@ -120,13 +130,35 @@ def test_three_stages_and_what_loads_them(
     assert record["lineage"][0]["adapter"] == artifact.fingerprint(
         TextAdapter.from_pretrained(aligned / "adapter").state_dict()
     )
-    assert (record["data"], record["recipe"]["filter"]) == (EmbeddingStore.open(store).digest, condition[1])
+    assert (record["data"], record["recipe"]["filter"]) == (EmbeddingStore.open(store).digest, CONDITION)
     assert 0 < record["captions"] <= 26 - 3
     assert record["languages"] == ["en", "de"]
     for run in (aligned, image, quality):
         found = load_adapted(run, clip).encode_text(["", "ein roter Kreis"])
         prior = load_prior(run if run != aligned else tiny_model / "prior", clip)
         assert prior.predict(found, noise=torch.zeros(2, 32)).isfinite().all()
+
+
+def test_chosen_scenes(syzygy: Callable[..., Any], runs: dict[str, Path], tiny_model: Path, tmp_path: Path) -> None:
+    """Stage quality without a store, by the starter's preset: the prior stays as it is."""
+    arguments = ("train", "adapter", "--stage", "quality", "--from", runs["image"], "--clip", tiny_model, "--device", "cpu",
+                 *IMAGE, "scenes=40", 'languages=["en","de"]', 'lengths=["short"]')  # fmt: skip
+    assert syzygy(*arguments, "--out", tmp_path / "run").code == 0
+    record = artifact.read_json(tmp_path / "run/adapter/provenance.json")
+    key = seed_of(0, "adapter", "training")
+    pairs = [source.pair(key, i, held_out=False) for i in range(40)]
+    whole = [sum(one.count for one in pair.caption.description.mentions) == len(pair.scene.things) for pair in pairs]
+    assert record["captions"] == sum(whole) < 40
+    assert record["prior"] == record["prior_before"]
+    assert not torch.equal(weights(tmp_path / "run")["queries"], weights(runs["image"])["queries"])
+    for more, message in (
+        (("--filter", "objects > 9"), "no scene for training passes the filter"),
+        (("--filter", "size > 1"), "unknown column of the embedded world 'size'"),
+        (("filter=null",), "stage quality trains on chosen pictures: say which with --filter"),
+    ):
+        answer = syzygy(*arguments, *more, "--out", tmp_path / "wrong")
+        assert answer.code == 2
+        assert message in " ".join(answer.err.split())
 
 
 def test_stage_image_on_a_store(
@@ -161,26 +193,9 @@ def test_stage_image_on_a_store(
 
 @pytest.mark.parametrize("stage", ["align", "image", "quality"])
 def test_a_stopped_stage_goes_on_bit_for_bit(
-    stage: str, syzygy: Callable[..., Any], places: Path, beside: tuple[object, ...], aligned: Path, store: Path,
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    stage: str, syzygy: Callable[..., Any], stages: dict[str, tuple[object, ...]], runs: dict[str, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    former, own = (
-        aligned,
-        ("--from", aligned, "--prior", tiny_model, "--clip", tiny_model, *IMAGE, "scenes=12", 'lengths=["short"]'),
-    )
-    if stage == "align":
-        own = (*beside, *ALIGN, 'lengths=["short"]')
-    if stage == "quality":
-        assert syzygy("train", "adapter", "--stage", "image", *own, "--out", tmp_path / "image").code == 0
-        former = tmp_path / "image"
-        own = ("--from", former, "--data", store, "--filter", "aesthetic > 3", *IMAGE)
-
-    monkeypatch.setattr("syzygy.runs.adapter.STATISTICS_CAPTIONS", 50)
-
-    def trained(out: Path) -> Any:
-        return syzygy("train", "adapter", "--stage", stage, *own, "--out", out, "--device", "cpu")
-
-    assert trained(tmp_path / "whole").code == 0
     parts = AdapterTask.parts
 
     def stopping(self: Any, step: int) -> Any:
@@ -190,14 +205,14 @@ def test_a_stopped_stage_goes_on_bit_for_bit(
 
     with monkeypatch.context() as patch:
         patch.setattr(AdapterTask, "parts", stopping)
-        assert trained(tmp_path / "stopped").code == 130
-    assert not (tmp_path / "stopped/adapter").exists()
-    assert trained(tmp_path / "stopped").code == 0
+        assert syzygy(*stages[stage], "--out", tmp_path).code == 130
+    assert not (tmp_path / "adapter").exists()
+    assert syzygy(*stages[stage], "--out", tmp_path).code == 0
     for name in ("model", "optimizer", "ema"):
-        one, other = (read_tensors(tmp_path / run / f"checkpoint/{name}.safetensors") for run in ("whole", "stopped"))
+        one, other = (read_tensors(run / f"checkpoint/{name}.safetensors") for run in (runs[stage], tmp_path))
         assert one.keys() == other.keys()
         assert all(torch.equal(other[key], value) for key, value in one.items()), name
-    lines = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "stopped")]
+    lines = [(run / "metrics.jsonl").read_text() for run in (runs[stage], tmp_path)]
     assert lines[0] == lines[1]
 
 
@@ -264,10 +279,11 @@ ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--
     [
         (("--stage", "align"), "stage 'align' needs --llm"),
         (("--stage", "image"), "stage 'image' needs --from. The order is align, image, quality"),
-        (("--stage", "quality", "--from", "x"), "stage 'quality' needs --data"),
+        (("--stage", "quality"), "stage 'quality' needs --from"),
+        (("--stage", "quality", "--from", "x", "--features", "llm"), "--features has no effect with stage 'quality'"),
         (("--stage", "align", "--llm", "x", "--from", "y"), "--from has no effect with stage 'align'"),
         (("--stage", "align", "--llm", "x", "--filter", "a > 1"), "--filter has no effect with stage 'align'"),
-        (("--stage", "image", "--from", "{aligned}", "--filter", "a > 1"), "--filter has no effect with stage 'image'"),
+        (("--stage", "quality", "--from", "{image}", "--data", "{store}"), "say which with --filter"),
         (("--stage", "image", "--from", "{aligned}", "--data", "{store}", "--clip", "x"), "and --data: the store tells"),
         (("--stage", "quality", "--from", "{aligned}", "--data", "{store}", "--filter", "a > 1"), "is of stage 'align'; stage 'quality' goes"),
         ((*ON_STORE, "--filter", "height > 9 and x > 1"),
@@ -285,11 +301,12 @@ ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--
     ],
 )  # fmt: skip
 def test_wrong_input(
-    arguments: tuple[str, ...], message: str, syzygy: Callable[..., Any], aligned: Path, store: Path, places: Path,
+    arguments: tuple[str, ...], message: str, syzygy: Callable[..., Any], runs: dict[str, Path], store: Path, places: Path,
     tiny_model: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     where = {
-        "aligned": aligned,
+        "aligned": runs["align"],
+        "image": runs["image"],
         "store": store,
         "model": tiny_model,
         "llm": places / "llm",

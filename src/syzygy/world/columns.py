@@ -37,4 +37,4 @@ def _number(pair: Pair, name: str) -> float:
     if name == "smallest":
         return min(thing.radius for thing in things)
     named = sum(mention.count for mention in pair.caption.description.mentions)
-    return len(things) if name == "objects" else len(things) - named
+    return float(len(things) if name == "objects" else len(things) - named)
