@@ -8,11 +8,13 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
     from tests.tiny_unclip import Tiny
@@ -26,6 +28,16 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }
+
+# Every call of a function in a module that names shapes is checked against them. The other modules (sentences, random numbers, the command
+# line) have plain types, which pyright checks, and are called so often that checking them took most of some tests' time.
+_source = Path(find_spec("syzygy").origin).parent
+SHAPED = [
+    ".".join(("syzygy", *path.relative_to(_source).with_suffix("").parts))
+    for path in sorted(_source.rglob("*.py"))
+    if "from jaxtyping import" in path.read_text() and path.stem != "rng"
+]
+install_import_hook(SHAPED, "beartype.beartype")
 
 settings.register_profile("syzygy", deadline=None, derandomize=True, database=None)
 settings.load_profile("syzygy")
