@@ -112,7 +112,7 @@ def test_type_select_paint_generate_restore(opened: Open) -> None:
 
     other = opened()
     drop(other, first)
-    expect(other.locator("#notice")).to_contain_text("makes this picture again")
+    expect(other.locator("#notice")).to_contain_text("painting makes this picture again")
     expect(other.locator("#prompt")).to_have_value("a red star and a blue ring")
     expect(other.locator("#seed")).to_have_value("7")
     expect(other.locator("#negative_prompt")).to_have_value("a square")

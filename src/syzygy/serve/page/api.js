@@ -58,18 +58,25 @@ export function recipeOf(file) {
 export async function* painting(path, body, signal) {
   const sent = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const answer = await checked(await fetched(path.replace(/^\//, ""), sent, signal));
+  let left = body.n;
   for await (const event of events(answer.body)) {
-    if (event.type === "error" || event.error) throw new Refused(500, event.error);
+    if (event.error) throw new Refused(500, event.error);
+    if (event.type.endsWith(".completed")) left--;
     yield event;
   }
+  if (left) throw broken();
 }
+
+const broken = () => new Refused(0, { message: "the connection broke off before all pictures were done." });
 
 /** The data of server-sent events. */
 export async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let left = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((error) => {
+      throw error.name === "AbortError" ? error : broken();
+    });
     if (done) return;
     const parts = (left + value).split("\n\n");
     left = parts.pop();

@@ -106,7 +106,8 @@ export class Surface {
       context.beginPath();
       if (corners) {
         const [[left, top], [right, bottom]] = corners;
-        context.rect(left * width - wider, top * height - wider, (right - left) * width + 2 * wider, (bottom - top) * height + 2 * wider);
+        const [wide, high] = [(right - left) * width, (bottom - top) * height];
+        context.rect(left * width - wider, top * height - wider, wide + 2 * wider, high + 2 * wider);
       } else if (at && this.tools.tool !== "rectangle") {
         context.arc(at[0] * width, at[1] * height, (this.tools.size * Math.max(width, height)) / 2 + wider, 0, 7);
       } else if (at) {
@@ -123,7 +124,9 @@ export class Surface {
     const { list, candidate, target } = this.regions;
     const painted = list.some((one) => this.regions.centre(one));
     const phrase = candidate?.phrase ?? target?.phrase;
-    find("canvas-hint").textContent = phrase ? `Paint where “${phrase}” shall be.` : "Select words in the prompt, then paint here where they shall be.";
+    find("canvas-hint").textContent = phrase
+      ? `Paint where “${phrase}” shall be.`
+      : "Select words in the prompt, then paint here where they shall be.";
     find("canvas-hint").hidden = painted || this.strokes.under || this.beneath !== null;
   }
 

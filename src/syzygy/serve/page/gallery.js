@@ -17,7 +17,8 @@ export class Gallery {
     find("empty").hidden = true;
     const cells = Array.from({ length: job.body.n }, () => cell(job));
     const grid = make("div", { class: "grid" }, ...cells);
-    const group = make("article", { class: "run", "aria-busy": "true", "aria-label": job.title }, make("p", { class: "title" }, job.title), grid);
+    const title = make("p", { class: "title" }, job.title);
+    const group = make("article", { class: "run", "aria-busy": "true", "aria-label": job.title }, title, grid);
     find("gallery").prepend(group);
     group.scrollIntoView({ block: "nearest", behavior: "smooth" });
     return {

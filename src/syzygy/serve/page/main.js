@@ -92,10 +92,12 @@ class Page {
   /** All that made a picture, from its file; `name` for one that comes from outside. */
   async restore(file, name) {
     try {
-      const { request, notes } = await recipeOf(file);
+      const { request, missing, notes } = await recipeOf(file);
       await this.#apply(request);
       if (name) this.#show(file, request);
-      notice(["Everything is as it was: Paint makes this picture again.", ...notes.map(sentence)].join(" "), notes.length ? 0 : 8);
+      const told = missing.map((param) => `The picture of its ${param === "style" ? "style" : "mixture"} is not inside: give it again.`);
+      told.push(...notes.map(sentence));
+      notice(told.length ? told.join(" ") : "Everything is as it was: painting makes this picture again.", told.length ? 0 : 8);
     } catch (error) {
       notice(`${name ?? "This picture"} restores nothing: ${error.message}`);
     }

@@ -10,7 +10,7 @@ export class Mix {
   #sources = [];
 
   constructor({ capabilities, limits }, choosePicture) {
-    this.most = limits.sources ?? 8;
+    this.most = limits.sources;
     find("mix-part").hidden = !capabilities.mixes;
     find("mix-text").addEventListener("click", () => this.#add({ text: "", weight: 1 }).focus());
     find("mix-picture").addEventListener("click", () => choosePicture((file) => this.takePicture(file)));
@@ -28,7 +28,9 @@ export class Mix {
   restore(sources) {
     this.#sources = [];
     find("sources").replaceChildren();
-    for (const { text, image, weight } of sources) this.#add(image ? { image: whole(image), weight: weight ?? 1 } : { text, weight: weight ?? 1 });
+    for (const { text, image, weight = 1 } of sources) {
+      if (image || text) this.#add(image ? { image: whole(image), weight } : { text, weight });
+    }
     find("mix-part").open = sources.length > 0;
   }
 
@@ -48,7 +50,8 @@ export class Mix {
       ? make("img", { class: "thumb", src: source.image, alt: "A picture" })
       : make("input", { type: "text", value: source.text, placeholder: "a text", "aria-label": "A text to mix", dir: "auto" });
     what.addEventListener("input", () => (source.text = what.value));
-    const share = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: source.weight, "aria-label": "Its share", title: "Its share" });
+    const range = { type: "range", min: 0, max: 1, step: 0.05, value: source.weight };
+    const share = make("input", { ...range, "aria-label": "Its share", title: "Its share" });
     share.addEventListener("input", () => (source.weight = Number(share.value)));
     const leave = make("button", { type: "button", class: "plain remove", "aria-label": "Remove", title: "Remove" }, icon("close"));
     const item = make("li", {}, what, share, leave);

@@ -8,6 +8,7 @@ const STRONGEST = 3;
 /** Keeps the list as the regions are; `onSettled` is called where a phrase was chosen to be painted. */
 export function preparePhraseList(regions, onSettled) {
   const list = find("phrases");
+  const help = find("prompt-help").textContent;
   const rows = new Map();
   const draw = () => {
     const kept = new Set(regions.list.map((one) => one.id));
@@ -18,7 +19,8 @@ export function preparePhraseList(regions, onSettled) {
     });
     if (regions.candidate) items.push(candidate(regions, onSettled));
     place(list, items);
-    find("prompt-help").hidden = items.length > 0;
+    find("prompt-help").hidden = items.length > 0 && !regions.full;
+    find("prompt-help").textContent = regions.full ? `At most ${regions.most} phrases can have a place here: remove one first.` : help;
   };
   regions.addEventListener("change", draw);
   draw();
@@ -64,7 +66,8 @@ function row(regions, { id, phrase, colour }) {
     state,
   );
   const value = make("output", { class: "value" });
-  const strength = make("input", { type: "range", min: 0, max: STRONGEST, step: 0.1, "aria-label": `Strength of ${phrase}`, title: "Strength" });
+  const range = { type: "range", min: 0, max: STRONGEST, step: 0.1 };
+  const strength = make("input", { ...range, "aria-label": `Strength of ${phrase}`, title: "Strength" });
   strength.addEventListener("input", () => (value.value = `× ${Number(strength.value).toFixed(1)}`));
   strength.addEventListener("change", () => regions.weigh(id, Number(strength.value)));
   const leave = make("button", { type: "button", class: "plain remove", "aria-label": `Remove ${phrase}`, title: "Remove" }, icon("close"));
@@ -73,7 +76,8 @@ function row(regions, { id, phrase, colour }) {
     say(`${phrase} removed`);
     find("prompt").focus();
   });
-  const item = make("li", {}, choose, make("div", { class: "strength" }, strength, value), leave, make("p", { class: "note", role: "alert", hidden: true }));
+  const note = make("p", { class: "note", role: "alert", hidden: true });
+  const item = make("li", {}, choose, make("div", { class: "strength" }, strength, value), leave, note);
   item.dataset.region = id;
   item.style.setProperty("--colour", COLOURS[colour]);
   const show = (region) => {

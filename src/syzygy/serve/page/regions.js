@@ -23,6 +23,8 @@ export class Regions extends EventTarget {
   candidate = null;
   prompt = "";
   most = COLOURS.length;
+  /** Whether the selected phrase is one too many. */
+  full = false;
   #size = [SIDE, SIDE];
   #earlier = [];
   #later = [];
@@ -70,7 +72,8 @@ export class Regions extends EventTarget {
   tellPrompt(prompt, phrase) {
     this.prompt = prompt;
     const known = phrase && this.list.find((one) => same(one.phrase, phrase));
-    this.candidate = phrase && !known && this.list.length < this.most ? { phrase, colour: this.#freeColour() } : null;
+    this.full = Boolean(phrase && !known && this.list.length >= this.most);
+    this.candidate = phrase && !known && !this.full ? { phrase, colour: this.#freeColour() } : null;
     if (known) this.active = known.id;
     this.#tell("change");
   }
@@ -182,6 +185,7 @@ export class Regions extends EventTarget {
     this.#earlier.push(this.list);
     if (this.#earlier.length > MOST_STATES) this.#earlier.shift();
     this.#later = [];
+    this.full = false;
     this.list = list;
     this.#tell("change");
   }

@@ -4,7 +4,7 @@ import { find, make } from "./dom.js";
 import { reduced } from "./files.js";
 import { showError } from "./notes.js";
 
-const NUMBERS = ["steps", "guidance_scale"];
+const NUMBERS = [["steps", "Steps"], ["guidance_scale", "Guidance"]];
 const FEW = 4;
 
 /** A mistake that the page sees itself. */
@@ -22,18 +22,19 @@ export class Settings {
 
   constructor({ capabilities, limits }, onShape) {
     const { defaults, samplers, size, regions, style } = capabilities;
+    this.capabilities = capabilities;
     this.defaults = defaults;
     this.onShape = onShape;
     find("n").max = limits.number;
     find("n").value = Math.min(FEW, limits.number);
     find("steps").max = limits.steps;
-    for (const name of NUMBERS) find(name).value = defaults[name] ?? "";
-    find("negative_prompt").value = defaults.negative_prompt ?? "";
+    for (const [name] of NUMBERS) find(name).value = defaults[name] ?? "";
+    if (defaults.negative_prompt) find("negative_prompt").placeholder = `the server’s own: ${defaults.negative_prompt}`;
     find("painting").value = defaults.painting ?? "";
     find("prompt").maxLength = find("negative_prompt").maxLength = limits.prompt;
-    find("sampler").append(...(samplers ?? []).map((name) => make("option", { value: name }, name)));
+    find("sampler").append(...samplers.map((name) => make("option", { value: name }, name)));
     find("sampler").value = defaults.sampler ?? "";
-    show("sampler", samplers !== null);
+    show("sampler", samplers.length > 0);
     show("size", size === null);
     show("painting", regions);
     find("style-part").hidden = !style;
@@ -47,10 +48,10 @@ export class Settings {
     const found = { n: number("n", "Pictures") };
     const seed = find("seed").value.trim();
     if (seed) found.seed = seedOf(seed);
-    for (const name of NUMBERS) if (find(name).value !== "") found[name] = number(name, name === "steps" ? "Steps" : "Guidance");
+    for (const [name, title] of NUMBERS) if (find(name).value !== "") found[name] = number(name, title);
     if (find("sampler").value) found.sampler = find("sampler").value;
     const without = find("negative_prompt").value.trim();
-    if (without || this.defaults.negative_prompt) found.negative_prompt = without;
+    if (without) found.negative_prompt = without;
     const size = find("size").value.trim();
     if (size && size !== "auto") found.size = size;
     return found;
@@ -61,7 +62,8 @@ export class Settings {
     const found = {};
     if (painted && find("painting").value !== "") found.painting = number("painting", "Strength");
     if (this.style) found.style = this.style;
-    if (this.style && find("style_guidance").value !== "") found.style_guidance = number("style_guidance", "Strength");
+    const guided = this.style && this.capabilities.style_guidance && find("style_guidance").value !== "";
+    if (guided) found.style_guidance = number("style_guidance", "Strength");
     return found;
   }
 
@@ -69,7 +71,7 @@ export class Settings {
   restore(body) {
     find("n").value = body.n ?? 1;
     find("seed").value = body.seed ?? "";
-    for (const name of NUMBERS) find(name).value = body[name] ?? this.defaults[name] ?? "";
+    for (const [name] of NUMBERS) find(name).value = body[name] ?? this.defaults[name] ?? "";
     find("sampler").value = body.sampler ?? this.defaults.sampler ?? "";
     find("negative_prompt").value = body.negative_prompt ?? "";
     find("painting").value = body.painting ?? this.defaults.painting ?? "";
@@ -84,7 +86,8 @@ export class Settings {
     const picture = find("style-picture");
     if (url) picture.src = url;
     else picture.removeAttribute("src");
-    for (const name of ["style-picture", "style-remove", "style-guidance-field"]) find(name).hidden = !url;
+    for (const name of ["style-picture", "style-remove"]) find(name).hidden = !url;
+    find("style-guidance-field").hidden = !url || !this.capabilities.style_guidance;
     find("style-text").hidden = Boolean(url);
     find("style-choose").textContent = url ? "Another…" : "Choose…";
   }

@@ -30,7 +30,8 @@ export class Viewer {
     find("viewer-facts").replaceChildren(...facts({ ...job.body, seed }));
     const buttons = this.actions
       .filter(([, possible]) => possible(picture))
-      .map(([text, , act], i) => make("button", { type: "button", class: i ? "second" : "main-button", onclick: () => this.#act(act, picture) }, text));
+      .map(([text, , act]) => make("button", { type: "button", onclick: () => this.#act(act, picture) }, text));
+    buttons[0].className = "main-button";
     find("viewer-actions").replaceChildren(...buttons);
     this.#dialog.showModal();
     buttons[0].focus();
