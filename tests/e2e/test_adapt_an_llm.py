@@ -22,7 +22,7 @@ SMALL: dict[tuple[str, ...], tuple[str, ...]] = {
     ("world", "corpus"): ("--num", "40"),
     ("train", "adapter", "align"): (*LOOP, "validation_lines=4", "adapter.queries=3", "adapter.layers=1", "adapter.heads=2",
                                     "adapter.width=16"),
-    ("world", "sample"): ("--num", "40", "--size", "32"),
+    ("world", "sample"): ("--num", "40"),
     ("embed",): (),
     ("store", "add"): (),
     ("train", "adapter", "image"): (*LOOP, "validation_images=8"),

@@ -364,6 +364,7 @@ def test_presets(preset: str, width: int, syzygy: Callable[..., Any]) -> None:
 def test_stage_image_with_a_decoder(
     syzygy: Callable[..., Any], aligned: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("syzygy.runs.adapter_decoder.VALIDATION_PICTURES", 8)
     model = ("--clip", tiny_model, "--decoder", tiny_model, "--autoencoder", tiny_model)
     small = (
         "task.batch_size=4",

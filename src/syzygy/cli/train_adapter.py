@@ -164,7 +164,9 @@ def _align(
     if prior_source is not None and not run.task.prior:
         raise UserError("--prior has no effect with task.prior=0. Leave it out.")
     ours = clip_source in BUNDLED or Path(clip_source).is_dir()
-    clip = Clip.from_pretrained(part_folder(clip_source, "clip") if ours else clip_source)
+    place = part_folder(clip_source, "clip") if ours else clip_source
+    # Pictures are not read here, and the published image towers are the bigger ones. Only the whole tells CLIP's own temperature.
+    clip = Clip.from_pretrained(place, text_first=run.task.temperature != "clip")
     prior = adapter.frozen_prior(prior_source or STARTER, clip.fingerprint()) if run.task.prior else None
     if corpus is not None and not any(text.startswith("lengths=") for text in _overrides()):
         run = run.model_copy(update={"lengths": None})
