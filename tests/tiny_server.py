@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -12,8 +13,9 @@ from syzygy.serve.studio import Studio
 from syzygy.types import Progress
 
 
+@cache
 def tiny_studio(folder: Path) -> Studio:
-    """As `syzygy serve` makes it."""
+    """As `syzygy serve` makes it; loaded once, as nothing changes it."""
     model = TextToImage.from_pretrained(folder)
     names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "sampler": "sampler"}
     own = {name: model.defaults[theirs] for name, theirs in names.items()}

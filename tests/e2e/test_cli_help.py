@@ -32,13 +32,14 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_help_takes_at_most_three_tenths_of_a_second() -> None:
+@pytest.mark.parametrize("path", [(), ("serve",)], ids=" ".join)
+def test_help_takes_at_most_three_tenths_of_a_second(path: tuple[str, ...]) -> None:
     def seconds() -> float:
         start = time.perf_counter()
-        assert syzygy("--help").returncode == 0
+        assert syzygy(*path, "--help").returncode == 0
         return time.perf_counter() - start
 
-    assert min(seconds() for _ in range(5)) <= 0.3
+    assert any(seconds() <= 0.3 for _ in range(5))
 
 
 @pytest.mark.parametrize("path", [(), ("train",), *leaves(COMMANDS)], ids=" ".join)

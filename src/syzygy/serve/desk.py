@@ -35,7 +35,16 @@ class Desk:
     """Turns requests into orders. Pictures are decoded by one thread, one at a time: memory stays bounded."""
 
     def __init__(self, studio: Studio, limits: Limits) -> None:
+        """
+        Raises:
+            UserError: a request that says nothing would go beyond the limits.
+        """
         self.studio, self.limits = studio, limits
+        if studio.record["steps"] > limits.steps:
+            raise UserError(
+                f"the server's own {studio.record['steps']} steps are more than the {limits.steps} that a request may ask for: "
+                "start it with fewer (--steps), or allow more (--max-steps)."
+            )
         self.about = studio.about()
         self.own_size = studio.own_size
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")

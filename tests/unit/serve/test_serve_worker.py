@@ -111,6 +111,10 @@ def test_a_full_queue_says_when_to_come_again_and_a_client_that_leaves_frees_its
         Client(worker, order())
     assert full.value.status == 429
     assert int(full.value.headers["Retry-After"]) >= 1
+    worker._seconds = 1000.0
+    with pytest.raises(Problem) as full:
+        Client(worker, order())
+    assert full.value.headers["Retry-After"] == "60"
     worker.cancel(waiting[1].job)
     assert worker.waiting == 2
     last = Client(worker, order("last", exact=True))
