@@ -20,6 +20,7 @@ from syzygy.presets.adapters import (
 from syzygy.presets.pictures import (
     autoencoder_starter,
     clip_starter,
+    decoder_binding,
     decoder_ediff,
     decoder_starter,
     decoder_words,
@@ -82,6 +83,7 @@ __all__ = [
     "autoencoder_starter",
     "choose",
     "clip_starter",
+    "decoder_binding",
     "decoder_ediff",
     "decoder_starter",
     "decoder_starter_adapted",
@@ -135,6 +137,7 @@ CLIP: dict[str, Callable[[], ClipRun]] = {"starter": clip_starter}
 DECODER: dict[str, Callable[[], DecoderRun]] = {
     "starter": decoder_starter,
     "words": decoder_words,
+    "binding": decoder_binding,
     "ediff-i": decoder_ediff,
 }
 PRIOR: dict[str, Callable[[], PriorRun]] = {

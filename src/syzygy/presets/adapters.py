@@ -135,12 +135,12 @@ def reproduce_text_encoder_full() -> ReproduceTextRun:
     The prior stays as it is, so that all candidates speak to the same one.
     """
     image, quality = image_starter(), quality_starter()
-    scenes = {"scenes": 8000, "validation_images": 64}
+    scenes = {"scenes": 6000, "validation_images": 64}
     return ReproduceTextRun(
-        align=align_starter().model_copy(update={"loop": _brief(steps=250, lr=1e-3)}),
-        image=image.model_copy(update=scenes | {"loop": _brief(steps=150, lr=4e-4)}),
-        quality=quality.model_copy(update=scenes | {"loop": _brief(steps=50, lr=1e-4)}),
-        scoring=TextScoring(languages=tuple(LANGUAGES), captions=128, prompts=3, conditions=("image",)),
+        align=align_starter().model_copy(update={"loop": _brief(steps=240, lr=1e-3)}),
+        image=image.model_copy(update=scenes | {"loop": _brief(steps=100, lr=4e-4)}),
+        quality=quality.model_copy(update=scenes | {"loop": _brief(steps=30, lr=1e-4)}),
+        scoring=TextScoring(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
     )
 
 

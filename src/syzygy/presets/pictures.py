@@ -105,6 +105,26 @@ def decoder_words() -> DecoderRun:
     )
 
 
+def decoder_binding() -> DecoderRun:
+    """The decoder of preset `words` taught which colour belongs to which word (`--t5 FOLDER --init FOLDER/decoder`).
+
+    Colours had always come through the pooled vectors, which are the picture's as a whole; attention told shapes and places alone
+    (docs/LOG.md). Here most scenes show just what is told, most samples have T5's states alone, and noise is where colours are decided.
+    """
+    run = decoder_words()
+    subsets = {"t5": 0.42, "text+t5": 0.2, "text": 0.1, "image+text+t5": 0.15, "image": 0.07, "": 0.06}
+    task = {"subsets": subsets, "painted": 0.75, "noise": LogNormal(p_mean=1.1, p_std=1.1)}
+    return run.model_copy(
+        update={
+            "medium_captions": 0.05,
+            "just_told": 0.65,
+            "fresh_attention": False,
+            "task": run.task.model_copy(update=task),
+            "loop": run.loop.model_copy(update={"steps": 3200, "warmup": 100}),
+        }
+    )
+
+
 def decoder_ediff() -> DecoderRun:
     """eDiff-I's own settings (`--t5 FOLDER`): each embedding is dropped on its own, the noise is EDM's. An image embedding alone then comes in
     .4 % of the samples, so that a prior's pictures suffer; the rates are recalled, not read (arXiv 2211.01324, section 4.1).

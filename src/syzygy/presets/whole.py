@@ -6,6 +6,7 @@ from syzygy.presets.adapters import align_starter, image_starter, quality_starte
 from syzygy.presets.pictures import (
     autoencoder_starter,
     clip_starter,
+    decoder_binding,
     decoder_starter,
     decoder_words,
     experts_full,
@@ -30,6 +31,7 @@ def starter_cpu() -> StarterRun:
         decoder=decoder_starter(),
         t5=t5_starter(),
         words=decoder_words(),
+        binding=decoder_binding(),
         prior=prior_starter(),
         llm=lm_starter(),
         align=align_starter(),
@@ -39,12 +41,13 @@ def starter_cpu() -> StarterRun:
 
 
 def starter_gpu() -> StarterRun:
-    """The starter on one H200, in four sittings of ten minutes: clip, reader and autoencoder; decoder and prior; t5 and words; llm and adapter.
+    """The starter on one H200, in four sittings of ten minutes: clip, reader, autoencoder; decoder, prior; t5, words, binding; llm, adapter.
 
     An estimate, not yet run. What bounds it is making scenes (about 0.2 ms a pair on one core), not the GPU. The
     decoder has 7.0M parameters, 14 MB in fp16.
     """
-    clip, decoder, words, prior = clip_starter(), decoder_starter(), decoder_words(), prior_starter()
+    clip, decoder, words, binding = clip_starter(), decoder_starter(), decoder_words(), decoder_binding()
+    prior = prior_starter()
     wider = UNetConfig(channels=(64, 128, 128), attention=(False, True, True))
     return StarterRun(
         clip=clip.model_copy(
@@ -68,6 +71,13 @@ def starter_gpu() -> StarterRun:
                 "backbone": wider,
                 "task": words.task.model_copy(update={"batch_size": 1024}),
                 "loop": words.loop.model_copy(update={"steps": 1500}),
+            }
+        ),
+        binding=binding.model_copy(
+            update={
+                "backbone": wider,
+                "task": binding.task.model_copy(update={"batch_size": 1024}),
+                "loop": binding.loop.model_copy(update={"steps": 500}),
             }
         ),
         prior=prior.model_copy(

@@ -78,6 +78,7 @@ STAGES: Mapping[str, Stage] = {
     "decoder": Stage("decoder", decoder_run.train, ("clip", "autoencoder")),
     "t5": Stage("t5", t5_run.train),
     "words": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="decoder"),
+    "binding": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="words"),
     "prior": Stage("prior", prior_run.train, ("clip",)),
     "llm": Stage("llm", lm_run.train),
     "align": Stage("adapter", _align, ("clip", "prior", "llm")),
@@ -103,6 +104,8 @@ class StarterRun(Config):
     """The T5 that tells the decoder words."""
     words: DecoderRun
     """The decoder again, going on from there: it learns to read words, and to be painted with them."""
+    binding: DecoderRun
+    """The decoder once more: it learns which colour belongs to which word."""
     prior: PriorRun
     """The ECLIPSE prior; it reads CLIP and the adapter alike, whose stages leave it as it is."""
     llm: LmRun
