@@ -168,6 +168,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales, norms and validation of a handful of the world's pictures, for runs whose numbers say nothing anyway."""
+    for name, number in {
+        "decoder.SCALE_PAIRS": 16,
+        "decoder.VALIDATION_PICTURES": 8,
+        "evaluate.NORM_PAIRS": 40,
+    }.items():
+        monkeypatch.setattr(f"syzygy.runs.{name}", number)
+
+
 @pytest.fixture(scope="session")
 def tiny_kandinsky(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
     """Kandinsky 2.2 in the layout of its repositories, tiny and random. Copy it to change it."""

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from syzygy import artifact
@@ -12,6 +13,7 @@ from syzygy.hub.experts import load_experts
 from syzygy.hub.unet import load_decoder
 from syzygy.types import Conditioning
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
 SMALL = (
     "leaves=[\"E1_0\",\"E1_1\"]", "task.batch_size=4", "loop.steps=4", "loop.validate_every=4", "loop.warmup=0",
     "loop.checkpoint_every=2", "loop.lr=0.01",

@@ -131,7 +131,7 @@ def check_columns(store: EmbeddingStore, rows: list[dict[str, Any]]) -> None:
             assert stored == number or (math.isnan(stored) and math.isnan(number))
 
 
-@many
+@settings(many, max_examples=15)  # three stores each
 @given(content=shards, other=shards)
 def test_merging_is_putting_one_after_another(place: Callable, content: Any, other: Any) -> None:
     """Two merged stores read as one store of both sources would; metadata apart, which must agree."""

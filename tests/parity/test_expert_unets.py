@@ -408,6 +408,13 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
             ExpertUNet.from_pretrained(broken, keeping=Keeping(memory=memory))
 
 
+def test_loaded_and_made_ones_are_of_one_configuration(folder: Path) -> None:
+    """JSON keeps a tuple as a list."""
+    loaded = ExpertUNet.from_pretrained(folder).denoisers["low"]
+    made = {name: made_unet(i) for i, name in enumerate(CUT.experts)}
+    assert ExpertUNet(CUT, made | {"low": loaded}, scheduler("ddim")).config == loaded.config
+
+
 def test_offloaded_experts_share_a_device() -> None:
     unets = {name: made_unet(i) for i, name in enumerate(CUT.experts)}
     experts, told = ExpertUNet(CUT, OneAtATime.offloaded(unets), scheduler("ddim")), batch(1)
