@@ -3,13 +3,11 @@
 Every step leaves a file, so an interrupted run goes on where it stopped. Shapes: N captions, D width of CLIP's joint space.
 """
 
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +16,6 @@ from torch import Tensor
 
 from syzygy import artifact
 from syzygy.api import TextToImage
-from syzygy.data import building, layout
 from syzygy.encoders.adapter import AdaptedText
 from syzygy.errors import UserError
 from syzygy.evals import probe
@@ -27,12 +24,10 @@ from syzygy.evals.probe import Probe, fit_probe
 from syzygy.evals.retrieval import ranks
 from syzygy.hub.text_encoder import with_text
 from syzygy.pictures import to_tensor
-from syzygy.pipeline import Pipeline, to_pil, to_uint8
+from syzygy.pipeline import Pipeline, to_uint8
 from syzygy.rng import generator, seed_of
 from syzygy.runs import judgements
 from syzygy.runs.common import Bar, no_bar
-from syzygy.runs.embed import EmbedRequest, embed
-from syzygy.runs.embed_features import FeaturesRequest, add_llm_features
 from syzygy.runs.evaluate import exchanged
 from syzygy.runs.evaluate_text import CUT, ENGLISH, LENGTHS, Read, lines, read, said, tailed
 from syzygy.runs.evaluate_text_painted import SHORT, Asked, ask
@@ -48,14 +43,13 @@ from syzygy.runs.text_encoders_compared import (
     Shop,
     jobs,
     language_model_of,
-    recipe,
     samples,
     train,
     trained,
 )
 from syzygy.types import Sampling, StatesEncoder, TextStates
 from syzygy.world import source
-from syzygy.world.description import Atom, Description, extra_things, judge
+from syzygy.world.description import Atom, extra_things, judge
 from syzygy.world.language import language
 from syzygy.world.prompts import Prompt
 from syzygy.world.reader import Reader, Reading
@@ -66,8 +60,7 @@ TAIL, CHANGED = "tail", "tail, changed"
 """Long prompts whose decisive sentence comes last; the same with another's last sentence."""
 KINDS = (*LENGTHS, TAIL)
 PAINT_BATCH, CHUNK = 32, 512
-PAIRS = "pairs"
-SECONDS = {ALIGN: 0.0125, IMAGE: 0.022, QUALITY: 0.006, "scene": 0.006, "first": 0.012, "read": 0.008, "picture": 0.12}
+SECONDS = {ALIGN: 0.0125, IMAGE: 0.022, QUALITY: 0.022, "scene": 0.006, "first": 0.02, "read": 0.008, "picture": 0.16}
 """A caption of each stage, a scene's embedding, a text's first reading by a language model, a text through an adapter, a picture of ten
 steps: seconds, with one thread on one core of the two-core machine that the starter was made on."""
 
@@ -147,49 +140,6 @@ def _probe(shop: Shop) -> Probe:
     seed = shop.run.scoring.seed
     found = source.pairs(seed_of(seed, "probe"), 0, shop.run.probe_scenes)
     return fit_probe(_embedded(shop, found), [one.scene for one in found], seed)
-
-
-def choose_pictures(shop: Shop, bar: Bar = no_bar) -> None:
-    """The store of pictures that stage 3 chooses from, with both readings of their captions; each caption in every language."""
-    clip, run = shop.model.clip, shop.run
-    folder, store, key = shop.out / PAIRS, shop.store, seed_of(run.scoring.seed, "chosen")
-    if not (store / layout.MANIFEST_FILE).is_file():
-        rows = []
-        with bar("rendering", run.chosen_from) as progress, artifact.writing("pairs", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            for start in range(0, run.chosen_from, CHUNK):
-                found = source.pairs(key, start, min(CHUNK, run.chosen_from - start), held_out=False)
-                for number, (pair, image) in enumerate(
-                    zip(found, to_pil(source.pictures(found, clip.image_size)), strict=True), start
-                ):
-                    image.save(folder / f"{number:06}.png")
-                    rows.append(_row(key, number, pair, run.languages))
-                progress(len(found))
-            artifact.write_bytes(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-        device = str(shop.model.pipeline.device)
-        embed(EmbedRequest(source=str(folder), encoder=str(shop.model.folder), out=store, device=device, threads=1))
-    for name in (MEAN, LAST):
-        if name not in building.read_manifest(store)["features"]:
-            how: dict[str, Any] = {
-                "recipe": recipe(run, name),
-                "compute": run.align.compute,
-                "device": str(shop.model.pipeline.device),
-            }
-            add_llm_features(FeaturesRequest(store=store, llm=shop.llm, name=name, **how))
-
-
-def _row(seed: int, number: int, pair: source.Pair, codes: tuple[str, ...]) -> dict[str, object]:
-    """A line of the metadata."""
-    texts = [source.pair(seed, number, held_out=False, lang=code).caption.text for code in codes]
-    things = len(pair.scene.things)
-    columns = {"complete": told_whole(pair.caption.description, things), "things": things}
-    return {"file_name": f"{number:06}.png", "text": texts, **columns}
-
-
-def told_whole(described: Description, things: int) -> bool:
-    """Whether so many things are all told, with their colours and textures."""
-    whole = all(one.colour and one.texture for one in described.mentions)
-    return whole and sum(one.count for one in described.mentions) == things
 
 
 def path_of(bench: Bench, job: Job, llms: Mapping[str, StatesEncoder]) -> Pipeline:
@@ -275,7 +225,9 @@ def paint(bench: Bench, name: str, path: Pipeline, progress: Callable[[int], Non
             some = bench.asked[start : start + PAINT_BATCH]
             noise = [generator(scoring.seed, "text encoder", one.prompt.text) for one in some]
             texts = [one.text(code, SHORT) for one in some]
-            images = path(texts, how=how, conditions=scoring.conditions, generator=noise).images
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=CUT)
+                images = path(texts, how=how, conditions=scoring.conditions, generator=noise).images
             pictures += [to_tensor(image) for image in images]
             progress(len(some))
         _keep(bench, painted_name(name, code), torch.stack(pictures), reader)
@@ -303,7 +255,8 @@ def _atoms(prompt: Prompt, seen: Reading) -> tuple[Atom, ...]:
 def seconds(job: Job, run: ReproduceTextRun) -> float:
     """An estimate of what a training takes, by `SECONDS`."""
     own = samples(job, run)[job.stage] * SECONDS[job.stage]
-    return own + ((run.image.scenes or 0) * SECONDS["scene"] if job.stage == IMAGE else 0)
+    scenes = {ALIGN: 0, IMAGE: run.image.scenes or 0, QUALITY: run.quality.scenes or 0}
+    return own + scenes[job.stage] * SECONDS["scene"]
 
 
 def minutes(run: ReproduceTextRun, prompts: int) -> float:
@@ -311,8 +264,7 @@ def minutes(run: ReproduceTextRun, prompts: int) -> float:
     todo, scoring = jobs(run), run.scoring
     texts = scoring.captions * len(scoring.languages) * (len(KINDS) + 1)
     pictures = prompts * len(scoring.languages) * (len(todo) + 1) * scoring.steps / 10
-    scenes = run.probe_scenes + run.chosen_from * len(run.languages)
-    total = sum(seconds(job, run) for job in todo) + scenes * SECONDS["scene"]
+    total = sum(seconds(job, run) for job in todo) + run.probe_scenes * SECONDS["scene"]
     total += texts * (2 * SECONDS["first"] + len(todo) * SECONDS["read"]) + pictures * SECONDS["picture"]
     return total / 60
 
@@ -350,8 +302,7 @@ def reproduce(
         todo, asked = jobs(run), ask(run.scoring)
         estimate = minutes(run, len(asked))
         say(f"about {estimate:.0f} minutes with one thread on one core, if nothing is there yet; twice on a busy one")
-        say("1/3  probe, captions, and the pictures that stage 3 chooses from")
-        choose_pictures(shop, bar)
+        say(f"1/3  captions, and the probe on {run.probe_scenes:,} scenes")
         bench = prepare(shop, asked)
         say(f"2/3  {len(todo)} trainings")
         _train_all(todo, shop, say, bar)

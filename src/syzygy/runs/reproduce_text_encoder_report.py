@@ -48,9 +48,9 @@ LIMITS = (
     "last layer has little else to predict than their next word, and the mean of the layers has few to choose from: what a published model's "
     "layers hold is another question. Trainings are minutes long; the paper's stage 2 sees 43 million pictures, and what pays late is not seen "
     "to pay. No learning rate and no stage's length was tuned for any candidate. Samples are equal, tokens and time are not: without stage 1 "
-    "long captions come in all of the steps' places, else in those of stage 2 alone (see the cost). Nothing but stage 1 asks the pooled "
-    "embedding to lie where CLIP's does: without it neither text nor picture can be expected to be found by it, nor a decoder that reads it "
-    "to be served. Stage 3's pictures are chosen for captions that tell everything, which is what the measures here ask for; beauty, for which "
+    "long captions come in all of the steps' places, else in those of stages 2 and 3 alone (see the cost). Nothing but stage 1 asks the "
+    "pooled embedding to lie where CLIP's does: without it neither text nor picture can be expected to be found by it, nor a decoder that "
+    "reads it to be served. Stage 3's pictures are those whose captions say more, which is what the measures here ask for; beauty, for which "
     "the paper chooses, is not measured. The captions are of one grammar in each language, without errors or names, and one small CLIP judges "
     "retrieval with its own eyes."
 )

@@ -45,10 +45,7 @@ class ReproduceTextRun(Config):
     untrained_lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate of stage 2 where it begins with an untrained adapter."""
     quality: ImageRun
-    """Stage 3, on the pictures of `chosen_from` scenes that its filter passes: the column `complete` says whether the caption tells of each
-    thing its shape, colour and texture, `things` how many there are."""
-    chosen_from: int = Field(default=1200, gt=0)
-    """Scenes, with a caption in each language, that stage 3 chooses from."""
+    """Stage 3, on those of stage 2's scenes that its filter passes."""
     seeds: int = Field(default=2, ge=1)
     """Trainings of each candidate."""
     probe_scenes: int = Field(default=8000, gt=0)
@@ -57,17 +54,18 @@ class ReproduceTextRun(Config):
     """What is read, painted and scored, as by `syzygy evaluate text-encoder`."""
 
     @model_validator(mode="after")
-    def _on_the_world(self) -> "ReproduceTextRun":
-        if self.align.lengths is None or self.image.lengths is None or self.image.scenes is None:
+    def _comparable(self) -> "ReproduceTextRun":
+        pictures = (self.image, self.quality)
+        if self.align.lengths is None or any(one.lengths is None or one.scenes is None for one in pictures):
             raise ValueError(
-                "stages 1 and 2 learn on the embedded world: align.lengths, image.lengths and image.scenes are needed"
+                "all stages learn on the embedded world: lengths of each, and scenes of image and quality, are needed"
             )
         if self.image.filter is not None or self.quality.filter is None:
             raise ValueError(
                 "stage 3 alone chooses among pictures: quality.filter is needed, image.filter has no effect"
             )
-        if self.align.languages != self.image.languages:
-            raise ValueError("stages 1 and 2 learn the same languages: set align.languages and image.languages alike")
+        if any(one.languages != self.align.languages for one in pictures):
+            raise ValueError("all stages learn the same languages: set those of align, image and quality alike")
         if (self.align.recipe.layers, self.align.recipe.normalise) == (LAST_LAYER.layers, LAST_LAYER.normalise):
             raise ValueError("the last layer is what align.recipe is compared with: choose others there")
         return self
@@ -184,11 +182,6 @@ class Shop:
         dtype = COMPUTE[self.run.align.compute]
         return {name: load_llm(self.llm, recipe=recipe(self.run, name), dtype=dtype) for name in (MEAN, LAST)}
 
-    @property
-    def store(self) -> Path:
-        """The pictures that stage 3 chooses from."""
-        return self.out / "store"
-
     def folder(self, job: Job) -> Path:
         """Where it is trained."""
         return self.out / "trained" / job.name
@@ -234,10 +227,7 @@ def train(job: Job, shop: Shop, bar: Bar) -> Path:
         adapter_run.align(own, llm, model.clip, prior, out, world)
         return out
     former, prior = shop.former(job), shop.prior(job.former)
-    if job.stage == IMAGE:
-        adapter_run.image(own, former, llm, model.clip, prior, out, world, bar=bar)
-    else:
-        adapter_run.image_on_store(own, former, shop.store, job.candidate.features, prior, out, world, stage=QUALITY)
+    adapter_run.image(own, former, llm, model.clip, prior, out, world, stage=job.stage, bar=bar)
     return out
 
 
