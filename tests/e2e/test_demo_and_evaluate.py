@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
 IDENTITIES = ("text identity", "text identity, shifted")
 SMALL = ("prior.scenes=48", "prior.validation_images=16", "prior.loop.steps=4", "prior.loop.warmup=1")
 TINIER = (*SMALL, "prior.loop.validate_every=2", "prior.task.batch_size=16", "shown_steps=2", "scoring.steps=2")

@@ -17,6 +17,7 @@ from syzygy.types import Region
 
 def test_trained_and_loaded(syzygy, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("syzygy.runs.t5.TOKENIZER_CAPTIONS", 50)
+    monkeypatch.setattr("syzygy.runs.t5.VALIDATION_CAPTIONS", 6)
     small = ("t5.width=32", "t5.layers=1", "t5.decoder_layers=1", "t5.heads=2", "task.batch_size=4", "loop.steps=6",
              "loop.warmup=1", "loop.validate_every=3", "loop.checkpoint_every=3")  # fmt: skip
     answer = syzygy("train", "t5", "--out", tmp_path / "run", *small)
@@ -29,6 +30,7 @@ def test_trained_and_loaded(syzygy, tmp_path: Path, monkeypatch) -> None:
     assert set(record["metrics"]) == {"loss", "accuracy"}
 
 
+@pytest.mark.usefixtures("few_pictures")
 def test_a_decoder_goes_on_with_t5_beside(syzygy, tiny_model: Path, tmp_path: Path) -> None:
     t5 = build_t5(T5Config(width=32, layers=1, decoder_layers=1, heads=2), ["a red circle"] * 9, seed=0)
     t5.save_pretrained(tmp_path / "t5", {})
