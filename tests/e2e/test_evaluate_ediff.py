@@ -135,6 +135,58 @@ def test_style_is_measured_beside_its_controls(syzygy, with_t5: Path, tmp_path: 
     assert "://" not in page
 
 
+def test_painting_is_measured_beside_the_unpainted_and_with_masks_exchanged(
+    syzygy, with_t5: Path, tmp_path: Path
+) -> None:
+    command = (
+        "evaluate",
+        "painting",
+        "--model",
+        with_t5,
+        *FEW,
+        "--strengths",
+        "1,3",
+        "--conditions",
+        "text,t5",
+        "--out",
+        tmp_path,
+    )
+    answer = syzygy(*command)
+    assert answer.code == 0, answer.err
+    assert "Most in place on seen prompts: w'" in answer.out
+    found = json.loads((tmp_path / "results.json").read_text())
+    painted = ["w' 1", "w' 3"]
+    assert list(dict.fromkeys(row["candidate"] for row in found["rows"])) == [
+        "unpainted",
+        *painted,
+        *(f"{name}, masks exchanged" for name in painted),
+    ]
+    assert (found["conditions"], found["prompts"], found["experts"]) == (["text", "t5"], 8, None)
+    assert found["chosen_strength"] in (1.0, 3.0)
+    assert all("against_unpainted" in row for row in found["rows"] if row["candidate"] in painted)
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert sheet.width > 600
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == page.count("<svg") == 1
+    assert "://" not in page
+    again = syzygy(*command, "--json", "-")
+    assert json.loads(again.out) == found, "read from what was kept"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--strengths", "1,two"), "must be numbers joined by commas"),
+        (("--strengths", "0"), "must be more than 0"),
+        (("--conditions", "image"), "--conditions must name text or t5"),
+    ],
+)
+def test_wrong_paintings_are_refused(syzygy, tiny_model: Path, wrong: tuple[str, str], said: str) -> None:
+    answer = syzygy("evaluate", "painting", "--model", tiny_model, *FEW, *wrong)
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.err
+
+
 def test_swapped_prompts_are_measured_over_the_steps(syzygy, tiny_model: Path, tmp_path: Path) -> None:
     command = ("evaluate", "temporal", "--model", tiny_model, "--prompts", 2, "--steps", 4, "--swaps", "75")
     command = (*command, "--conditions", "text", "--out", tmp_path)

@@ -179,62 +179,6 @@ def preference(
     _write(json_file, about | {"first": first, "second": second, "scoring": scoring.model_dump(), "rows": rows})
 
 
-@click.command()
-@scoring_options
-@click.option("--experts", metavar="RUN|FOLDER", help="Expert denoisers in the decoder's place.")
-@click.option(
-    "--strengths", default="0.2,0.4,0.8,1.6", show_default=True, metavar="W,…", help="Of painting; 0 is added."
-)
-@click.option("--conditions", default="text", show_default=True, help="What the decoder reads: text, or image,text.")
-@click.option("--swap", is_flag=True, help="Exchange the masks of two objects: the objects should change places.")
-@click.pass_context
-def painting(
-    ctx: click.Context,
-    model: str,
-    experts: str | None,
-    strengths: str,
-    conditions: str,
-    swap: bool,
-    json_file: Path | None,
-    device: str,
-    quick: bool,
-    **settings: Any,
-) -> None:
-    """Does what is painted come where it was painted?
-
-    Prompts of one and of two coloured objects, each object painted into a half of the picture: how many of the phrases have their object there,
-    with all told attributes, and how many pictures hold all that is named, beside the same noise unpainted (strength 0).
-    """
-    from dataclasses import asdict
-
-    from syzygy.api import TextToImage
-    from syzygy.runs import evaluate, evaluate_painting
-
-    scoring = _scoring(ctx, quick, settings)
-    _check_places(json_file)
-    try:
-        chosen = dict.fromkeys([0.0, *(float(one) for one in strengths.split(","))])
-    except ValueError:
-        raise UserError(f"strengths {strengths!r} must be numbers joined by commas, such as 0.2,0.4.") from None
-    read = [name.strip() for name in conditions.split(",")]
-    loaded = TextToImage.from_pretrained(model, experts=experts, device=device)
-    rows = []
-    for category in ("single", "colour"):
-        asked = evaluate_painting.ask(evaluate.asked([category], scoring.prompts, scoring.seed), scoring.seed)
-        asked = [one.swapped() for one in asked] if swap else asked
-        with progress_bar(f"painting {category}", len(asked) * len(chosen)) as advance:
-            outcomes = evaluate_painting.measure(loaded, asked, list(chosen), scoring, read, advance)
-        rows += [{"category": category, "prompts": len(asked), **row} for row in evaluate_painting.table(outcomes)]
-    if str(json_file) != "-":
-        for row in rows:
-            line = f"{row['category']:>8}  strength {row['strength']:<5g} in place {row['placed']!s:<18} all right {row['agreement']!s:<18}"
-            click.echo(f"{line} gained {row['agreement_gained']}  ({row['prompts']} prompts)")
-    named = ("placed", "agreement", "agreement_gained")
-    plain = [row | {key: asdict(row[key]) for key in named} for row in rows]
-    about = {"model": model, "experts": experts, "conditions": read, "swap": swap}
-    _write(json_file, about | {"scoring": scoring.model_dump(), "rows": plain})
-
-
 def _scoring(ctx: click.Context, quick: bool, settings: dict[str, Any]) -> "Scoring":
     from syzygy.config import parse
     from syzygy.runs.evaluate import Scoring

@@ -77,7 +77,7 @@ COMMANDS: Table = {
         {
             "composition": Leaf("syzygy.cli.evaluate:composition", "Does the picture hold what the prompt says?"),
             "reader": Leaf("syzygy.cli.evaluate_reader:reader", "How well does the reader read?"),
-            "painting": Leaf("syzygy.cli.evaluate:painting", "Does what is painted come where it was painted?"),
+            "painting": Leaf("syzygy.cli.evaluate_ediff:painting", "Does what is painted come where it was painted?"),
             "style": Leaf("syzygy.cli.evaluate_ediff:style", "Does a picture take the style of a reference picture?"),
             "temporal": Leaf("syzygy.cli.evaluate_ediff:temporal", "When in sampling is the prompt read?"),
             "encoders": Leaf("syzygy.cli.evaluate_ediff:encoders", "What do T5 and CLIP tell a decoder?"),

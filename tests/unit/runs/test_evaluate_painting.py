@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from syzygy.errors import UserError
-from syzygy.runs.evaluate_painting import HALVES, Asked, Outcome, _placed, ask, table
+from syzygy.runs.evaluate_painting import HALVES, UNPAINTED, Asked, PaintingScoring, ask, chosen, name_of, placed, table
 from syzygy.types import Region
 from syzygy.world.description import Description, Mention
 from syzygy.world.prompts import Prompt, prompts
@@ -44,18 +44,48 @@ def test_a_thing_counts_where_it_is_and_as_what_it_is() -> None:
     regions = (Region("red star", left), Region("blue ring", left.flip(1)))
     one = Asked(Prompt("colour", "a red star and a blue ring", told, False), told.mentions, regions)
     star, ring = thing("star", "red", 0.2, 0.5), thing("ring", "blue", 0.9, 0.5)
-    assert _placed(one, read(star, ring)) == 1.0
-    assert _placed(one.swapped(), read(star, ring)) == 0.0
-    assert _placed(one, read(star)) == 0.5
-    assert _placed(one, read(thing("star", "green", 0.2, 0.5), ring)) == 0.5
-    assert _placed(one, read(thing("star", "red", 0.8, 0.5), ring)) == 0.5
+    assert placed(one, read(star, ring)) == 1.0
+    assert placed(one.exchanged(), read(star, ring)) == 0.0
+    assert placed(one, read(star)) == 0.5
+    assert placed(one, read(thing("star", "green", 0.2, 0.5), ring)) == 0.5
+    assert placed(one, read(thing("star", "red", 0.8, 0.5), ring)) == 0.5
 
 
-def test_the_table_compares_with_the_unpainted() -> None:
-    rows = table({0.0: Outcome([[0.0], [0.5]], [[1.0], [0.0]]), 0.4: Outcome([[1.0], [1.0]], [[1.0], [1.0]])})
-    assert [row["strength"] for row in rows] == [0.0, 0.4]
-    assert (rows[0]["placed"].mean, rows[1]["placed"].mean) == (0.25, 1.0)
-    assert (rows[0]["agreement_gained"].mean, rows[1]["agreement_gained"].mean) == (0.0, 0.5)
+def test_the_table_compares_with_the_unpainted_and_by_the_exchanged_masks() -> None:
+    asked = ask(prompts("single", 3, 0, False) + prompts("colour", 3, 0, False), 0)
+    scoring = PaintingScoring(strengths=(0.5, 2.0))
+
+    def perfect(one: Asked) -> Reading:
+        things = []
+        for mention, region in zip(one.mentions, one.regions, strict=True):
+            down, across = (region.mask.nonzero().float().mean(0) / 64).tolist()
+            things.append(Thing(mention.shape, mention.colour or "red", mention.texture or "plain", across, down, 0.1))
+        return Reading(tuple(things), one.prompt.description.style or "flat", (1.0,) * len(things))
+
+    two = [one.exchanged() for one in asked if len(one.regions) == 2]
+    right, wrong, nothing = (
+        [perfect(one) for one in asked],
+        [perfect(one.exchanged()) for one in asked],
+        [read()] * len(asked),
+    )
+    found = {UNPAINTED: nothing, name_of(0.5): wrong, name_of(2.0): right}
+    found |= {
+        name_of(0.5, True): [perfect(one.exchanged()) for one in two],
+        name_of(2.0, True): [perfect(one) for one in two],
+    }
+    rows = {(row["candidate"], row["category"]): row for row in table(asked, found, scoring) if row["side"] == "all"}
+    assert rows[UNPAINTED, "all"]["placed"].mean == 0
+    assert rows[name_of(2.0), "single"]["placed"].mean == rows[name_of(2.0), "colour"]["placed"].mean == 1
+    assert (
+        rows[name_of(2.0), "all"]["against_unpainted"].mean == rows[name_of(0.5), "all"]["against_unpainted"].mean == 1
+    )
+    assert rows[name_of(0.5), "colour"]["placed"].mean == 0, "all right, but elsewhere"
+    assert (rows[name_of(0.5, True), "colour"]["placed"].mean, rows[name_of(2.0, True), "colour"]["placed"].mean) == (
+        0,
+        1,
+    )
+    assert (name_of(2.0, True), "single") not in rows
+    assert chosen(table(asked, found, scoring), scoring) == 2.0
 
 
 def test_nothing_to_paint_is_refused() -> None:
