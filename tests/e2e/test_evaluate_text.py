@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from syzygy.hub.clip import Clip
-from syzygy.runs.evaluate_text_painted import CLIP_ENGLISH
+from syzygy.pictures import MARGIN, read_record
+from syzygy.runs.evaluate_text_painted import CLIP_ENGLISH, SHOWN_SIZE
 from syzygy.runs.readings import FILE
 from tests.tiny_adapter import save_tiny_adapter, with_adapter
 from tests.tiny_unclip import Tiny
@@ -33,8 +35,13 @@ def test_everything_is_measured_and_goes_on_where_it_was(
         "index.html",
         "agreement.svg",
         "retrieval.svg",
+        "languages.png",
         FILE,
     }
+    columns = 1 + 2 + 1  # the prompt, two languages, a paragraph
+    with Image.open(out / "languages.png") as sheet:
+        assert sheet.width == columns * (SHOWN_SIZE + MARGIN) + MARGIN
+    assert read_record(out / "languages.png")["text_encoder"] == "adapter"
     found = json.loads((out / "results.json").read_text())
     assert (found["text_encoder"], found["taught"]) == ("adapter", ["en", "de", "zh"])
     assert {(row["reader"], row["language"], row["length"]) for row in found["captions"]} == {

@@ -17,7 +17,7 @@ QUICK = {"captions": 64, "prompts": 2}
     "--text-encoder",
     default="adapter",
     show_default=True,
-    metavar="adapter|RUN|FOLDER",
+    metavar="adapter|MODEL|RUN|FOLDER",
     help="The adapter to measure; adapter: the model's own.",
 )
 @click.option("--llm", metavar="FOLDER|ID", help="Where its language model is now, if it is not where it was.")
@@ -68,8 +68,8 @@ QUICK = {"captions": 64, "prompts": 2}
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Write results.json, a page (index.html) and its figures; what was read in pictures is kept there, so that the command goes on "
-    "where it was interrupted.",
+    help="Write results.json, a page (index.html), its figures and some of the pictures (languages.png); what was read in pictures is kept "
+    "there, so that the command goes on where it was interrupted.",
 )
 @click.pass_context
 def text_encoder(
@@ -101,6 +101,7 @@ def text_encoder(
     """
     from syzygy.api import TextToImage
     from syzygy.config import parse
+    from syzygy.pictures import save_png
     from syzygy.runs import evaluate_text as run
     from syzygy.runs import evaluate_text_page as pages
     from syzygy.runs import evaluate_text_painted as painting
@@ -132,6 +133,8 @@ def text_encoder(
         write_svg(out / "retrieval.svg", pages.retrieved(captions))
         if agreement:
             write_svg(out / "agreement.svg", pages.painted(agreement))
+            sheet = painting.sheet(subject, asked, scoring)
+            save_png(sheet, out / "languages.png", {"text_encoder": text_encoder} | scoring.model_dump(mode="json"))
         write_page(out, result, pages.page(result, captions, tail, agreement))
     write_json(json_file, result)
 

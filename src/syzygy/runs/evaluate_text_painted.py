@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 
 from syzygy.evals.bootstrap import Interval, share
+from syzygy.pictures import card, contact_sheet, to_tensor
 from syzygy.rng import generator
 from syzygy.runs import readings
 from syzygy.runs.evaluate import asked as prompts_asked
@@ -18,6 +20,8 @@ from syzygy.world.prompts import CATEGORIES, Prompt
 from syzygy.world.reader import Reading
 
 SHORT, LONG = "short", "long"
+SHOWN, SHOWN_SIZE = 3, 96
+"""Prompts on the sheet, and the size of a picture there."""
 
 
 @dataclass(frozen=True)
@@ -60,23 +64,50 @@ def candidates(scoring: TextScoring) -> dict[str, tuple[str, str, str]]:
 
 def series(subject: Subject, asked: Sequence[Asked], scoring: TextScoring) -> list[Series]:
     """A picture a prompt for each candidate; the same noise for a prompt everywhere."""
-    how = Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale)
 
-    def painted(rows: Sequence[int], reader: str, code: str, length: str) -> list[Image.Image]:
-        some = [asked[row] for row in rows]
-        with warnings.catch_warnings():  # that CLIP cuts long prompts is what is measured
-            warnings.filterwarnings("ignore", message=CUT)
-            return subject.paths[reader](
-                [one.text(code, length) for one in some],
-                how=how,
-                conditions=scoring.conditions,
-                generator=[generator(scoring.seed, "text encoder", one.prompt.text) for one in some],
-            ).images
-
-    def of(name: str, reader: str, code: str, length: str) -> Series:
-        return Series(name, len(asked), lambda rows: painted(rows, reader, code, length))
+    def of(name: str, *one: str) -> Series:
+        return Series(name, len(asked), lambda rows: _painted(subject, [asked[row] for row in rows], scoring, *one))
 
     return [of(name, *one) for name, one in candidates(scoring).items()]
+
+
+def _painted(
+    subject: Subject, some: Sequence[Asked], scoring: TextScoring, reader: str, code: str, length: str
+) -> list[Image.Image]:
+    with warnings.catch_warnings():  # that CLIP cuts long prompts is what is measured
+        warnings.filterwarnings("ignore", message=CUT)
+        return subject.paths[reader](
+            [one.text(code, length) for one in some],
+            how=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
+            conditions=scoring.conditions,
+            generator=[generator(scoring.seed, "text encoder", one.prompt.text) for one in some],
+        ).images
+
+
+def sheet(subject: Subject, asked: Sequence[Asked], scoring: TextScoring) -> Image.Image:
+    """Of the first prompt of each of three categories, what CLIP and the adapter make of it in each language, and of a paragraph that ends with
+    it; a green frame where everything named is right. The pictures are those that are measured."""
+    first = {one.prompt.category: one for one in reversed(asked)}
+    shown = [one for one in asked if first[one.prompt.category] is one][:SHOWN]
+    paragraph = ENGLISH if ENGLISH in scoring.languages else scoring.languages[0]
+    columns = [*((code, SHORT) for code in scoring.languages), (paragraph, LONG)]
+    read_by = subject.model.reader()
+    rows, labels = [], []
+    for one in shown:
+        for reader in subject.paths:
+            cells = [_painted(subject, [one], scoring, reader, *column)[0] for column in columns]
+            read = read_by.read(torch.stack([to_tensor(cell) for cell in cells]).to(subject.model.pipeline.device))
+            colours = ["#2a2" if readings.agrees(one.prompt, found) else "white" for found in read]
+            framed = [ImageOps.expand(cell, 2, colour) for cell, colour in zip(cells, colours, strict=True)]
+            rows.append([card(one.said[ENGLISH].sentence), *framed])
+            words = len(one.said[paragraph].long.split())
+            labels.append(
+                [
+                    f"read by {reader}",
+                    *(code if length == SHORT else f"{code}, last of {words} words" for code, length in columns),
+                ]
+            )
+    return contact_sheet(rows, labels, cell=SHOWN_SIZE)
 
 
 def table(asked: Sequence[Asked], found: Mapping[str, Sequence[Reading]], scoring: TextScoring) -> list[dict[str, Any]]:
