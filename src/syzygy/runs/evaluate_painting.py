@@ -90,34 +90,22 @@ def wanted(scoring: PaintingScoring) -> list[Prompt]:
 def ask(wanted: Sequence[Prompt], seed: int) -> list[Asked]:
     """Regions for prompts of one or two objects: opposite halves of the picture, drawn for each prompt.
 
-    Prompts whose words for an object do not stand together are left out.
+    Prompts are left out whose words for an object stand twice in them: a region is for every place where its phrase stands.
     """
     found = []
     for prompt in wanted:
         mentions = prompt.description.mentions
-        phrases = [_phrase(prompt.text, mention) for mention in mentions]
-        if len(mentions) > 2 or not all(phrases):
+        phrases = [prompt.text[span.start : span.stop] for span in sorted(prompt.spans, key=lambda span: span.mention)]
+        if not 1 <= len(mentions) == len(phrases) <= 2 or any(len(places(prompt.text, one)) > 1 for one in phrases):
             continue
         draw = Draw(seed, "regions", prompt.text)
         first = draw.pick((0, 1, 2, 3))
         halves = (HALVES[first], HALVES[first ^ 1])
-        regions = tuple(Region(str(phrase), _half(*half)) for phrase, half in zip(phrases, halves, strict=False))
+        regions = tuple(Region(phrase, _half(*half)) for phrase, half in zip(phrases, halves, strict=False))
         found.append(Asked(prompt, mentions, regions))
     if not found:
-        raise UserError("none of these prompts has one or two objects whose words stand together: nothing to paint.")
+        raise UserError("none of these prompts has one or two objects: nothing to paint.")
     return found
-
-
-def _phrase(text: str, mention: Mention) -> str | None:
-    """The words for the object, as they stand in the prompt."""
-    attributes = [word for word in (mention.texture, mention.colour) if word]
-    for phrase in (" ".join([*attributes, mention.shape]), " ".join([*attributes[1:], mention.shape]), mention.shape):
-        try:
-            if len(places(text, phrase)) == 1:
-                return phrase
-        except UserError:
-            continue
-    return None
 
 
 def _half(across: tuple[float, float], down: tuple[float, float]) -> Float[Tensor, "H W"]:

@@ -13,6 +13,7 @@ from syzygy.errors import UserError, unknown
 from syzygy.rng import Draw
 from syzygy.world.description import Description, Mention, Placed
 from syzygy.world.language import language
+from syzygy.world.language.base import Span
 from syzygy.world.scene import COLOURS, INVERSE, MAX_OBJECTS, RELATIONS, SHAPES, STYLES, TEXTURES, Colour, Texture
 
 Category = Literal["single", "colour", "shape", "texture", "spatial", "numeracy", "complex"]
@@ -27,6 +28,8 @@ class Prompt:
     text: str
     description: Description
     held_out: bool
+    spans: tuple[Span, ...] = ()
+    """Where each mention's words stand."""
 
 
 def prompts(
@@ -52,7 +55,7 @@ def prompts(
             break
         if told.held_out == held_out and told.key not in found:
             said = language(lang).say(_turned(told, draw), draw)
-            found[told.key] = Prompt(category, said.text, said.description, held_out)
+            found[told.key] = Prompt(category, said.text, said.description, held_out, said.spans)
     if len(found) < number and not fewer:
         kind = "held-out" if held_out else "seen"
         raise UserError(
