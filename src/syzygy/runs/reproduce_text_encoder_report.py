@@ -13,7 +13,7 @@ from syzygy.evals.bootstrap import difference, interval
 from syzygy.hub.adapters import PART
 from syzygy.runs import judgements
 from syzygy.runs.evaluate_text import ENGLISH
-from syzygy.runs.judgements import Row, Shown, paired, percent, pictures_table
+from syzygy.runs.judgements import Row, Shown, percent, pictures_table
 from syzygy.runs.reproduce_experts_report import Table, svg
 from syzygy.runs.reproduce_text_encoder import (
     CLIP,
@@ -168,7 +168,7 @@ def _agreement_gained(bench: Bench) -> dict[str, Row | None]:
     found = {}
     for a, b in AGAINST:
         first, second = (_agrees(bench, names[one.title], codes) for one in (a, b))
-        found[f"{a.title} less {b.title}"] = judgements.row(difference(first, paired(second, first), trainings=True))
+        found[f"{a.title} less {b.title}"] = judgements.row(difference(first, second, trainings=True))
     return found
 
 
