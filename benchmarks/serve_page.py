@@ -4,7 +4,8 @@
     python -m benchmarks.serve_page --picture docs/serve.png
 
 Prints the time from the server's first byte to a page that can be used (target: at most 1 s), and what one piece of a stroke
-costs, from the pointer's event to the pixels that it leads to (target: at most 16 ms). The model is in this process, idle.
+costs, from the pointer's event to the pixels that it leads to (target: at most 16 ms); beside both the processor time of the
+browser's main thread, which tells the page's part where the machine has other work. The model is in this process, idle.
 """
 
 import argparse
@@ -100,20 +101,35 @@ def painted(page: Page) -> None:
     page.wait_for_function("[...document.querySelectorAll('.done img')].every((one) => one.complete)")
 
 
-def usable_ms(found: Browser, url: str) -> float:
-    """From the first byte of the page to its use, in a browser that has never seen it."""
+class Clock:
+    """Processor time of a page's main thread."""
+
+    def __init__(self, page: Page) -> None:
+        self.session = page.context.new_cdp_session(page)
+        self.session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    @property
+    def milliseconds(self) -> float:
+        metrics = self.session.send("Performance.getMetrics")["metrics"]
+        return next(1000 * one["value"] for one in metrics if one["name"] == "TaskDuration")
+
+
+def usable_ms(found: Browser, url: str) -> tuple[float, float]:
+    """From the first byte of the page to its use, in a browser that has never seen it; and the processor time of that."""
     context = found.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
+    clock = Clock(page)
     ready(page, url)
     script = "performance.getEntriesByName('usable')[0].startTime - performance.getEntriesByType('navigation')[0].responseStart"
-    value = page.evaluate(script)
+    value = page.evaluate(script), clock.milliseconds
     context.close()
     return value
 
 
-def stroke_ms(found: Browser, url: str) -> list[float]:
-    """The cost of each piece of a stroke, beside another phrase that is painted already."""
+def stroke_ms(found: Browser, url: str) -> tuple[list[float], float]:
+    """The cost of each piece of a stroke, beside another phrase that is painted already; and the mean processor time of one."""
     page = found.new_page(viewport={"width": 1280, "height": 800})
+    clock = Clock(page)
     ready(page, url)
     page.fill("#prompt", PROMPT)
     for words, places in PLACES.items():
@@ -123,10 +139,12 @@ def stroke_ms(found: Browser, url: str) -> list[float]:
     assert box, "the canvas is on the page"
     page.mouse.move(box["x"] + 20, box["y"] + box["height"] / 2)
     page.mouse.down()
+    before = clock.milliseconds
     costs = page.evaluate(PIECE, [PIECES, box["x"] + 20, box["y"] + box["height"] / 2, box["width"] - 40])
+    spent = clock.milliseconds - before
     page.mouse.up()
     page.close()
-    return costs
+    return costs, spent / PIECES
 
 
 def picture(found: Browser, url: str, path: Path, steps: int, scheme: str) -> None:
@@ -166,14 +184,17 @@ def main() -> None:
             picture(found, url, arguments.picture, arguments.steps, arguments.scheme)
             return
         loads = [usable_ms(found, url) for _ in range(arguments.loads)]
-        costs = stroke_ms(found, url)
-    print(
-        f"usable after the first byte: {statistics.median(loads):.0f} ms (median of {len(loads)}), {max(loads):.0f} at most"
-    )
+        costs, processor = stroke_ms(found, url)
+    waits, work = zip(*loads, strict=True)
     tail = statistics.quantiles(costs, n=100)
+    print(
+        f"usable after the first byte: {statistics.median(waits):.0f} ms (median of {len(waits)}), {max(waits):.0f} at most"
+    )
+    print(f"  processor time: {statistics.median(work):.0f} ms")
     print(
         f"a piece of a stroke: {statistics.median(costs):.1f} ms (median of {len(costs)}), p95 {tail[94]:.1f}, p99 {tail[98]:.1f}"
     )
+    print(f"  processor time: {processor:.1f} ms (mean)")
 
 
 if __name__ == "__main__":

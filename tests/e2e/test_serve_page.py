@@ -2,22 +2,19 @@
 
 import base64
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Route, expect
 
 from benchmarks import serve_page
 from benchmarks.serve_page import select, stroke
-from syzygy.diffusion.regions import places
-from syzygy.errors import UserError
 from syzygy.serve.app import create_app
 from syzygy.serve.limits import Limits
 from syzygy.serve.running import serving
 from syzygy.serve.studio import Studio
-from tests.page_driver import downloaded, drop, masks, picture, pixels, record
+from tests.page_driver import Open, downloaded, drop, expected, masks, picture, pixels, record, watched
 from tests.tiny_server import Held, tiny_studio
 
 expect.set_options(timeout=20_000)  # a busy machine
@@ -26,7 +23,6 @@ SECRET = "s3cret"
 LIMITS = Limits(number=4, steps=10, queue=1)
 LEFT, RIGHT = [(0.2, 0.3), (0.2, 0.7)], [(0.7, 0.3), (0.9, 0.7)]
 LETTERS = "aaAbßSs ıİς.,-月星1é🌟"
-Open = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
@@ -48,29 +44,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser, url: str) -> Iterator[Open]:
-    """Opens the page, in a session of its own. It must ask nobody but the server, and complain of nothing."""
-    pages: list[Page] = []
-    complaints: list[str] = []
-    asked: list[str] = []
-
-    def new(at: str = url, ready: bool = True, **settings: Any) -> Page:
-        page = browser.new_context(**settings).new_page()
-        page.set_default_timeout(20_000)
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        pages.append(page)
-        if ready:
-            serve_page.ready(page, at)
-        else:
-            page.goto(at)
-        return page
-
-    yield new
-    for page in pages:
-        page.context.close()
-    assert [one for one in complaints if "status of" not in one] == []  # refusals by the server are told so, too
-    assert [one for one in asked if not one.startswith(("http://127.0.0.1:", "blob:", "data:"))] == []
+    with watched(browser, url) as new:
+        yield new
 
 
 def test_type_select_paint_generate_restore(opened: Open) -> None:
@@ -331,6 +306,38 @@ def test_style_variations_and_mixtures(opened: Open) -> None:
     expect(other.locator("#beneath")).to_be_visible()
 
 
+def test_what_the_model_cannot_do_is_not_offered(opened: Open, studio: Studio) -> None:
+    can = {
+        "regions": False,
+        "style": False,
+        "mixes": False,
+        "samplers": [],
+        "size": None,
+        "languages": ["en", "de", "zh"],
+    }
+    page = opened(ready=False)
+
+    def other(route: Route) -> None:
+        answer = route.fetch()
+        card = answer.json()
+        card["data"][0]["capabilities"] |= can
+        route.fulfill(response=answer, json=card)
+
+    page.route("**/v1/models", other)
+    serve_page.ready(page, page.url)
+    expect(page.locator("#languages")).to_have_text("Write in English, German or Chinese.")
+    for hidden in ("#place", "#phrases-part", "#overlay-part", "#style-part", "#mix-part", "#sampler", "#painting"):
+        expect(page.locator(hidden)).to_be_hidden()
+    page.fill("#prompt", "a red star")
+    page.fill("#size", "48x32")
+    with page.expect_request("**/generations") as waiting:
+        page.click("#go")
+    assert set(waiting.value.post_data_json) == {
+        "prompt", "n", "steps", "guidance_scale", "size", "stream", "progress", "partial_images"
+    }  # fmt: skip
+    expect(page.locator("[data-param=size] .note")).to_contain_text("48x32")
+
+
 def test_phrases_are_found_as_the_server_finds_them(opened: Open) -> None:
     page = opened()
     draw = random.Random(0)
@@ -358,15 +365,6 @@ def test_phrases_are_found_as_the_server_finds_them(opened: Open) -> None:
         ("赤い星", 2, 3),
     ]
     assert page.evaluate(script, asked) == [[2, 10], [2, 5], None, None, None, [2, 3]]
-
-
-def expected(prompt: str, phrase: str) -> list[list[int]]:
-    """The server's places, in JavaScript's units of text."""
-    try:
-        found = places(prompt, phrase) if phrase.strip() else []
-    except UserError:
-        return []
-    return [[len(prompt[:end].encode("utf-16-le")) // 2 for end in pair] for pair in found]
 
 
 def test_everything_that_can_be_reached_has_a_name(opened: Open) -> None:

@@ -7,6 +7,7 @@ import { Strokes } from "./strokes.js";
 const MOST_PIXELS = 900;
 const STEP = 0.02;
 const LABEL_FONT = 13;
+const LONGEST_LABEL = 26;
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 /** The painting surface over some regions. */
@@ -76,7 +77,8 @@ export class Surface {
     const context = this.#context;
     const unit = this.#canvas.width / Math.max(1, this.#canvas.clientWidth);
     context.font = `600 ${LABEL_FONT * unit}px system-ui, sans-serif`;
-    const wide = context.measureText(region.phrase).width + 14 * unit;
+    const text = region.phrase.length > LONGEST_LABEL ? `${region.phrase.slice(0, LONGEST_LABEL - 1).trimEnd()}…` : region.phrase;
+    const wide = context.measureText(text).width + 14 * unit;
     const high = (LABEL_FONT + 9) * unit;
     const x = Math.min(Math.max(at[0] * this.#canvas.width - wide / 2, 2), Math.max(2, this.#canvas.width - wide - 2));
     const y = Math.min(Math.max(at[1] * this.#canvas.height - high / 2, 2), this.#canvas.height - high - 2);
@@ -91,7 +93,7 @@ export class Surface {
     context.setLineDash([]);
     context.fillStyle = "#1b1d29";
     context.textBaseline = "middle";
-    context.fillText(region.phrase, x + 7 * unit, y + high / 2 + unit / 2);
+    context.fillText(text, x + 7 * unit, y + high / 2 + unit / 2);
   }
 
   /** Where the pointer or the keys are: the brush's ring, or the rectangle so far. */

@@ -3,6 +3,9 @@
 import { find, icon, make } from "./dom.js";
 import { keep } from "./files.js";
 
+/** Pixels of new pictures that must be on the screen: else it moves to them, as on a phone. */
+const SEEN = 240;
+
 /** Groups of pictures, one a request; `onOpen` and `onAgain` are called with a picture: {png, url, seed, job}. */
 export class Gallery {
   constructor({ onOpen, onAgain }) {
@@ -20,7 +23,7 @@ export class Gallery {
     const title = make("p", { class: "title" }, job.title);
     const group = make("article", { class: "run", "aria-busy": "true", "aria-label": job.title }, title, grid);
     find("gallery").prepend(group);
-    group.scrollIntoView({ block: "nearest", behavior: "smooth" });
+    if (group.getBoundingClientRect().top > innerHeight - SEEN) group.scrollIntoView({ block: "end", behavior: "smooth" });
     return {
       preview: (index, png) => preview(cells[index], png),
       done: (index, png, seed) => this.#done(cells[index], { png, seed, job }),

@@ -2,6 +2,7 @@
 
 import { find, make } from "./dom.js";
 
+const FEW = 2;
 const PARTS = { prompt: "prompt-note", regions: "regions-note", mask_blur: "regions-note", moderation: "go-note" };
 
 /** Show a text in a place for notes, or take it away. */
@@ -10,8 +11,16 @@ export function note(element, text) {
   element.hidden = !text;
 }
 
+/** What the server remarks of a prompt, the first few of it. */
+export function warn(warnings) {
+  const told = warnings.slice(0, FEW).map(sentence);
+  if (warnings.length > FEW) told.push(`And ${warnings.length - FEW} more of the kind.`);
+  note(find("warnings"), told.join(" "));
+}
+
 /** All notes are of the past. */
 export function clearNotes() {
+  warn([]);
   for (const one of document.querySelectorAll(".note")) note(one, "");
   for (const one of document.querySelectorAll("[aria-invalid]")) one.removeAttribute("aria-invalid");
 }

@@ -3,7 +3,7 @@
 import { painting } from "./api.js";
 import { find } from "./dom.js";
 import { pngOf } from "./files.js";
-import { clearNotes, note, showError } from "./notes.js";
+import { clearNotes, showError, warn } from "./notes.js";
 
 const PREVIEWS = 5;
 const WAITS = 20;
@@ -71,7 +71,7 @@ export class Runner extends EventTarget {
         group.preview(event.index, pngOf(event.b64_json));
       } else if (event.type.endsWith(".completed")) {
         group.done(event.index, pngOf(event.b64_json), event.seed);
-        if (event.warnings?.length) note(find("prompt-note"), event.warnings.join(" "));
+        warn(event.warnings);
       }
     }
   }
