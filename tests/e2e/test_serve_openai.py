@@ -161,12 +161,17 @@ def test_a_failure_in_mid_stream_is_an_error_event(tiny_model: Path, monkeypatch
         assert "ZeroDivision" not in str(failure.value)
 
 
-def test_the_lines_in_the_docs_run(url: str) -> None:
-    text = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
+def test_the_lines_in_readme_and_docs_run(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # lines may write a picture
     names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(block.replace("http://127.0.0.1:7860", url.removesuffix("/v1")), names)
-    names["client"].close()
+    for file in ("README.md", "docs/serve.md"):
+        text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
+        names = {}
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            if "127.0.0.1:7860" in block:
+                exec(block.replace("http://127.0.0.1:7860", url.removesuffix("/v1")), names)
+        if "client" in names:
+            names["client"].close()
     assert [Image.open(io.BytesIO(one)).size for one in names["pictures"]] == [(32, 32)] * 2
     (again,) = (decoded(one["b64_json"]) for one in names["again"].json()["data"])
     assert again.tobytes() == Image.open(io.BytesIO(names["picture"])).tobytes()
