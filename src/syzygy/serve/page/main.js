@@ -23,11 +23,12 @@ const MIXES = "/v1/images/mixes";
 function askForKey(again) {
   const dialog = find("key-dialog");
   note(find("key-note"), again ? "the server does not know this key." : "");
-  dialog.oncancel = (event) => event.preventDefault();
   dialog.showModal();
   return new Promise((resolve) => {
+    dialog.onclose = () => dialog.showModal(); // nothing works without a key
     find("key-form").onsubmit = () => {
-      resolve(find("key").value.trim());
+      dialog.onclose = null;
+      resolve(find("key").value);
       find("key").value = "";
     };
   });

@@ -3,7 +3,7 @@
 import { painting } from "./api.js";
 import { find } from "./dom.js";
 import { pngOf } from "./files.js";
-import { clearNotes, showError, warn } from "./notes.js";
+import { clearNotes, note, showError, warn } from "./notes.js";
 
 const PREVIEWS = 5;
 const WAITS = 20;
@@ -28,7 +28,10 @@ export class Runner extends EventTarget {
 
   /** Paint: {path, body, title, regions (that are sent), overlay (a canvas or null)}; `beside` is where other errors are told. */
   async run(job, beside) {
-    if (this.busy) return;
+    if (this.busy) {
+      note(beside, "another request is being painted: wait for it, or cancel it.");
+      return;
+    }
     clearNotes();
     this.#control = new AbortController();
     this.dispatchEvent(new Event("change"));
