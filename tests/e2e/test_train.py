@@ -70,6 +70,7 @@ ADAPTER = ("adapter.queries=3", "adapter.layers=1", "adapter.heads=2", "adapter.
 PICTURES = ("scenes=20", "validation_images=10", 'languages=["en","de"]', 'lengths=["short"]')
 STAGES = TINY | {
     "words": TINY["decoder"],
+    "colours": TINY["decoder"],
     "binding": TINY["decoder"],
     "llm": LOOP + LM,
     "align": (*LOOP, *ADAPTER, 'languages=["en","de"]', 'lengths=["short"]'),

@@ -21,6 +21,7 @@ from syzygy.presets.pictures import (
     autoencoder_starter,
     clip_starter,
     decoder_binding,
+    decoder_colours,
     decoder_ediff,
     decoder_starter,
     decoder_words,
@@ -84,6 +85,7 @@ __all__ = [
     "choose",
     "clip_starter",
     "decoder_binding",
+    "decoder_colours",
     "decoder_ediff",
     "decoder_starter",
     "decoder_starter_adapted",
@@ -137,6 +139,7 @@ CLIP: dict[str, Callable[[], ClipRun]] = {"starter": clip_starter}
 DECODER: dict[str, Callable[[], DecoderRun]] = {
     "starter": decoder_starter,
     "words": decoder_words,
+    "colours": decoder_colours,
     "binding": decoder_binding,
     "ediff-i": decoder_ediff,
 }

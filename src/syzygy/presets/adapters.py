@@ -154,7 +154,7 @@ def reproduce_text_encoder_quick() -> ReproduceTextRun:
             "quality": full.quality.model_copy(update={"scenes": 500, "loop": _brief(steps=5, lr=1e-4)}),
             "probe_scenes": 2000,
             "seeds": 1,
-            "scoring": full.scoring.model_copy(update={"languages": ("en", "de", "zh"), "captions": 32, "prompts": 1}),
+            "scoring": full.scoring.model_copy(update={"languages": ("en", "de", "zh"), "captions": 32}),
         }
     )
 

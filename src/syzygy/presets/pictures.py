@@ -105,22 +105,42 @@ def decoder_words() -> DecoderRun:
     )
 
 
-def decoder_binding() -> DecoderRun:
-    """The decoder of preset `words` taught which colour belongs to which word (`--t5 FOLDER --init FOLDER/decoder`).
+def decoder_colours() -> DecoderRun:
+    """The decoder of preset `words` taught colours through its words (`--t5 FOLDER --init FOLDER/decoder`).
 
     Colours had always come through the pooled vectors, which are the picture's as a whole; attention told shapes and places alone
-    (docs/LOG.md). Here most scenes show just what is told, most samples have T5's states alone, and noise is where colours are decided.
+    (docs/LOG.md). Here scenes show just what is told, nearly all samples have T5's states alone, and noise is where colours are decided.
     """
+    return _after_words(
+        subsets={"t5": 0.8, "image+text+t5": 0.12, "image": 0.08},
+        noise=LogNormal(p_mean=1.4, p_std=1.0),
+        just_told=1.0,
+        steps=1500,
+    )
+
+
+def decoder_binding() -> DecoderRun:
+    """The decoder of preset `colours` brought back to all its conditions (`--t5 FOLDER --init FOLDER/decoder`)."""
+    return _after_words(
+        subsets={"t5": 0.28, "text+t5": 0.22, "text": 0.1, "image+text+t5": 0.2, "image": 0.12, "": 0.08},
+        noise=LogNormal(p_mean=0.9, p_std=1.15),
+        just_told=0.5,
+        steps=1500,
+    )
+
+
+def _after_words(*, subsets: dict[str, float], noise: LogNormal, just_told: float, steps: int) -> DecoderRun:
     run = decoder_words()
-    subsets = {"t5": 0.42, "text+t5": 0.2, "text": 0.1, "image+text+t5": 0.15, "image": 0.07, "": 0.06}
-    task = {"subsets": subsets, "painted": 0.75, "noise": LogNormal(p_mean=1.1, p_std=1.1)}
+    task = {"subsets": subsets, "painted": 0.75, "noise": noise}
+    captions = {"medium_captions": 0.0, "long_captions": 0.0} if just_told == 1 else {"medium_captions": 0.08}
+    loop = {"steps": steps, "warmup": 50, "ema_half_life": 80, "validate_every": 250, "checkpoint_every": 250}
     return run.model_copy(
         update={
-            "medium_captions": 0.05,
-            "just_told": 0.65,
+            **captions,
+            "just_told": just_told,
             "fresh_attention": False,
             "task": run.task.model_copy(update=task),
-            "loop": run.loop.model_copy(update={"steps": 3200, "warmup": 100}),
+            "loop": run.loop.model_copy(update=loop),
         }
     )
 

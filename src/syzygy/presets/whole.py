@@ -7,6 +7,7 @@ from syzygy.presets.pictures import (
     autoencoder_starter,
     clip_starter,
     decoder_binding,
+    decoder_colours,
     decoder_starter,
     decoder_words,
     experts_full,
@@ -31,6 +32,7 @@ def starter_cpu() -> StarterRun:
         decoder=decoder_starter(),
         t5=t5_starter(),
         words=decoder_words(),
+        colours=decoder_colours(),
         binding=decoder_binding(),
         prior=prior_starter(),
         llm=lm_starter(),
@@ -41,13 +43,12 @@ def starter_cpu() -> StarterRun:
 
 
 def starter_gpu() -> StarterRun:
-    """The starter on one H200, in four sittings of ten minutes: clip, reader, autoencoder; decoder, prior; t5, words, binding; llm, adapter.
+    """The starter on one H200, in four sittings of ten minutes: clip, reader, autoencoder; decoder, prior; t5 to binding; llm to quality.
 
     An estimate, not yet run. What bounds it is making scenes (about 0.2 ms a pair on one core), not the GPU. The
     decoder has 7.0M parameters, 14 MB in fp16.
     """
-    clip, decoder, words, binding = clip_starter(), decoder_starter(), decoder_words(), decoder_binding()
-    prior = prior_starter()
+    clip, decoder, prior = clip_starter(), decoder_starter(), prior_starter()
     wider = UNetConfig(channels=(64, 128, 128), attention=(False, True, True))
     return StarterRun(
         clip=clip.model_copy(
@@ -66,20 +67,20 @@ def starter_gpu() -> StarterRun:
             }
         ),
         t5=t5_starter(),
-        words=words.model_copy(
-            update={
-                "backbone": wider,
-                "task": words.task.model_copy(update={"batch_size": 1024}),
-                "loop": words.loop.model_copy(update={"steps": 1500}),
-            }
-        ),
-        binding=binding.model_copy(
-            update={
-                "backbone": wider,
-                "task": binding.task.model_copy(update={"batch_size": 1024}),
-                "loop": binding.loop.model_copy(update={"steps": 500}),
-            }
-        ),
+        **{
+            name: run.model_copy(
+                update={
+                    "backbone": wider,
+                    "task": run.task.model_copy(update={"batch_size": 1024}),
+                    "loop": run.loop.model_copy(update={"steps": steps}),
+                }
+            )
+            for name, run, steps in (
+                ("words", decoder_words(), 1500),
+                ("colours", decoder_colours(), 300),
+                ("binding", decoder_binding(), 300),
+            )
+        },
         prior=prior.model_copy(
             update={
                 "scenes": 50_000,

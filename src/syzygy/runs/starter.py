@@ -78,7 +78,8 @@ STAGES: Mapping[str, Stage] = {
     "decoder": Stage("decoder", decoder_run.train, ("clip", "autoencoder")),
     "t5": Stage("t5", t5_run.train),
     "words": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="decoder"),
-    "binding": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="words"),
+    "colours": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="words"),
+    "binding": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="colours"),
     "prior": Stage("prior", prior_run.train, ("clip",)),
     "llm": Stage("llm", lm_run.train),
     "align": Stage("adapter", _align, ("clip", "prior", "llm")),
@@ -104,8 +105,10 @@ class StarterRun(Config):
     """The T5 that tells the decoder words."""
     words: DecoderRun
     """The decoder again, going on from there: it learns to read words, and to be painted with them."""
+    colours: DecoderRun
+    """The decoder again: it learns colours through its words."""
     binding: DecoderRun
-    """The decoder once more: it learns which colour belongs to which word."""
+    """The decoder once more, with all its conditions: which colour belongs to which object."""
     prior: PriorRun
     """The ECLIPSE prior; it reads CLIP and the adapter alike, whose stages leave it as it is."""
     llm: LmRun
