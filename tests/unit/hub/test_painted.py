@@ -194,6 +194,19 @@ def test_the_level_is_that_of_the_noise(
     assert len(levels) == 4
 
 
+def test_a_scheduler_that_is_changed_meanwhile_counts_for_itself(
+    loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = loaded["sd"]
+    other = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, beta_end=0.1)
+    with painted(pipe, PROMPT, REGIONS):
+        call(pipe)
+        monkeypatch.setattr(pipe, "scheduler", other)
+        found = call(pipe)
+    with painted(pipe, PROMPT, REGIONS):
+        assert torch.equal(call(pipe), found)
+
+
 def test_other_ways_to_attend(pipe: Any) -> None:
     with painted(pipe, PROMPT, REGIONS, strength=1.0):
         usual = call(pipe)
