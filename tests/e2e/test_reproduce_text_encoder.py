@@ -132,6 +132,7 @@ def _check_numbers(found: dict[str, Any]) -> None:
     assert one["all"]["mean"] == pytest.approx((one["en"]["mean"] + one["zh"]["mean"]) / 2, abs=1e-4)
     assert one["others"] == one["zh"]
     assert list(found["agreement"]) == ["shuffled captions", "CLIP", *TITLES]
+    assert found["agreement"].pop("shuffled captions")["all"] is None  # no prompt has another of its kind
     assert all(0 <= rows["all"]["mean"] <= 1 and rows["all"]["prompts"] == 13 for rows in found["agreement"].values())
     cost = found["cost"]
     assert cost["1+2+3"]["samples"] == {"1": 18, "2": 8, "3": 4}

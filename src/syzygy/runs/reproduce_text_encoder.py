@@ -242,8 +242,9 @@ def _keep(bench: Bench, name: str, pictures: Float[Tensor, "P 3 H W"], reader: R
         for prompt, picture, one in zip(bench.wanted, to_uint8(pictures), seen, strict=True)
     ]
     other = exchanged(bench.wanted, bench.run.scoring.seed)
-    by_chance = [
-        all(atom.holds for atom in _atoms(prompt, seen[i])) for prompt, i in zip(bench.wanted, other, strict=True)
+    by_chance = [  # none where a prompt is alone in its kind
+        None if i == place else all(atom.holds for atom in _atoms(bench.wanted[place], seen[i]))
+        for place, i in enumerate(other)
     ]
     judgements.keep(bench.out, name, painted, bench.wanted, by_chance=by_chance)
 

@@ -158,7 +158,7 @@ def _by_chance(bench: Bench) -> list[list[float]]:
     """The pictures of CLIP, of English where it is among the languages, judged by other prompts."""
     code = ENGLISH if ENGLISH in bench.run.scoring.languages else bench.run.scoring.languages[0]
     file = judgements.painted_file(bench.out, painted_name(CLIP, code))
-    return [[float(agrees)] for agrees in artifact.read_json(file)["by_chance"]]
+    return [[float(agrees)] for agrees in artifact.read_json(file)["by_chance"] if agrees is not None]
 
 
 def _agreement_gained(bench: Bench) -> dict[str, Row | None]:
