@@ -16,7 +16,8 @@ def test_columns_are_as_the_scenes_and_captions_say() -> None:
         assert objects[row] == len(pair.scene.things)
         assert unnamed[row] == len(pair.scene.things) - sum(one.count for one in pair.caption.description.mentions)
         assert smallest[row] == min(thing.radius for thing in pair.scene.things)
-    assert 0 <= min(unnamed) < max(unnamed)
+    assert isinstance(unnamed, torch.Tensor)
+    assert 0 <= unnamed.min() < unnamed.max()
     chosen = passing(table, "unnamed == 0 and (objects >= 2 or style == 'night')")
     assert torch.equal(chosen, torch.tensor([
         unnamed[row] == 0 and (len(pair.scene.things) >= 2 or pair.scene.style == "night") for row, pair in enumerate(pairs)
