@@ -71,6 +71,7 @@ PICTURES = ("scenes=20", "validation_images=10", 'languages=["en","de"]', 'lengt
 STAGES = TINY | {
     "words": TINY["decoder"],
     "colours": TINY["decoder"],
+    "more_colours": TINY["decoder"],
     "binding": TINY["decoder"],
     "llm": LOOP + LM,
     "align": (*LOOP, *ADAPTER, 'languages=["en","de"]', 'lengths=["short"]'),

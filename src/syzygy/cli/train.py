@@ -12,7 +12,7 @@ from syzygy.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-STARTER_STAGES = "clip,reader,autoencoder,decoder,t5,words,colours,binding,prior,llm,align,image,quality"
+STARTER_STAGES = "clip,reader,autoencoder,decoder,t5,words,colours,more_colours,binding,prior,llm,align,image,quality"
 
 clip_option = click.option(
     "--clip",
@@ -187,8 +187,8 @@ def reader(**options: Any) -> None:
 @click.option("--stages", metavar="NAMES", help=f"Some of {STARTER_STAGES}. Default: all.")
 @train_options("cpu")
 def starter(stages: str | None, **options: Any) -> None:
-    """The starter model from nothing: CLIP, reader, autoencoder, decoder, T5, the decoder thrice again with its words, prior, a language model
-    and the three stages of its adapter.
+    """The starter model from nothing: CLIP, reader, autoencoder, decoder, T5, the decoder four times more with its words, prior, a language
+    model and the three stages of its adapter.
 
     Stages that are finished with the same settings are not run again.
     """

@@ -23,6 +23,7 @@ from syzygy.presets.pictures import (
     decoder_binding,
     decoder_colours,
     decoder_ediff,
+    decoder_more_colours,
     decoder_starter,
     decoder_words,
     expert_unets_full,
@@ -87,6 +88,7 @@ __all__ = [
     "decoder_binding",
     "decoder_colours",
     "decoder_ediff",
+    "decoder_more_colours",
     "decoder_starter",
     "decoder_starter_adapted",
     "decoder_words",
@@ -140,6 +142,7 @@ DECODER: dict[str, Callable[[], DecoderRun]] = {
     "starter": decoder_starter,
     "words": decoder_words,
     "colours": decoder_colours,
+    "more-colours": decoder_more_colours,
     "binding": decoder_binding,
     "ediff-i": decoder_ediff,
 }

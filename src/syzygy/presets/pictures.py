@@ -119,8 +119,14 @@ def decoder_colours() -> DecoderRun:
     )
 
 
+def decoder_more_colours() -> DecoderRun:
+    """Preset `colours` again, for longer: at its end colours were still being learned (`--t5 FOLDER --init FOLDER/decoder`)."""
+    run = decoder_colours()
+    return run.model_copy(update={"seed": 1, "loop": run.loop.model_copy(update={"steps": 2500})})
+
+
 def decoder_binding() -> DecoderRun:
-    """The decoder of preset `colours` brought back to all its conditions (`--t5 FOLDER --init FOLDER/decoder`)."""
+    """The decoder of preset `more-colours` brought back to all its conditions (`--t5 FOLDER --init FOLDER/decoder`)."""
     return _after_words(
         subsets={"t5": 0.28, "text+t5": 0.22, "text": 0.1, "image+text+t5": 0.2, "image": 0.12, "": 0.08},
         noise=LogNormal(p_mean=0.9, p_std=1.15),

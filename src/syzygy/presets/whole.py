@@ -8,6 +8,7 @@ from syzygy.presets.pictures import (
     clip_starter,
     decoder_binding,
     decoder_colours,
+    decoder_more_colours,
     decoder_starter,
     decoder_words,
     experts_full,
@@ -33,6 +34,7 @@ def starter_cpu() -> StarterRun:
         t5=t5_starter(),
         words=decoder_words(),
         colours=decoder_colours(),
+        more_colours=decoder_more_colours(),
         binding=decoder_binding(),
         prior=prior_starter(),
         llm=lm_starter(),
@@ -77,7 +79,8 @@ def starter_gpu() -> StarterRun:
             )
             for name, run, steps in (
                 ("words", decoder_words(), 1500),
-                ("colours", decoder_colours(), 300),
+                ("colours", decoder_colours(), 200),
+                ("more_colours", decoder_more_colours(), 300),
                 ("binding", decoder_binding(), 300),
             )
         },

@@ -79,7 +79,8 @@ STAGES: Mapping[str, Stage] = {
     "t5": Stage("t5", t5_run.train),
     "words": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="decoder"),
     "colours": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="words"),
-    "binding": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="colours"),
+    "more_colours": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="colours"),
+    "binding": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="more_colours"),
     "prior": Stage("prior", prior_run.train, ("clip",)),
     "llm": Stage("llm", lm_run.train),
     "align": Stage("adapter", _align, ("clip", "prior", "llm")),
@@ -107,6 +108,8 @@ class StarterRun(Config):
     """The decoder again, going on from there: it learns to read words, and to be painted with them."""
     colours: DecoderRun
     """The decoder again: it learns colours through its words."""
+    more_colours: DecoderRun
+    """The same for longer, on other scenes."""
     binding: DecoderRun
     """The decoder once more, with all its conditions: which colour belongs to which object."""
     prior: PriorRun
