@@ -122,7 +122,7 @@ def test_keys_alone_are_enough(opened: Open) -> None:
     page.keyboard.press("e")
     expect(page.locator("[data-tool=eraser]")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("r")
-    for key in ("Space", "Shift+ArrowUp", "Shift+ArrowUp", "Escape"):
+    for key in ("Space", "Shift+ArrowUp", "Shift+ArrowUp", "Shift+ArrowLeft", "Escape"):
         page.keyboard.press(key)
     page.fill("#steps", "2")
     page.fill("#n", "1")
@@ -131,7 +131,7 @@ def test_keys_alone_are_enough(opened: Open) -> None:
     expect(page.locator("figure.done")).to_have_count(1)
     (mask,) = masks(record(downloaded(page)))
     assert (mask[128, 128], mask[128, 153], mask[128, 200]) == (255, 255, 0)
-    assert mask[60].max() == 0  # the rectangle was given up
+    assert mask[90].max() == 0  # the rectangle was given up
 
 
 def test_a_finger_paints_on_a_phone(opened: Open) -> None:

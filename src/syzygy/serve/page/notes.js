@@ -3,7 +3,7 @@
 import { find, make } from "./dom.js";
 
 const FEW = 2;
-const PARTS = { prompt: "prompt-note", regions: "regions-note", mask_blur: "regions-note", moderation: "go-note" };
+const PARTS = { prompt: "prompt-note", regions: "regions-note" };
 
 /** Show a text in a place for notes, or take it away. */
 export function note(element, text) {
