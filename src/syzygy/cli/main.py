@@ -38,7 +38,7 @@ COMMANDS: Table = {
     "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
     "vary": Leaf("syzygy.cli.vary:vary", "Paint pictures anew."),
     "mix": Leaf("syzygy.cli.mix:mix", "Paint what lies between pictures and texts."),
-    "serve": Leaf("syzygy.cli.serve:serve", "Answer HTTP requests for pictures, as OpenAI's images API does."),
+    "serve": Leaf("syzygy.cli.serve:serve", "Open a page to paint with words, and OpenAI's images API."),
     "embed": Leaf("syzygy.cli.embed:embed", "Embed your own pairs with a CLIP, into a store to train on."),
     "store": Branch(
         "Look after embedding stores.",
