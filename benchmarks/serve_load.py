@@ -29,7 +29,7 @@ def studio_of(model: str, *options: str):
 
     context = serve.make_context("serve", ["--model", model, "--device", "cpu", *options])
     painter = Painter.load(context.params, "cpu")
-    return Studio(painter.model, painter.record)
+    return Studio.of(painter.model, painter.record)
 
 
 def resident(process: int) -> float:

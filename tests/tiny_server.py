@@ -19,7 +19,7 @@ def tiny_studio(folder: Path) -> Studio:
     model = TextToImage.from_pretrained(folder)
     names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "sampler": "sampler"}
     own = {name: model.defaults[theirs] for name, theirs in names.items()}
-    return Studio(model, {**own, "conditions": ["image", "text"], "negative_prompt": None})
+    return Studio.of(model, {**own, "conditions": ["image", "text"], "negative_prompt": None})
 
 
 class Held(Studio):

@@ -461,7 +461,12 @@ def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path) -> None:
         key = {"Authorization": f"Bearer {SECRET}"}
         answer = httpx.post(about["url"] + GENERATIONS, json={"prompt": "a circle"}, headers=key, timeout=60)
         record = record_of(Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))), "it")
-        assert (record["steps"], record["model"], record["prompt"]) == (2, str(tiny_model), "a circle")
+        assert (record["steps"], record["model"], record["prompt"]) == (2, tiny_model.name, "a circle")
+        models = httpx.get(about["url"] + "/v1/models", headers=key)
+        assert models.json()["data"][0]["id"] == tiny_model.name
+        assert str(tiny_model.parent) not in models.text + json.dumps(record), (
+            "no place on this machine is told to clients"
+        )
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) in (0, -signal.SIGTERM)
 

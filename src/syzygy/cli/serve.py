@@ -108,7 +108,7 @@ def serve(
     with listening(host, port) as bound:
         painter = Painter.load(settings, device)
         hosts = [*LOOPBACK, host, *allow_host] if local or allow_host else None
-        studio = Studio(painter.model, painter.record)
+        studio = Studio.of(painter.model, painter.record)
         app = create_app(studio, limits, batch_size=batch_size, api_key=api_key, hosts=hosts)
         server = server_of(app, grace=float(grace), proxies=",".join(proxy) or "127.0.0.1", verbose=verbose)
         url = url_of(bound)

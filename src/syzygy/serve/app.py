@@ -51,7 +51,7 @@ class Server:
     @property
     def card(self) -> dict[str, Any]:
         """The model as `GET /v1/models` tells it."""
-        own = {"id": self.studio.model.name, "object": "model", "created": self.since, "owned_by": "syzygy"}
+        own = {"id": self.studio.name, "object": "model", "created": self.since, "owned_by": "syzygy"}
         return {**own, "capabilities": self.desk.about, "limits": self.limits.model_dump()}
 
     async def answer(
@@ -168,14 +168,14 @@ def _other_routes(app: FastAPI, server: Server) -> None:
     @app.get("/v1/models/{name:path}", responses={404: ERRORS[404]}, tags=["models"])
     async def model(name: str) -> Response:
         """One model by its id."""
-        if name != server.studio.model.name:
+        if name != server.studio.name:
             raise Problem(404, f"there is no model {name[:80]!r} here.", param="model", code="model_not_found")
         return Json(server.card)
 
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> Response:
         """Answers when the model is loaded."""
-        return Json({"status": "ok", "model": server.studio.model.name})
+        return Json({"status": "ok", "model": server.studio.name})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:

@@ -181,7 +181,7 @@ class Desk:
             check_texts([text])
 
     def _check_common(self, asked: Common) -> None:
-        name = self.studio.model.name
+        name = self.studio.name
         if asked.model not in (None, "", name):
             raise Problem(
                 404,
@@ -212,7 +212,7 @@ class Desk:
 
     def _check_can(self, what: str, wanted: bool, cannot: str, param: str | None = None) -> None:
         if wanted and not self.about[what]:
-            raise Problem(400, f"{self.studio.model.name} {cannot}", param=param or what)
+            raise Problem(400, f"{self.studio.name} {cannot}", param=param or what)
 
     def _check_style_guidance(self, value: float | None) -> None:
         self._check_can(

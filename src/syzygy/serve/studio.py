@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,16 @@ class Studio:
     model: TextToImage
     record: Mapping[str, Any]
     """What decides pictures besides orders, in the terms of `syzygy generate`'s records."""
+
+    @classmethod
+    def of(cls, model: TextToImage, record: Mapping[str, Any]) -> "Studio":
+        """With the places of folders left out of the record, which goes to clients: of a path they learn its last part."""
+        return cls(model, {key: last_part(value) if isinstance(value, str) else value for key, value in record.items()})
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        return last_part(self.model.name)
 
     @property
     def own_size(self) -> tuple[int, int] | None:
@@ -141,3 +152,8 @@ def plain_png(image: Image.Image) -> bytes:
     data = io.BytesIO()
     image.save(data, "PNG")
     return data.getvalue()
+
+
+def last_part(place: str) -> str:
+    """Of a folder, its own name; anything else as it is."""
+    return Path(place).resolve().name if Path(place).is_dir() else place
