@@ -271,10 +271,13 @@ def test_whoever_embeds_the_bytes_are_the_same(
 
 
 @pytest.mark.slow
-def test_a_workers_mistake_is_one_line(tmp_path: Path, tars: Path, tiny_model: Path) -> None:
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_a_workers_mistake_is_one_line(tmp_path: Path, tars: Path, tiny_model: Path, runner: str) -> None:
+    if runner == "ray" and find_spec("ray") is None:
+        pytest.skip("Ray is not installed: pip install 'syzygy[ray]'")
     out = tmp_path / "store"
     (out / "shards" / "00001-000.pairs.safetensors").mkdir(parents=True)  # in the way of a file
-    found = command(tars, tiny_model, out, "--workers", 2)
+    found = command(tars, tiny_model, out, "--workers", 2, "--runner", runner)
     done = subprocess.run(found, check=False, capture_output=True, text=True, env=environment())
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
