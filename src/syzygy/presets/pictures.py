@@ -131,7 +131,7 @@ def decoder_binding() -> DecoderRun:
         subsets={"t5": 0.28, "text+t5": 0.22, "text": 0.1, "image+text+t5": 0.2, "image": 0.12, "": 0.08},
         noise=LogNormal(p_mean=0.9, p_std=1.15),
         just_told=0.5,
-        steps=1500,
+        steps=3000,
     )
 
 
