@@ -46,6 +46,7 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("few_pictures")
 def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     syzygy: Callable[..., Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
