@@ -113,33 +113,3 @@ def test_a_style_takes_the_priors_place(syzygy, tiny_model: Path, canvas: Path, 
         answer = syzygy("generate", PROMPT, "--model", tiny_model, "--out", tmp_path / "wrong", *arguments)
         assert (answer.code, answer.out) == (2, "")
         assert message in answer.err
-
-
-def test_painting_is_measured_beside_the_unpainted(syzygy, tiny_model: Path) -> None:
-    command = (
-        "evaluate",
-        "painting",
-        "--model",
-        tiny_model,
-        "--prompts",
-        1,
-        "--steps",
-        2,
-        "--strengths",
-        "0.5,2",
-        "--json",
-        "-",
-    )
-    found, swapped = (json.loads(syzygy(*command, *more).out) for more in ((), ("--swap",)))
-    assert [(row["category"], row["strength"], row["prompts"]) for row in found["rows"]] == [
-        (category, strength, 2) for category in ("single", "colour") for strength in (0, 0.5, 2)
-    ]
-    assert all(0 <= row["placed"]["mean"] <= 1 for row in found["rows"])
-    assert (found["swap"], swapped["swap"], found["conditions"]) == (False, True, ["text"])
-    for arguments, message in (
-        (("--strengths", "much"), "must be numbers joined by commas"),
-        (("--conditions", "image"), "let it read the text"),
-    ):
-        answer = syzygy(*command[:4], *arguments)
-        assert (answer.code, answer.out) == (2, "")
-        assert message in answer.err
