@@ -18,7 +18,8 @@ from syzygy.hub.clip import Clip
 from syzygy.hub.t5 import T5Config, build_t5
 from syzygy.hub.unet import build_decoder, save_decoder
 from syzygy.rng import generator
-from syzygy.runs import evaluate_encoders, evaluate_style, evaluate_temporal
+from syzygy.runs import evaluate_encoders, evaluate_painting, evaluate_style, evaluate_temporal
+from syzygy.runs.evaluate_painting import PaintingScoring
 from syzygy.runs.evaluate_temporal import TemporalScoring
 from syzygy.types import Guide, Sampling
 from syzygy.world import source
@@ -171,6 +172,24 @@ def test_painting_is_measured_beside_the_unpainted_and_with_masks_exchanged(
     assert "://" not in page
     again = syzygy(*command, "--json", "-")
     assert json.loads(again.out) == found, "read from what was kept"
+
+
+def test_the_control_is_unpainted_and_all_read_what_they_are_told_to(with_t5: Path) -> None:
+    model, scoring = (
+        TextToImage.from_pretrained(with_t5),
+        PaintingScoring(prompts=1, steps=2, conditions=("text", "t5")),
+    )
+    asked = evaluate_painting.ask(evaluate_painting.wanted(scoring), 0)[:2]
+    control, painted, *_ = (one.paint(range(2)) for one in evaluate_painting.series(model, asked, scoring))
+    texts = [one.prompt.text for one in asked]
+    how = Sampling(steps=2, guidance_scale=scoring.guidance_scale)
+
+    def plain(**more) -> list[bytes]:
+        noise = [generator(0, "painting", text) for text in texts]
+        return [image.tobytes() for image in model.pipeline(texts, how=how, generator=noise, **more).images]
+
+    assert [image.tobytes() for image in control] == plain(conditions=("text", "t5")) != plain()
+    assert all(a.tobytes() != b.tobytes() for a, b in zip(control, painted, strict=True))
 
 
 @pytest.mark.parametrize(

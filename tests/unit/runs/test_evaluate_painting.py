@@ -7,6 +7,7 @@ from syzygy.errors import UserError
 from syzygy.runs.evaluate_painting import HALVES, UNPAINTED, Asked, PaintingScoring, ask, chosen, name_of, placed, table
 from syzygy.types import Region
 from syzygy.world.description import Description, Mention
+from syzygy.world.language.base import Span
 from syzygy.world.prompts import Prompt, prompts
 from syzygy.world.reader import Reading
 from syzygy.world.scene import Thing
@@ -91,3 +92,8 @@ def test_the_table_compares_with_the_unpainted_and_by_the_exchanged_masks() -> N
 def test_nothing_to_paint_is_refused() -> None:
     with pytest.raises(UserError, match="nothing to paint"):
         ask([], 0)
+    told = Description((Mention("star"), Mention("ring")))
+    spans = (Span(0, 0, 6), Span(1, 11, 17))
+    twice = Prompt("colour", "a star and a ring, no: a star", told, False, spans)
+    with pytest.raises(UserError, match="nothing to paint"):
+        ask([twice], 0)
