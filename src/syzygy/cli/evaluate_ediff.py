@@ -94,8 +94,11 @@ def painting(
     from syzygy.pictures import save_png
     from syzygy.runs import evaluate_painting as run
 
-    read = None if conditions is None else [name.strip() for name in conditions.split(",")]
-    chosen = {**settings, "strengths": tuple(_numbers(strengths, "--strengths", "0.5,1,2")), "conditions": read}
+    chosen = {
+        **settings,
+        "strengths": tuple(_numbers(strengths, "--strengths", "0.5,1,2")),
+        "conditions": _names(conditions),
+    }
     scoring = parse(run.PaintingScoring, chosen, "options")
     check_places(json_file, out)
     loaded = TextToImage.from_pretrained(model, experts=experts, device=device)
@@ -190,8 +193,7 @@ def temporal(
     from syzygy.config import parse
     from syzygy.runs import evaluate_temporal as run
 
-    read = None if conditions is None else [name.strip() for name in conditions.split(",")]
-    chosen = {**settings, "swaps": tuple(_numbers(swaps, "--swaps", "20,60,80")), "conditions": read}
+    chosen = {**settings, "swaps": tuple(_numbers(swaps, "--swaps", "20,60,80")), "conditions": _names(conditions)}
     scoring = parse(run.TemporalScoring, chosen, "options")
     check_places(json_file, out)
     loaded = TextToImage.from_pretrained(model, device=device)
@@ -237,6 +239,10 @@ def encoders(model: str, json_file: Path | None, out: Path | None, device: str, 
         write_svg(out / "agreement.svg", run.plot(rows))
         write_page(out, result, run.page(result, rows))
     write_json(json_file, result)
+
+
+def _names(conditions: str | None) -> list[str] | None:
+    return None if conditions is None else [name.strip() for name in conditions.split(",")]
 
 
 def _numbers(text: str, option: str, example: str) -> list[float]:

@@ -25,7 +25,7 @@ from syzygy.train.objectives import DiffusionTaskConfig
 
 
 def starter_cpu() -> StarterRun:
-    """The starter on two CPU cores, in about five hours."""
+    """The starter on two CPU cores, in six to seven hours: an estimate from its stages, which were trained on their own, beside other work."""
     return StarterRun(
         clip=clip_starter(),
         reader=reader_starter(),

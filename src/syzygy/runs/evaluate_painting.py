@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -208,7 +208,7 @@ def chosen(rows: Sequence[Mapping[str, Any]], scoring: PaintingScoring) -> float
 
 @torch.inference_mode()
 def grid(model: TextToImage, asked: Sequence[Asked], scoring: PaintingScoring, strength: float) -> Image.Image:
-    """Prompts of two objects (or what there is): masks, unpainted, painted, exchanged masks, painted; with what is in place."""
+    """Prompts of two objects (or what there is): unpainted, masks, painted, exchanged masks, painted; with what is in place."""
     reader = model.reader()
     two = [one for one in asked if len(one.regions) == 2]
     lines, labels = [], []
@@ -229,8 +229,6 @@ def grid(model: TextToImage, asked: Sequence[Asked], scoring: PaintingScoring, s
 
 def canvas(one: Asked) -> Image.Image:
     """Where its phrases shall be, each in a colour with its words."""
-    from PIL import ImageDraw
-
     picture = Image.new("RGB", (192, 192), "white")
     draw = ImageDraw.Draw(picture)
     for region, colour in zip(one.regions, PAINTS, strict=False):
