@@ -1,9 +1,11 @@
 """The tiny model behind HTTP, and a studio that can be held in the middle of its work."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -20,6 +22,14 @@ def tiny_studio(folder: Path) -> Studio:
     names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "sampler": "sampler"}
     own = {name: model.defaults[theirs] for name, theirs in names.items()}
     return Studio.of(model, {**own, "conditions": ["image", "text"], "negative_prompt": None})
+
+
+def waited(true: Callable[[], Any], seconds: float = 30.0) -> bool:
+    """Whether something comes true in time."""
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return bool(true())
 
 
 class Held(Studio):

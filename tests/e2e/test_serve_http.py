@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import pairwise
@@ -30,7 +29,7 @@ from syzygy.serve.limits import Limits
 from syzygy.serve.running import serving
 from syzygy.serve.studio import Studio
 from tests.conftest import Answer
-from tests.tiny_server import Held, tiny_studio
+from tests.tiny_server import Held, tiny_studio, waited
 
 GENERATIONS, MIXES = "/v1/images/generations", "/v1/images/mixes"
 LIMITS = Limits(prompt=100, number=2, steps=5, regions=1, sources=3, queue=2, upload=100_000, upload_pixels=10_000)
@@ -361,13 +360,6 @@ def test_a_key_is_asked_for_where_there_is_one(studio: Studio) -> None:
             assert client.get("/metrics", headers=raw).status_code == 401
         assert client.get("/v1/models", headers={"Authorization": f"Bearer {SECRET}"}).status_code == 200
         assert client.get("/healthz").status_code == 200
-
-
-def waited(true: Callable[[], Any], seconds: float = 30.0) -> bool:
-    end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end:
-        time.sleep(0.01)
-    return bool(true())
 
 
 def send(url: str, body: dict[str, Any]) -> socket.socket:

@@ -15,7 +15,7 @@ from syzygy.serve.limits import Limits
 from syzygy.serve.running import serving
 from syzygy.serve.studio import Studio
 from tests.page_driver import Open, downloaded, drop, expected, masks, picture, pixels, record, watched
-from tests.tiny_server import Held, tiny_studio
+from tests.tiny_server import Held, tiny_studio, waited
 
 expect.set_options(timeout=20_000)  # a busy machine
 pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason="needs Chromium")
@@ -198,7 +198,7 @@ def test_a_full_queue_is_waited_for_and_work_is_cancelled(opened: Open, studio: 
         expect(third.locator("#go")).to_have_text("Paint one picture")
         second.click("#go")
         expect(second.locator("#go-status")).to_have_text("Cancelled.")
-        assert worker.waiting == 0
+        assert waited(lambda: worker.waiting == 0)  # the page does not wait until the server has seen it
         third.click("#go")
         held.go.set()
         expect(third.locator("figure.done")).to_have_count(1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from syzygy import artifact, presets
 from syzygy.api import TextToImage
@@ -73,6 +74,7 @@ STAGES = TINY | {
     "colours": TINY["decoder"],
     "more_colours": TINY["decoder"],
     "binding": TINY["decoder"],
+    "more_binding": TINY["decoder"],
     "llm": LOOP + LM,
     "align": (*LOOP, *ADAPTER, 'languages=["en","de"]', 'lengths=["short"]'),
     "image": LOOP + PICTURES,
@@ -200,8 +202,11 @@ def test_the_starter_in_stages(
     }
     decoder = artifact.read_json(tmp_path / "model" / "decoder" / "provenance.json")
     assert decoder == parts["decoder"]
-    former = load_decoder(tmp_path / "more_colours" / "decoder")
+    former, finished = (load_decoder(tmp_path / stage / "decoder") for stage in ("binding", "more_binding"))
     assert decoder["init"] == artifact.fingerprint(former.state_dict())
+    first = load_decoder(tmp_path / "words" / "decoder").state_dict()
+    for name in ("slots.t5.states_mean", "slots.t5.states_std", "slots.text.scale"):
+        assert torch.equal(finished.state_dict()[name], first[name])  # what the weights were trained with stays
 
     speaking = TextToImage.from_pretrained(tmp_path / "model", text_encoder="adapter")
     adapter = artifact.read_json(tmp_path / "model" / "adapter" / "provenance.json")

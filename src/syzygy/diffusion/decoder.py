@@ -250,6 +250,12 @@ class Decoder(nn.Module):
         assert torch.isnan(slot.scale), f"the scale of {name} is already {slot.scale}: trained weights rely on it"
         slot.scale.fill_(rms)
 
+    def has_statistics(self, name: str) -> bool:
+        """Whether slot `name` has the statistics of its token states already."""
+        slot = self.slots[name]
+        assert isinstance(slot, Slot)
+        return bool(torch.isfinite(slot.states_mean).all())
+
     def set_statistics(self, name: str, states: Float[Tensor, "N C"]) -> None:
         """Fix, before training, mean and standard deviation of each channel of slot `name`'s token states, from some of training's."""
         if name not in self.slots:
@@ -257,6 +263,7 @@ class Decoder(nn.Module):
         slot = self.slots[name]
         assert isinstance(slot, Slot)
         assert slot.config.standardized, f"condition {name} is not standardised"
+        assert not self.has_statistics(name), f"the statistics of {name} are set already: trained weights rely on them"
         slot.states_mean.copy_(states.mean(0))
         spread = states.std(0)
         slot.states_std.copy_(torch.where(spread > 0, spread, 1.0))  # a channel that never changes tells nothing

@@ -23,6 +23,7 @@ from syzygy.presets.pictures import (
     decoder_binding,
     decoder_colours,
     decoder_ediff,
+    decoder_more_binding,
     decoder_more_colours,
     decoder_starter,
     decoder_words,
@@ -88,6 +89,7 @@ __all__ = [
     "decoder_binding",
     "decoder_colours",
     "decoder_ediff",
+    "decoder_more_binding",
     "decoder_more_colours",
     "decoder_starter",
     "decoder_starter_adapted",
@@ -144,6 +146,7 @@ DECODER: dict[str, Callable[[], DecoderRun]] = {
     "colours": decoder_colours,
     "more-colours": decoder_more_colours,
     "binding": decoder_binding,
+    "more-binding": decoder_more_binding,
     "ediff-i": decoder_ediff,
 }
 PRIOR: dict[str, Callable[[], PriorRun]] = {

@@ -135,6 +135,17 @@ def decoder_binding() -> DecoderRun:
     )
 
 
+def decoder_more_binding() -> DecoderRun:
+    """Preset `binding` once more, for longer and with more scenes that show just what is told (`--t5 FOLDER --init FOLDER/decoder`)."""
+    run = _after_words(
+        subsets={"t5": 0.25, "text+t5": 0.2, "text": 0.08, "image+text+t5": 0.27, "image": 0.12, "": 0.08},
+        noise=LogNormal(p_mean=0.9, p_std=1.15),
+        just_told=0.6,
+        steps=4000,
+    )
+    return run.model_copy(update={"seed": 2})
+
+
 def _after_words(*, subsets: dict[str, float], noise: LogNormal, just_told: float, steps: int) -> DecoderRun:
     run = decoder_words()
     task = {"subsets": subsets, "painted": 0.75, "noise": noise}

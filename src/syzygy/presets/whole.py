@@ -8,6 +8,7 @@ from syzygy.presets.pictures import (
     clip_starter,
     decoder_binding,
     decoder_colours,
+    decoder_more_binding,
     decoder_more_colours,
     decoder_starter,
     decoder_words,
@@ -36,6 +37,7 @@ def starter_cpu() -> StarterRun:
         colours=decoder_colours(),
         more_colours=decoder_more_colours(),
         binding=decoder_binding(),
+        more_binding=decoder_more_binding(),
         prior=prior_starter(),
         llm=lm_starter(),
         align=align_starter(),
@@ -82,6 +84,7 @@ def starter_gpu() -> StarterRun:
                 ("colours", decoder_colours(), 200),
                 ("more_colours", decoder_more_colours(), 300),
                 ("binding", decoder_binding(), 300),
+                ("more_binding", decoder_more_binding(), 400),
             )
         },
         prior=prior.model_copy(

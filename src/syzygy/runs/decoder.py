@@ -124,7 +124,7 @@ def train(
     for name, condition in sample.conditioning.conditions.items():
         if condition.pooled is not None and not decoder.has_scale(name):
             decoder.set_scale(name, condition.pooled.square().mean().sqrt().item())
-    if t5 is not None:
+    if t5 is not None and not decoder.has_statistics("t5"):
         read = sample.conditioning.conditions["t5"]
         assert read.states is not None and read.mask is not None
         decoder.set_statistics("t5", read.states[read.mask].cpu())

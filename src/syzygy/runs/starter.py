@@ -81,6 +81,7 @@ STAGES: Mapping[str, Stage] = {
     "colours": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="words"),
     "more_colours": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="colours"),
     "binding": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="more_colours"),
+    "more_binding": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="binding"),
     "prior": Stage("prior", prior_run.train, ("clip",)),
     "llm": Stage("llm", lm_run.train),
     "align": Stage("adapter", _align, ("clip", "prior", "llm")),
@@ -111,6 +112,7 @@ class StarterRun(Config):
     more_colours: DecoderRun
     """The same for longer, on other scenes."""
     binding: DecoderRun
+    more_binding: DecoderRun
     """The decoder once more, with all its conditions: which colour belongs to which object."""
     prior: PriorRun
     """The ECLIPSE prior; it reads CLIP and the adapter alike, whose stages leave it as it is."""
