@@ -13,7 +13,7 @@ from torch import nn
 from syzygy import artifact
 from syzygy.blend import Blender, Picture, Request, Source, best, clip_scores, pictures_of, texts_of
 from syzygy.diffusion.experts import Experts
-from syzygy.diffusion.latents import LatentDecoder
+from syzygy.diffusion.latents import PAINTING, LatentDecoder
 from syzygy.diffusion.regions import for_each
 from syzygy.errors import UserError
 from syzygy.hub import assembly, bundle, repositories
@@ -323,9 +323,14 @@ class TextToImage:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """`num_inference_steps`, `guidance_scale` and `sampler` that suit the model."""
+        """`num_inference_steps`, `guidance_scale`, `sampler` and strength of `painting` that suit the model."""
         own = self.pipeline.decoder.defaults
-        return {"num_inference_steps": own.steps, "guidance_scale": own.guidance_scale, "sampler": own.sampler}
+        return {
+            "num_inference_steps": own.steps,
+            "guidance_scale": own.guidance_scale,
+            "sampler": own.sampler,
+            "painting": PAINTING if own.painting is None else own.painting,
+        }
 
     def notes(self, prompt: str) -> list[str]:
         """What this model will not understand of a prompt, a line each."""

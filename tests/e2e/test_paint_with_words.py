@@ -1,13 +1,16 @@
 """Painting words from the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from syzygy import artifact
 from syzygy.api import TextToImage
+from syzygy.diffusion.latents import PAINTING
 from syzygy.pictures import read_record
 from syzygy.types import Region
 
@@ -44,6 +47,18 @@ def test_what_is_painted_is_painted_elsewhere(syzygy, tiny_model: Path, canvas: 
     assert record["painting"] == 3
     none, _ = paint(syzygy, tiny_model, tmp_path / "none", "--canvas", canvas, "--paint-strength", 0, *REGIONS)
     assert max(abs(a - b) for a, b in zip(none, plain, strict=True)) <= 1
+
+
+def test_a_model_has_a_strength_of_its_own(syzygy, tiny_model: Path, canvas: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(tiny_model, own)
+    index = artifact.read_json(own / "model_index.json")
+    artifact.write_json(own / "model_index.json", index | {"defaults": index["defaults"] | {"painting": 3.0}})
+    told, _ = paint(syzygy, tiny_model, tmp_path / "t", "--canvas", canvas, "--paint-strength", 3, *REGIONS)
+    weak, usual = paint(syzygy, tiny_model, tmp_path / "w", "--canvas", canvas, *REGIONS)
+    found, record = paint(syzygy, own, tmp_path / "o", "--canvas", canvas, *REGIONS)
+    assert (record["painting"], usual["painting"]) == (3.0, PAINTING)
+    assert found == told != weak
 
 
 def test_no_strength_is_unpainted_to_the_bit(tiny_model: Path) -> None:

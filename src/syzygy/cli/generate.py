@@ -62,7 +62,9 @@ def generate(
         began = time.perf_counter()
         painter = Painter.load(settings, device)
         if painted_regions is not None:
-            painter = painter._replace(record={**painter.record, "regions": [recorded(one) for one in painted_regions]})
+            strength = settings["painting"] if settings["painting"] is not None else painter.model.defaults["painting"]
+            where = {"regions": [recorded(one) for one in painted_regions], "painting": strength}
+            painter = painter._replace(record={**painter.record, **where})
         if manner is not None:
             painter = painter._replace(record={**painter.record, "style": manner.about})
         ready = time.perf_counter()

@@ -1,25 +1,58 @@
 """`syzygy reproduce …`."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from syzygy.cli.common import device_option, json_option, progress_bar, writable_folder
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def comparison_options(*own: Callable[[F], F], model: str, out: str, quick: str) -> Callable[[F], F]:
+    """What every comparison takes; `model` and `quick` say what those options mean, `own` are the command's, after --model."""
+    options = (
+        click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…"),
+        click.option("--model", default="starter", show_default=True, help=model),
+        *own,
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            default=Path(out),
+            show_default=True,
+            help="Folder of the comparison.",
+        ),
+        click.option("--quick", is_flag=True, help=quick),
+        device_option,
+        json_option,
+    )
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _tell(found: Mapping[str, Any], text: str, out: Path, as_json: bool) -> None:
+    import json
+
+    click.echo(json.dumps(found) if as_json else f"{text}\nLook at {out / 'index.html'}")
+
 
 @click.command()
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
-@click.option("--model", default="starter", show_default=True, help="The frozen CLIP, decoder and reader.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("out/eclipse"),
-    show_default=True,
-    help="Folder of the comparison.",
+@comparison_options(
+    model="The frozen CLIP, decoder and reader.",
+    out="out/eclipse",
+    quick="Fewer pairs, seeds and prompts: sooner, wide intervals.",
 )
-@click.option("--quick", is_flag=True, help="Fewer pairs, seeds and prompts: sooner, wide intervals.")
-@device_option
-@json_option
 def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, device: str, as_json: bool) -> None:
     """ECLIPSE's comparison, in small.
 
@@ -27,8 +60,6 @@ def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     reference: scored on embeddings and on pictures, on compositions seen and held out; sweeps over λ, data, steps and noise.
     The same command continues an interrupted comparison. Writes index.html, results.json, report.md and its eclipse.jpg.
     """
-    import json
-
     from syzygy import artifact, presets
     from syzygy.config import override
     from syzygy.runs import judgements, reproduce
@@ -36,34 +67,21 @@ def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
 
     run = override(presets.choose(presets.REPRODUCE, "quick" if quick else "full"), overrides)
     writable_folder(out)
-    bench = reproduce.reproduce(
-        run, out, model=model, device=device, say=lambda line: click.echo(line, err=True), bar=progress_bar
-    )
+    bench = reproduce.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
     found = results(run, out)
     artifact.write_json(out / "results.json", found)
     artifact.write_bytes(out / "report.md", markdown(found).encode())
     judgements.save_sheet(out / SHEET, shown(out, bench.wanted))
     artifact.write_bytes(out / "index.html", page(found, out, bench.wanted).encode())
-    if as_json:
-        click.echo(json.dumps(found))
-    else:
-        click.echo(markdown(found))
-        click.echo(f"Look at {out / 'index.html'}")
+    _tell(found, markdown(found), out, as_json)
 
 
 @click.command()
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
-@click.option("--model", default="starter", show_default=True, help="The model whose decoder is grown, and its reader.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("out/experts"),
-    show_default=True,
-    help="Folder of the comparison.",
+@comparison_options(
+    model="The model whose decoder is grown, and its reader.",
+    out="out/experts",
+    quick="Short trainings and few prompts: shows that it works, and nothing else.",
 )
-@click.option("--quick", is_flag=True, help="Short trainings and few prompts: shows that it works, and nothing else.")
-@device_option
-@json_option
 def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, device: str, as_json: bool) -> None:
     """eDiff-I's experts, in small.
 
@@ -76,8 +94,6 @@ def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     Another tree, or longer trainings:
       syzygy reproduce experts 'experts.leaves=["E1_0", "E1_1"]' experts.loop.steps=600 --out out/two
     """
-    import json
-
     from syzygy import presets
     from syzygy.config import override
     from syzygy.hub.bundle import part_folder
@@ -89,31 +105,18 @@ def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     preset = preset.model_copy(update={"experts": as_trained(preset.experts, part_folder(model, "decoder"))})
     run = override(preset, overrides)
     writable_folder(out)
-    bench = reproduce_experts.reproduce(
-        run, out, model=model, device=device, say=lambda line: click.echo(line, err=True), bar=progress_bar
-    )
+    bench = reproduce_experts.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
     found = write(run, bench)
-    if as_json:
-        click.echo(json.dumps(found))
-    else:
-        click.echo(markdown(found))
-        click.echo(f"Look at {out / 'index.html'}")
+    _tell(found, markdown(found), out, as_json)
 
 
 @click.command()
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…")
-@click.option("--model", default="starter", show_default=True, help="The frozen CLIP, prior, decoder and reader.")
-@click.option("--llm", metavar="RUN|FOLDER", help="The frozen language model.  [default: the model's own]")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("out/text-encoders"),
-    show_default=True,
-    help="Folder of the comparison.",
+@comparison_options(
+    click.option("--llm", metavar="RUN|FOLDER", help="The frozen language model.  [default: the model's own]"),
+    model="The frozen CLIP, prior, decoder and reader.",
+    out="out/text-encoders",
+    quick="Short trainings and few captions: shows that it works, and nothing else.",
 )
-@click.option("--quick", is_flag=True, help="Short trainings and few captions: shows that it works, and nothing else.")
-@device_option
-@json_option
 def text_encoder(
     overrides: tuple[str, ...], model: str, llm: str | None, out: Path, quick: bool, device: str, as_json: bool
 ) -> None:
@@ -130,8 +133,6 @@ def text_encoder(
       syzygy reproduce text-encoder --llm RUN --out out/mine
       syzygy reproduce text-encoder align.loop.steps=900 image.loop.steps=400 seeds=3 --out out/long
     """
-    import json
-
     from syzygy import presets
     from syzygy.config import override
     from syzygy.runs import reproduce_text_encoder
@@ -139,12 +140,6 @@ def text_encoder(
 
     run = override(presets.choose(presets.REPRODUCE_TEXT_ENCODER, "quick" if quick else "full"), overrides)
     writable_folder(out)
-    bench = reproduce_text_encoder.reproduce(
-        run, out, model=model, llm=llm, device=device, say=lambda line: click.echo(line, err=True), bar=progress_bar
-    )
+    bench = reproduce_text_encoder.reproduce(run, out, model=model, llm=llm, device=device, say=_say, bar=progress_bar)
     found = write(bench)
-    if as_json:
-        click.echo(json.dumps(found))
-    else:
-        click.echo(markdown(found))
-        click.echo(f"Look at {out / 'index.html'}")
+    _tell(found, markdown(found), out, as_json)

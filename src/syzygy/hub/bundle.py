@@ -10,7 +10,7 @@ import torch
 
 from syzygy import artifact
 from syzygy.diffusion.decoder import DecoderConfig
-from syzygy.diffusion.latents import LatentDecoder
+from syzygy.diffusion.latents import PAINTING, LatentDecoder
 from syzygy.diffusion.preconditioning import Preconditioned
 from syzygy.errors import UserError
 from syzygy.hub import repositories
@@ -31,7 +31,12 @@ OPTIONAL = ("t5", "llm", "adapter")
 they are asked for as text encoder."""
 BUNDLED = {"starter": Path(__file__).parents[1] / "starter"}
 """Models that come with the package."""
-DEFAULTS: dict[str, Any] = {"num_inference_steps": 25, "guidance_scale": 2.0, "sampler": "dpm++2m"}
+DEFAULTS: dict[str, Any] = {
+    "num_inference_steps": 25,
+    "guidance_scale": 2.0,
+    "sampler": "dpm++2m",
+    "painting": PAINTING,
+}
 """Where a model says nothing else."""
 
 
@@ -74,7 +79,12 @@ def load(
     if isinstance(chosen, (str, Path)):
         loaded = load_prior(chosen, clip, device, local_files_only=local_files_only)
     own = DEFAULTS | index.get("defaults", {})
-    defaults = Sampling(steps=own["num_inference_steps"], guidance_scale=own["guidance_scale"], sampler=own["sampler"])
+    defaults = Sampling(
+        steps=own["num_inference_steps"],
+        guidance_scale=own["guidance_scale"],
+        sampler=own["sampler"],
+        painting=own["painting"],
+    )
     grown = None
     if experts is None:
         decoder = load_decoder(folder / "decoder").to(device)

@@ -150,15 +150,15 @@ def reproduce_quick() -> ReproduceRun:
 def reproduce_experts_full() -> ReproduceExpertsRun:
     """The experts' comparison in small. An estimate of its time: two hours with one thread on one core.
 
-    The paper's E9_511 begins at σ 9.6 and serves 9 of 25 steps. Cut from this decoder's noise, which lies higher, it would begin at 48 and
-    serve 3; E4_15 is the place in the tree that begins at 9.4. Leaves start from the decoder at once: with a level at a time, most of so
+    The paper's E9_511 begins at σ 9.6 and serves 9 of 25 steps. Cut from this decoder's noise, which lies higher, it would begin at 67 and
+    serve 2; E3_7 is the place in the tree that begins at 9.2. Leaves start from the decoder at once: with a level at a time, most of so
     small a budget would go into nodes that are thrown away. The rate is low, as the decoder's own training ended at none: short trainings at
     a higher one only lose.
     """
     experts = experts_full()
     times = {"steps": 300, "warmup": 30, "ema_half_life": 30.0, "validate_every": 0}
     loop = experts.loop.model_copy(update={"lr": 5e-5, **times})
-    leaves = ("E3_0", COMPLEMENT, "E4_15")
+    leaves = ("E3_0", COMPLEMENT, "E3_7")
     return ReproduceExpertsRun(
         experts=experts.model_copy(update={"leaves": leaves, "every_level": False, "loop": loop})
     )

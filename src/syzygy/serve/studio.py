@@ -13,7 +13,7 @@ from torch import Tensor
 
 from syzygy.api import TextToImage
 from syzygy.blend import mixed
-from syzygy.diffusion.latents import PAINTING, LatentDecoder
+from syzygy.diffusion.latents import LatentDecoder
 from syzygy.diffusion.samplers import SAMPLERS
 from syzygy.hub import schedulers
 from syzygy.pictures import png_bytes
@@ -62,7 +62,7 @@ class Studio:
         size, ours, words = self.own_size, isinstance(decoder, LatentDecoder), set(conditions) - {"image"}
         style = {"image", "text"} <= set(conditions)
         defaults = {name: self.record.get(name) for name in ("steps", "guidance_scale", "sampler", "negative_prompt")}
-        defaults["painting"] = PAINTING if decoder.defaults.painting is None else decoder.defaults.painting
+        defaults["painting"] = model.defaults["painting"]
         return {
             "size": size and f"{size[1]}x{size[0]}",
             "defaults": defaults,

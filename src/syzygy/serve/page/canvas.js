@@ -1,6 +1,6 @@
 // The canvas: what it shows, and what pointers and keys do on it.
 
-import { find, isText, say } from "./dom.js";
+import { byFinger, find, isText, say } from "./dom.js";
 import { COLOURS } from "./regions.js";
 import { Strokes } from "./strokes.js";
 
@@ -16,6 +16,8 @@ export class Surface {
   #context = this.#canvas.getContext("2d");
   #planned = false;
   #pointer = null;
+  /** Whether the place of the keys is shown while the canvas has the focus. */
+  #keys = !byFinger();
   /** A picture that lies beneath, or null. */
   beneath = null;
 
@@ -98,7 +100,7 @@ export class Surface {
 
   /** Where the pointer or the keys are: the brush's ring, or the rectangle so far. */
   #mark() {
-    const at = this.#pointer ?? (document.activeElement === this.#canvas ? this.strokes.cursor : null);
+    const at = this.#pointer ?? (this.#keys && document.activeElement === this.#canvas ? this.strokes.cursor : null);
     const context = this.#context;
     const { width, height } = this.#canvas;
     const corners = this.strokes.rectangle;
@@ -128,7 +130,7 @@ export class Surface {
     const phrase = candidate?.phrase ?? target?.phrase;
     find("canvas-hint").textContent = phrase
       ? `Paint where “${phrase}” shall be.`
-      : "Select words in the prompt, then paint here where they shall be.";
+      : "Choose words of the prompt, then paint here where they shall be.";
     find("canvas-hint").hidden = painted || this.strokes.under || this.beneath !== null;
   }
 
@@ -142,9 +144,10 @@ export class Surface {
     canvas.addEventListener("pointerdown", (event) => {
       if (event.button !== 0 || !event.isPrimary) return;
       event.preventDefault();
+      this.#keys = false;
       canvas.focus({ preventScroll: true });
       canvas.setPointerCapture(event.pointerId);
-      if (!this.strokes.down(this.#place(event))) say("Select words in the prompt first.");
+      if (!this.strokes.down(this.#place(event))) say("Choose words of the prompt first.");
     });
     canvas.addEventListener("pointermove", (event) => {
       if (!event.isPrimary) return;
@@ -155,6 +158,7 @@ export class Surface {
     });
     canvas.addEventListener("pointerup", (event) => event.isPrimary && this.strokes.up(this.#place(event)));
     canvas.addEventListener("pointercancel", () => this.strokes.giveUp());
+    canvas.addEventListener("contextmenu", (event) => this.strokes.under && event.preventDefault()); // a finger that rests
     canvas.addEventListener("pointerleave", () => {
       this.#pointer = null;
       this.plan();
@@ -162,6 +166,7 @@ export class Surface {
     canvas.addEventListener("keydown", (event) => this.#key(event));
     canvas.addEventListener("blur", () => {
       this.strokes.finish();
+      this.#keys = !byFinger();
       this.plan();
     });
     document.addEventListener("keydown", (event) => {
@@ -177,6 +182,7 @@ export class Surface {
   #key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     this.#pointer = null;
+    this.#keys = true;
     if (event.key in ARROWS) {
       const [x, y] = ARROWS[event.key];
       const step = event.shiftKey ? 5 * STEP : STEP;

@@ -23,6 +23,15 @@ export function icon(name) {
   return picture;
 }
 
+/** Whether the device is pointed at with a finger. */
+export const byFinger = () => matchMedia("(pointer: coarse)").matches;
+
+/** Scroll to an element; at once for those who do not like motion. */
+export function reveal(element, block = "nearest") {
+  const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "instant" : "smooth";
+  element.scrollIntoView({ block, behavior });
+}
+
 /** Tell those who do not see the canvas. */
 export function say(text) {
   find("said").textContent = text;

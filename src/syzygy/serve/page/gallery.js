@@ -1,6 +1,6 @@
 // The pictures of this session, newest first.
 
-import { find, icon, make } from "./dom.js";
+import { find, icon, make, reveal } from "./dom.js";
 import { keep } from "./files.js";
 
 /** Pixels of new pictures that must be on the screen: else it moves to them, as on a phone. */
@@ -23,7 +23,7 @@ export class Gallery {
     const title = make("p", { class: "title" }, job.title);
     const group = make("article", { class: "run", "aria-busy": "true", "aria-label": job.title }, title, grid);
     find("gallery").prepend(group);
-    if (group.getBoundingClientRect().top > innerHeight - SEEN) group.scrollIntoView({ block: "end", behavior: "smooth" });
+    if (group.getBoundingClientRect().top > innerHeight - SEEN) reveal(group, "end");
     return {
       preview: (index, png) => preview(cells[index], png),
       done: (index, png, seed) => this.#done(cells[index], { png, seed, job }),

@@ -2,7 +2,7 @@
 
 import { ask, onKeyWanted, recipeOf } from "./api.js";
 import { Surface } from "./canvas.js";
-import { find } from "./dom.js";
+import { find, reveal } from "./dom.js";
 import { chooseFile, prepareDrops } from "./drops.js";
 import { decoded, reduced } from "./files.js";
 import { Gallery } from "./gallery.js";
@@ -15,6 +15,7 @@ import { Runner, count } from "./runner.js";
 import { Settings } from "./settings.js";
 import { Tools } from "./tools.js";
 import { Viewer } from "./viewer.js";
+import { prepareWords } from "./words.js";
 
 const GENERATIONS = "/v1/images/generations";
 const MIXES = "/v1/images/mixes";
@@ -62,6 +63,7 @@ class Page {
     this.gallery = new Gallery({ onOpen: (picture) => this.viewer.open(picture), onAgain: (picture) => this.again(picture) });
     this.runner = new Runner(this.gallery, card.capabilities.partial_images);
     preparePrompt(this.regions, () => this.paint());
+    prepareWords(this.regions);
     preparePhraseList(this.regions, () => find("canvas").focus());
     this.#listen();
   }
@@ -158,7 +160,7 @@ class Page {
     find("beneath").hidden = false;
     find("show-beneath").checked = true;
     this.#showBeneath();
-    find("canvas").scrollIntoView({ block: "nearest", behavior: "smooth" });
+    reveal(find("canvas"));
   }
 
   #showBeneath() {

@@ -1,6 +1,6 @@
 // What went wrong, in the server's words, beside what caused it.
 
-import { find, make } from "./dom.js";
+import { find, make, reveal } from "./dom.js";
 
 const FEW = 2;
 const PARTS = { prompt: "prompt-note", regions: "regions-note" };
@@ -40,7 +40,7 @@ export function showError(error, regionIds, otherwise = find("go-note")) {
     field.addEventListener("input", () => field.removeAttribute("aria-invalid"), { once: true });
   }
   place.closest("details")?.setAttribute("open", "");
-  place.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  reveal(place);
 }
 
 function placeOf(name) {

@@ -1,6 +1,6 @@
 // The list of phrases under the prompt: colour, state, strength.
 
-import { find, icon, make, say } from "./dom.js";
+import { byFinger, find, icon, make, say } from "./dom.js";
 import { COLOURS } from "./regions.js";
 
 const STRONGEST = 3;
@@ -72,9 +72,10 @@ function row(regions, { id, phrase, colour }) {
   strength.addEventListener("change", () => regions.weigh(id, Number(strength.value)));
   const leave = make("button", { type: "button", class: "plain remove", "aria-label": `Remove ${phrase}`, title: "Remove" }, icon("close"));
   leave.addEventListener("click", () => {
+    const next = item.nextElementSibling ?? item.previousElementSibling;
     regions.remove(id);
     say(`${phrase} removed`);
-    find("prompt").focus();
+    (next?.querySelector("button") ?? find(byFinger() ? "canvas" : "prompt")).focus({ preventScroll: true });
   });
   const note = make("p", { class: "note", role: "alert", hidden: true });
   const item = make("li", {}, choose, make("div", { class: "strength" }, strength, value), leave, note);

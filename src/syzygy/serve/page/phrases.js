@@ -41,6 +41,19 @@ export function snapped(text, start, end) {
   return start < end ? [start, end] : null;
 }
 
+/** The words of a text: pairs of offsets. Where Chinese and Japanese words end the browser tells. */
+export function words(text) {
+  const found = [];
+  for (const { index, segment, isWordLike } of new Intl.Segmenter(undefined, { granularity: "word" }).segment(text)) {
+    const place = isWordLike && snapped(text, index, index + segment.length);
+    if (!place) continue;
+    const last = found.at(-1);
+    if (last && place[0] < last[1]) last[1] = Math.max(last[1], place[1]); // one word by the server's rule
+    else found.push(place);
+  }
+  return found;
+}
+
 const letterAt = (text, at) => String.fromCodePoint(text.codePointAt(at));
 const letterBefore = (text, at) => [...text.slice(Math.max(0, at - 2), at)].at(-1) ?? "";
 

@@ -76,7 +76,7 @@ export class Strokes {
       this.up(this.cursor);
       return `Lifted at ${place} from the top.`;
     }
-    if (!this.down(this.cursor)) return "Select words in the prompt first.";
+    if (!this.down(this.cursor)) return "Choose words of the prompt first.";
     this.#byKeys = true;
     return `Down at ${place} from the top.`;
   }

@@ -34,7 +34,7 @@ export class Viewer {
     buttons[0].className = "main-button";
     find("viewer-actions").replaceChildren(...buttons);
     this.#dialog.showModal();
-    buttons[0].focus();
+    buttons[0].focus({ preventScroll: true }); // the picture comes first
   }
 
   #act(act, picture) {
