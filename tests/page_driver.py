@@ -17,6 +17,43 @@ from syzygy.errors import UserError
 from syzygy.pictures import record_of
 
 Open = Callable[..., Page]
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+FAINT = """() => {
+    const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    const read = (colour) => {
+        context.clearRect(0, 0, 1, 1);
+        context.fillStyle = colour;
+        context.fillRect(0, 0, 1, 1);
+        return [...context.getImageData(0, 0, 1, 1).data];
+    };
+    const over = (upper, lower) => lower.map((one, i) => i === 3 ? 255 : one + ((upper[i] - one) * upper[3]) / 255);
+    const behind = (element) =>
+        element ? over(read(getComputedStyle(element).backgroundColor), behind(element.parentElement)) : [255, 255, 255, 255];
+    const linear = (one) => (one / 255 <= 0.04045 ? one / 3294.6 : ((one / 255 + 0.055) / 1.055) ** 2.4);
+    const light = ([red, green, blue]) => 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue) + 0.05;
+    const contrast = (colour, ground) => {
+        const [one, other] = [light(over(read(colour), ground)), light(ground)];
+        return Math.max(one, other) / Math.min(one, other);
+    };
+    const faint = [];
+    for (const element of document.querySelectorAll("main *, header *")) {
+        const text = [...element.childNodes].some((one) => one.nodeType === Node.TEXT_NODE && one.textContent.trim());
+        const field = element.matches("input:not([type=range], [type=checkbox]), select");
+        if (!element.checkVisibility() || element.matches(":disabled, option, #mirror, #mirror *") || !(text || field)) continue;
+        const ground = behind(element), name = element.id || element.textContent;
+        if (contrast(getComputedStyle(element).color, ground) < 4.5) faint.push(name);
+        const hint = getComputedStyle(element, "::placeholder");
+        if (element.placeholder && (hint.opacity < 1 || contrast(hint.color, ground) < 4.5)) faint.push(`hint of ${name}`);
+        if (field && contrast(getComputedStyle(element).borderTopColor, behind(element.parentElement)) < 3) faint.push(`edge of ${name}`);
+    }
+    return faint;
+}"""
+"""What is too faint by WCAG 2.2: texts and hints below 4.5 to 1, edges of fields below 3 to 1."""
+SMALL = """() => [...document.querySelectorAll("button, a, input, select, summary, .check")]
+    .filter((one) => one.checkVisibility() && !one.closest(".check > *"))
+    .map((one) => [one.id || one.ariaLabel || one.textContent, one.getBoundingClientRect()])
+    .filter(([, box]) => box.width < 40 || box.height < 40).map(([name]) => name)"""
+"""What is too small for a finger: below 40 pixels a side."""
 
 
 @contextmanager
@@ -44,6 +81,26 @@ def watched(browser: Browser, url: str) -> Iterator[Open]:
         page.context.close()
     assert [one for one in complaints if "status of" not in one] == []  # refusals by the server are told so, too
     assert [one for one in asked if not one.startswith(("http://127.0.0.1:", "blob:", "data:"))] == []
+
+
+def finger(page: Page, points: list[tuple[float, float]], fingers: int = 1) -> None:
+    """A quick stroke by one finger, or by several side by side, from place to place of the canvas (from 0 to 1)."""
+    box = page.locator("#canvas").bounding_box()
+    assert box
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, count: int, x: float = 0, y: float = 0) -> None:
+        at = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
+        touched = [{**at, "x": at["x"] + 80 * one, "id": one} for one in range(count)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touched})
+
+    for number in range(fingers):
+        touch("touchStart", number + 1, *points[0])
+    for point in points[1:]:
+        touch("touchMove", fingers, *point)
+        page.wait_for_timeout(10)
+    touch("touchEnd", 0)
+    session.detach()
 
 
 def record(png: bytes) -> dict[str, Any]:

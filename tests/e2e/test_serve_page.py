@@ -134,22 +134,6 @@ def test_keys_alone_are_enough(opened: Open) -> None:
     assert mask[90].max() == 0  # the rectangle was given up
 
 
-def test_a_finger_paints_on_a_phone(opened: Open) -> None:
-    page = opened(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True, color_scheme="dark")
-    page.fill("#prompt", "a red star")
-    select(page, "red star")
-    page.tap("#canvas")
-    expect(page.locator(".phrases .state")).to_have_text("")
-    expect(page.locator("#undo")).to_be_enabled()
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    light = opened(viewport={"width": 1280, "height": 800}, color_scheme="light")
-    colours = [
-        one.evaluate("document.documentElement && getComputedStyle(document.documentElement).backgroundColor")
-        for one in (page, light)
-    ]
-    assert colours[0] != colours[1]
-
-
 def test_brush_eraser_undo_and_a_phrase_that_leaves(opened: Open) -> None:
     page = opened()
     page.fill("#prompt", "a red star, a blue ring")

@@ -158,6 +158,8 @@ export class Surface {
     });
     canvas.addEventListener("pointerup", (event) => event.isPrimary && this.strokes.up(this.#place(event)));
     canvas.addEventListener("pointercancel", () => this.strokes.giveUp());
+    const kept = (event) => event.touches.length === 1 && event.cancelable && event.preventDefault();
+    canvas.addEventListener("touchmove", kept, { passive: false }); // a quick stroke is no fling, which would swallow the next tap
     canvas.addEventListener("contextmenu", (event) => this.strokes.under && event.preventDefault()); // a finger that rests
     canvas.addEventListener("pointerleave", () => {
       this.#pointer = null;

@@ -1,0 +1,156 @@
+"""The page by finger alone, on a telephone's screen in a real browser; and what makes it readable."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from benchmarks import serve_page
+from syzygy.diffusion.regions import places
+from syzygy.serve.app import create_app
+from syzygy.serve.limits import Limits
+from syzygy.serve.running import serving
+from tests.page_driver import FAINT, PHONE, SMALL, Open, downloaded, finger, masks, record, watched
+from tests.tiny_server import tiny_studio
+
+expect.set_options(timeout=20_000)  # a busy machine
+pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason="needs Chromium")
+PROMPT = "a red star left of a blue ring, and a second red star"
+DOWN = [(0.2, 0.2 + 0.04 * piece) for piece in range(12)]
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_model: Path) -> Iterator[Open]:
+    app = create_app(tiny_studio(tiny_model), Limits(number=4, steps=10, regions=2))
+    with serving(app) as url, serve_page.browser() as browser, watched(browser, url) as new:
+        yield new
+
+
+def tap(page: Page, word: str) -> None:
+    page.locator("#words button", has_text=word).first.tap()
+
+
+def chosen(page: Page) -> Any:
+    return expect(page.locator("#words [aria-pressed=true]"))
+
+
+def test_words_are_chosen_painted_and_removed_by_finger(opened: Open) -> None:
+    page = opened(**PHONE)
+    expect(page.locator("#words")).to_be_hidden()
+    page.tap("#prompt")
+    page.keyboard.type(PROMPT)
+    tap(page, "star")
+    expect(page.locator("#prompt")).not_to_be_focused()  # the keyboard is gone
+    tap(page, "red")
+    chosen(page).to_have_text(["red", "star", "red", "star"])
+    expect(page.locator(".candidate .words")).to_have_text("red star")
+    finger(page, DOWN)
+    tap(page, "ring")  # at once after a quick stroke
+    expect(page.locator(".phrases .state")).to_have_text(["", "paint it now"])
+    assert page.evaluate("scrollY") == 0  # the stroke did not move the page
+    tap(page, "blue")
+    chosen(page).to_have_text(["blue", "ring"])
+    placed = page.locator("#words .placed")
+    colours = placed.evaluate_all("(all) => all.map((one) => one.style.getPropertyValue('--colour'))")
+    assert len(colours) == 6
+    assert len(set(colours)) == 2
+    page.tap(".candidate button")
+    expect(page.locator("#canvas")).to_be_in_viewport(ratio=1)
+    finger(page, [(x + 0.5, y) for x, y in DOWN])
+    expect(page.locator(".phrases .state")).to_have_text(["", ""])
+    tap(page, "second")
+    expect(page.locator("#prompt-help")).to_contain_text("At most 2 phrases")
+    tap(page, "red")  # chooses the phrase that it is part of
+    chosen(page).to_have_text(["red", "star", "red", "star"])
+    page.tap("[aria-label='Remove red star']")
+    expect(page.locator(".phrases .words")).to_have_text("blue ring")
+    expect(page.locator("#prompt")).not_to_be_focused()
+    chosen(page).to_have_text(["blue", "ring"])
+    page.fill("#n", "1")
+    page.fill("#steps", "2")
+    page.tap("#go")
+    expect(page.locator("figure.done")).to_have_count(1)
+    made = record(downloaded(page))
+    assert [one["phrase"] for one in made["regions"]] == ["blue ring"]
+    (mask,) = masks(made)
+    assert (mask[120, 179], mask[:, :128].max()) == (255, 0)
+
+
+def test_two_fingers_move_the_page_and_paint_nothing(opened: Open) -> None:
+    page = opened(**PHONE)
+    page.fill("#prompt", PROMPT)
+    tap(page, "star")
+    finger(page, [(x, 0.8 - y) for x, y in DOWN], fingers=2)
+    page.wait_for_function("scrollY > 50")
+    expect(page.locator(".phrases .state")).to_have_text("not painted yet")
+    finger(page, DOWN)
+    expect(page.locator(".phrases .state")).to_have_text("")
+
+
+def test_taps_join_neighbours_and_give_back_ends(opened: Open) -> None:
+    page = opened(**PHONE)
+    script = "async (asked) => { const { tapped } = await import('/page/words.js'); return asked.map((one) => tapped(...one)); }"
+    asked = [[None, 3], [[3, 3], 4], [[3, 4], 2], [[2, 4], 2], [[2, 4], 4], [[2, 4], 3], [[2, 4], 6], [[3, 3], 3]]
+    assert page.evaluate(script, asked) == [[3, 3], [3, 4], [2, 4], [3, 4], [2, 3], [3, 3], [6, 6], None]
+    page.fill("#prompt", PROMPT)
+    serve_page.select(page, "blue")  # as a long press does
+    tap(page, "ring")
+    expect(page.locator(".candidate .words")).to_have_text("blue ring")
+    page.fill("#prompt", "")
+    expect(page.locator("#words")).to_be_hidden()
+    mouse = opened()
+    mouse.fill("#prompt", PROMPT)
+    expect(mouse.locator("#words")).to_be_hidden()
+    expect(mouse.locator("#prompt-help")).to_contain_text("Select words above")
+
+
+def test_every_word_to_tap_is_one_for_the_server(opened: Open) -> None:
+    page = opened()
+    draw = random.Random(0)
+    texts = ["".join(draw.choice("aAbßé1 .,-_'月星カタสวั🌟") for _ in range(draw.randint(1, 20))) for _ in range(300)]
+    script = """async (texts) => {
+        const { words } = await import("/page/phrases.js");
+        return texts.map((text) => words(text).map((at) => text.slice(...at)));
+    }"""
+    texts += ["a red-haired star, 2.5 wide", "红色的星星"]
+    found = page.evaluate(script, texts)
+    assert [
+        word for text, all_words in zip(texts, found, strict=True) for word in all_words if not places(text, word)
+    ] == []
+    assert found[-2] == ["a", "red", "haired", "star", "2.5", "wide"]
+    assert "".join(found[-1]) == "红色的星星"
+    assert len(found[-1]) > 1
+
+
+def test_all_is_large_enough_and_bold_enough_and_stands_still(opened: Open) -> None:
+    page = opened(**PHONE, reduced_motion="reduce")
+    page.fill("#prompt", PROMPT)
+    tap(page, "star")
+    finger(page, DOWN)
+    tap(page, "blue")
+    page.fill("#n", "1")
+    page.fill("#steps", "1")
+    page.tap("#go")
+    expect(page.locator("figure.done")).to_have_count(1)
+    page.tap("#mix-part summary")
+    page.tap("#mix-text")
+    grounds = set()
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(FAINT) == []
+        grounds.add(page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))
+    assert len(grounds) == 2
+    for width in (390, 320):
+        page.set_viewport_size({"width": width, "height": 700})
+        assert page.evaluate(SMALL) == []
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+    script = """async () => {
+        const { reveal } = await import("/page/dom.js");
+        return new Promise((told) => reveal({ scrollIntoView: (how) => told(how.behavior) }));
+    }"""
+    assert page.evaluate(script) == "instant"
+    page.emulate_media(reduced_motion="no-preference")
+    assert page.evaluate(script) == "smooth"
