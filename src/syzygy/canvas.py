@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from syzygy.diffusion.regions import blurred
@@ -23,6 +23,9 @@ NEAR = 48
 """Colours differ by at most so much (of 255, in each channel) and are still one: brushes have soft edges."""
 STRAY = 0.002
 """Part of a canvas whose colours may belong to nobody."""
+
+PAINTS = ("#e4572e", "#2e86de", "#2a9d57", "#8e5bd0", "#c98a00", "#d1478f")
+"""What regions are drawn in, one after the other."""
 
 
 class Spec(NamedTuple):
@@ -114,3 +117,22 @@ def _masks(canvas: Path, colours: dict[Spec, tuple[int, int, int]]) -> dict[Spec
         if not mask.any():
             raise UserError(f"the colour {spec.key} of {spec.phrase!r} is nowhere on {canvas}.")
     return masks
+
+
+def drawn(regions: Sequence[Region], side: int = 192) -> Image.Image:
+    """Where phrases are painted, each in a colour and with its words."""
+    picture = Image.new("RGB", (side, side), "white")
+    draw, places = ImageDraw.Draw(picture), []
+    for number, region in enumerate(regions):
+        mask = Image.fromarray((region.mask.numpy() * 255).astype("uint8")).resize(picture.size)
+        picture.paste(PAINTS[number % len(PAINTS)], mask=mask)
+        places.append(mask.getbbox() or (0, 0, *picture.size))
+    for region, (left, top, right, bottom) in zip(regions, places, strict=True):
+        middle, words = ((left + right) / 2, (top + bottom) / 2), region.phrase.replace(" ", "\n")
+        for size in range(side // 9, side // 20, -1):  # the largest that fits, or else the smallest
+            how: dict[str, Any] = {"anchor": "mm", "align": "center", "font_size": size, "spacing": 1}
+            box = draw.multiline_textbbox(middle, words, **how)
+            if box[2] - box[0] <= 0.85 * (right - left) and box[3] - box[1] <= 0.85 * (bottom - top):
+                break
+        draw.multiline_text(middle, words, fill="white", **how)
+    return picture

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from syzygy.canvas import Spec, parse, recorded, regions_of
+from syzygy.canvas import PAINTS, Spec, drawn, parse, recorded, regions_of
 from syzygy.errors import UserError
+from syzygy.pictures import to_tensor
 from syzygy.types import Region
 
 RED, BLUE = "#ff0000=a red star", "#0000ff=a blue ring@2"
@@ -112,3 +113,21 @@ def test_a_record_keeps_the_mask() -> None:
     picture = Image.open(io.BytesIO(base64.b64decode(record.pop("mask"))))
     assert record == {"phrase": "a star", "weight": 0.5}
     assert [[picture.getpixel((x, y)) // 255 for x in range(9)] for y in range(6)] == mask.long().tolist()
+
+
+def test_regions_are_drawn_where_they_are_with_their_words() -> None:
+    left = torch.zeros(20, 20)
+    left[:, :10] = 1
+    long = "a small green spotted moon above"
+    found = drawn([Region("a red star", left), Region(long, left.flip(1))])
+    pixels = to_tensor(found)
+    assert found.size == (192, 192)
+    for half, colour in ((pixels[..., :96], PAINTS[0]), (pixels[..., 96:], PAINTS[1])):
+        paint = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])[:, None, None]
+        words = (half - 1).abs().amax(0) < 0.05
+        assert words.any()
+        near = (half - paint).abs().amax(0) < 0.05
+        assert near[:, 8:-8].float().mean() > 0.5
+        assert not (words[:4].any() or words[-4:].any()), "words stay inside"
+        assert not (words[:, :1].any() or words[:, -1:].any())
+    assert drawn([]).getextrema() == ((255, 255),) * 3

@@ -78,7 +78,7 @@ def generate(
 
         kept = list(painted(wishes, paint, painter.record, out, batch_size=batch_size, best_of=best_of))
         seconds = {"load_seconds": round(ready - began, 3), "paint_seconds": round(time.perf_counter() - ready, 3)}
-    sheet = _contact_sheet(kept, num_images, painter, out) if len(kept) > 1 else None
+    sheet = _contact_sheet(kept, num_images, painter, painted_regions, out) if len(kept) > 1 else None
     tell(kept, {"contact_sheet": sheet}, {"settings": painter.record} | seconds, as_json)
 
 
@@ -102,11 +102,16 @@ def _regions(
     return found
 
 
-def _contact_sheet(kept: Sequence[Kept], num_images: int, painter: Painter, out: Path) -> Path:
-    """A row a prompt; prompts with one picture each fill a square."""
+def _contact_sheet(
+    kept: Sequence[Kept], num_images: int, painter: Painter, regions: "Sequence[Region] | None", out: Path
+) -> Path:
+    """A row a prompt, what is painted first; prompts with one picture each fill a square."""
     import math
+
+    from syzygy.canvas import drawn
 
     columns = num_images if num_images > 1 else min(math.ceil(math.sqrt(len(kept))), SHEET_COLUMNS)
     cells = [(one.image, f"{one.about['prompt']} · {one.mark}") for one in kept]
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    first = [] if regions is None else [(drawn(regions), "painted")]
+    rows = [first + cells[start : start + columns] for start in range(0, len(cells), columns)]
     return save_sheet(rows, {"pictures": [one.about for one in kept], **painter.record}, out)

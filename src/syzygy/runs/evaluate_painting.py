@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageDraw
+from PIL import Image
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from syzygy import artifact
 from syzygy.api import TextToImage
+from syzygy.canvas import drawn
 from syzygy.config import Config
 from syzygy.diffusion.regions import places
 from syzygy.errors import UserError
@@ -32,8 +33,6 @@ SIDE, MARGIN = 64, 0.06
 HALVES = (((0.0, 0.5), (0.0, 1.0)), ((0.5, 1.0), (0.0, 1.0)), ((0.0, 1.0), (0.0, 0.5)), ((0.0, 1.0), (0.5, 1.0)))
 """Left, right, above, below: (from, to) across and down. Neighbours in pairs face each other."""
 UNPAINTED = "unpainted"
-PAINTS = ("#e4572e", "#2e86de")
-"""A region's colour in the grid of pictures: its place in the prompt."""
 SHOWN = 6
 """Prompts in the grid of pictures."""
 
@@ -222,28 +221,11 @@ def grid(model: TextToImage, asked: Sequence[Asked], scoring: PaintingScoring, s
             f"{placed(w, r) * len(w.regions):.0f} of {len(w.regions)} in place"
             for w, r in zip((one, one, turned), read, strict=True)
         ]
-        lines.append([card(one.prompt.text), images[0], canvas(one), images[1], canvas(turned), images[2]])
+        lines.append(
+            [card(one.prompt.text), images[0], drawn(one.regions), images[1], drawn(turned.regions), images[2]]
+        )
         labels.append(["", f"unpainted: {told[0]}", "", f"painted: {told[1]}", "", f"painted: {told[2]}"])
     return contact_sheet(lines, labels, cell=112)
-
-
-def canvas(one: Asked) -> Image.Image:
-    """Where its phrases shall be, each in a colour with its words."""
-    picture = Image.new("RGB", (192, 192), "white")
-    draw = ImageDraw.Draw(picture)
-    for region, colour in zip(one.regions, PAINTS, strict=False):
-        mask = Image.fromarray((region.mask.numpy() * 255).astype("uint8")).resize(picture.size)
-        picture.paste(colour, mask=mask)
-        left, top, right, bottom = mask.getbbox() or (0, 0, *picture.size)
-        draw.multiline_text(
-            ((left + right) / 2, (top + bottom) / 2),
-            region.phrase.replace(" ", "\n"),
-            fill="white",
-            anchor="mm",
-            align="center",
-            font_size=22,
-        )
-    return picture
 
 
 def result(
