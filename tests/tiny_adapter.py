@@ -16,10 +16,17 @@ MEASURED = ["a red star", "two blue circles", "a ring", "a moon above a cross"]
 
 
 def save_tiny_adapter(
-    folder: Path, llm: Path, clip: Clip, *, queries: int = 3, seed: int = 0, languages: tuple[str, ...] | None = None
+    folder: Path,
+    llm: Path,
+    clip: Clip,
+    *,
+    queries: int = 3,
+    seed: int = 0,
+    languages: tuple[str, ...] | None = None,
+    **reading: Any,
 ) -> Path:
-    """An adapter between this language model and this CLIP."""
-    model = Llm.from_pretrained(llm)
+    """An adapter between this language model and this CLIP; `reading` is how the model is loaded."""
+    model = Llm.from_pretrained(llm, **reading)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes: dict[str, Any] = {"layers": 1, "heads": 2, "width": 16}
@@ -30,13 +37,17 @@ def save_tiny_adapter(
     return folder
 
 
-def with_adapter(model: Path, folder: Path, **settings: Any) -> Path:
-    """A copy of one of our models with a language model, which has learned the world's words, and an adapter of its own."""
-    shutil.copytree(model, folder)
-    texts = [
-        pair.caption.text for code in ("en", "de", "zh") for pair in source.pairs(0, 0, 60, length="long", lang=code)
-    ]
+def save_tiny_lm(folder: Path, *codes: str) -> Path:
+    """A language model that has learned the words of the world in these languages, and nothing else."""
+    texts = [pair.caption.text for code in codes for pair in source.pairs(0, 0, 60, length="long", lang=code)]
     sizes: dict[str, Any] = {"width": 32, "layers": 2, "heads": 2, "feed_forward": 48, "vocabulary": 1200}
-    build_lm(LmConfig(**sizes), texts, 0).save_pretrained(folder / "llm", {})
-    save_tiny_adapter(folder / "adapter", folder / "llm", Clip.from_pretrained(folder / "clip"), **settings)
+    build_lm(LmConfig(**sizes), texts, 0).save_pretrained(folder, {})
+    return folder
+
+
+def with_adapter(model: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of one of our models with a language model and an adapter of its own."""
+    shutil.copytree(model, folder)
+    llm = save_tiny_lm(folder / "llm", "en", "de", "zh")
+    save_tiny_adapter(folder / "adapter", llm, Clip.from_pretrained(folder / "clip"), **settings)
     return folder

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from syzygy import artifact
-from syzygy.hub.lm import LmConfig, build_lm
-from syzygy.world import source
+from tests.tiny_adapter import save_tiny_lm
 
 SMALL = (
     "align.adapter.queries=3",
@@ -56,11 +55,9 @@ NAMES = [*(f"mean-{path}" for path in PATHS), *(f"last-{path}" for path in PATHS
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A language model that has learned the world's words, and nothing else."""
-    texts = [pair.caption.text for code in ("en", "zh") for pair in source.pairs(0, 0, 40, length="long", lang=code)]
-    sizes: dict[str, Any] = {"width": 32, "layers": 2, "heads": 2, "feed_forward": 48, "vocabulary": 1000}
+    """The run of a language model."""
     folder = tmp_path_factory.mktemp("lm")
-    build_lm(LmConfig(**sizes), texts, 0).save_pretrained(folder / "llm", {})
+    save_tiny_lm(folder / "llm", "en", "zh")
     return folder
 
 

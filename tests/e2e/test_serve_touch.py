@@ -99,6 +99,12 @@ def test_taps_join_neighbours_and_give_back_ends(opened: Open) -> None:
     serve_page.select(page, "blue")  # as a long press does
     tap(page, "ring")
     expect(page.locator(".candidate .words")).to_have_text("blue ring")
+    page.focus("#prompt")
+    page.locator("#words button", has_text="left").dispatch_event(
+        "click"
+    )  # as Safari's taps, which leave the focus where it is
+    expect(page.locator("#prompt")).not_to_be_focused()
+    expect(page.locator(".candidate .words")).to_have_text("left")
     page.fill("#prompt", "")
     expect(page.locator("#words")).to_be_hidden()
     mouse = opened()

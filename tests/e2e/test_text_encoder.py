@@ -21,10 +21,11 @@ from syzygy.hub import bundle
 from syzygy.hub.clip import Clip
 from syzygy.hub.karlo import KarloDecoder
 from syzygy.hub.llm import Llm
-from syzygy.hub.offload import VisitingText
+from syzygy.hub.offload import VisitingPrior, VisitingText
 from syzygy.hub.prior_pipeline import PriorPipeline
-from syzygy.hub.text_encoder import with_text
+from syzygy.hub.text_encoder import adapt, with_text
 from syzygy.pictures import read_record
+from syzygy.prior.diffusion import DiffusionPrior, DiffusionPriorConfig, SampledPrior
 from syzygy.prior.model import EclipsePrior
 from syzygy.runs import evaluate
 from syzygy.runs.prior import embed
@@ -84,12 +85,16 @@ def test_without_it_nothing_of_it_is_read(model: Path, tiny_model: Path, monkeyp
         TextToImage.from_pretrained(model, text_encoder="adapter")
 
 
-def test_where_an_adapter_may_be(adapted: TextToImage, model: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_where_an_adapter_may_be(
+    adapted: TextToImage, model: Path, llm: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     for place in (model, model / "adapter", str(model)):
         assert picture(TextToImage.from_pretrained(tiny_model, text_encoder=place)) == picture(adapted)
     alone = shutil.copytree(model / "adapter", tmp_path / "adapter")
     moved = shutil.copytree(model / "llm", tmp_path / "moved")
     assert picture(TextToImage.from_pretrained(tiny_model, text_encoder=alone, llm=moved)) == picture(adapted)
+    with pytest.raises(UserError, match="made with other features of a language model"):
+        TextToImage.from_pretrained(model, text_encoder="adapter", llm=llm)  # not the one that lies beside it
     with pytest.raises(UserError, match=r"has no adapter of its own: name the folder of one"):
         TextToImage.from_pretrained(tiny_model, text_encoder="adapter")
     with pytest.raises(UserError, match="no effect without its adapter"):
@@ -201,6 +206,20 @@ def test_kandinsky_and_its_drop_in(tiny_kandinsky: Tiny, llm: Path, tmp_path: Pa
         PriorPipeline.from_pretrained(tiny_kandinsky.prior, clip=tiny_kandinsky.clip, llm=llm)
 
 
+def test_a_diffusion_prior_is_guided_away_from_what_it_makes_of_nothing(adapted: TextToImage) -> None:
+    encoder = adapted.pipeline.text_encoder
+    assert isinstance(encoder, AdaptedText)
+    sizes: dict[str, Any] = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 4}
+    network = DiffusionPrior(DiffusionPriorConfig(embedding_dim=encoder.width, **sizes))
+    alone = SampledPrior(network, adapted.clip.encode_text([""]))
+    for prior in (alone, VisitingPrior(alone, torch.device("cpu"))):
+        found = with_text(replace(adapted.pipeline, prior=prior), encoder).prior
+        assert type(found) is type(prior)
+        inner = found.prior if isinstance(found, VisitingPrior) else found
+        assert isinstance(inner, SampledPrior)
+        torch.testing.assert_close(inner.unconditional.states, encoder.encode_text([""]).states)
+
+
 def test_karlos_decoder_reads_it_too(llm: Path, tmp_path: Path) -> None:
     tiny = tiny_karlo(tmp_path)
     clip = Clip.from_pretrained(tiny.clip, text_first=True)
@@ -237,11 +256,17 @@ def test_stable_diffusion_has_no_place_for_one(model: Path, tmp_path: Path) -> N
         TextToImage.from_pretrained(tiny_stable_diffusion(tmp_path / "sd"), text_encoder=model)
 
 
-def test_a_visitor_reads_the_same(adapted: TextToImage) -> None:
-    encoder = adapted.pipeline.text_encoder
-    assert isinstance(encoder, AdaptedText)
-    visiting = VisitingText(encoder, torch.device("cpu"))
-    assert torch.equal(visiting.encode_text([GERMAN]).pooled, encoder.encode_text([GERMAN]).pooled)
+def test_offloaded_it_is_a_visitor_that_reads_the_same(adapted: TextToImage, model: Path, tmp_path: Path) -> None:
+    assert adapted.pipeline.prior is not None
+    path = replace(adapted.pipeline, prior=VisitingPrior(adapted.pipeline.prior, torch.device("cpu")))
+    found = adapt(path, lambda: adapted.clip, model, "adapter", offload=True).pipeline.text_encoder
+    assert isinstance(found, VisitingText)
+    assert torch.equal(found.encode_text([GERMAN]).pooled, adapted.encode_text([GERMAN]).pooled)
+    folder = shutil.copytree(model / "adapter", tmp_path / "adapter")
+    record = artifact.read_json(folder / artifact.PROVENANCE_FILE)
+    artifact.write_json(folder / artifact.PROVENANCE_FILE, record | {"prior": "another"})
+    with pytest.warns(UserWarning, match="trained with another prior"):
+        adapt(path, lambda: adapted.clip, model, folder, llm=model / "llm", offload=True)
 
 
 def test_an_adapter_that_does_not_say_its_languages_is_asked_in_all(model: Path, tmp_path: Path) -> None:

@@ -97,6 +97,26 @@ def runs(places: Path, stages: dict[str, tuple[object, ...]], aligned: Path) -> 
     return {stage: places / stage for stage in stages}
 
 
+@pytest.fixture(scope="module")
+def on_store(aligned: Path, store: Path) -> tuple[object, ...]:
+    """Stage image on a store, but for the prior and where it writes."""
+    return ("train", "adapter", "--stage", "image", "--from", aligned, "--data", store, *IMAGE)
+
+
+def stopped(syzygy: Callable[..., Any], task: type, method: str, *command: object) -> None:
+    """A command that is interrupted where its task reads the third step."""
+    whole = getattr(task, method)
+
+    def stopping(self: Any, step: int) -> Any:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return whole(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, method, stopping)
+        assert syzygy(*command).code == 130
+
+
 def weights(run: Path, part: str = "adapter") -> dict[str, torch.Tensor]:
     (file,) = (run / part).glob("*.safetensors")
     return read_tensors(file)
@@ -162,21 +182,9 @@ def test_chosen_scenes(syzygy: Callable[..., Any], runs: dict[str, Path], tiny_m
 
 
 def test_stage_image_on_a_store(
-    syzygy: Callable[..., Any], aligned: Path, store: Path, tiny_model: Path, tmp_path: Path
+    syzygy: Callable[..., Any], on_store: tuple[object, ...], tiny_model: Path, tmp_path: Path
 ) -> None:
-    arguments = (
-        "train",
-        "adapter",
-        "--stage",
-        "image",
-        "--from",
-        aligned,
-        "--prior",
-        tiny_model,
-        "--data",
-        store,
-        *IMAGE,
-    )
+    arguments = (*on_store, "--prior", tiny_model)
     whole = syzygy(*arguments, "--out", tmp_path / "whole", "task.frozen=prior", "task.empty=0.4")
     assert whole.code == 0, whole.err
     parts = syzygy(*arguments, "--out", tmp_path / "parts", "task.frozen=prior", "task.empty=0.4", "task.micro_batch=3")
@@ -193,19 +201,9 @@ def test_stage_image_on_a_store(
 
 @pytest.mark.parametrize("stage", ["align", "image", "quality"])
 def test_a_stopped_stage_goes_on_bit_for_bit(
-    stage: str, syzygy: Callable[..., Any], stages: dict[str, tuple[object, ...]], runs: dict[str, Path], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    stage: str, syzygy: Callable[..., Any], stages: dict[str, tuple[object, ...]], runs: dict[str, Path], tmp_path: Path
 ) -> None:  # fmt: skip
-    parts = AdapterTask.parts
-
-    def stopping(self: Any, step: int) -> Any:
-        if step == 2:
-            signal.raise_signal(signal.SIGINT)
-        return parts(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(AdapterTask, "parts", stopping)
-        assert syzygy(*stages[stage], "--out", tmp_path).code == 130
+    stopped(syzygy, AdapterTask, "parts", *stages[stage], "--out", tmp_path)
     assert not (tmp_path / "adapter").exists()
     assert syzygy(*stages[stage], "--out", tmp_path).code == 0
     for name in ("model", "optimizer", "ema"):
@@ -320,7 +318,7 @@ def test_wrong_input(
 
 
 def test_another_prior_than_the_aligned_one(
-    syzygy: Callable[..., Any], aligned: Path, store: Path, tiny_model: Path, tmp_path: Path
+    syzygy: Callable[..., Any], on_store: tuple[object, ...], tiny_model: Path, tmp_path: Path
 ) -> None:
     from syzygy.prior.model import EclipsePrior
 
@@ -328,20 +326,7 @@ def test_another_prior_than_the_aligned_one(
     with torch.no_grad():
         prior.proj_in.weight += 1
     prior.save_pretrained(tmp_path / "other")
-    arguments = (
-        "train",
-        "adapter",
-        "--stage",
-        "image",
-        "--from",
-        aligned,
-        "--data",
-        store,
-        *IMAGE,
-        "--out",
-        tmp_path / "run",
-    )
-    answer = syzygy(*arguments, "--prior", tmp_path / "other")
+    answer = syzygy(*on_store, "--prior", tmp_path / "other", "--out", tmp_path / "run")
     assert "was trained with another prior" in answer.err
 
 
@@ -386,16 +371,7 @@ def test_stage_image_with_a_decoder(
     assert [one["stage"] for one in record["lineage"]] == ["align"]
     assert record["decoder"] != record["decoder_before"]
 
-    loss = AdaptedDecoderTask.loss
-
-    def stopping(self: Any, step: int) -> Any:
-        if step == 2:
-            signal.raise_signal(signal.SIGINT)
-        return loss(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(AdaptedDecoderTask, "loss", stopping)
-        assert syzygy(*common, "--out", tmp_path / "stopped").code == 130
+    stopped(syzygy, AdaptedDecoderTask, "loss", *common, "--out", tmp_path / "stopped")
     assert syzygy(*common, "--out", tmp_path / "stopped").code == 0
     one, other = (read_tensors(tmp_path / run / "checkpoint/model.safetensors") for run in ("run", "stopped"))
     assert all(torch.equal(other[name], x) for name, x in one.items())

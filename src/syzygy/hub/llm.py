@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, field_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from syzygy import artifact
@@ -100,6 +101,8 @@ class LlmIdentity:
 class Llm(nn.Module):
     """A frozen language model with its tokenizer: texts → features (`StatesEncoder`), never cut in silence.
 
+    Padding is on the right and masked, so that positions, which each family counts in its own way, are those of the text alone.
+
     A text stands between the special tokens that the tokenizer itself puts around it, and ends with the end token in any case: a causal
     model then has a state that has read all, and the empty text has a state at all.
 
@@ -117,13 +120,13 @@ class Llm(nn.Module):
         super().__init__()
         self.recipe = recipe or LlmRecipe()
         self.model, self.tokenizer, self.source, self.revision = model, tokenizer, source, revision
+        self._arguments = inspect.signature(model.forward).parameters
+        if "pixel_values" in self._arguments:
+            raise UserError(f"{source} is a {type(model).__name__}, which reads pictures: name a language model.")
         self._before, self._after = _around(tokenizer, self.recipe.template, source)
         pad = tokenizer.pad_token_id
         # Pads are never read; many tokenizers have none, or one that was added and that the model does not know.
         self._pad = self._after[-1] if pad is None or pad >= model.get_input_embeddings().num_embeddings else pad
-        self._arguments = inspect.signature(model.forward).parameters
-        if "pixel_values" in self._arguments:
-            raise UserError(f"{source} is a {type(model).__name__}, which reads pictures: name a language model.")
         self._check_recipe()
 
     def _check_recipe(self) -> None:
@@ -188,9 +191,6 @@ class Llm(nn.Module):
         asked: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
         if "use_cache" in self._arguments:
             asked["use_cache"] = False
-        if getattr(self.model.config, "rope_parameters", None):
-            # Padding is on the right, so they count from 0 for each text. Learned ones begin elsewhere in some families.
-            asked["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         if self.recipe.layers == "last":
             return mean_of_layers([self.model(**asked).last_hidden_state], self.recipe.normalise)
         output = self.model(**asked, output_hidden_states=True)
@@ -307,6 +307,8 @@ def _moved(x: Tensor, keep: Bool[Tensor, "B T"], mask: Bool[Tensor, "B S"]) -> T
 def _around(tokenizer: Any, template: str | None, source: str) -> tuple[list[int], list[int]]:
     """The ids that every text begins and ends with: the tokenizer's own, an end token, and those of the template."""
     alone = tokenizer("a", add_special_tokens=False)["input_ids"]
+    if not alone:  # transformers makes an empty one of some families where the file is missing
+        raise UserError(f"the tokenizer of {source} knows no words: its folder needs a tokenizer.json.")
     whole = list(tokenizer("a")["input_ids"])
     places = [i for i in range(len(whole)) if whole[i : i + len(alone)] == alone]
     assert places, "a tokenizer puts its special tokens around a text"
@@ -338,7 +340,7 @@ def _loaded(folder: Path, source: str, dtype: torch.dtype) -> tuple[Any, Any]:
         model, report = kind.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the language model in {source} cannot be loaded: {str(error).splitlines()[0]}") from None
     finally:
         logging.set_verbosity(loud)

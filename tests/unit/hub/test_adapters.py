@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from syzygy import artifact
-from syzygy.encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
 from syzygy.errors import UserError
 from syzygy.hub.adapters import load_adapted
 from syzygy.hub.clip import Clip
-from syzygy.hub.llm import Llm, LlmRecipe
+from syzygy.hub.llm import LlmRecipe
+from tests.tiny_adapter import save_tiny_adapter
 from tests.tiny_llm import TEXTS, save_tiny_llm
+
+RECIPE = LlmRecipe(layers=(1, 3), max_tokens=40)
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +30,12 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path, llm: Path, clip: Clip) -> Path:
     """An adapter for features of two layers in bf16."""
-    recipe = LlmRecipe(layers=(1, 3), max_tokens=40)
-    model = Llm.from_pretrained(llm, recipe=recipe, dtype=torch.bfloat16)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        adapter = TextAdapter(AdapterConfig(queries=3, layers=1, heads=2, width=16, llm_width=32, clip_width=32))
-    adapter.set_statistics(TextStatistics.of(clip.encode_text(["a red star", "two blue circles", "a ring"])))
-    provenance = {"llm": model.identity().to_config(), "clip": clip.fingerprint()}
-    adapter.save_pretrained(tmp_path / "adapter", provenance)
-    return tmp_path / "adapter"
+    return save_tiny_adapter(tmp_path / "adapter", llm, clip, recipe=RECIPE, dtype=torch.bfloat16)
 
 
 def test_it_reads_as_in_training(folder: Path, clip: Clip, llm: Path) -> None:
     encoder = load_adapted(folder, clip)
-    assert encoder.llm.recipe == LlmRecipe(layers=(1, 3), max_tokens=40)
+    assert encoder.llm.recipe == RECIPE
     assert encoder.llm.dtype == torch.bfloat16
     found = encoder.encode_text(["", *TEXTS])
     assert found.states.shape == (5, 3, 32)

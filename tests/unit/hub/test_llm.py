@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, ByT5Tokenizer
 
 from syzygy import artifact
 from syzygy.config import parse
 from syzygy.errors import UserError
 from syzygy.hub.llm import SENTENCES, Llm, LlmRecipe, check_same, mean_of_layers
+from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_llm import FAMILIES, SIZES, TEXTS, save_tiny_llm, tiny_tokenizer
+from tests.tiny_unclip import tiny_clip
 
 Get = Callable[[str], Path]
 
@@ -89,6 +91,11 @@ def test_a_large_layer_does_not_drown_the_others(scale: float) -> None:
     torch.testing.assert_close(plain, (first + scale * second) / 2)
 
 
+def test_layers_in_bf16_are_normalised_in_fp32() -> None:
+    coarse = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(mean_of_layers([coarse], normalise=True), mean_of_layers([coarse.float()], normalise=True))
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "t5"])
 def test_a_template_is_read_and_its_tokens_dropped(family: str, folders: Get) -> None:
     plain = Llm.from_pretrained(folders(family))
@@ -105,6 +112,22 @@ def test_a_template_is_read_and_its_tokens_dropped(family: str, folders: Get) ->
     assert (other.encode_states(texts).states - found.states).abs().max() > 1e-2
     alone = framed.encode_states([TEXTS[2]])
     torch.testing.assert_close(found.states[2][found.mask[2]], alone.states[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "start"), [("llama", ["<s>"]), ("qwen2", [])])
+def test_a_template_stands_between_the_special_tokens(family: str, start: list[str], folders: Get) -> None:
+    """And the text's own states and the very last one are kept: a causal model has read all of it there."""
+    head, text, tail = "Blue circle: ", "zwei Ringe", ". star"
+    recipe = LlmRecipe(template=f"{head}{{text}}{tail}", layers="last", normalise=False)
+    llm = Llm.from_pretrained(folders(family), recipe=recipe)
+    before, own, after = (llm.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (head, text, tail))
+    before, end = llm.tokenizer.convert_tokens_to_ids(start) + before, llm.tokenizer.convert_tokens_to_ids("</s>")
+    ids = torch.tensor([[*before, *own, *after, end]])
+    assert torch.equal(llm.tokenize([text]).ids, ids)
+    with torch.no_grad():
+        states = llm.model(ids).last_hidden_state[0]
+    expected = torch.cat([states[len(before) : len(before) + len(own)], states[-1:]])
+    torch.testing.assert_close(llm.encode_states([text]).states[0], expected, atol=1e-5, rtol=0)
 
 
 def test_tokens_know_their_characters(folders: Get) -> None:
@@ -151,7 +174,8 @@ def test_in_bf16_the_same_within_its_precision(folders: Get) -> None:
 def test_an_identity_tells_what_changes_features(folders: Get) -> None:
     folder = folders("llama")
     identity = Llm.from_pretrained(folder).identity().to_config()
-    assert len(identity["deviations"]) == len(SENTENCES)
+    alone = [Llm.from_pretrained(folder).encode_states([text]).states.std().item() for text in SENTENCES]
+    assert identity["deviations"] == pytest.approx(alone, abs=1e-5)  # of the tokens, not of the padding
     assert identity["versions"]["transformers"]
     check_same(identity, Llm.from_pretrained(folder).identity().to_config(), "this")
     rounded = identity | {"deviations": [x * 1.001 for x in identity["deviations"]], "source": "elsewhere"}
@@ -208,6 +232,11 @@ def test_recipes_that_do_not_fit(folders: Get) -> None:
     ):
         with pytest.raises(UserError, match=message):
             Llm.from_pretrained(folders("llama"), recipe=recipe)
+    assert Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(max_tokens=600)).positions == 600
+    framed = Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(template="circle {text}", max_tokens=20))
+    special = 20 + 1 - framed.positions  # all but the end are dropped
+    with pytest.raises(UserError, match=f"the template have {special}"):
+        Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(template="circle {text}", max_tokens=special))
 
 
 def test_wrong_folders(folders: Get, tmp_path: Path) -> None:
@@ -225,9 +254,37 @@ def test_wrong_folders(folders: Get, tmp_path: Path) -> None:
     artifact.write_tensors(lacking / artifact.WEIGHTS_FILE, tensors)
     with pytest.raises(UserError, match=r"lacks weights: layers\.1\.mlp\.up_proj"):
         Llm.from_pretrained(lacking)
+    file = lacking / artifact.WEIGHTS_FILE
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"lacking cannot be loaded: .*incomplete"):
+        Llm.from_pretrained(lacking)
+    file.rename(lacking / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"no file named model\.safetensors"):
+        Llm.from_pretrained(lacking)
     endless = shutil.copytree(folders("qwen2"), tmp_path / "endless")
     tokenizer = AutoTokenizer.from_pretrained(endless)
     tokenizer.eos_token = None
     tokenizer.save_pretrained(endless)
     with pytest.raises(UserError, match="no end token"):
         Llm.from_pretrained(endless)
+    (endless / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(UserError, match=r"the tokenizer of .*endless cannot be read"):
+        Llm.from_pretrained(endless)
+    (endless / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"knows no words: its folder needs a tokenizer\.json"):
+        Llm.from_pretrained(endless)
+    slow = shutil.copytree(folders("t5"), tmp_path / "slow")
+    (slow / "tokenizer.json").unlink()
+    ByT5Tokenizer().save_pretrained(slow)
+    with pytest.raises(UserError, match=r"does not tell characters: its folder needs a tokenizer\.json"):
+        Llm.from_pretrained(slow)
+
+
+def test_what_reads_pictures_is_no_language_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a CLIPModel, which reads pictures: name a language model"):
+        Llm.from_pretrained(tiny_clip(tmp_path))
+
+
+def test_a_revision_is_kept(folders: Get, cache: Path) -> None:
+    add_snapshot(cache, folders("llama"), "some/model", COMMIT, "main")
+    assert Llm.from_pretrained("some/model").identity().revision == COMMIT

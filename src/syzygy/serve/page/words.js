@@ -26,6 +26,7 @@ export function prepareWords(regions) {
     say(regions.full ? find("prompt-help").textContent : `Chosen: ${wantedOf(regions)?.phrase ?? "nothing"}.`);
   };
   const draw = () => {
+    if (!byFinger()) return;
     if (regions.prompt !== text) {
       [text, chosen] = [regions.prompt, null];
       all = words(text);
@@ -40,7 +41,7 @@ export function prepareWords(regions) {
   };
   if (byFinger()) find("prompt-help").textContent = HELP;
   regions.addEventListener("change", draw);
-  draw();
+  matchMedia("(pointer: coarse)").addEventListener("change", draw);
 }
 
 /** The first and the last word after a tap: a neighbour joins, an end leaves, any other begins anew; null for none. */
