@@ -99,6 +99,10 @@ def test_taps_join_neighbours_and_give_back_ends(opened: Open) -> None:
     serve_page.select(page, "blue")  # as a long press does
     tap(page, "ring")
     expect(page.locator(".candidate .words")).to_have_text("blue ring")
+    page.tap(".candidate button")
+    tap(page, "and")
+    tap(page, "ring")  # joins, though it is part of a phrase already
+    expect(page.locator(".candidate .words")).to_have_text("ring, and")
     page.focus("#prompt")
     page.locator("#words button", has_text="left").dispatch_event(
         "click"
