@@ -16,12 +16,16 @@ from syzygy.data.store import EmbeddingStore
 from syzygy.encoders.adapter import SIZES, TextAdapter
 from syzygy.hub.adapters import load_adapted
 from syzygy.hub.clip import Clip
+from syzygy.hub.llm import Llm
 from syzygy.hub.priors import load_prior
 from syzygy.rng import seed_of
+from syzygy.runs.adapter_sources import pictures_of_a_store
+from syzygy.runs.embed_features import open_features
 from syzygy.train.adapted_decoder import AdaptedDecoderTask
 from syzygy.train.adapter import AdapterTask
 from syzygy.world import source
 from syzygy.world.corpus import parallel
+from syzygy.world.language import LANGUAGES
 from tests.tiny_llm import save_tiny_llm
 
 LINES = 12
@@ -181,6 +185,17 @@ def test_chosen_scenes(syzygy: Callable[..., Any], runs: dict[str, Path], tiny_m
         assert message in " ".join(answer.err.split())
 
 
+def test_features_are_those_of_the_captions_that_a_filter_leaves(store: Path, places: Path) -> None:
+    llm, opened = Llm.from_pretrained(places / "llm"), EmbeddingStore.open(store)
+    features = open_features(store, llm.identity().to_config())
+    for data in pictures_of_a_store(opened, features, 9, CONDITION, by_text=True):
+        index = torch.arange(len(data)).flip(0)
+        texts = ["", *opened.texts(data.pairs.chosen[index].tolist())[1:]]
+        found, expected = data.text(index, 0, index == index[0], 0), llm.encode_states(texts)
+        assert torch.equal(found.mask, expected.mask)
+        torch.testing.assert_close(found.states.float(), expected.states, atol=2e-2, rtol=1e-2)  # bf16
+
+
 def test_stage_image_on_a_store(
     syzygy: Callable[..., Any], on_store: tuple[object, ...], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -217,17 +232,7 @@ def test_a_stopped_stage_goes_on_bit_for_bit(
 def test_tokens_are_distilled(
     syzygy: Callable[..., Any], places: Path, beside: tuple[object, ...], tmp_path: Path
 ) -> None:
-    arguments = (
-        "train",
-        "adapter",
-        "--stage",
-        "align",
-        *beside[:4],
-        "--corpus",
-        places / "corpus.jsonl",
-        *ALIGN,
-        "task.prior=0",
-    )
+    arguments = ("train", "adapter", "--stage", "align", *beside[:4], "--corpus", places / "corpus.jsonl", *ALIGN, "task.prior=0")  # fmt: skip
     answer = syzygy(*arguments, "--out", tmp_path / "run", "task.tokens=1", "adapter.queries=77", "--json")
     assert answer.code == 0, answer.err
     metrics = json.loads(answer.out)["metrics"]
@@ -351,17 +356,24 @@ def test_stage_image_with_a_decoder(
 ) -> None:
     monkeypatch.setattr("syzygy.runs.adapter_decoder.VALIDATION_PICTURES", 8)
     model = ("--clip", tiny_model, "--decoder", tiny_model, "--autoencoder", tiny_model)
-    small = (
-        "task.batch_size=4",
-        "loop.steps=4",
-        "loop.warmup=1",
-        "loop.validate_every=2",
-        "loop.checkpoint_every=2",
-        'lengths=["short"]',
-    )
+    small = ("task.batch_size=4", "loop.steps=4", "loop.warmup=1", "loop.validate_every=2", "loop.checkpoint_every=2",
+             'lengths=["short"]')  # fmt: skip
     common = ("train", "adapter", "--stage", "image", "--from", aligned, *model, *small, "--device", "cpu")
-    answer = syzygy(*common, "--out", tmp_path / "run", "--json")
+    asked: list[tuple[int, int, dict[str, Any]]] = []
+    pair = source.pair
+
+    def recorded(seed: int, index: int, **how: Any) -> source.Pair:
+        asked.append((seed, index, how))
+        return pair(seed, index, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "pair", recorded)
+        answer = syzygy(*common, "--out", tmp_path / "run", "--json")
     assert answer.code == 0, answer.err
+    assert not any(how["held_out"] for _, _, how in asked)
+    scenes = {(seed, index) for seed, index, _ in asked}
+    assert len(scenes) == len(asked) == 8 + 4 * 4, "other scenes for validation, and at each step"
+    assert {how["lang"] for _, _, how in asked} == set(LANGUAGES)
     assert {"loss", "loss/text", "loss/none"} <= set(json.loads(answer.out)["metrics"])
     assert not torch.equal(weights(tmp_path / "run")["queries"], weights(aligned)["queries"])
     begun = weights(tiny_model, "decoder")

@@ -127,6 +127,10 @@ def test_latents_are_the_autoencoders(grown: Path, model: Path, pictures: Path) 
     assert torch.equal(found.sampled([5, 3], 7)[:1], found.sampled([5], 7))
 
 
+def test_pictures_are_as_large_as_the_unet_was_made_for(model: Path) -> None:
+    assert load_beside(model, None, CPU).pictures.side == 32  # 16 × 16 latents
+
+
 def test_batches_are_permutations_with_captions_and_empty_prompts(grown: Path, model: Path) -> None:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
@@ -209,6 +213,9 @@ def test_what_a_run_was_begun_with_stays(grown: Path, model: Path, pictures: Pat
     artifact.write_tensors(other / "unet/diffusion_pytorch_model.safetensors", weights)
     with pytest.raises(UserError, match=r"trained with other settings \(unet\)"):
         train(run("E2_0", "complement"), other, pictures, out)
+    noisier = changed(model, "scheduler", tmp_path / "noisier", beta_end=0.02)
+    with pytest.raises(UserError, match=r"trained with other settings \(scheduler\)"):
+        train(run("E2_0", "complement"), noisier, pictures, out)
 
 
 def changed(folder: Path, part: str, to: Path, **values: Any) -> Path:
@@ -232,6 +239,9 @@ def test_wrong_input(model: Path, pictures: Path, tmp_path: Path) -> None:
         "xl": changed(model, "unet", tmp_path / "xl", addition_embed_type="text_time"),
         "inpainting": changed(model, "unet", tmp_path / "inpainting", in_channels=9),
         "wide": changed(model, "unet", tmp_path / "wide", cross_attention_dim=64),
+        "levels": changed(
+            model, "scheduler", tmp_path / "levels", _class_name="EulerDiscreteScheduler", timestep_type="continuous"
+        ),
         "short": changed(model, "scheduler", tmp_path / "short", num_train_timesteps=100),
     }
     cases: list[tuple[str, ExpertUNetsRun, Path, Path]] = [
@@ -243,6 +253,7 @@ def test_wrong_input(model: Path, pictures: Path, tmp_path: Path) -> None:
         ("validation_pictures=12 of the 12 pictures", run(validation_pictures=12), model, pictures),
         ("multiples of 2", run(size=15), model, pictures),
         ("prediction_type is 'flow_prediction'", run(), kinds["flow"], pictures),
+        ("counts in noise levels", run(), kinds["levels"], pictures),
         (r"reads more than .*\(addition_embed_type\)", run(), kinds["xl"], pictures),
         ("reads 9 channels, the autoencoder makes 4: inpainting", run(), kinds["inpainting"], pictures),
         ("states 64 wide, its text encoder makes", run(), kinds["wide"], pictures),

@@ -11,10 +11,11 @@ import torch
 from syzygy.errors import UserError
 from syzygy.hub.clip import Clip
 from syzygy.hub.llm import Llm
-from syzygy.runs.adapter_sources import AlignSource, padded_states, pictures_of_the_world
+from syzygy.runs.adapter_sources import AlignSource, ImageSource, padded_states, pictures_of_the_world
 from syzygy.runs.common import no_bar
 from syzygy.runs.parallel_captions import Captions, CorpusCaptions, WorldCaptions
 from syzygy.world.language import LANGUAGES, language, spoken
+from syzygy.world.source import pair, pictures
 from tests.tiny_llm import save_tiny_llm
 
 
@@ -168,6 +169,36 @@ def test_held_out_compositions_stay_out(tmp_path: Path, clip: Clip, llm: Llm) ->
     for i in range(40):
         assert not language("de").read(training.caption(i, 1, 0)).description.held_out
     assert len(training.caption(3, 0, 1)) > 3 * len(training.caption(3, 0, 0))
+
+
+def test_a_scenes_picture_and_captions_are_of_that_scene(clip: Clip, llm: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("syzygy.runs.adapter_sources.CHUNK", 16)
+    both = pictures_of_the_world(
+        clip, llm, ("en", "de"), ("short",), seed=0, sizes=(40, 40), by_text=True, bar=no_bar, condition="objects == 1"
+    )
+    for data in both:
+        scenes = data.scenes.tolist()
+        assert 0 < len(scenes) < 40
+        english = [data.caption(scene, 0, 0) for scene in scenes]
+        torch.testing.assert_close(clip.encode_text(english).pooled, data.pivots, atol=1e-5, rtol=1e-4)
+        drawn = [pair(data.seed, scene, held_out=False) for scene in scenes]
+        found = clip.encode_image(pictures(drawn, clip.image_size, clip.device))
+        torch.testing.assert_close(found, data.embeddings, atol=1e-5, rtol=1e-4)
+    training, validation = both
+    assert torch.cdist(training.embeddings, validation.embeddings).min() > 1e-4  # other scenes
+
+
+def test_a_share_of_pictures_is_a_part_of_the_whole(clip: Clip, llm: Llm) -> None:
+    data = pictures_of_the_world(
+        clip, llm, ("en", "de", "ru"), ("short",), seed=0, sizes=(20, 4), by_text=True, bar=no_bar
+    )
+    made = ImageSource(*data, torch.device("cpu"), 8, 0.3, 0)
+    whole, part = made.read(2, slice(0, 8)), made.read(2, slice(4, 7))
+    assert torch.equal(part.image, whole.image[4:7])
+    assert torch.equal(part.noise, whole.noise[4:7])
+    for row in range(3):
+        own, same = part.text.states[row][part.text.mask[row]], whole.text.states[4 + row][whole.text.mask[4 + row]]
+        torch.testing.assert_close(own, same, atol=1e-4, rtol=1e-4)
 
 
 def test_languages_that_are_not_there(tmp_path: Path, clip: Clip) -> None:
