@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def test_words_are_chosen_painted_and_removed_by_finger(opened: Open) -> None:
     assert len(set(colours)) == 2
     page.tap(".candidate button")
     expect(page.locator("#canvas")).to_be_in_viewport(ratio=1)
+    tops = page.evaluate("['#tools', '.go'].map((one) => document.querySelector(one).getBoundingClientRect().top)")
+    assert tops[0] + 40 <= tops[1]  # the tools are in sight too
     finger(page, [(x + 0.5, y) for x, y in DOWN])
     expect(page.locator(".phrases .state")).to_have_text(["", ""])
     tap(page, "second")
@@ -67,7 +70,7 @@ def test_words_are_chosen_painted_and_removed_by_finger(opened: Open) -> None:
     chosen(page).to_have_text(["red", "star", "red", "star"])
     page.tap("[aria-label='Remove red star']")
     expect(page.locator(".phrases .words")).to_have_text("blue ring")
-    expect(page.locator("#prompt")).not_to_be_focused()
+    expect(page.locator(".phrases button.phrase")).to_be_focused()
     chosen(page).to_have_text(["blue", "ring"])
     page.fill("#n", "1")
     page.fill("#steps", "2")
@@ -88,6 +91,8 @@ def test_two_fingers_move_the_page_and_paint_nothing(opened: Open) -> None:
     expect(page.locator(".phrases .state")).to_have_text("not painted yet")
     finger(page, DOWN)
     expect(page.locator(".phrases .state")).to_have_text("")
+    page.tap("[aria-label='Remove star']")
+    expect(page.locator("#canvas")).to_be_focused()  # and not the prompt, which would bring the keyboard
 
 
 def test_taps_join_neighbours_and_give_back_ends(opened: Open) -> None:
@@ -123,16 +128,17 @@ def test_every_word_to_tap_is_one_for_the_server(opened: Open) -> None:
     texts = ["".join(draw.choice("aAbßé1 .,-_'月星カタสวั🌟") for _ in range(draw.randint(1, 20))) for _ in range(300)]
     script = """async (texts) => {
         const { words } = await import("/page/phrases.js");
-        return texts.map((text) => words(text).map((at) => text.slice(...at)));
+        return texts.map((text) => words(text).map((at) => [...at, text.slice(...at)]));
     }"""
-    texts += ["a red-haired star, 2.5 wide", "红色的星星"]
+    texts += ["ดาวสวยมาก", "a red-haired star, 2.5 wide", "红色的星星"]
     found = page.evaluate(script, texts)
-    assert [
-        word for text, all_words in zip(texts, found, strict=True) for word in all_words if not places(text, word)
-    ] == []
-    assert found[-2] == ["a", "red", "haired", "star", "2.5", "wide"]
-    assert "".join(found[-1]) == "红色的星星"
-    assert len(found[-1]) > 1
+    for text, cut in zip(texts, found, strict=True):
+        assert all(places(text, word) for _, _, word in cut)
+        assert all(one[1] <= other[0] for one, other in pairwise(cut))
+    wide, red = ([word for _, _, word in cut] for cut in found[-2:])
+    assert wide == ["a", "red", "haired", "star", "2.5", "wide"]
+    assert "".join(red) == "红色的星星"
+    assert len(red) > 1
 
 
 def test_all_is_large_enough_and_bold_enough_and_stands_still(opened: Open) -> None:
