@@ -15,6 +15,7 @@ from PIL import Image
 from syzygy import artifact
 from syzygy.api import TextToImage
 from syzygy.blend import clip_scores
+from syzygy.diffusion.latents import LatentDecoder
 from syzygy.encoders.adapter import AdaptedText
 from syzygy.errors import UserError
 from syzygy.hub import bundle
@@ -218,6 +219,14 @@ def test_a_diffusion_prior_is_guided_away_from_what_it_makes_of_nothing(adapted:
         inner = found.prior if isinstance(found, VisitingPrior) else found
         assert isinstance(inner, SampledPrior)
         torch.testing.assert_close(inner.unconditional.states, encoder.encode_text([""]).states)
+
+
+def test_a_decoder_with_t5_reads_it_alone(adapted: TextToImage) -> None:
+    encoder, decoder = adapted.pipeline.text_encoder, adapted.pipeline.decoder
+    assert isinstance(encoder, AdaptedText)
+    assert isinstance(decoder, LatentDecoder)
+    path = replace(adapted.pipeline, decoder=replace(decoder, encoders={"t5": encoder.llm}))
+    assert with_text(path, encoder).reads == ("image", "text")
 
 
 def test_karlos_decoder_reads_it_too(llm: Path, tmp_path: Path) -> None:

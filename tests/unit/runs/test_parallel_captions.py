@@ -45,7 +45,8 @@ def source(captions: Captions, llm: Llm, clip: Clip, size: int = 60, empty: floa
 def test_languages_come_equally_often_however_many_lines_have_them(tmp_path: Path, llm: Llm, clip: Clip) -> None:
     rows = [texts(en=f"a ring {i}", de=f"ein Ring {i}") for i in range(20)] + [texts(en="a star", ru="звезда")]
     captions = CorpusCaptions(corpus(tmp_path / "c", [rows[-1], *rows]), clip, 0, ("en", "de", "ru"), 1)
-    lines = [line for step in range(2) for line in source(captions, llm, clip).lines(step)]
+    made = source(captions, llm, clip, 20)  # steps do not begin with the same language
+    lines = [line for step in range(6) for line in made.lines(step)]
     count = Counter("ru" if spoken(line.text) == "ru" else "de" if "ein" in line.text else "en" for line in lines)
     assert count == {"en": 40, "de": 40, "ru": 40}
     german = [line.text for line in lines if "ein" in line.text]
@@ -68,6 +69,9 @@ def test_the_worlds_captions(llm: Llm, clip: Clip) -> None:
     assert len({line.english for line in lines}) > 50  # another scene each
     short = sum(len(line.english) for line in lines)
     assert sum(len(line.english) for line in source(captions, llm, clip).lines(1)) > 1.5 * short
+    alone = WorldCaptions(3, ("en",), ("short", "medium"))
+    unseen = [line == alone.line("en", i, i) for i, line in enumerate(alone.unseen("en", 40))]
+    assert sum(unseen) < 4  # of other scenes, whose captions may be equal by chance
     with pytest.raises(UserError, match="unknown language 'xx'"):
         WorldCaptions(0, ("en", "xx"), ("short",))
 
