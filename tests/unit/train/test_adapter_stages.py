@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from pydantic import ValidationError
 
 from syzygy.encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
 from syzygy.errors import UserError
+from syzygy.hub.unet import load_decoder
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.rng import generator
+from syzygy.train.adapted_decoder import AdaptedDecoderTask, Described
 from syzygy.train.adapter import AdapterTask, Shuffled, draws
 from syzygy.train.align import AlignBatch, AlignStage, AlignTaskConfig
+from syzygy.train.decoder import DecoderTaskConfig
 from syzygy.train.image import ImageBatch, ImageStage, ImageTaskConfig
 from syzygy.train.parallel import World
 from syzygy.types import TextFeatures, TextStates
@@ -203,6 +207,23 @@ def test_a_prior_that_does_not_fit() -> None:
             AlignStage(adapter(), own, ALL, logit_scale=1.0)
         with pytest.raises(UserError, match=message):
             ImageStage(adapter(), own, ImageTaskConfig(), logit_scale=1.0)
+
+
+def test_a_decoder_is_told_nothing_by_padding(tiny_model: Path) -> None:
+    decoder = load_decoder(tiny_model / "decoder")
+    width, latents = 32, torch.zeros(4, decoder.config.channels, decoder.config.size, decoder.config.size)
+    torch.manual_seed(0)
+    own = TextAdapter(AdapterConfig(queries=K, layers=1, heads=2, width=8, llm_width=W, clip_width=width))
+    own.set_statistics(TextStatistics(*(torch.ones(width) for _ in range(4))))
+    config = DecoderTaskConfig(batch_size=4, subsets={"text": 1.0})
+
+    def loss(padding: float) -> float:
+        found = text(4)
+        states = found.states.masked_fill(~found.mask[..., None], padding)
+        told = Described(latents, torch.zeros(4, width), TextStates(states, found.mask))
+        return AdaptedDecoderTask(own, decoder, lambda step: told, told, config, 0).loss(0)["loss"].item()
+
+    assert loss(0.0) == loss(float("nan"))
 
 
 def test_the_stream_does_not_depend_on_batches() -> None:
