@@ -75,6 +75,7 @@ STAGES = TINY | {
     "more_colours": TINY["decoder"],
     "binding": TINY["decoder"],
     "more_binding": TINY["decoder"],
+    "finish": TINY["decoder"],
     "llm": LOOP + LM,
     "align": (*LOOP, *ADAPTER, 'languages=["en","de"]', 'lengths=["short"]'),
     "image": LOOP + PICTURES,
@@ -202,7 +203,7 @@ def test_the_starter_in_stages(
     }
     decoder = artifact.read_json(tmp_path / "model" / "decoder" / "provenance.json")
     assert decoder == parts["decoder"]
-    former, finished = (load_decoder(tmp_path / stage / "decoder") for stage in ("binding", "more_binding"))
+    former, finished = (load_decoder(tmp_path / stage / "decoder") for stage in ("more_binding", "finish"))
     assert decoder["init"] == artifact.fingerprint(former.state_dict())
     first = load_decoder(tmp_path / "words" / "decoder").state_dict()
     for name in ("slots.t5.states_mean", "slots.t5.states_std", "slots.text.scale"):

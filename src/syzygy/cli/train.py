@@ -12,9 +12,7 @@ from syzygy.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-STARTER_STAGES = (
-    "clip,reader,autoencoder,decoder,t5,words,colours,more_colours,binding,more_binding,prior,llm,align,image,quality"
-)
+STARTER_STAGES = "clip,reader,autoencoder,decoder,t5,words,colours,more_colours,binding,more_binding,finish,prior,llm,align,image,quality"
 
 clip_option = click.option(
     "--clip",

@@ -23,6 +23,7 @@ from syzygy.presets.pictures import (
     decoder_binding,
     decoder_colours,
     decoder_ediff,
+    decoder_finish,
     decoder_more_binding,
     decoder_more_colours,
     decoder_starter,
@@ -89,6 +90,7 @@ __all__ = [
     "decoder_binding",
     "decoder_colours",
     "decoder_ediff",
+    "decoder_finish",
     "decoder_more_binding",
     "decoder_more_colours",
     "decoder_starter",
@@ -147,6 +149,7 @@ DECODER: dict[str, Callable[[], DecoderRun]] = {
     "more-colours": decoder_more_colours,
     "binding": decoder_binding,
     "more-binding": decoder_more_binding,
+    "finish": decoder_finish,
     "ediff-i": decoder_ediff,
 }
 PRIOR: dict[str, Callable[[], PriorRun]] = {

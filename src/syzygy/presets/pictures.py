@@ -146,6 +146,13 @@ def decoder_more_binding() -> DecoderRun:
     return run.model_copy(update={"seed": 2})
 
 
+def decoder_finish() -> DecoderRun:
+    """The last round of the same at a lower rate: textures and colours were still being learned (`--t5 FOLDER --init FOLDER/decoder`)."""
+    run = decoder_more_binding()
+    task = run.task.model_copy(update={"noise": LogNormal(p_mean=0.85, p_std=1.15)})
+    return run.model_copy(update={"seed": 3, "task": task, "loop": run.loop.model_copy(update={"lr": 6e-4})})
+
+
 def _after_words(*, subsets: dict[str, float], noise: LogNormal, just_told: float, steps: int) -> DecoderRun:
     run = decoder_words()
     task = {"subsets": subsets, "painted": 0.75, "noise": noise}

@@ -8,6 +8,7 @@ from syzygy.presets.pictures import (
     clip_starter,
     decoder_binding,
     decoder_colours,
+    decoder_finish,
     decoder_more_binding,
     decoder_more_colours,
     decoder_starter,
@@ -38,6 +39,7 @@ def starter_cpu() -> StarterRun:
         more_colours=decoder_more_colours(),
         binding=decoder_binding(),
         more_binding=decoder_more_binding(),
+        finish=decoder_finish(),
         prior=prior_starter(),
         llm=lm_starter(),
         align=align_starter(),
@@ -85,6 +87,7 @@ def starter_gpu() -> StarterRun:
                 ("more_colours", decoder_more_colours(), 300),
                 ("binding", decoder_binding(), 300),
                 ("more_binding", decoder_more_binding(), 400),
+                ("finish", decoder_finish(), 400),
             )
         },
         prior=prior.model_copy(

@@ -82,6 +82,7 @@ STAGES: Mapping[str, Stage] = {
     "more_colours": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="colours"),
     "binding": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="more_colours"),
     "more_binding": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="binding"),
+    "finish": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="more_binding"),
     "prior": Stage("prior", prior_run.train, ("clip",)),
     "llm": Stage("llm", lm_run.train),
     "align": Stage("adapter", _align, ("clip", "prior", "llm")),
@@ -113,7 +114,8 @@ class StarterRun(Config):
     """The same for longer, on other scenes."""
     binding: DecoderRun
     more_binding: DecoderRun
-    """The decoder once more, with all its conditions: which colour belongs to which object."""
+    finish: DecoderRun
+    """The decoder three times more, with all its conditions: which colour belongs to which object."""
     prior: PriorRun
     """The ECLIPSE prior; it reads CLIP and the adapter alike, whose stages leave it as it is."""
     llm: LmRun
