@@ -26,6 +26,7 @@ STRAY = 0.002
 
 PAINTS = ("#e4572e", "#2e86de", "#2a9d57", "#8e5bd0", "#c98a00", "#d1478f")
 """What regions are drawn in, one after the other."""
+LETTERING: dict[str, Any] = {"anchor": "mm", "align": "center", "spacing": 1}
 
 
 class Spec(NamedTuple):
@@ -127,12 +128,14 @@ def drawn(regions: Sequence[Region], side: int = 192) -> Image.Image:
         mask = Image.fromarray((region.mask.numpy() * 255).astype("uint8")).resize(picture.size)
         picture.paste(PAINTS[number % len(PAINTS)], mask=mask)
         places.append(mask.getbbox() or (0, 0, *picture.size))
-    for region, (left, top, right, bottom) in zip(regions, places, strict=True):
-        middle, words = ((left + right) / 2, (top + bottom) / 2), region.phrase.replace(" ", "\n")
-        for size in range(side // 9, side // 20, -1):  # the largest that fits, or else the smallest
-            how: dict[str, Any] = {"anchor": "mm", "align": "center", "font_size": size, "spacing": 1}
-            box = draw.multiline_textbbox(middle, words, **how)
-            if box[2] - box[0] <= 0.85 * (right - left) and box[3] - box[1] <= 0.85 * (bottom - top):
-                break
-        draw.multiline_text(middle, words, fill="white", **how)
+    for region, place in zip(regions, places, strict=True):
+        words, middle = region.phrase.replace(" ", "\n"), ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
+        size = next((size for size in range(side // 9, side // 20, -1) if _fits(draw, words, size, place)), side // 20)
+        draw.multiline_text(middle, words, fill="white", font_size=size, **LETTERING)
     return picture
+
+
+def _fits(draw: ImageDraw.ImageDraw, words: str, size: int, place: tuple[int, int, int, int]) -> bool:
+    """Whether words of this size stay inside a place, also a round one."""
+    left, top, right, bottom = draw.multiline_textbbox((0, 0), words, font_size=size, **LETTERING)
+    return right - left <= 0.85 * (place[2] - place[0]) and bottom - top <= 0.85 * (place[3] - place[1])

@@ -1,0 +1,87 @@
+"""The starter's own weights obey painted words, a style picture, other languages and long prompts, by its reader, beside controls."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from PIL import Image
+
+from syzygy.api import TextToImage
+from syzygy.pictures import to_tensor
+from syzygy.rng import Draw, generator
+from syzygy.runs.evaluate_painting import Asked, PaintingScoring, ask, paint, placed
+from syzygy.runs.evaluate_text import CUT, tailed
+from syzygy.world.description import Description, Mention, judge
+from syzygy.world.language import LANGUAGES, language
+from syzygy.world.prompts import prompts
+from syzygy.world.reader import Reading
+from syzygy.world.render import render
+from syzygy.world.sample import scene_for
+
+STEPS = 8
+LOOKS = [Mention("star", "red"), Mention("ring", "blue"), Mention("heart", "yellow"), Mention("moon", "green")]
+
+
+@pytest.fixture(scope="module")
+def model() -> TextToImage:
+    return TextToImage.from_pretrained("starter")
+
+
+@pytest.fixture(scope="module")
+def speaking() -> TextToImage:
+    return TextToImage.from_pretrained("starter", text_encoder="starter")
+
+
+def read(model: TextToImage, images: Sequence[Image.Image]) -> list[Reading]:
+    return model.reader().read(torch.stack([to_tensor(image) for image in images]))
+
+
+def test_what_is_painted_is_where_it_was_painted(model: TextToImage) -> None:
+    scoring = PaintingScoring(steps=STEPS)
+    one = ask(prompts("colour", 16, 0, False), 0)
+
+    def share(asked: Sequence[Asked], strength: float) -> float:
+        found = read(model, paint(model, asked, scoring, strength))
+        return sum(map(placed, asked, found)) / len(asked)
+
+    strength, turned = model.defaults["painting"], [each.exchanged() for each in one]
+    unpainted, painted, exchanged = share(one, 0.0), share(one, strength), share(turned, strength)
+    assert min(painted, exchanged) >= max(0.6, unpainted + 0.2), (unpainted, painted, exchanged)
+
+
+def test_a_style_is_taken_from_a_picture(model: TextToImage) -> None:
+    night = scene_for(language("en").read("a purple cross, in night style").description, Draw(0, "style"))
+    style = render([night], 64)[0]
+    texts = [language("en").say(Description((one,)), Draw(0, "style", i)).text for i, one in enumerate(LOOKS)]
+
+    def share(**told) -> float:
+        noise = [generator(0, "style", text) for text in texts]
+        found = read(model, model(texts, num_inference_steps=STEPS, generator=noise, **told).images)
+        return sum(one.style == "night" for one in found) / len(found)
+
+    assert share(style=style) >= 0.75
+    assert share() <= 0.5
+
+
+@pytest.mark.parametrize("code", list(LANGUAGES))
+def test_it_reads_all_its_languages(speaking: TextToImage, code: str) -> None:
+    wanted = [Description((one,)) for one in LOOKS]
+    texts = [language(code).say(one, Draw(0, code, i)).text for i, one in enumerate(wanted)]
+    noise = [generator(0, code, text) for text in texts]
+    found = read(speaking, speaking(texts, num_inference_steps=STEPS, generator=noise).images)
+    assert sum(all(fact.holds for fact in judge(a, b)) for a, b in zip(wanted, found, strict=True)) >= 3
+    assert sum(all(fact.holds for fact in judge(a, b)) for a, b in zip(wanted[1:], found, strict=False)) == 0
+
+
+def test_it_reads_paragraphs_to_their_end(speaking: TextToImage, model: TextToImage) -> None:
+    wanted = [Description((one,)) for one in LOOKS]
+    texts = [tailed(one, "en", 0, "tail", i).long for i, one in enumerate(wanted)]
+
+    def right(one: TextToImage) -> int:
+        noise = [generator(0, "tail", text) for text in texts]
+        found = read(one, one(texts, num_inference_steps=STEPS, generator=noise).images)
+        return sum(all(fact.holds for fact in judge(a, b)) for a, b in zip(wanted, found, strict=True))
+
+    assert right(speaking) >= 3
+    with pytest.warns(UserWarning, match=CUT):
+        assert right(model) <= 1
