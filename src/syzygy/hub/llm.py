@@ -136,6 +136,10 @@ class Llm(nn.Module):
                 f"layers={list(recipe.layers)}: {self.source} has hidden states 0 to {config.num_hidden_layers}."
             )
         most = getattr(config, "max_position_embeddings", None)
+        for module in self.model.modules():
+            if isinstance(positions := getattr(module, "position_embeddings", None), nn.Embedding):
+                # RoBERTa's family counts from behind its padding.
+                most = positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
         if most is not None and recipe.max_tokens > most:
             raise UserError(f"max_tokens={recipe.max_tokens}: {self.source} reads at most {most}.")
         special = len(self._before) + len(self._after)

@@ -233,6 +233,13 @@ def test_recipes_that_do_not_fit(folders: Get) -> None:
         with pytest.raises(UserError, match=message):
             Llm.from_pretrained(folders("llama"), recipe=recipe)
     assert Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(max_tokens=600)).positions == 600
+    read = Llm.from_pretrained(
+        folders("xlm-roberta"), recipe=LlmRecipe(max_tokens=601)
+    )  # 602 positions, of which one is the padding's
+    with pytest.warns(UserWarning, match="this encoder reads 601"):
+        assert read.encode_states(["circle " * 599]).mask.sum() == 601
+    with pytest.raises(UserError, match="reads at most 601"):
+        Llm.from_pretrained(folders("xlm-roberta"), recipe=LlmRecipe(max_tokens=602))
     framed = Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(template="circle {text}", max_tokens=20))
     special = 20 + 1 - framed.positions  # all but the end are dropped
     with pytest.raises(UserError, match=f"the template have {special}"):
