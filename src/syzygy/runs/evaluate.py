@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor
 
 from syzygy.api import TextToImage
-from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.evals import composition, distance
 from syzygy.evals.bootstrap import difference, win_rate
@@ -19,6 +18,7 @@ from syzygy.prior.baselines import TextIdentity
 from syzygy.rng import generator, seed_of
 from syzygy.runs.common import Bar, no_bar
 from syzygy.runs.prior import embed
+from syzygy.runs.readings import Sampled
 from syzygy.types import Prior, TextFeatures
 from syzygy.world.prompts import Prompt, prompts
 from syzygy.world.reader import Reader
@@ -28,23 +28,17 @@ NORM_PAIRS = 1024
 CHUNK = 256
 
 
-class Scoring(Config):
+class Scoring(Sampled):
     """How pictures are made and how many are scored."""
 
     prompts: int = Field(default=200, gt=0)
     """Prompts a category, seen and held-out each, or as many as there are."""
     draws: int = Field(default=1, gt=0)
     """Pictures a prompt, each from noise of its own."""
-    steps: int = Field(default=10, gt=0)
-    """Sampling steps."""
-    guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False)
-    """Guidance; 1 means off."""
     pairs: int = Field(default=5000, ge=0)
     """Pairs of the world that predicted embeddings are compared on; 0 leaves that out."""
     with_text: bool = False
     """Paint once more with the decoder reading the text states as well; text then slips past the prior."""
-    seed: int = 0
-    """Prompts, scenes and noise follow from it."""
 
 
 def asked(categories: Sequence[str], number: int, seed: int) -> list[Prompt]:

@@ -11,14 +11,13 @@ from pydantic import Field
 
 from syzygy import artifact
 from syzygy.api import TextToImage
-from syzygy.config import Config
 from syzygy.diffusion.latents import LatentDecoder
 from syzygy.errors import UserError
 from syzygy.evals import report
 from syzygy.rng import Draw, generator
 from syzygy.runs import readings
 from syzygy.runs.evaluate import asked as prompts_asked
-from syzygy.runs.readings import ALL, BATCH, Series
+from syzygy.runs.readings import ALL, BATCH, Sampled, Series
 from syzygy.types import Sampling, TextFeatures, TextStates
 from syzygy.world.language import language
 from syzygy.world.prompts import CATEGORIES, Prompt
@@ -31,17 +30,11 @@ CUT = "the prompt has"
 TITLES = {"text": "CLIP text", "t5": "T5", "image": "image of the prior"}
 
 
-class EncodersScoring(Config):
+class EncodersScoring(Sampled):
     """What is painted and scored."""
 
     prompts: int = Field(default=16, gt=0)
     """Prompts a category, seen and held-out each, or as many as there are; each is painted short and long."""
-    steps: int = Field(default=10, gt=0)
-    """Sampling steps."""
-    guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False)
-    """Guidance; 1 means off."""
-    seed: int = 0
-    """Prompts and noise follow from it."""
 
 
 @dataclass(frozen=True)

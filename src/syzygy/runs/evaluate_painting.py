@@ -14,14 +14,13 @@ from torch import Tensor
 from syzygy import artifact
 from syzygy.api import TextToImage
 from syzygy.canvas import drawn
-from syzygy.config import Config
 from syzygy.diffusion.regions import places
 from syzygy.errors import UserError
 from syzygy.evals import report
 from syzygy.pictures import card, contact_sheet, to_tensor
 from syzygy.rng import Draw, generator
 from syzygy.runs import readings
-from syzygy.runs.readings import ALL, SEEN, Series, Values
+from syzygy.runs.readings import ALL, SEEN, Sampled, Series, Values
 from syzygy.types import Region, Sampling
 from syzygy.world.description import Mention
 from syzygy.world.prompts import Prompt, prompts
@@ -37,7 +36,7 @@ SHOWN = 6
 """Prompts in the grid of pictures."""
 
 
-class PaintingScoring(Config):
+class PaintingScoring(Sampled):
     """What is painted and scored."""
 
     prompts: int = Field(default=100, gt=0)
@@ -46,12 +45,6 @@ class PaintingScoring(Config):
     """w' of paint-with-words."""
     conditions: tuple[str, ...] | None = None
     """What the decoder reads; null is all that it can."""
-    steps: int = Field(default=10, gt=0)
-    """Sampling steps."""
-    guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False)
-    """Guidance; 1 means off."""
-    seed: int = 0
-    """Prompts, halves and noise follow from it."""
 
     @field_validator("strengths")
     @classmethod

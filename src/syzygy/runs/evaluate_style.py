@@ -15,14 +15,13 @@ from torch import Tensor
 
 from syzygy import artifact
 from syzygy.api import TextToImage
-from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.evals import report
 from syzygy.pictures import card, contact_sheet, to_tensor
 from syzygy.pipeline import to_pil
 from syzygy.rng import Draw, generator, seed_of
 from syzygy.runs import readings
-from syzygy.runs.readings import ALL, SEEN, Series, Values
+from syzygy.runs.readings import ALL, SEEN, Sampled, Series, Values
 from syzygy.types import Sampling
 from syzygy.world.description import Description, Mention
 from syzygy.world.language import language
@@ -40,7 +39,7 @@ SHOWN = 6
 """Prompts in the grid of pictures."""
 
 
-class StyleScoring(Config):
+class StyleScoring(Sampled):
     """What is painted and scored."""
 
     prompts: int = Field(default=16, gt=0)
@@ -49,12 +48,6 @@ class StyleScoring(Config):
     """Reference pictures a prompt, each in another style; with 1, prompts take the styles in turn."""
     weights: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Guidance of the style, beside the text's; the joint guidance of both is always measured."""
-    steps: int = Field(default=10, gt=0)
-    """Sampling steps."""
-    guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False)
-    """Guidance of the text; 1 means off."""
-    seed: int = 0
-    """Prompts, references and noise follow from it."""
 
     @field_validator("weights")
     @classmethod

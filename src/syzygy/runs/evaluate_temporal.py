@@ -11,7 +11,6 @@ from pydantic import Field, field_validator
 
 from syzygy import artifact
 from syzygy.api import TextToImage
-from syzygy.config import Config
 from syzygy.diffusion.latents import LatentDecoder
 from syzygy.diffusion.noise import KarrasSchedule
 from syzygy.diffusion.swap import Swapped, level_after
@@ -20,7 +19,7 @@ from syzygy.evals import report
 from syzygy.evals.bootstrap import Interval, difference, interval
 from syzygy.rng import generator, seed_of
 from syzygy.runs import readings
-from syzygy.runs.readings import BATCH, Series, Values
+from syzygy.runs.readings import BATCH, Sampled, Series, Values
 from syzygy.types import Sampling
 from syzygy.world.prompts import Prompt, prompts
 from syzygy.world.reader import Reading
@@ -37,7 +36,7 @@ SHOWN = 4
 """Pairs of prompts whose pictures are on the page."""
 
 
-class TemporalScoring(Config):
+class TemporalScoring(Sampled):
     """What is painted and scored."""
 
     prompts: int = Field(default=50, ge=2)
@@ -46,12 +45,8 @@ class TemporalScoring(Config):
     """Per cent of the steps after which the prompt is swapped, beside 0, 40, 93 and 100, which are always measured."""
     steps: int = Field(default=25, gt=0)
     """Sampling steps."""
-    guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False)
-    """Guidance; 1 means off."""
     conditions: tuple[str, ...] | None = None
     """What the decoder reads; null is all that it can. All of it is swapped."""
-    seed: int = 0
-    """Prompts and noise follow from it."""
 
     @field_validator("swaps")
     @classmethod

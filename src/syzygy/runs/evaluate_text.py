@@ -17,7 +17,6 @@ from torch import Tensor
 
 from syzygy import artifact
 from syzygy.api import TextToImage
-from syzygy.config import Config
 from syzygy.encoders.adapter import AdaptedText
 from syzygy.errors import UserError
 from syzygy.evals.bootstrap import interval, share
@@ -29,7 +28,7 @@ from syzygy.hub.text_encoder import with_text
 from syzygy.pipeline import Pipeline
 from syzygy.rng import Draw, generator, seed_of
 from syzygy.runs.adapter_sources import padded_states
-from syzygy.runs.readings import plain
+from syzygy.runs.readings import Sampled, plain
 from syzygy.types import TextFeatures
 from syzygy.world import source
 from syzygy.world.description import Description
@@ -50,7 +49,7 @@ Tell = Callable[[int], None]
 """Is told how many texts more were read."""
 
 
-class TextScoring(Config):
+class TextScoring(Sampled):
     """What is read, painted and scored."""
 
     languages: tuple[str, ...] = Field(min_length=1)
@@ -59,14 +58,8 @@ class TextScoring(Config):
     """Captions a language and length; as many stand to choice in retrieval."""
     prompts: int = Field(default=16, ge=0)
     """Prompts a category, seen and held-out each, or as many as there are, that are painted in each language; 0 paints nothing."""
-    steps: int = Field(default=10, gt=0)
-    """Sampling steps."""
-    guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False)
-    """Guidance; 1 means off."""
     conditions: tuple[str, ...] = ("image", "text")
     """What the decoder reads."""
-    seed: int = 0
-    """Captions, prompts and noise follow from it."""
 
 
 @dataclass(frozen=True)

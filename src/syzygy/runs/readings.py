@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import Field
 
 from syzygy import artifact
 from syzygy.api import TextToImage
+from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.evals.bootstrap import Interval, difference, interval
 from syzygy.evals.composition import COUNTED
@@ -27,6 +29,17 @@ ALL, SEEN, HELD_OUT = "all", "seen", "held out"
 
 Values = list[list[float]]
 """A score of every picture: a row a prompt, a column a picture of it."""
+
+
+class Sampled(Config):
+    """What every evaluation that paints is told."""
+
+    steps: int = Field(default=10, gt=0)
+    """Sampling steps."""
+    guidance_scale: float = Field(default=3.0, ge=0, allow_inf_nan=False)
+    """Guidance; 1 means off. With a style: the text's."""
+    seed: int = 0
+    """Prompts, scenes and noise follow from it."""
 
 
 @dataclass(frozen=True)
