@@ -189,6 +189,10 @@ def test_the_starter_in_stages(
     first = train("starter", *out, "--stages", "reader,clip")
     assert first["folder"] == str(tmp_path)
     assert {name.split("/")[0] for name in first["metrics"]} == {"clip", "reader"}
+    early = train("starter", *out, "--stages", "autoencoder,decoder,t5,prior")
+    assert early["folder"] == str(tmp_path / "model")
+    assert TextToImage.from_pretrained(tmp_path / "model").pipeline.decoder.conditions == ("image", "text")
+    assert not (tmp_path / "model" / "t5").exists()
     result = train("starter", *out)
     assert result["folder"] == str(tmp_path / "model")
     assert {name.split("/")[0] for name in result["metrics"]} == set(starter_run.STAGES)

@@ -187,10 +187,10 @@ def reader(**options: Any) -> None:
 @click.option("--stages", metavar="NAMES", help=f"Some of {STARTER_STAGES}. Default: all.")
 @train_options("cpu")
 def starter(stages: str | None, **options: Any) -> None:
-    """The starter model from nothing: CLIP, reader, autoencoder, decoder, T5, the decoder four times more with its words, prior, a language
+    """The starter model from nothing: CLIP, reader, autoencoder, decoder, T5, the decoder six times more with its words, prior, a language
     model and the three stages of its adapter.
 
-    Stages that are finished with the same settings are not run again.
+    Stages that are finished with the same settings are not run again. What is there is put together as soon as it can paint: RUN/model.
     """
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:

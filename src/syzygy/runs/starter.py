@@ -13,7 +13,7 @@ from syzygy.config import Config, parse
 from syzygy.encoders.adapter import TextAdapter
 from syzygy.errors import UserError, unknown
 from syzygy.hub.autoencoder import Autoencoder
-from syzygy.hub.bundle import assemble
+from syzygy.hub.bundle import COMPONENTS, assemble
 from syzygy.hub.clip import Clip
 from syzygy.hub.llm import Llm
 from syzygy.hub.t5 import T5Text
@@ -70,7 +70,7 @@ def _pictures(stage: str) -> Callable[..., RunResult]:
 
 
 READERS = ("t5", "llm")
-"""Parts that a stage is given by name."""
+"""Parts that a stage is given by name; a model has them only where a stage was trained beside them."""
 STAGES: Mapping[str, Stage] = {
     "clip": Stage("clip", clip_run.train),
     "reader": Stage("reader", reader_run.train),
@@ -138,12 +138,12 @@ class StarterRun(Config):
 
 
 def train(run: StarterRun, out: Path, device: torch.device, stages: Collection[str] = STAGES) -> Path:
-    """Train (or resume) the named stages, each in `out/STAGE`, in their order; once all are finished, the model is `out/model`.
+    """Train (or resume) the named stages, each in `out/STAGE`, in their order; what is finished is put together as `out/model`.
 
     A stage that is finished with these settings is not run again.
 
     Returns:
-        The model's folder; `out` where stages are missing.
+        The model's folder; `out` as long as there is no whole model.
 
     Raises:
         UserError: an unknown stage; a stage beside a part that is not there yet; what the stages raise.
@@ -154,9 +154,10 @@ def train(run: StarterRun, out: Path, device: torch.device, stages: Collection[s
     for name in STAGES:
         if name in stages and not _finished(run, name, out):
             _train_stage(run, name, out, device)
-    if not all(_finished(run, name, out) for name in STAGES):
+    finished = [name for name in STAGES if name not in READERS and _finished(run, name, out)]
+    parts = {STAGES[each].part: _part(out, each) for name in finished for each in (*STAGES[name].beside, name)}
+    if not parts.keys() >= set(COMPONENTS):
         return out
-    parts = {stage.part: _part(out, name) for name, stage in STAGES.items()}
     return assemble(parts, out / "model", world=True, defaults=DEFAULTS)
 
 
