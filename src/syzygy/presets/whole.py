@@ -27,7 +27,7 @@ from syzygy.train.objectives import DiffusionTaskConfig
 
 
 def starter_cpu() -> StarterRun:
-    """The starter on two CPU cores, in six to seven hours: an estimate from its stages, which were trained on their own, beside other work."""
+    """The starter on two CPU cores, in about eight hours: an estimate from its stages, which were trained on their own, beside other work."""
     return StarterRun(
         clip=clip_starter(),
         reader=reader_starter(),
@@ -49,7 +49,7 @@ def starter_cpu() -> StarterRun:
 
 
 def starter_gpu() -> StarterRun:
-    """The starter on one H200, in four sittings of ten minutes: clip, reader, autoencoder; decoder, prior; t5 to binding; llm to quality.
+    """The starter on one H200, in four sittings of ten minutes: clip, reader, autoencoder; decoder, prior; t5 to finish; llm to quality.
 
     An estimate, not yet run. What bounds it is making scenes (about 0.2 ms a pair on one core), not the GPU. The
     decoder has 7.0M parameters, 14 MB in fp16.
