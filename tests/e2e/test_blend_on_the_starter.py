@@ -17,7 +17,7 @@ from syzygy.world.scene import Scene
 STEPS, EACH = 8, 4
 CAPTIONS = [
     "a red circle, in night style",
-    "a blue star, in sketch style",
+    "a blue star, in outline style",
     "a green heart, in flat style",
     "a yellow ring, in pastel style",
 ]

@@ -146,6 +146,8 @@ def test_words_of_an_adapter_cannot_be_painted(adapted: TextToImage) -> None:
     region = Region("red circle", torch.ones(4, 4))
     with pytest.raises(UserError, match=r"an adapter's states stand for none. Leave the text encoder out"):
         adapted(ENGLISH, regions=[region])
+    with pytest.raises(UserError, match=r"an adapter's states stand for none. Leave the text encoder out"):
+        adapted(ENGLISH, regions=[region], conditions=["image", "text"])
 
 
 def test_the_recipe_names_it(syzygy: Callable[..., Any], model: Path, adapted: TextToImage, tmp_path: Path) -> None:
@@ -221,12 +223,13 @@ def test_a_diffusion_prior_is_guided_away_from_what_it_makes_of_nothing(adapted:
         torch.testing.assert_close(inner.unconditional.states, encoder.encode_text([""]).states)
 
 
-def test_a_decoder_with_t5_reads_it_alone(adapted: TextToImage) -> None:
+def test_a_decoder_reads_the_states_that_it_was_trained_with(adapted: TextToImage) -> None:
     encoder, decoder = adapted.pipeline.text_encoder, adapted.pipeline.decoder
     assert isinstance(encoder, AdaptedText)
     assert isinstance(decoder, LatentDecoder)
     path = replace(adapted.pipeline, decoder=replace(decoder, encoders={"t5": encoder.llm}))
-    assert with_text(path, encoder).reads == ("image", "text")
+    assert with_text(path, encoder).conditions == ("image",)
+    assert with_text(path, encoder, decoder_knows=True).conditions == ("image", "text")
 
 
 def test_karlos_decoder_reads_it_too(llm: Path, tmp_path: Path) -> None:

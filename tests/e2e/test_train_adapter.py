@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from syzygy import artifact
+from syzygy.api import TextToImage
 from syzygy.artifact import read_tensors
 from syzygy.data.store import EmbeddingStore
 from syzygy.encoders.adapter import SIZES, TextAdapter
@@ -391,6 +392,8 @@ def test_stage_image_with_a_decoder(
     frozen = syzygy(*common, "--out", tmp_path / "frozen", "frozen=decoder")
     assert frozen.code == 0, frozen.err
     assert all(torch.equal(begun[name], x) for name, x in weights(tmp_path / "frozen", "decoder").items())
+    for encoder, told in (("frozen", ("image", "text")), ("run", ("image",))):  # the latter's decoder is another by now
+        assert TextToImage.from_pretrained(tiny_model, text_encoder=tmp_path / encoder).pipeline.conditions == told
     for more, message in (
         (("--prior", tiny_model), "--prior has no effect with --decoder"),
         (('task.subsets={"image": 1}',), "no subset of task.subsets has 'text'"),

@@ -30,6 +30,11 @@ from syzygy.types import (
 PAINTING = 0.4
 """Strength of painted phrases (w') where a model says nothing else; ports of paint-with-words use 0.1 to 0.4."""
 
+NO_WORDS = (
+    "an adapter's states stand for none. Leave the text encoder out, or let a decoder with T5 read words by that alone "
+    "(conditions image,t5)."
+)
+
 
 @dataclass(frozen=True)
 class LatentDecoder:
@@ -129,13 +134,12 @@ def conditioning_of(
     if guide.regions is not None and any(guide.regions):
         if not read or guide.texts is None:
             raise UserError(
-                "regions are for words that the decoder reads: let it read the text (conditions image,text)."
+                f"regions are for words that the decoder reads: let it read the text (conditions image,text); {NO_WORDS}"
             )
         spans = {name: found.spans for name, found in read.items() if found.spans is not None}
         if len(spans) < len(read):
             raise UserError(
-                "regions need a text encoder with a state for each token; this one tells no words apart, as an adapter's states stand for "
-                "none. Leave the text encoder out, or let a decoder with T5 read words by that alone (conditions image,t5)."
+                f"regions need a text encoder with a state for each token; this one tells no words apart, as {NO_WORDS}"
             )
         check_read(guide.texts, list(spans.values()), guide.regions)
         for name, own in spans.items():

@@ -82,7 +82,15 @@ def adapt(
         )
     _warn_of_prior(folder, path.prior)
     own = {"text_encoder": artifact.fingerprint(found.adapter.state_dict()), "llm": identity_of(folder)["fingerprint"]}
-    return Adapted(with_text(path, encoder), languages_of(folder), own)
+    together = _trained_together(folder, path.decoder)
+    return Adapted(with_text(path, encoder, decoder_knows=together), languages_of(folder), own)
+
+
+def _trained_together(folder: Path, decoder: PictureDecoder) -> bool:
+    """Whether our decoder learned to read this adapter's states."""
+    trained_with = artifact.read_json(folder / artifact.PROVENANCE_FILE).get("decoder")
+    network = getattr(decoder.denoiser, "network", None) if isinstance(decoder, LatentDecoder) else None
+    return network is not None and trained_with == artifact.fingerprint(network.state_dict())
 
 
 def _warn_of_prior(folder: Path, prior: Prior | None) -> None:
@@ -100,13 +108,17 @@ def _warn_of_prior(folder: Path, prior: Prior | None) -> None:
         )
 
 
-def with_text(path: Pipeline, encoder: TextEncoder) -> Pipeline:
+def with_text(path: Pipeline, encoder: TextEncoder, *, decoder_knows: bool = False) -> Pipeline:
     """The same path with another text encoder in CLIP's space: what it makes of the empty prompt is also what guidance moves away from.
 
-    Our decoder is then told by it alone: other encoders of its own (T5) read English, and are read where a call says so.
+    Our decoder is then told by the prior's image embedding alone, and by the encoder's token states only if it was trained with them
+    (`decoder_knows`): they are a soft prompt for the prior, and no copy of CLIP's tokens (docs/LOG.md says what it costs). T5 reads English.
+    A call may say otherwise.
     """
     nothing = encoder.encode_text([""])
-    reads = ("image", "text") if isinstance(path.decoder, LatentDecoder) and path.decoder.encoders else path.reads
+    reads = path.reads
+    if isinstance(path.decoder, LatentDecoder):
+        reads = ("image", "text") if decoder_knows else ("image",)
     prior = None if path.prior is None else _prior_with(path.prior, nothing)
     return replace(path, text_encoder=encoder, prior=prior, decoder=_decoder_with(path.decoder, nothing), reads=reads)
 
