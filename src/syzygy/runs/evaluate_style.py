@@ -207,13 +207,14 @@ def table(asked: Sequence[Asked], found: Mapping[str, Sequence[Reading]]) -> lis
 
 
 def chosen(rows: Sequence[Mapping[str, Any]], scoring: StyleScoring) -> float | None:
-    """The style guidance with most agreement of those that reach the target on seen prompts, or else with most style; None is the joint one."""
+    """The style guidance with most agreement of those that reach the target on seen prompts, or else with most of style and agreement
+    together, as a strong style that drowns the prompt is of no use; None is the joint one."""
     by = {row["candidate"]: row for row in rows if (row["category"], row["side"]) == (ALL, SEEN)}
 
     def merit(weight: float | None) -> tuple[bool, float]:
         row = by[name_of(weight)]
         reached = row["style"].mean >= TARGET
-        return reached, row["agreement"].mean if reached else row["style"].mean
+        return reached, row["agreement"].mean + (0.0 if reached else row["style"].mean)
 
     return max((None, *scoring.weights), key=merit)
 
