@@ -323,13 +323,14 @@ class TextToImage:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """`num_inference_steps`, `guidance_scale`, `sampler` and strength of `painting` that suit the model."""
+        """`num_inference_steps`, `guidance_scale`, `sampler`, `painting` and `style_guidance` (None: as the text) that suit the model."""
         own = self.pipeline.decoder.defaults
         return {
             "num_inference_steps": own.steps,
             "guidance_scale": own.guidance_scale,
             "sampler": own.sampler,
             "painting": PAINTING if own.painting is None else own.painting,
+            "style_guidance": own.style_guidance,
         }
 
     def notes(self, prompt: str) -> list[str]:

@@ -96,6 +96,8 @@ class Pipeline:
             assert len(style) in (1, number), f"{len(style)} styles for {number} pictures"
             embeddings = style.to(embeddings).expand(number, -1)
             towards = replace(towards, embeddings=embeddings)
+            if how.style_guidance is None:
+                how = replace(how, style_guidance=self.decoder.defaults.style_guidance)
         if regions is not None:
             check_regions(regions, len(prompts))
             towards = replace(towards, regions=[regions[row] for row in rows])

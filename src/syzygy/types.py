@@ -261,7 +261,7 @@ class Sampling:
     guidance_scale: float | None = None
     """1 is off."""
     style_guidance: float | None = None
-    """Of the image embedding apart from the text, where it is a style's; None is `guidance_scale` for all."""
+    """Of the image embedding apart from the text, where it is a style's; None is the decoder's own, or else `guidance_scale` for all."""
     sampler: str | None = None
     size: tuple[int, int] | None = None
     """Height and width in pixels."""

@@ -49,16 +49,22 @@ def test_what_is_painted_is_painted_elsewhere(syzygy, tiny_model: Path, canvas: 
     assert max(abs(a - b) for a, b in zip(none, plain, strict=True)) <= 1
 
 
-def test_a_model_has_a_strength_of_its_own(syzygy, tiny_model: Path, canvas: Path, tmp_path: Path) -> None:
+def test_a_model_has_strengths_of_its_own(syzygy, tiny_model: Path, canvas: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(tiny_model, own)
     index = artifact.read_json(own / "model_index.json")
-    artifact.write_json(own / "model_index.json", index | {"defaults": index["defaults"] | {"painting": 3.0}})
+    strengths = {"painting": 3.0, "style_guidance": 0.5}
+    artifact.write_json(own / "model_index.json", index | {"defaults": index["defaults"] | strengths})
     told, _ = paint(syzygy, tiny_model, tmp_path / "t", "--canvas", canvas, "--paint-strength", 3, *REGIONS)
     weak, usual = paint(syzygy, tiny_model, tmp_path / "w", "--canvas", canvas, *REGIONS)
     found, record = paint(syzygy, own, tmp_path / "o", "--canvas", canvas, *REGIONS)
     assert (record["painting"], usual["painting"]) == (3.0, PAINTING)
     assert found == told != weak
+    told, _ = paint(syzygy, tiny_model, tmp_path / "ts", "--style", canvas, "--style-guidance", 0.5)
+    joint, usual = paint(syzygy, tiny_model, tmp_path / "js", "--style", canvas)
+    found, record = paint(syzygy, own, tmp_path / "os", "--style", canvas)
+    assert (record["style_guidance"], usual.get("style_guidance")) == (0.5, None)
+    assert found == told != joint
 
 
 def test_no_strength_is_unpainted_to_the_bit(tiny_model: Path) -> None:

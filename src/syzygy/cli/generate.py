@@ -66,7 +66,9 @@ def generate(
             where = {"regions": [recorded(one) for one in painted_regions], "painting": strength}
             painter = painter._replace(record={**painter.record, **where})
         if manner is not None:
-            painter = painter._replace(record={**painter.record, "style": manner.about})
+            own = painter.model.defaults["style_guidance"]
+            weight = {"style_guidance": own} if settings["style_guidance"] is None and own is not None else {}
+            painter = painter._replace(record={**painter.record, "style": manner.about, **weight})
         ready = time.perf_counter()
         wishes = [Wish({"prompt": prompt}, slug(prompt), own) for prompt in prompts for own in own_seeds]
 

@@ -90,7 +90,10 @@ def region_options(command: F) -> F:
         ),
         click.option("--style", type=file, metavar="PICTURE", help="Paint in the manner of this picture."),
         click.option(
-            "--style-guidance", type=float, metavar="W", help="Guidance of the style. Default: as of the text."
+            "--style-guidance",
+            type=float,
+            metavar="W",
+            help="Guidance of the style. Default: the model's own, or that of the text.",
         ),
         click.option(
             "--paint-strength", "painting", type=float, metavar="W", help="How strongly regions pull; 0: not at all."

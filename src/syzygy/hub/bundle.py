@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "guidance_scale": 2.0,
     "sampler": "dpm++2m",
     "painting": PAINTING,
+    "style_guidance": None,
 }
 """Where a model says nothing else."""
 
@@ -84,6 +85,7 @@ def load(
         guidance_scale=own["guidance_scale"],
         sampler=own["sampler"],
         painting=own["painting"],
+        style_guidance=own["style_guidance"],
     )
     grown = None
     if experts is None:

@@ -137,7 +137,7 @@ def series(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring) ->
 
     def styled(rows: Sequence[int], weight: float | None) -> list[Image.Image]:
         some = [each[row][0].prompt for row in rows]
-        return painted([prompt.text for prompt in some], some, style=styles[list(rows)], w=weight)
+        return painted([prompt.text for prompt in some], some, style=styles[list(rows)], w=_told(weight, scoring))
 
     def in_words(rows: Sequence[int]) -> list[Image.Image]:
         some = [each[row] for row in rows]
@@ -219,6 +219,11 @@ def chosen(rows: Sequence[Mapping[str, Any]], scoring: StyleScoring) -> float | 
     return max((None, *scoring.weights), key=merit)
 
 
+def _told(weight: float | None, scoring: StyleScoring) -> float:
+    """Joint guidance is that of the style like that of the text (`StyleGuided`); where nothing is said a model's own comes instead."""
+    return scoring.guidance_scale if weight is None else weight
+
+
 @torch.inference_mode()
 def grid(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring, weight: float | None) -> Image.Image:
     """Prompts down, the styles of one reference scene across: pictures, each with what the reader read."""
@@ -229,7 +234,7 @@ def grid(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring, weig
     references = render([replace(scene, style=style) for style in STYLES], model.clip.image_size)
     styles: Float[Tensor, "S D"] = torch.cat([model.blender.embedded(picture) for picture in references])
     plain = Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale)
-    how = replace(plain, style_guidance=weight)
+    how = replace(plain, style_guidance=_told(weight, scoring))
     lines = [[card("reference picture"), card("none"), *to_pil(references)]]
     labels = [["", "", *STYLES]]
     for prompt in shown:

@@ -62,7 +62,7 @@ class Studio:
         size, ours, words = self.own_size, isinstance(decoder, LatentDecoder), set(conditions) - {"image"}
         style = {"image", "text"} <= set(conditions)
         defaults = {name: self.record.get(name) for name in ("steps", "guidance_scale", "sampler", "negative_prompt")}
-        defaults["painting"] = model.defaults["painting"]
+        defaults |= {name: model.defaults[name] for name in ("painting", "style_guidance")}
         return {
             "size": size and f"{size[1]}x{size[0]}",
             "defaults": defaults,

@@ -31,6 +31,7 @@ export class Settings {
     for (const [name] of NUMBERS) find(name).value = defaults[name] ?? "";
     if (defaults.negative_prompt) find("negative_prompt").placeholder = `the server’s own: ${defaults.negative_prompt}`;
     find("painting").value = defaults.painting ?? "";
+    find("style_guidance").placeholder = defaults.style_guidance ?? "as guidance";
     find("prompt").maxLength = find("negative_prompt").maxLength = limits.prompt;
     find("sampler").append(...samplers.map((name) => make("option", { value: name }, name)));
     find("sampler").value = defaults.sampler ?? "";
