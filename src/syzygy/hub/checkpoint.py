@@ -221,3 +221,19 @@ def _no_weights(folder: Path, stem: str) -> str:
         "Take a revision with safetensors (on the hub often a pull request, such as refs/pr/1), or convert them "
         "where you trust them: load with the library that wrote them, then save_pretrained."
     )
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """transformers loads without a word: no progress bar, no report of what is left out."""
+    from transformers.utils import logging
+
+    loud, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(loud)
+        if bar:
+            logging.enable_progress_bar()

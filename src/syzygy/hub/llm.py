@@ -332,24 +332,16 @@ def _around(tokenizer: Any, template: str | None, source: str) -> tuple[list[int
 def _loaded(folder: Path, source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Model without head, and tokenizer."""
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
-    from transformers.utils import logging
 
-    loud = logging.get_verbosity()
-    bar = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # it would tell at length that the head is left out
-    logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
-        model, report = kind.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with checkpoint.silent():  # it would tell at length that the head is left out
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            kind: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+            model, report = kind.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the language model in {source} cannot be loaded: {str(error).splitlines()[0]}") from None
-    finally:
-        logging.set_verbosity(loud)
-        if bar:
-            logging.enable_progress_bar()
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
         raise UserError(
             f"the language model in {source} lacks weights: {', '.join(missing[:3])}. Copy or download it again, whole."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from syzygy import artifact
@@ -119,12 +120,13 @@ class T5Text(nn.Module):
         if config.get("model_type") != "t5":
             raise UserError(f"{source} is a {config.get('model_type')!r}, not a t5.")
         try:
-            loaded: Any = T5EncoderModel.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
+            with checkpoint.silent():
+                loaded: Any = T5EncoderModel.from_pretrained(
+                    folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+                )
             model, report = loaded
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
             raise UserError(f"T5 in {source} cannot be loaded: {str(error).splitlines()[0]}") from None
         if missing := sorted(report["missing_keys"]):
             raise UserError(

@@ -100,13 +100,13 @@ def agreement(trainings: list[list[Judged]], category: str, held_out: bool) -> R
 def gained(first: list[list[Judged]], second: list[list[Judged]], category: str, held_out: bool) -> Row | None:
     """Agreement of the first less that of the second, paired by prompt, noise and training."""
     a, b = _values(first, category, held_out), _values(second, category, held_out)
-    return row(difference(a, paired(b, a), trainings=True)) if a else None
+    return row(difference(paired(a, b), paired(b, a), trainings=True)) if a else None
 
 
 def preferred(first: list[list[Judged]], second: list[list[Judged]], held_out: bool) -> Row | None:
     """How often more of the named facts hold in the first's picture; a tie counts half."""
     a, b = _values(first, "all", held_out, _facts), _values(second, "all", held_out, _facts)
-    return row(win_rate(a, paired(b, a), trainings=True)) if a else None
+    return row(win_rate(paired(a, b), paired(b, a), trainings=True)) if a else None
 
 
 def paired(values: list[list[float]], others: list[list[float]]) -> list[list[float]]:

@@ -81,4 +81,4 @@ def test_languages_are_those_taught_unless_named(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="named twice"):
         run.checked_languages(model, ["de", "de"])
     same = with_text(model.pipeline, model.clip)
-    assert (same.text_encoder, same.conditions) == (model.clip, ("image", "text"))
+    assert (same.text_encoder, same.conditions) == (model.clip, ("image",))
