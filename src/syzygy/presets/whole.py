@@ -153,8 +153,8 @@ def reproduce_quick() -> ReproduceRun:
 def reproduce_experts_full() -> ReproduceExpertsRun:
     """The experts' comparison in small. An estimate of its time: two hours with one thread on one core.
 
-    The paper's E9_511 begins at σ 9.6 and serves 9 of 25 steps. Cut from this decoder's noise, which lies higher, it would begin at 67 and
-    serve 2; E3_7 is the place in the tree that begins at 9.2. Leaves start from the decoder at once: with a level at a time, most of so
+    The paper's E9_511 begins at σ 9.6 and serves 9 of 25 steps. Cut from this decoder's noise, which lies higher, it would begin at 65 and
+    serve 2; E3_7 is the place in the tree that begins at 8.8. Leaves start from the decoder at once: with a level at a time, most of so
     small a budget would go into nodes that are thrown away. The rate is low, as the decoder's own training ended at none: short trainings at
     a higher one only lose.
     """
