@@ -1,6 +1,7 @@
 """An adapter that brings a language model's features into CLIP's text space (after arXiv 2405.12914; the form is ours).
 
-Legend: B texts, T tokens, K queries, L = K + 1 + T all tokens, H heads of width E, C inner width, D width of CLIP's joint space.
+Legend: B texts, N tokens of all of them, T of the longest, K queries, M = N + (K + 1) B all tokens, Q of them queries, H heads of width E,
+C inner width, D width of CLIP's joint space.
 """
 
 from collections.abc import Mapping
@@ -10,13 +11,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from syzygy import artifact
 from syzygy.config import Config, parse
 from syzygy.errors import UserError
+from syzygy.nn.packed import PackedAttention, Packing
 from syzygy.nn.transformer import Block
 from syzygy.types import StatesEncoder, TextFeatures
 
@@ -138,17 +140,20 @@ class TextAdapter(nn.Module):
             UserError: features of another width.
         """
         check_width(states.shape[-1], self.config.llm_width)
-        count = len(self.queries)
-        text_BTC = self.proj_in(self.norm_in(states.masked_fill(~mask[..., None], 0)))
-        x_BLC = torch.cat([self.queries.expand(len(states), -1, -1), text_BTC], 1)
-        attend = _Attend(
-            F.pad(mask, (count, 0), value=True), count, x_BLC.dtype, self.config.width // self.config.heads
-        )
+        count, device = len(self.queries), states.device
+        offsets = F.pad(mask.sum(1).cpu().cumsum(0), (1, 0))
+        packing = Packing.of(offsets, following=count, positions=0)
+        is_text = packing.rows < offsets[-1]
+        text_NC, queries = self.proj_in(self.norm_in(states[mask])), self.queries.repeat_interleave(len(mask), 0)
+        x_MC = torch.cat([text_NC, queries]).index_select(0, packing.rows.to(device))
+        place = torch.where(is_text, packing.positions + 1, 0).to(device)
+        attend = _Attend(packing, place, self.config.width // self.config.heads, x_MC.dtype)
         *blocks, final = self.blocks
         for block in blocks:
-            x_BLC = block(x_BLC, attend)
+            x_MC = block(x_MC, attend)
         # Nothing reads the final layer's other tokens.
-        x_BKC = self.norm_out(final(x_BLC, attend, kept=torch.arange(count, device=x_BLC.device)))
+        x_QC = self.norm_out(final(x_MC, attend, kept=(~is_text).nonzero()[:, 0].to(device)))
+        x_BKC = x_QC.unflatten(0, (len(mask), count)).index_select(0, packing.order.argsort().to(device))
         soft = self.states_head(x_BKC[:, :-1]) * self.states_std + self.states_mean
         pooled = self.pooled_head(x_BKC[:, -1]) * self.pooled_std + self.pooled_mean
         return TextFeatures(soft, torch.ones(soft.shape[:2], dtype=torch.bool, device=soft.device), pooled)
@@ -210,24 +215,23 @@ _STATISTICS = ("states_mean", "states_std", "pooled_mean", "pooled_std")
 
 
 class _Attend:
-    """Bidirectional attention that reads real tokens only, with rotary positions (Su et al. 2021, arXiv 2104.09864)."""
+    """Bidirectional attention in each text, with rotary positions (Su et al. 2021, arXiv 2104.09864)."""
 
-    def __init__(self, real: Bool[Tensor, "B L"], queries: int, dtype: torch.dtype, width: int) -> None:
-        self.real = real[:, None, None]
-        place = (torch.arange(real.shape[1], device=real.device) - queries + 1).clamp_min(0)
-        pace = ROTARY_BASE ** -(torch.arange(0, width, 2, device=real.device) / width)
+    def __init__(self, packing: Packing, place: Int[Tensor, "M"], width: int, dtype: torch.dtype) -> None:
+        self._attention = PackedAttention(packing.lengths, place.device)
+        pace = ROTARY_BASE ** -(torch.arange(0, width, 2, device=place.device) / width)
         angle = (place[:, None] * pace)[:, None]
         self.cos, self.sin = angle.cos().to(dtype), angle.sin().to(dtype)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (self._turned(q), self._turned(k), v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.real).transpose(1, 2)
+        # Fewer that ask than there are tokens are learned queries, which stand at 0.
+        q = self.turned(q) if len(q) == len(k) else q
+        return self._attention.whole(q, self.turned(k), v)
 
-    def _turned(self, x: Float[Tensor, "B N H E"]) -> Float[Tensor, "B N H E"]:
-        """The first N tokens' heads, turned by their positions."""
-        cos, sin = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
+    def turned(self, x: Float[Tensor, "M H E"]) -> Float[Tensor, "M H E"]:
+        """The heads, turned by their tokens' positions."""
         a, b = x.chunk(2, -1)
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+        return torch.cat([a * self.cos - b * self.sin, a * self.sin + b * self.cos], -1)
 
 
 def check_width(given: int, wanted: int) -> None:

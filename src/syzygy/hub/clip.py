@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint, towers
 from syzygy.hub.preparation import Preparation
-from syzygy.hub.tokens import Tokenized, tokenized
+from syzygy.hub.tokens import Tokenized, alike, tokenized
 from syzygy.types import TextFeatures
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -168,8 +168,14 @@ class Clip(nn.Module):
     def encode_text(self, texts: list[str]) -> TextFeatures:
         """Texts → states after the final LayerNorm, mask, and projected (not normalised) pooled embedding, in fp32; with spans."""
         found = self._tokenized(texts)
-        features = self.text_features(found.ids.to(self.device), found.mask.to(self.device)).to(dtype=torch.float32)
-        return replace(features, spans=found.spans)
+        ids, mask = found.ids.to(self.device), found.mask.to(self.device)
+        states = torch.zeros(*ids.shape, self.width, device=self.device)
+        pooled = torch.zeros(len(ids), self.width, device=self.device)
+        for rows, length in alike(found.mask):
+            at = rows.to(self.device)
+            features = self.text_features(ids[at, :length], mask[at, :length])
+            states[at, :length], pooled[at] = features.states.float(), features.pooled.float()
+        return TextFeatures(states, mask, pooled, found.spans)
 
     def image_embeddings(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Pictures in [0, 1] → raw projected embeddings; other sizes than the tower's are resized (bicubic, antialiased)."""

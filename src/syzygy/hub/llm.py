@@ -25,7 +25,7 @@ from syzygy.config import Config
 from syzygy.data.building import encoder_difference
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
-from syzygy.hub.tokens import Tokenized, tokenized
+from syzygy.hub.tokens import Tokenized, alike, tokenized
 from syzygy.types import TextStates
 
 EXAMPLE = "Qwen/Qwen3-0.6B"
@@ -178,7 +178,11 @@ class Llm(nn.Module):
         """Texts → features by the recipe, mask and spans, in fp32; padded on the right with zeros."""
         found = self.tokenize(texts)
         keep = self._kept(found.mask)
-        states = self._features(found.ids.to(self.device), found.mask.to(self.device))
+        ids, real = found.ids.to(self.device), found.mask.to(self.device)
+        states = torch.zeros(*ids.shape, self.width, device=self.device)
+        for rows, length in alike(found.mask):
+            at = rows.to(self.device)
+            states[at, :length] = self._features(ids[at, :length], real[at, :length])
         mask = torch.arange(int(keep.sum(1).max())) < keep.sum(1, keepdim=True)
         on_device = mask.to(self.device)
         return TextStates(_moved(states, keep.to(self.device), on_device), on_device, _moved(found.spans, keep, mask))

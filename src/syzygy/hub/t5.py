@@ -15,7 +15,7 @@ from syzygy import artifact
 from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
-from syzygy.hub.tokens import Tokenized, learned_bpe, tokenized
+from syzygy.hub.tokens import Tokenized, alike, learned_bpe, tokenized
 from syzygy.types import TextStates
 
 PAD, END = "<pad>", "</s>"
@@ -70,10 +70,14 @@ class T5Text(nn.Module):
     def encode_states(self, texts: list[str]) -> TextStates:
         """Texts → states after the encoder's final normalisation, mask and spans, in fp32; padded on the right."""
         found = self.tokenize(texts)
-        mask = found.mask.to(self.device)
+        ids, mask = found.ids.to(self.device), found.mask.to(self.device)
         encoder = self.model.get_encoder()
-        states = encoder(found.ids.to(self.device), attention_mask=mask.long()).last_hidden_state
-        return TextStates(states.float(), mask, found.spans)
+        states = torch.zeros(*ids.shape, self.width, device=self.device)
+        for rows, length in alike(found.mask):
+            at = rows.to(self.device)
+            read = encoder(ids[at, :length], attention_mask=mask[at, :length].long())
+            states[at, :length] = read.last_hidden_state.float()
+        return TextStates(states, mask, found.spans)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over the encoder's weights in fp32: which T5 a decoder was trained beside."""

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -57,6 +58,28 @@ def tokenized(
     ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
     mask = torch.arange(length)[None] < torch.tensor([len(row) for row in rows])[:, None]
     return Tokenized(ids, mask, torch.tensor([row + [(0, 0)] * (length - len(row)) for row in places]))
+
+
+ENOUGH = 256
+"""Tokens, pads included, that a pass of a transformer has at least: of fewer, reading its weights costs more than computing."""
+LIKE = 0.8
+"""How long a text is at least, as a part of the longest that it is padded to."""
+
+
+def alike(mask: Bool[Tensor, "B T"]) -> list[tuple[Int[Tensor, "b"], int]]:
+    """Texts of like length: which of the B, and how long their longest is. As padded together they cost little more than their own tokens.
+
+    (96 captions of six languages are to two thirds padding as one batch.)
+    """
+    lengths = mask.sum(1).cpu()
+    order = lengths.argsort(descending=True, stable=True)
+    sorted_lengths, starts = lengths[order].tolist(), [0]
+    for i, length in enumerate(sorted_lengths):
+        longest = sorted_lengths[starts[-1]]
+        if length < LIKE * longest and (i - starts[-1]) * longest >= ENOUGH:
+            starts.append(i)
+    sizes = [stop - start for start, stop in pairwise([*starts, len(order)])]
+    return [(rows, sorted_lengths[start]) for rows, start in zip(order.split(sizes), starts, strict=True)]
 
 
 def learned_bpe(texts: Iterable[str], vocabulary: int, marks: Sequence[str], apart: str | None = None) -> Any:

@@ -22,7 +22,7 @@ def align_starter() -> AlignRun:
         adapter=SIZES["starter"],
         lengths=("short", "short", "medium"),
         task=AlignTaskConfig(batch_size=96),
-        loop=_short(steps=900, lr=1e-3),
+        loop=_short(steps=3000, lr=1e-3),
     )
 
 
@@ -35,14 +35,14 @@ def image_starter() -> ImageRun:
         scenes=20_000,
         lengths=("short", "short", "medium", "medium", "long"),
         task=ImageTaskConfig(batch_size=64, frozen="prior"),
-        loop=_short(steps=400, lr=4e-4),
+        loop=_short(steps=1500, lr=4e-4),
     )
 
 
 def quality_starter() -> ImageRun:
     """The starter's adapter on the world's pictures of which the caption names each object: an estimated three minutes on one CPU core."""
     return image_starter().model_copy(
-        update={"scenes": 8_000, "filter": "unnamed == 0", "loop": _short(steps=100, lr=1e-4)}
+        update={"scenes": 16_000, "filter": "unnamed == 0", "loop": _short(steps=300, lr=1e-4)}
     )
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from syzygy.artifact import CONFIG_FILE, load_strictly
 from syzygy.config import Config, parse
 from syzygy.errors import UserError
+from syzygy.nn.packed import PackedAttention, Packing
 from syzygy.nn.transformer import Block
 from syzygy.prior import layout
-from syzygy.prior.packed import PackedAttention, Packing
 from syzygy.prior.statistics import EmbeddingStatistics
 from syzygy.types import PackedText, TextFeatures
 

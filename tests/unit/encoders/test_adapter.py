@@ -79,15 +79,16 @@ def test_the_order_of_words_matters() -> None:
 def test_rotary_attention_knows_distances_only() -> None:
     """Between words: what one reads of another is the same wherever the two stand."""
     from syzygy.encoders.adapter import _Attend
+    from syzygy.nn.packed import Packing
 
-    attend = _Attend(torch.ones(1, 40, dtype=torch.bool), 1, torch.float32, 8)
-    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
+    packing = Packing.of(torch.tensor([0, 40]), following=0, positions=0)
+    attend = _Attend(packing, torch.arange(40), 8, torch.float32)
+    q, k = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(0))
 
     def read(i: int, j: int) -> float:
-        row = torch.zeros(1, 40, 1, 8)
-        row[:, i], other = q[:, 0], torch.zeros(1, 40, 1, 8)
-        other[:, j] = k[:, 0]
-        return float((attend._turned(row)[:, i] * attend._turned(other)[:, j]).sum())
+        row, other = torch.zeros(40, 1, 8), torch.zeros(40, 1, 8)
+        row[i], other[j] = q[0], k[0]
+        return float((attend.turned(row)[i] * attend.turned(other)[j]).sum())
 
     assert abs(read(3, 9) - read(30, 36)) < 1e-4
     assert abs(read(3, 9) - read(3, 10)) > 1e-3

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from syzygy.errors import UserError
-from syzygy.prior import packed
+from syzygy.nn import packed
+from syzygy.nn.packed import PackedAttention, Packing, kernel_for
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.prior.packed import PackedAttention, Packing, kernel_for
 from syzygy.types import PackedText, TextFeatures
 
 WIDTH, TOKENS = 6, 77

@@ -47,7 +47,7 @@ class Packing:
 
 
 class PackedAttention:
-    """Two ways in which packed tokens read those of their own sequence (each an `Attend`)."""
+    """Ways in which packed tokens read those of their own sequence (each an `Attend`)."""
 
     def __init__(self, lengths: Int[Tensor, "B"], device: torch.device) -> None:
         """`lengths` of the sequences in tokens, at least 1, on the CPU; equal ones stand side by side."""
@@ -66,19 +66,23 @@ class PackedAttention:
         return kernel(q, k, v, self.ends, self.ends, longest, longest, window_size=(-1, 0))
 
     def whole(
-        self, q: Float[Tensor, "B H D"], k: Float[Tensor, "M H D"], v: Float[Tensor, "M H D"]
-    ) -> Float[Tensor, "B H D"]:
-        """One query a sequence reads all of it."""
-        kernel = kernel_for(q)
+        self, q: Float[Tensor, "Q H D"], k: Float[Tensor, "M H D"], v: Float[Tensor, "M H D"]
+    ) -> Float[Tensor, "Q H D"]:
+        """Each query reads all of its sequence: as many queries as tokens are these themselves, fewer are equally many of each sequence."""
+        kernel, longest = kernel_for(q), self.runs[-1][1]
         if kernel is None:
             return self.by_length(q, k, v, causal=False)
-        each = torch.arange(len(self.ends), dtype=torch.int32, device=q.device)
-        return kernel(q, k, v, each, self.ends, 1, self.runs[-1][1])
+        if len(q) == len(k):
+            return kernel(q, k, v, self.ends, self.ends, longest, longest)
+        each = len(q) // (len(self.ends) - 1)
+        ends = each * torch.arange(len(self.ends), dtype=torch.int32, device=q.device)
+        return kernel(q, k, v, ends, self.ends, each, longest)
 
     def by_length(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         """The sequences of one length at a time; on any device, in any precision."""
         keys = [count * length for count, length in self.runs]
-        queries = keys if causal else [count for count, _ in self.runs]
+        each = len(q) // (len(self.ends) - 1)
+        queries = keys if len(q) == len(k) else [count * each for count, _ in self.runs]
         read = []
         # Split, not sliced: the gradient of a slice is as large as the whole.
         for (count, _), *run in zip(self.runs, q.split(queries), k.split(keys), v.split(keys), strict=True):
