@@ -36,6 +36,17 @@ class Whole(click.ParamType):
         return number
 
 
+def stacked(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Options as one decorator; `--help` lists them in this order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def json_option(command: F) -> F:
     """`--json`, passed as `as_json`: one JSON object on standard output, progress on standard error."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from syzygy.cli.common import Whole, device_option, progress_bar, seed_option, writable_folder
+from syzygy.cli.common import Whole, device_option, progress_bar, seed_option, stacked, writable_folder
 from syzygy.cli.painting import text_encoder_options
 from syzygy.errors import UserError
 
@@ -46,9 +46,7 @@ def scoring_options(command: F) -> F:
             help="Write everything as JSON; - prints it and nothing else.",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return stacked(*options)(command)
 
 
 @click.command()

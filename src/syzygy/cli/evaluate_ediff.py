@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from syzygy.cli.common import Whole, device_option, seed_option
+from syzygy.cli.common import Whole, device_option, seed_option, stacked
 from syzygy.cli.evaluation import check_places, read_pictures, write_json, write_page, write_svg
 from syzygy.errors import UserError
 
@@ -19,42 +19,36 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _options(prompts: int, steps: int) -> Callable[[F], F]:
     """What the commands share."""
 
-    def with_them(command: F) -> F:
-        options = (
-            click.option(
-                "--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder."
-            ),
-            click.option(
-                "--prompts",
-                type=Whole(2),
-                default=prompts,
-                show_default=True,
-                help="Prompts a category, seen and held-out each, or as many as there are.",
-            ),
-            click.option("--steps", type=Whole(1), default=steps, show_default=True, help="Sampling steps."),
-            click.option("--guidance-scale", type=float, default=3.0, show_default=True, help="Guidance; 1 means off."),
-            seed_option,
-            device_option,
-            click.option(
-                "--json",
-                "json_file",
-                type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-                metavar="FILE",
-                help="Write everything as JSON; - prints it and nothing else.",
-            ),
-            click.option(
-                "--out",
-                type=click.Path(file_okay=False, path_type=Path),
-                metavar="FOLDER",
-                help="Write results.json, a page (index.html) and its figure; what was read is kept there, so that the command goes on "
-                "where it was interrupted.",
-            ),
-        )
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return with_them
+    return stacked(
+        click.option(
+            "--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder."
+        ),
+        click.option(
+            "--prompts",
+            type=Whole(2),
+            default=prompts,
+            show_default=True,
+            help="Prompts a category, seen and held-out each, or as many as there are.",
+        ),
+        click.option("--steps", type=Whole(1), default=steps, show_default=True, help="Sampling steps."),
+        click.option("--guidance-scale", type=float, default=3.0, show_default=True, help="Guidance; 1 means off."),
+        seed_option,
+        device_option,
+        click.option(
+            "--json",
+            "json_file",
+            type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+            metavar="FILE",
+            help="Write everything as JSON; - prints it and nothing else.",
+        ),
+        click.option(
+            "--out",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="FOLDER",
+            help="Write results.json, a page (index.html) and its figure; what was read is kept there, so that the command goes on "
+            "where it was interrupted.",
+        ),
+    )
 
 
 @click.command()

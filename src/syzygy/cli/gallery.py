@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from syzygy.cli.common import Whole, device_option, json_option, progress_bar, seed_option
+from syzygy.cli.common import Whole, device_option, json_option, progress_bar, seed_option, stacked
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,12 +78,7 @@ def gallery_options(folder: str, of: str) -> Callable[[F], F]:
         json_option,
     )
 
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return stacked(*options)
 
 
 def seeds(first: int, pictures: int, best_of: int) -> list[int]:

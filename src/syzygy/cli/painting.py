@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from syzygy.cli.common import Whole
+from syzygy.cli.common import Whole, stacked
 
 if TYPE_CHECKING:
     import torch
@@ -67,9 +67,7 @@ def text_encoder_options(command: F) -> F:
             "--llm", metavar="FOLDER|ID", help="Where the adapter's language model is now, if it is not where it was."
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return stacked(*options)(command)
 
 
 def region_options(command: F) -> F:
@@ -99,9 +97,7 @@ def region_options(command: F) -> F:
             "--paint-strength", "painting", type=float, metavar="W", help="How strongly regions pull; 0: not at all."
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return stacked(*options)(command)
 
 
 def painting_options(command: F) -> F:
@@ -146,9 +142,7 @@ def model_options(command: F) -> F:
         click.option("--compile-experts", is_flag=True, help="Compile each expert when it first runs: minutes, once."),
         *_PUBLISHED,
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return stacked(*options)(command)
 
 
 class Painter(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from syzygy.cli.common import device_option, json_option, progress_bar, writable_folder
+from syzygy.cli.common import device_option, json_option, progress_bar, stacked, writable_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,12 +29,7 @@ def comparison_options(*own: Callable[[F], F], model: str, out: str, quick: str)
         json_option,
     )
 
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return stacked(*options)
 
 
 def _say(line: str) -> None:

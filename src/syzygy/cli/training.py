@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from syzygy.cli.common import device_option, json_option, writable_folder
+from syzygy.cli.common import device_option, json_option, stacked, writable_folder
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +48,7 @@ def train_options(preset: str) -> Callable[[F], F]:
         json_option,
     )
 
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return stacked(*options)
 
 
 def run_training(

@@ -169,8 +169,8 @@ class Clip(nn.Module):
         """Texts → states after the final LayerNorm, mask, and projected (not normalised) pooled embedding, in fp32; with spans."""
         found = self._tokenized(texts)
         ids, mask = found.ids.to(self.device), found.mask.to(self.device)
-        states = torch.zeros(*ids.shape, self.width, device=self.device)
-        pooled = torch.zeros(len(ids), self.width, device=self.device)
+        states = torch.zeros(*ids.shape, self.width, dtype=torch.float32, device=self.device)
+        pooled = torch.zeros(len(ids), self.width, dtype=torch.float32, device=self.device)
         for rows, length in alike(found.mask):
             at = rows.to(self.device)
             features = self.text_features(ids[at, :length], mask[at, :length])

@@ -179,7 +179,7 @@ class Llm(nn.Module):
         found = self.tokenize(texts)
         keep = self._kept(found.mask)
         ids, real = found.ids.to(self.device), found.mask.to(self.device)
-        states = torch.zeros(*ids.shape, self.width, device=self.device)
+        states = torch.zeros(*ids.shape, self.width, dtype=torch.float32, device=self.device)
         for rows, length in alike(found.mask):
             at = rows.to(self.device)
             states[at, :length] = self._features(ids[at, :length], real[at, :length])

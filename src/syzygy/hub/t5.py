@@ -72,7 +72,7 @@ class T5Text(nn.Module):
         found = self.tokenize(texts)
         ids, mask = found.ids.to(self.device), found.mask.to(self.device)
         encoder = self.model.get_encoder()
-        states = torch.zeros(*ids.shape, self.width, device=self.device)
+        states = torch.zeros(*ids.shape, self.width, dtype=torch.float32, device=self.device)
         for rows, length in alike(found.mask):
             at = rows.to(self.device)
             read = encoder(ids[at, :length], attention_mask=mask[at, :length].long())
