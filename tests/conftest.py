@@ -164,7 +164,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prior.save_pretrained(parts["prior"], beside, torch.float16)
     save_decoder(decoder, parts["decoder"], beside)
     return bundle.assemble(
-        parts, tmp_path_factory.mktemp("models") / "tiny", world=True, defaults={"num_inference_steps": 3}
+        parts,
+        tmp_path_factory.mktemp("models") / "tiny",
+        world=True,
+        defaults={"num_inference_steps": 3, "style_guidance": 1.5},
     )
 
 

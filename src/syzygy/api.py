@@ -62,6 +62,7 @@ class TextToImage:
         clip: str | Path | None = None,
         text_encoder: str | Path | None = None,
         llm: str | Path | None = None,
+        decoder: str | Path | None = None,
         experts: str | Path | None = None,
         experts_memory: str = "all",
         compile_experts: bool = False,
@@ -85,6 +86,7 @@ class TextToImage:
                 they read CLIP's; Stable unCLIP's U-Net and the T5 of a decoder of ours have texts of their own, the latter only where
                 `conditions` names it.
             llm: where the adapter's language model is, a folder or a hub id, if neither beside it nor where it was in training.
+            decoder: of a model of ours: another decoder, its folder or the run that trained it, beside the same CLIP and autoencoder.
             experts: an ensemble in the place of the decoder (of a published model: of its U-Net), the folder of it or of the run that
                 grew it.
             experts_memory: where experts are: "all" on the device, "offload" (one there, the others in the computer's memory, for a
@@ -105,9 +107,15 @@ class TextToImage:
             raise UserError(
                 "memory and compilation of experts have no effect without experts: give them, or leave it out."
             )
+        if decoder is not None and experts is not None:
+            raise UserError("experts take the decoder's place: give one of the two.")
         if text_encoder is None and llm is not None:
             raise UserError("a language model has no effect without its adapter: name a text encoder, or leave it out.")
         if str(model) not in bundle.BUNDLED and repositories.is_foreign(model):
+            if decoder is not None:
+                raise UserError(
+                    f"{model} is no model of ours, whose decoder could be exchanged: leave the decoder out."
+                )
             found = assembly.assemble(
                 model,
                 prior=prior,
@@ -125,7 +133,13 @@ class TextToImage:
                 f"{model} is small, and has its own CLIP: another CLIP, dtype, offloading and tiling are for published models."
             )
         own = bundle.load(
-            model, prior=prior, experts=experts, device=device, local_files_only=local_files_only, keeping=keeping
+            model,
+            prior=prior,
+            decoder=decoder,
+            experts=experts,
+            device=device,
+            local_files_only=local_files_only,
+            keeping=keeping,
         )
         loaded = cls(str(model), lambda: own.clip, own.pipeline, own.folder, own.world)
         return loaded._reading_with(text_encoder, llm, False, local_files_only)

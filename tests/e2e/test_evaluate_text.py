@@ -1,5 +1,6 @@
 """An adapter measured from the command line, tiny and untrained; and an adapter that is no other than CLIP, which must get full marks."""
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,13 @@ def test_everything_is_measured_and_goes_on_where_it_was(
         assert sheet.width == columns * (SHOWN_SIZE + MARGIN) + MARGIN
     assert read_record(out / "languages.png")["text_encoder"] == "adapter"
     found = json.loads((out / "results.json").read_text())
+    page = (out / "index.html").read_text()
+    assert "src='languages.png'" in page
+    for one in found["shown"]:
+        assert one["said"].keys() == {"en", "zh"}
+        assert one["paragraph"].endswith(one["said"]["en"])
+        for text in (*one["said"].values(), one["paragraph"]):
+            assert html.escape(text) in page
     assert (found["text_encoder"], found["taught"]) == ("adapter", ["en", "de", "zh"])
     assert {(row["reader"], row["language"], row["length"]) for row in found["captions"]} == {
         (reader, code, length)

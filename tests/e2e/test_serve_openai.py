@@ -76,6 +76,18 @@ def test_regions_and_style_change_the_picture_and_are_recorded(client: openai.Op
     assert record_of(found[2], "it")["style"]["data"] == style
 
 
+def test_a_record_tells_the_strengths_that_the_model_itself_has(client: openai.OpenAI) -> None:
+    """So that the picture comes out alike on a model with others."""
+    mask, style = (base64.b64encode(one).decode() for one in (half(False), file_of(Image.new("RGB", (9, 9), "red"))))
+    records = []
+    for more in ({}, {"regions": [{"phrase": "a red circle", "mask": mask}]}, {"style": style}):
+        answer = client.images.generate(prompt=PROMPT, extra_body={"seed": 1, **more})
+        assert answer.data
+        records.append(record_of(decoded(answer.data[0].b64_json), "it"))
+    told = [(record.get("painting"), record.get("style_guidance")) for record in records]
+    assert told == [(None, None), (0.4, None), (None, 1.5)]
+
+
 def test_a_stream_shows_pictures_before_they_are_done(client: openai.OpenAI) -> None:
     with client.images.generate(
         prompt=PROMPT, n=2, stream=True, partial_images=2, extra_body={"seed": 3, "steps": 3}

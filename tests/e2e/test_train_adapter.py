@@ -26,7 +26,6 @@ from syzygy.train.adapted_decoder import AdaptedDecoderTask
 from syzygy.train.adapter import AdapterTask
 from syzygy.world import source
 from syzygy.world.corpus import parallel
-from syzygy.world.language import LANGUAGES
 from tests.tiny_llm import save_tiny_llm
 
 LINES = 12
@@ -302,6 +301,7 @@ ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--
         (("--stage", "align", "--llm", "{llm}", "--preset", "bigg-14"), "this preset aligns on a corpus"),
         (("--stage", "align", "--llm", "{llm}", "--corpus", "{corpus}", 'lengths=["short"]'), "has no effect on a corpus"),
         (("--stage", "align", "--llm", "{llm}", "--corpus", "{corpus}", 'languages=["en","fr"]'), "'fr'"),
+        (("--stage", "align", "--llm", "{llm}", "--corpus", "{corpus}", "languages=[]"), "languages"),
     ],
 )  # fmt: skip
 def test_wrong_input(
@@ -374,7 +374,7 @@ def test_stage_image_with_a_decoder(
     assert not any(how["held_out"] for _, _, how in asked)
     scenes = {(seed, index) for seed, index, _ in asked}
     assert len(scenes) == len(asked) == 8 + 4 * 4, "other scenes for validation, and at each step"
-    assert {how["lang"] for _, _, how in asked} == set(LANGUAGES)
+    assert {how["lang"] for _, _, how in asked} == {"en", "de"}, "those that it was aligned on"
     assert {"loss", "loss/text", "loss/none"} <= set(json.loads(answer.out)["metrics"])
     assert not torch.equal(weights(tmp_path / "run")["queries"], weights(aligned)["queries"])
     begun = weights(tiny_model, "decoder")
@@ -389,11 +389,22 @@ def test_stage_image_with_a_decoder(
     one, other = (read_tensors(tmp_path / run / "checkpoint/model.safetensors") for run in ("run", "stopped"))
     assert all(torch.equal(other[name], x) for name, x in one.items())
 
-    frozen = syzygy(*common, "--out", tmp_path / "frozen", "frozen=decoder")
+    frozen = syzygy(*common, "--out", tmp_path / "frozen", "frozen=decoder", 'languages=["en","fr"]')
     assert frozen.code == 0, frozen.err
+    assert artifact.read_json(tmp_path / "frozen/adapter/provenance.json")["languages"] == ["en", "de", "fr"]
     assert all(torch.equal(begun[name], x) for name, x in weights(tmp_path / "frozen", "decoder").items())
     for encoder, told in (("frozen", ("image", "text")), ("run", ("image",))):  # the latter's decoder is another by now
         assert TextToImage.from_pretrained(tiny_model, text_encoder=tmp_path / encoder).pipeline.conditions == told
+    together = TextToImage.from_pretrained(tiny_model, text_encoder=tmp_path / "run", decoder=tmp_path / "run")
+    assert together.pipeline.conditions == ("image", "text"), "a decoder reads the adapter that it was trained with"
+    painting = ("generate", "ein roter Kreis", "--model", tiny_model, "--text-encoder", tmp_path / "run", "--json")
+    answers = []
+    for more in ((), ("--decoder", tmp_path / "run")):
+        answers.append(syzygy(*painting, *more, "--out", tmp_path / "pictures"))
+        assert answers[-1].code == 0, answers[-1].err
+    own, trained = (json.loads(answer.out)["settings"] for answer in answers)
+    assert (own["conditions"], trained["conditions"]) == (["image"], ["image", "text"])
+    assert own["fingerprints"]["decoder"] != trained["fingerprints"]["decoder"]
     for more, message in (
         (("--prior", tiny_model), "--prior has no effect with --decoder"),
         (('task.subsets={"image": 1}',), "no subset of task.subsets has 'text'"),

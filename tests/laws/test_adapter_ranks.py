@@ -13,10 +13,16 @@ import torch
 from syzygy.artifact import read_tensors
 from tests.tiny_llm import save_tiny_llm
 
-SMALL = ("adapter.queries=2", "adapter.layers=1", "adapter.heads=2", "adapter.width=16", "validation_lines=2", "task.batch_size=8",
-         "loop.steps=4", "loop.warmup=1", "loop.validate_every=2", "loop.checkpoint_every=2", "loop.log_every=1")  # fmt: skip
-
-
+SIZES = ("adapter.queries=2", "adapter.layers=1", "adapter.heads=2", "adapter.width=16", "validation_lines=2")
+SHORT = (
+    "task.batch_size=8",
+    "loop.steps=4",
+    "loop.warmup=1",
+    "loop.validate_every=2",
+    "loop.checkpoint_every=2",
+    "loop.log_every=1",
+)
+PICTURES = ("scenes=20", "validation_images=4", 'languages=["en","de"]', 'lengths=["short"]', "task.frozen=none")
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "syzygy.cli")
 
 
@@ -26,24 +32,40 @@ def trained(out: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]
 
 
 @pytest.mark.slow
-def test_two_processes_align_as_one(syzygy: Callable, tiny_model: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(syzygy: Callable, tiny_model: Path, tmp_path: Path) -> None:
+    """Stage align, and stage image on what it made."""
     save_tiny_llm("llama", tmp_path / "llm")
     rows = [{"texts": {"en": f"a ring and {i} stars", "de": f"ein Ring und {i} Sterne"}} for i in range(12)]
     (tmp_path / "corpus").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = ("train", "adapter", "--stage", "align", "--llm", tmp_path / "llm", "--clip", tiny_model, "--prior", tiny_model, "--corpus",
-              tmp_path / "corpus", "--device", "cpu", *SMALL)  # fmt: skip
-    answer = syzygy(*common, "--out", tmp_path / "one")
-    assert answer.code == 0, answer.err
-    command = [*LAUNCH, *map(str, common), "--out", str(tmp_path / "two")]
+    common = ("train", "adapter", "--clip", tiny_model, "--prior", tiny_model, "--device", "cpu", *SHORT)
+    stages = {
+        "align": ("--llm", tmp_path / "llm", "--corpus", tmp_path / "corpus", *SIZES),
+        "image": ("--from", tmp_path / "align-one", *PICTURES),
+    }
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Trained:") == 1  # only the first one talks
-    one, two = trained(tmp_path / "one"), trained(tmp_path / "two")
-    for line, expected in zip(two[1], one[1], strict=True):
-        assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    for name, value in one[0].items():
-        if name.endswith("to_k.bias"):  # softmax ignores it: its gradient is rounding, which Adam makes as large as any
-            continue
-        torch.testing.assert_close(two[0][name], value, rtol=0, atol=1e-4, msg=name)
-    assert (tmp_path / "two/adapter/provenance.json").is_file()
+    for stage, own in stages.items():
+        command = (*common, "--stage", stage, *own, "--out")
+        outs = one, two = tmp_path / f"{stage}-one", tmp_path / f"{stage}-two"
+        answer = syzygy(*command, one)
+        assert answer.code == 0, answer.err
+        done = subprocess.run(
+            [*LAUNCH, *map(str, command), str(two)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("Trained:") == 1  # only the first one talks
+        (weights, lines), (others, other_lines) = map(trained, outs)
+        for line, expected in zip(other_lines, lines, strict=True):
+            assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert ("prior" in {name.split(".")[0] for name in weights}) == (stage == "image"), "both learn from pictures"
+        for name, value in weights.items():
+            if name.endswith(
+                "to_k.bias"
+            ):  # softmax ignores it: its gradient is rounding, which Adam makes as large as any
+                continue
+            torch.testing.assert_close(others[name], value, rtol=0, atol=1e-4, msg=name)
+        assert (two / "adapter/provenance.json").is_file()

@@ -30,6 +30,11 @@ QUICK = {"captions": 64, "prompts": 2}
 @click.option("--clip", metavar="FOLDER|ID", help="Of a published model: another place of its CLIP.")
 @click.option("--prior", metavar="RUN|FOLDER|ID", help="Another prior than the model's own.")
 @click.option(
+    "--decoder",
+    metavar="RUN|FOLDER",
+    help="Another decoder than the model's own, such as one trained with the adapter.",
+)
+@click.option(
     "--languages", metavar="CODES", help="Such as en,de,es,fr,ru,zh. Default: those that the adapter was taught."
 )
 @click.option(
@@ -79,6 +84,7 @@ def text_encoder(
     model: str,
     clip: str | None,
     prior: str | None,
+    decoder: str | None,
     download: bool,
     json_file: Path | None,
     out: Path | None,
@@ -109,7 +115,14 @@ def text_encoder(
     _quick(ctx, quick, settings)
     check_places(json_file, out)
     loaded = TextToImage.from_pretrained(
-        model, text_encoder=text_encoder, llm=llm, clip=clip, prior=prior, device=device, local_files_only=not download
+        model,
+        text_encoder=text_encoder,
+        llm=llm,
+        clip=clip,
+        prior=prior,
+        decoder=decoder,
+        device=device,
+        local_files_only=not download,
     )
     codes = run.checked_languages(loaded, None if languages is None else _names(languages))
     read = loaded.pipeline.chosen(None if conditions is None else _names(conditions))
@@ -126,7 +139,9 @@ def text_encoder(
         about = scoring.model_dump(mode="json")
         found = read_pictures(loaded, painting.series(subject, asked, scoring), out, "text-encoder", about)
         agreement = painting.table(asked, found, scoring)
-    result = run.result(subject, scoring, text_encoder, captions=captions, tail=tail, agreement=agreement)
+    shown = painting.told(asked, scoring)
+    scores = {"captions": captions, "tail": tail, "agreement": agreement, "shown": shown}
+    result = run.result(subject, scoring, text_encoder, **scores)
     if str(json_file) != "-":
         _print(captions, tail, agreement)
     if out is not None:

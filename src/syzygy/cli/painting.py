@@ -119,6 +119,11 @@ def model_options(command: F) -> F:
         click.option(
             "--prior", metavar="RUN|FOLDER|ID", help="Another prior: a training run, a folder of weights, or a hub id."
         ),
+        click.option(
+            "--decoder",
+            metavar="RUN|FOLDER",
+            help="Of a model of ours: another decoder, such as one trained with an adapter.",
+        ),
         text_encoder_options,
         click.option("--steps", type=Whole(1), metavar="N", help="Sampling steps. Default: what suits the model."),
         click.option("--guidance-scale", type=float, help="Guidance; 1 means off. Default: what suits the model."),
@@ -168,6 +173,7 @@ class Painter(NamedTuple):
             clip=settings["clip"],
             text_encoder=settings["text_encoder"],
             llm=settings["llm"],
+            decoder=settings["decoder"],
             experts=settings["experts"],
             experts_memory=settings["experts_memory"],
             compile_experts=settings["compile_experts"],
@@ -192,7 +198,7 @@ class Painter(NamedTuple):
             for name, value in settings.items()
             if name not in LEAVE_NO_TRACE
             and not (
-                name in (*OPTIONS, "clip", "text_encoder", "llm", "experts", "compile_experts", "tiling")
+                name in (*OPTIONS, "clip", "text_encoder", "llm", "decoder", "experts", "compile_experts", "tiling")
                 and (value is None or value is False)
             )
         }

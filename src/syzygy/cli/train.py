@@ -109,7 +109,7 @@ def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, in
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.hub.autoencoder import Autoencoder
-        from syzygy.hub.bundle import BUNDLED, part_folder
+        from syzygy.hub.bundle import part_folder, part_or_id
         from syzygy.hub.clip import Clip
         from syzygy.hub.t5 import T5Text
         from syzygy.runs import decoder
@@ -118,8 +118,7 @@ def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, in
         latents = Autoencoder.from_pretrained(part_folder(autoencoder_source, "autoencoder")).to(device)
         t5 = None
         if t5_source is not None:
-            ours = t5_source in BUNDLED or Path(t5_source).is_dir()
-            t5 = T5Text.from_pretrained(part_folder(t5_source, "t5") if ours else t5_source).to(device)
+            t5 = T5Text.from_pretrained(part_or_id(t5_source, "t5")).to(device)
         start = None if init is None else part_folder(init, "decoder")
         result = decoder.train(run, clip, latents.requires_grad_(False), out, device, t5=t5, init=start)
         return Trained(result.folder, result.metrics)

@@ -157,16 +157,14 @@ def _with_filter(condition: str, overrides: tuple[str, ...]) -> tuple[str, ...]:
 def _align(
     run: Any, world: Any, out: Path, llm: str | None, clip_source: str, prior_source: str | None, corpus: Path | None
 ) -> Any:
-    from syzygy.hub.bundle import BUNDLED, part_folder
+    from syzygy.hub.bundle import part_or_id
     from syzygy.hub.clip import Clip
     from syzygy.runs import adapter
 
     if prior_source is not None and not run.task.prior:
         raise UserError("--prior has no effect with task.prior=0. Leave it out.")
-    ours = clip_source in BUNDLED or Path(clip_source).is_dir()
-    place = part_folder(clip_source, "clip") if ours else clip_source
     # Pictures are not read here, and the published image towers are the bigger ones. Only the whole tells CLIP's own temperature.
-    clip = Clip.from_pretrained(place, text_first=run.task.temperature != "clip")
+    clip = Clip.from_pretrained(part_or_id(clip_source, "clip"), text_first=run.task.temperature != "clip")
     prior = adapter.frozen_prior(prior_source or STARTER, clip.fingerprint()) if run.task.prior else None
     if corpus is not None and not any(text.startswith("lengths=") for text in _overrides()):
         run = run.model_copy(update={"lengths": None})
@@ -178,7 +176,7 @@ def _image(
     run: Any, world: Any, out: Path, stage: str, llm: str | None, clip_source: str, prior_source: str | None,
     store: Path | None, features: str, filtered: bool, former_source: str,
 ) -> Any:  # fmt: skip
-    from syzygy.hub.bundle import BUNDLED, part_folder
+    from syzygy.hub.bundle import part_or_id
     from syzygy.hub.clip import Clip
     from syzygy.runs import adapter
 
@@ -190,8 +188,7 @@ def _image(
         unset = {name: None for name in ("scenes", "languages", "lengths", "filter") if name not in names}
         run = run.model_copy(update=unset)
         return adapter.image_on_store(run, former, store, features, prior, out, world, stage=stage)
-    ours = clip_source in BUNDLED or Path(clip_source).is_dir()
-    clip = Clip.from_pretrained(part_folder(clip_source, "clip") if ours else clip_source)
+    clip = Clip.from_pretrained(part_or_id(clip_source, "clip"))
     return adapter.image(
         run, former, former.language_model(llm), clip, prior, out, world, stage=stage, bar=progress_bar
     )

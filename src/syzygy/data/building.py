@@ -140,7 +140,7 @@ def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 def encoder_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first field that tells two encoders' identities apart; None if they embed alike."""
-    names = sorted((was.keys() | now.keys()) - set(FREE), key=lambda name: (name == MEASURED, name))
+    names = sorted((was.keys() | now.keys()) - set(FREE), key=lambda name: (name == MEASURED, name != "width", name))
     return next((name for name in names if not _alike(name, was.get(name), now.get(name))), None)
 
 

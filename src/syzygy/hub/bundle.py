@@ -56,6 +56,7 @@ def load(
     model: str | Path,
     *,
     prior: str | Path | Prior | None,
+    decoder: str | Path | None,
     experts: str | Path | None,
     device: str,
     local_files_only: bool,
@@ -65,6 +66,7 @@ def load(
 
     Args:
         prior: another prior than the model's own.
+        decoder: another decoder: its folder, or that of the run that trained it.
         experts: an ensemble in place of the model's decoder: its folder, or that of the run that grew it.
         keeping: where the experts are.
 
@@ -87,17 +89,18 @@ def load(
         painting=own["painting"],
         style_guidance=own["style_guidance"],
     )
-    grown = None
     if experts is None:
-        decoder = load_decoder(folder / "decoder").to(device)
-        _check_decoder(decoder.config, folder / "decoder", clip, autoencoder)
-        denoiser = Preconditioned(decoder, decoder.config.sigma_data)
+        trained = part_folder(folder if decoder is None else decoder, "decoder")
+        network = load_decoder(trained).to(device)
+        _check_decoder(network.config, trained, clip, autoencoder)
+        denoiser = Preconditioned(network, network.config.sigma_data)
     else:
         grown = experts_folder(Path(experts))
+        trained = grown / decoders_of(grown)[0]
         for name in decoders_of(grown):
             _check_decoder(load_config(grown / name), grown / name, clip, autoencoder)
         denoiser = load_experts(grown, device, keeping)
-    encoders = own_encoders(folder, folder / "decoder" if grown is None else grown / decoders_of(grown)[0], device)
+    encoders = own_encoders(folder, trained, device)
     painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults, encoders=encoders)
     return Bundle(clip, Pipeline(clip, loaded, painter, torch.device(device)), folder, bool(index.get("world")))
 
@@ -143,6 +146,11 @@ def part_folder(source: str | Path, part: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{part} {str(source)!r} is neither a folder nor a known model. Known: {', '.join(BUNDLED)}.")
     return folder
+
+
+def part_or_id(source: str | Path, part: str) -> Path | str:
+    """`part_folder` of a model that comes with the package or of a folder; anything else as it is, a hub id."""
+    return part_folder(source, part) if str(source) in BUNDLED or Path(source).is_dir() else str(source)
 
 
 def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder: Autoencoder) -> None:

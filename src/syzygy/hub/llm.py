@@ -319,7 +319,10 @@ def _around(tokenizer: Any, template: str | None, source: str) -> tuple[list[int
         raise UserError(f"the tokenizer of {source} knows no words: its folder needs a tokenizer.json.")
     whole = list(tokenizer("a")["input_ids"])
     places = [i for i in range(len(whole)) if whole[i : i + len(alone)] == alone]
-    assert places, "a tokenizer puts its special tokens around a text"
+    if not places:
+        raise UserError(
+            f"the tokenizer of {source} puts special tokens into a text, not around it: take another model."
+        )
     before, after = whole[: places[0]], whole[places[0] + len(alone) :]
     if not after:
         if tokenizer.eos_token_id is None:

@@ -137,9 +137,9 @@ def reproduce_text_encoder_full() -> ReproduceTextRun:
     image, quality = image_starter(), quality_starter()
     scenes = {"scenes": 6000, "validation_images": 64}
     return ReproduceTextRun(
-        align=align_starter().model_copy(update={"loop": _brief(steps=240, lr=1e-3)}),
-        image=image.model_copy(update=scenes | {"loop": _brief(steps=100, lr=4e-4)}),
-        quality=quality.model_copy(update=scenes | {"loop": _brief(steps=30, lr=1e-4)}),
+        align=align_starter().model_copy(update={"loop": _brief(steps=400, lr=1e-3)}),
+        image=image.model_copy(update=scenes | {"loop": _brief(steps=200, lr=4e-4)}),
+        quality=quality.model_copy(update=scenes | {"loop": _brief(steps=50, lr=1e-4)}),
         scoring=TextScoring(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
     )
 

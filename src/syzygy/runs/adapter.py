@@ -1,7 +1,7 @@
 """The three stages of an adapter between a language model and a CLIP: align on texts, learn from pictures, polish on chosen ones."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from syzygy.data.store import EmbeddingStore
 from syzygy.encoders.adapter import AdapterConfig, AdapterSizes, TextAdapter, TextStatistics
 from syzygy.errors import UserError
 from syzygy.hub.adapters import PART, identity_of, recipe_of
-from syzygy.hub.bundle import BUNDLED, part_folder
+from syzygy.hub.bundle import part_folder, part_or_id
 from syzygy.hub.clip import Clip
 from syzygy.hub.llm import Llm, LlmRecipe, check_same
 from syzygy.hub.priors import load_eclipse, trained_beside
@@ -51,7 +51,7 @@ class AlignRun(Config):
     """How the language model's states become features."""
     compute: Literal["fp32", "bf16"] = "fp32"
     """What the language model computes in, in training and ever after."""
-    languages: tuple[str, ...] | None = None
+    languages: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Codes of the languages that are learned, English among them; null is all that the corpus's first line or the world has."""
     lengths: tuple[Literal["short", "medium"], ...] | None = Field(default=None, min_length=1)
     """Captions of the embedded world, each length as often as it stands here, one a step (long ones are more than CLIP reads); null with a
@@ -71,8 +71,8 @@ class ImageRun(Config):
 
     scenes: int | None = Field(default=None, gt=0)
     """Scenes of the embedded world to train on, embedded once, or to choose from with a filter; null where a store is trained on."""
-    languages: tuple[str, ...] | None = None
-    """Codes of the languages of the world's captions; null is all of them, and a store's captions are as they are."""
+    languages: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Codes of the languages of the world's captions; null is those of the stage before, and a store's captions are as they are."""
     lengths: tuple[Length, ...] | None = Field(default=None, min_length=1)
     """Lengths of the world's captions, each as often as it stands here, one a step; null with a store."""
     validation_images: int = Field(default=512, gt=0)
@@ -121,6 +121,15 @@ class Former:
         own = {name: self.record[name] for name in kept if name in self.record}
         return [*self.record.get("lineage", []), own | {"adapter": artifact.fingerprint(self.adapter.state_dict())}]
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of those that it was taught; all of the world's where its record does not tell."""
+        return tuple(self.record.get("languages") or LANGUAGES)
+
+    def taught(self, languages: Sequence[str]) -> "Former":
+        """The same with further languages in its record."""
+        return replace(self, record=self.record | {"languages": list(dict.fromkeys([*self.languages, *languages]))})
+
     def language_model(self, llm: str | None, *, local_files_only: bool = True) -> Llm:
         """Its language model, read as it was in training; `llm` is where that lies now, None where it lay.
 
@@ -141,10 +150,9 @@ def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True
     Raises:
         UserError: it is not found, no ECLIPSE prior, or belongs to another CLIP.
     """
-    ours = str(source) in BUNDLED or Path(source).is_dir()
-    place: Any = part_folder(source, "prior") if ours else source
+    place = part_or_id(source, "prior")
     prior = load_eclipse(place, local_files_only=local_files_only)
-    if ours:
+    if isinstance(place, Path):
         trained_beside(place, "clip", clip)
     return prior
 
@@ -205,15 +213,14 @@ def align(
         padded=run.task.tokens > 0, validation=run.validation_lines,
     )  # fmt: skip
     result = _fit(run, AdapterTask(stage, source, **_how(run, world)), beside, out, world, report, "align")
-    metrics = _metrics(result)
-    record = provenance("adapter", run, result, result.steps * run.task.batch_size, metrics) | beside
+    record = provenance("adapter", run, result, result.steps * run.task.batch_size, result.metrics) | beside
     if world.first:
         record |= {"languages": list(captions.languages)}
         if isinstance(captions, CorpusCaptions):
-            record["left_out"] = captions.left_out
+            record |= {"left_out": captions.left_out, "not_learned": dict(captions.not_learned)}
         adapter.save_pretrained(out / PART, record, torch.float16)
     world.wait()
-    return RunResult(out / PART, metrics, result.history)
+    return RunResult(out / PART, result.metrics, result.history)
 
 
 def fresh(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdapter:
@@ -255,13 +262,14 @@ def image(
     check_clip(former, clip.fingerprint())
     clip, llm = clip.to(world.device).requires_grad_(False), llm.to(world.device)
     by_text = run.task.contrast == "text"
-    languages = checked_languages(run.languages or tuple(LANGUAGES))
+    languages = checked_languages(run.languages or former.languages)
     data = pictures_of_the_world(
         clip, llm, languages, run.lengths, seed=run.seed, sizes=(run.scenes, run.validation_images), by_text=by_text,
         bar=bar, condition=run.filter,
     )  # fmt: skip
     source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
     record = {"clip": clip.fingerprint(), "data": "world", "captions": len(data[0])}
+    former = former.taught(languages)
     material = _Material(source, clip.logit_scale, record)
     return _fit_image(run, former, material, prior, out, world, stage, report)
 
@@ -334,16 +342,15 @@ def _fit_image(
     stage = ImageStage(adapter, prior, run.task, logit_scale=material.logit_scale)
     beside = {"stage": name, "llm": former.llm, **material.record, "lineage": former.lineage, "prior_before": began}
     result = _fit(run, AdapterTask(stage, material.source, **_how(run, world)), beside, out, world, report, name)
-    metrics = _metrics(result)
-    record = provenance("adapter", run, result, result.steps * run.task.batch_size, metrics) | beside
-    record["languages"] = former.record.get("languages", [])
+    record = provenance("adapter", run, result, result.steps * run.task.batch_size, result.metrics) | beside
+    record["languages"] = list(former.languages)
     if world.first:
         prior.save_pretrained(out / "prior", record | {"kind": "prior"}, torch.float16)
         # As whoever loads it will find it, rounded to fp16.
         record["prior"] = artifact.fingerprint(EclipsePrior.from_pretrained(out / "prior").state_dict())
         adapter.save_pretrained(out / PART, record, torch.float16)
     world.wait()
-    return RunResult(out / PART, metrics, result.history)
+    return RunResult(out / PART, result.metrics, result.history)
 
 
 def check_clip(former: Former, fingerprint: str) -> None:
@@ -375,11 +382,6 @@ def _how(run: AlignRun | ImageRun, world: World) -> dict[str, Any]:
     fast = task.precision == "bf16" or (task.precision == "auto" and world.device.type == "cuda")
     precision = torch.bfloat16 if fast else None
     return {"batch_size": task.batch_size, "micro_batch": task.micro_batch, "precision": precision, "world": world}
-
-
-def _metrics(result: FitResult) -> dict[str, float]:
-    last = result.history[-1] if result.history else {}
-    return {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
 
 
 def language_model(run: AlignRun, source: str, *, local_files_only: bool = True) -> Llm:

@@ -26,7 +26,6 @@ from syzygy.train.precision import precision_on
 from syzygy.train.schedule import LoopConfig
 from syzygy.world import source
 from syzygy.world.corpus import checked_languages
-from syzygy.world.language import LANGUAGES
 from syzygy.world.language.base import Length
 
 VALIDATION_PICTURES = 64
@@ -37,8 +36,8 @@ class AdapterDecoderRun(Config):
 
     frozen: Literal["none", "adapter", "decoder"] = "none"
     """Which of the two is left as it is."""
-    languages: tuple[str, ...] | None = None
-    """Codes of the languages of the captions; null is all of the world's."""
+    languages: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Codes of the languages of the captions; null is those of the stage before."""
     lengths: tuple[Length, ...] = Field(min_length=1)
     """Lengths of the captions, each as often as it stands here, one a step."""
     task: DecoderTaskConfig
@@ -74,7 +73,7 @@ def train(
         "data": "world",
         "lineage": former.lineage,
     }
-    languages = checked_languages(run.languages or tuple(LANGUAGES))
+    languages = checked_languages(run.languages or former.languages)
     clip, llm = clip.to(world.device).requires_grad_(False), llm.to(world.device)
     autoencoder = autoencoder.to(world.device).requires_grad_(False)
 
@@ -103,11 +102,9 @@ def train(
     settings = run.model_dump(mode="json") | beside | {"llm": former.llm["fingerprint"]}
     report = reporter("adapter, decoder", run.task.batch_size)
     result = fit(task, run.loop, out, reporter=report, run=settings)
-    last = result.history[-1] if result.history else {}
-    metrics = {name.removeprefix("validation/"): x for name, x in last.items() if name.startswith("validation/")}
-    record = provenance("adapter", run, result, result.steps * run.task.batch_size, metrics) | beside
-    record |= {"languages": former.record.get("languages", []), "prior": former.record.get("prior")}
+    record = provenance("adapter", run, result, result.steps * run.task.batch_size, result.metrics) | beside
+    record |= {"languages": list(former.taught(languages).languages), "prior": former.record.get("prior")}
     save_decoder(network, out / "decoder", record | {"kind": "decoder"})
     record["decoder"] = artifact.fingerprint(load_decoder(out / "decoder").state_dict())
     former.adapter.save_pretrained(out / PART, record, torch.float16)
-    return RunResult(out / PART, metrics, result.history)
+    return RunResult(out / PART, result.metrics, result.history)

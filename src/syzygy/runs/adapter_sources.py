@@ -14,7 +14,6 @@ from syzygy.data.filtering import passing
 from syzygy.data.store import EmbeddingStore
 from syzygy.errors import UserError
 from syzygy.hub.clip import Clip
-from syzygy.prior.statistics import EmbeddingStatistics
 from syzygy.rng import seed_of
 from syzygy.runs.common import Bar
 from syzygy.runs.parallel_captions import Captions, Line
@@ -115,7 +114,9 @@ class Illustrated(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def statistics(self) -> EmbeddingStatistics: ...
+    def width(self) -> int:
+        """D."""
+        ...
 
     def text(self, index: Int[Tensor, "B"], first: int, empty: Bool[Tensor, "B"], step: int) -> TextStates:
         """The language model's features of these captions, which a step reads at the places `first` … of the stream; of the empty text where
@@ -154,7 +155,7 @@ class ImageSource:
 
     @property
     def _width(self) -> int:
-        return len(self._training.statistics.mean)
+        return self._training.width
 
     def _batch(
         self, data: Illustrated, index: Int[Tensor, "G"], step: int, rows: slice, noise: Tensor, empty: Tensor
@@ -202,8 +203,8 @@ class WorldPictures:
         return len(self.embeddings)
 
     @property
-    def statistics(self) -> EmbeddingStatistics:
-        return EmbeddingStatistics.of(self.embeddings)
+    def width(self) -> int:
+        return self.embeddings.shape[1]
 
     def text(self, index: Int[Tensor, "B"], first: int, empty: Bool[Tensor, "B"], step: int) -> TextStates:
         texts = [
@@ -284,8 +285,8 @@ class StorePictures:
         return len(self.pairs)
 
     @property
-    def statistics(self) -> EmbeddingStatistics:
-        return self.pairs.statistics
+    def width(self) -> int:
+        return self.pairs.width
 
     def text(self, index: Int[Tensor, "B"], first: int, empty: Bool[Tensor, "B"], step: int) -> TextStates:
         found = self.features.tokens(self.pairs.chosen[index])

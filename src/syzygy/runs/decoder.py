@@ -134,11 +134,9 @@ def train(
     task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], run.task, run.seed, precision)
     settings = run.model_dump(mode="json") | beside
     result = fit(task, run.loop, out, reporter=reporter("decoder", run.task.batch_size), run=settings)
-    last = result.history[-1]
-    metrics = {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
-    record = provenance("decoder", run, result, result.steps * run.task.batch_size, metrics)
+    record = provenance("decoder", run, result, result.steps * run.task.batch_size, result.metrics)
     save_decoder(decoder, out / "decoder", record | beside)
-    return RunResult(out / "decoder", metrics, result.history)
+    return RunResult(out / "decoder", result.metrics, result.history)
 
 
 def extend(decoder: Decoder, init: Path, *, fresh_attention: bool = False) -> str:

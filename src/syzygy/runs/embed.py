@@ -16,7 +16,7 @@ from syzygy.data import building
 from syzygy.data.encoder import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.errors import UserError
-from syzygy.hub.bundle import BUNDLED, part_folder
+from syzygy.hub.bundle import part_or_id
 from syzygy.hub.clip import Clip
 from syzygy.runs import embed_torchrun as torchrun
 from syzygy.runs.embed_local import run_here, run_processes
@@ -181,8 +181,7 @@ def _settings(request: EmbedRequest, plan: building.Plan | None) -> EmbedSetting
 
 
 def _spec(request: EmbedRequest, plan: building.Plan | None) -> EncoderSpec:
-    local = request.encoder in BUNDLED or Path(request.encoder).is_dir()
-    source = str(part_folder(request.encoder, "clip")) if local else request.encoder
+    source = str(part_or_id(request.encoder, "clip"))
     before = plan.values["encoder"] if plan else {}
     names = {str(dtype).removeprefix("torch."): name for name, dtype in COMPUTE.items()}
     compute = request.compute or names.get(before.get("dtype", "")) or ("bf16" if request.device == "cuda" else "fp32")

@@ -10,7 +10,7 @@ import torch
 from syzygy.data.captions import CaptionFeatures
 from syzygy.data.features import add_features
 from syzygy.data.store import EmbeddingStore
-from syzygy.hub.bundle import BUNDLED, part_folder
+from syzygy.hub.bundle import part_or_id
 from syzygy.hub.llm import Llm, LlmIdentity, LlmRecipe, check_same
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -72,8 +72,7 @@ def load_llm(
     local_files_only: bool = True,
 ) -> Llm:
     """A language model: a folder, a run's folder, a model that comes with the package, or a hub id."""
-    ours = source in BUNDLED or Path(source).is_dir()
-    place = part_folder(source, "llm") if ours else source
+    place = part_or_id(source, "llm")
     return Llm.from_pretrained(place, recipe=recipe, revision=revision, dtype=dtype, local_files_only=local_files_only)
 
 

@@ -326,8 +326,9 @@ def result(
     captions: Sequence[Mapping[str, Any]],
     tail: Sequence[Mapping[str, Any]],
     agreement: Sequence[Mapping[str, Any]],
+    shown: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """All scores as JSON values."""
+    """All scores as JSON values; `shown` are the prompts of the contact sheet."""
     return {
         "model": subject.model.name,
         "text_encoder": source,
@@ -337,6 +338,7 @@ def result(
         "captions": [_plain(row) for row in captions],
         "tail": [_plain(row) for row in tail],
         "agreement": plain(agreement),
+        "shown": list(shown),
         "machine": artifact.machine(),
         "versions": artifact.versions(),
     }

@@ -29,7 +29,8 @@ adapter has as many. Retrieval among {scoring["captions"]}: R@1, R@5, R@10 of th
 R@1 as a part of what CLIP has on the short English caption.</p>
 <h2>The last words of long prompts</h2>
 {_tail(tail)}
-<p class='note'>Prompts whose decisive words come after 100 to 220 words (Chinese: as much in characters) that say nothing of the picture.
+<p class='note'>Prompts whose decisive words come after a paragraph (80 to 220 words, Chinese 120 to 240 characters) that says nothing of the
+picture.
 <b>Changed</b>: cosine of a prompt's embedding to that of the same prompt with another's last sentence (1: not read), beside that of the two
 sentences alone. Share: R@1 of long prompts as a part of that of the sentences alone.</p>
 {_painted(found, agreement)}
@@ -57,13 +58,14 @@ def _bar(one: Interval) -> tuple[float, float, float]:
 
 
 def _captions(rows: Rows) -> str:
-    header = ["read by", "", "", "cosine", "mean", "shuffled", "norm ratio", "prior", "tokens", "to text", "to picture", "of CLIP's",
-              "prior to picture", "of CLIP's", "cut"]  # fmt: skip
-    names = ("pooled_cosine", "mean_vector", "shuffled", "norm_ratio", "predicted_cosine", "token_cosine")
+    header = ["read by", "", "", "cosine", "mean", "shuffled", "norm ratio", "prior", "mean", "tokens", "to text", "shuffled",
+              "to picture", "of CLIP's", "prior to picture", "of CLIP's", "cut"]  # fmt: skip
+    names = ("pooled_cosine", "mean_vector", "shuffled", "norm_ratio", "predicted_cosine", "predicted_mean_vector",
+             "token_cosine")  # fmt: skip
     lines = [
         [row["reader"], row["language"], row["length"],
          *("" if row[name] is None else f"{row[name]:.3f}" for name in names),
-         recalled(row["to_text"]), recalled(row["to_image"]), part(row["to_image"]["of_clip_english"]),
+         recalled(row["to_text"]), recalled(row["to_text_shuffled"]), recalled(row["to_image"]), part(row["to_image"]["of_clip_english"]),
          recalled(row["predicted_to_image"]), part(row["predicted_to_image"]["of_clip_english"]), str(row["cut"])]
         for row in rows
     ]  # fmt: skip
@@ -113,10 +115,24 @@ def _painted(found: Mapping[str, Any], rows: Rows) -> str:
 {scoring["steps"]} steps, guidance {scoring["guidance_scale"]:g}. A prompt's pictures all start from the same noise.</p>
 {painted(rows)}
 {report.rows(header, lines, numbers_from=1)}
+{_sheet(found["shown"])}
 <h3>By category</h3>
 {report.rows(["", *(f"{category}, {side}" for category, side in kinds)], by_kind, numbers_from=1)}
 <p class='note'><b>Agreement</b>: every named thing is right; <b>facts</b>: the part of them that is. Differences in points, shares of
 agreement, on the same prompts and noise. Brackets: 95 % bootstrap over prompts.</p>"""
+
+
+def _sheet(prompts: Rows) -> str:
+    """The contact sheet, and what was said in each of its rows."""
+    said = [
+        [code, html.escape(text)]
+        for one in prompts
+        for code, text in {**one["said"], "paragraph": one["paragraph"]}.items()
+    ]
+    return f"""<h3>Some of them</h3>
+<p><img src='languages.png' alt='Pictures by language, as read by CLIP and by the adapter' style='max-width:100%'></p>
+<p class='note'>A green frame: everything named is right. The prompts, row by row:</p>
+{report.rows(["", "prompt"], said, numbers_from=2)}"""
 
 
 def recalled(found: Mapping[str, float]) -> str:

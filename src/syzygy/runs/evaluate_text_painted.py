@@ -84,27 +84,45 @@ def _painted(
         ).images
 
 
-def sheet(subject: Subject, asked: Sequence[Asked], scoring: TextScoring) -> Image.Image:
-    """Of the first prompt of each of three categories, what CLIP and the adapter make of it in each language, and of a paragraph that ends with
-    it; a green frame where everything named is right. The pictures are those that are measured."""
+def shown(asked: Sequence[Asked]) -> list[Asked]:
+    """What the sheet shows: the first prompt of each of three categories."""
     first = {one.prompt.category: one for one in reversed(asked)}
-    shown = [one for one in asked if first[one.prompt.category] is one][:SHOWN]
-    paragraph = ENGLISH if ENGLISH in scoring.languages else scoring.languages[0]
-    columns = [*((code, SHORT) for code in scoring.languages), (paragraph, LONG)]
+    return [one for one in asked if first[one.prompt.category] is one][:SHOWN]
+
+
+def paragraph(scoring: TextScoring) -> str:
+    """The language of the sheet's paragraph."""
+    return ENGLISH if ENGLISH in scoring.languages else scoring.languages[0]
+
+
+def told(asked: Sequence[Asked], scoring: TextScoring) -> list[dict[str, Any]]:
+    """The prompts that are `shown`, in each language, and the paragraph that ends with it, as JSON values."""
+    return [
+        {
+            "said": {code: one.said[code].sentence for code in scoring.languages},
+            "paragraph": one.said[paragraph(scoring)].long,
+        }
+        for one in shown(asked)
+    ]
+
+
+def sheet(subject: Subject, asked: Sequence[Asked], scoring: TextScoring) -> Image.Image:
+    """Of each prompt that is `shown`, what CLIP and the adapter make of it in each language, and of a paragraph that ends with it; a green
+    frame where everything named is right. The pictures are those that are measured."""
+    columns = [*((code, SHORT) for code in scoring.languages), (paragraph(scoring), LONG)]
     read_by = subject.model.reader()
     rows, labels = [], []
-    for one in shown:
+    for one in shown(asked):
         for reader in subject.paths:
             cells = [_painted(subject, [one], scoring, reader, *column)[0] for column in columns]
             read = read_by.read(torch.stack([to_tensor(cell) for cell in cells]).to(subject.model.pipeline.device))
             colours = ["#2a2" if readings.agrees(one.prompt, found) else "white" for found in read]
             framed = [ImageOps.expand(cell, 2, colour) for cell, colour in zip(cells, colours, strict=True)]
             rows.append([card(one.said[ENGLISH].sentence), *framed])
-            words = len(one.said[paragraph].long.split())
             labels.append(
                 [
                     f"read by {reader}",
-                    *(code if length == SHORT else f"{code}, last of {words} words" for code, length in columns),
+                    *(code if length == SHORT else f"{code}, ends a paragraph" for code, length in columns),
                 ]
             )
     return contact_sheet(rows, labels, cell=SHOWN_SIZE)

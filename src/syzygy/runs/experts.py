@@ -193,9 +193,7 @@ def check_same(run: TreeRun, grown: Path, beside: Mapping[str, Any]) -> None:
 
 def record_of(run: TreeRun, result: FitResult, samples: int, grown: nn.Module) -> dict[str, Any]:
     """How a finished node came to be."""
-    last = result.history[-1]
-    metrics = {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
-    record = provenance("expert", run, result, samples, metrics)
+    record = provenance("expert", run, result, samples, result.metrics)
     return record | {"parameters": sum(parameter.numel() for parameter in grown.parameters())}
 
 

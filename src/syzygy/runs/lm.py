@@ -56,12 +56,10 @@ def train(run: LmRun, out: Path, device: torch.device) -> RunResult:
     validation = {language: _tokenized(lm, texts) for language, texts in together.items()}
     task = LmTask(lm.model, batches, validation, run.task, precision=precision_on(device))
     result = fit(task, run.loop, out, reporter=reporter("LM", run.task.batch_size), run=run.model_dump(mode="json"))
-    last = result.history[-1]
-    metrics = {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
-    record = provenance("lm", run, result, result.steps * run.task.batch_size, metrics)
+    record = provenance("lm", run, result, result.steps * run.task.batch_size, result.metrics)
     record["tokens_per_caption"] = {language: tokens_per_caption(lm, texts) for language, texts in unseen.items()}
     lm.save_pretrained(out / "llm", record, torch.float16)
-    return RunResult(out / "llm", metrics, result.history)
+    return RunResult(out / "llm", result.metrics, result.history)
 
 
 def tokens_per_caption(lm: CausalLm, texts: Mapping[Length, list[str]]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ class CorpusCaptions:
         self.path = path
         self._offsets: list[int] = []
         self.left_out = 0
+        self.not_learned = Counter[str]()
+        """Lines that have a language which is not among those to learn."""
         digest = hashlib.blake2b(digest_size=8)
         numbers: dict[str, list[int]] = {}
         known = None if languages is None else tuple(languages)
@@ -117,6 +120,7 @@ class CorpusCaptions:
                         f"has an unknown language {strange[0]!r}; the first line has {', '.join(known)}. Mend it, or say which are learned: "
                         f"languages={json.dumps([*known, *strange])}",
                     )
+                self.not_learned.update(row["texts"].keys() - set(known))
                 if not fit:
                     self.left_out += 1
                     continue

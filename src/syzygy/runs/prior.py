@@ -196,13 +196,11 @@ def fit_prior(
         run=settings,
         world=world,
     )
-    last = result.history[-1] if result.history else {}
-    metrics = {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
-    record = provenance("prior", run, result, result.steps * run.task.batch_size, metrics)
+    record = provenance("prior", run, result, result.steps * run.task.batch_size, result.metrics)
     if world.first:
         objective.prior.save_pretrained(out / "prior", record | beside, torch.float16)
     world.wait()
-    return RunResult(out / "prior", metrics, result.history)
+    return RunResult(out / "prior", result.metrics, result.history)
 
 
 def _check_width(run: PriorRun, width: int) -> None:

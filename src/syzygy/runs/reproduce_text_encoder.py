@@ -60,7 +60,7 @@ TAIL, CHANGED = "tail", "tail, changed"
 """Long prompts whose decisive sentence comes last; the same with another's last sentence."""
 KINDS = (*LENGTHS, TAIL)
 PAINT_BATCH, CHUNK = 32, 512
-SECONDS = {ALIGN: 0.0125, IMAGE: 0.022, QUALITY: 0.022, "scene": 0.006, "first": 0.02, "read": 0.008, "picture": 0.16}
+SECONDS = {ALIGN: 0.0075, IMAGE: 0.012, QUALITY: 0.012, "scene": 0.006, "first": 0.02, "read": 0.008, "picture": 0.16}
 """A caption of each stage, a scene's embedding, a text's first reading by a language model, a text through an adapter, a picture of ten
 steps: seconds, with one thread on one core of the two-core machine that the starter was made on."""
 

@@ -287,7 +287,8 @@ def _done(found: Mapping[str, Any]) -> str:
         f"{cost['1+2+3']['samples']['3']:,} at {quality['loop']['lr']:g}. Features: the mean of layers "
         f"({layers}, {normalised}), or the last layer. {run['seeds']} training{'s' * (run['seeds'] > 1)} a candidate, in "
         f"{', '.join(scoring['languages'])}. {found['captions']} unseen captions a language and length, as many to find; {TAIL}: prompts "
-        f"whose decisive sentence comes last, after 100 words and more{painted}. {CLIP}: the model's own, with its prior. Controls: "
+        f"whose decisive sentence comes last, after a paragraph (80 to 220 words, Chinese 120 to 240 characters){painted}. {CLIP}: the "
+        "model's own, with its prior. Controls: "
         f"{SHUFFLED}, CLIP's features of other captions, and the {MEAN_VECTOR}. Brackets: 95 % bootstrap over captions or prompts, the same "
         "in all languages, and over trainings; differences are paired."
     )

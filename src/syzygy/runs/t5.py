@@ -63,11 +63,9 @@ def train(run: T5Run, out: Path, device: torch.device) -> RunResult:
         precision=precision_on(device),
     )
     result = fit(task, run.loop, out, reporter=reporter("T5", run.task.batch_size), run=run.model_dump(mode="json"))
-    last = result.history[-1]
-    metrics = {key.removeprefix("validation/"): value for key, value in last.items() if key.startswith("validation/")}
-    record = provenance("t5", run, result, result.steps * run.task.batch_size, metrics)
+    record = provenance("t5", run, result, result.steps * run.task.batch_size, result.metrics)
     t5.save_pretrained(out / "t5", record, torch.float16)
-    return RunResult(out / "t5", metrics, result.history)
+    return RunResult(out / "t5", result.metrics, result.history)
 
 
 def _captions(seed: int, start: int, number: int, length: Length) -> list[str]:

@@ -69,7 +69,7 @@ class Desk:
         self._check_can("regions", bool(asked.regions), "paints no words where they shall be: leave regions out.")
         self._check_can("style", asked.style is not None, "takes no style from a picture: leave style out.")
         self._check_style_guidance(asked.style_guidance)
-        how = self._how(asked, painting=asked.painting, style_guidance=asked.style_guidance)
+        how = self._how(asked, **self._strengths(asked, bool(asked.regions), asked.style is not None))
 
         def decode() -> Order:
             regions = uploads.regions(asked.prompt, asked.regions, asked.mask_blur, self.limits)
@@ -89,7 +89,7 @@ class Desk:
         self._check_style_guidance(asked.style_guidance)
         if mask is None:
             _check_unused(asked, ("region", "painting", "mask_blur"), "for a mask: give one")
-        how = self._how(asked, painting=asked.painting, style_guidance=asked.style_guidance)
+        how = self._how(asked, **self._strengths(asked, mask is not None, True))
 
         def decode() -> Order:
             with about("image"):
@@ -218,6 +218,13 @@ class Desk:
         self._check_can(
             "style_guidance", value is not None, "has no guidance for a style apart from the text: leave it out."
         )
+
+    def _strengths(self, asked: Generation | Edit, regions: bool, style: bool) -> dict[str, float | None]:
+        """How strongly its regions and its style pull; the model's own where it does not say, so that records tell it."""
+        there = {"painting": regions, "style_guidance": style}
+        own = self.about["defaults"]
+        found = {name: getattr(asked, name) for name in there}
+        return {name: own[name] if found[name] is None and there[name] else found[name] for name in there}
 
     def _how(self, asked: Common, *, painting: float | None = None, style_guidance: float | None = None) -> Sampling:
         """Settings of the request; where it has none, those that the server was started with."""

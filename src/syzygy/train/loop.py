@@ -73,6 +73,10 @@ class Interrupted(UserError):
     exit_code = 130  # 128 + SIGINT, as shells count
 
 
+VALIDATION = "validation/"
+"""Before the names of what is validated, in a line of metrics."""
+
+
 @dataclass(frozen=True)
 class FitResult:
     """A finished run."""
@@ -84,6 +88,12 @@ class FitResult:
     """The lines of metrics.jsonl: step (steps done), lr, means of the losses, validation/NAME where validated."""
     ema: bool
     """Whether the modules hold averaged weights."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the last validation measured; nothing where there was none."""
+        last = self.history[-1] if self.history else {}
+        return {key.removeprefix(VALIDATION): value for key, value in last.items() if key.startswith(VALIDATION)}
 
 
 def fit(
@@ -239,7 +249,7 @@ class _Sitting:
         for name in dict.fromkeys(name for values in window for name in values):
             values = [v[name] for v in window if name in v]
             row[name] = sum(values) / len(values)
-        row |= {f"validation/{name}": value for name, value in metrics.items()}
+        row |= {f"{VALIDATION}{name}": value for name, value in metrics.items()}
         if self.world.first:
             checkpoint.append_metrics(self.out, row)
             self.reporter.recorded(row)

@@ -207,6 +207,25 @@ def test_other_weights_are_another_model(folders: Get, tmp_path: Path) -> None:
         check_same(Llm.from_pretrained(folders("llama")).identity().to_config(), other.identity().to_config(), "it")
 
 
+def test_a_wider_model_is_named_by_its_width(folders: Get) -> None:
+    identity = Llm.from_pretrained(folders("llama")).identity().to_config()
+    with pytest.raises(UserError, match="width is 32 there, 64 here"):
+        check_same(identity, identity | {"width": 64, "classes": ["X", "Y"], "fingerprint": "0"}, "it")
+
+
+def test_a_tokenizer_that_writes_into_texts(folders: Get) -> None:
+    from syzygy.hub.llm import _around
+
+    class Splitting:
+        eos_token_id = 0
+
+        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+            return {"input_ids": [1, 9, 2] if add_special_tokens else [1, 2]}
+
+    with pytest.raises(UserError, match="puts special tokens into a text"):
+        _around(Splitting(), None, "it")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -130,6 +130,12 @@ def test_what_clip_would_cut_is_left_out(tmp_path: Path, clip: Clip) -> None:
         CorpusCaptions(corpus(tmp_path / "d", [texts(en=long)] * 3), clip, 0, None, 2)
 
 
+def test_what_is_not_learned_is_counted(tmp_path: Path, clip: Clip) -> None:
+    rows = [texts(en="a ring", de="ein Ring"), texts(en="a star", ge="ein Stern"), texts(en="a moon", ge="ein Mond")]
+    captions = CorpusCaptions(corpus(tmp_path / "c", rows), clip, 0, ["en"], 1)
+    assert captions.not_learned == {"ge": 2, "de": 1}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

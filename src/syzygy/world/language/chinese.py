@@ -61,20 +61,20 @@ def _manner(openings: Sequence[str], heading: str, tail: str) -> Manner:
 
 MANNERS: dict[Style, tuple[Manner, ...]] = {
     "flat": (
-        _manner(("一幅扁平风格的画，画着", "一张扁平风格的图，图中有"), "扁平风格的画", "扁平风格"),
-        _manner(("一幅扁平化的画，画着",), "扁平化的画", "扁平化风格"),
+        _manner(("一幅扁平风格的画，画中有", "一张扁平风格的图，图中有"), "扁平风格的画", "扁平风格"),
+        _manner(("一幅扁平化的画，画中有",), "扁平化的画", "扁平化风格"),
     ),
     "outline": (
-        _manner(("一幅线稿，画着", "一张线稿，图中有"), "线稿", "线稿风格"),
-        _manner(("一幅线描画，画着",), "线描画", "线描风格"),
+        _manner(("一幅线稿，画中有", "一张线稿，图中有"), "线稿", "线稿风格"),
+        _manner(("一幅线描画，画中有",), "线描画", "线描风格"),
     ),
     "pastel": (
-        _manner(("一幅粉彩画，画着", "一张粉彩风格的图，图中有"), "粉彩画", "粉彩风格"),
-        _manner(("一幅淡彩画，画着",), "淡彩画", "淡彩风格"),
+        _manner(("一幅粉彩画，画中有", "一张粉彩风格的图，图中有"), "粉彩画", "粉彩风格"),
+        _manner(("一幅淡彩画，画中有",), "淡彩画", "淡彩风格"),
     ),
     "night": (
-        _manner(("一幅夜景画，画着", "一张夜景图，图中有"), "夜景画", "夜景风格"),
-        _manner(("一幅夜晚风格的画，画着",), "夜晚风格的画", "夜晚风格"),
+        _manner(("一幅夜景画，画中有", "一张夜景图，图中有"), "夜景画", "夜景风格"),
+        _manner(("一幅夜晚风格的画，画中有",), "夜晚风格的画", "夜晚风格"),
     ),
 }
 STYLE_WORDS: dict[Style, tuple[str, ...]] = {
@@ -83,7 +83,7 @@ STYLE_WORDS: dict[Style, tuple[str, ...]] = {
     "pastel": ("粉彩", "淡彩", "柔和"),
     "night": ("夜景", "夜晚", "夜间", "黑夜"),
 }
-OPENINGS = [Opening(text) for text in ("图中有", "画面上有", "这里有", "图上画着", "画里有")]
+OPENINGS = [Opening(text) for text in ("图中有", "画面上有", "这里有", "图上有", "画里有")]
 
 FILLERS = (
     "这张纸在外婆的抽屉里放了很多年。",
@@ -122,7 +122,7 @@ class Chinese:
         loose = (
             "的" if colour and (slot.case, slot.article) == ("nominative", "indefinite") and draw.chance(0.5) else ""
         )
-        if mention.texture and draw.chance(0.4):
+        if mention.texture and (draw.chance(0.4) or mention.texture == "plain"):  # 红色纯色 would name two colours
             look = draw.pick(LONG_TEXTURES[mention.texture]) + colour
         elif mention.texture:
             look = colour + loose + draw.pick(TEXTURES[mention.texture])
@@ -140,7 +140,9 @@ class Chinese:
         of = draw.pick(("的", "")) if place.endswith(("边", "面")) else draw.pick(("的", "的", ""))
         return Link(at, slot._replace(case="genitive"), f"{of}{place}")
 
-    def turned(self, relation: Relation, subject: Mention, slot: Slot, alone: bool, draw: Draw) -> Turned:
+    def turned(self, relation: Relation, subject: Mention, slot: Slot, alone: bool, draw: Draw) -> Turned | None:
+        if not alone:  # what follows would be there too
+            return None
         between = f"的{draw.pick(RELATIONS[relation])}{draw.pick(('有', '是'))}"
         return Turned(draw.pick(("", "在")) if between.endswith("有") else "", Slot("genitive"), between, Slot())
 
@@ -172,7 +174,8 @@ _WORDS: dict[str, Word] = {
     **meaning("relation", {"left of": ("左面",), "right of": ("右面",), "above": ("上边",), "below": ("下边",)}),
     **meaning("number", _counts()),
     **meaning(
-        "picture", {None: ("画", "图", "图片", "画面", "画面上", "图中", "图上", "画里", "一幅", "一张", "幅", "张")}
+        "picture",
+        {None: ("画", "图", "图片", "画面", "画面上", "图中", "图上", "画里", "画中", "一幅", "一张", "幅", "张")},
     ),
     **meaning(
         "glue",

@@ -83,7 +83,7 @@ GRAMMAR = Romance(
         ),
         "outline": (
             _manner(("un dessin au trait de",), "dessin au trait", "au trait"),
-            _manner(("une image en contours de",), "image en contours", "tout en contours"),
+            _manner(("une image au trait de",), "image au trait", "en simples contours"),
         ),
         "pastel": (
             _manner(("un dessin aux tons pastel de",), "dessin aux tons pastel", "aux tons pastel"),
@@ -153,7 +153,10 @@ _WORDS = {
     **meaning(
         "glue", {None: ("et", "de", "d'", "en", "avec", "il y a", "on voit", "voici", "est", "sont", "se", "trouve")}
     ),
-    **meaning("glue", {None: ("trouvent", "couleur", "couleurs", "au", "aux", "tons", "dans", "style", "tout")}),
+    **meaning(
+        "glue",
+        {None: ("trouvent", "couleur", "couleurs", "au", "aux", "tons", "dans", "style", "tout", "simple", "simples")},
+    ),
 }
 FRENCH = Spoken(
     "French",

@@ -105,7 +105,7 @@ def _manner(openings: Sequence[str], heading: str, tail: str) -> Manner:
 MANNERS: dict[Style, tuple[Manner, ...]] = {
     "flat": (
         _manner(("ein flaches Bild von", "eine flache Zeichnung von"), "flaches Bild", "in flachem Stil"),
-        _manner(("ein Bild im flachen Stil von",), "flache Zeichnung", "im flachen Stil"),
+        _manner(("ein Bild im flachen Stil mit",), "flache Zeichnung", "im flachen Stil"),
     ),
     "outline": (
         _manner(("eine Umrisszeichnung von",), "Umrisszeichnung", "im Umrissstil"),
@@ -113,7 +113,7 @@ MANNERS: dict[Style, tuple[Manner, ...]] = {
     ),
     "pastel": (
         _manner(("ein Pastellbild von", "eine Pastellzeichnung von"), "Pastellbild", "in Pastelltönen"),
-        _manner(("ein Bild in Pastelltönen von",), "Pastellzeichnung", "in Pastell"),
+        _manner(("ein Bild in Pastelltönen mit",), "Pastellzeichnung", "in Pastell"),
     ),
     "night": (
         _manner(("ein Nachtbild von", "eine nächtliche Zeichnung von"), "Nachtbild", "im Nachtstil"),
