@@ -7,10 +7,13 @@ import torch
 from PIL import Image
 
 from syzygy.api import TextToImage
+from syzygy.encoders.adapter import AdaptedText
+from syzygy.hub.llm import Llm
 from syzygy.pictures import to_tensor
 from syzygy.rng import Draw, generator
 from syzygy.runs.evaluate_painting import Asked, PaintingScoring, ask, paint, placed
 from syzygy.runs.evaluate_text import CUT, tailed
+from syzygy.world import source
 from syzygy.world.description import Description, Mention, judge
 from syzygy.world.language import LANGUAGES, language
 from syzygy.world.prompts import prompts
@@ -95,3 +98,14 @@ def test_it_reads_paragraphs_to_their_end(speaking: TextToImage, model: TextToIm
     assert right(speaking) >= 4
     with pytest.warns(UserWarning, match=CUT):
         assert right(model) <= 1
+
+
+@pytest.mark.parametrize("code", list(LANGUAGES))
+def test_paragraphs_are_past_what_clip_reads(speaking: TextToImage, code: str) -> None:
+    """100 to 300 tokens, as `syzygy world corpus` promises of long captions."""
+    encoder = speaking.pipeline.text_encoder
+    assert isinstance(encoder, AdaptedText)
+    assert isinstance(encoder.llm, Llm)
+    texts = [source.pair(5, i, length="long", lang=code).caption.text for i in range(60)]
+    numbers = encoder.llm.tokenize(texts).mask.sum(1)
+    assert 95 <= numbers.min() < numbers.max() <= 310

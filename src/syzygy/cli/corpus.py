@@ -49,7 +49,7 @@ appears when it is complete; one that is there already is left alone.
     type=click.Choice(["short", "medium", "long", "mixed"]),
     default="short",
     show_default=True,
-    help="The decisive sentence alone, or after others (up to 77, or 100 to 300 tokens); mixed draws one for each line.",
+    help="The decisive sentence alone, after one or two others, or after a paragraph (some 100 to 300 tokens); mixed draws one for each line.",
 )
 @click.option(
     "--held-out/--no-held-out",

@@ -108,6 +108,8 @@ class TextAdapter(nn.Module):
     and the pooling query has a head of its own. Every state is real, so the mask is all true; they are no copies of CLIP's tokens and
     stand for no characters.
 
+    Padding is not computed: the tokens of all texts stand one after another, each text's before its queries.
+
     Text has rotary positions 1, 2, …, queries stand at 0. A learned table would have rows that short captions never train, while here
     distances that were seen in short texts mean the same in long ones.
 

@@ -1,5 +1,7 @@
 """Sequences of different lengths without padding: their tokens stand one after another, and each reads its own sequence only.
 
+ECLIPSE's prior and adapters compute so.
+
 Legend: B sequences, M tokens of all of them, H heads of width D.
 """
 

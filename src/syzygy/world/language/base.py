@@ -7,8 +7,8 @@ from syzygy.rng import Draw
 from syzygy.world.description import Description
 
 Length = Literal["short", "medium", "long"]
-"""Short: the description alone. Medium: some sentences before it (≤ 77 tokens). Long: 100 to 300 tokens. The decisive
-words come last."""
+"""Short: the description alone. Medium: a sentence or two before it, within CLIP's 77 tokens in English. Long: a paragraph before it, some 100
+to 300 tokens. The decisive words come last."""
 
 
 @dataclass(frozen=True)
