@@ -46,7 +46,7 @@ def main() -> None:
 
     def one_batch(ids: torch.Tensor, mask: torch.Tensor) -> None:
         with torch.no_grad():
-            llm._features(ids, mask)
+            llm._features(ids, mask, llm.recipe.normalise)
 
     def clip_one_batch() -> None:
         with torch.no_grad():

@@ -176,13 +176,16 @@ class Llm(nn.Module):
     @torch.no_grad()
     def encode_states(self, texts: list[str]) -> TextStates:
         """Texts → features by the recipe, mask and spans, in fp32; padded on the right with zeros."""
+        return self._encoded(texts, self.recipe.normalise)
+
+    def _encoded(self, texts: list[str], normalise: bool) -> TextStates:
         found = self.tokenize(texts)
         keep = self._kept(found.mask)
         ids, real = found.ids.to(self.device), found.mask.to(self.device)
         states = torch.zeros(*ids.shape, self.width, dtype=torch.float32, device=self.device)
         for rows, length in alike(found.mask):
             at = rows.to(self.device)
-            states[at, :length] = self._features(ids[at, :length], real[at, :length])
+            states[at, :length] = self._features(ids[at, :length], real[at, :length], normalise)
         mask = torch.arange(int(keep.sum(1).max())) < keep.sum(1, keepdim=True)
         on_device = mask.to(self.device)
         return TextStates(_moved(states, keep.to(self.device), on_device), on_device, _moved(found.spans, keep, mask))
@@ -195,17 +198,17 @@ class Llm(nn.Module):
         own = (place >= len(self._before)) & (place < length - len(self._after))
         return own | (place == length - 1)
 
-    def _features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def _features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], normalise: bool) -> Float[Tensor, "B T D"]:
         asked: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
         if "use_cache" in self._arguments:
             asked["use_cache"] = False
         if self.recipe.layers == "last":
-            return mean_of_layers([self.model(**asked).last_hidden_state], self.recipe.normalise)
+            return mean_of_layers([self.model(**asked).last_hidden_state], normalise)
         output = self.model(**asked, output_hidden_states=True)
         # `last_hidden_state` is after the final normalisation in every version; the last of `hidden_states` is not.
         hidden = [*output.hidden_states[:-1], output.last_hidden_state]
         numbers = range(len(hidden)) if self.recipe.layers == "all" else self.recipe.layers
-        return mean_of_layers([hidden[i] for i in numbers], self.recipe.normalise)
+        return mean_of_layers([hidden[i] for i in numbers], normalise)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over the weights, in the precision that they compute in."""
@@ -213,10 +216,11 @@ class Llm(nn.Module):
         return artifact.fingerprint({k: x.view(torch.int16) if x.dtype == torch.bfloat16 else x for k, x in weights})
 
     def deviations(self) -> tuple[float, ...]:
-        """Standard deviation of the features of each of `SENTENCES`."""
+        """Standard deviation of the features of each of `SENTENCES`; of one layer before it is normalised, which would make it 1."""
+        alone = self.recipe.layers == "last" or len(self.recipe.layers) == 1
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* tokens, this encoder reads")
-            found = self.encode_states(list(SENTENCES))
+            found = self._encoded(list(SENTENCES), self.recipe.normalise and not alone)
         return tuple(x[mask].std().item() for x, mask in zip(found.states, found.mask, strict=True))
 
     def identity(self) -> LlmIdentity:

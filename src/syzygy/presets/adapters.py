@@ -17,7 +17,7 @@ from syzygy.world.language import LANGUAGES
 
 
 def align_starter() -> AlignRun:
-    """The starter's adapter on the world's captions: an estimated 22 minutes on one CPU core."""
+    """The starter's adapter on the world's captions: 23 minutes with two threads on two CPU cores."""
     return AlignRun(
         adapter=SIZES["starter"],
         lengths=("short", "short", "medium"),
@@ -27,7 +27,7 @@ def align_starter() -> AlignRun:
 
 
 def image_starter() -> ImageRun:
-    """The starter's adapter on the world's pictures, captions of all lengths: an estimated 12 minutes on one CPU core.
+    """The starter's adapter on the world's pictures, captions of all lengths: 13 minutes with two threads on two CPU cores.
 
     The prior stays as it is: it is CLIP's too, whose English prompts must not become worse.
     """
@@ -40,9 +40,12 @@ def image_starter() -> ImageRun:
 
 
 def quality_starter() -> ImageRun:
-    """The starter's adapter on the world's pictures of which the caption names each object: an estimated three minutes on one CPU core."""
+    """The starter's adapter on the world's pictures of which the caption names each object: two minutes on one CPU core.
+
+    Short and gentle: prompts and captions mostly do not tell everything, and more of these make it worse at such (docs/LOG.md).
+    """
     return image_starter().model_copy(
-        update={"scenes": 16_000, "filter": "unnamed == 0", "loop": _short(steps=300, lr=1e-4)}
+        update={"scenes": 8_000, "filter": "unnamed == 0", "loop": _short(steps=100, lr=2e-5)}
     )
 
 

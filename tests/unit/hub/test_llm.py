@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -190,9 +191,12 @@ def test_an_identity_tells_what_changes_features(folders: Get) -> None:
             check_same(identity, Llm.from_pretrained(folder, **how).identity().to_config(), "the store")
 
 
-def test_hidden_states_of_another_meaning_are_noticed(folders: Get, monkeypatch) -> None:
+@pytest.mark.parametrize("layers", [(2, 3), (3,), "last", "all"])
+def test_hidden_states_of_another_meaning_are_noticed(
+    layers: Literal["all", "last"] | tuple[int, ...], folders: Get, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As when a version of transformers gives the last state before the final normalisation."""
-    llm = Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(layers=(2, 3)))
+    llm = Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(layers=layers))
     before = llm.identity().to_config()
     monkeypatch.setattr(llm.model, "norm", torch.nn.Identity())
     after = before | {"deviations": list(llm.deviations())}
