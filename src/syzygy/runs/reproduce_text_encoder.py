@@ -310,7 +310,7 @@ def reproduce(
         say(
             f"3/3  reading {len(bench.texts) * len(bench.pairs):,} texts and painting {len(bench.wanted)} prompts with each"
         )
-        _measure_all(todo, bench, bar)
+        _measure_all(todo, bench, say, bar)
     return bench
 
 
@@ -327,7 +327,7 @@ def _train_all(todo: list[Job], shop: Shop, say: Callable[[str], None], bar: Bar
             spent, thought = spent + took, thought + own
 
 
-def _measure_all(todo: list[Job], bench: Bench, bar: Bar) -> None:
+def _measure_all(todo: list[Job], bench: Bench, say: Callable[[str], None], bar: Bar) -> None:
     """Controls first, then the trainings, those of one reading of the language model together."""
     texts, pictures = len(bench.texts) * len(bench.pairs), len(bench.asked) * len(bench.run.scoring.languages)
     with bar(f"reading with {CLIP}", texts) as progress:
@@ -343,6 +343,7 @@ def _measure_all(todo: list[Job], bench: Bench, bar: Bar) -> None:
             painted = all(judgements.painted_file(bench.out, name).is_file() for name in names)
             if painted and scores_file(bench.out, job.name).is_file():
                 continue
+            say(f"reading and painting with {job.name}")
             path = path_of(bench, job, llms)
             if not scores_file(bench.out, job.name).is_file():
                 with bar(f"reading with {job.name}", texts) as progress:
