@@ -20,6 +20,7 @@ from syzygy.hub.clip import Clip
 from syzygy.hub.llm import Llm
 from syzygy.hub.priors import load_prior
 from syzygy.rng import seed_of
+from syzygy.runs.adapter import Former
 from syzygy.runs.adapter_sources import pictures_of_a_store
 from syzygy.runs.embed_features import open_features
 from syzygy.train.adapted_decoder import AdaptedDecoderTask
@@ -381,6 +382,8 @@ def test_stage_image_with_a_decoder(
     assert any(not torch.equal(begun[name], x) for name, x in weights(tmp_path / "run", "decoder").items())
     load_adapted(tmp_path / "run", Clip.from_pretrained(tiny_model / "clip"))
     record = artifact.read_json(tmp_path / "run/adapter/provenance.json")
+    former = Former.load(aligned, "image").taught(["ja"])
+    assert (former.languages, former.of_the_world) == (("en", "de", "ja"), ("en", "de"))
     assert [one["stage"] for one in record["lineage"]] == ["align"]
     assert record["decoder"] != record["decoder_before"]
 

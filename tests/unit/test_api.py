@@ -39,7 +39,7 @@ def test_a_bundled_model_is_known_by_name(tiny_model: Path, tmp_path: Path, monk
 
 
 def test_steps_and_guidance_are_the_models_own_unless_given(model: TextToImage) -> None:
-    assert model.defaults == DEFAULTS | {"num_inference_steps": 3}
+    assert model.defaults == DEFAULTS | {"num_inference_steps": 3, "style_guidance": 1.5}
     assert picture(model) == picture(model, num_inference_steps=3, guidance_scale=2.0)
     assert picture(model, num_inference_steps=4) != picture(model)
     assert picture(model, guidance_scale=0.0) != picture(model)
@@ -126,3 +126,16 @@ def test_assemble_replaces_a_model_whole(tiny_model: Path, tmp_path: Path) -> No
         loaded = TextToImage.from_pretrained(tmp_path / "model")
         assert (loaded.defaults["num_inference_steps"], loaded.world) == (steps, False)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_another_decoder(tiny_model: Path, tmp_path: Path) -> None:
+    same = TextToImage.from_pretrained(tiny_model, decoder=tiny_model)
+    assert same.fingerprints() == TextToImage.from_pretrained(tiny_model).fingerprints()
+    for model, more, message in (
+        (tiny_model, {"decoder": tiny_model, "experts": tmp_path}, "experts take the decoder's place"),
+        ("karlo", {"decoder": tiny_model}, "no model of ours"),
+        (tiny_model, {"decoder": tmp_path / "none"}, "neither a folder nor a known model"),
+        (tiny_model, {"decoder": tiny_model / "prior"}, "prior"),
+    ):
+        with pytest.raises(UserError, match=message):
+            TextToImage.from_pretrained(model, **more)

@@ -149,7 +149,7 @@ class TextAdapter(nn.Module):
         text_NC, queries = self.proj_in(self.norm_in(states[mask])), self.queries.repeat_interleave(len(mask), 0)
         x_MC = torch.cat([text_NC, queries]).index_select(0, packing.rows.to(device))
         place = torch.where(is_text, packing.positions + 1, 0).to(device)
-        attend = _Attend(packing, place, self.config.width // self.config.heads, x_MC.dtype)
+        attend = _Attend(packing, place, self.config.width // self.config.heads)
         *blocks, final = self.blocks
         for block in blocks:
             x_MC = block(x_MC, attend)
@@ -219,11 +219,11 @@ _STATISTICS = ("states_mean", "states_std", "pooled_mean", "pooled_std")
 class _Attend:
     """Bidirectional attention in each text, with rotary positions (Su et al. 2021, arXiv 2104.09864)."""
 
-    def __init__(self, packing: Packing, place: Int[Tensor, "M"], width: int, dtype: torch.dtype) -> None:
+    def __init__(self, packing: Packing, place: Int[Tensor, "M"], width: int) -> None:
         self._attention = PackedAttention(packing.lengths, place.device)
         pace = ROTARY_BASE ** -(torch.arange(0, width, 2, device=place.device) / width)
         angle = (place[:, None] * pace)[:, None]
-        self.cos, self.sin = angle.cos().to(dtype), angle.sin().to(dtype)
+        self.cos, self.sin = angle.cos(), angle.sin()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Fewer that ask than there are tokens are learned queries, which stand at 0.
@@ -233,7 +233,8 @@ class _Attend:
     def turned(self, x: Float[Tensor, "M H E"]) -> Float[Tensor, "M H E"]:
         """The heads, turned by their tokens' positions."""
         a, b = x.chunk(2, -1)
-        return torch.cat([a * self.cos - b * self.sin, a * self.sin + b * self.cos], -1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)  # under autocast another than the residual stream's
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 def check_width(given: int, wanted: int) -> None:

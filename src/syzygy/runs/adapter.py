@@ -126,6 +126,11 @@ class Former:
         """Codes of those that it was taught; all of the world's where its record does not tell."""
         return tuple(self.record.get("languages") or LANGUAGES)
 
+    @property
+    def of_the_world(self) -> tuple[str, ...]:
+        """Those of them that the embedded world has captions in."""
+        return tuple(code for code in self.languages if code in LANGUAGES)
+
     def taught(self, languages: Sequence[str]) -> "Former":
         """The same with further languages in its record."""
         return replace(self, record=self.record | {"languages": list(dict.fromkeys([*self.languages, *languages]))})
@@ -262,7 +267,7 @@ def image(
     check_clip(former, clip.fingerprint())
     clip, llm = clip.to(world.device).requires_grad_(False), llm.to(world.device)
     by_text = run.task.contrast == "text"
-    languages = checked_languages(run.languages or former.languages)
+    languages = checked_languages(run.languages or former.of_the_world)
     data = pictures_of_the_world(
         clip, llm, languages, run.lengths, seed=run.seed, sizes=(run.scenes, run.validation_images), by_text=by_text,
         bar=bar, condition=run.filter,

@@ -73,7 +73,7 @@ def train(
         "data": "world",
         "lineage": former.lineage,
     }
-    languages = checked_languages(run.languages or former.languages)
+    languages = checked_languages(run.languages or former.of_the_world)
     clip, llm = clip.to(world.device).requires_grad_(False), llm.to(world.device)
     autoencoder = autoencoder.to(world.device).requires_grad_(False)
 

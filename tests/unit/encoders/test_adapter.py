@@ -82,7 +82,7 @@ def test_rotary_attention_knows_distances_only() -> None:
     from syzygy.nn.packed import Packing
 
     packing = Packing.of(torch.tensor([0, 40]), following=0, positions=0)
-    attend = _Attend(packing, torch.arange(40), 8, torch.float32)
+    attend = _Attend(packing, torch.arange(40), 8)
     q, k = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(0))
 
     def read(i: int, j: int) -> float:
@@ -92,6 +92,24 @@ def test_rotary_attention_knows_distances_only() -> None:
 
     assert abs(read(3, 9) - read(30, 36)) < 1e-4
     assert abs(read(3, 9) - read(3, 10)) > 1e-3
+
+
+def test_attention_gets_one_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels for half precision take queries, keys and values of it alone."""
+    from syzygy.nn.packed import PackedAttention
+
+    seen: list[set[torch.dtype]] = []
+    whole = PackedAttention.whole
+
+    def noted(self: PackedAttention, *qkv: Tensor) -> Tensor:
+        seen.append({x.dtype for x in qkv})
+        return whole(self, *qkv)
+
+    monkeypatch.setattr(PackedAttention, "whole", noted)
+    with torch.autocast("cpu", torch.bfloat16):
+        made()(*features(3, 7))
+    made().to(torch.bfloat16)(*(x if x.dtype == torch.bool else x.bfloat16() for x in features(3, 7)))
+    assert seen == [{torch.bfloat16}] * 4
 
 
 def test_everything_learns() -> None:
