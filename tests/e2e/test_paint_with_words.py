@@ -50,18 +50,18 @@ def test_what_is_painted_is_painted_elsewhere(syzygy, tiny_model: Path, canvas: 
 
 
 def test_a_model_has_strengths_of_its_own(syzygy, tiny_model: Path, canvas: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    shutil.copytree(tiny_model, own)
-    index = artifact.read_json(own / "model_index.json")
-    strengths = {"painting": 3.0, "style_guidance": 0.5}
-    artifact.write_json(own / "model_index.json", index | {"defaults": index["defaults"] | strengths})
+    own, none = tmp_path / "own", tmp_path / "none"
+    for model, strengths in ((own, {"painting": 3.0, "style_guidance": 0.5}), (none, {"style_guidance": None})):
+        shutil.copytree(tiny_model, model)
+        index = artifact.read_json(model / "model_index.json")
+        artifact.write_json(model / "model_index.json", index | {"defaults": index["defaults"] | strengths})
     told, _ = paint(syzygy, tiny_model, tmp_path / "t", "--canvas", canvas, "--paint-strength", 3, *REGIONS)
     weak, usual = paint(syzygy, tiny_model, tmp_path / "w", "--canvas", canvas, *REGIONS)
     found, record = paint(syzygy, own, tmp_path / "o", "--canvas", canvas, *REGIONS)
     assert (record["painting"], usual["painting"]) == (3.0, PAINTING)
     assert found == told != weak
     told, _ = paint(syzygy, tiny_model, tmp_path / "ts", "--style", canvas, "--style-guidance", 0.5)
-    joint, usual = paint(syzygy, tiny_model, tmp_path / "js", "--style", canvas)
+    joint, usual = paint(syzygy, none, tmp_path / "js", "--style", canvas)
     found, record = paint(syzygy, own, tmp_path / "os", "--style", canvas)
     assert (record["style_guidance"], usual.get("style_guidance")) == (0.5, None)
     assert found == told != joint
