@@ -4,9 +4,10 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +24,11 @@ RECORD_KEY = "syzygy"
 FONT_SIZE, LABEL_LINES, MARGIN = 14, 3, 8
 CARD_FONT_SIZE, CARD_LINES = 20, 6
 FRAME_MS, END_MS = 120, 600
+FONTS = ("DejaVuSans.ttf", "arial.ttf", "NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc",
+         "Hiragino Sans GB.ttc", "Arial Unicode.ttf")  # fmt: skip
+"""Where labels in other scripts than Pillow's own font has may find their letters, on Linux, Windows and macOS."""
+NOWHERE = "\U0010fffe"
+"""A character that no font has."""
 
 
 def save_png(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
@@ -153,7 +159,6 @@ def contact_sheet(
 ) -> Image.Image:
     """Pictures in a grid, each enlarged or reduced to fit `cell` pixels, its label below in three lines at most."""
     assert [len(row) for row in rows] == [len(row) for row in labels], "a label for each picture"
-    font = ImageFont.load_default(FONT_SIZE)
     line = FONT_SIZE + 3
     width, height = cell + MARGIN, cell + LABEL_LINES * line + MARGIN
     columns = max(map(len, rows))
@@ -165,6 +170,7 @@ def contact_sheet(
             scale = cell / max(image.size)
             size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
             sheet.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
+            font = font_for(text, FONT_SIZE)
             lines = "\n".join(_wrapped(text, font, cell))
             draw.multiline_text((left, top + cell + 2), lines, fill="black", font=font, spacing=2)
     return sheet
@@ -173,16 +179,52 @@ def contact_sheet(
 def card(text: str, side: int = 192) -> Image.Image:
     """A text as a picture, to stand among others on a contact sheet."""
     image = Image.new("RGB", (side, side), "#f4f4f4")
-    font = ImageFont.load_default(CARD_FONT_SIZE)
+    font = font_for(text, CARD_FONT_SIZE)
     lines = "\n".join(_wrapped(text, font, side - 2 * MARGIN, CARD_LINES))
     draw = ImageDraw.Draw(image)
     draw.multiline_text((side / 2, side / 2), lines, fill="black", font=font, anchor="mm", align="center")
     return image
 
 
-def _wrapped(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int = LABEL_LINES
-) -> list[str]:
+Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def font_for(text: str, size: int) -> Font:
+    """Pillow's own font if it has every character of the text; else the system's, of `FONTS`, that has most of them."""
+    characters = frozenset(text) - {" ", "\n"}
+    best, most = ImageFont.load_default(size), -1
+    for name in ("", *FONTS):
+        if (font := _font(name, size)) is None:
+            continue
+        known = sum(_has(name, size, character) for character in characters)
+        if known > most:
+            best, most = font, known
+        if known == len(characters):
+            break
+    return best
+
+
+@lru_cache
+def _font(name: str, size: int) -> Font | None:
+    if not name:
+        return ImageFont.load_default(size)
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _has(name: str, size: int, character: str) -> bool:
+    """Whether the font draws it as anything but the box for what it lacks."""
+    font = _font(name, size)
+    assert font is not None
+    own: Any = font.getmask(character)
+    box: Any = font.getmask(NOWHERE)
+    return bytes(own) != bytes(box)
+
+
+def _wrapped(text: str, font: Font, width: int, most: int = LABEL_LINES) -> list[str]:
     """`text` in at `most` so many lines that fit `width` pixels; what does not fit becomes an ellipsis."""
     lines = [""]
     for word in text.split():
@@ -199,7 +241,7 @@ def _wrapped(
     return [_cut(one, font, width) for one in shown]
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _cut(text: str, font: Font, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     kept = text.removesuffix(" …")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 
 from syzygy.errors import UserError
-from syzygy.pictures import contact_sheet, open_picture, place_for, read_record, save_png, slug
+from syzygy.pictures import contact_sheet, font_for, open_picture, place_for, read_record, save_png, slug
 
 RED = Image.new("RGB", (8, 8), "red")
 RECORD = {"prompt": "ein Kreis, 圆, ✨", "seed": 2**64 - 1, "guidance_scale": 2.5, "negative_prompt": None}
@@ -111,3 +111,28 @@ def test_a_photograph_is_opened_upright(note: str, tmp_path: Path) -> None:
     written = {"sideways": exif.tobytes(), "unreadable": b"Exif\0\0not a table", "none": b""}[note]
     image.save(tmp_path / "a.png", exif=written)
     assert open_picture(tmp_path / "a.png").size == ((2, 4) if note == "sideways" else (4, 2))
+
+
+def test_labels_of_other_scripts_take_a_font_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, wide = ImageFont.load_default(14), ImageFont.load_default(30)
+    boxes = bytes(plain.getmask("\U0010fffe"))
+    assert bytes(font_for("a red star", 14).getmask("a")) == bytes(plain.getmask("a"))
+    monkeypatch.setattr("syzygy.pictures._font", lambda name, size: {"": plain, "wide": wide}.get(name))
+    monkeypatch.setattr("syzygy.pictures._has", lambda name, size, character: character.isascii() or name == "wide")
+    for fonts, text, expected in (
+        (("none", "wide"), "a ring", plain),
+        (("none", "wide"), "жёлтое кольцо", wide),
+        (("none",), "жёлтое кольцо", plain),
+    ):
+        monkeypatch.setattr("syzygy.pictures.FONTS", fonts)
+        assert font_for(text, 14) is expected
+    assert bytes(plain.getmask("ж")) == boxes, "Pillow's own font has no Cyrillic: the reason for all this"
+
+
+@pytest.mark.parametrize("text", ["ein Stern über einem Kreis", "жёлтое кольцо"])
+def test_letters_are_no_boxes(text: str) -> None:
+    font = font_for(text, 14)
+    if "DejaVu" not in str(font.getname()):  # type: ignore[union-attr]
+        pytest.skip("no DejaVu Sans here")
+    for character in set(text) - {" "}:
+        assert bytes(font.getmask(character)) != bytes(font.getmask("\U0010fffe"))
