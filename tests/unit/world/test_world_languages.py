@@ -2,6 +2,7 @@
 # ruff: noqa: RUF001 (letters and marks of another script are no slips here)
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -323,3 +324,16 @@ def test_a_pronoun_has_one_gender() -> None:
     for nouns in (german.NOUNS, russian.NOUNS):
         for found in nouns.values():
             assert len({noun.gender for noun in found}) == 1
+
+
+def test_chinese_turns_no_sentence_that_goes_on() -> None:
+    """What follows 左边有一个圆形 would be there as well."""
+    third = (Mention("triangle"), Mention("circle", "red", "plain"))
+    alone = {language("zh").say(LEFT, Draw(9, i)).text for i in range(200)}
+    more = said(*LEFT.mentions, *third, relations=LEFT.relations)
+    together = {language("zh").say(more, Draw(9, i)).text for i in range(400)}
+    turned = re.compile("的(左|右)(边|侧)(有|是)")
+    assert any(turned.search(text) for text in alone)
+    assert not any(turned.search(text) for text in together)
+    assert any("纯色" in text for text in together)
+    assert not any("色纯色" in text or "色的纯色" in text for text in together), "no two words for colours in a row"
