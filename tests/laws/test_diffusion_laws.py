@@ -16,6 +16,7 @@ from syzygy.diffusion.samplers import SAMPLERS, sample
 from syzygy.hub.unet import build_decoder
 from syzygy.rng import generator, per_sample_noise
 from syzygy.types import Condition, Conditioning, PackedText, TextFeatures, image_condition, text_condition
+from tests.closeness import LEVEL, NETWORK, assert_close
 
 seeds = st.integers(0, 10**6)
 few = settings(max_examples=12)
@@ -68,7 +69,7 @@ def test_a_batch_of_n_equals_n_of_one(seed: int, batch: int) -> None:
     whole = denoiser()(x, sigma, conditions)
     for i in range(batch):
         one = denoiser()(x[i : i + 1], sigma[i : i + 1], conditions[i : i + 1])
-        torch.testing.assert_close(whole[i : i + 1], one, atol=1e-5, rtol=1e-5)
+        assert_close(whole[i : i + 1], one, depth=NETWORK)
 
 
 @few
@@ -77,7 +78,7 @@ def test_guidance_of_a_batch_equals_guidance_of_one(seed: int, scale: float) -> 
     x, sigma, conditions = normal(seed, 3, 3, 16, 16), levels(seed, 3), conditioning(seed, 3)
     guided = Guided(denoiser(), scale)
     one = guided(x[1:2], sigma[1:2], conditions[1:2])
-    torch.testing.assert_close(guided(x, sigma, conditions)[1:2], one, atol=1e-5 * (1 + scale), rtol=1e-5)
+    assert_close(guided(x, sigma, conditions)[1:2], one, depth=NETWORK * (1 + scale))
 
 
 @few
@@ -92,7 +93,7 @@ def test_guidance_one_is_no_guidance(seed: int) -> None:
 def test_guidance_away_from_the_same_condition_changes_nothing(seed: int, scale: float) -> None:
     x, sigma, conditions = normal(seed, 2, 3, 16, 16), levels(seed, 2), conditioning(seed, 2)
     guided = Guided(denoiser(), scale, negative=conditions)(x, sigma, conditions)
-    torch.testing.assert_close(guided, denoiser()(x, sigma, conditions), atol=1e-5 * (1 + scale), rtol=1e-5)
+    assert_close(guided, denoiser()(x, sigma, conditions), depth=NETWORK * (1 + scale))
 
 
 @few
@@ -112,7 +113,7 @@ def test_dropped_conditions_have_no_influence_at_all(seed: int, garbage: float) 
     )
     base = denoiser()(x, sigma, dropped)
     assert torch.equal(denoiser()(x, sigma, other), base)
-    torch.testing.assert_close(denoiser()(x, sigma, Conditioning({})), base, atol=1e-5, rtol=1e-5)
+    assert_close(denoiser()(x, sigma, Conditioning({})), base, depth=NETWORK)
     assert (denoiser()(x, sigma, conditioning(seed, 2)) - base).abs().max() > 1e-4, "present ones do"
 
 
@@ -127,17 +128,17 @@ def test_padding_has_no_influence(seed: int) -> None:
     features = TextFeatures(text.states, text.mask, text.pooled)
     short = text_condition(PackedText.of(features).padded())
     trimmed = Conditioning({**conditions.conditions, "text": short})
-    torch.testing.assert_close(denoiser()(x, sigma, trimmed), denoiser()(x, sigma, conditions), atol=1e-5, rtol=1e-5)
+    assert_close(denoiser()(x, sigma, trimmed), denoiser()(x, sigma, conditions), depth=NETWORK)
 
 
 @few
 @given(seeds)
 def test_preconditioning_keeps_clean_pictures_and_ignores_pure_noise(seed: int) -> None:
     x, conditions = normal(seed, 2, 3, 16, 16), conditioning(seed, 2)
-    torch.testing.assert_close(denoiser()(x, torch.full((2,), 1e-6), conditions), x, atol=1e-5, rtol=1e-5)
+    assert_close(denoiser()(x, torch.full((2,), 1e-6), conditions), x, depth=NETWORK)
     far = torch.full((2,), 1e6)
     network = denoiser().network(x, far.log() / 4, conditions)
-    torch.testing.assert_close(denoiser()(far[0] * x, far, conditions), 0.5 * network, atol=1e-4, rtol=1e-4)
+    assert_close(denoiser()(far[0] * x, far, conditions), 0.5 * network, depth=NETWORK)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -149,4 +150,4 @@ def test_a_picture_does_not_depend_on_its_neighbours(sampler: str) -> None:
         sigmas = KarrasSchedule().sigmas(5)
         return sample(Guided(denoiser(), 3.0), noise, sigmas, conditions[torch.tensor(indices)], sampler=sampler)
 
-    torch.testing.assert_close(pictures([0, 1, 2])[1:2], pictures([1]), atol=1 / 255, rtol=0)
+    torch.testing.assert_close(pictures([0, 1, 2])[1:2], pictures([1]), atol=LEVEL, rtol=0)
