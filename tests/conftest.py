@@ -1,4 +1,7 @@
-"""What holds for every test: one thread (tiny tensors gain nothing from two), no network, no user's caches, the same examples at every run."""
+"""What holds for every test: one thread (tiny tensors gain nothing from two), no network, no user's caches, the same examples at every run.
+
+`SYZYGY_TEST_THREADS=2` runs the tests with more threads, `ATEN_CPU_CAPABILITY=avx2` (or `default`) with the kernels of an older processor.
+"""
 
 import io
 import ipaddress
@@ -7,6 +10,7 @@ import socket
 import sys
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,13 +25,18 @@ if TYPE_CHECKING:
 
 # Set before torch and huggingface_hub are first imported, and for subprocesses too. Hugging Face gets an empty home:
 # a model in the user's cache must not make a test pass.
+ONEDNN_LEVEL = {"default": "SSE41", "avx2": "AVX2"}
 _home = tempfile.TemporaryDirectory(prefix="syzygy-tests-")
 os.environ |= {
     "HF_HOME": _home.name,
     "SYZYGY_CACHE": f"{_home.name}/syzygy",
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": os.environ.get("SYZYGY_TEST_THREADS", "1"),
 }
+# PyTorch and its library oneDNN each look at the processor. Lowering only PyTorch would make a machine that does not exist, with AMX and
+# without AVX-512, where attention in bf16 fails ("pack_vnni2 is only supported when avx512 is supported").
+if os.environ.get("ATEN_CPU_CAPABILITY") in ONEDNN_LEVEL:
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", ONEDNN_LEVEL[os.environ["ATEN_CPU_CAPABILITY"]])
 
 # Every call of a function in a module that names shapes is checked against them. The other modules (sentences, random numbers, the command
 # line) have plain types, which pyright checks, and are called so often that checking them took most of some tests' time.
@@ -210,4 +219,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+                item.add_marker(pytest.mark.skip(reason="they need an NVIDIA GPU and PyTorch with CUDA"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were skipped, and what to install for them; `-q` gives only a number."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[-1]).removeprefix("Skipped: ") for report in reports)
+    for reason, number in reasons.most_common():
+        terminalreporter.write_line(f"{number} {'tests were' if number > 1 else 'test was'} skipped: {reason}.")

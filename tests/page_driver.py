@@ -17,6 +17,7 @@ from syzygy.errors import UserError
 from syzygy.pictures import record_of
 
 Open = Callable[..., Page]
+NEEDS_CHROMIUM = "they test the web page in a browser; install Chromium (Debian and Ubuntu: apt-get install chromium)"
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 FAINT = """() => {
     const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });

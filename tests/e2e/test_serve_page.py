@@ -14,11 +14,11 @@ from syzygy.serve.app import create_app
 from syzygy.serve.limits import Limits
 from syzygy.serve.running import serving
 from syzygy.serve.studio import Studio
-from tests.page_driver import Open, downloaded, drop, expected, masks, picture, pixels, record, watched
+from tests.page_driver import NEEDS_CHROMIUM, Open, downloaded, drop, expected, masks, picture, pixels, record, watched
 from tests.tiny_server import Held, tiny_studio, waited
 
 expect.set_options(timeout=20_000)  # a busy machine
-pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason="needs Chromium")
+pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason=NEEDS_CHROMIUM)
 SECRET = "s3cret"
 LIMITS = Limits(number=4, steps=10, queue=1)
 LEFT, RIGHT = [(0.2, 0.3), (0.2, 0.7)], [(0.7, 0.3), (0.9, 0.7)]

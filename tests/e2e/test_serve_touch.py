@@ -14,11 +14,11 @@ from syzygy.diffusion.regions import places
 from syzygy.serve.app import create_app
 from syzygy.serve.limits import Limits
 from syzygy.serve.running import serving
-from tests.page_driver import FAINT, PHONE, SMALL, Open, downloaded, finger, masks, record, watched
+from tests.page_driver import FAINT, NEEDS_CHROMIUM, PHONE, SMALL, Open, downloaded, finger, masks, record, watched
 from tests.tiny_server import tiny_studio
 
 expect.set_options(timeout=20_000)  # a busy machine
-pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason="needs Chromium")
+pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason=NEEDS_CHROMIUM)
 PROMPT = "a red star left of a blue ring, and a second red star"
 DOWN = [(0.2, 0.2 + 0.04 * piece) for piece in range(12)]
 

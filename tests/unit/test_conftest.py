@@ -2,10 +2,15 @@
 
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("connect", ["connect", "connect_ex"])
@@ -34,9 +39,35 @@ def test_shapes_are_checked() -> None:
         attention(x, x[:1], x, painting)
 
 
+def test_the_end_says_what_was_skipped_and_how_to_get_it(tmp_path: Path) -> None:
+    lines = ["import pytest", "@pytest.mark.skip(reason='they need a thing; install it')", "def test_a(): pass"]
+    (tmp_path / "test_it.py").write_text("\n".join([*lines, lines[1], "def test_b(): pass", "def test_c(): pass"]))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    *_, line, end = done.stdout.splitlines()
+    assert line == "2 tests were skipped: they need a thing; install it.", done.stdout + done.stderr
+    assert end.startswith("1 passed, 2 skipped in")
+
+
+@pytest.mark.parametrize(("capability", "level"), [("default", "SSE41"), ("avx2", "AVX2"), (None, None)])
+def test_kernels_of_an_older_processor_are_its_own_everywhere(capability: str | None, level: str | None) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")}
+    script = "import os, tests.conftest; print(os.environ.get('ONEDNN_MAX_CPU_ISA'))"
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment | ({"ATEN_CPU_CAPABILITY": capability} if capability else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == str(level)
+
+
 def test_one_thread_and_an_empty_home_of_models() -> None:
     from huggingface_hub.constants import HF_HOME, HF_HUB_OFFLINE
 
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == int(os.environ.get("SYZYGY_TEST_THREADS", "1"))
     assert os.environ["HF_HOME"] == HF_HOME
     assert HF_HUB_OFFLINE
