@@ -5,6 +5,10 @@ difference grows with the size of the values and with the depth of the computati
 A fault moves a result by a good part of its size, which is thousands of times more than this tolerance.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,11 +25,22 @@ def assert_close(
 
     Args:
         depth: layers that the computation passes through; times the steps of a sampler or of training, times the guidance scale.
-        largest: the largest value of the comparison, if not that of `wanted` (for example where `wanted` is a small difference).
+        largest: the largest value of the comparison, if not that of `wanted`: for a difference that of its terms, for a gradient
+            that of all parameters (see `largest_of`).
         dtype: the precision of the computation, if it is coarser than that of the two tensors.
     """
     unit = max(UNIT[x] for x in (dtype or found.dtype, found.dtype, wanted.dtype))
-    if largest is None:
-        finite = wanted.detach()[wanted.isfinite()].abs()
-        largest = finite.max().item() if finite.numel() else 0.0
+    largest = largest_of([wanted]) if largest is None else largest
     torch.testing.assert_close(found, wanted, rtol=0, atol=unit * depth * largest)
+
+
+def largest_of(tensors: Iterable[Tensor]) -> float:
+    """The largest finite magnitude in any of the tensors; 0 where there is none."""
+    finite = [x.detach()[x.isfinite()].abs() for x in tensors]
+    return max((x.max().item() for x in finite if x.numel()), default=0.0)
+
+
+def about(wanted: Any, *, depth: float = 1) -> Any:
+    """The same rule for numbers computed in float32: a number, a list or a dictionary of them, as `pytest.approx` takes it."""
+    unit = UNIT[torch.float32] * depth
+    return pytest.approx(wanted, rel=unit, abs=unit)

@@ -25,6 +25,7 @@ from syzygy.data.sources import SourceOptions, open_source
 from syzygy.data.store import EmbeddingStore
 from syzygy.hub.clip import Clip
 from syzygy.world import source
+from tests.closeness import assert_close
 
 SETTINGS = ("--device", "cpu", "--batch-size", 5, "--threads", 1)
 SYZYGY = Path(sys.executable).with_name("syzygy")
@@ -114,12 +115,12 @@ def test_from_tars_to_a_store(
     assert store.column("width").tolist() == [32] * 24
     clip = Clip.from_pretrained(tiny_model / "clip")
     pixels = torch.stack([clip.preparation.prepare(Image.open(io.BytesIO(picture))) for picture, _ in pairs])
-    torch.testing.assert_close(store.images(everything).float(), clip.encode_pixels(pixels), rtol=2e-3, atol=1e-4)
+    assert_close(store.images(everything).float(), clip.encode_pixels(pixels), dtype=torch.float16)
     text = clip.encode_text([text for _, text in pairs])
     found = store.captions(everything).padded()
     assert torch.equal(found.mask, text.mask)
-    torch.testing.assert_close(found.pooled.float(), text.pooled, rtol=2e-3, atol=1e-4)
-    torch.testing.assert_close(found.states.float()[text.mask], text.states[text.mask], rtol=2e-3, atol=1e-3)
+    assert_close(found.pooled.float(), text.pooled, dtype=torch.float16)
+    assert_close(found.states.float()[text.mask], text.states[text.mask], dtype=torch.float16)
     assert store.encoder["fingerprint"] == clip.fingerprint()
     assert store.encoder["preparation"]["crop"] == clip.preparation.crop
 
@@ -248,7 +249,7 @@ def test_where_parts_end_changes_no_bit_of_a_picture(
     for other in found[1:]:
         assert torch.equal(other["image"], found[0]["image"])
         for name in ("states", "pooled"):
-            torch.testing.assert_close(other[name], found[0][name], rtol=2e-3, atol=1e-3)
+            assert_close(other[name], found[0][name])
 
 
 @pytest.mark.slow

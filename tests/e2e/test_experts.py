@@ -12,6 +12,7 @@ from syzygy.diffusion.preconditioning import Preconditioned
 from syzygy.hub.experts import load_experts
 from syzygy.hub.unet import load_decoder
 from syzygy.types import Conditioning
+from tests.closeness import NETWORK, assert_close
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 SMALL = (
@@ -76,7 +77,7 @@ def test_low_rank_experts_share_a_frozen_decoder(syzygy, tiny_model: Path, tmp_p
         single = torch.cat([experts.at(float(s))(x[i : i + 1], s[None], Conditioning({})) for i, s in enumerate(sigma)])
         # What serves one noise level leaves the others as they were.
         again = alone(x, sigma, Conditioning({}))
-    torch.testing.assert_close(together, single, atol=1e-5, rtol=0)
+    assert_close(together, single, depth=NETWORK)
     assert (together - plain).abs().amax((1, 2, 3)).min() > 1e-5
     assert torch.equal(plain, again)
 

@@ -13,6 +13,7 @@ from syzygy.hub import experts as hub
 from syzygy.hub.experts import STAGES_FILE, Keeping, load_experts
 from syzygy.hub.unet import load_decoder, save_decoder
 from syzygy.types import Conditioning
+from tests.closeness import NETWORK, assert_close
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_compiled_experts_see_the_same(ensemble: Path) -> None:
     with torch.no_grad():
         for number, sigma in enumerate((20.0, 1.0, 0.1), 1):
             made, wanted = (e.at(sigma)(x, torch.tensor([sigma]), Conditioning({})) for e in (compiled, plain))
-            torch.testing.assert_close(made, wanted)
+            assert_close(made, wanted, depth=NETWORK)
             assert len(calls) == number
     torch.compiler.reset()
 

@@ -11,6 +11,7 @@ from syzygy.data.store import EmbeddingStore
 from syzygy.errors import UserError
 from syzygy.hub.llm import Llm, LlmRecipe
 from syzygy.runs.embed_features import open_features
+from tests.closeness import assert_close
 from tests.tiny_llm import save_tiny_llm
 
 
@@ -36,7 +37,7 @@ def test_added_and_checked(syzygy, store: Path, tmp_path: Path) -> None:
     found, expected = opened.tokens(range(7)), llm.encode_states(opened.texts(range(7)))
     assert said["tokens"] == len(found.states) == int(expected.mask.sum())  # nothing is padded
     assert said["longest"] == expected.mask.shape[1]
-    torch.testing.assert_close(found.states.float(), expected.states[expected.mask], atol=2e-2, rtol=1e-2)
+    assert_close(found.states.float(), expected.states[expected.mask], dtype=torch.bfloat16)
     assert verify(store) == []
     assert EmbeddingStore.open(store).captions([0]).pooled.shape == (1, 32)
 

@@ -32,6 +32,7 @@ from syzygy.runs import evaluate
 from syzygy.runs.prior import embed
 from syzygy.types import Region
 from syzygy.world import source
+from tests.closeness import NETWORK, assert_close
 from tests.tiny_adapter import save_tiny_adapter, with_adapter
 from tests.tiny_karlo import tiny_karlo
 from tests.tiny_llm import save_tiny_llm
@@ -202,7 +203,7 @@ def test_kandinsky_and_its_drop_in(tiny_kandinsky: Tiny, llm: Path, tmp_path: Pa
     ours: Any = PriorPipeline.from_pretrained(tiny_kandinsky.prior, clip=tiny_kandinsky.clip, text_encoder=adapter)
     theirs: Any = PriorPipeline.from_pretrained(tiny_kandinsky.prior, clip=tiny_kandinsky.clip)
     found = ours(GERMAN, latents=noise).image_embeds
-    torch.testing.assert_close(found, model.pipeline.predict([GERMAN], [0], noise)[1])
+    assert_close(found, model.pipeline.predict([GERMAN], [0], noise)[1], depth=NETWORK)
     assert not torch.allclose(found, theirs(GERMAN, latents=noise).image_embeds)
     assert torch.equal(ours(GERMAN, latents=noise).negative_image_embeds, theirs(GERMAN).negative_image_embeds)
     with pytest.raises(UserError, match="no effect without its adapter"):
@@ -220,7 +221,7 @@ def test_a_diffusion_prior_is_guided_away_from_what_it_makes_of_nothing(adapted:
         assert type(found) is type(prior)
         inner = found.prior if isinstance(found, VisitingPrior) else found
         assert isinstance(inner, SampledPrior)
-        torch.testing.assert_close(inner.unconditional.states, encoder.encode_text([""]).states)
+        assert_close(inner.unconditional.states, encoder.encode_text([""]).states, depth=NETWORK)
 
 
 def test_a_decoder_reads_the_states_that_it_was_trained_with(adapted: TextToImage) -> None:
@@ -242,8 +243,8 @@ def test_karlos_decoder_reads_it_too(llm: Path, tmp_path: Path) -> None:
             assert few(model, GERMAN, conditions=reads) != few(plain, GERMAN, conditions=reads)
     assert model.pipeline.text_encoder is not None
     assert isinstance(model.pipeline.decoder, KarloDecoder)
-    torch.testing.assert_close(
-        model.pipeline.decoder.empty.states, model.pipeline.text_encoder.encode_text([""]).states
+    assert_close(
+        model.pipeline.decoder.empty.states, model.pipeline.text_encoder.encode_text([""]).states, depth=NETWORK
     )
     with pytest.raises(UserError, match="stand for none"):
         few(model, ENGLISH, regions=[Region("red", torch.ones(2, 2))])
@@ -317,7 +318,7 @@ def test_priors_are_scored_on_its_features(syzygy: Callable[..., Any], model: Pa
     assert not torch.allclose(read["own"], by_clip["own"])
     pairs = embed(adapted.clip, 0, 3, encoder=adapted.pipeline.text_encoder)
     texts = [pair.caption.text for pair in source.pairs(0, 0, 3, held_out=False)]
-    torch.testing.assert_close(pairs.captions.pooled, adapted.encode_text(texts).pooled)
+    assert_close(pairs.captions.pooled, adapted.encode_text(texts).pooled, depth=NETWORK)
     priors = ("--prior", f"a={model / 'prior'}", "--prior", f"b={model / 'prior'}")
     few = ("--prompts", 1, "--steps", 1, "--json", "-")
     answer = syzygy("evaluate", "preference", "--model", model, "--text-encoder", "adapter", *priors, *few)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from syzygy.artifact import read_tensors
+from tests.closeness import NETWORK, about
 from tests.tiny_llm import save_tiny_llm
 
 SIZES = ("adapter.queries=2", "adapter.layers=1", "adapter.heads=2", "adapter.width=16", "validation_lines=2")
@@ -60,7 +61,7 @@ def test_two_processes_train_as_one(syzygy: Callable, tiny_model: Path, tmp_path
         assert done.stdout.count("Trained:") == 1  # only the first one talks
         (weights, lines), (others, other_lines) = map(trained, outs)
         for line, expected in zip(other_lines, lines, strict=True):
-            assert line == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            assert line == about(expected, depth=NETWORK)
         assert ("prior" in {name.split(".")[0] for name in weights}) == (stage == "image"), "both learn from pictures"
         for name, value in weights.items():
             if name.endswith(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from syzygy.blend import mixed, path, shares
 from syzygy.errors import UserError
+from tests.closeness import NETWORK, assert_close
 
 WIDTH = 16
 seeds = st.integers(0, 2**31)
@@ -44,27 +45,27 @@ def test_the_order_of_the_sources_does_not_matter(seed: int, weight: list[float]
     x = sources(seed, len(weight))
     rows = list(range(len(weight)))
     order.shuffle(rows)
-    torch.testing.assert_close(mixed(x[rows], [weight[i] for i in rows]), mixed(x, weight), rtol=1e-5, atol=1e-5)
+    assert_close(mixed(x[rows], [weight[i] for i in rows]), mixed(x, weight), depth=NETWORK)
 
 
 @given(seed=seeds, weight=weights, factor=st.floats(0.05, 1))
 def test_only_proportions_of_the_weights_count(seed: int, weight: list[float], factor: float) -> None:
     x = sources(seed, len(weight))
-    torch.testing.assert_close(mixed(x, [factor * w for w in weight]), mixed(x, weight), rtol=1e-5, atol=1e-5)
+    assert_close(mixed(x, [factor * w for w in weight]), mixed(x, weight), depth=NETWORK)
     assert sum(shares(weight)) == pytest.approx(1)
 
 
 @given(seed=seeds, t=st.floats(0.01, 0.99))
 def test_two_sources_are_spherical_interpolation(seed: int, t: float) -> None:
     a, b = sources(seed, 2, agreement=0.0)
-    torch.testing.assert_close(mixed(torch.stack([a, b]), [1 - t, t]), slerp(a, b, t), rtol=1e-4, atol=1e-4)
+    assert_close(mixed(torch.stack([a, b]), [1 - t, t]), slerp(a, b, t), depth=NETWORK)
 
 
 @given(seed=seeds, weight=weights)
 def test_the_norm_is_the_weighted_mean_of_norms(seed: int, weight: list[float]) -> None:
     x = sources(seed, len(weight))
     expected = sum(s * one.norm(dim=-1) for s, one in zip(shares(weight), x, strict=True))
-    torch.testing.assert_close(mixed(x, weight).norm(dim=-1), expected, rtol=1e-5, atol=1e-5)
+    assert_close(mixed(x, weight).norm(dim=-1), expected, depth=NETWORK)
 
 
 @given(seed=seeds, weight=weights)
@@ -83,14 +84,14 @@ def test_a_source_given_twice_is_one_with_both_weights(seed: int, weight: list[f
     x = sources(seed, len(weight))
     weight = [w / 2 for w in weight]
     twice = mixed(torch.cat([x, x[:1]]), [*weight, weight[0]])
-    torch.testing.assert_close(twice, mixed(x, [2 * weight[0], *weight[1:]]), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(mixed(x[[0, 0]], [0.3, 0.4]), x[0], rtol=1e-5, atol=1e-5)
+    assert_close(twice, mixed(x, [2 * weight[0], *weight[1:]]), depth=NETWORK)
+    assert_close(mixed(x[[0, 0]], [0.3, 0.4]), x[0], depth=NETWORK)
 
 
 @given(seed=seeds, weight=weights)
 def test_the_others_of_a_batch_do_not_matter(seed: int, weight: list[float]) -> None:
     x = sources(seed, len(weight), rows=3)
-    torch.testing.assert_close(mixed(x[:, 1:2], weight), mixed(x, weight)[1:2], rtol=1e-6, atol=1e-6)
+    assert_close(mixed(x[:, 1:2], weight), mixed(x, weight)[1:2], depth=NETWORK)
 
 
 @given(seed=seeds, frames=st.integers(2, 7))
@@ -100,10 +101,10 @@ def test_a_path_leads_from_one_end_to_the_other_in_equal_steps(seed: int, frames
     assert way.shape == (frames, *a.shape)
     assert torch.equal(way[0], a)
     assert torch.equal(way[-1], b)
-    torch.testing.assert_close(path(b, a, frames).flip(0), way, rtol=1e-5, atol=1e-5)
+    assert_close(path(b, a, frames).flip(0), way, depth=NETWORK)
     directions = F.normalize(way.double(), dim=-1)
     angles = (directions[1:] * directions[:-1]).sum(-1).clamp(-1, 1).acos()
-    torch.testing.assert_close(angles, angles[:1].expand_as(angles), rtol=1e-3, atol=1e-5)
+    assert_close(angles, angles[:1].expand_as(angles), depth=NETWORK)
 
 
 @pytest.mark.parametrize(

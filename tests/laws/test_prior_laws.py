@@ -11,6 +11,7 @@ from torch import Tensor
 from syzygy.prior.losses import contrastive_loss
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.types import PackedText, TextFeatures
+from tests.closeness import NETWORK, assert_close
 
 WIDTH, TOKENS = 8, 6
 seeds = st.integers(0, 2**31)
@@ -61,7 +62,7 @@ def test_a_batch_equals_its_samples_and_dropped_pads_equal_kept_ones(
     together = prior.predict(features, noise=noise)
     for i in range(len(features)):
         alone = prior.predict(features[i : i + 1], noise=noise[i : i + 1])
-        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-6, atol=1e-6)
+        assert_close(alone, together[i : i + 1], depth=NETWORK)
 
 
 @settings(max_examples=30)
@@ -83,7 +84,7 @@ def test_contrastive_loss_ignores_the_order_of_the_batch(seed: int, size: int) -
     ids = torch.arange(size) // 2
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     shuffled = contrastive_loss(predicted[order], text[order], 14.3, ids[order])
-    torch.testing.assert_close(shuffled, contrastive_loss(predicted, text, 14.3, ids))
+    assert_close(shuffled, contrastive_loss(predicted, text, 14.3, ids), largest=14.3)
 
 
 @given(seeds, st.integers(2, 9), st.integers(1, 8))
@@ -104,4 +105,4 @@ def test_masked_duplicates_are_as_if_they_were_not_there(seed: int, captions: li
         negatives = text[ids != ids[i]]
         logits = 14.3 * torch.cosine_similarity(predicted[i], torch.cat([text[i : i + 1], negatives]))
         terms.append(torch.logsumexp(logits, 0) - logits[0])
-    torch.testing.assert_close(contrastive_loss(predicted, text, 14.3, ids), torch.stack(terms).mean())
+    assert_close(contrastive_loss(predicted, text, 14.3, ids), torch.stack(terms).mean(), largest=14.3)

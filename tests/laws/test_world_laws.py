@@ -29,6 +29,7 @@ from syzygy.world.scene import (
     is_held_out,
     relation_between,
 )
+from tests.closeness import assert_close
 
 LENGTHS: tuple[Length, ...] = ("short", "medium", "long")
 SEEDS = st.integers(0, 2**32)
@@ -163,8 +164,8 @@ def test_a_seed_says_all() -> None:
     pictures = source.pictures(first)
     assert torch.equal(pictures, source.pictures(again))
     singly = torch.cat([render([p.scene]) for p in first])
-    assert (pictures - singly).abs().max() <= 1e-6
-    assert (pictures - source.pictures(first, chunk=7)).abs().max() <= 1e-6
+    assert_close(pictures, singly)
+    assert_close(pictures, source.pictures(first, chunk=7))
 
 
 @settings(max_examples=25)

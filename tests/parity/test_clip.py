@@ -9,6 +9,7 @@ from transformers.models.clip import CLIPImageProcessor
 
 from syzygy.errors import UserError
 from syzygy.hub.clip import Clip, ClipConfig, build_clip
+from tests.closeness import NETWORK, about, assert_close
 
 TINY = ClipConfig(width=32, text_layers=2, text_heads=2, vision_width=32, vision_layers=2, vision_heads=2)
 TEXTS = ["a red circle", "two blue stars above a ring, in night style", "Ein Stern – звезда 星", ""]
@@ -35,9 +36,9 @@ def test_features_equal_transformers(clip: Clip, folder: Path) -> None:
     with torch.no_grad():
         text = model.text_model(**inputs)
         pooled = model.get_text_features(**inputs).pooler_output
-    assert torch.allclose(features.pooled, pooled, atol=1e-5)
+    assert_close(features.pooled, pooled, depth=NETWORK)
     real = features.mask[..., None]
-    assert torch.allclose(features.states * real, text.last_hidden_state * real, atol=1e-5)
+    assert_close(features.states * real, text.last_hidden_state * real, depth=NETWORK)
 
 
 def test_pictures_equal_transformers(clip: Clip, folder: Path) -> None:
@@ -50,7 +51,7 @@ def test_pictures_equal_transformers(clip: Clip, folder: Path) -> None:
     with torch.no_grad():
         wanted = model.get_image_features(**inputs).pooler_output
     found = clip.encode_image(pixels.permute(0, 3, 1, 2) / 255)
-    assert torch.allclose(found, wanted, atol=1e-5)
+    assert_close(found, wanted, depth=NETWORK)
 
 
 def test_save_load_identity(clip: Clip, folder: Path) -> None:
@@ -63,7 +64,7 @@ def test_save_load_identity(clip: Clip, folder: Path) -> None:
 def test_batch_of_n_equals_n_of_one(clip: Clip) -> None:
     together = clip.encode_text(TEXTS)
     for i, text in enumerate(TEXTS):
-        assert torch.allclose(clip.encode_text([text]).pooled[0], together.pooled[i], atol=1e-5)
+        assert_close(clip.encode_text([text]).pooled[0], together.pooled[i], depth=NETWORK)
 
 
 def test_a_long_text_is_cut_and_what_was_cut_is_named(clip: Clip) -> None:
@@ -91,6 +92,6 @@ def test_training_in_chunks_equals_one_pass(clip: Clip, monkeypatch: pytest.Monk
     monkeypatch.setattr("syzygy.hub.clip.CPU_CHUNK", 2)
     with torch.no_grad():
         image, text, scale = clip(images, ids, mask)
-    torch.testing.assert_close(image, clip.encode_image(images), atol=1e-5, rtol=0)
-    torch.testing.assert_close(text, clip.encode_text(texts).pooled, atol=1e-5, rtol=0)
-    assert float(scale) == pytest.approx(clip.logit_scale)
+    assert_close(image, clip.encode_image(images), depth=NETWORK)
+    assert_close(text, clip.encode_text(texts).pooled, depth=NETWORK)
+    assert float(scale) == about(clip.logit_scale)

@@ -17,6 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from syzygy.errors import UserError
 from syzygy.hub.clip import Clip
+from tests.closeness import NETWORK, assert_close
 
 END = "<|endoftext|>"
 LONG = "a red circle " * 40 + "and a moon"
@@ -64,7 +65,7 @@ def encode_pictures(clip: Clip) -> Tensor:
 
 def close(found: Tensor, wanted: Tensor) -> None:
     """To fp32's rounding of numbers around 1: padding and masks change the order of sums."""
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=2e-6)
+    assert_close(found, wanted, depth=NETWORK)
 
 
 @pytest.mark.filterwarnings("ignore:the prompt has:UserWarning")
@@ -107,7 +108,7 @@ def test_a_shared_space_scores_pairs_as_transformers_does(openai: Path) -> None:
         wanted = model(input_ids=ids, attention_mask=mask.long(), pixel_values=pixels).logits_per_image
     image, text = clip.encode_pixels(pixels), clip.encode_text(TEXTS).pooled
     cosine = torch.nn.functional.cosine_similarity(image, text)
-    torch.testing.assert_close(clip.logit_scale * cosine[None], wanted, rtol=0, atol=1e-4)
+    assert_close(clip.logit_scale * cosine[None], wanted, depth=NETWORK)
 
 
 def test_half_precision_computes_alike_and_keeps_the_fingerprint(published: Path) -> None:

@@ -24,6 +24,7 @@ from syzygy.prior.schedule import alphas_bar, visited
 from syzygy.prior.statistics import EmbeddingStatistics
 from syzygy.rng import generator
 from syzygy.types import Prior, TextFeatures
+from tests.closeness import NETWORK, assert_close
 
 WIDTH, TOKENS = 12, 7
 SIZES = {"embedding_dim": WIDTH, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}
@@ -66,9 +67,9 @@ def test_the_network_equals_diffusers(stock: PriorTransformer, ours: DiffusionPr
         encoder_hidden_states=text.states,
         attention_mask=text.mask,
     ).predicted_image_embedding
-    torch.testing.assert_close(ours(noisy, timestep, ours.read(text)), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ours.unwhitened(noisy), stock.post_process_latents(noisy))
-    torch.testing.assert_close(ours.whitened(ours.unwhitened(noisy)), noisy, atol=1e-4, rtol=1e-4)
+    assert_close(ours(noisy, timestep, ours.read(text)), expected, depth=NETWORK)
+    assert_close(ours.unwhitened(noisy), stock.post_process_latents(noisy))
+    assert_close(ours.whitened(ours.unwhitened(noisy)), noisy, depth=NETWORK)
 
 
 def test_its_folder_is_read_by_diffusers(ours: DiffusionPrior, stock: PriorTransformer, tmp_path: Path) -> None:
@@ -91,12 +92,12 @@ def test_unguided_ddim_equals_diffusers(ours: DiffusionPrior, steps: int) -> Non
         clip_sample_range=5.0,
         set_alpha_to_one=True,
     )
-    torch.testing.assert_close(scheduler.alphas_cumprod.double(), alphas_bar(), atol=1e-6, rtol=1e-5)
+    assert_close(scheduler.alphas_cumprod.double(), alphas_bar(), depth=NETWORK)
     scheduler.set_timesteps(steps - 1)  # its step then leads from one of our timesteps to the next
     for t in visited(steps):
         clean = ours(x, torch.full((2,), t), text)
         x = scheduler.step(clean, t, x, eta=0.0, use_clipped_model_output=True).prev_sample
-    torch.testing.assert_close(found, x, atol=1e-4, rtol=1e-4)
+    assert_close(found, x, depth=NETWORK)
 
 
 def test_the_schedule_of_published_priors_equals_diffusers() -> None:
@@ -133,7 +134,7 @@ def test_ancestral_steps_equal_those_of_published_priors(ours: DiffusionPrior, m
         base = ours(xs[-1], timestep, empty)
         clean = base + 4 * (ours(xs[-1], timestep, text) - base)
         xs.append(scheduler.step(clean, t, xs[-1], prev_timestep=times[i + 1] if i + 1 < 9 else None).prev_sample)
-    torch.testing.assert_close(walked["cosine"], torch.stack(xs), atol=1e-4, rtol=1e-4)
+    assert_close(walked["cosine"], torch.stack(xs), depth=NETWORK)
     assert (walked["linear"] - walked["cosine"]).abs().amax((1, 2))[2:-2].min() > 0.1
 
 
@@ -163,9 +164,9 @@ def test_a_batch_equals_its_rows_and_the_pads_do_not_count(ours: DiffusionPrior)
     together = prior.predict(text, noise=noise)
     for i in range(3):
         alone = prior.predict(text[[i]], noise=noise[[i]])
-        torch.testing.assert_close(alone[0], together[i], atol=1e-4, rtol=1e-4)
+        assert_close(alone[0], together[i], depth=NETWORK)
     spoilt = TextFeatures(text.states.masked_fill(~text.mask[..., None], 1e4), text.mask, text.pooled)
-    torch.testing.assert_close(prior.predict(spoilt, noise=noise), together)
+    assert_close(prior.predict(spoilt, noise=noise), together, depth=NETWORK)
     drawn = [prior.predict(text, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
@@ -185,7 +186,7 @@ def test_guidance_of_one_is_off_and_more_moves_away_from_the_empty_text(ours: Di
     one = SampledPrior(ours, empty, PriorSampling(steps=1, guidance_scale=1, eta=0, clip_range=1e6))
     guided = SampledPrior(ours, empty, PriorSampling(steps=1, guidance_scale=4, eta=0, clip_range=1e6))
     expected = base + 4 * (one.predict(text, noise=noise) - base)
-    torch.testing.assert_close(guided.predict(text, noise=noise), expected, atol=1e-4, rtol=1e-4)
+    assert_close(guided.predict(text, noise=noise), expected, depth=NETWORK)
     assert not torch.equal(predicted(2), predicted(1))
 
 

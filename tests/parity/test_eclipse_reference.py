@@ -11,6 +11,7 @@ from torch import Tensor
 from syzygy.errors import UserError
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.types import PackedText, TextFeatures
+from tests.closeness import NETWORK, assert_close
 
 REFERENCE = Path(__file__).parents[1] / "data" / "eclipse_reference"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -32,7 +33,7 @@ def features_of(io: dict[str, Tensor]) -> TextFeatures:
 
 def test_agrees_with_the_authors_model(prior: EclipsePrior, io: dict[str, Tensor]) -> None:
     predicted = prior.predict(features_of(io), noise=io["noise"])
-    torch.testing.assert_close(predicted, io["predicted_image_embedding"], rtol=0, atol=1e-5)
+    assert_close(predicted, io["predicted_image_embedding"], depth=NETWORK)
 
 
 def test_short_prompts_without_their_pads_agree_too(prior: EclipsePrior, io: dict[str, Tensor]) -> None:
@@ -40,7 +41,7 @@ def test_short_prompts_without_their_pads_agree_too(prior: EclipsePrior, io: dic
         alone = PackedText.of(features_of(io)[[i]]).padded()
         assert alone.states.shape[1] == io["text_mask"][i].sum()
         predicted = prior.predict(alone, noise=io["noise"][[i]])
-        torch.testing.assert_close(predicted, io["predicted_image_embedding"][[i]], rtol=0, atol=1e-5)
+        assert_close(predicted, io["predicted_image_embedding"][[i]], depth=NETWORK)
 
 
 def test_published_layout_survives_a_round_trip(prior: EclipsePrior, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from syzygy.hub.experts import Keeping
 from syzygy.hub.timesteps import noise_of
 from syzygy.nn.lora import Adapted, Lora
 from syzygy.types import Guide, Sampling
+from tests.closeness import NETWORK, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers' arithmetic with numpy 2
 
@@ -249,7 +250,7 @@ def test_timesteps_that_differ_go_to_the_expert_of_each() -> None:
     assert names == ["low", "high", "middle", "low"]
     for i, (name, t) in enumerate(zip(names, timesteps, strict=True)):
         alone = experts.denoisers[name](timestep=t, **{key: value[i : i + 1] for key, value in told.items()})
-        torch.testing.assert_close(together.sample[i : i + 1], alone.sample, atol=1e-5, rtol=0)
+        assert_close(together.sample[i : i + 1], alone.sample, depth=NETWORK)
     assert torch.equal(experts(timestep=timesteps, return_dict=False, **told)[0], together.sample)
     alike = torch.tensor([10, 20, 15, 20])
     assert torch.equal(experts(timestep=alike, **told)[0], experts.denoisers["low"](timestep=alike, **told)[0])
@@ -376,7 +377,7 @@ def test_each_expert_is_compiled_and_all_alike(tmp_path: Path) -> None:
     experts = ExpertUNet.from_pretrained(tmp_path / "e", keeping=Keeping(memory="lazy", backend=backend))
     served = set()
     for number, t in enumerate(torch.arange(990.0, 0.0, -30.0), 1):
-        torch.testing.assert_close(experts(timestep=t, **told).sample, plain(timestep=t, **told).sample)
+        assert_close(experts(timestep=t, **told).sample, plain(timestep=t, **told).sample, depth=NETWORK)
         assert backend.runs == number
         served.add(experts.denoisers.at_work)
     assert served == set(names)

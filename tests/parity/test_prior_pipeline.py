@@ -19,6 +19,7 @@ import syzygy
 from syzygy.errors import UserError
 from syzygy.hub.prior_pipeline import PriorPipeline
 from syzygy.prior.diffusion import fresh_noise
+from tests.closeness import NETWORK, assert_close
 from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_unclip import SIZE, WIDTH, Tiny, tiny_clip_pipeline, tiny_kandinsky
 
@@ -67,7 +68,7 @@ def test_it_is_public_and_returns_what_diffusers_does(eclipse: PriorPipeline) ->
     assert torch.equal(embeds, eclipse(PROMPTS, num_images_per_prompt=2, latents=noise).image_embeds)
     side = eclipse.clip.image_size
     zero = eclipse.clip.encode_pixels(torch.zeros(1, 3, side, side))
-    torch.testing.assert_close(negative, zero.expand(4, -1))
+    assert_close(negative, zero.expand(4, -1))
     arrays = eclipse(PROMPTS, latents=noise[:2], output_type="np", return_dict=False)
     assert isinstance(arrays, tuple)
     assert all(isinstance(one, np.ndarray) and one.shape == (2, WIDTH) for one in arrays)
@@ -77,16 +78,16 @@ def test_negative_prompts_go_through_the_prior(eclipse: PriorPipeline) -> None:
     noise = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
     out = eclipse(PROMPTS, negative_prompt="a moon", latents=noise)
     features = eclipse.clip.encode_text(["a moon"])
-    torch.testing.assert_close(out.negative_image_embeds, eclipse.prior.predict(features[[0, 0]], noise=noise[2:]))
-    torch.testing.assert_close(out.image_embeds, eclipse(PROMPTS, latents=noise[:2]).image_embeds)
+    assert_close(out.negative_image_embeds, eclipse.prior.predict(features[[0, 0]], noise=noise[2:]), depth=NETWORK)
+    assert_close(out.image_embeds, eclipse(PROMPTS, latents=noise[:2]).image_embeds, depth=NETWORK)
     each = eclipse(PROMPTS, negative_prompt=["a moon", "a ring"], latents=noise).negative_image_embeds
-    torch.testing.assert_close(each[0], out.negative_image_embeds[0])
+    assert_close(each[0], out.negative_image_embeds[0], depth=NETWORK)
     assert not torch.allclose(each[1], out.negative_image_embeds[1])
     # One generator a picture: a picture's embeddings do not depend on the others.
     alone = eclipse(PROMPTS[1], negative_prompt="a moon", generator=generators(6))
     both = eclipse(PROMPTS, negative_prompt="a moon", generator=generators(5, 6))
-    torch.testing.assert_close(both.image_embeds[1:], alone.image_embeds)
-    torch.testing.assert_close(both.negative_image_embeds[1:], alone.negative_image_embeds)
+    assert_close(both.image_embeds[1:], alone.image_embeds, depth=NETWORK)
+    assert_close(both.negative_image_embeds[1:], alone.negative_image_embeds, depth=NETWORK)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from syzygy.errors import UserError
 from syzygy.pipeline import Pipeline, PipelineOutput, to_pil
 from syzygy.rng import generator
 from syzygy.types import Guide, Progress, Sampling, TextFeatures
+from tests.closeness import assert_close
 
 WIDTH, SIDE = 8, 8
 
@@ -119,7 +120,7 @@ def test_a_picture_is_a_file_pixels_or_numbers(blender: Blender, tmp_path: Path)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
     as_numbers = ways[3].view(SIDE, SIDE, 3).permute(2, 0, 1) / 255
-    torch.testing.assert_close(blender.embedded(as_numbers), -found[0])
+    assert_close(blender.embedded(as_numbers), -found[0])
 
 
 def test_a_picture_starts_from_the_noise_of_its_seed_whatever_it_is_of(blender: Blender) -> None:
@@ -196,8 +197,8 @@ def test_the_best_of_each_pictures_own_candidates_is_kept() -> None:
     output = best(painted, 2, seeds(0, 1, 2, 3, 4, 5), 3, score)
     assert output.seeds == [1, 5]
     assert [image.getpixel((0, 0))[0] for image in output.images] == [1, 5]
-    torch.testing.assert_close(output.scores, torch.tensor([0.9, 0.95]))
-    torch.testing.assert_close(output.image_embeddings, torch.tensor([[1 / 255], [5 / 255]]))
+    assert_close(output.scores, torch.tensor([0.9, 0.95]))
+    assert_close(output.image_embeddings, torch.tensor([[1 / 255], [5 / 255]]))
     only = best(painted, 2, seeds(0, 1), 1, score)
     assert (only.seeds, only.scores) == ([0, 1], None)
 
@@ -208,7 +209,7 @@ def test_more_candidates_never_score_less(blender: Blender) -> None:
         output = blender.vary([picture(0)], 3, Request(generator=seeds(*numbers), best_of=k))
         again = clip_scores(output.images, Eye().encode_image(picture(0)[None]).expand(3, -1), Eye())
         if k > 1:
-            torch.testing.assert_close(output.scores, again)
+            assert_close(output.scores, again)
         return again
 
     one, four = scores(1), scores(4)

@@ -12,6 +12,7 @@ from syzygy.canvas import PAINTS, Spec, drawn, parse, recorded, regions_of
 from syzygy.errors import UserError
 from syzygy.pictures import to_tensor
 from syzygy.types import Region
+from tests.closeness import assert_close
 
 RED, BLUE = "#ff0000=a red star", "#0000ff=a blue ring@2"
 
@@ -65,7 +66,7 @@ def test_masks_are_files_beside_a_canvas_or_without_one(canvas: Path, tmp_path: 
         ([RED, BLUE, f"{tmp_path / 'mask.png'}=x"], canvas),
     ):
         mask = regions_of(specs, where)[-1].mask
-        torch.testing.assert_close(mask, torch.full((20, 40), 128 / 255))
+        assert_close(mask, torch.full((20, 40), 128 / 255))
 
 
 def test_borders_may_be_soft(canvas: Path) -> None:

@@ -14,6 +14,7 @@ from syzygy.data.merging import merge
 from syzygy.data.sources import SourceOptions
 from syzygy.data.store import EmbeddingStore
 from syzygy.errors import UserError
+from tests.closeness import assert_close
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_a_merged_store_is_the_stores_in_their_order(tmp_path: Path, stores: lis
     assert merged.column("score").tolist() == [7, *(i / 2 for i in range(10))]
     assert merged.columns["fine"] == "number"
     images = merged.images(range(11)).double()
-    torch.testing.assert_close(merged.statistics.mean, images.mean(0))
+    assert_close(merged.statistics.mean, images.mean(0))
     assert (manifest["bad"], manifest["seen"]) == (1, 12)
     assert json.loads((tmp_path / "merged" / "bad.jsonl").read_text())["key"] == "y"
 

@@ -20,6 +20,7 @@ from syzygy.data.part import Part, write_part
 from syzygy.data.store import EmbeddingStore
 from syzygy.errors import UserError
 from syzygy.types import TextFeatures
+from tests.closeness import assert_close
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_statistics_are_those_of_the_stored_embeddings(store: EmbeddingStore) ->
     images = store.images(range(10)).double()
     found = store.statistics
     assert found.number == 10
-    torch.testing.assert_close(found.mean, images.mean(0))
+    assert_close(found.mean, images.mean(0))
     torch.testing.assert_close(found.std, images.std(0), atol=1e-8, rtol=1e-6)
     assert found.mean_norm == pytest.approx(images.norm(dim=1).mean().item())
     assert store.width == 4

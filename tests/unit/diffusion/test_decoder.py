@@ -7,6 +7,7 @@ from syzygy.diffusion.decoder import Decoder, DecoderConfig, SlotConfig
 from syzygy.errors import UserError
 from syzygy.rng import generator
 from syzygy.types import Condition, Conditioning, image_condition
+from tests.closeness import NETWORK, assert_close
 
 SLOTS = (
     SlotConfig(name="image", pooled_width=6, pooled_tokens=4),
@@ -64,18 +65,18 @@ def test_null_tokens_stand_in_for_what_is_absent() -> None:
     assert torch.equal(tokens.states_BTC[1, 1], made.slots["image"].null_token)
     assert read.pooled is not None
     expected = made.slots["image"].null_vector + made.slots["text"].vector_in(read.pooled[1] / 2)
-    torch.testing.assert_close(tokens.vector_BV[1], expected)
+    assert_close(tokens.vector_BV[1], expected)
     nothing = made.tokens(Conditioning({}), 2)
     assert nothing.mask_BT.all()
     assert nothing.mask_BT.shape == (2, 4)
-    torch.testing.assert_close(nothing.vector_BV[0], made.slots["image"].null_vector + made.slots["text"].null_vector)
+    assert_close(nothing.vector_BV[0], made.slots["image"].null_vector + made.slots["text"].null_vector)
 
 
 def test_pooled_embeddings_are_divided_by_the_scale_of_their_slot() -> None:
     made, condition = decoder(), image()
     assert condition.pooled is not None
     vector = made.tokens(Conditioning({"image": condition}), 2).vector_BV - made.slots["text"].null_vector
-    torch.testing.assert_close(vector, made.slots["image"].vector_in(condition.pooled / 3))
+    assert_close(vector, made.slots["image"].vector_in(condition.pooled / 3))
 
 
 def test_hidden_nan_does_not_leak() -> None:
@@ -160,7 +161,7 @@ def test_standardised_states_do_not_depend_on_what_all_tokens_share() -> None:
         some = (states * scale + shift)[:10].reshape(2, 5, 6)
         condition = Condition(everywhere[:, 0], some, everywhere)
         found.append(made.tokens(Conditioning({"t5": condition}), 2).states_BTC)
-    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
+    assert_close(found[0], found[1], depth=NETWORK)
     assert found[0][:, 2:].std() > 1
 
 

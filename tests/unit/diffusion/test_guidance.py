@@ -7,6 +7,7 @@ from torch import Tensor
 from syzygy.diffusion.guidance import Guided, StyleGuided, joined
 from syzygy.errors import UserError
 from syzygy.types import Condition, Conditioning, TextFeatures, image_condition, text_condition
+from tests.closeness import NETWORK, assert_close
 
 X, SIGMA = torch.zeros(2, 3, 4, 4), torch.ones(2)
 
@@ -119,6 +120,6 @@ def test_style_has_a_scale_of_its_own() -> None:
         equal, plain = (
             guided(x, sigma, both) for guided in (StyleGuided(told, 3.0, 3.0, negative), Guided(told, 3.0, negative))
         )
-        torch.testing.assert_close(equal, plain)
+        assert_close(equal, plain, depth=NETWORK)
     with pytest.raises(UserError, match="style guidance scale"):
         StyleGuided(told, 1.0, -1.0)

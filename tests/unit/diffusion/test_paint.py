@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from syzygy.diffusion.paint import Painting, attention, strength
 from syzygy.errors import UserError
+from tests.closeness import NETWORK, assert_close
 
 B, N, L, T, D = 2, 3, 16, 5, 4
 SIZE = (4, 4)
@@ -38,16 +39,14 @@ def test_the_papers_formula(qkv) -> None:
     w = own * torch.log(1 + sigma)[:, None] * products.amax((2, 3))
     a = maps().flatten(2).transpose(1, 2)
     wanted = ((products + w[:, :, None, None] * a[:, None]) / math.sqrt(D)).softmax(-1) @ v
-    torch.testing.assert_close(attention(q, k, v, Painting(own * maps(), SIZE, strength(sigma))), wanted)
+    assert_close(attention(q, k, v, Painting(own * maps(), SIZE, strength(sigma))), wanted)
 
 
 @given(st.floats(-3, 3))
 def test_an_equal_bias_on_all_keys_changes_nothing(level: float) -> None:
     q, k, v = draw(B, N, L, D), draw(B, N, T, D, seed=1), draw(B, N, T, D, seed=2)
     painting = Painting(level * draw(B, 1, *SIZE, seed=3).expand(B, T, *SIZE), SIZE, ONE)
-    torch.testing.assert_close(
-        attention(q, k, v, painting), F.scaled_dot_product_attention(q, k, v), atol=2e-5, rtol=1e-4
-    )
+    assert_close(attention(q, k, v, painting), F.scaled_dot_product_attention(q, k, v), depth=NETWORK)
 
 
 def test_painting_draws_attention_where_it_is(qkv) -> None:
@@ -57,7 +56,7 @@ def test_painting_draws_attention_where_it_is(qkv) -> None:
     plain = F.scaled_dot_product_attention(q, k, one_hot)
     gained = (attention(q, k, one_hot, Painting(painted, SIZE, ONE)) - plain)[..., 2]
     assert (gained[:, :, : L // 2] > 0).all()
-    torch.testing.assert_close(gained[:, :, L // 2 :], torch.zeros(B, N, L // 2), atol=1e-6, rtol=0)
+    assert_close(gained[:, :, L // 2 :], torch.zeros(B, N, L // 2), largest=1.0)
 
 
 def test_the_maximum_is_of_one_sample_and_head(qkv) -> None:
@@ -77,7 +76,7 @@ def test_hidden_keys_and_those_of_no_word_do_not_count(qkv) -> None:
     loud = k.clone()
     loud[:, :, -1] *= 1000
     left = replace(painting, weights=painting.weights[:, :-1], _resized={})
-    torch.testing.assert_close(attention(q, loud, v, painting, mask), attention(q, k[:, :, :-1], v[:, :, :-1], left))
+    assert_close(attention(q, loud, v, painting, mask), attention(q, k[:, :, :-1], v[:, :, :-1], left))
     # Two keys before the words and one after them: their scores are shared with, but set no scale.
     more = torch.cat([2 * k[:, :, :2], k, 3 * k[:, :, :1]], 2)
     scores = q @ more.transpose(-1, -2) / math.sqrt(D)
@@ -85,7 +84,7 @@ def test_hidden_keys_and_those_of_no_word_do_not_count(qkv) -> None:
     words += painting.at(L)[:, None] * words.amax((2, 3), keepdim=True)
     values = draw(B, N, T + 3, D, seed=5)
     shifted = replace(painting, start=2)
-    torch.testing.assert_close(attention(q, more, values, shifted), scores.softmax(-1) @ values)
+    assert_close(attention(q, more, values, shifted), scores.softmax(-1) @ values)
 
 
 def test_how_strong_a_pull_is_is_no_way_to_learn(qkv) -> None:
@@ -101,7 +100,7 @@ def test_how_strong_a_pull_is_is_no_way_to_learn(qkv) -> None:
         largest = torch.tensor(scores.amax((2, 3), keepdim=True).tolist())
         return (scores + largest * painting.at(L)[:, None]).softmax(-1) @ v
 
-    torch.testing.assert_close(gradient(lambda q, k, v: attention(q, k, v, painting)), gradient(formula))
+    assert_close(gradient(lambda q, k, v: attention(q, k, v, painting)), gradient(formula))
 
 
 def test_a_line_does_not_fall_between_the_places() -> None:
@@ -119,11 +118,11 @@ def test_masks_shrink_to_the_share_they_cover() -> None:
     assert small.shape == (1, 8, 2)
     assert small[0, :, 0].abs().max() == 0
     half = small[0, :, 1].view(2, 4)
-    torch.testing.assert_close(half[:, 0], torch.ones(2))
-    torch.testing.assert_close(half[:, 3], torch.zeros(2))
+    assert_close(half[:, 0], torch.ones(2))
+    assert_close(half[:, 3], torch.zeros(2))
     assert painting.at(8) is small
     assert replace(painting, level=torch.zeros(1)).at(8) is small
-    torch.testing.assert_close(painting.at(8 * 16)[0, :, 1].view(8, 16), weights[0, 1])
+    assert_close(painting.at(8 * 16)[0, :, 1].view(8, 16), weights[0, 1])
     with pytest.raises(UserError, match="attends at 7 places, which is no half, quarter, … of a picture of 8 × 16"):
         painting.at(7)
 
@@ -135,8 +134,8 @@ def test_a_mask_of_another_shape_covers_the_whole_picture() -> None:
     painting = Painting(weights, (5, 18), torch.ones(1))
     for height, width in ((5, 18), (3, 9), (2, 5)):
         small = painting.at(height * width)[0, :, 0].view(height, width)
-        torch.testing.assert_close(small[:, -1], torch.ones(height))
-        torch.testing.assert_close(small[:, 0], torch.zeros(height))
+        assert_close(small[:, -1], torch.ones(height))
+        assert_close(small[:, 0], torch.zeros(height))
 
 
 def test_noise_makes_it_stronger() -> None:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from syzygy.diffusion.preconditioning import Preconditioned, denoising_loss, loss_weight
 from syzygy.rng import generator
 from syzygy.types import Conditioning
+from tests.closeness import assert_close
 
 NOTHING = Conditioning({})
 SIGMA_DATA = 0.5
@@ -51,7 +52,7 @@ def test_loss_is_the_plain_error_of_the_network() -> None:
     s = sigma[:, None, None, None]
     c_skip, c_out = SIGMA_DATA**2 / (s**2 + SIGMA_DATA**2), s * SIGMA_DATA / (s**2 + SIGMA_DATA**2).sqrt()
     target = (images - c_skip * (images + s * unit)) / c_out
-    torch.testing.assert_close(found, (output - target).square().mean((1, 2, 3)))
+    assert_close(found, (output - target).square().mean((1, 2, 3)))
 
 
 def test_loss_weight_is_lowest_for_pure_noise() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from syzygy.diffusion.regions import blurred, check_read, painted, places
 from syzygy.errors import UserError
 from syzygy.types import Region
+from tests.closeness import assert_close
 
 PROMPT = "a red star left of a red circle"
 
@@ -54,14 +55,14 @@ def test_masks_stand_in_the_columns_of_their_words() -> None:
     )
     assert maps.shape == (1, 10, 4, 4)
     assert maps.flatten(2).sum(2)[0].nonzero()[:, 0].tolist() == [2, 3, 8]
-    torch.testing.assert_close(maps[0, 2], 0.5 * half(True))
-    torch.testing.assert_close(maps[0, 8], half(False))
+    assert_close(maps[0, 2], 0.5 * half(True))
+    assert_close(maps[0, 8], half(False))
 
 
 def test_overlaps_add_and_every_occurrence_is_meant() -> None:
     maps = painted([PROMPT], spans(PROMPT), [[Region("red", half(True)), Region("red star", torch.ones(4, 4))]], 1.0)
-    torch.testing.assert_close(maps[0, 2], 1 + half(True))
-    torch.testing.assert_close(maps[0, 7], half(True))
+    assert_close(maps[0, 2], 1 + half(True))
+    assert_close(maps[0, 7], half(True))
 
 
 def test_each_prompt_is_searched() -> None:
@@ -106,7 +107,7 @@ def test_blur_keeps_what_is_painted_and_softens_its_border() -> None:
     dot[2, 6] = 1
     spread = blurred(Region("star", dot), 0.1).mask
     assert spread.argmax() == 2 * 9 + 6
-    torch.testing.assert_close(spread[1, 6], spread[2, 5])
+    assert_close(spread[1, 6], spread[2, 5])
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from syzygy.diffusion.samplers import SAMPLERS, Progress, sample
 from syzygy.errors import UserError
 from syzygy.rng import generator, per_sample_noise
 from syzygy.types import Conditioning
+from tests.closeness import assert_close
 
 NOTHING = Conditioning({})
 SPREAD = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)[:, None, None]  # anisotropic: one s a channel
@@ -59,13 +60,13 @@ def test_last_picture_is_the_last_denoised_one(sampler: str) -> None:
     sigmas = KarrasSchedule().sigmas(5)
     found = sample(gaussian_denoiser, noise(2), sigmas, NOTHING, sampler=sampler, on_step=seen.append)
     assert [(p.step, p.steps, p.sigma) for p in seen] == [(i + 1, 5, sigmas[i].item()) for i in range(5)]
-    torch.testing.assert_close(found, seen[-1].denoised)
+    assert_close(found, seen[-1].denoised)
 
 
 def test_dpm_solver_is_exact_where_the_denoiser_is_constant() -> None:
     target = torch.full((2, 3, 4, 4), 0.3, dtype=torch.float64)
     found = sample(lambda x, sigma, c: target, noise(2), torch.tensor([9.0, 4.0, 0.5]), NOTHING, sampler="dpm++2m")
-    torch.testing.assert_close(found, target + 0.5 / 9 * (9 * noise(2) - target))
+    assert_close(found, target + 0.5 / 9 * (9 * noise(2) - target))
 
 
 @pytest.mark.parametrize(("sampler", "evaluations"), [("euler", 6), ("heun", 11), ("dpm++2m", 6)])

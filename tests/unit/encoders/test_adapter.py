@@ -22,6 +22,7 @@ from syzygy.encoders.adapter import (
 from syzygy.errors import UserError
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.types import TextEncoder, TextFeatures, TextStates
+from tests.closeness import NETWORK, about, assert_close
 
 CONFIG = AdapterConfig(queries=5, layers=2, heads=2, width=16, llm_width=12, clip_width=8)
 
@@ -53,8 +54,8 @@ def test_a_batch_is_its_texts_one_by_one(lengths: list[int]) -> None:
     assert together.spans is None
     for row, length in enumerate(lengths):
         alone = adapter(states[row : row + 1, :length], mask[row : row + 1, :length])
-        torch.testing.assert_close(together.states[row], alone.states[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(together.pooled[row], alone.pooled[0], atol=1e-5, rtol=0)
+        assert_close(together.states[row], alone.states[0], depth=NETWORK)
+        assert_close(together.pooled[row], alone.pooled[0], depth=NETWORK)
 
 
 def test_every_token_is_read_wherever_it_stands() -> None:
@@ -90,7 +91,7 @@ def test_rotary_attention_knows_distances_only() -> None:
         row[i], other[j] = q[0], k[0]
         return float((attend.turned(row)[i] * attend.turned(other)[j]).sum())
 
-    assert abs(read(3, 9) - read(30, 36)) < 1e-4
+    assert read(3, 9) == about(read(30, 36), depth=NETWORK)
     assert abs(read(3, 9) - read(3, 10)) > 1e-3
 
 
@@ -231,7 +232,7 @@ def test_both_together_are_a_text_encoder() -> None:
     found = encoder.encode_text(["", "a red star", "a red star " * 40])
     assert found.states.shape == (3, 5, 8)
     assert torch.isfinite(found.states).all()
-    torch.testing.assert_close(found.pooled[0], encoder.encode_text([""]).pooled[0], atol=1e-5, rtol=0)
+    assert_close(found.pooled[0], encoder.encode_text([""]).pooled[0], depth=NETWORK)
     prior = EclipsePrior(EclipsePriorConfig(embedding_dim=8, num_layers=1, num_attention_heads=1, attention_head_dim=8))
     assert prior.predict(found, noise=torch.zeros(3, 8)).shape == (3, 8)
 

@@ -12,6 +12,7 @@ from syzygy.errors import UserError
 from syzygy.hub.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
 from syzygy.rng import generator
 from syzygy.types import ImageAutoencoder
+from tests.closeness import NETWORK, assert_close
 
 CONFIG = AutoencoderConfig(image_size=16, channels=16, norm_groups=8, latent_channels=3)
 
@@ -34,8 +35,8 @@ def test_latents_have_their_shape_and_unit_variance() -> None:
     latents = made.encode(pictures())
     assert isinstance(made, ImageAutoencoder)
     assert latents.shape == (6, *made.latent_shape) == (6, 3, 4, 4)
-    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(3), atol=1e-5, rtol=0)
+    assert_close(latents.mean((0, 2, 3)), torch.zeros(3), depth=NETWORK)
+    assert_close(latents.std((0, 2, 3)), torch.ones(3), depth=NETWORK)
     decoded = made.decode(latents)
     assert decoded.shape == (6, 3, 16, 16)
     assert 0 <= decoded.min() <= decoded.max() <= 1
@@ -45,7 +46,7 @@ def test_decoding_takes_the_normalisation_back() -> None:
     made = trained()
     with torch.no_grad():
         through, _ = made(pictures(), torch.full((6, *made.latent_shape), 0.0))
-    torch.testing.assert_close(made.decode(made.encode(pictures())), (through / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
+    assert_close(made.decode(made.encode(pictures())), (through / 2 + 0.5).clamp(0, 1), depth=NETWORK)
 
 
 def test_noise_widens_what_training_sees_and_divergence_is_a_number_a_picture() -> None:

@@ -13,6 +13,7 @@ from syzygy import artifact
 from syzygy.config import parse
 from syzygy.errors import UserError
 from syzygy.hub.llm import SENTENCES, Llm, LlmRecipe, check_same, mean_of_layers
+from tests.closeness import NETWORK, about, assert_close
 from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_llm import FAMILIES, SIZES, TEXTS, save_tiny_llm, tiny_tokenizer
 from tests.tiny_unclip import tiny_clip
@@ -47,7 +48,7 @@ def test_a_batch_is_its_texts_one_by_one(family: str, folders: Get) -> None:
         alone = llm.encode_states([text])
         assert alone.mask.all()
         real = together.mask[row]
-        torch.testing.assert_close(together.states[row][real], alone.states[0], atol=1e-5, rtol=0)
+        assert_close(together.states[row][real], alone.states[0], depth=NETWORK)
         assert (together.states[row][~real] == 0).all()
         assert torch.equal(together.spans[row][real.cpu()], alone.spans[0])  # type: ignore[index]
 
@@ -60,7 +61,7 @@ def test_the_last_layer_is_what_transformers_gives(family: str, folders: Get) ->
     ids = torch.tensor([[start, *llm.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"], end]])
     with torch.no_grad():
         expected = AutoModel.from_pretrained(folders(family))(ids).last_hidden_state
-    torch.testing.assert_close(llm.encode_states([TEXTS[0]]).states, expected, atol=1e-5, rtol=0)
+    assert_close(llm.encode_states([TEXTS[0]]).states, expected, depth=NETWORK)
 
 
 def test_the_first_hidden_state_is_the_embedding(folders: Get) -> None:
@@ -76,9 +77,9 @@ def test_the_mean_is_over_normalised_layers(folders: Get) -> None:
     each = [states(layers=(i,)) for i in range(4)]
     for one in each:
         torch.testing.assert_close(one.std(-1, unbiased=False), torch.ones(one.shape[:2]), atol=1e-2, rtol=0)
-    torch.testing.assert_close(states(), torch.stack(each).mean(0))
-    torch.testing.assert_close(states(layers=(3, 1)), (each[3] + each[1]) / 2)
-    torch.testing.assert_close(states(layers=(3,), normalise=False), states(layers="last", normalise=False))
+    assert_close(states(), torch.stack(each).mean(0))
+    assert_close(states(layers=(3, 1)), (each[3] + each[1]) / 2)
+    assert_close(states(layers=(3,), normalise=False), states(layers="last", normalise=False))
     assert (states(normalise=False) - states()).abs().max() > 0.1
 
 
@@ -89,7 +90,7 @@ def test_a_large_layer_does_not_drown_the_others(scale: float) -> None:
     torch.testing.assert_close(both, mean_of_layers([first, second], normalise=True), atol=2e-1, rtol=0)
     plain = mean_of_layers([first, scale * second], normalise=False)
     assert torch.nn.functional.cosine_similarity(both, first, dim=-1).mean() > 0.5
-    torch.testing.assert_close(plain, (first + scale * second) / 2)
+    assert_close(plain, (first + scale * second) / 2)
 
 
 def test_layers_in_bf16_are_normalised_in_fp32() -> None:
@@ -112,7 +113,7 @@ def test_a_template_is_read_and_its_tokens_dropped(family: str, folders: Get) ->
     other = Llm.from_pretrained(folders(family), recipe=LlmRecipe(template="zwei Ringe {text}. star"))
     assert (other.encode_states(texts).states - found.states).abs().max() > 1e-2
     alone = framed.encode_states([TEXTS[2]])
-    torch.testing.assert_close(found.states[2][found.mask[2]], alone.states[0], atol=1e-5, rtol=0)
+    assert_close(found.states[2][found.mask[2]], alone.states[0], depth=NETWORK)
 
 
 @pytest.mark.parametrize(("family", "start"), [("llama", ["<s>"]), ("qwen2", [])])
@@ -128,7 +129,7 @@ def test_a_template_stands_between_the_special_tokens(family: str, start: list[s
     with torch.no_grad():
         states = llm.model(ids).last_hidden_state[0]
     expected = torch.cat([states[len(before) : len(before) + len(own)], states[-1:]])
-    torch.testing.assert_close(llm.encode_states([text]).states[0], expected, atol=1e-5, rtol=0)
+    assert_close(llm.encode_states([text]).states[0], expected, depth=NETWORK)
 
 
 def test_tokens_know_their_characters(folders: Get) -> None:
@@ -146,7 +147,7 @@ def test_a_tokenizer_without_a_pad(family: str, tmp_path: Path) -> None:
     assert tokenizer.pad_token_id is None
     llm = Llm.from_pretrained(save_tiny_llm(family, tmp_path, tokenizer))
     found = llm.encode_states(["star", TEXTS[0]])
-    torch.testing.assert_close(found.states[0][found.mask[0]], llm.encode_states(["star"]).states[0], atol=1e-5, rtol=0)
+    assert_close(found.states[0][found.mask[0]], llm.encode_states(["star"]).states[0], depth=NETWORK)
 
 
 def test_a_text_too_long_is_cut_aloud(folders: Get) -> None:
@@ -176,7 +177,7 @@ def test_an_identity_tells_what_changes_features(folders: Get) -> None:
     folder = folders("llama")
     identity = Llm.from_pretrained(folder).identity().to_config()
     alone = [Llm.from_pretrained(folder).encode_states([text]).states.std().item() for text in SENTENCES]
-    assert identity["deviations"] == pytest.approx(alone, abs=1e-5)  # of the tokens, not of the padding
+    assert identity["deviations"] == about(alone, depth=NETWORK)  # of the tokens, not of the padding
     assert identity["versions"]["transformers"]
     check_same(identity, Llm.from_pretrained(folder).identity().to_config(), "this")
     rounded = identity | {"deviations": [x * 1.001 for x in identity["deviations"]], "source": "elsewhere"}

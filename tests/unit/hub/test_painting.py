@@ -10,6 +10,7 @@ from syzygy.diffusion.preconditioning import Preconditioned
 from syzygy.hub.unet import build_decoder
 from syzygy.rng import generator
 from syzygy.types import Condition, Conditioning, image_condition
+from tests.closeness import NETWORK, assert_close
 
 CONFIG = DecoderConfig(
     slots=(
@@ -62,7 +63,7 @@ def answer(decoder: Decoder, conditioning: Conditioning, batch: int = 2, level: 
 
 def test_weight_zero_is_unpainted(decoder: Decoder) -> None:
     plain = answer(decoder, read(2))
-    torch.testing.assert_close(answer(decoder, read(2, {"text": patch(2, 0.0)})), plain, atol=1e-5, rtol=0)
+    assert_close(answer(decoder, read(2, {"text": patch(2, 0.0)})), plain, depth=NETWORK)
     painted = answer(decoder, read(2, {"text": patch(2)}))
     assert (painted - plain).abs().max() > 1e-3
 
@@ -90,9 +91,9 @@ def test_a_picture_does_not_depend_on_its_painted_neighbours(decoder: Decoder) -
     painted[1] *= 20
     together = answer(decoder, read(3, {"text": painted}), 3)
     alone = answer(decoder, read(1, {"text": painted[:1]}), 1)
-    torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=0)
+    assert_close(together[:1], alone, depth=NETWORK)
     painted[1] = 0
-    torch.testing.assert_close(answer(decoder, read(3, {"text": painted}), 3)[:1], alone, atol=1e-5, rtol=0)
+    assert_close(answer(decoder, read(3, {"text": painted}), 3)[:1], alone, depth=NETWORK)
 
 
 def test_the_branch_to_move_away_from_is_unpainted(decoder: Decoder) -> None:
@@ -105,4 +106,4 @@ def test_the_branch_to_move_away_from_is_unpainted(decoder: Decoder) -> None:
             else Conditioning({"text": read(2).conditions["text"][torch.tensor([0, 0])]})
         )
         wanted = denoiser(x, sigma, away) + 3 * (denoiser(x, sigma, towards) - denoiser(x, sigma, away))
-        torch.testing.assert_close(Guided(denoiser, 3.0, negative)(x, sigma, towards), wanted, atol=1e-4, rtol=0)
+        assert_close(Guided(denoiser, 3.0, negative)(x, sigma, towards), wanted, depth=NETWORK)

@@ -9,6 +9,7 @@ from transformers import T5EncoderModel, T5ForConditionalGeneration
 from syzygy import artifact
 from syzygy.errors import UserError
 from syzygy.hub.t5 import T5Config, T5Text, build_t5
+from tests.closeness import NETWORK, assert_close
 
 TEXTS = ["a red star left of a Blue circle.", "zwei grüne Ringe", "звезда 星"]
 
@@ -28,7 +29,7 @@ def folder(t5: T5Text, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_saved_and_loaded_is_the_same(t5: T5Text, folder: Path) -> None:
     loaded = T5Text.from_pretrained(folder)
     first, second = t5.encode_states(TEXTS), loaded.encode_states(TEXTS)
-    torch.testing.assert_close(first.states, second.states, atol=1e-6, rtol=0)
+    assert_close(first.states, second.states, depth=NETWORK)
     assert loaded.fingerprint() == t5.fingerprint()
     assert not any(p.requires_grad for p in loaded.parameters())
 
@@ -39,7 +40,7 @@ def test_states_are_those_of_transformers(t5: T5Text, folder: Path) -> None:
     for row, text in enumerate(TEXTS):
         ids = torch.tensor([[*t5.tokenizer(text, add_special_tokens=False)["input_ids"], t5.tokenizer.eos_token_id]])
         alone = encoder(ids).last_hidden_state[0]
-        torch.testing.assert_close(found.states[row][found.mask[row]], alone, atol=1e-5, rtol=0)
+        assert_close(found.states[row][found.mask[row]], alone, depth=NETWORK)
 
 
 def test_tokens_know_their_characters(t5: T5Text) -> None:
@@ -62,7 +63,7 @@ def test_a_whole_t5_is_read_too(t5: T5Text, folder: Path, tmp_path: Path) -> Non
     t5.model.save_pretrained(tmp_path)
     t5.tokenizer.save_pretrained(tmp_path)
     whole = T5Text.from_pretrained(tmp_path)
-    torch.testing.assert_close(whole.encode_states(TEXTS).states, t5.encode_states(TEXTS).states, atol=1e-6, rtol=0)
+    assert_close(whole.encode_states(TEXTS).states, t5.encode_states(TEXTS).states, depth=NETWORK)
     assert isinstance(t5.model, T5ForConditionalGeneration)
 
 

@@ -14,6 +14,7 @@ from syzygy.hub.llm import Llm
 from syzygy.hub.t5 import T5Config, build_t5
 from syzygy.hub.tokens import ENOUGH, LIKE, alike
 from syzygy.types import TextFeatures, TextStates
+from tests.closeness import NETWORK, assert_close
 from tests.tiny_llm import save_tiny_llm
 from tests.tiny_unclip import tiny_clip
 
@@ -83,6 +84,6 @@ def test_encoders_compute_little_padding_and_the_same(reader: str, tmp_path: Pat
     found = encode(texts)
     for row in (0, 1, 200, 202, 203):
         alone = encode([texts[row]])
-        torch.testing.assert_close(found.states[row][found.mask[row]], alone.states[0], atol=1e-5, rtol=0)
+        assert_close(found.states[row][found.mask[row]], alone.states[0], depth=NETWORK)
         if isinstance(found, TextFeatures) and isinstance(alone, TextFeatures):
-            torch.testing.assert_close(found.pooled[row], alone.pooled[0], atol=1e-5, rtol=0)
+            assert_close(found.pooled[row], alone.pooled[0], depth=NETWORK)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from syzygy.errors import UserError
 from syzygy.nn.lora import Adapted, Lora
+from tests.closeness import NETWORK, assert_close
 
 
 class Network(nn.Module):
@@ -65,7 +66,7 @@ def test_merged_is_adapted(network: Network, alpha: float | None) -> None:
     merged = Network()
     merged.load_state_dict(network.state_dict())
     lora.merge_into(merged)
-    torch.testing.assert_close(merged(X), wanted, atol=1e-5, rtol=1e-5)
+    assert_close(merged(X), wanted, depth=NETWORK)
 
 
 def test_only_the_updates_learn(network: Network) -> None:

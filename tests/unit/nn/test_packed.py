@@ -15,6 +15,7 @@ from syzygy.nn import packed
 from syzygy.nn.packed import PackedAttention, Packing, kernel_for
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.types import PackedText, TextFeatures
+from tests.closeness import NETWORK, assert_close, largest_of
 
 WIDTH, TOKENS = 6, 77
 LENGTHS = [5, 77, 1, 12, 5, 2, 12]
@@ -81,8 +82,9 @@ def test_equals_the_computation_over_all_80_tokens(prior: EclipsePrior, lengths:
     expected = with_gradients(prior, lambda f, n: over_all_80_tokens(prior, f, n), features, noise)
     found = with_gradients(prior, lambda f, n: prior(PackedText.of(f), n), features, noise)
     assert found.keys() == expected.keys()
+    largest = largest_of(expected.values())
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        assert_close(found[name], values, depth=NETWORK, largest=largest)
 
 
 def test_what_padding_holds_reaches_neither_output_nor_gradient(prior: EclipsePrior) -> None:
@@ -99,7 +101,7 @@ def test_a_batch_equals_its_captions_one_by_one(prior: EclipsePrior) -> None:
     text, noise = PackedText.of(features_of(LENGTHS)), normal(3, len(LENGTHS), WIDTH)
     together = prior(text, noise)
     for i in range(len(LENGTHS)):
-        torch.testing.assert_close(prior(text[[i]], noise[[i]])[0], together[i], rtol=0, atol=1e-5)
+        assert_close(prior(text[[i]], noise[[i]])[0], together[i], depth=NETWORK)
 
 
 def test_no_pad_and_no_token_that_nothing_reads_is_computed(prior: EclipsePrior) -> None:
@@ -209,7 +211,7 @@ def test_the_kernel_is_told_where_sequences_are(prior: EclipsePrior, monkeypatch
     features, noise = features_of(LENGTHS), normal(3, len(LENGTHS), WIDTH)
     expected = prior.predict(features, noise=noise)
     monkeypatch.setattr(packed, "kernel_for", lambda q: kernel)
-    torch.testing.assert_close(prior.predict(features, noise=noise), expected, rtol=0, atol=1e-5)
+    assert_close(prior.predict(features, noise=noise), expected, depth=NETWORK)
 
 
 def test_the_kernel_serves_no_cpu() -> None:
@@ -234,4 +236,4 @@ def test_the_kernel_agrees_with_attention_by_length(dtype: torch.dtype, way: str
         (y * weight).sum().backward()
         results.append([y, q.grad, k.grad, v.grad])
     for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+        assert_close(found, expected)

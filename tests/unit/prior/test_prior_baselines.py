@@ -4,6 +4,7 @@ import torch
 from syzygy.errors import UserError
 from syzygy.prior.baselines import TextIdentity
 from syzygy.types import TextFeatures
+from tests.closeness import assert_close
 
 
 def features_of(pooled: torch.Tensor) -> TextFeatures:
@@ -15,8 +16,8 @@ def test_keeps_the_direction_of_the_text_at_the_norm_of_images() -> None:
     text, images = torch.randn(9, 4), 5 * torch.randn(20, 4)
     prior = TextIdentity.fit(text, images)
     predicted = prior.predict(features_of(text))
-    torch.testing.assert_close(predicted.norm(dim=-1), images.norm(dim=-1).mean().expand(9))
-    torch.testing.assert_close(torch.cosine_similarity(predicted, text), torch.ones(9))
+    assert_close(predicted.norm(dim=-1), images.norm(dim=-1).mean().expand(9))
+    assert_close(torch.cosine_similarity(predicted, text), torch.ones(9))
     assert torch.equal(predicted, prior.predict(features_of(text), generator=torch.Generator()))
 
 
@@ -25,9 +26,9 @@ def test_shifted_texts_have_the_mean_of_the_images() -> None:
     text, images = torch.randn(9, 4), 5 * torch.randn(20, 4) + 3
     plain, shifted = TextIdentity.fit(text, images), TextIdentity.fit(text, images, shifted=True)
     moved = shifted.predict(features_of(text))
-    torch.testing.assert_close(moved.mean(0), images.mean(0))
+    assert_close(moved.mean(0), images.mean(0))
     difference = moved - plain.predict(features_of(text))
-    torch.testing.assert_close(difference, difference[:1].expand(9, 4))
+    assert_close(difference, difference[:1].expand(9, 4))
 
 
 def test_checks_its_arguments_as_the_prior_does() -> None:

@@ -3,12 +3,13 @@ import torch
 
 from syzygy.errors import UserError
 from syzygy.prior.statistics import EmbeddingStatistics
+from tests.closeness import assert_close
 
 
 def test_measures_each_dimension_and_the_norm() -> None:
     statistics = EmbeddingStatistics.of(torch.tensor([[3.0, 4.0], [0.0, 1.0]], dtype=torch.float16))
     assert statistics.mean.tolist() == [1.5, 2.5]
-    torch.testing.assert_close(statistics.std, torch.tensor([4.5, 4.5]).sqrt())
+    assert_close(statistics.std, torch.tensor([4.5, 4.5]).sqrt())
     assert statistics.mean_norm == 3.0
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from syzygy.api import TextToImage
 from syzygy.errors import UserError
@@ -12,6 +11,7 @@ from syzygy.runs import evaluate_text as run
 from syzygy.runs.evaluate_text_painted import CLIP_ENGLISH, ask, candidates
 from syzygy.world.description import Description, Mention, Placed
 from syzygy.world.language import LANGUAGES, language
+from tests.closeness import NETWORK, assert_close
 
 STAR, RING = Mention("star", "red"), Mention("ring", None, "striped")
 
@@ -43,11 +43,11 @@ def test_order_and_batches_change_nothing(tiny_model: Path, monkeypatch: pytest.
     texts = [one.caption.text for one in run.lines(9, 0)]
     told: list[int] = []
     whole = run.read(model.pipeline, texts, 0, told.append)
-    torch.testing.assert_close(whole.features.pooled, model.clip.encode_text(texts).pooled)
+    assert_close(whole.features.pooled, model.clip.encode_text(texts).pooled, depth=NETWORK)
     monkeypatch.setattr(run, "CHUNK", 4)
     parts = run.read(model.pipeline, texts, 0, told.append)
-    torch.testing.assert_close(parts.features.pooled, whole.features.pooled)
-    torch.testing.assert_close(parts.predicted, whole.predicted, rtol=1e-4, atol=1e-5)
+    assert_close(parts.features.pooled, whole.features.pooled, depth=NETWORK)
+    assert_close(parts.predicted, whole.predicted, depth=NETWORK)
     assert told == [9, 4, 4, 1]
     assert run.read(model.pipeline, ["a star " * 90, "a star"], 0, told.append).cut == 1
 

@@ -21,6 +21,7 @@ from syzygy.runs.expert_unets import ExpertUNetsRun
 from syzygy.runs.latents import Latents
 from syzygy.train.schedule import LoopConfig
 from syzygy.train.unet import UNetTaskConfig
+from tests.closeness import NETWORK, assert_close
 from tests.tiny_unclip import Tiny, tiny_clip_pipeline
 from tests.tiny_xl import tiny_xl
 
@@ -87,7 +88,7 @@ def test_kandinskys_pictures_are_movqs_latents_and_clips_embeddings(tiny_kandins
         seen = CLIPImageProcessorPil.from_pretrained(tiny_kandinsky.clip / "image_processor")(
             image, return_tensors="pt"
         )
-        torch.testing.assert_close(found["embedding"], encoder(**seen).image_embeds)
+        assert_close(found["embedding"], encoder(**seen).image_embeds, depth=NETWORK)
 
 
 def test_kandinsky_is_told_the_embedding_or_that_of_zeros(tiny_kandinsky: Tiny) -> None:
@@ -101,7 +102,7 @@ def test_kandinsky_is_told_the_embedding_or_that_of_zeros(tiny_kandinsky: Tiny) 
     with torch.no_grad():  # as `KandinskyV22PriorPipeline.get_zero_embed`
         nothing = encoder(torch.zeros(1, 3, encoder.config.image_size, encoder.config.image_size)).image_embeds
     assert found["encoder_hidden_states"] is None
-    torch.testing.assert_close(found["added_cond_kwargs"]["image_embeds"], torch.stack([own[0], nothing[0], own[2]]))
+    assert_close(found["added_cond_kwargs"]["image_embeds"], torch.stack([own[0], nothing[0], own[2]]), depth=NETWORK)
 
 
 @pytest.mark.parametrize("zeros", [True, False])
@@ -124,8 +125,8 @@ def test_xl_is_told_what_its_pipeline_tells(zeros: bool, xl: Path, pictures: Pat
     torch.testing.assert_close(kept["mean"].float(), posterior.mean * factor, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(kept["std"].float(), posterior.std * factor, atol=2e-3, rtol=2e-3)
     assert bool(away.any()) is not zeros
-    torch.testing.assert_close(found["encoder_hidden_states"], torch.cat([states, away]))
-    torch.testing.assert_close(found["added_cond_kwargs"]["text_embeds"], torch.cat([pooled, pooled_away]))
+    assert_close(found["encoder_hidden_states"], torch.cat([states, away]), depth=NETWORK)
+    assert_close(found["added_cond_kwargs"]["text_embeds"], torch.cat([pooled, pooled_away]), depth=NETWORK)
     width = pipe.text_encoder_2.config.projection_dim
     place = pipe._get_add_time_ids((20, 29), (0, 3), (SIDE, SIDE), torch.float32, width)
     assert torch.equal(found["added_cond_kwargs"]["time_ids"], place.repeat(2, 1))
@@ -149,7 +150,7 @@ def test_whole_networks_of_kandinsky(tiny_kandinsky: Tiny, pictures: Path, tmp_p
     assert {name: record[name] for name in told} == told
     found = Latents(tmp_path / "latents", [artifact.read_json(tmp_path / "latents" / "00000.json")])
     alone = made(beside, Image.open(pictures / "4.png"))
-    torch.testing.assert_close(found.beside([0, 4])["embedding"][1:], alone["embedding"])
+    assert_close(found.beside([0, 4])["embedding"][1:], alone["embedding"], depth=NETWORK)
     assert torch.equal(found.sampled([4], 1), found.sampled([4], 2)), "MOVQ draws nothing"
 
 

@@ -16,6 +16,7 @@ from syzygy.runs.common import no_bar
 from syzygy.runs.parallel_captions import Captions, CorpusCaptions, WorldCaptions
 from syzygy.world.language import LANGUAGES, language, spoken
 from syzygy.world.source import pair, pictures
+from tests.closeness import NETWORK, assert_close
 from tests.tiny_llm import save_tiny_llm
 
 
@@ -83,7 +84,7 @@ def test_a_tenth_is_empty_and_aims_at_the_empty_text(llm: Llm, clip: Clip) -> No
     batch = made.read(0, slice(0, 150))
     nothing = clip.encode_text([""]).pooled[0]
     for row, none in enumerate(empty):
-        assert torch.allclose(batch.target.pooled[row], nothing, atol=1e-5) == none
+        assert torch.allclose(batch.target.pooled[row], nothing, atol=1e-4) == none
     assert len(set(batch.candidate_ids[torch.tensor(empty)].tolist())) == 1  # none is another's negative
 
 
@@ -93,10 +94,10 @@ def test_a_share_is_a_part_of_the_whole(llm: Llm, clip: Clip) -> None:
     assert (part.first, len(part)) == (4, 3)
     assert torch.equal(part.candidates, whole.candidates)
     assert torch.equal(part.noise, whole.noise[4:7])
-    torch.testing.assert_close(part.target.pooled, whole.candidates[4:7])
+    assert_close(part.target.pooled, whole.candidates[4:7], depth=NETWORK)
     for row in range(3):
         own, same = part.text.states[row][part.text.mask[row]], whole.text.states[4 + row][whole.text.mask[4 + row]]
-        torch.testing.assert_close(own, same, atol=1e-4, rtol=1e-4)
+        assert_close(own, same, depth=NETWORK)
 
 
 def test_padded_states_are_those_of_a_pipeline(clip: Clip) -> None:
@@ -106,7 +107,7 @@ def test_padded_states_are_those_of_a_pipeline(clip: Clip) -> None:
     with torch.no_grad():
         expected = clip.model.text_model(input_ids=ids).last_hidden_state
     assert found.shape == (2, clip.positions, 32)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert_close(found, expected, depth=NETWORK)
 
 
 def test_unseen_lines_stay_unseen(tmp_path: Path, clip: Clip) -> None:
@@ -190,10 +191,10 @@ def test_a_scenes_picture_and_captions_are_of_that_scene(clip: Clip, llm: Llm, m
         scenes = data.scenes.tolist()
         assert 0 < len(scenes) < 40
         english = [data.caption(scene, 0, 0) for scene in scenes]
-        torch.testing.assert_close(clip.encode_text(english).pooled, data.pivots, atol=1e-5, rtol=1e-4)
+        assert_close(clip.encode_text(english).pooled, data.pivots, depth=NETWORK)
         drawn = [pair(data.seed, scene, held_out=False) for scene in scenes]
         found = clip.encode_image(pictures(drawn, clip.image_size, clip.device))
-        torch.testing.assert_close(found, data.embeddings, atol=1e-5, rtol=1e-4)
+        assert_close(found, data.embeddings, depth=NETWORK)
     training, validation = both
     assert torch.cdist(training.embeddings, validation.embeddings).min() > 1e-4  # other scenes
 
@@ -209,7 +210,7 @@ def test_a_share_of_pictures_is_a_part_of_the_whole(clip: Clip, llm: Llm) -> Non
     assert len(set(part.text.mask.sum(1).tolist())) > 1  # not the empty text alone
     for row in range(4):
         own, same = part.text.states[row][part.text.mask[row]], whole.text.states[1 + row][whole.text.mask[1 + row]]
-        torch.testing.assert_close(own, same, atol=1e-4, rtol=1e-4)
+        assert_close(own, same, depth=NETWORK)
 
 
 def test_languages_that_are_not_there(tmp_path: Path, clip: Clip) -> None:

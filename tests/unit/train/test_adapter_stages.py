@@ -20,6 +20,7 @@ from syzygy.train.decoder import DecoderTaskConfig
 from syzygy.train.image import ImageBatch, ImageStage, ImageTaskConfig
 from syzygy.train.parallel import World
 from syzygy.types import TextFeatures, TextStates
+from tests.closeness import NETWORK, about, assert_close, largest_of
 
 D, W, K, G = 8, 6, 5, 12
 
@@ -90,8 +91,8 @@ def test_what_clip_gives_has_no_loss() -> None:
     same = replace(batch.target, states=batch.target.states)
     found = one._compared(same, replace(batch, padded=same.states))
     for name in ("cosine", "norm", "prior", "tokens"):
-        assert abs(found[name].item()) < 1e-5, name
-    torch.testing.assert_close(found["loss"], ALL.contrastive * found["contrastive"], atol=1e-5, rtol=1e-5)
+        assert found[name].item() == about(0, depth=NETWORK), name
+    assert_close(found["loss"], ALL.contrastive * found["contrastive"], depth=NETWORK)
     shuffled = one._compared(same[torch.arange(G).roll(1)], replace(batch, padded=same.states))
     for name in ("cosine", "norm", "prior", "tokens", "contrastive"):
         assert shuffled[name] > found[name] + 1e-3, name
@@ -128,7 +129,7 @@ def test_the_prior_is_asked_with_one_noise_and_learns_nothing() -> None:
 def test_weights_weigh() -> None:
     weights = {"cosine": 2.0, "norm": 0.1, "contrastive": 0.3, "prior": 0.7, "tokens": 0.5}
     found = stage(AlignTaskConfig(batch_size=G, **weights)).losses(align_batch())
-    torch.testing.assert_close(found["loss"], sum(weights[name] * found[name] for name in weights))
+    assert_close(found["loss"], sum(weights[name] * found[name] for name in weights))
 
 
 @pytest.mark.parametrize("micro", [5, 12])
@@ -144,9 +145,9 @@ def test_parts_are_the_whole(micro: int) -> None:
         world = World(torch.device("cpu"))
         whole, whole_gradients = gradients(AdapterTask(make(), Repeated(batch), G, world=world))
         parts, part_gradients = gradients(AdapterTask(make(), Repeated(batch), G, micro_batch=micro, world=world))
-        assert parts == pytest.approx(whole, rel=1e-5)
+        assert parts == about(whole, depth=NETWORK)
         for a, b in zip(whole_gradients, part_gradients, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+            assert_close(b, a, depth=NETWORK, largest=largest_of(whole_gradients))
 
 
 def image_stage(frozen: str = "none", contrastive: float = 0.2) -> ImageStage:
@@ -172,10 +173,10 @@ def test_the_image_loss_is_eclipses() -> None:
     one, batch = image_stage(), image_batch()
     found = one.losses(batch)
     predicted = one.predict(batch)
-    torch.testing.assert_close(found["projection"], (predicted - batch.image).square().mean())
+    assert_close(found["projection"], (predicted - batch.image).square().mean(), depth=NETWORK)
     perfect = one._compared(batch.image, batch)
     assert perfect["projection"] == 0
-    torch.testing.assert_close(found["loss"], found["projection"] + 0.2 * found["contrastive"])
+    assert_close(found["loss"], found["projection"] + 0.2 * found["contrastive"])
     metrics = AdapterTask(one, Repeated(image_batch), G, world=World(torch.device("cpu"))).validate()
     assert set(metrics) == {"loss", "projection", "contrastive", "cosine", "cosine_other", "recall_at_1"}
 

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from syzygy.train.ema import Ema, ema_decay
+from tests.closeness import assert_close
 
 
 def test_half_life_halves_the_weight_of_the_past_once_the_ramp_is_over():
@@ -25,7 +26,7 @@ def test_average_equals_its_closed_form():
     kept = decays.flip(0).cumprod(0).flip(0)  # of everything before update k
     weights = torch.cat([kept[:1], (1 - decays) * torch.cat([kept[1:], kept.new_ones(1)])])
     assert weights.sum() == pytest.approx(1.0)
-    torch.testing.assert_close(ema.averages["p"], weights @ values)
+    assert_close(ema.averages["p"], weights @ values)
 
 
 def test_swapping_in_gives_the_average_and_then_the_same_bits_back_even_after_an_error():

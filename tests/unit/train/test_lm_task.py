@@ -4,6 +4,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from syzygy.train.lm import Batch, LmTask, LmTaskConfig
+from tests.closeness import NETWORK, about, assert_close
 
 
 def model() -> LlamaForCausalLM:
@@ -26,7 +27,7 @@ def test_padding_costs_nothing() -> None:
         task = LmTask(network, lambda step: batch(9, 4, pad=pad, width=width), {}, LmTaskConfig())
         return task.loss(0)["loss"].item()
 
-    assert abs(loss(0, 9) - loss(3, 30)) < 1e-6
+    assert loss(0, 9) == about(loss(3, 30), depth=NETWORK)
 
 
 def test_the_loss_is_transformers_own() -> None:
@@ -34,7 +35,7 @@ def test_the_loss_is_transformers_own() -> None:
     ids, mask = batch(9, 4, pad=0, width=9)
     expected = network(input_ids=ids, attention_mask=mask.long(), labels=ids.masked_fill(~mask, -100)).loss
     found = LmTask(network, lambda step: (ids, mask), {}, LmTaskConfig()).loss(0)["loss"]
-    torch.testing.assert_close(found, expected)
+    assert_close(found, expected, depth=NETWORK)
 
 
 def test_validation_tells_languages_apart_and_does_not_depend_on_chunks() -> None:
@@ -46,7 +47,7 @@ def test_validation_tells_languages_apart_and_does_not_depend_on_chunks() -> Non
 
     one, two = validated(1), validated(2)
     assert set(one) == {"loss", "loss/en", "loss/de"}
-    assert all(abs(one[name] - two[name]) < 1e-6 for name in one)
+    assert one == about(two, depth=NETWORK)
     tokens = {"en": 8 + 3 + 4, "de": 2 + 2}
     mean = sum(one[f"loss/{name}"] * number for name, number in tokens.items()) / sum(tokens.values())
-    assert abs(one["loss"] - mean) < 1e-6
+    assert one["loss"] == about(mean)

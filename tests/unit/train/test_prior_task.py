@@ -13,6 +13,7 @@ from syzygy.train.pairs import PriorBatch, PriorData, caption_ids
 from syzygy.train.parallel import World
 from syzygy.train.prior import PriorTask
 from syzygy.types import TextFeatures
+from tests.closeness import NETWORK, about, assert_close, largest_of
 
 WIDTH, TOKENS, SCALE = 8, 6, 10.0
 
@@ -87,9 +88,9 @@ def test_the_loss_is_eclipses_on_the_captions_and_their_images() -> None:
     found = task.loss(5)
     projection = projection_loss(outputs[0], task.data.image_embeddings[task.data.image_of_caption[index]])
     contrastive = contrastive_loss(outputs[0], task.data.captions.pooled[index], SCALE, index)
-    torch.testing.assert_close(found["projection"], projection)
-    torch.testing.assert_close(found["contrastive"], contrastive)
-    torch.testing.assert_close(found["loss"], projection + 0.3 * contrastive)
+    assert_close(found["projection"], projection)
+    assert_close(found["contrastive"], contrastive)
+    assert_close(found["loss"], projection + 0.3 * contrastive)
 
 
 def test_equal_captions_are_no_negatives() -> None:
@@ -126,7 +127,7 @@ def test_training_learns_what_validation_measures() -> None:
     assert after["recall_at_1"] == 1.0 > before["recall_at_1"]
     assert after["cosine"] > 0.9 > before["cosine"]
     assert after["projection"] < before["projection"] / 2
-    assert after["loss"] == pytest.approx(after["projection"] + 0.2 * after["contrastive"], rel=1e-5)
+    assert after["loss"] == about(after["projection"] + 0.2 * after["contrastive"])
 
 
 def test_validation_means_do_not_depend_on_how_it_is_cut() -> None:
@@ -134,7 +135,7 @@ def test_validation_means_do_not_depend_on_how_it_is_cut() -> None:
     with torch.no_grad():
         one, other = whole.validate(), cut.validate()
     for name in ("projection", "cosine", "cosine_text", "recall_at_1", "frechet"):
-        assert one[name] == pytest.approx(other[name], abs=1e-5)
+        assert one[name] == about(other[name], depth=NETWORK)
 
 
 def test_validation_tells_the_own_caption_from_another() -> None:
@@ -148,7 +149,7 @@ def test_validation_tells_the_own_caption_from_another() -> None:
     task.objective.predict = own_text
     with torch.no_grad():
         found = task.validate()
-    assert found["cosine_text"] == pytest.approx(1.0)
+    assert found["cosine_text"] == about(1.0)
     assert abs(found["cosine_other"]) < 0.5
     assert found["recall_at_1"] == 1.0
     few = replace(data, captions=data.captions[:5], image_of_caption=torch.arange(5), caption_ids=torch.arange(5))
@@ -170,9 +171,9 @@ def test_parts_of_a_batch_are_the_whole(kind: str, micro_batch: int) -> None:
             sums = {name: sums.get(name, 0.0) + value.item() for name, value in part.items()}
         found.append((sums, [p.grad.clone() for p in task.objective.prior.parameters() if p.grad is not None]))
     (whole, gradients), (parts, others) = found
-    assert parts == pytest.approx(whole, rel=1e-5)
+    assert parts == about(whole, depth=NETWORK)
     for a, b in zip(gradients, others, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        assert_close(b, a, depth=NETWORK, largest=largest_of(gradients))
 
 
 def test_ranks_share_a_batch_and_its_texts() -> None:

@@ -13,6 +13,7 @@ from syzygy.errors import UserError
 from syzygy.nn.lora import Lora
 from syzygy.rng import generator
 from syzygy.train.unet import PREDICTIONS, DiscreteNoise, LatentBatch, UNetTask, recomputed
+from tests.closeness import assert_close
 
 WHOLE = ((0.0, 1.0),)
 
@@ -68,8 +69,8 @@ def test_as_diffusers_schedulers_noise_and_ask() -> None:
     noise = DiscreteNoise(scheduler.alphas_cumprod.double(), "v_prediction")
     x, added = batch().latents, batch(step=1).latents
     timesteps = torch.tensor([0, 1, 100, 500, 800, 990, 998, 999])
-    torch.testing.assert_close(noise.noisy(x, added, timesteps), scheduler.add_noise(x, added, timesteps))
-    torch.testing.assert_close(noise.target(x, added, timesteps), scheduler.get_velocity(x, added, timesteps))
+    assert_close(noise.noisy(x, added, timesteps), scheduler.add_noise(x, added, timesteps))
+    assert_close(noise.target(x, added, timesteps), scheduler.get_velocity(x, added, timesteps))
 
 
 def test_a_variance_that_is_predicted_beside_is_left_alone() -> None:
@@ -176,7 +177,7 @@ def test_activations_computed_again_give_the_same_gradient(precision: torch.dtyp
     plain, again = (gradients(one, precision) for one in (False, True))
     assert any(g.abs().max() > 1e-4 for g in plain)
     for one, other in zip(plain, again, strict=True):
-        torch.testing.assert_close(one, other)
+        assert_close(one, other)
 
 
 def test_wrong_input() -> None:
