@@ -48,7 +48,12 @@ class OwnText:
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "N T C"]:
         positions = self.model.config.max_position_embeddings
         tokens = self.tokenizer(
-            list(texts), padding="max_length", max_length=positions, truncation=True, return_tensors="pt"
+            list(texts),
+            padding="max_length",
+            max_length=positions,
+            truncation=True,
+            return_tensors="pt",
+            split_special_tokens=True,  # "<|endoftext|>" in a prompt is text
         )
         heeds = getattr(self.model.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(self.device) if heeds else None

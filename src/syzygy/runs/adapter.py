@@ -13,7 +13,7 @@ from syzygy.config import Config
 from syzygy.data.store import EmbeddingStore
 from syzygy.encoders.adapter import AdapterConfig, AdapterSizes, TextAdapter, TextStatistics
 from syzygy.errors import UserError
-from syzygy.hub.adapters import PART, identity_of, recipe_of
+from syzygy.hub.adapters import PART, identity_of, place_of, recipe_of
 from syzygy.hub.bundle import part_folder, part_or_id
 from syzygy.hub.clip import Clip
 from syzygy.hub.llm import Llm, LlmRecipe, check_same
@@ -141,8 +141,7 @@ class Former:
         Raises:
             UserError: it is not found, or another one.
         """
-        place = llm or str(self.llm["source"])
-        revision = None if llm is not None else self.llm.get("revision")
+        place, revision = (llm, None) if llm else place_of(self.llm, self.run / PART)
         recipe, dtype = recipe_of(self.llm), getattr(torch, self.llm["dtype"])
         found = load_llm(place, recipe=recipe, revision=revision, dtype=dtype, local_files_only=local_files_only)
         check_same(self.llm, found.identity().to_config(), f"the adapter of {self.run}")
