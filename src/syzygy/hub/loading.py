@@ -40,14 +40,20 @@ def load_model(folder: Path, source: str, what: str, dtype: torch.dtype, kind: C
     weights = weight_file(folder, checkpoint.TRANSFORMERS)
     if weights is None:
         raise UserError(no_weights(folder, checkpoint.TRANSFORMERS))
-    how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         with checkpoint.silent():  # it would tell at length that the head is left out
-            config = AutoConfig.from_pretrained(folder, **how)
-            more = {"use_safetensors": True, "variant": variant_of(weights), "output_loading_info": True}
-            model, report = kind(config).from_pretrained(folder, dtype=dtype, **more, **how)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model, report = kind(config).from_pretrained(
+                folder,
+                dtype=dtype,
+                variant=variant_of(weights),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        _refuse_code(values, folder, source, "AutoModel", error)
+        _refuse_code(values, folder, source, "model", error)
         raise UserError(f"the {what} in {source} cannot be loaded: {_reason(error)}{_quantised(values)}") from None
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
         raise UserError(
@@ -69,7 +75,7 @@ def _tokenizer(folder: Path, source: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust library raises bare Exception for a broken file
         settings = folder / "tokenizer_config.json"
-        _refuse_code(artifact.read_json(settings) if settings.is_file() else {}, folder, source, "AutoTokenizer", error)
+        _refuse_code(artifact.read_json(settings) if settings.is_file() else {}, folder, source, "tokenizer", error)
         raise UserError(
             f"the tokenizer of {source} cannot be read: {_reason(error)} A folder needs a tokenizer.json and a tokenizer_config.json."
         ) from None
@@ -128,15 +134,15 @@ def _quantised(values: dict[str, Any]) -> str:
     return f" The model is quantised ({method}): install what is missing, or use its repository that is not quantised."
 
 
-def _refuse_code(values: dict[str, Any], folder: Path, source: str, needed: str, error: Exception) -> None:
+def _refuse_code(values: dict[str, Any], folder: Path, source: str, part: str, error: Exception) -> None:
     """Say so if loading failed because the classes are defined in the repository's own Python files."""
     if CODE not in json.dumps(values) or "trust_remote_code" not in str(error):
         return
     files = ", ".join(sorted(path.name for path in folder.glob("*.py"))[:3]) or "in another repository"
     raise UserError(
-        f"{source} brings Python code of its own ({files}), as {'its tokenizer' if needed == 'AutoTokenizer' else 'it'} is of a "
-        "kind that transformers does not have. Such code is never run here. Use a model whose architecture is part of transformers "
-        "(Llama, Qwen, Gemma, Mistral, …; the repository may exist converted, often with -hf in its name)."
+        f"{source} needs Python code of its own ({files}), because transformers has no class for its {part}. Such code is never run here. "
+        "Use a model whose architecture is part of transformers (Llama, Qwen, Gemma, Mistral and many others; some models are also "
+        "published converted, often with -hf in the name)."
     ) from None
 
 

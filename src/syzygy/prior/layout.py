@@ -1,6 +1,6 @@
 """The folder in which priors are published: `config.json` and `diffusion_pytorch_model.safetensors`, with embedding statistics."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ PART = "prior"
 SCHEDULERS = ("scheduler", "prior_scheduler")
 """Where pipelines keep how their prior is sampled: Kandinsky 2.2, and Karlo."""
 SCHEDULER_FILE = "scheduler_config.json"
+COMPLETED = (
+    "the prior has no embedding statistics (clip_mean and clip_std are zeros, as in some published priors): they are measured on the "
+    "training images and saved with it."
+)
 
 
 def find(source: str | Path, *, local_files_only: bool = True) -> Path:
@@ -97,6 +101,24 @@ def set_statistics(prior: nn.Module, statistics: EmbeddingStatistics) -> None:
         std.copy_(statistics.std)
 
 
+def has_statistics(prior: nn.Module) -> bool:
+    """Whether `clip_mean` and `clip_std` hold measured values; in some published priors they are zeros."""
+    mean, std = prior.get_parameter("clip_mean"), prior.get_parameter("clip_std")
+    return bool((torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all())
+
+
+def complete(prior: nn.Module, statistics: Callable[[], EmbeddingStatistics]) -> bool:
+    """Give a prior without statistics those of the images that it will be trained on, as it could not be saved without; whether it had none.
+
+    Raises:
+        UserError: the images are too few or all alike.
+    """
+    if has_statistics(prior):
+        return False
+    set_statistics(prior, statistics())
+    return True
+
+
 def save(
     prior: nn.Module,
     settings: Mapping[str, Any],
@@ -109,8 +131,7 @@ def save(
     Raises:
         UserError: the statistics were never set, or the folder cannot be written.
     """
-    mean, std = prior.get_parameter("clip_mean"), prior.get_parameter("clip_std")
-    if not (torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all():
+    if not has_statistics(prior):
         raise UserError(
             "this prior has no embedding statistics (clip_mean, clip_std), and other programs would multiply its "
             "predictions by them. Call set_statistics(EmbeddingStatistics.of(image_embeddings)) before saving."
