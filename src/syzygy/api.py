@@ -48,6 +48,9 @@ class TextToImage:
     adapter: Mapping[str, str] = field(default_factory=dict)
     """Where an adapter reads the prompts in CLIP's place: fingerprints of it (`text_encoder`) and of its language model (`llm`)."""
 
+    foreign_llm: bool = False
+    """Whether that language model was not trained here: it may understand words and languages that the world does not have."""
+
     @cached_property
     def clip(self) -> Clip:
         """Text and image encoder. Of a model that reads texts with encoders of its own it is loaded when it is first asked for."""
@@ -159,7 +162,8 @@ class TextToImage:
             offload=offload,
             local_files_only=local_files_only,
         )
-        return replace(self, pipeline=found.pipeline, languages=found.languages, adapter=found.fingerprints)
+        told = {"languages": found.languages, "adapter": found.fingerprints, "foreign_llm": found.foreign_llm}
+        return replace(self, pipeline=found.pipeline, **told)
 
     def __call__(  # noqa: PLR0913 (all by keyword, as of diffusers' pipelines)
         self,
@@ -348,8 +352,8 @@ class TextToImage:
         }
 
     def notes(self, prompt: str) -> list[str]:
-        """What this model will not understand of a prompt, a line each."""
-        if not self.world or not prompt.strip():
+        """What this model will not understand of a prompt, a line each; unknown where a language model from elsewhere reads it."""
+        if not self.world or self.foreign_llm or not prompt.strip():
             return []
         code = spoken(prompt)
         if code not in self.languages:

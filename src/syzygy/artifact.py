@@ -28,6 +28,10 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TEMPORARY = ".writing."
 """What the names of half-written files begin with; a killed process leaves its own."""
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types of numbers that torch can look for NaN in."""
+LFS = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that stands for one in Git LFS."""
 
 
 @contextmanager
@@ -68,6 +72,24 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def check_pointer(path: Path) -> None:
+    """Refuse a file of Git LFS that was never downloaded: a few lines of text stand in its place.
+
+    Raises:
+        UserError: names it and says how to get the file.
+    """
+    try:
+        with path.open("rb") as file:
+            found = file.read(len(LFS)) == LFS
+    except OSError:
+        return
+    if found:
+        raise UserError(
+            f"{path} is only a pointer of Git LFS; the file itself was not downloaded. Run git lfs pull in that repository (git lfs "
+            "install once before), or download the file from where the repository is published."
+        )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented, in UTF-8."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
@@ -80,6 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {path.parent} is not a complete folder of weights.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        check_pointer(path)
         raise UserError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {type(value).__name__}, not a JSON object.")
@@ -140,6 +163,7 @@ def read_tensors(path: Path, keep: Callable[[str], bool] = lambda name: True) ->
                 )
             return {name: file.get_tensor(name) for name in file.keys() if keep(name)}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
+        check_pointer(path)
         raise UserError(f"{path} is truncated or not safetensors ({error}). Copy or train it again.") from None
 
 
@@ -165,9 +189,19 @@ def load_strictly(
                 f"weights in {where} do not fit {type(module).__name__}: {name} has shape {tuple(tensors[name].shape)}, "
                 f"expected {tuple(value.shape)}."
             )
-        if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
-            raise UserError(f"weights in {where}: {name} holds NaN or infinity. Train or copy it again.")
+    check_finite({name: tensors[name] for name in own}, where)
     module.load_state_dict({name: tensors[name].to(value.dtype) for name, value in own.items()}, assign=assign)
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Refuse weights that hold NaN or infinity.
+
+    Raises:
+        UserError: names the first such tensor.
+    """
+    for name, values in tensors.items():
+        if values.dtype in FLOATS and not torch.isfinite(values).all():
+            raise UserError(f"weights in {where}: {name} holds NaN or infinity. Train or copy it again.")
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

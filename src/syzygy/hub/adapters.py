@@ -1,5 +1,6 @@
 """Text encoders that are a language model and an adapter, from their folders."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ from syzygy import artifact
 from syzygy.config import parse
 from syzygy.encoders.adapter import AdaptedText, TextAdapter
 from syzygy.errors import UserError
-from syzygy.hub import checkpoint
 from syzygy.hub.bundle import part_folder
 from syzygy.hub.clip import Clip
 from syzygy.hub.llm import DTYPES, Llm, LlmRecipe, check_same
@@ -38,7 +38,7 @@ def load_adapted(
     adapter = TextAdapter.from_pretrained(folder)
     trained_beside(folder, "clip", clip.fingerprint)
     recorded = identity_of(folder)
-    place, revision = _place(folder, recorded, llm)
+    place, revision = place_of(recorded, folder) if llm is None else (llm, None)
     model = Llm.from_pretrained(
         place,
         recipe=recipe_of(recorded),
@@ -68,13 +68,22 @@ def recipe_of(identity: dict[str, Any]) -> LlmRecipe:
     return parse(LlmRecipe, values, "the recorded language model")
 
 
-def _place(folder: Path, recorded: dict[str, Any], llm: str | Path | None) -> tuple[str | Path, str | None]:
-    """Where the language model is, and at which revision."""
-    if llm is not None:
-        return llm, None
-    source = str(recorded.get("source"))
-    if not Path(source).is_dir() and not checkpoint.is_hub_id(source):
+def place_of(recorded: Mapping[str, Any], folder: Path) -> tuple[str, str | None]:
+    """Where the recorded language model of the adapter in `folder` is, a folder or a hub id, and at which revision.
+
+    A relative path is one from the folder around the adapter's (a model that keeps both), or from the working directory.
+
+    Raises:
+        UserError: it was in a folder that is not there: says where it was looked for.
+    """
+    source, revision = str(recorded.get("source")), recorded.get("revision")
+    if revision is not None:
+        return source, revision
+    tried = list(dict.fromkeys([folder.resolve().parent / source, Path.cwd() / source]))
+    found = next((place for place in tried if place.is_dir()), None)
+    if found is None:
         raise UserError(
-            f"the language model of the adapter in {folder} lay in {source}, and is not there: say where it is."
+            f"the language model of the adapter in {folder} was in the folder {source}, which is not there (looked for "
+            f"{' and '.join(map(str, tried))}): say where it is now (--llm FOLDER)."
         )
-    return source, recorded.get("revision")
+    return str(found), None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from syzygy.errors import UserError
 from syzygy.hub import asking, schedulers
+from syzygy.hub.latent_diffusion import sample_positions
 from syzygy.hub.offload import visiting
 from syzygy.hub.parts import check_parts, load_model, read_settings
 from syzygy.rng import per_sample_noise
@@ -47,8 +48,8 @@ class KandinskyDecoder:
     defaults: Sampling = field(init=False)
 
     def __post_init__(self) -> None:
-        side = self.unet.config.sample_size * self.scale
-        own = Sampling(steps=50, guidance_scale=4.0, sampler=schedulers.name_of(self.scheduler), size=(side, side))
+        height, width = (positions * self.scale for positions in sample_positions(self.unet.config))
+        own = Sampling(steps=50, guidance_scale=4.0, sampler=schedulers.name_of(self.scheduler), size=(height, width))
         object.__setattr__(self, "defaults", own)
 
     @property

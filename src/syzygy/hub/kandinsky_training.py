@@ -65,7 +65,7 @@ def beside_kandinsky(folder: Path, clip: str | Path, size: int | None, device: t
             f"the U-Net in {folder} reads {unet.get('in_channels')} channels, its autoencoder makes {movq.config.vq_embed_dim}: an "
             "inpainting or a ControlNet model, which cannot be trained here."
         )
-    preparation, noise = square(folder, unet, size, pixels_a_position(movq)), training_noise(folder)
+    preparation, noise = square(unet, size, pixels_a_position(movq)), training_noise(folder)
     encoder = Clip.from_pretrained(clip).requires_grad_(False)
     if encoder.width != width:
         raise UserError(

@@ -24,6 +24,7 @@ from syzygy.hub import asking
 from syzygy.hub.ancestral import Ancestral, sigma_of, walk
 from syzygy.hub.karlo_text import PART as TEXT_PROJECTION
 from syzygy.hub.karlo_text import TextProjection, load_text_projection, read_config
+from syzygy.hub.latent_diffusion import sample_positions
 from syzygy.hub.offload import visiting
 from syzygy.hub.painting import attention_arguments, paintable, painting_of
 from syzygy.hub.parts import SCHEDULER_FILE, check_parts, load_model
@@ -31,6 +32,8 @@ from syzygy.prior.schedule import visited
 from syzygy.types import Guide, Progress, Sampling, TextFeatures
 
 BASE, FINE_FIRST, FINE_LAST = "decoder", "super_res_first", "super_res_last"
+BASE_SIDE, FINE_SIDE = 64, 256
+"""Pixels along each side of what both stages make, where their configurations do not say it: those of the published model."""
 BASE_STEPS, FINE_STEPS = "decoder_scheduler", "super_res_scheduler"
 PARTS = (BASE, TEXT_PROJECTION, FINE_FIRST, FINE_LAST, BASE_STEPS, FINE_STEPS)
 SUPER_RES_STEPS = "super_res_steps"
@@ -106,7 +109,7 @@ class KarloDecoder:
 
         with visiting(self.device, self.projection, offload=self.offload):
             read = self._read(towards, away, number, scale)
-        side = self.base.config.sample_size
+        side = sample_positions(self.base.config, BASE_SIDE)[0]
         painting = self._painting(towards, how, side, 0 if scale == 1 else number)
         with visiting(self.device, self.base, offload=self.offload):
             predict, shape = self._base_predictor(read, scale, painting), (3, side, side)
@@ -116,7 +119,7 @@ class KarloDecoder:
 
     def _fine_steps(self, how: Sampling) -> int:
         if how.size is not None or how.sampler is not None:
-            side = self.fine_first.config.sample_size
+            side = sample_positions(self.fine_first.config, FINE_SIDE)[0]
             raise UserError(
                 f"Karlo paints pictures of {side} × {side} pixels in ancestral steps: leave size and sampler out."
             )
@@ -204,7 +207,7 @@ class KarloDecoder:
         told: Callable[[float, Tensor], None],
     ) -> Float[Tensor, "N 3 H W"]:
         """The second stage: no guidance, no prompt; it sees the first stage's pictures beside its own noisy ones."""
-        side = self.fine_first.config.sample_size
+        side = sample_positions(self.fine_first.config, FINE_SIDE)[0]
         below = F.interpolate(small, (side, side), mode="bicubic", align_corners=False, antialias=True)
 
         with ExitStack() as here:

@@ -1,5 +1,6 @@
 """What Stable Diffusion and Stable unCLIP share: guidance of an evaluation, and an autoencoder of scaled latents."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,23 @@ from torch import Tensor
 def pixels_a_position(vae: Any) -> int:
     """Along each side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def sample_positions(config: Mapping[str, Any], otherwise: int | None = None) -> tuple[int, int]:
+    """Height and width, in positions, of the samples that a U-Net was made for.
+
+    Where its configuration does not say it (`sample_size` null, as in some converted repositories): those of the published models, 128 of
+    Stable Diffusion XL (1024 pixels) and 64 of the others (512 pixels).
+
+    Args:
+        config: the U-Net's.
+        otherwise: instead of 128 or 64.
+    """
+    found = config.get("sample_size")
+    if found is None:
+        found = otherwise or (128 if config.get("addition_embed_type") == "text_time" else 64)
+    height, width = (found, found) if isinstance(found, int) else found
+    return height, width
 
 
 def guided(found: Float[Tensor, "M C h w"], scale: float) -> Float[Tensor, "N C h w"]:

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, field_validator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from syzygy import artifact
@@ -25,12 +24,15 @@ from syzygy.config import Config
 from syzygy.data.building import encoder_difference
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
-from syzygy.hub.tokens import Tokenized, alike, tokenized
+from syzygy.hub.loading import load_model
+from syzygy.hub.tokens import Tokenized, alike, check_vocabulary, tokenized
 from syzygy.types import TextStates
 
 EXAMPLE = "Qwen/Qwen3-0.6B"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What a language model may compute in. Not fp16: activations of several families do not fit into it."""
+HELD = 2**28
+"""Numbers that the hidden states of one pass have at most (1 GiB in fp32): a bigger batch is read in several passes."""
 HOLE = "{text}"
 """Where the text goes in a template."""
 SENTENCES = (
@@ -123,10 +125,12 @@ class Llm(nn.Module):
         self._arguments = inspect.signature(model.forward).parameters
         if "pixel_values" in self._arguments:
             raise UserError(f"{source} is a {type(model).__name__}, which reads pictures: name a language model.")
+        rows = model.get_input_embeddings().num_embeddings
+        check_vocabulary(tokenizer, rows, source)
         self._before, self._after = _around(tokenizer, self.recipe.template, source)
         pad = tokenizer.pad_token_id
         # Pads are never read; many tokenizers have none, or one that was added and that the model does not know.
-        self._pad = self._after[-1] if pad is None or pad >= model.get_input_embeddings().num_embeddings else pad
+        self._pad = self._after[-1] if pad is None or pad >= rows else pad
         self._check_recipe()
 
     def _check_recipe(self) -> None:
@@ -173,6 +177,12 @@ class Llm(nn.Module):
         around = {"before": self._before, "after": self._after, "pad": self._pad}
         return tokenized(self.tokenizer, texts, most=self.recipe.max_tokens, **around, stacklevel=4)
 
+    @property
+    def _tokens_a_pass(self) -> int:
+        """Tokens, pads included, whose hidden states of all layers fit into `HELD` numbers."""
+        layers = 1 if self.recipe.layers == "last" else self.model.config.num_hidden_layers + 1
+        return max(HELD // (self.width * layers), 1)
+
     @torch.no_grad()
     def encode_states(self, texts: list[str]) -> TextStates:
         """Texts → features by the recipe, mask and spans, in fp32; padded on the right with zeros."""
@@ -183,7 +193,7 @@ class Llm(nn.Module):
         keep = self._kept(found.mask)
         ids, real = found.ids.to(self.device), found.mask.to(self.device)
         states = torch.zeros(*ids.shape, self.width, dtype=torch.float32, device=self.device)
-        for rows, length in alike(found.mask):
+        for rows, length in alike(found.mask, self._tokens_a_pass):
             at = rows.to(self.device)
             states[at, :length] = self._features(ids[at, :length], real[at, :length], normalise)
         mask = torch.arange(int(keep.sum(1).max())) < keep.sum(1, keepdim=True)
@@ -257,14 +267,17 @@ class Llm(nn.Module):
             local_files_only: take a hub id from the hub's cache only; else download what is missing.
 
         Raises:
-            UserError: it is not found, transformers cannot load it without running its own code, weights are missing or pickle, its
-                tokenizer cannot tell characters (a slow one), or the recipe does not fit.
+            UserError: it is not found, transformers cannot load it without running its own code, weights are missing, pickle or not
+                finite, its tokenizer is slow (it cannot tell characters) or has tokens that the model does not, or the recipe does not
+                fit.
         """
         if dtype not in DTYPES.values():
             raise UserError(f"a language model computes in float32 or bfloat16, not {dtype}.")
         found = checkpoint.locate(source, revision, local_files_only, EXAMPLE)
-        model, tokenizer = _loaded(found.folder, str(source), dtype)
-        return Llm(model, tokenizer, found.source, recipe, found.revision).requires_grad_(False).eval()
+        model, tokenizer = load_model(found.folder, str(source), "language model", dtype, _kind)
+        # A folder is recorded with its whole path: whoever uses what is made with it may do so from another folder.
+        place = str(found.folder.resolve()) if found.revision is None else found.source
+        return Llm(model, tokenizer, place, recipe, found.revision).requires_grad_(False).eval()
 
 
 def mean_of_layers(hidden: Sequence[Float[Tensor, "B T D"]], normalise: bool) -> Float[Tensor, "B T D"]:
@@ -340,27 +353,8 @@ def _around(tokenizer: Any, template: str | None, source: str) -> tuple[list[int
     return before + head, tail + after
 
 
-def _loaded(folder: Path, source: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model without head, and tokenizer."""
-    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+def _kind(config: Any) -> Any:
+    """transformers' class for the model without its head; of an encoder–decoder, the encoder alone."""
+    from transformers import AutoModel, AutoModelForTextEncoding
 
-    try:
-        with checkpoint.silent():  # it would tell at length that the head is left out
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            kind: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
-            model, report = kind.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the language model in {source} cannot be loaded: {str(error).splitlines()[0]}") from None
-    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
-        raise UserError(
-            f"the language model in {source} lacks weights: {', '.join(missing[:3])}. Copy or download it again, whole."
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the Rust library raises bare Exception for a broken file
-        raise UserError(f"the tokenizer of {source} cannot be read: {str(error).splitlines()[0]}") from None
-    if not tokenizer.is_fast:
-        raise UserError(f"the tokenizer of {source} does not tell characters: its folder needs a tokenizer.json.")
-    return getattr(model, "language_model", model), tokenizer  # of one that reads pictures too, such as Gemma 3
+    return AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel

@@ -55,7 +55,8 @@ def painted(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     unet, readers = _parts(pipeline)
     own = [[blurred(one, blur) for one in some] for some in for_each(regions, len(prompts))]
-    brush = _Brush(pipeline, prompts, own, strength, [padded_tokens(tokenizer, prompts) for tokenizer, _ in readers])
+    tokens = [padded_tokens(tokenizer, prompts, control=True) for tokenizer, _ in readers]
+    brush = _Brush(pipeline, prompts, own, strength, tokens)
     if brush.maps((8, 8)) is None:
         yield pipeline
         return

@@ -20,7 +20,7 @@ from syzygy.errors import UserError
 from syzygy.hub import checkpoint
 from syzygy.hub.adapters import load_adapted
 from syzygy.hub.clip import Clip
-from syzygy.hub.priors import EXAMPLE, find_prior, load_prior
+from syzygy.hub.priors import find_prior, load_prior
 from syzygy.hub.repositories import KANDINSKY, KARLO, PUBLISHED, identity
 from syzygy.hub.text_encoder import adapter_folder, llm_beside
 from syzygy.hub.zero_image import ZeroImage
@@ -217,7 +217,7 @@ def _clip_of(source: str | Path, folder: Path) -> str | Path:
     if width not in CLIPS:
         raise UserError(
             f"the prior {source} predicts embeddings {width} wide, of no published CLIP known here: give the folder or hub id of "
-            f"the CLIP that it was trained beside (clip=…). A published prior is {EXAMPLE}."
+            f"the CLIP that it was trained beside (clip=…). A published prior is {layout.EXAMPLE}."
         )
     return CLIPS[width]
 

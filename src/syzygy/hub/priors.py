@@ -9,21 +9,14 @@ import torch
 from syzygy import artifact
 from syzygy.config import parse
 from syzygy.errors import UserError
-from syzygy.hub import checkpoint
 from syzygy.hub.ancestral import scheduler_settings
-from syzygy.hub.checkpoint import Checkpoint
 from syzygy.hub.clip import Clip
-from syzygy.hub.parts import SCHEDULER_FILE
 from syzygy.prior import layout
 from syzygy.prior.diffusion import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.model import EclipsePrior
 from syzygy.prior.schedule import Schedule
 
-EXAMPLE = "ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior"
-PART = "prior"
-"""Where the prior lies in a finished run, and in a diffusers pipeline."""
-SCHEDULERS = ("scheduler", "prior_scheduler")
-"""Where pipelines keep how their prior is sampled: Kandinsky 2.2, and Karlo."""
+find_prior = layout.find
 
 
 def load_prior(
@@ -66,37 +59,13 @@ def load_prior(
     return SampledPrior(prior, clip.encode_text([""]), sampling, schedule)
 
 
-def find_prior(source: str | Path, *, local_files_only: bool = True) -> Path:
-    """The folder that holds the prior itself; `source` as of `load_prior`.
-
-    Raises:
-        UserError: it is not found, or belongs to a run that is not finished.
-    """
-    folder = checkpoint.locate(source, None, local_files_only, EXAMPLE, _download).folder
-    if (folder / PART / artifact.CONFIG_FILE).is_file():
-        return folder / PART
-    if (folder / "run.json").is_file():
-        raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
-    return folder
-
-
-def _download(source: str, revision: str | None) -> Checkpoint:
-    """A prior's files, its own repository's or those in a pipeline's, and what tells how it is sampled."""
-    settings = [artifact.CONFIG_FILE, artifact.PROVENANCE_FILE]
-    schedulers = [f"{name}/{SCHEDULER_FILE}" for name in SCHEDULERS]
-    patterns = ["model_index.json", *settings, *(f"{PART}/{name}" for name in settings), *schedulers]
-    found = checkpoint.fetch(source, revision, patterns, local_files_only=False)
-    folder = f"{PART}/" if (found.folder / PART / artifact.CONFIG_FILE).is_file() else ""
-    return checkpoint.fetch_weights(found, {folder: checkpoint.DIFFUSERS})
-
-
 def load_eclipse(source: str | Path, *, local_files_only: bool = True) -> EclipsePrior:
     """An ECLIPSE prior in fp32, for going on from it; `source` as of `load_prior`.
 
     Raises:
         UserError: as `load_prior`; it is a diffusion prior.
     """
-    return EclipsePrior.from_pretrained(find_prior(source, local_files_only=local_files_only))
+    return EclipsePrior.from_pretrained(source, local_files_only=local_files_only)
 
 
 def _read_prior(folder: Path, dtype: torch.dtype) -> EclipsePrior | DiffusionPrior:
@@ -117,13 +86,13 @@ def _sampling(folder: Path, prior: DiffusionPrior) -> tuple[PriorSampling, Sched
     if record.is_file():
         task = artifact.read_json(record).get("recipe", {}).get("task", {})
         return parse(PriorSampling, task.get("sampling", {}), str(record)), "linear"
-    for name in SCHEDULERS:
-        path = folder.parent / name / SCHEDULER_FILE
+    for name in layout.SCHEDULERS:
+        path = folder.parent / name / layout.SCHEDULER_FILE
         if path.is_file():
             return _as_scheduled(path), "cosine"
     raise UserError(
         f"the diffusion prior in {folder} does not tell how it is sampled: neither {record.name} lies in it, nor "
-        f"{SCHEDULERS[0]}/{SCHEDULER_FILE} beside it. Give the folder of the whole pipeline that it belongs to."
+        f"{layout.SCHEDULERS[0]}/{layout.SCHEDULER_FILE} beside it. Give the folder of the whole pipeline that it belongs to."
     )
 
 

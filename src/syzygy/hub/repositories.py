@@ -19,8 +19,8 @@ from pathlib import Path
 from syzygy import artifact
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint, kandinsky, karlo, stable_diffusion_decoder, stable_unclip
-from syzygy.hub.checkpoint import Checkpoint
 from syzygy.hub.parts import SCHEDULER_FILE
+from syzygy.model_files import Located
 
 INDEX_FILE = "model_index.json"
 CLASS = "_class_name"
@@ -93,7 +93,7 @@ class Found:
 
     name: str
     """Which of `PUBLISHED` it is, or is like."""
-    at: Checkpoint
+    at: Located
 
     @property
     def published(self) -> Published:
@@ -143,7 +143,7 @@ def _like(folder: Path) -> str:
     raise UserError(f"{folder} holds a {kind!r}, which is no decoder known here. Known: {', '.join(known_classes())}.")
 
 
-def _download(source: str, revision: str | None) -> Checkpoint:
+def _download(source: str, revision: str | None) -> Located:
     """The parts that are needed, in safetensors, and no more."""
     found = checkpoint.fetch(source, revision, [INDEX_FILE], local_files_only=False)
     parts = PUBLISHED[_like(found.folder)].parts
@@ -158,7 +158,7 @@ def _download(source: str, revision: str | None) -> Checkpoint:
     return checkpoint.fetch_weights(found, stems)
 
 
-def identity(at: Checkpoint) -> str:
+def identity(at: Located) -> str:
     """What tells a repository from another without reading its gigabytes: the commit, or names, sizes and times of a folder's files."""
     if at.revision is not None:
         return f"{at.source}@{at.revision}"

@@ -73,7 +73,7 @@ def beside_stable_diffusion(folder: Path, size: int | None, device: torch.device
     vae = load_model(AutoencoderKL, folder, "vae", torch.float32)
     reader = stable_diffusion_decoder.load_reader(folder, torch.float32, device, offload=False)
     stable_diffusion_decoder.check_fit(folder, unet, vae.config, reader)
-    preparation, noise = square(folder, unet, size, pixels_a_position(vae)), training_noise(folder)
+    preparation, noise = square(unet, size, pixels_a_position(vae)), training_noise(folder)
     if xl:
         vae.enable_slicing()  # pictures of a megapixel, in fp32
     captions = Captions(reader, stable_diffusion_decoder.moves_from_zeros(folder))

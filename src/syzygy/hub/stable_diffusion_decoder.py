@@ -20,13 +20,13 @@ from syzygy import artifact
 from syzygy.diffusion.paint import Painting
 from syzygy.errors import UserError
 from syzygy.hub import asking, schedulers, towers
-from syzygy.hub.latent_diffusion import decoded, guided, pixels_a_position
+from syzygy.hub.latent_diffusion import decoded, guided, pixels_a_position, sample_positions
 from syzygy.hub.offload import visiting
 from syzygy.hub.painting import attention_arguments, padded_tokens, paintable, painting_of
 from syzygy.hub.parts import check_parts, load_model, read_settings
 from syzygy.hub.stable_unclip import text_model
 from syzygy.hub.timesteps import HostTimesteps, noise_of
-from syzygy.hub.tokens import Tokenized
+from syzygy.hub.tokens import Tokenized, check_vocabulary
 from syzygy.rng import per_sample_noise
 from syzygy.types import Guide, Progress, Sampling
 
@@ -113,9 +113,12 @@ class StableDiffusionDecoder:
     defaults: Sampling = field(init=False)
 
     def __post_init__(self) -> None:
-        side, scale = self.unet.config.sample_size * self.scale, 5.0 if self.is_xl else 7.5
+        height, width = (positions * self.scale for positions in sample_positions(self.unet.config))
+        scale = 5.0 if self.is_xl else 7.5
         name = schedulers.name_of(self.scheduler)
-        object.__setattr__(self, "defaults", Sampling(steps=50, guidance_scale=scale, sampler=name, size=(side, side)))
+        object.__setattr__(
+            self, "defaults", Sampling(steps=50, guidance_scale=scale, sampler=name, size=(height, width))
+        )
         paintable(self.unet)
 
     @property
@@ -252,6 +255,8 @@ def load_reader(folder: Path, dtype: torch.dtype, device: torch.device, offload:
     if (folder / SECOND).is_dir():
         encoders.append(_second_text_model(folder, dtype))
         tokenizers.append(towers.read_tokenizer(folder / "tokenizer_2"))
+    for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
+        check_vocabulary(tokenizer, encoder.config.vocab_size, str(folder))
     if not offload:
         encoders = [encoder.to(device) for encoder in encoders]
     return TextReader(encoders, tokenizers, device, offload)

@@ -20,11 +20,12 @@ from syzygy import artifact
 from syzygy.diffusion.paint import Painting
 from syzygy.errors import UserError
 from syzygy.hub import asking, schedulers, towers
-from syzygy.hub.latent_diffusion import decoded, guided, pixels_a_position
+from syzygy.hub.latent_diffusion import decoded, guided, pixels_a_position, sample_positions
 from syzygy.hub.offload import visiting
 from syzygy.hub.painting import attention_arguments, padded_tokens, paintable, painting_of
 from syzygy.hub.parts import check_parts, load_model, read_settings
 from syzygy.hub.timesteps import HostTimesteps, noise_of
+from syzygy.hub.tokens import check_vocabulary
 from syzygy.rng import per_sample_noise
 from syzygy.types import Guide, Progress, Sampling
 
@@ -48,7 +49,12 @@ class OwnText:
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "N T C"]:
         positions = self.model.config.max_position_embeddings
         tokens = self.tokenizer(
-            list(texts), padding="max_length", max_length=positions, truncation=True, return_tensors="pt"
+            list(texts),
+            padding="max_length",
+            max_length=positions,
+            truncation=True,
+            return_tensors="pt",
+            split_special_tokens=True,  # "<|endoftext|>" in a prompt is text
         )
         heeds = getattr(self.model.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(self.device) if heeds else None
@@ -78,9 +84,9 @@ class StableUnclipDecoder:
     defaults: Sampling = field(init=False)
 
     def __post_init__(self) -> None:
-        side = self.unet.config.sample_size * self.scale
+        height, width = (positions * self.scale for positions in sample_positions(self.unet.config))
         name = schedulers.name_of(self.scheduler)
-        own = Sampling(steps=20, guidance_scale=10.0, sampler=name, size=(side, side), options={NOISE_LEVEL: 0})
+        own = Sampling(steps=20, guidance_scale=10.0, sampler=name, size=(height, width), options={NOISE_LEVEL: 0})
         object.__setattr__(self, "defaults", own)
         paintable(self.unet)
 
@@ -244,7 +250,9 @@ def load_stable_unclip(
         vae.enable_slicing()
     if not offload:
         unet, vae, text = unet.to(device), vae.to(device), text.to(device)
-    own_text = OwnText(text, towers.read_tokenizer(folder / "tokenizer"), device, offload)
+    tokenizer = towers.read_tokenizer(folder / "tokenizer")
+    check_vocabulary(tokenizer, text.config.vocab_size, str(folder))
+    own_text = OwnText(text, tokenizer, device, offload)
     return StableUnclipDecoder(unet, vae, own_text, normalizer, noising, scheduler, device, offload)
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from syzygy import artifact
 from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
-from syzygy.hub.tokens import Tokenized, alike, learned_bpe, tokenized
+from syzygy.hub.loading import load_model
+from syzygy.hub.tokens import Tokenized, alike, check_vocabulary, learned_bpe, tokenized
 from syzygy.types import TextStates
 
 PAD, END = "<pad>", "</s>"
@@ -115,29 +115,17 @@ class T5Text(nn.Module):
             max_tokens: longest text; T5's positions are relative, so this is a choice (eDiff-I's published captions fit into 320).
 
         Raises:
-            UserError: it is not found, is no T5, lacks weights, or its tokenizer cannot tell characters (a slow one).
+            UserError: it is not found, is no T5, lacks weights or holds NaN, or its tokenizer is slow (it cannot tell characters) or does not
+                fit.
         """
-        from transformers import AutoTokenizer, T5EncoderModel
+        from transformers import T5EncoderModel
 
         folder = checkpoint.locate(source, revision, local_files_only).folder
         config = artifact.read_json(folder / artifact.CONFIG_FILE)
         if config.get("model_type") != "t5":
             raise UserError(f"{source} is a {config.get('model_type')!r}, not a t5.")
-        try:
-            with checkpoint.silent():
-                loaded: Any = T5EncoderModel.from_pretrained(
-                    folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-                )
-            model, report = loaded
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"T5 in {source} cannot be loaded: {str(error).splitlines()[0]}") from None
-        if missing := sorted(report["missing_keys"]):
-            raise UserError(
-                f"T5 in {source} lacks weights: {', '.join(missing[:3])}. Copy or download it again, whole."
-            )
-        if not tokenizer.is_fast:
-            raise UserError(f"the tokenizer of {source} does not tell characters: its folder needs a tokenizer.json.")
+        model, tokenizer = load_model(folder, str(source), "T5", dtype, lambda config: T5EncoderModel)
+        check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings, str(source))
         fingerprint = artifact.fingerprint(model.get_encoder().float().state_dict()) if dtype == torch.float32 else None
         return T5Text(model.eval(), tokenizer, str(source), max_tokens, fingerprint).requires_grad_(False)
 

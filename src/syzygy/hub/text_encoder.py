@@ -13,6 +13,7 @@ from syzygy.hub.adapters import PART, identity_of, load_adapted
 from syzygy.hub.bundle import INDEX_FILE, part_folder
 from syzygy.hub.clip import Clip
 from syzygy.hub.karlo import KarloDecoder
+from syzygy.hub.llm import Llm
 from syzygy.hub.offload import HOME, VisitingPrior, VisitingText
 from syzygy.hub.stable_unclip import StableUnclipDecoder
 from syzygy.pipeline import Pipeline
@@ -36,6 +37,8 @@ class Adapted:
     """Codes of the world's languages that the adapter was taught."""
     fingerprints: Mapping[str, str]
     """Of the adapter (`text_encoder`) and of its language model (`llm`)."""
+    foreign_llm: bool
+    """Whether the language model was not trained here (`syzygy train lm`)."""
 
 
 def adapt(
@@ -83,7 +86,9 @@ def adapt(
     _warn_of_prior(folder, path.prior)
     own = {"text_encoder": artifact.fingerprint(found.adapter.state_dict()), "llm": identity_of(folder)["fingerprint"]}
     together = _trained_together(folder, path.decoder)
-    return Adapted(with_text(path, encoder, decoder_knows=together), languages_of(folder), own)
+    assert isinstance(found.llm, Llm)
+    foreign = not (Path(found.llm.source) / artifact.PROVENANCE_FILE).is_file()
+    return Adapted(with_text(path, encoder, decoder_knows=together), languages_of(folder), own, foreign)
 
 
 def _trained_together(folder: Path, decoder: PictureDecoder) -> bool:

@@ -1,5 +1,6 @@
 """Tokenised texts as tensors, with the characters that each token stands for; nothing is cut in silence. Tokenizers to learn."""
 
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from syzygy.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ def tokenized(
     after: Sequence[int],
     pad: int,
     stacklevel: int,
+    control: bool = False,
 ) -> Tokenized:
     """Token ids between special ones; texts that are too long are cut with a warning.
 
@@ -40,11 +44,11 @@ def tokenized(
         after: ids that each text ends with, cut or not.
         pad: what fills up shorter texts.
         stacklevel: of the warning, as `warnings.warn` takes it from here.
+        control: whether `</s>` and other special tokens that are spelled out in a text act as such (see `encoded`).
     """
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     room = most - len(before) - len(after)
     rows, places = [], []
-    for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    for text, (ids, spans) in zip(texts, encoded(tokenizer, texts, control=control), strict=True):
         if len(ids) > room:
             cut = text[spans[room][0] :].strip()
             warnings.warn(
@@ -60,23 +64,102 @@ def tokenized(
     return Tokenized(ids, mask, torch.tensor([row + [(0, 0)] * (length - len(row)) for row in places]))
 
 
+Spans = list[tuple[int, int]]
+
+
+def encoded(tokenizer: Any, texts: Sequence[str], *, control: bool = False) -> list[tuple[list[int], Spans]]:
+    """Token ids of each text and the characters that each token stands for, without start and end tokens.
+
+    A special token that is spelled out in a text ("</s>", "<|endoftext|>", "<|im_end|>") is read as ordinary characters: users write
+    text, and only a template may hold control tokens. Added tokens that the tokenizer does not declare as special (such as Gemma's
+    runs of spaces) stay what they are, unless they have the form "<|…|>" (such as Qwen's "<|fim_prefix|>").
+
+    Args:
+        control: let them act as special tokens, as the tokenizer does by default and as diffusers' pipelines read prompts.
+    """
+    settings: dict[str, Any] = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    found = tokenizer(list(texts), **settings, split_special_tokens=not control)
+    rows = list(zip(found["input_ids"], found["offset_mapping"], strict=True))
+    if control:
+        return rows
+    marks = _marks(tokenizer)
+    return [
+        row if marks.isdisjoint(row[0]) else _spelled(tokenizer, marks, text, row)
+        for text, row in zip(texts, rows, strict=True)
+    ]
+
+
+def _marks(tokenizer: Any) -> set[int]:
+    """Ids of tokens that no text may hold. The token for unknown characters may, unless it has another task too (CLIP's ends texts)."""
+    added = tokenizer.added_tokens_decoder
+    found = {i for i, token in added.items() if token.special or re.fullmatch(r"<\|.*\|>", token.content)}
+    unknown, named = tokenizer.unk_token_id, (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return found if unknown in named else found - {unknown}
+
+
+def _spelled(tokenizer: Any, marks: set[int], text: str, row: tuple[list[int], Spans]) -> tuple[list[int], Spans]:
+    """A text whose tokens hold one of `marks`, encoded in pieces that cut each of them after its first character.
+
+    Vocabularies of SentencePiece (T5, XLM-R) hold "</s>" among their ordinary pieces as well, where `split_special_tokens` does not reach.
+    """
+    cuts = [spans[0] + 1 for i, spans in zip(*row, strict=True) if i in marks and spans[1] - spans[0] > 1]
+    if not cuts:  # a character that is unknown
+        return row
+    ids: list[int] = []
+    places: Spans = []
+    for start, stop in pairwise([0, *cuts, len(text)]):
+        ((own, spans),) = encoded(tokenizer, [text[start:stop]])
+        ids += own
+        places += [(start + low, start + high) for low, high in spans]
+    return ids, places
+
+
+def check_vocabulary(tokenizer: Any, rows: int, source: str) -> None:
+    """Refuse a tokenizer whose tokens a model has no embeddings for.
+
+    Special tokens (as Gemma 3's for pictures) may be more, as no text can hold them.
+
+    Args:
+        rows: of the model's embedding matrix.
+        source: what to call the model's folder.
+
+    Raises:
+        UserError: names the tokens.
+    """
+    if len(tokenizer) <= rows:
+        return
+    unreachable = _marks(tokenizer) | {tokenizer.unk_token_id}
+    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows and i not in unreachable)
+    if beyond:
+        names = ", ".join(repr(token) for _, token in beyond[:5])
+        more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
+        raise UserError(
+            f"{source}: the tokenizer has {len(beyond)} tokens that the model has no embedding for ({names}{more}; the model has "
+            f"{rows}). Use the model's own tokenizer, or save the model again after resize_token_embeddings({len(tokenizer)})."
+        )
+
+
 ENOUGH = 256
 """Tokens, pads included, that a pass of a transformer has at least: of fewer, reading its weights costs more than computing."""
 LIKE = 0.8
 """How long a text is at least, as a part of the longest that it is padded to."""
 
 
-def alike(mask: Bool[Tensor, "B T"]) -> list[tuple[Int[Tensor, "b"], int]]:
+def alike(mask: Bool[Tensor, "B T"], most: int | None = None) -> list[tuple[Int[Tensor, "b"], int]]:
     """Texts of like length: which of the B, and how long their longest is. As padded together they cost little more than their own tokens.
 
     (96 captions of six languages are to two thirds padding as one batch.)
+
+    Args:
+        most: tokens of a pass, pads included, which bounds its memory; a longer text is a pass of its own. None: no bound.
     """
     lengths = mask.sum(1).cpu()
     order = lengths.argsort(descending=True, stable=True)
     sorted_lengths, starts = lengths[order].tolist(), [0]
     for i, length in enumerate(sorted_lengths):
         longest = sorted_lengths[starts[-1]]
-        if length < LIKE * longest and (i - starts[-1]) * longest >= ENOUGH:
+        shorter = length < LIKE * longest and (i - starts[-1]) * longest >= ENOUGH
+        if shorter or (most is not None and i > starts[-1] and (i + 1 - starts[-1]) * longest > most):
             starts.append(i)
     sizes = [stop - start for start, stop in pairwise([*starts, len(order)])]
     return [(rows, sorted_lengths[start]) for rows, start in zip(order.split(sizes), starts, strict=True)]

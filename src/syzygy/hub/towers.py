@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from syzygy import artifact
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
-from syzygy.hub.checkpoint import Checkpoint
 from syzygy.hub.preparation import Preparation
+from syzygy.model_files import Located
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLD_BUFFERS = tuple(f"{tower}embeddings.position_ids" for tower in ("text_model.", "vision_model.", ""))
@@ -84,7 +84,7 @@ class Part:
         return checkpoint.read_weights(self.folder, keep=lambda name: name.startswith(self.names))
 
 
-def load(found: Checkpoint, dtype: torch.dtype) -> Loaded:
+def load(found: Located, dtype: torch.dtype) -> Loaded:
     """Everything a `Clip` is made of. Weights of any precision are converted to `dtype`.
 
     Raises:
@@ -92,19 +92,21 @@ def load(found: Checkpoint, dtype: torch.dtype) -> Loaded:
             misshapen; the parts do not belong together.
     """
     _check_dtype(dtype)
-    parts = _pipeline_parts(found.folder) if found.is_pipeline else _whole(found.folder)
+    parts = _pipeline_parts(found.folder) if checkpoint.is_pipeline(found.folder) else _whole(found.folder)
     preparation = _preparation(found)
-    tokenizer = read_tokenizer(found.folder / checkpoint.TOKENIZER if found.is_pipeline else found.folder)
+    tokenizer = read_tokenizer(
+        found.folder / checkpoint.TOKENIZER if checkpoint.is_pipeline(found.folder) else found.folder
+    )
     tensors = [checkpoint.read_weights(part.folder) for part in parts]
     models = [filled(part, stored, dtype) for part, stored in zip(parts, tensors, strict=True)]
-    model = Towers(*models) if found.is_pipeline else models[0]
+    model = Towers(*models) if checkpoint.is_pipeline(found.folder) else models[0]
     _check_text(model, tokenizer, found.folder)
     _check_image(model, model, preparation, found.folder)
     fingerprint = None if dtype == torch.float32 else _fingerprint(tensors)
     return Loaded(model, tokenizer, preparation, fingerprint)
 
 
-def load_text_first(found: Checkpoint, dtype: torch.dtype) -> Loaded:
+def load_text_first(found: Located, dtype: torch.dtype) -> Loaded:
     """The same, but the image tower (`TextFirst`): it may even be missing, until it is asked for.
 
     Raises:
@@ -112,7 +114,9 @@ def load_text_first(found: Checkpoint, dtype: torch.dtype) -> Loaded:
     """
     _check_dtype(dtype)
     preparation = _preparation(found)
-    tokenizer = read_tokenizer(found.folder / checkpoint.TOKENIZER if found.is_pipeline else found.folder)
+    tokenizer = read_tokenizer(
+        found.folder / checkpoint.TOKENIZER if checkpoint.is_pipeline(found.folder) else found.folder
+    )
     text = _tower(found, checkpoint.TEXT)
     text_model = filled(text, text.stored(), dtype)
     _check_text(text_model, tokenizer, found.folder)
@@ -124,7 +128,7 @@ def load_text_first(found: Checkpoint, dtype: torch.dtype) -> Loaded:
         return image
 
     def fingerprint() -> str:
-        parts = _pipeline_parts(found.folder) if found.is_pipeline else _whole(found.folder)
+        parts = _pipeline_parts(found.folder) if checkpoint.is_pipeline(found.folder) else _whole(found.folder)
         return _fingerprint([checkpoint.read_weights(part.folder) for part in parts])
 
     return Loaded(TextFirst(text_model, load_image), tokenizer, preparation, fingerprint)
@@ -141,7 +145,7 @@ def _fingerprint(stored: list[dict[str, Tensor]]) -> str:
     )
 
 
-def _tower(found: Checkpoint, tower: str) -> Part:
+def _tower(found: Located, tower: str) -> Part:
     """One tower of either layout, as the class that has nothing else."""
     from transformers import (
         CLIPTextConfig,
@@ -154,7 +158,7 @@ def _tower(found: Checkpoint, tower: str) -> Part:
         checkpoint.TEXT: (CLIPTextModelWithProjection, CLIPTextConfig),
         checkpoint.IMAGE: (CLIPVisionModelWithProjection, CLIPVisionConfig),
     }[tower]
-    if found.is_pipeline:
+    if checkpoint.is_pipeline(found.folder):
         if not (found.folder / tower).is_dir():
             raise UserError(_half(found.folder, tower))
         return _part(kind, config_kind, found.folder / tower)
@@ -249,8 +253,8 @@ def _check_kind(kind: str, model_type: str, values: Mapping[str, Any], path: Pat
         )
 
 
-def _preparation(found: Checkpoint) -> Preparation:
-    folders = checkpoint.PREPARATIONS if found.is_pipeline else ("",)
+def _preparation(found: Located) -> Preparation:
+    folders = checkpoint.PREPARATIONS if checkpoint.is_pipeline(found.folder) else ("",)
     paths = [found.folder / folder / name for folder in folders for name in checkpoint.PREPARATION_FILES]
     for path in paths:
         if path.is_file():
@@ -274,12 +278,14 @@ def read_tokenizer(folder: Path) -> Any:
         (folder / name).is_file() for name in ("vocab.json", "merges.txt")
     ):
         raise UserError(f"{folder} is not a complete CLIP: it lacks tokenizer.json, or vocab.json with merges.txt.")
+    for path in folder.glob("*.json"):
+        artifact.check_pointer(path)
     settings = folder / "tokenizer_config.json"
     kind = artifact.read_json(settings).get("tokenizer_class") if settings.is_file() else None
     if kind not in (None, "CLIPTokenizer", "CLIPTokenizerFast"):
         raise UserError(f"{settings} is for {kind}; only CLIPTokenizer is read.")
     try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust library raises bare Exception for a broken file
         raise UserError(f"the tokenizer in {folder} cannot be read: {error}. Copy it again.") from None
 

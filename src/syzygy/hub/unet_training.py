@@ -19,6 +19,7 @@ from torch import Tensor
 from syzygy import artifact
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint, schedulers
+from syzygy.hub.latent_diffusion import sample_positions
 from syzygy.hub.parts import load_model, renamed
 from syzygy.hub.preparation import Preparation
 from syzygy.train.unet import DiscreteNoise
@@ -97,7 +98,7 @@ def training_noise(folder: Path) -> DiscreteNoise:
     return DiscreteNoise(scheduler.alphas_cumprod.double(), str(scheduler.config.get("prediction_type")))
 
 
-def square(folder: Path, unet: Mapping[str, Any], size: int | None, scale: int) -> Preparation:
+def square(unet: Mapping[str, Any], size: int | None, scale: int) -> Preparation:
     """How pictures become `size` × `size` pixels (None: as many as the U-Net was made for): resized by the shorter side, cut from the
     middle, in [-1, 1].
 
@@ -105,12 +106,9 @@ def square(folder: Path, unet: Mapping[str, Any], size: int | None, scale: int) 
         scale: pixels a latent position, along each side.
 
     Raises:
-        UserError: not a multiple of that; the U-Net's configuration does not tell what it was made for.
+        UserError: not a multiple of that.
     """
-    made_for = unet.get("sample_size")
-    if not isinstance(made_for, int):
-        raise UserError(f"the U-Net in {folder} does not tell its sample_size, as published ones do.")
-    side = made_for * scale if size is None else size
+    side = min(sample_positions(unet)) * scale if size is None else size
     if side % scale:
         raise UserError(f"size={side}: pictures of this model have sides that are multiples of {scale}.")
     half = (0.5, 0.5, 0.5)

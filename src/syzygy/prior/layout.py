@@ -1,6 +1,6 @@
 """The folder in which priors are published: `config.json` and `diffusion_pytorch_model.safetensors`, with embedding statistics."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,54 @@ from syzygy.artifact import (
     PROVENANCE_FILE,
     folder_written,
     read_json,
-    read_tensors,
     write_json,
     write_tensors,
 )
 from syzygy.errors import UserError
+from syzygy.model_files import DIFFUSERS, Located, fetch, fetch_weights, locate, read_weights
 from syzygy.prior.statistics import EmbeddingStatistics
 
 CLASS_NAME = "PriorTransformer"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-HALF_FILE = "diffusion_pytorch_model.fp16.safetensors"
-"""How diffusers names weights that are published in half precision beside, or instead of, full precision."""
+WEIGHTS_FILE = f"{DIFFUSERS}.safetensors"
+EXAMPLE = "ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior"
+PART = "prior"
+"""Where the prior lies in a finished run, and in a diffusers pipeline."""
+SCHEDULERS = ("scheduler", "prior_scheduler")
+"""Where pipelines keep how their prior is sampled: Kandinsky 2.2, and Karlo."""
+SCHEDULER_FILE = "scheduler_config.json"
+COMPLETED = (
+    "the prior has no embedding statistics (clip_mean and clip_std are zeros, as in some published priors): they are measured on the "
+    "training images and saved with it."
+)
+
+
+def find(source: str | Path, *, local_files_only: bool = True) -> Path:
+    """The folder that holds the prior itself.
+
+    Args:
+        source: a prior's own folder, that of a finished training run or of a diffusers pipeline, or a hub id of either such as
+            `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision to fix that.
+        local_files_only: look for hub ids in the hub's cache only; else download what is missing.
+
+    Raises:
+        UserError: it is not found, or belongs to a run that is not finished.
+    """
+    folder = locate(source, None, local_files_only, EXAMPLE, _download).folder
+    if (folder / PART / CONFIG_FILE).is_file():
+        return folder / PART
+    if (folder / "run.json").is_file():
+        raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
+    return folder
+
+
+def _download(source: str, revision: str | None) -> Located:
+    """A prior's files, its own repository's or those in a pipeline's, and what tells how it is sampled."""
+    settings = [CONFIG_FILE, PROVENANCE_FILE]
+    schedulers = [f"{name}/{SCHEDULER_FILE}" for name in SCHEDULERS]
+    patterns = ["model_index.json", *settings, *(f"{PART}/{name}" for name in settings), *schedulers]
+    found = fetch(source, revision, patterns, local_files_only=False)
+    folder = f"{PART}/" if (found.folder / PART / CONFIG_FILE).is_file() else ""
+    return fetch_weights(found, {folder: DIFFUSERS})
 
 
 def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -37,19 +74,7 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(
             f"{folder / CONFIG_FILE} describes {values.get('_class_name')!r}, not a prior ({CLASS_NAME!r})."
         )
-    return {k: v for k, v in values.items() if not k.startswith("_")}, read_tensors(_weights(folder))
-
-
-def _weights(folder: Path) -> Path:
-    found = [folder / name for name in (WEIGHTS_FILE, HALF_FILE) if (folder / name).is_file()]
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in folder.glob(pattern))
-    if pickles and not found:
-        raise UserError(
-            f"{folder} has its weights only as pickle ({', '.join(pickles)}), which can run code and is never read here. "
-            "Take a revision with safetensors, or convert them where you trust them: load with diffusers, then "
-            "save_pretrained."
-        )
-    return (found or [folder / WEIGHTS_FILE])[0]
+    return {k: v for k, v in values.items() if not k.startswith("_")}, read_weights(folder, DIFFUSERS)
 
 
 def is_diffusion(tensors: Mapping[str, Tensor]) -> bool:
@@ -59,7 +84,7 @@ def is_diffusion(tensors: Mapping[str, Tensor]) -> bool:
 
 def holds_diffusion(folder: Path) -> bool:
     """The same of a folder, without reading all of it."""
-    return bool(read_tensors(_weights(folder), _is_of_time))
+    return bool(read_weights(folder, DIFFUSERS, _is_of_time))
 
 
 def _is_of_time(name: str) -> bool:
@@ -76,6 +101,24 @@ def set_statistics(prior: nn.Module, statistics: EmbeddingStatistics) -> None:
         std.copy_(statistics.std)
 
 
+def has_statistics(prior: nn.Module) -> bool:
+    """Whether `clip_mean` and `clip_std` hold measured values; in some published priors they are zeros."""
+    mean, std = prior.get_parameter("clip_mean"), prior.get_parameter("clip_std")
+    return bool((torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all())
+
+
+def complete(prior: nn.Module, statistics: Callable[[], EmbeddingStatistics]) -> bool:
+    """Give a prior without statistics those of the images that it will be trained on, as it could not be saved without; whether it had none.
+
+    Raises:
+        UserError: the images are too few or all alike.
+    """
+    if has_statistics(prior):
+        return False
+    set_statistics(prior, statistics())
+    return True
+
+
 def save(
     prior: nn.Module,
     settings: Mapping[str, Any],
@@ -88,8 +131,7 @@ def save(
     Raises:
         UserError: the statistics were never set, or the folder cannot be written.
     """
-    mean, std = prior.get_parameter("clip_mean"), prior.get_parameter("clip_std")
-    if not (torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all():
+    if not has_statistics(prior):
         raise UserError(
             "this prior has no embedding statistics (clip_mean, clip_std), and other programs would multiply its "
             "predictions by them. Call set_statistics(EmbeddingStatistics.of(image_embeddings)) before saving."

@@ -145,19 +145,25 @@ class EclipsePrior(nn.Module):
         layout.set_statistics(self, statistics)
 
     @staticmethod
-    def from_pretrained(folder: str | Path) -> "EclipsePrior":
+    def from_pretrained(source: str | Path, *, local_files_only: bool = True) -> "EclipsePrior":
         """Read the published layout (`config.json`, `diffusion_pytorch_model.safetensors`) strictly, into fp32.
 
+        Args:
+            source: a prior's own folder, that of a finished training run or of a diffusers pipeline, or a hub id of either such as
+                `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision to fix that.
+            local_files_only: look for hub ids in the hub's cache only; else download what is missing.
+
         Raises:
-            UserError: missing, truncated or mismatched files; a setting ECLIPSE does not have; a diffusion prior.
+            UserError: it is not found; missing, truncated or mismatched files; a setting ECLIPSE does not have; a diffusion prior.
         """
+        folder = layout.find(source, local_files_only=local_files_only)
         values, tensors = layout.read(folder)
         if layout.is_diffusion(tensors):
             raise UserError(
                 f"{folder} holds a diffusion prior (it has a time embedding), which needs many steps. "
                 "An ECLIPSE prior is needed: one forward pass, no time embedding."
             )
-        prior = EclipsePrior(parse(EclipsePriorConfig, values, str(Path(folder) / CONFIG_FILE)))
+        prior = EclipsePrior(parse(EclipsePriorConfig, values, str(folder / CONFIG_FILE)))
         load_strictly(prior, tensors, folder)
         return prior
 

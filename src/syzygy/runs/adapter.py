@@ -1,6 +1,7 @@
 """The three stages of an adapter between a language model and a CLIP: align on texts, learn from pictures, polish on chosen ones."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,14 @@ from syzygy.config import Config
 from syzygy.data.store import EmbeddingStore
 from syzygy.encoders.adapter import AdapterConfig, AdapterSizes, TextAdapter, TextStatistics
 from syzygy.errors import UserError
-from syzygy.hub.adapters import PART, identity_of, recipe_of
+from syzygy.hub.adapters import PART, identity_of, place_of, recipe_of
 from syzygy.hub.bundle import part_folder, part_or_id
 from syzygy.hub.clip import Clip
 from syzygy.hub.llm import Llm, LlmRecipe, check_same
 from syzygy.hub.priors import load_eclipse, trained_beside
+from syzygy.prior import layout
 from syzygy.prior.model import EclipsePrior
+from syzygy.prior.statistics import EmbeddingStatistics
 from syzygy.rng import seed_of
 from syzygy.runs.adapter_sources import AlignSource, ImageSource, pictures_of_a_store, pictures_of_the_world
 from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
@@ -141,8 +144,7 @@ class Former:
         Raises:
             UserError: it is not found, or another one.
         """
-        place = llm or str(self.llm["source"])
-        revision = None if llm is not None else self.llm.get("revision")
+        place, revision = (llm, None) if llm else place_of(self.llm, self.run / PART)
         recipe, dtype = recipe_of(self.llm), getattr(torch, self.llm["dtype"])
         found = load_llm(place, recipe=recipe, revision=revision, dtype=dtype, local_files_only=local_files_only)
         check_same(self.llm, found.identity().to_config(), f"the adapter of {self.run}")
@@ -275,7 +277,7 @@ def image(
     source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
     record = {"clip": clip.fingerprint(), "data": "world", "captions": len(data[0])}
     former = former.taught(languages)
-    material = _Material(source, clip.logit_scale, record)
+    material = _Material(source, clip.logit_scale, record, lambda: EmbeddingStatistics.of(data[0].embeddings))
     return _fit_image(run, former, material, prior, out, world, stage, report)
 
 
@@ -309,7 +311,8 @@ def image_on_store(
     data = pictures_of_a_store(opened, read, run.validation_images, run.filter, by_text=by_text)
     source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
     record = {"clip": encoder["fingerprint"], "data": opened.digest, "captions": len(data[0])}
-    material = _Material(source, encoder.get("logit_scale") or PUBLISHED_SCALE, record)
+    scale = encoder.get("logit_scale") or PUBLISHED_SCALE
+    material = _Material(source, scale, record, lambda: data[0].pairs.statistics)
     return _fit_image(run, former, material, prior, out, world, stage, report)
 
 
@@ -320,11 +323,12 @@ def _check_filter(run: ImageRun, stage: str) -> None:
 
 @dataclass(frozen=True)
 class _Material:
-    """What is trained on."""
+    """What is trained on, and the statistics of its images' embeddings."""
 
     source: ImageSource
     logit_scale: float
     record: Mapping[str, Any]
+    statistics: Callable[[], EmbeddingStatistics]
 
 
 def _fit_image(
@@ -343,6 +347,8 @@ def _fit_image(
         raise UserError(
             f"the adapter of {former.run} was trained with another prior ({aligned}, here {began}). Take that one, or begin with stage align."
         )
+    if layout.complete(prior, material.statistics) and world.first:
+        warnings.warn(layout.COMPLETED, stacklevel=2)
     adapter, prior = former.adapter.to(world.device), prior.to(world.device)
     stage = ImageStage(adapter, prior, run.task, logit_scale=material.logit_scale)
     beside = {"stage": name, "llm": former.llm, **material.record, "lineage": former.lineage, "prior_before": began}

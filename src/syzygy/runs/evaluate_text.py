@@ -25,6 +25,7 @@ from syzygy.evals.retrieval import ranks, recalls
 from syzygy.hub.clip import Clip
 from syzygy.hub.llm import Llm
 from syzygy.hub.text_encoder import with_text
+from syzygy.hub.tokens import encoded
 from syzygy.pipeline import Pipeline
 from syzygy.rng import Draw, generator, seed_of
 from syzygy.runs.adapter_sources import padded_states
@@ -292,8 +293,8 @@ def _tokens(subject: Subject, reader: str, texts: list[str]) -> dict[str, int | 
             numbers = encoder.tokenize(texts).mask.sum(1)
         return {"fewest": int(numbers.min()), "most": int(numbers.max())}
     if isinstance(encoder, Clip):
-        found = encoder.tokenizer(texts, verbose=False)["input_ids"]
-        return {"fewest": min(map(len, found)), "most": max(map(len, found))}
+        found = [len(ids) + 2 for ids, _ in encoded(encoder.tokenizer, texts)]  # with start and end
+        return {"fewest": min(found), "most": max(found)}
     return {"fewest": None, "most": None}
 
 

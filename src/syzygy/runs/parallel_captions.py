@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from syzygy.errors import UserError
 from syzygy.hub.clip import Clip
+from syzygy.hub.tokens import encoded
 from syzygy.rng import seed_of
 from syzygy.train.adapter import Shuffled
 from syzygy.world.corpus import PIVOT, checked_languages, parallel
@@ -234,5 +235,4 @@ def _chunks(lines: Iterator[Any]) -> Iterator[list[Any]]:
 
 def _read_whole(clip: Clip, texts: list[str]) -> list[bool]:
     """Whether CLIP reads each of them to its end."""
-    ids = clip.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return [len(own) + 2 <= clip.positions for own in ids]
+    return [len(ids) + 2 <= clip.positions for ids, _ in encoded(clip.tokenizer, texts)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from syzygy.hub.clip import Clip
-from syzygy.hub.llm import Llm
+from syzygy.hub.llm import Llm, LlmRecipe
 from syzygy.hub.t5 import T5Config, build_t5
 from syzygy.hub.tokens import ENOUGH, LIKE, alike
 from syzygy.types import TextFeatures, TextStates
@@ -87,3 +87,24 @@ def test_encoders_compute_little_padding_and_the_same(reader: str, tmp_path: Pat
         assert_close(found.states[row][found.mask[row]], alone.states[0], depth=NETWORK)
         if isinstance(found, TextFeatures) and isinstance(alone, TextFeatures):
             assert_close(found.pooled[row], alone.pooled[0], depth=NETWORK)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=120), st.integers(1, 2000))
+def test_a_pass_has_no_more_tokens_than_allowed(lengths: list[int], most: int) -> None:
+    groups = alike(masked(lengths), most)
+    assert sorted(row for rows, _ in groups for row in rows.tolist()) == list(range(len(lengths)))
+    assert all(len(rows) * longest <= most or len(rows) == 1 for rows, longest in groups)
+
+
+def test_a_language_model_holds_the_states_of_few_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound counts all layers' states: four of width 32 here."""
+    llm = Llm.from_pretrained(save_tiny_llm("llama", tmp_path / "llm"))
+    texts = [WORDS[i % 4] for i in range(20)]
+    whole = llm.encode_states(texts)
+    monkeypatch.setattr("syzygy.hub.llm.HELD", 4 * 32 * 60)
+    shapes, _ = passes(llm.model, lambda: llm.encode_states(texts))
+    assert len(shapes) > 1
+    assert all(rows * length <= 60 for rows, length in shapes)
+    assert_close(llm.encode_states(texts).states, whole.states, depth=NETWORK)
+    last = Llm(llm.model, llm.tokenizer, "x", LlmRecipe(layers="last"))
+    assert len(passes(llm.model, lambda: last.encode_states(texts))[0]) < len(shapes)
