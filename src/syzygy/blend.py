@@ -5,6 +5,7 @@ Shapes: K sources, N pictures, F frames, D width of CLIP's joint space.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,30 +16,51 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from syzygy.data.decode import FOREIGN_SUFFIXES, SUFFIXES, as_rgb
 from syzygy.errors import UserError
 from syzygy.pictures import open_picture, to_tensor
 from syzygy.pipeline import Pipeline, PipelineOutput, check_number, check_texts, one_each
 from syzygy.types import ImageEncoder, Progress, Sampling
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-"""A source that ends so is a picture, there or not."""
+_PATH = re.compile(r".*[/\\][^/\\\s]*\.[a-z][a-z0-9]{1,4}", re.IGNORECASE | re.DOTALL)
+"""A path whose last part is one word with an ending, such as `photos/cat.xyz`."""
 OPPOSITE = 1e-6
 """Directions nearer than this to opposite ones have no mean: every way round is as short."""
 ROUNDS, SETTLED = 200, 1e-10
 
 Picture = str | Path | Image.Image | Tensor
-"""A picture: its file, RGB pixels (Pillow), or a tensor [3, H, W] of numbers in [0, 1]."""
+"""A picture: its file, a Pillow image of any mode, or a tensor [3, H, W] of RGB in [0, 1]."""
 Source = str | Path | Image.Image | Tensor
-"""The same; or a text, which is a `str` that neither names a file nor ends as a picture's name does."""
+"""A picture, or a text: a `str` that neither names a file nor looks like a picture's file name (`read_source`)."""
 
 
 def read_source(text: str) -> str | Path:
-    """A `Path` if this names a file or ends as a picture's name does (the file is not opened here), otherwise the text."""
+    """Tell pictures from texts: a `Path` if `text` names a file or looks like a picture's file name, otherwise the text.
+
+    It looks like one if it ends as the names of picture files do, readable here or not (`.png`, `.heic`), or if it is a path with an
+    ending. The file is not opened, and may be missing: `check_there` says so.
+    """
     try:
         there = Path(text).is_file()
-    except (OSError, ValueError):  # too long for a name, or with signs that no name has
+    except (OSError, ValueError):  # too long for a name, or with characters that no name has
         there = False
-    return Path(text) if there or Path(text.strip()).suffix.lower() in SUFFIXES else text
+    named = Path(text.strip()).suffix.lower() in (*SUFFIXES, *FOREIGN_SUFFIXES) or _PATH.fullmatch(text.strip())
+    return Path(text) if there or named else text
+
+
+def check_there(path: Path) -> Path:
+    """The path of `read_source`, if a file is there.
+
+    Raises:
+        UserError: there is none.
+    """
+    if re.match(r"https?:/", str(path), re.IGNORECASE):
+        raise UserError(f"{path} is an address. Download the picture and name its file.")
+    if not path.is_file():
+        raise UserError(
+            f"there is no file {path}. Check the path; if it is meant as a text, it must not end in {path.suffix}."
+        )
+    return path
 
 
 def texts_of(sources: Sequence[Source]) -> list[str]:
@@ -50,7 +72,23 @@ def pictures_of(given: Picture | Sequence[Picture]) -> list[Picture]:
     """One picture or several, a tensor [B, 3, H, W] among the latter, as a list."""
     if isinstance(given, Tensor):
         return list(given) if given.ndim == 4 else [given]
-    return [given] if isinstance(given, (str, Path, Image.Image)) else list(given)
+    return [given] if isinstance(given, (str, Path, Image.Image)) or not isinstance(given, Sequence) else list(given)
+
+
+def image_of(given: object) -> Image.Image:
+    """A picture's file or a Pillow image of any mode as RGB, as the one reader reads both.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    if isinstance(given, Image.Image):
+        return as_rgb(given)
+    if isinstance(given, (str, Path)):
+        return open_picture(Path(given))
+    raise UserError(
+        f"a picture is a file's name, a Pillow image or a tensor [3, H, W], not {type(given).__name__}. PIL.Image.fromarray makes an "
+        "image of an array."
+    )
 
 
 def shares(weights: Sequence[float]) -> list[float]:
@@ -229,22 +267,22 @@ class Blender:
         return _joined(outputs)
 
     def embedded(self, picture: Picture) -> Float[Tensor, "1 D"]:
-        """A picture's raw embedding: a file or a Pillow picture through CLIP's own preparation, a tensor as it is.
+        """A picture's raw embedding: a file or a Pillow image through the one reader and CLIP's own preparation, a tensor as it is.
 
         Raises:
-            UserError: a file that cannot be read as a picture, a tensor of another shape or range.
+            UserError: a file or image that cannot be read, a tensor of another shape or range, a value of another type.
         """
         if isinstance(picture, Tensor):
             found = self.encoder.encode_image(_checked(picture)[None])
         else:
-            image = picture if isinstance(picture, Image.Image) else open_picture(Path(picture))
-            found = self.encoder.encode_pixels(self.encoder.preparation.prepare(image)[None])
+            found = self.encoder.encode_pixels(self.encoder.preparation.prepare(image_of(picture))[None])
         return found.to(self.pipeline.device, torch.float32)
 
     def _embedding(self, source: Source) -> Callable[[Float[Tensor, "N D"]], Float[Tensor, "N D"]]:
         """What makes N embeddings of the source, of the prior's ε for each."""
         if isinstance(source, str):
             source = read_source(source)
+            source = check_there(source) if isinstance(source, Path) else source
         if not isinstance(source, str):
             embedding = self.embedded(source)
             return lambda noise: embedding.expand(len(noise), -1)

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
 from syzygy import artifact
-from syzygy.data.decode import loaded, quiet
+from syzygy.data.decode import FORMATS, as_rgb, open_file
 from syzygy.errors import UserError
 
 RECORD_KEY = "syzygy"
@@ -77,9 +77,9 @@ def read_record(path: Path) -> dict[str, Any]:
         UserError: no picture, or one that `save_png` did not write.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return record_of(image, str(path))
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, Image.DecompressionBombError) as error:  # Pillow's UnidentifiedImageError is an OSError
         raise UserError(f"{path} cannot be read as a picture: {error}.") from None
 
 
@@ -99,34 +99,17 @@ def record_of(image: Image.Image, name: str) -> dict[str, Any]:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """A picture file as RGB, whole in memory, upright as its camera noted; transparency lies on white.
+    """Read a picture file as RGB, 8 bits a channel, upright, on white (`data.decode` has the rules).
 
     Raises:
-        UserError: it is missing, broken, too large, or no picture.
+        UserError: the file is missing, broken, too large, or not in one of `FORMATS`.
     """
-    with quiet():
-        return on_white(loaded(path, str(path)))
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """A picture as RGB, upright as its camera noted; transparency lies on white."""
-    image = _upright(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a note that cannot be read tells nothing
-        return image
+    return as_rgb(open_file(path), str(path))
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
-    """An RGB picture as numbers in [0, 1]."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+    """A Pillow image as numbers in [0, 1], as `as_rgb` reads it. Raises as `as_rgb`."""
+    return torch.from_numpy(np.array(as_rgb(image))).permute(2, 0, 1) / 255
 
 
 def place_for(path: Path, record: Mapping[str, Any]) -> Path:
@@ -169,7 +152,7 @@ def contact_sheet(
             left, top = MARGIN + c * width, MARGIN + r * height
             scale = cell / max(image.size)
             size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
-            sheet.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
+            sheet.paste(as_rgb(image).resize(size, Image.Resampling.LANCZOS), (left, top))
             font = font_for(text, FONT_SIZE)
             lines = "\n".join(_wrapped(text, font, cell))
             draw.multiline_text((left, top + cell + 2), lines, fill="black", font=font, spacing=2)

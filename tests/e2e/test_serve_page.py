@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason=NEEDS_CH
 SECRET = "s3cret"
 LIMITS = Limits(number=4, steps=10, queue=1)
 LEFT, RIGHT = [(0.2, 0.3), (0.2, 0.7)], [(0.7, 0.3), (0.9, 0.7)]
-LETTERS = "aaAbßSs ıİς.,-月星1é🌟"
+LETTERS = "aaAbßSs ıİς.,-月星1é🌟e\u0301\u00a0\n'’\u00ad\ufe0f\u1100\u1161가"
 
 
 @pytest.fixture(scope="module")
@@ -327,13 +327,15 @@ def test_phrases_are_found_as_the_server_finds_them(opened: Open) -> None:
     draw = random.Random(0)
     pairs = [
         tuple("".join(draw.choice(LETTERS) for _ in range(draw.randint(1, most))) for most in (12, 3))
-        for _ in range(600)
+        for _ in range(1500)
     ]
     pairs += [
         ("a Red star, a red stars", "red star"),
         ("die große Straße", "GROSSE"),
         ("赤い星と月", "星"),
         ("🌟 star 🌟", "star"),
+        ("un cafe\u0301 rouge", "CAF\u00c9"),
+        ("the king\u2019s\u00a0 crown", "king's crown"),
     ]
     script = "async (pairs) => { const { places } = await import('/page/phrases.js'); return pairs.map((pair) => places(...pair)); }"
     found = page.evaluate(script, pairs)

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from syzygy.blend import Blender, Request, best, clip_scores, mixed, pictures_of, read_source, texts_of
+from syzygy.blend import Blender, Request, best, clip_scores, image_of, mixed, pictures_of, read_source, texts_of
 from syzygy.errors import UserError
 from syzygy.pipeline import Pipeline, PipelineOutput, to_pil
 from syzygy.rng import generator
@@ -228,11 +229,55 @@ def test_what_a_source_is_read_as(tmp_path: Path) -> None:
     odd.write_bytes(b"")
     assert read_source(str(odd)) == odd
     assert read_source("nowhere.PNG") == Path("nowhere.PNG")
-    for text in ("a red circle", "", "a circle. A star.", "a/b", "x" * 5000, "a\0b", str(tmp_path)):
+    for text in (
+        "a red circle",
+        "",
+        "a circle. A star.",
+        "a/b",
+        "x" * 5000,
+        "a\0b",
+        str(tmp_path),
+        "f/2.8, v.good",
+        "and/or. Yes",
+    ):
         assert read_source(text) == text
     assert texts_of(["a star", "a.png", tmp_path, picture(0)]) == ["a star"]
     both = torch.stack([picture(0), picture(1)])
     assert [len(pictures_of(given)) for given in ("a.png", both[0], both, [both[0], "a.png"])] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "name", ["photo.heic", "a b.HEIF", "x.jxl", "logo.svg", "work.psd", "IMG_1.CR2", "photos/cat.xyz", r"C:\\cat.foo"]
+)
+def test_what_looks_like_a_file_name_must_exist(blender: Blender, name: str) -> None:
+    with pytest.raises(UserError, match=r"there is no file .*must not end in \."):
+        blender.mix([("a star", 1.0), (name, 1.0)], 1, Request())
+
+
+def test_an_address_is_no_file(blender: Blender) -> None:
+    with pytest.raises(UserError, match=r"is an address\. Download the picture"):
+        blender.mix([("https://host.example/cat.jpg", 1.0)], 1, Request())
+
+
+def test_a_photograph_is_the_same_as_a_file_and_as_a_pillow_image(blender: Blender, tmp_path: Path) -> None:
+    """Turned, transparent and of a palette: its embedding is that of the upright picture on white."""
+    upright = Image.new("RGB", (SIDE, SIDE), "white")
+    upright.paste("red", (0, 0, SIDE // 2, SIDE // 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = upright.transpose(Image.Transpose.ROTATE_90).convert("RGBA")
+    turned.putalpha(turned.convert("L").point(lambda level: 0 if level == 255 else 255))
+    turned.info["exif"] = exif.tobytes()
+    turned.save(tmp_path / "a.png", exif=exif)
+    wanted = blender.embedded(upright)
+    for given in (turned, tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert torch.equal(blender.embedded(given), wanted)
+
+
+@pytest.mark.parametrize("given", [np.zeros((4, 4, 3)), None, 3])
+def test_other_values_are_no_pictures(given: Any) -> None:
+    with pytest.raises(UserError, match=r"a picture is a file's name, a Pillow image or a tensor \[3, H, W\], not "):
+        image_of(given)
 
 
 def _bomb(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,9 @@ EPILOG = """
 SOURCE is a text or a picture's file, with a weight if you like:
   syzygy mix "a red circle"@0.6 photo.png@0.4
   syzygy mix "a red circle" photo.png --frames 12
-Weights are from 0 to 1; only their proportions count; without any, all are equal. What names a file is a picture, and
-so is what ends in .png, .jpg and the like. A text may hold an @; if it ends in @ and a number, add its weight: "…@5@1".
+Weights are from 0 to 1; only their proportions count; without any, all are equal. A source that names a file is a
+picture. One that looks like a picture's file name (photo.png, photo.heic, photos/cat.xyz) must exist: it is never taken
+as a text. A text may contain an @; if it ends in @ and a number, add its weight: "…@5@1".
 """
 
 

@@ -1,4 +1,4 @@
-"""Pictures and texts as arguments of a command: how they are read, told in a record, and shown on a contact sheet."""
+"""Pictures and texts as arguments of a command: how they are read, recorded, and shown on a contact sheet."""
 
 import re
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class Given:
 
 
 def picture(file: Path) -> Given:
-    """A picture file, opened.
+    """Open a picture file.
 
     Raises:
         UserError: it cannot be read as a picture.
@@ -73,14 +73,15 @@ def picture(file: Path) -> Given:
 
 
 def source(argument: str) -> Given:
-    """An argument `TEXT`, `FILE`, `TEXT@WEIGHT` or `FILE@WEIGHT`.
+    """Read an argument `TEXT`, `FILE`, `TEXT@WEIGHT` or `FILE@WEIGHT`.
 
-    What names a file is one as it stands; else what follows the last @ is a weight if it is made like a number.
+    `blend.read_source` tells files from texts. If the whole argument names no file, what follows its last @ is a weight if it looks
+    like a number, or if what precedes the @ names a file.
 
     Raises:
-        UserError: a picture that is not there or cannot be read, an empty text, a weight that is no number.
+        UserError: a picture that is missing or cannot be read, an empty text, a weight that is no number.
     """
-    from syzygy.blend import read_source
+    from syzygy.blend import check_there, read_source
     from syzygy.pipeline import check_texts
 
     read, weight = read_source(argument), None
@@ -89,9 +90,7 @@ def source(argument: str) -> Given:
         read = read_source(what)
         weight = _number(tail, read, argument)
     if isinstance(read, Path):
-        if not read.is_file():
-            raise UserError(f"there is no picture {read}. Check the path; a text must not end in {read.suffix}.")
-        return Given(None, read, picture(read).image, weight)
+        return Given(None, read, picture(check_there(read)).image, weight)
     check_texts([read])
     return Given(read, None, None, weight)
 

@@ -14,6 +14,7 @@ from typing import Any
 from syzygy import artifact
 from syzygy.config import parse
 from syzygy.data import layout
+from syzygy.data.decode import READING
 from syzygy.data.embed import SHOWN
 from syzygy.data.empty import RECORD, empty_files, first_named
 from syzygy.data.encoder import EmbedSettings
@@ -27,6 +28,8 @@ FREE = ("source", "revision", "versions")
 """What of an encoder's identity may differ: where it lay, and the versions of libraries."""
 MEASURED, CLOSE = "deviations", 2e-3
 """What of it was measured, and how far apart, in relation, two measurements of one encoder may be: machines round differently."""
+EMBEDDINGS = "embeddings"
+"""Kind of a source whose pictures are embedded already, so that none is read."""
 EARLY = 1000
 """Samples after which too many bad ones end a run before its end."""
 
@@ -92,6 +95,7 @@ def begin(
         "options": options.model_dump(mode="json"),
         "settings": settings.model_dump(mode="json"),
         "encoder": dict(identity),
+        "picture_reading": None if source.kind == EMBEDDINGS else READING,
     }
     found = read_plan(store)
     if found is None:
@@ -102,6 +106,7 @@ def begin(
             remove_unfinished(store)
         artifact.write_json(store / layout.PLAN_FILE, layout.stamped(wanted))
         return Plan(layout.read_checked(store / layout.PLAN_FILE))
+    _check_reading(store, found.values, wanted)
     difference = _difference(found.values, json.loads(json.dumps(wanted)))
     if difference:
         raise UserError(
@@ -115,6 +120,21 @@ def begin(
 def _is_ours(name: str) -> bool:
     """Whether a folder that holds this may become a store: its claim was interrupted."""
     return name == layout.SHARDS or name.startswith(f"{artifact.TEMPORARY}{layout.PLAN_FILE}.")
+
+
+def reading_of(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How the pictures of a store were read, of its plan or manifest; None where none was, as its embeddings came ready-made."""
+    unrecorded = None if values["kind_of_source"] == EMBEDDINGS else {"version": 1}
+    return values.get("picture_reading", unrecorded)
+
+
+def _check_reading(store: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to continue a store whose pictures were read in another way: its parts would not be comparable."""
+    if was["kind_of_source"] == now["kind_of_source"] and reading_of(was) != reading_of(now):
+        raise UserError(
+            f"{store} was begun by another version of Syzygy, which reads pictures differently (EXIF orientation, depth). "
+            "If it is finished, it can be used as it is. To embed the source with this version, choose another --out."
+        )
 
 
 def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -252,6 +272,7 @@ def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[
     manifest = layout.stamped(
         {
             **{name: plan[name] for name in ("command", "kind_of_source", "options", "settings")},
+            "picture_reading": reading_of(plan),
             "pictures": sum(part["pictures"] for part in parts),
             "captions": sum(part["captions"] for part in parts),
             "seen": sum(record["seen"] for record in records),

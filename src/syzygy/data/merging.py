@@ -33,6 +33,7 @@ def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
     manifests = [building.read_manifest(store) for store in stores]
     for store, manifest in zip(stores[1:], manifests[1:], strict=True):
         _check_alike(manifests[0], manifest, stores[0], store)
+    _check_readings(stores, manifests)
     with artifact.folder_written(out, "the store") as folder, artifact.writing("the store", out):
         (folder / layout.SHARDS).mkdir()
         records: list[dict[str, Any]] = []
@@ -45,6 +46,7 @@ def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
             "command": shlex.join(["syzygy", "store", "merge", *map(str, stores)]),
             "kind_of_source": "merged stores",
             "options": {},
+            "picture_reading": next(filter(None, map(building.reading_of, manifests)), None),
             "settings": {"dtype": first["dtype"], "merged": [manifest["settings"] for manifest in manifests]},
             "encoder": first["encoder"],
         }
@@ -52,6 +54,21 @@ def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
         building.write_bad(folder, records)
         artifact.write_json(folder / layout.MANIFEST_FILE, merged)
     return merged
+
+
+def _check_readings(stores: Sequence[Path], manifests: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse stores whose pictures were read in different ways. Ready-made embeddings go with all."""
+    read = [
+        (store, found)
+        for store, values in zip(stores, manifests, strict=True)
+        if (found := building.reading_of(values))
+    ]
+    for store, found in read[1:]:
+        if found != read[0][1]:
+            raise UserError(
+                f"{read[0][0]} and {store} were embedded by versions of Syzygy that read pictures differently (EXIF orientation, depth). "
+                "Embed one of the sources again."
+            )
 
 
 def _check_alike(one: Mapping[str, Any], other: Mapping[str, Any], first: Path, store: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from PIL import Image
 
-from syzygy.data.decode import FORMATS, loaded, read_bytes
+from syzygy.data.decode import as_rgb, loaded, read_bytes
 from syzygy.data.pair import Bad, RawPair, Sample, Scalar, Skipped
 from syzygy.errors import UserError
 
@@ -27,7 +27,7 @@ class Prepared(Generic[P]):
     image: P
     """What `prepare` made of the picture, such as pixels [3, S, S]; or a ready-made embedding [D]."""
     columns: dict[str, Scalar]
-    """With `width` and `height` of the picture in pixels, before preparation; of an embedding NaN unless the source tells."""
+    """With `width` and `height` of the upright picture in pixels, before preparation; NaN for an embedding unless the source has them."""
     unusable: tuple[str, ...]
 
 
@@ -60,12 +60,12 @@ def _prepared(pair: RawPair, prepare: Callable[[Image.Image], P]) -> Prepared[P]
     assert pair.picture is not None, "a pair has a picture or an embedding"
     try:
         data = read_bytes(pair.picture) if isinstance(pair.picture, Path) else pair.picture
-        image = loaded(data, "the picture", FORMATS)
+        image = as_rgb(loaded(data, "the picture"))
         columns = {**pair.columns, "width": float(image.width), "height": float(image.height)}
         return Prepared(pair.key, pair.captions, prepare(image), columns, pair.unusable)
     except UserError as error:
         return Bad(pair.key, str(error).rstrip("."))
     except MemoryError:
         raise
-    except Exception as error:  # Pillow on a picture of an odd kind: one of millions must not end the run
+    except Exception as error:  # one picture of millions must not end the run
         return Bad(pair.key, f"the picture cannot be prepared ({type(error).__name__})")

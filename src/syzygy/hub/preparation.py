@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from syzygy.data.decode import as_rgb
 from syzygy.errors import UserError
 
 KINDS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
@@ -37,7 +38,7 @@ LONGEST_ASPECT = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """RGB on white, resize, centre crop, rescale, normalise: transformers' `CLIPImageProcessorPil`, bit for bit."""
+    """Resize, centre crop, rescale and normalise a picture as transformers' `CLIPImageProcessorPil` does, bit for bit."""
 
     resize: int | tuple[int, int] | None
     """The shortest side after resizing, keeping the aspect; or (height, width), ignoring it; or None: not resized."""
@@ -65,10 +66,11 @@ class Preparation:
     def prepare(self, image: Image.Image) -> Float[Tensor, "3 S S"]:
         """A picture of any mode and size → normalised pixels on the CPU, ready for the image tower.
 
-        Transparency lies on white; an orientation in EXIF is not applied (transformers does not either).
+        It is read as `data.decode.as_rgb` reads every picture: upright, on white, 16 bits scaled to 8. transformers' class ignores
+        the EXIF orientation and clips 16 bits; pictures without either give the same bits as there.
 
         Raises:
-            UserError: a side is more than 100 times the other.
+            UserError: a side is more than 100 times the other, or `as_rgb` refuses the picture.
         """
         levels = self.squared(image)
         table = _table(self.scale, self.mean, self.std)
@@ -83,7 +85,7 @@ class Preparation:
         Raises:
             UserError: a side is more than 100 times the other.
         """
-        image = _rgb(image)
+        image = as_rgb(image)
         if self.resize is not None:
             image = image.resize(self._size(image.width, image.height), Image.Resampling(self.resample))
         if self.crop is not None:
@@ -163,14 +165,6 @@ class Preparation:
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{where} cannot be used: {error}") from None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """transformers' `convert_to_rgb`."""
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
 
 
 @lru_cache(maxsize=8)

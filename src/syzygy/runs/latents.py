@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy import artifact
-from syzygy.data.decode import quiet
+from syzygy.data.decode import READING, quiet
 from syzygy.data.files import mapped, remove_unfinished, write_tensors
 from syzygy.data.pair import Bad, Shard, Skipped
 from syzygy.data.prefetch import Prepared, prepared
@@ -99,7 +99,8 @@ def encoded(
     """
     if source.kind == "embeddings":
         raise UserError(f"{source.text} holds ready-made embeddings; a U-Net is trained on the pictures themselves.")
-    _claim(folder, {**about, "shards": [[shard.name, shard.fingerprint] for shard in source.shards]}, source.text)
+    shards = [[shard.name, shard.fingerprint] for shard in source.shards]
+    _claim(folder, {**about, "picture_reading": READING, "shards": shards}, source.text)
     remove_unfinished(folder)
     records = []
     with quiet():
@@ -139,6 +140,10 @@ def _claim(folder: Path, about: Mapping[str, Any], source: str) -> None:
         artifact.write_json(path, values)
         return
     before = artifact.read_json(path)
+    if all((folder / f"{number:05}.json").is_file() for number in range(len(values["shards"]))):
+        values["picture_reading"] = before.get(
+            "picture_reading"
+        )  # finished ones fit each other, whichever version read the pictures
     other = [name for name in {**values, **before} if values.get(name) != before.get(name)]
     if other:
         raise UserError(

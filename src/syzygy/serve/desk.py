@@ -107,8 +107,9 @@ class Desk:
             uploads.check_phrase(asked.prompt, phrase)
         with about("mask"):
             drawn = uploads.opened(mask, "mask", self.limits)
-            if drawn.size != size:
-                sizes = " and ".join(f"{one[0]} × {one[1]}" for one in (size, drawn.size))
+            found = uploads.upright_size(drawn)
+            if found != size:
+                sizes = " and ".join(f"{one[0]} × {one[1]}" for one in (size, found))
                 raise UserError(f"image and mask must have one size, got {sizes}.")
             return uploads.drawn(phrase, uploads.transparent(drawn), 1.0, asked.mask_blur)
 

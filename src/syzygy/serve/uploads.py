@@ -1,28 +1,25 @@
-"""What clients send as pictures, decoded with care: known formats, few pixels, no path."""
+"""Pictures and masks that clients send: few formats, few pixels, no path; read by `data.decode` as everywhere."""
 
 import base64
 import binascii
 import io
 from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from syzygy.data.decode import loaded, quiet
+from syzygy.data.decode import as_layers, as_mask, as_rgb, loaded, quiet
 from syzygy.diffusion.regions import blurred, places, resized
 from syzygy.errors import UserError
-from syzygy.pictures import on_white, record_of
+from syzygy.pictures import record_of
 from syzygy.serve.limits import Limits
 from syzygy.serve.problems import about
 from syzygy.serve.schema import PaintedRegion
 from syzygy.types import Region
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-DEEP = ("I", "F")
-"""Modes of Pillow that it would clip, not scale, to 8 bits."""
+"""Fewer than `data.decode.FORMATS`: browsers save these, and anyone who reaches the server chooses what its decoders are given."""
 MASK_SIDE = 256
 """Pixels of a mask's longer side: attention, where masks go, has fewer."""
 
@@ -43,10 +40,10 @@ def unpacked(text: str, name: str) -> bytes:
 
 
 def opened(data: bytes, name: str, limits: Limits) -> Image.Image:
-    """A client's picture, whole in memory.
+    """Decode a client's picture into memory, in its own mode.
 
     Raises:
-        UserError: it is none, of another format, broken, or too large.
+        UserError: it is broken, too large, or not in one of `FORMATS`.
     """
     with quiet():
         try:
@@ -58,17 +55,12 @@ def opened(data: bytes, name: str, limits: Limits) -> Image.Image:
             raise UserError(
                 f"{name} has {pixels:,} pixels; at most {limits.upload_pixels:,} are read. Make it smaller."
             )
-        image = loaded(data, name, FORMATS)
-    if image.mode.startswith(DEEP):
-        raise UserError(f"{name} has more than 8 bits a channel: save it with 8.")
-    return image
+        return loaded(data, name, FORMATS)
 
 
 def picture(data: bytes, name: str, limits: Limits) -> Image.Image:
-    """A picture to see, as `opened`: RGB, upright, on white."""
-    image = opened(data, name, limits)
-    with quiet():
-        return on_white(image)
+    """A client's picture as RGB, upright, on white. Raises as `opened` and `as_rgb`."""
+    return as_rgb(opened(data, name, limits), name)
 
 
 def recipe(data: bytes, name: str, limits: Limits) -> dict[str, Any]:
@@ -93,9 +85,9 @@ def regions(prompt: str, given: list[PaintedRegion], blur: float, limits: Limits
             check_phrase(prompt, one.phrase)
         name = f"regions[{number}].mask"
         with about(name):
-            image = opened(unpacked(one.mask, name), name, limits)
-            found.append(drawn(one.phrase, bright(image), one.weight, blur))
-        sizes.add(image.size)
+            mask = as_mask(opened(unpacked(one.mask, name), name, limits), name)
+            found.append(drawn(one.phrase, mask, one.weight, blur))
+        sizes.add((mask.shape[1], mask.shape[0]))
     if len(sizes) > 1:
         with about("regions"):
             raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for w, h in sorted(sizes))}.")
@@ -119,21 +111,20 @@ def drawn(phrase: str, mask: Float[Tensor, "H W"], weight: float, blur: float) -
     return Region(phrase, (soft.mask * 255).round() / 255, weight)
 
 
-def bright(image: Image.Image) -> Float[Tensor, "H W"]:
-    """A mask from 0 to 1: bright is here, dark and transparent elsewhere."""
-    grey, alpha = image.convert("RGBA").convert("LA").split()
-    return torch.from_numpy(np.array(grey)) / 255 * (torch.from_numpy(np.array(alpha)) / 255)
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an uploaded mask once its orientation is applied, which is what a picture's size is compared with."""
+    return as_rgb(image, "mask").size
 
 
 def transparent(image: Image.Image) -> Float[Tensor, "H W"]:
-    """A mask from 0 to 1 as of OpenAI's edits: transparent is here.
+    """A mask from 0 to 1 as in OpenAI's edits: transparent means here.
 
     Raises:
-        UserError: nothing of it is.
+        UserError: no part of it is transparent.
     """
-    here = 1 - torch.from_numpy(np.array(image.convert("RGBA").split()[3])) / 255
+    here = 1 - as_layers(image, "mask")[1]
     if not here.any():
-        raise UserError("no part of the mask is transparent: make it so where the picture shall change.")
+        raise UserError("no part of the mask is transparent: make it so where the picture should change.")
     return here
 
 

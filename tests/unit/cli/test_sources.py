@@ -63,3 +63,17 @@ def test_a_contact_sheet_shows_texts_as_cards(tmp_path: Path) -> None:
     assert len(set(image.convert("L").tobytes())) > 10  # words stand on it
     Image.new("RGB", (3, 2), "red").save(tmp_path / "a.png")
     assert source(str(tmp_path / "a.png")).cell("40 %")[1] == "a.png · 40 %"
+
+
+@pytest.mark.parametrize("argument", ["photo.heic", "photo.heic@0.4", "photos/cat.xyz", "a b.svg@0.4"])
+def test_an_absent_picture_is_no_text(argument: str) -> None:
+    with pytest.raises(UserError, match=r"there is no file (photo\.heic|photos/cat\.xyz|a b\.svg)\. Check the path"):
+        source(argument)
+
+
+def test_a_picture_of_another_format_says_how_to_convert_it(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.psd", "PPM")
+    with pytest.raises(
+        UserError, match=r"allowed are JPEG.*AVIF\. Convert it first, for example.*magick .*a\.psd .*a\.png"
+    ):
+        source(f"{tmp_path / 'a.psd'}@0.4")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from syzygy.data import building
+from syzygy.data.decode import READING
 from syzygy.data.embed import embed_shard
 from syzygy.data.encoder import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
@@ -207,3 +208,37 @@ def test_a_shard_without_pairs_is_no_obstacle(
     manifest = make_store(tars, tmp_path / "s", encoder)
     assert [len(shard["parts"]) for shard in manifest["shards"]] == [0, 1, 1]
     assert EmbeddingStore.open(tmp_path / "s").keys([0]) == ["0005"]
+
+
+def as_read_by_the_first_version(store: Path) -> None:
+    """As a version wrote it that recorded no way of reading pictures."""
+    for name in ("store.json", "manifest.json"):
+        if (store / name).is_file():
+            values = json.loads((store / name).read_text())
+            del values["picture_reading"]
+            (store / name).write_text(json.dumps(values))
+
+
+def test_a_store_records_how_its_pictures_were_read(
+    tmp_path: Path, tars: Path, encoder: Any, make_store: Callable
+) -> None:
+    make_store(tars, tmp_path / "new", encoder)
+    for name in ("store.json", "manifest.json"):
+        assert json.loads((tmp_path / "new" / name).read_text())["picture_reading"] == READING
+    as_read_by_the_first_version(tmp_path / "new")
+    assert len(EmbeddingStore.open(tmp_path / "new")) == 14, "it opens as before"
+
+
+def test_a_store_of_pictures_read_otherwise_is_not_continued(tmp_path: Path, tars: Path, encoder: Any) -> None:
+    store = tmp_path / "store"
+    begin(tars, store, encoder)
+    as_read_by_the_first_version(store)
+    with pytest.raises(UserError, match=r"begun by another version of Syzygy.*EXIF orientation.*choose another --out"):
+        begin(tars, store, encoder)
+
+
+def test_ready_made_embeddings_are_not_read_as_pictures() -> None:
+    assert building.reading_of({"kind_of_source": "embeddings"}) is None
+    assert building.reading_of({"kind_of_source": "embeddings", "picture_reading": None}) is None
+    assert building.reading_of({"kind_of_source": "tar"}) == {"version": 1}
+    assert building.reading_of({"kind_of_source": "merged stores", "picture_reading": None}) is None

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from syzygy.data.checking import verify
+from syzygy.data.decode import READING
 from syzygy.data.merging import merge
 from syzygy.data.sources import SourceOptions
 from syzygy.data.store import EmbeddingStore
@@ -107,3 +108,16 @@ def test_what_cannot_be_merged(
     with pytest.raises(UserError, match=r"is missing: .* is damaged. `syzygy store verify"):
         merge(stores, out)
     assert not out.exists()
+
+
+def test_stores_whose_pictures_were_read_differently_are_not_merged(tmp_path: Path, stores: list[Path]) -> None:
+    manifest = merge(stores, tmp_path / "new")
+    assert manifest["picture_reading"] == READING
+    path = stores[1] / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["picture_reading"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="read pictures differently"):
+        merge(stores, tmp_path / "mixed")
+    path.write_text(json.dumps({**values, "picture_reading": None}))
+    assert merge(stores, tmp_path / "ready-made")["picture_reading"] == READING

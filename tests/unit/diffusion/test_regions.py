@@ -43,6 +43,45 @@ def test_a_phrase_is_found_as_whole_words() -> None:
     assert places("«звезда» и круг", "Звезда") == [(1, 7)]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "phrase", "found"),
+    [
+        ("un cafe\u0301 rouge", "caf\u00e9", ["cafe\u0301"]),
+        ("un caf\u00e9 rouge", "cafe\u0301 rouge", ["caf\u00e9 rouge"]),
+        ("e\u0301t\u00e9 d\u2019un \u00e9te\u0301", "\u00e9t\u00e9", ["e\u0301t\u00e9", "\u00e9te\u0301"]),
+        ("a red\nstar", "a red star", ["a red\nstar"]),
+        ("a red \u00a0\t star!", "red star", ["red \u00a0\t star"]),
+        ("a red star", " red\u3000star\n", ["red star"]),
+        ("the king\u2019s crown", "king's crown", ["king\u2019s crown"]),
+        ("the king's crown", "king\u2019s", ["king's"]),
+        ("a sign \u201copen\u201d here", '"open"', ["\u201copen\u201d"]),
+        ("a well\u2011known star", "well-known star", ["well\u2011known star"]),
+        ("a lo\u00adng star\u200b", "long star", ["lo\u00adng star"]),
+        ("ein gro\u00dfer Kreis", "GROSSER kreis", ["gro\u00dfer Kreis"]),
+        ("\u1112\u1161\u11ab\u1100\u1173\u11af \ubcc4", "\ud55c\uae00", ["\u1112\u1161\u11ab\u1100\u1173\u11af"]),
+        ("\u2764\ufe0f and a star", "\u2764", ["\u2764\ufe0f"]),
+    ],
+)
+def test_what_looks_alike_is_found_where_it_stands(prompt: str, phrase: str, found: list[str]) -> None:
+    assert [prompt[start:end] for start, end in places(prompt, phrase)] == found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrase"), [("gro\u00df", "gros"), ("cafe\u0301", "cafe"), ("\u0915\u093f", "\u0915"), ("a", "\u200b")]
+)
+def test_a_part_of_a_letter_is_no_place(prompt: str, phrase: str) -> None:
+    """Half of ß, an e without its accent, a consonant without its vowel sign, nothing at all."""
+    with pytest.raises(UserError, match="does not hold the phrase"):
+        places(prompt, phrase)
+
+
+def test_tokens_of_a_phrase_that_is_spelt_otherwise_are_painted() -> None:
+    """The accent is a character of its own, so that every later token stands one farther on."""
+    prompt = "un cafe\u0301 rouge et\u00a0bleu"
+    maps = painted([prompt], spans(prompt), [[Region("caf\u00e9", half(True)), Region("et bleu", half(False))]], 1.0)
+    assert maps.flatten(2).sum(2)[0].nonzero()[:, 0].tolist() == [2, 4, 5]
+
+
 @pytest.mark.parametrize("phrase", ["blue star", "sta", "ed star", "star left off"])
 def test_an_absent_phrase_is_refused(phrase: str) -> None:
     with pytest.raises(UserError, match="does not hold the phrase"):

@@ -5,6 +5,7 @@ import io
 import struct
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,9 +65,8 @@ def test_what_is_no_base64_is_refused(text: str) -> None:
         (file_of(Image.new("RGB", (60, 60), "red"))[:60], "cannot be read as a picture"),
         (bomb(60_000), "too many pixels"),
         (bomb(101), "10,201 pixels; at most 10,000"),
-        (file_of(Image.new("I;16", (4, 4))), "more than 8 bits"),
     ],
-    ids=["empty", "gif", "bmp", "cut", "bomb", "large", "deep"],
+    ids=["empty", "gif", "bmp", "cut", "bomb", "large"],
 )
 def test_odd_pictures_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -77,10 +77,25 @@ def test_a_picture_of_the_largest_size_is_taken() -> None:
     assert uploads.picture(file_of(Image.new("RGB", (100, 100))), "style", LIMITS).size == (100, 100)
 
 
-def test_bright_and_opaque_is_here() -> None:
-    image = Image.new("RGBA", (3, 1))
-    image.putdata([(255, 255, 255, 255), (255, 255, 255, 0), (0, 0, 0, 255)])
-    assert uploads.bright(image).tolist() == [[1, 0, 0]]
+def test_a_mask_is_bright_and_opaque_whatever_its_depth() -> None:
+    """White strokes on a transparent ground, and 16-bit greys, are the same mask as 8-bit greys."""
+    levels = np.array([[255, 0, 51]], np.uint8)
+    masks = {
+        "grey": Image.fromarray(levels),
+        "strokes": Image.merge("LA", (Image.new("L", (3, 1), 255), Image.fromarray(levels))),
+        "deep": Image.fromarray(levels.astype(np.uint16) * 257),
+    }
+    for name, image in masks.items():
+        given = PaintedRegion(phrase="star", mask=base64.b64encode(file_of(image)).decode())
+        (region,) = uploads.regions("a red star", [given], 0.0, LIMITS)
+        assert region.mask.tolist() == [[1, 0, pytest.approx(0.2)]], name
+
+
+def test_a_deep_picture_is_scaled_and_an_edit_happens_where_its_mask_is_transparent() -> None:
+    deep = Image.fromarray(np.array([[0, 32896, 65535]], np.uint16))
+    assert np.array(uploads.picture(file_of(deep), "style", LIMITS))[..., 0].tolist() == [[0, 128, 255]]
+    image = Image.new("RGBA", (3, 1), "white")
+    image.putpixel((1, 0), (255, 255, 255, 0))
     assert uploads.transparent(image).tolist() == [[0, 1, 0]]
     with pytest.raises(UserError, match="no part of the mask is transparent"):
         uploads.transparent(Image.new("RGB", (3, 1)))

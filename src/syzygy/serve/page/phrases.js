@@ -1,6 +1,7 @@
-// Where phrases stand in a prompt. The server's rule (syzygy/diffusion/regions.py): whole words, capitals do not matter.
+// Where phrases stand in a prompt. The server's rule (syzygy/diffusion/regions.py): whole words; case and spelling that looks alike do
+// not matter.
 
-const WORD = /[\p{L}\p{N}]/u;
+const WORD = /[\p{L}\p{N}\p{M}]/u;
 const CHINESE_OR_JAPANESE = /[\u3040-\u9fff]/;
 
 /** Whether these neighbours belong to one word; between Chinese and Japanese characters there is no telling. */
@@ -9,23 +10,65 @@ function oneWord(left, right) {
 }
 
 /** As Python's casefold, letter by letter: ß is ss, ς is σ, and the Turkish ı is itself. */
-const folded = (letters) => letters.map((letter) => (letter === "ı" ? letter : letter.toUpperCase().toLowerCase()));
+const folded = (letter) => (letter === "ı" ? letter : letter.toUpperCase().toLowerCase());
+
+/** What keyboards, phones and text programs put for one another. */
+const ALIKE = new Map([
+  ...[..."\u2018\u2019\u201a\u201b\u02bc\u2032\u00b4`"].map((one) => [one, "'"]),
+  ...[..."\u201c\u201d\u201e\u201f\u2033"].map((one) => [one, '"']),
+  ...[..."\u2010\u2011"].map((one) => [one, "-"]),
+]);
+const BLANK = /^[\s\x1c-\x1f\x85]$/;
+const WIDTHLESS = /[\p{Cf}\ufe0e\ufe0f]/gu;
+
+/** Whether a character belongs to the letter before it: a mark, or what is composed with it, as the jamo of Korean syllables. */
+function joins(before, character) {
+  if (character < "\x80") return false;
+  if (/\p{M}/u.test(character)) return true;
+  return [...(before + character).normalize("NFC")].length <= [...before.normalize("NFC")].length;
+}
+
+/** One letter with its marks as phrases are compared: a blank for white space, nothing for what has no width. */
+function comparable(letter) {
+  const seen = letter.replace(WIDTHLESS, "");
+  if (BLANK.test(seen)) return [" "];
+  return [...[...seen.normalize("NFC")].map((one) => folded(ALIKE.get(one) ?? one)).join("").normalize("NFC")];
+}
+
+/** A text as phrases are compared, and which part of the given text each of its characters stands for. */
+function compared(text) {
+  const letters = [];
+  const spans = [];
+  const all = [...text];
+  let letter = "";
+  let start = 0;
+  all.forEach((character, i) => {
+    letter += character;
+    if (i + 1 < all.length && joins(letter, all[i + 1])) return;
+    const found = comparable(letter);
+    const end = start + letter.length;
+    if (found[0] === " " && found.length === 1 && letters.at(-1) === " ") spans[spans.length - 1] = [spans.at(-1)[0], end];
+    else for (const one of found) letters.push(one), spans.push([start, end]);
+    [letter, start] = ["", end];
+  });
+  return [letters, spans];
+}
 
 /** Where `phrase` stands in `prompt`: pairs of offsets, as JavaScript counts them. */
 export function places(prompt, phrase) {
-  const raw = [...prompt];
-  let text = folded(raw);
-  let wanted = [...folded([...phrase.trim()]).join("")];
-  if (text.some((letter) => [...letter].length > 1)) [text, wanted] = [raw, [...phrase.trim()]]; // then capitals do matter
+  const [text, spans] = compared(prompt);
+  const wanted = compared(phrase)[0];
+  if (wanted[0] === " ") wanted.shift();
+  if (wanted.at(-1) === " ") wanted.pop();
   if (!wanted.length) return [];
-  const offsets = [0];
-  for (const letter of raw) offsets.push(offsets.at(-1) + letter.length);
+  const same = (one, other) => one >= 0 && other < spans.length && spans[one][0] === spans[other][0];
   const found = [];
   for (let start = 0; start + wanted.length <= text.length; start++) {
     const end = start + wanted.length;
     if (!wanted.every((letter, i) => text[start + i] === letter)) continue;
     if (oneWord(text[start - 1], wanted[0]) || oneWord(wanted.at(-1), text[end])) continue;
-    found.push([offsets[start], offsets[end]]);
+    if (same(start - 1, start) || same(end - 1, end)) continue; // half of a letter that folds to two (ß)
+    found.push([spans[start][0], spans[end - 1][1]]);
   }
   return found;
 }
