@@ -1,72 +1,104 @@
-"""Embedding on a Ray cluster, or on this machine by Ray Data's local mode. Needs the extra `ray`.
+"""Embedding on a Ray cluster, or on this machine in Ray's local mode. Needs the extra `ray`.
 
-Workers write into the store themselves, so on a cluster source, store and encoder are on a file system that all machines share.
+Workers write into the store themselves, so on a cluster the source, the store and the encoder are on a file system that all machines share.
 """
 
-import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from syzygy.data import layout
 from syzygy.data.embed import embed_shard
 from syzygy.errors import UserError
+from syzygy.hub.clip import Clip
 from syzygy.runs.embed_work import Job, Report, Tally
+
+RETRIES = 3
+"""How often Ray starts a lost worker, and its shard, again: machines of a cluster come and go."""
 
 
 class Worker:
-    """An actor: loads the encoder once, then embeds the shards that it is given."""
+    """An actor that loads the encoder once and embeds the shards that it is given."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.encoder = job.spec.load(local_files_only=True)  # of a machine's GPUs, Ray shows each actor its own
+        self.encoder: Clip | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The shards' numbers, and what the user should mend: of an exception, Ray would send the text of its traceback."""
-        mistakes = []
-        for number in batch["number"].tolist():
-            try:
-                embed_shard(self.job.shards[number], number, self.encoder, self.job.settings, self.job.store)
-                mistakes.append("")
-            except UserError as error:
-                mistakes.append(str(error))
-        return {"number": batch["number"], "mistake": mistakes}
+    def embed(self, number: int) -> str | None:
+        """Embed the shard of this number.
+
+        Returns:
+            What the user has to mend, if anything. A raised exception would reach the user as the text of its traceback.
+        """
+        try:
+            if self.encoder is None:  # Ray shows each actor its own of the machine's GPUs
+                self.encoder = self.job.spec.load(local_files_only=True)
+            embed_shard(self.job.shards[number], number, self.encoder, self.job.settings, self.job.store)
+        except UserError as error:
+            return str(error)
+        return None
 
 
 def run_ray(job: Job, todo: Sequence[int], workers: int, tally: Tally, report: Report) -> None:
-    """Embed the shards of these numbers in a pool of actors.
+    """Embed the shards of these numbers in a pool of actors, which has ended when this returns or raises.
 
     Raises:
-        UserError: Ray is not installed or has too few processors; or a worker met one.
+        UserError: Ray is not installed or has too few processors; or a worker met one, or died.
     """
-    ray, data = _ray()
+    ray = _ray()
     begun = not ray.is_initialized()
     if begun:
         ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
+    actors: list[Any] = []
     try:
         _check_resources(ray.cluster_resources(), workers, job)
-        data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it announces each plan and each end
-        rows = data.from_items([{"number": number} for number in todo], override_num_blocks=len(todo)).map_batches(
-            Worker,
-            fn_constructor_args=(job,),
-            batch_size=1,
-            compute=data.ActorPoolStrategy(size=min(workers, len(todo))),
+        actor = ray.remote(
             num_cpus=job.settings.threads,
             num_gpus=1 if job.settings.device == "cuda" else 0,
-        )
-        for row in rows.iter_rows():
-            if row["mistake"]:
-                raise UserError(row["mistake"])
-            tally.finish(layout.read_checked(layout.record_path(job.store, int(row["number"]))))
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+        )(Worker)
+        actors += [actor.remote(job) for _ in range(min(workers, len(todo)))]
+        for number in _finished(ray, actors, todo):
+            tally.finish(layout.read_checked(layout.record_path(job.store, number)))
             report.update()
     finally:
+        for one in actors:
+            ray.kill(one)
         if begun:
             ray.shutdown()
 
 
+def _finished(ray: Any, actors: Sequence[Any], todo: Sequence[int]) -> Iterator[int]:
+    """The numbers of the shards in the order in which they are finished. An actor that is free takes the next one.
+
+    Raises:
+        UserError: a worker met one, or died.
+    """
+    left = iter(todo)
+    running = {actor.embed.remote(number): (actor, number) for actor, number in zip(actors, left, strict=False)}
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        actor, number = running.pop(ready)
+        try:
+            mistake = ray.get(ready)
+        except ray.exceptions.RayTaskError:  # a fault of this program
+            raise
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                f"a Ray worker died ({type(error).__name__}), perhaps for lack of memory: try fewer --workers or a smaller "
+                "--batch-size (the latter in a new store). Finished shards are kept."
+            ) from None
+        if mistake is not None:
+            raise UserError(mistake)
+        yield number
+        following = next(left, None)
+        if following is not None:
+            running[actor.embed.remote(following)] = actor, following
+
+
 def _check_resources(found: dict[str, float], workers: int, job: Job) -> None:
-    """Ray would wait for ever for what there is not."""
+    """Refuse more processors than there are, for which Ray would wait without end."""
     needed = {"CPU": workers * job.settings.threads}
     if job.settings.device == "cuda":
         needed["GPU"] = workers
@@ -78,16 +110,15 @@ def _check_resources(found: dict[str, float], workers: int, job: Job) -> None:
             )
 
 
-def _ray() -> tuple[Any, Any]:
-    """The modules `ray` and `ray.data`.
+def _ray() -> Any:
+    """The module `ray`.
 
     Raises:
-        UserError: they are not installed.
+        UserError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     try:
         import ray
-        import ray.data
     except ImportError:
-        raise UserError("--runner ray needs Ray Data: pip install 'syzygy[ray]' (or 'ray[data]').") from None
-    return ray, ray.data
+        raise UserError("--runner ray needs Ray: pip install 'syzygy[ray]'.") from None
+    return ray
