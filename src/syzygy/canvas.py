@@ -1,4 +1,4 @@
-"""Painted canvases as regions: a picture in which each phrase has a colour, or a mask for each phrase (paint-with-words)."""
+"""Canvases as regions: a picture in which each phrase has a colour, or a mask for each phrase (paint-with-words)."""
 
 import base64
 import io
@@ -7,30 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from syzygy.canvas_labels import OPAQUE, labels
+from syzygy.data.decode import as_layers, as_mask, open_file
 from syzygy.diffusion.regions import blurred
 from syzygy.errors import UserError
-from syzygy.pictures import open_picture, to_tensor
 from syzygy.types import Region
 
-GROUND = ((255, 255, 255), (0, 0, 0))
-"""White and black belong to no phrase, unless one is given that colour."""
-NEAR = 48
-"""Colours differ by at most so much (of 255, in each channel) and are still one: brushes have soft edges."""
-STRAY = 0.002
-"""Part of a canvas whose colours may belong to nobody."""
-
 PAINTS = ("#e4572e", "#2e86de", "#2a9d57", "#8e5bd0", "#c98a00", "#d1478f")
-"""What regions are drawn in, one after the other."""
+"""Colours in which regions are drawn, one after the other."""
 LETTERING: dict[str, Any] = {"anchor": "mm", "align": "center", "spacing": 1}
 
 
 class Spec(NamedTuple):
-    """What was said of one region: `#ff0000=a red star`, `mask.png=a red star`, both perhaps with `@weight`."""
+    """A region as it was given: `#ff0000=a red star` or `mask.png=a red star`, perhaps followed by `@weight`."""
 
     key: str
     phrase: str
@@ -38,10 +33,10 @@ class Spec(NamedTuple):
 
 
 def parse(text: str) -> Spec:
-    """Read one region.
+    """Parse one region.
 
     Raises:
-        UserError: it has no `=`, or nothing on one side of it, or a weight that is no number.
+        UserError: it has no `=`, nothing on one side of it, or a weight that is not a number.
     """
     key, equals, rest = text.partition("=")
     if not (equals and key.strip() and rest.strip()):
@@ -52,20 +47,20 @@ def parse(text: str) -> Spec:
     try:
         return Spec(key.strip(), phrase.strip(), float(weight))
     except ValueError:
-        raise UserError(f"region {text!r}: the weight {weight!r} after @ is no number.") from None
+        raise UserError(f"region {text!r}: the weight {weight!r} after @ is not a number.") from None
 
 
 def regions_of(specs: Sequence[str], canvas: Path | None, *, blur: float = 0.0) -> list[Region]:
-    """Regions as said on a command line.
+    """Regions as given on a command line.
 
     Args:
-        specs: one a phrase; its colour on the canvas, or the file of its mask (bright is here).
-        canvas: the picture in which colours stand for phrases.
-        blur: softness of the borders, as a part of the longer side.
+        specs: one for each phrase: its colour on the canvas, or the file of its mask (bright and opaque is here; see `data.decode`).
+        canvas: the picture in which colours stand for phrases (`canvas_labels` has the rules).
+        blur: softness of the borders, as a fraction of the longer side.
 
     Raises:
-        UserError: a colour that is nowhere on the canvas, or on it without a phrase; a canvas without colours said, or the
-            other way about; masks of different sizes; a file that is no picture.
+        UserError: a colour that is nowhere on the canvas, or on it without a phrase; colours without a canvas, or a canvas without
+            colours; masks of different sizes; an empty mask; a file that cannot be read.
     """
     read = [parse(spec) for spec in specs]
     colours = {spec: _colour(spec.key) for spec in read if spec.key.startswith("#")}
@@ -75,10 +70,18 @@ def regions_of(specs: Sequence[str], canvas: Path | None, *, blur: float = 0.0) 
         )
     if canvas is not None and not colours:
         raise UserError(
-            f"nothing is said of the colours on {canvas}: give a region each, such as '#ff0000=a red star'."
+            f"no region names a colour on {canvas}: add a region for each colour, such as '#ff0000=a red star'."
         )
     masks: dict[Spec, Tensor] = {} if canvas is None else _masks(canvas, colours)
-    masks |= {spec: to_tensor(open_picture(Path(spec.key))).mean(0) for spec in read if spec not in colours}
+    masks |= {spec: as_mask(open_file(Path(spec.key)), spec.key) for spec in read if spec not in colours}
+    for spec, mask in masks.items():
+        if not mask.any():
+            where = (
+                f"the colour {spec.key} of {spec.phrase!r} is nowhere on {canvas}"
+                if spec in colours
+                else f"{spec.key} is empty"
+            )
+            raise UserError(f"{where}: paint where {spec.phrase!r} should be{'' if spec in colours else ', in white'}.")
     sizes = {tuple(mask.shape) for mask in masks.values()}
     if len(sizes) > 1:
         raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for h, w in sorted(sizes))}.")
@@ -86,7 +89,7 @@ def regions_of(specs: Sequence[str], canvas: Path | None, *, blur: float = 0.0) 
 
 
 def recorded(region: Region) -> dict[str, Any]:
-    """A region as JSON values, its mask as a PNG in base64: what a picture's record keeps."""
+    """A region as JSON values, its mask as a PNG in base64, as the record of a picture keeps it."""
     data = io.BytesIO()
     Image.fromarray((region.mask * 255).round().to(torch.uint8).numpy()).save(data, "PNG", optimize=True)
     mask = base64.b64encode(data.getvalue()).decode("ascii")
@@ -100,24 +103,10 @@ def _colour(text: str) -> tuple[int, int, int]:
 
 
 def _masks(canvas: Path, colours: dict[Spec, tuple[int, int, int]]) -> dict[Spec, Float[Tensor, "H W"]]:
-    """Each region's pixels: those nearest to its colour, and near enough."""
-    picture = (to_tensor(open_picture(canvas)) * 255).round()
-    said = list(colours.values())
-    palette = torch.tensor([*said, *(ground for ground in GROUND if ground not in said)], dtype=picture.dtype)
-    apart = (picture[None] - palette[:, :, None, None]).abs().amax(1)
-    distance, nearest = apart.min(0)
-    stray = distance > NEAR
-    if stray.float().mean() > STRAY:
-        values, counts = picture[:, stray].long().unique(dim=1, return_counts=True)
-        most = values[:, counts.argmax()].tolist()
-        raise UserError(
-            f"{canvas} has the colour #{bytes(most).hex()}, which no region names. Name its phrase, or paint it white or black."
-        )
-    masks = {spec: ((nearest == said.index(colour)) & ~stray).float() for spec, colour in colours.items()}
-    for spec, mask in masks.items():
-        if not mask.any():
-            raise UserError(f"the colour {spec.key} of {spec.phrase!r} is nowhere on {canvas}.")
-    return masks
+    """The pixels of each region's colour."""
+    picture, opacity = as_layers(open_file(canvas), str(canvas))
+    found = labels(np.array(picture), (opacity >= OPAQUE).numpy(), list(colours.values()), str(canvas))
+    return {spec: torch.from_numpy((found == number).astype(np.float32)) for number, spec in enumerate(colours)}
 
 
 def drawn(regions: Sequence[Region], side: int = 192) -> Image.Image:

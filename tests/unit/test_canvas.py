@@ -4,6 +4,7 @@ import base64
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
@@ -11,6 +12,9 @@ from PIL import Image, ImageDraw, ImageFilter
 from syzygy.canvas import PAINTS, Spec, drawn, parse, recorded, regions_of
 from syzygy.errors import UserError
 from syzygy.pictures import to_tensor
+from syzygy.serve import uploads
+from syzygy.serve.limits import Limits
+from syzygy.serve.schema import PaintedRegion
 from syzygy.types import Region
 from tests.closeness import assert_close
 
@@ -69,6 +73,55 @@ def test_masks_are_files_beside_a_canvas_or_without_one(canvas: Path, tmp_path: 
         assert_close(mask, torch.full((20, 40), 128 / 255))
 
 
+@pytest.mark.parametrize("kind", ["grey", "strokes", "deep", "turned"])
+def test_a_mask_is_the_same_in_every_depth_and_on_the_server(kind: str, tmp_path: Path) -> None:
+    """Greys of 8 and of 16 bits, white strokes on a transparent ground, and a photograph of it taken sideways."""
+    levels = np.zeros((20, 40), np.uint8)
+    levels[:, :10], levels[:5, 10:20] = 255, 51
+    grey, exif = Image.fromarray(levels), Image.Exif()
+    exif[0x0112] = 6
+    image = {
+        "grey": grey,
+        "strokes": Image.merge("LA", (Image.new("L", grey.size, 255), grey)),
+        "deep": Image.fromarray(levels.astype(np.uint16) * 257),
+        "turned": grey.transpose(Image.Transpose.ROTATE_90),
+    }[kind]
+    image.save(tmp_path / "mask.png", **({"exif": exif} if kind == "turned" else {}))
+    (region,) = regions_of([f"{tmp_path / 'mask.png'}=a star"], None)
+    torch.testing.assert_close(region.mask, torch.from_numpy(levels) / 255, rtol=0, atol=1e-6)
+    sent = PaintedRegion(phrase="a star", mask=base64.b64encode((tmp_path / "mask.png").read_bytes()).decode())
+    (served,) = uploads.regions("a star", [sent], 0.0, Limits())
+    torch.testing.assert_close(served.mask, region.mask)
+
+
+def test_an_empty_mask_names_its_file(tmp_path: Path) -> None:
+    Image.new("LA", (4, 4), (255, 0)).save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=r"mask\.png is empty: paint where 'a star' should be, in white"):
+        regions_of([f"{tmp_path / 'mask.png'}=a star"], None)
+
+
+def test_a_transparent_ground_is_nobodys_though_white_is_named(tmp_path: Path) -> None:
+    """Edges on it are half transparent, not mixed with a colour."""
+    big = Image.new("RGBA", (160, 160), (255, 255, 255, 0))
+    ImageDraw.Draw(big).ellipse((20, 20, 140, 140), "red")
+    ImageDraw.Draw(big).rectangle((0, 0, 30, 30), "white")
+    big.resize((40, 40), Image.Resampling.BOX).save(tmp_path / "canvas.png")
+    disc, snow = regions_of(["#ff0000=a red star", "#ffffff=snow"], tmp_path / "canvas.png")
+    assert disc.mask.sum() == pytest.approx(3.14 * 15**2, rel=0.03)
+    assert snow.mask.sum() == pytest.approx(64, abs=16)
+    assert snow.mask[8:].sum() == 0
+
+
+def test_a_canvas_is_read_upright(canvas: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(canvas).rotate(180).save(tmp_path / "turned.png", exif=exif)
+    for one, other in zip(
+        regions_of([RED, BLUE], canvas), regions_of([RED, BLUE], tmp_path / "turned.png"), strict=True
+    ):
+        assert torch.equal(one.mask, other.mask)
+
+
 def test_borders_may_be_soft(canvas: Path) -> None:
     hard, soft = (regions_of([RED, BLUE], canvas, blur=blur)[0].mask for blur in (0.0, 0.05))
     assert set(hard.unique().tolist()) == {0.0, 1.0}
@@ -86,7 +139,7 @@ def test_a_weight_is_what_follows_the_last_at() -> None:
         (["#ff0000= "], "must be COLOUR=PHRASE"),
         (["=a red star"], "must be COLOUR=PHRASE"),
         (["#ff00=a red star"], "must be #rrggbb"),
-        (["#ff0000=a red star@much"], "the weight 'much' after @ is no number"),
+        (["#ff0000=a red star@much"], "the weight 'much' after @ is not a number"),
         ([RED], "has the colour #0000ff, which no region names"),
         ([RED, BLUE, "#00ff00=a tree"], "#00ff00 of 'a tree' is nowhere"),
         ([RED, BLUE, "nowhere.png=a tree"], "nowhere.png"),
@@ -101,7 +154,7 @@ def test_colours_and_canvas_come_together(canvas: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no canvas"):
         regions_of([RED], None)
     Image.new("L", (10, 20), 128).save(tmp_path / "mask.png")
-    with pytest.raises(UserError, match="nothing is said of the colours"):
+    with pytest.raises(UserError, match="no region names a colour"):
         regions_of([f"{tmp_path / 'mask.png'}=a ring"], canvas)
     with pytest.raises(UserError, match="one size, got 10 × 20 and 40 × 20"):
         regions_of([RED, BLUE, f"{tmp_path / 'mask.png'}=a ring"], canvas)
