@@ -1,5 +1,6 @@
 """A language model's features in a store, from the command line."""
 
+import io
 import json
 from pathlib import Path
 
@@ -71,3 +72,20 @@ def test_other_recipes_by_other_names(syzygy, store: Path, tmp_path: Path) -> No
         answer = syzygy(*one, *more)
         assert answer.code == 2
         assert message in answer.err.replace("\n", " ")
+
+
+def test_code_of_a_model_is_refused_without_a_question(
+    syzygy, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_llm("llama", tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "own"}
+    config["auto_map"] = {"AutoConfig": "own_code.Own", "AutoModel": "own_code.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own_code.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    answer = syzygy("store", "add", store, "--llm", folder, "--device", "cpu")
+    assert answer.code == 2
+    assert "needs Python code of its own (own_code.py)" in " ".join(answer.err.split())
+    assert "[y/N]" not in answer.out + answer.err
+    assert not (tmp_path / "ran").exists()

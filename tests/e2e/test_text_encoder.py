@@ -324,3 +324,12 @@ def test_priors_are_scored_on_its_features(syzygy: Callable[..., Any], model: Pa
     answer = syzygy("evaluate", "preference", "--model", model, "--text-encoder", "adapter", *priors, *few)
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["text_encoder"] == "adapter"
+
+
+def test_a_language_model_from_elsewhere_may_know_more_words(model: Path, tmp_path: Path) -> None:
+    """Nothing is said of words that only the embedded world lacks."""
+    changed = shutil.copytree(model, tmp_path / "model")
+    (changed / "llm" / artifact.PROVENANCE_FILE).unlink()  # which one that was trained here has
+    found = TextToImage.from_pretrained(changed, text_encoder="adapter")
+    assert found.world
+    assert [note for text in ("un cercle rouge", "a crimson storm", "赤い円") for note in found.notes(text)] == []

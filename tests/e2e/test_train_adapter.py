@@ -1,6 +1,7 @@
 """The three stages of an adapter, from the command line to what loads them."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from syzygy.hub.adapters import load_adapted
 from syzygy.hub.clip import Clip
 from syzygy.hub.llm import Llm
 from syzygy.hub.priors import load_prior
+from syzygy.prior.layout import WEIGHTS_FILE
 from syzygy.rng import seed_of
 from syzygy.runs.adapter import Former
 from syzygy.runs.adapter_sources import pictures_of_a_store
@@ -335,6 +337,31 @@ def test_another_prior_than_the_aligned_one(
     prior.save_pretrained(tmp_path / "other")
     answer = syzygy(*on_store, "--prior", tmp_path / "other", "--out", tmp_path / "run")
     assert "was trained with another prior" in answer.err
+
+
+def test_a_prior_that_was_published_without_statistics(
+    syzygy: Callable[..., Any], on_store: tuple[object, ...], store: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """They are measured on the images that are trained on, and said; without them the trained prior could not be saved."""
+    from syzygy.prior.model import EclipsePrior
+
+    published = shutil.copytree(tiny_model / "prior", tmp_path / "published")
+    tensors = read_tensors(published / WEIGHTS_FILE)
+    artifact.write_tensors(
+        published / WEIGHTS_FILE, tensors | {"clip_mean": torch.zeros(1, 32), "clip_std": torch.zeros(1, 32)}
+    )
+    aligned = shutil.copytree(on_store[on_store.index("--from") + 1], tmp_path / "aligned")
+    record = aligned / "adapter" / artifact.PROVENANCE_FILE
+    artifact.write_json(record, artifact.read_json(record) | {"prior": None})
+    with pytest.warns(
+        UserWarning, match="has no embedding statistics .* measured on the training images and saved with it"
+    ):
+        answer = syzygy(*on_store, "--from", aligned, "--prior", published, "--out", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    found = EclipsePrior.from_pretrained(tmp_path / "run" / "prior")
+    embeddings = EmbeddingStore.open(store).images(range(24))
+    assert (found.clip_mean - embeddings.float().mean(0)).abs().max() < embeddings.float().std()
+    assert (found.clip_std > 0).all()
 
 
 @pytest.mark.parametrize(("preset", "width"), [("starter", 192), ("vit-l-14", 768), ("bigg-14", 1024)])

@@ -121,3 +121,32 @@ def test_a_download_takes_what_is_needed_and_pins_the_commit(
     )
     assert "model.fp16.safetensors" in hub.fetched()
     assert "open_clip_model.safetensors" not in hub.fetched()
+
+
+def test_a_repository_that_has_only_pickles_is_told_after_the_download(
+    cache: Path, openai: Path, kandinsky: Path, copy_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pickles are not downloaded, so that what was downloaded does not tell."""
+    for source, old in ((openai, "model.safetensors"), (kandinsky, "text_encoder/model.safetensors")):
+        remote = copy_of(source)
+        pickled = (remote / old).rename((remote / old).with_name("pytorch_model.bin")).relative_to(remote)
+        hub = FakeHub(cache, remote)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+        names = [str(path.relative_to(remote)) for path in remote.rglob("*") if path.is_file()]
+        monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo_id, revision, names=names: names)
+        with pytest.raises(
+            UserError, match=rf"{HUB_ID} publishes its weights only as pickle \({pickled}\).*save_pretrained"
+        ):
+            Clip.from_pretrained(HUB_ID, local_files_only=False)
+        assert str(pickled) not in hub.fetched()
+        shutil.rmtree(cache)
+
+
+def test_a_download_falls_back_to_bf16(
+    cache: Path, openai: Path, copy_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = copy_of(openai)
+    (remote / "model.safetensors").rename(remote / "model.bf16.safetensors")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", FakeHub(cache, remote))
+    found = Clip.from_pretrained(HUB_ID, local_files_only=False)
+    assert found.fingerprint() == Clip.from_pretrained(openai).fingerprint()

@@ -47,6 +47,30 @@ def test_an_eclipse_prior_comes_by_hub_id_at_a_fixed_revision(cache: Path, tiny_
     assert torch.equal(loaded.predict(features, noise=noise), expected)
 
 
+def test_the_public_class_takes_hub_ids_too(
+    cache: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = EclipsePrior.from_pretrained(tiny_model / "prior").state_dict()
+    with pytest.raises(UserError, match=rf"{cache} has no {HUB_ID} at revision v2.*allow the download"):
+        EclipsePrior.from_pretrained(f"{HUB_ID}@v2")
+    with pytest.raises(UserError, match=r"no folder nowhere\. Give a folder, or a hub id such as ECLIPSE-Community"):
+        EclipsePrior.from_pretrained("nowhere")
+    add_to_cache(cache, tiny_model / "prior", COMMIT, "v2")
+    found = EclipsePrior.from_pretrained(f"{HUB_ID}@v2").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    asked: list[dict[str, Any]] = []
+
+    def download(repo_id: str, **settings: Any) -> str:
+        asked.append(settings)
+        return str(shutil.copytree(tiny_model / "prior", tmp_path / "snapshot", dirs_exist_ok=True))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    EclipsePrior.from_pretrained("somebody/other", local_files_only=False)
+    assert asked
+    assert not any(settings["local_files_only"] for settings in asked)
+    assert EclipsePrior.from_pretrained(tiny_model).config.embedding_dim == 32  # a model that has one
+
+
 @pytest.mark.parametrize("source", ["nowhere", "a/b/c", "a/b@", "./some@where", Path("a/b")])
 def test_what_is_no_prior_is_told_with_an_example(source: str | Path, tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"there is no folder .*hub id such as ECLIPSE-Community/ECLIPSE_Kandinsky"):
@@ -115,7 +139,10 @@ def test_weights_in_half_precision_are_found_and_computed_in_what_is_asked_for(s
         found = prior.predict(features, noise=noise)
         assert found.dtype == dtype
         assert torch.cosine_similarity(found.float(), full).item() > 0.99
-    (path.parent / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    half = path.parent / "diffusion_pytorch_model.fp16.safetensors"
+    half = half.rename(path.parent / "diffusion_pytorch_model.bf16.safetensors")
+    assert isinstance(load_prior(stock, clip), SampledPrior)
+    half.unlink()
     with pytest.raises(UserError, match=r"diffusion_pytorch_model.safetensors is missing"):
         load_prior(stock, clip)
     (path.parent / "diffusion_pytorch_model.bin").write_bytes(b"pickle")

@@ -236,3 +236,29 @@ def test_a_broken_folder_is_told(
     change(folder)
     with pytest.raises(UserError, match=message):
         load(folder)
+
+
+def test_a_unet_that_does_not_say_for_which_size_it_was_made(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As in some converted repositories: 512 pixels at eight a position (here two), of XL 1024."""
+    for kind, sample, size in (("1.5", None, (128, 128)), ("xl", None, (256, 256)), ("1.5", [3, 5], (6, 10))):
+        folder = Path(shutil.copytree(folders[kind], tmp_path / "changed"))
+        set_json(folder / "unet/config.json", sample_size=sample)
+        decoder = load(folder)
+        assert decoder.defaults.size == size
+        how = Sampling(steps=1, size=(8, 8))
+        assert decoder.paint(Guide(texts=["a"]), generators(1), how=how).shape == (1, 3, 8, 8)
+        shutil.rmtree(folder)
+
+
+def test_tokens_that_a_text_encoder_does_not_know(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As a tokenizer has them after textual inversion, whose embeddings were not saved."""
+    from transformers import CLIPTokenizer
+
+    folder = Path(shutil.copytree(folders["1.5"], tmp_path / "changed"))
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.add_tokens(["cat-toy"])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    with pytest.raises(
+        UserError, match=r"changed: the tokenizer has 1 tokens that the model has no embedding for \('cat-toy'"
+    ):
+        load(folder)

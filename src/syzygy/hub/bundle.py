@@ -20,6 +20,7 @@ from syzygy.hub.experts import Keeping, decoders_of, experts_folder, load_expert
 from syzygy.hub.priors import load_prior, trained_beside
 from syzygy.hub.t5 import T5Text
 from syzygy.hub.unet import load_config, load_decoder
+from syzygy.model_files import refuse_file
 from syzygy.pipeline import Pipeline
 from syzygy.types import Prior, Sampling
 
@@ -113,6 +114,7 @@ def model_folder(model: str | Path) -> Path:
             raise UserError(f"the weights of {str(model)!r} are not here. Make them: syzygy train starter --out RUN")
         return folder
     folder = Path(model)
+    refuse_file(folder)
     if not (folder / INDEX_FILE).is_file():
         what = "has no " + INDEX_FILE if folder.is_dir() else "is neither a folder nor a known model"
         raise UserError(
@@ -139,6 +141,7 @@ def part_folder(source: str | Path, part: str) -> Path:
     if str(source) in BUNDLED:
         return model_folder(source) / part
     folder = Path(source)
+    refuse_file(folder)
     if (folder / part / artifact.CONFIG_FILE).is_file():
         return folder / part
     if (folder / "run.json").is_file():

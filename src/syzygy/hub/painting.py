@@ -227,13 +227,16 @@ def attention_arguments(painting: Painting | None, sigma: float) -> dict[str, An
     return None if painting is None else {"painting": at_level(painting, sigma)}
 
 
-def padded_tokens(tokenizer: Any, prompts: Sequence[str], *, control: bool = False) -> Tokenized:
+def padded_tokens(
+    tokenizer: Any, prompts: Sequence[str], *, most: int | None = None, control: bool = False
+) -> Tokenized:
     """Prompts padded to the longest that is read, as in diffusers' pipelines, and cut there (with a warning).
 
     Args:
+        most: tokens that are read; None: as many as the tokenizer says.
         control: whether special tokens that are spelled out in a prompt act as such, as they do in diffusers' pipelines.
     """
-    most, pad = tokenizer.model_max_length, tokenizer.pad_token_id
+    most, pad = tokenizer.model_max_length if most is None else most, tokenizer.pad_token_id
     around = {"before": [tokenizer.bos_token_id], "after": [tokenizer.eos_token_id], "pad": pad}
     found = tokenized(tokenizer, list(prompts), most=most, **around, stacklevel=5, control=control)
     room = most - found.ids.shape[1]

@@ -25,7 +25,7 @@ from syzygy.hub.offload import visiting
 from syzygy.hub.painting import attention_arguments, padded_tokens, paintable, painting_of
 from syzygy.hub.parts import check_parts, load_model, read_settings
 from syzygy.hub.timesteps import HostTimesteps, noise_of
-from syzygy.hub.tokens import check_vocabulary
+from syzygy.hub.tokens import Tokenized, check_vocabulary
 from syzygy.rng import per_sample_noise
 from syzygy.types import Guide, Progress, Sampling
 
@@ -46,20 +46,15 @@ class OwnText:
     device: torch.device
     offload: bool
 
+    def tokens(self, texts: Sequence[str]) -> Tokenized:
+        return padded_tokens(self.tokenizer, texts, most=self.model.config.max_position_embeddings)
+
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "N T C"]:
-        positions = self.model.config.max_position_embeddings
-        tokens = self.tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=positions,
-            truncation=True,
-            return_tensors="pt",
-            split_special_tokens=True,  # "<|endoftext|>" in a prompt is text
-        )
+        tokens = self.tokens(texts)
         heeds = getattr(self.model.config, "use_attention_mask", False)
-        mask = tokens.attention_mask.to(self.device) if heeds else None
+        mask = tokens.mask.to(self.device, torch.long) if heeds else None
         with visiting(self.device, self.model, offload=self.offload):
-            return self.model(tokens.input_ids.to(self.device), attention_mask=mask)[0]
+            return self.model(tokens.ids.to(self.device), attention_mask=mask)[0]
 
 
 @dataclass(frozen=True)
@@ -172,7 +167,7 @@ class StableUnclipDecoder:
     ) -> Painting | None:
         if not towards.regions:
             return None
-        spans = padded_tokens(self.text.tokenizer, texts).spans
+        spans = self.text.tokens(texts).spans
         return painting_of(towards, how, [spans], size, self.device, unpainted=unpainted)
 
     def _states(self, texts: list[str]) -> Float[Tensor, "M T C"]:

@@ -77,33 +77,43 @@ def encoded(tokenizer: Any, texts: Sequence[str], *, control: bool = False) -> l
     Args:
         control: let them act as special tokens, as the tokenizer does by default and as diffusers' pipelines read prompts.
     """
-    settings: dict[str, Any] = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-    found = tokenizer(list(texts), **settings, split_special_tokens=not control)
-    rows = list(zip(found["input_ids"], found["offset_mapping"], strict=True))
-    if control:
-        return rows
-    marks = _marks(tokenizer)
+    rows = _as_it_is(tokenizer, texts)
+    marks = set() if control else _marks(tokenizer)
     return [
-        row if marks.isdisjoint(row[0]) else _spelled(tokenizer, marks, text, row)
+        row if marks.isdisjoint(row[0]) else _spelled(tokenizer, marks, text)
         for text, row in zip(texts, rows, strict=True)
     ]
 
 
+def _as_it_is(tokenizer: Any, texts: Sequence[str], **more: Any) -> list[tuple[list[int], Spans]]:
+    found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False, **more)
+    return list(zip(found["input_ids"], found["offset_mapping"], strict=True))
+
+
 def _marks(tokenizer: Any) -> set[int]:
-    """Ids of tokens that no text may hold. The token for unknown characters may, unless it has another task too (CLIP's ends texts)."""
+    """Ids of tokens that no text may hold.
+
+    The token for unknown characters may, unless it has another task too (CLIP's ends texts); so may "!", with which some CLIPs pad.
+    """
     added = tokenizer.added_tokens_decoder
-    found = {i for i, token in added.items() if token.special or re.fullmatch(r"<\|.*\|>", token.content)}
+    found = {
+        i
+        for i, token in added.items()
+        if len(token.content) > 1 and (token.special or re.fullmatch(r"<\|.*\|>", token.content))
+    }
     unknown, named = tokenizer.unk_token_id, (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return found if unknown in named else found - {unknown}
 
 
-def _spelled(tokenizer: Any, marks: set[int], text: str, row: tuple[list[int], Spans]) -> tuple[list[int], Spans]:
-    """A text whose tokens hold one of `marks`, encoded in pieces that cut each of them after its first character.
+def _spelled(tokenizer: Any, marks: set[int], text: str) -> tuple[list[int], Spans]:
+    """A text that holds some of `marks`, as ordinary characters.
 
-    Vocabularies of SentencePiece (T5, XLM-R) hold "</s>" among their ordinary pieces as well, where `split_special_tokens` does not reach.
+    Where the tokenizer alone cannot do that, the text is encoded in pieces that cut each mark after its first character: vocabularies of
+    SentencePiece (T5, XLM-R) hold "</s>" among their ordinary pieces as well, and tokens such as "<|fim_prefix|>" may not be special.
     """
+    (row,) = _as_it_is(tokenizer, [text], split_special_tokens=True)
     cuts = [spans[0] + 1 for i, spans in zip(*row, strict=True) if i in marks and spans[1] - spans[0] > 1]
-    if not cuts:  # a character that is unknown
+    if not cuts:
         return row
     ids: list[int] = []
     places: Spans = []

@@ -58,8 +58,27 @@ def test_what_does_not_belong_together(folder: Path, clip: Clip, tmp_path: Path,
     path = folder / artifact.PROVENANCE_FILE
     record = artifact.read_json(path)
     artifact.write_json(path, record | {"llm": record["llm"] | {"source": "gone/far/away"}})
-    with pytest.raises(UserError, match=rf"in the folder gone/far/away, .*{tmp_path}/gone/far/away and .*where it is now"):
+    with pytest.raises(
+        UserError, match=rf"in the folder gone/far/away, .*{tmp_path}/gone/far/away and .*where it is now"
+    ):
         load_adapted(folder, clip)
     artifact.write_json(path, {"clip": record["clip"]})
     with pytest.raises(UserError, match="does not say on which language model"):
         load_adapted(folder, clip)
+
+
+def test_a_recorded_folder_is_found_beside_or_from_here(folder: Path, clip: Clip, llm: Path, monkeypatch) -> None:
+    """Older records have the path as it was given; a model that keeps both says where beside its adapter."""
+    path = folder / artifact.PROVENANCE_FILE
+    record = artifact.read_json(path)
+    assert Path(record["llm"]["source"]).is_absolute()
+    artifact.write_json(path, record | {"llm": record["llm"] | {"source": "models/llm"}})
+    with pytest.raises(UserError, match=r"in the folder models/llm, which is not there \(looked for .*--llm FOLDER"):
+        load_adapted(folder, clip)  # it has the form of a hub id, but a folder has no revision
+    around = shutil.copytree(llm, folder.parent / "models" / "llm")
+    load_adapted(folder, clip)
+    work = folder.parent / "work"
+    work.mkdir()
+    around.parent.rename(work / "models")
+    monkeypatch.chdir(work)
+    load_adapted(folder, clip)

@@ -103,15 +103,28 @@ def test_in_a_template_they_act(tmp_path: Path) -> None:
 
 def test_readers_of_published_decoders(clip: Clip) -> None:
     """Stable unCLIP's own encoder reads what the words of a region are looked for in; diffusers' pipelines let marks act."""
-    tokenizer, prompt = clip.tokenizer, "a red <|endoftext|> star"
-    tokenizer.model_max_length = clip.positions
+    tokenizer, prompt, most = clip.tokenizer, "a red <|endoftext|> star", clip.positions
     end = tokenizer.eos_token_id
-    words = padded_tokens(tokenizer, [prompt])
+    words = padded_tokens(tokenizer, [prompt], most=most)
     real = int(words.mask.sum())
     assert (words.ids[0, : real - 1] != end).all()
     reader = OwnText(clip.model.text_model, tokenizer, torch.device("cpu"), offload=False)
     expected = clip.model.text_model(words.ids, attention_mask=None)[0]
     torch.testing.assert_close(reader([prompt]), expected)
-    acting = padded_tokens(tokenizer, [prompt], control=True)
-    assert acting.ids.tolist() == tokenizer([prompt], padding="max_length", max_length=clip.positions)["input_ids"]
+    assert torch.equal(reader.tokens([prompt]).spans, words.spans)
+    acting = padded_tokens(tokenizer, [prompt], most=most, control=True)
+    assert acting.ids.tolist() == tokenizer([prompt], padding="max_length", max_length=most)["input_ids"]
     assert not torch.equal(acting.ids, words.ids)
+
+
+def test_an_exclamation_mark_that_pads_is_text_as_well(clip: Clip) -> None:
+    """As of Stable Diffusion XL's second tokenizer and Kandinsky's: the ids that they were trained with."""
+    import copy
+
+    tokenizer = copy.deepcopy(clip.tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "!"})
+    texts = ["a red star!", "!", "wow! a star <|endoftext|>"]
+    assert [ids for ids, _ in encoded(tokenizer, texts[:2])] == tokenizer(texts[:2], add_special_tokens=False)[
+        "input_ids"
+    ]
+    assert tokenizer.eos_token_id not in encoded(tokenizer, texts)[2][0]

@@ -334,3 +334,11 @@ def test_schedules_that_end_in_noise_alone(loaded: dict[str, Any], monkeypatch: 
         monkeypatch.setattr(pipe, "scheduler", diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **more))
     with painted(pipe, PROMPT, REGIONS):
         assert torch.isfinite(call(pipe)).all()
+
+
+def test_special_tokens_act_as_the_pipeline_reads_them(pipe: Any) -> None:
+    """Our own readers read them as text; a pipeline of diffusers does not, and its words must stay in their places."""
+    marked = "a red circle <|endoftext|> above a ring"
+    with painted(pipe, marked, REGIONS):
+        found = call(pipe, marked)
+    assert not torch.equal(found, call(pipe, marked))
