@@ -27,6 +27,8 @@ Runner = Literal["auto", "local", "torchrun", "ray"]
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_THREADS = 16
 """A process decodes with no more by default."""
+SLOW_PART = 256
+"""Captions of a part without a GPU: an interruption loses the work on one part, so a part takes some minutes at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +174,7 @@ def _settings(request: EmbedRequest, plan: building.Plan | None) -> EmbedSetting
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     default = EmbedSettings(
         batch_size=256 if request.device == "cuda" else 32,
+        shard_size=10_000 if request.device == "cuda" else SLOW_PART,
         threads=max(min(processors // (request.workers or 1), MOST_THREADS), 1),
     )
     before = plan.settings if plan else default

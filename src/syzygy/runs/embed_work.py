@@ -57,7 +57,7 @@ class Tally:
         Raises:
             TooManyBad: these alone have too many bad samples.
         """
-        self._sizes = [shard.fingerprint for shard in shards]
+        self._sizes = [shard.size for shard in shards]
         self._names = [shard.name for shard in shards]
         self._max_bad = max_bad
         self._finished: dict[int, Progress] = {}

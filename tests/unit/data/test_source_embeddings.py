@@ -65,7 +65,7 @@ def test_raw_embeddings_are_taken_as_they_are(tmp_path: Path) -> None:
     ("scale", "norm", "message"),
     [
         (1, None, "are of unit length, and priors learn raw ones: give --image-norm"),
-        (9, 20.0, "have a mean norm of 9 and are taken as they are"),
+        (9, 20.0, "have a norm of 9 and are taken as they are"),
     ],
 )
 def test_the_scale_must_be_clear(tmp_path: Path, scale: int, norm: float | None, message: str) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from syzygy.data import source_tar
-from syzygy.data.pair import Bad, RawPair, Skipped
+from syzygy.data.pair import Bad, RawPair, Skipped, Unused
 from syzygy.data.source_tar import TarShard
 from syzygy.errors import UserError
 
 
 def samples(path: Path, **options: Any) -> list[Any]:
-    return list(TarShard(path, path.name, path.stat().st_size, **options).read())
+    return list(TarShard(path, path.name, path.stat().st_size, "", **options).read())
 
 
 @pytest.fixture
@@ -29,16 +29,19 @@ def test_members_of_a_key_are_a_pair(tar: Callable[..., Path]) -> None:
         ("00/1", {"jpg": b"A", "txt": b" a cat\n", "json": json.dumps({"caption": "no", "score": 0.5}).encode()}),
         ("01/1", {"JPEG": b"B", "json": b'{"caption": "a dog"}'}),
         ("2", {"webp": b"C", "json": b'{"captions": ["x", "y"]}', "cls": b"7"}),
-        ("3.old", {"png": b"D", "txt": b"hidden"}),
+        ("3.old", {"png": b"D", "txt": b"seen"}),
         (".4", {"png": b"E", "txt": b"hidden"}),
         ("5", {"cls": b"7"}),
     )
-    found = samples(path)
+    *found, unknown, hidden = samples(path)
     assert [(pair.key, pair.picture, pair.captions) for pair in found] == [
         ("00/1", b"A", ("a cat",)),
         ("01/1", b"B", ("a dog",)),
         ("2", b"C", ("x", "y")),
+        ("3.old", b"D", ("seen",)),
     ]
+    assert unknown == Unused("2.cls", "its ending .cls is neither a picture's nor a caption's", 2)
+    assert hidden == Unused(".4.png", "its name has no ending, or begins with a dot", 2)
     assert found[0].columns == {"score": 0.5}
 
 
@@ -109,7 +112,10 @@ def test_only_ordinary_members_are_read(tmp_path: Path) -> None:
         text = tarfile.TarInfo("1.txt")
         text.size = 1
         tar.addfile(text, io.BytesIO(b"a"))
-    assert samples(tmp_path / "a.tar") == [Bad("1", "there is no picture beside the caption")]
+    assert samples(tmp_path / "a.tar") == [
+        Bad("1", "the caption has no picture"),
+        Unused("1.jpg", "it is a symbolic link: write the tar with --dereference", 1),
+    ]
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
@@ -156,4 +162,4 @@ def test_what_is_no_tar(tmp_path: Path, content: bytes) -> None:
 
 def test_a_tar_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.tar cannot be read: No such file"):
-        list(TarShard(tmp_path / "gone.tar", "gone.tar", 1).read())
+        list(TarShard(tmp_path / "gone.tar", "gone.tar", 1, "").read())

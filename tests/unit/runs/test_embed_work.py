@@ -18,12 +18,13 @@ from syzygy.runs.embed_work import Tally
 
 class Shard(SimpleNamespace):
     name: str
-    fingerprint: int
+    size: int
+    fingerprint: str
 
     def read(self) -> Any: ...
 
 
-SHARDS = [Shard(name=f"{i}.tar", fingerprint=100) for i in range(4)]
+SHARDS = [Shard(name=f"{i}.tar", size=100, fingerprint=f"{i}") for i in range(4)]
 
 
 def record(number: int, seen: int, bad: int = 0) -> dict[str, Any]:
