@@ -110,8 +110,8 @@ class _State:
     """Where captions come from, and for how many samples."""
     left: dict[str, int] = field(default_factory=dict)
     """Columns with text that are not kept, and how many samples have them."""
-    faults: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    """With the sample's number in the source."""
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    """What could not be used; `place` is the sample's number in the source."""
     parts: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -177,8 +177,8 @@ class _Writing:
         self._note(place, key, reason, "pair")
 
     def _note(self, place: int, key: str, reason: str, lost: str, number: int | None = None) -> None:
-        fault: dict[str, Any] = {"key": key, "reason": reason[:LONGEST_REASON], "lost": lost}
-        self.state.faults.append((place, fault if number is None else fault | {"files": number}))
+        fault: dict[str, Any] = {"place": place, "key": key, "reason": reason[:LONGEST_REASON], "lost": lost}
+        self.state.faults.append(fault if number is None else fault | {"files": number})
 
     def close_part(self) -> None:
         """Encode what is left, leave out what cannot be stored, write the rest; then begin a new part."""
@@ -249,7 +249,10 @@ class _Writing:
         return {
             "seen": state.seen,
             "skipped": state.skipped,
-            "bad": [fault for _, fault in sorted(state.faults, key=lambda found: found[0])],
+            "bad": [
+                {name: value for name, value in fault.items() if name != "place"}
+                for fault in sorted(state.faults, key=lambda fault: fault["place"])
+            ],
             "full_captions": state.cut,
             "repeated": state.repeated,
             "captions_from": dict(sorted(state.taken.items())),

@@ -81,6 +81,11 @@ class Shard(Protocol):
         ...
 
     @property
+    def samples(self) -> int | None:
+        """How many it has, if that is known without reading it."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """What its data are recognised by: another one means other data."""
         ...
@@ -171,7 +176,7 @@ def caption_fields(metadata: Mapping[str, Any], named: tuple[str, ...]) -> tuple
     """The fields of a sample's metadata that hold its captions: those that are named, else the first of `CAPTION_NAMES` that it has."""
     if named:
         return tuple(name for name in named if name in metadata)
-    there = {name.lower(): name for name, value in reversed(metadata.items()) if value is not None}
+    there = {name.lower(): name for name, value in reversed(list(metadata.items())) if value is not None}
     return next(((there[name],) for name in CAPTION_NAMES if name in there), ())
 
 

@@ -32,6 +32,8 @@ class Prepared(Generic[P]):
     unusable: tuple[str, ...]
     content: int
     """64 bits with sign over the picture's file, or the ready-made embedding: equal where they are the same."""
+    size: int = 0
+    """Bytes of the picture's file and of the captions; 0 of ready-made embeddings."""
     taken: tuple[str, ...] = ()
     """As in `RawPair`."""
     left: tuple[str, ...] = ()
@@ -69,13 +71,14 @@ def _prepared(pair: RawPair, prepare: Callable[[Image.Image], P]) -> Prepared[P]
     if pair.embedding is not None:
         columns = {"width": math.nan, "height": math.nan, **pair.columns}
         ready: Any = torch.from_numpy(pair.embedding)
-        return _with(pair, ready, columns, content_hash(pair.embedding.tobytes()))
+        return _with(pair, ready, columns, content_hash(pair.embedding.tobytes()), 0)
     assert pair.picture is not None, "a pair has a picture or an embedding"
     try:
         data = read_bytes(pair.picture) if isinstance(pair.picture, Path) else pair.picture
         image = loaded(data, "the picture", FORMATS)
         columns = {**pair.columns, "width": float(image.width), "height": float(image.height)}
-        return _with(pair, prepare(image), columns, content_hash(data))
+        size = len(data) + sum(len(caption.encode()) for caption in pair.captions)
+        return _with(pair, prepare(image), columns, content_hash(data), size)
     except UserError as error:
         return Bad(pair.key, str(error).rstrip("."))
     except MemoryError:
@@ -84,5 +87,5 @@ def _prepared(pair: RawPair, prepare: Callable[[Image.Image], P]) -> Prepared[P]
         return Bad(pair.key, f"the picture cannot be prepared ({type(error).__name__})")
 
 
-def _with(pair: RawPair, image: P, columns: dict[str, Scalar], content: int) -> Prepared[P]:
-    return Prepared(pair.key, pair.captions, image, columns, pair.unusable, content, pair.taken, pair.left)
+def _with(pair: RawPair, image: P, columns: dict[str, Scalar], content: int, size: int) -> Prepared[P]:
+    return Prepared(pair.key, pair.captions, image, columns, pair.unusable, content, size, pair.taken, pair.left)

@@ -30,6 +30,10 @@ class CaptionFilesShard:
     """(picture, its caption file), as names within the folder."""
     unused: tuple[Unused, ...] = ()
 
+    @property
+    def samples(self) -> int:
+        return len(self.pairs)
+
     def read(self) -> Iterator[Sample]:
         """Its pictures are named, and opened by whoever decodes them."""
         for picture, caption in self.pairs:

@@ -36,6 +36,8 @@ class EmbeddingShard:
     fingerprint: str
     """Of both files."""
     columns: Columns
+    samples: int | None = None
+    """None of a damaged file."""
     scale: float = 1.0
     """What brings the embeddings to raw scale."""
 
@@ -123,6 +125,7 @@ def embedding_shards(
             images.stat().st_size + metadata.stat().st_size,
             f"{file_fingerprint(images)}-{file_fingerprint(metadata)}",
             columns,
+            _rows(images),
             image_norm or 1.0,
         )
         for images, metadata in zip(files, partners, strict=True)
@@ -157,6 +160,13 @@ def _check_norms(files: Sequence[Path], image_norm: float | None) -> None:
             f"--image-norm is for embeddings of unit length; those in {folder} have a norm of {max(norms.values()):.3g} and are "
             "taken as they are. Leave it out."
         )
+
+
+def _rows(path: Path) -> int | None:
+    try:
+        return len(_load(path))
+    except UserError:
+        return None
 
 
 def _typical_norm(path: Path) -> float | None:

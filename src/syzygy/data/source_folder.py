@@ -98,6 +98,7 @@ class FolderShard:
     start: int
     """Where the rows begin in the file, in bytes."""
     first: int
+    samples: int
     keep: tuple[str, ...] = ()
     caption_fields: tuple[str, ...] = ()
 
@@ -126,7 +127,7 @@ class FolderShard:
         fields = caption_fields(found, self.caption_fields)
         rest = without(found, (NAME, *fields))
         if isinstance(self.rows, Table):
-            rest = {column: _number(cell) for column, cell in rest.items()}
+            rest = {column: cell if column in self.keep else _number(cell) for column, cell in rest.items()}
         return pair_of(name, captions_in(found, fields), rest, self.keep, picture=picture, taken=fields)
 
 
@@ -171,7 +172,16 @@ def folder_shards(folder: Path, keep: tuple[str, ...], caption_columns: tuple[st
         name = f"{path.name} {len(found):05}"
         found.append(
             FolderShard(
-                folder, name, piece.size, piece.fingerprint, rows, piece.start, piece.first, keep, caption_columns
+                folder,
+                name,
+                piece.size,
+                piece.fingerprint,
+                rows,
+                piece.start,
+                piece.first,
+                piece.samples,
+                keep,
+                caption_columns,
             )
         )
 
@@ -182,7 +192,7 @@ def folder_shards(folder: Path, keep: tuple[str, ...], caption_columns: tuple[st
             close()
             piece = _Piece(piece.start + piece.size, number)
         picture = place_of(folder, name) if isinstance(name, str) else None
-        piece.add(data, -1 if picture is None else size_of(picture))
+        piece.add(data, -1 if picture is None else size_of(picture), empty=not row)
         look.at(row)
         last = name
     look.judge()
@@ -194,11 +204,12 @@ class _Piece:
     """A shard that is being measured."""
 
     def __init__(self, start: int, first: int) -> None:
-        self.start, self.first, self.size, self.rows = start, first, 0, 0
+        self.start, self.first, self.size, self.rows, self.samples = start, first, 0, 0, 0
         self._digest = hashlib.blake2b(digest_size=8)
 
-    def add(self, data: bytes, picture: int) -> None:
+    def add(self, data: bytes, picture: int, *, empty: bool) -> None:
         self.rows += 1
+        self.samples += not empty
         self.size += len(data)
         self._digest.update(data + picture.to_bytes(8, "little", signed=True))
 

@@ -38,6 +38,7 @@ class Groups:
     count: int
     row: int
     """Which row of the file is their first."""
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class ParquetShard:
     columns: Columns
     groups: Groups | None = None
     """None: all."""
+    samples: int | None = None
+    """None for a damaged file."""
 
     def read(self) -> Iterator[Sample]:
         """Streams it, a few rows at a time. What a damaged row group lost is one `Bad`.
@@ -101,12 +104,12 @@ def parquet_shards(path: Path, name: str, columns: Columns) -> list[ParquetShard
     for group, count in enumerate(counts):
         rows_of_piece += count
         if rows_of_piece >= SHARD or group == len(counts) - 1:
-            pieces.append(Groups(first, group + 1 - first, row))
+            pieces.append(Groups(first, group + 1 - first, row, rows_of_piece))
             first, row, rows_of_piece = group + 1, row + rows_of_piece, 0
     if len(pieces) < 2:
-        return [ParquetShard(path, name, size, fingerprint, columns)]
+        return [ParquetShard(path, name, size, fingerprint, columns, None, row if counts else None)]
     return [
-        ParquetShard(path, f"{name} {i:05}", size // len(pieces), fingerprint, columns, piece)
+        ParquetShard(path, f"{name} {i:05}", size // len(pieces), fingerprint, columns, piece, piece.rows)
         for i, piece in enumerate(pieces)
     ]
 
@@ -138,7 +141,7 @@ def rows(path: Path, columns: Columns, groups: Groups | None = None) -> Iterator
     try:
         with parquet.ParquetFile(path) as file:
             wanted = _wanted(file.schema_arrow, columns, path)
-            groups = groups or Groups(0, file.num_row_groups, 0)
+            groups = groups or Groups(0, file.num_row_groups, 0, file.metadata.num_rows)
             first = groups.row
             for group in range(groups.first, groups.first + groups.count):
                 count, number = file.metadata.row_group(group).num_rows, first

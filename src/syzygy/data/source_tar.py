@@ -54,6 +54,10 @@ class TarShard:
     caption_fields: tuple[str, ...] = ()
     """Fields of `.json` that hold captions, in place of `.txt`; empty: `.txt`, else one of `CAPTION_NAMES`."""
 
+    @property
+    def samples(self) -> None:
+        """It has no list of them."""
+
     def read(self) -> Iterator[Sample]:
         """Streams it: one sample is in memory at a time. What a truncated tar lost is one `Bad` at its end, and what was not used follows.
 
@@ -97,7 +101,8 @@ class TarShard:
             return Bad(
                 key, f"it has several pictures: {', '.join(several)}" if several else "the caption has no picture"
             )
-        named, how = self.caption_fields, reading.how
+        named = self.caption_fields
+        how = reading.how(f"{key}.{details if named or not text else text}")
         if text and not named:
             captions, fields, taken = [members[text]], (), (f".{text}{how}",)
         else:
@@ -144,11 +149,11 @@ class _Reading:
     """None until it matters."""
     _unused: dict[str, Unused] = field(default_factory=dict)
 
-    @property
-    def how(self) -> str:
-        """In words, where it matters."""
-        ways = {at_first_dot: " (names split at their first dot)", at_last_dot: " (names split at their last dot)"}
-        return "" if self.part is None else ways[self.part]
+    def how(self, name: str) -> str:
+        """In words, how this member's name was split, where that matters."""
+        if not has_several_dots(name):
+            return ""
+        return f" (names split at their {'first' if self.part is at_first_dot else 'last'} dot)"
 
     def parted(self, name: str) -> tuple[str, str]:
         if self.part is None and has_several_dots(name):

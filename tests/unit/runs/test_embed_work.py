@@ -20,11 +20,12 @@ class Shard(SimpleNamespace):
     name: str
     size: int
     fingerprint: str
+    samples: int | None
 
     def read(self) -> Any: ...
 
 
-SHARDS = [Shard(name=f"{i}.tar", size=100, fingerprint=f"{i}") for i in range(4)]
+SHARDS = [Shard(name=f"{i}.tar", size=100, samples=None, fingerprint=f"{i}") for i in range(4)]
 
 
 def record(number: int, seen: int, bad: int = 0) -> dict[str, Any]:
