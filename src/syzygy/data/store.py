@@ -129,7 +129,24 @@ class EmbeddingStore:
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest caption."""
-        return max(int(np.diff(self._part(i).offsets).max(initial=0)) for i in range(len(self._parts)))
+        return int(self.all_lengths().max())
+
+    def all_lengths(self) -> Int[Tensor, "M"]:
+        """Tokens of every caption."""
+        return torch.from_numpy(np.concatenate([np.diff(self._part(i).offsets) for i in range(len(self._parts))]))
+
+    def all_ids(self) -> Int[Tensor, "M"]:
+        """A number for every caption, equal where the captions' words are."""
+        return torch.from_numpy(np.concatenate([self._part(i).hashes for i in range(len(self._parts))]))
+
+    def shard_of(self, image: int) -> dict[str, Any]:
+        """What the manifest says of the source's shard that this picture is from: its `source` is the shard's name."""
+        first = 0
+        for shard in self.manifest["shards"]:
+            first += sum(part["pictures"] for part in shard["parts"])
+            if image < first:
+                return shard
+        raise IndexError(f"pictures have numbers from 0 to {self.number_of_images - 1}; got {image}.")
 
     def all_images_of(self) -> Int[Tensor, "M"]:
         """For every caption the number of the picture that it describes."""
