@@ -55,11 +55,8 @@ def show(store: Path, num: int, source: str | None, out: Path | None, seed: int,
     found = view(opened, num, seed, source)
     sheet = None
     if any(pair.image is not None for pair in found.pairs):
-        sheet = _sheet(
-            found,
-            {"store": str(store), "digest": opened.digest, "num": num, "seed": seed},
-            out or Path(f"{store.resolve().name}-pairs.png"),
-        )
+        record = {"store": str(store), "digest": opened.digest, "num": num, "seed": seed}
+        sheet = _sheet(found, record, out or Path(f"{store.resolve().name}-pairs.png"))
     if as_json:
         pairs = [{"key": pair.key, "captions": pair.captions, "found": pair.image is not None} for pair in found.pairs]
         about = {"lengths": found.lengths, "captions_per_picture": found.captions_per_picture}

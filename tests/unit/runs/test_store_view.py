@@ -65,7 +65,8 @@ def test_a_folders_store(embedded: Callable, syzygy: Callable, tmp_path: Path) -
     assert [pair["key"] for pair in found["pairs"] if pair["found"]] == [f"{i}.png" for i in range(5)]
     assert found["pairs"][0]["captions"] == ["word same", "two pictures have this"]
     assert (found["missing"], found["contact_sheet"]) == (None, str(out))
-    assert Image.open(out).width > 5 * 192
+    with Image.open(out) as sheet:
+        assert sheet.width > 5 * 192
     text = syzygy("store", "show", store, "--out", out).out
     assert "5 pictures with 6 captions (1.2 a picture, 2 at most)" in text
     assert "captions come from: text" in text
