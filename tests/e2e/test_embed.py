@@ -135,7 +135,7 @@ def test_a_rerun_skips_what_is_finished_and_keeps_its_settings(
             (out / name).write_bytes(data)
     answer = syzygy("store", "info", out)
     assert answer.code == 2
-    finish = f"1 of its 6 shards are missing. Finish it with: syzygy embed {tars} --encoder {tiny_model} --device cpu --out {out}"
+    finish = f"1 of its 6 shards is missing. Finish it with: syzygy embed {tars} --encoder {tiny_model} --device cpu --out {out}"
     assert finish in answer.err
     answer = syzygy(*re.search(r"syzygy (embed .*)", answer.err)[1].split())
     assert answer.code == 0, answer.err
@@ -167,15 +167,17 @@ def test_what_cannot_be_used_is_told(
         "3 of 5 samples cannot be used, more than --max-bad 0.05 allows: x.tar b: the picture cannot be read"
         in answer.err
     )
-    assert "x.tar c: the caption is empty; x.tar d: the caption is empty. Finished shards are kept" in answer.err
+    assert "x.tar c: the caption is empty; x.tar d: the caption is empty. Finished parts are kept" in answer.err
     answer = syzygy("embed", *options, "--max-bad", 0.6)
     assert answer.code == 0, answer.err
     assert "0 of them embedded now" in answer.out
     assert f"3 of 5 samples could not be used; {tmp_path / 'store' / 'bad.jsonl'} lists all:" in answer.out
     assert re.search(r" 2 × the caption is empty\n +1 × the picture cannot be read", answer.out)
-    assert "1 samples have no picture because their download failed." in answer.out
-    assert "1 captions fill all positions of the encoder" in answer.out
-    assert f"Try next: syzygy store info {tmp_path / 'store'}" in answer.out
+    assert "1 sample has no picture because the download failed." in answer.out
+    assert "1 caption fills all positions of the encoder" in answer.out
+    assert "captions come from .txt (2 samples); the first is “a circle”" in answer.out
+    assert "1 sample repeats the picture of another: it is stored once, with all captions." in answer.out
+    assert f"Try next: syzygy store show {tmp_path / 'store'}" in answer.out
 
 
 def test_looking_after_stores(tmp_path: Path, reference: dict[str, bytes], tars: Path, syzygy: Callable) -> None:
@@ -204,6 +206,27 @@ def test_looking_after_stores(tmp_path: Path, reference: dict[str, bytes], tars:
     assert answer.code == 1
     assert len(json.loads(answer.out)["problems"]) == 1
     assert syzygy("store", "verify", tmp_path / "b").code == 0
+
+
+def test_an_estimate_before_the_work_writes_nothing(
+    tmp_path: Path, tars: Path, tiny_model: Path, syzygy: Callable
+) -> None:
+    options = tars, "--encoder", tiny_model, "--out", tmp_path / "store", *SETTINGS
+    answer = syzygy("embed", *options, "--dry-run", "--json")
+    assert answer.code == 0, answer.err
+    assert not (tmp_path / "store").exists()
+    found = json.loads(answer.out)
+    assert (found["captions_from"], found["counted"]) == ([".txt"], False)
+    assert 18 <= found["samples"] <= 60  # a small tar is filled up to 10 kB
+    assert found["seconds"] > 0
+    weights = sum(x.numel() * 4 for x in Clip.from_pretrained(tiny_model / "clip").parameters())
+    assert weights < found["memory"] < weights + 10e6
+    text = syzygy("embed", *options, "--dry-run").out
+    assert re.fullmatch(r"captions: from \.txt, such as “.+”\nestimate: about .* of memory\n", text)
+    answer = syzygy("embed", *options)
+    assert "estimate: about " in answer.err  # the work itself says it too
+    written = sum(path.stat().st_size for path in (tmp_path / "store" / "shards").glob("*.safetensors"))
+    assert 0.3 * written < found["bytes"] < 2 * written
 
 
 @pytest.mark.parametrize(

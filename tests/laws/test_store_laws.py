@@ -47,10 +47,12 @@ class Encoder:
 
 class Shard(SimpleNamespace):
     name: str
-    fingerprint: int
+    size: int
+    fingerprint: str
+    samples: None
 
     def read(self) -> Iterable[Any]:
-        return iter(self.samples)
+        return iter(self.pairs)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda text: text.strip())
@@ -73,7 +75,7 @@ def pairs_of(found: list[Any], first: int) -> list[RawPair]:
 
 def fill(out: Path, content: list[list[RawPair]], **options: Any) -> EmbeddingStore:
     chosen = EmbedSettings(**options)
-    found = [Shard(name=f"{i}", fingerprint=i, samples=pairs) for i, pairs in enumerate(content)]
+    found = [Shard(name=f"{i}", size=i, fingerprint=f"{i}", pairs=pairs, samples=None) for i, pairs in enumerate(content)]
     encoder, source = Encoder(), Source("x", "embeddings", found)
     plan = building.begin(out, source, SourceOptions(keep=("b",)), chosen, encoder.identity().to_config(), "c")
     for number, shard in enumerate(found):

@@ -1,21 +1,27 @@
 """`syzygy embed`."""
 
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from syzygy.cli.common import Whole, device_option, json_option, writable_folder
+from syzygy.wording import counted
 
 if TYPE_CHECKING:
     from syzygy.runs.embed import EmbedResult
+    from syzygy.runs.embed_preview import Preview
     from syzygy.runs.embed_work import Tally
 
 PLAIN_LINE_SECONDS = 10.0
+SHOWN = 5
+"""Reasons that the summary names."""
 
 
 class Number(click.ParamType):
@@ -49,11 +55,17 @@ class Number(click.ParamType):
 EPILOG = """
 \b
 SOURCE is one of
-  data/{00000..00099}.tar   img2dataset's tars: .jpg, .png or .webp beside .txt or .json
+  data/{00000..00099}.tar   img2dataset's tars: a picture with its .txt or .json
   data/{a,b}.parquet        a column of encoded pictures, one or more of captions
   photos                    a folder with metadata.jsonl: {"file_name": …, "text": …}
+  photos                    a folder with metadata.csv: file_name,text
+  photos                    pictures with caption files, x.png with x.txt, also in folders
   laion                     clip-retrieval's folder with img_emb and metadata
-and a folder stands for all tars, or all parquet files, in it.
+A folder stands for all tars, or all parquet files, in it.
+
+\b
+Captions come from a column called caption, captions, text, texts or txt; name any other with
+--caption-column. The summary says which column was taken, and which text was not kept.
 
 \b
 Embed the world's scenes with the packaged CLIP, then look at the store:
@@ -64,7 +76,7 @@ Embed the world's scenes with the packaged CLIP, then look at the store:
 \b
 On several GPUs:  torchrun --nproc-per-node 4 -m syzygy.cli embed SOURCE …
 On a Ray cluster: syzygy embed SOURCE --runner ray --workers 32 …
-Neither changes a byte of the store. The same command continues one that was interrupted: finished shards
+Neither changes a byte of the store. The same command continues one that was interrupted: finished parts
 are kept, and options that are not given stay as they were.
 """
 
@@ -112,70 +124,163 @@ are kept, and options that are not given stay as they were.
     metavar="NORM",
     help="Ready-made embeddings of unit length: mean norm of the encoder's raw ones.",
 )
+@click.option("--dry-run", is_flag=True, help="Estimate time, memory and disk on the first pairs, and write nothing.")
 @device_option
 @json_option
-def embed(as_json: bool, out: Path, caption_columns: tuple[str, ...], keep: tuple[str, ...], **options: Any) -> None:
+def embed(
+    as_json: bool, dry_run: bool, out: Path, caption_columns: tuple[str, ...], keep: tuple[str, ...], **options: Any
+) -> None:
     """Embed pairs of pictures and captions with a CLIP, into a store to train priors on.
 
-    A picture may have several captions. Numbers and booleans of the metadata become columns of the store. A sample that
-    cannot be used is skipped, counted, and listed in STORE/bad.jsonl with the reason.
+    A picture may have several captions; rows of one picture become one picture with all their captions. Numbers and
+    booleans of the metadata become columns of the store. What cannot be used is skipped, counted, and listed in
+    STORE/bad.jsonl with the reason.
     """
-    from syzygy.runs.embed import EmbedRequest
-    from syzygy.runs.embed import embed as run
+    import json
+    from dataclasses import asdict
 
+    from syzygy.runs import embed as runs
+
+    request = runs.EmbedRequest(out=out, caption_columns=caption_columns or None, keep=keep or None, **options)
+    if dry_run:
+        expected = runs.dry_run(request)
+        if as_json:
+            click.echo(json.dumps({"source": request.source, **(asdict(expected) if expected else {})}))
+        else:
+            for line in _expected(expected):
+                click.echo(line)
+        return
     writable_folder(out)
-    request = EmbedRequest(out=out, caption_columns=caption_columns or None, keep=keep or None, **options)
-    result = run(request, ConsoleReport())
+    result = runs.embed(request, ConsoleReport())
     if result is not None:
         _tell(result, as_json)
+
+
+def _expected(preview: "Preview | None") -> Iterator[str]:
+    """What the work will take, a line each."""
+    if preview is None:
+        yield "estimate: none, because no pair among the first samples can be used."
+        return
+    names = ", ".join(preview.captions_from)
+    yield f"captions: from {names}, such as {_quoted(preview.captions[0])}"
+    if preview.like_addresses:
+        yield (
+            "warning: these look like addresses or file names, not like captions. If they are, stop and name another column "
+            "with --caption-column."
+        )
+    amounts = [] if preview.samples is None else [counted(preview.samples, "sample")]
+    if preview.seconds is not None:
+        amounts.append(str(timedelta(seconds=round(preview.seconds))) if preview.seconds >= 1 else "less than a second")
+    if preview.bytes is not None:
+        amounts.append(f"{_size(preview.bytes)} on disk")
+    about = "" if preview.counted else "about "
+    yield f"estimate: {about}{', '.join([*amounts, f'{_size(preview.memory)} of memory'])}"
+
+
+def _size(number: float) -> str:
+    """Bytes in words."""
+    return (
+        f"{number / 1e9:,.1f} GB"
+        if number >= 1e9
+        else f"{number / 1e6:,.1f} MB"
+        if number >= 1e5
+        else f"{number / 1e3:,.1f} kB"
+    )
+
+
+def _quoted(caption: str) -> str:
+    """The beginning of a caption, on one line."""
+    return "“" + textwrap.shorten(caption, 80, placeholder=" …") + "”"
+
+
+COUNTS = (
+    "pictures",
+    "captions",
+    "bad",
+    "skipped",
+    "full_captions",
+    "repeated",
+    "duplicates",
+    "captions_from",
+    "text_left",
+)
 
 
 def _tell(result: "EmbedResult", as_json: bool) -> None:
     import json
 
+    from syzygy.data.store import EmbeddingStore
+
     manifest = result.manifest
     size = sum(path.stat().st_size for path in result.store.rglob("*") if path.is_file())
-    features = manifest["features"]["clip"]
-    counts = {name: manifest[name] for name in ("pictures", "captions", "bad", "skipped", "full_captions")}
-    summary = {"store": str(result.store), **counts, "tokens": features["tokens"], "bytes": size}
-    reasons = _reasons(result.store)
+    tokens = manifest["features"]["clip"]["tokens"]
+    counts = {name: manifest[name] for name in COUNTS}
+    first = EmbeddingStore.open(result.store).texts([0])[0]
+    reasons, files = _reasons(result.store)
     if as_json:
-        click.echo(json.dumps({**summary, "shards_embedded": result.embedded, "reasons": reasons}))
+        summary = {"store": str(result.store), **counts, "first_caption": first, "tokens": tokens, "bytes": size}
+        more = {"shards_embedded": result.embedded, "reasons": reasons, "unused_files": files}
+        click.echo(json.dumps({**summary, **more}))
         return
-    shards = len(manifest["shards"])
     click.echo(
-        f"{counts['pictures']:,} pictures, {counts['captions']:,} captions, {features['tokens']:,} tokens in {result.store} "
-        f"({size / 1e6:,.1f} MB, {shards} shards, {result.embedded} of them embedded now)"
+        f"{counted(counts['pictures'], 'picture')}, {counted(counts['captions'], 'caption')}, {counted(tokens, 'token')} in "
+        f"{result.store} ({_size(size)}, {counted(len(manifest['shards']), 'shard')}, {result.embedded} of them embedded now)"
     )
-    if counts["bad"] or reasons:
+    for line in _about_texts(counts, first):
+        click.echo(line)
+    if counts["bad"] or reasons or files:
         click.echo(
-            f"{counts['bad']:,} of {manifest['seen']:,} samples could not be used; {result.store / 'bad.jsonl'} lists all:"
+            f"{counts['bad']:,} of {counted(manifest['seen'], 'sample')} could not be used; {result.store / 'bad.jsonl'} lists all:"
         )
-        for reason, number in list(reasons.items())[:5]:
+        for reason, number in [*reasons.items()][:SHOWN] + [*files.items()][:SHOWN]:
             click.echo(f"{number:>10,} × {reason}")
-    if counts["skipped"]:
-        click.echo(f"{counts['skipped']:,} samples have no picture because their download failed.")
-    if counts["full_captions"]:
-        click.echo(
-            f"{counts['full_captions']:,} captions fill all positions of the encoder: what they say beyond is cut."
-        )
+    for line in _about_pictures(counts):
+        click.echo(line)
     for name in manifest["options"]["keep"]:
         if name not in manifest["columns"]:
             click.echo(f"warning: no sample has {name!r} of --keep.", err=True)
-    click.echo(f"Try next: syzygy store info {result.store}")
+    click.echo(f"Try next: syzygy store show {result.store}")
 
 
-def _reasons(store: Path) -> dict[str, int]:
-    """What was wrong, and how often, the most frequent first."""
+def _about_texts(counts: dict[str, Any], first: str) -> Iterator[str]:
+    """Where the captions come from, and which other text there is."""
+    sources = ", ".join(f"{name} ({counted(number, 'sample')})" for name, number in counts["captions_from"].items())
+    yield f"captions come from {sources}; the first is {_quoted(first)}"
+    if counts["text_left"]:
+        yield f"text that is not kept: {', '.join(counts['text_left'])} (--keep NAME keeps a column)"
+
+
+def _about_pictures(counts: dict[str, Any]) -> Iterator[str]:
+    """What else was found out while reading them."""
+    if counts["repeated"]:
+        does = "repeats" if counts["repeated"] == 1 else "repeat"
+        yield f"{counted(counts['repeated'], 'sample')} {does} the picture of another: it is stored once, with all captions."
+    if counts["duplicates"]:
+        is_ = "picture is" if counts["duplicates"] == 1 else "pictures are"
+        yield f"{counts['duplicates']:,} {is_} in the store more than once; training keeps all copies on one side of the validation split."
+    if counts["skipped"]:
+        has = "sample has" if counts["skipped"] == 1 else "samples have"
+        yield f"{counts['skipped']:,} {has} no picture because the download failed."
+    if counts["full_captions"]:
+        fills = "caption fills" if counts["full_captions"] == 1 else "captions fill"
+        yield f"{counts['full_captions']:,} {fills} all positions of the encoder: text beyond that is cut."
+
+
+def _reasons(store: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """(what was wrong with samples and captions, and how often, the most frequent first; the same of files that belong to no sample)."""
     import json
     from collections import Counter
 
-    lines = (store / "bad.jsonl").read_text(encoding="utf-8").splitlines()
-    return dict(Counter(json.loads(line)["reason"] for line in lines).most_common())
+    samples: Counter[str] = Counter()
+    files: Counter[str] = Counter()
+    for line in (store / "bad.jsonl").read_text(encoding="utf-8").splitlines():
+        fault = json.loads(line)
+        (files if fault["lost"] == "file" else samples)[fault["reason"]] += fault.get("files", 1)
+    return dict(samples.most_common()), dict(files.most_common())
 
 
 class ConsoleReport:
-    """Shards, samples, rate and time left on standard error: live on a terminal, else a line every ten seconds."""
+    """Report shards, samples, rate and time left on standard error: live on a terminal, else a line every ten seconds."""
 
     @contextmanager
     def running(self, tally: "Tally") -> Iterator[None]:
@@ -194,16 +299,18 @@ class ConsoleReport:
             self._live = live
             yield
 
+    def expects(self, preview: "Preview | None") -> None:
+        for line in _expected(preview):
+            print(line, file=sys.stderr, flush=True)
+
     def update(self) -> None:
         if self._live is None and time.monotonic() - self._printed >= PLAIN_LINE_SECONDS:
             self._printed = time.monotonic()
             print(f"embedding: {self._status()}", file=sys.stderr, flush=True)
 
     def _status(self) -> str:
-        from datetime import timedelta
-
         tally, seconds = self._tally, time.monotonic() - self._began
-        parts = [f"{tally.shards_done}/{tally.shards} shards", f"{tally.seen:,} samples"]
+        parts = [f"{tally.shards_done}/{counted(tally.shards, 'shard')}", counted(tally.seen, "sample")]
         if tally.bad:
             parts.append(f"{tally.bad:,} bad")
         now = tally.seen - tally.seen_before

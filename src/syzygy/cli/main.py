@@ -44,6 +44,7 @@ COMMANDS: Table = {
         "Look after embedding stores.",
         {
             "info": Leaf("syzygy.cli.store:info", "Say what is in a store."),
+            "show": Leaf("syzygy.cli.store_show:show", "Show sample pairs, caption lengths, duplicates and columns."),
             "verify": Leaf("syzygy.cli.store:verify", "Look for damage, byte by byte."),
             "merge": Leaf("syzygy.cli.store:merge", "Make one store of several."),
             "add": Leaf("syzygy.cli.store_add:add", "Add a language model's features of the captions."),

@@ -6,10 +6,14 @@ A runner begins, embeds the shards that are unfinished in any order and by any n
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from syzygy import artifact
 from syzygy.config import parse
@@ -18,11 +22,12 @@ from syzygy.data.decode import READING
 from syzygy.data.embed import SHOWN
 from syzygy.data.empty import RECORD, empty_files, first_named
 from syzygy.data.encoder import EmbedSettings
-from syzygy.data.files import remove_unfinished
-from syzygy.data.part import merged_types
+from syzygy.data.files import mapped, remove_unfinished
+from syzygy.data.part import CONTENT, merged_types
 from syzygy.data.sources import Source, SourceOptions
 from syzygy.data.statistics import statistics_of
 from syzygy.errors import UserError
+from syzygy.wording import counted
 
 FREE = ("source", "revision", "versions")
 """What of an encoder's identity may differ: where it lay, and the versions of libraries."""
@@ -43,7 +48,7 @@ class Plan:
 
     @property
     def shards(self) -> list[dict[str, Any]]:
-        """Name and fingerprint of each."""
+        """Name, size and fingerprint of each."""
         return self.values["shards"]
 
     @property
@@ -91,7 +96,9 @@ def begin(
     wanted = {
         "command": command,
         "kind_of_source": source.kind,
-        "shards": [{"name": shard.name, "fingerprint": shard.fingerprint} for shard in source.shards],
+        "shards": [
+            {"name": shard.name, "size": shard.size, "fingerprint": shard.fingerprint} for shard in source.shards
+        ],
         "options": options.model_dump(mode="json"),
         "settings": settings.model_dump(mode="json"),
         "encoder": dict(identity),
@@ -106,6 +113,11 @@ def begin(
             remove_unfinished(store)
         artifact.write_json(store / layout.PLAN_FILE, layout.stamped(wanted))
         return Plan(layout.read_checked(store / layout.PLAN_FILE))
+    if found.values["schema_version"] < layout.SCHEMA_VERSION:
+        raise UserError(
+            f"{store} was begun by an older version, which did not record what its source held. It can be read if it is finished, "
+            "but not continued: choose another --out."
+        )
     _check_reading(store, found.values, wanted)
     difference = _difference(found.values, json.loads(json.dumps(wanted)))
     if difference:
@@ -149,13 +161,20 @@ def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         return f"another encoder: its {name} was {was['encoder'].get(name)!r}, now it is {now['encoder'].get(name)!r}"
     if was["kind_of_source"] != now["kind_of_source"]:
         return f"a source of kind {was['kind_of_source']}, not {now['kind_of_source']}"
-    for before, after in zip(was["shards"], now["shards"], strict=False):
+    return _source_difference(was["shards"], now["shards"])
+
+
+def _source_difference(was: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str | None:
+    for before, after in zip(was, now, strict=False):
         if before["name"] != after["name"]:
             return f"another source: its shards had {before['name']} where there is {after['name']} now"
+        if before["size"] != after["size"]:
+            return f"another {before['name']}: it had {before['size']:,} bytes, now {after['size']:,}"
         if before["fingerprint"] != after["fingerprint"]:
-            return f"another {before['name']}: it had {before['fingerprint']:,} bytes, now {after['fingerprint']:,}"
-    counts = len(was["shards"]), len(now["shards"])
-    return None if counts[0] == counts[1] else f"a source of {counts[0]} shards, not {counts[1]}"
+            return f"another {before['name']}: it has as many bytes as before, but they, or the pictures that it names, have changed"
+    if len(was) == len(now):
+        return None
+    return f"a source of {counted(len(was), 'shard')}, not {len(now):,}"
 
 
 def encoder_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -183,7 +202,7 @@ def finished(store: Path, plan: Plan) -> Iterator[dict[str, Any]]:
 def is_whole(store: Path, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a shard's files are all there, in their size; the first shard's, only with the empty text's (schema 1 had none)."""
     complete = RECORD in record or record["number"] > 0
-    return complete and all(is_there(store, file) for file in [*files, *empty_files([record])])
+    return complete and all(layout.is_there(store, file) for file in [*files, *empty_files([record])])
 
 
 def files_of(part: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -195,12 +214,6 @@ def files_in(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The same of every file of the store."""
     parts = [file for shard in manifest["shards"] for part in shard["parts"] for file in files_of(part)]
     return parts + empty_files(manifest["features"].values())
-
-
-def is_there(store: Path, file: Mapping[str, Any]) -> bool:
-    """Whether a shard's file is there, in its size."""
-    path = store / layout.SHARDS / file["name"]
-    return path.is_file() and path.stat().st_size == file["size"]
 
 
 class TooManyBad(UserError):
@@ -220,8 +233,8 @@ def check_bad(seen: int, bad: int, first: Sequence[str], most: float, *, at_end:
         return
     more = f" (and {bad - SHOWN:,} more)" if bad > SHOWN else ""
     raise TooManyBad(
-        f"{bad:,} of {seen:,} samples cannot be used, more than --max-bad {most:g} allows: {'; '.join(first[:SHOWN])}{more}. "
-        "Finished shards are kept: mend the source, or run the same command with a larger --max-bad, and it goes on at once."
+        f"{bad:,} of {counted(seen, 'sample')} cannot be used, more than --max-bad {most:g} allows: {'; '.join(first[:SHOWN])}{more}. "
+        "Finished parts are kept: correct the source and choose another --out, or repeat the command with a larger --max-bad."
     )
 
 
@@ -239,8 +252,9 @@ def finish(store: Path, plan: Plan, max_bad: float) -> dict[str, Any]:
     records = list(finished(store, plan))
     missing = len(plan.shards) - len(records)
     if missing:
+        are = "is" if missing == 1 else "are"
         raise UserError(
-            f"{missing} of {len(plan.shards)} shards of {store} are missing. Finish it with: {plan.command(store)}"
+            f"{missing:,} of {counted(len(plan.shards), 'shard')} of {store} {are} missing. Finish it with: {plan.command(store)}"
         )
     write_bad(store, records)
     lost = [
@@ -249,6 +263,8 @@ def finish(store: Path, plan: Plan, max_bad: float) -> dict[str, Any]:
     check_bad(sum(record["seen"] for record in records), len(lost), lost, max_bad, at_end=True)
     manifest = manifest_of(store, plan.values, records)
     artifact.write_json(store / layout.MANIFEST_FILE, manifest)
+    for number in range(len(records)):  # left by who was killed between a shard's record and the end
+        layout.progress_path(store, number).unlink(missing_ok=True)
     return manifest
 
 
@@ -267,7 +283,8 @@ def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[
     """
     parts = [part for record in records for part in record["parts"]]
     if not parts:
-        raise UserError(f"{store} would be empty: not one pair of the source can be used; {layout.BAD_FILE} says why.")
+        why = f"; {store / layout.BAD_FILE} says why" if any(record["bad"] for record in records) else ": it holds none"
+        raise UserError(f"{store} would be empty: not one pair of the source can be used{why}.")
     tokens = sum(part["features"][layout.DEFAULT_SET]["tokens"] for part in parts)
     manifest = layout.stamped(
         {
@@ -279,6 +296,10 @@ def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[
             "bad": sum(len(lost_pairs(record)) for record in records),
             "skipped": sum(record["skipped"] for record in records),
             "full_captions": sum(record["full_captions"] for record in records),
+            "repeated": sum(record.get("repeated", 0) for record in records),
+            "duplicates": duplicates(store, parts),
+            "captions_from": _summed(record.get("captions_from", {}) for record in records),
+            "text_left": _summed(record.get("text_left", {}) for record in records),
             "columns": merged_types([record["columns"] for record in records if record["parts"]]),
             "features": {
                 layout.DEFAULT_SET: {
@@ -295,6 +316,25 @@ def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[
         }
     )
     return with_added_sets(store, manifest)
+
+
+def duplicates(store: Path, parts: Sequence[Mapping[str, Any]]) -> int | None:
+    """How many pictures are the same file as an earlier one of the store; None where an older version kept no hashes."""
+    found: list[Tensor] = []
+    for part in parts:
+        tensors = mapped(store / layout.SHARDS / part["pairs"]["name"], part["pairs"]["size"])
+        if CONTENT not in tensors:
+            return None
+        found.append(tensors[CONTENT])
+    contents = torch.cat(found)
+    return len(contents) - len(contents.unique())
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(sorted(total.items()))
 
 
 def with_added_sets(store: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,5 +372,10 @@ def read_manifest(store: Path) -> dict[str, Any]:
     if plan is None:
         raise UserError(f"{store} is no embedding store. `syzygy embed` makes one.")
     missing = len(plan.shards) - sum(1 for _ in finished(store, plan))
-    state = f"{missing} of its {len(plan.shards)} shards are missing" if missing else "it has no manifest yet"
+    are = "is" if missing == 1 else "are"
+    state = (
+        f"{missing:,} of its {counted(len(plan.shards), 'shard')} {are} missing"
+        if missing
+        else "it has no manifest yet"
+    )
     raise UserError(f"{store} is not finished: {state}. Finish it with: {plan.command(store)}")

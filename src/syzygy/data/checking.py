@@ -10,7 +10,7 @@ from torch import Tensor
 from syzygy.data import building, layout
 from syzygy.data.empty import empty_files
 from syzygy.data.files import checksum, mapped, unpacked_string
-from syzygy.data.part import text_hash
+from syzygy.data.part import CONTENT, text_hash
 from syzygy.data.statistics import ImageStatistics, statistics_of
 from syzygy.errors import UserError
 
@@ -79,6 +79,8 @@ def _file_problems(store: Path, file: Mapping[str, Any]) -> Iterator[str]:
 def _pair_problems(pairs: Mapping[str, Tensor], part: Mapping[str, Any]) -> Iterator[str]:
     for name, count in (("key", part["pictures"]), ("caption", part["captions"])):
         yield from _offset_problems(pairs[f"{name}/offsets"], count, len(pairs[f"{name}/data"]), f"{name}s")
+    if CONTENT in pairs and len(pairs[CONTENT]) != part["pictures"]:
+        yield f"{CONTENT} has {len(pairs[CONTENT]):,} rows instead of {part['pictures']:,}"
     owner = pairs["image_of_caption"].long()
     if len(owner) != part["captions"] or owner.unique_consecutive().tolist() != list(range(part["pictures"])):
         yield "captions do not belong to its pictures in order"

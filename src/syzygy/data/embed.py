@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,14 @@ from syzygy.data.captions import FAULTS, EncodedCaptions, encode_captions, fault
 from syzygy.data.decode import quiet
 from syzygy.data.empty import RECORD, write_empty
 from syzygy.data.encoder import DTYPES, EmbedSettings, PairEncoder, pinned
-from syzygy.data.pair import Bad, Shard, Skipped
+from syzygy.data.pair import Bad, Shard, Skipped, Unused
 from syzygy.data.part import Part, merged_types, write_part
 from syzygy.data.prefetch import Prepared, prepared
 from syzygy.errors import UserError
 
 LONGEST_REASON = 300
-
-
 SHOWN = 5
+"""Samples that cannot be used which an error names."""
 
 
 @dataclass
@@ -61,17 +61,21 @@ def embed_shard(
 ) -> dict[str, Any]:
     """Embed all of `shard` as number `number` of the store, and with the first one the empty text. Its record is written last, and returned.
 
-    What is written is a function of shard, encoder and settings, bit for bit on one kind of machine.
+    Finished parts of a shard whose work was interrupted are kept: it goes on with the sample after them. What is written is a
+    function of shard, encoder and settings, bit for bit on one kind of machine, whatever the interruptions.
 
     Raises:
         UserError: the source cannot be read, its ready-made embeddings are not as wide as the encoder's, or nothing
-            can be written. Parts that were written before do no harm: without a record they do not count.
+            can be written.
     """
-    writing = _Writing(number, encoder, settings, store)
+    writing = _Writing(shard, number, encoder, settings, store)
     with pinned(settings.threads, settings.device), quiet():
         empty = write_empty(encoder.encode_text, settings.dtype, settings.batch_size, store) if number == 0 else None
         ahead = settings.batch_size + 2 * settings.threads
-        for place, sample in enumerate(prepared(shard.read(), encoder.preparation.prepare, settings.threads, ahead)):
+        samples = islice(shard.read(), writing.next, None)
+        for place, sample in enumerate(
+            prepared(samples, encoder.preparation.prepare, settings.threads, ahead), writing.next
+        ):
             writing.add(place, sample)
             if writing.progress.seen % settings.batch_size == 0:
                 watch(writing.progress)
@@ -82,43 +86,99 @@ def embed_shard(
         | ({RECORD: empty} if empty else {})
     )
     artifact.write_json(layout.record_path(store, number), record)
+    layout.progress_path(store, number).unlink(missing_ok=True)
     return record
+
+
+@dataclass
+class _State:
+    """What is known of a shard after its last finished part: all that is needed to go on."""
+
+    fingerprint: str
+    """Of the shard."""
+    next: int = 0
+    """Samples of the source that are settled."""
+    seen: int = 0
+    bad: int = 0
+    first: list[str] = field(default_factory=list)
+    skipped: int = 0
+    cut: int = 0
+    """Captions that fill all positions of the encoder."""
+    repeated: int = 0
+    """Samples whose picture the part had already: their captions were added to it."""
+    taken: dict[str, int] = field(default_factory=dict)
+    """Where captions come from, and for how many samples."""
+    left: dict[str, int] = field(default_factory=dict)
+    """Columns with text that are not kept, and how many samples have them."""
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    """What could not be used; `place` is the sample's number in the source."""
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _state(store: Path, shard: Shard, number: int) -> _State:
+    """Where an interrupted run stopped; the beginning, if there was none or one of its files is not whole."""
+    path = layout.progress_path(store, number)
+    if path.is_file():
+        found = layout.read_checked(path)
+        state = _State(**{name: found[name] for name in _State.__dataclass_fields__})
+        files = (file for part in state.parts for file in (part["pairs"], *part["features"].values()))
+        if state.fingerprint == shard.fingerprint and all(layout.is_there(store, file) for file in files):
+            return state
+    return _State(shard.fingerprint)
 
 
 class _Writing:
     """A shard that is being embedded: counts, faults, finished parts, and the part that is being filled."""
 
-    def __init__(self, number: int, encoder: PairEncoder, settings: EmbedSettings, store: Path) -> None:
-        self.encoder, self.settings, self.store = encoder, settings, store
+    def __init__(self, shard: Shard, number: int, encoder: PairEncoder, settings: EmbedSettings, store: Path) -> None:
+        self.number, self.encoder, self.settings, self.store = number, encoder, settings, store
         self.dtype = DTYPES[settings.dtype]
-        self.progress = Progress(number)
-        self.skipped = self.cut = 0
-        self.faults: list[tuple[int, dict[str, str]]] = []
-        self.parts: list[dict[str, Any]] = []
+        self.state = _state(store, shard, number)
         self.filling = _Filling(encoder, settings)
 
-    def add(self, place: int, sample: Prepared | Bad | Skipped) -> None:
+    @property
+    def next(self) -> int:
+        """The sample of the source to go on with."""
+        return self.state.next
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(self.number, self.state.seen, self.state.bad, self.state.first)
+
+    def add(self, place: int, sample: Prepared | Bad | Skipped | Unused) -> None:
         """`place` is the sample's number in the source."""
-        if isinstance(sample, Skipped):
-            self.skipped += 1
-            return
-        self.progress.seen += 1
-        if isinstance(sample, Bad):
+        if isinstance(sample, Prepared):
+            if self.filling.samples and self.filling.captions + len(sample.captions) > self.settings.shard_size:
+                self.close_part()
+                self.state.next = place
+                artifact.write_json(layout.progress_path(self.store, self.number), layout.stamped(asdict(self.state)))
+            self._use(place, sample)
+        elif isinstance(sample, Bad):
             self._lose(place, sample.key, sample.reason)
-            return
-        full = self.filling.captions + len(sample.captions) > self.settings.shard_size
-        if full and self.filling.samples:
-            self.close_part()
+        elif isinstance(sample, Unused):
+            self._note(place, sample.key, sample.reason, "file", sample.number)
+        else:
+            self.state.skipped += 1
+        self.state.seen += isinstance(sample, Prepared | Bad)
+
+    def _use(self, place: int, sample: Prepared) -> None:
         for reason in sample.unusable:
             self._note(place, sample.key, reason, "caption")
-        self.filling.add(place, sample)
+        for counts, names in ((self.state.taken, sample.taken), (self.state.left, sample.left)):
+            for name in names:
+                counts[name] = counts.get(name, 0) + 1
+        self.state.repeated += self.filling.add(place, sample)
 
     def _lose(self, place: int, key: str, reason: str) -> None:
-        self.progress.lose(key, reason)
+        """A sample is bad."""
+        self.state.bad += 1
+        if len(self.state.first) < SHOWN:
+            self.state.first.append(f"{key}: {reason}")
         self._note(place, key, reason, "pair")
 
-    def _note(self, place: int, key: str, reason: str, lost: str) -> None:
-        self.faults.append((place, {"key": key, "reason": reason[:LONGEST_REASON], "lost": lost}))
+    def _note(self, place: int, key: str, reason: str, lost: str, number: int | None = None) -> None:
+        fault: dict[str, Any] = {"place": place, "key": key, "reason": reason[:LONGEST_REASON], "lost": lost}
+        self.state.faults.append(fault if number is None else fault | {"files": number})
 
     def close_part(self) -> None:
         """Encode what is left, leave out what cannot be stored, write the rest; then begin a new part."""
@@ -126,10 +186,12 @@ class _Writing:
         if not full.samples:
             return
         images = full.images()
-        codes = fault_codes(images, self.dtype).tolist()
-        faults = [FAULTS[code] and f"the image embedding {FAULTS[code]}" for code in codes]
-        rows = [row for row, sample in enumerate(full.samples) if not faults[row] for _ in sample.captions]
-        texts = [text for row, sample in enumerate(full.samples) if not faults[row] for text in sample.captions]
+        found = self._image_faults(images)
+        faults = [found[picture] for picture in full.picture_of]
+        # Captions of a picture stand together, also those of samples that came later.
+        order = sorted(range(len(full.samples)), key=lambda row: full.picture_of[row])
+        rows = [row for row in order if not faults[row] for _ in full.samples[row].captions]
+        texts = [text for row in order if not faults[row] for text in full.samples[row].captions]
         if texts:
             encoded = encode_captions(self.encoder.encode_text, texts, self.dtype, self.settings.batch_size)
             usable = [i for i, fault in enumerate(encoded.faults) if not fault]
@@ -145,6 +207,13 @@ class _Writing:
             if fault:
                 self._lose(place, sample.key, fault)
 
+    def _image_faults(self, images: Float[Tensor, "N D"]) -> list[str | None]:
+        """Why each picture cannot be stored, or None."""
+        codes = fault_codes(images, self.dtype).tolist()
+        zero = (images.to(self.dtype) == 0).all(1).tolist()
+        found = ["is all zeros" if empty else FAULTS[code] for code, empty in zip(codes, zero, strict=True)]
+        return [fault and f"the image embedding {fault}" for fault in found]
+
     def _write(
         self,
         full: "_Filling",
@@ -153,31 +222,43 @@ class _Writing:
         encoded: EncodedCaptions,
         usable: list[int],
     ) -> None:
-        """`captions` are the usable ones, with their rows in `full`."""
+        """`captions` are the usable ones, with their samples' rows in `full`. Key and columns of a picture are its first sample's."""
         assert encoded.pooled is not None, "a CLIP pools"
-        rows = sorted({row for row, _ in captions})
-        number_of = {row: i for i, row in enumerate(rows)}
+        pictures = sorted({full.picture_of[row] for row, _ in captions})
+        number_of = {picture: i for i, picture in enumerate(pictures)}
+        first_of: dict[int, Prepared] = {}
+        for picture, sample in zip(full.picture_of, full.samples, strict=True):
+            first_of.setdefault(picture, sample)
+        firsts = [first_of[picture] for picture in pictures]
         part = Part(
-            keys=[full.samples[row].key for row in rows],
-            columns=[full.samples[row].columns for row in rows],
-            images=images[rows].to(self.dtype),
+            keys=[sample.key for sample in firsts],
+            columns=[sample.columns for sample in firsts],
+            contents=[sample.content for sample in firsts],
+            images=images[pictures].to(self.dtype),
             captions=[caption for _, caption in captions],
-            image_of_caption=[number_of[row] for row, _ in captions],
+            image_of_caption=[number_of[full.picture_of[row]] for row, _ in captions],
             text=joined([encoded.states[i] for i in usable], self.dtype),
             pooled=encoded.pooled[usable],
         )
-        self.cut += sum(len(encoded.states[i]) == self.encoder.positions for i in usable)
-        self.parts.append(write_part(part, self.store, self.progress.number, len(self.parts)))
+        self.state.cut += sum(len(encoded.states[i]) == self.encoder.positions for i in usable)
+        self.state.parts.append(write_part(part, self.store, self.number, len(self.state.parts)))
 
     def summary(self) -> dict[str, Any]:
         """For the record."""
+        state = self.state
         return {
-            "seen": self.progress.seen,
-            "skipped": self.skipped,
-            "bad": [fault for _, fault in sorted(self.faults, key=lambda found: found[0])],
-            "full_captions": self.cut,
-            "columns": merged_types([part.pop("columns") for part in self.parts]),
-            "parts": self.parts,
+            "seen": state.seen,
+            "skipped": state.skipped,
+            "bad": [
+                {name: value for name, value in fault.items() if name != "place"}
+                for fault in sorted(state.faults, key=lambda fault: fault["place"])
+            ],
+            "full_captions": state.cut,
+            "repeated": state.repeated,
+            "captions_from": dict(sorted(state.taken.items())),
+            "text_left": dict(sorted(state.left.items())),
+            "columns": merged_types([part.pop("columns") for part in state.parts]),
+            "parts": state.parts,
         }
 
 
@@ -187,18 +268,27 @@ class _Filling:
     def __init__(self, encoder: PairEncoder, settings: EmbedSettings) -> None:
         self.encoder, self.settings = encoder, settings
         self.places: list[int] = []
+        """Each sample's number in the source."""
         self.samples: list[Prepared] = []
+        self.picture_of: list[int] = []
+        """Each sample's picture; samples of one picture share it."""
         self.captions = 0
+        self._pictures: dict[int, int] = {}
         self._waiting: list[Tensor] = []
         self._encoded: list[Tensor] = []
 
-    def add(self, place: int, sample: Prepared) -> None:
+    def add(self, place: int, sample: Prepared) -> bool:
+        """Whether the part had the picture already: then it is not encoded again."""
         self.places.append(place)
         self.samples.append(replace(sample, image=sample.image.new_empty(0)))  # its pixels are not needed for long
         self.captions += len(sample.captions)
-        self._waiting.append(sample.image)
-        if len(self._waiting) == self.settings.batch_size:
-            self._encode()
+        known = sample.content in self._pictures
+        self.picture_of.append(self._pictures.setdefault(sample.content, len(self._pictures)))
+        if not known:
+            self._waiting.append(sample.image)
+            if len(self._waiting) == self.settings.batch_size:
+                self._encode()
+        return known
 
     def _encode(self) -> None:
         batch = torch.stack(self._waiting)

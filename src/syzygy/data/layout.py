@@ -4,6 +4,7 @@
     STORE/shards/00012-000.pairs.safetensors       keys, captions, columns of a part of shard 12
     STORE/shards/00012-000.clip.safetensors        its features in the set `clip`
     STORE/shards/00000-empty.clip.safetensors      the set's features of the empty text, once: they belong to the first shard
+    STORE/shards/00012-parts.json                  finished parts of shard 12, as long as it is unfinished
     STORE/shards/00012.json                        the record of shard 12: written last, it says that the shard is finished
     STORE/shards/00012.llm.json                    the same of a set that was added later
     STORE/manifest.json                            written when all shards are finished: what a reader opens
@@ -13,6 +14,7 @@ A shard of the source gives parts of bounded size. Nothing but safetensors and J
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from syzygy import artifact
 from syzygy.errors import UserError
 
 KIND = "syzygy embedding store"
-SCHEMA_VERSION = 2
-"""1: no features of the empty text; still read. 2: the first shard's record names their file. Safetensors count for themselves."""
+SCHEMA_VERSION = 3
+"""1: no features of the empty text. 2: the first shard's record names their file. 3: hashes of the pictures' files, fingerprints of
+the source's content. Older ones are read, but not continued. Safetensors count for themselves."""
 PLAN_FILE, MANIFEST_FILE, BAD_FILE, SHARDS = "store.json", "manifest.json", "bad.jsonl", "shards"
 DEFAULT_SET = "clip"
 """The feature set that a store begins with: image embeddings, pooled text embeddings and token states of one CLIP."""
@@ -33,6 +36,17 @@ _SET = re.compile(r"[a-z0-9][a-z0-9_-]*")
 def record_path(store: Path, number: int, features: str | None = None) -> Path:
     """The record of shard `number`, or of its features in a set that was added."""
     return store / SHARDS / (f"{number:05}.json" if features is None else f"{number:05}.{features}.json")
+
+
+def progress_path(store: Path, number: int) -> Path:
+    """What is known of shard `number` before it is finished; see `embed_shard`."""
+    return store / SHARDS / f"{number:05}-parts.json"
+
+
+def is_there(store: Path, file: Mapping[str, Any]) -> bool:
+    """Whether a shard's file is there, in its size."""
+    path = store / SHARDS / file["name"]
+    return path.is_file() and path.stat().st_size == file["size"]
 
 
 def part_path(store: Path, number: int, part: int, contents: str) -> Path:

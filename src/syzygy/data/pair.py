@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 Scalar = bool | float | str
-CAPTION_FIELDS = ("caption", "captions", "text")
-"""Where metadata may hold captions."""
+CAPTION_NAMES = ("caption", "captions", "text", "texts", "txt")
+"""Columns, or fields of metadata, that hold captions by their name, in any case; others must be named by the user."""
 WHOLE_FILE = "(the file)"
 """The key of what is wrong with a shard's file, not with one of its samples."""
 
@@ -31,6 +31,10 @@ class RawPair:
     """Metadata: numbers, booleans, text."""
     unusable: tuple[str, ...] = ()
     """Why further captions of this picture were left out."""
+    taken: tuple[str, ...] = ()
+    """Where the captions come from: names of columns, of fields, or the ending of a file."""
+    left: tuple[str, ...] = ()
+    """Names of columns with text that is not kept."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,18 @@ class Skipped:
     key: str
 
 
-Sample = RawPair | Bad | Skipped
+@dataclass(frozen=True)
+class Unused:
+    """Files of a source that belong to no sample, such as members of a tar with an unknown ending."""
+
+    key: str
+    """The name of the first of them."""
+    reason: str
+    number: int
+    """How many there are."""
+
+
+Sample = RawPair | Bad | Skipped | Unused
 
 
 @runtime_checkable
@@ -61,8 +76,18 @@ class Shard(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> int:
-        """Cheap: bytes of its files. Another number means other data."""
+    def size(self) -> int:
+        """Bytes of what it reads: how much work it is, in relation to other shards of the source."""
+        ...
+
+    @property
+    def samples(self) -> int | None:
+        """How many it has, if that is known without reading it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What its data are recognised by: another one means other data."""
         ...
 
     def read(self) -> Iterator[Sample]:
@@ -111,18 +136,30 @@ def pair_of(
     *,
     picture: bytes | Path | None = None,
     embedding: Float[np.ndarray, "D"] | None = None,
+    taken: tuple[str, ...] = (),
+    left: tuple[str, ...] = (),
 ) -> RawPair | Bad:
     """A pair of what was found, or why there is none: no caption can be used.
 
     Args:
         captions: text, bytes or None, in the order they have.
-        metadata: columns by name; `keep` names those whose text is kept.
+        metadata: columns by name, without the captions; `keep` names those whose text is kept.
+        taken: where the captions come from.
+        left: names of columns with text that are not in `metadata` and not kept.
     """
     key = clean(key)
     kept, reasons = usable_captions(captions)
+    others = tuple(dict.fromkeys([*left, *(name for name in texts_in(metadata) if name not in keep)]))
     if not kept:
-        return Bad(key, reasons[0] if reasons else "the caption is missing")
-    return RawPair(key, kept, picture, embedding, scalars(metadata, keep), reasons)
+        return Bad(key, reasons[0] if reasons else _missing(others))
+    return RawPair(key, kept, picture, embedding, scalars(metadata, keep), reasons, taken, others)
+
+
+def _missing(texts: tuple[str, ...]) -> str:
+    """Why a sample has no caption: perhaps another column holds it."""
+    if not texts:
+        return "the caption is missing"
+    return f"the caption is missing: name its column with --caption-column. Columns with text: {', '.join(texts)}"
 
 
 def clean(text: str) -> str:
@@ -135,15 +172,31 @@ def listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def caption_fields(metadata: Mapping[str, Any], named: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields of a sample's metadata that hold its captions: those that are named, else the first of `CAPTION_NAMES` that it has."""
+    if named:
+        return tuple(name for name in named if name in metadata)
+    there = {name.lower(): name for name, value in reversed(list(metadata.items())) if value is not None}
+    return next(((there[name],) for name in CAPTION_NAMES if name in there), ())
+
+
 def captions_in(metadata: Mapping[str, Any], fields: tuple[str, ...]) -> list[Any]:
-    """The captions in these fields of a sample's metadata, or in the first of `CAPTION_FIELDS` that it has."""
-    named = fields or next(([name] for name in CAPTION_FIELDS if metadata.get(name) is not None), [])
-    return [caption for name in named for caption in listed(metadata.get(name))]
+    """The captions in these fields of a sample's metadata."""
+    return [caption for name in fields for caption in listed(metadata[name])]
 
 
-def without_captions(metadata: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
-    """The metadata of a sample but for its captions."""
-    return {name: value for name, value in metadata.items() if name not in (*CAPTION_FIELDS, *fields)}
+def without(metadata: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
+    """The metadata of a sample but for these fields."""
+    return {name: value for name, value in metadata.items() if name not in fields}
+
+
+def texts_in(metadata: Mapping[str, Any]) -> list[str]:
+    """The names of the fields that hold text, or a list of texts."""
+    return [
+        name
+        for name, value in metadata.items()
+        if isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], str))
+    ]
 
 
 def scalars(metadata: Mapping[str, Any], keep: tuple[str, ...]) -> dict[str, Scalar]:

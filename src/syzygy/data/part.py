@@ -21,6 +21,8 @@ from syzygy.data.pair import Scalar
 
 NUMBER, BOOLEAN, TEXT = "number", "boolean", "text"
 """Types of a column: float64 with NaN where a value is missing; bool, never missing; text, empty where it is missing."""
+CONTENT = "content"
+"""The tensor [N] of hashes over the pictures' files; schema 2 had none."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Part:
     """N."""
     columns: list[Mapping[str, Scalar]]
     """N."""
+    contents: list[int]
+    """N; equal where two pictures' files are the same."""
     images: Float[Tensor, "N D"]
     """Raw image embeddings."""
     captions: list[str]
@@ -62,6 +66,7 @@ def write_part(part: Part, store: Path, number: int, index: int, features: str =
             **_named("caption", packed_strings(part.captions)),
             "image_of_caption": torch.tensor(part.image_of_caption, dtype=torch.int32),
             "text_hash": torch.tensor([text_hash(text) for text in part.captions]),
+            CONTENT: torch.tensor(part.contents, dtype=torch.int64),
             **columns,
         },
     )

@@ -1,5 +1,6 @@
 """Pictures decoded and prepared ahead of the encoder, in threads, without changing their order."""
 
+import hashlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from syzygy.data.decode import as_rgb, loaded, read_bytes
-from syzygy.data.pair import Bad, RawPair, Sample, Scalar, Skipped
+from syzygy.data.pair import Bad, RawPair, Sample, Scalar, Skipped, Unused
 from syzygy.errors import UserError
 
 P = TypeVar("P")
@@ -29,14 +30,26 @@ class Prepared(Generic[P]):
     columns: dict[str, Scalar]
     """With `width` and `height` of the upright picture in pixels, before preparation; NaN for an embedding unless the source has them."""
     unusable: tuple[str, ...]
+    content: int
+    """64 bits with sign over the picture's file, or the ready-made embedding: equal where they are the same."""
+    size: int = 0
+    """Bytes of the picture's file and of the captions; 0 of ready-made embeddings."""
+    taken: tuple[str, ...] = ()
+    """As in `RawPair`."""
+    left: tuple[str, ...] = ()
+
+
+def content_hash(data: bytes) -> int:
+    """64 bits with sign, equal where the bytes are."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
 def prepared(
     samples: Iterator[Sample], prepare: Callable[[Image.Image], P], threads: int, ahead: int
-) -> Iterator[Prepared[P] | Bad | Skipped]:
+) -> Iterator[Prepared[P] | Bad | Skipped | Unused]:
     """The samples in their order; up to `ahead` of them are in work or wait, and so are in memory."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[Future[Prepared[P] | Bad] | Bad | Skipped] = deque()
+    waiting: deque[Future[Prepared[P] | Bad] | Bad | Skipped | Unused] = deque()
     try:
         for sample in samples:
             waiting.append(pool.submit(_prepared, sample, prepare) if isinstance(sample, RawPair) else sample)
@@ -48,7 +61,9 @@ def prepared(
         pool.shutdown(cancel_futures=True)
 
 
-def _result(found: "Future[Prepared[P] | Bad] | Bad | Skipped") -> Prepared[P] | Bad | Skipped:
+def _result(
+    found: "Future[Prepared[P] | Bad] | Bad | Skipped | Unused",
+) -> Prepared[P] | Bad | Skipped | Unused:
     return found.result() if isinstance(found, Future) else found
 
 
@@ -56,16 +71,21 @@ def _prepared(pair: RawPair, prepare: Callable[[Image.Image], P]) -> Prepared[P]
     if pair.embedding is not None:
         columns = {"width": math.nan, "height": math.nan, **pair.columns}
         ready: Any = torch.from_numpy(pair.embedding)
-        return Prepared(pair.key, pair.captions, ready, columns, pair.unusable)
+        return _with(pair, ready, columns, content_hash(pair.embedding.tobytes()), 0)
     assert pair.picture is not None, "a pair has a picture or an embedding"
     try:
         data = read_bytes(pair.picture) if isinstance(pair.picture, Path) else pair.picture
         image = as_rgb(loaded(data, "the picture"))
         columns = {**pair.columns, "width": float(image.width), "height": float(image.height)}
-        return Prepared(pair.key, pair.captions, prepare(image), columns, pair.unusable)
+        size = len(data) + sum(len(caption.encode()) for caption in pair.captions)
+        return _with(pair, prepare(image), columns, content_hash(data), size)
     except UserError as error:
         return Bad(pair.key, str(error).rstrip("."))
     except MemoryError:
         raise
     except Exception as error:  # one picture of millions must not end the run
         return Bad(pair.key, f"the picture cannot be prepared ({type(error).__name__})")
+
+
+def _with(pair: RawPair, image: P, columns: dict[str, Scalar], content: int, size: int) -> Prepared[P]:
+    return Prepared(pair.key, pair.captions, image, columns, pair.unusable, content, size, pair.taken, pair.left)

@@ -3,18 +3,21 @@
 Their `text_emb` is not read: token states are needed, so captions go through the encoder, and give it anew.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from syzygy.data.fingerprints import file_fingerprint
 from syzygy.data.pair import WHOLE_FILE, Bad, Sample, pair_of
 from syzygy.data.source_parquet import Columns, captions_of, choose_columns, metadata_of, rows
 from syzygy.errors import UserError
 
 IMAGES, METADATA = "img_emb", "metadata"
+SHOWN = 3
+"""Names of files in an error."""
 PROBED = 1000
 """Rows whose norms are looked at."""
 UNIT = 0.01
@@ -28,9 +31,13 @@ class EmbeddingShard:
     images: Path
     metadata: Path
     name: str
-    fingerprint: int
+    size: int
     """Bytes of both files."""
+    fingerprint: str
+    """Of both files."""
     columns: Columns
+    samples: int | None = None
+    """None of a damaged file."""
     scale: float = 1.0
     """What brings the embeddings to raw scale."""
 
@@ -57,8 +64,17 @@ class EmbeddingShard:
             if count > len(images):
                 break
             embedding = images[number].astype(np.float32) * np.float32(self.scale)
-            found = captions_of(row, self.columns), metadata_of(row, self.columns)
-            yield pair_of(f"{number:08}", *found, self.columns.keep, embedding=embedding)
+            columns, captions = self.columns, captions_of(row, self.columns)
+            metadata = metadata_of(row, columns)
+            yield pair_of(
+                f"{number:08}",
+                captions,
+                metadata,
+                columns.keep,
+                embedding=embedding,
+                taken=columns.captions,
+                left=columns.left,
+            )
         if count != len(images) and not damaged:
             raise UserError(
                 f"{self.images} has {len(images):,} rows and {self.metadata} {'more' if count > len(images) else f'{count:,}'}: "
@@ -100,10 +116,17 @@ def embedding_shards(
     if not files:
         raise UserError(f"{folder / IMAGES} holds no {IMAGES}_0.npy: it is not a folder of clip-retrieval.")
     columns = choose_columns(partners[0], None, captions, keep, pictures=False)
-    _check_norm(files[0], image_norm)
+    _check_norms(files, image_norm)
     return [
         EmbeddingShard(
-            images, metadata, images.stem, images.stat().st_size + metadata.stat().st_size, columns, image_norm or 1.0
+            images,
+            metadata,
+            images.stem,
+            images.stat().st_size + metadata.stat().st_size,
+            f"{file_fingerprint(images)}-{file_fingerprint(metadata)}",
+            columns,
+            _rows(images),
+            image_norm or 1.0,
         )
         for images, metadata in zip(files, partners, strict=True)
     ]
@@ -114,18 +137,50 @@ def _number(path: Path) -> tuple[int, str]:
     return (int(digits) if digits.isdecimal() else -1), digits
 
 
-def _check_norm(path: Path, image_norm: float | None) -> None:
-    sample = np.asarray(_load(path)[:PROBED], np.float32)
-    norms = np.linalg.norm(sample, axis=1)
-    norms = norms[np.isfinite(norms)]
-    unit = len(norms) > 0 and bool((abs(norms - 1) < UNIT).mean() > 0.99)
+def _check_norms(files: Sequence[Path], image_norm: float | None) -> None:
+    """All files are of unit length and `image_norm` is given, or all are raw and it is not."""
+    norms = {path: norm for path in files if (norm := _typical_norm(path)) is not None}
+    unit = [path.name for path, norm in norms.items() if abs(norm - 1) < UNIT]
+    raw = [path.name for path, norm in norms.items() if abs(norm - 1) >= UNIT]
+    if not norms:
+        return  # whoever reads the files says what is wrong with them
+    folder = files[0].parent
+    if unit and raw:
+        raise UserError(
+            f"{folder} mixes embeddings of unit length ({_some(unit)}) with raw ones ({_some(raw)}). Put them into two folders, embed "
+            "each (unit length with --image-norm), then `syzygy store merge`."
+        )
     if unit and image_norm is None:
         raise UserError(
-            f"the embeddings in {path.parent} are of unit length, and priors learn raw ones: give --image-norm, the mean norm of "
+            f"the embeddings in {folder} are of unit length, and priors learn raw ones: give --image-norm, the mean norm of "
             "this CLIP's raw image embeddings. `syzygy embed` of a few hundred pictures and `syzygy store info` tell it."
         )
-    if not unit and image_norm is not None:
+    if raw and image_norm is not None:
         raise UserError(
-            f"--image-norm is for embeddings of unit length; those in {path.parent} have a mean norm of {norms.mean():.3g} and are "
+            f"--image-norm is for embeddings of unit length; those in {folder} have a norm of {max(norms.values()):.3g} and are "
             "taken as they are. Leave it out."
         )
+
+
+def _rows(path: Path) -> int | None:
+    try:
+        return len(_load(path))
+    except UserError:
+        return None
+
+
+def _typical_norm(path: Path) -> float | None:
+    """The norm of most rows: the median of the first thousand, without rows that are zero or not finite. None if there is none."""
+    try:
+        sample = np.asarray(_load(path)[:PROBED], np.float32)
+    except UserError:
+        return None
+    norms = np.linalg.norm(sample, axis=1)
+    norms = norms[np.isfinite(norms) & (norms > 0)]
+    return float(np.median(norms)) if len(norms) else None
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,81 +1,295 @@
-"""An image folder with `metadata.jsonl`, as Hugging Face's datasets and `syzygy world sample` write it."""
+"""A folder of pictures with a list of their captions: `metadata.jsonl` or `metadata.csv`, as Hugging Face's datasets read them.
 
+`syzygy world sample` writes the first. A folder in which each picture has a caption file is `source_captions`.
+"""
+
+import csv
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
-from syzygy.data.pair import Bad, Sample, captions_in, pair_of, without_captions
+from syzygy.data.fingerprints import size_of
+from syzygy.data.pair import Bad, Sample, caption_fields, captions_in, pair_of, texts_in, without
 from syzygy.errors import UserError
 
-METADATA = "metadata.jsonl"
-ROWS = 10_000
-"""Of a shard."""
+LINES, TABLE = "metadata.jsonl", "metadata.csv"
+ROWS = 512
+"""Of a shard, about: what several workers share out. Rows of one picture that follow each other stay together."""
 NAME = "file_name"
+DELIMITERS = ",;\t"
+
+Row = tuple[int, bytes, Mapping[str, Any] | str]
+"""(number of the line or row, its bytes, what it says or why it cannot be read)."""
+
+
+class Rows(Protocol):
+    """How a list is read."""
+
+    def read(self, folder: Path, start: int, first: int) -> Iterator[Row]:
+        """Its rows from the byte `start` on, where row number `first` begins."""
+        ...
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """A JSON object a line."""
+
+    def read(self, folder: Path, start: int, first: int) -> Iterator[Row]:
+        with (folder / LINES).open("rb") as file:
+            file.seek(start)
+            for number, line in enumerate(file, first):
+                yield number, line, _parsed(line) if line.strip() else {}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Comma-separated values under a header; a cell may hold several lines."""
+
+    header: tuple[str, ...]
+    delimiter: str
+
+    def read(self, folder: Path, start: int, first: int) -> Iterator[Row]:
+        with (folder / TABLE).open("rb") as file:
+            file.seek(start)
+            read: list[bytes] = []
+
+            def lines() -> Iterator[str]:
+                for line in file:
+                    read.append(line)
+                    yield line.decode(errors="surrogateescape")
+
+            reader, number = csv.reader(lines(), delimiter=self.delimiter), first
+            while True:
+                try:
+                    cells = next(reader, None)
+                except csv.Error as error:
+                    cells = str(error)
+                if cells is None:
+                    return
+                data = b"".join(read)
+                read.clear()
+                yield number, data, self._row(cells)
+                number += 1
+
+    def _row(self, cells: list[str] | str) -> Mapping[str, Any] | str:
+        if isinstance(cells, str):
+            return f"it cannot be read as CSV: {cells}"
+        if not cells:
+            return {}
+        if len(cells) != len(self.header):
+            return f"it has {len(cells)} cells, and the header {len(self.header)}"
+        return {name: cell for name, cell in zip(self.header, cells, strict=True) if cell}
 
 
 @dataclass(frozen=True)
 class FolderShard:
-    """Some lines of the metadata, with the pictures that they name."""
+    """Some rows of the list, with the pictures that they name."""
 
     folder: Path
     name: str
-    fingerprint: int
-    """Bytes of the lines."""
+    size: int
+    """Bytes of the rows."""
+    fingerprint: str
+    """Over the rows and the sizes of their pictures."""
+    rows: Rows
     start: int
-    """Where the lines begin in the file, in bytes."""
-    first_line: int
+    """Where the rows begin in the file, in bytes."""
+    first: int
+    samples: int
     keep: tuple[str, ...] = ()
     caption_fields: tuple[str, ...] = ()
 
     def read(self) -> Iterator[Sample]:
         """Its pictures are named, and opened by whoever decodes them."""
-        path = self.folder / METADATA
+        left = self.size
         try:
-            with path.open("rb") as file:
-                file.seek(self.start)
-                number = self.first_line
-                while file.tell() < self.start + self.fingerprint:
-                    line = file.readline()
-                    if line.strip():
-                        yield self._sample(number, line)
-                    number += 1
+            for number, data, found in self.rows.read(self.folder, self.start, self.first):
+                if left <= 0:
+                    return
+                left -= len(data)
+                if found:
+                    yield self._sample(number, found)
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+            raise UserError(f"{self.folder} cannot be read: {error.strerror or error}.") from None
 
-    def _sample(self, number: int, line: bytes) -> Sample:
-        try:
-            metadata = json.loads(line)
-        except (ValueError, RecursionError):
-            return Bad(f"line {number}", "it is not JSON in UTF-8")
-        if not isinstance(metadata, Mapping):
-            return Bad(f"line {number}", "it is not a JSON object")
-        name = metadata.get(NAME)
+    def _sample(self, number: int, found: Mapping[str, Any] | str) -> Sample:
+        if isinstance(found, str):
+            return Bad(f"line {number}", found)
+        name = found.get(NAME)
         if not isinstance(name, str) or not name:
             return Bad(f"line {number}", f"it has no {NAME}")
-        return self._pair(name, metadata)
-
-    def _pair(self, name: str, metadata: Mapping[str, Any]) -> Sample:
-        parts = PurePosixPath(name).parts
-        if PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name:
+        picture = place_of(self.folder, name)
+        if picture is None:
             return Bad(name, f"its {NAME} leads out of the folder")
-        captions = captions_in(metadata, self.caption_fields)
-        rest = without_captions(metadata, (NAME, *self.caption_fields))
-        return pair_of(name, captions, rest, self.keep, picture=self.folder.joinpath(*parts))
+        fields = caption_fields(found, self.caption_fields)
+        rest = without(found, (NAME, *fields))
+        if isinstance(self.rows, Table):
+            rest = {column: cell if column in self.keep else _number(cell) for column, cell in rest.items()}
+        return pair_of(name, captions_in(found, fields), rest, self.keep, picture=picture, taken=fields)
 
 
-def folder_shards(folder: Path, keep: tuple[str, ...], caption_fields: tuple[str, ...]) -> list[FolderShard]:
-    """The folder's metadata in pieces of 10,000 lines."""
-    starts, number, position = [0], 0, 0
-    with (folder / METADATA).open("rb") as file:
-        for line in file:
-            if number and number % ROWS == 0:
-                starts.append(position)
-            number += 1
-            position += len(line)
-    ends = [*starts[1:], position]
-    return [
-        FolderShard(folder, f"{METADATA} {i:05}", end - start, start, i * ROWS + 1, keep, caption_fields)
-        for i, (start, end) in enumerate(zip(starts, ends, strict=True))
-    ]
+def place_of(folder: Path, name: str) -> Path | None:
+    """Where a picture that is named in a folder is; None if that is not inside."""
+    parts = PurePosixPath(name).parts
+    if PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name:
+        return None
+    return folder.joinpath(*parts)
+
+
+def _parsed(line: bytes) -> Mapping[str, Any] | str:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return "it is not JSON in UTF-8"
+    return found if isinstance(found, Mapping) else "it is not a JSON object"
+
+
+def _number(cell: str) -> float | str:
+    """A cell of a table that is a number, as one."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def folder_shards(folder: Path, keep: tuple[str, ...], caption_columns: tuple[str, ...]) -> list[FolderShard]:
+    """The list in pieces of about 512 rows; each row is looked at, and each picture's size.
+
+    Raises:
+        UserError: the list is in another encoding or format; no row names a picture, or none has a caption: says which
+            columns there are.
+    """
+    path = folder / LINES if (folder / LINES).is_file() else folder / TABLE
+    _check_text(path)
+    rows, start, first = (JsonLines(), 0, 1) if path.name == LINES else _table(path)
+    found: list[FolderShard] = []
+    piece, look = _Piece(start, first), _Look(path, caption_columns)
+
+    def close() -> None:
+        name = f"{path.name} {len(found):05}"
+        found.append(
+            FolderShard(
+                folder,
+                name,
+                piece.size,
+                piece.fingerprint,
+                rows,
+                piece.start,
+                piece.first,
+                piece.samples,
+                keep,
+                caption_columns,
+            )
+        )
+
+    last: Any = None
+    for number, data, row in rows.read(folder, start, first):
+        name = row.get(NAME) if isinstance(row, Mapping) else None
+        if piece.rows >= ROWS and name != last:
+            close()
+            piece = _Piece(piece.start + piece.size, number)
+        picture = place_of(folder, name) if isinstance(name, str) else None
+        piece.add(data, -1 if picture is None else size_of(picture), empty=not row)
+        look.at(row)
+        last = name
+    look.judge()
+    close()
+    return found
+
+
+class _Piece:
+    """A shard that is being measured."""
+
+    def __init__(self, start: int, first: int) -> None:
+        self.start, self.first, self.size, self.rows, self.samples = start, first, 0, 0, 0
+        self._digest = hashlib.blake2b(digest_size=8)
+
+    def add(self, data: bytes, picture: int, *, empty: bool) -> None:
+        self.rows += 1
+        self.samples += not empty
+        self.size += len(data)
+        self._digest.update(data + picture.to_bytes(8, "little", signed=True))
+
+    @property
+    def fingerprint(self) -> str:
+        return self._digest.hexdigest()
+
+
+class _Look:
+    """Whether a list names pictures and captions at all."""
+
+    def __init__(self, path: Path, caption_columns: tuple[str, ...]) -> None:
+        self.path, self.caption_columns = path, caption_columns
+        self.named = self.captioned = False
+        self.first: Mapping[str, Any] | None = None
+
+    def at(self, row: Mapping[str, Any] | str) -> None:
+        if isinstance(row, str) or not row:
+            return
+        self.first = row if self.first is None else self.first
+        self.named = self.named or NAME in row
+        self.captioned = self.captioned or bool(caption_fields(row, self.caption_columns))
+
+    def judge(self) -> None:
+        if self.first is None:
+            return
+        has = f"It has: {', '.join(self.first)}."
+        several = [name for name, value in self.first.items() if isinstance(value, list) and "conversation" not in name]
+        if not self.named and "conversations" in self.first:
+            raise UserError(f"{self.path} holds conversations. {CONVERSATIONS}")
+        if not self.named and several:
+            raise UserError(
+                f"{self.path} has no column {NAME}, and {several[0]!r} is a list. A pair has one picture: write a row for "
+                f"each, with its name in {NAME}. {has}"
+            )
+        if not self.named:
+            raise UserError(
+                f"{self.path} has no column {NAME}. {has} Rename the one that holds the pictures' names, within {self.path.parent}."
+            )
+        if not self.captioned:
+            named = ", ".join(map(repr, self.caption_columns))
+            lacks = (
+                f"has no column {named} (--caption-column)" if named else "has no column that is called caption or text"
+            )
+            texts = ", ".join(name for name in texts_in(self.first) if name != NAME) or "none"
+            hint = "" if named else " Name the one that holds the captions with --caption-column."
+            raise UserError(f"{self.path} {lacks}.{hint} Its columns with text: {texts}.")
+
+
+CONVERSATIONS = (
+    "They are for training assistants (LLaVA's format), and are not read. Write one line for each picture into "
+    f'{LINES}: {{"{NAME}": "a.jpg", "text": "the caption"}}.'
+)
+
+
+def _check_text(path: Path) -> None:
+    """Refuse what is not lines of UTF-8, by name."""
+    with path.open("rb") as file:
+        begins = file.read(4096)
+    if begins.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(
+            f"{path} is in UTF-16. Save it as UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > new, then rename new to {path.name}."
+        )
+    if path.name == LINES and begins.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        what = f"{path} holds one JSON array"
+        if b'"conversations"' in begins:
+            raise UserError(f"{what} of conversations. {CONVERSATIONS}")
+        raise UserError(f"{what}. Write one JSON object a line: jq -c '.[]' {path.name} > new, then rename new.")
+
+
+def _table(path: Path) -> tuple[Table, int, int]:
+    """(how the table is read, where its first row begins, its number)."""
+    with path.open("rb") as file:
+        line = file.readline()
+    text = line.decode("utf-8-sig", errors="surrogateescape")
+    for delimiter in DELIMITERS:
+        header = tuple(cell.strip() for cell in next(csv.reader([text], delimiter=delimiter), []))
+        if NAME in header:
+            return Table(header, delimiter), len(line), 2
+    header = ", ".join(next(csv.reader([text]), [])) or "nothing"
+    raise UserError(
+        f"{path} has no column {NAME} in its first line. It has: {header}. Rename the one with the pictures' names."
+    )

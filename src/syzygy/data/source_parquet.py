@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from syzygy.data.pair import WHOLE_FILE, Bad, Sample, Skipped, clean, listed, pair_of
+from syzygy.data.fingerprints import file_fingerprint
+from syzygy.data.pair import CAPTION_NAMES, WHOLE_FILE, Bad, Sample, Skipped, clean, listed, pair_of
 from syzygy.errors import UserError
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture")
-CAPTION_NAMES = ("caption", "captions", "text", "texts", "txt")
 STATUS = "status"
 """img2dataset's column: "success", or why a row has no picture."""
 ROWS = 64
 """Read at once."""
+SHARD = 512
+"""Rows that a shard has at least, if the file has so many: whole row groups, which several workers share out."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,35 @@ class Columns:
     image: str | None = None
     """None where the pictures' embeddings are elsewhere."""
     keep: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    """Other columns with text, which are not read."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Row groups of a file that stand together."""
+
+    first: int
+    count: int
+    row: int
+    """Which row of the file is their first."""
+    rows: int
 
 
 @dataclass(frozen=True)
 class ParquetShard:
-    """One file."""
+    """One file, or some row groups of it."""
 
     path: Path
     name: str
-    fingerprint: int
-    """Bytes of the file."""
+    size: int
+    fingerprint: str
+    """Of the whole file."""
     columns: Columns
+    groups: Groups | None = None
+    """None: all."""
+    samples: int | None = None
+    """None for a damaged file."""
 
     def read(self) -> Iterator[Sample]:
         """Streams it, a few rows at a time. What a damaged row group lost is one `Bad`.
@@ -42,7 +62,7 @@ class ParquetShard:
         Raises:
             UserError: the file is gone, or lacks a column.
         """
-        for number, row in rows(self.path, self.columns):
+        for number, row in rows(self.path, self.columns, self.groups):
             yield Bad(WHOLE_FILE, row) if isinstance(row, str) else self._sample(f"{number:08}", row)
 
     def _sample(self, key: str, row: Mapping[str, Any]) -> Sample:
@@ -54,9 +74,44 @@ class ParquetShard:
                 return Skipped(key)
             by_path = isinstance(cell, Mapping) and cell.get("path")
             return Bad(key, "it has a picture's path, not its bytes" if by_path else "there is no picture")
+        columns, captions = self.columns, captions_of(row, self.columns)
         return pair_of(
-            key, captions_of(row, self.columns), metadata_of(row, self.columns), self.columns.keep, picture=picture
+            key,
+            captions,
+            metadata_of(row, columns),
+            columns.keep,
+            picture=picture,
+            taken=columns.captions,
+            left=columns.left,
         )
+
+
+def parquet_shards(path: Path, name: str, columns: Columns) -> list[ParquetShard]:
+    """A file in shards of some hundred rows, as far as its row groups allow; one that is damaged is one shard.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    arrow, parquet = _pyarrow()
+    size, fingerprint = path.stat().st_size, file_fingerprint(path)
+    try:
+        metadata = parquet.read_metadata(path)
+        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    except (arrow.ArrowException, OSError):
+        counts = []
+    pieces: list[Groups] = []
+    first = row = rows_of_piece = 0
+    for group, count in enumerate(counts):
+        rows_of_piece += count
+        if rows_of_piece >= SHARD or group == len(counts) - 1:
+            pieces.append(Groups(first, group + 1 - first, row, rows_of_piece))
+            first, row, rows_of_piece = group + 1, row + rows_of_piece, 0
+    if len(pieces) < 2:
+        return [ParquetShard(path, name, size, fingerprint, columns, None, row if counts else None)]
+    return [
+        ParquetShard(path, f"{name} {i:05}", size // len(pieces), fingerprint, columns, piece, piece.rows)
+        for i, piece in enumerate(pieces)
+    ]
 
 
 def captions_of(row: Mapping[str, Any], columns: Columns) -> list[Any]:
@@ -73,8 +128,11 @@ def metadata_of(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     return {name: clean(x.decode(errors="surrogateescape")) if isinstance(x, bytes) else x for name, x in found.items()}
 
 
-def rows(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def rows(path: Path, columns: Columns, groups: Groups | None = None) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """(number, row), streamed; text comes as bytes. In place of rows that cannot be read, why.
+
+    Args:
+        groups: those to read; None for all.
 
     Raises:
         UserError: the file is gone, or lacks a column.
@@ -83,8 +141,9 @@ def rows(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any] | s
     try:
         with parquet.ParquetFile(path) as file:
             wanted = _wanted(file.schema_arrow, columns, path)
-            first = 0
-            for group in range(file.num_row_groups):
+            groups = groups or Groups(0, file.num_row_groups, 0, file.metadata.num_rows)
+            first = groups.row
+            for group in range(groups.first, groups.first + groups.count):
                 count, number = file.metadata.row_group(group).num_rows, first
                 try:
                     for batch in file.iter_batches(batch_size=ROWS, row_groups=[group], columns=wanted):
@@ -168,7 +227,9 @@ def choose_columns(
     texts = _chosen(schema, captions, CAPTION_NAMES, _is_caption, "--caption-column", path)
     if len(texts) > 1 and not captions:
         raise UserError(_unclear("--caption-column", texts, schema, path))
-    columns = Columns(tuple(texts), found[0] if found else None, keep)
+    used = (*texts, *found, *keep, STATUS)
+    left = tuple(field.name for field in schema if _is_caption(field.type) and field.name not in used)
+    columns = Columns(tuple(texts), found[0] if found else None, keep, left)
     _wanted(schema, columns, path)
     return columns
 
@@ -187,8 +248,15 @@ def _chosen(
     if named:
         return named
     fitting = [field.name for field in schema if fits(field.type)]
-    found = [name for name in fitting if name.lower() in usual] or (fitting if len(fitting) == 1 else [])
+    found = [name for name in fitting if name.lower() in usual]
+    if not found and usual is IMAGE_NAMES and len(fitting) == 1:  # encoded pictures are known by their type
+        found = fitting
     if not found:
+        several = next((field.name for field in schema if _is_pictures(field.type)), None)
+        if usual is IMAGE_NAMES and several:
+            raise UserError(
+                f"column {several!r} of {path} holds a list of pictures. A pair has one picture: write a row for each of them."
+            )
         raise UserError(
             f"{path} has no column that is clearly the right one: name it with {option}. It has: {_described(schema)}."
         )
@@ -209,6 +277,11 @@ def _is_picture(kind: Any) -> bool:
     if types.is_struct(kind):
         return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
     return _is_binary(kind)
+
+
+def _is_pictures(kind: Any) -> bool:
+    """A list of them."""
+    return _is_list(kind) and _is_picture(kind.value_type)
 
 
 def _is_binary(kind: Any) -> bool:

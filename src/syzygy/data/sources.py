@@ -10,14 +10,15 @@ from pathlib import Path
 from pydantic import Field
 
 from syzygy.config import Config
-from syzygy.data import source_folder
+from syzygy.data.layouts import ADDRESS, KINDS, inside, kind_of
 from syzygy.data.pair import Shard
+from syzygy.data.source_captions import caption_files_shards
 from syzygy.data.source_embeddings import embedding_shards
-from syzygy.data.source_parquet import ParquetShard, choose_columns, first_readable
-from syzygy.data.source_tar import TarShard
+from syzygy.data.source_folder import folder_shards
+from syzygy.data.source_parquet import choose_columns, first_readable, parquet_shards
+from syzygy.data.source_tar import tar_shard
 from syzygy.errors import UserError
 
-KINDS = "img2dataset's tars, parquet with pictures, a folder with metadata.jsonl, or clip-retrieval's folder with img_emb and metadata"
 RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 MOST_FILES = 1_000_000
 
@@ -42,7 +43,7 @@ class Source:
     text: str
     """As the user wrote it."""
     kind: str
-    """tar, parquet, folder or embeddings."""
+    """tar, parquet, folder, caption files or embeddings."""
     shards: Sequence[Shard]
     """In the order that they are numbered in."""
 
@@ -56,44 +57,25 @@ def open_source(text: str, options: SourceOptions) -> Source:
     Raises:
         UserError: nothing is there, a file of a range is missing, or an option has no effect on such a source.
     """
+    if ADDRESS.match(text):
+        raise UserError(
+            f"{text} is an address. A source is on this machine: download it first, then name the file or folder. It is {KINDS}."
+        )
     paths = [Path(one) for one in expand(text)]
     missing = [path for path in paths if not path.exists()]
     if missing:
         of = f" ({len(missing)} of {len(paths)} are missing)" if len(paths) > 1 else ""
         raise UserError(f"there is no {missing[0]}{of}. A source is {KINDS}; {{00000..00099}} stands for a range.")
-    kinds = {_kind(path) for path in paths}
+    kinds = {kind_of(path) for path in paths}
     if len(kinds) > 1:
         raise UserError(
             f"{text} names sources of several kinds ({', '.join(sorted(kinds))}). Embed each into its own store."
         )
     kind = kinds.pop()
     _check_options(kind, options)
-    if kind in ("folder", "embeddings") and len(paths) > 1:
+    if kind in ("folder", "caption files", "embeddings") and len(paths) > 1:
         raise UserError(f"{text} names {len(paths)} folders. Embed each into its own store, then `syzygy store merge`.")
     return Source(text, kind, _OPEN[kind](paths, options))
-
-
-def _kind(path: Path) -> str:
-    """What kind of source this file or folder is.
-
-    Raises:
-        UserError: none.
-    """
-    if path.is_file() and path.suffix in _ENDINGS:
-        return _ENDINGS[path.suffix]
-    if path.is_dir():
-        if (path / "img_emb").is_dir():
-            return "embeddings"
-        if (path / source_folder.METADATA).is_file():
-            return "folder"
-        # img2dataset writes tables of metadata, without pictures, beside its tars.
-        found = next((kind for ending, kind in _ENDINGS.items() if _inside(path, ending)), None)
-        if found is not None:
-            return found
-        below = next((inner for inner in sorted(path.glob("*/")) if any(_inside(inner, e) for e in _ENDINGS)), None)
-        hint = f" There are files in {below}: name that." if below else ""
-        raise UserError(f"{path} holds no pairs.{hint} A source is {KINDS}.")
-    raise UserError(f"{path} is no source of pairs. A source is {KINDS}.")
 
 
 def _check_options(kind: str, options: SourceOptions) -> None:
@@ -102,12 +84,14 @@ def _check_options(kind: str, options: SourceOptions) -> None:
         raise UserError(f"--image-column is for parquet; this source is of kind {kind}. Leave it out.")
     if options.image_norm is not None and kind != "embeddings":
         raise UserError(f"--image-norm is for ready-made embeddings; this source is of kind {kind}. Leave it out.")
+    if kind == "caption files" and (options.caption_columns or options.keep):
+        name = "--caption-column" if options.caption_columns else "--keep"
+        raise UserError(f"{name} is for metadata; here each picture has a caption file. Leave it out.")
 
 
 def _tars(paths: list[Path], options: SourceOptions) -> list[Shard]:
     return [
-        TarShard(path, name, path.stat().st_size, options.keep, options.caption_columns)
-        for path, name in _named(_files(paths, ".tar"))
+        tar_shard(path, name, options.keep, options.caption_columns) for path, name in _named(_files(paths, ".tar"))
     ]
 
 
@@ -115,22 +99,26 @@ def _parquet(paths: list[Path], options: SourceOptions) -> list[Shard]:
     files = _named(_files(paths, ".parquet"))
     readable = first_readable([path for path, _ in files])
     columns = choose_columns(readable, options.image_column, options.caption_columns, options.keep, pictures=True)
-    return [ParquetShard(path, name, path.stat().st_size, columns) for path, name in files]
+    return [shard for path, name in files for shard in parquet_shards(path, name, columns)]
 
 
 def _folder(paths: list[Path], options: SourceOptions) -> list[Shard]:
-    return [*source_folder.folder_shards(paths[0], options.keep, options.caption_columns)]
+    return [*folder_shards(paths[0], options.keep, options.caption_columns)]
+
+
+def _caption_files(paths: list[Path], options: SourceOptions) -> list[Shard]:
+    return [*caption_files_shards(paths[0])]
 
 
 def _embeddings(paths: list[Path], options: SourceOptions) -> list[Shard]:
     return [*embedding_shards(paths[0], options.caption_columns, options.keep, options.image_norm)]
 
 
-_ENDINGS = {".tar": "tar", ".parquet": "parquet"}
 _OPEN: dict[str, Callable[[list[Path], SourceOptions], list[Shard]]] = {
     "tar": _tars,
     "parquet": _parquet,
     "folder": _folder,
+    "caption files": _caption_files,
     "embeddings": _embeddings,
 }
 
@@ -167,14 +155,9 @@ def _choices(inside: str) -> list[str]:
     return [f"{{{inside}}}"]  # as shells do: no range and no list is itself
 
 
-def _inside(folder: Path, ending: str) -> list[Path]:
-    """Files with this ending in the folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix == ending and not path.name.startswith("."))
-
-
 def _files(paths: list[Path], ending: str) -> list[Path]:
     """The files themselves, and those of each folder."""
-    return [file for path in paths for file in (_inside(path, ending) if path.is_dir() else [path])]
+    return [file for path in paths for file in (inside(path, ending) if path.is_dir() else [path])]
 
 
 def _named(files: list[Path]) -> list[tuple[Path, str]]:

@@ -19,7 +19,7 @@ from syzygy.data.captions import TokenStates, joined
 from syzygy.data.empty import RECORD
 from syzygy.data.encoder import DTYPES
 from syzygy.data.files import mapped, mend, unpacked_string
-from syzygy.data.part import BOOLEAN, NUMBER, TEXT
+from syzygy.data.part import BOOLEAN, CONTENT, NUMBER, TEXT
 from syzygy.data.statistics import ImageStatistics
 from syzygy.errors import UserError, unknown
 from syzygy.types import PackedText
@@ -129,7 +129,24 @@ class EmbeddingStore:
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest caption."""
-        return max(int(np.diff(self._part(i).offsets).max(initial=0)) for i in range(len(self._parts)))
+        return int(self.all_lengths().max())
+
+    def all_lengths(self) -> Int[Tensor, "M"]:
+        """Tokens of every caption."""
+        return torch.from_numpy(np.concatenate([np.diff(self._part(i).offsets) for i in range(len(self._parts))]))
+
+    def all_ids(self) -> Int[Tensor, "M"]:
+        """A number for every caption, equal where the captions' words are."""
+        return torch.from_numpy(np.concatenate([self._part(i).hashes for i in range(len(self._parts))]))
+
+    def shard_of(self, image: int) -> dict[str, Any]:
+        """What the manifest says of the source's shard that this picture is from: its `source` is the shard's name."""
+        first = 0
+        for shard in self.manifest["shards"]:
+            first += sum(part["pictures"] for part in shard["parts"])
+            if image < first:
+                return shard
+        raise IndexError(f"pictures have numbers from 0 to {self.number_of_images - 1}; got {image}.")
 
     def all_images_of(self) -> Int[Tensor, "M"]:
         """For every caption the number of the picture that it describes."""
@@ -137,6 +154,27 @@ class EmbeddingStore:
             self._first_image[i] + self._part(i).image_of_caption.astype(np.int64) for i in range(len(self._parts))
         ]
         return torch.from_numpy(np.concatenate(parts))
+
+    @cached_property
+    def same_picture(self) -> Int[Tensor, "N"]:
+        """For every picture the number of the first one that is the same: by its file's content.
+
+        An older version stored no hashes of the files. Then a folder's pictures are the same where their names are, and any others differ.
+        """
+        N = self.number_of_images
+        if self.has_contents:
+            keys = np.concatenate([self._part(i).pairs[CONTENT].numpy() for i in range(len(self._parts))])
+        elif self.manifest["kind_of_source"] == "folder":
+            keys = np.array(self.keys(range(N)))
+        else:
+            return torch.arange(N)
+        _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+        return torch.from_numpy(first[group].astype(np.int64))
+
+    @property
+    def has_contents(self) -> bool:
+        """Whether the store knows which of its pictures are the same file."""
+        return all(CONTENT in self._part(i).pairs for i in range(len(self._parts)))
 
     def captions(self, index: Index) -> PackedText:
         """Text features of these captions.
@@ -202,13 +240,12 @@ class EmbeddingStore:
         """How features of the empty text come into a store of schema 1."""
         if self.features != layout.DEFAULT_SET:
             return "Add the feature set anew, under another name."
-        plan = building.read_plan(self.path)
-        if plan is None:
+        if building.read_plan(self.path) is None:
             return (
-                "Run the `syzygy embed` of each store that it was merged from again, then merge them anew with: "
+                "Embed the source of each store that it was merged from anew, into a new one, then merge them with: "
                 f"{self.manifest['command']} --out STORE"
             )
-        return f"This embeds its first shard again, and adds them: {plan.command(self.path)}"
+        return f"Embed its source anew: {self.manifest['command']} --out STORE"
 
     def images(self, index: Index) -> Float[Tensor, "B D"]:
         """Raw embeddings of these pictures."""

@@ -20,6 +20,7 @@ from syzygy.hub.bundle import part_or_id
 from syzygy.hub.clip import Clip
 from syzygy.runs import embed_torchrun as torchrun
 from syzygy.runs.embed_local import run_here, run_processes
+from syzygy.runs.embed_preview import Preview, preview
 from syzygy.runs.embed_ray import run_ray
 from syzygy.runs.embed_work import EncoderSpec, Job, Report, SilentReport, Tally
 
@@ -27,6 +28,8 @@ Runner = Literal["auto", "local", "torchrun", "ray"]
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_THREADS = 16
 """A process decodes with no more by default."""
+SLOW_PART = 256
+"""Captions of a part without a GPU: an interruption loses the work on one part, so a part takes some minutes at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ def embed(request: EmbedRequest, report: Report | None = None) -> EmbedResult | 
     workers = request.workers or 1
     pool = run_ray if runner == "ray" else run_processes if workers > 1 else None
     begun = _begin(request, here=pool is None)
+    if begun.todo:
+        report.expects(preview([begun.job.shards[i] for i in begun.todo], begun.encoder, begun.job.settings, workers))
     with report.running(begun.tally):
         try:
             if pool is None:
@@ -91,6 +96,20 @@ def embed(request: EmbedRequest, report: Report | None = None) -> EmbedResult | 
             building.write_bad(request.out, list(building.finished(request.out, begun.plan)))
             raise
     return begun.finish(request)
+
+
+def dry_run(request: EmbedRequest) -> Preview | None:
+    """What `embed` would take, measured on the first pairs; nothing is written. None if no pair among the first samples can be used.
+
+    Raises:
+        UserError: as `embed`, before its work.
+    """
+    if _runner(request) == "torchrun":
+        raise UserError("--dry-run is for one process: start it without torchrun.")
+    plan = building.read_plan(request.out)
+    source = open_source(request.source, _options(request, plan))
+    encoder, settings = _spec(request, plan).load(), _settings(request, plan)
+    return preview(source.shards, encoder, settings, request.workers or 1)
 
 
 def _embed_ranks(request: EmbedRequest, report: Report) -> EmbedResult | None:
@@ -172,6 +191,7 @@ def _settings(request: EmbedRequest, plan: building.Plan | None) -> EmbedSetting
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     default = EmbedSettings(
         batch_size=256 if request.device == "cuda" else 32,
+        shard_size=10_000 if request.device == "cuda" else SLOW_PART,
         threads=max(min(processors // (request.workers or 1), MOST_THREADS), 1),
     )
     before = plan.settings if plan else default

@@ -13,6 +13,7 @@ from syzygy.data.embed import Progress
 from syzygy.data.encoder import EmbedSettings
 from syzygy.data.pair import Shard
 from syzygy.hub.clip import Clip
+from syzygy.runs.embed_preview import Preview
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Tally:
         Raises:
             TooManyBad: these alone have too many bad samples.
         """
-        self._sizes = [shard.fingerprint for shard in shards]
+        self._sizes = [shard.size for shard in shards]
+        known = [shard.samples for shard in shards]
+        self._known = None if None in known else float(sum(number for number in known if number is not None))
         self._names = [shard.name for shard in shards]
         self._max_bad = max_bad
         self._finished: dict[int, Progress] = {}
@@ -88,7 +91,9 @@ class Tally:
 
     @property
     def expected(self) -> float | None:
-        """Samples of all shards, judged by those that are finished; None before there is one."""
+        """Samples of all shards: counted where the source knows them, else judged by those that are finished; None before there is one."""
+        if self._known is not None:
+            return self._known
         size = sum(self._sizes[number] for number in self._finished)
         return sum(progress.seen for progress in self._finished.values()) * sum(self._sizes) / size if size else None
 
@@ -126,6 +131,10 @@ class Report(Protocol):
         """Within: the work is under way."""
         ...
 
+    def expects(self, preview: Preview | None) -> None:
+        """What the work will take, as far as it can be measured. Called before it begins, if there is any."""
+        ...
+
     def update(self) -> None:
         """The tally has changed. Called often."""
         ...
@@ -137,5 +146,7 @@ class SilentReport:
     @contextmanager
     def running(self, tally: Tally) -> Iterator[None]:
         yield
+
+    def expects(self, preview: Preview | None) -> None: ...
 
     def update(self) -> None: ...

@@ -20,7 +20,7 @@ from torch import Tensor
 from syzygy import artifact
 from syzygy.data.decode import READING, quiet
 from syzygy.data.files import mapped, remove_unfinished, write_tensors
-from syzygy.data.pair import Bad, Shard, Skipped
+from syzygy.data.pair import Bad, Shard
 from syzygy.data.prefetch import Prepared, prepared
 from syzygy.data.sources import Source
 from syzygy.errors import UserError
@@ -161,7 +161,7 @@ def _shard(shard: Shard, number: int, pictures: Pictures, folder: Path, tell: Ca
         nonlocal seen
         threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, MOST_THREADS)
         for sample in prepared(shard.read(), pictures.prepare, threads, BATCH + 2 * threads):
-            seen += not isinstance(sample, Skipped)
+            seen += isinstance(sample, Prepared | Bad)
             if isinstance(sample, Bad):
                 bad.append({"key": sample.key, "reason": sample.reason})
             elif isinstance(sample, Prepared):

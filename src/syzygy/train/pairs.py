@@ -15,6 +15,7 @@ from syzygy.prior.model import check_features
 from syzygy.prior.statistics import EmbeddingStatistics
 from syzygy.rng import generator
 from syzygy.types import PackedText, TextFeatures
+from syzygy.wording import counted
 
 
 @runtime_checkable
@@ -180,7 +181,7 @@ class StorePairs:
         return self.store.images_of(self.chosen[index])
 
     def image_numbers(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-        return self.store.image_of(self.chosen[index])
+        return self.store.same_picture[self.store.image_of(self.chosen[index])]
 
     def ids(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
         return self.store.ids(self.chosen[index])
@@ -214,16 +215,20 @@ class PriorBatch:
 def split(store: EmbeddingStore, validation_images: int) -> tuple[StorePairs, StorePairs]:
     """A store's captions for training, and those of randomly chosen images for validation, always the same.
 
+    Images that are the same (`EmbeddingStore.same_picture`) count as one, so that none is both trained and validated on.
+
     Raises:
-        UserError: there are not more images than that.
+        UserError: there are not more different images than that.
     """
-    if not 0 < validation_images < store.number_of_images:
+    same = store.same_picture
+    different = same.unique()
+    if not 0 < validation_images < len(different):
         raise UserError(
-            f"validation_images={validation_images} of the {store.number_of_images} images in {store.path}: "
+            f"validation_images={validation_images} of the {counted(len(different), 'different image')} in {store.path}: "
             "choose at least 1, and fewer than there are."
         )
-    chosen = torch.randperm(store.number_of_images, generator=generator(0, "validation images"))[:validation_images]
+    chosen = torch.randperm(len(different), generator=generator(0, "validation images"))[:validation_images]
     kept_out = torch.zeros(store.number_of_images, dtype=torch.bool)
-    kept_out[chosen] = True
-    everything, out = torch.arange(len(store)), kept_out[store.all_images_of()]
+    kept_out[different[chosen]] = True
+    everything, out = torch.arange(len(store)), kept_out[same[store.all_images_of()]]
     return StorePairs(store, everything[~out]), StorePairs(store, everything[out])

@@ -66,7 +66,7 @@ def test_what_cannot_be_used_is_listed_with_key_and_reason(
         ("silent", "the caption is empty"),
         ("latin", "the caption is not UTF-8"),
         ("mute", "the caption is missing"),
-        ("blind", "there is no picture beside the caption"),
+        ("blind", "the caption has no picture"),
         ("json", "its .json cannot be read"),
         ("nan", "the image embedding is not finite"),
         ("nantext", "the caption's embedding is not finite"),

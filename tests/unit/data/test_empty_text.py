@@ -97,26 +97,24 @@ def test_an_encoder_that_cannot_read_it_is_refused_before_the_work(
     assert EmbeddingStore.open(tmp_path / "s2").empty_text().pooled.dtype == torch.bfloat16
 
 
-def test_an_older_store_is_read_and_the_same_command_adds_them(
+def test_an_older_store_is_read_but_not_continued(
     path: Path, tars: Path, encoder: Any, make_store: Callable, syzygy: Callable
 ) -> None:
-    before, digest = contents(path), EmbeddingStore.open(path).digest
+    digest = EmbeddingStore.open(path).digest
     store = EmbeddingStore.open(aged(path))
     assert store.captions(range(14)).states.shape[1] == 4
     assert store.digest != digest
     assert verify(path) == []
-    says = r"an older version wrote it\. This embeds its first shard again, and adds them: syzygy embed SOURCE --out "
-    with pytest.raises(UserError, match=says + str(path)):
+    says = r"an older version wrote it\. Embed its source anew: syzygy embed SOURCE --out STORE"
+    with pytest.raises(UserError, match=says):
         store.empty_text()
     answer = syzygy("store", "info", path)
     assert "    without the empty text, which a diffusion prior needs: an older version wrote it\n" in answer.out
-    make_store(tars, path, encoder, shard_size=3)
-    assert EmbeddingStore.open(path).digest == digest
-    # The plan and the records of the other shards stay as they were.
-    assert {name for name, data in contents(path).items() if before[name] != data} == {
-        "store.json", "shards/00001.json", "shards/00002.json"
-    }  # fmt: skip
-    assert json.loads(syzygy("store", "info", path, "--json").out)["features"]["clip"]["empty_text"] is True
+    before = contents(path)
+    with pytest.raises(UserError, match=r"begun by an older version, .* not continued: choose another --out"):
+        make_store(tars, path, encoder, shard_size=3)
+    assert contents(path) == before
+    assert json.loads(syzygy("store", "info", path, "--json").out)["features"]["clip"]["empty_text"] is False
 
 
 def test_merged_stores_have_those_of_the_first_that_has_them(
@@ -139,7 +137,7 @@ def test_merged_stores_have_those_of_the_first_that_has_them(
             assert torch.equal(EmbeddingStore.open(out).empty_text().states, expected.states)
             assert torch.equal(EmbeddingStore.open(out, features="second").empty_text().states, expected.states)
     assert files == []
-    says = r"each store that it was merged from again, then merge them anew with: syzygy store merge .* --out STORE"
+    says = r"each store that it was merged from anew, into a new one, then merge them with: syzygy store merge .* --out STORE"
     with pytest.raises(UserError, match=says):
         EmbeddingStore.open(out).empty_text()
 

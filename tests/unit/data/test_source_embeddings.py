@@ -65,7 +65,7 @@ def test_raw_embeddings_are_taken_as_they_are(tmp_path: Path) -> None:
     ("scale", "norm", "message"),
     [
         (1, None, "are of unit length, and priors learn raw ones: give --image-norm"),
-        (9, 20.0, "have a mean norm of 9 and are taken as they are"),
+        (9, 20.0, "have a norm of 9 and are taken as they are"),
     ],
 )
 def test_the_scale_must_be_clear(tmp_path: Path, scale: int, norm: float | None, message: str) -> None:
@@ -118,3 +118,28 @@ def test_another_clips_embeddings(tmp_path: Path, encoder: Any, make_store: Call
     x = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32) * 9
     with pytest.raises(UserError, match="embeddings are 5 wide, the encoder's 4: they are another CLIP's"):
         make_store(write(tmp_path / "in", "0", x), tmp_path / "store", encoder)
+
+
+def test_files_of_both_scales_are_refused_by_name(tmp_path: Path) -> None:
+    for name, x in (("0", unit(50, 0) * 9), ("1", unit(50, 1)), ("2", unit(50, 2))):
+        write(tmp_path, name, x)
+    says = r"mixes embeddings of unit length \(img_emb_1\.npy, img_emb_2\.npy\) with raw ones \(img_emb_0\.npy\)"
+    for norm in (None, 20.0):
+        with pytest.raises(UserError, match=says):
+            open_source(str(tmp_path), SourceOptions(image_norm=norm))
+
+
+def test_rows_of_zeros_are_bad(tmp_path: Path, encoder: Any, make_store: Callable) -> None:
+    x = unit(5, dtype=np.float32)
+    x[1] = 0
+    options = SourceOptions(image_norm=20.0)
+    manifest = make_store(write(tmp_path / "in", "0", x), tmp_path / "store", encoder, max_bad=0.5, options=options)
+    assert (manifest["pictures"], manifest["bad"]) == (4, 1)
+    assert "the image embedding is all zeros" in (tmp_path / "store" / "bad.jsonl").read_text()
+
+
+def test_a_lone_column_of_another_name_holds_no_captions(tmp_path: Path) -> None:
+    write(tmp_path, "0", unit(5) * 9)
+    parquet.write_table(arrow.table({"image_path": ["a"] * 5}), tmp_path / "metadata" / "metadata_0.parquet")
+    with pytest.raises(UserError, match=r"name it with --caption-column\. It has: image_path"):
+        open_source(str(tmp_path), SourceOptions())

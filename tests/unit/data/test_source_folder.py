@@ -27,7 +27,7 @@ def test_rows_are_pairs_in_shards_of_bounded_length(tmp_path: Path, monkeypatch:
     write(tmp_path, *({"file_name": f"sub/{i}.png", "text": f"ä {i}", "n": i} for i in range(7)))
     source = open_source(str(tmp_path), SourceOptions())
     assert [shard.name for shard in source.shards] == [f"metadata.jsonl 0000{i}" for i in range(3)]
-    assert sum(shard.fingerprint for shard in source.shards) == (tmp_path / "metadata.jsonl").stat().st_size
+    assert sum(shard.size for shard in source.shards) == (tmp_path / "metadata.jsonl").stat().st_size
     found = [list(shard.read()) for shard in source.shards]
     assert [len(shard) for shard in found] == [3, 3, 1]
     pairs = [pair for shard in found for pair in shard]

@@ -60,9 +60,12 @@ def test_columns_of_other_names_and_types(tmp_path: Path) -> None:
     assert [p.captions for p in found] == [("c", "d", "f"), ("e", "g")]
 
 
-def test_a_single_fitting_column_needs_no_name(tmp_path: Path) -> None:
+def test_pictures_are_known_by_their_type_and_captions_by_their_name(tmp_path: Path) -> None:
+    """A lone column of text may hold addresses, names of files or anything else."""
     path = write(tmp_path / "a.parquet", {"photo": pictures(b"A"), "alt": ["a"], "n": [1]})
-    assert read(path)[0].captions == ("a",)
+    with pytest.raises(UserError, match=r"name it with --caption-column\. It has: photo .*alt \(string\), n \(int64\)"):
+        read(path)
+    assert read(path, caption_columns=("alt",))[0].captions == ("a",)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from syzygy.data import source_tar
-from syzygy.data.pair import Bad, RawPair, Skipped
+from syzygy.data.pair import Bad, RawPair, Skipped, Unused
 from syzygy.data.source_tar import TarShard
 from syzygy.errors import UserError
 
 
 def samples(path: Path, **options: Any) -> list[Any]:
-    return list(TarShard(path, path.name, path.stat().st_size, **options).read())
+    return list(TarShard(path, path.name, path.stat().st_size, "", **options).read())
 
 
 @pytest.fixture
@@ -29,16 +29,19 @@ def test_members_of_a_key_are_a_pair(tar: Callable[..., Path]) -> None:
         ("00/1", {"jpg": b"A", "txt": b" a cat\n", "json": json.dumps({"caption": "no", "score": 0.5}).encode()}),
         ("01/1", {"JPEG": b"B", "json": b'{"caption": "a dog"}'}),
         ("2", {"webp": b"C", "json": b'{"captions": ["x", "y"]}', "cls": b"7"}),
-        ("3.old", {"png": b"D", "txt": b"hidden"}),
+        ("3.old", {"png": b"D", "txt": b"seen"}),
         (".4", {"png": b"E", "txt": b"hidden"}),
         ("5", {"cls": b"7"}),
     )
-    found = samples(path)
+    *found, unknown, hidden = samples(path)
     assert [(pair.key, pair.picture, pair.captions) for pair in found] == [
         ("00/1", b"A", ("a cat",)),
         ("01/1", b"B", ("a dog",)),
         ("2", b"C", ("x", "y")),
+        ("3.old", b"D", ("seen",)),
     ]
+    assert unknown == Unused("2.cls", "its ending .cls is neither a picture's nor a caption's", 2)
+    assert hidden == Unused(".4.png", "its name has no ending, or begins with a dot", 2)
     assert found[0].columns == {"score": 0.5}
 
 
@@ -109,7 +112,10 @@ def test_only_ordinary_members_are_read(tmp_path: Path) -> None:
         text = tarfile.TarInfo("1.txt")
         text.size = 1
         tar.addfile(text, io.BytesIO(b"a"))
-    assert samples(tmp_path / "a.tar") == [Bad("1", "there is no picture beside the caption")]
+    assert samples(tmp_path / "a.tar") == [
+        Bad("1", "the caption has no picture"),
+        Unused("1.jpg", "it is a symbolic link: write the tar with --dereference", 1),
+    ]
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
@@ -156,4 +162,57 @@ def test_what_is_no_tar(tmp_path: Path, content: bytes) -> None:
 
 def test_a_tar_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.tar cannot be read: No such file"):
-        list(TarShard(tmp_path / "gone.tar", "gone.tar", 1).read())
+        list(TarShard(tmp_path / "gone.tar", "gone.tar", 1, "").read())
+
+
+def test_dots_in_names(tar: Callable[..., Path]) -> None:
+    """webdataset splits names at their first dot, open_clip at their last: a tar is read in the way that gives more pairs."""
+    plain = [("a", {"jpg": b"A", "txt": b"a"})]
+    versions = [(f"j.{i}", {"jpg": b"%d" % i, "txt": b"%d" % i}) for i in range(3)]
+    path = tar(*plain, *versions)
+    assert [(p.key, p.picture, p.captions) for p in samples(path)] == [
+        ("a", b"A", ("a",)), *((f"j.{i}", b"%d" % i, (f"{i}",)) for i in range(3))
+    ]  # fmt: skip
+    assert [p.taken for p in samples(path)] == [(".txt",), *[(".txt (names split at their last dot)",)] * 3]
+    path = tar(("s0", {"input.jpg": b"A", "output.txt": b"a"}), ("s1", {"input.jpg": b"B", "output.txt": b"b"}))
+    assert [(p.key, p.picture, p.captions) for p in samples(path)] == [("s0", b"A", ("a",)), ("s1", b"B", ("b",))]
+    assert samples(path)[0].taken == (".output.txt (names split at their first dot)",)
+
+
+def test_further_members_of_a_sample_are_counted(tar: Callable[..., Path]) -> None:
+    path = tar(*((f"{i}", {"jpg": b"A", "seg.png": b"B", "txt": b"a", "cls": b"1"}) for i in range(3)))
+    *pairs, unknown, further = samples(path)
+    assert [(p.key, p.picture) for p in pairs] == [(f"{i}", b"A") for i in range(3)]
+    assert unknown == Unused("0.cls", "its ending .cls is neither a picture's nor a caption's", 3)
+    assert further == Unused("0.seg.png", "its sample has another member that is taken in place of .seg.png", 3)
+
+
+def test_many_pictures_of_one_name_do_not_lie_in_memory(tar: Callable[..., Path]) -> None:
+    """Up to their first dot they are one sample."""
+    path = tar(*((f"frame.{i:04}", {"jpg": b"A"}) for i in range(100)), ("s", {"input.jpg": b"A", "output.txt": b"a"}))
+    found = samples(path)
+    assert found[:100] == [Bad(f"frame.{i:04}", "the caption is missing") for i in range(100)]
+
+
+def test_every_format_that_is_read_has_its_endings(tar: Callable[..., Path]) -> None:
+    endings = ("gif", "bmp", "tif", "TIFF", "avif", "jfif", "jpe")
+    found = samples(tar(*((f"{i}", {ending: b"A", "txt": b"a"}) for i, ending in enumerate(endings))))
+    assert [type(sample) for sample in found] == [RawPair] * len(endings)
+
+
+def test_hard_links_are_counted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("1.jpg", b"A"), ("1.txt", b"a"), ("2.txt", b"b")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("2.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "1.jpg"
+        tar.addfile(link)
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    first, second, unused = samples(tmp_path / "a.tar")
+    assert isinstance(first, RawPair)
+    assert second == Bad("2", "the caption has no picture")
+    assert unused == Unused("2.jpg", "it is a hard link to another member: write the tar with --hard-dereference", 1)

@@ -65,7 +65,9 @@ def test_what_is_no_source(tmp_path: Path, write_tar: Callable[..., Path]) -> No
         with pytest.raises(UserError, match=message):
             names(tmp_path / text)
     (tmp_path / "b.parquet").unlink()
-    with pytest.raises(UserError, match=r"holds no pairs\. There are files in .*sub: name that\."):
+    with pytest.raises(
+        UserError, match=r"holds no pairs itself, but folders in it do: sub\. Name one of them, such as .*sub;"
+    ):
         names(tmp_path)
 
 

@@ -163,6 +163,7 @@ def part(captions: int, width: int, tokens: int = 13) -> Part:
     return Part(
         keys=[f"{i:09}" for i in range(captions)],
         columns=[{"width": 256.0, "height": 256.0, "similarity": 0.3}] * captions,
+        contents=list(range(captions)),
         images=torch.ones(captions, width, dtype=torch.float16),
         captions=[f"a caption of usual length, number {i}" for i in range(captions)],
         image_of_caption=list(range(captions)),
@@ -197,7 +198,10 @@ def test_a_store_is_hardly_larger_than_what_it_holds(
     encoder.encode_pixels = lambda pixels: narrow_pixels(pixels).repeat(1, width // 4)
     for shard in range(2):
         numbers = range(500 * shard, 500 * shard + 500)
-        samples = [(f"{i:09}", {"png": picture(), "txt": f"a caption of words, number {i}".encode()}) for i in numbers]
+        pictures = {i: picture((i % 256, i // 256, 0)) for i in numbers}
+        samples = [
+            (f"{i:09}", {"png": pictures[i], "txt": f"a caption of words, number {i}".encode()}) for i in numbers
+        ]
         write_tar(tmp_path / "tars" / f"{shard}.tar", samples)
     make_store(tmp_path / "tars", tmp_path / "store", encoder, batch_size=50)
     store = EmbeddingStore.open(tmp_path / "store")

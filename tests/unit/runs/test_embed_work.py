@@ -18,12 +18,14 @@ from syzygy.runs.embed_work import Tally
 
 class Shard(SimpleNamespace):
     name: str
-    fingerprint: int
+    size: int
+    fingerprint: str
+    samples: int | None
 
     def read(self) -> Any: ...
 
 
-SHARDS = [Shard(name=f"{i}.tar", fingerprint=100) for i in range(4)]
+SHARDS = [Shard(name=f"{i}.tar", size=100, samples=None, fingerprint=f"{i}") for i in range(4)]
 
 
 def record(number: int, seen: int, bad: int = 0) -> dict[str, Any]:
