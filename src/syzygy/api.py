@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from syzygy import artifact
-from syzygy.blend import Blender, Picture, Request, Source, best, clip_scores, pictures_of, texts_of
+from syzygy import arguments, artifact
+from syzygy.blend import Blender, Picture, Request, Source, best, clip_scores, pictures_of, texts_of, weighted
 from syzygy.diffusion.experts import Experts
 from syzygy.diffusion.latents import PAINTING, LatentDecoder
 from syzygy.diffusion.regions import for_each
@@ -22,7 +22,7 @@ from syzygy.hub.experts import Keeping
 from syzygy.hub.text_encoder import adapt
 from syzygy.pipeline import Pipeline, PipelineOutput, check_number
 from syzygy.prior.diffusion import SampledPrior
-from syzygy.types import Prior, Progress, Region, Sampling, TextFeatures
+from syzygy.types import Prior, Progress, Region, TextFeatures
 from syzygy.world.language import language, spoken
 from syzygy.world.reader import Reader
 
@@ -169,7 +169,7 @@ class TextToImage:
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         best_of: int = 1,
         num_inference_steps: int | None = None,
@@ -187,6 +187,7 @@ class TextToImage:
         Warns of words that the embedded world does not know, where the model paints that world.
 
         Args:
+            negative_prompt: what the images should avoid: one text for all prompts, or a list with one for each.
             best_of: of so many candidates a picture, the one whose CLIP score against its prompt is best is kept; generators are
                 then one for all, or one for each candidate, those of one picture together. CLIP's text encoder reads English alone:
                 where an adapter reads the prompts, the score is against the image embedding that was predicted of them, and a style,
@@ -196,7 +197,12 @@ class TextToImage:
             options: `painting` (how strongly regions pull), `style_guidance`, `height` and `width` in pixels, and what the decoder
                 alone knows (Stable unCLIP's `noise_level`, Karlo's `super_res_steps`).
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = arguments.texts(prompt)
+        num_images_per_prompt = arguments.whole(num_images_per_prompt, "num_images_per_prompt")
+        best_of, generator = arguments.whole(best_of, "best_of"), arguments.generators(generator)
+        negative_prompt = arguments.negatives(negative_prompt, len(prompts))
+        callback, conditions = arguments.callback(callback), arguments.names_of(conditions)
+        how = arguments.sampling(num_inference_steps, guidance_scale, sampler, options)
         self._warn_of(prompts)
         check_number(num_images_per_prompt)
         painted = None if regions is None else for_each(regions, len(prompts))
@@ -214,7 +220,7 @@ class TextToImage:
                 prompts,
                 negative_prompt=negative_prompt,
                 num_images_per_prompt=num_images_per_prompt,
-                how=sampling(num_inference_steps, guidance_scale, sampler, options),
+                how=how,
                 generator=generators,
                 conditions=conditions,
                 regions=painted,
@@ -236,7 +242,7 @@ class TextToImage:
         *,
         num_images: int = 1,
         best_of: int = 1,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -249,14 +255,19 @@ class TextToImage:
         Args:
             image: file, Pillow picture or tensor [3, H, W] in [0, 1]; or several.
             best_of: the best of so many is kept, by cosine with the embedding that it was painted from.
+            negative_prompt: one text for all pictures, or a list with one for each.
 
         Other arguments as of `__call__`. The decoder is told no text.
         """
-        how = sampling(num_inference_steps, guidance_scale, sampler, options)
+        pictures = pictures_of(image)
         request = Request(
-            generator=generator, best_of=best_of, negative_prompt=negative_prompt, how=how, callback=callback
+            generator=arguments.generators(generator),
+            best_of=arguments.whole(best_of, "best_of"),
+            negative_prompt=arguments.negatives(negative_prompt, len(pictures), "picture"),
+            how=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
+            callback=arguments.callback(callback),
         )
-        return self.blender.vary(pictures_of(image), num_images, request)
+        return self.blender.vary(pictures, arguments.whole(num_images, "num_images"), request)
 
     def mix(
         self,
@@ -280,11 +291,16 @@ class TextToImage:
 
         Other arguments as of `vary`. How they are mixed: `syzygy.blend.mixed`.
         """
-        self._warn_of(texts_of([source for source, _ in sources]))
-        how = sampling(num_inference_steps, guidance_scale, sampler, options)
+        sources = weighted(sources)
         request = Request(
-            generator=generator, best_of=best_of, negative_prompt=negative_prompt, how=how, callback=callback
+            generator=arguments.generators(generator),
+            best_of=arguments.whole(best_of, "best_of"),
+            negative_prompt=arguments.negatives(negative_prompt, None),
+            how=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
+            callback=arguments.callback(callback),
         )
+        num_images = arguments.whole(num_images, "num_images")
+        self._warn_of(texts_of([source for source, _ in sources]))
         return self.blender.mix(sources, num_images, request)
 
     def interpolate(
@@ -306,9 +322,15 @@ class TextToImage:
 
         Sources as of `mix`, other arguments as of `__call__`.
         """
+        (start, _), (end, _) = weighted([(start, 1.0), (end, 1.0)])
+        frames, batch_size = arguments.whole(frames, "frames"), arguments.whole(batch_size, "batch_size", 1)
+        request = Request(
+            generator=arguments.generators(generator),
+            negative_prompt=arguments.negatives(negative_prompt, None),
+            how=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
+            callback=arguments.callback(callback),
+        )
         self._warn_of(texts_of([start, end]))
-        how = sampling(num_inference_steps, guidance_scale, sampler, options)
-        request = Request(generator=generator, negative_prompt=negative_prompt, how=how, callback=callback)
         return self.blender.interpolate(start, end, frames, batch_size, request)
 
     @property
@@ -395,20 +417,3 @@ class TextToImage:
         if self.identities is not None:
             raise UserError(f"{self.name} has no reader: only pictures of the embedded world can be read exactly.")
         return Reader.from_pretrained(self.folder / "reader").to(self.pipeline.device)
-
-
-def sampling(
-    steps: int | None, guidance_scale: float | None, sampler: str | None, options: Mapping[str, Any]
-) -> Sampling:
-    """The arguments of methods that paint as the decoder takes them; `options` are height, width, painting and the decoder's own.
-
-    Raises:
-        UserError: a height without a width, or the other way about.
-    """
-    own = {name: value for name, value in options.items() if value is not None}
-    height, width = own.pop("height", None), own.pop("width", None)
-    if (height is None) != (width is None):
-        raise UserError("height and width come together: give both, or neither.")
-    size = None if height is None or width is None else (height, width)
-    apart = {name: own.pop(name, None) for name in ("painting", "style_guidance")}
-    return Sampling(steps=steps, guidance_scale=guidance_scale, sampler=sampler, size=size, options=own, **apart)

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,10 +17,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from syzygy import arguments
 from syzygy.data.decode import FOREIGN_SUFFIXES, SUFFIXES, as_rgb
-from syzygy.errors import UserError
+from syzygy.errors import HALF_PRECISION, UserError
 from syzygy.pictures import open_picture, to_tensor
-from syzygy.pipeline import Pipeline, PipelineOutput, check_number, check_texts, one_each
+from syzygy.pipeline import Pipeline, PipelineOutput, check_number, check_texts, one_each, seeds_of
 from syzygy.types import ImageEncoder, Progress, Sampling
 
 _PATH = re.compile(r".*[/\\][^/\\\s]*\.[a-z][a-z0-9]{1,4}", re.IGNORECASE | re.DOTALL)
@@ -30,6 +32,7 @@ ROUNDS, SETTLED = 200, 1e-10
 
 Picture = str | Path | Image.Image | Tensor
 """A picture: its file, a Pillow image of any mode, or a tensor [3, H, W] of RGB in [0, 1]."""
+KINDS = (str, Path, Image.Image, Tensor)
 Source = str | Path | Image.Image | Tensor
 """A picture, or a text: a `str` that neither names a file nor looks like a picture's file name (`read_source`)."""
 
@@ -69,10 +72,19 @@ def texts_of(sources: Sequence[Source]) -> list[str]:
 
 
 def pictures_of(given: Picture | Sequence[Picture]) -> list[Picture]:
-    """One picture or several, a tensor [B, 3, H, W] among the latter, as a list."""
+    """One picture or several, a tensor [B, 3, H, W] among the latter, as a list.
+
+    Raises:
+        UserError: something else.
+    """
     if isinstance(given, Tensor):
         return list(given) if given.ndim == 4 else [given]
-    return [given] if isinstance(given, (str, Path, Image.Image)) or not isinstance(given, Sequence) else list(given)
+    found = [given] if isinstance(given, KINDS) else given
+    if not isinstance(found, (list, tuple)) or not all(isinstance(one, KINDS) for one in found):
+        raise UserError(
+            f"a picture must be a file (str or Path), a Pillow image or a tensor, or a list of these; got {given!r:.80}."
+        )
+    return list(found)
 
 
 def image_of(given: object) -> Image.Image:
@@ -89,6 +101,28 @@ def image_of(given: object) -> Image.Image:
         f"a picture is a file's name, a Pillow image or a tensor [3, H, W], not {type(given).__name__}. PIL.Image.fromarray makes an "
         "image of an array."
     )
+
+
+def weighted(sources: Sequence[tuple[Source, float]]) -> list[tuple[Source, float]]:
+    """Sources with their weights, as a list; whether these can be mixed is looked at later (`shares`).
+
+    Raises:
+        UserError: no list of pairs, something that is neither text nor picture, a weight that is no number.
+    """
+    if not isinstance(sources, (list, tuple)) or not all(
+        isinstance(one, (list, tuple)) and len(one) == 2 for one in sources
+    ):
+        raise UserError(
+            f"sources must be a list of (source, weight), such as [('a star', 0.6), ('a ring', 0.4)]; got {sources!r:.80}."
+        )
+    for place, (source, weight) in enumerate(sources):
+        if not isinstance(source, KINDS):
+            raise UserError(
+                f"source {place} must be a text, a file (str or Path), a Pillow image or a tensor; got {source!r:.80}."
+            )
+        if isinstance(weight, bool) or not isinstance(weight, Real):
+            raise UserError(f"the weight of source {place} must be a number from 0 to 1, got {weight!r:.40}.")
+    return [(source, float(weight)) for source, weight in sources]
 
 
 def shares(weights: Sequence[float]) -> list[float]:
@@ -207,7 +241,8 @@ class Request:
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     """As of `Pipeline`; with the best of k, one for each of the k candidates, those of one picture together."""
     best_of: int = 1
-    negative_prompt: str | None = None
+    negative_prompt: str | Sequence[str] | None = None
+    """One for all; in `Blender.vary` also a list with one for each given picture."""
     how: Sampling = field(default_factory=Sampling)
     callback: Callable[[Progress], None] | None = None
 
@@ -229,6 +264,9 @@ class Blender:
         if not len(pictures):
             raise UserError("no picture to vary: give one or more.")
         check_number(num_images, "of a picture")
+        negatives = arguments.negatives(request.negative_prompt, len(pictures), "picture")
+        if isinstance(negatives, list):
+            request = replace(request, negative_prompt=[text for text in negatives for _ in range(num_images)])
         embeddings = torch.cat([self.embedded(picture) for picture in pictures]).repeat_interleave(num_images, 0)
         return self._painted(lambda noise: embeddings, len(embeddings), request)
 
@@ -257,13 +295,14 @@ class Blender:
         """
         assert request.best_of == 1, "frames share their noise: there is nothing to choose from"
         (generator,) = one_each(request.generator, 1)
+        (seed,) = seeds_of([generator])
         noise = self.pipeline.noise([generator])
         first, last = (self._embedding(source)(noise) for source in (start, end))
         embeddings = path(first, last, frames)[:, 0]
         outputs = []
         for some in embeddings.split(batch_size):
             same = [torch.Generator(generator.device).set_state(generator.get_state()) for _ in some]
-            outputs.append(self._paint(some, same, request))
+            outputs.append(self._paint(some, same, [seed] * len(same), request))
         return _joined(outputs)
 
     def embedded(self, picture: Picture) -> Float[Tensor, "1 D"]:
@@ -293,7 +332,8 @@ class Blender:
         self, embed: Callable[[Float[Tensor, "N D"]], Float[Tensor, "N D"]], number: int, request: Request
     ) -> PipelineOutput:
         def paint(generators: Sequence[torch.Generator]) -> PipelineOutput:
-            return self._paint(embed(self.pipeline.noise(generators)), generators, request)
+            seeds = seeds_of(generators)
+            return self._paint(embed(self.pipeline.noise(generators)), generators, seeds, request)
 
         def score(output: PipelineOutput) -> Float[Tensor, "N"]:
             return clip_scores(output.images, output.image_embeddings, self.encoder)
@@ -301,13 +341,18 @@ class Blender:
         return best(paint, number, request.generator, request.best_of, score)
 
     def _paint(
-        self, embeddings: Float[Tensor, "N D"], generators: Sequence[torch.Generator], request: Request
+        self,
+        embeddings: Float[Tensor, "N D"],
+        generators: Sequence[torch.Generator],
+        seeds: Sequence[int | None],
+        request: Request,
     ) -> PipelineOutput:
         return self.pipeline.paint(
             embeddings,
             generators,
             negative_prompt=request.negative_prompt,
             how=request.how,
+            seeds=seeds,
             callback=request.callback,
         )
 
@@ -347,7 +392,12 @@ def best(
     if best_of == 1:
         return paint(generators)
     outputs = [paint(generators[candidate::best_of]) for candidate in range(best_of)]
-    scores, kept = torch.stack([score(output) for output in outputs]).max(0)
+    found = torch.stack([score(output) for output in outputs])
+    if not torch.isfinite(found).all():
+        raise UserError(
+            f"the CLIP scores that choose the best of {best_of} are not finite (NaN or infinity). {HALF_PRECISION}"
+        )
+    scores, kept = found.max(0)
     chosen = [(outputs[candidate], row) for row, candidate in enumerate(kept.tolist())]
     return PipelineOutput(
         [output.images[row] for output, row in chosen],

@@ -3,15 +3,19 @@
 Shapes: P prompts, N pictures (prompts × pictures a prompt, those of one prompt together), D joint width of CLIP.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from syzygy.errors import UserError
+from syzygy import arguments
+from syzygy.diffusion.pixels import check_finite, to_uint8
+from syzygy.errors import NonFiniteError, UserError
 from syzygy.rng import per_sample_noise
 from syzygy.types import Guide, PictureDecoder, Prior, Progress, Region, Sampling, TextEncoder, TextFeatures
 
@@ -24,8 +28,9 @@ class PipelineOutput:
     """N pictures, those of one prompt together."""
     image_embeddings: Float[Tensor, "N D"]
     """What the prior predicted; or those of pictures, or mixtures, where they were painted from such. D is 0 where there is no prior."""
-    seeds: list[int]
-    """What each picture's generator was last seeded with: a fresh generator with that seed paints the picture again, alone."""
+    seeds: list[int | None]
+    """For each image the seed of its generator: a fresh generator with that seed makes the image again, alone. None where there is no such
+    seed, because the generator had been drawn from before the call, or was given for several images."""
     scores: Float[Tensor, "N"] | None = None
     """Where the best of several was kept: its cosine with what was asked for."""
 
@@ -53,7 +58,7 @@ class Pipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         how: Sampling = Sampling(),  # noqa: B008 (frozen)
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -65,7 +70,8 @@ class Pipeline:
         """Paint each prompt `num_images_per_prompt` times.
 
         Args:
-            negative_prompt: what to move away from, through the same encoder and prior; needs guidance (a scale not 1).
+            negative_prompt: what the images should avoid: one text for all prompts, or a list with one for each (P). It goes through the
+                same encoder and prior, and needs guidance (a scale other than 1).
             how: steps, guidance and so on; by default what suits the decoder.
             generator: one a picture (N), or one from which each picture's own is drawn in turn, so that neither the
                 batch nor what follows changes a picture. None draws a fresh seed.
@@ -79,13 +85,16 @@ class Pipeline:
         Raises:
             UserError: an empty prompt, fewer than one picture or step, a condition that the decoder does not read, an
                 unknown sampler, regions for phrases that are not in the prompt or for a decoder that cannot be painted.
+            NonFiniteError: the model computes NaN or infinity; the message names the images.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = arguments.texts(prompt)
         conditions = self.chosen(conditions)
         check_texts(prompts)
         check_number(num_images_per_prompt)
+        negatives = arguments.negatives(negative_prompt, len(prompts))
         number = len(prompts) * num_images_per_prompt
         generators = one_each(generator, number)
+        seeds = seeds_of(generators)
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
         towards, embeddings = self._guide(prompts, rows, self.noise(generators), conditions)
         if style is not None:
@@ -101,9 +110,18 @@ class Pipeline:
         if regions is not None:
             check_regions(regions, len(prompts))
             towards = replace(towards, regions=[regions[row] for row in rows])
-        away = self._away(negative_prompt, conditions)
-        pictures = self.decoder.paint(towards, generators, away=away, how=how, on_step=callback)
-        return PipelineOutput(to_pil(pictures), embeddings.cpu(), [one.initial_seed() for one in generators])
+        away = self._away(
+            negatives if isinstance(negatives, str | None) else [negatives[row] for row in rows], conditions
+        )
+        with _naming(
+            [
+                f"image {i % num_images_per_prompt + 1} of {prompts[row][:60]!r}{_seed(seeds[i])}"
+                for i, row in enumerate(rows)
+            ]
+        ):
+            _check_guide(towards)
+            pictures = self.decoder.paint(towards, generators, away=away, how=how, on_step=callback)
+            return PipelineOutput(to_pil(pictures), embeddings.cpu(), seeds)
 
     @torch.inference_mode()
     def paint(
@@ -111,21 +129,31 @@ class Pipeline:
         embeddings: Float[Tensor, "N D"],
         generators: Sequence[torch.Generator],
         *,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        seeds: Sequence[int | None] | None = None,
         callback: Callable[[Progress], None] | None = None,
     ) -> PipelineOutput:
         """A picture of each image embedding, wherever it is from, and of nothing else: no text is told.
 
         The generators have drawn their ε already (`noise`), so that a seed's picture starts from the same noise as that of a prompt.
 
+        Args:
+            negative_prompt: one text for all, or one for each embedding (N).
+            seeds: of the generators before they drew ε (`seeds_of`); by default as they are now, which is None for those that did.
+
         Raises:
             UserError: the decoder does not read image embeddings; and as `PictureDecoder.paint`.
+            NonFiniteError: an embedding holds NaN or infinity, or the model computes some.
         """
         conditions = self.chosen(["image"])
-        away = self._away(negative_prompt, conditions)
-        pictures = self.decoder.paint(Guide(embeddings), generators, away=away, how=how, on_step=callback)
-        return PipelineOutput(to_pil(pictures), embeddings.cpu(), [one.initial_seed() for one in generators])
+        negatives = arguments.negatives(negative_prompt, len(embeddings), "image")
+        seeds = seeds_of(generators) if seeds is None else list(seeds)
+        away = self._away(negatives, conditions)
+        with _naming([f"image {i + 1} of {len(seeds)}{_seed(seed)}" for i, seed in enumerate(seeds)]):
+            _check_guide(Guide(embeddings))
+            pictures = self.decoder.paint(Guide(embeddings), generators, away=away, how=how, on_step=callback)
+            return PipelineOutput(to_pil(pictures), embeddings.cpu(), seeds)
 
     def noise(self, generators: Sequence[torch.Generator]) -> Float[Tensor, "N D"]:
         """The prior's ε of each picture: it comes before its decoder's noise, from the same generator. Without a prior none is drawn."""
@@ -143,14 +171,26 @@ class Pipeline:
         """
         if self.text_encoder is None or self.prior is None:
             raise UserError("this model paints from texts alone: it has no prior that would predict image embeddings.")
-        features = self.text_encoder.encode_text(prompts)[rows]
+        features = self.text_encoder.encode_text(prompts)
+        with _naming([repr(prompt[:60]) for prompt in prompts]):
+            check_finite(features.pooled, "text features")
+            check_finite(features.states.masked_fill(~features.mask[..., None], 0.0), "text features")
+        features = features[rows]
         return features, self.prior.predict(features, noise=noise)
 
-    def _away(self, negative_prompt: str | None, conditions: Sequence[str]) -> Guide | None:
-        if negative_prompt is None:
+    def _away(self, negatives: str | Sequence[str] | None, conditions: Sequence[str]) -> Guide | None:
+        """The negative conditioning: of one text for all images, or of one for each (N)."""
+        if negatives is None:
             return None
+        texts = [negatives] if isinstance(negatives, str) else list(negatives)
+        check_characters(texts, "negative prompt")
+        unique = list(dict.fromkeys(texts))
         width = 0 if self.text_encoder is None else self.text_encoder.width
-        return self._guide([negative_prompt], [0], torch.zeros(1, width, device=self.device), conditions)[0]
+        noise = torch.zeros(len(texts), width, device=self.device)
+        guide = self._guide(unique, [unique.index(text) for text in texts], noise, conditions)[0]
+        with _naming([f"negative prompt {text[:60]!r}" for text in texts]):
+            _check_guide(guide)
+        return guide
 
     def chosen(self, conditions: Sequence[str] | None) -> Sequence[str]:
         """What the decoder shall read: these, or for None what it reads where nothing is said.
@@ -195,8 +235,13 @@ def check_texts(prompts: Sequence[str]) -> None:
     """Prompts are there, and are text; else a UserError."""
     if not prompts or not all(p.strip() for p in prompts):
         raise UserError("the prompt is empty: write what to paint, such as 'a red circle left of a blue star'.")
-    if broken := [p for p in prompts if any("\ud800" <= c <= "\udfff" for c in p)]:
-        raise UserError(f"the prompt is not text, it holds broken characters: {broken[0]!r}. Give it in UTF-8.")
+    check_characters(prompts)
+
+
+def check_characters(texts: Sequence[str], what: str = "prompt") -> None:
+    """Texts are made of characters, not of halves of them; else a UserError."""
+    if broken := [text for text in texts if any("\ud800" <= c <= "\udfff" for c in text)]:
+        raise UserError(f"the {what} is not text, it holds broken characters: {broken[0]!r}. Give it in UTF-8.")
 
 
 def check_number(pictures: int, of: str = "a prompt") -> None:
@@ -218,11 +263,40 @@ def one_each(generator: torch.Generator | Sequence[torch.Generator] | None, numb
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def to_uint8(pictures: Float[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N 3 H W"]:
-    """Pictures in [0, 1] as whole grey levels, on the CPU."""
-    return (pictures * 255).round().to("cpu", torch.uint8)
+def seeds_of(generators: Sequence[torch.Generator]) -> list[int | None]:
+    """The seed of each generator that is as fresh as `manual_seed` left it; None for others, and for those that are given several times."""
+    given = Counter(map(id, generators))
+
+    def fresh(one: torch.Generator) -> bool:
+        again = torch.Generator(one.device).manual_seed(one.initial_seed())
+        return given[id(one)] == 1 and torch.equal(again.get_state(), one.get_state())
+
+    return [one.initial_seed() if fresh(one) else None for one in generators]
+
+
+def _seed(seed: int | None) -> str:
+    return "" if seed is None else f" (seed {seed})"
+
+
+@contextmanager
+def _naming(names: Sequence[str]) -> Iterator[None]:
+    """Errors about rows of a batch name them so."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise error.named(names) from None
+
+
+def _check_guide(guide: Guide) -> None:
+    """Embeddings that are not finite already are reported as such, before anything is computed from them."""
+    if guide.embeddings is not None:
+        check_finite(guide.embeddings, "image embeddings")
 
 
 def to_pil(pictures: Float[Tensor, "N 3 H W"]) -> list[Image.Image]:
-    """Pictures in [0, 1] as 8-bit RGB."""
+    """Images in [0, 1] as 8-bit RGB.
+
+    Raises:
+        NonFiniteError: an image holds NaN or infinity.
+    """
     return [Image.fromarray(one) for one in to_uint8(pictures).permute(0, 2, 3, 1).numpy()]

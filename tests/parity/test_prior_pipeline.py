@@ -180,7 +180,7 @@ def test_parts_that_do_not_fit_are_told(tiny: Tiny, stock: Path, tmp_path: Path)
     with pytest.raises(UserError, match="one setting: give one"):
         PriorPipeline.from_pretrained(stock, dtype=torch.float16, torch_dtype=torch.float16)
     assert PriorPipeline.from_pretrained(tiny.prior, clip=tiny.clip, torch_dtype=torch.float16).dtype == torch.float16
-    with pytest.raises(UserError, match="setting 'guidance_scale'"):
+    with pytest.raises(UserError, match="guidance_scale must be a finite number of at least 0"):
         PriorPipeline.from_pretrained(stock)(PROMPTS[0], guidance_scale=-1.0)
 
 

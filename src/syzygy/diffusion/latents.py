@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from syzygy import arguments
 from syzygy.diffusion.guidance import Guided, StyleGuided
 from syzygy.diffusion.noise import KarrasSchedule
 from syzygy.diffusion.regions import check_read, painted
@@ -66,12 +67,12 @@ class LatentDecoder:
         self._check(how)
         own = self.defaults
         steps = own.steps if how.steps is None else how.steps
-        assert steps is not None and own.sampler is not None
+        assert own.sampler is not None
         negative = None if away is None else self._conditioning(away)
         latents = sample(
             self._guided(towards, negative, how),
             per_sample_noise(self.autoencoder.latent_shape, generators, self.device),
-            self.schedule.sigmas(steps),
+            self.schedule.sigmas(arguments.whole(steps, "the number of steps")),
             self._conditioning(towards, self._strength(towards, how)),
             sampler=how.sampler or own.sampler,
             on_step=on_step,

@@ -12,6 +12,9 @@ from torch import Tensor
 from syzygy.config import Config
 from syzygy.errors import UserError
 
+MOST_STEPS = 10_000
+"""Far more than any sampler gains from; each is an evaluation of the network."""
+
 
 class LogNormal(Config):
     """Training distribution of noise levels, ln σ ~ N(p_mean, p_std²) (EDM, Karras et al. 2022, table 1)."""
@@ -79,8 +82,8 @@ class KarrasSchedule(Config):
 
     def sigmas(self, steps: int) -> Float[Tensor, "levels"]:
         """`steps` falling noise levels from sigma_max to sigma_min, then 0 (so steps + 1); float64, on the host."""
-        if steps < 1:
-            raise UserError(f"{steps} steps cannot make a picture: ask for 1 or more (25 is usual).")
+        if not 1 <= steps <= MOST_STEPS:
+            raise UserError(f"{steps} steps are not possible; allowed are 1 to {MOST_STEPS:,} (25 is usual).")
         if self.sigma_min >= self.sigma_max:
             raise UserError(f"sigma_min {self.sigma_min} must lie below sigma_max {self.sigma_max}.")
         ramp = torch.linspace(0, 1, steps, dtype=torch.float64)

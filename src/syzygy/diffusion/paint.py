@@ -34,8 +34,8 @@ class Painting:
     """Keys before the words' own."""
     unpainted: int = 0
     """Samples of the batch before the painted ones: those to move away from."""
-    _resized: dict[int, Tensor] = field(default_factory=dict, repr=False)
-    """Shared by all paintings made of one with `replace`."""
+    _resized: dict[int, tuple[Tensor, tuple[int, int], Tensor]] = field(default_factory=dict, repr=False)
+    """By positions: weights, size, and what was made of them. Shared by all paintings made of one with `replace`."""
 
     def at(self, positions: int) -> Float[Tensor, "B L T"]:
         """w'·A, resized bilinearly to the resolution that has this many positions; kept, as several layers and steps need each.
@@ -43,7 +43,8 @@ class Painting:
         Raises:
             UserError: no resolution has.
         """
-        if positions not in self._resized:
+        weights, made_for, found = self._resized.get(positions, (None, None, None))
+        if found is None or weights is not self.weights or made_for != self.size:
             height, width = self.size
             while height * width > positions:
                 height, width = -(-height // 2), -(-width // 2)
@@ -53,8 +54,9 @@ class Painting:
                     f"{self.size[0]} × {self.size[1]}: it cannot be painted."
                 )
             small = F.interpolate(self.weights, (height, width), mode="bilinear", antialias=True)
-            self._resized[positions] = small.flatten(2).transpose(1, 2).contiguous()
-        return self._resized[positions]
+            found = small.flatten(2).transpose(1, 2).contiguous()
+            self._resized[positions] = self.weights, self.size, found
+        return found
 
 
 def attention(

@@ -112,18 +112,21 @@ def walk(
     """From standard normal noise through `times` to pictures, in fp32 whatever the network computes in.
 
     All noise of a picture comes from its own generator: where it begins, then what each step but the last adds. `on_step` is
-    told σ = √((1 − ᾱ) / ᾱ) before the step, and the clean pictures as seen from there.
+    told σ = √((1 − ᾱ) / ᾱ) before the step, and the clean pictures as seen from there. Pictures for which the network once gave NaN or
+    infinity are NaN: the bound of the clean picture would hide it.
     """
     signal = alphas_bar("cosine")
     x = per_sample_noise(shape, generators, device)
+    finite = torch.ones(len(x), dtype=torch.bool, device=device)
     for i, t in enumerate(times):
         last = i + 1 == len(times)
         now, later = float(signal[t]), 1.0 if last else float(signal[times[i + 1]])
         predicted = predict(x, t, last).float()
+        finite &= torch.isfinite(predicted).flatten(1).all(1)
         noise = None if last else per_sample_noise(shape, generators, device)
         x, clean = steps.step(x, predicted, now, later, noise)
         on_step(sigma_of(t), clean)
-    return x
+    return x.masked_fill(~finite[:, None, None, None], math.nan)
 
 
 def sigma_of(t: int) -> float:

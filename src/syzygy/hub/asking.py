@@ -1,12 +1,12 @@
 """What published decoders check alike before they paint."""
 
-import math
 from collections.abc import Collection
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from syzygy import arguments
 from syzygy.errors import UserError
 from syzygy.types import Guide, Sampling
 
@@ -52,8 +52,8 @@ def settings(
         raise UserError(f"this decoder has no option {', '.join(unknown)}; {allowed}.")
     steps = own.steps if how.steps is None else how.steps
     scale = own.guidance_scale if how.guidance_scale is None else how.guidance_scale
-    assert steps is not None and scale is not None
-    if not (scale >= 1 and math.isfinite(scale)):
+    steps, scale = arguments.whole(steps, "the number of steps"), arguments.number(scale, "guidance scale")
+    if scale < 1:
         raise UserError(f"guidance scale must be a finite number of at least 1, got {scale} (1 is off).")
     if scale == 1 and away is not None:
         raise UserError(

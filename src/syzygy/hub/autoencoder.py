@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from syzygy import artifact
 from syzygy.config import Config, parse
+from syzygy.diffusion.pixels import to_unit
 from syzygy.errors import UserError
 from syzygy.rng import seed_of
 
@@ -108,8 +109,12 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Latents → pictures in [0, 1]."""
-        return (self._decoded(latents * self.std + self.mean) / 2 + 0.5).clamp(0, 1)
+        """Latents → images in [0, 1].
+
+        Raises:
+            NonFiniteError: as `to_unit`.
+        """
+        return to_unit(self._decoded(latents * self.std + self.mean))
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from syzygy.diffusion.pixels import to_unit
 from syzygy.errors import UserError
 from syzygy.hub import asking, schedulers
 from syzygy.hub.latent_diffusion import sample_positions
@@ -91,7 +92,7 @@ class KandinskyDecoder:
         with visiting(self.device, self.unet, offload=self.offload):
             latents = schedulers.walk(scheduler, predict, noise, steps, generators, on_step)
         with visiting(self.device, self.movq, offload=self.offload):
-            return torch.cat([self._decoded(part) for part in latents.split(1 if self.offload else number)])
+            return to_unit(torch.cat([self._decoded(part) for part in latents.split(1 if self.offload else number)]))
 
     def _predictor(self, embeddings: Float[Tensor, "M D"], scale: float, variance: bool) -> schedulers.Predict:
         """What a scheduler steps with; M is N, or 2 N with guidance (what to move away from comes first)."""
@@ -109,8 +110,8 @@ class KandinskyDecoder:
         return predict
 
     def _decoded(self, latents: Float[Tensor, "N C h w"]) -> Float[Tensor, "N 3 H W"]:
-        pictures = self.movq.decode(latents.to(self.movq.dtype), force_not_quantize=True, return_dict=False)[0]
-        return (pictures.float() * 0.5 + 0.5).clamp(0, 1)
+        """Around [-1, 1]."""
+        return self.movq.decode(latents.to(self.movq.dtype), force_not_quantize=True, return_dict=False)[0].float()
 
 
 def embedding_width(folder: Path) -> int:

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from syzygy import arguments
 from syzygy.diffusion.paint import Painting
+from syzygy.diffusion.pixels import to_unit
 from syzygy.errors import UserError
 from syzygy.hub import asking
 from syzygy.hub.ancestral import Ancestral, sigma_of, walk
@@ -100,7 +102,7 @@ class KarloDecoder:
     ) -> Float[Tensor, "N 3 H W"]:
         """See `PictureDecoder`. Pictures have the second stage's size; progress counts the steps of both stages."""
         steps, scale = asking.settings(towards, how, self.defaults, away, [SUPER_RES_STEPS], paints=True)
-        base_times, fine_times = visited(steps), visited(self._fine_steps(how))
+        base_times, fine_times = visited(steps), visited(self._fine_steps(how), f" ({SUPER_RES_STEPS})")
         number, taken, total = len(generators), count(1), len(base_times) + len(fine_times)
 
         def told(sigma: float, clean: Tensor) -> None:
@@ -115,7 +117,7 @@ class KarloDecoder:
             predict, shape = self._base_predictor(read, scale, painting), (3, side, side)
             small = walk(self.base_steps, predict, shape, base_times, generators, self.device, told)
         large = self._upscaled(small.clamp(-1, 1), fine_times, generators, told)
-        return (large * 0.5 + 0.5).clamp(0, 1)
+        return to_unit(large)
 
     def _fine_steps(self, how: Sampling) -> int:
         if how.size is not None or how.sampler is not None:
@@ -124,9 +126,7 @@ class KarloDecoder:
                 f"Karlo paints pictures of {side} × {side} pixels in ancestral steps: leave size and sampler out."
             )
         steps = how.options.get(SUPER_RES_STEPS, self.defaults.options[SUPER_RES_STEPS])
-        if not isinstance(steps, int) or isinstance(steps, bool):
-            raise UserError(f"{SUPER_RES_STEPS} must be a whole number, got {steps!r}.")
-        return steps
+        return arguments.whole(steps, SUPER_RES_STEPS)
 
     def _read(self, towards: Guide, away: Guide | None, number: int, scale: float) -> _Read:
         """What to move away from first, where guidance is on."""

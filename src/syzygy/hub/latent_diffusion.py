@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from syzygy.diffusion.pixels import to_unit
+
 
 def pixels_a_position(vae: Any) -> int:
     """Along each side."""
@@ -39,7 +41,11 @@ def guided(found: Float[Tensor, "M C h w"], scale: float) -> Float[Tensor, "N C 
 
 
 def decoded(vae: Any, latents: Float[Tensor, "N C h w"], *, singly: bool) -> Float[Tensor, "N 3 H W"]:
-    """Pictures in [0, 1]; `singly` saves memory."""
+    """Images in [0, 1]; `singly` saves memory.
+
+    Raises:
+        NonFiniteError: as `to_unit`.
+    """
     scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
     parts = [vae.decode(part, return_dict=False)[0].float() for part in scaled.split(1 if singly else len(scaled))]
-    return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+    return to_unit(torch.cat(parts))

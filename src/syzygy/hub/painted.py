@@ -98,8 +98,8 @@ class _Brush:
     _read: dict[int, bool] = field(default_factory=dict)
     """Whether an encoder was given these prompts, for those that were given anything since the last evaluation."""
     _paintings: dict[Any, Painting] = field(default_factory=dict)
-    _noise: tuple[Any, Sigma] | None = None
-    """A scheduler, and what its timesteps mean."""
+    _noise: tuple[tuple[Any, ...], Sigma] | None = None
+    """A scheduler with its configuration and schedule, and what its timesteps mean."""
     _host: HostTimesteps = field(default_factory=HostTimesteps)
     _modules: list[Any] = field(default_factory=list)
 
@@ -146,13 +146,18 @@ class _Brush:
                 f"{len(self.prompts)} prompts are painted, but the pipeline paints {pictures} pictures at once."
             )
         size = int(sample.shape[-2]), int(sample.shape[-1])
-        key = size, pictures, sample.device
+        key = size, pictures, len(sample), sample.device
         if key not in self._paintings:
             maps = self.maps(size)
             assert maps is not None
             weights = maps.to(sample.device).repeat_interleave(each, 0)
             self._paintings = {key: Painting(weights, size, weights.new_empty(pictures), 0, len(sample) - pictures)}
+        return at_level(self._paintings[key], self._sigma()(self._host.value(timestep)))
+
+    def _sigma(self) -> Sigma:
+        """What the timesteps of the pipeline's scheduler mean; computed anew when the scheduler, or what it is made of, was replaced."""
         scheduler = self.pipeline.scheduler
-        if self._noise is None or self._noise[0] is not scheduler:
-            self._noise = scheduler, noise_of(scheduler)
-        return at_level(self._paintings[key], self._noise[1](self._host.value(timestep)))
+        made_of = (scheduler, scheduler.config, getattr(scheduler, "alphas_cumprod", None))
+        if self._noise is None or any(known is not now for known, now in zip(self._noise[0], made_of, strict=True)):
+            self._noise = made_of, noise_of(scheduler)
+        return self._noise[1]

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from syzygy import artifact
+from syzygy import arguments, artifact
 from syzygy.config import parse
+from syzygy.diffusion.pixels import check_finite
 from syzygy.encoders.adapter import AdaptedText
-from syzygy.errors import UserError
+from syzygy.errors import NonFiniteError, UserError
 from syzygy.hub import checkpoint
 from syzygy.hub.adapters import load_adapted
 from syzygy.hub.clip import Clip
@@ -27,6 +28,7 @@ from syzygy.hub.zero_image import ZeroImage
 from syzygy.prior import layout
 from syzygy.prior.diffusion import PriorSampling, SampledPrior
 from syzygy.prior.model import EclipsePrior
+from syzygy.prior.schedule import TIMESTEPS
 from syzygy.rng import per_sample_noise
 from syzygy.types import TextFeatures
 
@@ -149,9 +151,12 @@ class PriorPipeline:
             return_dict: diffusers' output class, or a tuple.
 
         Raises:
-            UserError: numbers that do not fit, steps or guidance of an ECLIPSE prior, which has neither.
+            UserError: arguments of another type, numbers that do not fit, steps or guidance of an ECLIPSE prior, which has neither.
+            NonFiniteError: noise (`latents`) or an embedding holds NaN or infinity.
         """
-        prompts = _texts(prompt, "prompt")
+        prompts = arguments.texts(prompt)
+        num_images_per_prompt = arguments.whole(num_images_per_prompt, "num_images_per_prompt")
+        generator = arguments.generators(generator)
         prior = self._sampled(num_inference_steps, guidance_scale)
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
         if not rows:
@@ -159,7 +164,9 @@ class PriorPipeline:
                 f"{len(prompts)} prompts, {num_images_per_prompt} pictures a prompt: give 1 or more of both."
             )
         negatives = (
-            None if negative_prompt is None else _one_each(_texts(negative_prompt, "negative_prompt"), len(prompts))
+            None
+            if negative_prompt is None
+            else _one_each(arguments.texts(negative_prompt, "negative_prompt"), len(prompts))
         )
         noise = self._noise(len(rows), 1 if negatives is None else 2, generator, latents)
         features = self.text_encoder.encode_text(prompts)
@@ -171,12 +178,23 @@ class PriorPipeline:
             theirs, which = self.text_encoder.encode_text(unique), [unique.index(negatives[row]) for row in rows]
             both = TextFeatures.cat([features[rows], theirs[which]])
             found, away = _predicted(prior, both, theirs, which * 2, noise).chunk(2)
-        return _output(found.to(self.dtype), away.to(self.dtype), output_type, return_dict)
+        found, away = found.to(self.dtype), away.to(self.dtype)
+        for embeddings, texts in ((found, prompts), (away, negatives or [])):
+            try:
+                check_finite(embeddings, "image embeddings")
+            except NonFiniteError as error:
+                raise error.named(
+                    [repr(texts[row][:60]) if texts else "of an image of zeros" for row in rows]
+                ) from None
+        return _output(found, away, output_type, return_dict)
 
     def _sampled(self, steps: int | None, scale: float | None) -> EclipsePrior | SampledPrior:
         """The prior with what was asked for."""
-        asked = {"steps": steps, "guidance_scale": scale}
-        asked = {name: value for name, value in asked.items() if value is not None}
+        asked: dict[str, Any] = {}
+        if steps is not None:
+            asked["steps"] = arguments.whole(steps, "num_inference_steps", 1, TIMESTEPS)
+        if scale is not None:
+            asked["guidance_scale"] = arguments.number(scale, "guidance_scale", 0)
         if not asked:
             return self.prior
         if not isinstance(self.prior, SampledPrior):
@@ -197,8 +215,11 @@ class PriorPipeline:
         """Where the prior starts, as diffusers draws it."""
         shape, width = (pictures * parts, self.clip.width), self.clip.width
         if latents is not None:
+            if not isinstance(latents, Tensor):
+                raise UserError(f"latents must be a tensor of shape {shape}, got {type(latents).__name__}.")
             if tuple(latents.shape) != shape:
                 raise UserError(f"latents have shape {tuple(latents.shape)}; {shape} is needed.")
+            check_finite(latents, "latents")
             return latents.to(self.device)
         if isinstance(generator, Sequence):
             if len(generator) != pictures:
@@ -220,13 +241,6 @@ def _clip_of(source: str | Path, folder: Path) -> str | Path:
             f"the CLIP that it was trained beside (clip=…). A published prior is {layout.EXAMPLE}."
         )
     return CLIPS[width]
-
-
-def _texts(given: str | list[str], name: str) -> list[str]:
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{name} must be a text or a list of texts, got {given!r}.")
-    return texts
 
 
 def _one_each(negatives: list[str], prompts: int) -> list[str]:

@@ -4,9 +4,10 @@ Shapes: N pictures, C latent channels, h × w latent positions.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ SAMPLERS: Mapping[str, str] = {
     "unipc": "UniPCMultistepScheduler",
 }
 """Our names of diffusers' classes. ddpm and euler-a add noise on the way; the others follow from where they start."""
+FIXED_STRIDE = ("DDIMScheduler", "PNDMScheduler")
+"""Their steps are (timesteps of training // steps) long, whatever their timesteps are."""
+SPACINGS = ("linspace", "trailing")
+"""What replaces a spacing that does not fit a number of steps, in this order."""
+NEAR = 0.9
+"""The part of the schedule that a walk must cover. SD's noise at 0.9 of its schedule is hardly less than at its end."""
 VARIANCE = "variance_type"
 Predict = Callable[[Float[Tensor, "N C h w"], Tensor], Float[Tensor, "N K h w"]]
 """Scaled latents and a timestep → what the scheduler steps with; K is C, or 2 C where a variance is learned."""
@@ -90,6 +97,86 @@ def learns_variance(scheduler: Any) -> bool:
     return scheduler.config.get(VARIANCE) in ("learned", "learned_range")
 
 
+def planned(scheduler: Any, steps: int, device: torch.device | str | None = None) -> Any:
+    """A scheduler with the timesteps of a walk in so many steps: this one, or one that spaces them otherwise.
+
+    diffusers' "leading" spacing rounds the distance of two timesteps down, so that from some 100 steps on many counts would begin in the
+    middle of the schedule (600 of 1000: at timestep 600), although the walk begins with pure noise; and with all 1000 its offset leads
+    beyond the end. Such counts are spaced evenly instead ("linspace"; a single step by "trailing"), with a warning. DDIM and PNDM
+    always step by the rounded distance, whatever the spacing, so that they refuse these counts.
+
+    Raises:
+        UserError: a number of steps that this scheduler cannot take; the message names those that it can.
+    """
+    most = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= most:
+        raise UserError(f"{steps} steps are not possible; allowed are 1 to {most}.")
+    found = _spaced(scheduler, steps, device)
+    if found is None:
+        name = type(scheduler).__name__
+        near = [
+            n
+            for n in (_nearest(scheduler, range(steps - 1, 0, -1)), _nearest(scheduler, range(steps + 1, most + 1)))
+            if n
+        ]
+        raise UserError(
+            f"{steps} steps are not possible with {name}: it would not walk the whole noise schedule of {most} timesteps. "
+            f"Nearest possible: {' and '.join(map(str, near)) or 'none'}; or choose a sampler that takes any number, such as euler."
+        )
+    spacing, own = found.config.get("timestep_spacing"), scheduler.config.get("timestep_spacing")
+    if spacing != own:
+        warnings.warn(
+            f"{steps} steps: timesteps are spaced by {spacing!r} instead of {own!r}, with which {type(scheduler).__name__} would not "
+            "walk its whole noise schedule.",
+            stacklevel=2,
+        )
+    return found
+
+
+def _nearest(scheduler: Any, counts: Iterable[int]) -> int | None:
+    return next((count for count in counts if _spaced(scheduler, count) is not None), None)
+
+
+def _spaced(scheduler: Any, steps: int, device: torch.device | str | None = None) -> Any:
+    """The scheduler in so many steps, with the first spacing that is sound; None if none is."""
+    own, most = scheduler.config.get("timestep_spacing"), scheduler.config.num_train_timesteps
+    if type(scheduler).__name__ in FIXED_STRIDE and most // steps * steps < NEAR * most:
+        return None
+    for spacing in dict.fromkeys((own, *(SPACINGS if own is not None else ()))):
+        if spacing != own:
+            with quiet():
+                scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing=spacing)
+        try:
+            with quiet():
+                scheduler.set_timesteps(steps, device=device)
+        except ValueError:  # PNDM's Runge-Kutta steps need four others
+            continue
+        if _sound(scheduler):
+            return scheduler
+    return None
+
+
+def _sound(scheduler: Any) -> bool:
+    """Whether a walk begins at most about one step below the noisiest timestep, and falls inside the schedule."""
+    most = scheduler.config.num_train_timesteps
+    times = [float(t) for t in scheduler.timesteps.tolist()]
+    if not (min(times) >= 0 and max(times) <= most - 1):
+        return False
+    apart = [a - b for a, b in pairwise(times)]
+    levels = getattr(scheduler, "sigmas", None)
+    if isinstance(levels, Tensor) and len(levels) == len(times) + 1:
+        # Timesteps that are rounded from noise levels (Karras) may repeat; noise levels that do are divided by their distance, zero.
+        *levels, last = levels.tolist()  # the last one is where the last step leads, which may be where it begins
+        falls = all(high > low for high, low in pairwise(levels)) and levels[-1] >= last
+    else:
+        falls = all(
+            a > 0 or (a == 0 and type(scheduler).__name__ == SAMPLERS["pndm"]) for a in apart
+        )  # PNDM repeats some
+    if not falls:
+        return False
+    return times[0] + max(apart, default=0) >= NEAR * (most - 1)
+
+
 def walk(
     scheduler: Any,
     predict: Predict,
@@ -100,28 +187,27 @@ def walk(
 ) -> Float[Tensor, "N C h w"]:
     """From standard normal noise to latents; what is added on the way comes from each picture's own generator.
 
-    Latents stay in the noise's precision, whatever the network computes in.
+    Latents stay in the noise's precision, whatever the network computes in. Those of a picture for which the network once gave NaN or
+    infinity are NaN: a scheduler that clips would hide it.
 
     Raises:
-        UserError: fewer than one step, or more than the network was trained on.
+        UserError: as `planned`.
     """
-    most = scheduler.config.num_train_timesteps
-    if not 1 <= steps <= most:
-        raise UserError(f"{steps} steps are not possible; allowed are 1 to {most}.")
-    with quiet():
-        scheduler.set_timesteps(steps, device=noise.device)
+    scheduler = planned(scheduler, steps, noise.device)
     takes = signature(scheduler.step).parameters
     more = {"generator": list(generators)} if "generator" in takes else {}
     latents = noise * scheduler.init_noise_sigma
+    finite = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
     timesteps = scheduler.timesteps
     for i, t in enumerate(timesteps):
         predicted = predict(scheduler.scale_model_input(latents, t), t)
+        finite &= torch.isfinite(predicted).flatten(1).all(1)
         stepped = scheduler.step(predicted, t, latents, **more)
         latents = stepped.prev_sample
         if on_step is not None:
             seen = getattr(stepped, "pred_original_sample", None)
             on_step(Progress(i + 1, len(timesteps), _sigma(scheduler, t), seen))
-    return latents
+    return latents.masked_fill(~finite[:, None, None, None], torch.nan)
 
 
 def _sigma(scheduler: Any, timestep: Tensor) -> float:

@@ -274,8 +274,10 @@ def _second_text_model(folder: Path, dtype: torch.dtype) -> Any:
 def _scheduler(folder: Path, xl: bool) -> Any:
     """The repository's own, with what diffusers mends in old ones."""
     found = schedulers.load_scheduler(folder)
-    mended = {name: value for name, value in {"steps_offset": 1, "clip_sample": False}.items() if name in found.config}
-    return found if xl else type(found).from_config({**found.config, **mended})
+    mended: dict[str, Any] = {"steps_offset": 1, "clip_sample": False}
+    mended = {name: value for name, value in mended.items() if name in found.config}
+    # As arguments: in the configuration itself they would be overlooked where the file does not name them.
+    return found if xl else type(found).from_config(found.config, **mended)
 
 
 def check_fit(folder: Path, unet: Mapping[str, Any], vae: Mapping[str, Any], reader: TextReader) -> None:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from syzygy import artifact
+from syzygy import arguments, artifact
 from syzygy.diffusion.paint import Painting
 from syzygy.errors import UserError
 from syzygy.hub import asking, schedulers, towers
@@ -136,9 +136,7 @@ class StableUnclipDecoder:
     def _level(self, how: Sampling) -> int:
         level = how.options.get(NOISE_LEVEL, self.defaults.options[NOISE_LEVEL])
         most = self.noising.config.num_train_timesteps - 1
-        if not isinstance(level, int) or not 0 <= level <= most:
-            raise UserError(f"{NOISE_LEVEL} must be a whole number from 0 to {most}, got {level!r}.")
-        return level
+        return arguments.whole(level, NOISE_LEVEL, 0, most)
 
     def _noised(
         self, embeddings: Float[Tensor, "N D"], noise: Float[Tensor, "N D"], level: int

@@ -95,6 +95,8 @@ class _Copy(NamedTuple):
     """Kept, so that its address means nothing else meanwhile."""
     dtype: torch.dtype
     version: int | None
+    offset: int
+    """The place that was read last."""
     values: list[float]
 
 
@@ -118,17 +120,20 @@ class HostTimesteps:
         number = storage.nbytes() // timestep.element_size()
         if not 1 < number <= LONGEST:  # alone, it may be written anew for each step
             return float(timestep.flatten()[0])
-        # Tensors made in inference mode count no versions; nobody writes into a schedule there.
-        version = None if timestep.is_inference() else timestep._version
+        # Tensors made in inference mode count no versions. A walk through a schedule moves on there; a buffer that is written anew for each
+        # step is read at the same place again, and then the copy is not trusted.
+        version, offset = None if timestep.is_inference() else timestep._version, int(timestep.storage_offset())
         known = self._copy
         if (
             known is None
+            or (version is None and known.offset == offset)
             or (known.storage.data_ptr(), known.storage.nbytes()) != (storage.data_ptr(), storage.nbytes())
             or (known.dtype, known.version) != (timestep.dtype, version)
         ):
             values = [float(value) for value in timestep.detach().as_strided((number,), (1,), 0).tolist()]
-            self._copy = known = _Copy(storage, timestep.dtype, version, values)
-        return known.values[timestep.storage_offset()]
+            known = _Copy(storage, timestep.dtype, version, offset, values)
+        self._copy = known._replace(offset=offset)
+        return known.values[offset]
 
 
 def read_scheduler(folder: Path) -> Any:
@@ -179,11 +184,14 @@ def plan(stages: Stages, scheduler: Any, steps: int) -> list[Evaluation]:
         UserError: a number of steps that the scheduler refuses.
     """
     sigma = noise_of(scheduler)
-    try:
-        with schedulers.quiet():
-            scheduler.set_timesteps(steps)
-    except ValueError as error:
-        raise UserError(f"{type(scheduler).__name__} cannot take {steps} steps: {error}") from None
+    if type(scheduler).__name__ in schedulers.SAMPLERS.values():
+        scheduler = schedulers.planned(scheduler, steps)
+    else:
+        try:
+            with schedulers.quiet():
+                scheduler.set_timesteps(steps)
+        except ValueError as error:
+            raise UserError(f"{type(scheduler).__name__} cannot take {steps} steps: {error}") from None
     sigmas = [sigma(float(t)) for t in scheduler.timesteps.tolist()]
     order = getattr(scheduler, "order", 1)
     # A sampler of second order has two in each step but the last.

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy import artifact
+from syzygy.diffusion.pixels import check_finite
 from syzygy.errors import UserError
 from syzygy.hub.clip import Clip
 from syzygy.hub.towers import TextFirst
@@ -42,6 +43,7 @@ class ZeroImage:
 
         Raises:
             UserError: it is not kept, and the image encoder is missing or broken.
+            NonFiniteError: the image encoder computes NaN or infinity.
         """
         path = self.path
         if path.is_file():
@@ -52,6 +54,7 @@ class ZeroImage:
             if kept is not None and kept.shape == (1, self.clip.width) and torch.isfinite(kept).all():
                 return kept
         made = self._computed()
+        check_finite(made, "image embeddings")  # half precision may overflow; then nothing is kept
         try:
             artifact.write_tensors(path, {NAME: made})
         except UserError as error:

@@ -278,7 +278,7 @@ def sample(
     neither its batch nor any global state changes it. Computed in fp32, whatever the network computes in.
     """
     signal = alphas_bar(schedule)
-    times = visited(sampling.steps)
+    times = visited(sampling.steps, " of the prior")
     x, dtype = noise.float(), network.proj_in.weight.dtype
     for i, t in enumerate(times):
         timestep = torch.full((len(x),), t, device=x.device)

@@ -33,10 +33,14 @@ def _cosine() -> Float[Tensor, "1000"]:
     return (1 - signal[1:] / signal[:-1]).clamp_max(BETA_MOST)
 
 
-def visited(steps: int) -> list[int]:
-    """The timesteps of a short run, from the noisiest to 0, evenly spread."""
+def visited(steps: int, of: str = "") -> list[int]:
+    """The timesteps of a short run, from the noisiest to 0, evenly spread.
+
+    Args:
+        of: whose steps they are, for the message: " of the prior".
+    """
     if not 1 <= steps <= TIMESTEPS:
-        raise UserError(f"{steps} steps: from 1 to {TIMESTEPS} can be walked.")
+        raise UserError(f"{steps} steps{of} are not possible; allowed are 1 to {TIMESTEPS}.")
     if steps == 1:
         return [TIMESTEPS - 1]
     apart = (TIMESTEPS - 1) / (steps - 1)

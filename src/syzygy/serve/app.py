@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
@@ -35,8 +35,26 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large."},
     415: {"description": "The body is of another type."},
     429: {"description": "The queue is full; the header Retry-After says when to come again, in seconds."},
+    500: {
+        "description": "The model or the server failed; with the code `non_finite_values` the model computed NaN or infinity."
+    },
     503: {"description": "The server is shutting down."},
 }
+
+
+def _is_json(request: Request) -> None:
+    """Raises Problem for a body of another type: `curl -d` says that it sends a form."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise Problem(
+            415,
+            f"the body must be JSON, sent with the header Content-Type: application/json, got {kind[:80] or 'no type'!r}. "
+            "With curl: -H 'Content-Type: application/json'.",
+            code="unsupported_media_type",
+        )
+
+
+JSON_BODY = Depends(_is_json)
 
 
 class Server:
@@ -104,7 +122,7 @@ def create_app(
 def _painting_routes(app: FastAPI, server: Server) -> None:
     desk = server.desk
 
-    @app.post("/v1/images/generations", responses=ERRORS, tags=["images"])
+    @app.post("/v1/images/generations", responses=ERRORS, tags=["images"], dependencies=[JSON_BODY])
     async def generations(asked: Generation, request: Request) -> Response:
         """Paint a prompt."""
         order = await desk.generation(asked)
@@ -129,7 +147,7 @@ def _painting_routes(app: FastAPI, server: Server) -> None:
         order = await desk.variation(asked, _given(files))
         return await server.answer(request, asked, order, "image_generation")
 
-    @app.post("/v1/images/mixes", responses=ERRORS, tags=["images"])
+    @app.post("/v1/images/mixes", responses=ERRORS, tags=["images"], dependencies=[JSON_BODY])
     async def mixes(asked: Mix, request: Request) -> Response:
         """Paint what lies between texts and pictures."""
         return await server.answer(request, asked, await desk.mix(asked), "image_generation")
@@ -168,6 +186,8 @@ def _other_routes(app: FastAPI, server: Server) -> None:
     @app.get("/v1/models/{name:path}", responses={404: ERRORS[404]}, tags=["models"])
     async def model(name: str) -> Response:
         """One model by its id."""
+        if not name.strip("/"):
+            return await models()
         if name != server.studio.name:
             raise Problem(404, f"there is no model {name[:80]!r} here.", param="model", code="model_not_found")
         return Json(server.card)

@@ -29,6 +29,8 @@ FIELD_BYTES = 2**16
 MASKS_BYTES = 2**20
 """Of a request's masks in a record, as base64. Drawn ones have few thousands; noise in every pixel reaches it."""
 PAINTED_ANEW = "the picture is painted anew in the manner of the one given; nothing of that is kept pixel by pixel."
+OWN_MASK = "no mask was sent, so the transparent part of the image is the mask."
+NO_MASK = "the transparent part of the image is not used as a mask: this model does not place phrases of the prompt."
 
 
 class Desk:
@@ -87,16 +89,19 @@ class Desk:
         self._check_can("style", True, "takes no style from a picture, so it cannot edit one.", "image")
         self._check_can("regions", mask is not None, "paints no words where they shall be: leave the mask out.", "mask")
         self._check_style_guidance(asked.style_guidance)
-        if mask is None:
-            _check_unused(asked, ("region", "painting", "mask_blur"), "for a mask: give one")
-        how = self._how(asked, **self._strengths(asked, mask is not None, True))
 
         def decode() -> Order:
             with about("image"):
                 seen = uploads.picture(image, "image", self.limits)
                 style = self.studio.seen(seen, image)
-            regions = () if mask is None else (self._masked(asked, mask, seen.size),)
-            return self._order(asked, asked.prompt, how, regions=regions, style=style)
+                cut_out = mask is None and uploads.cut_out(image, self.limits)
+            can = self.about["regions"]
+            where, notes = (image if can else None, (OWN_MASK if can else NO_MASK,)) if cut_out else (mask, ())
+            if where is None:
+                _check_unused(asked, ("region", "painting", "mask_blur"), "for a mask: give one")
+            how = self._how(asked, **self._strengths(asked, where is not None, True))
+            regions = () if where is None else (self._masked(asked, where, seen.size),)
+            return self._order(asked, asked.prompt, how, regions=regions, style=style, notes=notes)
 
         return await self.decoded(decode)
 
@@ -163,7 +168,7 @@ class Desk:
 
     def notes(self, order: Order) -> list[str]:
         """What the model will not understand, or a client might not expect."""
-        found = [note for text in order.texts for note in self.studio.model.notes(text)]
+        found = [*order.notes, *(note for text in order.texts for note in self.studio.model.notes(text))]
         if len(order.kept) < len(order.uploads):
             found.append(
                 f"a record keeps pictures of {KEPT_BYTES:,} bytes together; of what is larger it has the SHA-256 alone."
@@ -295,6 +300,10 @@ def checked(model: type[C], values: dict[str, Any]) -> C:
 def invalid(errors: Sequence[Any]) -> Problem:
     """The first of pydantic's errors."""
     first = errors[0]
+    if first["type"] == "json_invalid":
+        why = first.get("ctx", {}).get("error", "")
+        where = f" at character {first['loc'][-1]}" if isinstance(first["loc"][-1], int) else ""
+        return Problem(400, f"the body is not valid JSON: {why or 'it cannot be parsed'}{where}."[:300])
     place = [part for part in first["loc"] if part != "body"]
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".") or None
     return Problem(400, f"{param or 'the body'}: {first['msg']}."[:300], param=param and param[:100])

@@ -60,6 +60,8 @@ class Order:
     """A single picture is painted anew."""
     previews: int = 0
     """Pictures to show before the end."""
+    notes: tuple[str, ...] = ()
+    """What was understood of the request and might surprise: for `warnings` of the answer."""
 
     @cached_property
     def shape(self) -> Hashable:

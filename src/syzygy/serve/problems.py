@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from syzygy.errors import UserError
+from syzygy.errors import NonFiniteError, UserError
 
 REQUEST, BUSY, SERVER = "invalid_request_error", "rate_limit_error", "server_error"
 CLIENT_LEFT = 499
@@ -53,6 +53,8 @@ def about(param: str) -> Iterator[None]:
     """A mistake found inside is one in this field."""
     try:
         yield
+    except NonFiniteError:
+        raise
     except UserError as error:
         raise Problem(400, str(error), param=param) from None
 
@@ -61,6 +63,8 @@ def problem_of(error: BaseException) -> Problem:
     """What a client is told of an error: all of its own mistakes, nothing of our bugs."""
     if isinstance(error, Problem):
         return error
+    if isinstance(error, NonFiniteError):  # the request was right; the model failed at it
+        return Problem(500, str(error), kind=SERVER, code="non_finite_values")
     if isinstance(error, UserError):
         return Problem(400, str(error))
     return Problem(500, "the server failed at this request; its log says why.", kind=SERVER, code="internal_error")

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from syzygy.config import Config
 from syzygy.errors import UserError
@@ -14,7 +14,21 @@ Scale = Annotated[float, Field(ge=0, le=100)]
 Blur = Annotated[float, Field(ge=0, lt=1)]
 
 
-class PaintedRegion(Config):
+class Asked(Config):
+    """Base of what clients send: `null`, and an empty text, are as if an optional field was left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left_out(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {
+            name: value for name, value in values.items() if not (name in optional and (value is None or value == ""))
+        }
+
+
+class PaintedRegion(Asked):
     """A phrase of the prompt, and where it shall be."""
 
     phrase: str = Field(min_length=1)
@@ -25,11 +39,11 @@ class PaintedRegion(Config):
     """How strongly, beside other regions."""
 
 
-class Form(Config):
+class Form(Asked):
     """No fields beside files."""
 
 
-class Common(Config):
+class Common(Asked):
     """What every way to paint takes."""
 
     model: str | None = None
@@ -96,7 +110,7 @@ class Variation(Common):
     """Fields beside a picture to paint anew."""
 
 
-class MixedSource(Config):
+class MixedSource(Asked):
     """A part of a mixture: a text, or a picture."""
 
     text: str | None = None

@@ -108,7 +108,12 @@ class Studio:
             with about("sources"):
                 embeddings = self._mixed(first.sources, model.pipeline.noise(generators))
             return model.pipeline.paint(
-                embeddings, generators, negative_prompt=first.negative_prompt, how=first.how, callback=on_step
+                embeddings,
+                generators,
+                negative_prompt=first.negative_prompt,
+                how=first.how,
+                seeds=seeds,
+                callback=on_step,
             ).images
         return model.pipeline(
             [order.prompt or "" for order in orders],

@@ -25,7 +25,7 @@ MASK_SIDE = 256
 
 
 def unpacked(text: str, name: str) -> bytes:
-    """Bytes from base64, with or without the head of a data URL.
+    """Bytes from base64, with or without the head of a data URL, in one line or in several (as `base64 FILE` writes them).
 
     Raises:
         UserError: it is no base64.
@@ -34,7 +34,7 @@ def unpacked(text: str, name: str) -> bytes:
     if comma and head.startswith("data:") and head.endswith(";base64"):
         text = rest
     try:
-        return base64.b64decode(text.encode("ascii"), validate=True)
+        return base64.b64decode("".join(text.split()).encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError, ValueError):
         raise UserError(f"{name} must be a picture's file in base64, or a data URL of it.") from None
 
@@ -126,6 +126,12 @@ def transparent(image: Image.Image) -> Float[Tensor, "H W"]:
     if not here.any():
         raise UserError("no part of the mask is transparent: make it so where the picture should change.")
     return here
+
+
+def cut_out(data: bytes, limits: Limits) -> bool:
+    """Whether a picture, as `opened`, has parts that are fully transparent: OpenAI's edits take them for the mask where none is sent."""
+    image = opened(data, "image", limits)
+    return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] == 0
 
 
 def _fitted(region: Region) -> Region:

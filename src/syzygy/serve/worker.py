@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from syzygy.errors import UserError
+from syzygy.errors import NonFiniteError, UserError
 from syzygy.serve.metrics import Metrics
 from syzygy.serve.orders import Order
 from syzygy.serve.problems import BUSY, Problem, closing
@@ -174,6 +174,8 @@ class Worker:
                 for job in jobs:
                     self._serve([job])
                 return
+            if isinstance(mistake, NonFiniteError):
+                log.error("a request failed: %s", mistake)
             error = mistake
         except Exception as bug:
             log.exception("a batch of %d requests failed", len(jobs))

@@ -157,7 +157,7 @@ def test_a_plan_covers_every_evaluation(name: str, evaluations: int) -> None:
 
 
 def test_a_plan_of_impossible_steps_is_refused() -> None:
-    with pytest.raises(UserError, match="DDIMScheduler cannot take 2000 steps"):
+    with pytest.raises(UserError, match="2000 steps are not possible; allowed are 1 to 1000"):
         plan(CUT, scheduler("DDIMScheduler"), 2000)
 
 
