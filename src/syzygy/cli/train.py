@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import progress_bar
-from syzygy.cli.training import EPILOG, Trained, run_training, train_options
+from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, train_options
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,18 +67,17 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
         from syzygy.train.parallel import joined
         from syzygy.train.progress import TensorBoard
 
-        report = reporter("prior", run.task.batch_size)
+        report, fitting = reporter("prior", run.task.batch_size), fitting_of(options["overrides"])
         if tensorboard:
             report = TensorBoard(report, out / "tensorboard")
         if store is not None and not any(text.startswith("scenes=") for text in options["overrides"]):
             run = run.model_copy(update={"scenes": None})
         with joined(device) as world:
             if store is None:
-                result = prior.train(
-                    run, _frozen_clip(clip_source), out, world, init=init, bar=progress_bar, report=report
-                )
+                clip = _frozen_clip(clip_source)
+                result = prior.train(run, clip, out, world, init=init, bar=progress_bar, report=report, fitting=fitting)
             else:
-                result = prior.train_on_store(run, store, out, world, init=init, report=report)
+                result = prior.train_on_store(run, store, out, world, init=init, report=report, fitting=fitting)
         return Trained(result.folder, result.metrics, f"syzygy generate 'a red circle' --prior {out}")
 
     run_training("PRIOR", body, **options)

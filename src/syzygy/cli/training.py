@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from syzygy.cli.common import device_option, json_option, stacked, writable_folder
+from syzygy.cli.common import device_option, json_option, note, stacked, writable_folder
 
 if TYPE_CHECKING:
     import torch
 
     from syzygy.config import Config
+    from syzygy.runs.fitting import Fitting
 
 F = TypeVar("F", bound=Callable[..., Any])
 EPILOG = """
@@ -69,7 +70,7 @@ def run_training(
     from syzygy import presets
     from syzygy.config import override
 
-    run = override(begin(presets.choose(getattr(presets, presets_name), preset)), overrides)
+    run = override(begin(presets.choose(getattr(presets, presets_name), preset)), overrides, note)
     if show_settings:
         _print_settings(run, as_json)
         return
@@ -90,6 +91,13 @@ def run_training(
     click.echo(f"Trained: {trained.folder}")
     if trained.next_step:
         click.echo(f"Try next: {trained.next_step}")
+
+
+def fitting_of(overrides: tuple[str, ...]) -> "Fitting":
+    """Settings that were not given follow the data; lines about them go to standard error."""
+    from syzygy.runs.fitting import Fitting
+
+    return Fitting(frozenset(text.partition("=")[0] for text in overrides), note)
 
 
 def _print_settings(run: "Config", as_json: bool) -> None:

@@ -20,10 +20,16 @@ from syzygy.hub.llm import Llm, LlmRecipe, check_same
 from syzygy.hub.priors import load_eclipse, trained_beside
 from syzygy.prior.model import EclipsePrior
 from syzygy.rng import seed_of
-from syzygy.runs.adapter_sources import AlignSource, ImageSource, pictures_of_a_store, pictures_of_the_world
+from syzygy.runs.adapter_sources import (
+    AlignSource,
+    ImageSource,
+    pictures_of_a_store,
+    pictures_of_the_world,
+)
 from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
 from syzygy.runs.embed_features import COMPUTE, load_llm, open_features
-from syzygy.runs.parallel_captions import Captions, CorpusCaptions, WorldCaptions
+from syzygy.runs.fitting import AS_GIVEN, Fitting
+from syzygy.runs.parallel_captions import Captions, CorpusCaptions, WorldCaptions, number_of_lines
 from syzygy.runs.prior import PUBLISHED_SCALE
 from syzygy.train.adapter import AdapterTask
 from syzygy.train.align import AlignStage, AlignTaskConfig
@@ -189,6 +195,7 @@ def align(
     *,
     corpus: Path | None = None,
     report: Reporter | None = None,
+    fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
     """Stage 1: train (or resume) in `out`, beside frozen models; the finished one is `out/adapter`, fp16.
 
@@ -203,6 +210,8 @@ def align(
         raise UserError(
             f"task.tokens distils CLIP's {clip.positions} states, adapter.queries is {run.adapter.queries}: set it to {clip.positions}."
         )
+    if corpus is not None:
+        run = fitting.lines(run, number_of_lines(corpus), str(corpus))
     captions = captions_of(run, corpus, clip)
     llm, clip = llm.to(world.device), clip.to(world.device).requires_grad_(False)
     identity = llm.identity().to_config()
@@ -290,6 +299,7 @@ def image_on_store(
     *,
     stage: str = "image",
     report: Reporter | None = None,
+    fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
     """Stages 2 and 3 on an embedding store whose set `features` are the language model's (`syzygy store add --llm`); otherwise as `image`.
 
@@ -306,7 +316,11 @@ def image_on_store(
     check_clip(former, encoder["fingerprint"])
     read = open_features(store, former.llm, features)
     by_text = run.task.contrast == "text"
+    run = fitting.validation(run, "validation_images", opened.number_of_images, str(store))
     data = pictures_of_a_store(opened, read, run.validation_images, run.filter, by_text=by_text)
+    training, validation = data
+    run = fitting.batch(run, len(training))
+    fitting.passes(len(training), len(validation), run.loop.steps * run.task.batch_size)
     source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
     record = {"clip": encoder["fingerprint"], "data": opened.digest, "captions": len(data[0])}
     material = _Material(source, encoder.get("logit_scale") or PUBLISHED_SCALE, record)

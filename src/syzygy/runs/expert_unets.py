@@ -22,11 +22,13 @@ from syzygy.nn.lora import Lora
 from syzygy.rng import Draw, generator, seed_of
 from syzygy.runs.common import reporter
 from syzygy.runs.experts import GROWN, Growth, TreeRun, check_same, grow_tree, growth, record_of
+from syzygy.runs.fitting import AS_GIVEN, Fitting
 from syzygy.runs.latents import Latents, encoded
 from syzygy.train import checkpoint
 from syzygy.train.loop import fit
 from syzygy.train.precision import autocast, precision_on
 from syzygy.train.unet import DiscreteNoise, LatentBatch, UNetTask, UNetTaskConfig, recomputed
+from syzygy.wording import counted
 
 
 class ExpertUNetsRun(TreeRun):
@@ -128,6 +130,7 @@ def train(
     device: torch.device,
     say: Callable[[str], None],
     clip: str | Path | None = None,
+    fitting: Fitting = AS_GIVEN,
 ) -> Path:
     """Grow (or go on growing) a tree in `out` from the U-Net of a model's folder; the finished ensemble is `out/experts`.
 
@@ -155,6 +158,9 @@ def train(
     prints = {"unet": artifact.fingerprint(root.state_dict()), **beside.fingerprints()}
     del root
     latents = _latents(run, beside.pictures, source, out, say)
+    if run.validation_pictures:
+        run = fitting.validation(run, "validation_pictures", len(latents), source.text)
+    _enough(run, len(latents), source)
     del beside  # the memory of what encodes pictures
     prints["data"] = latents.fingerprint
     ground = _Ground(run, model / "unet", conditions, noise, latents, device, prints, out)
@@ -172,20 +178,22 @@ def train(
 
 
 def _latents(run: ExpertUNetsRun, pictures: Pictures, source: Source, out: Path, say: Callable[[str], None]) -> Latents:
-    """All pictures' latents; enough of them to train on."""
+    """All pictures' latents."""
     about = {
         **pictures.fingerprints,
         "size": pictures.side,
         "caption_columns": run.caption_columns,
         "image_column": run.image_column,
     }
-    found = encoded(source, pictures, out / "latents", about, max_bad=run.max_bad, say=say)
-    if len(found) <= run.validation_pictures:
+    return encoded(source, pictures, out / "latents", about, max_bad=run.max_bad, say=say)
+
+
+def _enough(run: ExpertUNetsRun, pictures: int, source: Source) -> None:
+    if pictures <= run.validation_pictures:
         raise UserError(
-            f"validation_pictures={run.validation_pictures} of the {len(found)} pictures in {source.text}: choose fewer, or none (with "
-            "loop.validate_every=0)."
+            f"validation_pictures={run.validation_pictures} leaves none of the {counted(pictures, 'picture')} in {source.text} to train on: "
+            "choose fewer, or none (validation_pictures=0 loop.validate_every=0)."
         )
-    return found
 
 
 def _adaptation(unet: nn.Module, run: ExpertUNetsRun) -> Lora:

@@ -106,7 +106,8 @@ class ConsoleReporter:
         if not done:
             return "first step …"
         parts = [f"loss {self._loss:.4g}"]
-        parts += [f"{name} {value:.4g}" for name, value in self._metrics.items()]
+        metrics = [f"{name} {value:.4g}" for name, value in self._metrics.items()]
+        parts += [f"validation: {', '.join(metrics)}"] if metrics else []
         if seconds > 0:
             parts.append(f"{done / seconds:.3g} steps/s")
             if self.samples_per_step:

@@ -1,11 +1,15 @@
 """How long and how fast a run trains: the loop's settings and the learning rate they mean. Imports no torch."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from syzygy.config import Config
+
+VALIDATIONS = 5
+"""How often a run that is shorter than the preset's interval of validations validates."""
 
 
 class LoopConfig(Config):
@@ -41,6 +45,24 @@ class LoopConfig(Config):
     """Validation metric whose best weights are kept in `best/`, such as "max cosine" or "min loss"; empty keeps none."""
     log_every: int = Field(default=10, gt=0)
     """Steps between lines of metrics; a line holds means over these steps."""
+
+    def adapted(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """A shorter run gets a shorter warm-up and several validations; settings that lose their effect are reset."""
+        steps, schedule = changes.get("steps", self.steps), changes.get("schedule", self.schedule)
+        if not isinstance(steps, int) or steps < 1:  # an error, which the validation explains
+            return {}
+        warmup = self.warmup if 2 * self.warmup <= steps else steps * self.warmup // self.steps
+        cycle = max(1, steps - warmup)
+        several = -(-steps // VALIDATIONS)
+        wanted = {
+            "warmup": warmup,
+            "restart_every": min(self.restart_every, cycle) if schedule == "cosine-restarts" else 0,
+            "final_lr_ratio": 0.0 if schedule == "constant" else self.final_lr_ratio,
+            "validate_every": self.validate_every if self.validate_every <= steps else several,
+            "checkpoint_every": self.checkpoint_every if self.checkpoint_every <= steps else several,
+            "best": "" if changes.get("validate_every") == 0 else self.best,
+        }
+        return {name: x for name, x in wanted.items() if name not in changes and x != getattr(self, name)}
 
     @model_validator(mode="after")
     def _consistent(self) -> "LoopConfig":
