@@ -15,8 +15,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
-    def adapted(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """New values for settings of this preset that are not among the `changes` and would contradict them."""
+    def adapted(self, changes: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+        """New values for settings of this preset that are not among the `changes` and would contradict one of them, with its name."""
         return {}
 
 
@@ -81,8 +81,8 @@ def _changed(config: C, changes: dict[str, Any], say: Callable[[str], None], pre
     for name, change in changes.items():
         inner = values[name]
         values[name] = _changed(inner, change, say, f"{prefix}{name}.") if isinstance(inner, Config) else change
-    for name, value in config.adapted(changes).items():
-        given = " ".join(f"{prefix}{key}={json.dumps(change)}" for key, change in changes.items())
+    for name, (value, cause) in config.adapted(changes).items():
+        given = f"{prefix}{cause}={json.dumps(changes[cause])}"
         say(
             f"{prefix}{name} is {json.dumps(value)} instead of the preset's {json.dumps(values[name])}, to fit {given}."
         )

@@ -29,12 +29,14 @@ from syzygy.runs.adapter_sources import (
 from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
 from syzygy.runs.embed_features import COMPUTE, load_llm, open_features
 from syzygy.runs.fitting import AS_GIVEN, Fitting
+from syzygy.runs.held_out import split_digest
 from syzygy.runs.parallel_captions import Captions, CorpusCaptions, WorldCaptions, number_of_lines
 from syzygy.runs.prior import PUBLISHED_SCALE
 from syzygy.train.adapter import AdapterTask
 from syzygy.train.align import AlignStage, AlignTaskConfig
 from syzygy.train.image import ImageStage, ImageTaskConfig
 from syzygy.train.loop import FitResult, fit
+from syzygy.train.pairs import split
 from syzygy.train.parallel import World
 from syzygy.train.progress import Reporter
 from syzygy.train.schedule import LoopConfig
@@ -322,7 +324,8 @@ def image_on_store(
     run = fitting.batch(run, len(training))
     fitting.passes(len(training), len(validation), run.loop.steps * run.task.batch_size)
     source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
-    record = {"clip": encoder["fingerprint"], "data": opened.digest, "captions": len(data[0])}
+    digest = split_digest(split(opened, run.validation_images)[1])  # of the whole store: a filter leaves out more
+    record = {"clip": encoder["fingerprint"], "data": opened.digest, "validation": digest, "captions": len(data[0])}
     material = _Material(source, encoder.get("logit_scale") or PUBLISHED_SCALE, record)
     return _fit_image(run, former, material, prior, out, world, stage, report)
 

@@ -19,6 +19,7 @@ from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.rng import seed_of
 from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
 from syzygy.runs.fitting import AS_GIVEN, Fitting
+from syzygy.runs.held_out import split_digest
 from syzygy.train.loop import fit
 from syzygy.train.objectives import DiffusionObjective, DiffusionTaskConfig, EclipseObjective, PriorTaskConfig
 from syzygy.train.pairs import Pairs, PriorData, caption_ids, split
@@ -157,7 +158,7 @@ def train_on_store(
     run = fitting.validation(run, "validation_images", opened.number_of_images, str(store))
     training, validation = split(opened, run.validation_images)
     encoder = opened.encoder
-    record = {"clip": encoder["fingerprint"], "data": opened.digest}
+    record = {"clip": encoder["fingerprint"], "data": opened.digest, "validation": split_digest(validation)}
     scale = encoder.get("logit_scale") or PUBLISHED_SCALE
     # Only a diffusion prior asks for the empty text, and only older stores have none.
     material = Material(training, validation, encoder["positions"], scale, lambda: opened.empty_text().padded(), record)

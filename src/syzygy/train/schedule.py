@@ -46,23 +46,26 @@ class LoopConfig(Config):
     log_every: int = Field(default=10, gt=0)
     """Steps between lines of metrics; a line holds means over these steps."""
 
-    def adapted(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+    def adapted(self, changes: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         """A shorter run gets a shorter warm-up and several validations; settings that lose their effect are reset."""
-        steps, schedule = changes.get("steps", self.steps), changes.get("schedule", self.schedule)
-        if not isinstance(steps, int) or steps < 1:  # an error, which the validation explains
-            return {}
-        warmup = self.warmup if 2 * self.warmup <= steps else steps * self.warmup // self.steps
-        cycle = max(1, steps - warmup)
-        several = -(-steps // VALIDATIONS)
-        wanted = {
-            "warmup": warmup,
-            "restart_every": min(self.restart_every, cycle) if schedule == "cosine-restarts" else 0,
-            "final_lr_ratio": 0.0 if schedule == "constant" else self.final_lr_ratio,
-            "validate_every": self.validate_every if self.validate_every <= steps else several,
-            "checkpoint_every": self.checkpoint_every if self.checkpoint_every <= steps else several,
-            "best": "" if changes.get("validate_every") == 0 else self.best,
-        }
-        return {name: x for name, x in wanted.items() if name not in changes and x != getattr(self, name)}
+        found: dict[str, tuple[Any, str]] = {}
+        steps = changes.get("steps")
+        if isinstance(steps, int) and steps > 0:  # else an error, which the validation explains
+            warmup = self.warmup if 2 * self.warmup <= steps else steps * self.warmup // self.steps
+            several = -(-steps // VALIDATIONS)
+            found = {
+                "warmup": (warmup, "steps"),
+                "restart_every": (min(self.restart_every, max(1, steps - warmup)), "steps"),
+                "validate_every": (self.validate_every if self.validate_every <= steps else several, "steps"),
+                "checkpoint_every": (self.checkpoint_every if self.checkpoint_every <= steps else several, "steps"),
+            }
+        if changes.get("schedule") in ("constant", "cosine"):
+            found["restart_every"] = 0, "schedule"
+        if changes.get("schedule") == "constant":
+            found["final_lr_ratio"] = 0.0, "schedule"
+        if changes.get("validate_every") == 0:
+            found["best"] = "", "validate_every"
+        return {name: new for name, new in found.items() if name not in changes and new[0] != getattr(self, name)}
 
     @model_validator(mode="after")
     def _consistent(self) -> "LoopConfig":
