@@ -64,11 +64,12 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.runs import prior
         from syzygy.runs.common import reporter
+        from syzygy.train.estimate import is_dry_run
         from syzygy.train.parallel import joined
         from syzygy.train.progress import TensorBoard
 
         report, fitting = reporter("prior", run.task.batch_size), fitting_of(options["overrides"])
-        if tensorboard:
+        if tensorboard and not is_dry_run():
             report = TensorBoard(report, out / "tensorboard")
         if store is not None and not any(text.startswith("scenes=") for text in options["overrides"]):
             run = run.model_copy(update={"scenes": None})
@@ -193,7 +194,13 @@ def starter(stages: str | None, **options: Any) -> None:
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.runs import starter
+        from syzygy.train.estimate import is_dry_run
 
+        if is_dry_run():
+            raise UserError(
+                "syzygy train starter runs one training after another, each on the results of those before: "
+                "estimate one by its own command, such as syzygy train decoder --dry-run."
+            )
         names = list(starter.STAGES) if stages is None else [name.strip() for name in stages.split(",")]
         folder = starter.train(run, out, device, names)
         next_step = f"syzygy generate 'a red circle' --model {folder}" if folder != out else None

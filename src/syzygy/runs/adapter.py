@@ -34,6 +34,7 @@ from syzygy.runs.parallel_captions import Captions, CorpusCaptions, WorldCaption
 from syzygy.runs.prior import PUBLISHED_SCALE
 from syzygy.train.adapter import AdapterTask
 from syzygy.train.align import AlignStage, AlignTaskConfig
+from syzygy.train.estimate import preparing, rehearsed
 from syzygy.train.image import ImageStage, ImageTaskConfig
 from syzygy.train.loop import FitResult, fit
 from syzygy.train.pairs import split
@@ -279,10 +280,11 @@ def image(
     clip, llm = clip.to(world.device).requires_grad_(False), llm.to(world.device)
     by_text = run.task.contrast == "text"
     languages = checked_languages(run.languages or former.of_the_world)
-    data = pictures_of_the_world(
-        clip, llm, languages, run.lengths, seed=run.seed, sizes=(run.scenes, run.validation_images), by_text=by_text,
-        bar=bar, condition=run.filter,
-    )  # fmt: skip
+    sizes = rehearsed(run.scenes), run.validation_images
+    with preparing(run.scenes):
+        data = pictures_of_the_world(
+            clip, llm, languages, run.lengths, seed=run.seed, sizes=sizes, by_text=by_text, bar=bar, condition=run.filter
+        )  # fmt: skip
     source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
     record = {"clip": clip.fingerprint(), "data": "world", "captions": len(data[0])}
     former = former.taught(languages)

@@ -1,9 +1,11 @@
 """Experts grown from the U-Net of a model in diffusers' layout, on the user's own captioned pictures."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from syzygy import artifact
+from syzygy.config import silent
+from syzygy.data.pair import Sample, Shard
 from syzygy.data.sources import Source, SourceOptions, open_source
 from syzygy.diffusion.experts import Stages
 from syzygy.errors import UserError
@@ -25,10 +29,14 @@ from syzygy.runs.experts import GROWN, Growth, TreeRun, check_same, grow_tree, g
 from syzygy.runs.fitting import AS_GIVEN, Fitting
 from syzygy.runs.latents import Latents, encoded
 from syzygy.train import checkpoint
+from syzygy.train.estimate import duration, is_dry_run
 from syzygy.train.loop import fit
 from syzygy.train.precision import autocast, precision_on
 from syzygy.train.unet import DiscreteNoise, LatentBatch, UNetTask, UNetTaskConfig, recomputed
 from syzygy.wording import counted
+
+DRY_RUN_PICTURES = 32
+"""A dry run makes the latents of so many pictures."""
 
 
 class ExpertUNetsRun(TreeRun):
@@ -185,7 +193,33 @@ def _latents(run: ExpertUNetsRun, pictures: Pictures, source: Source, out: Path,
         "caption_columns": run.caption_columns,
         "image_column": run.image_column,
     }
-    return encoded(source, pictures, out / "latents", about, max_bad=run.max_bad, say=say)
+    if not is_dry_run():
+        return encoded(source, pictures, out / "latents", about, max_bad=run.max_bad, say=say)
+    few = replace(source, shards=[_FirstSamples(source.shards[0], DRY_RUN_PICTURES)])
+    began = time.perf_counter()
+    found = encoded(few, pictures, out / "latents", about, max_bad=1.0, say=silent)
+    each = duration((time.perf_counter() - began) / len(found))
+    say(f"Before the training, each picture's latents are made once: {each} a picture, not counted below.")
+    return found
+
+
+@dataclass(frozen=True)
+class _FirstSamples:
+    """The beginning of a shard."""
+
+    shard: Shard
+    number: int
+
+    @property
+    def name(self) -> str:
+        return self.shard.name
+
+    @property
+    def fingerprint(self) -> int:
+        return self.shard.fingerprint
+
+    def read(self) -> Iterator[Sample]:
+        return islice(self.shard.read(), self.number)
 
 
 def _enough(run: ExpertUNetsRun, pictures: int, source: Source) -> None:

@@ -20,6 +20,7 @@ from syzygy.rng import seed_of
 from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
 from syzygy.runs.fitting import AS_GIVEN, Fitting
 from syzygy.runs.held_out import split_digest
+from syzygy.train.estimate import is_dry_run, preparing, rehearsed
 from syzygy.train.loop import fit
 from syzygy.train.objectives import DiffusionObjective, DiffusionTaskConfig, EclipseObjective, PriorTaskConfig
 from syzygy.train.pairs import Pairs, PriorData, caption_ids, split
@@ -102,9 +103,10 @@ def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, P
     """
     if run.scenes is None:
         raise UserError("this preset trains on an embedding store: give --data STORE, or set scenes=20000.")
-    with bar("embedding", run.scenes + run.validation_images) as progress:
+    scenes = rehearsed(run.scenes)
+    with bar("embedding", scenes + run.validation_images) as progress, preparing(run.scenes):
         return (
-            embed(clip, seed_of(run.seed, "prior data"), run.scenes, progress),
+            embed(clip, seed_of(run.seed, "prior data"), scenes, progress),
             embed(clip, seed_of(run.seed, "prior validation"), run.validation_images, progress),
         )
 
@@ -181,7 +183,8 @@ def fit_prior(
     """
     _check_width(run, material.training.width)
     run = fitting.batch(run, len(material.training))
-    fitting.passes(len(material.training), len(material.validation), run.loop.steps * run.task.batch_size)
+    if run.scenes is None or not is_dry_run():  # a dry run embeds some of the scenes only
+        fitting.passes(len(material.training), len(material.validation), run.loop.steps * run.task.batch_size)
     objective = _objective(run, material, world.device, init)
     precision = torch.bfloat16 if run.task.precision == "bf16" or _fast(run, world.device) else None
     task = PriorTask(

@@ -64,6 +64,10 @@ class ConsoleReporter:
         self.samples_per_step = samples_per_step
         self._live: Any = None
 
+    def announce(self, line: str) -> None:
+        """A line before the first step."""
+        print(f"{self.title}: {line}", file=sys.stderr, flush=True)
+
     def start(self, step: int, steps: int) -> None:
         self._first = self._step = self._printed = step
         self._steps = steps
