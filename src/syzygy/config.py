@@ -1,7 +1,7 @@
 """A run is a value: frozen pydantic models that know no default path, print themselves, and reject what they do not know."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -14,6 +14,10 @@ class Config(BaseModel):
     """Base of every setting: frozen, keyword-only, unknown names are errors, attribute docstrings become help texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
+
+    def adapted(self, changes: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+        """New values for settings of this preset that are not among the `changes` and would contradict one of them, with its name."""
+        return {}
 
 
 C = TypeVar("C", bound=Config)
@@ -41,8 +45,15 @@ def fields_of(config: Config, prefix: str = "") -> dict[str, str]:
     return found
 
 
-def override(config: C, assignments: Sequence[str]) -> C:
-    """Apply `key=value` settings to existing fields only. Dotted keys reach into nested settings; values are JSON or text."""
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
+def override(config: C, assignments: Sequence[str], say: Callable[[str], None] = silent) -> C:
+    """Apply `key=value` settings to existing fields only. Dotted keys reach into nested settings; values are JSON or text.
+
+    Settings of the preset that were not given are adapted to those that were (`Config.adapted`); `say` gets a line for each.
+    """
     known = fields_of(config)
     changes: dict[str, Any] = {}
     for assignment in assignments:
@@ -61,13 +72,19 @@ def override(config: C, assignments: Sequence[str]) -> C:
             inner[last] = json.loads(text)
         except json.JSONDecodeError:
             inner[last] = text
-    return _changed(config, changes)
+    return _changed(config, changes, say)
 
 
-def _changed(config: C, changes: dict[str, Any], prefix: str = "") -> C:
+def _changed(config: C, changes: dict[str, Any], say: Callable[[str], None], prefix: str = "") -> C:
     """Nested settings first, each as the class that it is: the errors then name one field, also where another class was allowed."""
     values: dict[str, Any] = {name: getattr(config, name) for name in type(config).model_fields}
     for name, change in changes.items():
         inner = values[name]
-        values[name] = _changed(inner, change, f"{prefix}{name}.") if isinstance(inner, Config) else change
+        values[name] = _changed(inner, change, say, f"{prefix}{name}.") if isinstance(inner, Config) else change
+    for name, (value, cause) in config.adapted(changes).items():
+        given = f"{prefix}{cause}={json.dumps(changes[cause])}"
+        say(
+            f"{prefix}{name} is {json.dumps(value)} instead of the preset's {json.dumps(values[name])}, to fit {given}."
+        )
+        values[name] = value
     return parse(type(config), values, "settings", prefix)

@@ -211,9 +211,12 @@ def test_stage_image_on_a_store(
         torch.testing.assert_close(weights(tmp_path / "parts")[name], value, atol=2e-3, rtol=0, msg=name)  # fp16 files
     prior = read_tensors(tiny_model / "prior/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(prior[name], x) for name, x in weights(tmp_path / "whole", "prior").items())
+    arguments = tuple(text for text in arguments if str(text) not in ("validation_images=6", "task.batch_size=8"))
     for other in ("task.empty=0", "task.contrast=image"):
         answer = syzygy(*arguments, "--out", tmp_path / other, "task.frozen=prior", other)
         assert answer.code == 0, answer.err
+        assert "validation_images is 6 instead of the preset's 512, to fit the 30 pictures" in answer.err
+        assert "task.batch_size is" in answer.err
         assert not torch.equal(weights(tmp_path / other)["queries"], weights(tmp_path / "whole")["queries"])
 
 
@@ -235,9 +238,11 @@ def test_a_stopped_stage_goes_on_bit_for_bit(
 def test_tokens_are_distilled(
     syzygy: Callable[..., Any], places: Path, beside: tuple[object, ...], tmp_path: Path
 ) -> None:
-    arguments = ("train", "adapter", "--stage", "align", *beside[:4], "--corpus", places / "corpus.jsonl", *ALIGN, "task.prior=0")  # fmt: skip
+    small = [text for text in ALIGN if not text.startswith("validation_lines")]
+    arguments = ("train", "adapter", "--stage", "align", *beside[:4], "--corpus", places / "corpus.jsonl", *small, "task.prior=0")  # fmt: skip
     answer = syzygy(*arguments, "--out", tmp_path / "run", "task.tokens=1", "adapter.queries=77", "--json")
     assert answer.code == 0, answer.err
+    assert f"validation_lines is 2 instead of the preset's 64, to fit the {LINES} lines of" in answer.err
     metrics = json.loads(answer.out)["metrics"]
     assert "tokens" in metrics
     assert "prior" not in metrics

@@ -10,7 +10,7 @@ from tests.tiny_stable_diffusion import tiny_stable_diffusion
 
 SMALL = (
     "task.batch_size=2", "loop.steps=3", "loop.validate_every=3", "loop.warmup=0", "loop.checkpoint_every=2", "loop.lr=0.05",
-    "validation_pictures=2", "size=16", "rank=2",
+    "size=16", "rank=2",
 )  # fmt: skip
 
 
@@ -24,6 +24,7 @@ def test_trained_and_painting(syzygy, tmp_path: Path) -> None:
     assert answer.code == 0, answer.err
     assert "latents of 8 pictures" in answer.err
     assert "2/2  E1_1" in answer.err
+    assert f"validation_pictures is 1 instead of the preset's 16, to fit the 8 pictures in {data}." in answer.err
     assert f"Trained: {run / 'experts'}" in answer.out
     assert "E1_0: done before" in syzygy(*command).err
 

@@ -226,6 +226,32 @@ def test_validation_pictures_are_left_out_of_training_with_all_their_captions(st
         split(opened, 40)
 
 
+def test_two_pairs_train_with_the_presets_of_the_published_models(
+    syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Every default follows the data: validation, batch, warm-up, restarts and statistics."""
+    assert syzygy("world", "sample", "--num", 2, "--out", tmp_path / "pairs").code == 0
+    assert syzygy("embed", tmp_path / "pairs", "--encoder", tiny_model / "clip", "--out", tmp_path / "store").code == 0
+    sizes = ("num_layers=1", "num_attention_heads=2", "attention_head_dim=16", "embedding_dim=null")
+    arguments = ("train", "prior", "--preset", "eclipse-karlo", "--data", tmp_path / "store", *sizes, "loop.steps=3")
+    answer = syzygy(*arguments, "--out", tmp_path / "run", "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["metrics"]["cosine"] <= 1
+    said = (
+        "validation_images is 1 instead of the preset's 4,096, to fit the 2 pictures in",
+        "task.batch_size is 1 instead of the preset's 1,024, to fit the 1 caption to train on.",
+        "loop.warmup is 0 instead of the preset's 500, to fit loop.steps=3.",
+        "1 caption to train on, 1 to validate on; each is seen 3 times.",
+        "The metric frechet is not measured",
+    )
+    for line in said:
+        assert line in answer.err, line
+    recipe = artifact.read_json(tmp_path / "run/prior/provenance.json")["recipe"]
+    assert (recipe["validation_images"], recipe["task"]["batch_size"]) == (1, 1)
+    again = syzygy(*arguments, "--out", tmp_path / "run", "--json")
+    assert (again.code, again.out) == (0, answer.out), "the same command finds the finished run"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

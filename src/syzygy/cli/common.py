@@ -1,5 +1,6 @@
 """Options and checks that several commands share. Heavy imports happen when a command runs, never for `--help`."""
 
+import os
 import sys
 import tempfile
 import time
@@ -85,6 +86,12 @@ def available_device(name: str) -> str:
     if name not in names:
         raise UserError(f"device {name!r} is not available here. Available: {', '.join(names)}; --device auto chooses.")
     return name
+
+
+def note(line: str) -> None:
+    """A line about what the command does, on standard error: standard output is for results. Of several ranks the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(line, err=True)
 
 
 def writable_folder(path: Path) -> Path:

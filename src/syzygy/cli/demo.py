@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from syzygy.cli.common import device_option, json_option, progress_bar, writable_folder
+from syzygy.cli.common import device_option, json_option, note, progress_bar, writable_folder
 
 
 @click.command()
@@ -32,7 +32,7 @@ def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: 
     from syzygy.runs import demo as demo_run
 
     writable_folder(out)
-    run = override(presets.choose(presets.DEMO, "quick" if quick else "full"), settings)
+    run = override(presets.choose(presets.DEMO, "quick" if quick else "full"), settings, note)
 
     def say(line: str) -> None:
         click.echo(line, err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from syzygy.cli.common import Whole, device_option, progress_bar, seed_option, stacked, writable_folder
+from syzygy.cli.evaluation import named_priors
 from syzygy.cli.painting import text_encoder_options
 from syzygy.errors import UserError
 
@@ -195,14 +196,8 @@ def _named(priors: tuple[str, ...], model: "TextToImage", device: str) -> "dict[
     """`NAME=RUN`, or a run under the name of its folder."""
     from syzygy.hub.priors import load_prior
 
-    found: dict[str, Prior] = {}
-    for one in priors:
-        name, equals, folder = one.partition("=")
-        name = name if equals else Path(one).name
-        if name in found:
-            raise UserError(f"two priors are called {name!r}: give them names, --prior NAME=RUN.")
-        found[name] = load_prior(folder if equals else one, model.clip, device)
-    return found
+    sources = named_priors(priors)
+    return {name: load_prior(source, model.clip, device) for name, source in sources.items()}
 
 
 def _check_places(*files: Path | None) -> None:

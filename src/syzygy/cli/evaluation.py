@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import paced, writable_folder
+from syzygy.errors import UserError
 
 if TYPE_CHECKING:
     from syzygy.api import TextToImage
@@ -20,6 +21,22 @@ def check_places(json_file: Path | None, out: Path | None) -> None:
         writable_folder(json_file.parent)
     if out is not None:
         writable_folder(out)
+
+
+def named_priors(priors: Sequence[str]) -> dict[str, str]:
+    """`NAME=RUN`, or a run under the name of its folder.
+
+    Raises:
+        UserError: two have the same name.
+    """
+    found: dict[str, str] = {}
+    for one in priors:
+        name, equals, source = one.partition("=")
+        name, source = (name, source) if equals else (Path(one).name, one)
+        if name in found:
+            raise UserError(f"two priors are called {name!r}: give them names, --prior NAME=RUN.")
+        found[name] = source
+    return found
 
 
 def read_pictures(

@@ -76,6 +76,9 @@ COMMANDS: Table = {
     "evaluate": Branch(
         "Measure a prior or a decoder.",
         {
+            "prior": Leaf(
+                "syzygy.cli.evaluate_prior:prior", "How near are a prior's predictions to held-out pictures?"
+            ),
             "composition": Leaf("syzygy.cli.evaluate:composition", "Does the picture hold what the prompt says?"),
             "reader": Leaf("syzygy.cli.evaluate_reader:reader", "How well does the reader read?"),
             "painting": Leaf("syzygy.cli.evaluate_ediff:painting", "Does what is painted come where it was painted?"),

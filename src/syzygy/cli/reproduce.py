@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from syzygy.cli.common import device_option, json_option, progress_bar, stacked, writable_folder
+from syzygy.cli.common import device_option, json_option, note, progress_bar, stacked, writable_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,7 +60,7 @@ def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     from syzygy.runs import judgements, reproduce
     from syzygy.runs.reproduce_report import SHEET, markdown, page, results, shown
 
-    run = override(presets.choose(presets.REPRODUCE, "quick" if quick else "full"), overrides)
+    run = override(presets.choose(presets.REPRODUCE, "quick" if quick else "full"), overrides, note)
     writable_folder(out)
     bench = reproduce.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
     found = results(run, out)
@@ -98,7 +98,7 @@ def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
 
     preset = presets.choose(presets.REPRODUCE_EXPERTS, "quick" if quick else "full")
     preset = preset.model_copy(update={"experts": as_trained(preset.experts, part_folder(model, "decoder"))})
-    run = override(preset, overrides)
+    run = override(preset, overrides, note)
     writable_folder(out)
     bench = reproduce_experts.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
     found = write(run, bench)
@@ -133,7 +133,7 @@ def text_encoder(
     from syzygy.runs import reproduce_text_encoder
     from syzygy.runs.reproduce_text_encoder_report import markdown, write
 
-    run = override(presets.choose(presets.REPRODUCE_TEXT_ENCODER, "quick" if quick else "full"), overrides)
+    run = override(presets.choose(presets.REPRODUCE_TEXT_ENCODER, "quick" if quick else "full"), overrides, note)
     writable_folder(out)
     bench = reproduce_text_encoder.reproduce(run, out, model=model, llm=llm, device=device, say=_say, bar=progress_bar)
     found = write(bench)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import progress_bar
-from syzygy.cli.training import EPILOG, Trained, run_training, train_options
+from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, train_options
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,21 +64,21 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.runs import prior
         from syzygy.runs.common import reporter
+        from syzygy.train.estimate import is_dry_run
         from syzygy.train.parallel import joined
         from syzygy.train.progress import TensorBoard
 
-        report = reporter("prior", run.task.batch_size)
-        if tensorboard:
+        report, fitting = reporter("prior", run.task.batch_size), fitting_of(options["overrides"])
+        if tensorboard and not is_dry_run():
             report = TensorBoard(report, out / "tensorboard")
         if store is not None and not any(text.startswith("scenes=") for text in options["overrides"]):
             run = run.model_copy(update={"scenes": None})
         with joined(device) as world:
             if store is None:
-                result = prior.train(
-                    run, _frozen_clip(clip_source), out, world, init=init, bar=progress_bar, report=report
-                )
+                clip = _frozen_clip(clip_source)
+                result = prior.train(run, clip, out, world, init=init, bar=progress_bar, report=report, fitting=fitting)
             else:
-                result = prior.train_on_store(run, store, out, world, init=init, report=report)
+                result = prior.train_on_store(run, store, out, world, init=init, report=report, fitting=fitting)
         return Trained(result.folder, result.metrics, f"syzygy generate 'a red circle' --prior {out}")
 
     run_training("PRIOR", body, **options)
@@ -194,7 +194,13 @@ def starter(stages: str | None, **options: Any) -> None:
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.runs import starter
+        from syzygy.train.estimate import is_dry_run
 
+        if is_dry_run():
+            raise UserError(
+                "syzygy train starter runs one training after another, each on the results of those before: "
+                "estimate one by its own command, such as syzygy train decoder --dry-run."
+            )
         names = list(starter.STAGES) if stages is None else [name.strip() for name in stages.split(",")]
         folder = starter.train(run, out, device, names)
         next_step = f"syzygy generate 'a red circle' --model {folder}" if folder != out else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import progress_bar
-from syzygy.cli.training import EPILOG, Trained, run_training, train_options
+from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, train_options
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _align(
     if corpus is not None and not any(text.startswith("lengths=") for text in _overrides()):
         run = run.model_copy(update={"lengths": None})
     model = adapter.language_model(run, str(llm))
-    return adapter.align(run, model, clip, prior, out, world, corpus=corpus)
+    return adapter.align(run, model, clip, prior, out, world, corpus=corpus, fitting=fitting_of(_overrides()))
 
 
 def _image(
@@ -187,7 +187,9 @@ def _image(
         names = [text.partition("=")[0] for text in _overrides()] + ["filter"] * filtered
         unset = {name: None for name in ("scenes", "languages", "lengths", "filter") if name not in names}
         run = run.model_copy(update=unset)
-        return adapter.image_on_store(run, former, store, features, prior, out, world, stage=stage)
+        return adapter.image_on_store(
+            run, former, store, features, prior, out, world, stage=stage, fitting=fitting_of(_overrides())
+        )
     clip = Clip.from_pretrained(part_or_id(clip_source, "clip"))
     return adapter.image(
         run, former, former.language_model(llm), clip, prior, out, world, stage=stage, bar=progress_bar

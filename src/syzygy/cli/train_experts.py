@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from syzygy.cli.training import EPILOG, Trained, run_training, train_options
+from syzygy.cli.common import note
+from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, train_options
 from syzygy.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def experts(
         latents = Autoencoder.from_pretrained(part_folder(model, "autoencoder")).to(device).requires_grad_(False)
         decoder = part_folder(model, "decoder")
         t5 = own_encoders(decoder.parent, decoder, str(device)).get("t5")
-        folder = experts.train(run, decoder, clip, latents, out, device, _say, t5)
+        folder = experts.train(run, decoder, clip, latents, out, device, note, t5)
         return Trained(folder, {}, f"syzygy experts plan {out}")
 
     def as_trained(run: Any) -> Any:
@@ -86,10 +87,6 @@ def experts(
         return experts.as_trained(run, part_folder(model, "decoder"))
 
     run_training("EXPERTS", body, as_trained, **options)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _with_tree(form: str | None, leaves: str | None, overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -115,7 +112,7 @@ def _expert_unets(model: str, data: str, clip: str | None, form: str | None, **o
 
         if not Path(model).is_dir():
             raise UserError(f"--data needs a --model in diffusers' layout on this disk; there is no folder {model}.")
-        folder = expert_unets.train(run, Path(model), data, out, device, _say, clip)
+        folder = expert_unets.train(run, Path(model), data, out, device, note, clip, fitting_of(options["overrides"]))
         return Trained(folder, {}, f"syzygy experts plan {out}")
 
     run_training("EXPERT_UNETS", body, **options)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from syzygy.cli.common import device_option, json_option, stacked, writable_folder
+from syzygy.cli.common import Whole, device_option, json_option, note, stacked, writable_folder
 
 if TYPE_CHECKING:
     import torch
 
     from syzygy.config import Config
+    from syzygy.runs.fitting import Fitting
 
 F = TypeVar("F", bound=Callable[..., Any])
 EPILOG = """
@@ -44,6 +45,17 @@ def train_options(preset: str) -> Callable[[F], F]:
         click.option("--preset", default=preset, show_default=True, help="The settings to start from."),
         click.option("--out", type=folder, metavar="RUN", help="Folder of the run.  [required]"),
         click.option("--settings", "show_settings", is_flag=True, help="Print the settings and exit."),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Estimate time, memory and disk from a few steps on the real data, and exit without writing.",
+        ),
+        click.option(
+            "--threads",
+            type=Whole(1),
+            metavar="N",
+            help="CPU threads that compute. Continue a run with the same number for equal bits.  [default: torch's]",
+        ),
         device_option,
         json_option,
     )
@@ -60,6 +72,8 @@ def run_training(
     preset: str,
     out: Path | None,
     show_settings: bool,
+    dry_run: bool,
+    threads: int | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -69,15 +83,20 @@ def run_training(
     from syzygy import presets
     from syzygy.config import override
 
-    run = override(begin(presets.choose(getattr(presets, presets_name), preset)), overrides)
+    run = override(begin(presets.choose(getattr(presets, presets_name), preset)), overrides, note)
     if show_settings:
         _print_settings(run, as_json)
         return
-    if out is None:
+    if out is None and not dry_run:
         context = click.get_current_context()
         raise click.MissingParameter(ctx=context, param_hint="'--out'", param_type="option")
     import torch
 
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if out is None or dry_run:
+        _estimate(lambda folder: body(run, folder, torch.device(device)), out or Path(), as_json)
+        return
     writable_folder(out)
     trained = body(run, out, torch.device(device))
     if os.environ.get("RANK", "0") != "0":  # torchrun started several of us; the first one talks
@@ -90,6 +109,37 @@ def run_training(
     click.echo(f"Trained: {trained.folder}")
     if trained.next_step:
         click.echo(f"Try next: {trained.next_step}")
+
+
+def _estimate(body: Callable[[Path], Trained], out: Path, as_json: bool) -> None:
+    """Run the training in a folder that is thrown away, up to the estimate, and print it."""
+    import json
+    import tempfile
+
+    from syzygy.train import estimate
+
+    with tempfile.TemporaryDirectory(prefix="syzygy-dry-run-") as folder, estimate.dry_run(out):
+        try:
+            body(Path(folder))
+        except estimate.Estimated as found:
+            result = found.estimate
+        else:
+            raise AssertionError("a training without a loop")
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+        return
+    for line in result.lines():
+        click.echo(line)
+    click.echo("Nothing was written. The same command without --dry-run trains.")
+
+
+def fitting_of(overrides: tuple[str, ...]) -> "Fitting":
+    """Settings that were not given follow the data; lines about them go to standard error."""
+    from syzygy.runs.fitting import Fitting
+
+    return Fitting(frozenset(text.partition("=")[0] for text in overrides), note)
 
 
 def _print_settings(run: "Config", as_json: bool) -> None:

@@ -1,10 +1,13 @@
 """Which of many is meant? Ranks by cosine, and how often the right one is among the first."""
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 RECALLS = (1, 5, 10)
+CHUNK = 512
+"""Queries that are compared with the gallery at once."""
 
 
 def ranks(queries: Float[Tensor, "N D"], gallery: Float[Tensor, "N D"]) -> Int[Tensor, "N"]:
@@ -12,6 +15,22 @@ def ranks(queries: Float[Tensor, "N D"], gallery: Float[Tensor, "N D"]) -> Int[T
     cosines = F.normalize(queries.double(), dim=1) @ F.normalize(gallery.double(), dim=1).T
     own = cosines.diagonal()[:, None]
     return (cosines >= own).sum(1) - 1
+
+
+def ranks_among(
+    queries: Float[Tensor, "M D"], gallery: Float[Tensor, "G D"], right: Bool[Tensor, "M G"]
+) -> Int[Tensor, "M"]:
+    """How many wrong rows of the gallery are at least as near to each query, by cosine, as the nearest right one; 0 is best.
+
+    `right` says which rows are right for a query: at least one.
+    """
+    gallery = F.normalize(gallery.double(), dim=1)
+    found = []
+    for part, own in zip(queries.split(CHUNK), right.split(CHUNK), strict=True):
+        cosines = F.normalize(part.double(), dim=1) @ gallery.T
+        nearest = cosines.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        found.append(((cosines >= nearest) & ~own).sum(1))
+    return torch.cat(found)
 
 
 def recalls(found: Int[Tensor, "N"]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -10,18 +11,29 @@ from syzygy import artifact
 from syzygy.config import parse
 from syzygy.errors import UserError
 from syzygy.hub.ancestral import scheduler_settings
-from syzygy.hub.clip import Clip
 from syzygy.prior import layout
 from syzygy.prior.diffusion import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.model import EclipsePrior
 from syzygy.prior.schedule import Schedule
+from syzygy.types import TextFeatures
 
 find_prior = layout.find
 
 
+class ClipSpace(Protocol):
+    """What a prior needs to know of its CLIP: a `Clip`, or the record of one in an embedding store."""
+
+    @property
+    def width(self) -> int: ...
+
+    def fingerprint(self) -> str: ...
+
+    def encode_text(self, texts: list[str]) -> TextFeatures: ...
+
+
 def load_prior(
     source: str | Path,
-    clip: Clip,
+    clip: ClipSpace,
     device: str = "cpu",
     *,
     dtype: torch.dtype = torch.float32,

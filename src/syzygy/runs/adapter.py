@@ -23,15 +23,24 @@ from syzygy.prior import layout
 from syzygy.prior.model import EclipsePrior
 from syzygy.prior.statistics import EmbeddingStatistics
 from syzygy.rng import seed_of
-from syzygy.runs.adapter_sources import AlignSource, ImageSource, pictures_of_a_store, pictures_of_the_world
+from syzygy.runs.adapter_sources import (
+    AlignSource,
+    ImageSource,
+    pictures_of_a_store,
+    pictures_of_the_world,
+)
 from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
 from syzygy.runs.embed_features import COMPUTE, load_llm, open_features
-from syzygy.runs.parallel_captions import Captions, CorpusCaptions, WorldCaptions
+from syzygy.runs.fitting import AS_GIVEN, Fitting
+from syzygy.runs.held_out import split_digest
+from syzygy.runs.parallel_captions import Captions, CorpusCaptions, WorldCaptions, number_of_lines
 from syzygy.runs.prior import PUBLISHED_SCALE
 from syzygy.train.adapter import AdapterTask
 from syzygy.train.align import AlignStage, AlignTaskConfig
+from syzygy.train.estimate import preparing, rehearsed
 from syzygy.train.image import ImageStage, ImageTaskConfig
 from syzygy.train.loop import FitResult, fit
+from syzygy.train.pairs import split
 from syzygy.train.parallel import World
 from syzygy.train.progress import Reporter
 from syzygy.train.schedule import LoopConfig
@@ -191,6 +200,7 @@ def align(
     *,
     corpus: Path | None = None,
     report: Reporter | None = None,
+    fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
     """Stage 1: train (or resume) in `out`, beside frozen models; the finished one is `out/adapter`, fp16.
 
@@ -205,6 +215,8 @@ def align(
         raise UserError(
             f"task.tokens distils CLIP's {clip.positions} states, adapter.queries is {run.adapter.queries}: set it to {clip.positions}."
         )
+    if corpus is not None:
+        run = fitting.lines(run, number_of_lines(corpus), str(corpus))
     captions = captions_of(run, corpus, clip)
     llm, clip = llm.to(world.device), clip.to(world.device).requires_grad_(False)
     identity = llm.identity().to_config()
@@ -270,10 +282,11 @@ def image(
     clip, llm = clip.to(world.device).requires_grad_(False), llm.to(world.device)
     by_text = run.task.contrast == "text"
     languages = checked_languages(run.languages or former.of_the_world)
-    data = pictures_of_the_world(
-        clip, llm, languages, run.lengths, seed=run.seed, sizes=(run.scenes, run.validation_images), by_text=by_text,
-        bar=bar, condition=run.filter,
-    )  # fmt: skip
+    sizes = rehearsed(run.scenes), run.validation_images
+    with preparing(run.scenes):
+        data = pictures_of_the_world(
+            clip, llm, languages, run.lengths, seed=run.seed, sizes=sizes, by_text=by_text, bar=bar, condition=run.filter
+        )  # fmt: skip
     source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
     record = {"clip": clip.fingerprint(), "data": "world", "captions": len(data[0])}
     former = former.taught(languages)
@@ -292,6 +305,7 @@ def image_on_store(
     *,
     stage: str = "image",
     report: Reporter | None = None,
+    fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
     """Stages 2 and 3 on an embedding store whose set `features` are the language model's (`syzygy store add --llm`); otherwise as `image`.
 
@@ -308,11 +322,16 @@ def image_on_store(
     check_clip(former, encoder["fingerprint"])
     read = open_features(store, former.llm, features)
     by_text = run.task.contrast == "text"
+    run = fitting.validation(run, "validation_images", opened.number_of_images, str(store))
     data = pictures_of_a_store(opened, read, run.validation_images, run.filter, by_text=by_text)
+    training, validation = data
+    run = fitting.batch(run, len(training))
+    fitting.passes(len(training), len(validation), run.loop.steps * run.task.batch_size)
     source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
-    record = {"clip": encoder["fingerprint"], "data": opened.digest, "captions": len(data[0])}
+    digest = split_digest(split(opened, run.validation_images)[1])  # of the whole store: a filter leaves out more
+    record = {"clip": encoder["fingerprint"], "data": opened.digest, "validation": digest, "captions": len(training)}
     scale = encoder.get("logit_scale") or PUBLISHED_SCALE
-    material = _Material(source, scale, record, lambda: data[0].pairs.statistics)
+    material = _Material(source, scale, record, lambda: training.pairs.statistics)
     return _fit_image(run, former, material, prior, out, world, stage, report)
 
 

@@ -7,6 +7,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from syzygy import artifact
 from syzygy.config import Config
 from syzygy.train.loop import FitResult
@@ -48,6 +50,7 @@ def provenance(kind: str, run: Config, result: FitResult, samples: int, metrics:
         "samples": samples,
         "seconds": round(result.seconds),
         "machine": artifact.machine(),
+        "threads": torch.get_num_threads(),
         "versions": artifact.versions(),
         "metrics": {name: round(float(value), 4) for name, value in metrics.items()},
     }

@@ -1,9 +1,11 @@
 """Experts grown from the U-Net of a model in diffusers' layout, on the user's own captioned pictures."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from syzygy import artifact
+from syzygy.config import silent
+from syzygy.data.pair import Sample, Shard
 from syzygy.data.sources import Source, SourceOptions, open_source
 from syzygy.diffusion.experts import Stages
 from syzygy.errors import UserError
@@ -22,11 +26,17 @@ from syzygy.nn.lora import Lora
 from syzygy.rng import Draw, generator, seed_of
 from syzygy.runs.common import reporter
 from syzygy.runs.experts import GROWN, Growth, TreeRun, check_same, grow_tree, growth, record_of
+from syzygy.runs.fitting import AS_GIVEN, Fitting
 from syzygy.runs.latents import Latents, encoded
 from syzygy.train import checkpoint
+from syzygy.train.estimate import duration, is_dry_run
 from syzygy.train.loop import fit
 from syzygy.train.precision import autocast, precision_on
 from syzygy.train.unet import DiscreteNoise, LatentBatch, UNetTask, UNetTaskConfig, recomputed
+from syzygy.wording import counted
+
+DRY_RUN_PICTURES = 32
+"""A dry run makes the latents of so many pictures."""
 
 
 class ExpertUNetsRun(TreeRun):
@@ -128,6 +138,7 @@ def train(
     device: torch.device,
     say: Callable[[str], None],
     clip: str | Path | None = None,
+    fitting: Fitting = AS_GIVEN,
 ) -> Path:
     """Grow (or go on growing) a tree in `out` from the U-Net of a model's folder; the finished ensemble is `out/experts`.
 
@@ -155,6 +166,9 @@ def train(
     prints = {"unet": artifact.fingerprint(root.state_dict()), **beside.fingerprints()}
     del root
     latents = _latents(run, beside.pictures, source, out, say)
+    if run.validation_pictures:
+        run = fitting.validation(run, "validation_pictures", len(latents), source.text)
+    _enough(run, len(latents), source)
     del beside  # the memory of what encodes pictures
     prints["data"] = latents.fingerprint
     ground = _Ground(run, model / "unet", conditions, noise, latents, device, prints, out)
@@ -172,20 +186,48 @@ def train(
 
 
 def _latents(run: ExpertUNetsRun, pictures: Pictures, source: Source, out: Path, say: Callable[[str], None]) -> Latents:
-    """All pictures' latents; enough of them to train on."""
+    """All pictures' latents."""
     about = {
         **pictures.fingerprints,
         "size": pictures.side,
         "caption_columns": run.caption_columns,
         "image_column": run.image_column,
     }
-    found = encoded(source, pictures, out / "latents", about, max_bad=run.max_bad, say=say)
-    if len(found) <= run.validation_pictures:
-        raise UserError(
-            f"validation_pictures={run.validation_pictures} of the {len(found)} pictures in {source.text}: choose fewer, or none (with "
-            "loop.validate_every=0)."
-        )
+    if not is_dry_run():
+        return encoded(source, pictures, out / "latents", about, max_bad=run.max_bad, say=say)
+    few = replace(source, shards=[_FirstSamples(source.shards[0], DRY_RUN_PICTURES)])
+    began = time.perf_counter()
+    found = encoded(few, pictures, out / "latents", about, max_bad=1.0, say=silent)
+    each = duration((time.perf_counter() - began) / len(found))
+    say(f"Before the training, each picture's latents are made once: {each} a picture, not counted below.")
     return found
+
+
+@dataclass(frozen=True)
+class _FirstSamples:
+    """The beginning of a shard."""
+
+    shard: Shard
+    number: int
+
+    @property
+    def name(self) -> str:
+        return self.shard.name
+
+    @property
+    def fingerprint(self) -> int:
+        return self.shard.fingerprint
+
+    def read(self) -> Iterator[Sample]:
+        return islice(self.shard.read(), self.number)
+
+
+def _enough(run: ExpertUNetsRun, pictures: int, source: Source) -> None:
+    if pictures <= run.validation_pictures:
+        raise UserError(
+            f"validation_pictures={run.validation_pictures} leaves none of the {counted(pictures, 'picture')} in {source.text} to train on: "
+            "choose fewer, or none (validation_pictures=0 loop.validate_every=0)."
+        )
 
 
 def _adaptation(unet: nn.Module, run: ExpertUNetsRun) -> Lora:

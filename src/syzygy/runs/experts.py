@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from syzygy.rng import seed_of
 from syzygy.runs.common import provenance, reporter
 from syzygy.runs.decoder import Encoding
 from syzygy.train.decoder import DecoderTask, DecoderTaskConfig
+from syzygy.train.estimate import Estimated
 from syzygy.train.loop import FitResult, fit
 from syzygy.train.precision import precision_on
 from syzygy.train.schedule import LoopConfig
@@ -137,7 +138,10 @@ def grow_tree(
     for number, one in enumerate(todo, 1):
         done = (out / "nodes" / one.name / GROWN).is_dir()
         say(f"{number}/{len(todo)}  {one.name}" + (": done before" if done else ""))
-        node(one)
+        try:
+            node(one)
+        except Estimated as dry:  # the other nodes' trainings are as long
+            raise Estimated(replace(dry.estimate, trainings=len(todo))) from None
     with artifact.folder_written(out / "experts", "the experts") as temporary:
         for name in stages.experts:
             shutil.copytree(out / "nodes" / name / GROWN, temporary / name)

@@ -172,6 +172,15 @@ class CorpusCaptions:
             return json.loads(file.readline())["texts"]
 
 
+def number_of_lines(path: Path) -> int:
+    """How many lines of a corpus are not blank.
+
+    Raises:
+        UserError: as `CorpusCaptions` for a file that cannot be read or a line that is wrong.
+    """
+    return sum(1 for _ in _lines(path, lambda line: None))
+
+
 def _lines(path: Path, watch: Callable[[bytes], None]) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """(number from 1, offset, what it says) of each line that is not blank."""
     try:

@@ -18,6 +18,9 @@ from syzygy.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
 from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
 from syzygy.rng import seed_of
 from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
+from syzygy.runs.fitting import AS_GIVEN, Fitting
+from syzygy.runs.held_out import split_digest
+from syzygy.train.estimate import is_dry_run, preparing, rehearsed
 from syzygy.train.loop import fit
 from syzygy.train.objectives import DiffusionObjective, DiffusionTaskConfig, EclipseObjective, PriorTaskConfig
 from syzygy.train.pairs import Pairs, PriorData, caption_ids, split
@@ -100,9 +103,10 @@ def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, P
     """
     if run.scenes is None:
         raise UserError("this preset trains on an embedding store: give --data STORE, or set scenes=20000.")
-    with bar("embedding", run.scenes + run.validation_images) as progress:
+    scenes = rehearsed(run.scenes)
+    with bar("embedding", scenes + run.validation_images) as progress, preparing(run.scenes):
         return (
-            embed(clip, seed_of(run.seed, "prior data"), run.scenes, progress),
+            embed(clip, seed_of(run.seed, "prior data"), scenes, progress),
             embed(clip, seed_of(run.seed, "prior validation"), run.validation_images, progress),
         )
 
@@ -117,6 +121,7 @@ def train(
     init: str | Path | None = None,
     bar: Bar = no_bar,
     report: Reporter | None = None,
+    fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
     """Train (or resume) in `out` on the embedded world, beside the frozen CLIP; the finished prior is `out/prior`.
 
@@ -127,7 +132,7 @@ def train(
     training, validation = data or embedded(run, clip, bar)
     scale, empty = clip.logit_scale, lambda: clip.encode_text([""])
     material = Material(training, validation, clip.positions, scale, empty, {"clip": clip.fingerprint()})
-    return fit_prior(run, material, out, world, init=init, report=report)
+    return fit_prior(run, material, out, world, init=init, report=report, fitting=fitting)
 
 
 def train_on_store(
@@ -138,8 +143,11 @@ def train_on_store(
     *,
     init: str | Path | None = None,
     report: Reporter | None = None,
+    fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
     """Train (or resume) in `out` on the embedding store in this folder; the finished prior is `out/prior`.
+
+    `fitting` adapts the size of the validation and of the batch to the store, where the user did not choose them.
 
     Raises:
         UserError: the store's embeddings are not of the width that the preset is for; the run asks for scenes too; a diffusion
@@ -149,13 +157,14 @@ def train_on_store(
         raise UserError(f"scenes={run.scenes} has no effect on a store: leave it out, or set scenes=null.")
     opened = EmbeddingStore.open(store)
     _check_width(run, opened.width)
+    run = fitting.validation(run, "validation_images", opened.number_of_images, str(store))
     training, validation = split(opened, run.validation_images)
     encoder = opened.encoder
-    record = {"clip": encoder["fingerprint"], "data": opened.digest}
+    record = {"clip": encoder["fingerprint"], "data": opened.digest, "validation": split_digest(validation)}
     scale = encoder.get("logit_scale") or PUBLISHED_SCALE
     # Only a diffusion prior asks for the empty text, and only older stores have none.
     material = Material(training, validation, encoder["positions"], scale, lambda: opened.empty_text().padded(), record)
-    return fit_prior(run, material, out, world, init=init, report=report)
+    return fit_prior(run, material, out, world, init=init, report=report, fitting=fitting)
 
 
 def fit_prior(
@@ -166,12 +175,16 @@ def fit_prior(
     *,
     init: str | Path | None = None,
     report: Reporter | None = None,
+    fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
     """Train (or resume) in `out`; the finished prior is `out/prior`, in the published layout, fp16.
 
     `init` is an ECLIPSE prior to go on from: a folder, a finished run, or a hub id (see `load_eclipse`).
     """
     _check_width(run, material.training.width)
+    run = fitting.batch(run, len(material.training))
+    if run.scenes is None or not is_dry_run():  # a dry run embeds some of the scenes only
+        fitting.passes(len(material.training), len(material.validation), run.loop.steps * run.task.batch_size)
     objective = _objective(run, material, world.device, init)
     precision = torch.bfloat16 if run.task.precision == "bf16" or _fast(run, world.device) else None
     task = PriorTask(
@@ -184,6 +197,8 @@ def fit_prior(
         precision=precision,
         world=world,
     )
+    if task.unmeasured:
+        fitting.say(task.unmeasured)
     beside = material.record | ({} if init is None else {"init": artifact.fingerprint(objective.prior.state_dict())})
     settings = run.model_dump(mode="json") | beside
     if world.first:

@@ -161,22 +161,29 @@ def open_run(out: Path, run: Mapping[str, Any]) -> bool:
 
 def read_metrics(out: Path, step: int) -> list[dict[str, Any]]:
     """The lines of metrics up to `step`. Later ones, written after the last checkpoint, are cut from the file."""
+    path = out / METRICS_FILE
+    rows = [row for row in read_lines(path) if row["step"] <= step]
+    lines = path.read_bytes().splitlines(keepends=True)
+    write_bytes(path, b"".join(lines[: len(rows)]))
+    return rows
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, up to the first that is not whole: a run may have been killed while it was written.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     rows: list[dict[str, Any]] = []
     try:
-        lines = (out / METRICS_FILE).read_bytes().splitlines(keepends=True)
+        lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise UserError(
-            f"{out / METRICS_FILE} cannot be read ({error.strerror}). Restore it or choose another --out."
-        ) from None
+        raise UserError(f"{path} cannot be read ({error.strerror}). Restore it or choose another --out.") from None
     for line in lines:
         try:
-            row = json.loads(line)
+            rows.append(json.loads(line))
         except ValueError:
-            break  # the run was killed within this line
-        if row["step"] > step:
             break
-        rows.append(row)
-    write_bytes(out / METRICS_FILE, b"".join(lines[: len(rows)]))
     return rows
 
 

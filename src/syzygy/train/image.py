@@ -105,7 +105,8 @@ class ImageStage:
 
     @torch.no_grad()
     def validated(self, batches: Iterable[tuple[str, ImageBatch]]) -> dict[str, float]:
-        """The losses as in training; `cosine` of the predicted to the true image embedding and `cosine_other` to another's; `recall_at_1`, how
+        """The losses as in training; `cosine` of the predicted to the true image embedding and `cosine_other` to the next one's (where
+        there are two); `recall_at_1`, how
         often the true image is the nearest of all that are given (by cosine, in [0, 1])."""
         sums: dict[str, float] = {}
         predictions, images = [], []
@@ -113,7 +114,6 @@ class ImageStage:
             predicted = self.predict(batch).float()
             means = self._compared(predicted, batch)
             means["cosine"] = F.cosine_similarity(predicted, batch.image).mean()
-            means["cosine_other"] = F.cosine_similarity(predicted, batch.image.roll(1, 0)).mean()
             for name, value in means.items():
                 sums[name] = sums.get(name, 0.0) + value.item() * len(batch)
             predictions.append(F.normalize(predicted, dim=-1))
@@ -122,4 +122,6 @@ class ImageStage:
         own = (predicted * image).sum(-1, keepdim=True)
         nearer = (predicted @ image.T > own + 1e-6).any(1)  # two captions of one image are no error
         found = {name: total / len(image) for name, total in sums.items()}
+        if len(image) > 1:
+            found["cosine_other"] = (predicted * image.roll(1, 0)).sum(-1).mean().item()
         return found | {"recall_at_1": 1 - nearer.float().mean().item()}

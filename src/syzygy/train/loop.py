@@ -19,6 +19,7 @@ from syzygy.errors import UserError
 from syzygy.train import checkpoint
 from syzygy.train.checkpoint import TrainingState
 from syzygy.train.ema import Ema
+from syzygy.train.estimate import TOO_SMALL, Estimate, Estimated, Footprint, free_disk, is_dry_run, measure
 from syzygy.train.parallel import World
 from syzygy.train.progress import Reporter, SilentReporter
 from syzygy.train.schedule import LoopConfig, learning_rate
@@ -55,6 +56,15 @@ class InParts(Protocol):
 
     def parts(self, step: int) -> Iterable[Mapping[str, Tensor]]:
         """The scalars of `Task.loss`, as parts that sum to them; the gradient of each is computed before the next is asked for."""
+        ...
+
+
+@runtime_checkable
+class Announcing(Protocol):
+    """A reporter that says something before the first step."""
+
+    def announce(self, line: str) -> None:
+        """Called before `start`."""
         ...
 
 
@@ -118,9 +128,16 @@ def fit(
     """
     world = world or World(torch.device("cpu"))
     state = _fresh_state(task, config)
+    if is_dry_run():
+        raise Estimated(_rehearsal(_Sitting(task, config, out, SilentReporter(), state, [], world)))
     history = _resumed(out, run, state, world)
     if state.step < config.steps:
         reporter = reporter if reporter and world.first else SilentReporter()
+        if isinstance(reporter, Announcing):
+            footprint = Footprint.of(task.modules, config)
+            reporter.announce(str(footprint))
+            if footprint.disk > free_disk(out):
+                reporter.announce(TOO_SMALL)
         reporter.start(state.step, config.steps)
         try:
             _Sitting(task, config, out, reporter, state, history, world).train()
@@ -131,6 +148,13 @@ def fit(
     for module in task.modules.values():
         module.eval()
     return FitResult(state.step, state.seconds, history, state.ema is not None)
+
+
+def _rehearsal(sitting: "_Sitting") -> Estimate:
+    """A few steps and a validation, timed."""
+    for module in sitting.task.modules.values():
+        module.train()
+    return measure(sitting.task.modules, sitting.config, sitting.optimize, sitting.metrics)
 
 
 def _resumed(out: Path, run: Mapping[str, Any], state: TrainingState, world: World) -> list[dict[str, Any]]:
@@ -183,7 +207,7 @@ class _Sitting:
             module.train()
         with _stop_signal() as stop:
             while state.step < config.steps:
-                self._optimize()
+                self.pending.append(self.optimize())
                 # Several ranks must agree, which costs a wait for the device: now and then, not at every step.
                 stopped = (self.world.size == 1 or self._due(config.log_every)) and self.world.any(stop.is_set())
                 validate = config.validate_every > 0 and self._due(config.validate_every)
@@ -211,7 +235,8 @@ class _Sitting:
         step = self.state.step
         return step == self.config.steps or (every > 0 and step % every == 0)
 
-    def _optimize(self) -> None:
+    def optimize(self) -> dict[str, Tensor]:
+        """One step; its scalars, still on the device."""
         state, config = self.state, self.config
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         for group in state.optimizer.param_groups:
@@ -229,7 +254,7 @@ class _Sitting:
         state.step += 1
         if state.ema:
             state.ema.update(state.step)
-        self.pending.append(scalars)
+        return scalars
 
     def _read(self) -> None:
         """Bring the scalars of the latest steps from the device; a loss that is not finite ends the run."""
@@ -256,16 +281,20 @@ class _Sitting:
         self.history.append(row)
         window.clear()
 
-    def _validate(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
+        """What the task measures with the averaged weights."""
         ema = self.state.ema
         with torch.no_grad(), ema.swapped_in() if ema else nullcontext():
             for module in self.task.modules.values():
                 module.eval()
             try:
-                metrics = self.task.validate()
+                return self.task.validate()
             finally:
                 for module in self.task.modules.values():
                     module.train()
+
+    def _validate(self) -> Mapping[str, float]:
+        metrics = self.metrics()
         self.reporter.validated(self.state.step, metrics)
         if self.config.best and self.world.first:
             self._keep_best(metrics)

@@ -17,6 +17,9 @@ from syzygy.rng import generator
 from syzygy.types import PackedText, TextFeatures
 from syzygy.wording import counted
 
+FEW_IMAGES = 100
+"""Fewer images than this may agree in a dimension by chance, as embeddings are stored in 16 bits."""
+
 
 @runtime_checkable
 class Pairs(Protocol):
@@ -167,9 +170,12 @@ class StorePairs:
 
     @property
     def statistics(self) -> EmbeddingStatistics:
-        """Of all images of the store."""
+        """Of all images of the store. In a small one, a dimension in which the few images agree gets the mean deviation of the others."""
         found = self.store.statistics
-        return EmbeddingStatistics(found.mean.float(), found.std.float(), found.mean_norm)
+        std = found.std.float()
+        if found.number < FEW_IMAGES:
+            std = torch.where(std > 0, std, std.mean())
+        return EmbeddingStatistics(found.mean.float(), std, found.mean_norm)
 
     def text(self, index: Int[Tensor, "B"]) -> PackedText:
         return self.store.captions(self.chosen[index])

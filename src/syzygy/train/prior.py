@@ -180,11 +180,22 @@ class PriorTask:
         image, candidates, noise = to(batch.image), to(batch.candidates), to(batch.noise)
         return PriorBatch(text, image, candidates, ids, batch.first, noise, batch.uniform)
 
+    @property
+    def unmeasured(self) -> str:
+        """Which metrics `validate` leaves out and why, as a sentence; empty where it measures all."""
+        number, width = len(self.validation), self.validation.width
+        if number > width:
+            return ""
+        return (
+            f"The metric frechet is not measured: it needs more validation captions than the {width:,} dimensions of an "
+            f"embedding, and there {'is' if number == 1 else 'are'} {number:,}."
+        )
+
     def validate(self) -> dict[str, float]:
         """Means over the validation captions, with the same noise each time; every process computes the same.
 
         `cosine` of the predicted to the true image embedding, `cosine_text` to the caption's own text embedding and
-        `cosine_other` to another caption's; `recall_at_1`, how often the true image is the nearest of all validation
+        `cosine_other` to the next caption's (where there are two); `recall_at_1`, how often the true image is the nearest of all validation
         images, 4,096 at most (by cosine; in [0, 1]); `frechet`, where there are more captions than dimensions; the losses
         as in training.
         """
@@ -202,12 +213,10 @@ class PriorTask:
             predicted = self.objective.predict(batch).float()
             predictions.append(predicted.cpu())
             own = F.cosine_similarity(predicted, batch.candidates).mean()
-            other = F.cosine_similarity(predicted, batch.candidates.roll(1, 0)).mean()
-            means |= {
-                "cosine": F.cosine_similarity(predicted, batch.image).mean(),
-                "cosine_text": own,
-                "cosine_other": other,
-            }
+            means |= {"cosine": F.cosine_similarity(predicted, batch.image).mean(), "cosine_text": own}
+            if len(data) > 1:
+                others = data.pooled((index + 1) % len(data)).to(predicted)
+                means["cosine_other"] = F.cosine_similarity(predicted, others).mean()
             for name, mean in means.items():
                 sums[name] = sums.get(name, 0.0) + mean.item() * len(index)
         found = {name: total / len(data) for name, total in sums.items()}

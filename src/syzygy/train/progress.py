@@ -64,6 +64,10 @@ class ConsoleReporter:
         self.samples_per_step = samples_per_step
         self._live: Any = None
 
+    def announce(self, line: str) -> None:
+        """A line before the first step."""
+        print(f"{self.title}: {line}", file=sys.stderr, flush=True)
+
     def start(self, step: int, steps: int) -> None:
         self._first = self._step = self._printed = step
         self._steps = steps
@@ -106,7 +110,8 @@ class ConsoleReporter:
         if not done:
             return "first step …"
         parts = [f"loss {self._loss:.4g}"]
-        parts += [f"{name} {value:.4g}" for name, value in self._metrics.items()]
+        metrics = [f"{name} {value:.4g}" for name, value in self._metrics.items()]
+        parts += [f"validation: {', '.join(metrics)}"] if metrics else []
         if seconds > 0:
             parts.append(f"{done / seconds:.3g} steps/s")
             if self.samples_per_step:

@@ -1,11 +1,15 @@
 """How long and how fast a run trains: the loop's settings and the learning rate they mean. Imports no torch."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from syzygy.config import Config
+
+VALIDATIONS = 5
+"""How often a run that is shorter than the preset's interval of validations validates."""
 
 
 class LoopConfig(Config):
@@ -41,6 +45,27 @@ class LoopConfig(Config):
     """Validation metric whose best weights are kept in `best/`, such as "max cosine" or "min loss"; empty keeps none."""
     log_every: int = Field(default=10, gt=0)
     """Steps between lines of metrics; a line holds means over these steps."""
+
+    def adapted(self, changes: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+        """A shorter run gets a shorter warm-up and several validations; settings that lose their effect are reset."""
+        found: dict[str, tuple[Any, str]] = {}
+        steps = changes.get("steps")
+        if isinstance(steps, int) and steps > 0:  # else an error, which the validation explains
+            warmup = self.warmup if 2 * self.warmup <= steps else steps * self.warmup // self.steps
+            several = -(-steps // VALIDATIONS)
+            found = {
+                "warmup": (warmup, "steps"),
+                "restart_every": (min(self.restart_every, max(1, steps - warmup)), "steps"),
+                "validate_every": (self.validate_every if self.validate_every <= steps else several, "steps"),
+                "checkpoint_every": (self.checkpoint_every if self.checkpoint_every <= steps else several, "steps"),
+            }
+        if changes.get("schedule") in ("constant", "cosine"):
+            found["restart_every"] = 0, "schedule"
+        if changes.get("schedule") == "constant":
+            found["final_lr_ratio"] = 0.0, "schedule"
+        if changes.get("validate_every") == 0:
+            found["best"] = "", "validate_every"
+        return {name: new for name, new in found.items() if name not in changes and new[0] != getattr(self, name)}
 
     @model_validator(mode="after")
     def _consistent(self) -> "LoopConfig":

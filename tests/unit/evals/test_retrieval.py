@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syzygy.evals.bootstrap import share
-from syzygy.evals.retrieval import ranks, recalls
+from syzygy.evals.retrieval import ranks, ranks_among, recalls
 
 
 @given(st.integers(2, 40), st.integers(0, 99))
@@ -40,3 +40,21 @@ def test_a_share_is_paired() -> None:
     assert equal is not None
     assert (equal.low, equal.high) == (1, 1)
     assert share(first, [[0.0]] * 100) is None
+
+
+@given(st.integers(2, 30), st.integers(1, 12), st.integers(0, 99))
+def test_ranks_among_count_the_wrong_ones_before_the_nearest_right_one(queries: int, size: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    asked, gallery = torch.randn(queries, 5, generator=random), torch.randn(size, 5, generator=random)
+    right = torch.rand(queries, size, generator=random) < 0.3
+    right[torch.arange(queries), torch.randint(size, (queries,), generator=random)] = True
+    found = ranks_among(asked, gallery, right)
+    order = torch.nn.functional.cosine_similarity(asked[:, None], gallery[None], dim=-1).argsort(1, descending=True)
+    assert found.tolist() == [right[i][order[i]].tolist().index(True) for i in range(queries)]
+
+
+def test_a_wrong_one_as_near_stands_first_and_further_right_ones_do_not_count() -> None:
+    gallery = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    asked = torch.tensor([[1.0, 0.0]])
+    assert ranks_among(asked, gallery, torch.tensor([[True, False, False]])).tolist() == [1]
+    assert ranks_among(asked, gallery, torch.tensor([[True, True, True]])).tolist() == [0]

@@ -251,7 +251,7 @@ def test_wrong_input(model: Path, pictures: Path, tmp_path: Path) -> None:
         (r"1 of 1 samples of .* cannot be used.*no file no.png", run(), model, broken),
         ("leave gaps", run("E1_0"), model, pictures),
         ("no linear or convolution layer of this network has 'atn'", run(layers="atn"), model, pictures),
-        ("validation_pictures=12 of the 12 pictures", run(validation_pictures=12), model, pictures),
+        ("validation_pictures=12 leaves none of the 12 pictures", run(validation_pictures=12), model, pictures),
         ("multiples of 2", run(size=15), model, pictures),
         ("prediction_type is 'flow_prediction'", run(), kinds["flow"], pictures),
         ("counts in noise levels", run(), kinds["levels"], pictures),

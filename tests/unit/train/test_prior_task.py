@@ -292,3 +292,22 @@ def test_a_diffusion_prior_learns_what_validation_measures() -> None:
     assert after["recall_at_1"] > 0.85 > before["recall_at_1"]
     assert after["cosine"] > 0.8 > before["cosine"]
     assert after["loss"] < before["loss"] / 2
+
+
+def test_validation_says_why_it_measures_no_frechet_distance() -> None:
+    few, enough = (task_on(new_data(), new_data(captions=number)) for number in (WIDTH, WIDTH + 1))
+    assert (
+        f"more validation captions than the {WIDTH} dimensions of an embedding, and there are {WIDTH}" in few.unmeasured
+    )
+    assert enough.unmeasured == ""
+    with torch.no_grad():
+        assert ("frechet" in few.validate(), "frechet" in enough.validate()) == (False, True)
+
+
+def test_another_caption_is_another_one_whatever_the_batch() -> None:
+    whole, parts = (task_on(new_data(), new_data(captions=5), batch_size=size) for size in (5, 2))
+    with torch.no_grad():
+        assert parts.validate()["cosine_other"] == pytest.approx(whole.validate()["cosine_other"], abs=1e-6)
+        alone = task_on(new_data(), new_data(captions=1)).validate()
+    assert "cosine_other" not in alone
+    assert {"cosine", "cosine_text", "recall_at_1"} <= alone.keys()

@@ -27,8 +27,8 @@ def test_without_a_terminal_a_plain_line_every_ten_seconds_and_one_at_the_end(cl
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "prior: step 110/200 · loss 0.5 · 1 steps/s · 8 samples/s · 0:01:30 left",
-        "prior: step 120/200 · loss 0.5 · cosine 0.75 · 1 steps/s · 8 samples/s · 0:01:20 left",
-        "prior: step 125/200 · loss 0.5 · cosine 0.75 · 1 steps/s · 8 samples/s · 0:01:15 left",
+        "prior: step 120/200 · loss 0.5 · validation: cosine 0.75 · 1 steps/s · 8 samples/s · 0:01:20 left",
+        "prior: step 125/200 · loss 0.5 · validation: cosine 0.75 · 1 steps/s · 8 samples/s · 0:01:15 left",
     ]
 
 
@@ -51,7 +51,7 @@ def test_on_a_terminal_the_display_is_live_and_leaves_its_last_state(capsys, mon
     reporter.stop()
     last = capsys.readouterr().err.splitlines()
     assert any("4/4" in line and "prior" in line for line in last)
-    assert any("loss 0.25 · cosine 0.75" in line for line in last)
+    assert any("loss 0.25 · validation: cosine 0.75" in line for line in last)
 
 
 def test_a_sitting_without_steps_prints_nothing(capsys):
