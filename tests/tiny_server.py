@@ -14,6 +14,9 @@ from syzygy.serve.orders import Order
 from syzygy.serve.studio import Studio
 from syzygy.types import Progress
 
+PATIENCE = 120.0
+"""Seconds that a test waits for something that comes at once, on a machine that is not busy."""
+
 
 @cache
 def tiny_studio(folder: Path) -> Studio:
@@ -24,7 +27,7 @@ def tiny_studio(folder: Path) -> Studio:
     return Studio.of(model, {**own, "conditions": ["image", "text"], "negative_prompt": None})
 
 
-def waited(true: Callable[[], Any], seconds: float = 30.0) -> bool:
+def waited(true: Callable[[], Any], seconds: float = PATIENCE) -> bool:
     """Whether something comes true in time."""
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
@@ -49,7 +52,7 @@ class Held(Studio):
         def held(progress: Progress) -> None:
             self.steps += 1
             self.begun.set()
-            assert self.go.wait(30)
+            assert self.go.wait(PATIENCE)
             on_step(progress)
 
         return super().paint(orders, seeds, held)

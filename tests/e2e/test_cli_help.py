@@ -1,9 +1,9 @@
 """The command line before any work: fast help, complete table, clear errors. All in subprocesses, as a user runs it."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,10 +34,16 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("path", [(), ("serve",)], ids=" ".join)
 def test_help_takes_at_most_three_tenths_of_a_second(path: tuple[str, ...]) -> None:
+    """Of a processor: on a busy machine the clock on the wall also counts the time of others."""
+
+    def used() -> float:
+        times = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return times.ru_utime + times.ru_stime
+
     def seconds() -> float:
-        start = time.perf_counter()
+        before = used()
         assert syzygy(*path, "--help").returncode == 0
-        return time.perf_counter() - start
+        return used() - before
 
     assert any(seconds() <= 0.3 for _ in range(5))
 

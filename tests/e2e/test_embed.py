@@ -26,6 +26,7 @@ from syzygy.data.store import EmbeddingStore
 from syzygy.hub.clip import Clip
 from syzygy.world import source
 from tests.closeness import assert_close
+from tests.stopping import stopped
 
 SETTINGS = ("--device", "cpu", "--batch-size", 5, "--threads", 1)
 SYZYGY = Path(sys.executable).with_name("syzygy")
@@ -316,14 +317,16 @@ def test_killed_and_continued_is_uninterrupted(
 ) -> None:
     """Also that two processes make the bytes of one."""
     found = command(tars, tiny_model, tmp_path / "store", "--workers", workers)
-    with subprocess.Popen(found, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
-        while not list((tmp_path / "store").glob("shards/*.json")) and process.poll() is None:
-            time.sleep(0.005)
-        started = workers_of(process.pid)
-        process.send_signal(signal.SIGKILL)
-    records = list((tmp_path / "store").glob("shards/?????.json"))
+    out, started = tmp_path / "store", []
+
+    def reached(process: int) -> bool:
+        started[:] = workers_of(process)
+        return bool(list(out.glob("shards/?????.json")))
+
+    stopped(found, out, signal.SIGKILL, reached=reached, finished=out / "manifest.json", env=environment())
+    records = list(out.glob("shards/?????.json"))
     assert records
-    assert not (tmp_path / "store" / "manifest.json").exists()
+    assert not (out / "manifest.json").exists()
     while not all(map(has_ended, started)):  # by themselves, as they are orphans
         time.sleep(0.01)
     answer = syzygy(*found[1:])

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from syzygy.serve.limits import Limits
 from syzygy.serve.running import serving
 from syzygy.serve.studio import Studio
 from tests.conftest import Answer
-from tests.tiny_server import Held, tiny_studio, waited
+from tests.tiny_server import PATIENCE, Held, tiny_studio, waited
 
 GENERATIONS, MIXES = "/v1/images/generations", "/v1/images/mixes"
 LIMITS = Limits(prompt=100, number=2, steps=5, regions=1, sources=3, queue=2, upload=100_000, upload_pixels=10_000)
@@ -379,45 +378,50 @@ def test_killed_clients_free_their_places(studio: Studio, stream: bool) -> None:
     worker = app.state.server.worker
     with serving(app) as url:
         painted = send(url, {"prompt": "a", "stream": stream, "seed": 1})
-        assert held.begun.wait(30)
+        assert held.begun.wait(PATIENCE)
         waiting = [send(url, {"prompt": "a", "stream": stream, "seed": 1}) for _ in range(2)]
         assert waited(lambda: worker.waiting == 2)
-        full = httpx.post(url + GENERATIONS, json={"prompt": "a"})
+        full = httpx.post(url + GENERATIONS, json={"prompt": "a"}, timeout=60)
         assert full.status_code == 429
         assert int(full.headers["Retry-After"]) >= 1
         assert full.json()["error"]["code"] == "queue_full"
         for connection in (painted, *waiting):
             connection.close()
         assert waited(lambda: worker.waiting == 0)
-        assert waited(lambda: "syzygy_cancelled_total 3" in httpx.get(url + "/metrics").text)
+        assert waited(lambda: "syzygy_cancelled_total 3" in httpx.get(url + "/metrics", timeout=60).text)
         held.go.set()
         assert waited(lambda: worker.painting == 0)
         assert (held.steps, len(held.batches)) == (1, 1)
         if not stream:
-            assert f'path="{GENERATIONS}",status="499"}} 3' in httpx.get(url + "/metrics").text
+            assert f'path="{GENERATIONS}",status="499"}} 3' in httpx.get(url + "/metrics", timeout=60).text
         assert httpx.post(url + GENERATIONS, json={"prompt": "a"}, timeout=60).status_code == 200
 
 
 def test_what_is_under_way_is_finished_before_the_end(studio: Studio) -> None:
     held = Held(studio)
     answers: list[httpx.Response] = []
-    with serving(create_app(held, LIMITS), grace=30.0) as url:
+    with serving(create_app(held, LIMITS), grace=PATIENCE) as url:
         asking = threading.Thread(
             target=lambda: answers.append(httpx.post(url + GENERATIONS, json={"prompt": "a"}, timeout=60))
         )
         asking.start()
-        assert held.begun.wait(30)
+        assert held.begun.wait(PATIENCE)
         threading.Timer(0.3, held.go.set).start()
-    asking.join(30)
+    asking.join(PATIENCE)
     assert answers[0].status_code == 200
 
 
 def test_what_outlasts_the_grace_is_dropped(studio: Studio) -> None:
     held = Held(studio)
-    with serving(create_app(held, LIMITS), grace=1.0) as url:
-        with closing(send(url, {"prompt": "a"})):
-            assert held.begun.wait(30)
-        threading.Timer(0.1, held.go.set).start()
+    app = create_app(held, LIMITS)
+    worker = app.state.server.worker
+    with serving(app, grace=1.0) as url:
+        connection = send(url, {"prompt": "a"})
+        assert held.begun.wait(PATIENCE)
+        letting = threading.Thread(target=lambda: waited(lambda: worker._stopping) and held.go.set())
+        letting.start()
+    letting.join(PATIENCE)
+    connection.close()
     assert held.steps == 1
 
 
@@ -454,13 +458,13 @@ def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path) -> None:
         answer = httpx.post(about["url"] + GENERATIONS, json={"prompt": "a circle"}, headers=key, timeout=60)
         record = record_of(Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))), "it")
         assert (record["steps"], record["model"], record["prompt"]) == (2, tiny_model.name, "a circle")
-        models = httpx.get(about["url"] + "/v1/models", headers=key)
+        models = httpx.get(about["url"] + "/v1/models", headers=key, timeout=60)
         assert models.json()["data"][0]["id"] == tiny_model.name
         assert str(tiny_model.parent) not in models.text + json.dumps(record), (
             "no place on this machine is told to clients"
         )
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) in (0, -signal.SIGTERM)
+        assert process.wait(PATIENCE) in (0, -signal.SIGTERM)
 
 
 def test_generated_requests_meet_no_failure_of_the_server(studio: Studio) -> None:

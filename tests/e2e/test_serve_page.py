@@ -15,7 +15,7 @@ from syzygy.serve.limits import Limits
 from syzygy.serve.running import serving
 from syzygy.serve.studio import Studio
 from tests.page_driver import NEEDS_CHROMIUM, Open, downloaded, drop, expected, masks, picture, pixels, record, watched
-from tests.tiny_server import Held, tiny_studio, waited
+from tests.tiny_server import PATIENCE, Held, tiny_studio, waited
 
 expect.set_options(timeout=20_000)  # a busy machine
 pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason=NEEDS_CHROMIUM)
@@ -171,7 +171,7 @@ def test_a_full_queue_is_waited_for_and_work_is_cancelled(opened: Open, studio: 
             page.fill("#n", "1")
             page.click("#go")
             if page is first:
-                assert held.begun.wait(30)
+                assert held.begun.wait(PATIENCE)
             elif page is second:
                 expect(page.locator("#go-status")).to_contain_text("Waiting")
                 page.wait_for_timeout(200)

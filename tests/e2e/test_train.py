@@ -2,9 +2,7 @@
 
 import json
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from syzygy.runs import lm as lm_run
 from syzygy.runs import reader as reader_run
 from syzygy.runs import starter as starter_run
 from syzygy.runs import t5 as t5_run
+from tests.stopping import stopped
 
 LOOP = ("loop.steps=3", "loop.warmup=1", "loop.validate_every=2", "task.batch_size=8")
 CLIP = tuple(
@@ -271,18 +270,17 @@ def test_an_interrupted_run_goes_on_as_if_it_never_stopped(
 ) -> None:
     tiny = ("--clip", tiny_model, "--device", "cpu", *PRIOR, "task.batch_size=8")
     tiny += ("loop.steps=150", "loop.log_every=1", "loop.validate_every=0", "loop.checkpoint_every=0")
-    command = [
-        str(x) for x in (Path(sys.executable).with_name("syzygy"), "train", "prior", "--out", tmp_path / "a", *tiny)
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        metrics = tmp_path / "a" / "metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate()
-    assert process.returncode == 130, errors
-    assert output == ""
-    assert "Run the same command again to continue." in errors.splitlines()[-1]
+    out, metrics = tmp_path / "a", tmp_path / "a" / "metrics.jsonl"
+    ended = stopped(
+        [Path(sys.executable).with_name("syzygy"), "train", "prior", "--out", out, *tiny],
+        out,
+        signal.SIGTERM,
+        reached=lambda _: metrics.exists() and metrics.stat().st_size,
+        finished=out / "prior",
+    )
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stdout == ""
+    assert "Run the same command again to continue." in ended.stderr.splitlines()[-1]
     assert not (tmp_path / "a" / "prior").exists()
     done = artifact.read_json(tmp_path / "a" / "checkpoint" / "state.json")["step"]
     assert 0 < done < 150

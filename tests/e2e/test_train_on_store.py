@@ -4,9 +4,7 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from syzygy.train.objectives import EclipseObjective, PriorTaskConfig
 from syzygy.train.pairs import PriorData, StorePairs, split
 from syzygy.train.prior import PriorTask
 from tests.closeness import assert_close
+from tests.stopping import stopped
 from tests.tiny_unclip import tiny_clip_pipeline
 
 SMALL = (
@@ -164,12 +163,14 @@ def test_a_killed_training_on_a_store_goes_on_bit_for_bit(
         return found | {"metrics": (out / "metrics.jsonl").read_bytes()}
 
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "syzygy.cli", *arguments(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while not (out / "checkpoint/state.json").exists() and process.poll() is None:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    ended = stopped(
+        [sys.executable, "-m", "syzygy.cli", *arguments(out)],
+        out,
+        signal.SIGKILL,
+        reached=lambda _: (out / "checkpoint/state.json").exists(),
+        finished=out / "prior",
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert not (out / "prior").exists()
     assert finish(out) == finish(tmp_path / "whole")
 

@@ -240,7 +240,7 @@ def test_sigterm_from_outside_leaves_a_checkpoint_that_continues(tmp_path, whole
             assert process.stdout
             assert process.stdout.readline() == "waiting\n"
             process.terminate()
-            assert "Run the same command again" in process.communicate(timeout=60)[0]
+            assert "Run the same command again" in process.communicate(timeout=200)[0]
             assert process.returncode == 2
         finally:
             process.kill()

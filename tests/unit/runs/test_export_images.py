@@ -164,7 +164,7 @@ def test_ranks_that_start_at_once_agree_or_one_is_refused(tmp_path: Path, monkey
 
         def written(path: Path, value: Any) -> None:
             write_json(path, value)
-            barrier.wait(10)  # nobody has settings in place, and all have looked
+            barrier.wait(120)  # nobody has settings in place, and all have looked
             time.sleep(0.05 * int(path.name.split("-")[1]))  # the first rank paints before the others go on
 
         def rank(number: int, export: Export) -> None:

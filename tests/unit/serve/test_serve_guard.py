@@ -11,7 +11,8 @@ from syzygy.serve.guard import Guard
 from syzygy.serve.limits import Limits
 from syzygy.serve.metrics import Metrics
 
-LIMITS = Limits(upload=2000, upload_seconds=0.05)
+LIMITS = Limits(upload=2000)
+HASTY = Limits(upload=2000, upload_seconds=0.05)
 KEY = "s3cret"
 
 
@@ -19,14 +20,19 @@ class Told:
     """One request through the guard: what the application read, and what the client got."""
 
     def __init__(
-        self, parts: list[bytes], headers: Mapping[str, str] = {}, path: str = "/v1/models", **more: Any
+        self,
+        parts: list[bytes],
+        headers: Mapping[str, str] = {},
+        path: str = "/v1/models",
+        limits: Limits = LIMITS,
+        **more: Any,
     ) -> None:
         self.parts, self.read = list(parts), 0
         self.body: bytes | None = None
         self.sent: list[dict[str, Any]] = []
         self.metrics = Metrics()
         guard = Guard(
-            self.app, limits=LIMITS, metrics=self.metrics, paths=["/v1/models"], api_key=KEY, hosts=None, **more
+            self.app, limits=limits, metrics=self.metrics, paths=["/v1/models"], api_key=KEY, hosts=None, **more
         )
         raw = [(name.encode(), value.encode()) for name, value in {"authorization": f"Bearer {KEY}", **headers}.items()]
         asyncio.run(guard({"type": "http", "path": path, "headers": raw}, self.receive, self.send))
@@ -63,7 +69,7 @@ def test_a_body_of_the_largest_size_is_taken_and_a_larger_one_is_not_read_to_its
 
 
 def test_a_body_that_does_not_come_is_not_waited_for() -> None:
-    slow = Told([b"a"])
+    slow = Told([b"a"], limits=HASTY)
     assert (slow.answer, slow.body) == ((408, "body_too_slow"), None)
     gone = Told([b"a", b"gone"])
     assert (gone.sent, gone.body) == ([], None)

@@ -20,7 +20,7 @@ from syzygy.serve.problems import Problem
 from syzygy.serve.studio import Studio
 from syzygy.serve.worker import Ended, Event, Job, Painted, Previewed, Stepped, Worker, preview_at
 from syzygy.types import Sampling
-from tests.tiny_server import Held, tiny_studio
+from tests.tiny_server import PATIENCE, Held, tiny_studio
 
 HOW = Sampling(steps=3, guidance_scale=2.0, sampler="euler")
 
@@ -63,7 +63,7 @@ class Client:
     def events(self) -> list[Event]:
         found: list[Event] = []
         while not found or not isinstance(found[-1], Ended):
-            found.append(self.told.get(timeout=30))
+            found.append(self.told.get(timeout=PATIENCE))
         return found
 
     def pngs(self) -> list[bytes]:
@@ -77,7 +77,7 @@ class Client:
 
 def test_orders_of_one_shape_share_a_batch_and_others_do_not(worker: Worker, held: Held) -> None:
     first = Client(worker, order("a"))
-    assert held.begun.wait(30)
+    assert held.begun.wait(PATIENCE)
     others = [
         Client(worker, order("b", 1, 2)),
         Client(worker, order("c", how=replace(HOW, steps=2))),
@@ -91,7 +91,7 @@ def test_orders_of_one_shape_share_a_batch_and_others_do_not(worker: Worker, hel
 def test_a_seed_gives_equal_bytes_whatever_else_is_painted(worker: Worker, held: Held) -> None:
     asked = order("a red circle", 5, 6, exact=True)
     first = Client(worker, asked)
-    assert held.begun.wait(30)
+    assert held.begun.wait(PATIENCE)
     beside = [Client(worker, order("a blue star")), Client(worker, asked), Client(worker, order("a green ring"))]
     held.go.set()
     both = first.pngs()
@@ -105,7 +105,7 @@ def test_a_full_queue_says_when_to_come_again_and_a_client_that_leaves_frees_its
     worker: Worker, held: Held
 ) -> None:
     Client(worker, order())
-    assert held.begun.wait(30)
+    assert held.begun.wait(PATIENCE)
     waiting = [Client(worker, order(str(number), exact=True)) for number in range(3)]
     with pytest.raises(Problem) as full:
         Client(worker, order())
@@ -127,7 +127,7 @@ def test_sampling_ends_at_the_next_step_when_all_have_left_and_goes_on_while_one
     worker: Worker, held: Held
 ) -> None:
     alone = Client(worker, order("a"))
-    assert held.begun.wait(30)
+    assert held.begun.wait(PATIENCE)
     both = [Client(worker, order("b")), Client(worker, order("c"))]
     worker.cancel(alone.job)
     held.go.set()
@@ -143,7 +143,7 @@ def test_sampling_ends_at_the_next_step_when_all_have_left_and_goes_on_while_one
 
 def test_a_mistake_in_one_order_is_not_paid_by_its_neighbours(worker: Worker, held: Held) -> None:
     Client(worker, order())
-    assert held.begun.wait(30)
+    assert held.begun.wait(PATIENCE)
     bad, good = Client(worker, order(" ")), Client(worker, order("a star"))
     held.go.set()
     assert isinstance(bad.error(), UserError)
@@ -171,13 +171,13 @@ def test_what_is_told_on_the_way(worker: Worker, held: Held) -> None:
 
 def test_close_drops_what_waits_and_what_is_painted(worker: Worker, held: Held) -> None:
     painted = Client(worker, order())
-    assert held.begun.wait(30)
+    assert held.begun.wait(PATIENCE)
     waiting = Client(worker, order())
     closing = threading.Thread(target=worker.close)
     closing.start()
     assert isinstance(waiting.error(), Problem)
     held.go.set()
-    closing.join(30)
+    closing.join(PATIENCE)
     error = painted.error()
     assert isinstance(error, Problem)
     assert error.status == 503
