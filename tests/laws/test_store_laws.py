@@ -75,7 +75,9 @@ def pairs_of(found: list[Any], first: int) -> list[RawPair]:
 
 def fill(out: Path, content: list[list[RawPair]], **options: Any) -> EmbeddingStore:
     chosen = EmbedSettings(**options)
-    found = [Shard(name=f"{i}", size=i, fingerprint=f"{i}", pairs=pairs, samples=None) for i, pairs in enumerate(content)]
+    found = [
+        Shard(name=f"{i}", size=i, fingerprint=f"{i}", pairs=pairs, samples=None) for i, pairs in enumerate(content)
+    ]
     encoder, source = Encoder(), Source("x", "embeddings", found)
     plan = building.begin(out, source, SourceOptions(keep=("b",)), chosen, encoder.identity().to_config(), "c")
     for number, shard in enumerate(found):

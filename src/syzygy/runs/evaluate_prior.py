@@ -18,7 +18,8 @@ from syzygy import artifact
 from syzygy.data.store import EmbeddingStore
 from syzygy.evals.bootstrap import Interval, difference, interval
 from syzygy.evals.retrieval import ranks_among
-from syzygy.hub.priors import PART, find_prior, load_prior
+from syzygy.hub.priors import find_prior, load_prior
+from syzygy.prior.layout import PART
 from syzygy.prior.statistics import frechet_distance
 from syzygy.rng import generator
 from syzygy.runs.held_out import Past, common, past_of, record_of, rest_of

@@ -215,7 +215,7 @@ class _FirstSamples:
         return self.shard.name
 
     @property
-    def fingerprint(self) -> int:
+    def fingerprint(self) -> str:
         return self.shard.fingerprint
 
     def read(self) -> Iterator[Sample]:
