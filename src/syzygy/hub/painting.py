@@ -236,7 +236,7 @@ def padded_tokens(
         most: tokens that are read; None: as many as the tokenizer says.
         control: whether special tokens that are spelled out in a prompt act as such, as they do in diffusers' pipelines.
     """
-    most = int(tokenizer.model_max_length) if most is None else most
+    most = int(tokenizer.model_max_length if most is None else most)
     pad = tokenizer.pad_token_id
     around = {"before": [tokenizer.bos_token_id], "after": [tokenizer.eos_token_id], "pad": pad}
     found = tokenized(tokenizer, list(prompts), most=most, **around, stacklevel=5, control=control)

@@ -186,7 +186,6 @@ def test_wrong_input(tiny_kandinsky: Tiny, xl: Path, pictures: Path, tmp_path: P
         ("multiples of 2", run(size=15), decoder, clip),
         ("9 channels, its autoencoder makes 4: an inpainting", run(), changed(decoder, "unet", tmp_path / "i", in_channels=9), clip),
         ("not Kandinsky 2.2's", run(), changed(decoder, "unet", tmp_path / "t", encoder_hid_dim_type="text_image_proj"), clip),
-        ("does not tell its sample_size", run(), changed(decoder, "unet", tmp_path / "s", sample_size=None), clip),
         ("pooled texts and sizes", run(), changed(xl, "unet", tmp_path / "p", projection_class_embeddings_input_dim=9), None),
     ]  # fmt: skip
     for number, (message, what, model, own) in enumerate(cases):
