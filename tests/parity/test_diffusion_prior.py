@@ -92,7 +92,7 @@ def test_unguided_ddim_equals_diffusers(ours: DiffusionPrior, steps: int) -> Non
         clip_sample_range=5.0,
         set_alpha_to_one=True,
     )
-    assert_close(scheduler.alphas_cumprod.double(), alphas_bar(), depth=NETWORK)
+    assert_close(scheduler.alphas_cumprod.double(), alphas_bar(), dtype=torch.float32)
     scheduler.set_timesteps(steps - 1)  # its step then leads from one of our timesteps to the next
     for t in visited(steps):
         clean = ours(x, torch.full((2,), t), text)
