@@ -126,8 +126,8 @@ class Llm(nn.Module):
         if "pixel_values" in self._arguments:
             raise UserError(f"{source} is a {type(model).__name__}, which reads pictures: name a language model.")
         rows = model.get_input_embeddings().num_embeddings
-        check_vocabulary(tokenizer, rows, source)
         self._before, self._after = _around(tokenizer, self.recipe.template, source)
+        check_vocabulary(tokenizer, rows, source, [*self._before, *self._after])
         pad = tokenizer.pad_token_id
         # Pads are never read; many tokenizers have none, or one that was added and that the model does not know.
         self._pad = self._after[-1] if pad is None or pad >= rows else pad

@@ -26,7 +26,7 @@ from syzygy.hub.painting import attention_arguments, padded_tokens, paintable, p
 from syzygy.hub.parts import check_parts, load_model, read_settings
 from syzygy.hub.stable_unclip import text_model
 from syzygy.hub.timesteps import HostTimesteps, noise_of
-from syzygy.hub.tokens import Tokenized, check_vocabulary
+from syzygy.hub.tokens import Tokenized, around_ids, check_vocabulary
 from syzygy.rng import per_sample_noise
 from syzygy.types import Guide, Progress, Sampling
 
@@ -256,7 +256,7 @@ def load_reader(folder: Path, dtype: torch.dtype, device: torch.device, offload:
         encoders.append(_second_text_model(folder, dtype))
         tokenizers.append(towers.read_tokenizer(folder / "tokenizer_2"))
     for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
-        check_vocabulary(tokenizer, encoder.config.vocab_size, str(folder))
+        check_vocabulary(tokenizer, encoder.config.vocab_size, str(folder), around_ids(tokenizer))
     if not offload:
         encoders = [encoder.to(device) for encoder in encoders]
     return TextReader(encoders, tokenizers, device, offload)

@@ -25,7 +25,7 @@ from syzygy.hub.offload import visiting
 from syzygy.hub.painting import attention_arguments, padded_tokens, paintable, painting_of
 from syzygy.hub.parts import check_parts, load_model, read_settings
 from syzygy.hub.timesteps import HostTimesteps, noise_of
-from syzygy.hub.tokens import Tokenized, check_vocabulary
+from syzygy.hub.tokens import Tokenized, around_ids, check_vocabulary
 from syzygy.rng import per_sample_noise
 from syzygy.types import Guide, Progress, Sampling
 
@@ -244,7 +244,7 @@ def load_stable_unclip(
     if not offload:
         unet, vae, text = unet.to(device), vae.to(device), text.to(device)
     tokenizer = towers.read_tokenizer(folder / "tokenizer")
-    check_vocabulary(tokenizer, text.config.vocab_size, str(folder))
+    check_vocabulary(tokenizer, text.config.vocab_size, str(folder), around_ids(tokenizer))
     own_text = OwnText(text, tokenizer, device, offload)
     return StableUnclipDecoder(unet, vae, own_text, normalizer, noising, scheduler, device, offload)
 

@@ -15,7 +15,7 @@ from syzygy.config import Config
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
 from syzygy.hub.loading import load_model
-from syzygy.hub.tokens import Tokenized, alike, check_vocabulary, learned_bpe, tokenized
+from syzygy.hub.tokens import Tokenized, alike, around_ids, check_vocabulary, learned_bpe, tokenized
 from syzygy.types import TextStates
 
 PAD, END = "<pad>", "</s>"
@@ -125,7 +125,7 @@ class T5Text(nn.Module):
         if config.get("model_type") != "t5":
             raise UserError(f"{source} is a {config.get('model_type')!r}, not a t5.")
         model, tokenizer = load_model(folder, str(source), "T5", dtype, lambda config: T5EncoderModel)
-        check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings, str(source))
+        check_vocabulary(tokenizer, model.get_input_embeddings().num_embeddings, str(source), around_ids(tokenizer))
         fingerprint = artifact.fingerprint(model.get_encoder().float().state_dict()) if dtype == torch.float32 else None
         return T5Text(model.eval(), tokenizer, str(source), max_tokens, fingerprint).requires_grad_(False)
 

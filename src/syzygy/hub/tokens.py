@@ -101,8 +101,8 @@ def _marks(tokenizer: Any) -> set[int]:
         for i, token in added.items()
         if len(token.content) > 1 and (token.special or re.fullmatch(r"<\|.*\|>", token.content))
     }
-    unknown, named = tokenizer.unk_token_id, (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return found if unknown in named else found - {unknown}
+    unknown = tokenizer.unk_token_id
+    return found if unknown in around_ids(tokenizer) else found - {unknown}
 
 
 def _spelled(tokenizer: Any, marks: set[int], text: str) -> tuple[list[int], Spans]:
@@ -124,12 +124,18 @@ def _spelled(tokenizer: Any, marks: set[int], text: str) -> tuple[list[int], Spa
     return ids, places
 
 
-def check_vocabulary(tokenizer: Any, rows: int, source: str) -> None:
+def around_ids(tokenizer: Any) -> tuple[int | None, ...]:
+    """Ids of start, end and padding."""
+    return tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+
+
+def check_vocabulary(tokenizer: Any, rows: int, source: str, used: Iterable[int | None]) -> None:
     """Refuse a tokenizer whose tokens a model has no embeddings for.
 
     Special tokens (as Gemma 3's for pictures) may be more, as no text can hold them.
 
     Args:
+        used: ids of the special tokens that are put around texts all the same.
         rows: of the model's embedding matrix.
         source: what to call the model's folder.
 
@@ -138,14 +144,14 @@ def check_vocabulary(tokenizer: Any, rows: int, source: str) -> None:
     """
     if len(tokenizer) <= rows:
         return
-    unreachable = _marks(tokenizer) | {tokenizer.unk_token_id}
+    unreachable = (_marks(tokenizer) | {tokenizer.unk_token_id}) - set(used)
     beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows and i not in unreachable)
     if beyond:
-        names = ", ".join(repr(token) for _, token in beyond[:5])
-        more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
+        names = ", ".join(repr(token) for _, token in beyond[:5]) + (", …" if len(beyond) > 5 else "")
         raise UserError(
-            f"{source}: the tokenizer has {len(beyond)} tokens that the model has no embedding for ({names}{more}; the model has "
-            f"{rows}). Use the model's own tokenizer, or save the model again after resize_token_embeddings({len(tokenizer)})."
+            f"{source}: the model has no embedding for {len(beyond)} of its tokenizer's tokens ({names}): the tokenizer has "
+            f"{len(tokenizer)}, the model {rows}. Use the model's own tokenizer, or save the model again after "
+            f"resize_token_embeddings({len(tokenizer)})."
         )
 
 

@@ -13,7 +13,7 @@ from syzygy import artifact
 from syzygy.errors import UserError
 from syzygy.hub import checkpoint
 from syzygy.hub.preparation import Preparation
-from syzygy.hub.tokens import check_vocabulary
+from syzygy.hub.tokens import around_ids, check_vocabulary
 from syzygy.model_files import Located
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -299,7 +299,7 @@ def _check_text(model: Any, tokenizer: Any, folder: Path) -> None:
             f"{folder}: token states are {states} wide, embeddings {text}. A prior reads both as one width; take a CLIP "
             "where they are equal (ViT-B/32, B/16, L/14, H/14, bigG/14 are)."
         )
-    check_vocabulary(tokenizer, model.text_model.config.vocab_size, str(folder))
+    check_vocabulary(tokenizer, model.text_model.config.vocab_size, str(folder), around_ids(tokenizer))
     _check_end(model.text_model.config, tokenizer, folder)
 
 

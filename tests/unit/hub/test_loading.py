@@ -213,10 +213,15 @@ def test_tokens_that_the_model_does_not_know(family: str, tmp_path: Path) -> Non
     reader = load(folder)
     assert torch.equal(reader.tokenize(["a red star"]).ids, expected)
     assert reader.tokenize(["a <img> star"]).ids.max() < rows
+    end, tokenizer.eos_token = tokenizer.eos_token, "<img>"  # put behind every text
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"no embedding for 1 of its tokenizer's tokens \('<img>'\)"):
+        load(folder)
+    tokenizer.eos_token = end
     tokenizer.add_tokens(["cat-toy", "dog-toy"])
     tokenizer.save_pretrained(folder)
     with pytest.raises(
-        UserError, match=rf"2 tokens that the model has no embedding for \('cat-toy', 'dog-toy'; .*{rows}\)"
+        UserError, match=rf"no embedding for 2 of its .* \('cat-toy', 'dog-toy'\): .* the model {rows}\."
     ):
         load(folder)
 
