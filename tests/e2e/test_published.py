@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
+from syzygy import artifact
 from syzygy.api import TextToImage
 from syzygy.errors import UserError
 from syzygy.hub import assembly, repositories
@@ -306,3 +307,34 @@ def test_our_own_models_refuse_what_is_not_for_them(tiny_model: Path) -> None:
         TextToImage.from_pretrained(tiny_model, dtype="int8")
     with pytest.raises(UserError, match="paints pictures of one size"):
         TextToImage.from_pretrained(tiny_model)("a red circle", height=64, width=64)
+
+
+def test_half_precision_that_overflows_is_an_error_of_every_command(
+    tiny_kandinsky: Tiny, syzygy: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Weights that are finite, and sums of theirs that are not in fp16."""
+    folder = Path(shutil.copytree(tiny_kandinsky.decoder, tmp_path / "decoder"))
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = artifact.read_tensors(path)
+    weights["conv_in.weight"] *= 1e5
+    artifact.write_tensors(path, weights)
+    Image.new("RGB", (24, 24), "red").save(tmp_path / "a.png")
+    (tmp_path / "prompts.txt").write_text(PROMPTS[0])
+    common = [*arguments(tiny_kandinsky, decoder=folder), "--steps", 2, "--seed", 7]
+    commands = [
+        ["generate", PROMPTS[0]],
+        ["generate", PROMPTS[0], "--best-of", 2],
+        ["vary", tmp_path / "a.png"],
+        ["mix", PROMPTS[0], tmp_path / "a.png"],
+        ["mix", PROMPTS[0], tmp_path / "a.png", "--frames", 2],
+        ["export-images", "--prompts", tmp_path / "prompts.txt", "--layout", "t2i-compbench", "--images-per-prompt", 1],
+    ]
+    for number, command in enumerate(commands):
+        out = tmp_path / str(number)
+        said = syzygy(*command, *common, "--dtype", "fp16", "--out", out)
+        assert (said.code, list(out.rglob("*.png"))) == (2, []), command
+        assert "images hold values that are not finite" in said.err
+        assert "--dtype" in said.err
+        if command[0] == "generate":
+            assert f"image 1 of '{PROMPTS[0]}' (seed 7)" in said.err
+    assert syzygy("generate", PROMPTS[0], *common, "--dtype", "bf16", "--out", tmp_path / "bf16").code == 0

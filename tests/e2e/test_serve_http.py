@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
 from benchmarks.serve_fuzz import fuzz
@@ -26,6 +28,7 @@ from syzygy.serve import answers, desk, orders
 from syzygy.serve.app import create_app
 from syzygy.serve.limits import Limits
 from syzygy.serve.running import serving
+from syzygy.serve.schema import Generation
 from syzygy.serve.studio import Studio
 from tests.conftest import Answer
 from tests.tiny_server import PATIENCE, Held, tiny_studio, waited
@@ -167,7 +170,7 @@ def test_what_is_no_json_is_told_so(client: httpx.Client, body: bytes) -> None:
         ("edits", {"image": picture(), "mask": picture()}, {"prompt": "a"}, "mask", "make it so where the picture"),
         ("edits", {"image": picture(), "mask": CLEAR9}, {"prompt": "a"}, "mask", "one size, got 8 × 8 and 9 × 9"),
         ("edits", {"image": picture(), "mask": CLEAR}, {"prompt": "a", "region": "b"}, "region", "phrase 'b'"),
-        ("edits", {"image": picture(), "mask": CLEAR}, {"prompt": "a", "region": ""}, "region", "words of the prompt"),
+        ("edits", {"image": picture(), "mask": CLEAR}, {"prompt": "a", "region": " "}, "region", "words of the prompt"),
         ("edits", {"image": picture()}, {"prompt": "a", "region": "a"}, "region", "region is for a mask: give one"),
         ("edits", {"image": picture()}, {"prompt": "a", "painting": "1"}, "painting", "painting is for a mask"),
         ("edits", {"image": picture()}, {"prompt": "a", "input_fidelity": "high"}, "input_fidelity", "is not possible"),
@@ -473,3 +476,114 @@ def test_generated_requests_meet_no_failure_of_the_server(studio: Studio) -> Non
     assert {200, 400} <= statuses
     assert max(statuses) < 500
     assert len({path for _, path, _ in found}) == 9
+
+
+def test_null_and_empty_texts_are_as_if_left_out(client: httpx.Client) -> None:
+    """Clients of OpenAI's API send null for what they do not set, and forms send empty fields."""
+    asked = {"prompt": "a circle", "seed": 3}
+    expected = painted(client, GENERATIONS, asked)
+    optional = [name for name, field in Generation.model_fields.items() if not field.is_required() and name != "seed"]
+    assert {"n", "size", "stream", "quality", "regions", "style", "negative_prompt", "background"} <= set(optional)
+    for value in (None, ""):
+        assert painted(client, GENERATIONS, {**asked, **dict.fromkeys(optional, value)}) == expected
+    region = {**WHOLE, "weight": None}
+    assert painted(client, GENERATIONS, {**asked, "regions": [region]}) == painted(
+        client, GENERATIONS, {**asked, "regions": [WHOLE]}
+    )
+    source = {"text": "a circle", "image": "", "weight": None}
+    assert painted(client, MIXES, {"sources": [source]})
+    form = client.post("/v1/images/variations", files={"image": picture()}, data={"n": "", "size": "", "seed": "3"})
+    assert form.status_code == 200
+    for body, param in (({"prompt": None}, "prompt"), ({"prompt": "a", "promt": None}, "promt")):
+        assert client.post(GENERATIONS, json=body).json()["error"]["param"] == param
+
+
+def test_base64_may_be_wrapped(client: httpx.Client) -> None:
+    asked = {"prompt": "a circle", "seed": 1}
+    big = picture(size=(99, 99), colour="white")
+    straight = painted(client, GENERATIONS, {**asked, "regions": [{**WHOLE, "mask": base64_of(big)}]})
+    wrapped = base64.encodebytes(big).decode()
+    assert wrapped.count("\n") > 1
+    for mask in (wrapped, "data:image/png;base64," + wrapped.replace("\n", "\r\n")):
+        assert painted(client, GENERATIONS, {**asked, "regions": [{**WHOLE, "mask": mask}]}) == straight
+
+
+def test_head_is_answered_as_get_without_a_body(client: httpx.Client) -> None:
+    for path, status in (
+        ("/healthz", 200),
+        ("/v1/models", 200),
+        ("/metrics", 200),
+        ("/nothing", 404),
+        (GENERATIONS, 405),
+    ):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (status, b"")
+    assert client.get("/v1/models/").json() == client.get("/v1/models").json()
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("path", [GENERATIONS, MIXES])
+def test_json_of_another_type_is_refused_with_the_right_one(client: httpx.Client, path: str, kind: str) -> None:
+    answer = client.post(path, content=b'{"prompt": "a circle"}', headers={"Content-Type": kind})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert "Content-Type: application/json" in answer.json()["error"]["message"]
+    good = {"Content-Type": "application/json; charset=utf-8"}
+    assert client.post(GENERATIONS, content=b'{"prompt": "a circle", "steps": 1}', headers=good).status_code == 200
+
+
+def test_broken_json_is_no_field(client: httpx.Client) -> None:
+    answer = client.post(GENERATIONS, content=b'{"prompt": "a",}', headers={"Content-Type": "application/json"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, None)
+    assert error["message"].startswith("the body is not valid JSON: ")
+    assert "at character 1" in error["message"]
+
+
+def cut_out() -> bytes:
+    """A red picture whose left half is transparent."""
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 4, 8))
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()
+
+
+def test_the_transparent_part_of_a_picture_is_the_mask_where_none_is_sent(client: httpx.Client, studio: Studio) -> None:
+    asked = {"prompt": "a circle", "seed": "3", "painting": "9", "region": "circle"}
+
+    def edited(**files: bytes) -> Any:
+        answer = client.post("/v1/images/edits", files=files, data=asked)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    own, sent = edited(image=cut_out()), edited(image=cut_out(), mask=cut_out())
+    assert own["data"] == sent["data"]
+    assert desk.OWN_MASK in own["warnings"]
+    assert desk.OWN_MASK not in sent["warnings"]
+    translucent = picture("RGBA", colour=(255, 0, 0, 128))
+    refused(
+        client.post("/v1/images/edits", files={"image": translucent}, data=asked),
+        "region",
+        "region is for a mask: give one",
+    )
+
+
+def test_values_that_are_not_finite_are_a_failure_of_the_server(studio: Studio) -> None:
+    class Overflowing:
+        def predict(self, features: Any, *, noise: Any = None, generator: Any = None) -> Any:
+            return torch.full_like(features.pooled, float("inf"))
+
+    model = replace(studio.model, pipeline=replace(studio.model.pipeline, prior=Overflowing()))
+    with (
+        serving(create_app(Studio(model, studio.record), LIMITS)) as url,
+        httpx.Client(base_url=url, timeout=60) as own,
+    ):
+        for path, body in ((GENERATIONS, {"prompt": "a circle"}), (MIXES, {"sources": [{"text": "a circle"}]})):
+            answer = own.post(path, json={**body, "seed": 3})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "non_finite_values")
+            assert "not finite" in error["message"]
+            assert "(seed 3)" in error["message"]
+            assert "--dtype" in error["message"]
+        streamed = own.post(GENERATIONS, json={"prompt": "a circle", "stream": True})
+        assert (streamed.status_code, streamed.json()["error"]["code"]) == (500, "non_finite_values")

@@ -1,6 +1,7 @@
 """The diffusion prior against diffusers' own classes: the network, its folder, and the sampler."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -207,5 +208,20 @@ def test_too_many_steps() -> None:
     assert visited(1) == [999]
     assert visited(3) == [999, 500, 0]
     for steps in (0, 1001):
-        with pytest.raises(UserError, match=f"{steps} steps: from 1 to 1000"):
+        with pytest.raises(UserError, match=f"{steps} steps are not possible; allowed are 1 to 1000"):
             visited(steps)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_any_number_of_steps_arrives(
+    ours: DiffusionPrior, schedule: Any, eta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = normal(2, WIDTH, key="target")
+    monkeypatch.setattr(DiffusionPrior, "forward", lambda *_: target)
+    text = ours.read(features([3, 4]))
+    for steps in (1, 2, 999, 1000):
+        how = PriorSampling(steps=steps, eta=eta, guidance_scale=1)
+        torch.testing.assert_close(sample(ours, normal(2, WIDTH), text, None, how, schedule), target)
+    with pytest.raises(UserError, match="1001 steps of the prior are not possible; allowed are 1 to 1000"):
+        sample(ours, normal(2, WIDTH), text, None, PriorSampling(steps=1001), schedule)

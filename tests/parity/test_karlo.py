@@ -203,8 +203,14 @@ def test_steps_are_those_of_diffusers_scheduler(kind: Any, steps: int, monkeypat
         ({}, None, {"guidance_scale": 0.5}, "at least 1"),
         ({}, None, {"size": (256, 256)}, f"{LARGE} × {LARGE} pixels in ancestral steps: leave size and sampler out"),
         ({}, None, {"sampler": "ddim"}, "leave size and sampler out"),
-        ({}, None, {"steps": 0}, "0 steps: from 1 to 1000"),
-        ({}, None, {"options": {"super_res_steps": 0}}, "0 steps: from 1 to 1000"),
+        ({}, None, {"steps": 0}, r"0 steps are not possible; allowed are 1 to 1000"),
+        (
+            {},
+            None,
+            {"options": {"super_res_steps": 0}},
+            r"0 steps \(super_res_steps\) are not possible; allowed are 1 to 1000",
+        ),
+        ({}, None, {"options": {"super_res_steps": 1001}}, r"1001 steps \(super_res_steps\) are not possible"),
         ({}, None, {"options": {"super_res_steps": 2.5}}, "must be a whole number, got 2.5"),
         ({}, None, {"options": {"noise": 1}}, "no option noise; its own are super_res_steps"),
         ({}, None, {"painting": 0.4}, "nothing is painted"),
@@ -371,3 +377,18 @@ def test_its_own_saved_pipeline_does_not_load(karlo: Tiny) -> None:
 
     with pytest.raises((ValueError, ImportError, AttributeError, OSError)):
         DiffusionPipeline.from_pretrained(karlo.decoder, local_files_only=True)
+
+
+@pytest.mark.parametrize("kind", ["learned_range", "fixed_small_log"])
+@pytest.mark.parametrize("steps", [1, 2, 997, 999, 1000])
+def test_any_number_of_steps_leads_from_noise_to_the_picture(kind: Any, steps: int) -> None:
+    """With a network that knows one picture only."""
+    times, signal, target = visited(steps), alphas_bar("cosine"), torch.full((3, 2, 2), 0.5)
+    assert (times[0], len(times), times) == (999, steps, sorted(set(times), reverse=True))
+
+    def predict(x: Tensor, t: int, last: bool) -> Tensor:
+        eps = (x - signal[t].sqrt() * target) / (1 - signal[t]).sqrt()
+        return torch.cat([eps, torch.zeros_like(eps)], 1).float() if kind == "learned_range" else eps.float()
+
+    found = walk(Ancestral(kind == "learned_range", 1.0), predict, (3, 2, 2), times, generators(0), CPU)
+    assert (found - target).abs().max() < 0.02

@@ -3,9 +3,11 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from diffusers.schedulers import scheduling_unclip
 from torch import Tensor
 
 import syzygy
-from syzygy.errors import UserError
+from syzygy.errors import NonFiniteError, UserError
 from syzygy.hub.prior_pipeline import PriorPipeline
 from syzygy.prior.diffusion import fresh_noise
 from tests.closeness import NETWORK, assert_close
@@ -191,3 +193,47 @@ def test_the_zero_image_is_computed_once(tiny: Tiny, tmp_path: Path, monkeypatch
         seen.append(PriorPipeline.from_pretrained(tiny.prior, clip=tiny.clip)(PROMPTS[0]).negative_image_embeds)
         monkeypatch.setattr("syzygy.hub.clip.Clip.encode_pixels", None)
     assert torch.equal(*seen)
+
+
+@pytest.fixture
+def _unchecked() -> Iterator[None]:
+    """Without the checks of types that tests run with, and users do not."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("_unchecked")
+def test_arguments_of_other_types_are_refused(eclipse: PriorPipeline, stock: Path) -> None:
+    call: Any = eclipse
+    for value in (None, b"a", 3, ["a", None], [["a"]]):
+        with pytest.raises(UserError, match="prompt must be a text"):
+            call(value)
+    for value in (None, "2", 2.5, True):
+        with pytest.raises(UserError, match="num_images_per_prompt must be a whole number"):
+            call("a", num_images_per_prompt=value)
+    with pytest.raises(UserError, match="generator must be a"):
+        call("a", generator=3)
+    with pytest.raises(UserError, match="latents must be a tensor"):
+        call("a", latents=[[0.0] * WIDTH])
+    assert len(call("a", num_images_per_prompt=np.int64(2)).image_embeds) == 2
+    sampled: Any = PriorPipeline.from_pretrained(stock)
+    for value in ("2", True, 2.0, 0, 1001):
+        with pytest.raises(UserError, match="num_inference_steps must be a whole number from 1 to 1000"):
+            sampled("a", num_inference_steps=value)
+    assert sampled("a", num_inference_steps=np.int32(2), guidance_scale=np.float32(1)).image_embeds.isfinite().all()
+
+
+def test_embeddings_that_are_not_finite_are_named(eclipse: PriorPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NonFiniteError, match=r"latents hold .*number 2 of 2"):
+        eclipse(PROMPTS, latents=torch.tensor([[0.0] * WIDTH, [float("nan")] * WIDTH]))
+    real = type(eclipse.prior).predict
+
+    def overflow(self: Any, features: Any, **more: Any) -> torch.Tensor:
+        found = real(self, features, **more)
+        found[-1, 0] = float("inf")
+        return found
+
+    monkeypatch.setattr(type(eclipse.prior), "predict", overflow)
+    with pytest.raises(NonFiniteError, match=r"image embeddings hold .*: 'two blue stars.*--dtype"):
+        eclipse(PROMPTS, generator=generators(0, 1))

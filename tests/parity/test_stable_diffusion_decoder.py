@@ -163,9 +163,14 @@ def test_precision_and_offloading(folders: dict[str, Path], decoders: Any) -> No
     assert load(folders["1.5"], dtype=torch.float16).vae.dtype == torch.float16
 
 
-def test_what_diffusers_mends_in_old_schedulers(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_what_diffusers_mends_in_old_schedulers(named: bool, folders: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders["1.5"], tmp_path / "old"))
     set_scheduler(folder, "DDIMScheduler", steps_offset=0, clip_sample=True)
+    if not named:  # diffusers' default values are those
+        path = folder / "scheduler" / "scheduler_config.json"
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({key: values[key] for key in values if key not in ("steps_offset", "clip_sample")}))
     with pytest.warns(FutureWarning, match="outdated|clip_sample"):
         reference = theirs(folder)(TEXTS[0], num_inference_steps=4, generator=generators(3), output_type="np").images
     ours = load(folder).paint(Guide(texts=TEXTS[:1]), generators(3), how=Sampling(steps=4))

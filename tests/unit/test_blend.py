@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from syzygy.blend import Blender, Request, best, clip_scores, image_of, mixed, pictures_of, read_source, texts_of
-from syzygy.errors import UserError
+from syzygy.errors import NonFiniteError, UserError
 from syzygy.pipeline import Pipeline, PipelineOutput, to_pil
 from syzygy.rng import generator
 from syzygy.types import Guide, Progress, Sampling, TextFeatures
@@ -349,3 +349,29 @@ def test_a_decoder_that_reads_no_embedding_cannot_vary(blender: Blender, decoder
     decoder.conditions = ("text",)
     with pytest.raises(UserError, match="must be one or more of what the decoder reads: text"):
         blender.vary([picture(0)], 1, Request())
+
+
+def test_each_picture_may_have_a_negative_prompt(blender: Blender, decoder: Decoder) -> None:
+    blender.vary([picture(0), picture(1)], 2, Request(negative_prompt=["a moon", "a star"]))
+    away = decoder.told[-1][1]
+    assert away is not None
+    assert torch.equal(away.embeddings, Texts().encode_text(["a moon", "a moon", "a star", "a star"]).pooled)
+    with pytest.raises(UserError, match="a list of 1 for 2 pictures"):
+        blender.vary([picture(0), picture(1)], 1, Request(negative_prompt=["a moon"]))
+
+
+def test_seeds_of_used_generators_are_unknown(blender: Blender) -> None:
+    used = seeds(3)[0]
+    torch.rand(1, generator=used)
+    state = used.get_state()
+    assert blender.vary([picture(0)], 2, Request(generator=[used, *seeds(5)])).seeds == [None, 5]
+    assert blender.mix([("a", 1.0)], 1, Request(generator=[used.set_state(state)])).seeds == [None]
+    assert blender.interpolate("a", "b", 2, 1, Request(generator=[used.set_state(state)])).seeds == [None, None]
+
+
+def test_what_is_not_finite_is_refused(blender: Blender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Eye, "encode_image", lambda _self, images: torch.full((len(images), WIDTH), float("nan")))
+    with pytest.raises(NonFiniteError, match=r"image embeddings hold .*: image 1 of 2 \(seed 4\), image 2 of 2"):
+        blender.vary([picture(0)], 2, Request(generator=seeds(4, 5)))
+    with pytest.raises(UserError, match=r"CLIP scores that choose the best of 2 are not finite.*fp32"):
+        best(painted, 1, seeds(0, 1), 2, lambda output: torch.tensor([float("nan")]))

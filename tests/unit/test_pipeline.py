@@ -1,10 +1,12 @@
 """The path of a prompt, on stand-ins whose pictures tell what reached the decoder."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from syzygy.diffusion.latents import LatentDecoder, conditioning_of
-from syzygy.errors import UserError
+from syzygy.errors import NonFiniteError, UserError
 from syzygy.pipeline import Pipeline, one_each, to_pil
 from syzygy.rng import generator
 from syzygy.types import Conditioning, Guide, Sampling, TextFeatures
@@ -169,3 +171,78 @@ def test_one_each_gives_independent_generators() -> None:
     assert first.initial_seed() != second.initial_seed()
     given = seeds(1, 2)
     assert one_each(given, 2) == given
+
+
+def test_a_list_of_negative_prompts_is_one_for_each(pipeline: Pipeline) -> None:
+    both = pipeline(
+        PROMPTS, num_images_per_prompt=2, generator=seeds(0, 1, 0, 1), negative_prompt=["a ring", "a heart"]
+    )
+    for place, (prompt, negative) in enumerate(zip(PROMPTS, ["a ring", "a heart"], strict=True)):
+        alone = pipeline(prompt, num_images_per_prompt=2, generator=seeds(0, 1), negative_prompt=negative)
+        assert bits(alone.images) == bits(both.images)[2 * place : 2 * place + 2]
+    one = pipeline(PROMPTS, generator=seeds(0, 1), negative_prompt="a ring")
+    assert bits(one.images)[0] == bits(both.images)[0]
+    assert bits(one.images)[1] != bits(both.images)[3]
+    for wrong in ([], ["a ring"], ["a"] * 3):
+        with pytest.raises(UserError, match=rf"a list of {len(wrong)} for 2 prompts: give one text for all, or a list"):
+            pipeline(PROMPTS, negative_prompt=wrong)
+    with pytest.raises(UserError, match="the negative prompt is not text"):
+        pipeline(PROMPTS, negative_prompt=["a", "\udcff"])
+
+
+def test_seeds_are_of_generators_that_make_the_image_again(pipeline: Pipeline) -> None:
+    used, state = seeds(2)[0], seeds(3)[0]
+    torch.rand(1, generator=used)
+    state.set_state(used.get_state())
+    twice = seeds(4)[0]
+    output = pipeline([PROMPTS[0]] * 5, generator=[seeds(1)[0], used, state, twice, twice])
+    assert output.seeds == [1, None, None, None, None]
+    drawn = pipeline([PROMPTS[0]] * 2, generator=seeds(5)[0])
+    again = pipeline([PROMPTS[0]] * 2, generator=seeds(*drawn.seeds))
+    assert bits(again.images) == bits(drawn.images)
+
+
+class Overflowing(Prior):
+    """Knows one prompt too little."""
+
+    def predict(self, features, *, noise=None, generator=None):
+        found = super().predict(features, noise=noise)
+        lost = (features.pooled == Encoder().encode_text([PROMPTS[1]]).pooled).all(1)
+        return found.masked_fill(lost[:, None], float("inf"))
+
+
+def test_images_that_are_not_finite_are_named(pipeline: Pipeline) -> None:
+    broken = replace(pipeline, prior=Overflowing())
+    given = seeds(6, 7, 8, 9)
+    with pytest.raises(
+        NonFiniteError, match=r"image embeddings .*image 1 of 'a blue star' \(seed 8\), image 2 of 'a blue st"
+    ) as error:
+        broken(PROMPTS, num_images_per_prompt=2, generator=given)
+    assert error.value.rows == (2, 3)
+    assert "--dtype" in str(error.value)
+    with pytest.raises(NonFiniteError, match=r"image embeddings hold .*: negative prompt 'a blue star'"):
+        broken(PROMPTS[0], negative_prompt=PROMPTS[1])
+    assert broken(PROMPTS, conditions=["text"]).images  # nothing is made of them
+    with pytest.raises(NonFiniteError, match=r"image 2 of 2 \(seed 1\)"):
+        pipeline.paint(torch.tensor([[0.0] * WIDTH, [float("nan")] * WIDTH]), seeds(0, 1))
+
+
+@pytest.mark.parametrize("part", ["states", "pooled"])
+def test_texts_whose_features_are_not_finite_are_named(pipeline: Pipeline, part: str) -> None:
+    class Broken(Encoder):
+        def encode_text(self, texts: list[str]) -> TextFeatures:
+            found = super().encode_text(texts)
+            getattr(found, part)[[text == PROMPTS[1] for text in texts]] = float("nan")
+            return found
+
+    with pytest.raises(NonFiniteError, match=r"text features hold .*: 'a blue star'"):
+        replace(pipeline, text_encoder=Broken())(PROMPTS)
+
+
+def test_a_decoder_that_does_not_check_is_checked(pipeline: Pipeline) -> None:
+    class Careless(Halves):
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return super().decode(latents) * float("nan")
+
+    with pytest.raises(NonFiniteError, match=r"images hold .*image 1 of 'a red circle' \(seed 3\)"):
+        replace(pipeline, decoder=replace(pipeline.decoder, autoencoder=Careless()))(PROMPTS[0], generator=seeds(3))

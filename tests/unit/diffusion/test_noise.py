@@ -24,9 +24,9 @@ def test_rho_one_is_uniform() -> None:
     assert sigmas.tolist() == pytest.approx([5, 4, 3, 2, 1, 0])
 
 
-@pytest.mark.parametrize("steps", [0, -3])
-def test_schedule_refuses_no_steps(steps: int) -> None:
-    with pytest.raises(UserError, match=f"{steps} steps"):
+@pytest.mark.parametrize("steps", [0, -3, 10_001, 10**12])
+def test_schedule_refuses_no_steps_and_too_many(steps: int) -> None:
+    with pytest.raises(UserError, match=f"{steps} steps are not possible; allowed are 1 to 10,000"):
         KarrasSchedule().sigmas(steps)
 
 

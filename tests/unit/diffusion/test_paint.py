@@ -140,3 +140,13 @@ def test_a_mask_of_another_shape_covers_the_whole_picture() -> None:
 
 def test_noise_makes_it_stronger() -> None:
     assert strength(torch.tensor([0.0, 80.0])).tolist() == pytest.approx([0, 4.394], rel=1e-3)
+
+
+def test_other_weights_or_another_size_are_not_those_that_were_kept() -> None:
+    first = Painting(torch.rand(B, T, 8, 8, generator=torch.Generator().manual_seed(0)), (8, 8), ONE)
+    first.at(16)
+    second = replace(first, weights=first.weights.flip(-1))
+    assert torch.equal(second.at(16), Painting(second.weights, (8, 8), ONE).at(16))
+    assert torch.equal(first.at(16), Painting(first.weights, (8, 8), ONE).at(16))
+    with pytest.raises(UserError, match="attends at 16 places"):
+        replace(first, size=(6, 6)).at(16)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from syzygy.diffusion import paint
 from syzygy.errors import UserError
-from syzygy.hub import schedulers
+from syzygy.hub import painting, schedulers
 from syzygy.hub.painted import painted
 from syzygy.hub.painting import PaintedProcessor, words_painted
 from syzygy.types import Region
@@ -343,3 +343,48 @@ def test_special_tokens_act_as_the_pipeline_reads_them(pipe: Any) -> None:
     with painted(pipe, marked, REGIONS):
         found = call(pipe, marked)
     assert not torch.equal(found, call(pipe, marked))
+
+
+def test_guidance_may_change_within_the_context(pipe: Any) -> None:
+    """Between calls, and in a callback: what was kept of a guided call is no help without guidance."""
+    with painted(pipe, PROMPT, REGIONS, strength=2.0):
+        alone = call(pipe, guidance_scale=1.0)
+    with painted(pipe, PROMPT, REGIONS, strength=2.0):
+        guided = call(pipe)
+        assert torch.equal(call(pipe, guidance_scale=1.0), alone)
+        assert torch.equal(call(pipe), guided)
+
+
+def test_guidance_that_a_callback_switches_off_leaves_regions_on(
+    loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, seen, real = loaded["sd"], [], painting._partly_painted
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, one: paint.Painting, mask: Tensor | None) -> Tensor:
+        seen.append((len(q), one.unpainted))
+        return real(q, k, v, one, mask)
+
+    def off(pipe: Any, step: int, _t: Any, kept: dict[str, Any]) -> dict[str, Any]:
+        if step == 0:
+            kept["prompt_embeds"] = kept["prompt_embeds"].chunk(2)[-1]
+            pipe._guidance_scale = 0.0
+        return kept
+
+    monkeypatch.setattr(painting, "_partly_painted", watched)
+    with painted(pipe, PROMPT, REGIONS, strength=2.0):
+        call(pipe, callback_on_step_end=off, callback_on_step_end_tensor_inputs=["prompt_embeds", "latents"])
+    assert set(seen) == {(2, 1), (1, 0)}
+
+
+def test_a_schedule_that_is_replaced_is_noticed(loaded: dict[str, Any]) -> None:
+    pipe = loaded["sd"]
+    own = pipe.scheduler.alphas_cumprod
+    with painted(pipe, PROMPT, REGIONS, strength=2.0):
+        first = evaluations(pipe, lambda: call(pipe))[0]
+        try:
+            pipe.scheduler.alphas_cumprod = own**4  # noisier at each timestep: regions pull more strongly
+            noisier = evaluations(pipe, lambda: call(pipe))[0]
+        finally:
+            pipe.scheduler.alphas_cumprod = own
+        assert (noisier - first).abs().max() > 1e-4
+        assert torch.equal(evaluations(pipe, lambda: call(pipe))[0], first)

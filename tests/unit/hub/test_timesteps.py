@@ -136,6 +136,12 @@ class TestHostTimesteps:
             schedule = torch.arange(20, 0, -1)
             assert [host.planned(t) for t in schedule] == schedule.tolist()
 
+    def test_a_buffer_of_inference_mode_that_is_written_anew_is_read_anew(self) -> None:
+        with torch.inference_mode():
+            buffer, host = torch.empty(3), HostTimesteps()
+            for value in (999.0, 500.0, 1.0):
+                assert host.planned(buffer.fill_(value)) == value
+
     def test_a_view_into_something_long_is_no_schedule(self) -> None:
         long, host = torch.arange(timesteps.LONGEST + 1), HostTimesteps()
         assert host.planned(long[42]) == 42

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from syzygy.errors import UserError
+from syzygy.errors import NonFiniteError, UserError
 from syzygy.serve.metrics import Metrics
 from syzygy.serve.orders import Order
 from syzygy.serve.problems import Problem
@@ -190,3 +190,28 @@ def test_previews_come_in_order_before_the_last_step(steps: int, previews: int) 
     numbers = [preview_at(step, steps, previews) for step in range(1, steps + 1)]
     assert numbers[-1] is None
     assert [number for number in numbers if number is not None] == list(range(min(previews, steps - 1)))
+
+
+class Overflowing(Held):
+    """Fails at one prompt, as a model in half precision may."""
+
+    def paint(self, orders: Any, seeds: Any, on_step: Any) -> Any:
+        images = super().paint(orders, seeds, on_step)
+        if rows := [row for row, order in enumerate(orders) if order.prompt == "bright"]:
+            raise NonFiniteError("images", rows, ["one"] * len(rows))
+        return images
+
+
+def test_an_image_that_is_not_finite_fails_its_own_request_alone(studio: Studio) -> None:
+    held = Overflowing(studio)
+    worker = Worker(held, Metrics(), queue=3, batch_size=4)
+    worker.start()
+    first = Client(worker, order("a"))
+    assert held.begun.wait(30)
+    others = [Client(worker, order(prompt)) for prompt in ("b", "bright", "c")]
+    held.go.set()
+    b, bright, c = others
+    assert [len(one.pngs()) for one in (first, b, c)] == [1, 1, 1]
+    assert isinstance(bright.error(), NonFiniteError)
+    assert held.batches == [["a"], ["b", "bright", "c"], ["b"], ["bright"], ["c"]]
+    worker.close()
