@@ -193,7 +193,7 @@ class StorePairs:
         return self.store.ids(self.chosen[index])
 
     def keys(self, index: Int[Tensor, "B"]) -> list[str]:
-        return self.store.keys(self.image_numbers(index))
+        return self.store.keys(self.store.image_of(self.chosen[index]))
 
 
 @dataclass(frozen=True)
