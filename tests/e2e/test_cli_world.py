@@ -64,7 +64,7 @@ def test_sample_writes_the_pairs_of_its_seed(tmp_path: Path, monkeypatch: pytest
 
 def test_sample_settings_take_effect(tmp_path: Path) -> None:
     result = run("sample", "--num", "12", "--out", tmp_path / "a", "--held-out", "exclude", "--length", "long")
-    assert "12 pictures (0 show a held-out composition)" in result.stdout
+    assert "12 pictures (0 with a held-out composition)" in result.stdout
     assert all(len(row["text"].split()) >= 100 for row in rows(tmp_path / "a"))
     run("sample", "--num", "12", "--out", tmp_path / "b")
     assert [row["things"] for row in rows(tmp_path / "a")] != [row["things"] for row in rows(tmp_path / "b")]

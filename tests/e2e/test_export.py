@@ -1,12 +1,14 @@
 """From a training run to a folder to pass on, and on from there."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from syzygy import artifact
 from syzygy.prior.model import EclipsePrior
@@ -52,8 +54,56 @@ def test_the_folder_is_as_published_with_a_card_and_a_record_beside(
     fingerprint = artifact.read_json(run / "prior/provenance.json")["clip"]
     for said in ("library_name: syzygy", "width 32", fingerprint, "48 captions in 6 steps of 8", "| cosine |", "last"):
         assert said in text, said
+    assert "| licence | not stated: ask the author" in text
+    assert "license:" not in text
+    assert "40 pairs of text and image (40 pictures), from rendered scenes of Syzygy's embedded world" in text
+    assert "on 20 pairs (20 pictures) that training left out" in text
     painted = syzygy("generate", "a red circle", "--model", "starter", "--prior", tmp_path / "mine", "--out", tmp_path)
     assert painted.code == 2, "another CLIP's prior"
+
+
+def test_licence_and_source_are_what_the_author_states(syzygy: Callable[..., Any], run: Path, tmp_path: Path) -> None:
+    stated = ("--license", "cc-by-4.0", "--source", "my holiday: photographs")
+    assert syzygy("export", run, "--out", tmp_path / "mine", *stated).code == 0
+    text = (tmp_path / "mine/README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["license"] == "cc-by-4.0"
+    assert "| licence | cc-by-4.0 |" in text
+    assert "from my holiday: photographs" in text
+    record = artifact.read_json(tmp_path / "mine/provenance.json")
+    assert (record["licence"], record["source"]) == ("cc-by-4.0", "my holiday: photographs")
+
+
+def snippet(folder: Path) -> str:
+    found = re.search("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_snippet_of_the_card_runs(
+    syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the starter's CLIP it generates a picture; with another CLIP, whose place a store records, it predicts an embedding."""
+    monkeypatch.chdir(tmp_path)
+    small = [text for text in SMALL if "best" not in text]
+    assert syzygy("train", "prior", "--clip", "starter", "--out", "run", *small).code == 0
+    answer = syzygy("export", "run", "--out", "starters")
+    assert "Try next: syzygy generate 'a red circle' --prior starters" in answer.out
+    code = snippet(tmp_path / "starters")
+    exec(code.replace("num_inference_steps=25", "num_inference_steps=1"), {})
+    assert (tmp_path / "picture.png").is_file()
+
+    assert syzygy("world", "sample", "--num", 12, "--out", "pairs").code == 0
+    assert syzygy("embed", "pairs", "--encoder", tiny_model / "clip", "--out", "store").code == 0
+    small = [text for text in small if not text.startswith(("scenes", "validation_images"))]
+    answer = syzygy("train", "prior", "--data", "store", "--out", "own", *small)
+    assert "Try next: syzygy evaluate prior --data store --prior own" in answer.out
+    assert "syzygy generate" not in answer.out, "no decoder is known for this CLIP"
+    assert syzygy("export", "own", "--out", "mine").code == 0
+    found: dict[str, Any] = {}
+    exec(snippet(tmp_path / "mine"), found)
+    assert found["embedding"].shape == (1, 32)
+    assert "10 pairs of text and image (10 pictures), from pairs" in (tmp_path / "mine/README.md").read_text()
 
 
 def test_the_best_weights_can_be_exported(syzygy: Callable[..., Any], run: Path, tmp_path: Path) -> None:

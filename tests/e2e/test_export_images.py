@@ -126,8 +126,9 @@ def test_it_says_what_it_did_and_what_is_missing(
     answer = syzygy("export-images", *where, "--images-per-prompt", "2")
     assert answer.code == 0
     first, second = answer.out.splitlines()
-    assert first.startswith("rank 0 of 2: 16 pictures painted, 0 were there; 20 of 10 prompts belong into ")
-    assert first.endswith(", 4 are missing")
+    assert first.startswith(
+        "rank 0 of 2: 16 pictures generated, 0 already there, 4 missing; 20 pictures of 10 prompts in "
+    )
     assert second.startswith("Other processes paint these;")
     blank, *unknown, more = answer.err.splitlines()
     assert blank.endswith("1 blank line is skipped.")

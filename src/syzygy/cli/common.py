@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -92,6 +92,12 @@ def note(line: str) -> None:
     """A line about what the command does, on standard error: standard output is for results. Of several ranks the first speaks."""
     if os.environ.get("RANK", "0") == "0":
         click.echo(line, err=True)
+
+
+def tell_next(steps: Iterable[str]) -> None:
+    """Commands to try next; other sentences as they are."""
+    for step in steps:
+        click.echo(f"Try next: {step}" if step.startswith("syzygy ") else step)
 
 
 def writable_folder(path: Path) -> Path:

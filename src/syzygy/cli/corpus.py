@@ -7,6 +7,7 @@ import click
 
 from syzygy.cli.common import Whole, json_option, progress_bar, seed_option, writable_folder
 from syzygy.errors import UserError
+from syzygy.wording import counted
 
 if TYPE_CHECKING:
     from syzygy.world.corpus import Parallel
@@ -79,7 +80,7 @@ def corpus(languages: str, num: int, out: Path, seed: int, length: str, held_out
         settings |= {"languages": codes, "num": num, "seed": seed}
         click.echo(json.dumps({"out": str(out), "lines": num, "bytes": out.stat().st_size, "settings": settings}))
     else:
-        click.echo(f"{num} lines in {', '.join(codes)} in {out}")
+        click.echo(f"{counted(num, 'line')} in {', '.join(codes)} in {out}")
 
 
 def _row(found: "Parallel") -> dict[str, Any]:

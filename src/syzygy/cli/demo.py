@@ -1,6 +1,7 @@
 """`syzygy demo`."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -49,6 +50,6 @@ def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: 
         click.echo(f"{candidate:>16}" + "".join(f"{text:>22}" for text in texts))
     click.echo(f"\nDone in {result.seconds:.0f} s. Look at {result.page}")
     click.echo("Try next:")
-    click.echo(f"  syzygy generate 'a red striped heart left of a blue star' --prior {out / 'eclipse'}")
+    click.echo(f"  syzygy generate 'a red striped heart left of a blue star' --prior {quote(str(out / 'eclipse'))}")
     click.echo("  syzygy train prior --preset starter --out my-prior task.lambda_contrastive=0.4")
-    click.echo(f"  syzygy evaluate composition --quick --prior {out / 'eclipse'}")
+    click.echo(f"  syzygy evaluate composition --quick --prior {quote(str(out / 'eclipse'))}")

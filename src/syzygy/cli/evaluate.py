@@ -10,6 +10,7 @@ from syzygy.cli.common import Whole, device_option, progress_bar, seed_option, s
 from syzygy.cli.evaluation import named_priors
 from syzygy.cli.painting import text_encoder_options
 from syzygy.errors import UserError
+from syzygy.wording import counted
 
 if TYPE_CHECKING:
     from syzygy.api import TextToImage
@@ -173,7 +174,7 @@ def preference(
             side = "held out" if row["held_out"] else "seen"
             rate = f"{100 * row['rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
             ties = f"ties {100 * row['ties']:.0f} %"
-            click.echo(f"{row['judge']:>12}  {side:>8}  {rate:>16}  {row['prompts']} prompts, {ties}")
+            click.echo(f"{row['judge']:>12}  {side:>8}  {rate:>16}  {counted(row['prompts'], 'prompt')}, {ties}")
     about = {"model": model} | ({} if text_encoder is None else {"text_encoder": text_encoder})
     _write(json_file, about | {"first": first, "second": second, "scoring": scoring.model_dump(), "rows": rows})
 

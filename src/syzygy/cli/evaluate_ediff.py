@@ -9,6 +9,7 @@ import click
 from syzygy.cli.common import Whole, device_option, seed_option, stacked
 from syzygy.cli.evaluation import check_places, read_pictures, write_json, write_page, write_svg
 from syzygy.errors import UserError
+from syzygy.wording import counted
 
 if TYPE_CHECKING:
     from syzygy.evals.bootstrap import Interval
@@ -301,7 +302,7 @@ def _print_encoders(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any])
     for one in found["left_out"]:
         click.echo(f"left out: {one}.")
     for one in found["tokens"]:
-        read = f"{one['fewest']} to {one['most']} tokens read, {one['cut']} of {found['prompts']} prompts cut"
+        read = f"{one['fewest']} to {counted(one['most'], 'token')} read, {one['cut']} of {counted(found['prompts'], 'prompt')} cut"
         click.echo(f"{one['encoder']}, {one['length']} prompts: {read}.")
     click.echo(
         f"\n{'':>25}{'prompts':>9}{'agreement':>18}{'facts':>18}{'less all texts':>19}{'less short':>19}{'less nothing':>19}"

@@ -7,6 +7,7 @@ import click
 
 from syzygy.cli.common import Whole, json_option
 from syzygy.errors import UserError
+from syzygy.wording import counted
 
 if TYPE_CHECKING:
     from syzygy.diffusion.experts import Evaluation, Stages
@@ -49,12 +50,13 @@ def plan(source: str, steps: int, sampler: str | None, scheduler: Path | None, a
     if as_json:
         click.echo(json.dumps({"steps": steps, "sampler": name, "evaluations": len(planned), "stages": found}))
         return
-    click.echo(f"{steps} steps of {name}: {len(planned)} evaluations")
+    click.echo(f"{counted(steps, 'step')} of {name}: {counted(len(planned), 'evaluation')}")
     for stage in reversed(found):  # as sampling goes: from noise to picture
         upto = "∞" if stage["sigma_to"] is None else f"{stage['sigma_to']:.4g}"
-        which = f"steps {stage['steps'][0] + 1} to {stage['steps'][-1] + 1}" if stage["steps"] else "none"
+        which = f"steps {stage['steps'][0] + 1} to {stage['steps'][-1] + 1}" if len(stage["steps"]) > 1 else "none"
+        which = f"step {stage['steps'][0] + 1}" if len(stage["steps"]) == 1 else which
         click.echo(
-            f"{stage['expert']:<12} σ {stage['sigma_from']:>8.4g} to {upto:<8} {stage['evaluations']:>4} evaluations ({which})"
+            f"{stage['expert']:<12} σ {stage['sigma_from']:>8.4g} to {upto:<8} {counted(stage['evaluations'], 'evaluation'):>16} ({which})"
         )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from syzygy.cli.common import json_option
+from syzygy.cli.common import json_option, tell_next
 
 
 @click.command(
@@ -20,14 +20,24 @@ from syzygy.cli.common import json_option
     "--best", is_flag=True, help="The weights that validated best (runs with loop.best set) instead of the last."
 )
 @click.option("--dtype", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="Of the weights.")
+@click.option(
+    "--license", "licence", metavar="NAME", help="Licence for the model card, such as cc-by-4.0.  [default: not stated]"
+)
+@click.option(
+    "--source", metavar="TEXT", help="Source of the training data for the model card.  [default: as recorded]"
+)
 @json_option
-def export(run: Path, out: Path, best: bool, dtype: str, as_json: bool) -> None:
+def export(
+    run: Path, out: Path, best: bool, dtype: str, licence: str | None, source: str | None, as_json: bool
+) -> None:
     """Write the prior of a finished training RUN as a folder to pass on, with a model card."""
     import json
 
     from syzygy.runs import export as exports
+    from syzygy.runs.next_steps import after_export
 
-    folder = exports.export(run, out, best=best, dtype="fp16" if dtype == "fp16" else "fp32")
+    half = "fp16" if dtype == "fp16" else "fp32"
+    folder = exports.export(run, out, best=best, dtype=half, licence=licence, source=source)
     files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "files": files}))
@@ -35,4 +45,4 @@ def export(run: Path, out: Path, best: bool, dtype: str, as_json: bool) -> None:
     for name, size in files.items():
         click.echo(f"{size:>14,}  {name}")
     click.echo(f"Exported: {folder}")
-    click.echo(f"Try next: syzygy generate 'a red circle' --prior {folder}")
+    tell_next(after_export(folder, run))

@@ -8,6 +8,7 @@ import click
 
 from syzygy.cli.common import Whole, device_option, json_option, paced, seed_option, writable_folder
 from syzygy.cli.painting import Painter, painting_options, warnings_as_lines
+from syzygy.wording import counted
 
 if TYPE_CHECKING:
     from syzygy.runs.export_images import Export, Share
@@ -94,8 +95,8 @@ def _tell(export: "Export", share: "Share", counts: dict[str, int], seconds: flo
         click.echo(json.dumps({**where, **sizes, "settings": export.settings()}))
         return
     click.echo(
-        f"{_title(share)}: {counts['painted']:,} pictures painted, {counts['kept']:,} were there; {pictures:,} of {prompts:,} "
-        f"prompts belong into {export.folder}, {counts['missing']:,} are missing"
+        f"{_title(share)}: {counted(counts['painted'], 'picture')} generated, {counts['kept']:,} already there, {counts['missing']:,} missing; "
+        f"{counted(pictures, 'picture')} of {counted(prompts, 'prompt')} in {export.folder}"
     )
     if counts["missing"]:
         click.echo("Other processes paint these; if none is running, the same command without torchrun makes them.")

@@ -1,6 +1,7 @@
 """`syzygy train …`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,7 +34,7 @@ def clip(**options: Any) -> None:
         from syzygy.runs import clip
 
         result = clip.train(run, out, device)
-        return Trained(result.folder, result.metrics, f"syzygy train decoder --clip {out} --out RUN")
+        return Trained(result.folder, result.metrics, (f"syzygy train decoder --clip {quote(str(out))} --out RUN",))
 
     run_training("CLIP", body, **options)
 
@@ -64,6 +65,7 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.runs import prior
         from syzygy.runs.common import reporter
+        from syzygy.runs.next_steps import after_training
         from syzygy.train.estimate import is_dry_run
         from syzygy.train.parallel import joined
         from syzygy.train.progress import TensorBoard
@@ -79,7 +81,7 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
                 result = prior.train(run, clip, out, world, init=init, bar=progress_bar, report=report, fitting=fitting)
             else:
                 result = prior.train_on_store(run, store, out, world, init=init, report=report, fitting=fitting)
-        return Trained(result.folder, result.metrics, f"syzygy generate 'a red circle' --prior {out}")
+        return Trained(result.folder, result.metrics, after_training(out, store))
 
     run_training("PRIOR", body, **options)
 
@@ -135,7 +137,9 @@ def autoencoder(**options: Any) -> None:
         from syzygy.runs import autoencoder
 
         result = autoencoder.train(run, out, device)
-        return Trained(result.folder, result.metrics, f"syzygy train decoder --autoencoder {out} --out RUN")
+        return Trained(
+            result.folder, result.metrics, (f"syzygy train decoder --autoencoder {quote(str(out))} --out RUN",)
+        )
 
     run_training("AUTOENCODER", body, **options)
 
@@ -203,7 +207,7 @@ def starter(stages: str | None, **options: Any) -> None:
             )
         names = list(starter.STAGES) if stages is None else [name.strip() for name in stages.split(",")]
         folder = starter.train(run, out, device, names)
-        next_step = f"syzygy generate 'a red circle' --model {folder}" if folder != out else None
-        return Trained(folder, starter.metrics(out), next_step)
+        next_steps = (f"syzygy generate 'a red circle' --model {quote(str(folder))}",) if folder != out else ()
+        return Trained(folder, starter.metrics(out), next_steps)
 
     run_training("STARTER", body, **options)

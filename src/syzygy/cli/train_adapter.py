@@ -1,6 +1,7 @@
 """`syzygy train adapter`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -112,9 +113,8 @@ def adapter(
         with joined(device) as world:
             if stage == "align":
                 result = _align(run, world, out, llm, clip or STARTER, prior, corpus)
-                return Trained(
-                    result.folder, result.metrics, f"syzygy train adapter --stage image --from {out} --out RUN"
-                )
+                following = f"syzygy train adapter --stage image --from {quote(str(out))} --out RUN"
+                return Trained(result.folder, result.metrics, (following,))
             result = _image(run, world, out, stage, llm, clip or STARTER, prior, store, features or "llm",
                             condition is not None, str(former))  # fmt: skip
             return Trained(result.folder, result.metrics)

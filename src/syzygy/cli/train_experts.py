@@ -1,6 +1,7 @@
 """`syzygy train experts`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -78,7 +79,7 @@ def experts(
         decoder = part_folder(model, "decoder")
         t5 = own_encoders(decoder.parent, decoder, str(device)).get("t5")
         folder = experts.train(run, decoder, clip, latents, out, device, note, t5)
-        return Trained(folder, {}, f"syzygy experts plan {out}")
+        return Trained(folder, {}, (f"syzygy experts plan {quote(str(out))}",))
 
     def as_trained(run: Any) -> Any:
         from syzygy.hub.bundle import part_folder
@@ -113,6 +114,6 @@ def _expert_unets(model: str, data: str, clip: str | None, form: str | None, **o
         if not Path(model).is_dir():
             raise UserError(f"--data needs a --model in diffusers' layout on this disk; there is no folder {model}.")
         folder = expert_unets.train(run, Path(model), data, out, device, note, clip, fitting_of(options["overrides"]))
-        return Trained(folder, {}, f"syzygy experts plan {out}")
+        return Trained(folder, {}, (f"syzygy experts plan {quote(str(out))}",))
 
     run_training("EXPERT_UNETS", body, **options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from syzygy.cli.common import Whole, device_option, json_option, note, stacked, writable_folder
+from syzygy.cli.common import Whole, device_option, json_option, note, stacked, tell_next, writable_folder
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +33,8 @@ class Trained(NamedTuple):
     """Where the artefact is."""
     metrics: dict[str, Any]
     """What it was measured to do."""
-    next_step: str | None = None
-    """A command to try."""
+    next_steps: tuple[str, ...] = ()
+    """Commands to try, or sentences about what cannot be tried."""
 
 
 def train_options(preset: str) -> Callable[[F], F]:
@@ -107,8 +107,7 @@ def run_training(
     for name, value in trained.metrics.items():
         click.echo(f"{name:>24}  {value:.4g}")
     click.echo(f"Trained: {trained.folder}")
-    if trained.next_step:
-        click.echo(f"Try next: {trained.next_step}")
+    tell_next(trained.next_steps)
 
 
 def _estimate(body: Callable[[Path], Trained], out: Path, as_json: bool) -> None:

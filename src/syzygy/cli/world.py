@@ -8,6 +8,7 @@ import click
 
 from syzygy.cli.common import Whole, json_option, progress_bar, seed_option, writable_folder
 from syzygy.errors import UserError
+from syzygy.wording import counted
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -66,7 +67,7 @@ def sample(num: int, out: Path, seed: int, size: int, held_out: str, length: str
         found = {"out": str(out), "metadata": str(out / METADATA), "pictures": num, "showing_held_out": showing}
         click.echo(json.dumps(found | {"settings": settings}))
     else:
-        click.echo(f"{num} pictures ({showing} show a held-out composition) and {METADATA} in {out}")
+        click.echo(f"{counted(num, 'picture')} ({showing:,} with a held-out composition) and {METADATA} in {out}")
 
 
 def _claim(out: Path, settings: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from syzygy.train.align import AlignBatch
 from syzygy.train.image import ImageBatch
 from syzygy.train.pairs import StorePairs, caption_ids, split
 from syzygy.types import StatesEncoder, TextFeatures, TextStates
+from syzygy.wording import counted
 from syzygy.world import source
 from syzygy.world.columns import SceneTable
 from syzygy.world.language.base import Length
@@ -328,7 +329,7 @@ def pictures_of_a_store(
     for name, part in zip(("training", "validation"), parts, strict=True):
         if not len(part):
             raise UserError(
-                f"no picture for {name} passes the filter {condition!r} in {store.path} ({store.number_of_images} pictures, "
+                f"no picture for {name} passes the filter {condition!r} in {store.path} ({counted(store.number_of_images, 'picture')}, "
                 f"{validation_images} kept for validation). Loosen it, or change validation_images."
             )
     training, validation = (StorePictures(part, features, by_text) for part in parts)

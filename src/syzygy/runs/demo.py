@@ -24,6 +24,7 @@ from syzygy.runs.evaluate import Scoring, asked, candidates, controls, paint
 from syzygy.runs.prior import PriorRun
 from syzygy.train.objectives import PriorTaskConfig
 from syzygy.types import Prior
+from syzygy.wording import counted
 from syzygy.world.prompts import CATEGORIES
 
 ECLIPSE, PROJECTION = "ECLIPSE", "projection only"
@@ -56,7 +57,7 @@ def run(
     """Train, paint, score; write `out/index.html` and `out/results.json`. Trained priors stay in `out/eclipse`, `out/projection`."""
     began = time.perf_counter()
     loaded = TextToImage.from_pretrained(model, device=device)
-    say(f"1/4  embedding {demo.prior.scenes:,} pictures and captions with the frozen CLIP")
+    say(f"1/4  embedding {counted(demo.prior.scenes or 0, 'captioned picture')} with the frozen CLIP")
     data = prior_run.embedded(demo.prior, loaded.clip, bar)
     say("2/4  training the ECLIPSE prior, then projection-only with the same budget")
     trained: dict[str, RunResult] = {}
@@ -80,7 +81,7 @@ def run(
         embeddings = candidates(loaded, priors, twelve, scoring.seed)
         shown = paint(loaded, embeddings, twelve, scoring.model_copy(update={"steps": demo.shown_steps}), progress)
     sample = asked(CATEGORIES, scoring.prompts, scoring.seed)
-    say(f"4/4  scoring {len(sample)} prompts with each prior, read from the pictures")
+    say(f"4/4  scoring {counted(len(sample), 'prompt')} with each prior, read from the pictures")
     with bar("painting", len(sample) * (len(priors) + 1)) as progress:
         scored = paint(loaded, candidates(loaded, priors, sample, scoring.seed), sample, scoring, progress)
     seconds = time.perf_counter() - began

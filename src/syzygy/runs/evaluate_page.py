@@ -7,6 +7,7 @@ from syzygy import artifact
 from syzygy.evals import composition, report
 from syzygy.evals.composition import REFERENCE, Painted, Row
 from syzygy.runs.evaluate import Scores, Scoring, against
+from syzygy.wording import counted
 
 SHOWN = 2
 """Prompts a category and side whose pictures are shown."""
@@ -37,8 +38,8 @@ def page(found: dict[str, Any], scores: Scores) -> str:
     )
     body = f"""
 <h1>Composition: {html.escape(str(found["model"]))}</h1>
-<p>{len({p.prompt.text for p in scores.painted})} prompts, {scoring["draws"]} picture(s) each, {scoring["steps"]} steps, guidance
-{scoring["guidance_scale"]:g}, seed {scoring["seed"]}, on {html.escape(found["machine"])}.
+<p>{counted(len({p.prompt.text for p in scores.painted}), "prompt")}, {counted(scoring["draws"], "picture")} each,
+{counted(scoring["steps"], "step")}, guidance {scoring["guidance_scale"]:g}, seed {scoring["seed"]}, on {html.escape(found["machine"])}.
 All candidates start from the same noise; the decoder reads the image embedding alone.</p>
 {_agreement(scores.painted, found["rows"])}
 {read}

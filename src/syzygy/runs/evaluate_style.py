@@ -23,6 +23,7 @@ from syzygy.rng import Draw, generator, seed_of
 from syzygy.runs import readings
 from syzygy.runs.readings import ALL, SEEN, Sampled, Series, Values
 from syzygy.types import Sampling
+from syzygy.wording import counted
 from syzygy.world.description import Description, Mention
 from syzygy.world.language import language
 from syzygy.world.prompts import CATEGORIES, Prompt, prompts
@@ -308,7 +309,8 @@ def page(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], sheet: Ima
     ]
     body = f"""
 <h1>Style of a reference picture: {html.escape(found["model"])}</h1>
-<p>{found["prompts"]} prompts that name no style, {scoring["references"]} reference picture(s) each, whose objects have other shapes and
+<p>{counted(found["prompts"], "prompt")} without a style,
+{counted(scoring["references"], "reference picture")} each, whose objects have other shapes and
 colours; {scoring["steps"]} steps, guidance {scoring["guidance_scale"]:g}, seed {scoring["seed"]}, on {html.escape(found["machine"])}.
 A prompt's pictures all start from the same noise. The decoder reads {", ".join(found["conditions"])}; a style picture's embedding stands in
 the place of the prior's.</p>

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from syzygy.errors import UserError
+from syzygy.wording import counted
 
 NAME_BYTES = 255
 """The longest name of a file, on every common file system."""
@@ -109,7 +110,9 @@ def read_t2i_compbench(path: Path) -> Prompts:
         if name != text:
             renamed.append(number)
         entries.append(Entry(text, text))
-    notes = [f"{path}: in {tabs} lines what follows a tab is left out, as the benchmark's generator does."] * bool(tabs)
+    notes = [
+        f"{path}: in {counted(tabs, 'line')} what follows a tab is left out, as the benchmark's generator does."
+    ] * bool(tabs)
     if renamed:
         notes.append(
             f"{path}: the judge reads prompts from file names, which cannot hold '/' or '_': {len(renamed)} of them have "

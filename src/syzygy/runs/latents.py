@@ -26,6 +26,7 @@ from syzygy.data.sources import Source
 from syzygy.errors import UserError
 from syzygy.hub.unet_training import MEAN, STD, Pictures
 from syzygy.rng import generator
+from syzygy.wording import counted
 
 ABOUT_FILE = "latents.json"
 PART = 2048
@@ -114,7 +115,7 @@ def encoded(
     found = Latents(folder, records)
     if not len(found):
         raise UserError(f"{source.text} holds no picture with a caption.")
-    say(f"latents of {len(found):,} pictures in {folder}")
+    say(f"latents of {counted(len(found), 'picture')} in {folder}")
     return found
 
 
@@ -127,7 +128,7 @@ def _paced(say: Callable[[str], None], title: str) -> Callable[[int], None]:
         done += more
         if time.monotonic() - last > SECONDS:
             last = time.monotonic()
-            say(f"{title}: {done:,} pictures")
+            say(f"{title}: {counted(done, 'picture')}")
 
     return tell
 
@@ -195,7 +196,7 @@ def _check_bad(records: Sequence[Mapping[str, Any]], source: str, max_bad: float
     bad = [f"{fault['key']}: {fault['reason']}" for record in records for fault in record["bad"]]
     if len(bad) > max_bad * seen and (at_end or seen >= EARLY):
         raise UserError(
-            f"{len(bad):,} of {seen:,} samples of {source} cannot be used, more than max_bad={max_bad:g} allows: "
+            f"{len(bad):,} of {counted(seen, 'sample')} of {source} cannot be used, more than max_bad={max_bad:g} allows: "
             f"{'; '.join(bad[:5])}. Mend the source and choose another --out, or allow more."
         )
 

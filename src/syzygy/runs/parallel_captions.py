@@ -16,6 +16,7 @@ from syzygy.hub.clip import Clip
 from syzygy.hub.tokens import encoded
 from syzygy.rng import seed_of
 from syzygy.train.adapter import Shuffled
+from syzygy.wording import counted
 from syzygy.world.corpus import PIVOT, checked_languages, parallel
 from syzygy.world.description import Description, Mention, Placed
 from syzygy.world.language import LANGUAGES
@@ -140,7 +141,8 @@ class CorpusCaptions:
         if not numbers:
             why = f", and {self.left_out} whose English CLIP would cut" if self.left_out else ""
             raise UserError(
-                f"{self.path} has {len(self._offsets)} usable lines{why}; {self._validation} are for validation, none is left to learn from."
+                f"{self.path} has {counted(len(self._offsets), 'usable line')}{why}; "
+                f"{self._validation} are for validation, none is left to learn from."
             )
         for code in known:
             if code not in numbers:

@@ -20,6 +20,7 @@ from syzygy.rng import seed_of
 from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
 from syzygy.runs.fitting import AS_GIVEN, Fitting
 from syzygy.runs.held_out import split_digest
+from syzygy.runs.next_steps import ABOUT, ENVIRONMENT_FILE, EXAMPLE, WORLD_SOURCE, about_store, counts, example
 from syzygy.train.estimate import is_dry_run, preparing, rehearsed
 from syzygy.train.loop import fit
 from syzygy.train.objectives import DiffusionObjective, DiffusionTaskConfig, EclipseObjective, PriorTaskConfig
@@ -73,6 +74,10 @@ class Material:
     """Features of the empty text."""
     record: dict[str, Any]
     """Which data and which encoder: a run is continued on the same only."""
+    about: dict[str, Any]
+    """What a reader of the finished prior's record must know of the data: source, numbers."""
+    example: str | None = None
+    """A held-out caption."""
 
 
 def embed(
@@ -131,7 +136,8 @@ def train(
     clip = clip.to(world.device)
     training, validation = data or embedded(run, clip, bar)
     scale, empty = clip.logit_scale, lambda: clip.encode_text([""])
-    material = Material(training, validation, clip.positions, scale, empty, {"clip": clip.fingerprint()})
+    about = {"source": WORLD_SOURCE, "world": True, **counts(training, validation)}
+    material = Material(training, validation, clip.positions, scale, empty, {"clip": clip.fingerprint()}, about)
     return fit_prior(run, material, out, world, init=init, report=report, fitting=fitting)
 
 
@@ -162,8 +168,12 @@ def train_on_store(
     encoder = opened.encoder
     record = {"clip": encoder["fingerprint"], "data": opened.digest, "validation": split_digest(validation)}
     scale = encoder.get("logit_scale") or PUBLISHED_SCALE
-    # Only a diffusion prior asks for the empty text, and only older stores have none.
-    material = Material(training, validation, encoder["positions"], scale, lambda: opened.empty_text().padded(), record)
+    material = Material(
+        training, validation, encoder["positions"], scale,
+        # Only a diffusion prior asks for the empty text, and only older stores have none.
+        lambda: opened.empty_text().padded(),
+        record, about_store(opened, training, validation), example(opened, validation),
+    )  # fmt: skip
     return fit_prior(run, material, out, world, init=init, report=report, fitting=fitting)
 
 
@@ -202,7 +212,7 @@ def fit_prior(
     beside = material.record | ({} if init is None else {"init": artifact.fingerprint(objective.prior.state_dict())})
     settings = run.model_dump(mode="json") | beside
     if world.first:
-        artifact.write_json(out / "environment.json", _environment(world))
+        artifact.write_json(out / ENVIRONMENT_FILE, _environment(world) | {EXAMPLE: material.example})
     result = fit(
         task,
         run.loop,
@@ -212,6 +222,7 @@ def fit_prior(
         world=world,
     )
     record = provenance("prior", run, result, result.steps * run.task.batch_size, result.metrics)
+    record[ABOUT] = material.about
     if world.first:
         objective.prior.save_pretrained(out / "prior", record | beside, torch.float16)
     world.wait()

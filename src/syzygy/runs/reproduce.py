@@ -31,6 +31,7 @@ from syzygy.runs.prior import PriorRun
 from syzygy.train.objectives import DiffusionTaskConfig, PriorTaskConfig
 from syzygy.train.pairs import PriorData
 from syzygy.types import Prior, TextFeatures
+from syzygy.wording import counted
 from syzygy.world import source
 from syzygy.world.prompts import Prompt
 
@@ -253,16 +254,16 @@ def reproduce(
         raise UserError(f"{out} holds a comparison with other settings. Choose another --out, or the settings it has.")
     loaded = TextToImage.from_pretrained(model, device=device)
     artifact.write_json(out / "run.json", settings)
-    say(f"1/4  embedding pairs and training the probe on {run.probe_scenes:,} scenes")
+    say(f"1/4  embedding pairs and training the probe on {counted(run.probe_scenes, 'scene')}")
     bench = prepare(run, loaded, bar)
     todo = jobs(run)
-    say(f"2/4  {len(todo)} trainings")
+    say(f"2/4  {counted(len(todo), 'training')}")
     for job in todo:
         train_and_score(job, run, bench, out)
     say("3/4  controls and the baseline's sampling")
     score_controls(run, bench, out)
     sweep_sampling(run, bench, out)
-    say(f"4/4  painting {len(bench.wanted)} prompts with each candidate")
+    say(f"4/4  painting {counted(len(bench.wanted), 'prompt')} with each candidate")
     paint_all(run, bench, out, bar)
     _add_time(out, time.perf_counter() - began)
     return bench

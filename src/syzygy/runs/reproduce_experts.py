@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from syzygy import artifact
+from syzygy import artifact, wording
 from syzygy.api import TextToImage
 from syzygy.diffusion.experts import Experts
 from syzygy.errors import UserError
@@ -198,17 +198,21 @@ def reproduce(
     artifact.write_json(out / "run.json", plain)
     with counted(out):
         todo = jobs(run)
-        say(f"1/3  {len(todo)} trainings of {number * run.experts.loop.steps} steps")
+        say(
+            f"1/3  {wording.counted(len(todo), 'training')} of {wording.counted(number * run.experts.loop.steps, 'step')}"
+        )
         folders = {}
         for place, job in enumerate(todo, 1):
             say(f"{place}/{len(todo)}  {job.name}")
             folders[job] = train(job, bench, say)
-        say(f"2/3  loss on {run.pictures:,} unseen pictures at {len(leaves(run))} experts' noise levels")
+        say(
+            f"2/3  loss on {wording.counted(run.pictures, 'unseen picture')} at {len(leaves(run))} experts' noise levels"
+        )
         measure_losses(bench, None, bench.root)
         for job, folder in folders.items():
             measure_losses(bench, job, folder)
         measure_cost(bench, {START: bench.root} | {c: folders[Job(c, 0)] for c in TRAINED})
-        say(f"3/3  painting {len(bench.wanted)} prompts with each candidate")
+        say(f"3/3  painting {wording.counted(len(bench.wanted), 'prompt')} with each candidate")
         paint_all(bench, folders, bar)
     return bench
 

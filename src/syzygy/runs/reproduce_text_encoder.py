@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from syzygy import artifact
+from syzygy import artifact, wording
 from syzygy.api import TextToImage
 from syzygy.encoders.adapter import AdaptedText
 from syzygy.errors import UserError
@@ -303,12 +303,13 @@ def reproduce(
         todo, asked = jobs(run), ask(run.scoring)
         estimate = minutes(run, len(asked))
         say(f"about {estimate:.0f} minutes with one thread on one core, if nothing is there yet; twice on a busy one")
-        say(f"1/3  captions, and the probe on {run.probe_scenes:,} scenes")
+        say(f"1/3  captions, and the probe on {wording.counted(run.probe_scenes, 'scene')}")
         bench = prepare(shop, asked)
-        say(f"2/3  {len(todo)} trainings")
+        say(f"2/3  {wording.counted(len(todo), 'training')}")
         _train_all(todo, shop, say, bar)
+        texts, prompts = len(bench.texts) * len(bench.pairs), len(bench.wanted)
         say(
-            f"3/3  reading {len(bench.texts) * len(bench.pairs):,} texts and painting {len(bench.wanted)} prompts with each"
+            f"3/3  reading {wording.counted(texts, 'text')} and painting {wording.counted(prompts, 'prompt')} with each"
         )
         _measure_all(todo, bench, say, bar)
     return bench

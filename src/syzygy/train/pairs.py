@@ -92,7 +92,8 @@ class PriorData:
             raise UserError(f"captions, their images and their ids must be equally many, at least one; got {lengths}.")
         low, high = int(self.image_of_caption.min()), int(self.image_of_caption.max())
         if low < 0 or high >= len(self.image_embeddings):
-            raise UserError(f"captions point to images {low} to {high}; there are {len(self.image_embeddings)} images.")
+            given = counted(len(self.image_embeddings), "image")
+            raise UserError(f"captions point to images {low} to {high}, but the data have {given}.")
         check_features(self.captions, self.image_embeddings.shape[1])
         if not torch.isfinite(self.image_embeddings).all():
             raise UserError(

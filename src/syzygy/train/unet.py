@@ -20,6 +20,7 @@ from syzygy.errors import UserError
 from syzygy.nn.lora import Adapted, Lora
 from syzygy.rng import generator
 from syzygy.train.precision import autocast
+from syzygy.wording import counted
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a network may be trained to predict, by diffusers' names."""
@@ -84,7 +85,8 @@ class DiscreteNoise:
         parts = [torch.arange(self._first(low), self._first(high)) for low, high in shares]
         if not all(map(len, parts)):
             raise UserError(
-                f"an expert's part of the noise holds none of the scheduler's {len(self.kept)} timesteps: name leaves of a lower level."
+                f"an expert's part of the noise holds none of the scheduler's {counted(len(self.kept), 'timestep')}: name leaves of a"
+                " lower level."
             )
         return torch.cat(parts)
 

@@ -1,0 +1,122 @@
+"""What is recorded of a prior's data, and commands to try after its training, with the user's own captions where a decoder can show them."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from syzygy import artifact
+from syzygy.data.store import EmbeddingStore
+from syzygy.hub.bundle import part_folder
+from syzygy.hub.priors import PART
+from syzygy.train.pairs import Pairs, StorePairs
+from syzygy.world.language import language, spoken
+
+ABOUT = "about_data"
+"""In a prior's provenance: what it was trained on, for the model card."""
+ENVIRONMENT_FILE = "environment.json"
+EXAMPLE = "example_caption"
+"""In a run's environment.json, which is not exported: a caption that was held out."""
+LOOKED_AT = 64
+"""Captions that are read to find out whether a store is of the embedded world."""
+KNOWN = 0.9
+"""The part of them whose words the embedded world must all know."""
+LONGEST = 60
+"""Characters of a caption in a command."""
+WORLD_CAPTION = "a red circle"
+WORLD_SOURCE = "rendered scenes of Syzygy's embedded world"
+MODELS = {768: "karlo", 1280: "kandinsky-2.2"}
+"""Published models by the width of the embeddings that they read."""
+NO_PICTURES = (
+    "The starter's decoder draws only the embedded world, so it cannot show what this prior learned from other pictures: "
+    "embed them with the CLIP of a published model to see some."
+)
+
+
+def of_the_world(captions: Sequence[str]) -> bool:
+    """Whether captions are of the embedded world: nearly all consist of words that it knows."""
+    known = [not language(spoken(text)).unknown(text) for text in captions[:LOOKED_AT]]
+    return bool(known) and sum(known) >= KNOWN * len(known)
+
+
+def source_of(store: EmbeddingStore) -> str:
+    """What a store was embedded from, as the user wrote it; of a merged one the command."""
+    command = shlex.split(store.manifest["command"])
+    return command[2] if command[1:2] == ["embed"] and len(command) > 2 else store.manifest["command"]
+
+
+def counts(training: Pairs, validation: Pairs) -> dict[str, int]:
+    """Pairs and pictures on both sides."""
+
+    def pictures(pairs: Pairs) -> int:
+        return len(pairs.image_numbers(torch.arange(len(pairs))).unique())
+
+    return {
+        "pairs": len(training),
+        "pictures": pictures(training),
+        "validation_pairs": len(validation),
+        "validation_pictures": pictures(validation),
+    }
+
+
+def about_store(store: EmbeddingStore, training: StorePairs, validation: StorePairs) -> dict[str, Any]:
+    """For the provenance of a prior trained on a store."""
+    world = of_the_world(store.texts(validation.chosen[:LOOKED_AT]))
+    encoder = store.encoder["source"]
+    return {"source": source_of(store), "encoder": encoder, "world": world, **counts(training, validation)}
+
+
+def example(store: EmbeddingStore, validation: StorePairs) -> str:
+    """The shortest of the first held-out captions."""
+    return min(store.texts(validation.chosen[:LOOKED_AT]), key=len)
+
+
+def after_training(run: Path, store: Path | None) -> tuple[str, ...]:
+    """Commands, and a sentence where no decoder can show what was learned."""
+    record = artifact.read_json(run / PART / artifact.PROVENANCE_FILE)
+    caption = artifact.read_json(run / ENVIRONMENT_FILE).get(EXAMPLE)
+    measured = (
+        ()
+        if store is None
+        else (shlex.join(["syzygy", "evaluate", "prior", "--data", str(store), "--prior", str(run)]),)
+    )
+    return (*measured, *generated(record, caption, run))
+
+
+def after_export(folder: Path, run: Path) -> tuple[str, ...]:
+    """The same for an exported prior."""
+    environment = run / ENVIRONMENT_FILE
+    caption = artifact.read_json(environment).get(EXAMPLE) if environment.is_file() else None
+    return generated(artifact.read_json(folder / artifact.PROVENANCE_FILE), caption, folder)
+
+
+def generated(record: dict[str, Any], caption: str | None, prior: Path) -> tuple[str, ...]:
+    """The command that generates a picture with a prior, or why there is none."""
+    text = shortened(caption or WORLD_CAPTION)
+    model = decoder_of(record)
+    if model is None:
+        return (NO_PICTURES,) if record.get("clip") == starter_clip() else ()
+    which = [] if model == "starter" else ["--model", model]
+    return (shlex.join(["syzygy", "generate", text, *which, "--prior", str(prior)]),)
+
+
+def decoder_of(record: dict[str, Any]) -> str | None:
+    """The model that can show what a prior learned; None where none is known."""
+    if record.get("clip") == starter_clip():
+        return "starter" if record.get(ABOUT, {}).get("world", True) else None
+    return MODELS.get(record.get("recipe", {}).get("embedding_dim") or 0)
+
+
+def starter_clip() -> str:
+    """The fingerprint of the starter's CLIP."""
+    return artifact.read_json(part_folder("starter", PART) / artifact.PROVENANCE_FILE)["clip"]
+
+
+def shortened(caption: str) -> str:
+    """A caption as it fits into a command: on one line, cut between words."""
+    text = " ".join(caption.split())
+    if len(text) <= LONGEST:
+        return text
+    return text[: LONGEST + 1].rsplit(" ", 1)[0][:LONGEST]
