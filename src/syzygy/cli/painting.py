@@ -71,7 +71,7 @@ def text_encoder_options(command: F) -> F:
 
 
 def region_options(command: F) -> F:
-    """Where phrases of the prompt shall be, and in which manner: `regions`, `canvas`, `mask_blur`, `painting`, `style`, `style_guidance`."""
+    """Options for regions and for the style: `regions`, `canvas`, `mask_blur`, `painting`, `style`, `style_guidance`."""
     file = click.Path(path_type=Path)
     options = (
         click.option(
@@ -79,22 +79,34 @@ def region_options(command: F) -> F:
             "regions",
             multiple=True,
             metavar="COLOUR|MASK=PHRASE",
-            help="Where a phrase of the prompt shall be: its colour on the canvas, as '#ff0000=a red star', or a mask's file. "
-            "@2 after the phrase pulls twice as strongly. Can be given several times.",
+            help="Where a phrase of the prompt should be: its colour on the canvas, such as '#ff0000=a red star', or the file of a mask "
+            "(white is here, black or transparent elsewhere). @2 after the phrase makes it twice as strong. Can be given several times.",
         ),
-        click.option("--canvas", type=file, metavar="PICTURE", help="The picture in which colours stand for phrases."),
         click.option(
-            "--mask-blur", type=float, metavar="PART", help="Softness of borders, as a part of the side: 0.05."
+            "--canvas",
+            type=file,
+            metavar="PICTURE",
+            help="Picture in which colours stand for phrases; edges may be soft. White, black and transparent stand for none.",
         ),
-        click.option("--style", type=file, metavar="PICTURE", help="Paint in the manner of this picture."),
+        click.option(
+            "--mask-blur",
+            type=float,
+            metavar="FRACTION",
+            help="Softness of the regions' borders, as a fraction of the longer side, such as 0.05.",
+        ),
+        click.option("--style", type=file, metavar="PICTURE", help="Picture whose style the images should have."),
         click.option(
             "--style-guidance",
             type=float,
             metavar="W",
-            help="Guidance of the style. Default: the model's own, or that of the text.",
+            help="Guidance scale of the style. Default: the model's own, or that of the text.",
         ),
         click.option(
-            "--paint-strength", "painting", type=float, metavar="W", help="How strongly regions pull; 0: not at all."
+            "--paint-strength",
+            "painting",
+            type=float,
+            metavar="W",
+            help="Strength of the regions; 0 switches them off.",
         ),
     )
     return stacked(*options)(command)

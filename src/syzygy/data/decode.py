@@ -238,6 +238,8 @@ def read_bytes(path: Path, name: str | None = None) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"there is no file {name}.") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise _unreadable(name, error) from None
 

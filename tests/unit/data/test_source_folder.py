@@ -84,7 +84,7 @@ def test_pictures_are_opened_while_embedding(
     lines = (tmp_path / "store" / "bad.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in lines] == [
         "the picture's file has 201 bytes; at most 200 are read",
-        "folder.png is not an ordinary file",
+        "folder.png is a folder, not a picture. Name the files in it",
         "there is no file gone.png",
     ]
     assert manifest["kind_of_source"] == "folder"
