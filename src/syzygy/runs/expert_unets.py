@@ -180,10 +180,11 @@ def _latents(run: ExpertUNetsRun, pictures: Pictures, source: Source, out: Path,
         "image_column": run.image_column,
     }
     found = encoded(source, pictures, out / "latents", about, max_bad=run.max_bad, say=say)
-    if len(found) <= run.validation_pictures:
+    different = len(set(found.same_picture))
+    if different <= run.validation_pictures:
         raise UserError(
-            f"validation_pictures={run.validation_pictures} of the {len(found)} pictures in {source.text}: choose fewer, or none (with "
-            "loop.validate_every=0)."
+            f"validation_pictures={run.validation_pictures} of the {different} different pictures in {source.text}: choose fewer, or none "
+            "(with loop.validate_every=0)."
         )
     return found
 
@@ -230,11 +231,21 @@ def _grow(ground: _Ground, one: Growth, told: dict[str, Any]) -> Path:
     return folder / GROWN
 
 
+def kept_apart(same: Sequence[int], validation: int, seed: int) -> tuple[list[int], list[int]]:
+    """(pictures to validate on, pictures to train on): copies of a picture, as `same` tells them, are never on both sides."""
+    order = torch.randperm(len(same), generator=generator(seed, "validation pictures")).tolist()
+    first_met: dict[int, int] = {}
+    for picture in order:
+        first_met.setdefault(same[picture], picture)
+    unseen = list(first_met.values())[:validation]
+    out = {same[picture] for picture in unseen}
+    return unseen, [picture for picture in range(len(same)) if same[picture] not in out]
+
+
 def _task(ground: _Ground, one: Growth, unet: nn.Module, lora: Lora | None, precision: torch.dtype | None) -> UNetTask:
     """A node's training task; the pictures kept out are the same for all nodes."""
     run = ground.run
-    order = torch.randperm(len(ground.latents), generator=generator(run.seed, "validation pictures")).tolist()
-    unseen, seen = order[: run.validation_pictures], sorted(order[run.validation_pictures :])
+    unseen, seen = kept_apart(ground.latents.same_picture, run.validation_pictures, run.seed)
     seed = seed_of(run.seed, "expert", one.name)
     batches = Batches(ground.latents, ground.conditions, seen, run.task, seed, precision)
     return UNetTask(
