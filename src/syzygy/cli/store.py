@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from syzygy.cli.common import json_option, progress_bar
+from syzygy.wording import counted
 
 folder = click.Path(path_type=Path)
 MADE_BY = ("source", "revision", "fingerprint", "layers", "normalise", "template")
@@ -23,15 +24,23 @@ def info(store: Path, as_json: bool) -> None:
 
     manifest = read_manifest(store)
     counts = {name: manifest[name] for name in ("pictures", "captions", "seen", "bad", "skipped", "full_captions")}
+    more = {name: manifest.get(name) for name in ("repeated", "duplicates", "captions_from", "text_left")}
     features = {name: _features(values) for name, values in manifest["features"].items()}
     if as_json:
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-        about = {"store": str(store), **counts, "shards": len(manifest["shards"]), "bytes": size}
+        about = {"store": str(store), **counts, **more, "shards": len(manifest["shards"]), "bytes": size}
         click.echo(json.dumps({**about, "columns": manifest["columns"], "features": features}))
         return
     click.echo(
-        f"{manifest['pictures']:,} pictures with {manifest['captions']:,} captions, in {len(manifest['shards'])} shards"
+        f"{counted(manifest['pictures'], 'picture')} with {counted(manifest['captions'], 'caption')}, in "
+        f"{counted(len(manifest['shards']), 'shard')}"
     )
+    if more["captions_from"]:
+        click.echo(f"captions come from: {', '.join(more['captions_from'])}")
+    if more["text_left"]:
+        click.echo(f"text that was not kept: {', '.join(more['text_left'])}")
+    if more["duplicates"]:
+        click.echo(f"duplicates: {counted(more['duplicates'], 'picture')}")
     click.echo(
         f"left out: {counts['bad']:,} bad, {counts['skipped']:,} without a picture; {store / 'bad.jsonl'} lists the bad ones"
     )
@@ -78,11 +87,11 @@ def verify(store: Path, as_json: bool) -> None:
         for line in problems:
             click.echo(line)
         click.echo(
-            f"{len(problems)} problems. Copy damaged files again; or delete the records of their shards (shards/NUMBER.json) and "
+            f"{counted(len(problems), 'problem')}. Copy damaged files again; or delete the records of their shards (shards/NUMBER.json) and "
             "repeat the command that made the store: it embeds these anew."
         )
     else:
-        click.echo(f"{store} is whole: {captions:,} captions.")
+        click.echo(f"{store} is whole: {counted(captions, 'caption')}.")
     if problems:
         click.get_current_context().exit(1)
 
@@ -107,5 +116,11 @@ def merge(stores: tuple[Path, ...], out: Path, as_json: bool) -> None:
             json.dumps({"store": str(out), **{name: manifest[name] for name in ("pictures", "captions", "bad")}})
         )
     else:
-        click.echo(f"{manifest['pictures']:,} pictures with {manifest['captions']:,} captions in {out}")
+        click.echo(
+            f"{counted(manifest['pictures'], 'picture')} with {counted(manifest['captions'], 'caption')} in {out}"
+        )
+        if manifest["duplicates"]:
+            click.echo(
+                f"duplicates: {counted(manifest['duplicates'], 'picture')}; validation keeps copies on one side."
+            )
         click.echo(f"Try next: syzygy store verify {out}")

@@ -166,9 +166,10 @@ def train(
     prints = {"unet": artifact.fingerprint(root.state_dict()), **beside.fingerprints()}
     del root
     latents = _latents(run, beside.pictures, source, out, say)
+    different = len(set(latents.same_picture))  # copies are never trained and validated on
     if run.validation_pictures:
-        run = fitting.validation(run, "validation_pictures", len(latents), source.text)
-    _enough(run, len(latents), source)
+        run = fitting.validation(run, "validation_pictures", different, source.text)
+    _enough(run, different, source)
     del beside  # the memory of what encodes pictures
     prints["data"] = latents.fingerprint
     ground = _Ground(run, model / "unet", conditions, noise, latents, device, prints, out)
@@ -272,11 +273,21 @@ def _grow(ground: _Ground, one: Growth, told: dict[str, Any]) -> Path:
     return folder / GROWN
 
 
+def kept_apart(same: Sequence[int], validation: int, seed: int) -> tuple[list[int], list[int]]:
+    """(pictures to validate on, pictures to train on): copies of a picture, as `same` tells them, are never on both sides."""
+    order = torch.randperm(len(same), generator=generator(seed, "validation pictures")).tolist()
+    first_met: dict[int, int] = {}
+    for picture in order:
+        first_met.setdefault(same[picture], picture)
+    unseen = list(first_met.values())[:validation]
+    out = {same[picture] for picture in unseen}
+    return unseen, [picture for picture in range(len(same)) if same[picture] not in out]
+
+
 def _task(ground: _Ground, one: Growth, unet: nn.Module, lora: Lora | None, precision: torch.dtype | None) -> UNetTask:
     """A node's training task; the pictures kept out are the same for all nodes."""
     run = ground.run
-    order = torch.randperm(len(ground.latents), generator=generator(run.seed, "validation pictures")).tolist()
-    unseen, seen = order[: run.validation_pictures], sorted(order[run.validation_pictures :])
+    unseen, seen = kept_apart(ground.latents.same_picture, run.validation_pictures, run.seed)
     seed = seed_of(run.seed, "expert", one.name)
     batches = Batches(ground.latents, ground.conditions, seen, run.task, seed, precision)
     return UNetTask(

@@ -52,6 +52,15 @@ class Latents:
         self.captions: list[tuple[str, ...]] = [
             tuple(captions) for record in records for part in record["parts"] for captions in part["captions"]
         ]
+        contents = [
+            part.get("contents", [None] * len(part["captions"])) for record in records for part in record["parts"]
+        ]
+        first: dict[int | None, int] = {}
+        self.same_picture = [
+            row if content is None else first.setdefault(content, row)
+            for row, content in enumerate(content for part in contents for content in part)
+        ]
+        """For every picture the first one that is the same file; an older version stored no hashes: there each is another."""
         self.fingerprint = _hash(records)
         """Of latents and captions."""
 
@@ -170,22 +179,24 @@ def _shard(shard: Shard, number: int, pictures: Pictures, folder: Path, tell: Ca
 
     parts, waiting = [], usable()
     while samples := _part(waiting, pictures.encode, tell):
-        rows, captions = zip(*samples, strict=True)
+        rows, captions, contents = zip(*samples, strict=True)
         tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         file = write_tensors(folder / f"{number:05}-{len(parts):05}.safetensors", tensors)
-        parts.append({"file": file.to_config(), "captions": captions})
+        parts.append({"file": file.to_config(), "captions": captions, "contents": contents})
     return {"source": shard.name, "seen": seen, "bad": bad, "parts": parts}
 
 
 def _part(
     waiting: Iterator[Prepared[Tensors]], encode: Callable[[Tensors], Tensors], tell: Callable[[int], None]
-) -> list[tuple[dict[str, Tensor], tuple[str, ...]]]:
-    """The next part's pictures: what is kept of each, captions."""
-    found: list[tuple[dict[str, Tensor], tuple[str, ...]]] = []
+) -> list[tuple[dict[str, Tensor], tuple[str, ...], int]]:
+    """The next part's pictures: what is kept of each, captions, the hash of its file."""
+    found: list[tuple[dict[str, Tensor], tuple[str, ...], int]] = []
     while len(found) < PART and (batch := list(islice(waiting, BATCH))):
         stacked = {name: torch.stack([sample.image[name] for sample in batch]) for name in batch[0].image}
         kept = {name: x.cpu() for name, x in encode(stacked).items()}
-        found += [({name: x[row] for name, x in kept.items()}, one.captions) for row, one in enumerate(batch)]
+        found += [
+            ({name: x[row] for name, x in kept.items()}, one.captions, one.content) for row, one in enumerate(batch)
+        ]
         tell(len(batch))
     return found
 

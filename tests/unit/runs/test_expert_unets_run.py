@@ -266,3 +266,20 @@ def test_wrong_input(model: Path, pictures: Path, tmp_path: Path) -> None:
             train(what, source, data, tmp_path / f"out{number}")
     with pytest.raises(ValueError, match="set both, or both to 0"):
         ExpertUNetsRun(task=UNetTaskConfig(), loop=LoopConfig(steps=1, lr=1))
+
+
+def test_copies_of_a_picture_are_not_on_both_sides_of_the_validation(grown: Path) -> None:
+    assert expert_unets.kept_apart([0, 1, 0, 3, 1], 3, 0)[1] == []
+    for seed in range(5):
+        same = [0, 1, 0, 3, 1, 5]
+        unseen, seen = expert_unets.kept_apart(same, 2, seed)
+        assert len({same[i] for i in unseen}) == 2
+        assert {same[i] for i in unseen} | {same[i] for i in seen} == set(same)
+        assert not {same[i] for i in unseen} & {same[i] for i in seen}
+    record = artifact.read_json(grown / "latents" / "00000.json")
+    latents = Latents(grown / "latents", [record])
+    assert latents.same_picture == [*range(len(latents))]
+    copied = [{**part, "contents": [1] * len(part["captions"])} for part in record["parts"]]
+    assert set(Latents(grown / "latents", [{**record, "parts": copied}]).same_picture) == {0}
+    older = [{name: value for name, value in part.items() if name != "contents"} for part in record["parts"]]
+    assert Latents(grown / "latents", [{**record, "parts": older}]).same_picture == [*range(len(latents))]

@@ -1,0 +1,72 @@
+"""What an embedding is expected to take."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from syzygy.data.encoder import EmbedSettings
+from syzygy.data.sources import SourceOptions, open_source
+from syzygy.hub.clip import Clip
+from syzygy.runs.embed_preview import Preview, preview
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_model: Path) -> Clip:
+    return Clip.from_pretrained(tiny_model / "clip")
+
+
+def picture(colour: tuple[int, int, int]) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (9, 9), colour).save(data, "PNG")
+    return data.getvalue()
+
+
+def expected(source: Path, clip: Clip, workers: int = 1, **settings: int) -> Preview | None:
+    chosen = EmbedSettings(**{"batch_size": 4, "shard_size": 100, **settings})
+    return preview(open_source(str(source), SourceOptions()).shards, clip, chosen, workers)
+
+
+def test_a_folders_samples_are_counted_and_a_tars_are_judged(tmp_path: Path, clip: Clip, write_tar: Callable) -> None:
+    pairs = {f"{i}": picture((i % 250, i // 250, 9)) for i in range(300)}
+    (tmp_path / "in").mkdir()
+    for name, data in pairs.items():
+        (tmp_path / "in" / f"{name}.png").write_bytes(data)
+    rows = "".join(json.dumps({"file_name": f"{name}.png", "text": f"picture {name}"}) + "\n" for name in pairs)
+    (tmp_path / "in" / "metadata.jsonl").write_text(rows + "\n\n")
+    folder = expected(tmp_path / "in", clip)
+    assert folder is not None
+    assert (folder.samples, folder.counted, folder.captions_from) == (300, True, ("text",))
+    assert folder.captions[0] == "picture 0"
+    tar = write_tar(tmp_path / "a.tar", [(k, {"png": v, "txt": f"picture {k}".encode()}) for k, v in pairs.items()])
+    judged = expected(tar, clip)
+    assert judged is not None
+    assert not judged.counted
+    assert judged.samples is not None
+    assert 200 < judged.samples < 700
+    shared = expected(tmp_path / "in", clip, workers=3)
+    assert shared is not None
+    assert shared.memory == 3 * folder.memory
+    assert folder.bytes == shared.bytes
+
+
+def test_nothing_usable_gives_no_estimate(tmp_path: Path, clip: Clip, write_tar: Callable) -> None:
+    assert expected(write_tar(tmp_path / "a.tar", [("a", {"png": b"broken", "txt": b"a"})]), clip) is None
+
+
+@pytest.mark.parametrize(
+    ("captions", "like"),
+    [
+        (("https://x.org/1.jpg", "www.x.org/a b"), False),
+        (("https://x.org/1.jpg", "/data/2.png", "photos/3.jpg"), True),
+        (("C:\\a.png", "./b", "a cat"), False),
+        (("C:\\a.png", "~/b.txt", "s3://c/d", "a cat"), True),
+        (("a cat.", "and/or", "1.5 m"), False),
+    ],
+)
+def test_captions_that_look_like_addresses(captions: tuple[str, ...], like: bool) -> None:
+    found = Preview(None, False, None, 0, None, ("url",), captions)
+    assert found.like_addresses == like
