@@ -16,7 +16,7 @@ from PIL import Image
 from syzygy.errors import NonFiniteError, UserError
 from syzygy.serve.metrics import Metrics
 from syzygy.serve.orders import Order
-from syzygy.serve.problems import Problem
+from syzygy.serve.problems import Problem, about, problem_of
 from syzygy.serve.studio import Studio
 from syzygy.serve.worker import Ended, Event, Job, Painted, Previewed, Stepped, Worker, preview_at
 from syzygy.types import Sampling
@@ -215,3 +215,11 @@ def test_an_image_that_is_not_finite_fails_its_own_request_alone(studio: Studio)
     assert isinstance(bright.error(), NonFiniteError)
     assert held.batches == [["a"], ["b", "bright", "c"], ["b"], ["bright"], ["c"]]
     worker.close()
+
+
+def test_a_failure_of_the_model_is_no_mistake_in_a_field() -> None:
+    failure = NonFiniteError("text features", [0], ["'a star'"])
+    with pytest.raises(NonFiniteError), about("sources"):
+        raise failure
+    found = problem_of(failure)
+    assert (found.status, found.body["error"]["code"], found.body["error"]["param"]) == (500, "non_finite_values", None)
