@@ -106,7 +106,10 @@ def _encoding(found: Sequence[Prepared], clip: Clip, settings: EmbedSettings) ->
     """(seconds of a pair, bytes of a pair in the store)."""
     texts = [caption for sample in found for caption in sample.captions]
     images = torch.stack([sample.image for sample in found])
-    pixels = images if images.ndim > 2 else None
+    here = (
+        clip.device.type == settings.device
+    )  # workers have their own encoders on the device; timing this one would mislead
+    pixels = images if here and images.ndim > 2 else None
     clip.encode_text(texts[:1])  # what is done but once is not measured
     if pixels is not None:
         clip.encode_pixels(pixels[:1])
