@@ -172,6 +172,11 @@ class EmbeddingStore:
         return torch.from_numpy(first[group].astype(np.int64))
 
     @property
+    def different_images(self) -> int:
+        """How many pictures there are if those that are the same count once."""
+        return len(self.same_picture.unique())
+
+    @property
     def has_contents(self) -> bool:
         """Whether the store knows which of its pictures are the same file."""
         return all(CONTENT in self._part(i).pairs for i in range(len(self._parts)))

@@ -322,7 +322,7 @@ def image_on_store(
     check_clip(former, encoder["fingerprint"])
     read = open_features(store, former.llm, features)
     by_text = run.task.contrast == "text"
-    run = fitting.validation(run, "validation_images", opened.number_of_images, str(store))
+    run = fitting.validation(run, "validation_images", opened.different_images, str(store))
     data = pictures_of_a_store(opened, read, run.validation_images, run.filter, by_text=by_text)
     training, validation = data
     run = fitting.batch(run, len(training))

@@ -10,7 +10,7 @@ import torch
 from syzygy import artifact
 from syzygy.data.store import EmbeddingStore
 from syzygy.hub.bundle import part_folder
-from syzygy.hub.priors import PART
+from syzygy.prior.layout import PART
 from syzygy.train.pairs import Pairs, StorePairs
 from syzygy.world.language import language, spoken
 

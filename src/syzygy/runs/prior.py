@@ -163,7 +163,7 @@ def train_on_store(
         raise UserError(f"scenes={run.scenes} has no effect on a store: leave it out, or set scenes=null.")
     opened = EmbeddingStore.open(store)
     _check_width(run, opened.width)
-    run = fitting.validation(run, "validation_images", opened.number_of_images, str(store))
+    run = fitting.validation(run, "validation_images", opened.different_images, str(store))
     training, validation = split(opened, run.validation_images)
     encoder = opened.encoder
     record = {"clip": encoder["fingerprint"], "data": opened.digest, "validation": split_digest(validation)}

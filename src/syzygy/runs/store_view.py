@@ -73,7 +73,7 @@ def view(store: EmbeddingStore, number: int, seed: int, source: str | None = Non
         lengths=_lengths(lengths),
         captions_per_picture={"mean": round(float(counts.double().mean()), 2), "most": int(counts.max())},
         duplicates={
-            "pictures": store.number_of_images - len(store.same_picture.unique()),
+            "pictures": store.number_of_images - store.different_images,
             "captions": len(store) - len(store.all_ids().unique()),
         },
         columns={name: _column(store, name, kind) for name, kind in store.columns.items()},
