@@ -72,7 +72,11 @@ def override(config: C, assignments: Sequence[str], say: Callable[[str], None] =
             inner[last] = json.loads(text)
         except json.JSONDecodeError:
             inner[last] = text
-    return _changed(config, changes, say)
+    lines: list[str] = []
+    changed = _changed(config, changes, lines.append)
+    for line in lines:  # only once nothing is wrong
+        say(line)
+    return changed
 
 
 def _changed(config: C, changes: dict[str, Any], say: Callable[[str], None], prefix: str = "") -> C:

@@ -308,8 +308,10 @@ def test_a_run_tells_where_it_is_and_what_it_reached(
         "recall_at_1",
     ]
     assert trained == f"Trained: {tmp_path / 'prior'}"
-    assert next_step == f"Try next: syzygy generate 'a red circle' --prior {tmp_path}"
-    assert answer.err.startswith("prior: step 3/3 · loss ")
+    assert next_step == f"Try next: syzygy generate 'a red circle' --model {tiny_model} --prior {tmp_path}"
+    announced, *_, last = [line for line in answer.err.splitlines() if line.startswith("prior: ")]
+    assert "parameters to train;" in announced
+    assert last.startswith("prior: step 3/3 · loss ")
 
 
 def test_settings_are_listed_with_what_they_mean(syzygy: Callable[..., Any]) -> None:

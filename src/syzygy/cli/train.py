@@ -81,7 +81,7 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
                 result = prior.train(run, clip, out, world, init=init, bar=progress_bar, report=report, fitting=fitting)
             else:
                 result = prior.train_on_store(run, store, out, world, init=init, report=report, fitting=fitting)
-        return Trained(result.folder, result.metrics, after_training(out, store))
+        return Trained(result.folder, result.metrics, after_training(out, store, clip_source))
 
     run_training("PRIOR", body, **options)
 

@@ -89,7 +89,8 @@ def common(store: EmbeddingStore, pasts: Sequence[Past], number: int | None, see
             own[past.held_out] = True
             kept &= own
     captions = kept.nonzero()[:, 0]
-    pictures = store.image_of(captions).unique() if len(captions) else captions
+    numbers = StorePairs(store, captions).image_numbers(torch.arange(len(captions))) if len(captions) else captions
+    pictures = numbers.unique()
     which = "The priors held out" if any(past.held_out is not None for past in pasts) else "There are"
     if not len(pictures):
         raise UserError(f"the priors held out no picture of {store.path} in common. Evaluate them one by one.")
@@ -103,7 +104,7 @@ def common(store: EmbeddingStore, pasts: Sequence[Past], number: int | None, see
         return StorePairs(store, captions)
     order = torch.randperm(len(pictures), generator=generator(seed, "evaluated pictures"))
     chosen = pictures[order[:size]]
-    return StorePairs(store, captions[torch.isin(store.image_of(captions), chosen)])
+    return StorePairs(store, captions[torch.isin(numbers, chosen)])
 
 
 def rest_of(store: EmbeddingStore, measured: StorePairs, number: int = MOST) -> StorePairs:

@@ -207,7 +207,7 @@ def _check_bad(records: Sequence[Mapping[str, Any]], source: str, max_bad: float
     bad = [f"{fault['key']}: {fault['reason']}" for record in records for fault in record["bad"]]
     if len(bad) > max_bad * seen and (at_end or seen >= EARLY):
         raise UserError(
-            f"{len(bad):,} of {counted(seen, 'sample')} of {source} cannot be used, more than max_bad={max_bad:g} allows: "
+            f"{len(bad):,} of {counted(seen, 'sample')} in {source} cannot be used, more than max_bad={max_bad:g} allows: "
             f"{'; '.join(bad[:5])}. Mend the source and choose another --out, or allow more."
         )
 

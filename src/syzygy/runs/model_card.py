@@ -5,7 +5,7 @@ from typing import Any
 
 from syzygy.prior.model import EclipsePrior
 from syzygy.runs.fitting import GUIDE
-from syzygy.runs.next_steps import ABOUT, decoder_of
+from syzygy.runs.next_steps import ABOUT, NOT_MEASURED, decoder_of
 from syzygy.wording import counted
 
 GENERATORS = {768: "Karlo, Stable unCLIP (CLIP ViT-L/14)", 1280: "Kandinsky 2.2 (CLIP ViT-bigG/14)"}
@@ -141,4 +141,5 @@ def _metrics(record: dict[str, Any]) -> str:
         "; the weights here are those of the best step, so their metrics differ" if "best" in record else ""
     )
     rows = "\n".join(f"| {key} | {value:g} | {MEANINGS.get(key, '')} |" for key, value in record["metrics"].items())
-    return f"{after}, on {on}.\n\n| metric | value | meaning |\n|---|---|---|\n{rows}"
+    missing = f"\n\n{record[NOT_MEASURED]}" if record.get(NOT_MEASURED) else ""
+    return f"{after}, on {on}.\n\n| metric | value | meaning |\n|---|---|---|\n{rows}{missing}"

@@ -9,13 +9,15 @@ import torch
 
 from syzygy import artifact
 from syzygy.data.store import EmbeddingStore
-from syzygy.hub.bundle import part_folder
+from syzygy.hub.bundle import INDEX_FILE, part_folder
 from syzygy.prior.layout import PART
 from syzygy.train.pairs import Pairs, StorePairs
 from syzygy.world.language import language, spoken
 
 ABOUT = "about_data"
 """In a prior's provenance: what it was trained on, for the model card."""
+NOT_MEASURED = "not_measured"
+"""There too: which metrics its validation left out and why; empty where it measured all."""
 ENVIRONMENT_FILE = "environment.json"
 EXAMPLE = "example_caption"
 """In a run's environment.json, which is not exported: a caption that was held out."""
@@ -73,8 +75,14 @@ def example(store: EmbeddingStore, validation: StorePairs) -> str:
     return min(store.texts(validation.chosen[:LOOKED_AT]), key=len)
 
 
-def after_training(run: Path, store: Path | None) -> tuple[str, ...]:
-    """Commands, and a sentence where no decoder can show what was learned."""
+def after_training(run: Path, store: Path | None, clip: str) -> tuple[str, ...]:
+    """Commands, and a sentence where no decoder can show what was learned.
+
+    Args:
+        run: folder of the finished run.
+        store: what it was trained on; None is the embedded world.
+        clip: without a store, where its CLIP is from: a whole model there can show what was learned.
+    """
     record = artifact.read_json(run / PART / artifact.PROVENANCE_FILE)
     caption = artifact.read_json(run / ENVIRONMENT_FILE).get(EXAMPLE)
     measured = (
@@ -82,7 +90,8 @@ def after_training(run: Path, store: Path | None) -> tuple[str, ...]:
         if store is None
         else (shlex.join(["syzygy", "evaluate", "prior", "--data", str(store), "--prior", str(run)]),)
     )
-    return (*measured, *generated(record, caption, run))
+    whole = store is None and (Path(clip) / INDEX_FILE).is_file()
+    return (*measured, *generated(record, caption, run, clip if whole else None))
 
 
 def after_export(folder: Path, run: Path) -> tuple[str, ...]:
@@ -92,10 +101,10 @@ def after_export(folder: Path, run: Path) -> tuple[str, ...]:
     return generated(artifact.read_json(folder / artifact.PROVENANCE_FILE), caption, folder)
 
 
-def generated(record: dict[str, Any], caption: str | None, prior: Path) -> tuple[str, ...]:
-    """The command that generates a picture with a prior, or why there is none."""
+def generated(record: dict[str, Any], caption: str | None, prior: Path, model: str | None = None) -> tuple[str, ...]:
+    """The command that generates a picture with a prior, or why there is none. `model` is known to show what it learned."""
     text = shortened(caption or WORLD_CAPTION)
-    model = decoder_of(record)
+    model = model or decoder_of(record)
     if model is None:
         return (NO_PICTURES,) if record.get("clip") == starter_clip() else ()
     which = [] if model == "starter" else ["--model", model]

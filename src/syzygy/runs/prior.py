@@ -20,7 +20,16 @@ from syzygy.rng import seed_of
 from syzygy.runs.common import Bar, RunResult, no_bar, provenance, reporter
 from syzygy.runs.fitting import AS_GIVEN, Fitting
 from syzygy.runs.held_out import split_digest
-from syzygy.runs.next_steps import ABOUT, ENVIRONMENT_FILE, EXAMPLE, WORLD_SOURCE, about_store, counts, example
+from syzygy.runs.next_steps import (
+    ABOUT,
+    ENVIRONMENT_FILE,
+    EXAMPLE,
+    NOT_MEASURED,
+    WORLD_SOURCE,
+    about_store,
+    counts,
+    example,
+)
 from syzygy.train.estimate import is_dry_run, preparing, rehearsed
 from syzygy.train.loop import fit
 from syzygy.train.objectives import DiffusionObjective, DiffusionTaskConfig, EclipseObjective, PriorTaskConfig
@@ -222,7 +231,7 @@ def fit_prior(
         world=world,
     )
     record = provenance("prior", run, result, result.steps * run.task.batch_size, result.metrics)
-    record[ABOUT] = material.about
+    record |= {ABOUT: material.about, NOT_MEASURED: task.unmeasured}
     if world.first:
         objective.prior.save_pretrained(out / "prior", record | beside, torch.float16)
     world.wait()

@@ -248,7 +248,7 @@ def test_wrong_input(model: Path, pictures: Path, tmp_path: Path) -> None:
     cases: list[tuple[str, ExpertUNetsRun, Path, Path]] = [
         ("has no unet: Stable Diffusion needs unet, vae", run(), headless, pictures),
         ("holds no picture with a caption", run(), model, nothing),
-        (r"1 of 1 samples of .* cannot be used.*no file no.png", run(), model, broken),
+        (r"1 of 1 sample in .* cannot be used.*no file no.png", run(), model, broken),
         ("leave gaps", run("E1_0"), model, pictures),
         ("no linear or convolution layer of this network has 'atn'", run(layers="atn"), model, pictures),
         ("validation_pictures=12 leaves none of the 12 pictures", run(validation_pictures=12), model, pictures),

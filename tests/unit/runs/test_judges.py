@@ -66,7 +66,7 @@ def test_a_file_of_t2i_compbench(tmp_path: Path) -> None:
     assert [entry.text for entry in read.entries] == ["a dog.", "a cat", "a dog.", "a black/white cow"]
     blank, tab, renamed = read.notes
     assert "1 blank line is skipped" in blank
-    assert "in 1 lines what follows a tab is left out" in tab
+    assert "in 1 line what follows a tab is left out" in tab
     assert "1 of them have spaces there instead (line 5 first)" in renamed
     names = [T2I.place(entry, i, 0, 2).picture for i, entry in enumerate(read.entries)]
     assert len(set(names)) == 4  # the two dogs differ in their number

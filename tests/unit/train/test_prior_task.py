@@ -227,7 +227,7 @@ def test_data_that_do_not_fit_are_refused() -> None:
     data = new_data()
     with pytest.raises(UserError, match=r"equally many.*\(10, 9, 9\)"):
         replace(data, image_of_caption=torch.arange(9) % 7, caption_ids=torch.arange(9))
-    with pytest.raises(UserError, match="images 0 to 6; there are 5"):
+    with pytest.raises(UserError, match="images 0 to 6, but the data have 5 images"):
         replace(data, image_embeddings=data.image_embeddings[:5])
     with pytest.raises(UserError, match="image embeddings hold NaN"):
         replace(data, image_embeddings=data.image_embeddings / 0)
