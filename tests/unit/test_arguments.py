@@ -96,7 +96,11 @@ def test_nothing_to_generate_is_said(model: TextToImage) -> None:
         model.mix([("a", 1.0)], negative_prompt=["b"])
 
 
-@pytest.mark.parametrize("value", [3, "7", [1, 2], [torch.Generator(), None], np.random.default_rng(0)], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [3, "7", [1, 2], [torch.Generator(), None], np.random.default_rng(0)],
+    ids=["number", "text", "list of numbers", "list with None", "numpy"],
+)
 def test_a_generator_is_one(value: Any, model: TextToImage) -> None:
     for call in (
         lambda: model(PROMPT, generator=value),
