@@ -110,7 +110,7 @@ def common(store: EmbeddingStore, pasts: Sequence[Past], number: int | None, see
 def rest_of(store: EmbeddingStore, measured: StorePairs, number: int = MOST) -> StorePairs:
     """Captions of other pictures than the measured ones, `number` at most, to fit controls on; the measured ones where no others are."""
     pictures = measured.image_numbers(torch.arange(len(measured)))
-    others = (~torch.isin(store.all_images_of(), pictures)).nonzero()[:, 0]
+    others = (~torch.isin(store.same_picture[store.all_images_of()], pictures)).nonzero()[:, 0]
     if not len(others):
         return measured
     order = torch.randperm(len(others), generator=generator(0, "captions for controls"))
