@@ -157,18 +157,18 @@ def is_dry_run() -> bool:
     return _dry.get() is not None
 
 
-def rehearsed(number: int) -> int:
-    """How many of `number` samples are prepared: all of them, or a few in a dry run."""
-    return min(number, REHEARSED) if is_dry_run() else number
+def rehearsed(number: int, batch: int) -> int:
+    """How many of `number` samples are prepared: all of them, or in a dry run a few, which fill a batch."""
+    return min(number, max(REHEARSED, batch)) if is_dry_run() else number
 
 
 @contextmanager
-def preparing(number: int) -> Iterator[None]:
-    """Around the preparation of `rehearsed(number)` samples: a dry run adds the time that all of them would take."""
+def preparing(number: int, batch: int) -> Iterator[None]:
+    """Around the preparation of `rehearsed(number, batch)` samples: a dry run adds the time that all of them would take."""
     began = time.perf_counter()
     yield
     if (dry := _dry.get()) is not None:
-        dry.preparation += (time.perf_counter() - began) * number / rehearsed(number)
+        dry.preparation += (time.perf_counter() - began) * number / rehearsed(number, batch)
 
 
 def measure(

@@ -46,8 +46,10 @@ def test_the_footprint_is_what_a_run_writes(tmp_path, half_life: float, best: st
 def test_a_dry_run_times_a_few_steps_and_writes_nothing(tmp_path) -> None:
     task, config = Task(), LoopConfig(steps=1000, lr=1e-3, validate_every=300)
     with estimate.dry_run(tmp_path):
-        assert estimate.rehearsed(10_000) == estimate.REHEARSED
-        with estimate.preparing(10 * estimate.REHEARSED):
+        assert estimate.rehearsed(10_000, 8) == estimate.REHEARSED
+        assert estimate.rehearsed(10_000, 1024) == 1024, "a step is timed on a whole batch"
+        assert estimate.rehearsed(700, 1024) == 700
+        with estimate.preparing(10 * estimate.REHEARSED, 8):
             pass
         with pytest.raises(Estimated) as dry:
             fit(task, config, tmp_path / "run", run={})
@@ -58,7 +60,7 @@ def test_a_dry_run_times_a_few_steps_and_writes_nothing(tmp_path) -> None:
     assert found.seconds == pytest.approx(found.preparation + 1000 * found.step_seconds + 4 * found.validation_seconds)
     assert found.peak > 10**7
     assert not estimate.is_dry_run()
-    assert estimate.rehearsed(10_000) == 10_000
+    assert estimate.rehearsed(10_000, 8) == 10_000
     fit(task, LoopConfig(steps=2, lr=1e-3), tmp_path / "run", run={})
     assert (tmp_path / "run/checkpoint").is_dir()
 
