@@ -29,11 +29,11 @@ from syzygy.runs.experts import GROWN, Growth, TreeRun, check_same, grow_tree, g
 from syzygy.runs.fitting import AS_GIVEN, Fitting
 from syzygy.runs.latents import Latents, encoded
 from syzygy.train import checkpoint
-from syzygy.train.estimate import duration, is_dry_run
+from syzygy.train.estimate import is_dry_run
 from syzygy.train.loop import fit
 from syzygy.train.precision import autocast, precision_on
 from syzygy.train.unet import DiscreteNoise, LatentBatch, UNetTask, UNetTaskConfig, recomputed
-from syzygy.wording import counted
+from syzygy.wording import counted, duration
 
 DRY_RUN_PICTURES = 32
 """A dry run makes the latents of so many pictures."""

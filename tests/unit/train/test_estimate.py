@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from syzygy.train import estimate
-from syzygy.train.estimate import Estimate, Estimated, Footprint, duration, size
+from syzygy.train.estimate import Estimate, Estimated, Footprint
 from syzygy.train.loop import LoopConfig, fit
 
 
@@ -88,22 +88,3 @@ def test_several_trainings_take_as_many_times_as_long_and_as_much_disk() -> None
         "3 trainings of 10 steps of 2 s, 1 validation of 5 s, 3 s of preparation" in line for line in three.lines()
     )
     assert [any("too small" in line for line in each.lines()) for each in (one, three)] == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2134, "0.21 s"),
-        (42.4, "42 s"),
-        (200, "3 min 20 s"),
-        (18180, "5 h 3 min"),
-        (86400 * 2 + 4 * 3600, "2 days 4 h"),
-        (90000, "1 day 1 h"),
-    ],
-)
-def test_durations_are_for_people(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_sizes_are_for_people() -> None:
-    assert [size(x) for x in (900, 12_340_000, 3_456_000_000)] == ["1 kB", "12.3 MB", "3.5 GB"]
