@@ -49,7 +49,7 @@ def size_of(path: Path) -> int:
 
 
 def picture_endings() -> tuple[str, ...]:
-    """The endings of file names, in small letters and without a dot, of the formats that are read (`decode.FORMATS`)."""
+    """The endings of file names, in lower case and without a dot, of the formats that are read (`decode.FORMATS`)."""
     return tuple(
         ending.removeprefix(".") for ending, kind in sorted(Image.registered_extensions().items()) if kind in FORMATS
     )

@@ -115,7 +115,7 @@ class TarShard:
 
 
 def tar_shard(path: Path, name: str, keep: tuple[str, ...], caption_fields: tuple[str, ...]) -> TarShard:
-    """A tar, opened as far as to know that it is none that was compressed.
+    """Open a tar and check that it is not compressed.
 
     Raises:
         UserError: it was compressed, or cannot be read.

@@ -12,10 +12,10 @@ from syzygy.data.pair import clean
 
 TEXTS = ("txt", "json")
 MOST_MEMBERS = 64
-"""Of one key, where names are split at their first dot: a key of more is a mistake, and would have to lie in memory."""
+"""Of one key, where names are split at their first dot: a key of more is a mistake, and would have to be kept in memory."""
 
 Parting = Callable[[str], tuple[str, str]]
-"""A member's name → (key, ending in small letters, "" if there is none)."""
+"""A member's name → (key, ending in lower case, "" if there is none)."""
 
 
 @cache

@@ -51,7 +51,7 @@ class Past:
 
 
 def past_of(record: Mapping[str, Any], store: EmbeddingStore) -> Past:
-    """What a prior's provenance tells of its data; an empty record tells nothing."""
+    """What a prior's provenance says about its data; an empty record says nothing."""
     data = record.get("data")
     if data is None:
         return Past("embedded world" if record.get("recipe", {}).get("scenes") else "unknown")
