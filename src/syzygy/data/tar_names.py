@@ -7,7 +7,7 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 
-from syzygy.data.fingerprints import picture_endings
+from syzygy.data.decode import SUFFIXES
 from syzygy.data.pair import clean
 
 TEXTS = ("txt", "json")
@@ -21,7 +21,7 @@ Parting = Callable[[str], tuple[str, str]]
 @cache
 def pictures() -> tuple[str, ...]:
     """Endings of pictures; of two pictures of a sample, the one whose ending comes first is taken."""
-    return tuple(dict.fromkeys(["jpg", "jpeg", "png", "webp", *picture_endings()]))
+    return tuple(dict.fromkeys(["jpg", "jpeg", "png", "webp", *sorted(suffix[1:] for suffix in SUFFIXES)]))
 
 
 def at_first_dot(name: str) -> tuple[str, str]:
