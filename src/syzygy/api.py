@@ -162,8 +162,8 @@ class TextToImage:
             offload=offload,
             local_files_only=local_files_only,
         )
-        told = {"languages": found.languages, "adapter": found.fingerprints, "foreign_llm": found.foreign_llm}
-        return replace(self, pipeline=found.pipeline, **told)
+        about = {"languages": found.languages, "adapter": found.fingerprints, "foreign_llm": found.foreign_llm}
+        return replace(self, pipeline=found.pipeline, **about)
 
     def __call__(  # noqa: PLR0913 (all by keyword, as of diffusers' pipelines)
         self,

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def whole(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
-    """A whole number: an `int`, or an integer of numpy. `True` and 2.0 are none.
+    """A whole number: an `int`, or an integer of numpy. `True` and 2.0 are refused.
 
     Raises:
         UserError: another type, or out of range.
@@ -38,7 +38,7 @@ def number(value: Any, name: str, least: float | None = None) -> float:
 
 
 def texts(value: Any, name: str = "prompt") -> list[str]:
-    """One text, or a list of texts, as a list. Whether they are empty is not looked at.
+    """One text, or a list of texts, as a list. Empty texts are not refused here.
 
     Raises:
         UserError: another type.
@@ -69,7 +69,7 @@ def negatives(value: Any, prompts: int | None, each: str = "prompt") -> str | li
     found = texts(value, "negative_prompt")
     if prompts is None:
         raise UserError(
-            "negative_prompt must be a single text (str) here, got a list: there is one result to keep away from it."
+            "negative_prompt must be a single text (str) here, got a list: a mixture or an interpolation has one for all its images."
         )
     if len(found) != prompts:
         raise UserError(

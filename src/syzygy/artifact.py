@@ -31,7 +31,7 @@ TEMPORARY = ".writing."
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Types of numbers that torch can look for NaN in."""
 LFS = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that stands for one in Git LFS."""
+"""The first bytes of a pointer file of Git LFS."""
 
 
 @contextmanager

@@ -104,10 +104,10 @@ def image_of(given: object) -> Image.Image:
 
 
 def weighted(sources: Sequence[tuple[Source, float]]) -> list[tuple[Source, float]]:
-    """Sources with their weights, as a list; whether these can be mixed is looked at later (`shares`).
+    """Sources with their weights, as a list. Whether the weights can be mixed is checked later (`shares`).
 
     Raises:
-        UserError: no list of pairs, something that is neither text nor picture, a weight that is no number.
+        UserError: not a list of pairs; a source that is neither text nor picture; a weight that is not a number.
     """
     if not isinstance(sources, (list, tuple)) or not all(
         isinstance(one, (list, tuple)) and len(one) == 2 for one in sources

@@ -3,9 +3,9 @@
 | pixels | belong to |
 |---|---|
 | within `NEAR` of a named colour, of white or of black | that colour; white and black that no region names are ground |
-| with an opacity below `OPAQUE` | nobody |
+| with an opacity below `OPAQUE` | no region |
 | blended, as anti-aliased edges and soft brushes leave them | the nearest in colour among the colours around them |
-| of another colour, in a connected area of `AREA` of the canvas or more | nobody: the canvas is refused |
+| of another colour, in a connected area of `AREA` of the canvas or more | none: the canvas is refused |
 | of another colour, in smaller areas | as blended ones |
 
 Blended means: within `NEAR` of the line between two of the colours, and not a flat area. A blend may resemble a third colour. So a pixel

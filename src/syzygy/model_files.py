@@ -1,4 +1,4 @@
-"""A published model's files: where they lie (a folder, or the hub's cache), which of them are weights, and the tensors in them.
+"""A published model's files: where they are (a folder, or the hub's cache), which of them are weights, and the tensors in them.
 
 Nothing here builds a model.
 """
@@ -182,7 +182,7 @@ def fetch_weights(found: Located, stems: Mapping[str, str]) -> Located:
 
 
 def _refuse_pickles(found: Located, lacking: list[str]) -> None:
-    """Say so if what a repository lacks in safetensors lies there as pickle, which was not downloaded."""
+    """Refuse a repository that has some of its weights only as pickle, which was not downloaded."""
     from huggingface_hub import list_repo_files
 
     try:
@@ -225,7 +225,7 @@ def no_weights(folder: Path, stem: str) -> str:
     there = f" (there is {others})" if others else ""
     return (
         f"{folder / stem}.safetensors is missing, and so are its half-precision variants and an index of shards{there}. "
-        "Copy or download the folder again, whole."
+        "Copy or download the whole folder again."
     )
 
 
@@ -244,7 +244,9 @@ def read_weights(
         return artifact.read_tensors(found, keep)
     places = artifact.read_json(found).get("weight_map")
     if not isinstance(places, dict) or any(Path(str(name)).name != name for name in places.values()):
-        raise UserError(f"{found} is not an index of weights: it needs a weight_map from tensors to files beside it.")
+        raise UserError(
+            f"{found} is not an index of weights: it needs a weight_map from tensors to files in the same folder."
+        )
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(places.values())):
         part = artifact.read_tensors(folder / shard)

@@ -63,6 +63,19 @@ def test_a_tree_of_experts_counts_every_training(syzygy: Callable[..., Any], tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_on_the_first_pictures_takes_any_number_for_validation(
+    syzygy: Callable[..., Any], tmp_path: Path
+) -> None:
+    model, data = tiny_stable_diffusion(tmp_path / "model"), tmp_path / "data"
+    assert syzygy("world", "sample", "--num", 60, "--out", data).code == 0
+    answer = syzygy(
+        "train", "experts", "--model", model, "--data", data, "--leaves", "E1_0,E1_1", "task.batch_size=2", "size=16", "rank=2",
+        "validation_pictures=40", "--dry-run", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert "validation_pictures" not in answer.err, "nothing is fitted to the few pictures of a dry run"
+
+
 def test_the_starter_is_estimated_part_by_part(syzygy: Callable[..., Any]) -> None:
     answer = syzygy("train", "starter", "--dry-run")
     assert (answer.code, answer.out) == (2, "")

@@ -89,13 +89,13 @@ def available_device(name: str) -> str:
 
 
 def note(line: str) -> None:
-    """A line about what the command does, on standard error: standard output is for results. Of several ranks the first speaks."""
+    """Print a line about what the command does to standard error, as standard output is for results. With several ranks the first prints."""
     if os.environ.get("RANK", "0") == "0":
         click.echo(line, err=True)
 
 
 def tell_next(steps: Iterable[str]) -> None:
-    """Commands to try next; other sentences as they are."""
+    """Print commands to try next; other sentences are printed as they are."""
     for step in steps:
         click.echo(f"Try next: {step}" if step.startswith("syzygy ") else step)
 

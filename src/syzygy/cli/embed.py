@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from syzygy import wording
 from syzygy.cli.common import Whole, device_option, json_option, writable_folder
 from syzygy.wording import counted
 
@@ -170,22 +171,11 @@ def _expected(preview: "Preview | None") -> Iterator[str]:
         )
     amounts = [] if preview.samples is None else [counted(preview.samples, "sample")]
     if preview.seconds is not None:
-        amounts.append(str(timedelta(seconds=round(preview.seconds))) if preview.seconds >= 1 else "less than a second")
+        amounts.append(wording.duration(preview.seconds) if preview.seconds >= 1 else "less than a second")
     if preview.bytes is not None:
-        amounts.append(f"{_size(preview.bytes)} on disk")
+        amounts.append(f"{wording.size(preview.bytes)} on disk")
     about = "" if preview.counted else "about "
-    yield f"estimate: {about}{', '.join([*amounts, f'{_size(preview.memory)} of memory'])}"
-
-
-def _size(number: float) -> str:
-    """Bytes in words."""
-    return (
-        f"{number / 1e9:,.1f} GB"
-        if number >= 1e9
-        else f"{number / 1e6:,.1f} MB"
-        if number >= 1e5
-        else f"{number / 1e3:,.1f} kB"
-    )
+    yield f"estimate: {about}{', '.join([*amounts, f'{wording.size(preview.memory)} of memory'])}"
 
 
 def _quoted(caption: str) -> str:
@@ -224,7 +214,7 @@ def _tell(result: "EmbedResult", as_json: bool) -> None:
         return
     click.echo(
         f"{counted(counts['pictures'], 'picture')}, {counted(counts['captions'], 'caption')}, {counted(tokens, 'token')} in "
-        f"{result.store} ({_size(size)}, {counted(len(manifest['shards']), 'shard')}, {result.embedded} of them embedded now)"
+        f"{result.store} ({wording.size(size)}, {counted(len(manifest['shards']), 'shard')}, {result.embedded} of them embedded now)"
     )
     for line in _about_texts(counts, first):
         click.echo(line)

@@ -54,7 +54,7 @@ def train_options(preset: str) -> Callable[[F], F]:
             "--threads",
             type=Whole(1),
             metavar="N",
-            help="CPU threads that compute. Continue a run with the same number for equal bits.  [default: torch's]",
+            help="Number of CPU threads. Continue a run with the same number to get the same bits.  [default: torch's]",
         ),
         device_option,
         json_option,

@@ -39,10 +39,10 @@ These are the formats that collections of pictures and cameras use and that Pill
 decoders that few people maintain; the one for EPS starts another program. A data set may come from anyone, so none of them is enabled.
 The server accepts fewer (`serve.uploads.FORMATS`).
 """
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")  # fmt: skip
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".avifs")  # fmt: skip
 """How the names of files in these formats end, in lower case."""
 FOREIGN_SUFFIXES = (
-    ".heic", ".heif", ".hif", ".avifs", ".jxl", ".jp2", ".j2k", ".jpx", ".jxr", ".mpo", ".ico", ".icns", ".tga", ".dds", ".exr", ".hdr",
+    ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jxr", ".mpo", ".ico", ".icns", ".tga", ".dds", ".exr", ".hdr",
     ".dib", ".pcx", ".qoi", ".pbm", ".pgm", ".ppm", ".pnm", ".psd", ".psb", ".xcf", ".kra", ".svg", ".svgz", ".eps", ".raw", ".dng", ".cr2",
     ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".erf", ".mrw",
 )  # fmt: skip

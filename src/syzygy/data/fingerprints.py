@@ -4,9 +4,6 @@ import hashlib
 import os
 from pathlib import Path
 
-from PIL import Image
-
-from syzygy.data.decode import FORMATS
 from syzygy.errors import UserError
 
 WHOLE = 16 * 2**20
@@ -46,10 +43,3 @@ def size_of(path: Path) -> int:
         return os.stat(path).st_size
     except (OSError, ValueError):
         return -1
-
-
-def picture_endings() -> tuple[str, ...]:
-    """The endings of file names, in small letters and without a dot, of the formats that are read (`decode.FORMATS`)."""
-    return tuple(
-        ending.removeprefix(".") for ending, kind in sorted(Image.registered_extensions().items()) if kind in FORMATS
-    )

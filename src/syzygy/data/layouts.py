@@ -5,6 +5,7 @@ from pathlib import Path
 
 from syzygy.data import source_captions, source_folder
 from syzygy.errors import UserError
+from syzygy.wording import shortlist
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 """How an address on the web, or of a cloud's storage, begins."""
@@ -38,7 +39,7 @@ def kind_of(path: Path) -> str:
         splits = [folder.name for folder in _folders(path) if _is_source(folder)]
         if splits:
             raise UserError(
-                f"{path} holds no pairs itself, but folders in it do: {_some(splits)}. Name one of them, such as "
+                f"{path} holds no pairs itself, but folders in it do: {shortlist(splits, SHOWN)}. Name one of them, such as "
                 f"{path / splits[0]}; `syzygy store merge` joins the stores of several."
             )
         if source_captions.has_pairs(path):
@@ -88,7 +89,7 @@ def _hint(path: Path) -> str:
     pictures, _ = source_captions.files_in(path)
     if pictures:
         return (
-            f"It has pictures ({_some([name for _, name in pictures])}) without captions: give each a text file of its name, "
+            f"It has pictures ({shortlist([name for _, name in pictures], SHOWN)}) without captions: give each a text file of its name, "
             "or list them in metadata.jsonl. "
         )
     return ""
@@ -106,8 +107,3 @@ def _about_json(files: list[Path]) -> str:
             return f"{file.name} is a JSON array. Write one object a line: jq -c '.[]' {file.name} > {source_folder.LINES} "
         return f"{file.name} is not read: the list of a folder's captions is called {source_folder.LINES}. "
     return ""
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

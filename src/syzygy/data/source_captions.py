@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from syzygy.data.fingerprints import picture_endings, size_of
+from syzygy.data.decode import SUFFIXES
+from syzygy.data.fingerprints import size_of
 from syzygy.data.pair import Bad, Sample, Unused, pair_of
 from syzygy.errors import UserError
 
 CAPTIONS = (".txt", ".caption")
-"""Endings of caption files; of two, the first is taken."""
+"""Endings of caption files, in any case; of two, the first is taken."""
 ROWS = 512
 """Pictures of a shard."""
 
@@ -48,7 +49,7 @@ class CaptionFilesShard:
             if text.startswith((b"\xff\xfe", b"\xfe\xff")):
                 yield Bad(picture, "its caption file is in UTF-16: save it as UTF-8")
                 continue
-            yield pair_of(picture, [text], {}, (), picture=self.folder / picture, taken=(Path(caption).suffix,))
+            yield pair_of(picture, [text], {}, (), picture=self.folder / picture, taken=(Path(caption).suffix.lower(),))
         yield from self.unused
 
 
@@ -61,7 +62,7 @@ def caption_files_shards(folder: Path) -> list[CaptionFilesShard]:
     pictures, captions = files_in(folder)
     pairs = [(name, _partner(stem, captions)) for stem, name in pictures]
     used = {caption for _, caption in pairs}
-    orphans = [f"{stem}{ending}" for stem, endings in sorted(captions.items()) for ending in endings]
+    orphans = [f"{stem}{ending}" for stem, endings in sorted(captions.items()) for ending in sorted(endings)]
     orphans = [name for name in orphans if name not in used]
     reason = "no picture has the name of this caption file, or another caption file is taken"
     unused = (Unused(orphans[0], reason, len(orphans)),) if orphans else ()
@@ -74,7 +75,6 @@ def caption_files_shards(folder: Path) -> list[CaptionFilesShard]:
 
 def files_in(folder: Path) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
     """([(name without ending, name)] of the pictures, endings of the caption files by name without ending); hidden ones do not count."""
-    known = picture_endings()
     pictures: list[tuple[str, str]] = []
     captions: dict[str, list[str]] = {}
     for inside, folders, files in os.walk(folder):
@@ -83,9 +83,9 @@ def files_in(folder: Path) -> tuple[list[tuple[str, str]], dict[str, list[str]]]
             stem, ending = os.path.splitext(os.path.relpath(os.path.join(inside, name), folder))
             if name.startswith("."):
                 continue
-            if ending.lower().removeprefix(".") in known:
+            if ending.lower() in SUFFIXES:
                 pictures.append((stem, stem + ending))
-            elif ending in CAPTIONS:
+            elif ending.lower() in CAPTIONS:
                 captions.setdefault(stem, []).append(ending)
     return sorted(pictures, key=lambda found: found[1]), captions
 
@@ -97,7 +97,8 @@ def has_pairs(folder: Path) -> bool:
 
 
 def _partner(stem: str, captions: dict[str, list[str]]) -> str | None:
-    return next((stem + ending for ending in CAPTIONS if ending in captions.get(stem, ())), None)
+    found = sorted(captions.get(stem, ()))
+    return next((stem + ending for kind in CAPTIONS for ending in found if ending.lower() == kind), None)
 
 
 def _shard(

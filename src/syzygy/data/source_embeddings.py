@@ -14,6 +14,7 @@ from syzygy.data.fingerprints import file_fingerprint
 from syzygy.data.pair import WHOLE_FILE, Bad, Sample, pair_of
 from syzygy.data.source_parquet import Columns, captions_of, choose_columns, metadata_of, rows
 from syzygy.errors import UserError
+from syzygy.wording import shortlist
 
 IMAGES, METADATA = "img_emb", "metadata"
 SHOWN = 3
@@ -147,8 +148,8 @@ def _check_norms(files: Sequence[Path], image_norm: float | None) -> None:
     folder = files[0].parent
     if unit and raw:
         raise UserError(
-            f"{folder} mixes embeddings of unit length ({_some(unit)}) with raw ones ({_some(raw)}). Put them into two folders, embed "
-            "each (unit length with --image-norm), then `syzygy store merge`."
+            f"{folder} mixes embeddings of unit length ({shortlist(unit, SHOWN)}) with raw ones ({shortlist(raw, SHOWN)}). "
+            "Put them into two folders, embed each (unit length with --image-norm), then `syzygy store merge`."
         )
     if unit and image_norm is None:
         raise UserError(
@@ -178,9 +179,3 @@ def _typical_norm(path: Path) -> float | None:
     norms = np.linalg.norm(sample, axis=1)
     norms = norms[np.isfinite(norms) & (norms > 0)]
     return float(np.median(norms)) if len(norms) else None
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -144,7 +144,9 @@ def _parsed(line: bytes) -> Mapping[str, Any] | str:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return "it is not JSON in UTF-8"
-    return found if isinstance(found, Mapping) else "it is not a JSON object"
+    if not isinstance(found, Mapping):
+        return "it is not a JSON object"
+    return found or "it is an empty JSON object"
 
 
 def _number(cell: str) -> float | str:

@@ -92,7 +92,7 @@ class TarShard:
             return Bad(key, "its .json cannot be read")
         if not isinstance(metadata, dict):
             return Bad(key, "its .json is not an object")
-        for ending in members.keys() - {picture, text, details}:
+        for ending in (ending for ending in members if ending not in (picture, text, details)):
             reading.leave(f"{key}.{ending}", f"its sample has another member that is taken in place of .{ending}")
         if picture is None:
             if metadata.get("status", "success") != "success":
@@ -115,7 +115,7 @@ class TarShard:
 
 
 def tar_shard(path: Path, name: str, keep: tuple[str, ...], caption_fields: tuple[str, ...]) -> TarShard:
-    """A tar, opened as far as to know that it is none that was compressed.
+    """Open a tar and check that it is not compressed.
 
     Raises:
         UserError: it was compressed, or cannot be read.
@@ -185,6 +185,8 @@ class _Reading:
                 if isinstance(content, str):
                     members = content
                 elif isinstance(members, dict):
+                    if ending in members:
+                        self.leave(f"{key}.{ending}", "its sample has a later member of the same name and ending")
                     members[ending] = content
         except (tarfile.TarError, EOFError) as error:
             raise _Cut(str(error), key, members) from None

@@ -4,6 +4,7 @@ Legend: N pictures, M captions, B rows that are asked for, D width of the joint 
 """
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +100,12 @@ class EmbeddingStore:
     def width(self) -> int:
         """D."""
         return len(self.statistics.mean)
+
+    @property
+    def source(self) -> str | None:
+        """What it was embedded from, as the user wrote it; None for merged stores."""
+        words = shlex.split(self.manifest["command"])
+        return words[2] if words[:2] == ["syzygy", "embed"] and len(words) > 2 else None
 
     @property
     def encoder(self) -> dict[str, Any]:

@@ -7,21 +7,21 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 
-from syzygy.data.fingerprints import picture_endings
+from syzygy.data.decode import SUFFIXES
 from syzygy.data.pair import clean
 
 TEXTS = ("txt", "json")
 MOST_MEMBERS = 64
-"""Of one key, where names are split at their first dot: a key of more is a mistake, and would have to lie in memory."""
+"""Of one key, where names are split at their first dot: a key of more is a mistake, and would have to be kept in memory."""
 
 Parting = Callable[[str], tuple[str, str]]
-"""A member's name → (key, ending in small letters, "" if there is none)."""
+"""A member's name → (key, ending in lower case, "" if there is none)."""
 
 
 @cache
 def pictures() -> tuple[str, ...]:
     """Endings of pictures; of two pictures of a sample, the one whose ending comes first is taken."""
-    return tuple(dict.fromkeys(["jpg", "jpeg", "png", "webp", *picture_endings()]))
+    return tuple(dict.fromkeys(["jpg", "jpeg", "png", "webp", *sorted(suffix[1:] for suffix in SUFFIXES)]))
 
 
 def at_first_dot(name: str) -> tuple[str, str]:

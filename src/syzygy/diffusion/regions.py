@@ -129,7 +129,7 @@ _SELECTORS = "\ufe0e\ufe0f"
 
 
 def _one_word(left: str, right: str) -> bool:
-    """Whether these neighbours belong to one word; Chinese and Japanese characters do not say."""
+    """Whether these neighbours belong to one word. Chinese and Japanese are written without spaces, so there the answer is no."""
     return _in_word(left) and _in_word(right) and not any("\u3040" <= c <= "\u9fff" for c in left + right)
 
 

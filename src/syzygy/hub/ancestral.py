@@ -112,8 +112,8 @@ def walk(
     """From standard normal noise through `times` to pictures, in fp32 whatever the network computes in.
 
     All noise of a picture comes from its own generator: where it begins, then what each step but the last adds. `on_step` is
-    told σ = √((1 − ᾱ) / ᾱ) before the step, and the clean pictures as seen from there. Pictures for which the network once gave NaN or
-    infinity are NaN: the bound of the clean picture would hide it.
+    told σ = √((1 − ᾱ) / ᾱ) before the step, and the clean pictures as seen from there. A picture for which the network gave NaN or
+    infinity in any step is NaN: the bound of the clean picture would hide it.
     """
     signal = alphas_bar("cosine")
     x = per_sample_noise(shape, generators, device)

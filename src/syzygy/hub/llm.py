@@ -268,7 +268,7 @@ class Llm(nn.Module):
 
         Raises:
             UserError: it is not found, transformers cannot load it without running its own code, weights are missing, pickle or not
-                finite, its tokenizer is slow (it cannot tell characters) or has tokens that the model does not, or the recipe does not
+                finite, its tokenizer is slow (it cannot map tokens to characters) or has tokens that the model does not, or the recipe does not
                 fit.
         """
         if dtype not in DTYPES.values():

@@ -41,7 +41,7 @@ def load_model(folder: Path, source: str, what: str, dtype: torch.dtype, kind: C
     if weights is None:
         raise UserError(no_weights(folder, checkpoint.TRANSFORMERS))
     try:
-        with checkpoint.silent():  # it would tell at length that the head is left out
+        with checkpoint.silent():  # it would report at length that the head is left out
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model, report = kind(config).from_pretrained(
                 folder,
@@ -57,7 +57,7 @@ def load_model(folder: Path, source: str, what: str, dtype: torch.dtype, kind: C
         raise UserError(f"the {what} in {source} cannot be loaded: {_reason(error)}{_quantised(values)}") from None
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
         raise UserError(
-            f"the {what} in {source} lacks weights: {', '.join(missing[:3])}. Copy or download it again, whole."
+            f"the {what} in {source} lacks weights: {', '.join(missing[:3])}. Copy or download the whole folder again."
         )
     artifact.check_finite(dict(model.named_parameters()), source)
     model = getattr(model, "language_model", model)  # of one that reads pictures too, such as Gemma 3
@@ -80,7 +80,9 @@ def _tokenizer(folder: Path, source: str) -> Any:
             f"the tokenizer of {source} cannot be read: {_reason(error)} A folder needs a tokenizer.json and a tokenizer_config.json."
         ) from None
     if not tokenizer.is_fast:
-        raise UserError(f"the tokenizer of {source} does not tell characters: its folder needs a tokenizer.json.")
+        raise UserError(
+            f"the tokenizer of {source} cannot map tokens to characters: its folder needs a tokenizer.json."
+        )
     return tokenizer
 
 

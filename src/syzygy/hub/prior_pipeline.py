@@ -238,7 +238,7 @@ def _clip_of(source: str | Path, folder: Path) -> str | Path:
     if width not in CLIPS:
         raise UserError(
             f"the prior {source} predicts embeddings {width} wide, of no published CLIP known here: give the folder or hub id of "
-            f"the CLIP that it was trained beside (clip=…). A published prior is {layout.EXAMPLE}."
+            f"the CLIP that it was trained with (clip=…). A published prior is {layout.EXAMPLE}."
         )
     return CLIPS[width]
 

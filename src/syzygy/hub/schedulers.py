@@ -187,8 +187,8 @@ def walk(
 ) -> Float[Tensor, "N C h w"]:
     """From standard normal noise to latents; what is added on the way comes from each picture's own generator.
 
-    Latents stay in the noise's precision, whatever the network computes in. Those of a picture for which the network once gave NaN or
-    infinity are NaN: a scheduler that clips would hide it.
+    Latents stay in the noise's precision, whatever the network computes in. Those of a picture for which the network gave NaN or
+    infinity in any step are NaN: a scheduler that clips would hide it.
 
     Raises:
         UserError: as `planned`.

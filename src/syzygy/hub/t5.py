@@ -115,8 +115,8 @@ class T5Text(nn.Module):
             max_tokens: longest text; T5's positions are relative, so this is a choice (eDiff-I's published captions fit into 320).
 
         Raises:
-            UserError: it is not found, is no T5, lacks weights or holds NaN, or its tokenizer is slow (it cannot tell characters) or does not
-                fit.
+            UserError: it is not found, is no T5, lacks weights or holds NaN, or its tokenizer does not fit or is slow (it cannot map
+                tokens to characters).
         """
         from transformers import T5EncoderModel
 

@@ -53,7 +53,7 @@ def find(source: str | Path, *, local_files_only: bool = True) -> Path:
 
 
 def _download(source: str, revision: str | None) -> Located:
-    """A prior's files, its own repository's or those in a pipeline's, and what tells how it is sampled."""
+    """A prior's files, its own repository's or those in a pipeline's, and the settings of its sampling."""
     settings = [CONFIG_FILE, PROVENANCE_FILE]
     schedulers = [f"{name}/{SCHEDULER_FILE}" for name in SCHEDULERS]
     patterns = ["model_index.json", *settings, *(f"{PART}/{name}" for name in settings), *schedulers]

@@ -282,8 +282,8 @@ def image(
     clip, llm = clip.to(world.device).requires_grad_(False), llm.to(world.device)
     by_text = run.task.contrast == "text"
     languages = checked_languages(run.languages or former.of_the_world)
-    sizes = rehearsed(run.scenes), run.validation_images
-    with preparing(run.scenes):
+    sizes = rehearsed(run.scenes, run.task.batch_size), run.validation_images
+    with preparing(run.scenes, run.task.batch_size):
         data = pictures_of_the_world(
             clip, llm, languages, run.lengths, seed=run.seed, sizes=sizes, by_text=by_text, bar=bar, condition=run.filter
         )  # fmt: skip
@@ -325,7 +325,7 @@ def image_on_store(
     run = fitting.validation(run, "validation_images", opened.different_images, str(store))
     data = pictures_of_a_store(opened, read, run.validation_images, run.filter, by_text=by_text)
     training, validation = data
-    run = fitting.batch(run, len(training))
+    run = fitting.batch(run, len(training), world.size)
     fitting.passes(len(training), len(validation), run.loop.steps * run.task.batch_size)
     source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
     digest = split_digest(split(opened, run.validation_images)[1])  # of the whole store: a filter leaves out more

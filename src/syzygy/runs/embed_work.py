@@ -91,7 +91,7 @@ class Tally:
 
     @property
     def expected(self) -> float | None:
-        """Samples of all shards: counted where the source knows them, else judged by those that are finished; None before there is one."""
+        """Samples of all shards: counted where the source knows them, else estimated from the finished ones; None before there is one."""
         if self._known is not None:
             return self._known
         size = sum(self._sizes[number] for number in self._finished)

@@ -29,11 +29,11 @@ from syzygy.runs.experts import GROWN, Growth, TreeRun, check_same, grow_tree, g
 from syzygy.runs.fitting import AS_GIVEN, Fitting
 from syzygy.runs.latents import Latents, encoded
 from syzygy.train import checkpoint
-from syzygy.train.estimate import duration, is_dry_run
+from syzygy.train.estimate import is_dry_run
 from syzygy.train.loop import fit
 from syzygy.train.precision import autocast, precision_on
 from syzygy.train.unet import DiscreteNoise, LatentBatch, UNetTask, UNetTaskConfig, recomputed
-from syzygy.wording import counted
+from syzygy.wording import counted, duration
 
 DRY_RUN_PICTURES = 32
 """A dry run makes the latents of so many pictures."""
@@ -167,7 +167,9 @@ def train(
     del root
     latents = _latents(run, beside.pictures, source, out, say)
     different = len(set(latents.same_picture))  # copies are never trained and validated on
-    if run.validation_pictures:
+    if is_dry_run():  # of the few pictures that it has, some must be left to train on
+        run = run.model_copy(update={"validation_pictures": min(run.validation_pictures, different // 2)})
+    elif run.validation_pictures:
         run = fitting.validation(run, "validation_pictures", different, source.text)
     _enough(run, different, source)
     del beside  # the memory of what encodes pictures
@@ -214,6 +216,14 @@ class _FirstSamples:
     @property
     def name(self) -> str:
         return self.shard.name
+
+    @property
+    def size(self) -> int:
+        return self.shard.size
+
+    @property
+    def samples(self) -> int | None:
+        return None if self.shard.samples is None else min(self.shard.samples, self.number)
 
     @property
     def fingerprint(self) -> str:

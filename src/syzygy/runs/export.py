@@ -27,7 +27,7 @@ def export(
     """Write the ECLIPSE prior of the finished training run `run` to `out`; `best` takes the weights that validated best.
 
     `config.json` and `diffusion_pytorch_model.safetensors` are as ECLIPSE's authors publish them; `provenance.json` and
-    the model card `README.md` lie beside. `licence` and `source` (of the data) are for the card and the record.
+    the model card `README.md` are in the same folder. `licence` and `source` (of the data) are for the card and the record.
 
     Raises:
         UserError: no finished run of an ECLIPSE prior, no best weights, or a folder that is not empty.

@@ -43,15 +43,16 @@ class Fitting:
         self.say(f"{name} is {most:,} instead of the preset's {before:,}, to fit the {what}.")
         return run.model_copy(update={name: most})
 
-    def batch(self, run: C, captions: int) -> C:
-        """The run with at most as many captions a step as there are to train on."""
+    def batch(self, run: C, captions: int, processes: int = 1) -> C:
+        """The run with at most as many captions a step as there are to train on, which its processes can share evenly."""
         task: Config = getattr(run, "task")  # noqa: B009
         before: int = getattr(task, "batch_size")  # noqa: B009
         if before <= captions or not self.free("task.batch_size"):
             return run
+        most = max(captions // processes, 1) * processes
         what = counted(captions, "caption")
-        self.say(f"task.batch_size is {captions:,} instead of the preset's {before:,}, to fit the {what} to train on.")
-        return run.model_copy(update={"task": task.model_copy(update={"batch_size": captions})})
+        self.say(f"task.batch_size is {most:,} instead of the preset's {before:,}, to fit the {what} to train on.")
+        return run.model_copy(update={"task": task.model_copy(update={"batch_size": most})})
 
     def passes(self, captions: int, held_out: int, seen: int) -> None:
         """Say how often a run that sees `seen` captions in all sees each of them."""

@@ -51,7 +51,7 @@ class Past:
 
 
 def past_of(record: Mapping[str, Any], store: EmbeddingStore) -> Past:
-    """What a prior's provenance tells of its data; an empty record tells nothing."""
+    """What a prior's provenance says about its data; an empty record says nothing."""
     data = record.get("data")
     if data is None:
         return Past("embedded world" if record.get("recipe", {}).get("scenes") else "unknown")
@@ -110,7 +110,7 @@ def common(store: EmbeddingStore, pasts: Sequence[Past], number: int | None, see
 def rest_of(store: EmbeddingStore, measured: StorePairs, number: int = MOST) -> StorePairs:
     """Captions of other pictures than the measured ones, `number` at most, to fit controls on; the measured ones where no others are."""
     pictures = measured.image_numbers(torch.arange(len(measured)))
-    others = (~torch.isin(store.all_images_of(), pictures)).nonzero()[:, 0]
+    others = (~torch.isin(store.same_picture[store.all_images_of()], pictures)).nonzero()[:, 0]
     if not len(others):
         return measured
     order = torch.randperm(len(others), generator=generator(0, "captions for controls"))

@@ -102,7 +102,7 @@ def _training(record: dict[str, Any]) -> str:
 
 
 def _snippet(record: dict[str, Any], name: str) -> str:
-    """Python that runs beside the folder of the prior: to a picture where a decoder is known, else to an embedding."""
+    """Python code that runs in the folder around the prior's: it generates a picture where a decoder is known, else an embedding."""
     prior = json.dumps(name, ensure_ascii=False)
     model = decoder_of(record)
     if model is not None:

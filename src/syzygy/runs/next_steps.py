@@ -43,12 +43,6 @@ def of_the_world(captions: Sequence[str]) -> bool:
     return bool(known) and sum(known) >= KNOWN * len(known)
 
 
-def source_of(store: EmbeddingStore) -> str:
-    """What a store was embedded from, as the user wrote it; of a merged one the command."""
-    command = shlex.split(store.manifest["command"])
-    return command[2] if command[1:2] == ["embed"] and len(command) > 2 else store.manifest["command"]
-
-
 def counts(training: Pairs, validation: Pairs) -> dict[str, int]:
     """Pairs and pictures on both sides."""
 
@@ -67,7 +61,12 @@ def about_store(store: EmbeddingStore, training: StorePairs, validation: StorePa
     """For the provenance of a prior trained on a store."""
     world = of_the_world(store.texts(validation.chosen[:LOOKED_AT]))
     encoder = store.encoder["source"]
-    return {"source": source_of(store), "encoder": encoder, "world": world, **counts(training, validation)}
+    return {
+        "source": store.source or store.manifest["command"],
+        "encoder": encoder,
+        "world": world,
+        **counts(training, validation),
+    }
 
 
 def example(store: EmbeddingStore, validation: StorePairs) -> str:

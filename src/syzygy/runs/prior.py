@@ -117,8 +117,9 @@ def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, P
     """
     if run.scenes is None:
         raise UserError("this preset trains on an embedding store: give --data STORE, or set scenes=20000.")
-    scenes = rehearsed(run.scenes)
-    with bar("embedding", scenes + run.validation_images) as progress, preparing(run.scenes):
+    batch = run.task.batch_size
+    scenes = rehearsed(run.scenes, batch)
+    with bar("embedding", scenes + run.validation_images) as progress, preparing(run.scenes, batch):
         return (
             embed(clip, seed_of(run.seed, "prior data"), scenes, progress),
             embed(clip, seed_of(run.seed, "prior validation"), run.validation_images, progress),
@@ -201,7 +202,7 @@ def fit_prior(
     `init` is an ECLIPSE prior to go on from: a folder, a finished run, or a hub id (see `load_eclipse`).
     """
     _check_width(run, material.training.width)
-    run = fitting.batch(run, len(material.training))
+    run = fitting.batch(run, len(material.training), world.size)
     if run.scenes is None or not is_dry_run():  # a dry run embeds some of the scenes only
         fitting.passes(len(material.training), len(material.validation), run.loop.steps * run.task.batch_size)
     objective = _objective(run, material, world.device, init)

@@ -117,13 +117,12 @@ def _pictures(
 
 def _source(store: EmbeddingStore, source: str | None) -> Mapping[str, Shard]:
     """The shards of what was embedded, by name."""
-    words = shlex.split(store.manifest["command"])
-    if source is None and words[:2] != ["syzygy", "embed"]:
-        raise UserError(
-            f"it was made by {' '.join(words[:3])}, which does not say where pictures are; --source SOURCE does"
-        )
+    source = source or store.source
+    if source is None:
+        made = " ".join(shlex.split(store.manifest["command"])[:3])
+        raise UserError(f"it was made by {made}, which does not say where pictures are; --source SOURCE does")
     options = parse(SourceOptions, store.manifest["options"] or {}, "store show")
-    return {shard.name: shard for shard in open_source(source or words[2], options).shards}
+    return {shard.name: shard for shard in open_source(source, options).shards}
 
 
 def _read(shard: Shard, keys: set[str]) -> dict[str, Image.Image]:

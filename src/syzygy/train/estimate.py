@@ -13,13 +13,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from syzygy.train.schedule import LoopConfig
-from syzygy.wording import counted
+from syzygy.wording import counted, duration, size
 
 TIMED_STEPS = 3
 """Steps that are timed, after one that is not."""
 REHEARSED = 512
 """Samples, at most, that a dry run prepares where the real run prepares them all first."""
-TOO_SMALL = "the disk is too small: free some, choose another --out, or keep fewer checkpoints (loop.keep_checkpoints)."
+TOO_SMALL = (
+    "the disk is too small: free some space, choose another --out, or keep fewer checkpoints (loop.keep_checkpoints)."
+)
 HALF = 2
 """Bytes of a parameter in the finished artefact, which is fp16."""
 
@@ -157,18 +159,18 @@ def is_dry_run() -> bool:
     return _dry.get() is not None
 
 
-def rehearsed(number: int) -> int:
-    """How many of `number` samples are prepared: all of them, or a few in a dry run."""
-    return min(number, REHEARSED) if is_dry_run() else number
+def rehearsed(number: int, batch: int) -> int:
+    """How many of `number` samples are prepared: all of them, or in a dry run a few, which fill a batch."""
+    return min(number, max(REHEARSED, batch)) if is_dry_run() else number
 
 
 @contextmanager
-def preparing(number: int) -> Iterator[None]:
-    """Around the preparation of `rehearsed(number)` samples: a dry run adds the time that all of them would take."""
+def preparing(number: int, batch: int) -> Iterator[None]:
+    """Around the preparation of `rehearsed(number, batch)` samples: a dry run adds the time that all of them would take."""
     began = time.perf_counter()
     yield
     if (dry := _dry.get()) is not None:
-        dry.preparation += (time.perf_counter() - began) * number / rehearsed(number)
+        dry.preparation += (time.perf_counter() - began) * number / rehearsed(number, batch)
 
 
 def measure(
@@ -226,24 +228,3 @@ def free_disk(out: Path) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def size(number: int) -> str:
-    """Bytes for people, in decimal units."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
-        if number >= scale:
-            return f"{number / scale:.1f} {unit}"
-    return f"{number / 1000:.0f} kB"
-
-
-def duration(seconds: float) -> str:
-    """A time for people: "0.21 s", "3 min 20 s", "5 h 3 min", "2 days 4 h"."""
-    if seconds < 60:
-        return f"{seconds:.2g} s"
-    minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
-    if seconds < 3600:
-        return f"{minutes[0]} min {minutes[1]} s"
-    if seconds < 86400:
-        return f"{hours[0]} h {hours[1]} min"
-    days, rest = divmod(hours[0], 24)
-    return f"{counted(days, 'day')} {rest} h"

@@ -106,8 +106,7 @@ class ImageStage:
     @torch.no_grad()
     def validated(self, batches: Iterable[tuple[str, ImageBatch]]) -> dict[str, float]:
         """The losses as in training; `cosine` of the predicted to the true image embedding and `cosine_other` to the next one's (where
-        there are two); `recall_at_1`, how
-        often the true image is the nearest of all that are given (by cosine, in [0, 1])."""
+        there are two); `recall_at_1`, how often the true image is the nearest of all that are given (by cosine, in [0, 1])."""
         sums: dict[str, float] = {}
         predictions, images = [], []
         for _, batch in batches:

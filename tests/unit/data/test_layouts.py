@@ -218,3 +218,12 @@ def test_what_captions_come_from_and_what_was_left(tmp_path: Path, write_tar: Ca
     tar = write_tar(tmp_path / "b.tar", [("1", {"png": b"A", "json": b'{"alt": "a", "url": "u"}'})])
     reason = "the caption is missing: name its column with --caption-column. Columns with text: alt, url"
     assert samples(tar) == [Bad("1", reason)]
+
+
+def test_endings_of_caption_files_are_read_in_any_case(tmp_path: Path) -> None:
+    for name, text in (("a.PNG", ""), ("a.TXT", "one"), ("b.png", ""), ("b.Caption", "two"), ("b.Txt", "three")):
+        (tmp_path / name).write_text(text)
+    (shard,) = source_captions.caption_files_shards(tmp_path)
+    first, second, unused = shard.read()
+    assert (first.captions, first.taken, second.captions) == (("one",), (".txt",), ("three",))
+    assert (unused.key, unused.number) == ("b.Caption", 1)

@@ -213,6 +213,7 @@ def test_names_of_readable_files_are_not_those_of_others() -> None:
     assert not set(SUFFIXES) & set(decode.FOREIGN_SUFFIXES)
     Image.init()
     assert {Image.EXTENSION[suffix] for suffix in SUFFIXES if suffix in Image.EXTENSION} == set(FORMATS)
+    assert {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS} <= set(SUFFIXES)
 
 
 def test_masks_keep_grey_levels_bit_by_bit() -> None:

@@ -14,6 +14,7 @@ from syzygy.data.files import mapped, write_tensors
 from syzygy.data.merging import merge
 from syzygy.data.store import EmbeddingStore
 from syzygy.errors import UserError
+from syzygy.runs.held_out import common, rest_of
 from syzygy.train.pairs import split
 
 
@@ -68,6 +69,19 @@ def test_copies_in_different_parts_are_on_one_side(
     assert len(numbers.unique()) == 3 - number
     with pytest.raises(UserError, match=r"validation_images=3 of the 3 different images in"):
         split(store, 3)
+
+
+def test_copies_of_measured_pictures_are_measured_with_them(folder: Path, encoder: Any, make_store: Callable) -> None:
+    make_store(folder, folder.parent / "store", encoder, shard_size=1)
+    store = EmbeddingStore.open(folder.parent / "store")
+    measured = common(store, [], 2, 0)
+    mine, rest = (
+        set(pairs.image_numbers(torch.arange(len(pairs))).tolist()) for pairs in (measured, rest_of(store, measured))
+    )
+    assert len(mine) == 2, "of the three different pictures"
+    assert rest == {0, 1, 2} - mine, "controls are fitted on pictures that are not measured"
+    with pytest.raises(UserError, match=r"There are 3 pictures|there are 3 pictures"):
+        common(store, [], 4, 0)
 
 
 def test_a_caption_of_a_repeated_picture_that_cannot_be_used_is_a_bad_sample(

@@ -54,6 +54,7 @@ def test_captions_of_several_kinds(tmp_path: Path) -> None:
     [
         ("{", "line 2", "it is not JSON in UTF-8"),
         ("[1]", "line 2", "it is not a JSON object"),
+        ("{}", "line 2", "it is an empty JSON object"),
         ({"text": "a"}, "line 2", "it has no file_name"),
         ({"file_name": 3, "text": "a"}, "line 2", "it has no file_name"),
         ({"file_name": "../a.png", "text": "a"}, "../a.png", "its file_name leads out of the folder"),

@@ -216,3 +216,21 @@ def test_hard_links_are_counted(tmp_path: Path) -> None:
     assert isinstance(first, RawPair)
     assert second == Bad("2", "the caption has no picture")
     assert unused == Unused("2.jpg", "it is a hard link to another member: write the tar with --hard-dereference", 1)
+
+
+def test_members_of_a_sample_that_are_not_used_are_named_in_their_order(tar: Callable[..., Path]) -> None:
+    others = [f"view{i}.jpg" for i in range(20)]
+    path = tar(("1", {"jpg": b"A", "txt": b"a cat", **dict.fromkeys(others, b"B")}))
+    _, *unused = samples(path)  # the order of a set of texts would differ from process to process
+    assert [one.key for one in unused] == [f"1.{ending}" for ending in others]
+
+
+def test_a_member_that_comes_twice_is_counted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name, content in (("1.jpg", b"old"), ("1.JPG", b"new"), ("1.txt", b"a cat")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    pair, twice = samples(tmp_path / "a.tar")
+    assert pair.picture == b"new"
+    assert twice == Unused("1.jpg", "its sample has a later member of the same name and ending", 1)

@@ -312,7 +312,7 @@ def test_wrong_folders(folders: Get, tmp_path: Path) -> None:
     slow = shutil.copytree(folders("t5"), tmp_path / "slow")
     (slow / "tokenizer.json").unlink()
     ByT5Tokenizer().save_pretrained(slow)
-    with pytest.raises(UserError, match=r"does not tell characters: its folder needs a tokenizer\.json"):
+    with pytest.raises(UserError, match=r"cannot map tokens to characters: its folder needs a tokenizer\.json"):
         Llm.from_pretrained(slow)
 
 

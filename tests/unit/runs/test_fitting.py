@@ -34,6 +34,14 @@ def test_large_data_and_given_settings_change_nothing() -> None:
     assert AS_GIVEN.batch(run, 5) is run
 
 
+@pytest.mark.parametrize(("processes", "batch"), [(1, 47), (2, 46), (4, 44), (100, 100)])
+def test_a_batch_that_fits_the_data_can_be_shared_among_processes(processes: int, batch: int) -> None:
+    lines: list[str] = []
+    run = Fitting(frozenset(), lines.append).batch(presets.prior_eclipse_karlo(), 47, processes)
+    assert run.task.batch_size == batch
+    assert lines == [f"task.batch_size is {batch} instead of the preset's 1,024, to fit the 47 captions to train on."]
+
+
 def test_so_many_passes_that_they_overfit_are_named() -> None:
     lines: list[str] = []
     fitting = Fitting(frozenset(), lines.append)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from syzygy.train import estimate
-from syzygy.train.estimate import Estimate, Estimated, Footprint, duration, size
+from syzygy.train.estimate import Estimate, Estimated, Footprint
 from syzygy.train.loop import LoopConfig, fit
 
 
@@ -46,8 +46,10 @@ def test_the_footprint_is_what_a_run_writes(tmp_path, half_life: float, best: st
 def test_a_dry_run_times_a_few_steps_and_writes_nothing(tmp_path) -> None:
     task, config = Task(), LoopConfig(steps=1000, lr=1e-3, validate_every=300)
     with estimate.dry_run(tmp_path):
-        assert estimate.rehearsed(10_000) == estimate.REHEARSED
-        with estimate.preparing(10 * estimate.REHEARSED):
+        assert estimate.rehearsed(10_000, 8) == estimate.REHEARSED
+        assert estimate.rehearsed(10_000, 1024) == 1024, "a step is timed on a whole batch"
+        assert estimate.rehearsed(700, 1024) == 700
+        with estimate.preparing(10 * estimate.REHEARSED, 8):
             pass
         with pytest.raises(Estimated) as dry:
             fit(task, config, tmp_path / "run", run={})
@@ -58,7 +60,7 @@ def test_a_dry_run_times_a_few_steps_and_writes_nothing(tmp_path) -> None:
     assert found.seconds == pytest.approx(found.preparation + 1000 * found.step_seconds + 4 * found.validation_seconds)
     assert found.peak > 10**7
     assert not estimate.is_dry_run()
-    assert estimate.rehearsed(10_000) == 10_000
+    assert estimate.rehearsed(10_000, 8) == 10_000
     fit(task, LoopConfig(steps=2, lr=1e-3), tmp_path / "run", run={})
     assert (tmp_path / "run/checkpoint").is_dir()
 
@@ -86,22 +88,3 @@ def test_several_trainings_take_as_many_times_as_long_and_as_much_disk() -> None
         "3 trainings of 10 steps of 2 s, 1 validation of 5 s, 3 s of preparation" in line for line in three.lines()
     )
     assert [any("too small" in line for line in each.lines()) for each in (one, three)] == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2134, "0.21 s"),
-        (42.4, "42 s"),
-        (200, "3 min 20 s"),
-        (18180, "5 h 3 min"),
-        (86400 * 2 + 4 * 3600, "2 days 4 h"),
-        (90000, "1 day 1 h"),
-    ],
-)
-def test_durations_are_for_people(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_sizes_are_for_people() -> None:
-    assert [size(x) for x in (900, 12_340_000, 3_456_000_000)] == ["1 kB", "12.3 MB", "3.5 GB"]
