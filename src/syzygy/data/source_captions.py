@@ -11,7 +11,7 @@ from syzygy.data.pair import Bad, Sample, Unused, pair_of
 from syzygy.errors import UserError
 
 CAPTIONS = (".txt", ".caption")
-"""Endings of caption files; of two, the first is taken."""
+"""Endings of caption files, in any case; of two, the first is taken."""
 ROWS = 512
 """Pictures of a shard."""
 
@@ -48,7 +48,7 @@ class CaptionFilesShard:
             if text.startswith((b"\xff\xfe", b"\xfe\xff")):
                 yield Bad(picture, "its caption file is in UTF-16: save it as UTF-8")
                 continue
-            yield pair_of(picture, [text], {}, (), picture=self.folder / picture, taken=(Path(caption).suffix,))
+            yield pair_of(picture, [text], {}, (), picture=self.folder / picture, taken=(Path(caption).suffix.lower(),))
         yield from self.unused
 
 
@@ -85,7 +85,7 @@ def files_in(folder: Path) -> tuple[list[tuple[str, str]], dict[str, list[str]]]
                 continue
             if ending.lower().removeprefix(".") in known:
                 pictures.append((stem, stem + ending))
-            elif ending in CAPTIONS:
+            elif ending.lower() in CAPTIONS:
                 captions.setdefault(stem, []).append(ending)
     return sorted(pictures, key=lambda found: found[1]), captions
 
@@ -97,7 +97,10 @@ def has_pairs(folder: Path) -> bool:
 
 
 def _partner(stem: str, captions: dict[str, list[str]]) -> str | None:
-    return next((stem + ending for ending in CAPTIONS if ending in captions.get(stem, ())), None)
+    endings = sorted(
+        captions.get(stem, ()), key=lambda ending: (CAPTIONS.index(ending.lower()), ending.lower() != ending)
+    )
+    return stem + endings[0] if endings else None
 
 
 def _shard(

@@ -185,6 +185,8 @@ class _Reading:
                 if isinstance(content, str):
                     members = content
                 elif isinstance(members, dict):
+                    if ending in members:
+                        self.leave(f"{key}.{ending}", "a later member has the same name, and is taken in its place")
                     members[ending] = content
         except (tarfile.TarError, EOFError) as error:
             raise _Cut(str(error), key, members) from None
