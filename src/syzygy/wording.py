@@ -1,6 +1,7 @@
-"""Words of messages that depend on values."""
+"""Words of messages that depend on values, and text from elsewhere in messages."""
 
 from collections.abc import Sequence
+from unicodedata import category
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -39,3 +40,8 @@ def duration(seconds: float) -> str:
         return f"{hours[0]} h {hours[1]} min"
     days, rest = divmod(hours[0], 24)
     return f"{counted(days, 'day')} {rest} h"
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, which would act on a terminal: they are spelled out as "\\x1b"."""
+    return "".join(repr(c)[1:-1] if category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)

@@ -181,6 +181,19 @@ def test_what_cannot_be_used_is_told(
     assert f"Try next: syzygy store show {tmp_path / 'store'}" in answer.out
 
 
+def test_captions_do_not_act_on_a_terminal_and_files_without_a_sample_are_counted_apart(
+    tmp_path: Path, pairs: list[tuple[bytes, str]], tiny_model: Path, syzygy: Callable, write_tar: Callable
+) -> None:
+    write_tar(tmp_path / "x.tar", [("a", {"png": pairs[0][0], "txt": b"a \x1b[31mcircle", "cls": b"3"})])
+    store = tmp_path / "store"
+    answer = syzygy("embed", tmp_path / "x.tar", "--encoder", tiny_model, "--out", store, *SETTINGS)
+    assert answer.code == 0, answer.err
+    assert r"the first is “a \x1b[31mcircle”" in answer.out
+    assert r"such as “a \x1b[31mcircle”" in answer.err
+    assert f"\n1 further file could not be used; {store / 'bad.jsonl'} lists all:\n" in answer.out
+    assert r"a: a \x1b[31mcircle" in syzygy("store", "show", store).out
+
+
 def test_looking_after_stores(tmp_path: Path, reference: dict[str, bytes], tars: Path, syzygy: Callable) -> None:
     for store in ("a", "b"):
         for name, data in reference.items():

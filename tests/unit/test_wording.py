@@ -2,7 +2,7 @@
 
 import pytest
 
-from syzygy.wording import counted, duration, shortlist, size
+from syzygy.wording import counted, duration, printable, shortlist, size
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,10 @@ def test_long_lists_are_cut_and_the_rest_is_counted() -> None:
         "a, b and 1 more",
         "a, b and 2 more",
     ]
+
+
+def test_control_characters_of_text_from_elsewhere_do_not_reach_a_terminal() -> None:
+    assert (
+        printable("a\x1b[31m\x00\x9b red\tcircle\nü ‍👩‍🎨 \ud800")
+        == r"a\x1b[31m\x00\x9b red" + "\tcircle\nü ‍👩‍🎨 " + r"\ud800"
+    )

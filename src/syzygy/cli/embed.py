@@ -13,7 +13,7 @@ import click
 
 from syzygy import wording
 from syzygy.cli.common import Whole, device_option, json_option, writable_folder
-from syzygy.wording import counted
+from syzygy.wording import counted, printable
 
 if TYPE_CHECKING:
     from syzygy.runs.embed import EmbedResult
@@ -180,7 +180,7 @@ def _expected(preview: "Preview | None") -> Iterator[str]:
 
 def _quoted(caption: str) -> str:
     """The beginning of a caption, on one line."""
-    return "“" + textwrap.shorten(caption, 80, placeholder=" …") + "”"
+    return f"“{printable(textwrap.shorten(caption, 80, placeholder=' …'))}”"
 
 
 COUNTS = (
@@ -218,10 +218,10 @@ def _tell(result: "EmbedResult", as_json: bool) -> None:
     )
     for line in _about_texts(counts, first):
         click.echo(line)
-    if counts["bad"] or reasons or files:
-        click.echo(
-            f"{counts['bad']:,} of {counted(manifest['seen'], 'sample')} could not be used; {result.store / 'bad.jsonl'} lists all:"
-        )
+    if reasons or files:
+        unused = [f"{counts['bad']:,} of {counted(manifest['seen'], 'sample')}"] if reasons else []
+        unused += [f"{counted(sum(files.values()), 'further file')}"] if files else []
+        click.echo(f"{' and '.join(unused)} could not be used; {result.store / 'bad.jsonl'} lists all:")
         for reason, number in [*reasons.items()][:SHOWN] + [*files.items()][:SHOWN]:
             click.echo(f"{number:>10,} × {reason}")
     for line in _about_pictures(counts):

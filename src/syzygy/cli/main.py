@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import click
 
 from syzygy.errors import UserError, unknown
+from syzygy.wording import printable
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -177,7 +178,7 @@ def main() -> None:
     try:
         sys.exit(cli.main(prog_name="syzygy", standalone_mode=False) or 0)
     except UserError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

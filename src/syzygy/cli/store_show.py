@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import Whole, json_option, seed_option
-from syzygy.wording import counted
+from syzygy.wording import counted, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -109,7 +109,7 @@ def _tell(manifest: Any, found: "View", *, known: bool) -> None:
     for name, values in found.columns.items():
         click.echo(f"column {name}: {_column(values)}")
     for pair in found.pairs[:LINES]:
-        click.echo(f"{pair.key}: {_label(pair.captions)}")
+        click.echo(printable(f"{pair.key}: {_label(pair.captions)}"))
 
 
 def _column(values: dict[str, Any]) -> str:

@@ -97,8 +97,10 @@ def has_pairs(folder: Path) -> bool:
 
 
 def _partner(stem: str, captions: dict[str, list[str]]) -> str | None:
-    found = sorted(captions.get(stem, ()))
-    return next((stem + ending for kind in CAPTIONS for ending in found if ending.lower() == kind), None)
+    endings = sorted(
+        captions.get(stem, ()), key=lambda ending: (CAPTIONS.index(ending.lower()), ending.lower() != ending)
+    )
+    return stem + endings[0] if endings else None
 
 
 def _shard(

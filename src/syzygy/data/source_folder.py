@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from syzygy.data.fingerprints import size_of
 from syzygy.data.pair import Bad, Sample, caption_fields, captions_in, pair_of, texts_in, without
 from syzygy.errors import UserError
+from syzygy.wording import counted
 
 LINES, TABLE = "metadata.jsonl", "metadata.csv"
 ROWS = 512
@@ -71,8 +72,21 @@ class Table:
                     return
                 data = b"".join(read)
                 read.clear()
+                if not file.peek(1) and self._is_open(data):
+                    raise UserError(
+                        f"{folder / TABLE}: a quotation mark in row {number} opens a cell that is never closed, so that it holds the "
+                        "rest of the file. Close it, or write the mark twice and the cell in quotation marks."
+                    )
                 yield number, data, self._row(cells)
                 number += 1
+
+    def _is_open(self, data: bytes) -> bool:
+        """Whether this row ends within quotation marks: what follows would belong to its last cell."""
+        text = data.decode(errors="surrogateescape").splitlines(keepends=True)
+        try:
+            return [*csv.reader([*text, "next"], delimiter=self.delimiter)][-1:] != [["next"]]
+        except csv.Error:
+            return False
 
     def _row(self, cells: list[str] | str) -> Mapping[str, Any] | str:
         if isinstance(cells, str):
@@ -80,7 +94,7 @@ class Table:
         if not cells:
             return {}
         if len(cells) != len(self.header):
-            return f"it has {len(cells)} cells, and the header {len(self.header)}"
+            return f"it has {counted(len(cells), 'cell')}, and the header {len(self.header)}"
         return {name: cell for name, cell in zip(self.header, cells, strict=True) if cell}
 
 
@@ -275,6 +289,11 @@ def _check_text(path: Path) -> None:
         raise UserError(
             f"{path} is in UTF-16. Save it as UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > new, then rename new to {path.name}."
         )
+    if b"\r" in begins and b"\n" not in begins:
+        raise UserError(
+            f"the lines of {path} end with carriage returns alone, as old programs wrote them. Convert it: "
+            f"tr '\\r' '\\n' < {path.name} > new, then rename new to {path.name}."
+        )
     if path.name == LINES and begins.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         what = f"{path} holds one JSON array"
         if b'"conversations"' in begins:
@@ -287,11 +306,14 @@ def _table(path: Path) -> tuple[Table, int, int]:
     with path.open("rb") as file:
         line = file.readline()
     text = line.decode("utf-8-sig", errors="surrogateescape")
-    for delimiter in DELIMITERS:
-        header = tuple(cell.strip() for cell in next(csv.reader([text], delimiter=delimiter), []))
-        if NAME in header:
-            return Table(header, delimiter), len(line), 2
-    header = ", ".join(next(csv.reader([text]), [])) or "nothing"
+    try:
+        for delimiter in DELIMITERS:
+            header = tuple(cell.strip() for cell in next(csv.reader([text], delimiter=delimiter), []))
+            if NAME in header:
+                return Table(header, delimiter), len(line), 2
+        header = ", ".join(next(csv.reader([text]), [])) or "nothing"
+    except csv.Error as error:
+        raise UserError(f"the first line of {path} cannot be read as CSV: {error}.") from None
     raise UserError(
         f"{path} has no column {NAME} in its first line. It has: {header}. Rename the one with the pictures' names."
     )

@@ -186,7 +186,7 @@ class _Reading:
                     members = content
                 elif isinstance(members, dict):
                     if ending in members:
-                        self.leave(f"{key}.{ending}", "its sample has a later member of the same name and ending")
+                        self.leave(f"{key}.{ending}", "a later member has the same name, and is taken in its place")
                     members[ending] = content
         except (tarfile.TarError, EOFError) as error:
             raise _Cut(str(error), key, members) from None

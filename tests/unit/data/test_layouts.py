@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ def test_pictures_with_caption_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "d.gif": b"D",
             "d.txt": "",
             "d.caption": "not taken",
+            "E.JPG": b"E",
+            "E.TXT": "a bird",
+            "E.Caption": "not taken",
             "readme.txt": "hello",
             ".hidden/e.png": b"E",
             ".hidden/e.txt": "no",
@@ -59,18 +63,20 @@ def test_pictures_with_caption_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [(shard.name, shard.samples) for shard in source.shards] == [
         ("caption files 00000", 2),
         ("caption files 00001", 2),
+        ("caption files 00002", 1),
     ]
     found = [sample for shard in source.shards for sample in shard.read()]
     assert [(p.key, p.captions, p.picture, p.taken) for p in found[:2]] == [
         ("10_cat/a.5.jpg", ("a dog",), tmp_path / "10_cat" / "a.5.jpg", (".caption",)),
         ("10_cat/b.PNG", ("a cat, sitting",), tmp_path / "10_cat" / "b.PNG", (".txt",)),
     ]
-    assert found[2:4] == [
+    assert (found[2].key, found[2].captions, found[2].taken) == ("E.JPG", ("a bird",), (".txt",))
+    assert found[3:5] == [
         Bad("c.webp", "there is no caption file of its name (.txt or .caption)"),
         Bad("d.gif", "the caption is empty"),
     ]
     reason = "no picture has the name of this caption file, or another caption file is taken"
-    assert found[4:] == [Unused("d.caption", reason, 2)]
+    assert found[5:] == [Unused("E.Caption", reason, 3)]
     for options in ({"caption_columns": ("a",)}, {"keep": ("a",)}):
         with pytest.raises(UserError, match=r"is for metadata; here each picture has a caption file"):
             opened(tmp_path, **options)
@@ -147,6 +153,14 @@ CONVERSATIONS = [{"id": "1", "image": "a.jpg", "conversations": [{"from": "human
             {"metadata.csv": "image,text\na,b\n"},
             r"no column file_name in its first line\. It has: image, text\. Rename",
         ),
+        ({"metadata.csv": "file_name,text\ra,b\r"}, r"end with carriage returns alone.* tr .* < metadata\.csv"),
+        ({"metadata.csv": "file_name,te\rxt\na,b\n"}, r"the first line of .* cannot be read as CSV"),
+        ({"metadata.csv": f"file_name,{'x' * 200_000}\n"}, r"the first line of .* cannot be read as CSV: field larger"),
+        (
+            {"metadata.csv": 'file_name,text\na,b\nc,"d\ne,f\n'},
+            r"a quotation mark in row 3 opens a cell that is never closed",
+        ),
+        ({"metadata.csv": 'file_name,text\nc,a "d" "e\nf,"g""'}, r"a quotation mark in row 3 opens a cell"),
         (
             {"metadata.jsonl": lines({"file_name": "a", "url": "u", "alt": "b", "n": 1})},
             r"no column that is called caption or text\. Name .* with --caption-column\. Its columns with text: url, alt\.",
@@ -227,3 +241,21 @@ def test_endings_of_caption_files_are_read_in_any_case(tmp_path: Path) -> None:
     first, second, unused = shard.read()
     assert (first.captions, first.taken, second.captions) == (("one",), (".txt",), ("three",))
     assert (unused.key, unused.number) == ("b.Caption", 1)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize("text", ["plain", 'a "d" e', 'a "d', '"a ""b"""', '"two\nlines"', '""', '"a"b'])
+def test_a_table_that_ends_with_closed_cells(tmp_path: Path, text: str, end: str) -> None:
+    filled(tmp_path, {"metadata.csv": f"file_name,text,url\nb.png,c,\na.png,u,{text}{end}"})
+    assert [sample.captions for sample in samples(tmp_path)] == [("c",), ("u",)]
+
+
+def test_a_member_that_another_of_its_name_replaces_is_counted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("0.jpg", b"A"), ("0.txt", b"a"), ("0.TXT", b"b"), ("0.jpg", b"B")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    pair, unused = samples(tmp_path / "a.tar")
+    assert (pair.captions, pair.picture) == (("b",), b"B")
+    assert unused == Unused("0.txt", "a later member has the same name, and is taken in its place", 2)

@@ -233,4 +233,4 @@ def test_a_member_that_comes_twice_is_counted(tmp_path: Path) -> None:
             file.addfile(info, io.BytesIO(content))
     pair, twice = samples(tmp_path / "a.tar")
     assert pair.picture == b"new"
-    assert twice == Unused("1.jpg", "its sample has a later member of the same name and ending", 1)
+    assert twice == Unused("1.jpg", "a later member has the same name, and is taken in its place", 1)
