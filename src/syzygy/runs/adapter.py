@@ -283,7 +283,7 @@ def image(
     by_text = run.task.contrast == "text"
     languages = checked_languages(run.languages or former.of_the_world)
     sizes = rehearsed(run.scenes, run.task.batch_size), run.validation_images
-    with preparing(run.scenes, run.task.batch_size):
+    with preparing(run.scenes + run.validation_images, sum(sizes)):
         data = pictures_of_the_world(
             clip, llm, languages, run.lengths, seed=run.seed, sizes=sizes, by_text=by_text, bar=bar, condition=run.filter
         )  # fmt: skip

@@ -117,9 +117,8 @@ def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, P
     """
     if run.scenes is None:
         raise UserError("this preset trains on an embedding store: give --data STORE, or set scenes=20000.")
-    batch = run.task.batch_size
-    scenes = rehearsed(run.scenes, batch)
-    with bar("embedding", scenes + run.validation_images) as progress, preparing(run.scenes, batch):
+    scenes, unseen = rehearsed(run.scenes, run.task.batch_size), run.validation_images
+    with bar("embedding", scenes + unseen) as progress, preparing(run.scenes + unseen, scenes + unseen):
         return (
             embed(clip, seed_of(run.seed, "prior data"), scenes, progress),
             embed(clip, seed_of(run.seed, "prior validation"), run.validation_images, progress),

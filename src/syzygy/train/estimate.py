@@ -165,12 +165,12 @@ def rehearsed(number: int, batch: int) -> int:
 
 
 @contextmanager
-def preparing(number: int, batch: int) -> Iterator[None]:
-    """Around the preparation of `rehearsed(number, batch)` samples: a dry run adds the time that all of them would take."""
+def preparing(number: int, prepared: int) -> Iterator[None]:
+    """Around the preparation of samples, `prepared` of `number`: a dry run adds the time that all of them would take."""
     began = time.perf_counter()
     yield
     if (dry := _dry.get()) is not None:
-        dry.preparation += (time.perf_counter() - began) * number / rehearsed(number, batch)
+        dry.preparation += (time.perf_counter() - began) * number / prepared
 
 
 def measure(

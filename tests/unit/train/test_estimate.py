@@ -1,12 +1,18 @@
 """Estimates against what a run really takes."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from syzygy import presets
+from syzygy.hub.clip import Clip
+from syzygy.runs import prior
 from syzygy.train import estimate
 from syzygy.train.estimate import Estimate, Estimated, Footprint
 from syzygy.train.loop import LoopConfig, fit
+from syzygy.train.pairs import PriorData
 
 
 class Task:
@@ -49,7 +55,7 @@ def test_a_dry_run_times_a_few_steps_and_writes_nothing(tmp_path) -> None:
         assert estimate.rehearsed(10_000, 8) == estimate.REHEARSED
         assert estimate.rehearsed(10_000, 1024) == 1024, "a step is timed on a whole batch"
         assert estimate.rehearsed(700, 1024) == 700
-        with estimate.preparing(10 * estimate.REHEARSED, 8):
+        with estimate.preparing(10 * estimate.REHEARSED, estimate.REHEARSED):
             pass
         with pytest.raises(Estimated) as dry:
             fit(task, config, tmp_path / "run", run={})
@@ -88,3 +94,20 @@ def test_several_trainings_take_as_many_times_as_long_and_as_much_disk() -> None
         "3 trainings of 10 steps of 2 s, 1 validation of 5 s, 3 s of preparation" in line for line in three.lines()
     )
     assert [any("too small" in line for line in each.lines()) for each in (one, three)] == [False, True]
+
+
+def test_validation_pairs_are_prepared_whole_and_not_scaled_up(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def embed(clip: Any, seed: int, number: int, progress: Any) -> Any:
+        now[0] += number  # a second each
+        return object.__new__(PriorData)
+
+    monkeypatch.setattr(prior, "embed", embed)
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
+    run = presets.prior_starter().model_copy(update={"scenes": 40_000, "validation_images": 1000})
+    with estimate.dry_run(tmp_path):
+        prior.embedded(run, object.__new__(Clip))
+        dry = estimate._dry.get()
+        assert dry is not None
+        assert dry.preparation == 41_000
