@@ -24,7 +24,7 @@ def check_places(json_file: Path | None, out: Path | None) -> None:
 
 
 def named_priors(priors: Sequence[str]) -> dict[str, str]:
-    """`NAME=RUN`, or a run under the name of its folder.
+    """`NAME=RUN`, or a run under the name of its folder, which may hold a "=".
 
     Raises:
         UserError: two have the same name.
@@ -32,7 +32,7 @@ def named_priors(priors: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for one in priors:
         name, equals, source = one.partition("=")
-        name, source = (name, source) if equals else (Path(one).name, one)
+        name, source = (name, source) if equals and not Path(one).is_dir() else (Path(one).name, one)
         if name in found:
             raise UserError(f"two priors are called {name!r}: give them names, --prior NAME=RUN.")
         found[name] = source

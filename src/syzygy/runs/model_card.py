@@ -1,6 +1,7 @@
 """The model card of a trained prior, in Markdown with the hub's front matter."""
 
 import json
+from shlex import quote
 from typing import Any
 
 from syzygy.prior.model import EclipsePrior
@@ -72,7 +73,7 @@ from the CLIP features of a text.
 
 - {_limits(record)}
 - It knows what its training pairs show and inherits their errors and biases. It was not tested for safety or fairness.
-- On other pictures than those it was trained on, measure it first: `syzygy evaluate prior --data STORE --prior {name}`.
+- On other pictures than those it was trained on, measure it first: `syzygy evaluate prior --data STORE --prior {quote(name)}`.
 
 ## Metrics
 

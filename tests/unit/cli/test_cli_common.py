@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from syzygy.cli.common import Whole, available_device, device_option, json_option, paced, seed_option, writable_folder
+from syzygy.cli.evaluation import named_priors
 from syzygy.errors import UserError
 
 
@@ -89,3 +90,11 @@ def test_pace_is_a_line_now_and_then_where_there_is_no_terminal(
     with paced("painting", 1200, "pictures") as advance:
         advance(400.0)
     assert capsys.readouterr().err == "painting: 400/1,200 pictures · 4 pictures/s · 0:03:20 left\n"
+
+
+def test_priors_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "lr=1e-4").mkdir(parents=True)
+    assert named_priors(("a=RUN", "runs/b", "runs/lr=1e-4")) == {"a": "RUN", "b": "runs/b", "lr=1e-4": "runs/lr=1e-4"}
+    with pytest.raises(UserError, match="two priors are called 'b'"):
+        named_priors(("b=one", "runs/b"))
