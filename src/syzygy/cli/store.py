@@ -88,7 +88,7 @@ def verify(store: Path, as_json: bool) -> None:
             click.echo(line)
         click.echo(
             f"{counted(len(problems), 'problem')}. Copy damaged files again; or delete the records of their shards (shards/NUMBER.json) and "
-            "repeat the command that made the store: it embeds these anew."
+            "repeat the command that made the store: it embeds these again. A store of an older version is embedded again into a new one."
         )
     else:
         click.echo(f"{store} is whole: {counted(captions, 'caption')}.")
