@@ -310,6 +310,7 @@ def _table(path: Path) -> tuple[Table, int, int]:
         for delimiter in DELIMITERS:
             header = tuple(cell.strip() for cell in next(csv.reader([text], delimiter=delimiter), []))
             if NAME in header:
+                _check_names(path, header)
                 return Table(header, delimiter), len(line), 2
         header = ", ".join(next(csv.reader([text]), [])) or "nothing"
     except csv.Error as error:
@@ -317,3 +318,10 @@ def _table(path: Path) -> tuple[Table, int, int]:
     raise UserError(
         f"{path} has no column {NAME} in its first line. It has: {header}. Rename the one with the pictures' names."
     )
+
+
+def _check_names(path: Path, header: tuple[str, ...]) -> None:
+    """Refuse two columns of one name, of which only one would be read."""
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path} has several columns called {twice!r}. Give each its own name in the first line.")

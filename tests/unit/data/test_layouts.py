@@ -259,3 +259,11 @@ def test_a_member_that_another_of_its_name_replaces_is_counted(tmp_path: Path) -
     pair, unused = samples(tmp_path / "a.tar")
     assert (pair.captions, pair.picture) == (("b",), b"B")
     assert unused == Unused("0.txt", "a later member has the same name, and is taken in its place", 2)
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,text,text,,\na.png,one,two,,\n")
+    with pytest.raises(UserError, match=r"metadata\.csv has several columns called 'text'\. Give each its own name"):
+        opened(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,text,,\na.png,one,,\n")
+    assert opened(tmp_path).shards[0].samples == 1
