@@ -172,6 +172,18 @@ def test_a_killed_training_on_a_store_goes_on_bit_for_bit(
     assert finish(out) == finish(tmp_path / "whole")
 
 
+def test_a_store_is_no_prior_and_no_training_run(syzygy: Callable[..., Any], store: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ("evaluate", "prior", "--data", store, "--prior", store),
+        ("generate", "a red circle", "--prior", store, "--out", tmp_path / "pictures"),
+        ("export", store, "--out", tmp_path / "exported"),
+    ):
+        answer = syzygy(*arguments)
+        assert answer.code == 2
+        assert f"{store} is an embedding store, not a " in answer.err
+        assert f"`syzygy train prior --data {store}` trains" in answer.err
+
+
 def test_tensorboard_gets_every_line_of_metrics(syzygy: Callable[..., Any], store: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
