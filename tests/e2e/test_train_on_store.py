@@ -184,6 +184,19 @@ def test_a_store_is_no_prior_and_no_training_run(syzygy: Callable[..., Any], sto
         assert f"`syzygy train prior --data {store}` trains" in answer.err
 
 
+def test_one_picture_is_too_few_whatever_the_settings(
+    syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    assert syzygy("world", "sample", "--num", 1, "--out", tmp_path / "one").code == 0
+    embedded = syzygy("embed", tmp_path / "one", "--encoder", tiny_model / "clip", "--out", tmp_path / "store")
+    assert embedded.code == 0
+    for given in ((), ("validation_images=1",)):
+        answer = syzygy("train", "prior", "--data", tmp_path / "store", "--out", tmp_path / "run", *given)
+        assert answer.code == 2
+        assert "holds 1 different picture: a prior needs at least two" in answer.err
+        assert "validation_images" not in answer.err + answer.out
+
+
 def test_tensorboard_gets_every_line_of_metrics(syzygy: Callable[..., Any], store: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
