@@ -172,6 +172,16 @@ def test_a_killed_training_on_a_store_goes_on_bit_for_bit(
     assert finish(out) == finish(tmp_path / "whole")
 
 
+def test_samples_a_second_follow_the_batch_that_was_fitted_to_the_data(
+    syzygy: Callable[..., Any], store: Path, tmp_path: Path
+) -> None:
+    fitted = [text for text in SMALL if not text.startswith("task.batch_size")]
+    answer = syzygy("train", "prior", "--data", store, "--out", tmp_path / "run", *fitted)
+    assert "task.batch_size is 30 instead of" in answer.err + answer.out
+    steps, samples = re.findall(r"([\d.e+]+) steps/s · ([\d.e+]+) samples/s", answer.err)[-1]
+    assert 29 < float(samples) / float(steps) < 31
+
+
 def test_a_store_is_no_prior_and_no_training_run(syzygy: Callable[..., Any], store: Path, tmp_path: Path) -> None:
     for arguments in (
         ("evaluate", "prior", "--data", store, "--prior", store),
