@@ -107,6 +107,26 @@ def test_the_snippet_of_the_card_runs(
     assert "10 pairs of text and image (10 pictures), from pairs" in (tmp_path / "mine/README.md").read_text()
 
 
+def test_the_card_names_the_packaged_clip_and_not_its_folder_on_this_machine(
+    syzygy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert syzygy("world", "sample", "--num", 12, "--out", "pairs").code == 0
+    rows = [json.loads(line) for line in Path("pairs/metadata.jsonl").read_text().splitlines()]
+    own = [{"file_name": row["file_name"], "text": f"my garden, number {i}"} for i, row in enumerate(rows)]
+    Path("pairs/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    assert syzygy("embed", "pairs", "--encoder", "starter", "--out", "store").code == 0
+    small = [text for text in SMALL if not text.startswith(("scenes", "validation_images", "loop.best"))]
+    assert syzygy("train", "prior", "--data", "store", "--out", "run", *small).code == 0
+    assert syzygy("export", "run", "--out", "mine").code == 0
+    package = str(Path(artifact.__file__).parent)
+    assert all(package not in file.read_text() for file in Path("mine").iterdir() if file.suffix in (".md", ".json"))
+    assert artifact.read_json(Path("mine/provenance.json"))["about_data"]["encoder"] == "starter"
+    found: dict[str, Any] = {}
+    exec(snippet(tmp_path / "mine"), found)
+    assert found["embedding"].shape == (1, 192)
+
+
 def test_the_best_weights_can_be_exported(syzygy: Callable[..., Any], run: Path, tmp_path: Path) -> None:
     answer = syzygy("export", run, "--out", tmp_path / "best", "--best", "--dtype", "fp32")
     assert answer.code == 0, answer.err

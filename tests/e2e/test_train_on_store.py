@@ -172,6 +172,41 @@ def test_a_killed_training_on_a_store_goes_on_bit_for_bit(
     assert finish(out) == finish(tmp_path / "whole")
 
 
+def test_samples_a_second_follow_the_batch_that_was_fitted_to_the_data(
+    syzygy: Callable[..., Any], store: Path, tmp_path: Path
+) -> None:
+    fitted = [text for text in SMALL if not text.startswith("task.batch_size")]
+    answer = syzygy("train", "prior", "--data", store, "--out", tmp_path / "run", *fitted)
+    assert "task.batch_size is 30 instead of" in answer.err + answer.out
+    steps, samples = re.findall(r"([\d.e+]+) steps/s · ([\d.e+]+) samples/s", answer.err)[-1]
+    assert 29 < float(samples) / float(steps) < 31
+
+
+def test_a_store_is_no_prior_and_no_training_run(syzygy: Callable[..., Any], store: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ("evaluate", "prior", "--data", store, "--prior", store),
+        ("generate", "a red circle", "--prior", store, "--out", tmp_path / "pictures"),
+        ("export", store, "--out", tmp_path / "exported"),
+    ):
+        answer = syzygy(*arguments)
+        assert answer.code == 2
+        assert f"{store} is an embedding store, not a " in answer.err
+        assert f"`syzygy train prior --data {store}` trains" in answer.err
+
+
+def test_one_picture_is_too_few_whatever_the_settings(
+    syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    assert syzygy("world", "sample", "--num", 1, "--out", tmp_path / "one").code == 0
+    embedded = syzygy("embed", tmp_path / "one", "--encoder", tiny_model / "clip", "--out", tmp_path / "store")
+    assert embedded.code == 0
+    for given in ((), ("validation_images=1",)):
+        answer = syzygy("train", "prior", "--data", tmp_path / "store", "--out", tmp_path / "run", *given)
+        assert answer.code == 2
+        assert "holds 1 different picture: a prior needs at least two" in answer.err
+        assert "validation_images" not in answer.err + answer.out
+
+
 def test_tensorboard_gets_every_line_of_metrics(syzygy: Callable[..., Any], store: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

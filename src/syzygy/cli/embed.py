@@ -169,6 +169,9 @@ def _expected(preview: "Preview | None") -> Iterator[str]:
             "warning: these look like addresses or file names, not like captions. If they are, stop and name another column "
             "with --caption-column."
         )
+    if preview.unusable:
+        what = f"{len(preview.unusable)} of the first {counted(preview.looked_at, 'sample')} cannot be used"
+        yield f"warning: {what}, such as {preview.unusable[0]}."
     amounts = [] if preview.samples is None else [counted(preview.samples, "sample")]
     if preview.seconds is not None:
         amounts.append(wording.duration(preview.seconds) if preview.seconds >= 1 else "less than a second")

@@ -64,15 +64,15 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.runs import prior
-        from syzygy.runs.common import reporter
         from syzygy.runs.next_steps import after_training
         from syzygy.train.estimate import is_dry_run
         from syzygy.train.parallel import joined
-        from syzygy.train.progress import TensorBoard
+        from syzygy.train.progress import ConsoleReporter, TensorBoard
 
-        report, fitting = reporter("prior", run.task.batch_size), fitting_of(options["overrides"])
+        fitting = fitting_of(options["overrides"])
+        report = None  # the run's own, which knows the size of its batch once that is fitted to the data
         if tensorboard and not is_dry_run():
-            report = TensorBoard(report, out / "tensorboard")
+            report = TensorBoard(ConsoleReporter("prior"), out / "tensorboard")
         if store is not None and not any(text.startswith("scenes=") for text in options["overrides"]):
             run = run.model_copy(update={"scenes": None})
         with joined(device) as world:

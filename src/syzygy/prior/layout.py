@@ -42,13 +42,17 @@ def find(source: str | Path, *, local_files_only: bool = True) -> Path:
         local_files_only: look for hub ids in the hub's cache only; else download what is missing.
 
     Raises:
-        UserError: it is not found, or belongs to a run that is not finished.
+        UserError: it is not found, belongs to a run that is not finished, or is an embedding store.
     """
     folder = locate(source, None, local_files_only, EXAMPLE, _download).folder
     if (folder / PART / CONFIG_FILE).is_file():
         return folder / PART
     if (folder / "run.json").is_file():
         raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
+    if (folder / "store.json").is_file():
+        raise UserError(
+            f"{folder} is an embedding store, not a prior. `syzygy train prior --data {folder}` trains one on it."
+        )
     return folder
 
 

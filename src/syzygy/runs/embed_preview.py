@@ -12,7 +12,7 @@ import torch
 from syzygy.data.captions import encode_captions
 from syzygy.data.decode import quiet
 from syzygy.data.encoder import DTYPES, EmbedSettings, pinned
-from syzygy.data.pair import Shard
+from syzygy.data.pair import Bad, Shard
 from syzygy.data.prefetch import Prepared, prepared
 from syzygy.hub.clip import Clip
 
@@ -47,6 +47,10 @@ class Preview:
     captions_from: tuple[str, ...]
     captions: tuple[str, ...]
     """The first ones."""
+    looked_at: int
+    """Samples that were read for this."""
+    unusable: tuple[str, ...]
+    """Why some of them cannot be used: a line each."""
 
     @property
     def like_addresses(self) -> bool:
@@ -65,7 +69,7 @@ def preview(shards: Sequence[Shard], clip: Clip, settings: EmbedSettings, worker
         if not _first_pairs(shards, clip, settings)[0]:
             return None
         began = time.perf_counter()  # the second time, since the first loads decoders and opens files
-        found, looked_at = _first_pairs(shards, clip, settings)
+        found, looked_at, unusable = _first_pairs(shards, clip, settings)
         decoding = (time.perf_counter() - began) * len(found) / looked_at
         encoding, bytes_per_pair = _encoding(found, clip, settings)
     samples, counted = _samples(shards, found)
@@ -83,23 +87,27 @@ def preview(shards: Sequence[Shard], clip: Clip, settings: EmbedSettings, worker
         bytes=int(samples * bytes_per_pair) if samples is not None else None,
         captions_from=found[0].taken,
         captions=tuple(caption for sample in found for caption in sample.captions),
+        looked_at=looked_at,
+        unusable=tuple(unusable),
     )
 
 
-def _first_pairs(shards: Sequence[Shard], clip: Clip, settings: EmbedSettings) -> tuple[list[Prepared], int]:
-    """(the first usable pairs, samples that were read for them)."""
-    looked_at = 0
+def _first_pairs(shards: Sequence[Shard], clip: Clip, settings: EmbedSettings) -> tuple[list[Prepared], int, list[str]]:
+    """(the first usable pairs, samples that were read for them, why some of these cannot be used)."""
+    looked_at, unusable = 0, list[str]()
     for shard in shards[:SHARDS]:
         found: list[Prepared] = []
         for sample in prepared(islice(shard.read(), LOOKED_AT), clip.preparation.prepare, settings.threads, PAIRS):
             looked_at += 1
             if isinstance(sample, Prepared):
                 found.append(sample)
+            elif isinstance(sample, Bad):
+                unusable.append(f"{sample.key}: {sample.reason}")
             if len(found) == PAIRS:
                 break
         if found:
-            return found, looked_at
-    return [], looked_at
+            return found, looked_at, unusable
+    return [], looked_at, unusable
 
 
 def _encoding(found: Sequence[Prepared], clip: Clip, settings: EmbedSettings) -> tuple[float, float]:

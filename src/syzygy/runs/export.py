@@ -34,6 +34,10 @@ def export(
     """
     folder = run / "prior"
     if not folder.is_dir():
+        if (run / "store.json").is_file():
+            raise UserError(
+                f"{run} is an embedding store, not a training run. `syzygy train prior --data {run}` trains a prior on it."
+            )
         kind = "is not finished" if (run / checkpoint.RUN_FILE).is_file() else "is no training run of a prior"
         raise UserError(f"{run} {kind}: it holds no folder 'prior'. `syzygy train prior --out {run}` makes one.")
     if out.exists() and any(out.iterdir()):

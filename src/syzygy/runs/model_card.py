@@ -6,7 +6,7 @@ from typing import Any
 
 from syzygy.prior.model import EclipsePrior
 from syzygy.runs.fitting import GUIDE
-from syzygy.runs.next_steps import ABOUT, NOT_MEASURED, decoder_of
+from syzygy.runs.next_steps import ABOUT, NOT_MEASURED, decoder_of, starter_clip
 from syzygy.wording import counted
 
 GENERATORS = {768: "Karlo, Stable unCLIP (CLIP ViT-L/14)", 1280: "Kandinsky 2.2 (CLIP ViT-bigG/14)"}
@@ -114,9 +114,12 @@ def _snippet(record: dict[str, Any], name: str) -> str:
             'image = model("a red circle", num_inference_steps=25).images[0]\n'
             'image.save("picture.png")\n'
         )
-    clip = json.dumps(record.get(ABOUT, {}).get("encoder") or "folder or hub id of the CLIP above", ensure_ascii=False)
+    where = record.get(ABOUT, {}).get("encoder") or "folder or hub id of the CLIP above"
+    clip, packaged = json.dumps(where, ensure_ascii=False), ""
+    if record.get("clip") == starter_clip():  # its folder is another one on each machine
+        clip, packaged = 'part_folder("starter", "clip")', "from syzygy.hub.bundle import part_folder\n"
     return (
-        "from syzygy import EclipsePrior\n"
+        f"from syzygy import EclipsePrior\n{packaged}"
         "from syzygy.hub.clip import Clip\n\n"
         f"clip = Clip.from_pretrained({clip})\n"
         f"prior = EclipsePrior.from_pretrained({prior})\n"

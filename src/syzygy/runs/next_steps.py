@@ -60,7 +60,8 @@ def counts(training: Pairs, validation: Pairs) -> dict[str, int]:
 def about_store(store: EmbeddingStore, training: StorePairs, validation: StorePairs) -> dict[str, Any]:
     """For the provenance of a prior trained on a store."""
     world = of_the_world(store.texts(validation.chosen[:LOOKED_AT]))
-    encoder = store.encoder["source"]
+    # The packaged CLIP lies in another folder on each machine, so it is recorded by its name.
+    encoder = "starter" if store.encoder["fingerprint"] == starter_clip() else store.encoder["source"]
     return {
         "source": store.source or store.manifest["command"],
         "encoder": encoder,

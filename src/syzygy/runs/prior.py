@@ -39,6 +39,7 @@ from syzygy.train.prior import PriorTask
 from syzygy.train.progress import Reporter
 from syzygy.train.schedule import LoopConfig
 from syzygy.types import TextEncoder, TextFeatures
+from syzygy.wording import counted
 from syzygy.world import source
 
 CHUNK = 512
@@ -172,6 +173,11 @@ def train_on_store(
         raise UserError(f"scenes={run.scenes} has no effect on a store: leave it out, or set scenes=null.")
     opened = EmbeddingStore.open(store)
     _check_width(run, opened.width)
+    if opened.different_images < 2:
+        raise UserError(
+            f"{store} holds {counted(opened.different_images, 'different picture')}: a prior needs at least two, one to train "
+            "on and one to validate on."
+        )
     run = fitting.validation(run, "validation_images", opened.different_images, str(store))
     training, validation = split(opened, run.validation_images)
     encoder = opened.encoder

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from syzygy.cli.embed import _expected
 from syzygy.data.encoder import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.hub.clip import Clip
@@ -53,6 +54,19 @@ def test_a_folders_samples_are_counted_and_a_tars_are_judged(tmp_path: Path, cli
     assert folder.bytes == shared.bytes
 
 
+def test_samples_that_cannot_be_used_are_among_the_first_and_say_why(tmp_path: Path, clip: Clip) -> None:
+    for i in range(5):
+        (tmp_path / f"{i}.png").write_bytes(picture((i, 0, 9)))
+    for i in (1, 3):
+        (tmp_path / f"{i}.txt").write_text("a picture")
+    found = expected(tmp_path, clip)
+    assert found is not None
+    assert found.looked_at == 5
+    assert [line.split(":")[0] for line in found.unusable] == ["0.png", "2.png", "4.png"]
+    assert "caption file" in found.unusable[0]
+    assert "warning: 3 of the first 5 samples cannot be used, such as 0.png: " in "\n".join(_expected(found))
+
+
 def test_nothing_usable_gives_no_estimate(tmp_path: Path, clip: Clip, write_tar: Callable) -> None:
     assert expected(write_tar(tmp_path / "a.tar", [("a", {"png": b"broken", "txt": b"a"})]), clip) is None
 
@@ -68,5 +82,5 @@ def test_nothing_usable_gives_no_estimate(tmp_path: Path, clip: Clip, write_tar:
     ],
 )
 def test_captions_that_look_like_addresses(captions: tuple[str, ...], like: bool) -> None:
-    found = Preview(None, False, None, 0, None, ("url",), captions)
+    found = Preview(None, False, None, 0, None, ("url",), captions, 1, ())
     assert found.like_addresses == like
