@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -211,14 +212,21 @@ class Region:
     """How strongly, beside other regions."""
 
     def __post_init__(self) -> None:
-        if not self.phrase.strip():
+        if not isinstance(self.phrase, str) or not self.phrase.strip():
             raise UserError("a region needs the phrase that it is for.")
+        if not isinstance(self.mask, Tensor) or self.mask.ndim != 2 or not self.mask.numel() or self.mask.is_complex():
+            shape = (
+                f", got {[*self.mask.shape]}" if isinstance(self.mask, Tensor) else f", got {type(self.mask).__name__}"
+            )
+            raise UserError(f"the mask of {self.phrase!r} must be a tensor [height, width]{shape}.")
         if not (torch.isfinite(self.mask).all() and self.mask.min() >= 0 and self.mask.max() <= 1):
             raise UserError(f"the mask of {self.phrase!r} must hold numbers from 0 to 1.")
         if not self.mask.any():
             raise UserError(f"the mask of {self.phrase!r} is empty: paint where it shall be, or leave the region out.")
-        if not 0 <= self.weight < float("inf"):
-            raise UserError(f"the weight of {self.phrase!r} must be a finite number of at least 0, got {self.weight}.")
+        if not isinstance(self.weight, Real) or not 0 <= self.weight < float("inf"):
+            raise UserError(
+                f"the weight of {self.phrase!r} must be a finite number of at least 0, got {self.weight!r}."
+            )
 
 
 @dataclass(frozen=True)

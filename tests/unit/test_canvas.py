@@ -3,6 +3,7 @@
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,3 +186,27 @@ def test_regions_are_drawn_where_they_are_with_their_words() -> None:
         edges = (words[:4], words[-4:], words[:, :1], words[:, -1:])
         assert not any(edge.any() for edge in edges), "words stay inside"
     assert drawn([]).getextrema() == ((255, 255),) * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"phrase": None}, "needs the phrase"),
+        ({"phrase": 1}, "needs the phrase"),
+        ({"mask": None}, r"must be a tensor \[height, width\], got NoneType"),
+        ({"mask": np.ones((4, 4))}, r"must be a tensor \[height, width\], got ndarray"),
+        ({"mask": torch.ones(3, 4, 4)}, r"must be a tensor \[height, width\], got \[3, 4, 4\]"),
+        ({"mask": torch.ones(0, 4)}, r"must be a tensor \[height, width\], got \[0, 4\]"),
+        ({"mask": torch.tensor(1.0)}, r"must be a tensor \[height, width\], got \[\]"),
+        ({"weight": None}, "must be a finite number of at least 0, got None"),
+        ({"weight": "1"}, "must be a finite number of at least 0, got '1'"),
+        ({"weight": float("nan")}, "must be a finite number of at least 0, got nan"),
+    ],
+    ids=str,
+)
+def test_a_region_of_other_types_is_refused(values: dict[str, Any], message: str) -> None:
+    region = object.__new__(Region)  # in tests, `Region(…)` checks types before it does so itself
+    for name, value in ({"phrase": "a star", "mask": torch.ones(4, 4), "weight": 1.0} | values).items():
+        object.__setattr__(region, name, value)
+    with pytest.raises(UserError, match=message):
+        region.__post_init__()

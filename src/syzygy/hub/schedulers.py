@@ -19,6 +19,7 @@ from syzygy import artifact
 from syzygy.errors import UserError
 from syzygy.hub.parts import SCHEDULER_FILE
 from syzygy.types import Progress
+from syzygy.wording import counted
 
 SAMPLERS: Mapping[str, str] = {
     "ddpm": "DDPMScheduler",
@@ -119,15 +120,16 @@ def planned(scheduler: Any, steps: int, device: torch.device | str | None = None
             for n in (_nearest(scheduler, range(steps - 1, 0, -1)), _nearest(scheduler, range(steps + 1, most + 1)))
             if n
         ]
+        what = f"{counted(steps, 'step')} {'is' if steps == 1 else 'are'} not possible with {name}"
         raise UserError(
-            f"{steps} steps are not possible with {name}: it would not walk the whole noise schedule of {most} timesteps. "
+            f"{what}: it would not walk the whole noise schedule of {most} timesteps. "
             f"Nearest possible: {' and '.join(map(str, near)) or 'none'}; or choose a sampler that takes any number, such as euler."
         )
     spacing, own = found.config.get("timestep_spacing"), scheduler.config.get("timestep_spacing")
     if spacing != own:
         warnings.warn(
-            f"{steps} steps: timesteps are spaced by {spacing!r} instead of {own!r}, with which {type(scheduler).__name__} would not "
-            "walk its whole noise schedule.",
+            f"{counted(steps, 'step')}: timesteps are spaced by {spacing!r} instead of {own!r}, with which "
+            f"{type(scheduler).__name__} would not walk its whole noise schedule.",
             stacklevel=2,
         )
     return found
@@ -166,8 +168,10 @@ def _sound(scheduler: Any) -> bool:
     levels = getattr(scheduler, "sigmas", None)
     if isinstance(levels, Tensor) and len(levels) == len(times) + 1:
         # Timesteps that are rounded from noise levels (Karras) may repeat; noise levels that do are divided by their distance, zero.
-        *levels, last = levels.tolist()  # the last one is where the last step leads, which may be where it begins
+        # The last one is where the last step leads, which may be where it begins; of DPM-Solver it may not, as it divides by the distance.
+        *levels, last = levels.tolist()
         falls = all(high > low for high, low in pairwise(levels)) and levels[-1] >= last
+        falls = falls and (levels[-1] > last or type(scheduler).__name__ != SAMPLERS["dpm++2m"])
     else:
         falls = all(
             a > 0 or (a == 0 and type(scheduler).__name__ == SAMPLERS["pndm"]) for a in apart

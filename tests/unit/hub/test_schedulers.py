@@ -89,7 +89,7 @@ def test_another_spacing_is_said() -> None:
     scheduler = schedulers.fresh(own(), "euler")
     with pytest.warns(UserWarning, match=r"600 steps: timesteps are spaced by 'linspace' instead of 'leading'"):
         assert planned(scheduler, 600).timesteps[0] == 999
-    with pytest.warns(UserWarning, match="1 steps: timesteps are spaced by 'trailing'"):
+    with pytest.warns(UserWarning, match="1 step: timesteps are spaced by 'trailing'"):
         assert planned(scheduler, 1).timesteps.tolist() == [999]
 
 
@@ -106,6 +106,23 @@ def test_noise_levels_of_other_spacings_are_taken(kind: str, settings: dict[str,
     scheduler = getattr(diffusers, kind)(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **settings)
     for steps in (5, 20, 50, 100):
         assert planned(scheduler, steps) is scheduler
+
+
+@pytest.mark.filterwarnings("ignore:.*timesteps are spaced:UserWarning")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_schedule_that_ends_at_its_least_noise_gives_finite_latents_at_every_count(name: str) -> None:
+    found = diffusers.UniPCMultistepScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", final_sigmas_type="sigma_min"
+    )
+    for steps in (1, 2, 50, 999, 1000):
+        try:
+            scheduler = planned(schedulers.fresh(found, name), steps)
+        except UserError:  # such as 1000 with DPM-Solver, whose last step would have no length
+            assert name in ("ddim", "pndm") or (name, steps) == ("dpm++2m", 1000)
+            continue
+        noise = torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+        latents = walk(scheduler, lambda x, _: x * 0.1, noise, steps, [torch.Generator().manual_seed(1)])
+        assert torch.isfinite(latents).all(), steps
 
 
 def test_what_is_not_possible_is_refused() -> None:
