@@ -2,10 +2,12 @@
 
 import io
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from syzygy.cli.embed import _expected
@@ -65,6 +67,36 @@ def test_samples_that_cannot_be_used_are_among_the_first_and_say_why(tmp_path: P
     assert [line.split(":")[0] for line in found.unusable] == ["0.png", "2.png", "4.png"]
     assert "caption file" in found.unusable[0]
     assert "warning: 3 of the first 5 samples cannot be used, such as 0.png: " in "\n".join(_expected(found))
+
+
+def test_the_size_of_a_tars_first_pictures_says_little_of_their_number(
+    tmp_path: Path, clip: Clip, write_tar: Callable
+) -> None:
+    padded = [picture((i, 0, 9)) + bytes(40_000 if i < 8 else 0) for i in range(60)]
+    tar = write_tar(tmp_path / "a.tar", [(f"{i:03}.x", {"png": data, "txt": b"a"}) for i, data in enumerate(padded)])
+    found = expected(tar, clip)
+    assert found is not None
+    assert (found.samples, found.counted) == (60, False)
+
+
+def test_a_slow_beginning_is_not_taken_for_the_speed(tmp_path: Path, clip: Clip, monkeypatch) -> None:
+    for i in range(8):
+        (tmp_path / f"{i}.png").write_bytes(picture((i, 0, 9)))
+        (tmp_path / f"{i}.txt").write_text("a picture")
+    encode, batches = Clip.encode_pixels, []
+
+    def slow_at_first(self: Clip, pixels: torch.Tensor) -> torch.Tensor:
+        batches.append(len(pixels))
+        if batches.count(len(pixels)) == 1:
+            time.sleep(0.5)
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Clip, "encode_pixels", slow_at_first)
+    found = expected(tmp_path, clip)
+    assert found is not None
+    assert found.seconds is not None
+    assert batches.count(8) > 1
+    assert found.seconds < 0.5
 
 
 def test_nothing_usable_gives_no_estimate(tmp_path: Path, clip: Clip, write_tar: Callable) -> None:
