@@ -42,7 +42,7 @@ class Preview:
     samples: int | None
     """How many there are."""
     counted: bool
-    """Whether `samples` is exact; else it is estimated from the size of the first ones."""
+    """Whether `samples` is exact; else it is estimated from the first ones."""
     seconds: float | None
     memory: int
     """Bytes: the encoder's weights, the part that is filled and the pictures that wait, in all workers."""
