@@ -89,6 +89,7 @@ def test_score_as_text_and_page(syzygy, tiny_model: Path, tmp_path: Path) -> Non
     [
         (("--prompts", "0"), "at least 1"),
         (("--quick", "--pairs", "3"), "--quick sets --pairs itself"),
+        (("--prior", "shuffled prompts={prior}"), "'shuffled prompts' is the name of a control"),
         (("--prior", "{prior}", "--prior", "{prior}"), "two priors are called 'prior'"),
         (("--html", "/dev/null/page.html"), "cannot write"),
         (("--prior", "nowhere"), "nowhere"),

@@ -222,6 +222,10 @@ def test_an_exported_prior_keeps_what_it_held_out(
     [
         (("--prior", "nowhere"), "nowhere"),
         (("--prior", "x={a}", "--prior", "x={b}"), "two priors are called 'x'"),
+        (("--prior", "text identity={a}"), "'text identity' is the name of a control"),
+        (("--prior", "="), "--prior '=' must be a run or NAME=RUN"),
+        (("--prior", "={a}"), "must be a run or NAME=RUN"),
+        (("--prior", "a="), "--prior 'a=' must be a run or NAME=RUN"),
         (("--prior", "{a}", "--images", 50), "--images 50 is more than there are"),
         (("--data", "nowhere"), "there is no embedding store nowhere"),
         (("--images", 0), "allowed: at least 1"),

@@ -89,6 +89,9 @@ def test_threads_are_set_and_recorded(syzygy: Callable[..., Any], tiny_model: Pa
     record = artifact.read_json(tmp_path / "prior/provenance.json")
     assert record["threads"] == 2
     assert "2 threads" in record["machine"]
+    wrong = syzygy(*command, "--threads", 10**9, "--out", tmp_path)
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "allowed: from 1 to 256" in wrong.err
     wrong = syzygy(*command, "--threads", 0, "--out", tmp_path)
     assert (wrong.code, wrong.out) == (2, "")
-    assert "at least 1" in wrong.err
+    assert "allowed: from 1 to 256" in wrong.err

@@ -255,7 +255,7 @@ def test_validation_pictures_are_left_out_of_training_with_all_their_captions(st
     assert not seen & unseen
     assert len(training) + len(validation) == len(opened)
     assert torch.equal(split(opened, 10)[1].chosen, validation.chosen)
-    with pytest.raises(UserError, match="validation_images=40 of the 40 images"):
+    with pytest.raises(UserError, match="validation_images=40 of the 40 different images"):
         split(opened, 40)
 
 
@@ -279,6 +279,9 @@ def test_two_pairs_train_with_the_presets_of_the_published_models(
     )
     for line in said:
         assert line in answer.err, line
+    rates = re.findall(r"(\S+) steps/s · (\S+) samples/s", answer.err)
+    assert rates
+    assert all(steps == samples for steps, samples in rates), "a step is one caption"
     recipe = artifact.read_json(tmp_path / "run/prior/provenance.json")["recipe"]
     assert (recipe["validation_images"], recipe["task"]["batch_size"]) == (1, 1)
     again = syzygy(*arguments, "--out", tmp_path / "run", "--json")

@@ -196,8 +196,9 @@ def _scoring(ctx: click.Context, quick: bool, settings: dict[str, Any]) -> "Scor
 def _named(priors: tuple[str, ...], model: "TextToImage", device: str) -> "dict[str, Prior]":
     """`NAME=RUN`, or a run under the name of its folder."""
     from syzygy.hub.priors import load_prior
+    from syzygy.runs.evaluate import IDENTITY, SHIFTED, SHUFFLED
 
-    sources = named_priors(priors)
+    sources = named_priors(priors, (IDENTITY, SHIFTED, SHUFFLED))
     return {name: load_prior(source, model.clip, device) for name, source in sources.items()}
 
 

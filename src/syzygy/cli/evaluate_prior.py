@@ -68,13 +68,13 @@ def prior(
     predictions for shuffled captions, and the mean image embedding.
     """
     from syzygy import artifact
-    from syzygy.runs.evaluate_prior import evaluate
+    from syzygy.runs.evaluate_prior import CONTROLS, evaluate
     from syzygy.runs.evaluate_prior_page import page, table
 
     for file in (json_file, html_file):
         if file is not None and str(file) != "-":
             writable_folder(file.parent)
-    found = evaluate(store, named_priors(priors), images=images, seed=seed, device=device, bar=progress_bar)
+    found = evaluate(store, named_priors(priors, CONTROLS), images=images, seed=seed, device=device, bar=progress_bar)
     values = found.to_json()
     if str(json_file) == "-":
         for line in values["notes"]:

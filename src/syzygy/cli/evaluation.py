@@ -1,6 +1,6 @@
 """What the commands share that evaluate pictures of the embedded world: places for results, readings that are kept, files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +23,21 @@ def check_places(json_file: Path | None, out: Path | None) -> None:
         writable_folder(out)
 
 
-def named_priors(priors: Sequence[str]) -> dict[str, str]:
+def named_priors(priors: Sequence[str], controls: Collection[str]) -> dict[str, str]:
     """`NAME=RUN`, or a run under the name of its folder, which may hold a "=".
 
     Raises:
-        UserError: two have the same name.
+        UserError: two have the same name, or one has that of a control; a name or a run is empty.
     """
     found: dict[str, str] = {}
     for one in priors:
         name, equals, source = one.partition("=")
-        name, source = (name, source) if equals and not Path(one).is_dir() else (Path(one).name, one)
+        if not equals or Path(one).is_dir():
+            name, source = Path(one).name or Path(one).resolve().name, one
+        if not name.strip() or not source.strip():
+            raise UserError(f"--prior {one!r} must be a run or NAME=RUN, such as mine=runs/prior.")
+        if name in controls:
+            raise UserError(f"{name!r} is the name of a control: give the prior another one, --prior NAME=RUN.")
         if name in found:
             raise UserError(f"two priors are called {name!r}: give them names, --prior NAME=RUN.")
         found[name] = source

@@ -52,7 +52,7 @@ def train_options(preset: str) -> Callable[[F], F]:
         ),
         click.option(
             "--threads",
-            type=Whole(1),
+            type=Whole(1, 256),
             metavar="N",
             help="Number of CPU threads. Continue a run with the same number to get the same bits.  [default: torch's]",
         ),

@@ -119,10 +119,14 @@ def begin(
             "but not continued: choose another --out."
         )
     _check_reading(store, found.values, wanted)
-    difference = _difference(found.values, json.loads(json.dumps(wanted)))
-    if difference:
+    now = json.loads(json.dumps(wanted))
+    difference = _difference(found.values, now)
+    changed = None if difference else _source_difference(found.values["shards"], now["shards"])
+    if changed and found.values["command"] == command:  # repeating it would end here again
+        raise UserError(f"{store} was begun with {changed}. Choose another --out to embed what the source holds now.")
+    if difference or changed:
         raise UserError(
-            f"{store} was begun with {difference}. Choose another --out, or go on as before: {found.command(store)}"
+            f"{store} was begun with {difference or changed}. Choose another --out, or go on as before: {found.command(store)}"
         )
     for folder in (store, store / layout.SHARDS):
         remove_unfinished(folder)
@@ -150,7 +154,7 @@ def _check_reading(store: Path, was: Mapping[str, Any], now: Mapping[str, Any]) 
 
 
 def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What tells two plans apart, in words; None where they agree."""
+    """What tells two plans apart but for their shards, in words; None where they agree."""
     for part in ("settings", "options"):
         for name in was[part].keys() | now[part].keys():
             before, after = was[part].get(name), now[part].get(name)
@@ -161,7 +165,7 @@ def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         return f"another encoder: its {name} was {was['encoder'].get(name)!r}, now it is {now['encoder'].get(name)!r}"
     if was["kind_of_source"] != now["kind_of_source"]:
         return f"a source of kind {was['kind_of_source']}, not {now['kind_of_source']}"
-    return _source_difference(was["shards"], now["shards"])
+    return None
 
 
 def _source_difference(was: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str | None:

@@ -162,7 +162,7 @@ def rows(path: Path, columns: Columns, groups: Groups | None = None) -> Iterator
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _wanted(schema: Any, columns: Columns, path: Path) -> list[str]:

@@ -120,7 +120,10 @@ def test_unfinished_stores_say_what_is_missing_and_how_to_go_on(tmp_path: Path, 
         ({"fingerprint": "other"}, "begun with another encoder: its fingerprint was 'fake', now it is 'other'"),
         ({"grown": True}, "begun with a source of 3 shards, not 4"),
         ({"renamed": True}, "begun with another source: its shards had 00001.tar where there is 00002.tar now"),
-        ({"changed": True}, "begun with another 00001.tar: it had 10,240 bytes, now 10,241"),
+        (
+            {"changed": True},
+            "begun with another 00001.tar: it had 10,240 bytes, now 10,241. Choose another --out to embed what",
+        ),
     ],
 )
 def test_another_source_encoder_or_setting_is_refused_by_name(

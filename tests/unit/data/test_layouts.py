@@ -218,6 +218,13 @@ def test_parquet_with_lists_of_pictures(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_damaged_parquet_is_named_with_one_full_stop(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1junk")
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read as parquet: .*[^.]\.$"):
+        opened(tmp_path / "a.parquet")
+
+
 def test_what_captions_come_from_and_what_was_left(tmp_path: Path, write_tar: Callable[..., Path]) -> None:
     row = {"file_name": "a", "Captions": ["x", "y"], "text": "t", "url": "u", "tags": ["p"], "n": 1, "site": "s"}
     filled(tmp_path / "folder", {"metadata.jsonl": lines(row)})
