@@ -108,11 +108,13 @@ def _folded(text: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def _joins(before: str, character: str) -> bool:
-    """Whether a character belongs to the letter before it: a mark, or what is composed with it, as the jamo of Korean syllables."""
+    """Whether a character belongs to the letter before it: a mark on it, or what is composed with it, as the jamo of Korean syllables."""
     if character.isascii():
         return False
-    if unicodedata.category(character).startswith("M"):
+    if character in _SELECTORS:
         return True
+    if unicodedata.category(character).startswith("M") and unicodedata.category(before[-1])[0] in "LNM":
+        return True  # a mark after a blank or an emoji is a letter of its own: the words around it must stay selectable
     return len(unicodedata.normalize("NFC", before + character)) <= len(unicodedata.normalize("NFC", before))
 
 

@@ -82,6 +82,12 @@ def test_tokens_of_a_phrase_that_is_spelt_otherwise_are_painted() -> None:
     assert maps.flatten(2).sum(2)[0].nonzero()[:, 0].tolist() == [2, 4, 5]
 
 
+@pytest.mark.parametrize("before", ["\U0001f31f", " ", "-"])
+def test_a_mark_without_a_letter_hides_no_word(before: str) -> None:
+    """Thai's short a after an emoji or a blank: the page offers it as a part of the word that follows."""
+    assert places(f"a star{before}\u0e31b ring", "\u0e31b") == [(7, 9)]
+
+
 @pytest.mark.parametrize("phrase", ["blue star", "sta", "ed star", "star left off"])
 def test_an_absent_phrase_is_refused(phrase: str) -> None:
     with pytest.raises(UserError, match="does not hold the phrase"):

@@ -19,12 +19,14 @@ const ALIKE = new Map([
   ...[..."\u2010\u2011"].map((one) => [one, "-"]),
 ]);
 const BLANK = /^[\s\x1c-\x1f\x85]$/;
+const SELECTORS = /[\ufe0e\ufe0f]/;
 const WIDTHLESS = /[\p{Cf}\ufe0e\ufe0f]/gu;
 
-/** Whether a character belongs to the letter before it: a mark, or what is composed with it, as the jamo of Korean syllables. */
+/** Whether a character belongs to the letter before it: a mark on it, or what is composed with it, as the jamo of Korean syllables. */
 function joins(before, character) {
   if (character < "\x80") return false;
-  if (/\p{M}/u.test(character)) return true;
+  if (SELECTORS.test(character)) return true;
+  if (/\p{M}/u.test(character) && WORD.test(before)) return true; // a mark after a blank or an emoji is a letter of its own
   return [...(before + character).normalize("NFC")].length <= [...before.normalize("NFC")].length;
 }
 
