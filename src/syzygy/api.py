@@ -205,6 +205,7 @@ class TextToImage:
         how = arguments.sampling(num_inference_steps, guidance_scale, sampler, options)
         self._warn_of(prompts)
         check_number(num_images_per_prompt)
+        regions = arguments.regions(regions)
         painted = None if regions is None else for_each(regions, len(prompts))
         manner = None if style is None else self.blender.embedded(style)
         if manner is not None and self.adapter and best_of > 1:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from syzygy.errors import UserError
-from syzygy.types import Sampling
+from syzygy.types import Region, Sampling
 
 T = TypeVar("T")
 
@@ -102,6 +102,21 @@ def optional(value: Any, name: str, kind: type | tuple[type, ...], wanted: str) 
     """
     if value is not None and not isinstance(value, kind):
         raise UserError(f"{name} must be {wanted}, got {_shown(value)}.")
+    return value
+
+
+def regions(value: Any) -> Any:
+    """None, a list of regions, or a list of such lists, as it is.
+
+    Raises:
+        UserError: another type, or regions and lists in one list.
+    """
+    if value is None:
+        return None
+    rows: Any = value if isinstance(value, list | tuple) else (None,)
+    lists = all(isinstance(row, list | tuple) and all(isinstance(one, Region) for one in row) for row in rows)
+    if not lists and not all(isinstance(row, Region) for row in rows):
+        raise UserError(f"regions must be a list of Region, or one such list for each prompt, got {_shown(value)}.")
     return value
 
 

@@ -358,7 +358,7 @@ class Blender:
 
 
 def _checked(picture: Tensor) -> Float[Tensor, "3 H W"]:
-    if picture.ndim != 3 or len(picture) != 3 or not picture.is_floating_point():
+    if picture.ndim != 3 or len(picture) != 3 or not picture.numel() or not picture.is_floating_point():
         raise UserError(
             f"a picture is a tensor [3, H, W] of floating-point numbers, not {list(picture.shape)} of {picture.dtype}."
         )

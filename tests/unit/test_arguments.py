@@ -13,6 +13,7 @@ from PIL import Image
 from syzygy import arguments
 from syzygy.api import TextToImage
 from syzygy.errors import UserError
+from syzygy.types import Region
 
 PROMPT = "a red circle"
 
@@ -112,6 +113,20 @@ def test_a_generator_is_one(value: Any, model: TextToImage) -> None:
             UserError, match=r"generator must be a torch.Generator or a list of them, got .*manual_seed"
         ):
             call()
+
+
+REGION = Region("red", torch.ones(4, 4))
+
+
+@pytest.mark.parametrize("value", ["x", {}, REGION, [None], [REGION, None], [REGION, [REGION]], [[None]]], ids=str)
+def test_regions_are_regions(value: Any) -> None:
+    with pytest.raises(UserError, match="regions must be a list of Region, or one such list for each prompt"):
+        arguments.regions(value)
+
+
+def test_a_picture_without_pixels_is_none(model: TextToImage) -> None:
+    with pytest.raises(UserError, match=r"a picture is a tensor .* not \[3, 0, 4\]"):
+        model.vary(torch.zeros(3, 0, 4))
 
 
 @pytest.mark.parametrize("value", [None, 3, b"\x89PNG", [None], ["a.png", 3], [["a.png"]]], ids=repr)
