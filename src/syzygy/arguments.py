@@ -113,7 +113,7 @@ def regions(value: Any) -> Any:
     """
     if value is None:
         return None
-    rows = value if isinstance(value, list | tuple) else [None]
+    rows: Any = value if isinstance(value, list | tuple) else (None,)
     lists = all(isinstance(row, list | tuple) and all(isinstance(one, Region) for one in row) for row in rows)
     if not lists and not all(isinstance(row, Region) for row in rows):
         raise UserError(f"regions must be a list of Region, or one such list for each prompt, got {_shown(value)}.")
