@@ -6,13 +6,15 @@
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from syzygy.data.decode import SUFFIXES
 from syzygy.data.fingerprints import size_of
-from syzygy.data.pair import Bad, Sample, caption_fields, captions_in, pair_of, texts_in, without
+from syzygy.data.pair import Bad, Sample, Unused, caption_fields, captions_in, pair_of, texts_in, without
 from syzygy.errors import UserError
 from syzygy.wording import counted
 
@@ -115,6 +117,7 @@ class FolderShard:
     samples: int
     keep: tuple[str, ...] = ()
     caption_fields: tuple[str, ...] = ()
+    unused: tuple[Unused, ...] = ()
 
     def read(self) -> Iterator[Sample]:
         """Its pictures are named, and opened by whoever decodes them."""
@@ -122,12 +125,13 @@ class FolderShard:
         try:
             for number, data, found in self.rows.read(self.folder, self.start, self.first):
                 if left <= 0:
-                    return
+                    break
                 left -= len(data)
                 if found:
                     yield self._sample(number, found)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be read: {error.strerror or error}.") from None
+        yield from self.unused
 
     def _sample(self, number: int, found: Mapping[str, Any] | str) -> Sample:
         if isinstance(found, str):
@@ -182,6 +186,7 @@ def folder_shards(folder: Path, keep: tuple[str, ...], caption_columns: tuple[st
     _check_text(path)
     rows, start, first = (JsonLines(), 0, 1) if path.name == LINES else _table(path)
     found: list[FolderShard] = []
+    named: set[str] = set()
     piece, look = _Piece(start, first), _Look(path, caption_columns)
 
     def close() -> None:
@@ -208,12 +213,34 @@ def folder_shards(folder: Path, keep: tuple[str, ...], caption_columns: tuple[st
             close()
             piece = _Piece(piece.start + piece.size, number)
         picture = place_of(folder, name) if isinstance(name, str) else None
+        if picture is not None:
+            named.add(os.path.relpath(picture, folder))
         piece.add(data, -1 if picture is None else size_of(picture), empty=not row)
         look.at(row)
         last = name
     look.judge()
     close()
+    found[-1] = replace(found[-1], unused=_unused(folder, path, named))
     return found
+
+
+def _unused(folder: Path, path: Path, named: set[str]) -> tuple[Unused, ...]:
+    """The pictures in the folder that no row names, and a table beside the list that is read."""
+    missed = []
+    for inside, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        pictures = (
+            name for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+        )
+        missed += [
+            one
+            for one in (os.path.relpath(os.path.join(inside, name), folder) for name in pictures)
+            if one not in named
+        ]
+    unused = [Unused(min(missed), f"no row of {path.name} names this picture", len(missed))] if missed else []
+    if path.name == LINES and (folder / TABLE).is_file():
+        unused.append(Unused(TABLE, f"{LINES} is read in its place", 1))
+    return tuple(unused)
 
 
 class _Piece:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from syzygy.data import source_folder
-from syzygy.data.pair import Bad, RawPair
+from syzygy.data.pair import Bad, RawPair, Unused
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.data.store import EmbeddingStore
 
@@ -89,3 +89,18 @@ def test_pictures_are_opened_while_embedding(
         "there is no file gone.png",
     ]
     assert manifest["kind_of_source"] == "folder"
+
+
+def test_what_no_row_names_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_folder, "ROWS", 2)
+    write(tmp_path, *({"file_name": name, "text": "a"} for name in ("b.png", "./sub/c.JPG", "gone.png")))
+    (tmp_path / "metadata.csv").write_text("file_name,text\nb.png,a\n")
+    (tmp_path / "sub").mkdir()
+    for name in ("b.png", "sub/c.JPG", "sub/d.PNG", "sub/e.webp", "sub/.hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    first, last = read(tmp_path)
+    assert [pair.key for pair in (*first, *last[:1])] == ["b.png", "./sub/c.JPG", "gone.png"]
+    assert last[1:] == [
+        Unused(str(Path("sub/d.PNG")), "no row of metadata.jsonl names this picture", 2),
+        Unused("metadata.csv", "metadata.jsonl is read in its place", 1),
+    ]
