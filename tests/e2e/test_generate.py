@@ -161,7 +161,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "seed past the end": ((PROMPT, "--seed", str(2**64 - 1), "--num-images", "2"), "seeds end at"),
     "NaN": ((PROMPT, "--guidance-scale", "nan"), "guidance_scale must be a finite number"),
     "infinity": ((PROMPT, "--guidance-scale", "inf"), "guidance_scale must be a finite number"),
-    "negative guidance": ((PROMPT, "--guidance-scale", "-1"), "guidance_scale must be a finite number"),
+    "negative guidance": ((PROMPT, "--guidance-scale", "-1"), "guidance scale must be a finite number of at least 0"),
     "idle negative": ((PROMPT, "--negative-prompt", "a moon", "--guidance-scale", "1"), "has no effect"),
     "sampler": ((PROMPT, "--sampler", "eulr"), "unknown sampler 'eulr'. Did you mean 'euler'?"),
     "conditions": ((PROMPT, "--conditions", "image,txt"), "must be one or more of what the decoder reads: image, text"),
