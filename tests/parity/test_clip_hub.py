@@ -54,7 +54,7 @@ def test_what_is_not_there_is_named_with_where_it_was_looked_for(cache: Path, op
     snapshot = add_to_cache(cache, openai, COMMIT, "main")
     (snapshot / "model.safetensors").unlink()
     with pytest.raises(
-        UserError, match=rf"snapshots/{COMMIT}/model\.safetensors is missing.*download the folder again"
+        UserError, match=rf"snapshots/{COMMIT}/model\.safetensors is missing.*download the whole folder again"
     ):
         Clip.from_pretrained(HUB_ID)
 

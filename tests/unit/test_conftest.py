@@ -43,7 +43,7 @@ def test_the_end_says_what_was_skipped_and_how_to_get_it(tmp_path: Path) -> None
     lines = ["import pytest", "@pytest.mark.skip(reason='they need a thing; install it')", "def test_a(): pass"]
     (tmp_path / "test_it.py").write_text("\n".join([*lines, lines[1], "def test_b(): pass", "def test_c(): pass"]))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     *_, line, end = done.stdout.splitlines()
     assert line == "2 tests were skipped: they need a thing; install it.", done.stdout + done.stderr

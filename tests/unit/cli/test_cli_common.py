@@ -95,6 +95,10 @@ def test_pace_is_a_line_now_and_then_where_there_is_no_terminal(
 def test_priors_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "lr=1e-4").mkdir(parents=True)
-    assert named_priors(("a=RUN", "runs/b", "runs/lr=1e-4")) == {"a": "RUN", "b": "runs/b", "lr=1e-4": "runs/lr=1e-4"}
+    assert named_priors(("a=RUN", "runs/b", "runs/lr=1e-4"), ()) == {
+        "a": "RUN",
+        "b": "runs/b",
+        "lr=1e-4": "runs/lr=1e-4",
+    }
     with pytest.raises(UserError, match="two priors are called 'b'"):
-        named_priors(("b=one", "runs/b"))
+        named_priors(("b=one", "runs/b"), ())
