@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from syzygy.errors import UserError
+from syzygy.wording import counted
 
 SCHEMA_VERSION = 1
 PROVENANCE_FILE = "provenance.json"
@@ -228,4 +229,4 @@ def machine() -> str:
     """One line about the hardware, for provenance."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')}, {platform.machine()}"
