@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from syzygy.data.decode import SUFFIXES
 from syzygy.data.fingerprints import size_of
 from syzygy.data.pair import Bad, Sample, Unused, caption_fields, captions_in, pair_of, texts_in, without
+from syzygy.data.source_captions import files_in
 from syzygy.errors import UserError
 from syzygy.wording import counted
 
@@ -225,19 +225,9 @@ def folder_shards(folder: Path, keep: tuple[str, ...], caption_columns: tuple[st
 
 
 def _unused(folder: Path, path: Path, named: set[str]) -> tuple[Unused, ...]:
-    """The pictures in the folder that no row names, and a table beside the list that is read."""
-    missed = []
-    for inside, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        pictures = (
-            name for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-        )
-        missed += [
-            one
-            for one in (os.path.relpath(os.path.join(inside, name), folder) for name in pictures)
-            if one not in named
-        ]
-    unused = [Unused(min(missed), f"no row of {path.name} names this picture", len(missed))] if missed else []
+    """The pictures in the folder that no row names, and a `metadata.csv` that is not read because there is a `metadata.jsonl`."""
+    missed = [name for _, name in files_in(folder)[0] if name not in named]
+    unused = [Unused(missed[0], f"no row of {path.name} names this picture", len(missed))] if missed else []
     if path.name == LINES and (folder / TABLE).is_file():
         unused.append(Unused(TABLE, f"{LINES} is read in its place", 1))
     return tuple(unused)
