@@ -191,7 +191,7 @@ def test_captions_do_not_act_on_a_terminal_and_files_without_a_sample_are_counte
     assert r"the first is “a \x1b[31mcircle”" in answer.out
     assert r"such as “a \x1b[31mcircle”" in answer.err
     assert f"\n1 further file could not be used; {store / 'bad.jsonl'} lists all:\n" in answer.out
-    assert r"a: a \x1b[31mcircle" in syzygy("store", "show", store).out
+    assert r"a: a \x1b[31mcircle" in syzygy("store", "show", store, "--out", tmp_path / "pairs.png").out
 
 
 def test_looking_after_stores(tmp_path: Path, reference: dict[str, bytes], tars: Path, syzygy: Callable) -> None:
