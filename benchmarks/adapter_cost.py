@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaModel, T5Config, T5EncoderModel
 
-from syzygy.encoders.adapter import SIZES, AdapterConfig, TextAdapter, TextStatistics
+from syzygy.text_encoders.adapter import SIZES, AdapterConfig, TextAdapter, TextStatistics
 
 TARGET = 0.2
 CLIPS = {"vit-l-14": 768, "bigg-14": 1280}

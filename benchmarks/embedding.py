@@ -26,15 +26,15 @@ import torch
 from padded import conditions, options, seconds, write
 from PIL import Image
 
+from syzygy.clip.clip_model import Clip, ClipConfig, build_clip
+from syzygy.clip.image_processing import Preparation
 from syzygy.data.captions import encode_captions
-from syzygy.data.embed import embed_shard
-from syzygy.data.encoder import EmbedSettings, pinned
+from syzygy.data.embed_shard import embed_shard
 from syzygy.data.pair import Shard
+from syzygy.data.pair_encoder import EmbedSettings, pinned
 from syzygy.data.prefetch import prepared
 from syzygy.data.sources import SourceOptions, open_source
-from syzygy.hub.clip import Clip, ClipConfig, build_clip
-from syzygy.hub.preparation import Preparation
-from syzygy.world import source
+from syzygy.lab.world import scene_source
 
 SIZES = {
     "starter": ClipConfig(),
@@ -115,7 +115,7 @@ def main() -> None:
     number = args.pictures or (20 if args.quick else 8192 if on_gpu else 32)
     rounds = 1 if args.quick else 3
     settings = EmbedSettings(batch_size=256 if on_gpu else 32, threads=args.threads, device=args.device)
-    captions = [pair.caption.text for pair in source.pairs(0, 0, number)]
+    captions = [pair.caption.text for pair in scene_source.pairs(0, 0, number)]
     clip = random_clip(size, captions, args.device)
     photographs = [photograph(seed) for seed in range(min(DISTINCT, number))]
     with tempfile.TemporaryDirectory() as place:

@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from padded import conditions, options, write
 
-from syzygy.diffusion.experts import Experts, Stages
-from syzygy.diffusion.guidance import Guided
-from syzygy.diffusion.noise import KarrasSchedule
-from syzygy.diffusion.preconditioning import Preconditioned
-from syzygy.diffusion.samplers import sample
-from syzygy.hub.bundle import model_folder
-from syzygy.hub.expert_unets import ExpertUNet
-from syzygy.hub.experts import Keeping
-from syzygy.hub.unet import load_decoder
-from syzygy.types import Conditioning, image_condition
+from syzygy.core.contracts import Conditioning, image_condition
+from syzygy.core.model_parts import model_folder
+from syzygy.decoder.backbone import load_decoder
+from syzygy.decoder.guidance import Guided
+from syzygy.decoder.noise_levels import KarrasSchedule
+from syzygy.decoder.preconditioning import Preconditioned
+from syzygy.decoder.samplers import sample
+from syzygy.experts.expert_folders import Keeping
+from syzygy.experts.expert_unets import ExpertUNet
+from syzygy.experts.routing import Experts, Stages
 
 CUT = Stages(("a", "b", "c"), (0.9, 4.0))
 STEPS = 25
@@ -92,7 +92,7 @@ def resident(which: str) -> int:
 
 def peak(folder: Path, memory: str, device: str) -> float:
     """In a process of its own: bytes at the highest, less those before the weights, over one schedule of all experts."""
-    from syzygy.hub.parts import load_model
+    from syzygy.core.diffusers_weights import load_model
 
     small = unet(True)
     kind: Any = type(small)

@@ -21,15 +21,15 @@ from padded import conditions, options, write
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from syzygy.hub.clip import Clip, ClipConfig, build_clip
-from syzygy.hub.kandinsky import KandinskyDecoder
-from syzygy.hub.offload import VisitingPrior, VisitingText
-from syzygy.hub.towers import Towers
-from syzygy.pipeline import Pipeline
-from syzygy.prior.diffusion import DiffusionPrior, DiffusionPriorConfig, SampledPrior
-from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.rng import generator
-from syzygy.types import Prior, Sampling
+from syzygy.clip.clip_loading import Towers
+from syzygy.clip.clip_model import Clip, ClipConfig, build_clip
+from syzygy.core.contracts import Prior, Sampling
+from syzygy.core.randomness import generator
+from syzygy.generation.pipeline import Pipeline
+from syzygy.pretrained.kandinsky import KandinskyDecoder
+from syzygy.pretrained.visiting import VisitingPrior, VisitingText
+from syzygy.prior.diffusion_prior import DiffusionPrior, DiffusionPriorConfig, SampledPrior
+from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
 
 CARD = 8 * 2**30
 PROMPT = "a red cat, 4k photo, sitting left of a blue star"

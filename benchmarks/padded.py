@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from syzygy.artifact import machine
-from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.types import TextFeatures
+from syzygy.core.artifacts import machine
+from syzygy.core.contracts import TextFeatures
+from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
 
 WIDTH = 1280  # CLIP ViT-bigG/14, Kandinsky 2.2
 

@@ -20,11 +20,11 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from padded import conditions, options, write
 from torch import Tensor
 
-from syzygy.api import TextToImage
-from syzygy.diffusion.guidance import Guided
-from syzygy.diffusion.latents import LatentDecoder, conditioning_of
-from syzygy.hub.painted import painted
-from syzygy.types import Guide, Region
+from syzygy.core.contracts import Guide, Region
+from syzygy.decoder.guidance import Guided
+from syzygy.decoder.latent_decoder import LatentDecoder, conditioning_of
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.regions.diffusers_hook import painted
 
 PROMPT = "a red star and a blue ring"
 TARGETS = {"starter": 1.3, "stable diffusion 1.5": 1.1}

@@ -13,8 +13,8 @@ import torch
 from padded import coco_lengths, conditions, options, over_all_80_tokens, prompts, published_prior, seconds, write
 from torch import Tensor
 
+from syzygy.core.contracts import PackedText
 from syzygy.prior.losses import eclipse_loss
-from syzygy.types import PackedText
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import torch
 
-from syzygy.artifact import machine
-from syzygy.rng import Draw
-from syzygy.world import source
-from syzygy.world.language import language
+from syzygy.core.artifacts import machine
+from syzygy.core.randomness import Draw
+from syzygy.lab.world import scene_source
+from syzygy.lab.world.language import language
 
 ROUNDS = 3
 
@@ -35,12 +35,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pairs = source.pairs(0, 0, args.num)
+    pairs = scene_source.pairs(0, 0, args.num)
     rows = {
-        f"render, {args.size} px": lambda: source.pictures(pairs, args.size),
-        "pair": lambda: source.pairs(0, 0, args.num),
-        "pair, long caption": lambda: source.pairs(0, 0, args.num, length="long"),
-        "swapped caption": lambda: [source.swapped(pair, Draw(0, i)) for i, pair in enumerate(pairs)],
+        f"render, {args.size} px": lambda: scene_source.pictures(pairs, args.size),
+        "pair": lambda: scene_source.pairs(0, 0, args.num),
+        "pair, long caption": lambda: scene_source.pairs(0, 0, args.num, length="long"),
+        "swapped caption": lambda: [scene_source.swapped(pair, Draw(0, i)) for i, pair in enumerate(pairs)],
         "read a caption": lambda: [language("en").read(pair.caption.text) for pair in pairs],
     }
     print(machine())

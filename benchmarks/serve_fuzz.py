@@ -36,7 +36,7 @@ def fuzz(
     import requests
     import schemathesis
 
-    from syzygy.serve.running import serving
+    from syzygy.server.http_server import serving
 
     schemathesis.openapi.format("picture", _pictures().map(lambda data: base64.b64encode(data).decode("ascii")))
     schemathesis.openapi.format("binary", _pictures())
@@ -87,7 +87,7 @@ def _pictures():
     from hypothesis import strategies as st
     from PIL import Image, PngImagePlugin
 
-    from syzygy.pictures import RECORD_KEY
+    from syzygy.generation.image_files import RECORD_KEY
 
     json_values = st.recursive(
         st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
@@ -162,8 +162,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from benchmarks.serve_load import studio_of
-    from syzygy.serve.app import create_app
-    from syzygy.serve.limits import Limits
+    from syzygy.server.app import create_app
+    from syzygy.server.limits import Limits
 
     app = create_app(studio_of(arguments.model, "--steps", "2"), Limits(steps=2, number=2, queue=8), hosts=None)
     began = time.monotonic()

@@ -23,9 +23,9 @@ GENERATIONS = "/v1/images/generations"
 
 def studio_of(model: str, *options: str):
     """The model as the server uses it, with its own settings but for these options of `syzygy serve`."""
-    from syzygy.cli.painting import Painter
+    from syzygy.cli.generation_options import Painter
     from syzygy.cli.serve import serve
-    from syzygy.serve.studio import Studio
+    from syzygy.server.engine import Studio
 
     context = serve.make_context("serve", ["--model", model, "--device", "cpu", *options])
     painter = Painter.load(context.params, "cpu")

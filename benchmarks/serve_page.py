@@ -176,8 +176,8 @@ def main() -> None:
     if executable() is None:
         parser.error(f"there is no browser: install one of {', '.join(NAMES)}.")
     from benchmarks.serve_load import studio_of
-    from syzygy.serve.app import create_app
-    from syzygy.serve.running import serving
+    from syzygy.server.app import create_app
+    from syzygy.server.http_server import serving
 
     with serving(create_app(studio_of(arguments.model))) as url, browser() as found:
         if arguments.picture:

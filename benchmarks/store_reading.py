@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from syzygy import artifact
-from syzygy.data import layout
+from syzygy.core import artifacts
+from syzygy.data import store_layout
 from syzygy.data.captions import TokenStates
-from syzygy.data.part import Part, write_part
-from syzygy.data.statistics import statistics_of
 from syzygy.data.store import EmbeddingStore
+from syzygy.data.store_part import Part, write_part
+from syzygy.data.store_statistics import statistics_of
 
 SHARDS, CAPTIONS, WIDTH, BATCH, REPEATS = 100, 500, 768, 1024, 50
 
@@ -39,8 +39,8 @@ def write(folder: Path) -> None:
         )
     parts = [part for shard in shards for part in shard["parts"]]
     features = {"encoder": {}, "dtype": "fp16", "tokens": 0, "images": statistics_of(folder, parts).to_config()}
-    manifest = {"columns": {}, "features": {layout.DEFAULT_SET: features}, "shards": shards}
-    artifact.write_json(folder / layout.MANIFEST_FILE, layout.stamped(manifest))
+    manifest = {"columns": {}, "features": {store_layout.DEFAULT_SET: features}, "shards": shards}
+    artifacts.write_json(folder / store_layout.MANIFEST_FILE, store_layout.stamped(manifest))
 
 
 def anonymous_megabytes() -> float:
@@ -50,7 +50,7 @@ def anonymous_megabytes() -> float:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    if not (folder / layout.MANIFEST_FILE).is_file():
+    if not (folder / store_layout.MANIFEST_FILE).is_file():
         write(folder)
     began = time.perf_counter()
     store = EmbeddingStore.open(folder)

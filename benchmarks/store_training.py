@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from padded import WIDTH, coco_lengths, conditions, options, published_prior, write
 
-from syzygy import artifact
-from syzygy.data import building, layout
+from syzygy.core import artifacts
+from syzygy.data import building, store_layout
 from syzygy.data.captions import TokenStates
-from syzygy.data.part import Part, write_part
 from syzygy.data.store import EmbeddingStore
-from syzygy.train.ema import Ema
-from syzygy.train.objectives import EclipseObjective, PriorTaskConfig
-from syzygy.train.pairs import split
-from syzygy.train.prior import PriorTask
+from syzygy.data.store_part import Part, write_part
+from syzygy.prior.embedding_pairs import split
+from syzygy.prior.objectives import EclipseObjective, PriorTaskConfig
+from syzygy.prior.prior_task import PriorTask
+from syzygy.training.ema import Ema
 
 PART = 5000
 PEAK = {"NVIDIA H200": 989e12}
@@ -50,7 +50,7 @@ def random_store(folder: Path, captions: int) -> EmbeddingStore:
         records.append(record | {"columns": columns, "seen": count, "skipped": 0, "full_captions": 0})
     plan: dict[str, Any] = {"command": "random", "kind_of_source": "random", "options": {}, "encoder": {}}
     manifest = building.manifest_of(folder, plan | {"settings": {"dtype": "fp16"}}, records)
-    artifact.write_json(folder / layout.MANIFEST_FILE, manifest)
+    artifacts.write_json(folder / store_layout.MANIFEST_FILE, manifest)
     return EmbeddingStore.open(folder)
 
 

@@ -10,13 +10,13 @@ read texts of like length together; the adapter packs all tokens, its training s
 import torch
 from padded import conditions, options, seconds, write
 
-from syzygy.api import TextToImage
-from syzygy.encoders.adapter import AdaptedText
-from syzygy.hub.llm import Llm
-from syzygy.runs.evaluate_text import lines, said
-from syzygy.types import TextFeatures
-from syzygy.world.language import LANGUAGES
-from syzygy.world.language.base import Length
+from syzygy.core.contracts import TextFeatures
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate.text_encoder import lines, said
+from syzygy.lab.world.language import LANGUAGES
+from syzygy.lab.world.language.base import Length
+from syzygy.text_encoders.adapter import AdaptedText
+from syzygy.text_encoders.llm import Llm
 
 LENGTHS: tuple[Length, ...] = ("short", "medium", "long")
 

@@ -10,16 +10,16 @@ import click
 import torch
 from PIL import Image
 
-from syzygy.api import TextToImage
-from syzygy.pictures import to_tensor
-from syzygy.rng import Draw, generator
-from syzygy.world.description import judge
-from syzygy.world.language import language
-from syzygy.world.prompts import prompts
-from syzygy.world.reader import Reading
-from syzygy.world.render import render
-from syzygy.world.sample import scene_for
-from syzygy.world.scene import COLOURS, SHAPES, STYLES, Scene
+from syzygy.core.randomness import Draw, generator
+from syzygy.generation.image_files import to_tensor
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.world.description import judge
+from syzygy.lab.world.language import language
+from syzygy.lab.world.prompts import prompts
+from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.render import render
+from syzygy.lab.world.scene import COLOURS, SHAPES, STYLES, Scene
+from syzygy.lab.world.scene_sampling import scene_for
 
 
 def read(model: TextToImage, images: list[Image.Image]) -> list[Reading]:

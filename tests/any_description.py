@@ -2,9 +2,9 @@
 
 from itertools import pairwise
 
-from syzygy.rng import Draw
-from syzygy.world.description import Description, Mention, Placed
-from syzygy.world.scene import COLOURS, MAX_OBJECTS, RELATIONS, SHAPES, STYLES, TEXTURES
+from syzygy.core.randomness import Draw
+from syzygy.lab.world.description import Description, Mention, Placed
+from syzygy.lab.world.scene import COLOURS, MAX_OBJECTS, RELATIONS, SHAPES, STYLES, TEXTURES
 
 
 def any_description(index: int) -> Description:

@@ -44,7 +44,7 @@ _source = Path(find_spec("syzygy").origin).parent
 SHAPED = [
     ".".join(("syzygy", *path.relative_to(_source).with_suffix("").parts))
     for path in sorted(_source.rglob("*.py"))
-    if "from jaxtyping import" in path.read_text() and path.stem != "rng"
+    if "from jaxtyping import" in path.read_text() and path.stem != "randomness"
 ]
 install_import_hook(SHAPED, "beartype.beartype")
 
@@ -132,19 +132,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model of untrained tiny parts: real classes and files, pictures of 32 × 32. Copy it to change it."""
     import torch
 
-    from syzygy.diffusion.decoder import DecoderConfig, SlotConfig, UNetConfig
-    from syzygy.hub import bundle
-    from syzygy.hub.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
-    from syzygy.hub.clip import Clip, ClipConfig, build_clip
-    from syzygy.hub.unet import build_decoder, save_decoder
-    from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-    from syzygy.prior.statistics import EmbeddingStatistics
-    from syzygy.world import source
-    from syzygy.world.reader import Reader, ReaderConfig
+    from syzygy.clip.clip_model import Clip, ClipConfig, build_clip
+    from syzygy.core import model_parts
+    from syzygy.decoder.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
+    from syzygy.decoder.backbone import build_decoder, save_decoder
+    from syzygy.decoder.network import DecoderConfig, SlotConfig, UNetConfig
+    from syzygy.generation import own_models
+    from syzygy.lab.world import scene_source
+    from syzygy.lab.world.reader import Reader, ReaderConfig
+    from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
+    from syzygy.prior.embedding_statistics import EmbeddingStatistics
 
-    parts = {name: tmp_path_factory.mktemp("parts") / name for name in bundle.COMPONENTS}
+    parts = {name: tmp_path_factory.mktemp("parts") / name for name in model_parts.COMPONENTS}
     sizes = {"text_layers": 1, "text_heads": 2, "vision_width": 32, "vision_layers": 1, "vision_heads": 2}
-    texts = [pair.caption.text for pair in source.pairs(0, 0, 200)]
+    texts = [pair.caption.text for pair in scene_source.pairs(0, 0, 200)]
     build_clip(ClipConfig(width=32, image_size=32, **sizes), texts, 0).save_pretrained(parts["clip"], {}, torch.float16)
     beside = {"clip": Clip.from_pretrained(parts["clip"]).fingerprint()}
     slots = (
@@ -172,7 +173,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     beside["autoencoder"] = Autoencoder.from_pretrained(parts["autoencoder"]).fingerprint()
     prior.save_pretrained(parts["prior"], beside, torch.float16)
     save_decoder(decoder, parts["decoder"], beside)
-    return bundle.assemble(
+    return own_models.assemble(
         parts,
         tmp_path_factory.mktemp("models") / "tiny",
         world=True,
@@ -184,11 +185,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scales, norms and validation of a handful of the world's pictures, for runs whose numbers say nothing anyway."""
     for name, number in {
-        "decoder.SCALE_PAIRS": 16,
-        "decoder.VALIDATION_PICTURES": 8,
-        "evaluate.NORM_PAIRS": 40,
+        "starter.decoder_training.SCALE_PAIRS": 16,
+        "starter.decoder_training.VALIDATION_PICTURES": 8,
+        "evaluate.evaluate_composition.NORM_PAIRS": 40,
     }.items():
-        monkeypatch.setattr(f"syzygy.runs.{name}", number)
+        monkeypatch.setattr(f"syzygy.lab.{name}", number)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from benchmarks import serve_page
-from syzygy.diffusion.regions import places
-from syzygy.errors import UserError
-from syzygy.pictures import record_of
+from syzygy.core.errors import UserError
+from syzygy.generation.image_files import record_of
+from syzygy.regions.phrases import places
 
 Open = Callable[..., Page]
 NEEDS_CHROMIUM = "they test the web page in a browser; install Chromium (Debian and Ubuntu: apt-get install chromium)"

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from syzygy.encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
-from syzygy.hub.clip import Clip
-from syzygy.hub.llm import Llm
-from syzygy.hub.lm import LmConfig, build_lm
-from syzygy.world import source
+from syzygy.clip.clip_model import Clip
+from syzygy.lab.starter.tiny_lm import LmConfig, build_lm
+from syzygy.lab.world import scene_source
+from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
+from syzygy.text_encoders.llm import Llm
 
 MEASURED = ["a red star", "two blue circles", "a ring", "a moon above a cross"]
 
@@ -39,7 +39,7 @@ def save_tiny_adapter(
 
 def save_tiny_lm(folder: Path, *codes: str) -> Path:
     """A language model that has learned the words of the world in these languages, and nothing else."""
-    texts = [pair.caption.text for code in codes for pair in source.pairs(0, 0, 60, length="long", lang=code)]
+    texts = [pair.caption.text for code in codes for pair in scene_source.pairs(0, 0, 60, length="long", lang=code)]
     sizes: dict[str, Any] = {"width": 32, "layers": 2, "heads": 2, "feed_forward": 48, "vocabulary": 1200}
     build_lm(LmConfig(**sizes), texts, 0).save_pretrained(folder, {})
     return folder

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from syzygy.hub.tokens import learned_bpe
+from syzygy.clip.tokenization import learned_bpe
 
 TEXTS = ("a red star left of a Blue circle.", "zwei grüne Ringe", "звезда над кругом 星", "左边的红色圆形")
 SIZES: dict[str, Any] = {

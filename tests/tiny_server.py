@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from syzygy.api import TextToImage
-from syzygy.serve.orders import Order
-from syzygy.serve.studio import Studio
-from syzygy.types import Progress
+from syzygy.core.contracts import Progress
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.server.engine import Studio
+from syzygy.server.requests import Order
 
 PATIENCE = 120.0
 """Seconds that a test waits for something that comes at once, on a machine that is not busy."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
-from syzygy.hub.clip import ClipConfig, build_clip
+from syzygy.clip.clip_model import ClipConfig, build_clip
 
 WIDTH = 32
 """Of the joint space; `tiny_clip` can be asked for another."""
@@ -104,8 +104,8 @@ def tiny_clip_pipeline(folder: Path, width: int = WIDTH, seed: int = 0) -> Path:
 
 def tiny_eclipse(folder: Path, width: int = WIDTH, seed: int = 0) -> Path:
     """As ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior: `config.json` and one file of weights, no record beside them."""
-    from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-    from syzygy.prior.statistics import EmbeddingStatistics
+    from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
+    from syzygy.prior.embedding_statistics import EmbeddingStatistics
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from syzygy.api import TextToImage
-    from syzygy.hub.expert_unets import ExpertUNet
-    from syzygy.hub.painted import painted
-    from syzygy.hub.prior_pipeline import PriorPipeline
-    from syzygy.prior.model import EclipsePrior
-    from syzygy.types import Region, TextFeatures
+    from syzygy.core.contracts import Region, TextFeatures
+    from syzygy.experts.expert_unets import ExpertUNet
+    from syzygy.generation.prior_pipeline import PriorPipeline
+    from syzygy.generation.text_to_image import TextToImage
+    from syzygy.prior.eclipse import EclipsePrior
+    from syzygy.regions.diffusers_hook import painted
 
     __version__: str
 
@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "EclipsePrior": "syzygy.prior.model",
-    "ExpertUNet": "syzygy.hub.expert_unets",
-    "PriorPipeline": "syzygy.hub.prior_pipeline",
-    "Region": "syzygy.types",
-    "TextFeatures": "syzygy.types",
-    "TextToImage": "syzygy.api",
-    "painted": "syzygy.hub.painted",
+    "EclipsePrior": "syzygy.prior.eclipse",
+    "ExpertUNet": "syzygy.experts.expert_unets",
+    "PriorPipeline": "syzygy.generation.prior_pipeline",
+    "Region": "syzygy.core.contracts",
+    "TextFeatures": "syzygy.core.contracts",
+    "TextToImage": "syzygy.generation.text_to_image",
+    "painted": "syzygy.regions.diffusers_hook",
 }
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from syzygy import artifact
-from syzygy.hub.prior_pipeline import PriorPipeline
-from syzygy.pictures import read_record
+from syzygy.core import artifacts
+from syzygy.generation.image_files import read_record
+from syzygy.generation.prior_pipeline import PriorPipeline
 from tests.documents import ROOT, commands
 from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_llm import save_tiny_llm
@@ -53,7 +53,7 @@ def _key(arguments: list[str]) -> tuple[str, ...]:
 
 def test_the_walk(syzygy: Callable[..., Any], published: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("syzygy.runs.adapter.STATISTICS_CAPTIONS", 20)
+    monkeypatch.setattr("syzygy.text_encoders.training.STATISTICS_CAPTIONS", 20)
     text = (ROOT / "docs/adapt-an-llm.md").read_text("utf-8").partition("## In small")[0]
     walked = [arguments for arguments in commands(text, torchrun=False)]
     assert [_key(arguments) for arguments in walked] == list(SMALL)
@@ -61,7 +61,7 @@ def test_the_walk(syzygy: Callable[..., Any], published: None, tmp_path: Path, m
         answer = syzygy(*arguments, *SMALL[_key(arguments)])
         assert answer.code == 0, (arguments, answer.err)
         assert "warning" not in answer.err, (arguments, answer.err)
-    record = artifact.read_json(tmp_path / "quality/adapter/provenance.json")
+    record = artifacts.read_json(tmp_path / "quality/adapter/provenance.json")
     assert [one["stage"] for one in record["lineage"]] == ["align", "image"]
     assert record["llm"]["source"] == "Qwen/Qwen3-0.6B"
     assert 0 < record["captions"] < 40  # of the style that the filter names

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from syzygy.api import TextToImage
-from syzygy.blend import clip_scores
-from syzygy.pictures import to_tensor
-from syzygy.pipeline import PipelineOutput
-from syzygy.rng import Draw
-from syzygy.world.language import language
-from syzygy.world.reader import Reader, Reading
-from syzygy.world.render import render
-from syzygy.world.sample import scene_for
-from syzygy.world.scene import Scene
+from syzygy.core.randomness import Draw
+from syzygy.generation.image_files import to_tensor
+from syzygy.generation.mixing import clip_scores
+from syzygy.generation.pipeline import PipelineOutput
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.world.language import language
+from syzygy.lab.world.reader import Reader, Reading
+from syzygy.lab.world.render import render
+from syzygy.lab.world.scene import Scene
+from syzygy.lab.world.scene_sampling import scene_for
 from tests.closeness import NETWORK, assert_close
 
 STEPS, EACH = 8, 4

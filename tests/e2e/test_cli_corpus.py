@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from syzygy.cli.main import cli
-from syzygy.errors import UserError
-from syzygy.world import corpus
-from syzygy.world.language import LANGUAGES, language
-from syzygy.world.source import pair
+from syzygy.core.errors import UserError
+from syzygy.lab.world import parallel_corpus
+from syzygy.lab.world.language import LANGUAGES, language
+from syzygy.lab.world.scene_source import pair
 
 
 def run(*args: str | Path) -> Result:
@@ -54,15 +54,15 @@ def test_a_seed_says_all(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_file_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = corpus.parallel
+    made = parallel_corpus.parallel
 
-    def failing(seed: int, index: int, *args: Any, **settings: Any) -> corpus.Parallel:
+    def failing(seed: int, index: int, *args: Any, **settings: Any) -> parallel_corpus.Parallel:
         if index == 7:
             raise KeyboardInterrupt
         return made(seed, index, *args, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "parallel", failing)
+        patch.setattr(parallel_corpus, "parallel", failing)
         assert run("--num", "10", "--out", tmp_path / "a.jsonl").exit_code != 0
     assert list(tmp_path.iterdir()) == []
     assert run("--num", "10", "--out", tmp_path / "a.jsonl").exit_code == 0

@@ -75,7 +75,7 @@ def test_public_names_cost_nothing_until_used() -> None:
     result = python(code)
     assert result.stdout.startswith("[] "), result
     assert "TextToImage" in result.stdout
-    assert python("import syzygy; assert syzygy.TextFeatures.__module__ == 'syzygy.types'").returncode == 0
+    assert python("import syzygy; assert syzygy.TextFeatures.__module__ == 'syzygy.core.contracts'").returncode == 0
     assert "has no attribute 'Prior'" in python("import syzygy; syzygy.Prior").stderr
 
 
@@ -111,7 +111,7 @@ def run_with_command(body: str) -> subprocess.CompletedProcess[str]:
     return python(f"""
 import sys, types, click
 from syzygy.cli import main
-from syzygy.errors import UserError
+from syzygy.core.errors import UserError
 x = types.ModuleType("x")
 sys.modules["x"] = x
 @click.command()

@@ -10,12 +10,12 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from syzygy.cli import world
 from syzygy.cli.main import cli
-from syzygy.errors import UserError
-from syzygy.pictures import read_record
-from syzygy.world import source
-from syzygy.world.language import language
+from syzygy.core.errors import UserError
+from syzygy.generation.image_files import read_record
+from syzygy.lab.commands import world_commands
+from syzygy.lab.world import scene_source as source
+from syzygy.lab.world.language import language
 
 
 def run(*args: str | Path) -> Result:
@@ -39,7 +39,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_sample_writes_the_pairs_of_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "BATCH_PIXELS", 3 * 32 * 32)
+    monkeypatch.setattr(world_commands, "BATCH_PIXELS", 3 * 32 * 32)
     result = run("sample", "--num", "7", "--out", tmp_path / "a", "--seed", "5", "--size", "32", "--json")
     pairs = source.pairs(5, 0, 7)
     names = [f"{i:08}.png" for i in range(7)]
@@ -73,7 +73,7 @@ def test_sample_settings_take_effect(tmp_path: Path) -> None:
 def test_an_interrupted_sample_is_finished_by_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = "sample", "--num", "6", "--size", "16", "--out"
     run(*command, tmp_path / "whole")
-    monkeypatch.setattr(world, "BATCH_PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(world_commands, "BATCH_PIXELS", 2 * 16 * 16)
     replace, moved = os.replace, []
 
     def failing(source: Path, target: Path) -> None:

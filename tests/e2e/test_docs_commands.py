@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 import pytest
 
-from syzygy import presets
 from syzygy.cli.main import LazyGroup, cli
-from syzygy.config import override
+from syzygy.core.config import override
+from syzygy.lab import presets
 from tests.documents import FENCED, ROOT, commands
 
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
-from syzygy.data.embed import embed_shard
-from syzygy.data.encoder import EmbedSettings
-from syzygy.data.files import mapped
+from syzygy.clip.clip_model import Clip
+from syzygy.data.embed_shard import embed_shard
+from syzygy.data.pair_encoder import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.data.store import EmbeddingStore
-from syzygy.hub.clip import Clip
-from syzygy.world import source
+from syzygy.data.store_files import mapped
+from syzygy.lab.world import scene_source
 from tests.closeness import assert_close
 from tests.stopping import stopped
 
@@ -37,9 +37,9 @@ SHARDS = 6
 @pytest.fixture(scope="module")
 def pairs() -> list[tuple[bytes, str]]:
     """Pictures (PNG) and captions."""
-    found = source.pairs(0, 0, 4 * SHARDS)
+    found = scene_source.pairs(0, 0, 4 * SHARDS)
     encoded = []
-    for pair, picture in zip(found, source.pictures(found, 32), strict=True):
+    for pair, picture in zip(found, scene_source.pictures(found, 32), strict=True):
         data = io.BytesIO()
         Image.fromarray((picture * 255).byte().permute(1, 2, 0).numpy()).save(data, "PNG")
         encoded.append((data.getvalue(), pair.caption.text))

@@ -9,20 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
-from syzygy.api import TextToImage
-from syzygy.diffusion.decoder import DecoderConfig, SlotConfig, UNetConfig
-from syzygy.diffusion.noise import KarrasSchedule
-from syzygy.errors import UserError
-from syzygy.hub.autoencoder import Autoencoder
-from syzygy.hub.clip import Clip
-from syzygy.hub.t5 import T5Config, build_t5
-from syzygy.hub.unet import build_decoder, save_decoder
-from syzygy.rng import generator
-from syzygy.runs import evaluate_encoders, evaluate_painting, evaluate_style, evaluate_temporal
-from syzygy.runs.evaluate_painting import PaintingScoring
-from syzygy.runs.evaluate_temporal import TemporalScoring
-from syzygy.types import Guide, Sampling
-from syzygy.world import source
+from syzygy.clip.clip_model import Clip
+from syzygy.core.contracts import Guide, Sampling
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import generator
+from syzygy.decoder.autoencoder import Autoencoder
+from syzygy.decoder.backbone import build_decoder, save_decoder
+from syzygy.decoder.network import DecoderConfig, SlotConfig, UNetConfig
+from syzygy.decoder.noise_levels import KarrasSchedule
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate import encoders, region_accuracy, temporal
+from syzygy.lab.evaluate import style as evaluate_style
+from syzygy.lab.evaluate.region_accuracy import PaintingScoring
+from syzygy.lab.evaluate.temporal import TemporalScoring
+from syzygy.lab.world import scene_source
+from syzygy.text_encoders.t5 import T5Config, build_t5
 
 FEW = ("--prompts", 2, "--steps", 2)
 
@@ -31,7 +32,7 @@ FEW = ("--prompts", 2, "--steps", 2)
 def with_t5(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose decoder reads image, text and T5."""
     folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("models") / "with-t5")
-    texts = [pair.caption.text for length in ("short", "long") for pair in source.pairs(0, 0, 40, length=length)]
+    texts = [pair.caption.text for length in ("short", "long") for pair in scene_source.pairs(0, 0, 40, length=length)]
     t5 = build_t5(T5Config(width=32, layers=1, decoder_layers=1, heads=2), texts, seed=0)
     t5.save_pretrained(folder / "t5", {})
     slots = (
@@ -179,8 +180,8 @@ def test_the_control_is_unpainted_and_all_read_what_they_are_told_to(with_t5: Pa
         TextToImage.from_pretrained(with_t5),
         PaintingScoring(prompts=1, steps=2, conditions=("text", "t5")),
     )
-    asked = evaluate_painting.ask(evaluate_painting.wanted(scoring), 0)[:2]
-    control, painted, *_ = (one.paint(range(2)) for one in evaluate_painting.series(model, asked, scoring))
+    asked = region_accuracy.ask(region_accuracy.wanted(scoring), 0)[:2]
+    control, painted, *_ = (one.paint(range(2)) for one in region_accuracy.series(model, asked, scoring))
     texts = [one.prompt.text for one in asked]
     how = Sampling(steps=2, guidance_scale=scoring.guidance_scale)
 
@@ -228,10 +229,10 @@ def test_swapped_prompts_are_measured_over_the_steps(syzygy, tiny_model: Path, t
 
 def test_what_is_swapped_is_what_is_painted(with_t5: Path) -> None:
     model, scoring = TextToImage.from_pretrained(with_t5), TemporalScoring(prompts=2, steps=4)
-    asked = evaluate_temporal.ask(scoring)[:4]
+    asked = temporal.ask(scoring)[:4]
 
     def pictures(prompts, before: int) -> list[bytes]:
-        return [one.tobytes() for one in evaluate_temporal.paint(model, prompts, scoring, before)]
+        return [one.tobytes() for one in temporal.paint(model, prompts, scoring, before)]
 
     never, late, always = (pictures(asked, before) for before in (4, 2, 0))
     noise = [generator(0, "temporal", prompt.text) for prompt in asked]
@@ -298,6 +299,6 @@ def test_decoders_that_read_no_text_are_refused(tiny_kandinsky) -> None:
     with pytest.raises(UserError, match=r"needs a decoder that reads image and text; that of .* reads image"):
         evaluate_style.check(model)
     with pytest.raises(UserError, match="in decoders of ours only"):
-        evaluate_temporal.check(model)
+        temporal.check(model)
     with pytest.raises(UserError, match="no text encoders to compare"):
-        evaluate_encoders.candidates(model.pipeline.decoder.conditions)
+        encoders.candidates(model.pipeline.decoder.conditions)

@@ -11,18 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from syzygy import artifact
+from syzygy.clip.clip_model import Clip
+from syzygy.core import artifacts
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import generator
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
-from syzygy.hub.clip import Clip
-from syzygy.hub.priors import load_prior
+from syzygy.lab.evaluate.prior_retrieval import SHIFTED, SHUFFLED, Truth, controls, scored
+from syzygy.prior import held_out
 from syzygy.prior.baselines import TextIdentity
-from syzygy.prior.statistics import frechet_distance
-from syzygy.rng import generator
-from syzygy.runs import held_out
-from syzygy.runs.evaluate_prior import SHIFTED, SHUFFLED, Truth, controls, scored
-from syzygy.runs.held_out import Past, common, past_of, rest_of
-from syzygy.train.pairs import StorePairs, split
+from syzygy.prior.embedding_pairs import StorePairs, split
+from syzygy.prior.embedding_statistics import frechet_distance
+from syzygy.prior.held_out import Past, common, past_of, rest_of
+from syzygy.prior.prior_loading import load_prior
 
 PAIRS = 60
 SMALL = (
@@ -75,7 +75,7 @@ def test_two_runs_are_compared_on_what_both_held_out(
     )
     answer = syzygy(*arguments, "--json", tmp_path / "x.json", "--html", tmp_path / "x.html")
     assert answer.code == 0, answer.err
-    found = artifact.read_json(tmp_path / "x.json")
+    found = artifacts.read_json(tmp_path / "x.json")
     both = set(split(store, 40)[1].chosen.tolist()) & set(split(store, 36)[1].chosen.tolist())
     assert (found["captions"], found["pictures"]) == (len(both), len(both))
     assert f"Measured on {len(both)} pictures of" in answer.out
@@ -169,7 +169,7 @@ def test_a_prior_whose_held_out_pairs_are_not_known_gets_a_warning(
     run = tmp_path / "run"
     shutil.copytree(places / "a", run)
     path = run / "prior/provenance.json"
-    record = artifact.read_json(path)
+    record = artifacts.read_json(path)
     if what == "no record":
         path.unlink()
     else:
@@ -181,7 +181,7 @@ def test_a_prior_whose_held_out_pairs_are_not_known_gets_a_warning(
         }
         dropped = {"no split": ("validation",), "world": ("data", "validation")}.get(what, ())
         record["recipe"]["scenes"] = 100 if what == "world" else None
-        artifact.write_json(path, {name: x for name, x in (record | changes[what]).items() if name not in dropped})
+        artifacts.write_json(path, {name: x for name, x in (record | changes[what]).items() if name not in dropped})
     answer = syzygy("evaluate", "prior", "--data", places / "store", "--prior", run, "--json", "-", "--images", 20)
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
@@ -241,7 +241,7 @@ def test_wrong_input(syzygy: Callable[..., Any], places: Path, arguments: tuple[
 def test_another_clips_prior_is_refused(syzygy: Callable[..., Any], places: Path, tmp_path: Path) -> None:
     shutil.copytree(places / "a", tmp_path / "run")
     path = tmp_path / "run/prior/provenance.json"
-    artifact.write_json(path, artifact.read_json(path) | {"clip": "0" * 16})
+    artifacts.write_json(path, artifacts.read_json(path) | {"clip": "0" * 16})
     answer = syzygy("evaluate", "prior", "--data", places / "store", "--prior", tmp_path / "run")
     assert answer.code == 2
     assert "its space is different" in answer.err

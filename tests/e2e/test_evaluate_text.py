@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from syzygy.hub.clip import Clip
-from syzygy.pictures import MARGIN, read_record
-from syzygy.runs.evaluate_text_painted import CLIP_ENGLISH, SHOWN_SIZE
-from syzygy.runs.readings import FILE
+from syzygy.clip.clip_model import Clip
+from syzygy.generation.image_files import MARGIN, read_record
+from syzygy.lab.evaluate.predictions import FILE
+from syzygy.lab.evaluate.text_encoder_images import CLIP_ENGLISH, SHOWN_SIZE
 from tests.tiny_adapter import save_tiny_adapter, with_adapter
 from tests.tiny_unclip import Tiny
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from syzygy import artifact
-from syzygy.diffusion.preconditioning import Preconditioned
-from syzygy.hub.experts import load_experts
-from syzygy.hub.unet import load_decoder
-from syzygy.types import Conditioning
+from syzygy.core import artifacts
+from syzygy.core.contracts import Conditioning
+from syzygy.decoder.backbone import load_decoder
+from syzygy.decoder.preconditioning import Preconditioned
+from syzygy.experts.expert_folders import load_experts
 from tests.closeness import NETWORK, assert_close
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
@@ -22,7 +22,7 @@ SMALL = (
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return artifact.read_tensors(folder / artifact.WEIGHTS_FILE)
+    return artifacts.read_tensors(folder / artifacts.WEIGHTS_FILE)
 
 
 def test_grown_and_planned(syzygy, tiny_model: Path, tmp_path: Path) -> None:
@@ -36,9 +36,9 @@ def test_grown_and_planned(syzygy, tiny_model: Path, tmp_path: Path) -> None:
     root = weights(tiny_model / "decoder")
     assert all(any(not torch.equal(one[key], root[key]) for key in root) for one in (low, high))
     assert any(not torch.equal(low[key], high[key]) for key in low)
-    record = artifact.read_json(run / "experts" / "E1_1" / artifact.PROVENANCE_FILE)
+    record = artifacts.read_json(run / "experts" / "E1_1" / artifacts.PROVENANCE_FILE)
     assert (record["node"], record["shares"], record["parent"]) == ("E1_1", [[0.5, 1.0]], None)
-    assert record["from"] == artifact.fingerprint(load_decoder(tiny_model / "decoder").state_dict())
+    assert record["from"] == artifacts.fingerprint(load_decoder(tiny_model / "decoder").state_dict())
 
     # A node that is lost is grown again, to the same bits; the other is not touched.
     shutil.rmtree(run / "nodes" / "E1_1")
@@ -66,7 +66,7 @@ def test_low_rank_experts_share_a_frozen_decoder(syzygy, tiny_model: Path, tmp_p
     assert "4/4  complement" in answer.err
     root = load_decoder(tiny_model / "decoder")
     kept = load_decoder(run / "experts" / "trunk")
-    assert artifact.fingerprint(kept.state_dict()) == artifact.fingerprint(root.state_dict())
+    assert artifacts.fingerprint(kept.state_dict()) == artifacts.fingerprint(root.state_dict())
     experts = load_experts(run / "experts")
     own = sum(p.numel() for p in experts.parameters()) - sum(p.numel() for p in root.parameters())
     assert 0 < own < 0.5 * sum(p.numel() for p in root.parameters())

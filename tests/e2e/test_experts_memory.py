@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from syzygy import artifact
-from syzygy.api import TextToImage
-from syzygy.errors import UserError
-from syzygy.hub import experts as hub
-from syzygy.hub.experts import STAGES_FILE, Keeping, load_experts
-from syzygy.hub.unet import load_decoder, save_decoder
-from syzygy.types import Conditioning
+from syzygy.core import artifacts
+from syzygy.core.contracts import Conditioning
+from syzygy.core.errors import UserError
+from syzygy.decoder.backbone import load_decoder, save_decoder
+from syzygy.experts import expert_folders as hub
+from syzygy.experts.expert_folders import STAGES_FILE, Keeping, load_experts
+from syzygy.generation.text_to_image import TextToImage
 from tests.closeness import NETWORK, assert_close
 
 
@@ -20,12 +20,14 @@ from tests.closeness import NETWORK, assert_close
 def ensemble(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three experts that differ, of the tiny model's decoder."""
     folder = tmp_path_factory.mktemp("own") / "experts"
-    beside = artifact.read_json(tiny_model / "decoder" / artifact.PROVENANCE_FILE)
+    beside = artifacts.read_json(tiny_model / "decoder" / artifacts.PROVENANCE_FILE)
     for i, name in enumerate(("low", "middle", "high")):
         decoder = load_decoder(tiny_model / "decoder").requires_grad_(False)
         decoder.get_parameter("backbone.unet.conv_out.bias").fill_(0.1 * i)
         save_decoder(decoder, folder / name, beside)
-    artifact.write_json(folder / STAGES_FILE, {"names": ["low", "middle", "high"], "edges": [0.3, 5.0], "form": "full"})
+    artifacts.write_json(
+        folder / STAGES_FILE, {"names": ["low", "middle", "high"], "edges": [0.3, 5.0], "form": "full"}
+    )
     return folder
 
 
@@ -87,6 +89,6 @@ def test_without_effect_or_incomplete_is_refused(ensemble: Path, tmp_path: Path)
         load_experts(ensemble, keeping=Keeping(memory="offload"))
     broken = tmp_path / "broken"
     for path in ensemble.rglob("*.json"):
-        artifact.write_bytes(broken / path.relative_to(ensemble), path.read_bytes())
+        artifacts.write_bytes(broken / path.relative_to(ensemble), path.read_bytes())
     with pytest.raises(UserError, match="expert low is missing: there is no"):
         load_experts(broken, keeping=Keeping(memory="lazy"))

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from syzygy import artifact
-from syzygy.prior.model import EclipsePrior
+from syzygy.core import artifacts
+from syzygy.prior.eclipse import EclipsePrior
 
 PUBLISHED = Path(__file__).parents[1] / "data/eclipse_reference/config.json"
 SMALL = (
@@ -45,13 +45,13 @@ def test_the_folder_is_as_published_with_a_card_and_a_record_beside(
     assert set(json.loads(answer.out)["files"]) == {
         "README.md", "config.json", "diffusion_pytorch_model.safetensors", "provenance.json"
     }  # fmt: skip
-    config, published = (artifact.read_json(path) for path in (tmp_path / "mine/config.json", PUBLISHED))
+    config, published = (artifacts.read_json(path) for path in (tmp_path / "mine/config.json", PUBLISHED))
     assert config.keys() == published.keys() - {"_diffusers_version"}
     mine, trained = (EclipsePrior.from_pretrained(folder) for folder in (tmp_path / "mine", run / "prior"))
     for (name, x), y in zip(mine.state_dict().items(), trained.state_dict().values(), strict=True):
         assert torch.equal(x, y), name
     text = (tmp_path / "mine/README.md").read_text()
-    fingerprint = artifact.read_json(run / "prior/provenance.json")["clip"]
+    fingerprint = artifacts.read_json(run / "prior/provenance.json")["clip"]
     for said in ("library_name: syzygy", "width 32", fingerprint, "48 captions in 6 steps of 8", "| cosine |", "last"):
         assert said in text, said
     assert "| licence | not stated: ask the author" in text
@@ -71,7 +71,7 @@ def test_licence_and_source_are_what_the_author_states(syzygy: Callable[..., Any
     assert front["license"] == "cc-by-4.0"
     assert "| licence | cc-by-4.0 |" in text
     assert "from my holiday: photographs" in text
-    record = artifact.read_json(tmp_path / "mine/provenance.json")
+    record = artifacts.read_json(tmp_path / "mine/provenance.json")
     assert (record["licence"], record["source"]) == ("cc-by-4.0", "my holiday: photographs")
 
 
@@ -119,9 +119,9 @@ def test_the_card_names_the_packaged_clip_and_not_its_folder_on_this_machine(
     small = [text for text in SMALL if not text.startswith(("scenes", "validation_images", "loop.best"))]
     assert syzygy("train", "prior", "--data", "store", "--out", "run", *small).code == 0
     assert syzygy("export", "run", "--out", "mine").code == 0
-    package = str(Path(artifact.__file__).parent)
+    package = str(Path(artifacts.__file__).parent)
     assert all(package not in file.read_text() for file in Path("mine").iterdir() if file.suffix in (".md", ".json"))
-    assert artifact.read_json(Path("mine/provenance.json"))["about_data"]["encoder"] == "starter"
+    assert artifacts.read_json(Path("mine/provenance.json"))["about_data"]["encoder"] == "starter"
     found: dict[str, Any] = {}
     exec(snippet(tmp_path / "mine"), found)
     assert found["embedding"].shape == (1, 192)
@@ -130,14 +130,14 @@ def test_the_card_names_the_packaged_clip_and_not_its_folder_on_this_machine(
 def test_the_best_weights_can_be_exported(syzygy: Callable[..., Any], run: Path, tmp_path: Path) -> None:
     answer = syzygy("export", run, "--out", tmp_path / "best", "--best", "--dtype", "fp32")
     assert answer.code == 0, answer.err
-    best = artifact.read_json(run / "best/state.json")
+    best = artifacts.read_json(run / "best/state.json")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert best["value"] == min(row["validation/projection"] for row in rows if "validation/projection" in row)
-    kept = artifact.read_tensors(run / "best/model.safetensors")
+    kept = artifacts.read_tensors(run / "best/model.safetensors")
     exported = EclipsePrior.from_pretrained(tmp_path / "best")
     assert all(torch.equal(x, kept[f"prior.{name}"]) for name, x in exported.state_dict().items())
     assert f"best by projection, step {best['step']}" in (tmp_path / "best/README.md").read_text()
-    assert artifact.read_json(tmp_path / "best/provenance.json")["best"] == best
+    assert artifacts.read_json(tmp_path / "best/provenance.json")["best"] == best
 
 
 def test_training_goes_on_from_an_exported_prior(
@@ -159,7 +159,7 @@ def test_training_goes_on_from_an_exported_prior(
     assert answer.code == 0, answer.err
     old, new = (EclipsePrior.from_pretrained(folder) for folder in (tmp_path / "mine", tmp_path / "on/prior"))
     torch.testing.assert_close(new.proj_in.weight, old.proj_in.weight, rtol=0, atol=1e-3)  # fp16 in between
-    assert artifact.read_json(tmp_path / "on/prior/provenance.json")["init"]
+    assert artifacts.read_json(tmp_path / "on/prior/provenance.json")["init"]
     other = syzygy(*arguments, "num_layers=2", "--out", tmp_path / "other")
     assert other.code == 2
     assert "num_layers is 1 there and 2 here" in other.err

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from syzygy.pictures import read_record
+from syzygy.generation.image_files import read_record
 
 TEXTS = ["a red circle left of a blue star", "a green moon", "a red circle left of a blue star"]
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from syzygy import artifact
-from syzygy.blend import clip_scores
-from syzygy.hub.clip import Clip
-from syzygy.pictures import open_picture, read_record
+from syzygy.clip.clip_model import Clip
+from syzygy.core import artifacts
+from syzygy.generation.image_files import open_picture, read_record
+from syzygy.generation.mixing import clip_scores
 
 PROMPT = "a red circle left of a blue star"
 
@@ -52,7 +52,7 @@ def test_a_picture_tells_how_it_was_made(paint: Callable[..., Any], tiny_model: 
         assert image.info["prompt"] == PROMPT
     record = read_record(Path(path))
     assert record == {"prompt": PROMPT, "seed": 7, **result["settings"]}
-    assert record["versions"] == artifact.versions()
+    assert record["versions"] == artifacts.versions()
     assert set(record["fingerprints"]) == {"clip", "prior", "decoder", "autoencoder"}
     expected = {"steps": 3, "guidance_scale": 3.0, "sampler": "heun", "conditions": ["text"], "model": str(tiny_model)}
     expected |= {"negative_prompt": "a moon", "prior": None}
@@ -195,7 +195,7 @@ def test_wrong_input(
 
 
 def _truncated(model: Path) -> None:
-    file = model / "decoder" / artifact.WEIGHTS_FILE
+    file = model / "decoder" / artifacts.WEIGHTS_FILE
     file.write_bytes(file.read_bytes()[:-100])
 
 
@@ -204,14 +204,14 @@ def _without(name: str) -> Callable[[Path], None]:
 
 
 def _changed(name: str, **values: Any) -> Callable[[Path], None]:
-    return lambda model: artifact.write_json(model / name, artifact.read_json(model / name) | values)
+    return lambda model: artifacts.write_json(model / name, artifacts.read_json(model / name) | values)
 
 
 def _not_finite(model: Path) -> None:
     file = model / "prior" / "diffusion_pytorch_model.safetensors"
-    tensors = artifact.read_tensors(file)
+    tensors = artifacts.read_tensors(file)
     tensors["proj_in.weight"][0, 0] = float("nan")
-    artifact.write_tensors(file, tensors)
+    artifacts.write_tensors(file, tensors)
 
 
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from syzygy import artifact
-from syzygy.api import TextToImage
-from syzygy.diffusion.latents import PAINTING
-from syzygy.pictures import read_record
-from syzygy.types import Region
+from syzygy.core import artifacts
+from syzygy.core.contracts import Region
+from syzygy.generation.image_files import read_record
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.regions.region_bias import REGION_STRENGTH
 
 PROMPT = "a red star and a blue ring"
 REGIONS = ("--region", "#ff0000=red star", "--region", "#0000ff=blue ring")
@@ -53,12 +53,12 @@ def test_a_model_has_strengths_of_its_own(syzygy, tiny_model: Path, canvas: Path
     own, none = tmp_path / "own", tmp_path / "none"
     for model, strengths in ((own, {"painting": 3.0, "style_guidance": 0.5}), (none, {"style_guidance": None})):
         shutil.copytree(tiny_model, model)
-        index = artifact.read_json(model / "model_index.json")
-        artifact.write_json(model / "model_index.json", index | {"defaults": index["defaults"] | strengths})
+        index = artifacts.read_json(model / "model_index.json")
+        artifacts.write_json(model / "model_index.json", index | {"defaults": index["defaults"] | strengths})
     told, _ = paint(syzygy, tiny_model, tmp_path / "t", "--canvas", canvas, "--paint-strength", 3, *REGIONS)
     weak, usual = paint(syzygy, tiny_model, tmp_path / "w", "--canvas", canvas, *REGIONS)
     found, record = paint(syzygy, own, tmp_path / "o", "--canvas", canvas, *REGIONS)
-    assert (record["painting"], usual["painting"]) == (3.0, PAINTING)
+    assert (record["painting"], usual["painting"]) == (3.0, REGION_STRENGTH)
     assert found == told != weak
     told, _ = paint(syzygy, tiny_model, tmp_path / "ts", "--style", canvas, "--style-guidance", 0.5)
     joint, usual = paint(syzygy, none, tmp_path / "js", "--style", canvas)

@@ -13,12 +13,13 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
-from syzygy import artifact
-from syzygy.api import TextToImage
-from syzygy.errors import UserError
-from syzygy.hub import assembly, repositories
-from syzygy.hub.zero_image import ZeroImage
-from syzygy.types import Guide, Sampling
+from syzygy.clip.zero_image import ZeroImage
+from syzygy.core import artifacts
+from syzygy.core.contracts import Guide, Sampling
+from syzygy.core.errors import UserError
+from syzygy.generation import load_pretrained
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.pretrained import repositories
 from tests import tiny_unclip
 from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_karlo import tiny_karlo
@@ -94,7 +95,7 @@ def test_the_picture_of_zeros_is_computed_once(tiny_kandinsky: Tiny, tmp_path: P
     found = repositories.checkpoint.locate(folder, None, local_files_only=True)
 
     def zero() -> ZeroImage:
-        clip = assembly.Clip.from_pretrained(folder, text_first=True)
+        clip = load_pretrained.Clip.from_pretrained(folder, text_first=True)
         return ZeroImage(clip, "the same")
 
     first = zero()
@@ -116,7 +117,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SYZYGY_CACHE", str(tmp_path / "file"))
-    zero = ZeroImage(assembly.Clip.from_pretrained(tiny_kandinsky.clip, text_first=True), "x")
+    zero = ZeroImage(load_pretrained.Clip.from_pretrained(tiny_kandinsky.clip, text_first=True), "x")
     with pytest.warns(UserWarning, match="image encoder is loaded again next time"):
         assert zero().shape == (1, WIDTH)
 
@@ -222,7 +223,7 @@ def test_what_belongs_to_another_clip_is_refused(
     other = tiny_unclip.tiny_clip(tmp_path / "clip", width=48)
     with pytest.raises(UserError, match=r"the CLIP .* makes embeddings 48 wide.*such as kandinsky-community"):
         load(tiny_kandinsky, clip=other)
-    assert "768 wide (CLIP ViT-L/14" in assembly.asking.which_clip(768)
+    assert "768 wide (CLIP ViT-L/14" in load_pretrained.asking.which_clip(768)
 
 
 def test_what_is_missing_is_named(
@@ -315,9 +316,9 @@ def test_half_precision_that_overflows_is_an_error_of_every_command(
     """Weights that are finite, and sums of theirs that are not in fp16."""
     folder = Path(shutil.copytree(tiny_kandinsky.decoder, tmp_path / "decoder"))
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = artifact.read_tensors(path)
+    weights = artifacts.read_tensors(path)
     weights["conv_in.weight"] *= 1e5
-    artifact.write_tensors(path, weights)
+    artifacts.write_tensors(path, weights)
     Image.new("RGB", (24, 24), "red").save(tmp_path / "a.png")
     (tmp_path / "prompts.txt").write_text(PROMPTS[0])
     common = [*arguments(tiny_kandinsky, decoder=folder), "--steps", 2, "--seed", 7]

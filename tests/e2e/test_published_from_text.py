@@ -13,11 +13,11 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image, ImageDraw
 
-from syzygy.api import TextToImage
-from syzygy.errors import UserError
-from syzygy.hub import repositories
-from syzygy.pictures import read_record
-from syzygy.types import Region
+from syzygy.core.contracts import Region
+from syzygy.core.errors import UserError
+from syzygy.generation.image_files import read_record
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.pretrained import repositories
 from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_karlo import tiny_karlo
 from tests.tiny_stable_diffusion import tiny_stable_diffusion

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from syzygy import presets
-from syzygy.evals import probe
-from syzygy.runs import evaluate
-from syzygy.runs.reproduce import Job, jobs
+from syzygy.lab import presets
+from syzygy.lab.evaluate import evaluate_composition, probe
+from syzygy.lab.reproduce.eclipse_experiment import Job, jobs
 
 SMALL = (
     "prior.scenes=60",
@@ -42,7 +41,7 @@ SMALL = (
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "STEPS", 5)
-    monkeypatch.setattr(evaluate, "NORM_PAIRS", 40)
+    monkeypatch.setattr(evaluate_composition, "NORM_PAIRS", 40)
 
 
 def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
@@ -54,7 +53,7 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
         def stop(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("syzygy.runs.reproduce.sweep_sampling", stop)
+        patch.setattr("syzygy.lab.reproduce.eclipse_experiment.sweep_sampling", stop)
         assert syzygy(*command).code == 130
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
     assert len(trained) == 2 * 3 + 1 + 3 + 3  # seeds × methods, one λ, one share × methods, controls and reference

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from syzygy import artifact
-from syzygy.hub.t5 import T5Config, build_t5
-from syzygy.hub.unet import build_decoder, load_decoder, save_decoder
+from syzygy.core import artifacts
+from syzygy.decoder.backbone import build_decoder, load_decoder, save_decoder
+from syzygy.text_encoders.t5 import T5Config, build_t5
 
 SMALL = (
     'experts.leaves=["E2_3","complement"]',
@@ -50,7 +50,7 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     syzygy: Callable[..., Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syzygy.runs.reproduce_experts.TIMED", 2)
+    monkeypatch.setattr("syzygy.lab.reproduce.experts_experiment.TIMED", 2)
     out = tmp_path / "out"
     command = ("reproduce", "experts", "--model", model, "--out", out, "--json", *SMALL)
 
@@ -58,7 +58,7 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("syzygy.runs.reproduce_experts.measure_cost", stop)
+        patch.setattr("syzygy.lab.reproduce.experts_experiment.measure_cost", stop)
         assert syzygy(*command).code == 130
     names = [f"{one}-seed0" for one in ("shared", "re-weighted", "full-experts", "LoRA-experts")]
     assert sorted(path.name for path in (out / "trained").iterdir()) == sorted(names)
@@ -69,7 +69,9 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     painted: list[str] = []
 
     with monkeypatch.context() as patch:
-        patch.setattr("syzygy.runs.reproduce_experts.paint", lambda bench, name, *_: painted.append(name) or stop())
+        patch.setattr(
+            "syzygy.lab.reproduce.experts_experiment.paint", lambda bench, name, *_: painted.append(name) or stop()
+        )
         assert syzygy(*command).code == 130
     assert painted == ["start"]
     answer = syzygy(*command)
@@ -126,13 +128,15 @@ def _check_trainings(out: Path) -> None:
     """What each saw; and that experts are not one another's copies."""
 
     def record(*path: str) -> dict[str, Any]:
-        return artifact.read_json(out.joinpath("trained", *path, "expert", artifact.PROVENANCE_FILE))
+        return artifacts.read_json(out.joinpath("trained", *path, "expert", artifacts.PROVENANCE_FILE))
 
     shared, other = record("shared-seed0", "nodes", "whole"), record("re-weighted-seed0", "nodes", "whole")
     assert (shared["shares"], shared["weights"], shared["steps"]) == ([[0.0, 1.0]], None, 4)
     assert (other["shares"], other["weights"], other["steps"]) == ([[0.0, 0.75], [0.75, 1.0]], [0.5, 0.5], 4)
     one, two = (
-        artifact.read_tensors(out / "trained" / f"{name}-seed0" / "nodes" / "whole" / "expert" / artifact.WEIGHTS_FILE)
+        artifacts.read_tensors(
+            out / "trained" / f"{name}-seed0" / "nodes" / "whole" / "expert" / artifacts.WEIGHTS_FILE
+        )
         for name in ("shared", "re-weighted")
     )
     # fp16 rounds the same noise to the same weights; another noise is seen in many of them.
@@ -142,7 +146,7 @@ def _check_trainings(out: Path) -> None:
     assert leaf["recipe"]["task"]["painted"] == 0.5
     assert leaf["recipe"]["medium_captions"] == 0.2
     assert "t5" in leaf
-    losses = {path.stem: artifact.read_tensors(path) for path in (out / "losses").iterdir()}
+    losses = {path.stem: artifacts.read_tensors(path) for path in (out / "losses").iterdir()}
     assert all(len(value) == 64 for one in losses.values() for value in one.values())
     assert not torch.equal(losses["full-experts-seed0"]["E2_3"], losses["start"]["E2_3"])
     assert not torch.equal(losses["full-experts-seed0"]["E2_3"], losses["LoRA-experts-seed0"]["E2_3"])

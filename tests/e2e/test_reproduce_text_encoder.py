@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from syzygy import artifact
+from syzygy.core import artifacts
 from tests.tiny_adapter import save_tiny_lm
 
 SMALL = (
@@ -84,7 +84,7 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("syzygy.runs.reproduce_text_encoder.score_controls", stop)
+        patch.setattr("syzygy.lab.reproduce.text_encoder_experiment.score_controls", stop)
         answer = syzygy(*command)
     assert answer.code == 130, answer.err
     assert "minutes with one thread on one core" in answer.err
@@ -142,7 +142,7 @@ def _check_trainings(out: Path) -> None:
     """What each began with, and that none is another's copy."""
 
     def record(name: str) -> dict[str, Any]:
-        return artifact.read_json(out / "trained" / name / "adapter" / artifact.PROVENANCE_FILE)
+        return artifacts.read_json(out / "trained" / name / "adapter" / artifacts.PROVENANCE_FILE)
 
     whole, alone, last = (
         record(f"{name}-seed0") for name in ("mean-align+image+quality", "mean-image+quality", "last-align+image")
@@ -155,7 +155,7 @@ def _check_trainings(out: Path) -> None:
     assert (image["steps"], image["lr"]) == (7, 1e-3)
     assert (whole["recipe"]["filter"], 0 < whole["captions"] < 12) == ("unnamed == 0", True)
     assert len({path.read_bytes() for path in (out / "trained").rglob("adapter/*.safetensors")}) == 8
-    scores = {path.stem: artifact.read_tensors(path) for path in (out / "scores").iterdir()}
+    scores = {path.stem: artifacts.read_tensors(path) for path in (out / "scores").iterdir()}
     unmoved = {name: (1 - one["en/tail/unmoved"]).abs() for name, one in scores.items() if "en/tail/unmoved" in one}
     assert unmoved["CLIP"].max() < 1e-6 < unmoved["mean-align-seed0"].min()
     assert all(

@@ -22,14 +22,15 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from benchmarks.serve_fuzz import fuzz
-from syzygy.errors import UserError
-from syzygy.pictures import RECORD_KEY, record_of
-from syzygy.serve import answers, desk, orders
-from syzygy.serve.app import create_app
-from syzygy.serve.limits import Limits
-from syzygy.serve.running import serving
-from syzygy.serve.schema import Generation
-from syzygy.serve.studio import Studio
+from syzygy.core.errors import UserError
+from syzygy.generation.image_files import RECORD_KEY, record_of
+from syzygy.server import requests, validation
+from syzygy.server import responses as answers
+from syzygy.server.app import create_app
+from syzygy.server.engine import Studio
+from syzygy.server.http_server import serving
+from syzygy.server.limits import Limits
+from syzygy.server.schema import Generation
 from tests.conftest import Answer
 from tests.tiny_server import PATIENCE, Held, tiny_studio, waited
 
@@ -313,12 +314,12 @@ def test_a_text_that_is_the_name_of_a_file_is_a_text(client: httpx.Client, tmp_p
 def test_what_a_record_cannot_hold_is_said(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"prompt": "a circle", "style": MASK, "steps": 1}
     assert client.post(GENERATIONS, json=asked).json()["warnings"] == []
-    monkeypatch.setattr(orders, "KEPT_BYTES", 10)
+    monkeypatch.setattr(requests, "KEPT_BYTES", 10)
     answer = client.post(GENERATIONS, json=asked).json()
     assert "it has the SHA-256 alone" in answer["warnings"][0]
     file = base64.b64decode(answer["data"][0]["b64_json"])
     assert client.post("/v1/images/recipes", files={"image": file}).json()["missing"] == ["style"]
-    monkeypatch.setattr(desk, "MASKS_BYTES", 10)
+    monkeypatch.setattr(validation, "MASKS_BYTES", 10)
     too_much = client.post(GENERATIONS, json={"prompt": "a circle", "regions": [WHOLE]})
     refused(too_much, "regions", "bytes; at most 10: a picture's record holds them")
 
@@ -558,8 +559,8 @@ def test_the_transparent_part_of_a_picture_is_the_mask_where_none_is_sent(client
 
     own, sent = edited(image=cut_out()), edited(image=cut_out(), mask=cut_out())
     assert own["data"] == sent["data"]
-    assert desk.OWN_MASK in own["warnings"]
-    assert desk.OWN_MASK not in sent["warnings"]
+    assert validation.OWN_MASK in own["warnings"]
+    assert validation.OWN_MASK not in sent["warnings"]
     translucent = picture("RGBA", colour=(255, 0, 0, 128))
     refused(
         client.post("/v1/images/edits", files={"image": translucent}, data=asked),

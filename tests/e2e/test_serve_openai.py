@@ -10,9 +10,9 @@ import openai
 import pytest
 from PIL import Image
 
-from syzygy.pictures import record_of
-from syzygy.serve.app import create_app
-from syzygy.serve.running import serving
+from syzygy.generation.image_files import record_of
+from syzygy.server.app import create_app
+from syzygy.server.http_server import serving
 from tests.tiny_server import Held, tiny_studio
 
 PROMPT = "a red circle and a blue star"

@@ -10,10 +10,10 @@ from playwright.sync_api import Browser, Route, expect
 
 from benchmarks import serve_page
 from benchmarks.serve_page import select, stroke
-from syzygy.serve.app import create_app
-from syzygy.serve.limits import Limits
-from syzygy.serve.running import serving
-from syzygy.serve.studio import Studio
+from syzygy.server.app import create_app
+from syzygy.server.engine import Studio
+from syzygy.server.http_server import serving
+from syzygy.server.limits import Limits
 from tests.page_driver import NEEDS_CHROMIUM, Open, downloaded, drop, expected, masks, picture, pixels, record, watched
 from tests.tiny_server import PATIENCE, Held, tiny_studio, waited
 

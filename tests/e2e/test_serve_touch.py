@@ -10,10 +10,10 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from benchmarks import serve_page
-from syzygy.diffusion.regions import places
-from syzygy.serve.app import create_app
-from syzygy.serve.limits import Limits
-from syzygy.serve.running import serving
+from syzygy.regions.phrases import places
+from syzygy.server.app import create_app
+from syzygy.server.http_server import serving
+from syzygy.server.limits import Limits
 from tests.page_driver import FAINT, NEEDS_CHROMIUM, PHONE, SMALL, Open, downloaded, finger, masks, record, watched
 from tests.tiny_server import tiny_studio
 

@@ -6,20 +6,20 @@ import pytest
 import torch
 from PIL import Image
 
-from syzygy.api import TextToImage
-from syzygy.encoders.adapter import AdaptedText
-from syzygy.hub.llm import Llm
-from syzygy.pictures import to_tensor
-from syzygy.rng import Draw, generator
-from syzygy.runs.evaluate_painting import Asked, PaintingScoring, ask, paint, placed
-from syzygy.runs.evaluate_text import CUT, tailed
-from syzygy.world import source
-from syzygy.world.description import Description, Mention, judge
-from syzygy.world.language import LANGUAGES, language
-from syzygy.world.prompts import prompts
-from syzygy.world.reader import Reading
-from syzygy.world.render import render
-from syzygy.world.sample import scene_for
+from syzygy.core.randomness import Draw, generator
+from syzygy.generation.image_files import to_tensor
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate.region_accuracy import Asked, PaintingScoring, ask, paint, placed
+from syzygy.lab.evaluate.text_encoder import CUT, tailed
+from syzygy.lab.world import scene_source
+from syzygy.lab.world.description import Description, Mention, judge
+from syzygy.lab.world.language import LANGUAGES, language
+from syzygy.lab.world.prompts import prompts
+from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.render import render
+from syzygy.lab.world.scene_sampling import scene_for
+from syzygy.text_encoders.adapter import AdaptedText
+from syzygy.text_encoders.llm import Llm
 
 STEPS = 8
 LOOKS = [
@@ -106,6 +106,6 @@ def test_paragraphs_are_past_what_clip_reads(speaking: TextToImage, code: str) -
     encoder = speaking.pipeline.text_encoder
     assert isinstance(encoder, AdaptedText)
     assert isinstance(encoder.llm, Llm)
-    texts = [source.pair(5, i, length="long", lang=code).caption.text for i in range(60)]
+    texts = [scene_source.pair(5, i, length="long", lang=code).caption.text for i in range(60)]
     numbers = encoder.llm.tokenize(texts).mask.sum(1)
     assert 95 <= numbers.min() < numbers.max() <= 310

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from syzygy.core.errors import UserError
 from syzygy.data.checking import verify
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
-from syzygy.hub.llm import Llm, LlmRecipe
-from syzygy.runs.embed_features import open_features
+from syzygy.text_encoders.llm import Llm, LlmRecipe
+from syzygy.text_encoders.store_features import open_features
 from tests.closeness import assert_close
 from tests.tiny_llm import save_tiny_llm
 

@@ -12,26 +12,26 @@ import pytest
 import torch
 from PIL import Image
 
-from syzygy import artifact
-from syzygy.api import TextToImage
-from syzygy.blend import clip_scores
-from syzygy.diffusion.latents import LatentDecoder
-from syzygy.encoders.adapter import AdaptedText
-from syzygy.errors import UserError
-from syzygy.hub import bundle
-from syzygy.hub.clip import Clip
-from syzygy.hub.karlo import KarloDecoder
-from syzygy.hub.llm import Llm
-from syzygy.hub.offload import VisitingPrior, VisitingText
-from syzygy.hub.prior_pipeline import PriorPipeline
-from syzygy.hub.text_encoder import adapt, with_text
-from syzygy.pictures import read_record
-from syzygy.prior.diffusion import DiffusionPrior, DiffusionPriorConfig, SampledPrior
-from syzygy.prior.model import EclipsePrior
-from syzygy.runs import evaluate
-from syzygy.runs.prior import embed
-from syzygy.types import Region
-from syzygy.world import source
+from syzygy.clip.clip_model import Clip
+from syzygy.core import artifacts, model_parts
+from syzygy.core.contracts import Region
+from syzygy.core.errors import UserError
+from syzygy.decoder.latent_decoder import LatentDecoder
+from syzygy.generation import own_models
+from syzygy.generation.image_files import read_record
+from syzygy.generation.mixing import clip_scores
+from syzygy.generation.prior_pipeline import PriorPipeline
+from syzygy.generation.replaced_text_encoder import adapt, with_text
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate import evaluate_composition
+from syzygy.lab.world import scene_source as source
+from syzygy.pretrained.karlo import KarloDecoder
+from syzygy.pretrained.visiting import VisitingPrior, VisitingText
+from syzygy.prior.diffusion_prior import DiffusionPrior, DiffusionPriorConfig, SampledPrior
+from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.training import embed
+from syzygy.text_encoders.adapter import AdaptedText
+from syzygy.text_encoders.llm import Llm
 from tests.closeness import NETWORK, assert_close
 from tests.tiny_adapter import save_tiny_adapter, with_adapter
 from tests.tiny_karlo import tiny_karlo
@@ -104,22 +104,22 @@ def test_where_an_adapter_may_be(
 
 
 def test_a_model_is_put_together_with_one(model: Path, adapted: TextToImage, tmp_path: Path) -> None:
-    parts = {name: model / name for name in (*bundle.COMPONENTS, "llm", "adapter")}
-    bundle.assemble(parts, tmp_path / "whole", world=True, defaults={"num_inference_steps": 3})
-    path = tmp_path / "whole" / "adapter" / artifact.PROVENANCE_FILE
-    record = artifact.read_json(path)
-    artifact.write_json(path, record | {"llm": record["llm"] | {"source": "gone/since"}})
+    parts = {name: model / name for name in (*model_parts.COMPONENTS, "llm", "adapter")}
+    own_models.assemble(parts, tmp_path / "whole", world=True, defaults={"num_inference_steps": 3})
+    path = tmp_path / "whole" / "adapter" / artifacts.PROVENANCE_FILE
+    record = artifacts.read_json(path)
+    artifacts.write_json(path, record | {"llm": record["llm"] | {"source": "gone/since"}})
     loaded = TextToImage.from_pretrained(tmp_path / "whole", text_encoder="adapter")
     assert picture(loaded) == picture(adapted)
     assert loaded.fingerprints() == adapted.fingerprints()
     with pytest.raises(AssertionError, match="its language model"):
-        bundle.assemble(
+        own_models.assemble(
             {name: parts[name] for name in parts if name != "llm"}, tmp_path / "half", world=True, defaults={}
         )
 
 
 def test_the_starter_is_small() -> None:
-    folder = bundle.BUNDLED["starter"]
+    folder = model_parts.BUNDLED["starter"]
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40e6
 
 
@@ -276,17 +276,17 @@ def test_offloaded_it_is_a_visitor_that_reads_the_same(adapted: TextToImage, mod
     assert isinstance(found, VisitingText)
     assert torch.equal(found.encode_text([GERMAN]).pooled, adapted.encode_text([GERMAN]).pooled)
     folder = shutil.copytree(model / "adapter", tmp_path / "adapter")
-    record = artifact.read_json(folder / artifact.PROVENANCE_FILE)
-    artifact.write_json(folder / artifact.PROVENANCE_FILE, record | {"prior": "another"})
+    record = artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
+    artifacts.write_json(folder / artifacts.PROVENANCE_FILE, record | {"prior": "another"})
     with pytest.warns(UserWarning, match="trained with another prior"):
         adapt(path, lambda: adapted.clip, model, folder, llm=model / "llm", offload=True)
 
 
 def test_an_adapter_that_does_not_say_its_languages_is_asked_in_all(model: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(model, tmp_path / "model")
-    path = changed / "adapter" / artifact.PROVENANCE_FILE
-    record = artifact.read_json(path)
-    artifact.write_json(path, {name: value for name, value in record.items() if name != "languages"})
+    path = changed / "adapter" / artifacts.PROVENANCE_FILE
+    record = artifacts.read_json(path)
+    artifacts.write_json(path, {name: value for name, value in record.items() if name != "languages"})
     found = TextToImage.from_pretrained(changed, text_encoder="adapter")
     assert found.languages == ("en", "de", "es", "fr", "ru", "zh")
     assert found.notes("un cercle rouge") == []
@@ -295,11 +295,11 @@ def test_an_adapter_that_does_not_say_its_languages_is_asked_in_all(model: Path,
 def test_a_prior_that_was_trained_beside_it_is_missed(model: Path, adapted: TextToImage, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(model / "adapter", run / "adapter")
-    path = run / "adapter" / artifact.PROVENANCE_FILE
+    path = run / "adapter" / artifacts.PROVENANCE_FILE
     assert isinstance(adapted.pipeline.prior, EclipsePrior)
-    own = artifact.fingerprint(adapted.pipeline.prior.state_dict())
+    own = artifacts.fingerprint(adapted.pipeline.prior.state_dict())
     for prior in (own, "another"):
-        artifact.write_json(path, artifact.read_json(path) | {"prior": prior})
+        artifacts.write_json(path, artifacts.read_json(path) | {"prior": prior})
         if prior == own:
             TextToImage.from_pretrained(model, text_encoder=run, llm=model / "llm")
     with pytest.warns(UserWarning, match=r"trained with another prior .* Take the one with the fingerprint another"):
@@ -310,10 +310,10 @@ def test_a_prior_that_was_trained_beside_it_is_missed(model: Path, adapted: Text
 
 
 def test_priors_are_scored_on_its_features(syzygy: Callable[..., Any], model: Path, adapted: TextToImage) -> None:
-    wanted = evaluate.asked(["single"], 2, 0)
+    wanted = evaluate_composition.asked(["single"], 2, 0)
     prior = {"own": adapted.pipeline.prior}
     plain = replace(adapted, pipeline=with_text(adapted.pipeline, adapted.clip))
-    read, by_clip = (evaluate.candidates(one, prior, wanted, 0) for one in (adapted, plain))
+    read, by_clip = (evaluate_composition.candidates(one, prior, wanted, 0) for one in (adapted, plain))
     assert torch.equal(read["reference"], by_clip["reference"])
     assert not torch.allclose(read["own"], by_clip["own"])
     pairs = embed(adapted.clip, 0, 3, encoder=adapted.pipeline.text_encoder)
@@ -329,7 +329,7 @@ def test_priors_are_scored_on_its_features(syzygy: Callable[..., Any], model: Pa
 def test_a_language_model_from_elsewhere_may_know_more_words(model: Path, tmp_path: Path) -> None:
     """Nothing is said of words that only the embedded world lacks."""
     changed = shutil.copytree(model, tmp_path / "model")
-    (changed / "llm" / artifact.PROVENANCE_FILE).unlink()  # which one that was trained here has
+    (changed / "llm" / artifacts.PROVENANCE_FILE).unlink()  # which one that was trained here has
     found = TextToImage.from_pretrained(changed, text_encoder="adapter")
     assert found.world
     assert [note for text in ("un cercle rouge", "a crimson storm", "赤い円") for note in found.notes(text)] == []

@@ -10,22 +10,23 @@ from typing import Any
 import pytest
 import torch
 
-from syzygy import artifact, presets
-from syzygy.api import TextToImage
-from syzygy.config import Config
-from syzygy.hub import bundle
-from syzygy.hub.unet import load_decoder
-from syzygy.pictures import read_record
-from syzygy.prior.diffusion import SampledPrior
-from syzygy.prior.model import EclipsePrior
-from syzygy.runs import adapter as adapter_run
-from syzygy.runs import autoencoder as autoencoder_run
-from syzygy.runs import clip as clip_run
-from syzygy.runs import decoder as decoder_run
-from syzygy.runs import lm as lm_run
-from syzygy.runs import reader as reader_run
-from syzygy.runs import starter as starter_run
-from syzygy.runs import t5 as t5_run
+from syzygy.core import artifacts
+from syzygy.core.config import Config
+from syzygy.decoder.backbone import load_decoder
+from syzygy.generation import own_models
+from syzygy.generation.image_files import read_record
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab import presets
+from syzygy.lab.starter import autoencoder_training as autoencoder_run
+from syzygy.lab.starter import clip_training as clip_run
+from syzygy.lab.starter import decoder_training as decoder_run
+from syzygy.lab.starter import lm_training as lm_run
+from syzygy.lab.starter import reader_training as reader_run
+from syzygy.lab.starter import starter_training as starter_run
+from syzygy.lab.starter import t5_training as t5_run
+from syzygy.prior.diffusion_prior import SampledPrior
+from syzygy.prior.eclipse import EclipsePrior
+from syzygy.text_encoders import training as adapter_run
 from tests.stopping import stopped
 
 LOOP = ("loop.steps=3", "loop.warmup=1", "loop.validate_every=2", "task.batch_size=8")
@@ -123,9 +124,9 @@ def contents(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*.*")):
         if path.suffix == ".safetensors":
-            found |= {f"{path.name}/{name}": x.numpy().tobytes() for name, x in artifact.read_tensors(path).items()}
+            found |= {f"{path.name}/{name}": x.numpy().tobytes() for name, x in artifacts.read_tensors(path).items()}
         else:
-            found[path.name] = artifact.read_json(path)
+            found[path.name] = artifacts.read_json(path)
     return found | {"provenance.json": found["provenance.json"] | {"seconds": 0, "date": ""}}
 
 
@@ -142,12 +143,12 @@ def test_from_nothing_to_a_picture(
     assert {"loss", "loss/image", "loss/none"} <= set(decoder["metrics"])
     prior = train("prior", "--clip", tmp_path / "c" / "clip", "--out", tmp_path / "p")
     assert {"loss", "cosine", "cosine_text", "cosine_other", "recall_at_1"} <= set(prior["metrics"])
-    record = artifact.read_json(Path(prior["folder"]) / artifact.PROVENANCE_FILE)
+    record = artifacts.read_json(Path(prior["folder"]) / artifacts.PROVENANCE_FILE)
     assert (record["kind"], record["steps"], record["samples"], record["recipe"]["scenes"]) == ("prior", 3, 24, 40)
 
     results = {"clip": clip, "autoencoder": autoencoder, "decoder": decoder, "prior": prior}
     parts = {name: Path(result["folder"]) for name, result in results.items()}
-    bundle.assemble(parts | {"reader": tiny_model / "reader"}, tmp_path / "m", world=True, defaults={})
+    own_models.assemble(parts | {"reader": tiny_model / "reader"}, tmp_path / "m", world=True, defaults={})
     arguments = ("a red circle", "--model", tmp_path / "m", "--steps", "2", "--out", tmp_path / "out", "--json")
     own = json.loads(syzygy("generate", *arguments).out)
     assert read_record(Path(own["images"][0]["path"]))["steps"] == 2
@@ -201,46 +202,47 @@ def test_the_starter_in_stages(
     assert model.world
     assert model.pipeline.decoder.conditions == ("image", "text", "t5")
     parts = {
-        stage.part: artifact.read_json(tmp_path / name / stage.part / "provenance.json")
+        stage.part: artifacts.read_json(tmp_path / name / stage.part / "provenance.json")
         for name, stage in starter_run.STAGES.items()
     }
-    decoder = artifact.read_json(tmp_path / "model" / "decoder" / "provenance.json")
+    decoder = artifacts.read_json(tmp_path / "model" / "decoder" / "provenance.json")
     assert decoder == parts["decoder"]
     former, finished = (load_decoder(tmp_path / stage / "decoder") for stage in ("more_binding", "finish"))
-    assert decoder["init"] == artifact.fingerprint(former.state_dict())
+    assert decoder["init"] == artifacts.fingerprint(former.state_dict())
     first = load_decoder(tmp_path / "words" / "decoder").state_dict()
     for name in ("slots.t5.states_mean", "slots.t5.states_std", "slots.text.scale"):
         assert torch.equal(finished.state_dict()[name], first[name])  # what the weights were trained with stays
 
     speaking = TextToImage.from_pretrained(tmp_path / "model", text_encoder="adapter")
-    adapter = artifact.read_json(tmp_path / "model" / "adapter" / "provenance.json")
+    adapter = artifacts.read_json(tmp_path / "model" / "adapter" / "provenance.json")
     assert [one["stage"] for one in adapter["lineage"]] == ["align", "image"]
     assert adapter["llm"] == parts["adapter"]["llm"] | {"source": "llm"}
     assert speaking.languages == ("en", "de")
     prior = speaking.pipeline.prior
     assert isinstance(prior, EclipsePrior)
-    assert adapter["prior"] == artifact.fingerprint(prior.state_dict())  # one for both, as it was for CLIP alone
+    assert adapter["prior"] == artifacts.fingerprint(prior.state_dict())  # one for both, as it was for CLIP alone
 
     def not_again(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished stage ran again")
 
     with monkeypatch.context() as patch:
+        own = {"prior": "prior.training", "adapter": "text_encoders.training"}
         for module in (*TINY, "lm", "adapter"):
-            patch.setattr(f"syzygy.runs.{module}.fit", not_again)
+            patch.setattr(f"syzygy.{own.get(module, f'lab.starter.{module}_training')}.fit", not_again)
         assert train("starter", *out) == result
         for stage, part, changed in (
             ("align", "prior", "another"),
             ("image", "llm", adapter["llm"] | {"fingerprint": "another"}),
             ("quality", "lineage", [{"adapter": "another"}]),
         ):
-            record = tmp_path / stage / "adapter" / artifact.PROVENANCE_FILE
-            kept = artifact.read_json(record)
-            artifact.write_json(record, kept | {part: changed})
+            record = tmp_path / stage / "adapter" / artifacts.PROVENANCE_FILE
+            kept = artifacts.read_json(record)
+            artifacts.write_json(record, kept | {part: changed})
             with pytest.raises(AssertionError, match="ran again"):
                 train("starter", *out)
-            artifact.write_json(record, kept)
-        record = tmp_path / "prior" / "prior" / artifact.PROVENANCE_FILE
-        artifact.write_json(record, artifact.read_json(record) | {"clip": "another"})
+            artifacts.write_json(record, kept)
+        record = tmp_path / "prior" / "prior" / artifacts.PROVENANCE_FILE
+        artifacts.write_json(record, artifacts.read_json(record) | {"clip": "another"})
         with pytest.raises(AssertionError, match="ran again"):
             train("starter", *out)
 
@@ -282,7 +284,7 @@ def test_an_interrupted_run_goes_on_as_if_it_never_stopped(
     assert ended.stdout == ""
     assert "Run the same command again to continue." in ended.stderr.splitlines()[-1]
     assert not (tmp_path / "a" / "prior").exists()
-    done = artifact.read_json(tmp_path / "a" / "checkpoint" / "state.json")["step"]
+    done = artifacts.read_json(tmp_path / "a" / "checkpoint" / "state.json")["step"]
     assert 0 < done < 150
 
     for out in ("a", "b"):  # the rest, and a run without interruption

@@ -11,24 +11,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from syzygy import artifact
-from syzygy.api import TextToImage
-from syzygy.artifact import read_tensors
+from syzygy.clip.clip_model import Clip
+from syzygy.core import artifacts
+from syzygy.core.artifacts import read_tensors
+from syzygy.core.randomness import seed_of
 from syzygy.data.store import EmbeddingStore
-from syzygy.encoders.adapter import SIZES, TextAdapter
-from syzygy.hub.adapters import load_adapted
-from syzygy.hub.clip import Clip
-from syzygy.hub.llm import Llm
-from syzygy.hub.priors import load_prior
-from syzygy.prior.layout import WEIGHTS_FILE
-from syzygy.rng import seed_of
-from syzygy.runs.adapter import Former
-from syzygy.runs.adapter_sources import pictures_of_a_store
-from syzygy.runs.embed_features import open_features
-from syzygy.train.adapted_decoder import AdaptedDecoderTask
-from syzygy.train.adapter import AdapterTask
-from syzygy.world import source
-from syzygy.world.corpus import parallel
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.world import scene_source
+from syzygy.lab.world.parallel_corpus import parallel
+from syzygy.prior.prior_loading import load_prior
+from syzygy.prior.published_layout import WEIGHTS_FILE
+from syzygy.text_encoders.adapter import SIZES, TextAdapter
+from syzygy.text_encoders.adapter_folders import load_adapted
+from syzygy.text_encoders.adapter_task import AdapterTask
+from syzygy.text_encoders.caption_sources import pictures_of_a_store
+from syzygy.text_encoders.decoder_stage import AdaptedDecoderTask
+from syzygy.text_encoders.llm import Llm
+from syzygy.text_encoders.store_features import open_features
+from syzygy.text_encoders.training import Former
 from tests.tiny_llm import save_tiny_llm
 
 LINES = 12
@@ -132,11 +132,11 @@ def weights(run: Path, part: str = "adapter") -> dict[str, torch.Tensor]:
 def test_three_stages_and_what_loads_them(runs: dict[str, Path], store: Path, tiny_model: Path) -> None:
     clip = Clip.from_pretrained(tiny_model / "clip")
     aligned, image, quality = runs.values()
-    record = artifact.read_json(aligned / "adapter/provenance.json")
+    record = artifacts.read_json(aligned / "adapter/provenance.json")
     assert (record["stage"], record["languages"], record["left_out"]) == ("align", ["en", "de"], 0)
     assert (record["clip"], record["samples"]) == (clip.fingerprint(), 72)
     assert record["metrics"].keys() >= {"cosine/de", "recall_at_1/en", "prior", "loss"}
-    record = artifact.read_json(image / "adapter/provenance.json")
+    record = artifacts.read_json(image / "adapter/provenance.json")
     assert record["metrics"].keys() >= {"cosine", "recall_at_1", "projection"}
 
     before, after = weights(aligned), weights(image)
@@ -151,10 +151,10 @@ def test_three_stages_and_what_loads_them(runs: dict[str, Path], store: Path, ti
     assert not torch.equal(priors[0], priors[1])
     assert not torch.equal(priors[1], priors[2])
 
-    record = artifact.read_json(quality / "adapter/provenance.json")
+    record = artifacts.read_json(quality / "adapter/provenance.json")
     assert [one["stage"] for one in record["lineage"]] == ["align", "image"]
     assert record["lineage"][1]["prior"] == record["prior_before"] != record["prior"]
-    assert record["lineage"][0]["adapter"] == artifact.fingerprint(
+    assert record["lineage"][0]["adapter"] == artifacts.fingerprint(
         TextAdapter.from_pretrained(aligned / "adapter").state_dict()
     )
     assert (record["data"], record["recipe"]["filter"]) == (EmbeddingStore.open(store).digest, CONDITION)
@@ -171,9 +171,9 @@ def test_chosen_scenes(syzygy: Callable[..., Any], runs: dict[str, Path], tiny_m
     arguments = ("train", "adapter", "--stage", "quality", "--from", runs["image"], "--clip", tiny_model, "--device", "cpu",
                  *IMAGE, "scenes=40", 'languages=["en","de"]', 'lengths=["short"]')  # fmt: skip
     assert syzygy(*arguments, "--out", tmp_path / "run").code == 0
-    record = artifact.read_json(tmp_path / "run/adapter/provenance.json")
+    record = artifacts.read_json(tmp_path / "run/adapter/provenance.json")
     key = seed_of(0, "adapter", "training")
-    pairs = [source.pair(key, i, held_out=False) for i in range(40)]
+    pairs = [scene_source.pair(key, i, held_out=False) for i in range(40)]
     whole = [sum(one.count for one in pair.caption.description.mentions) == len(pair.scene.things) for pair in pairs]
     assert record["captions"] == sum(whole) < 40
     assert record["prior"] == record["prior_before"]
@@ -246,7 +246,7 @@ def test_tokens_are_distilled(
     metrics = json.loads(answer.out)["metrics"]
     assert "tokens" in metrics
     assert "prior" not in metrics
-    assert artifact.read_json(tmp_path / "run/adapter/provenance.json")["prior"] is None
+    assert artifacts.read_json(tmp_path / "run/adapter/provenance.json")["prior"] is None
     answer = syzygy(*arguments, "--out", tmp_path / "other", "task.tokens=1")
     assert answer.code == 2
     assert "set it to 77" in answer.err
@@ -334,7 +334,7 @@ def test_wrong_input(
 def test_another_prior_than_the_aligned_one(
     syzygy: Callable[..., Any], on_store: tuple[object, ...], tiny_model: Path, tmp_path: Path
 ) -> None:
-    from syzygy.prior.model import EclipsePrior
+    from syzygy.prior.eclipse import EclipsePrior
 
     prior = EclipsePrior.from_pretrained(tiny_model / "prior")
     with torch.no_grad():
@@ -348,16 +348,16 @@ def test_a_prior_that_was_published_without_statistics(
     syzygy: Callable[..., Any], on_store: tuple[object, ...], store: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     """They are measured on the images that are trained on, and said; without them the trained prior could not be saved."""
-    from syzygy.prior.model import EclipsePrior
+    from syzygy.prior.eclipse import EclipsePrior
 
     published = shutil.copytree(tiny_model / "prior", tmp_path / "published")
     tensors = read_tensors(published / WEIGHTS_FILE)
-    artifact.write_tensors(
+    artifacts.write_tensors(
         published / WEIGHTS_FILE, tensors | {"clip_mean": torch.zeros(1, 32), "clip_std": torch.zeros(1, 32)}
     )
     aligned = shutil.copytree(on_store[on_store.index("--from") + 1], tmp_path / "aligned")
-    record = aligned / "adapter" / artifact.PROVENANCE_FILE
-    artifact.write_json(record, artifact.read_json(record) | {"prior": None})
+    record = aligned / "adapter" / artifacts.PROVENANCE_FILE
+    artifacts.write_json(record, artifacts.read_json(record) | {"prior": None})
     with pytest.warns(
         UserWarning, match="has no embedding statistics .* measured on the training images and saved with it"
     ):
@@ -388,20 +388,20 @@ def test_presets(preset: str, width: int, syzygy: Callable[..., Any]) -> None:
 def test_stage_image_with_a_decoder(
     syzygy: Callable[..., Any], aligned: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syzygy.runs.adapter_decoder.VALIDATION_PICTURES", 8)
+    monkeypatch.setattr("syzygy.text_encoders.adapted_decoder_training.VALIDATION_PICTURES", 8)
     model = ("--clip", tiny_model, "--decoder", tiny_model, "--autoencoder", tiny_model)
     small = ("task.batch_size=4", "loop.steps=4", "loop.warmup=1", "loop.validate_every=2", "loop.checkpoint_every=2",
              'lengths=["short"]')  # fmt: skip
     common = ("train", "adapter", "--stage", "image", "--from", aligned, *model, *small, "--device", "cpu")
     asked: list[tuple[int, int, dict[str, Any]]] = []
-    pair = source.pair
+    pair = scene_source.pair
 
-    def recorded(seed: int, index: int, **how: Any) -> source.Pair:
+    def recorded(seed: int, index: int, **how: Any) -> scene_source.Pair:
         asked.append((seed, index, how))
         return pair(seed, index, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(source, "pair", recorded)
+        patch.setattr(scene_source, "pair", recorded)
         answer = syzygy(*common, "--out", tmp_path / "run", "--json")
     assert answer.code == 0, answer.err
     assert not any(how["held_out"] for _, _, how in asked)
@@ -413,7 +413,7 @@ def test_stage_image_with_a_decoder(
     begun = weights(tiny_model, "decoder")
     assert any(not torch.equal(begun[name], x) for name, x in weights(tmp_path / "run", "decoder").items())
     load_adapted(tmp_path / "run", Clip.from_pretrained(tiny_model / "clip"))
-    record = artifact.read_json(tmp_path / "run/adapter/provenance.json")
+    record = artifacts.read_json(tmp_path / "run/adapter/provenance.json")
     former = Former.load(aligned, "image").taught(["ja"])
     assert (former.languages, former.of_the_world) == (("en", "de", "ja"), ("en", "de"))
     assert [one["stage"] for one in record["lineage"]] == ["align"]
@@ -426,7 +426,7 @@ def test_stage_image_with_a_decoder(
 
     frozen = syzygy(*common, "--out", tmp_path / "frozen", "frozen=decoder", 'languages=["en","fr"]')
     assert frozen.code == 0, frozen.err
-    assert artifact.read_json(tmp_path / "frozen/adapter/provenance.json")["languages"] == ["en", "de", "fr"]
+    assert artifacts.read_json(tmp_path / "frozen/adapter/provenance.json")["languages"] == ["en", "de", "fr"]
     assert all(torch.equal(begun[name], x) for name, x in weights(tmp_path / "frozen", "decoder").items())
     for encoder, told in (("frozen", ("image", "text")), ("run", ("image",))):  # the latter's decoder is another by now
         assert TextToImage.from_pretrained(tiny_model, text_encoder=tmp_path / encoder).pipeline.conditions == told

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from syzygy import artifact
+from syzygy.core import artifacts
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 
 PRIOR = (
@@ -31,7 +31,7 @@ def threads() -> Any:
 def test_an_estimate_is_printed_and_nothing_is_written(
     syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syzygy.train.estimate.REHEARSED", 64)
+    monkeypatch.setattr("syzygy.training.estimate.REHEARSED", 64)
     arguments = ("train", "prior", "--clip", tiny_model, *PRIOR, "--dry-run")
     answer = syzygy(*arguments, "--json")
     assert answer.code == 0, answer.err
@@ -86,7 +86,7 @@ def test_threads_are_set_and_recorded(syzygy: Callable[..., Any], tiny_model: Pa
     command = ("train", "prior", "--clip", tiny_model, *PRIOR, "scenes=16", "loop.steps=1")
     answer = syzygy(*command, "--threads", 2, "--out", tmp_path)
     assert answer.code == 0, answer.err
-    record = artifact.read_json(tmp_path / "prior/provenance.json")
+    record = artifacts.read_json(tmp_path / "prior/provenance.json")
     assert record["threads"] == 2
     assert "2 threads" in record["machine"]
     wrong = syzygy(*command, "--threads", 10**9, "--out", tmp_path)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from syzygy.api import TextToImage
-from syzygy.hub.expert_unets import ExpertUNet
+from syzygy.experts.expert_unets import ExpertUNet
+from syzygy.generation.text_to_image import TextToImage
 from tests.tiny_unclip import Tiny
 from tests.tiny_xl import tiny_xl
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from syzygy.hub.expert_unets import ExpertUNet
+from syzygy.experts.expert_unets import ExpertUNet
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 
 SMALL = (

@@ -6,23 +6,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from syzygy import artifact, presets
-from syzygy.errors import UserError
-from syzygy.hub.llm import Llm
-from syzygy.hub.lm import LmConfig, build_lm
+from syzygy.core import artifacts
+from syzygy.core.errors import UserError
+from syzygy.lab import presets
+from syzygy.lab.starter.tiny_lm import LmConfig, build_lm
+from syzygy.text_encoders.llm import Llm
 
 SMALL = ("lm.width=32", "lm.layers=1", "lm.heads=2", "lm.feed_forward=32", "lm.vocabulary=1500", "task.batch_size=4",
          'languages=["en","de"]', "loop.steps=6", "loop.warmup=1", "loop.validate_every=3", "loop.checkpoint_every=3")  # fmt: skip
 
 
 def test_trained_and_loaded(syzygy, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("syzygy.runs.lm.TOKENIZER_CAPTIONS", 30)
-    monkeypatch.setattr("syzygy.runs.lm.VALIDATION_CAPTIONS", 2)
+    monkeypatch.setattr("syzygy.lab.starter.lm_training.TOKENIZER_CAPTIONS", 30)
+    monkeypatch.setattr("syzygy.lab.starter.lm_training.VALIDATION_CAPTIONS", 2)
     answer = syzygy("train", "lm", "--out", tmp_path / "run", *SMALL)
     assert answer.code == 0, answer.err
     assert "loss/de" in answer.out
     folder = tmp_path / "run" / "llm"
-    record = artifact.read_json(folder / artifact.PROVENANCE_FILE)
+    record = artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
     assert (record["kind"], record["steps"], record["samples"]) == ("lm", 6, 24)
     assert set(record["tokens_per_caption"]) == {"en", "de"}
     for each in record["tokens_per_caption"].values():

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from syzygy import artifact
-from syzygy.artifact import read_tensors
-from syzygy.data.files import mapped, write_tensors
+from syzygy.clip.clip_model import Clip
+from syzygy.core import artifacts
+from syzygy.core.artifacts import read_tensors
+from syzygy.core.errors import UserError
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
-from syzygy.hub.clip import Clip
-from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.train.objectives import EclipseObjective, PriorTaskConfig
-from syzygy.train.pairs import PriorData, StorePairs, split
-from syzygy.train.prior import PriorTask
+from syzygy.data.store_files import mapped, write_tensors
+from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
+from syzygy.prior.embedding_pairs import PriorData, StorePairs, split
+from syzygy.prior.objectives import EclipseObjective, PriorTaskConfig
+from syzygy.prior.prior_task import PriorTask
 from tests.closeness import assert_close
 from tests.stopping import stopped
 from tests.tiny_unclip import tiny_clip_pipeline
@@ -65,10 +65,10 @@ def test_a_prior_is_trained_on_a_store_and_paints(
     answer = syzygy("train", "prior", "--data", store, "--out", out, "--json", *SMALL)
     assert answer.code == 0, answer.err
     assert {"cosine", "cosine_text", "cosine_other", "recall_at_1"} <= set(json.loads(answer.out)["metrics"])
-    record = artifact.read_json(out / "prior/provenance.json")
+    record = artifacts.read_json(out / "prior/provenance.json")
     assert record["data"] == EmbeddingStore.open(store).digest
     assert record["recipe"]["scenes"] is None
-    assert artifact.read_json(out / "environment.json")["processes"] == 1
+    assert artifacts.read_json(out / "environment.json")["processes"] == 1
     painted = syzygy(
         "generate", "a red circle", "--model", tiny_model, "--prior", out, "--steps", 1, "--out", tmp_path / "pictures"
     )
@@ -120,10 +120,10 @@ def test_a_diffusion_prior_is_trained_on_a_store_and_paints(
 def test_an_older_store_trains_eclipse_only(syzygy: Callable[..., Any], store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "store")
     for path in (tmp_path / "store").rglob("*.json"):
-        values = artifact.read_json(path) | {"schema_version": 1}
+        values = artifacts.read_json(path) | {"schema_version": 1}
         values.pop("empty", None)
         values.get("features", {}).get("clip", {}).pop("empty", None)
-        artifact.write_json(path, values)
+        artifacts.write_json(path, values)
     arguments = ("train", "prior", "--data", tmp_path / "store", *SMALL, "--out")
     assert syzygy(*arguments, tmp_path / "eclipse").code == 0
     answer = syzygy(*arguments, tmp_path / "diffusion", "--preset", "diffusion")
@@ -282,7 +282,7 @@ def test_two_pairs_train_with_the_presets_of_the_published_models(
     rates = re.findall(r"(\S+) steps/s · (\S+) samples/s", answer.err)
     assert rates
     assert all(steps == samples for steps, samples in rates), "a step is one caption"
-    recipe = artifact.read_json(tmp_path / "run/prior/provenance.json")["recipe"]
+    recipe = artifacts.read_json(tmp_path / "run/prior/provenance.json")["recipe"]
     assert (recipe["validation_images"], recipe["task"]["batch_size"]) == (1, 1)
     again = syzygy(*arguments, "--out", tmp_path / "run", "--json")
     assert (again.code, again.out) == (0, answer.out), "the same command finds the finished run"

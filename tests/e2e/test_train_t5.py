@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from syzygy import artifact
-from syzygy.api import TextToImage
-from syzygy.errors import UserError
-from syzygy.hub.t5 import T5Config, T5Text, build_t5
-from syzygy.hub.unet import build_decoder, load_decoder
-from syzygy.runs.decoder import extend
-from syzygy.types import Region
+from syzygy.core import artifacts
+from syzygy.core.contracts import Region
+from syzygy.core.errors import UserError
+from syzygy.decoder.backbone import build_decoder, load_decoder
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.starter.decoder_training import extend
+from syzygy.text_encoders.t5 import T5Config, T5Text, build_t5
 
 
 def test_trained_and_loaded(syzygy, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("syzygy.runs.t5.TOKENIZER_CAPTIONS", 50)
-    monkeypatch.setattr("syzygy.runs.t5.VALIDATION_CAPTIONS", 6)
+    monkeypatch.setattr("syzygy.lab.starter.t5_training.TOKENIZER_CAPTIONS", 50)
+    monkeypatch.setattr("syzygy.lab.starter.t5_training.VALIDATION_CAPTIONS", 6)
     small = ("t5.width=32", "t5.layers=1", "t5.decoder_layers=1", "t5.heads=2", "task.batch_size=4", "loop.steps=6",
              "loop.warmup=1", "loop.validate_every=3", "loop.checkpoint_every=3")  # fmt: skip
     answer = syzygy("train", "t5", "--out", tmp_path / "run", *small)
@@ -25,7 +25,7 @@ def test_trained_and_loaded(syzygy, tmp_path: Path, monkeypatch) -> None:
     assert "accuracy" in answer.out
     t5 = T5Text.from_pretrained(tmp_path / "run" / "t5")
     assert t5.encode_states(["a red circle"]).states.shape[2] == t5.width == 32
-    record = artifact.read_json(tmp_path / "run" / "t5" / artifact.PROVENANCE_FILE)
+    record = artifacts.read_json(tmp_path / "run" / "t5" / artifacts.PROVENANCE_FILE)
     assert (record["kind"], record["steps"], record["samples"]) == ("t5", 6, 24)
     assert set(record["metrics"]) == {"loss", "accuracy"}
 
@@ -52,9 +52,9 @@ def test_a_decoder_goes_on_with_t5_beside(syzygy, tiny_model: Path, tmp_path: Pa
     old, new = load_decoder(tiny_model / "decoder"), load_decoder(run / "decoder")
     assert set(new.slots) == {"image", "text", "t5"}
     assert torch.equal(new.slots["image"].scale, old.slots["image"].scale)
-    record = artifact.read_json(run / "decoder" / artifact.PROVENANCE_FILE)
+    record = artifacts.read_json(run / "decoder" / artifacts.PROVENANCE_FILE)
     assert record["t5"] == T5Text.from_pretrained(tmp_path / "t5").fingerprint()
-    assert record["init"] == artifact.fingerprint(old.state_dict())
+    assert record["init"] == artifacts.fingerprint(old.state_dict())
 
     # The three together paint: any subset of what the decoder reads, and words painted for both text encoders.
     whole = shutil.copytree(tiny_model, tmp_path / "model")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from syzygy.pictures import open_picture, read_record
+from syzygy.generation.image_files import open_picture, read_record
 from tests.tiny_karlo import tiny_karlo
 
 TEXT = "a red circle left of a blue star"

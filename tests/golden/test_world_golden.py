@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from syzygy.world.render import render
-from syzygy.world.scene import Background, Scene, Thing
+from syzygy.lab.world.render import render
+from syzygy.lab.world.scene import Background, Scene, Thing
 
 STORED = Path(__file__).parents[1] / "data" / "world"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from syzygy.artifact import read_tensors
+from syzygy.core.artifacts import read_tensors
 from tests.closeness import NETWORK, about
 from tests.tiny_llm import save_tiny_llm
 

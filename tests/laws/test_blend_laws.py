@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from syzygy.blend import mixed, path, shares
-from syzygy.errors import UserError
+from syzygy.core.errors import UserError
+from syzygy.generation.mixing import mixed, path, shares
 from tests.closeness import NETWORK, assert_close
 
 WIDTH = 16

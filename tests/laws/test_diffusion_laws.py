@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from syzygy.diffusion.decoder import DecoderConfig, SlotConfig, UNetConfig
-from syzygy.diffusion.guidance import Guided
-from syzygy.diffusion.noise import KarrasSchedule, LogNormal
-from syzygy.diffusion.preconditioning import Preconditioned
-from syzygy.diffusion.samplers import SAMPLERS, sample
-from syzygy.hub.unet import build_decoder
-from syzygy.rng import generator, per_sample_noise
-from syzygy.types import Condition, Conditioning, PackedText, TextFeatures, image_condition, text_condition
+from syzygy.core.contracts import Condition, Conditioning, PackedText, TextFeatures, image_condition, text_condition
+from syzygy.core.randomness import generator, per_sample_noise
+from syzygy.decoder.backbone import build_decoder
+from syzygy.decoder.guidance import Guided
+from syzygy.decoder.network import DecoderConfig, SlotConfig, UNetConfig
+from syzygy.decoder.noise_levels import KarrasSchedule, LogNormal
+from syzygy.decoder.preconditioning import Preconditioned
+from syzygy.decoder.samplers import SAMPLERS, sample
 from tests.closeness import LEVEL, NETWORK, assert_close
 
 seeds = st.integers(0, 10**6)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syzygy.rng import Draw
-from syzygy.world.corpus import parallel
-from syzygy.world.description import FULLY_TOLD
-from syzygy.world.language import LANGUAGES, language, spoken, understood
-from syzygy.world.language.base import Length
-from syzygy.world.source import pair
+from syzygy.core.randomness import Draw
+from syzygy.lab.world.description import FULLY_TOLD
+from syzygy.lab.world.language import LANGUAGES, language, spoken, understood
+from syzygy.lab.world.language.base import Length
+from syzygy.lab.world.parallel_corpus import parallel
+from syzygy.lab.world.scene_source import pair
 from tests.any_description import any_description
 
 LENGTHS: tuple[Length, ...] = get_args(Length)

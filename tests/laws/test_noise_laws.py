@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syzygy.diffusion.noise import LogNormal
+from syzygy.decoder.noise_levels import LogNormal
 
 few = settings(max_examples=40)
 levels = torch.linspace(0.001, 0.999, 97, dtype=torch.float64)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
 from syzygy.prior.losses import contrastive_loss
-from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.types import PackedText, TextFeatures
 from tests.closeness import NETWORK, assert_close
 
 WIDTH, TOKENS = 8, 6

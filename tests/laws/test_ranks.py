@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from syzygy.artifact import read_tensors
+from syzygy.core.artifacts import read_tensors
 from tests.closeness import NETWORK, about
 
 MOVED = 6e-3
@@ -26,16 +26,16 @@ from pathlib import Path
 
 import torch
 
-from syzygy import artifact
-from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.rng import generator
-from syzygy.train.loop import fit
-from syzygy.train.objectives import EclipseObjective, PriorTaskConfig
-from syzygy.train.pairs import PriorData
-from syzygy.train.parallel import joined
-from syzygy.train.prior import PriorTask
-from syzygy.train.schedule import LoopConfig
-from syzygy.types import TextFeatures
+from syzygy.core import artifacts
+from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
+from syzygy.core.randomness import generator
+from syzygy.training.loop import fit
+from syzygy.prior.objectives import EclipseObjective, PriorTaskConfig
+from syzygy.prior.embedding_pairs import PriorData
+from syzygy.training.parallel import joined
+from syzygy.prior.prior_task import PriorTask
+from syzygy.training.schedule import LoopConfig
+from syzygy.core.contracts import TextFeatures
 
 torch.set_num_threads(1)
 
@@ -60,7 +60,7 @@ def train(world, out, micro):
     task.parts = mortal
     fit(task, loop, out, run={}, world=world)
     if world.first:
-        artifact.write_tensors(out / "weights.safetensors", prior.state_dict())
+        artifacts.write_tensors(out / "weights.safetensors", prior.state_dict())
 
 
 with joined(torch.device("cpu")) as world:

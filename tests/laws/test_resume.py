@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from syzygy import artifact
-from syzygy.errors import UserError
-from syzygy.rng import generator
-from syzygy.train import checkpoint, loop
-from syzygy.train.loop import FitResult, Interrupted, LoopConfig, fit
+from syzygy.core import artifacts
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import generator
+from syzygy.training import checkpoints, loop
+from syzygy.training.loop import FitResult, Interrupted, LoopConfig, fit
 
 RUN = {"seed": 0, "loop": {"lr": 1e-2, "steps": 20}}
 CONFIG = LoopConfig(
@@ -62,7 +62,7 @@ def bits(out: Path) -> dict[str, bytes]:
     """Every file but the clock's. (The header of safetensors lists its metadata in random order.)"""
     found = {name: (out / name).read_bytes() for name in ("metrics.jsonl", "run.json")}
     for name in ("model", "ema", "optimizer"):
-        for key, x in artifact.read_tensors(out / f"checkpoint/{name}.safetensors").items():
+        for key, x in artifacts.read_tensors(out / f"checkpoint/{name}.safetensors").items():
             found[f"{name}/{key}"] = x.numpy().tobytes()
     return found
 
@@ -111,7 +111,7 @@ def test_twenty_steps_equal_ten_and_ten(tmp_path, whole, number):
     with pytest.raises(Interrupted, match=r"after step 10 of 20.*[Rr]un the same command again"):
         train(tmp_path, at(9, lambda: signal.raise_signal(number)))
     assert signal.getsignal(number) is handler
-    assert checkpoint.read_json(tmp_path / "checkpoint/state.json")["step"] == 10
+    assert checkpoints.read_json(tmp_path / "checkpoint/state.json")["step"] == 10
     seen = []
     task, result = train(tmp_path, seen.append)
     assert seen == list(range(10, 20))
@@ -164,7 +164,7 @@ def test_seconds_count_all_sittings(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, whole, monkeypatch):
-    save_file = artifact.save_file
+    save_file = artifacts.save_file
 
     def full(tensors, path, **options):
         if "optimizer" in str(path) and (tmp_path / "checkpoint").exists():
@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, whole, monkeypatch):
         save_file(tensors, path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "save_file", full)
+        patch.setattr(artifacts, "save_file", full)
         with pytest.raises(UserError, match="No space left"):
             train(tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -226,9 +226,9 @@ def test_damaged_checkpoints_are_clear_errors(tmp_path, whole, name, damage):
     elif damage == "cut":
         path.write_bytes(path.read_bytes()[:-8])
     else:
-        tensors = artifact.read_tensors(path)
+        tensors = artifacts.read_tensors(path)
         key = next(key for key in tensors if key.startswith("head.weight"))
-        artifact.write_tensors(path, {"body.0.wrong" if k == key else k: x for k, x in tensors.items()})
+        artifacts.write_tensors(path, {"body.0.wrong" if k == key else k: x for k, x in tensors.items()})
     with pytest.raises(UserError, match=name):
         train(tmp_path)
 

@@ -12,15 +12,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from syzygy.core.contracts import TextFeatures
 from syzygy.data import building
 from syzygy.data.checking import verify
-from syzygy.data.embed import embed_shard
-from syzygy.data.encoder import EmbedSettings
+from syzygy.data.embed_shard import embed_shard
 from syzygy.data.merging import merge
 from syzygy.data.pair import RawPair, pair_of
+from syzygy.data.pair_encoder import EmbedSettings
 from syzygy.data.sources import Source, SourceOptions, expand
 from syzygy.data.store import EmbeddingStore
-from syzygy.types import TextFeatures
 
 WIDTH = 3
 

@@ -8,14 +8,13 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from syzygy.rng import Draw
-from syzygy.world import source
-from syzygy.world.description import FULLY_TOLD, Description, Mention, Placed, Told, describe, judge
-from syzygy.world.language import language
-from syzygy.world.language.base import Length
-from syzygy.world.render import masks, render
-from syzygy.world.sample import sample_scene, scene_for
-from syzygy.world.scene import (
+from syzygy.core.randomness import Draw
+from syzygy.lab.world import scene_source
+from syzygy.lab.world.description import FULLY_TOLD, Description, Mention, Placed, Told, describe, judge
+from syzygy.lab.world.language import language
+from syzygy.lab.world.language.base import Length
+from syzygy.lab.world.render import masks, render
+from syzygy.lab.world.scene import (
     COLOURS,
     INVERSE,
     MAX_OBJECTS,
@@ -29,6 +28,7 @@ from syzygy.world.scene import (
     is_held_out,
     relation_between,
 )
+from syzygy.lab.world.scene_sampling import sample_scene, scene_for
 from tests.closeness import assert_close
 
 LENGTHS: tuple[Length, ...] = ("short", "medium", "long")
@@ -98,7 +98,7 @@ def test_whatever_is_said_is_read_back(told: Parts, seed: int, length: Length) -
 
 @pytest.mark.parametrize(("length", "number"), [("short", 1500), ("medium", 250), ("long", 250)])
 def test_thousands_of_captions_are_true_and_read_back(length: Length, number: int) -> None:
-    for pair in source.pairs(3, 0, number, length=length):
+    for pair in scene_source.pairs(3, 0, number, length=length):
         said = pair.caption.description
         assert language("en").read(pair.caption.text).description.key == said.key
         assert all(atom.holds for atom in judge(said, pair.scene))
@@ -144,7 +144,7 @@ def test_relations_have_inverses(a: Thing, b: Thing) -> None:
 
 
 def test_swapped_captions_are_false() -> None:
-    wrong = [(pair, source.swapped(pair, Draw(5, i))) for i, pair in enumerate(source.pairs(5, 0, 500))]
+    wrong = [(pair, scene_source.swapped(pair, Draw(5, i))) for i, pair in enumerate(scene_source.pairs(5, 0, 500))]
     told = [(pair, text) for pair, text in wrong if text]
     assert len(told) > 0.9 * len(wrong)
     for pair, text in told:
@@ -158,14 +158,14 @@ def test_without_held_out_none_is_shown() -> None:
 
 
 def test_a_seed_says_all() -> None:
-    first, again = source.pairs(9, 100, 40), [source.pair(9, index) for index in range(100, 140)]
+    first, again = scene_source.pairs(9, 100, 40), [scene_source.pair(9, index) for index in range(100, 140)]
     assert first == again
-    assert first != source.pairs(10, 100, 40)
-    pictures = source.pictures(first)
-    assert torch.equal(pictures, source.pictures(again))
+    assert first != scene_source.pairs(10, 100, 40)
+    pictures = scene_source.pictures(first)
+    assert torch.equal(pictures, scene_source.pictures(again))
     singly = torch.cat([render([p.scene]) for p in first])
     assert_close(pictures, singly)
-    assert_close(pictures, source.pictures(first, chunk=7))
+    assert_close(pictures, scene_source.pictures(first, chunk=7))
 
 
 @settings(max_examples=25)

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from syzygy.hub.clip import ClipConfig, build_clip
+from syzygy.clip.clip_model import ClipConfig, build_clip
 
 END = "<|endoftext|>"
 TEXTS = ["a red circle", "two blue stars above a ring!", "wow! звезда", "a red circle left of a blue star"]

@@ -7,8 +7,8 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip import CLIPImageProcessor
 
-from syzygy.errors import UserError
-from syzygy.hub.clip import Clip, ClipConfig, build_clip
+from syzygy.clip.clip_model import Clip, ClipConfig, build_clip
+from syzygy.core.errors import UserError
 from tests.closeness import NETWORK, about, assert_close
 
 TINY = ClipConfig(width=32, text_layers=2, text_heads=2, vision_width=32, vision_layers=2, vision_heads=2)
@@ -89,7 +89,7 @@ def test_training_in_chunks_equals_one_pass(clip: Clip, monkeypatch: pytest.Monk
     texts = [*TEXTS, "a red circle left of a blue star", "a moon"]
     ids, mask = clip.tokenize(texts)
     images = torch.rand(5, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("syzygy.hub.clip.CPU_CHUNK", 2)
+    monkeypatch.setattr("syzygy.clip.clip_model.CPU_CHUNK", 2)
     with torch.no_grad():
         image, text, scale = clip(images, ids, mask)
     assert_close(image, clip.encode_image(images), depth=NETWORK)

@@ -10,8 +10,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from syzygy.errors import UserError
-from syzygy.hub.clip import Clip
+from syzygy.clip.clip_model import Clip
+from syzygy.core.errors import UserError
 from tests.hub_cache import COMMIT, add_snapshot
 
 OTHER = "f" * 40

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from syzygy.errors import UserError
-from syzygy.hub.clip import Clip
+from syzygy.clip.clip_model import Clip
+from syzygy.core.errors import UserError
 from tests.closeness import NETWORK, assert_close
 
 END = "<|endoftext|>"

@@ -18,8 +18,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from syzygy.errors import UserError
-from syzygy.hub.clip import Clip
+from syzygy.clip.clip_model import Clip
+from syzygy.core.errors import UserError
 
 
 def change_json(path: Path, **changes: Any) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from syzygy.errors import UserError
-from syzygy.hub.clip import Clip
+from syzygy.clip.clip_model import Clip
+from syzygy.core.errors import UserError
 
 TEXTS = ["a red circle", "two blue stars above a ring!"]
 

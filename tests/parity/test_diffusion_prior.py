@@ -11,8 +11,10 @@ from diffusers.schedulers import scheduling_unclip
 from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
 from torch import Tensor
 
-from syzygy.errors import UserError
-from syzygy.prior.diffusion import (
+from syzygy.core.contracts import Prior, TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import generator
+from syzygy.prior.diffusion_prior import (
     DiffusionPrior,
     DiffusionPriorConfig,
     PriorSampling,
@@ -20,11 +22,9 @@ from syzygy.prior.diffusion import (
     fresh_noise,
     sample,
 )
-from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.prior.schedule import alphas_bar, visited
-from syzygy.prior.statistics import EmbeddingStatistics
-from syzygy.rng import generator
-from syzygy.types import Prior, TextFeatures
+from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
+from syzygy.prior.embedding_statistics import EmbeddingStatistics
+from syzygy.prior.unclip_schedule import alphas_bar, visited
 from tests.closeness import NETWORK, assert_close
 
 WIDTH, TOKENS = 12, 7

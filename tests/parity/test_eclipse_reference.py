@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from syzygy.errors import UserError
-from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.types import PackedText, TextFeatures
+from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
 from tests.closeness import NETWORK, assert_close
 
 REFERENCE = Path(__file__).parents[1] / "data" / "eclipse_reference"

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from syzygy import artifact
-from syzygy.api import TextToImage
-from syzygy.diffusion.experts import Stages
-from syzygy.diffusion.residence import OneAtATime
-from syzygy.errors import UserError
-from syzygy.hub import kandinsky
-from syzygy.hub.expert_unets import ExpertUNet, with_experts
-from syzygy.hub.experts import Keeping
-from syzygy.hub.timesteps import noise_of
-from syzygy.nn.lora import Adapted, Lora
-from syzygy.types import Guide, Sampling
+from syzygy.core import artifacts
+from syzygy.core.contracts import Guide, Sampling
+from syzygy.core.diffusers_timesteps import noise_of
+from syzygy.core.errors import UserError
+from syzygy.core.lora import Adapted, Lora
+from syzygy.core.offload import OneAtATime
+from syzygy.experts.expert_folders import Keeping
+from syzygy.experts.expert_unets import ExpertUNet, with_experts
+from syzygy.experts.routing import Stages
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.pretrained import kandinsky
 from tests.closeness import NETWORK, assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers' arithmetic with numpy 2
@@ -281,9 +281,9 @@ def test_saved_and_loaded(memory: str, folder: Path, vae: Any, tmp_path: Path) -
 
 def test_loaded_one_at_a_time(folder: Path, vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    plain = artifact.read_tensors
+    plain = artifacts.read_tensors
     monkeypatch.setattr(
-        artifact, "read_tensors", lambda path, *more: asked.append(path.parent.name) or plain(path, *more)
+        artifacts, "read_tensors", lambda path, *more: asked.append(path.parent.name) or plain(path, *more)
     )
     experts = ExpertUNet.from_pretrained(folder, keeping=Keeping(memory="lazy"), dtype=torch.float64)
     pipe = pipeline(experts, vae, "heun")

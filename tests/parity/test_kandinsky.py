@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from syzygy.errors import UserError
-from syzygy.hub import schedulers
-from syzygy.hub.kandinsky import KandinskyDecoder, embedding_width, load_kandinsky
-from syzygy.hub.parts import load_model
-from syzygy.types import Guide, Progress, Sampling
+from syzygy.core import diffusers_schedulers
+from syzygy.core.contracts import Guide, Progress, Sampling
+from syzygy.core.diffusers_weights import load_model
+from syzygy.core.errors import UserError
+from syzygy.pretrained.kandinsky import KandinskyDecoder, embedding_width, load_kandinsky
 from tests.tiny_unclip import SIZE, WIDTH, Tiny
 
 LEVEL = 1 / 255
@@ -102,7 +102,7 @@ def test_samplers_are_diffusers_schedulers(tiny_kandinsky: Tiny, copy_of: Callab
     decoder = load(with_scheduler(copy_of(tiny_kandinsky.decoder), variance_type="learned_range", **habits))
     made = {
         name: decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=4, sampler=name))
-        for name in schedulers.SAMPLERS
+        for name in diffusers_schedulers.SAMPLERS
     }
     assert torch.equal(made["ddpm"], decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=4)))
     # One ODE and one method in two parametrisations: Euler in σ is DDIM. It shows that scaled inputs reach the U-Net.
@@ -202,7 +202,7 @@ def test_files_that_are_not_a_decoder_are_refused(
         load(folder)
     (folder / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "HeunDiscreteScheduler"}')
     with pytest.raises(UserError, match=r"is for 'HeunDiscreteScheduler'; known are DDPMScheduler"):
-        schedulers.load_scheduler(folder)
+        diffusers_schedulers.load_scheduler(folder)
     from diffusers.models.autoencoders.vq_model import VQModel
 
     with pytest.raises(UserError, match="is for 'UNet2DConditionModel'; VQModel is needed there"):

@@ -16,14 +16,14 @@ from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from syzygy.diffusion import paint
-from syzygy.errors import UserError
-from syzygy.hub.ancestral import Ancestral, walk
-from syzygy.hub.clip import Clip
-from syzygy.hub.karlo import KarloDecoder, embedding_width, load_karlo
-from syzygy.prior.schedule import alphas_bar, visited
-from syzygy.rng import generator, per_sample_noise
-from syzygy.types import Guide, PictureDecoder, Progress, Region, Sampling, TextFeatures
+from syzygy.clip.clip_model import Clip
+from syzygy.core.contracts import Guide, PictureDecoder, Progress, Region, Sampling, TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import generator, per_sample_noise
+from syzygy.pretrained.karlo import KarloDecoder, embedding_width, load_karlo
+from syzygy.prior.ancestral import Ancestral, walk
+from syzygy.prior.unclip_schedule import alphas_bar, visited
+from syzygy.regions import region_bias as paint
 from tests.closeness import LEVEL, NETWORK, assert_close
 from tests.tiny_karlo import LARGE, SMALL, karlo_models, karlo_schedulers, tiny_karlo
 from tests.tiny_unclip import WIDTH, Tiny

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from syzygy.diffusion.latents import LatentDecoder
-from syzygy.errors import NonFiniteError
-from syzygy.hub import bundle, schedulers
-from syzygy.hub.clip import Clip
-from syzygy.hub.kandinsky import load_kandinsky
-from syzygy.hub.karlo import load_karlo
-from syzygy.hub.stable_diffusion_decoder import load_stable_diffusion
-from syzygy.hub.stable_unclip import load_stable_unclip
-from syzygy.types import Guide, PictureDecoder, Sampling
+from syzygy.clip.clip_model import Clip
+from syzygy.core import diffusers_schedulers
+from syzygy.core.contracts import Guide, PictureDecoder, Sampling
+from syzygy.core.errors import NonFiniteError
+from syzygy.decoder.latent_decoder import LatentDecoder
+from syzygy.generation import own_models
+from syzygy.pretrained.kandinsky import load_kandinsky
+from syzygy.pretrained.karlo import load_karlo
+from syzygy.pretrained.stable_diffusion import load_stable_diffusion
+from syzygy.pretrained.stable_unclip import load_stable_unclip
 from tests.tiny_karlo import tiny_karlo
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 from tests.tiny_unclip import WIDTH, Tiny
@@ -57,7 +58,7 @@ def karlo(tmp_path: Path, **_: Any) -> Case:
 
 
 def ours(tmp_path: Path, tiny_model: Path, **_: Any) -> Case:
-    own = bundle.load(tiny_model, prior=None, decoder=None, experts=None, device="cpu", local_files_only=True)
+    own = own_models.load(tiny_model, prior=None, decoder=None, experts=None, device="cpu", local_files_only=True)
     found: Any = own.pipeline.decoder
     assert isinstance(found, LatentDecoder)
     features = own.clip.encode_text(["a", "b"])
@@ -114,12 +115,12 @@ def test_the_image_that_overflowed_is_named(case: Case, value: float, overflowin
 def test_a_scheduler_that_clips_does_not_hide_infinity() -> None:
     import diffusers
 
-    own = schedulers.fresh(diffusers.DDPMScheduler(clip_sample=True), None)
+    own = diffusers_schedulers.fresh(diffusers.DDPMScheduler(clip_sample=True), None)
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return torch.cat([x[:1], torch.full_like(x[1:], float("inf"))])
 
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    found = schedulers.walk(own, predict, torch.ones(2, 4, 2, 2), 3, generators)
+    found = diffusers_schedulers.walk(own, predict, torch.ones(2, 4, 2, 2), 3, generators)
     assert torch.isfinite(found[0]).all()
     assert found[1].isnan().all()

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from syzygy.errors import UserError
-from syzygy.hub.preparation import Preparation
+from syzygy.clip.image_processing import Preparation
+from syzygy.core.errors import UserError
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 OPENAI = {  # openai/clip-vit-large-patch14 as published in 2021, smaller

@@ -18,9 +18,9 @@ from diffusers.schedulers import scheduling_unclip
 from torch import Tensor
 
 import syzygy
-from syzygy.errors import NonFiniteError, UserError
-from syzygy.hub.prior_pipeline import PriorPipeline
-from syzygy.prior.diffusion import fresh_noise
+from syzygy.core.errors import NonFiniteError, UserError
+from syzygy.generation.prior_pipeline import PriorPipeline
+from syzygy.prior.diffusion_prior import fresh_noise
 from tests.closeness import NETWORK, assert_close
 from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_unclip import SIZE, WIDTH, Tiny, tiny_clip_pipeline, tiny_kandinsky
@@ -135,7 +135,7 @@ def test_the_script_in_the_documentation_paints(
         assert hub_id in block or hub_id == "kandinsky-community/kandinsky-2-2-prior"
         add_snapshot(cache, folder, hub_id, COMMIT, "main")
     # A prior as narrow as this one tells no published CLIP by its width.
-    monkeypatch.setitem(syzygy.hub.prior_pipeline.CLIPS, WIDTH, "kandinsky-community/kandinsky-2-2-prior")
+    monkeypatch.setitem(syzygy.generation.prior_pipeline.CLIPS, WIDTH, "kandinsky-community/kandinsky-2-2-prior")
     for was, now in (
         ('"kandinsky-community/kandinsky-2-2-decoder"', repr(str(tiny.decoder))),
         ('"cuda"', '"cpu"'),
@@ -191,7 +191,7 @@ def test_the_zero_image_is_computed_once(tiny: Tiny, tmp_path: Path, monkeypatch
     seen: list[Tensor] = []
     for _ in range(2):
         seen.append(PriorPipeline.from_pretrained(tiny.prior, clip=tiny.clip)(PROMPTS[0]).negative_image_embeds)
-        monkeypatch.setattr("syzygy.hub.clip.Clip.encode_pixels", None)
+        monkeypatch.setattr("syzygy.clip.clip_model.Clip.encode_pixels", None)
     assert torch.equal(*seen)
 
 

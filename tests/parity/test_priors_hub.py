@@ -16,12 +16,12 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from syzygy.errors import UserError
-from syzygy.hub.clip import Clip
-from syzygy.hub.priors import find_prior, load_eclipse, load_prior
-from syzygy.prior.diffusion import SampledPrior, fresh_noise
-from syzygy.prior.model import EclipsePrior
-from syzygy.rng import generator
+from syzygy.clip.clip_model import Clip
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import generator
+from syzygy.prior.diffusion_prior import SampledPrior, fresh_noise
+from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.prior_loading import find_prior, load_eclipse, load_prior
 from tests.hub_cache import COMMIT, add_snapshot
 
 OTHER = "f" * 40

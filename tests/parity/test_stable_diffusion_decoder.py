@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from syzygy.errors import UserError
-from syzygy.hub import schedulers
-from syzygy.hub.stable_diffusion_decoder import StableDiffusionDecoder, load_stable_diffusion
-from syzygy.types import Guide, PictureDecoder, Progress, Region, Sampling
+from syzygy.core import diffusers_schedulers
+from syzygy.core.contracts import Guide, PictureDecoder, Progress, Region, Sampling
+from syzygy.core.errors import UserError
+from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder, load_stable_diffusion
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 from tests.tiny_unclip import SIZE
 from tests.tiny_xl import tiny_xl
@@ -112,7 +112,7 @@ def test_pictures_are_those_of_diffusers(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_regions_are_the_same_as_in_diffusers_pipeline(kind: str, folders: dict[str, Path], decoders: Any) -> None:
-    from syzygy.hub.painted import painted
+    from syzygy.regions.diffusers_hook import painted
 
     pipeline, regions = theirs(folders[kind]), [Region("red circle", half())]
     how: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}
@@ -179,7 +179,7 @@ def test_what_diffusers_mends_in_old_schedulers(named: bool, folders: dict[str, 
 
 def test_every_sampler_paints(decoders: Any) -> None:
     regions = [[Region("circle", half())]]
-    for name in schedulers.SAMPLERS:
+    for name in diffusers_schedulers.SAMPLERS:
         how = Sampling(steps=3, sampler=name)
         plain, painted = (
             decoders["1.5"].paint(Guide(texts=TEXTS[:1], regions=own), generators(3), how=how)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from syzygy.errors import UserError
-from syzygy.hub import schedulers
-from syzygy.hub.stable_unclip import StableUnclipDecoder, embedding_width, load_stable_unclip
-from syzygy.types import Guide, Region, Sampling
+from syzygy.core import diffusers_schedulers
+from syzygy.core.contracts import Guide, Region, Sampling
+from syzygy.core.errors import UserError
+from syzygy.pretrained.stable_unclip import StableUnclipDecoder, embedding_width, load_stable_unclip
 from tests.tiny_unclip import SIZE, WIDTH, Tiny
 
 LEVEL = 1 / 255
@@ -112,7 +112,7 @@ def test_every_sampler_paints(tiny_stable_unclip: Tiny, copy_of: Callable[[Path]
     decoder = load(folder)
     made = {
         name: decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=3, sampler=name))
-        for name in schedulers.SAMPLERS
+        for name in diffusers_schedulers.SAMPLERS
     }
     assert torch.equal(made["pndm"], decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=3)))
     torch.testing.assert_close(made["euler"], made["ddim"], rtol=0, atol=3 * LEVEL)  # so latents are not clipped

@@ -29,7 +29,7 @@ def test_a_connection_to_this_machine_works() -> None:
 
 
 def test_shapes_are_checked() -> None:
-    from syzygy.diffusion.paint import Painting, attention, strength
+    from syzygy.regions.region_bias import Painting, attention, strength
 
     with pytest.raises(TypeCheckError):
         strength(torch.ones(2, dtype=torch.int64))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from syzygy.errors import UserError
+from syzygy.core.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 PLAIN_LINE_SECONDS = 10.0

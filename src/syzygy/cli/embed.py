@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from syzygy import wording
 from syzygy.cli.common import Whole, device_option, json_option, writable_folder
-from syzygy.wording import counted, printable
+from syzygy.core import wording
+from syzygy.core.wording import counted, printable
 
 if TYPE_CHECKING:
-    from syzygy.runs.embed import EmbedResult
-    from syzygy.runs.embed_preview import Preview
-    from syzygy.runs.embed_work import Tally
+    from syzygy.data.embedding import EmbedResult
+    from syzygy.data.embedding_preview import Preview
+    from syzygy.data.embedding_work import Tally
 
 PLAIN_LINE_SECONDS = 10.0
 SHOWN = 5
@@ -140,7 +140,7 @@ def embed(
     import json
     from dataclasses import asdict
 
-    from syzygy.runs import embed as runs
+    from syzygy.data import embedding as runs
 
     request = runs.EmbedRequest(out=out, caption_columns=caption_columns or None, keep=keep or None, **options)
     if dry_run:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from syzygy.cli.common import Whole, json_option
-from syzygy.errors import UserError
-from syzygy.wording import counted
+from syzygy.core.errors import UserError
+from syzygy.core.wording import counted
 
 if TYPE_CHECKING:
-    from syzygy.diffusion.experts import Evaluation, Stages
+    from syzygy.experts.routing import Evaluation, Stages
 
 
 @click.command()
@@ -64,22 +64,22 @@ def _planned(
     source: str, steps: int, sampler: str | None, scheduler: Path | None
 ) -> "tuple[Stages, list[Evaluation], str]":
     """Stages, the plan, and what the sampler is called."""
-    from syzygy.diffusion import experts
-    from syzygy.diffusion.noise import KarrasSchedule
-    from syzygy.hub.experts import experts_folder, load_stages
-    from syzygy.presets import decoder_starter
-    from syzygy.runs.experts import stages_of
+    from syzygy.decoder.noise_levels import KarrasSchedule
+    from syzygy.experts import routing, timestep_plan
+    from syzygy.experts.expert_folders import experts_folder, load_stages
+    from syzygy.experts.training import stages_of
+    from syzygy.lab.presets import decoder_starter
 
     leaves = None if Path(source).exists() else [name.strip() for name in source.split(",")]
     if scheduler is None:
         name = sampler or "dpm++2m"
         own = load_stages(experts_folder(Path(source))) if leaves is None else None
         stages = own or stages_of(leaves or [], decoder_starter().task.noise)
-        return stages, experts.plan(stages, KarrasSchedule().sigmas(steps), name), name
+        return stages, routing.plan(stages, KarrasSchedule().sigmas(steps), name), name
     if sampler is not None:
         raise UserError("--sampler is for our own decoder; --scheduler is a sampler: give one of them.")
-    from syzygy.hub import timesteps
+    from syzygy.core import diffusers_timesteps
 
-    walked = timesteps.read_scheduler(scheduler)
-    stages = load_stages(experts_folder(Path(source))) if leaves is None else timesteps.stages_of(leaves, walked)
-    return stages, timesteps.plan(stages, walked, steps), type(walked).__name__
+    walked = diffusers_timesteps.read_scheduler(scheduler)
+    stages = load_stages(experts_folder(Path(source))) if leaves is None else timestep_plan.stages_of(leaves, walked)
+    return stages, timestep_plan.plan(stages, walked, steps), type(walked).__name__

@@ -33,8 +33,8 @@ def export(
     """Write the prior of a finished training RUN as a folder to pass on, with a model card."""
     import json
 
-    from syzygy.runs import export as exports
-    from syzygy.runs.next_steps import after_export
+    from syzygy.prior import export_prior as exports
+    from syzygy.prior.next_steps import after_export
 
     half = "fp16" if dtype == "fp16" else "fp32"
     folder = exports.export(run, out, best=best, dtype=half, licence=licence, source=source)

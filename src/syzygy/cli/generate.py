@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import writable_folder
-from syzygy.cli.gallery import SHEET_COLUMNS, Kept, Wish, gallery_options, painted, save_sheet, seeds, tell
-from syzygy.cli.painting import Painter, painting_options, region_options, warnings_as_lines
-from syzygy.cli.sources import Given
-from syzygy.errors import UserError
+from syzygy.cli.generation_options import Painter, painting_options, region_options, warnings_as_lines
+from syzygy.cli.image_folder import SHEET_COLUMNS, Kept, Wish, gallery_options, painted, save_sheet, seeds, tell
+from syzygy.cli.source_arguments import Given
+from syzygy.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from syzygy.pipeline import PipelineOutput
-    from syzygy.types import Region
+    from syzygy.core.contracts import Region
+    from syzygy.generation.pipeline import PipelineOutput
 
 
 @click.command()
@@ -51,8 +51,8 @@ def generate(
       syzygy generate "a red star and a blue ring" --canvas painted.png \\
         --region "#ff0000=a red star" --region "#0000ff=a blue ring"
     """
-    from syzygy.canvas import recorded
-    from syzygy.pictures import open_picture, slug
+    from syzygy.generation.image_files import open_picture, slug
+    from syzygy.regions.canvas import recorded
 
     own_seeds = seeds(seed, num_images, best_of)
     writable_folder(out)
@@ -88,8 +88,8 @@ def _regions(
     prompts: Sequence[str], specs: Sequence[str], canvas: Path | None, blur: float | None
 ) -> "list[Region] | None":
     """What is painted, found in every prompt before anything is loaded."""
-    from syzygy.canvas import regions_of
-    from syzygy.diffusion.regions import places
+    from syzygy.regions.canvas import regions_of
+    from syzygy.regions.phrases import places
 
     if not specs:
         if canvas is not None or blur is not None:
@@ -110,7 +110,7 @@ def _contact_sheet(
     """A row a prompt, what is painted first; prompts with one picture each fill a square."""
     import math
 
-    from syzygy.canvas import drawn
+    from syzygy.regions.canvas import drawn
 
     columns = num_images if num_images > 1 else min(math.ceil(math.sqrt(len(kept))), SHEET_COLUMNS)
     cells = [(one.image, f"{one.about['prompt']} · {one.mark}") for one in kept]

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from syzygy.errors import UserError, unknown
-from syzygy.wording import printable
+from syzygy.core.errors import UserError, unknown
+from syzygy.core.wording import printable
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -35,7 +35,7 @@ class Branch(NamedTuple):
 Table = Mapping[str, Leaf | Branch]
 
 COMMANDS: Table = {
-    "demo": Leaf("syzygy.cli.demo:demo", "Train a prior from scratch and paint with it, in minutes."),
+    "demo": Leaf("syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and paint with it, in minutes."),
     "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
     "vary": Leaf("syzygy.cli.vary:vary", "Paint pictures anew."),
     "mix": Leaf("syzygy.cli.mix:mix", "Paint what lies between pictures and texts."),
@@ -44,10 +44,10 @@ COMMANDS: Table = {
     "store": Branch(
         "Look after embedding stores.",
         {
-            "info": Leaf("syzygy.cli.store:info", "Say what is in a store."),
+            "info": Leaf("syzygy.cli.store_commands:info", "Say what is in a store."),
             "show": Leaf("syzygy.cli.store_show:show", "Show sample pairs, caption lengths, duplicates and columns."),
-            "verify": Leaf("syzygy.cli.store:verify", "Look for damage, byte by byte."),
-            "merge": Leaf("syzygy.cli.store:merge", "Make one store of several."),
+            "verify": Leaf("syzygy.cli.store_commands:verify", "Look for damage, byte by byte."),
+            "merge": Leaf("syzygy.cli.store_commands:merge", "Make one store of several."),
             "add": Leaf("syzygy.cli.store_add:add", "Add a language model's features of the captions."),
         },
     ),
@@ -72,45 +72,62 @@ COMMANDS: Table = {
     ),
     "export": Leaf("syzygy.cli.export:export", "Write a trained prior as a folder to pass on."),
     "export-images": Leaf(
-        "syzygy.cli.export_images:export_images", "Paint a benchmark's prompts for its official judge."
+        "syzygy.lab.commands.export_images:export_images", "Paint a benchmark's prompts for its official judge."
     ),
     "evaluate": Branch(
         "Measure a prior or a decoder.",
         {
             "prior": Leaf(
-                "syzygy.cli.evaluate_prior:prior", "How near are a prior's predictions to held-out pictures?"
+                "syzygy.lab.commands.evaluate_prior:prior", "How near are a prior's predictions to held-out pictures?"
             ),
-            "composition": Leaf("syzygy.cli.evaluate:composition", "Does the picture hold what the prompt says?"),
-            "reader": Leaf("syzygy.cli.evaluate_reader:reader", "How well does the reader read?"),
-            "painting": Leaf("syzygy.cli.evaluate_ediff:painting", "Does what is painted come where it was painted?"),
-            "style": Leaf("syzygy.cli.evaluate_ediff:style", "Does a picture take the style of a reference picture?"),
-            "temporal": Leaf("syzygy.cli.evaluate_ediff:temporal", "When in sampling is the prompt read?"),
-            "encoders": Leaf("syzygy.cli.evaluate_ediff:encoders", "What do T5 and CLIP tell a decoder?"),
+            "composition": Leaf(
+                "syzygy.lab.commands.evaluate_images:composition", "Does the picture hold what the prompt says?"
+            ),
+            "reader": Leaf("syzygy.lab.commands.evaluate_reader:reader", "How well does the reader read?"),
+            "painting": Leaf(
+                "syzygy.lab.commands.evaluate_ediff:painting", "Does what is painted come where it was painted?"
+            ),
+            "style": Leaf(
+                "syzygy.lab.commands.evaluate_ediff:style", "Does a picture take the style of a reference picture?"
+            ),
+            "temporal": Leaf("syzygy.lab.commands.evaluate_ediff:temporal", "When in sampling is the prompt read?"),
+            "encoders": Leaf("syzygy.lab.commands.evaluate_ediff:encoders", "What do T5 and CLIP tell a decoder?"),
             "text-encoder": Leaf(
-                "syzygy.cli.evaluate_text:text_encoder", "How well does an adapter take CLIP's place?"
+                "syzygy.lab.commands.evaluate_text:text_encoder", "How well does an adapter take CLIP's place?"
             ),
             "preference": Leaf(
-                "syzygy.cli.evaluate:preference", "How often is one prior's picture preferred to another's?"
+                "syzygy.lab.commands.evaluate_images:preference",
+                "How often is one prior's picture preferred to another's?",
             ),
         },
     ),
     "reproduce": Branch(
         "Repeat a paper's experiment in small.",
         {
-            "eclipse": Leaf("syzygy.cli.reproduce:eclipse", "ECLIPSE against projection, diffusion and controls."),
-            "experts": Leaf("syzygy.cli.reproduce:experts", "eDiff-I's experts against one model of equal samples."),
+            "eclipse": Leaf(
+                "syzygy.lab.commands.reproduce_commands:eclipse", "ECLIPSE against projection, diffusion and controls."
+            ),
+            "experts": Leaf(
+                "syzygy.lab.commands.reproduce_commands:experts",
+                "eDiff-I's experts against one model of equal samples.",
+            ),
             "text-encoder": Leaf(
-                "syzygy.cli.reproduce:text_encoder", "An adapter's stages, and layers, against each other."
+                "syzygy.lab.commands.reproduce_commands:text_encoder",
+                "An adapter's stages, and layers, against each other.",
             ),
         },
     ),
     "world": Branch(
         "Look into the embedded world of scenes.",
         {
-            "sample": Leaf("syzygy.cli.world:sample", "Write scenes and captions as an image folder."),
-            "corpus": Leaf("syzygy.cli.corpus:corpus", "Write captions in several languages, line by line parallel."),
-            "show": Leaf("syzygy.cli.world:show", "Render a scene that a caption describes."),
-            "read": Leaf("syzygy.cli.read:read", "Say what is in pictures of this world."),
+            "sample": Leaf(
+                "syzygy.lab.commands.world_commands:sample", "Write scenes and captions as an image folder."
+            ),
+            "corpus": Leaf(
+                "syzygy.lab.commands.world_corpus:corpus", "Write captions in several languages, line by line parallel."
+            ),
+            "show": Leaf("syzygy.lab.commands.world_commands:show", "Render a scene that a caption describes."),
+            "read": Leaf("syzygy.lab.commands.world_read:read", "Say what is in pictures of this world."),
         },
     ),
 }

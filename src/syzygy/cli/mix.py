@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import Whole, progress_bar, writable_folder
-from syzygy.cli.gallery import Kept, Wish, gallery_options, painted, save, save_sheet, seeds, tell
-from syzygy.cli.painting import Painter, model_options, warnings_as_lines
-from syzygy.cli.sources import Given, source, weights
-from syzygy.errors import UserError
+from syzygy.cli.generation_options import Painter, model_options, warnings_as_lines
+from syzygy.cli.image_folder import Kept, Wish, gallery_options, painted, save, save_sheet, seeds, tell
+from syzygy.cli.source_arguments import Given, source, weights
+from syzygy.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from syzygy.pipeline import PipelineOutput
+    from syzygy.generation.pipeline import PipelineOutput
 
 ANIMATION = "animation.png"
 EPILOG = """
@@ -84,7 +84,7 @@ def _two_ends(given: Sequence[Given], num_images: int, best_of: int) -> list[flo
 
 
 def _name(given: Sequence[Given]) -> str:
-    from syzygy.pictures import slug
+    from syzygy.generation.image_files import slug
 
     return slug(" ".join(slug(one.name, 18) for one in given))
 
@@ -146,8 +146,8 @@ def _together(
     out: Path,
 ) -> dict[str, Path | None]:
     """The contact sheet, sources first; and of frames the animation."""
-    from syzygy.blend import shares
-    from syzygy.pictures import place_for, save_animation
+    from syzygy.generation.image_files import place_for, save_animation
+    from syzygy.generation.mixing import shares
 
     record = {"pictures": [one.about for one in kept], **painter.record}
     if frames is None:

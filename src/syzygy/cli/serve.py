@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import click
 
 from syzygy.cli.common import Whole, device_option, json_option
-from syzygy.cli.painting import Painter, painting_options
-from syzygy.errors import UserError
+from syzygy.cli.generation_options import Painter, painting_options
+from syzygy.core.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -96,13 +96,13 @@ def serve(
     if not local and api_key is None and not no_api_key:
         raise UserError(f"--host {host} lets other machines in: give an --api-key, or say --no-api-key.")
     try:
-        from syzygy.serve.running import listening, server_of, url_of
+        from syzygy.server.http_server import listening, server_of, url_of
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'syzygy[web]'.") from None
-    from syzygy.serve.app import create_app
-    from syzygy.serve.guard import LOOPBACK
-    from syzygy.serve.limits import Limits
-    from syzygy.serve.studio import Studio
+    from syzygy.server.app import create_app
+    from syzygy.server.engine import Studio
+    from syzygy.server.limits import Limits
+    from syzygy.server.security import LOOPBACK
 
     limits = Limits(**{limit: settings.pop(name) for name, (limit, _, _) in LIMITS.items()})
     with listening(host, port) as bound:

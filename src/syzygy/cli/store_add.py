@@ -77,10 +77,10 @@ def add(
     """Add a language model's features of all captions to a store, as one more set; nothing else in it changes."""
     import json
 
-    from syzygy.config import parse
+    from syzygy.core.config import parse
     from syzygy.data.building import read_manifest
-    from syzygy.hub.llm import LlmRecipe
-    from syzygy.runs.embed_features import FeaturesRequest, add_llm_features
+    from syzygy.text_encoders.llm import LlmRecipe
+    from syzygy.text_encoders.store_features import FeaturesRequest, add_llm_features
 
     captions = read_manifest(store)["captions"]
     recipe = {"layers": layers, "normalise": not plain, "template": template, "max_tokens": max_tokens}

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import Whole, json_option, seed_option
-from syzygy.wording import counted, printable
+from syzygy.core.wording import counted, printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from syzygy.runs.store_view import View
+    from syzygy.data.store_view import View
 
 BAR, LINES = 40, 8
 """Characters of the longest bar of a histogram; sample captions that are printed."""
@@ -49,7 +49,7 @@ def show(store: Path, num: int, source: str | None, out: Path | None, seed: int,
     import json
 
     from syzygy.data.store import EmbeddingStore
-    from syzygy.runs.store_view import view
+    from syzygy.data.store_view import view
 
     opened = EmbeddingStore.open(store)
     found = view(opened, num, seed, source)
@@ -131,8 +131,8 @@ def _label(captions: list[str]) -> str:
 
 def _sheet(found: "View", record: dict[str, Any], out: Path) -> Path:
     """A contact sheet of the pairs, with the histogram at its end."""
-    from syzygy.cli.gallery import SHEET_COLUMNS
-    from syzygy.pictures import card, contact_sheet, place_for, save_png
+    from syzygy.cli.image_folder import SHEET_COLUMNS
+    from syzygy.generation.image_files import card, contact_sheet, place_for, save_png
 
     lengths = found.lengths
     cells = [

@@ -8,7 +8,7 @@ import click
 
 from syzygy.cli.common import progress_bar
 from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, train_options
-from syzygy.errors import UserError
+from syzygy.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ def clip(**options: Any) -> None:
     """CLIP on the embedded world."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.runs import clip
+        from syzygy.lab.starter import clip_training as clip
 
         result = clip.train(run, out, device)
         return Trained(result.folder, result.metrics, (f"syzygy train decoder --clip {quote(str(out))} --out RUN",))
@@ -63,11 +63,11 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
         raise UserError("--clip has no effect with --data: the store tells which CLIP embedded it. Leave it out.")
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.runs import prior
-        from syzygy.runs.next_steps import after_training
-        from syzygy.train.estimate import is_dry_run
-        from syzygy.train.parallel import joined
-        from syzygy.train.progress import ConsoleReporter, TensorBoard
+        from syzygy.prior import training as prior
+        from syzygy.prior.next_steps import after_training
+        from syzygy.training.estimate import is_dry_run
+        from syzygy.training.parallel import joined
+        from syzygy.training.progress import ConsoleReporter, TensorBoard
 
         fitting = fitting_of(options["overrides"])
         report = None  # the run's own, which knows the size of its batch once that is fitted to the data
@@ -87,8 +87,8 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
 
 
 def _frozen_clip(source: str) -> Any:
-    from syzygy.hub.bundle import part_folder
-    from syzygy.hub.clip import Clip
+    from syzygy.clip.clip_model import Clip
+    from syzygy.core.model_parts import part_folder
 
     return Clip.from_pretrained(part_folder(source, "clip"))
 
@@ -110,11 +110,11 @@ def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, in
     """A decoder: image embedding and text to latents, beside a frozen CLIP and a frozen autoencoder."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.hub.autoencoder import Autoencoder
-        from syzygy.hub.bundle import part_folder, part_or_id
-        from syzygy.hub.clip import Clip
-        from syzygy.hub.t5 import T5Text
-        from syzygy.runs import decoder
+        from syzygy.clip.clip_model import Clip
+        from syzygy.core.model_parts import part_folder, part_or_id
+        from syzygy.decoder.autoencoder import Autoencoder
+        from syzygy.lab.starter import decoder_training as decoder
+        from syzygy.text_encoders.t5 import T5Text
 
         clip = Clip.from_pretrained(part_folder(clip_source, "clip")).to(device).requires_grad_(False)
         latents = Autoencoder.from_pretrained(part_folder(autoencoder_source, "autoencoder")).to(device)
@@ -134,7 +134,7 @@ def autoencoder(**options: Any) -> None:
     """An autoencoder: picture to latents and back, for a decoder to paint in."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.runs import autoencoder
+        from syzygy.lab.starter import autoencoder_training as autoencoder
 
         result = autoencoder.train(run, out, device)
         return Trained(
@@ -150,7 +150,7 @@ def t5(**options: Any) -> None:
     """A T5 text encoder, pre-trained by span corruption on the embedded world's captions."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.runs import t5
+        from syzygy.lab.starter import t5_training as t5
 
         result = t5.train(run, out, device)
         return Trained(result.folder, result.metrics)
@@ -164,7 +164,7 @@ def lm(**options: Any) -> None:
     """A language model of Llama's architecture, on the embedded world's captions in all its languages."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.runs import lm
+        from syzygy.lab.starter import lm_training as lm
 
         result = lm.train(run, out, device)
         return Trained(result.folder, result.metrics)
@@ -178,7 +178,7 @@ def reader(**options: Any) -> None:
     """The reader that judges pictures: picture to attributes."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.runs import reader
+        from syzygy.lab.starter import reader_training as reader
 
         result = reader.train(run, out, device)
         return Trained(result.folder, result.metrics)
@@ -197,8 +197,8 @@ def starter(stages: str | None, **options: Any) -> None:
     """
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.runs import starter
-        from syzygy.train.estimate import is_dry_run
+        from syzygy.lab.starter import starter_training as starter
+        from syzygy.training.estimate import is_dry_run
 
         if is_dry_run():
             raise UserError(

@@ -8,7 +8,7 @@ import click
 
 from syzygy.cli.common import progress_bar
 from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, train_options
-from syzygy.errors import UserError
+from syzygy.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,7 @@ def adapter(
         return
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.train.parallel import joined
+        from syzygy.training.parallel import joined
 
         with joined(device) as world:
             if stage == "align":
@@ -157,9 +157,9 @@ def _with_filter(condition: str, overrides: tuple[str, ...]) -> tuple[str, ...]:
 def _align(
     run: Any, world: Any, out: Path, llm: str | None, clip_source: str, prior_source: str | None, corpus: Path | None
 ) -> Any:
-    from syzygy.hub.bundle import part_or_id
-    from syzygy.hub.clip import Clip
-    from syzygy.runs import adapter
+    from syzygy.clip.clip_model import Clip
+    from syzygy.core.model_parts import part_or_id
+    from syzygy.text_encoders import training as adapter
 
     if prior_source is not None and not run.task.prior:
         raise UserError("--prior has no effect with task.prior=0. Leave it out.")
@@ -176,9 +176,9 @@ def _image(
     run: Any, world: Any, out: Path, stage: str, llm: str | None, clip_source: str, prior_source: str | None,
     store: Path | None, features: str, filtered: bool, former_source: str,
 ) -> Any:  # fmt: skip
-    from syzygy.hub.bundle import part_or_id
-    from syzygy.hub.clip import Clip
-    from syzygy.runs import adapter
+    from syzygy.clip.clip_model import Clip
+    from syzygy.core.model_parts import part_or_id
+    from syzygy.text_encoders import training as adapter
 
     former = adapter.Former.load(former_source, stage)
     own = former.run if (former.run / "prior").is_dir() else STARTER
@@ -205,19 +205,19 @@ def _with_decoder(
         raise UserError("--prior has no effect with --decoder, which takes its place. Leave it out.")
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.hub.autoencoder import Autoencoder
-        from syzygy.hub.bundle import part_folder
-        from syzygy.hub.clip import Clip
-        from syzygy.runs import adapter_decoder
-        from syzygy.runs.adapter import Former
-        from syzygy.train.parallel import joined
+        from syzygy.clip.clip_model import Clip
+        from syzygy.core.model_parts import part_folder
+        from syzygy.decoder.autoencoder import Autoencoder
+        from syzygy.text_encoders import adapted_decoder_training
+        from syzygy.text_encoders.training import Former
+        from syzygy.training.parallel import joined
 
         with joined(device) as world:
             former = Former.load(former_source, stage)
             clip = Clip.from_pretrained(part_folder(clip_source, "clip"))
             latents = Autoencoder.from_pretrained(part_folder(autoencoder, "autoencoder"))
             model, network = former.language_model(llm), part_folder(decoder, "decoder")
-            result = adapter_decoder.train(run, former, model, clip, latents, network, out, world)
+            result = adapted_decoder_training.train(run, former, model, clip, latents, network, out, world)
             return Trained(result.folder, result.metrics)
 
     run_training("ADAPTER_DECODER", body, **options)

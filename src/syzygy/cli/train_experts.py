@@ -8,7 +8,7 @@ import click
 
 from syzygy.cli.common import note
 from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, train_options
-from syzygy.errors import UserError
+from syzygy.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -69,10 +69,11 @@ def experts(
         )
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.hub.autoencoder import Autoencoder
-        from syzygy.hub.bundle import own_encoders, part_folder
-        from syzygy.hub.clip import Clip
-        from syzygy.runs import experts
+        from syzygy.clip.clip_model import Clip
+        from syzygy.core.model_parts import part_folder
+        from syzygy.decoder.autoencoder import Autoencoder
+        from syzygy.experts import training as experts
+        from syzygy.generation.own_models import own_encoders
 
         clip = Clip.from_pretrained(part_folder(model, "clip")).to(device).requires_grad_(False)
         latents = Autoencoder.from_pretrained(part_folder(model, "autoencoder")).to(device).requires_grad_(False)
@@ -82,8 +83,8 @@ def experts(
         return Trained(folder, {}, (f"syzygy experts plan {quote(str(out))}",))
 
     def as_trained(run: Any) -> Any:
-        from syzygy.hub.bundle import part_folder
-        from syzygy.runs import experts
+        from syzygy.core.model_parts import part_folder
+        from syzygy.experts import training as experts
 
         return experts.as_trained(run, part_folder(model, "decoder"))
 
@@ -109,11 +110,13 @@ def _expert_unets(model: str, data: str, clip: str | None, form: str | None, **o
         options["preset"] = form or "lora"
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.runs import expert_unets
+        from syzygy.experts import unet_expert_training
 
         if not Path(model).is_dir():
             raise UserError(f"--data needs a --model in diffusers' layout on this disk; there is no folder {model}.")
-        folder = expert_unets.train(run, Path(model), data, out, device, note, clip, fitting_of(options["overrides"]))
+        folder = unet_expert_training.train(
+            run, Path(model), data, out, device, note, clip, fitting_of(options["overrides"])
+        )
         return Trained(folder, {}, (f"syzygy experts plan {quote(str(out))}",))
 
     run_training("EXPERT_UNETS", body, **options)

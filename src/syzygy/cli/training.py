@@ -14,8 +14,8 @@ from syzygy.cli.common import Whole, device_option, json_option, note, stacked, 
 if TYPE_CHECKING:
     import torch
 
-    from syzygy.config import Config
-    from syzygy.runs.fitting import Fitting
+    from syzygy.core.config import Config
+    from syzygy.training.fitting import Fitting
 
 F = TypeVar("F", bound=Callable[..., Any])
 EPILOG = """
@@ -80,8 +80,8 @@ def run_training(
     """Choose and override a preset, train, and tell what came out. `begin`: what a preset becomes before it is overridden."""
     import json
 
-    from syzygy import presets
-    from syzygy.config import override
+    from syzygy.core.config import override
+    from syzygy.lab import presets
 
     run = override(begin(presets.choose(getattr(presets, presets_name), preset)), overrides, note)
     if show_settings:
@@ -115,7 +115,7 @@ def _estimate(body: Callable[[Path], Trained], out: Path, as_json: bool) -> None
     import json
     import tempfile
 
-    from syzygy.train import estimate
+    from syzygy.training import estimate
 
     with tempfile.TemporaryDirectory(prefix="syzygy-dry-run-") as folder, estimate.dry_run(out):
         try:
@@ -136,7 +136,7 @@ def _estimate(body: Callable[[Path], Trained], out: Path, as_json: bool) -> None
 
 def fitting_of(overrides: tuple[str, ...]) -> "Fitting":
     """Settings that were not given follow the data; lines about them go to standard error."""
-    from syzygy.runs.fitting import Fitting
+    from syzygy.training.fitting import Fitting
 
     return Fitting(frozenset(text.partition("=")[0] for text in overrides), note)
 
@@ -145,7 +145,7 @@ def _print_settings(run: "Config", as_json: bool) -> None:
     """Every setting that can be overridden: name, value, meaning."""
     import json
 
-    from syzygy.config import fields_of
+    from syzygy.core.config import fields_of
 
     meanings = fields_of(run)
     values = {name: reduce(getitem, name.split("."), run.model_dump(mode="json")) for name in meanings}

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import writable_folder
-from syzygy.cli.gallery import Wish, gallery_options, painted, save_sheet, seeds, tell
-from syzygy.cli.painting import Painter, model_options, warnings_as_lines
-from syzygy.cli.sources import picture
+from syzygy.cli.generation_options import Painter, model_options, warnings_as_lines
+from syzygy.cli.image_folder import Wish, gallery_options, painted, save_sheet, seeds, tell
+from syzygy.cli.source_arguments import picture
 
 if TYPE_CHECKING:
     import torch
 
-    from syzygy.pipeline import PipelineOutput
+    from syzygy.generation.pipeline import PipelineOutput
 
 
 @click.command()
@@ -39,7 +39,7 @@ def vary(
     (from 0) has seed S + i; of --best-of K, seeds S + i·K to S + i·K + K-1 are tried. The decoder reads the image's
     embedding alone, no text.
     """
-    from syzygy.pictures import slug
+    from syzygy.generation.image_files import slug
 
     own_seeds = seeds(seed, num_images, best_of)
     given = [picture(image) for image in images]

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from syzygy import artifact
-from syzygy.config import parse
-from syzygy.data import layout
-from syzygy.data.decode import READING
-from syzygy.data.embed import SHOWN
-from syzygy.data.empty import RECORD, empty_files, first_named
-from syzygy.data.encoder import EmbedSettings
-from syzygy.data.files import mapped, remove_unfinished
-from syzygy.data.part import CONTENT, merged_types
+from syzygy.core import artifacts
+from syzygy.core.config import parse
+from syzygy.core.errors import UserError
+from syzygy.core.image_reading import READING
+from syzygy.core.wording import counted
+from syzygy.data import store_layout
+from syzygy.data.embed_shard import SHOWN
+from syzygy.data.empty_text import RECORD, empty_files, first_named
+from syzygy.data.pair_encoder import EmbedSettings
 from syzygy.data.sources import Source, SourceOptions
-from syzygy.data.statistics import statistics_of
-from syzygy.errors import UserError
-from syzygy.wording import counted
+from syzygy.data.store_files import mapped, remove_unfinished
+from syzygy.data.store_part import CONTENT, merged_types
+from syzygy.data.store_statistics import statistics_of
 
 FREE = ("source", "revision", "versions")
 """What of an encoder's identity may differ: where it lay, and the versions of libraries."""
@@ -53,11 +53,11 @@ class Plan:
 
     @property
     def settings(self) -> EmbedSettings:
-        return parse(EmbedSettings, self.values["settings"], layout.PLAN_FILE)
+        return parse(EmbedSettings, self.values["settings"], store_layout.PLAN_FILE)
 
     @property
     def options(self) -> SourceOptions:
-        return parse(SourceOptions, self.values["options"], layout.PLAN_FILE)
+        return parse(SourceOptions, self.values["options"], store_layout.PLAN_FILE)
 
     def command(self, store: Path) -> str:
         """What continues it, wherever it lies now. It knows its other settings."""
@@ -70,8 +70,8 @@ def read_plan(store: Path) -> Plan | None:
     Raises:
         UserError: there is something else.
     """
-    path = store / layout.PLAN_FILE
-    return Plan(layout.read_checked(path)) if path.is_file() else None
+    path = store / store_layout.PLAN_FILE
+    return Plan(store_layout.read_checked(path)) if path.is_file() else None
 
 
 def command_for(source: str, encoder: str, revision: str | None, device: str) -> str:
@@ -106,14 +106,14 @@ def begin(
     }
     found = read_plan(store)
     if found is None:
-        with artifact.writing("the store", store):
+        with artifacts.writing("the store", store):
             if store.exists() and not all(_is_ours(path.name) for path in store.iterdir()):
                 raise UserError(f"{store} holds other files. Choose a new or empty folder.")
-            (store / layout.SHARDS).mkdir(parents=True, exist_ok=True)
+            (store / store_layout.SHARDS).mkdir(parents=True, exist_ok=True)
             remove_unfinished(store)
-        artifact.write_json(store / layout.PLAN_FILE, layout.stamped(wanted))
-        return Plan(layout.read_checked(store / layout.PLAN_FILE))
-    if found.values["schema_version"] < layout.SCHEMA_VERSION:
+        artifacts.write_json(store / store_layout.PLAN_FILE, store_layout.stamped(wanted))
+        return Plan(store_layout.read_checked(store / store_layout.PLAN_FILE))
+    if found.values["schema_version"] < store_layout.SCHEMA_VERSION:
         raise UserError(
             f"{store} was begun by an older version, which did not record what its source held. It can be read if it is finished, "
             "but not continued: choose another --out."
@@ -128,14 +128,14 @@ def begin(
         raise UserError(
             f"{store} was begun with {difference or changed}. Choose another --out, or go on as before: {found.command(store)}"
         )
-    for folder in (store, store / layout.SHARDS):
+    for folder in (store, store / store_layout.SHARDS):
         remove_unfinished(folder)
     return found
 
 
 def _is_ours(name: str) -> bool:
     """Whether a folder that holds this may become a store: its claim was interrupted."""
-    return name == layout.SHARDS or name.startswith(f"{artifact.TEMPORARY}{layout.PLAN_FILE}.")
+    return name == store_layout.SHARDS or name.startswith(f"{artifacts.TEMPORARY}{store_layout.PLAN_FILE}.")
 
 
 def reading_of(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -196,9 +196,9 @@ def _alike(name: str, was: Any, now: Any) -> bool:
 def finished(store: Path, plan: Plan) -> Iterator[dict[str, Any]]:
     """The records of the finished shards, in order; see `is_whole`."""
     for number in range(len(plan.shards)):
-        path = layout.record_path(store, number)
+        path = store_layout.record_path(store, number)
         if path.is_file():
-            record = layout.read_checked(path)
+            record = store_layout.read_checked(path)
             if is_whole(store, record, [file for part in record["parts"] for file in files_of(part)]):
                 yield record
 
@@ -206,7 +206,7 @@ def finished(store: Path, plan: Plan) -> Iterator[dict[str, Any]]:
 def is_whole(store: Path, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a shard's files are all there, in their size; the first shard's, only with the empty text's (schema 1 had none)."""
     complete = RECORD in record or record["number"] > 0
-    return complete and all(layout.is_there(store, file) for file in [*files, *empty_files([record])])
+    return complete and all(store_layout.is_there(store, file) for file in [*files, *empty_files([record])])
 
 
 def files_of(part: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -266,9 +266,9 @@ def finish(store: Path, plan: Plan, max_bad: float) -> dict[str, Any]:
     ]
     check_bad(sum(record["seen"] for record in records), len(lost), lost, max_bad, at_end=True)
     manifest = manifest_of(store, plan.values, records)
-    artifact.write_json(store / layout.MANIFEST_FILE, manifest)
+    artifacts.write_json(store / store_layout.MANIFEST_FILE, manifest)
     for number in range(len(records)):  # left by who was killed between a shard's record and the end
-        layout.progress_path(store, number).unlink(missing_ok=True)
+        store_layout.progress_path(store, number).unlink(missing_ok=True)
     return manifest
 
 
@@ -276,7 +276,7 @@ def write_bad(store: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """List what could not be used, a line of JSON each."""
     faults = ({"shard": record["source"], **fault} for record in records for fault in record["bad"])
     text = "".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults)
-    artifact.write_bytes(store / layout.BAD_FILE, text.encode())
+    artifacts.write_bytes(store / store_layout.BAD_FILE, text.encode())
 
 
 def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -287,10 +287,14 @@ def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[
     """
     parts = [part for record in records for part in record["parts"]]
     if not parts:
-        why = f"; {store / layout.BAD_FILE} says why" if any(record["bad"] for record in records) else ": it holds none"
+        why = (
+            f"; {store / store_layout.BAD_FILE} says why"
+            if any(record["bad"] for record in records)
+            else ": it holds none"
+        )
         raise UserError(f"{store} would be empty: not one pair of the source can be used{why}.")
-    tokens = sum(part["features"][layout.DEFAULT_SET]["tokens"] for part in parts)
-    manifest = layout.stamped(
+    tokens = sum(part["features"][store_layout.DEFAULT_SET]["tokens"] for part in parts)
+    manifest = store_layout.stamped(
         {
             **{name: plan[name] for name in ("command", "kind_of_source", "options", "settings")},
             "picture_reading": reading_of(plan),
@@ -306,7 +310,7 @@ def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[
             "text_left": _summed(record.get("text_left", {}) for record in records),
             "columns": merged_types([record["columns"] for record in records if record["parts"]]),
             "features": {
-                layout.DEFAULT_SET: {
+                store_layout.DEFAULT_SET: {
                     "encoder": plan["encoder"],
                     "dtype": plan["settings"]["dtype"],
                     "tokens": tokens,
@@ -326,7 +330,7 @@ def duplicates(store: Path, parts: Sequence[Mapping[str, Any]]) -> int | None:
     """How many pictures are the same file as an earlier one of the store; None where an older version kept no hashes."""
     found: list[Tensor] = []
     for part in parts:
-        tensors = mapped(store / layout.SHARDS / part["pairs"]["name"], part["pairs"]["size"])
+        tensors = mapped(store / store_layout.SHARDS / part["pairs"]["name"], part["pairs"]["size"])
         if CONTENT not in tensors:
             return None
         found.append(tensors[CONTENT])
@@ -345,13 +349,13 @@ def with_added_sets(store: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest with the feature sets that have a record for every shard."""
     found = json.loads(json.dumps(manifest))
     shards = found["shards"]
-    first = layout.record_path(store, shards[0]["number"])
+    first = store_layout.record_path(store, shards[0]["number"])
     for path in sorted(first.parent.glob(f"{first.stem}.*.json")):
         name = path.name.split(".")[1]
-        records = [layout.record_path(store, shard["number"], name) for shard in shards]
+        records = [store_layout.record_path(store, shard["number"], name) for shard in shards]
         if not all(record.is_file() for record in records):
             continue
-        added = [layout.read_checked(record) for record in records]
+        added = [store_layout.read_checked(record) for record in records]
         for shard, record in zip(shards, added, strict=True):
             for part, file in zip(shard["parts"], record["parts"], strict=True):
                 part["features"][name] = file
@@ -367,9 +371,9 @@ def read_manifest(store: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, it is unfinished (says what is missing, and the command to finish it), or newer.
     """
-    path = store / layout.MANIFEST_FILE
+    path = store / store_layout.MANIFEST_FILE
     if path.is_file():
-        return layout.read_checked(path)
+        return store_layout.read_checked(path)
     if not store.is_dir():
         raise UserError(f"there is no embedding store {store}. `syzygy embed` makes one.")
     plan = read_plan(store)

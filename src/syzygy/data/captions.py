@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int16
 from torch import Tensor
 
-from syzygy.types import TextFeatures
+from syzygy.core.contracts import TextFeatures
 
 FAULTS = (None, "is not finite", "does not fit into fp16 (beyond ±65504): store it as bf16")
 """What may be wrong with a vector, by the codes of `fault_codes`."""

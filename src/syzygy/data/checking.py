@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from syzygy.data import building, layout
-from syzygy.data.empty import empty_files
-from syzygy.data.files import checksum, mapped, unpacked_string
-from syzygy.data.part import CONTENT, text_hash
-from syzygy.data.statistics import ImageStatistics, statistics_of
-from syzygy.errors import UserError
+from syzygy.core.errors import UserError
+from syzygy.data import building, store_layout
+from syzygy.data.empty_text import empty_files
+from syzygy.data.store_files import checksum, mapped, unpacked_string
+from syzygy.data.store_part import CONTENT, text_hash
+from syzygy.data.store_statistics import ImageStatistics, statistics_of
 
 ROWS = 2**16
 """Rows whose finiteness is looked at together."""
@@ -44,7 +44,7 @@ def _part_problems(store: Path, part: Mapping[str, Any]) -> list[str]:
         return problems
     found = [f"{part['pairs']['name']}: {line}" for line in _pair_problems(_tensors(store, part["pairs"]), part)]
     for name, file in part["features"].items():
-        lines = _feature_problems(_tensors(store, file), part, file["tokens"], name == layout.DEFAULT_SET)
+        lines = _feature_problems(_tensors(store, file), part, file["tokens"], name == store_layout.DEFAULT_SET)
         found += [f"{file['name']}: {line}" for line in lines]
     return found
 
@@ -58,11 +58,11 @@ def _empty_problems(store: Path, file: Mapping[str, Any]) -> list[str]:
 
 
 def _tensors(store: Path, file: Mapping[str, Any]) -> dict[str, Tensor]:
-    return mapped(store / layout.SHARDS / file["name"], file["size"])
+    return mapped(store / store_layout.SHARDS / file["name"], file["size"])
 
 
 def _file_problems(store: Path, file: Mapping[str, Any]) -> Iterator[str]:
-    path = store / layout.SHARDS / file["name"]
+    path = store / store_layout.SHARDS / file["name"]
     if not path.is_file():
         yield f"{file['name']} is missing"
     elif path.stat().st_size != file["size"]:
@@ -115,11 +115,11 @@ def _total_problems(store: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
     for name in ("pictures", "captions"):
         total = sum(part[name] for part in parts)
         if manifest[name] != total:
-            yield f"{layout.MANIFEST_FILE}: {manifest[name]:,} {name}, but its shards have {total:,}"
+            yield f"{store_layout.MANIFEST_FILE}: {manifest[name]:,} {name}, but its shards have {total:,}"
     for name, values in manifest["features"].items():
         total = sum(part["features"][name]["tokens"] for part in parts)
         if values["tokens"] != total:
-            yield f"{layout.MANIFEST_FILE}: {values['tokens']:,} tokens of {name}, but its shards have {total:,}"
-    stated = ImageStatistics.from_config(manifest["features"][layout.DEFAULT_SET]["images"])
+            yield f"{store_layout.MANIFEST_FILE}: {values['tokens']:,} tokens of {name}, but its shards have {total:,}"
+    stated = ImageStatistics.from_config(manifest["features"][store_layout.DEFAULT_SET]["images"])
     if stated.to_config() != statistics_of(store, parts).to_config():
-        yield f"{layout.MANIFEST_FILE}: its statistics are not those of the image embeddings"
+        yield f"{store_layout.MANIFEST_FILE}: its statistics are not those of the image embeddings"

@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from syzygy import artifact
-from syzygy.data import building, layout
+from syzygy.core import artifacts
+from syzygy.core.contracts import TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.data import building, store_layout
 from syzygy.data.captions import CaptionFeatures, encode_captions, joined
-from syzygy.data.empty import RECORD, write_empty
-from syzygy.data.encoder import DTYPES, Identity, pinned
-from syzygy.data.files import mapped, remove_unfinished, unpacked_string, write_tensors
-from syzygy.data.part import text_tensors
-from syzygy.errors import UserError
-from syzygy.types import TextFeatures
+from syzygy.data.empty_text import RECORD, write_empty
+from syzygy.data.pair_encoder import DTYPES, Identity, pinned
+from syzygy.data.store_files import mapped, remove_unfinished, unpacked_string, write_tensors
+from syzygy.data.store_part import text_tensors
 
 
 @runtime_checkable
@@ -49,7 +49,7 @@ def add_features(
     Raises:
         UserError: the store is unfinished or damaged; the set exists, or was begun otherwise; features cannot be stored.
     """
-    layout.check_set_name(name)
+    store_layout.check_set_name(name)
     manifest = building.read_manifest(store)
     how = {
         "encoder": encoder.identity().to_config(),
@@ -58,7 +58,7 @@ def add_features(
     }
     if name in manifest["features"]:
         raise UserError(f"{store} has a feature set {name!r} already. Choose another name.")
-    remove_unfinished(store / layout.SHARDS)
+    remove_unfinished(store / store_layout.SHARDS)
     with pinned(threads, device):
         for shard in manifest["shards"]:
             number, captions = shard["number"], sum(part["captions"] for part in shard["parts"])
@@ -70,18 +70,18 @@ def add_features(
                     _encode_part(store, shard, index, name, encoder, dtype, batch_size)
                     for index in range(len(shard["parts"]))
                 ]
-                artifact.write_json(layout.record_path(store, number, name), layout.stamped(record))
+                artifacts.write_json(store_layout.record_path(store, number, name), store_layout.stamped(record))
             watch(captions)
     manifest = building.with_added_sets(store, manifest)
-    artifact.write_json(store / layout.MANIFEST_FILE, manifest)
+    artifacts.write_json(store / store_layout.MANIFEST_FILE, manifest)
     return manifest
 
 
 def _is_done(store: Path, number: int, name: str, how: Mapping[str, Any]) -> bool:
-    path = layout.record_path(store, number, name)
+    path = store_layout.record_path(store, number, name)
     if not path.is_file():
         return False
-    record = layout.read_checked(path)
+    record = store_layout.read_checked(path)
     difference = building.encoder_difference(record["encoder"], how["encoder"])
     if difference or any(record[key] != how[key] for key in ("dtype", "settings")):
         raise UserError(
@@ -102,12 +102,12 @@ def _encode_part(
 ) -> dict[str, Any]:
     """Encode and write the captions of one part; the value goes into the record."""
     part = shard["parts"][index]
-    pairs = mapped(store / layout.SHARDS / part["pairs"]["name"], part["pairs"]["size"])
+    pairs = mapped(store / store_layout.SHARDS / part["pairs"]["name"], part["pairs"]["size"])
     texts = [unpacked_string(pairs["caption/data"], pairs["caption/offsets"], i) for i in range(part["captions"])]
     encoded = encode_captions(encoder.encode_text, texts, DTYPES[dtype], batch_size)
     for text, fault in zip(texts, encoded.faults, strict=True):
         if fault:
             raise UserError(f"what the encoder gives for {text[:200]!r} ({shard['source']}) {fault}.")
     tensors = text_tensors(joined(encoded.states, DTYPES[dtype]), encoded.pooled)
-    path = layout.part_path(store, shard["number"], index, name)
+    path = store_layout.part_path(store, shard["number"], index, name)
     return write_tensors(path, tensors).to_config() | {"tokens": len(tensors["states"])}

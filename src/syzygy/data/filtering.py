@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from syzygy.data.part import BOOLEAN, NUMBER, TEXT
-from syzygy.errors import UserError, unknown
+from syzygy.core.errors import UserError, unknown
+from syzygy.data.store_part import BOOLEAN, NUMBER, TEXT
 
 EXAMPLE = "width >= 512 and (aesthetic > 5.5 or source == 'photo')"
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {

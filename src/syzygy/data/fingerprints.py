@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from syzygy.errors import UserError
+from syzygy.core.errors import UserError
 
 WHOLE = 16 * 2**20
 """Files up to this size are hashed whole."""

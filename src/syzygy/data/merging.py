@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from syzygy import artifact
-from syzygy.data import building, layout
-from syzygy.data.empty import RECORD
-from syzygy.data.part import TEXT
-from syzygy.errors import UserError
+from syzygy.core import artifacts
+from syzygy.core.errors import UserError
+from syzygy.data import building, store_layout
+from syzygy.data.empty_text import RECORD
+from syzygy.data.store_part import TEXT
 
 
 def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -34,14 +34,14 @@ def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
     for store, manifest in zip(stores[1:], manifests[1:], strict=True):
         _check_alike(manifests[0], manifest, stores[0], store)
     _check_readings(stores, manifests)
-    with artifact.folder_written(out, "the store") as folder, artifact.writing("the store", out):
-        (folder / layout.SHARDS).mkdir()
+    with artifacts.folder_written(out, "the store") as folder, artifacts.writing("the store", out):
+        (folder / store_layout.SHARDS).mkdir()
         records: list[dict[str, Any]] = []
         taken: set[str] = set()
         for store, manifest in zip(stores, manifests, strict=True):
             for shard in manifest["shards"]:
                 records.append(_moved(store, shard["number"], manifest["features"], folder, len(records), taken))
-        first = manifests[0]["features"][layout.DEFAULT_SET]
+        first = manifests[0]["features"][store_layout.DEFAULT_SET]
         plan = {
             "command": shlex.join(["syzygy", "store", "merge", *map(str, stores)]),
             "kind_of_source": "merged stores",
@@ -52,7 +52,7 @@ def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
         }
         merged = building.manifest_of(folder, plan, records)
         building.write_bad(folder, records)
-        artifact.write_json(folder / layout.MANIFEST_FILE, merged)
+        artifacts.write_json(folder / store_layout.MANIFEST_FILE, merged)
     return merged
 
 
@@ -106,21 +106,21 @@ def _moved(
     Args:
         taken: the feature sets whose empty text `out` has; grows.
     """
-    record = layout.read_checked(layout.record_path(store, number))
+    record = store_layout.read_checked(store_layout.record_path(store, number))
     record["number"] = new
     for index, part in enumerate(record["parts"]):
-        _link(store, out, part["pairs"], layout.part_path(out, new, index, layout.PAIRS))
+        _link(store, out, part["pairs"], store_layout.part_path(out, new, index, store_layout.PAIRS))
         for name, file in part["features"].items():
-            _link(store, out, file, layout.part_path(out, new, index, name))
-    _move_empty(store, record, out, layout.DEFAULT_SET, taken)
-    artifact.write_json(layout.record_path(out, new), record)
-    for name in features.keys() - {layout.DEFAULT_SET}:
-        added = layout.read_checked(layout.record_path(store, number, name))
+            _link(store, out, file, store_layout.part_path(out, new, index, name))
+    _move_empty(store, record, out, store_layout.DEFAULT_SET, taken)
+    artifacts.write_json(store_layout.record_path(out, new), record)
+    for name in features.keys() - {store_layout.DEFAULT_SET}:
+        added = store_layout.read_checked(store_layout.record_path(store, number, name))
         added["number"] = new
         for index, file in enumerate(added["parts"]):
-            _link(store, out, file, layout.part_path(out, new, index, name))
+            _link(store, out, file, store_layout.part_path(out, new, index, name))
         _move_empty(store, added, out, name, taken)
-        artifact.write_json(layout.record_path(out, new, name), added)
+        artifacts.write_json(store_layout.record_path(out, new, name), added)
     return record
 
 
@@ -130,13 +130,13 @@ def _move_empty(store: Path, record: dict[str, Any], out: Path, features: str, t
     if file is None or features in taken:
         return
     taken.add(features)
-    _link(store, out, file, layout.empty_path(out, record["number"], features))
+    _link(store, out, file, store_layout.empty_path(out, record["number"], features))
     record[RECORD] = file
 
 
 def _link(store: Path, out: Path, file: dict[str, Any], target: Path) -> None:
     """Share one file under a new name, and write that into its record."""
-    source = store / layout.SHARDS / file["name"]
+    source = store / store_layout.SHARDS / file["name"]
     try:
         os.link(source, target)
     except FileNotFoundError:

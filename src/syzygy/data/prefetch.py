@@ -12,9 +12,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from PIL import Image
 
-from syzygy.data.decode import as_rgb, loaded, read_bytes
+from syzygy.core.errors import UserError
+from syzygy.core.image_reading import as_rgb, loaded, read_bytes
 from syzygy.data.pair import Bad, RawPair, Sample, Scalar, Skipped, Unused
-from syzygy.errors import UserError
 
 P = TypeVar("P")
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from syzygy.data.decode import SUFFIXES
+from syzygy.core.errors import UserError
+from syzygy.core.image_reading import SUFFIXES
 from syzygy.data.fingerprints import size_of
 from syzygy.data.pair import Bad, Sample, Unused, pair_of
-from syzygy.errors import UserError
 
 CAPTIONS = (".txt", ".caption")
 """Endings of caption files, in any case; of two, the first is taken."""

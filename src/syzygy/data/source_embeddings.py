@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from syzygy.core.errors import UserError
+from syzygy.core.wording import shortlist
 from syzygy.data.fingerprints import file_fingerprint
 from syzygy.data.pair import WHOLE_FILE, Bad, Sample, pair_of
 from syzygy.data.source_parquet import Columns, captions_of, choose_columns, metadata_of, rows
-from syzygy.errors import UserError
-from syzygy.wording import shortlist
 
 IMAGES, METADATA = "img_emb", "metadata"
 SHOWN = 3

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from syzygy.core.errors import UserError
+from syzygy.core.wording import counted
 from syzygy.data.fingerprints import size_of
 from syzygy.data.pair import Bad, Sample, Unused, caption_fields, captions_in, pair_of, texts_in, without
 from syzygy.data.source_captions import files_in
-from syzygy.errors import UserError
-from syzygy.wording import counted
 
 LINES, TABLE = "metadata.jsonl", "metadata.csv"
 ROWS = 512

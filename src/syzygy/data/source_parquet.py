@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from syzygy.core.errors import UserError
 from syzygy.data.fingerprints import file_fingerprint
 from syzygy.data.pair import CAPTION_NAMES, WHOLE_FILE, Bad, Sample, Skipped, clean, listed, pair_of
-from syzygy.errors import UserError
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture")
 STATUS = "status"

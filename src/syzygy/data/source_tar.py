@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from syzygy.data.decode import MAX_BYTES, too_large
+from syzygy.core.errors import UserError
+from syzygy.core.image_reading import MAX_BYTES, too_large
 from syzygy.data.fingerprints import file_fingerprint
 from syzygy.data.pair import (
     WHOLE_FILE,
@@ -33,7 +34,6 @@ from syzygy.data.tar_names import (
     parting,
     pictures,
 )
-from syzygy.errors import UserError
 
 MAX_TEXT_BYTES = 16 * 2**20
 PACKED = {b"\x1f\x8b": ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ": ("xz", "unxz")} | {

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from pydantic import Field
 
-from syzygy.config import Config
-from syzygy.data.layouts import ADDRESS, KINDS, inside, kind_of
+from syzygy.core.config import Config
+from syzygy.core.errors import UserError
 from syzygy.data.pair import Shard
 from syzygy.data.source_captions import caption_files_shards
 from syzygy.data.source_embeddings import embedding_shards
 from syzygy.data.source_folder import folder_shards
+from syzygy.data.source_kinds import ADDRESS, KINDS, inside, kind_of
 from syzygy.data.source_parquet import choose_columns, first_readable, parquet_shards
 from syzygy.data.source_tar import tar_shard
-from syzygy.errors import UserError
 
 RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 MOST_FILES = 1_000_000

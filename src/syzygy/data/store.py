@@ -15,15 +15,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from syzygy.data import building, layout
+from syzygy.core.contracts import PackedText
+from syzygy.core.errors import UserError, unknown
+from syzygy.data import building, store_layout
 from syzygy.data.captions import TokenStates, joined
-from syzygy.data.empty import RECORD
-from syzygy.data.encoder import DTYPES
-from syzygy.data.files import mapped, mend, unpacked_string
-from syzygy.data.part import BOOLEAN, CONTENT, NUMBER, TEXT
-from syzygy.data.statistics import ImageStatistics
-from syzygy.errors import UserError, unknown
-from syzygy.types import PackedText
+from syzygy.data.empty_text import RECORD
+from syzygy.data.pair_encoder import DTYPES
+from syzygy.data.store_files import mapped, mend, unpacked_string
+from syzygy.data.store_part import BOOLEAN, CONTENT, NUMBER, TEXT
+from syzygy.data.store_statistics import ImageStatistics
 
 Index = Tensor | Sequence[int] | np.ndarray
 """Numbers of captions or pictures, on the CPU; a result has their order, and a number may come several times."""
@@ -57,7 +57,7 @@ class EmbeddingStore:
         self._first_image = np.cumsum([0, *(part["pictures"] for part in self._parts)])
 
     @classmethod
-    def open(cls, path: str | Path, features: str = layout.DEFAULT_SET) -> "EmbeddingStore":
+    def open(cls, path: str | Path, features: str = store_layout.DEFAULT_SET) -> "EmbeddingStore":
         """Open a finished store; `features` names the set that captions are read from (image embeddings are always CLIP's).
 
         Raises:
@@ -79,11 +79,11 @@ class EmbeddingStore:
         return f"EmbeddingStore({str(self.path)!r}, {len(self)} captions, {self.number_of_images} pictures, {self.features})"
 
     def _check_sizes(self) -> None:
-        found = {entry.name: entry.stat().st_size for entry in (self.path / layout.SHARDS).iterdir()}
+        found = {entry.name: entry.stat().st_size for entry in (self.path / store_layout.SHARDS).iterdir()}
         for file in building.files_in(self.manifest):
             size = found.get(file["name"])
             if size != file["size"]:
-                path = self.path / layout.SHARDS / file["name"]
+                path = self.path / store_layout.SHARDS / file["name"]
                 what = "is missing" if size is None else f"has {size:,} bytes instead of {file['size']:,}"
                 raise UserError(f"{path} {what}. {mend(path)}")
 
@@ -125,7 +125,7 @@ class EmbeddingStore:
     @cached_property
     def statistics(self) -> ImageStatistics:
         """Of all N image embeddings."""
-        return ImageStatistics.from_config(self.manifest["features"][layout.DEFAULT_SET]["images"])
+        return ImageStatistics.from_config(self.manifest["features"][store_layout.DEFAULT_SET]["images"])
 
     @property
     def digest(self) -> str:
@@ -246,11 +246,11 @@ class EmbeddingStore:
             raise UserError(
                 f"{self.path} holds no features of the empty text: an older version wrote it. {self._remedy()}"
             )
-        return mapped(self.path / layout.SHARDS / file["name"], file["size"])
+        return mapped(self.path / store_layout.SHARDS / file["name"], file["size"])
 
     def _remedy(self) -> str:
         """How features of the empty text come into a store of schema 1."""
-        if self.features != layout.DEFAULT_SET:
+        if self.features != store_layout.DEFAULT_SET:
             return "Add the feature set anew, under another name."
         if building.read_plan(self.path) is None:
             return (
@@ -263,7 +263,7 @@ class EmbeddingStore:
         """Raw embeddings of these pictures."""
         parts, local = self._places(index, self._first_image, "picture")
         rows = np.concatenate([part.images[i : i + 1] for part, i in zip(parts, local, strict=True)])
-        return torch.from_numpy(rows).view(_dtype(self.manifest, layout.DEFAULT_SET))
+        return torch.from_numpy(rows).view(_dtype(self.manifest, store_layout.DEFAULT_SET))
 
     def images_of(self, index: Index) -> Float[Tensor, "B D"]:
         """Raw embeddings of the pictures that these captions describe."""
@@ -320,12 +320,12 @@ class EmbeddingStore:
         part = self._open[number]
         if part is None:
             record = self._parts[number]
-            files = {layout.PAIRS: record["pairs"], **record["features"]}
+            files = {store_layout.PAIRS: record["pairs"], **record["features"]}
             tensors = {
-                name: mapped(self.path / layout.SHARDS / files[name]["name"], files[name]["size"])
-                for name in {layout.PAIRS, layout.DEFAULT_SET, self.features}
+                name: mapped(self.path / store_layout.SHARDS / files[name]["name"], files[name]["size"])
+                for name in {store_layout.PAIRS, store_layout.DEFAULT_SET, self.features}
             }
-            part = _Part(tensors[layout.PAIRS], tensors[layout.DEFAULT_SET], tensors[self.features])
+            part = _Part(tensors[store_layout.PAIRS], tensors[store_layout.DEFAULT_SET], tensors[self.features])
             self._open[number] = part
         return part
 

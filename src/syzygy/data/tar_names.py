@@ -7,7 +7,7 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 
-from syzygy.data.decode import SUFFIXES
+from syzygy.core.image_reading import SUFFIXES
 from syzygy.data.pair import clean
 
 TEXTS = ("txt", "json")

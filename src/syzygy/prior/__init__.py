@@ -1,9 +1,9 @@
 """Text → CLIP image embedding in one forward pass: the ECLIPSE prior, its losses, statistics and baselines."""
 
 from syzygy.prior.baselines import TextIdentity
+from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
+from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from syzygy.prior.losses import EclipseLoss, contrastive_loss, eclipse_loss, projection_loss
-from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.prior.statistics import EmbeddingStatistics
 
 __all__ = [
     "EclipseLoss",

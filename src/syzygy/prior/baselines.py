@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from syzygy.prior.model import check_request
-from syzygy.prior.statistics import EmbeddingStatistics
-from syzygy.types import TextFeatures
+from syzygy.core.contracts import TextFeatures
+from syzygy.prior.eclipse import check_request
+from syzygy.prior.embedding_statistics import EmbeddingStatistics
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from syzygy.errors import UserError
+from syzygy.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from click.testing import CliRunner
 
 from syzygy.cli.common import Whole, available_device, device_option, json_option, paced, seed_option, writable_folder
-from syzygy.cli.evaluation import named_priors
-from syzygy.errors import UserError
+from syzygy.core.errors import UserError
+from syzygy.lab.commands.evaluation_options import named_priors
 
 
 @click.command()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from syzygy.cli.sources import source, weights
-from syzygy.errors import UserError
+from syzygy.cli.source_arguments import source, weights
+from syzygy.core.errors import UserError
 
 
 @pytest.mark.parametrize(

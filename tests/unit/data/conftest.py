@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from syzygy.core.contracts import TextFeatures
+from syzygy.core.errors import UserError
 from syzygy.data import building
-from syzygy.data.embed import embed_shard
-from syzygy.data.encoder import EmbedSettings
+from syzygy.data.embed_shard import embed_shard
+from syzygy.data.pair_encoder import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
-from syzygy.errors import UserError
-from syzygy.types import TextFeatures
 
 WIDTH, POSITIONS = 4, 8
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from syzygy.core.errors import UserError
+from syzygy.core.image_reading import READING
 from syzygy.data import building
-from syzygy.data.decode import READING
-from syzygy.data.embed import embed_shard
-from syzygy.data.encoder import EmbedSettings
+from syzygy.data.embed_shard import embed_shard
+from syzygy.data.pair_encoder import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from syzygy import artifact
+from syzygy.core import artifacts
 from syzygy.data.building import files_in
 from syzygy.data.checking import verify
-from syzygy.data.files import mapped, write_tensors
+from syzygy.data.store_files import mapped, write_tensors
 
 FILES = ["00000-000.pairs.safetensors", "00002-000.clip.safetensors", "00000-empty.clip.safetensors"]
 
@@ -52,7 +52,7 @@ def rewrite(path: Path, name: str, **changes: Any) -> None:
     for found in files_in(manifest):
         if found["name"] == name:
             found.update(record)
-    artifact.write_json(path / "manifest.json", manifest)
+    artifacts.write_json(path / "manifest.json", manifest)
 
 
 def poisoned(x: torch.Tensor) -> torch.Tensor:
@@ -104,6 +104,6 @@ def test_totals_that_do_not_fit(path: Path, change: dict[str, Any], says: str) -
     features = change.pop("features", {})
     manifest["features"]["clip"]["images"] |= features.pop("images", {})
     manifest["features"]["clip"] |= features
-    artifact.write_json(path / "manifest.json", manifest | change)
+    artifacts.write_json(path / "manifest.json", manifest | change)
     (problem,) = verify(path)
     assert problem.startswith(says)

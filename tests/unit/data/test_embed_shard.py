@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from syzygy.data import embed as embedding
-from syzygy.data.decode import quiet
-from syzygy.data.embed import embed_shard
-from syzygy.data.encoder import EmbedSettings
+from syzygy.core.errors import UserError
+from syzygy.core.image_reading import quiet
+from syzygy.data import embed_shard as embedding
+from syzygy.data.embed_shard import embed_shard
+from syzygy.data.pair_encoder import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
 
 
 def shard_of(path: Path, **options: Any) -> Any:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from syzygy import artifact
+from syzygy.core import artifacts
+from syzygy.core.errors import UserError
 from syzygy.data.checking import verify
 from syzygy.data.features import add_features
 from syzygy.data.merging import merge
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
 
 FILE = "00000-empty.clip.safetensors"
 
@@ -32,11 +32,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def aged(store: Path) -> Path:
     """The store as schema 1 had it."""
     for path in store.rglob("*.json"):
-        values = artifact.read_json(path) | {"schema_version": 1}
+        values = artifacts.read_json(path) | {"schema_version": 1}
         values.pop("empty", None)
         for features in values.get("features", {}).values():
             features.pop("empty", None)
-        artifact.write_json(path, values)
+        artifacts.write_json(path, values)
     for path in store.glob("shards/*-empty.*"):
         path.unlink()
     return store
@@ -53,7 +53,7 @@ def test_they_are_what_the_encoder_gives(path: Path, encoder: Any) -> None:
 
 
 def test_they_are_encoded_in_the_shape_of_any_captions(path: Path, tars: Path, make_encoder: Callable) -> None:
-    from syzygy.data.empty import write_empty
+    from syzygy.data.empty_text import write_empty
 
     encoder = make_encoder()
     write_empty(encoder.encode_text, "fp16", 5, path.parent / "s")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from syzygy.core.errors import UserError
 from syzygy.data.captions import CaptionFeatures
 from syzygy.data.checking import verify
 from syzygy.data.features import add_features
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
 
 
 class Llm:
@@ -65,7 +65,7 @@ def test_states_without_images_beside_the_first_set(path: Path, encoder: Any, ta
 
 def test_pooled_embeddings_may_have_a_width_of_their_own(path: Path) -> None:
     add_features(path, "llm", Llm(pooled=True))
-    from syzygy.data.files import mapped
+    from syzygy.data.store_files import mapped
 
     tensors = mapped(path / "shards" / "00000-000.llm.safetensors")
     assert tensors["pooled"].shape == (3, 2)

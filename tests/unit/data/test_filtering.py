@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from syzygy.core.errors import UserError
 from syzygy.data.filtering import Comparison, Joined, parse_filter, passing
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
 
 NAN = float("nan")
 

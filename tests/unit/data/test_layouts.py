@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from syzygy.core.errors import UserError
 from syzygy.data import source_captions, source_folder
 from syzygy.data.pair import Bad, RawPair, Unused
 from syzygy.data.sources import Source, SourceOptions, open_source
-from syzygy.errors import UserError
 
 
 def opened(path: Path | str, **options: Any) -> Source:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from syzygy.core.errors import UserError
+from syzygy.core.image_reading import READING
 from syzygy.data.checking import verify
-from syzygy.data.decode import READING
 from syzygy.data.merging import merge
 from syzygy.data.sources import SourceOptions
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
 from tests.closeness import assert_close
 
 

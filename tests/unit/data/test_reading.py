@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from syzygy.data import decode
-from syzygy.data.decode import FORMATS, SUFFIXES, as_layers, as_mask, as_rgb, loaded, open_file
-from syzygy.errors import UserError
-from syzygy.pictures import open_picture, to_tensor
+from syzygy.core import image_reading
+from syzygy.core.errors import UserError
+from syzygy.core.image_reading import FORMATS, SUFFIXES, as_layers, as_mask, as_rgb, loaded, open_file
+from syzygy.generation.image_files import open_picture, to_tensor
 
 SMALL = np.array([[0, 60, 120], [180, 240, 255]], np.uint8)
 """Grey levels from black to white, different in every corner."""
@@ -197,7 +197,7 @@ def test_what_is_no_picture_file_is_named(name: str, message: str, tmp_path: Pat
 
 def test_files_have_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (16, 8)).save(tmp_path / "a.bmp")
-    monkeypatch.setattr(decode, "MAX_BYTES", 100)
+    monkeypatch.setattr(image_reading, "MAX_BYTES", 100)
     with pytest.raises(UserError, match="bytes; at most 100 are read"):
         open_file(tmp_path / "a.bmp")
 
@@ -210,7 +210,7 @@ def test_a_broken_pillow_image_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_of_readable_files_are_not_those_of_others() -> None:
-    assert not set(SUFFIXES) & set(decode.FOREIGN_SUFFIXES)
+    assert not set(SUFFIXES) & set(image_reading.FOREIGN_SUFFIXES)
     Image.init()
     assert {Image.EXTENSION[suffix] for suffix in SUFFIXES if suffix in Image.EXTENSION} == set(FORMATS)
     assert {suffix for suffix, kind in Image.EXTENSION.items() if kind in FORMATS} <= set(SUFFIXES)

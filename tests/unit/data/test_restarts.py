@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from syzygy.core.errors import UserError
 from syzygy.data import building, fingerprints
-from syzygy.data.embed import embed_shard
-from syzygy.data.encoder import EmbedSettings
+from syzygy.data.embed_shard import embed_shard
+from syzygy.data.pair_encoder import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
-from syzygy.errors import UserError
 
 NUMBER = 11
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from syzygy import artifact
+from syzygy.core import artifacts
+from syzygy.core.errors import UserError
 from syzygy.data.checking import verify
-from syzygy.data.files import mapped, write_tensors
 from syzygy.data.merging import merge
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
-from syzygy.runs.held_out import common, rest_of
-from syzygy.train.pairs import split
+from syzygy.data.store_files import mapped, write_tensors
+from syzygy.prior.embedding_pairs import split
+from syzygy.prior.held_out import common, rest_of
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_copies_in_merged_stores_are_on_one_side(folder: Path, encoder: Any, mak
 
 def without_hashes(store: Path) -> EmbeddingStore:
     """The store as schema 2 had it."""
-    manifest = artifact.read_json(store / "manifest.json") | {"schema_version": 2}
+    manifest = artifacts.read_json(store / "manifest.json") | {"schema_version": 2}
     for shard in manifest["shards"]:
         for part in shard["parts"]:
             path = store / "shards" / part["pairs"]["name"]
@@ -112,7 +112,7 @@ def without_hashes(store: Path) -> EmbeddingStore:
             part["pairs"] = write_tensors(path, tensors).to_config()
     for name in ("repeated", "duplicates", "captions_from", "text_left"):
         del manifest[name]
-    artifact.write_json(store / "manifest.json", manifest)
+    artifacts.write_json(store / "manifest.json", manifest)
     return EmbeddingStore.open(store)
 
 

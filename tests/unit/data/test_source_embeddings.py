@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from syzygy.core.errors import UserError
 from syzygy.data.pair import Bad
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

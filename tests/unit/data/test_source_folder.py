@@ -74,7 +74,7 @@ def test_wrong_lines_are_bad_and_the_others_survive(tmp_path: Path, line: Any, k
 def test_pictures_are_opened_while_embedding(
     tmp_path: Path, encoder: Any, picture: Callable[..., bytes], make_store: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syzygy.data.decode.MAX_BYTES", 200)
+    monkeypatch.setattr("syzygy.core.image_reading.MAX_BYTES", 200)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "good.png").write_bytes(picture())
     (tmp_path / "in" / "large.png").write_bytes(b"x" * 201)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from syzygy.core.errors import UserError
 from syzygy.data.pair import Bad, Skipped
 from syzygy.data.sources import SourceOptions, open_source
-from syzygy.errors import UserError
 
 arrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

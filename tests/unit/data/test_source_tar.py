@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from syzygy.core.errors import UserError
 from syzygy.data import source_tar
 from syzygy.data.pair import Bad, RawPair, Skipped, Unused
 from syzygy.data.source_tar import TarShard
-from syzygy.errors import UserError
 
 
 def samples(path: Path, **options: Any) -> list[Any]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from syzygy.core.errors import UserError
 from syzygy.data.sources import SourceOptions, expand, open_source
-from syzygy.errors import UserError
 
 
 @pytest.mark.parametrize(

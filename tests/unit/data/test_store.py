@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from syzygy.data import layout
+from syzygy.core.contracts import TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.data import store_layout
 from syzygy.data.captions import TokenStates
-from syzygy.data.files import write_tensors
-from syzygy.data.part import Part, write_part
 from syzygy.data.store import EmbeddingStore
-from syzygy.errors import UserError
-from syzygy.types import TextFeatures
+from syzygy.data.store_files import write_tensors
+from syzygy.data.store_part import Part, write_part
 from tests.closeness import assert_close
 
 
@@ -243,10 +243,10 @@ def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
         shards = [{"number": i, "source": f"{i}", "fingerprint": 0, "parts": [r]} for i, r in enumerate(records)]
         images = {"number": 2, "width": 192, "mean_norm": 1.0, "mean": [0.0], "std": [1.0]}
         features = {"clip": {"encoder": {}, "dtype": "fp16", "tokens": 0, "images": images}}
-        from syzygy import artifact
+        from syzygy.core import artifacts
 
-        manifest = layout.stamped({"columns": {}, "features": features, "shards": shards})
-        artifact.write_json(tmp_path / name / "manifest.json", manifest)
+        manifest = store_layout.stamped({"columns": {}, "features": features, "shards": shards})
+        artifacts.write_json(tmp_path / name / "manifest.json", manifest)
     size = sum(path.stat().st_size for path in (tmp_path / "large").rglob("*.safetensors"))
     assert size > 40e6
     command = [sys.executable, "-c", MEMORY, tmp_path / "small", tmp_path / "large"]

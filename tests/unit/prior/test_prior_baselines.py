@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from syzygy.errors import UserError
+from syzygy.core.contracts import TextFeatures
+from syzygy.core.errors import UserError
 from syzygy.prior.baselines import TextIdentity
-from syzygy.types import TextFeatures
 from tests.closeness import assert_close
 
 

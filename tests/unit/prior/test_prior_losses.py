@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from syzygy.errors import UserError
+from syzygy.core.errors import UserError
 from syzygy.prior.losses import contrastive_loss, eclipse_loss, projection_loss
 from tests.closeness import about, assert_close
 

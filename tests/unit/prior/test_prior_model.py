@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from syzygy.errors import UserError
-from syzygy.prior.diffusion import causal_mask
-from syzygy.prior.model import EclipsePrior, EclipsePriorConfig
-from syzygy.prior.statistics import EmbeddingStatistics
-from syzygy.types import TextFeatures
+from syzygy.core.contracts import TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.prior.diffusion_prior import causal_mask
+from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
+from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from tests.closeness import NETWORK, assert_close
 
 WIDTH, TOKENS = 6, 5

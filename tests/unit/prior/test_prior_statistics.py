@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from syzygy.errors import UserError
-from syzygy.prior.statistics import EmbeddingStatistics
+from syzygy.core.errors import UserError
+from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from tests.closeness import assert_close
 
 

@@ -1,0 +1,121 @@
+"""Pictures and texts as arguments of a command: how they are read, recorded, and shown on a contact sheet."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from syzygy.core.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from syzygy.cli.image_folder import Cell
+
+NUMERIC = re.compile(r"[-+.,\d%]*\d[-+.,\d%]*|[-+]?(nan|inf(inity)?)", re.IGNORECASE)
+"""What after the last @ is meant as a weight."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A source as it was given."""
+
+    text: str | None
+    """None for a picture."""
+    file: Path | None
+    """None for a text."""
+    image: "Image.Image | None"
+    weight: float | None = None
+    """None where none was given."""
+
+    @property
+    def source(self) -> "str | Image.Image":
+        """For the model."""
+        found = self.text if self.image is None else self.image
+        assert found is not None
+        return found
+
+    @property
+    def name(self) -> str:
+        """For the name of a file."""
+        return (self.text or "") if self.file is None else self.file.stem
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For a record: the text; or the file and the first sixteen hex digits of its SHA-256."""
+        if self.file is None:
+            return {"text": self.text}
+        import hashlib
+
+        with self.file.open("rb") as file:
+            return {"picture": str(self.file), "sha256": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
+
+    def cell(self, share: str = "") -> "Cell":
+        """For a contact sheet."""
+        from syzygy.generation.image_files import card
+
+        if self.image is None:
+            return card(f"“{self.text}”"), share or "text"
+        assert self.file is not None
+        return self.image, " · ".join(filter(None, [self.file.name, share]))
+
+
+def picture(file: Path) -> Given:
+    """Open a picture file.
+
+    Raises:
+        UserError: it cannot be read as a picture.
+    """
+    from syzygy.generation.image_files import open_picture
+
+    return Given(None, file, open_picture(file))
+
+
+def source(argument: str) -> Given:
+    """Read an argument `TEXT`, `FILE`, `TEXT@WEIGHT` or `FILE@WEIGHT`.
+
+    `blend.read_source` tells files from texts. If the whole argument names no file, what follows its last @ is a weight if it looks
+    like a number, or if what precedes the @ names a file.
+
+    Raises:
+        UserError: a picture that is missing or cannot be read, an empty text, a weight that is no number.
+    """
+    from syzygy.generation.mixing import check_there, read_source
+    from syzygy.generation.pipeline import check_texts
+
+    read, weight = read_source(argument), None
+    what, at, tail = argument.rpartition("@")
+    if at and isinstance(read, str) and (NUMERIC.fullmatch(tail) or isinstance(read_source(what), Path)):
+        read = read_source(what)
+        weight = _number(tail, read, argument)
+    if isinstance(read, Path):
+        return Given(None, read, picture(check_there(read)).image, weight)
+    check_texts([read])
+    return Given(read, None, None, weight)
+
+
+def _number(text: str, read: str | Path, argument: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        other = "" if isinstance(read, Path) else f" If it belongs to the text, add the weight after it: {argument}@1"
+        raise UserError(f"{text!r} after {str(read)!r} is not a weight; allowed: 0 to 1, such as 0.6.{other}") from None
+
+
+def weights(given: Sequence[Given]) -> list[float]:
+    """Their weights; equal ones where none was given.
+
+    Raises:
+        UserError: some have one and others not; or as `blend.shares`.
+    """
+    from syzygy.generation.mixing import shares
+
+    without = [one for one in given if one.weight is None]
+    if without and len(without) < len(given):
+        raise UserError(
+            f"{without[0].text or str(without[0].file)!r} has no weight, others have: give every source one, or none for equal parts."
+        )
+    found = [1.0 if one.weight is None else one.weight for one in given]
+    shares(found)
+    return found

@@ -1,0 +1,80 @@
+"""A published CLIP's files, on disk or in the hub's cache, and weights as tensors. Nothing here builds a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from syzygy.core import artifacts, model_files
+from syzygy.core.model_files import (
+    DIFFUSERS,
+    TRANSFORMERS,
+    Download,
+    Located,
+    fetch,
+    fetch_weights,
+    is_hub_id,
+    read_weights,
+)
+
+__all__ = ["DIFFUSERS", "TRANSFORMERS", "fetch", "fetch_weights", "is_hub_id", "read_weights"]
+
+TEXT, IMAGE = "text_encoder", "image_encoder"
+"""Folders of the two towers in a diffusers pipeline. A folder without them holds both towers in one `CLIPModel`."""
+TOKENIZER = "tokenizer"
+PREPARATIONS = ("image_processor", "feature_extractor")
+"""Where pipelines keep how pictures are prepared: Kandinsky and Stable unCLIP."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+PREPARATION_FILES = ("processor_config.json", "preprocessor_config.json")
+"""As transformers 5 saves a processor of text and pictures, and as everybody publishes it."""
+
+
+def is_pipeline(folder: Path) -> bool:
+    """True for diffusers' layout (a folder each for text and image encoder), false for `CLIPModel`'s."""
+    return not (folder / artifacts.CONFIG_FILE).is_file() and any((folder / name).is_dir() for name in (TEXT, IMAGE))
+
+
+def locate(
+    source: str | Path,
+    revision: str | None,
+    local_files_only: bool,
+    example: str = "openai/clip-vit-large-patch14",
+    download: Download | None = None,
+) -> Located:
+    """As `model_files.locate`; what is downloaded are a CLIP's or a language model's files, unless `download` says otherwise."""
+    return model_files.locate(source, revision, local_files_only, example, download or download_model)
+
+
+def download_model(source: str, revision: str | None) -> Located:
+    """The files of a CLIP of either layout, or of another model of transformers'."""
+    found = fetch(source, revision, _settings(), local_files_only=False)
+    towers = (f"{TEXT}/", f"{IMAGE}/") if is_pipeline(found.folder) else ("",)
+    return fetch_weights(found, dict.fromkeys(towers, TRANSFORMERS))
+
+
+def _settings() -> list[str]:
+    """Patterns of the small files of both layouts."""
+    folders = {
+        ("", TEXT, IMAGE): (artifacts.CONFIG_FILE,),
+        ("", TOKENIZER): TOKENIZER_FILES,
+        ("", *PREPARATIONS): PREPARATION_FILES,
+    }
+    return [
+        "model_index.json",
+        *(str(Path(folder, name)) for places, names in folders.items() for folder in places for name in names),
+    ]
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """transformers loads without a word: no progress bar, no report of what is left out."""
+    from transformers.utils import logging
+
+    loud, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(loud)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,99 @@
+"""Low-rank adaptation (LoRA, Hu et al. 2021, arXiv 2106.09685) of a frozen network, from beside it: W + (α/r)·B·A.
+
+The network is not changed, only listened to: hooks add what the adapters say. So several adaptations of one network can stay in
+memory together, and its own weights keep their names.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from syzygy.core.errors import UserError
+
+
+class _Update(nn.Module):
+    """B·A of one layer; zero at first, so that adaptation begins with the network as it is."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int) -> None:
+        super().__init__()
+        inner = layer.weight.shape[1:].numel()
+        self.down = nn.Parameter(torch.randn(rank, inner, device=layer.weight.device) / inner**0.5)
+        self.up = nn.Parameter(torch.zeros(layer.weight.shape[0], rank, device=layer.weight.device))
+        self.shape = layer.weight.shape
+
+    def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+        if isinstance(layer, nn.Linear):
+            return F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+        down = self.down.to(x.dtype).view(-1, *self.shape[1:])
+        small = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return F.conv2d(small, self.up.to(x.dtype)[:, :, None, None])
+
+
+class Lora(nn.Module):
+    """One adaptation of a network; it acts within `active()` alone.
+
+    Raises:
+        UserError: a rank below 1, or no layer whose name fits.
+    """
+
+    def __init__(self, network: nn.Module, *, rank: int, alpha: float | None = None, layers: str = ".*") -> None:
+        """
+        Args:
+            network: stays as it is; freeze it yourself (`requires_grad_(False)`).
+            alpha: α; the updates are scaled by α / rank. None is α = rank.
+            layers: regular expression that the names of the linear and convolution layers to adapt must hold.
+        """
+        super().__init__()
+        if rank < 1:
+            raise UserError(f"the rank of a low-rank adaptation is at least 1, got {rank}.")
+        self.scale = 1.0 if alpha is None else alpha / rank
+        self._on = False
+        found = {
+            name: layer
+            for name, layer in network.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d) and re.search(layers, name) and getattr(layer, "groups", 1) == 1
+        }
+        if not found:
+            raise UserError(f"no linear or convolution layer of this network has {layers!r} in its name.")
+        self.updates = nn.ModuleDict({name.replace(".", "/"): _Update(layer, rank) for name, layer in found.items()})
+        for name, layer in found.items():
+            layer.register_forward_hook(self._hook(self.updates[name.replace(".", "/")]))
+
+    def _hook(self, update: nn.Module):
+        def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            return output + self.scale * update(layer, inputs[0]) if self._on else None
+
+        return add
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, the network is adapted."""
+        before, self._on = self._on, True
+        try:
+            yield
+        finally:
+            self._on = before
+
+    @torch.no_grad()
+    def merge_into(self, network: nn.Module) -> None:
+        """Add the updates to the weights of this network (or a copy of it), for good: the adapted one without any adapter."""
+        for name, update in self.updates.items():
+            assert isinstance(update, _Update)
+            weight = network.get_parameter(name.replace("/", ".") + ".weight")
+            weight += (self.scale * update.up @ update.down).view(update.shape).to(weight.dtype)
+
+
+class Adapted(nn.Module):
+    """A network together with one of its adaptations, called as the network is."""
+
+    def __init__(self, network: nn.Module, lora: Lora) -> None:
+        super().__init__()
+        self.network, self.lora = network, lora
+
+    def forward(self, *args: object, **more: object) -> object:
+        with self.lora.active():
+            return self.network(*args, **more)

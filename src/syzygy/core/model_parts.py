@@ -1,0 +1,69 @@
+"""Folders of our own models: which parts there are, and where each one lies."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from syzygy.core import artifacts
+from syzygy.core.errors import UserError
+from syzygy.core.model_files import refuse_file
+
+INDEX_FILE = "model_index.json"
+CLASS_NAME = "TextToImage"
+COMPONENTS = ("clip", "prior", "decoder", "autoencoder", "reader")
+OPTIONAL = ("t5", "llm", "adapter")
+"""Further parts that a model may have: T5 where its decoder reads it; a language model and its adapter, which are loaded only when
+they are asked for as text encoder."""
+BUNDLED = {"starter": Path(__file__).parents[1] / "pretrained" / "starter"}
+"""Models that come with the package."""
+
+
+def model_folder(model: str | Path, published: Iterable[str] = ()) -> Path:
+    """The folder of a model that comes with the package, or of one on disk. `published`: further names, for the error."""
+    if str(model) in BUNDLED:
+        folder = BUNDLED[str(model)]
+        if not (folder / INDEX_FILE).is_file():
+            raise UserError(f"the weights of {str(model)!r} are not here. Make them: syzygy train starter --out RUN")
+        return folder
+    folder = Path(model)
+    refuse_file(folder)
+    if not (folder / INDEX_FILE).is_file():
+        what = "has no " + INDEX_FILE if folder.is_dir() else "is neither a folder nor a known model"
+        raise UserError(
+            f"model {str(model)!r} {what}. Known: {', '.join([*BUNDLED, *published])}; or a folder made by syzygy "
+            "train starter, one in diffusers' layout, or a hub id."
+        )
+    return folder
+
+
+def read_index(folder: Path, published: Iterable[str] = ()) -> dict[str, Any]:
+    """What a model's folder says of itself. `published`: the classes of pipelines that are loaded otherwise, for the error."""
+    index = artifacts.read_json(folder / INDEX_FILE)
+    if index.get("_class_name") != CLASS_NAME:
+        raise UserError(
+            f"{folder} holds a {index.get('_class_name')!r}, not a model of syzygy ({CLASS_NAME!r}), nor one of "
+            f"{', '.join(published)}."
+        )
+    if (schema := index.get("schema_version")) != artifacts.SCHEMA_VERSION:
+        raise UserError(f"{folder} has schema {schema}, this version reads {artifacts.SCHEMA_VERSION}: update syzygy.")
+    return index
+
+
+def part_folder(source: str | Path, part: str) -> Path:
+    """The folder of a model's part: of a model (by name or folder), of the finished run that trained it, or the folder itself."""
+    if str(source) in BUNDLED:
+        return model_folder(source) / part
+    folder = Path(source)
+    refuse_file(folder)
+    if (folder / part / artifacts.CONFIG_FILE).is_file():
+        return folder / part
+    if (folder / "run.json").is_file():
+        raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
+    if not folder.is_dir():
+        raise UserError(f"{part} {str(source)!r} is neither a folder nor a known model. Known: {', '.join(BUNDLED)}.")
+    return folder
+
+
+def part_or_id(source: str | Path, part: str) -> Path | str:
+    """`part_folder` of a model that comes with the package or of a folder; anything else as it is, a hub id."""
+    return part_folder(source, part) if str(source) in BUNDLED or Path(source).is_dir() else str(source)

@@ -1,0 +1,317 @@
+"""`embed_shard`: one shard of pairs through one CLIP into a store. Every runner calls it, and nothing else computes."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from syzygy.core import artifacts
+from syzygy.core.errors import UserError
+from syzygy.core.image_reading import quiet
+from syzygy.data import store_layout
+from syzygy.data.captions import FAULTS, EncodedCaptions, encode_captions, fault_codes, joined
+from syzygy.data.empty_text import RECORD, write_empty
+from syzygy.data.pair import Bad, Shard, Skipped, Unused
+from syzygy.data.pair_encoder import DTYPES, EmbedSettings, PairEncoder, pinned
+from syzygy.data.prefetch import Prepared, prepared
+from syzygy.data.store_part import Part, merged_types, write_part
+
+LONGEST_REASON = 300
+SHOWN = 5
+"""Samples that cannot be used which an error names."""
+
+
+@dataclass
+class Progress:
+    """How far a shard is."""
+
+    number: int
+    """Of the shard."""
+    seen: int = 0
+    """Samples, bad ones included."""
+    bad: int = 0
+    """Of these."""
+    first: list[str] = field(default_factory=list)
+    """Key and reason of the first few bad ones."""
+
+    def lose(self, key: str, reason: str) -> None:
+        """A sample is bad."""
+        self.bad += 1
+        if len(self.first) < SHOWN:
+            self.first.append(f"{key}: {reason}")
+
+
+Watch = Callable[[Progress], None]
+"""Told after every batch; it may raise to stop the work."""
+
+
+def embed_shard(
+    shard: Shard,
+    number: int,
+    encoder: PairEncoder,
+    settings: EmbedSettings,
+    store: Path,
+    watch: Watch = lambda progress: None,
+) -> dict[str, Any]:
+    """Embed all of `shard` as number `number` of the store, and with the first one the empty text. Its record is written last, and returned.
+
+    Finished parts of a shard whose work was interrupted are kept: it goes on with the sample after them. What is written is a
+    function of shard, encoder and settings, bit for bit on one kind of machine, whatever the interruptions.
+
+    Raises:
+        UserError: the source cannot be read, its ready-made embeddings are not as wide as the encoder's, or nothing
+            can be written.
+    """
+    writing = _Writing(shard, number, encoder, settings, store)
+    with pinned(settings.threads, settings.device), quiet():
+        empty = write_empty(encoder.encode_text, settings.dtype, settings.batch_size, store) if number == 0 else None
+        ahead = settings.batch_size + 2 * settings.threads
+        samples = islice(shard.read(), writing.next, None)
+        for place, sample in enumerate(
+            prepared(samples, encoder.preparation.prepare, settings.threads, ahead), writing.next
+        ):
+            writing.add(place, sample)
+            if writing.progress.seen % settings.batch_size == 0:
+                watch(writing.progress)
+        writing.close_part()
+    watch(writing.progress)
+    record = store_layout.stamped(
+        {"number": number, "source": shard.name, "fingerprint": shard.fingerprint, **writing.summary()}
+        | ({RECORD: empty} if empty else {})
+    )
+    artifacts.write_json(store_layout.record_path(store, number), record)
+    store_layout.progress_path(store, number).unlink(missing_ok=True)
+    return record
+
+
+@dataclass
+class _State:
+    """What is known of a shard after its last finished part: all that is needed to go on."""
+
+    fingerprint: str
+    """Of the shard."""
+    next: int = 0
+    """Samples of the source that are settled."""
+    seen: int = 0
+    bad: int = 0
+    first: list[str] = field(default_factory=list)
+    skipped: int = 0
+    cut: int = 0
+    """Captions that fill all positions of the encoder."""
+    repeated: int = 0
+    """Samples whose picture the part had already: their captions were added to it."""
+    taken: dict[str, int] = field(default_factory=dict)
+    """Where captions come from, and for how many samples."""
+    left: dict[str, int] = field(default_factory=dict)
+    """Columns with text that are not kept, and how many samples have them."""
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    """What could not be used; `place` is the sample's number in the source."""
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _state(store: Path, shard: Shard, number: int) -> _State:
+    """Where an interrupted run stopped; the beginning, if there was none or one of its files is not whole."""
+    path = store_layout.progress_path(store, number)
+    if path.is_file():
+        found = store_layout.read_checked(path)
+        state = _State(**{name: found[name] for name in _State.__dataclass_fields__})
+        files = (file for part in state.parts for file in (part["pairs"], *part["features"].values()))
+        if state.fingerprint == shard.fingerprint and all(store_layout.is_there(store, file) for file in files):
+            return state
+    return _State(shard.fingerprint)
+
+
+class _Writing:
+    """A shard that is being embedded: counts, faults, finished parts, and the part that is being filled."""
+
+    def __init__(self, shard: Shard, number: int, encoder: PairEncoder, settings: EmbedSettings, store: Path) -> None:
+        self.number, self.encoder, self.settings, self.store = number, encoder, settings, store
+        self.dtype = DTYPES[settings.dtype]
+        self.state = _state(store, shard, number)
+        self.filling = _Filling(encoder, settings)
+
+    @property
+    def next(self) -> int:
+        """The sample of the source to go on with."""
+        return self.state.next
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(self.number, self.state.seen, self.state.bad, self.state.first)
+
+    def add(self, place: int, sample: Prepared | Bad | Skipped | Unused) -> None:
+        """`place` is the sample's number in the source."""
+        if isinstance(sample, Prepared):
+            if self.filling.samples and self.filling.captions + len(sample.captions) > self.settings.shard_size:
+                self.close_part()
+                self.state.next = place
+                artifacts.write_json(
+                    store_layout.progress_path(self.store, self.number), store_layout.stamped(asdict(self.state))
+                )
+            self._use(place, sample)
+        elif isinstance(sample, Bad):
+            self._lose(place, sample.key, sample.reason)
+        elif isinstance(sample, Unused):
+            self._note(place, sample.key, sample.reason, "file", sample.number)
+        else:
+            self.state.skipped += 1
+        self.state.seen += isinstance(sample, Prepared | Bad)
+
+    def _use(self, place: int, sample: Prepared) -> None:
+        for reason in sample.unusable:
+            self._note(place, sample.key, reason, "caption")
+        for counts, names in ((self.state.taken, sample.taken), (self.state.left, sample.left)):
+            for name in names:
+                counts[name] = counts.get(name, 0) + 1
+        self.state.repeated += self.filling.add(place, sample)
+
+    def _lose(self, place: int, key: str, reason: str) -> None:
+        """A sample is bad."""
+        self.state.bad += 1
+        if len(self.state.first) < SHOWN:
+            self.state.first.append(f"{key}: {reason}")
+        self._note(place, key, reason, "pair")
+
+    def _note(self, place: int, key: str, reason: str, lost: str, number: int | None = None) -> None:
+        fault: dict[str, Any] = {"place": place, "key": key, "reason": reason[:LONGEST_REASON], "lost": lost}
+        self.state.faults.append(fault if number is None else fault | {"files": number})
+
+    def close_part(self) -> None:
+        """Encode what is left, leave out what cannot be stored, write the rest; then begin a new part."""
+        full, self.filling = self.filling, _Filling(self.encoder, self.settings)
+        if not full.samples:
+            return
+        images = full.images()
+        found = self._image_faults(images)
+        faults = [found[picture] for picture in full.picture_of]
+        # Captions of a picture stand together, also those of samples that came later.
+        order = sorted(range(len(full.samples)), key=lambda row: full.picture_of[row])
+        rows = [row for row in order if not faults[row] for _ in full.samples[row].captions]
+        texts = [text for row in order if not faults[row] for text in full.samples[row].captions]
+        if texts:
+            encoded = encode_captions(self.encoder.encode_text, texts, self.dtype, self.settings.batch_size)
+            usable = [i for i, fault in enumerate(encoded.faults) if not fault]
+            left = Counter(rows[i] for i in usable)
+            for row, fault in zip(rows, encoded.faults, strict=True):
+                if fault and left[row]:
+                    self._note(full.places[row], full.samples[row].key, f"the caption's embedding {fault}", "caption")
+                elif fault:
+                    faults[row] = f"the caption's embedding {fault}"
+            if usable:
+                self._write(full, images, [(rows[i], texts[i]) for i in usable], encoded, usable)
+        for place, sample, fault in zip(full.places, full.samples, faults, strict=True):
+            if fault:
+                self._lose(place, sample.key, fault)
+
+    def _image_faults(self, images: Float[Tensor, "N D"]) -> list[str | None]:
+        """Why each picture cannot be stored, or None."""
+        codes = fault_codes(images, self.dtype).tolist()
+        zero = (images.to(self.dtype) == 0).all(1).tolist()
+        found = ["is all zeros" if empty else FAULTS[code] for code, empty in zip(codes, zero, strict=True)]
+        return [fault and f"the image embedding {fault}" for fault in found]
+
+    def _write(
+        self,
+        full: "_Filling",
+        images: Tensor,
+        captions: list[tuple[int, str]],
+        encoded: EncodedCaptions,
+        usable: list[int],
+    ) -> None:
+        """`captions` are the usable ones, with their samples' rows in `full`. Key and columns of a picture are its first sample's."""
+        assert encoded.pooled is not None, "a CLIP pools"
+        pictures = sorted({full.picture_of[row] for row, _ in captions})
+        number_of = {picture: i for i, picture in enumerate(pictures)}
+        first_of: dict[int, Prepared] = {}
+        for picture, sample in zip(full.picture_of, full.samples, strict=True):
+            first_of.setdefault(picture, sample)
+        firsts = [first_of[picture] for picture in pictures]
+        part = Part(
+            keys=[sample.key for sample in firsts],
+            columns=[sample.columns for sample in firsts],
+            contents=[sample.content for sample in firsts],
+            images=images[pictures].to(self.dtype),
+            captions=[caption for _, caption in captions],
+            image_of_caption=[number_of[full.picture_of[row]] for row, _ in captions],
+            text=joined([encoded.states[i] for i in usable], self.dtype),
+            pooled=encoded.pooled[usable],
+        )
+        self.state.cut += sum(len(encoded.states[i]) == self.encoder.positions for i in usable)
+        self.state.parts.append(write_part(part, self.store, self.number, len(self.state.parts)))
+
+    def summary(self) -> dict[str, Any]:
+        """For the record."""
+        state = self.state
+        return {
+            "seen": state.seen,
+            "skipped": state.skipped,
+            "bad": [
+                {name: value for name, value in fault.items() if name != "place"}
+                for fault in sorted(state.faults, key=lambda fault: fault["place"])
+            ],
+            "full_captions": state.cut,
+            "repeated": state.repeated,
+            "captions_from": dict(sorted(state.taken.items())),
+            "text_left": dict(sorted(state.left.items())),
+            "columns": merged_types([part.pop("columns") for part in state.parts]),
+            "parts": state.parts,
+        }
+
+
+class _Filling:
+    """A part that is being filled. Pictures are encoded as they come, so that few are in memory."""
+
+    def __init__(self, encoder: PairEncoder, settings: EmbedSettings) -> None:
+        self.encoder, self.settings = encoder, settings
+        self.places: list[int] = []
+        """Each sample's number in the source."""
+        self.samples: list[Prepared] = []
+        self.picture_of: list[int] = []
+        """Each sample's picture; samples of one picture share it."""
+        self.captions = 0
+        self._pictures: dict[int, int] = {}
+        self._waiting: list[Tensor] = []
+        self._encoded: list[Tensor] = []
+
+    def add(self, place: int, sample: Prepared) -> bool:
+        """Whether the part had the picture already: then it is not encoded again."""
+        self.places.append(place)
+        self.samples.append(replace(sample, image=sample.image.new_empty(0)))  # its pixels are not needed for long
+        self.captions += len(sample.captions)
+        known = sample.content in self._pictures
+        self.picture_of.append(self._pictures.setdefault(sample.content, len(self._pictures)))
+        if not known:
+            self._waiting.append(sample.image)
+            if len(self._waiting) == self.settings.batch_size:
+                self._encode()
+        return known
+
+    def _encode(self) -> None:
+        batch = torch.stack(self._waiting)
+        self._waiting = []
+        if batch.ndim == 2:  # ready-made embeddings
+            if batch.shape[1] != self.encoder.width:
+                raise UserError(
+                    f"the source's embeddings are {batch.shape[1]} wide, the encoder's {self.encoder.width}: they are another "
+                    "CLIP's. Name the encoder that made them."
+                )
+            self._encoded.append(batch)
+            return
+        real = len(batch)
+        if real < self.settings.batch_size:  # one shape, so one way to compute: the same picture, the same bits
+            batch = torch.cat([batch, batch.new_zeros(self.settings.batch_size - real, *batch.shape[1:])])
+        if self.settings.device == "cuda":
+            batch = batch.pin_memory()
+        self._encoded.append(self.encoder.encode_pixels(batch)[:real])
+
+    def images(self) -> Float[Tensor, "N D"]:
+        """Raw embeddings of all pictures, in fp32 on the CPU."""
+        if self._waiting:
+            self._encode()
+        return torch.cat([part.cpu() for part in self._encoded])

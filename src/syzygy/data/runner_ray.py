@@ -1,0 +1,124 @@
+"""Embedding on a Ray cluster, or on this machine in Ray's local mode. Needs the extra `ray`.
+
+Workers write into the store themselves, so on a cluster the source, the store and the encoder are on a file system that all machines share.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from syzygy.clip.clip_model import Clip
+from syzygy.core.errors import UserError
+from syzygy.data import store_layout
+from syzygy.data.embed_shard import embed_shard
+from syzygy.data.embedding_work import Job, Report, Tally
+
+RETRIES = 3
+"""How often Ray starts a lost worker, and its shard, again: machines of a cluster come and go."""
+
+
+class Worker:
+    """An actor that loads the encoder once and embeds the shards that it is given."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.encoder: Clip | None = None
+
+    def embed(self, number: int) -> str | None:
+        """Embed the shard of this number.
+
+        Returns:
+            What the user has to mend, if anything. A raised exception would reach the user as the text of its traceback.
+        """
+        try:
+            if self.encoder is None:  # Ray shows each actor its own of the machine's GPUs
+                self.encoder = self.job.spec.load(local_files_only=True)
+            embed_shard(self.job.shards[number], number, self.encoder, self.job.settings, self.job.store)
+        except UserError as error:
+            return str(error)
+        return None
+
+
+def run_ray(job: Job, todo: Sequence[int], workers: int, tally: Tally, report: Report) -> None:
+    """Embed the shards of these numbers in a pool of actors, which has ended when this returns or raises.
+
+    Raises:
+        UserError: Ray is not installed or has too few processors; or a worker met one, or died.
+    """
+    ray = _ray()
+    begun = not ray.is_initialized()
+    if begun:
+        ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
+    actors: list[Any] = []
+    try:
+        _check_resources(ray.cluster_resources(), workers, job)
+        actor = ray.remote(
+            num_cpus=job.settings.threads,
+            num_gpus=1 if job.settings.device == "cuda" else 0,
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+        )(Worker)
+        actors += [actor.remote(job) for _ in range(min(workers, len(todo)))]
+        for number in _finished(ray, actors, todo):
+            tally.finish(store_layout.read_checked(store_layout.record_path(job.store, number)))
+            report.update()
+    finally:
+        for one in actors:
+            ray.kill(one)
+        if begun:
+            ray.shutdown()
+
+
+def _finished(ray: Any, actors: Sequence[Any], todo: Sequence[int]) -> Iterator[int]:
+    """The numbers of the shards in the order in which they are finished. An actor that is free takes the next one.
+
+    Raises:
+        UserError: a worker met one, or died.
+    """
+    left = iter(todo)
+    running = {actor.embed.remote(number): (actor, number) for actor, number in zip(actors, left, strict=False)}
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        actor, number = running.pop(ready)
+        try:
+            mistake = ray.get(ready)
+        except ray.exceptions.RayTaskError:  # a fault of this program
+            raise
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                f"a Ray worker died ({type(error).__name__}), perhaps for lack of memory: try fewer --workers or a smaller "
+                "--batch-size (the latter in a new store). Finished shards are kept."
+            ) from None
+        if mistake is not None:
+            raise UserError(mistake)
+        yield number
+        following = next(left, None)
+        if following is not None:
+            running[actor.embed.remote(following)] = actor, following
+
+
+def _check_resources(found: dict[str, float], workers: int, job: Job) -> None:
+    """Refuse more processors than there are, for which Ray would wait without end."""
+    needed = {"CPU": workers * job.settings.threads}
+    if job.settings.device == "cuda":
+        needed["GPU"] = workers
+    for name, number in needed.items():
+        if found.get(name, 0) < number:
+            raise UserError(
+                f"{workers} workers with {job.settings.threads} threads need {number} {name}s; this Ray cluster has "
+                f"{found.get(name, 0):g}. Use fewer --workers, or fewer --threads in a new store."
+            )
+
+
+def _ray() -> Any:
+    """The module `ray`.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--runner ray needs Ray: pip install 'syzygy[ray]'.") from None
+    return ray

@@ -1,0 +1,57 @@
+"""Embedding under `torchrun`: every rank embeds its share; the first one begins and finishes the store.
+
+All ranks see the store's folder and the source, so on several machines both are on a shared file system.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from syzygy.core.errors import UserError
+
+PATIENCE = timedelta(days=7)
+"""Ranks wait so long for the slowest: shards take hours."""
+
+
+def under_torchrun() -> bool:
+    """Whether this process was started by `torchrun`."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+
+
+@contextmanager
+def group() -> Iterator[tuple[int, int]]:
+    """Within: the ranks know each other. The value is (this rank, ranks).
+
+    Raises:
+        UserError: this process was not started by `torchrun`.
+    """
+    if not under_torchrun():
+        raise UserError(
+            "--runner torchrun is for processes that torchrun starts: torchrun --nproc-per-node 2 -m syzygy.cli embed …"
+        )
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def shared(numbers: Sequence[int] | None) -> list[int]:
+    """What the first rank gives, on all ranks (the others give None): one list, though finished shards come to be seen at different times."""
+    length = torch.tensor([0 if numbers is None else len(numbers)])
+    dist.broadcast(length, 0)
+    values = (
+        torch.zeros(int(length), dtype=torch.int64) if numbers is None else torch.tensor(numbers, dtype=torch.int64)
+    )
+    if len(values):
+        dist.broadcast(values, 0)
+    return values.tolist()
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    dist.barrier()

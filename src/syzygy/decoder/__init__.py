@@ -1,0 +1,1 @@
+"""The latent decoder: network, autoencoder, noise levels, guidance, samplers, training."""

@@ -1,0 +1,159 @@
+"""diffusers' `AutoencoderKL` as the space that the decoder paints in: few numbers a picture, of unit variance, and back.
+
+Shapes: B pictures, H × W pixels, C latent channels, h × w latent positions (H / patch × W / patch).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from syzygy.core import artifacts
+from syzygy.core.config import Config, parse
+from syzygy.core.errors import UserError
+from syzygy.core.pixels import to_unit
+from syzygy.core.randomness import seed_of
+
+
+class AutoencoderConfig(Config):
+    """Sizes of an autoencoder to train from nothing. All of its layers work at latent resolution, which a CPU can afford."""
+
+    image_size: int = Field(default=64, gt=0)
+    """Height and width of the pictures, in pixels."""
+    patch: int = Field(default=4, gt=0)
+    """Pixels a latent position, along each side."""
+    latent_channels: int = Field(default=4, gt=0)
+    """Numbers a latent position."""
+    channels: int = Field(default=64, gt=0)
+    """Width of the layers."""
+    layers: int = Field(default=1, ge=1)
+    """Residual blocks of the encoder, besides two in its middle (the decoder has one more)."""
+    norm_groups: int = Field(default=16, gt=0)
+    """Groups of the group normalisation; divides `channels`."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "AutoencoderConfig":
+        if self.image_size % self.patch:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch {self.patch}")
+        if self.channels % self.norm_groups:
+            raise ValueError(f"norm_groups {self.norm_groups} does not divide {self.channels} channels")
+        return self
+
+
+class Autoencoder(nn.Module):
+    """Pictures ↔ latents (`ImageAutoencoder`). Each latent channel has zero mean and unit variance over the training pictures."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        self.config = config
+        planes = 3 * config.patch**2
+        self.model = AutoencoderKL(
+            in_channels=planes,
+            out_channels=planes,
+            latent_channels=config.latent_channels,
+            block_out_channels=(config.channels,),
+            down_block_types=("DownEncoderBlock2D",),
+            up_block_types=("UpDecoderBlock2D",),
+            layers_per_block=config.layers,
+            norm_num_groups=config.norm_groups,
+            mid_block_add_attention=False,
+        )
+        # Unknown until the weights are trained; NaN, not a harmless number, so that forgetting them shows.
+        self.register_buffer("mean", torch.full((config.latent_channels, 1, 1), float("nan")))
+        self.register_buffer("std", torch.full((config.latent_channels, 1, 1), float("nan")))
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the pictures, in pixels."""
+        return self.config.image_size
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        side = self.config.image_size // self.config.patch
+        return self.config.latent_channels, side, side
+
+    def set_statistics(self, mean: Float[Tensor, "C"], std: Float[Tensor, "C"]) -> None:
+        """Fix mean and standard deviation of the raw latents, once, after training."""
+        if not (torch.isfinite(mean).all() and torch.isfinite(std).all() and (std > 0).all()):
+            raise UserError(f"latents need finite means and positive standard deviations, got {mean} and {std}.")
+        self.mean.copy_(mean[:, None, None])
+        self.std.copy_(std[:, None, None])
+
+    def raw_latents(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """Posterior means of pictures in [0, 1], before normalisation."""
+        return self._posterior(images).mode()
+
+    def _posterior(self, images: Tensor) -> Any:
+        encoded: Any = self.model.encode(F.pixel_unshuffle(2 * images - 1, self.config.patch))
+        return encoded.latent_dist
+
+    def _decoded(self, raw: Tensor) -> Tensor:
+        decoded: Any = self.model.decode(raw)  # pyright: ignore[reportArgumentType] (wants the old FloatTensor)
+        return F.pixel_shuffle(decoded.sample, self.config.patch)
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """Pictures in [0, 1] → latents."""
+        return (self.raw_latents(images).float() - self.mean) / self.std
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        """Latents → images in [0, 1].
+
+        Raises:
+            NonFiniteError: as `to_unit`.
+        """
+        return to_unit(self._decoded(latents * self.std + self.mean))
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
+    ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B"]]:
+        """Pictures in [0, 1] through the bottleneck: pictures in [-1, 1], not clamped, and the posterior's divergence in nats.
+
+        `noise` (standard normal) draws the posterior's sample.
+        """
+        posterior = self._posterior(images)
+        return self._decoded(posterior.mean + posterior.std * noise), posterior.kl()
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all weights: which latents a decoder was trained on."""
+        return artifacts.fingerprint(self.state_dict())
+
+    def save_pretrained(self, folder: Path, provenance: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+        """Write weights, configuration and provenance as one folder, atomically."""
+        assert torch.isfinite(self.std).all(), "set_statistics was not called"
+        with artifacts.folder_written(folder) as temporary:
+            artifacts.write_tensors(temporary / artifacts.WEIGHTS_FILE, self.state_dict(), dtype)
+            artifacts.write_json(temporary / artifacts.CONFIG_FILE, self.config.model_dump(mode="json"))
+            artifacts.write_json(temporary / artifacts.PROVENANCE_FILE, dict(provenance))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Autoencoder":
+        """Load a folder strictly, in fp32 and evaluation mode.
+
+        Raises:
+            UserError: a file is missing, truncated, or does not fit the configuration.
+        """
+        folder = Path(folder)
+        path = folder / artifacts.CONFIG_FILE
+        autoencoder = cls(parse(AutoencoderConfig, artifacts.read_json(path), str(path)))
+        artifacts.load_strictly(autoencoder, artifacts.read_tensors(folder / artifacts.WEIGHTS_FILE), folder)
+        return autoencoder.eval()
+
+
+def build_autoencoder(config: AutoencoderConfig, *, seed: int = 0) -> Autoencoder:
+    """An autoencoder with fresh weights from `seed`; call `set_statistics` once it is trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "autoencoder", "weights"))
+        return Autoencoder(config)

@@ -1,0 +1,148 @@
+"""Syzygy's own decoder: a denoiser of an autoencoder's latents, walked by a sampler, as one that paints pictures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from syzygy.core import arguments
+from syzygy.core.contracts import (
+    Conditioning,
+    Denoiser,
+    Guide,
+    ImageAutoencoder,
+    Progress,
+    Sampling,
+    StatesEncoder,
+    TextFeatures,
+    TextStates,
+    image_condition,
+    text_condition,
+)
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import per_sample_noise
+from syzygy.decoder.guidance import Guided, StyleGuided
+from syzygy.decoder.noise_levels import KarrasSchedule
+from syzygy.decoder.samplers import sample
+from syzygy.regions.phrases import check_read, painted
+from syzygy.regions.region_bias import REGION_STRENGTH
+
+NO_WORDS = (
+    "an adapter's states stand for none. Leave the text encoder out, or let a decoder with T5 read words by that alone "
+    "(conditions image,t5)."
+)
+
+
+@dataclass(frozen=True)
+class LatentDecoder:
+    """A `PictureDecoder` that reads image embeddings, text features, texts, any of them: what a guide does not tell is absent."""
+
+    denoiser: Denoiser
+    autoencoder: ImageAutoencoder
+    device: torch.device
+    defaults: Sampling = field(default_factory=lambda: Sampling(steps=25, guidance_scale=2.0, sampler="dpm++2m"))
+    schedule: KarrasSchedule = field(default_factory=KarrasSchedule)
+    encoders: Mapping[str, StatesEncoder] = field(default_factory=dict)
+    """Text encoders of its own, by the condition that they make: `t5`."""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return ("image", "text", *self.encoders)
+
+    @torch.inference_mode()
+    def paint(
+        self,
+        towards: Guide,
+        generators: Sequence[torch.Generator],
+        *,
+        away: Guide | None = None,
+        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        on_step: Callable[[Progress], None] | None = None,
+    ) -> Float[Tensor, "N 3 H W"]:
+        """See `PictureDecoder`. Pictures have the autoencoder's size."""
+        self._check(how)
+        own = self.defaults
+        steps = own.steps if how.steps is None else how.steps
+        assert own.sampler is not None
+        negative = None if away is None else self._conditioning(away)
+        latents = sample(
+            self._guided(towards, negative, how),
+            per_sample_noise(self.autoencoder.latent_shape, generators, self.device),
+            self.schedule.sigmas(arguments.whole(steps, "the number of steps")),
+            self._conditioning(towards, self._strength(towards, how)),
+            sampler=how.sampler or own.sampler,
+            on_step=on_step,
+        )
+        return self.autoencoder.decode(latents)
+
+    def _conditioning(self, guide: Guide, painting: float = 0.0) -> Conditioning:
+        """What is told, and what the decoder's own encoders make of the texts."""
+        wanted = self.conditions if guide.conditions is None else guide.conditions
+        texts = guide.texts
+        own = {
+            name: encoder.encode_states(list(texts))
+            for name, encoder in self.encoders.items()
+            if texts is not None and name in wanted
+        }
+        return conditioning_of(guide, self.device, painting, own)
+
+    def _guided(self, towards: Guide, negative: Conditioning | None, how: Sampling) -> Guided | StyleGuided:
+        scale = self.defaults.guidance_scale if how.guidance_scale is None else how.guidance_scale
+        assert scale is not None
+        if how.style_guidance is None:
+            return Guided(self.denoiser, scale, negative)
+        if towards.embeddings is None or towards.features is None:
+            raise UserError("style guidance weighs a style beside a text: let the decoder read both, image and text.")
+        return StyleGuided(self.denoiser, scale, how.style_guidance, negative)
+
+    def _strength(self, towards: Guide, how: Sampling) -> float:
+        """w' of this picture."""
+        if how.painting is not None and towards.regions is None:
+            raise UserError("painting has a strength, but nothing is painted: give regions, or leave the strength out.")
+        own = REGION_STRENGTH if self.defaults.painting is None else self.defaults.painting
+        return own if how.painting is None else how.painting
+
+    def _check(self, how: Sampling) -> None:
+        if how.options:
+            raise UserError(f"this decoder has no options {', '.join(how.options)}: leave them out.")
+        if how.size is not None:
+            raise UserError("this decoder paints pictures of one size: leave the size out.")
+
+
+def conditioning_of(
+    guide: Guide, device: torch.device, painting: float = 0.0, states: Mapping[str, TextStates] | None = None
+) -> Conditioning:
+    """What a guide tells, as our decoder's conditions; regions paint the tokens of texts with the strength `painting` (w').
+
+    Args:
+        states: of the guide's texts, by the condition that they are.
+
+    Raises:
+        UserError: nothing is told; regions without text, or for states that have no column a token.
+    """
+    read: dict[str, TextFeatures | TextStates] = dict(states or {})
+    if guide.features is not None:
+        read = {"text": guide.features, **read}
+    conditions = {name: text_condition(found.to(device)) for name, found in read.items()}
+    if guide.embeddings is not None:
+        conditions = {"image": image_condition(guide.embeddings.to(device)), **conditions}
+    if not conditions:
+        raise UserError("this decoder needs image embeddings or text features to paint; the guide has neither.")
+    if guide.regions is not None and any(guide.regions):
+        if not read or guide.texts is None:
+            raise UserError(
+                f"regions are for words that the decoder reads: let it read the text (conditions image,text); {NO_WORDS}"
+            )
+        spans = {name: found.spans for name, found in read.items() if found.spans is not None}
+        if len(spans) < len(read):
+            raise UserError(
+                f"regions need a text encoder with a state for each token; this one tells no words apart, as {NO_WORDS}"
+            )
+        check_read(guide.texts, list(spans.values()), guide.regions)
+        for name, own in spans.items():
+            maps = painted(guide.texts, own, guide.regions, painting).to(device)
+            if maps.any():  # of no strength, or no weight, it is unpainted to the bit
+                conditions[name] = replace(conditions[name], painted=maps)
+    return Conditioning(conditions)

@@ -1,0 +1,100 @@
+"""Samplers: plain functions that walk a denoiser down the noise levels along the probability-flow ODE
+dx/dσ = (x − D(x; σ)) / σ (EDM, Karras et al. 2022, eq. 1 and 3). They know no model.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor
+
+from syzygy.core.contracts import Conditioning, Denoiser, Progress, Staged
+from syzygy.core.errors import UserError, unknown
+
+Denoise = Callable[[Float[Tensor, "B C H W"], float], Float[Tensor, "B C H W"]]
+"""(x, σ) → denoised x: a `Denoiser` with its conditioning in place."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step taken, from `sigma` down to `x`."""
+
+    x: Float[Tensor, "B C H W"]
+    """The picture at the next noise level."""
+    sigma: float
+    """The noise level the step started from."""
+    denoised: Float[Tensor, "B C H W"]
+    """What the denoiser saw in the picture at `sigma`: a preview of the result."""
+
+
+def euler(denoise: Denoise, x: Tensor, sigma: float, sigma_next: float, previous: Step | None) -> Step:
+    """First order: follow the slope at `sigma` (EDM, algorithm 1, lines 4-5). One evaluation."""
+    denoised = denoise(x, sigma)
+    return Step(x + (sigma_next - sigma) / sigma * (x - denoised), sigma, denoised)
+
+
+def heun(denoise: Denoise, x: Tensor, sigma: float, sigma_next: float, previous: Step | None) -> Step:
+    """Second order: the mean of the slopes at both ends (EDM, algorithm 1). Two evaluations; one down to σ = 0."""
+    first = euler(denoise, x, sigma, sigma_next, previous)
+    if sigma_next == 0:
+        return first
+    slope = (x - first.denoised) / sigma
+    slope_next = (first.x - denoise(first.x, sigma_next)) / sigma_next
+    return Step(x + (sigma_next - sigma) * (slope + slope_next) / 2, sigma, first.denoised)
+
+
+def dpm_solver_2m(denoise: Denoise, x: Tensor, sigma: float, sigma_next: float, previous: Step | None) -> Step:
+    """Second order with one evaluation: extrapolates D from the last two (DPM-Solver++, Lu et al. 2022, algorithm 2).
+
+    In λ = −ln σ, with α = 1. The first step, and the last one down to σ = 0, where λ has no end, are of first order.
+    """
+    denoised = denoise(x, sigma)
+    if sigma_next == 0:
+        return Step(denoised, sigma, denoised)
+    h = math.log(sigma / sigma_next)
+    target = denoised
+    if previous is not None:
+        ratio = h / math.log(previous.sigma / sigma)
+        target = denoised + ratio / 2 * (denoised - previous.denoised)
+    return Step(sigma_next / sigma * x - math.expm1(-h) * target, sigma, denoised)
+
+
+SAMPLERS = {"euler": euler, "heun": heun, "dpm++2m": dpm_solver_2m}
+
+
+def sample(
+    denoiser: Denoiser,
+    noise_unit: Float[Tensor, "B C H W"],
+    sigmas: Float[Tensor, "levels"],
+    conditioning: Conditioning,
+    *,
+    sampler: str = "dpm++2m",
+    on_step: Callable[[Progress], None] | None = None,
+) -> Float[Tensor, "B C H W"]:
+    """From standard normal noise to pictures, in the noise's dtype and on its device.
+
+    `sigmas` are falling noise levels, such as `KarrasSchedule().sigmas(25)`; only the last may be 0 (a clean picture).
+    `conditioning` holds a condition for each of the B samples. Gradients are the caller's business.
+
+    Raises UserError for an unknown sampler, or noise levels that do not fall.
+    """
+    if sampler not in SAMPLERS:
+        raise unknown("sampler", sampler, SAMPLERS)
+    levels = [float(sigma) for sigma in sigmas.tolist()]
+    falling = all(high > low for high, low in pairwise(levels))
+    if len(levels) < 2 or not falling or not (levels[-1] >= 0 and math.isfinite(levels[0])):
+        raise UserError(f"noise levels must fall strictly, from a finite number to at least 0; got {levels}.")
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        chosen = denoiser.at(sigma) if isinstance(denoiser, Staged) else denoiser
+        return chosen(x, x.new_full((len(x),), sigma), conditioning)
+
+    x, taken = noise_unit * levels[0], None
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
+        taken = SAMPLERS[sampler](denoise, x, sigma, sigma_next, taken)
+        x = taken.x
+        if on_step is not None:
+            on_step(Progress(index + 1, len(levels) - 1, sigma, taken.denoised))
+    return x

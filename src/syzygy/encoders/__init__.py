@@ -1,1 +1,0 @@
-"""Text encoders that are made of others."""

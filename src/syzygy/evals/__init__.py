@@ -1,1 +1,0 @@
-"""Measuring priors and decoders."""

@@ -1,0 +1,167 @@
+"""Ensembles of expert denoisers as folders: who serves which noise level, and a decoder each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from syzygy.core import artifacts
+from syzygy.core.errors import UserError, unknown
+from syzygy.core.lora import Adapted, Lora
+from syzygy.core.offload import OneAtATime
+from syzygy.core.randomness import seed_of
+from syzygy.decoder.backbone import load_config, load_decoder
+from syzygy.decoder.network import Decoder
+from syzygy.decoder.preconditioning import Preconditioned
+from syzygy.experts.routing import Experts, Stages
+
+STAGES_FILE = "stages.json"
+TRUNK = "trunk"
+"""The frozen decoder of low-rank experts, beside them."""
+MEMORY = ("all", "offload", "lazy")
+"""Where experts are: all on the device; one there and the others in the computer's memory; one there and the others on disk."""
+
+
+def experts_folder(folder: Path) -> Path:
+    """The ensemble itself, from its own folder or from that of the run that grew it."""
+    if (folder / "experts" / STAGES_FILE).is_file():
+        return folder / "experts"
+    if (folder / "nodes").is_dir() and not (folder / STAGES_FILE).is_file():
+        raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
+    return folder
+
+
+def load_stages(folder: Path) -> Stages:
+    """Who serves which noise level.
+
+    Raises:
+        UserError: the folder holds no ensemble, or its stages are not in order.
+    """
+    if not (folder / STAGES_FILE).is_file():
+        raise UserError(f"{folder} holds no experts: {STAGES_FILE} is missing. Make them with syzygy train experts.")
+    found = artifacts.read_json(folder / STAGES_FILE)
+    names, edges = found.get("names"), found.get("edges")
+    if not (isinstance(names, list) and isinstance(edges, list) and all(isinstance(e, float | int) for e in edges)):
+        raise UserError(f"{folder / STAGES_FILE} must hold names and edges of stages.")
+    return Stages(tuple(map(str, names)), tuple(map(float, edges)))
+
+
+def decoders_of(folder: Path) -> tuple[str, ...]:
+    """The folders within that hold whole decoders: every expert's, or that of the trunk which all of them adapt."""
+    return (TRUNK,) if (folder / TRUNK).is_dir() else load_stages(folder).experts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """How the experts of an ensemble are kept and run."""
+
+    memory: str = "all"
+    """One of `MEMORY`."""
+    backend: str | Callable[..., Any] | None = None
+    """Of torch.compile, such as "inductor": each expert's U-Net is compiled, routing is not. None compiles nothing."""
+
+    def __post_init__(self) -> None:
+        if self.memory not in MEMORY:
+            raise unknown("memory of experts", self.memory, MEMORY)
+
+    def kept(
+        self, names: Sequence[str], load: Callable[[str], nn.Module], device: torch.device, dtype: torch.dtype
+    ) -> "dict[str, nn.Module] | OneAtATime":
+        """Experts that `load` makes on the CPU, in this way; `device` only tells whether offloading has an effect."""
+        if self.memory == "offload" and device.type == "cpu":
+            raise UserError(
+                "offloading moves experts off a GPU between their turns; on the CPU it has no effect: say lazy, or all."
+            )
+
+        def made(name: str) -> nn.Module:
+            return self.compiled(load(name))
+
+        if self.memory == "lazy":
+            return OneAtATime.loaded(names, made, dtype)
+        found = {name: made(name) for name in names}
+        return OneAtATime.offloaded(found) if self.memory == "offload" else found
+
+    def compiled(self, expert: nn.Module) -> nn.Module:
+        """The same expert; its U-Net is compiled when it first runs."""
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        if self.backend is not None:
+            for module in expert.modules():
+                if isinstance(module, UNet2DConditionModel):
+                    module.compile(backend=self.backend)
+        return expert
+
+    def check_lora(self, number: int) -> None:
+        """Refuse what cannot be done with so many low-rank experts; they are small beside the network that all of them adapt."""
+        if self.memory != "all":
+            raise UserError(
+                f"these experts adapt one network and are all in memory with it: {self.memory!r} has no effect, leave it out."
+            )
+        limit = torch._dynamo.config.recompile_limit
+        if self.backend is not None and number > limit:
+            # Each adaptation is compiled anew; past the limit torch would run the rest as they are, without an error.
+            raise UserError(
+                f"{number} low-rank experts are more than torch.compile's limit of {limit} for one network: raise "
+                "torch._dynamo.config.recompile_limit, or do not compile them."
+            )
+
+
+def load_experts(folder: Path, device: torch.device | str = "cpu", keeping: Keeping = Keeping()) -> Experts:
+    """The ensemble in a folder, as one denoiser, on the device.
+
+    Raises:
+        UserError: an expert is missing, or they do not read the same conditions and latents; a way of keeping without effect.
+    """
+    stages = load_stages(folder)
+    if (folder / TRUNK).is_dir():
+        keeping.check_lora(len(stages.experts))
+        return Experts(stages, {n: keeping.compiled(e) for n, e in _adapted(folder, stages).items()}).to(device).eval()
+    configs = {name: load_config(folder / name) for name in stages.experts}
+    first = next(iter(configs.values()))
+    for name, own in configs.items():
+        if (own.slots, own.size, own.channels) != (first.slots, first.size, first.channels):
+            raise UserError(f"expert {name} in {folder} reads other conditions or latents than {stages.experts[0]}.")
+        if not (folder / name / artifacts.WEIGHTS_FILE).is_file():
+            raise UserError(f"expert {name} is missing: there is no {folder / name / artifacts.WEIGHTS_FILE}.")
+
+    def load(name: str) -> nn.Module:
+        decoder = load_decoder(folder / name)
+        return Preconditioned(decoder, decoder.config.sigma_data)
+
+    denoisers = keeping.kept(stages.experts, load, torch.device(device), torch.float32)
+    return Experts(stages, denoisers).to(device).eval()
+
+
+def _adapted(folder: Path, stages: Stages) -> dict[str, nn.Module]:
+    """Low-rank experts: one frozen decoder, adapted for each of them."""
+    trunk = load_decoder(folder / TRUNK).requires_grad_(False)
+    found: dict[str, nn.Module] = {}
+    for name in stages.experts:
+        config = artifacts.read_json(folder / name / artifacts.CONFIG_FILE)
+        lora = build_lora(trunk, rank=int(config["rank"]), layers=str(config["layers"]), seed=0)
+        load_lora(lora, folder / name)
+        found[name] = Preconditioned(Adapted(trunk, lora), trunk.config.sigma_data)
+    return found
+
+
+def build_lora(decoder: Decoder, *, rank: int, layers: str, seed: int) -> Lora:
+    """A fresh adaptation of a decoder's U-Net; it changes nothing yet."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "lora", "weights"))
+        return Lora(decoder.backbone, rank=rank, layers=layers)
+
+
+def save_lora(lora: Lora, folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Write an adaptation's weights in fp16, its configuration and provenance as one folder, atomically."""
+    with artifacts.folder_written(folder) as temporary:
+        artifacts.write_tensors(temporary / artifacts.WEIGHTS_FILE, lora.state_dict(), torch.float16)
+        artifacts.write_json(temporary / artifacts.CONFIG_FILE, dict(config))
+        artifacts.write_json(temporary / artifacts.PROVENANCE_FILE, dict(provenance))
+
+
+def load_lora(lora: Lora, folder: Path) -> None:
+    """Fill an adaptation with the weights in a folder, strictly."""
+    artifacts.load_strictly(lora, artifacts.read_tensors(folder / artifacts.WEIGHTS_FILE), folder)

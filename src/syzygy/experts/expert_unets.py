@@ -1,0 +1,276 @@
+"""Expert denoisers for diffusers' pipelines: several U-Nets in the place of one.
+
+    pipe.unet = ExpertUNet.from_pretrained("my-experts")
+
+Which of them serves an evaluation follows from the noise that its timestep means to the network (`hub.timesteps`), so the pipeline may
+change its sampler, number of steps or schedule, and begin from a picture.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from syzygy.core import artifacts
+from syzygy.core.diffusers_timesteps import HostTimesteps, noise_of, read_scheduler
+from syzygy.core.diffusers_weights import load_model, read_settings
+from syzygy.core.errors import UserError
+from syzygy.core.lora import Adapted, Lora
+from syzygy.core.offload import OneAtATime
+from syzygy.experts.expert_folders import STAGES_FILE, TRUNK, Keeping, experts_folder, load_lora, load_stages, save_lora
+from syzygy.experts.routing import Stages, ensemble
+
+D = TypeVar("D")
+SCHEDULER = "scheduler"
+"""The folder beside the experts of the scheduler that they were trained with."""
+
+
+class ExpertUNet(nn.Module):
+    """U-Nets of one configuration, each for its noise levels, called as one `UNet2DConditionModel` is.
+
+    What else is asked of it, it answers as one of them would; a method is called on every one, and answers for all.
+
+    Raises:
+        UserError: experts and stages do not fit, or experts differ in their configuration.
+    """
+
+    _like: Any
+
+    def __init__(
+        self,
+        stages: Stages,
+        unets: Mapping[str, nn.Module] | OneAtATime,
+        scheduler: Any,
+        *,
+        like: Any = None,
+    ) -> None:
+        """
+        Args:
+            stages: who serves which σ.
+            unets: an `UNet2DConditionModel` for each name in `stages`, or an `Adapted` one; all resident, or one at a time.
+            scheduler: any scheduler that counts timesteps as the U-Nets were trained with, such as the one of their repository.
+            like: for experts that come one at a time: a U-Net that answers what is asked, perhaps without weights.
+        """
+        super().__init__()
+        self.stages = stages
+        self.denoisers = ensemble(stages, unets)
+        self.sigma = noise_of(scheduler)
+        self.scheduler = scheduler
+        first = like if like is not None else _network(self.denoisers[stages.experts[0]])
+        object.__setattr__(self, "_like", first)  # no part of its own: a part is one of the experts
+        self._host = HostTimesteps()
+        if isinstance(self.denoisers, nn.ModuleDict):
+            for name, unet in self.denoisers.items():
+                _check_same(self.config, _network(unet).config, name)
+
+    @staticmethod
+    def from_pretrained(
+        folder: str | Path,
+        *,
+        scheduler: Any = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        keeping: Keeping = Keeping(),  # noqa: B008 (frozen)
+    ) -> "ExpertUNet":
+        """The ensemble in a folder on disk: `stages.json`, and a folder each in diffusers' layout, or a `trunk` and low-rank experts.
+
+        The folder of the run that grew it will do too.
+
+        Args:
+            scheduler: in place of the one in the folder, as of the constructor.
+            keeping: where the experts are, and whether they are compiled.
+
+        Raises:
+            UserError: a file is missing, truncated or pickle; experts do not fit together; a way of keeping without effect.
+        """
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        folder, device = experts_folder(Path(folder)), torch.device(device)
+        stages = load_stages(folder)
+        counted = read_scheduler(folder) if scheduler is None else scheduler
+        if (folder / TRUNK).is_dir():
+            keeping.check_lora(len(stages.experts))
+            adapted = {n: keeping.compiled(e) for n, e in _adapted(folder, stages, dtype).items()}
+            return ExpertUNet(stages, adapted, counted).to(device).eval()
+        kind: Any = UNet2DConditionModel
+        settings = {name: read_settings(folder, name, kind.__name__) for name in stages.experts}
+        first = settings[stages.experts[0]]
+        for name, own in settings.items():
+            _check_same(first, own, name)
+
+        def load(name: str) -> nn.Module:
+            return load_model(kind, folder, name, dtype)
+
+        unets = keeping.kept(stages.experts, load, device, dtype)
+        like = None
+        if isinstance(unets, OneAtATime):
+            with torch.device("meta"):
+                like = kind.from_config(first)
+        return ExpertUNet(stages, unets, counted, like=like).to(device).eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the ensemble as `from_pretrained` reads it, atomically."""
+        form = "lora" if any(isinstance(self.denoisers[name], Adapted) for name in self.stages.experts) else "full"
+        with artifacts.folder_written(Path(folder), "the experts") as temporary:
+            for name in self.stages.experts:
+                expert: Any = self.denoisers[name]
+                if isinstance(expert, Adapted):
+                    save_lora(expert.lora, temporary / name, _lora_settings(expert.lora), {})
+                else:
+                    expert.save_pretrained(temporary / name)
+            if form == "lora":
+                self._like.save_pretrained(temporary / TRUNK)
+            self.scheduler.save_pretrained(temporary / SCHEDULER)
+            stages = {"names": self.stages.names, "edges": self.stages.edges, "form": form}
+            artifacts.write_json(temporary / STAGES_FILE, stages)
+
+    @property
+    def config(self) -> Any:
+        """Of each of the U-Nets."""
+        return self._like.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.denoisers.dtype if isinstance(self.denoisers, OneAtATime) else self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.denoisers.device if isinstance(self.denoisers, OneAtATime) else self._like.device
+
+    def forward(self, sample: Float[Tensor, "B C H W"], timestep: Tensor | float | int, *args: Any, **more: Any) -> Any:
+        """As `UNet2DConditionModel`. Timesteps that differ within the batch, as in training, go to the expert of each.
+
+        Raises:
+            UserError: for such a batch, an argument that has not one row a sample.
+        """
+        serves = self._serving(timestep)
+        if isinstance(serves, str):
+            return self.denoisers[serves](sample, timestep, *args, **more)
+        rows, found = [], []
+        for name in dict.fromkeys(serves):
+            own = torch.tensor([i for i, other in enumerate(serves) if other == name], device=sample.device)
+            asked = _rows((sample, timestep, args, more), own, len(serves))
+            rows.append(own)
+            found.append(self.denoisers[name](asked[0], asked[1], *asked[2], **asked[3]))
+        order = torch.cat(rows).argsort()
+        together = torch.cat([one[0] for one in found])[order]
+        return (together,) if isinstance(found[0], tuple) else type(found[0])(sample=together)
+
+    def _serving(self, timestep: Tensor | float | int) -> str | list[str]:
+        """The expert of this evaluation, or those of each sample where they differ."""
+        if not isinstance(timestep, Tensor):
+            return self.stages.at(self.sigma(float(timestep)))
+        if timestep.numel() == 1 or not any(timestep.stride()):
+            return self.stages.at(self.sigma(self._host.value(timestep)))
+        names = [self.stages.at(self.sigma(float(value))) for value in timestep.tolist()]
+        return names[0] if len(set(names)) == 1 else names
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_like" not in self.__dict__:
+                raise
+        like = self.__dict__["_like"]
+        found = getattr(like, name)
+        if not inspect.ismethod(found):
+            return found
+
+        def on_every(*args: Any, **more: Any) -> Any:
+            def call(network: Any) -> Any:
+                # diffusers empties a dictionary of processors while it sets them.
+                own = [dict(one) if isinstance(one, dict) else one for one in args]
+                return getattr(network, name)(*own, **more)
+
+            for network in self._networks():
+                call(network)
+            if isinstance(self.denoisers, OneAtATime):
+                self.denoisers.each(call)
+            return call(like)
+
+        return on_every
+
+    def _networks(self) -> Iterator[nn.Module]:
+        """The resident ones besides `_like`, each once."""
+        if isinstance(self.denoisers, nn.ModuleDict):
+            yield from {id(n): n for n in map(_network, self.denoisers.values()) if n is not self._like}.values()
+
+
+def with_experts(decoder: D, experts: ExpertUNet) -> D:
+    """A decoder of a published model (Kandinsky, Karlo, Stable unCLIP), its U-Net replaced by experts.
+
+    Raises:
+        UserError: they are experts of another U-Net.
+    """
+    part = "unet" if hasattr(decoder, "unet") else "base"
+    if apart := _apart(getattr(decoder, part).config, experts.config):
+        raise UserError(f"these experts are of another U-Net than the model's: they differ in {', '.join(apart[:5])}.")
+    return replace(cast(Any, decoder), **{part: experts})
+
+
+def _check_same(config: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
+    if apart := _apart(config, other):
+        raise UserError(f"expert {name} is another U-Net than the first: they differ in {', '.join(apart[:5])}.")
+
+
+def _apart(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """In what two configurations differ."""
+    keys = {key for key in {*config, *other} if not key.startswith("_")}
+    return sorted(key for key in keys if _plain(config.get(key)) != _plain(other.get(key)))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON keeps it."""
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _network(expert: nn.Module) -> Any:
+    """The U-Net of an expert."""
+    return expert.network if isinstance(expert, Adapted) else expert
+
+
+def _adapted(folder: Path, stages: Stages, dtype: torch.dtype) -> dict[str, nn.Module]:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    trunk = load_model(UNet2DConditionModel, folder, TRUNK, dtype)
+    found: dict[str, nn.Module] = {}
+    for name in stages.experts:
+        config = artifacts.read_json(folder / name / artifacts.CONFIG_FILE)
+        lora = Lora(trunk, rank=int(config["rank"]), layers=str(config["layers"]))
+        load_lora(lora, folder / name)
+        found[name] = Adapted(trunk, lora.requires_grad_(False))
+    return found
+
+
+def _lora_settings(lora: Lora) -> dict[str, Any]:
+    """What builds an adaptation of the same layers."""
+    assert lora.scale == 1
+    names = [name.replace("/", ".") for name in lora.updates]
+    rank = next(iter(lora.updates.values())).get_parameter("down").shape[0]
+    return {"rank": rank, "layers": f"^({'|'.join(map(re.escape, names))})$"}
+
+
+def _rows(value: Any, rows: Tensor, batch: int) -> Any:
+    """The same arguments for some of the samples."""
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or len(value) != batch:
+            raise UserError(
+                f"timesteps differ within a batch of {batch}, and an argument of shape {tuple(value.shape)} cannot be dealt out "
+                "to their experts: give it a row a sample."
+            )
+        return value[rows.to(value.device)]
+    if isinstance(value, Mapping):
+        return {key: _rows(one, rows, batch) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_rows(one, rows, batch) for one in value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(
+        f"timesteps differ within a batch, and a {type(value).__name__} cannot be dealt out to their experts."
+    )

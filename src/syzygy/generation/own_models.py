@@ -1,0 +1,153 @@
+"""Models of our own as folders: which parts there are, whether they belong together, and how a path of a prompt is made of them."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from syzygy.clip.clip_model import Clip
+from syzygy.core import artifacts
+from syzygy.core.contracts import Prior, Sampling
+from syzygy.core.errors import UserError
+from syzygy.core.model_parts import CLASS_NAME, COMPONENTS, INDEX_FILE, OPTIONAL, model_folder, part_folder, read_index
+from syzygy.decoder.autoencoder import Autoencoder
+from syzygy.decoder.backbone import load_config, load_decoder
+from syzygy.decoder.latent_decoder import LatentDecoder
+from syzygy.decoder.network import DecoderConfig
+from syzygy.decoder.preconditioning import Preconditioned
+from syzygy.experts.expert_folders import Keeping, decoders_of, experts_folder, load_experts
+from syzygy.generation.pipeline import Pipeline
+from syzygy.pretrained import repositories
+from syzygy.prior.prior_loading import load_prior, trained_beside
+from syzygy.regions.region_bias import REGION_STRENGTH
+from syzygy.text_encoders.t5 import T5Text
+
+DEFAULTS: dict[str, Any] = {
+    "num_inference_steps": 25,
+    "guidance_scale": 2.0,
+    "sampler": "dpm++2m",
+    "painting": REGION_STRENGTH,
+    "style_guidance": None,
+}
+"""Where a model says nothing else."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All that a `TextToImage` of our own is made of."""
+
+    clip: Clip
+    pipeline: Pipeline
+    folder: Path
+    world: bool
+    """Whether it paints the embedded world."""
+
+
+def load(
+    model: str | Path,
+    *,
+    prior: str | Path | Prior | None,
+    decoder: str | Path | None,
+    experts: str | Path | None,
+    device: str,
+    local_files_only: bool,
+    keeping: Keeping = Keeping(),  # noqa: B008 (frozen)
+) -> Bundle:
+    """Load a model that comes with the package, or a folder with the same layout.
+
+    Args:
+        prior: another prior than the model's own.
+        decoder: another decoder: its folder, or that of the run that trained it.
+        experts: an ensemble in place of the model's decoder: its folder, or that of the run that grew it.
+        keeping: where the experts are.
+
+    Raises:
+        UserError: an unknown name, a missing, truncated or mismatched part.
+    """
+    folder = model_folder(model, repositories.PUBLISHED)
+    index = read_index(folder, repositories.known_classes())
+    clip = Clip.from_pretrained(folder / "clip").to(device)
+    autoencoder = Autoencoder.from_pretrained(folder / "autoencoder").to(device)
+    chosen = prior if prior is not None else folder / "prior"
+    loaded: Any = chosen
+    if isinstance(chosen, (str, Path)):
+        loaded = load_prior(chosen, clip, device, local_files_only=local_files_only)
+    own = DEFAULTS | index.get("defaults", {})
+    defaults = Sampling(
+        steps=own["num_inference_steps"],
+        guidance_scale=own["guidance_scale"],
+        sampler=own["sampler"],
+        painting=own["painting"],
+        style_guidance=own["style_guidance"],
+    )
+    if experts is None:
+        trained = part_folder(folder if decoder is None else decoder, "decoder")
+        network = load_decoder(trained).to(device)
+        _check_decoder(network.config, trained, clip, autoencoder)
+        denoiser = Preconditioned(network, network.config.sigma_data)
+    else:
+        grown = experts_folder(Path(experts))
+        trained = grown / decoders_of(grown)[0]
+        for name in decoders_of(grown):
+            _check_decoder(load_config(grown / name), grown / name, clip, autoencoder)
+        denoiser = load_experts(grown, device, keeping)
+    encoders = own_encoders(folder, trained, device)
+    painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults, encoders=encoders)
+    return Bundle(clip, Pipeline(clip, loaded, painter, torch.device(device)), folder, bool(index.get("world")))
+
+
+def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder: Autoencoder) -> None:
+    """Whether the decoder in this folder reads what the CLIP makes, and makes what the autoencoder reads."""
+    for slot in config.slots:
+        if slot.pooled_width not in (None, clip.width):
+            raise UserError(
+                f"the decoder in {folder} reads embeddings {slot.pooled_width} wide, its CLIP makes {clip.width}: "
+                "they belong to different models."
+            )
+    if (made := (config.channels, config.size, config.size)) != autoencoder.latent_shape:
+        raise UserError(
+            f"the decoder in {folder} makes latents of shape {made}, its autoencoder reads {autoencoder.latent_shape}: "
+            "they belong to different models."
+        )
+    trained_beside(folder, "clip", clip.fingerprint())
+    trained_beside(folder, "autoencoder", autoencoder.fingerprint())
+
+
+def own_encoders(folder: Path, decoder: Path, device: str) -> dict[str, T5Text]:
+    """The text encoders that a decoder reads beside the model's CLIP: the same as in its training."""
+    reads = {slot.name for slot in load_config(decoder).slots} - {"image", "text"}
+    if strange := sorted(reads - {"t5"}):
+        raise UserError(f"the decoder in {decoder} reads {', '.join(strange)}, which this version does not know.")
+    if not reads:
+        return {}
+    if not (folder / "t5").is_dir():
+        raise UserError(
+            f"the decoder in {decoder} reads T5's states, but {folder} has no folder t5: copy the encoder there."
+        )
+    t5 = T5Text.from_pretrained(folder / "t5")
+    trained_beside(decoder, "t5", t5.fingerprint())
+    return {"t5": t5.to(device)}
+
+
+def assemble(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Mapping[str, Any]) -> Path:
+    """Put trained parts (`COMPONENTS`, perhaps some of `OPTIONAL`) together as a model folder that `from_pretrained` loads."""
+    assert set(parts) - set(OPTIONAL) == set(COMPONENTS)
+    assert ("llm" in parts) == ("adapter" in parts), "an adapter reads the features of its language model alone"
+    with artifacts.folder_written(out, "the model") as temporary:
+        for name, folder in parts.items():
+            shutil.copytree(folder, temporary / name)
+        if "adapter" in parts:
+            _move_language_model(temporary / "adapter")
+        index = {"_class_name": CLASS_NAME, "schema_version": artifacts.SCHEMA_VERSION, "world": world}
+        artifacts.write_json(temporary / INDEX_FILE, index | {"defaults": dict(defaults)})
+    return out
+
+
+def _move_language_model(adapter: Path) -> None:
+    """The adapter's record names where its language model lies: beside it from now on."""
+    path = adapter / artifacts.PROVENANCE_FILE
+    record = artifacts.read_json(path)
+    artifacts.write_json(path, record | {"llm": record["llm"] | {"source": "llm"}})

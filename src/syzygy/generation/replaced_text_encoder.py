@@ -1,0 +1,168 @@
+"""A language model with its adapter in the place of a model's CLIP: whatever read CLIP's text features then reads the adapter's."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from syzygy.clip.clip_model import Clip
+from syzygy.core import artifacts
+from syzygy.core.contracts import PictureDecoder, Prior, TextEncoder, TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.core.model_parts import INDEX_FILE, part_folder
+from syzygy.decoder.latent_decoder import LatentDecoder
+from syzygy.generation.pipeline import Pipeline
+from syzygy.lab.world.language import LANGUAGES
+from syzygy.pretrained.karlo import KarloDecoder
+from syzygy.pretrained.stable_unclip import StableUnclipDecoder
+from syzygy.pretrained.visiting import HOME, VisitingPrior, VisitingText
+from syzygy.prior.diffusion_prior import SampledPrior
+from syzygy.prior.eclipse import EclipsePrior
+from syzygy.text_encoders.adapter_folders import PART, identity_of, load_adapted
+from syzygy.text_encoders.llm import Llm
+
+OWN = "adapter"
+"""Asks for the adapter in the model's own folder."""
+LLM = "llm"
+"""Where a model's folder keeps its adapter's language model."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A path of a prompt with an adapter in it."""
+
+    pipeline: Pipeline
+    languages: tuple[str, ...]
+    """Codes of the world's languages that the adapter was taught."""
+    fingerprints: Mapping[str, str]
+    """Of the adapter (`text_encoder`) and of its language model (`llm`)."""
+    foreign_llm: bool
+    """Whether the language model was not trained here (`syzygy train lm`)."""
+
+
+def adapt(
+    path: Pipeline,
+    clip: Callable[[], Clip],
+    model: Path,
+    source: str | Path,
+    *,
+    llm: str | Path | None = None,
+    offload: bool = False,
+    local_files_only: bool = True,
+) -> Adapted:
+    """Load an adapter and let it read the prompts of a path, the empty one and negative ones included.
+
+    Stable unCLIP's U-Net goes on reading texts with an encoder of its own: this is warned of, and so is a prior that is not the one that
+    the adapter was trained with.
+
+    Args:
+        clip: gives the one in whose place it comes.
+        model: the folder of the model, in case the adapter is its own (`OWN`).
+        source: "adapter", the adapter's folder, that of its run, or of a model that has one.
+        llm: where its language model is; None: beside the adapter in a model's folder, or else where it was in training.
+        offload: on the device only while it reads.
+
+    Raises:
+        UserError: the model paints from texts alone; as `load_adapted`.
+    """
+    if path.text_encoder is None:
+        raise UserError(
+            "this model paints from texts alone, with encoders of its own, and has no place for another: leave the text encoder out. "
+            "Models that take one: starter, kandinsky-2.2, karlo, stable-unclip."
+        )
+    folder = adapter_folder(source, model)
+    device = HOME if offload else str(path.device)
+    found = load_adapted(
+        folder, clip(), llm=llm or llm_beside(folder), device=device, local_files_only=local_files_only
+    )
+    encoder: TextEncoder = VisitingText(found, path.device) if offload else found
+    if isinstance(path.decoder, StableUnclipDecoder):
+        warnings.warn(
+            "Stable unCLIP's U-Net reads the prompt with a CLIP of its own (English, 77 tokens), beside the image embedding that the "
+            "prior predicts from the text encoder's features. To leave that text out: conditions image.",
+            stacklevel=3,
+        )
+    _warn_of_prior(folder, path.prior)
+    own = {"text_encoder": artifacts.fingerprint(found.adapter.state_dict()), "llm": identity_of(folder)["fingerprint"]}
+    together = _trained_together(folder, path.decoder)
+    assert isinstance(found.llm, Llm)
+    foreign = not (Path(found.llm.source) / artifacts.PROVENANCE_FILE).is_file()
+    return Adapted(with_text(path, encoder, decoder_knows=together), languages_of(folder), own, foreign)
+
+
+def _trained_together(folder: Path, decoder: PictureDecoder) -> bool:
+    """Whether our decoder learned to read this adapter's states."""
+    trained_with = artifacts.read_json(folder / artifacts.PROVENANCE_FILE).get("decoder")
+    network = getattr(decoder.denoiser, "network", None) if isinstance(decoder, LatentDecoder) else None
+    return network is not None and trained_with == artifacts.fingerprint(network.state_dict())
+
+
+def _warn_of_prior(folder: Path, prior: Prior | None) -> None:
+    """An adapter's stage on pictures may have changed the prior as well; both then belong together."""
+    prior = prior.prior if isinstance(prior, VisitingPrior) else prior
+    trained_with = artifacts.read_json(folder / artifacts.PROVENANCE_FILE).get("prior")
+    if trained_with is None or not isinstance(prior, EclipsePrior):
+        return
+    if trained_with != artifacts.fingerprint(prior.state_dict()):
+        own = folder.parent / "prior"
+        which = f"that of its run (prior {own})" if own.is_dir() else f"the one with the fingerprint {trained_with}"
+        warnings.warn(
+            f"the adapter in {folder} was trained with another prior than this model's: pictures may be worse. Take {which}.",
+            stacklevel=4,
+        )
+
+
+def with_text(path: Pipeline, encoder: TextEncoder, *, decoder_knows: bool = False) -> Pipeline:
+    """The same path with another text encoder in CLIP's space: what it makes of the empty prompt is also what guidance moves away from.
+
+    Our decoder is then told by the prior's image embedding alone, and by the encoder's token states only if it was trained with them
+    (`decoder_knows`): they are a soft prompt for the prior, and no copy of CLIP's tokens (docs/LOG.md says what it costs). T5 reads English.
+    A call may say otherwise.
+    """
+    nothing = encoder.encode_text([""])
+    reads = path.reads
+    if isinstance(path.decoder, LatentDecoder):
+        reads = ("image", "text") if decoder_knows else ("image",)
+    prior = None if path.prior is None else _prior_with(path.prior, nothing)
+    return replace(path, text_encoder=encoder, prior=prior, decoder=_decoder_with(path.decoder, nothing), reads=reads)
+
+
+def _prior_with(prior: Prior, nothing: TextFeatures) -> Prior:
+    """A diffusion prior is guided away from the empty prompt as its text encoder reads it; others as they are."""
+    if isinstance(prior, VisitingPrior):
+        return replace(prior, prior=_prior_with(prior.prior, nothing))
+    return replace(prior, unconditional=nothing) if isinstance(prior, SampledPrior) else prior
+
+
+def _decoder_with(decoder: PictureDecoder, nothing: TextFeatures) -> PictureDecoder:
+    return replace(decoder, empty=nothing) if isinstance(decoder, KarloDecoder) else decoder
+
+
+def adapter_folder(source: str | Path, model: Path) -> Path:
+    """The adapter's own folder; `source` as of `adapt`.
+
+    Raises:
+        UserError: it is not there.
+    """
+    folder = model / PART if str(source) == OWN else part_folder(source, PART)
+    bare = (folder / INDEX_FILE).is_file()  # a model without one
+    if bare or (folder.name == PART and not (folder / artifacts.CONFIG_FILE).is_file()):
+        raise UserError(
+            f"{model if str(source) == OWN else repr(str(source))} has no adapter of its own: name the folder of one, or of the run that "
+            "trained it (syzygy train adapter; syzygy train starter makes a whole model with one)."
+        )
+    return folder
+
+
+def llm_beside(folder: Path) -> Path | None:
+    """The language model that a model's folder keeps beside its adapter, if it does."""
+    beside = folder.parent / LLM
+    return beside if (beside / artifacts.CONFIG_FILE).is_file() else None
+
+
+def languages_of(folder: Path) -> tuple[str, ...]:
+    """The world's languages that an adapter was taught, by its record; where it does not say, all."""
+    record: dict[str, Any] = artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
+    taught = record.get("languages")
+    return tuple(LANGUAGES) if taught is None else tuple(code for code in LANGUAGES if code in taught)

@@ -1,1 +1,0 @@
-"""The only importer of transformers and diffusers: foreign models behind our contracts."""

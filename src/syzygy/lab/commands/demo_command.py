@@ -1,0 +1,55 @@
+"""`syzygy demo`."""
+
+from pathlib import Path
+from shlex import quote
+
+import click
+
+from syzygy.cli.common import device_option, json_option, note, progress_bar, writable_folder
+
+
+@click.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True, help="Folder to write."
+)
+@click.option("--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder.")
+@click.option("--quick", is_flag=True, help="A shortened run that shows only that everything works.")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
+@device_option
+@json_option
+def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: str, as_json: bool) -> None:
+    """Train an ECLIPSE prior from scratch and see what it paints.
+
+    On the frozen starter, offline: trains the prior and its control (projection-only) before your eyes, paints twelve prompts, half of
+    them compositions that no prior saw, scores a sample, and writes a page with plots and pictures. Settings override the run's, such
+    as prior.loop.steps=300. An interrupted demo resumes.
+    """
+    import json
+    import sys
+
+    from syzygy.core.config import override
+    from syzygy.lab import demo as demo_run
+    from syzygy.lab import presets
+    from syzygy.lab.evaluate.composition import cell
+
+    writable_folder(out)
+    run = override(presets.choose(presets.DEMO, "quick" if quick else "full"), settings, note)
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    result = demo_run.run(run, out, device=device, model=model, say=say, bar=progress_bar)
+    if as_json:
+        json.dump({"page": str(result.page), "rows": result.rows, "seconds": round(result.seconds, 1)}, sys.stdout)
+        click.echo()
+        return
+    click.echo(f"\n{'':>16}{'seen':>22}{'held out':>22}")
+    shares = {(row["candidate"], row["held_out"]): row for row in result.rows if row["category"] == "all"}
+    for candidate in dict.fromkeys(row["candidate"] for row in result.rows):
+        texts = (cell(shares.get((candidate, held_out))) for held_out in (False, True))
+        click.echo(f"{candidate:>16}" + "".join(f"{text:>22}" for text in texts))
+    click.echo(f"\nDone in {result.seconds:.0f} s. Look at {result.page}")
+    click.echo("Try next:")
+    click.echo(f"  syzygy generate 'a red striped heart left of a blue star' --prior {quote(str(out / 'eclipse'))}")
+    click.echo("  syzygy train prior --preset starter --out my-prior task.lambda_contrastive=0.4")
+    click.echo(f"  syzygy evaluate composition --quick --prior {quote(str(out / 'eclipse'))}")

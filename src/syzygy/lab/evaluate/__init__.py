@@ -1,0 +1,1 @@
+"""Evaluations of priors, decoders and text encoders, with intervals."""

@@ -1,0 +1,87 @@
+"""Means with intervals: a percentile bootstrap over prompts, and over the pictures of a prompt or over trainings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import generator
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    number: int
+    """How many prompts it is the mean over."""
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.0f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+
+def interval(values: Sequence[Sequence[float]], seed: int = 0, *, trainings: bool = False) -> Interval:
+    """Mean over prompts (rows) and the pictures of each, equally many; both are drawn with replacement, prompts first.
+
+    For two candidates on the same prompts and noise, pass the differences: the interval is then a paired one.
+
+    Args:
+        trainings: a column is one training, the same for all prompts, and is drawn for all of them at once: what a
+            training does to every picture then widens the interval. Otherwise a prompt's pictures are its own.
+
+    Raises:
+        UserError: no values.
+    """
+    if not values or not values[0]:
+        raise UserError("there is nothing to score: ask for at least one prompt.")
+    x = torch.tensor(values, dtype=torch.float64)
+    prompts, pictures = x.shape
+    random = generator(seed, "bootstrap", prompts, pictures)
+    row = torch.randint(prompts, (RESAMPLES, prompts, 1), generator=random)
+    column = torch.randint(pictures, (RESAMPLES, 1 if trainings else prompts, pictures), generator=random)
+    low, high = x[row, column].mean((1, 2)).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return Interval(float(x.mean()), float(low), float(high), prompts)
+
+
+def difference(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0, *, trainings: bool = False
+) -> Interval:
+    """Mean of first − second on the same prompts and noise, with a paired interval."""
+    pairs = zip(first, second, strict=True)
+    return interval([[a - b for a, b in zip(*rows, strict=True)] for rows in pairs], seed, trainings=trainings)
+
+
+def win_rate(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0, *, trainings: bool = False
+) -> Interval:
+    """How often a picture of `first` scores above `second`'s of the same prompt and noise; a tie counts half."""
+    won = [
+        [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(*rows, strict=True)]
+        for rows in zip(first, second, strict=True)
+    ]
+    return interval(won, seed, trainings=trainings)
+
+
+def share(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
+    """The mean of `first` as a part of that of `second` on the same prompts, with a paired interval; None where the second's is 0.
+
+    Resamples in which the second's mean is 0 tell nothing, and are left out.
+
+    Raises:
+        UserError: no values.
+    """
+    if not first or not first[0]:
+        raise UserError("there is nothing to score: ask for at least one prompt.")
+    above, below = (torch.tensor(values, dtype=torch.float64).mean(1) for values in (first, second))
+    if not below.any():
+        return None
+    rows = torch.randint(len(below), (RESAMPLES, len(below)), generator=generator(seed, "share", len(below)))
+    means = below[rows].mean(1)
+    told = means != 0
+    low, high = (above[rows].mean(1)[told] / means[told]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return Interval(float(above.mean() / below.mean()), float(low), float(high), len(below))

@@ -1,0 +1,331 @@
+"""How near are a prior's predictions to the embeddings of held-out pictures? Against controls that need no training.
+
+Legend: M captions of G pictures, D width of CLIP's joint space.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from syzygy.core import artifacts
+from syzygy.core.contracts import Prior, TextFeatures
+from syzygy.core.randomness import generator
+from syzygy.core.wording import counted
+from syzygy.data.store import EmbeddingStore
+from syzygy.lab.evaluate.bootstrap import Interval, difference, interval
+from syzygy.lab.evaluate.retrieval import ranks_among
+from syzygy.prior.embedding_pairs import StorePairs
+from syzygy.prior.embedding_statistics import frechet_distance
+from syzygy.prior.held_out import Past, common, past_of, record_of, rest_of
+from syzygy.prior.prior_loading import find_prior, load_prior
+from syzygy.prior.published_layout import PART
+from syzygy.training.checkpoints import METRICS_FILE, read_lines
+
+BATCH = 256
+IDENTITY, SHIFTED, SHUFFLED, MEAN = "text identity", "text identity, shifted", "shuffled captions", "mean image"
+CONTROLS = {
+    IDENTITY: "The caption's own text embedding, rescaled to the mean length of image embeddings.",
+    SHIFTED: "The same, moved so that the mean over texts is the mean image embedding.",
+    SHUFFLED: "The first prior's predictions for other captions: what a prior scores that ignores the caption.",
+    MEAN: "The mean image embedding, for every caption.",
+}
+MEANS = {"cosine": "cosine to true", "cosine_text": "cosine to text", "R@1": "R@1", "R@5": "R@5"}
+"""Metrics that are means over pictures → their headings."""
+FRECHET = "frechet"
+EXAMPLES = 12
+
+
+@dataclass(frozen=True)
+class StoreClip:
+    """The CLIP that made a store, as far as the store records it."""
+
+    store: EmbeddingStore
+
+    @property
+    def width(self) -> int:
+        return self.store.width
+
+    def fingerprint(self) -> str:
+        return self.store.encoder["fingerprint"]
+
+    def encode_text(self, texts: list[str]) -> TextFeatures:
+        """Only of the empty text."""
+        assert texts == [""], "a store holds the features of the empty text alone"
+        return self.store.empty_text().padded()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A prior under comparison."""
+
+    prior: Prior
+    source: str
+    past: Past
+    metrics: list[dict[str, Any]]
+    """The lines of its run's metrics.jsonl; empty where there are none."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The held-out pairs."""
+
+    pairs: StorePairs
+
+    def __len__(self) -> int:
+        """M."""
+        return len(self.pairs)
+
+    @cached_property
+    def everything(self) -> Int[Tensor, "M"]:
+        return torch.arange(len(self.pairs))
+
+    @cached_property
+    def images(self) -> Float[Tensor, "M D"]:
+        """Of each caption's picture, raw."""
+        return self.pairs.images(self.everything).float()
+
+    @cached_property
+    def texts(self) -> Float[Tensor, "M D"]:
+        """Pooled text embeddings, raw."""
+        return self.pairs.pooled(self.everything).float()
+
+    @cached_property
+    def pictures(self) -> Int[Tensor, "G"]:
+        """Their numbers in the store."""
+        return self.pairs.image_numbers(self.everything).unique()
+
+    @cached_property
+    def picture(self) -> Int[Tensor, "M"]:
+        """Of each caption its picture's place among `pictures`."""
+        return torch.searchsorted(self.pictures, self.pairs.image_numbers(self.everything))
+
+    @cached_property
+    def ids(self) -> Int[Tensor, "M"]:
+        """Equal where the words of two captions are equal, from 0."""
+        return self.pairs.ids(self.everything).unique(return_inverse=True)[1]
+
+    @cached_property
+    def right(self) -> Bool[Tensor, "M G"]:
+        """Which pictures a caption describes: its own, and those that have a caption with the same words."""
+        described = torch.zeros(int(self.ids.max()) + 1, len(self.pictures), dtype=torch.bool)
+        described[self.ids, self.picture] = True
+        return described[self.ids]
+
+    @cached_property
+    def gallery(self) -> Float[Tensor, "G D"]:
+        return self.pairs.store.images(self.pictures).float()
+
+    @cached_property
+    def other(self) -> Int[Tensor, "M"] | None:
+        """Of each caption another one with other words; None where there is none for some."""
+        most = int(self.ids.bincount().max())
+        if 2 * most > len(self):
+            return None
+        order = self.ids.argsort(stable=True)
+        return torch.empty_like(order).scatter_(0, order, order.roll(most))
+
+    def by_picture(self, values: Float[Tensor, "M"]) -> list[list[float]]:
+        """Means over the captions of each picture, as rows for the bootstrap."""
+        sums = torch.zeros(len(self.pictures), dtype=torch.float64).index_add_(0, self.picture, values.double())
+        return [[value] for value in (sums / self.picture.bincount()).tolist()]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of the table."""
+
+    values: dict[str, list[list[float]]]
+    """Metric → a value a picture."""
+    frechet: float | None
+    cosines: Float[Tensor, "M"]
+    ranks: Int[Tensor, "M"]
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        return {name: interval(rows) for name, rows in self.values.items()}
+
+
+def scored(truth: Truth, predicted: Float[Tensor, "M D"]) -> Score:
+    """All metrics of predictions for the held-out captions."""
+    ranks = ranks_among(predicted, truth.gallery, truth.right)
+    cosines = F.cosine_similarity(predicted.double(), truth.images.double())
+    each = {
+        "cosine": cosines,
+        "cosine_text": F.cosine_similarity(predicted.double(), truth.texts.double()),
+        "R@1": (ranks < 1).double(),
+        "R@5": (ranks < 5).double(),
+    }
+    values = {name: truth.by_picture(one) for name, one in each.items()}
+    enough = len(truth) > predicted.shape[1]
+    return Score(values, frechet_distance(predicted, truth.images) if enough else None, cosines, ranks)
+
+
+def measured(source: str, store: EmbeddingStore, device: str) -> Measured:
+    """A prior with what is known of its training; `source` as of `load_prior`.
+
+    Raises:
+        UserError: as `load_prior`; it belongs to another CLIP than the store.
+    """
+    prior = load_prior(source, StoreClip(store), device)
+    folder = find_prior(source)
+    lines = folder.parent / METRICS_FILE
+    metrics = read_lines(lines) if folder.name == PART and lines.is_file() else []
+    return Measured(prior, source, past_of(record_of(folder), store), metrics)
+
+
+@torch.no_grad()
+def predictions(prior: Prior, truth: Truth, seed: int, progress: Callable[[int], None]) -> Float[Tensor, "M D"]:
+    """For all held-out captions, from the same noise for every prior."""
+    noise = torch.randn(len(truth), truth.pairs.width, generator=generator(seed, "evaluate prior"))
+    found = []
+    for index in truth.everything.split(BATCH):
+        features = truth.pairs.text(index).padded().to(dtype=torch.float32)
+        found.append(prior.predict(features, noise=noise[index]).float().cpu())
+        progress(len(index))
+    return torch.cat(found)
+
+
+def controls(truth: Truth, first: Float[Tensor, "M D"] | None) -> dict[str, Float[Tensor, "M D"]]:
+    """What costs no training; `first` are the first prior's predictions."""
+    fit = rest_of(truth.pairs.store, truth.pairs)
+    rows = torch.arange(len(fit))
+    images, texts = fit.images(rows).float(), fit.pooled(rows).float()
+    norm, mean = images.norm(dim=1).mean().item(), images.mean(0)
+    raw = norm * F.normalize(truth.texts, dim=1)  # as `TextIdentity` predicts, which wants token states too
+    shift = mean - norm * F.normalize(texts, dim=1).mean(0)
+    found = {IDENTITY: raw, SHIFTED: raw + shift}
+    if first is not None and truth.other is not None:
+        found[SHUFFLED] = first[truth.other]
+    return found | {MEAN: mean.expand(len(truth), -1)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All scores on one store."""
+
+    store: EmbeddingStore
+    truth: Truth
+    priors: Mapping[str, Measured]
+    scores: Mapping[str, Score]
+    """Of priors, then of controls."""
+    seed: int
+
+    @property
+    def about(self) -> str:
+        """What was measured on, as a sentence."""
+        pictures, captions = counted(len(self.truth.pictures), "picture"), counted(len(self.truth), "caption")
+        known = [name for name, one in self.priors.items() if one.past.held_out is not None]
+        kept = f"; the training of {' and of '.join(known)} held them out" if known else ""
+        return f"Measured on {pictures} of {self.store.path} with {captions}{kept}."
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a reader must know of the figures."""
+        found = [one.past.warning(name) for name, one in self.priors.items()]
+        if len(self.truth) <= self.store.width:
+            found.append(
+                f"The Fréchet distance is not measured: it needs more captions than the {self.store.width:,} dimensions of an "
+                f"embedding, and there {'is' if len(self.truth) == 1 else 'are'} {len(self.truth):,}."
+            )
+        if self.priors and SHUFFLED not in self.scores:
+            found.append("Shuffled captions are not measured: too many captions have the same words.")
+        return [line for line in found if line]
+
+    @cached_property
+    def differences(self) -> list[dict[str, Any]]:
+        """Paired differences: each prior to the shifted text identity, and the first prior to each other one."""
+        names = list(self.priors)
+        pairs = [(name, SHIFTED) for name in names] + [(names[0], other) for other in names[1:]]
+        rows: list[dict[str, Any]] = []
+        for first, second in pairs:
+            one, other = self.scores[first], self.scores[second]
+            for metric in MEANS:
+                found = difference(one.values[metric], other.values[metric])
+                rows.append({"first": first, "second": second, "metric": metric, **rounded(found)})
+        return rows
+
+    @cached_property
+    def examples(self) -> list[dict[str, Any]]:
+        """Some captions, from the best to the worst by the first prior's cosine."""
+        if not self.priors:
+            return []
+        score = self.scores[next(iter(self.priors))]
+        places = torch.linspace(0, len(self.truth) - 1, min(EXAMPLES, len(self.truth))).long()
+        rows = score.cosines.argsort(descending=True)[places]
+        texts = self.store.texts(self.truth.pairs.chosen[rows])
+        keys = self.truth.pairs.keys(rows)
+        return [
+            {
+                "caption": text,
+                "picture": key,
+                "cosine": round(float(score.cosines[row]), 4),
+                "rank": int(score.ranks[row]) + 1,
+            }
+            for text, key, row in zip(texts, keys, rows.tolist(), strict=True)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        return {
+            "about": self.about,
+            "store": str(self.store.path),
+            "data": self.store.digest,
+            "pictures": len(self.truth.pictures),
+            "captions": len(self.truth),
+            "seed": self.seed,
+            "machine": artifacts.machine(),
+            "versions": artifacts.versions(),
+            "candidates": [self._row(name) for name in self.scores],
+            "differences": self.differences,
+            "examples": self.examples,
+            "notes": self.notes,
+        }
+
+    def _row(self, name: str) -> dict[str, Any]:
+        score, own = self.scores[name], self.priors.get(name)
+        about = {"control": CONTROLS[name]} if own is None else {"source": own.source, "trained_on": own.past.kind}
+        means = {metric: rounded(found) for metric, found in score.intervals.items()}
+        return {"name": name, **about, **means, FRECHET: None if score.frechet is None else round(score.frechet, 4)}
+
+
+def rounded(found: Interval) -> dict[str, float]:
+    """An interval as JSON values."""
+    return {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+
+
+def evaluate(
+    store: Path,
+    sources: Mapping[str, str],
+    *,
+    images: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    bar: Callable[[str, int], Any],
+) -> Evaluation:
+    """Measure priors and controls on pairs of the store that none of the priors was trained on.
+
+    Args:
+        store: folder of an embedding store.
+        sources: name → prior, as of `load_prior`.
+        images: how many held-out pictures; None is all of them, 4,096 at most.
+        seed: of the choice and of the noise.
+        device: where the priors compute.
+        bar: shows progress (see `runs.common.Bar`).
+
+    Raises:
+        UserError: as `measured` and `held_out.common`.
+    """
+    opened = EmbeddingStore.open(store)
+    priors = {name: measured(source, opened, device) for name, source in sources.items()}
+    truth = Truth(common(opened, [one.past for one in priors.values()], images, seed))
+    with bar("predicting", len(priors) * len(truth)) as progress:
+        predicted = {name: predictions(one.prior, truth, seed, progress) for name, one in priors.items()}
+    every = predicted | controls(truth, next(iter(predicted.values()), None))
+    return Evaluation(opened, truth, priors, {name: scored(truth, one) for name, one in every.items()}, seed)

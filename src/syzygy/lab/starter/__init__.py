@@ -1,0 +1,1 @@
+"""Training of the starter model on the embedded world."""

@@ -1,0 +1,217 @@
+"""The starter's decoder, trained on the embedded world beside a frozen CLIP and a frozen autoencoder."""
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from syzygy.clip.clip_model import Clip
+from syzygy.core import artifacts
+from syzygy.core.config import Config
+from syzygy.core.contracts import Conditioning, TextFeatures, TextStates, image_condition, text_condition
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import Draw, seed_of
+from syzygy.decoder.autoencoder import Autoencoder
+from syzygy.decoder.backbone import build_decoder, load_decoder, save_decoder
+from syzygy.decoder.network import Decoder, DecoderConfig, SlotConfig, UNetConfig
+from syzygy.decoder.training import DecoderBatch, DecoderTask, DecoderTaskConfig
+from syzygy.lab.world import scene_source
+from syzygy.lab.world.language.base import Length
+from syzygy.lab.world.scene_regions import regions
+from syzygy.regions.phrases import painted
+from syzygy.text_encoders.t5 import T5Text
+from syzygy.training.loop import fit
+from syzygy.training.precision import autocast, precision_on
+from syzygy.training.run_records import RunResult, provenance, reporter
+from syzygy.training.schedule import LoopConfig
+
+SCALE_PAIRS = 1024
+VALIDATION_PICTURES = 256
+QUERIES_AND_KEYS = re.compile(r"attn2\.to_[qk]\.")
+"""Of the cross-attention, as diffusers names it."""
+
+
+class DecoderRun(Config):
+    """Everything that makes a decoder of the embedded world."""
+
+    backbone: UNetConfig
+    """The U-Net."""
+    cross_attention_width: int = 128
+    """Width of the tokens that the U-Net attends to."""
+    vector_width: int = 128
+    """Width of the vector that joins the time embedding."""
+    image_tokens: int = 4
+    """Cross-attention tokens made of the image embedding."""
+    medium_captions: float = 0.1
+    """Part of the batches whose captions open with other sentences."""
+    long_captions: float = 0.0
+    """Part of the batches whose captions open with so many that CLIP reads none of the decisive words, and T5 all."""
+    just_told: float = 0.0
+    """Part of the batches whose scenes show one or two things, and nothing that captions leave out: words are learned sooner from these."""
+    fresh_attention: bool = False
+    """Going on from another decoder, begin anew which tokens are attended to. Trained attention is all but hard (scores of 10 to 60 before the
+    softmax): tokens that it never saw get no weight, so no gradient either, and are not learned."""
+    task: DecoderTaskConfig
+    """What a step sees."""
+    loop: LoopConfig
+    """Length and learning rate."""
+    seed: int = 0
+    """Weights, scenes and noise follow from it."""
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """Which parts of the batches are not plain pairs with short captions; settings of a run."""
+
+    @property
+    def medium_captions(self) -> float: ...
+
+    @property
+    def long_captions(self) -> float: ...
+
+    @property
+    def just_told(self) -> float: ...
+
+
+def train(
+    run: DecoderRun,
+    clip: Clip,
+    autoencoder: Autoencoder,
+    out: Path,
+    device: torch.device,
+    *,
+    t5: T5Text | None = None,
+    init: Path | None = None,
+) -> RunResult:
+    """Train (or resume) in `out`, beside frozen networks on `device`; the finished one is `out/decoder`, fp16.
+
+    Args:
+        t5: the decoder then reads T5's token states too, as the condition `t5`.
+        init: go on from this decoder; conditions that it does not read are added to it.
+
+    Raises:
+        UserError: the decoder to go on from has other sizes, or reads what this one would not; fresh attention without one.
+    """
+    beside = {"clip": clip.fingerprint(), "autoencoder": autoencoder.fingerprint()}
+    if t5 is not None:
+        beside["t5"] = t5.fingerprint()
+    precision = precision_on(device)
+    encode = Encoding(clip, autoencoder, precision, t5, painted=run.task.painted > 0)
+    sample = encode(scene_source.pairs(seed_of(run.seed, "decoder scale"), 0, SCALE_PAIRS))
+    channels, size, _ = autoencoder.latent_shape
+    slots = (
+        SlotConfig(name="image", pooled_width=clip.width, pooled_tokens=run.image_tokens),
+        SlotConfig(name="text", token_width=clip.width, pooled_width=clip.width),
+        *([] if t5 is None else [SlotConfig(name="t5", token_width=t5.width, standardized=True)]),
+    )
+    config = DecoderConfig(
+        slots=slots,
+        cross_attention_width=run.cross_attention_width,
+        vector_width=run.vector_width,
+        size=size,
+        channels=channels,
+        backbone=run.backbone,
+    )
+    decoder = build_decoder(config, seed=run.seed)
+    if init is not None:
+        beside["init"] = extend(decoder, init, fresh_attention=run.fresh_attention)
+    elif run.fresh_attention:
+        raise UserError("fresh_attention is for going on from another decoder: give one with --init, or leave it out.")
+    for name, condition in sample.conditioning.conditions.items():
+        if condition.pooled is not None and not decoder.has_scale(name):
+            decoder.set_scale(name, condition.pooled.square().mean().sqrt().item())
+    if t5 is not None and not decoder.has_statistics("t5"):
+        read = sample.conditioning.conditions["t5"]
+        assert read.states is not None and read.mask is not None
+        decoder.set_statistics("t5", read.states[read.mask].cpu())
+    decoder = decoder.to(device)
+
+    batches = encode.stream(run.task.pictures, run, run.seed)
+    task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], run.task, run.seed, precision)
+    settings = run.model_dump(mode="json") | beside
+    result = fit(task, run.loop, out, reporter=reporter("decoder", run.task.batch_size), run=settings)
+    record = provenance("decoder", run, result, result.steps * run.task.batch_size, result.metrics)
+    save_decoder(decoder, out / "decoder", record | beside)
+    return RunResult(out / "decoder", result.metrics, result.history)
+
+
+def extend(decoder: Decoder, init: Path, *, fresh_attention: bool = False) -> str:
+    """Give a fresh decoder the weights of one that reads a part of its conditions; returns that one's fingerprint.
+
+    Args:
+        fresh_attention: but not the queries and keys of its cross-attention.
+
+    Raises:
+        UserError: it has other sizes, or conditions that the fresh one has not.
+    """
+    old = load_decoder(init)
+    own, weights = decoder.state_dict(), old.state_dict()
+    strange = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    added = {slot.name for slot in decoder.config.slots} - {slot.name for slot in old.config.slots}
+    lacking = [name for name in own.keys() - weights.keys() if name.split(".")[1] not in added]
+    if strange or lacking:
+        raise UserError(
+            f"the decoder in {init} cannot be gone on from: {', '.join([*strange, *lacking][:3])} would not fit. Take the sizes that "
+            "it was trained with."
+        )
+    kept = {name: value for name, value in weights.items() if not (fresh_attention and QUERIES_AND_KEYS.search(name))}
+    decoder.load_state_dict(own | kept)
+    return artifacts.fingerprint(weights)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Pairs → what a decoder is trained on: pictures' latents with the embeddings of each pair."""
+
+    clip: Clip
+    autoencoder: Autoencoder
+    precision: torch.dtype | None = None
+    """What the frozen networks run in; their answers are fp32."""
+    t5: T5Text | None = None
+    painted: bool = False
+    """Whether the words for objects are painted where these are (with the strength 1)."""
+
+    @torch.no_grad()
+    def __call__(self, found: list[scene_source.Pair]) -> DecoderBatch:
+        images, texts = (
+            scene_source.pictures(found, self.autoencoder.image_size, self.clip.device),
+            [p.caption.text for p in found],
+        )
+        with autocast(self.clip.device, self.precision), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # long captions are cut on purpose
+            read: dict[str, TextFeatures | TextStates] = {"text": self.clip.encode_text(texts)}
+            if self.t5 is not None:
+                read["t5"] = self.t5.encode_states(texts)
+            conditions = {"image": image_condition(self.clip.encode_image(images))}
+            conditions |= {name: text_condition(states) for name, states in read.items()}
+            latents = self.autoencoder.encode(images)
+        if self.painted:
+            draws = [Draw(0, "regions", pair.caption.text, repr(pair.scene.things)) for pair in found]
+            where = [regions(pair, draw, latents.shape[-1]) for pair, draw in zip(found, draws, strict=True)]
+            for name, states in read.items():
+                assert states.spans is not None
+                maps = painted(texts, states.spans, where, 1.0) if any(where) else None
+                if maps is not None:
+                    conditions[name] = replace(conditions[name], painted=maps.to(latents.device))
+        return DecoderBatch(latents, Conditioning(conditions))
+
+    def stream(self, number: int, mixture: Mixture, seed: int) -> Callable[[int], DecoderBatch]:
+        """Step → `number` pictures of the world, the same again for the same step."""
+
+        def batches(step: int) -> DecoderBatch:
+            at, key = Draw(seed, "decoder step", step).random(), seed_of(seed, "decoder")
+            longer = mixture.medium_captions + mixture.long_captions
+            if longer <= at < longer + mixture.just_told:
+                return self([scene_source.just_told(key, step * number + i) for i in range(number)])
+            length: Length = "medium" if at < mixture.medium_captions else "long" if at < longer else "short"
+            return self(scene_source.pairs(key, step * number, number, length=length))
+
+        return batches
+
+    def unseen(self, seed: int) -> DecoderBatch:
+        """Pictures that no step sees, for validation."""
+        return self(scene_source.pairs(seed_of(seed, "decoder validation"), 0, VALIDATION_PICTURES))

@@ -1,0 +1,206 @@
+"""What a caption says of a scene, apart from any language, and whether a scene agrees with it."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import permutations, product
+from typing import Literal, Protocol, runtime_checkable
+
+from syzygy.core.randomness import Draw
+from syzygy.lab.world.scene import (
+    HELD_OUT_COLOURS,
+    HELD_OUT_TEXTURES,
+    INVERSE,
+    Colour,
+    Relation,
+    Scene,
+    Shape,
+    Style,
+    Texture,
+    Thing,
+    relation_between,
+    relation_is_held_out,
+)
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One named object, or `count` alike ones. An attribute that is None is untold."""
+
+    shape: Shape
+    colour: Colour | None = None
+    texture: Texture | None = None
+    count: int = 1
+
+    def fits(self, thing: Thing) -> bool:
+        """Whether the thing has every told attribute."""
+        return (
+            thing.shape == self.shape and self.colour in (None, thing.colour) and self.texture in (None, thing.texture)
+        )
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Mention number `subject` stands in `relation` to mention number `target`."""
+
+    subject: int
+    relation: Relation
+    target: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """Mentions in the order told, relations between them, and the style if it is named."""
+
+    mentions: tuple[Mention, ...]
+    relations: tuple[Placed, ...] = ()
+    style: Style | None = None
+
+    @property
+    def held_out(self) -> bool:
+        """Whether a held-out composition is *named*."""
+        told = any(
+            (m.shape, m.colour) in HELD_OUT_COLOURS or (m.shape, m.texture) in HELD_OUT_TEXTURES for m in self.mentions
+        )
+        return told or any(
+            relation_is_held_out(self.mentions[p.subject].shape, p.relation, self.mentions[p.target].shape)
+            for p in self.relations
+        )
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for descriptions that say the same in another order, or a relation from its other side."""
+        return tuple(sorted(map(repr, self.mentions))), tuple(sorted(map(self._sides, self.relations))), self.style
+
+    def _sides(self, placed: Placed) -> tuple[str, str, str]:
+        subject, target = repr(self.mentions[placed.subject]), repr(self.mentions[placed.target])
+        return min((subject, placed.relation, target), (target, INVERSE[placed.relation], subject))
+
+
+@dataclass(frozen=True)
+class Told:
+    """With which probability a caption tells what. Backgrounds, places and sizes are never told."""
+
+    thing: float = 0.8
+    colour: float = 0.75
+    texture: float = 0.5
+    style: float = 0.2
+    relation: float = 0.5
+
+
+FULLY_TOLD = Told(1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+def describe(scene: Scene, draw: Draw, told: Told) -> Description:
+    """A true description of the scene, leaving things out with the given probabilities; names one object at least."""
+    groups = list(Counter(t.look for t in scene.things).items())
+    named = [g for g in groups if draw.chance(told.thing)] or [draw.pick(groups)]
+    mentions = []
+    for (shape, colour, texture), count in draw.order(named):
+        mention = Mention(
+            shape,
+            colour if draw.chance(told.colour) else None,
+            texture if draw.chance(told.texture) else None,
+            count,
+        )
+        if count > 1 and sum(map(mention.fits, scene.things)) != count:
+            # "two circles" must not be false for want of "red"
+            mention = Mention(shape, colour, texture, count)
+        mentions.append(mention)
+    style = scene.style if draw.chance(told.style) else None
+    described = Description(tuple(mentions), (), style)
+    single = [i for i, m in enumerate(mentions) if m.count == 1]
+    if len(single) >= 2 and draw.chance(told.relation):
+        first, second = single[0], single[1]
+        a, b = (_thing_of(mentions[i], scene) for i in (first, second))
+        relation = relation_between(a, b) if a and b and a is not b else None
+        if relation:
+            described = replace(described, relations=(Placed(first, relation, second),))
+    return described
+
+
+def _thing_of(mention: Mention, scene: Scene) -> Thing | None:
+    """The one thing a mention can mean; None when several fit, so that a relation is never ambiguous."""
+    fitting = [t for t in scene.things if mention.fits(t)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+@runtime_checkable
+class Seen(Protocol):
+    """What was seen in a picture: a scene, or a reader's reading of one."""
+
+    @property
+    def things(self) -> tuple[Thing, ...]: ...
+
+    @property
+    def style(self) -> Style: ...
+
+
+AtomKind = Literal["shape", "colour", "texture", "relation", "count", "style"]
+
+
+@dataclass(frozen=True)
+class Atom:
+    """One named fact and whether the scene bears it out."""
+
+    kind: AtomKind
+    text: str
+    holds: bool
+
+
+def judge(description: Description, scene: Seen, *, exact_counts: bool = False) -> tuple[Atom, ...]:
+    """Every named atom of the description against the scene.
+
+    Mentions are matched to different things in the way that bears out most atoms, so attributes count only when bound
+    to the right object. A relation of several alike things must hold of each. Unnamed extra things are not punished
+    unless `exact_counts`: then a mention's number must be the number of things that fit.
+    """
+    wanted = [i for i, m in enumerate(description.mentions) for _ in range(m.count)]
+    slots = list(range(len(scene.things))) + [-1] * len(wanted)
+    best: tuple[Atom, ...] = ()
+    for chosen in dict.fromkeys(permutations(slots, len(wanted))):  # ordered, so that ties fall alike everywhere
+        match: dict[int, list[Thing | None]] = {}
+        for i, slot in zip(wanted, chosen, strict=True):
+            match.setdefault(i, []).append(scene.things[slot] if slot >= 0 else None)
+        atoms = _atoms(description, match)
+        if not best or sum(a.holds for a in atoms) > sum(a.holds for a in best):
+            best = atoms
+        if all(a.holds for a in best):
+            break
+    if exact_counts:
+        best += tuple(
+            Atom("count", f"exactly {m.count} {m.shape}", sum(map(m.fits, scene.things)) == m.count)
+            for m in description.mentions
+        )
+    if description.style:
+        best += (Atom("style", description.style, scene.style == description.style),)
+    return best
+
+
+def extra_things(description: Description, scene: Seen) -> int:
+    """How many more things there are than the description names: reported beside the atoms, never punished."""
+    return max(len(scene.things) - sum(m.count for m in description.mentions), 0)
+
+
+def _atoms(description: Description, match: dict[int, list[Thing | None]]) -> tuple[Atom, ...]:
+    atoms = []
+    for i, mention in enumerate(description.mentions):
+        for thing in match[i]:
+            right = thing is not None and thing.shape == mention.shape
+            atoms.append(Atom("shape", mention.shape, right))
+            if mention.colour:
+                holds = right and thing is not None and thing.colour == mention.colour
+                atoms.append(Atom("colour", f"{mention.colour} {mention.shape}", holds))
+            if mention.texture:
+                holds = right and thing is not None and thing.texture == mention.texture
+                atoms.append(Atom("texture", f"{mention.texture} {mention.shape}", holds))
+    for placed in description.relations:
+        names = description.mentions[placed.subject].shape, description.mentions[placed.target].shape
+        holds = all(
+            a is not None
+            and b is not None
+            and (a.shape, b.shape) == names
+            and relation_between(a, b) == placed.relation
+            for a, b in product(match[placed.subject], match[placed.target])
+        )
+        atoms.append(Atom("relation", f"{names[0]} {placed.relation} {names[1]}", holds))
+    return tuple(atoms)

@@ -1,0 +1,40 @@
+"""Languages of the world: words and grammar, apart from scenes."""
+
+from syzygy.core.errors import unknown
+from syzygy.lab.world.language.base import Caption, Language, Parsed, Span
+from syzygy.lab.world.language.chinese import CHINESE
+from syzygy.lab.world.language.english import ENGLISH
+from syzygy.lab.world.language.french import FRENCH
+from syzygy.lab.world.language.german import GERMAN
+from syzygy.lab.world.language.russian import RUSSIAN
+from syzygy.lab.world.language.spanish import SPANISH
+
+LANGUAGES: dict[str, Language] = {
+    "en": ENGLISH,
+    "de": GERMAN,
+    "es": SPANISH,
+    "fr": FRENCH,
+    "ru": RUSSIAN,
+    "zh": CHINESE,
+}
+"""ISO 639-1 code → language."""
+
+
+def language(code: str) -> Language:
+    """The language with this code; unknown codes are an error that lists the known ones."""
+    if code not in LANGUAGES:
+        raise unknown("language", code, LANGUAGES)
+    return LANGUAGES[code]
+
+
+def spoken(text: str) -> str:
+    """The code of the language that knows most of a text, counted in letters; English where it is as good as another."""
+    return min(LANGUAGES, key=lambda code: sum(map(len, LANGUAGES[code].unknown(text))))
+
+
+def understood(text: str) -> Parsed:
+    """The description in a text of any language. Raises UserError when it names no object of the world."""
+    return LANGUAGES[spoken(text)].read(text)
+
+
+__all__ = ["LANGUAGES", "Caption", "Language", "Parsed", "Span", "language", "spoken", "understood"]

@@ -1,0 +1,58 @@
+"""Regions as a person might paint them: loosely around the objects that a caption names, in the caption's own words."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from syzygy.core.contracts import Region
+from syzygy.core.randomness import Draw
+from syzygy.lab.world.scene import Thing
+from syzygy.lab.world.scene_source import Pair
+
+PAINTED = 0.85
+"""Part of the mentions that are painted, so that a decoder learns to place the others by itself."""
+TO_THE_EDGE = 0.3
+"""Part of the sides that reach the picture's edge: with all four a region tells nothing, with three it is a strip."""
+
+
+def regions(pair: Pair, draw: Draw, side: int) -> tuple[Region, ...]:
+    """A mask of `side` × `side` for most of the objects that the caption names, at least their centres inside.
+
+    Boxes of any looseness, up to halves and strips of the picture, or discs around each object. Words that stand twice in the caption are
+    left out, as a region is for every place where its phrase stands.
+    """
+    text, told = pair.caption.text, pair.caption.description.mentions
+    phrases = [(told[span.mention], text[span.start : span.stop]) for span in pair.caption.spans]
+    found = []
+    for mention, phrase in phrases:
+        things = [thing for thing in pair.scene.things if mention.fits(thing)]
+        mask = _box(things, draw, side) if draw.chance(0.7) else _discs(things, draw, side)
+        if draw.chance(PAINTED) and text.casefold().count(phrase.casefold()) == 1:
+            found.append(Region(phrase, mask))
+    return tuple(found)
+
+
+def _box(things: list[Thing], draw: Draw, side: int) -> Float[Tensor, "side side"]:
+    """Around all of them; each side is moved a random part of the way to the picture's edge, or all of it."""
+    loose = draw.random()
+
+    def outward() -> float:
+        return 1.0 if draw.chance(TO_THE_EDGE) else loose * draw.random()
+
+    left, right, top, bottom = (
+        max(min(t.x - t.radius for t in things), 0.0) * (1 - outward()),
+        1 - max(min(1 - t.x - t.radius for t in things), 0.0) * (1 - outward()),
+        max(min(t.y - t.radius for t in things), 0.0) * (1 - outward()),
+        1 - max(min(1 - t.y - t.radius for t in things), 0.0) * (1 - outward()),
+    )
+    axis = (torch.arange(side) + 0.5) / side
+    return (((axis >= top) & (axis <= bottom))[:, None] & ((axis >= left) & (axis <= right))).float()
+
+
+def _discs(things: list[Thing], draw: Draw, side: int) -> Float[Tensor, "side side"]:
+    axis = (torch.arange(side) + 0.5) / side
+    mask = torch.zeros(side, side)
+    for thing in things:
+        reach = thing.radius * draw.between(0.9, 2.0)
+        mask[torch.hypot(axis[None] - thing.x, axis[:, None] - thing.y) <= reach] = 1
+    return mask

@@ -1,0 +1,1 @@
+"""Published models behind our contracts, one file a family; the starter's weights."""

@@ -1,0 +1,304 @@
+"""The diffusion prior of unCLIP (arXiv 2204.06125, section 2.2), ECLIPSE's baseline: the same transformer asked many times.
+
+It predicts the clean embedding from a noisy one, both whitened. Legend: B batch, D width of CLIP's joint space, C inner width,
+L tokens now, P before them, K all of them, H heads of width E.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from syzygy.core.artifacts import CONFIG_FILE, load_strictly
+from syzygy.core.config import Config, parse
+from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import generator
+from syzygy.core.transformer_layers import Block
+from syzygy.prior import published_layout
+from syzygy.prior.eclipse import EclipsePriorConfig, check_request
+from syzygy.prior.embedding_statistics import EmbeddingStatistics
+from syzygy.prior.unclip_schedule import Schedule, alphas_bar, visited
+
+AFTER_TEXT = 4
+"""Tokens after the text: pooled text embedding, time, noisy image embedding, learned output token."""
+
+
+class DiffusionPriorConfig(EclipsePriorConfig):
+    """The published `config.json` of a diffusion prior (Karlo, Kandinsky 2.2)."""
+
+    additional_embeddings: Literal[4] = AFTER_TEXT  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Tokens after the text: pooled text embedding, time, noisy image embedding, learned output token."""
+    time_embed_act_fn: Literal["silu"] = "silu"
+    """Activation of the time embedding."""
+    time_embed_dim: None = None
+    """The time embedding is as wide as the tokens."""
+
+
+def time_features(timestep: Int[Tensor, "B"], width: int) -> Float[Tensor, "B C"]:
+    """Cosines, then sines, of the timestep at geometric frequencies from 1 to 1/10,000 (as in diffusers)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=timestep.device) / half)
+    angles = timestep[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+class _TimeEmbedding(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class DiffusionPrior(nn.Module):
+    """(noisy whitened embedding, timestep, text) → clean whitened embedding. Names as in diffusers' `PriorTransformer`.
+
+    Attention is causal and the text comes first, so its keys and values depend on neither time nor noise: `read` computes them
+    once, `forward` uses them at every step. Padding has no influence.
+    """
+
+    def __init__(self, config: DiffusionPriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.width = width = config.num_attention_heads * config.attention_head_dim
+        dim = config.embedding_dim
+        self.positional_embedding = nn.Parameter(torch.zeros(1, config.num_embeddings + AFTER_TEXT, width))
+        self.prd_embedding = nn.Parameter(torch.zeros(1, 1, width))
+        self.clip_mean = nn.Parameter(torch.full((1, dim), float("nan")), requires_grad=False)
+        self.clip_std = nn.Parameter(torch.full((1, dim), float("nan")), requires_grad=False)
+        self.time_embedding = _TimeEmbedding(width)
+        self.proj_in = nn.Linear(dim, width)
+        self.embedding_proj = nn.Linear(dim, width)
+        self.encoder_hidden_states_proj = nn.Linear(dim, width)
+        self.transformer_blocks = nn.ModuleList(
+            Block(width, config.num_attention_heads) for _ in range(config.num_layers)
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.proj_to_clip_embeddings = nn.Linear(width, dim)
+
+    def read(self, features: TextFeatures) -> "ReadText":
+        """Keys and values of text states and pooled embedding, in every layer."""
+        features = PackedText.of(features).padded()
+        length, last = features.mask.shape[1], self.config.num_embeddings
+        x = torch.cat(
+            [
+                self.encoder_hidden_states_proj(features.states) + self.positional_embedding[:, :length],
+                self.embedding_proj(features.pooled)[:, None] + self.positional_embedding[:, last : last + 1],
+            ],
+            1,
+        )
+        real = F.pad(features.mask, (0, 1), value=True)
+        mask, pasts = causal_mask(real), []
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            pasts.append(Past(k, v))
+            return attend_masked(q, k, v, mask)
+
+        for block in self.transformer_blocks:
+            x = block(x, attend)
+        return ReadText(tuple(pasts), real)
+
+    def forward(
+        self, noisy: Float[Tensor, "B D"], timestep: Int[Tensor, "B"], text: "ReadText"
+    ) -> Float[Tensor, "B D"]:
+        """The clean whitened embedding expected behind a noisy one (unCLIP, eq. 2)."""
+        weight = self.proj_in.weight
+        tokens = [
+            self.time_embedding(time_features(timestep, self.width).to(weight))[:, None],
+            self.proj_in(noisy)[:, None],
+            self.prd_embedding.expand(len(noisy), -1, -1),
+        ]
+        x = torch.cat(tokens, 1) + self.positional_embedding[:, self.config.num_embeddings + 1 :]
+        before = text.real.shape[1]
+        mask = causal_mask(F.pad(text.real, (0, 3), value=True), before)
+        for block, past in zip(self.transformer_blocks, text.pasts, strict=True):
+            x = block(x, partial(attend_after, past, mask))
+        return self.proj_to_clip_embeddings(self.norm_out(x[:, -1]))
+
+    def whitened(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Raw embeddings with the training images' mean and standard deviation taken out."""
+        return (embeddings - self.clip_mean) / self.clip_std
+
+    def unwhitened(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """The inverse of `whitened`."""
+        return embeddings * self.clip_std + self.clip_mean
+
+    def set_statistics(self, statistics: EmbeddingStatistics) -> None:
+        """Fix the whitening, before training."""
+        published_layout.set_statistics(self, statistics)
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> "DiffusionPrior":
+        """Read a diffusion prior in the published layout strictly, into `dtype`.
+
+        Raises:
+            UserError: missing, truncated or mismatched files; a prior without time embedding.
+        """
+        values, tensors = published_layout.read(folder)
+        if not published_layout.is_diffusion(tensors):
+            raise UserError(f"{folder} holds a prior without time embedding (ECLIPSE), not a diffusion prior.")
+        config = parse(DiffusionPriorConfig, values, str(Path(folder) / CONFIG_FILE))
+        with torch.device("meta"):  # random weights of the published billion would take long, and be overwritten
+            prior = DiffusionPrior(config).to(dtype)
+        load_strictly(prior, tensors, folder, assign=True)
+        return prior
+
+    def save_pretrained(
+        self, folder: str | Path, provenance: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write the published layout atomically; see `layout.save`."""
+        published_layout.save(self, json.loads(self.config.model_dump_json()), folder, provenance, dtype)
+
+
+class Past(NamedTuple):
+    """Keys and values of the tokens before, in one layer: computed once, read by any number of later tokens."""
+
+    keys: Float[Tensor, "B P H E"]
+    values: Float[Tensor, "B P H E"]
+
+
+def attend_masked(
+    q: Float[Tensor, "B L H E"], k: Float[Tensor, "B K H E"], v: Float[Tensor, "B K H E"], mask: Bool[Tensor, "B 1 L K"]
+) -> Float[Tensor, "B L H E"]:
+    """Each query reads the keys where its row of the mask is true."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def attend_after(past: Past, mask: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend_masked` with P tokens before."""
+    return attend_masked(q, torch.cat([past.keys, k], 1), torch.cat([past.values, v], 1), mask)
+
+
+def causal_mask(real_BL: Bool[Tensor, "B L"], past: int = 0) -> Bool[Tensor, "B 1 Q L"]:
+    """True where a query (row) may read a key (column): real tokens up to itself, and always itself.
+
+    A padded token reading itself leaves no row empty (softmax would give NaN); no real token reads it. Rows begin after
+    the first `past` tokens.
+    """
+    length = real_BL.shape[1]
+    causal_LL = torch.ones(length, length, dtype=torch.bool, device=real_BL.device).tril()
+    itself_LL = torch.eye(length, dtype=torch.bool, device=real_BL.device)
+    return ((causal_LL & real_BL[:, None, None, :]) | itself_LL)[:, :, past:]
+
+
+@dataclass(frozen=True)
+class ReadText:
+    """What a diffusion prior keeps of a batch of texts."""
+
+    pasts: tuple[Past, ...]
+    """Keys and values, a layer each."""
+    real: Tensor
+    """[B, T + 1] bool: which of these tokens are no padding."""
+
+    def expanded(self, batch: int) -> "ReadText":
+        """One text, for a batch."""
+        pasts = tuple(Past(p.keys.expand(batch, -1, -1, -1), p.values.expand(batch, -1, -1, -1)) for p in self.pasts)
+        return ReadText(pasts, self.real.expand(batch, -1))
+
+
+class PriorSampling(Config):
+    """How a diffusion prior is sampled."""
+
+    steps: PositiveInt = 25
+    """Steps, two evaluations each while guidance is on."""
+    guidance_scale: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    """Guidance towards the text; 1 means off."""
+    eta: float = Field(default=1.0, ge=0, le=1)
+    """Noise added at each step: 0 is DDIM, 1 is ancestral sampling (Song et al. 2021, eq. 16)."""
+    clip_range: float = Field(default=10.0, gt=0)
+    """Bound of the predicted whitened embedding, as in Kandinsky's scheduler (Karlo's takes 5)."""
+
+
+@dataclass(frozen=True)
+class SampledPrior:
+    """A diffusion prior behind the contract of a prior: `predict` runs all of its steps."""
+
+    network: DiffusionPrior
+    unconditional: TextFeatures
+    """Features of the empty text, one row."""
+    sampling: PriorSampling = field(default_factory=PriorSampling)
+    schedule: Schedule = "linear"
+    """The noise that the network was trained on."""
+
+    @property
+    def evaluations(self) -> int:
+        """Passes of the network a prediction."""
+        return self.sampling.steps * (1 if self.sampling.guidance_scale == 1 else 2)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        features: TextFeatures,
+        *,
+        noise: Float[Tensor, "B D"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "B D"]:
+        """Raw CLIP image embeddings. `noise` is where sampling starts; what is added on the way follows from it.
+
+        Raises:
+            UserError: as `EclipsePrior.predict`.
+        """
+        weight = self.network.proj_in.weight
+        check_request(features, self.network.config.embedding_dim, noise, generator)
+        if noise is None:
+            device = weight.device if generator is None else generator.device
+            noise = torch.randn(features.pooled.shape, generator=generator, device=device)
+        text = self.network.read(features.to(weight.device, weight.dtype))
+        away = None
+        if self.sampling.guidance_scale != 1:
+            nothing = self.unconditional.to(weight.device, weight.dtype)
+            away = self.network.read(nothing).expanded(len(features))
+        x = sample(self.network, noise.to(weight.device), text, away, self.sampling, self.schedule)
+        return self.network.unwhitened(x.to(weight.dtype))
+
+
+def sample(
+    network: DiffusionPrior,
+    noise: Float[Tensor, "B D"],
+    text: ReadText,
+    unconditional: ReadText | None,
+    sampling: PriorSampling,
+    schedule: Schedule = "linear",
+) -> Float[Tensor, "B D"]:
+    """From noise to a whitened embedding: DDIM with η (Song et al. 2021, eq. 12 and 16) on predictions of the clean one.
+
+    η = 1 is the ancestral step of DDPM, written otherwise. The noise of a step follows from a sample's first noise, so
+    neither its batch nor any global state changes it. Computed in fp32, whatever the network computes in.
+    """
+    signal = alphas_bar(schedule)
+    times = visited(sampling.steps, " of the prior")
+    x, dtype = noise.float(), network.proj_in.weight.dtype
+    for i, t in enumerate(times):
+        timestep = torch.full((len(x),), t, device=x.device)
+        clean = network(x.to(dtype), timestep, text).float()
+        if unconditional is not None:
+            base = network(x.to(dtype), timestep, unconditional).float()
+            clean = base + sampling.guidance_scale * (clean - base)
+        clean = clean.clamp(-sampling.clip_range, sampling.clip_range)
+        now = float(signal[t])
+        later = float(signal[times[i + 1]]) if i + 1 < len(times) else 1.0
+        added = sampling.eta * math.sqrt((1 - later) / (1 - now) * (1 - now / later))
+        towards = (x - math.sqrt(now) * clean) / math.sqrt(1 - now)
+        x = math.sqrt(later) * clean + math.sqrt(max(1 - later - added**2, 0)) * towards
+        if added:
+            x = x + added * fresh_noise(noise, i)
+    return x
+
+
+def fresh_noise(noise: Float[Tensor, "B D"], step: int) -> Float[Tensor, "B D"]:
+    """Standard normal noise that depends on a sample's first noise and the step alone."""
+    keys = (row.numpy().tobytes().hex() for row in noise.float().cpu())
+    rows = [torch.randn(noise.shape[1], generator=generator(0, "prior step", key, step)) for key in keys]
+    return torch.stack(rows).to(noise)

@@ -1,0 +1,241 @@
+"""What a prior is trained on: captions with the embeddings of their images, in memory or in an embedding store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import generator
+from syzygy.core.wording import counted
+from syzygy.data.store import EmbeddingStore
+from syzygy.prior.eclipse import check_features
+from syzygy.prior.embedding_statistics import EmbeddingStatistics
+
+FEW_IMAGES = 100
+"""Fewer images than this may agree in a dimension by chance, as embeddings are stored in 16 bits."""
+
+
+@runtime_checkable
+class Pairs(Protocol):
+    """M captions and the embeddings of their images, by one CLIP. What is asked for is on the CPU and may be fp16 or bf16."""
+
+    def __len__(self) -> int:
+        """M."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """D, the width of CLIP's joint space."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest caption."""
+        ...
+
+    @property
+    def statistics(self) -> EmbeddingStatistics:
+        """Of the image embeddings."""
+        ...
+
+    def text(self, index: Int[Tensor, "B"]) -> PackedText:
+        """These captions, embedded."""
+        ...
+
+    def pooled(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
+        """Only the pooled embeddings of these captions."""
+        ...
+
+    def images(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
+        """Raw embeddings of the images that these captions describe."""
+        ...
+
+    def image_numbers(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+        """A number for each caption, equal where two describe one image."""
+        ...
+
+    def ids(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+        """A number for each caption, equal where the words of two are equal."""
+        ...
+
+    def keys(self, index: Int[Tensor, "B"]) -> list[str]:
+        """What people call these samples."""
+        ...
+
+
+@dataclass(frozen=True)
+class PriorData:
+    """`Pairs` in memory: N images and their M captions. Floating-point tensors may be fp16.
+
+    Raises:
+        UserError: no captions, lengths or widths that do not match, an image that does not exist, NaN or infinity.
+    """
+
+    image_embeddings: Float[Tensor, "N D"]
+    """Raw image embeddings."""
+    captions: TextFeatures
+    """Text features of the M captions."""
+    image_of_caption: Int[Tensor, "M"]
+    """Which of the N images each caption describes."""
+    caption_ids: Int[Tensor, "M"]
+    """Equal where the words of two captions are equal; see `caption_ids`."""
+
+    def __post_init__(self) -> None:
+        lengths = len(self.captions), len(self.image_of_caption), len(self.caption_ids)
+        if len(set(lengths)) > 1 or lengths[0] == 0:
+            raise UserError(f"captions, their images and their ids must be equally many, at least one; got {lengths}.")
+        low, high = int(self.image_of_caption.min()), int(self.image_of_caption.max())
+        if low < 0 or high >= len(self.image_embeddings):
+            given = counted(len(self.image_embeddings), "image")
+            raise UserError(f"captions point to images {low} to {high}, but the data have {given}.")
+        check_features(self.captions, self.image_embeddings.shape[1])
+        if not torch.isfinite(self.image_embeddings).all():
+            raise UserError(
+                "image embeddings hold NaN or infinity. Encode the images again, in fp32 if fp16 overflowed."
+            )
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    @property
+    def width(self) -> int:
+        return self.image_embeddings.shape[1]
+
+    @property
+    def longest(self) -> int:
+        return int(self._packed.lengths.max())
+
+    @property
+    def statistics(self) -> EmbeddingStatistics:
+        return EmbeddingStatistics.of(self.image_embeddings)
+
+    @cached_property
+    def _packed(self) -> PackedText:
+        return PackedText.of(self.captions)
+
+    def text(self, index: Int[Tensor, "B"]) -> PackedText:
+        return self._packed[index]
+
+    def pooled(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
+        return self.captions.pooled[index]
+
+    def images(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
+        return self.image_embeddings[self.image_of_caption[index]]
+
+    def image_numbers(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+        return self.image_of_caption[index]
+
+    def ids(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+        return self.caption_ids[index]
+
+    def keys(self, index: Int[Tensor, "B"]) -> list[str]:
+        return [f"caption {i}" for i in index.tolist()]
+
+    def first(self, number: int) -> "PriorData":
+        """The first captions, with all images."""
+        return PriorData(
+            self.image_embeddings, self.captions[:number], self.image_of_caption[:number], self.caption_ids[:number]
+        )
+
+
+def caption_ids(captions: Sequence[str]) -> Int[Tensor, "M"]:
+    """One integer a caption, equal where the captions are."""
+    first: dict[str, int] = {}
+    return torch.tensor([first.setdefault(caption, len(first)) for caption in captions], dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class StorePairs:
+    """`Pairs` of an embedding store, or of some of its captions. Nothing is held in memory but their numbers."""
+
+    store: EmbeddingStore
+    chosen: Int[Tensor, "M"]
+    """Numbers of the captions."""
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def width(self) -> int:
+        return self.store.width
+
+    @property
+    def longest(self) -> int:
+        return self.store.longest
+
+    @property
+    def statistics(self) -> EmbeddingStatistics:
+        """Of all images of the store. In a small one, a dimension in which the few images agree gets the mean deviation of the others."""
+        found = self.store.statistics
+        std = found.std.float()
+        if found.number < FEW_IMAGES:
+            std = torch.where(std > 0, std, std.mean())
+        return EmbeddingStatistics(found.mean.float(), std, found.mean_norm)
+
+    def text(self, index: Int[Tensor, "B"]) -> PackedText:
+        return self.store.captions(self.chosen[index])
+
+    def pooled(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
+        return self.store.pooled(self.chosen[index])
+
+    def images(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
+        return self.store.images_of(self.chosen[index])
+
+    def image_numbers(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+        return self.store.same_picture[self.store.image_of(self.chosen[index])]
+
+    def ids(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+        return self.store.ids(self.chosen[index])
+
+    def keys(self, index: Int[Tensor, "B"]) -> list[str]:
+        return self.store.keys(self.store.image_of(self.chosen[index]))
+
+
+@dataclass(frozen=True)
+class PriorBatch:
+    """B captions of a step with their images and their randomness, on the prior's device and in its dtype."""
+
+    text: PackedText
+    image: Float[Tensor, "B D"]
+    """Raw image embeddings."""
+    candidates: Float[Tensor, "G D"]
+    """Pooled text embeddings of the whole step's G captions, those of other processes and other parts too."""
+    candidate_ids: Int[Tensor, "G"]
+    """Equal where the words of two captions are equal."""
+    first: int
+    """Which of the candidates is the first of the B captions; the others follow."""
+    noise: Float[Tensor, "B D"]
+    """Standard normal, fresh at each step (eq. 3)."""
+    uniform: Float[Tensor, "B 2"]
+    """In [0, 1), on the CPU: for what else an objective draws."""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def split(store: EmbeddingStore, validation_images: int) -> tuple[StorePairs, StorePairs]:
+    """A store's captions for training, and those of randomly chosen images for validation, always the same.
+
+    Images that are the same (`EmbeddingStore.same_picture`) count as one, so that none is both trained and validated on.
+
+    Raises:
+        UserError: there are not more different images than that.
+    """
+    same = store.same_picture
+    different = same.unique()
+    if not 0 < validation_images < len(different):
+        raise UserError(
+            f"validation_images={validation_images} of the {counted(len(different), 'different image')} in {store.path}: "
+            "choose at least 1, and fewer than there are."
+        )
+    chosen = torch.randperm(len(different), generator=generator(0, "validation images"))[:validation_images]
+    kept_out = torch.zeros(store.number_of_images, dtype=torch.bool)
+    kept_out[different[chosen]] = True
+    everything, out = torch.arange(len(store)), kept_out[same[store.all_images_of()]]
+    return StorePairs(store, everything[~out]), StorePairs(store, everything[out])

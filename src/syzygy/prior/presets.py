@@ -1,0 +1,75 @@
+"""Priors: of the starter, the diffusion baseline, and those for published decoders."""
+
+from syzygy.prior.objectives import DiffusionTaskConfig, PriorTaskConfig
+from syzygy.prior.training import PriorRun
+from syzygy.training.schedule import LoopConfig
+
+
+def prior_starter() -> PriorRun:
+    """The starter's ECLIPSE prior on two CPU cores: four minutes."""
+    return PriorRun(
+        scenes=40_000,
+        task=PriorTaskConfig(batch_size=256, lambda_contrastive=0.2),
+        loop=LoopConfig(
+            steps=600,
+            lr=1e-3,
+            warmup=60,
+            grad_clip=1.0,
+            ema_half_life=20,
+            validate_every=100,
+            checkpoint_every=100,
+        ),
+    )
+
+
+def prior_diffusion() -> PriorRun:
+    """The starter's diffusion baseline: the ECLIPSE prior's size, pairs, steps and learning rate, sampled in 25 steps."""
+    return prior_starter().model_copy(update={"task": DiffusionTaskConfig(batch_size=256)})
+
+
+def _prior_eclipse(embedding_dim: int) -> PriorRun:
+    """ECLIPSE as published (arXiv 2312.04655 with its supplement), on an embedding store.
+
+    The paper tells: 10 layers of 16 heads × 32, λ 0.2, learning rate 5e-5, cosine annealing with warm restarts, 4 × 256
+    captions a step, about 60,000 steps. What it leaves open, with our choice:
+
+    - temperature: the frozen CLIP's own;
+    - projection loss: mean over dimensions, not sum (λ has its meaning relative to it);
+    - negatives: all captions of the step, over all processes (they cost nothing, as texts are frozen);
+    - period of the restarts: 10,000 steps, so six in all; warm-up: 500 steps, as bf16 dislikes a cold start at full rate;
+    - weight decay: 0.01, AdamW's usual; clipping at norm 1, which guards 60,000 steps against one bad batch;
+    - averaged weights: half-life of 500 steps, which validate better than the last ones and cost one pass over the weights.
+    """
+    return PriorRun(
+        num_layers=10,
+        num_attention_heads=16,
+        attention_head_dim=32,
+        embedding_dim=embedding_dim,
+        scenes=None,
+        validation_images=4096,
+        task=PriorTaskConfig(batch_size=1024, lambda_contrastive=0.2, precision="auto"),
+        loop=LoopConfig(
+            steps=60_000,
+            lr=5e-5,
+            warmup=500,
+            schedule="cosine-restarts",
+            restart_every=10_000,
+            weight_decay=0.01,
+            grad_clip=1.0,
+            ema_half_life=500,
+            validate_every=1000,
+            checkpoint_every=1000,
+            keep_checkpoints=2,
+            best="max cosine",
+        ),
+    )
+
+
+def prior_eclipse_kandinsky22() -> PriorRun:
+    """ECLIPSE for Kandinsky 2.2 (CLIP ViT-bigG/14, embeddings of 1280): 34.2M parameters."""
+    return _prior_eclipse(1280)
+
+
+def prior_eclipse_karlo() -> PriorRun:
+    """ECLIPSE for Karlo (CLIP ViT-L/14, embeddings of 768): 33.1M parameters."""
+    return _prior_eclipse(768)

@@ -1,0 +1,127 @@
+"""Priors from wherever they are: a run's folder, one in the published layout, a pipeline's repository, the hub's cache."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from syzygy.core import artifacts
+from syzygy.core.config import parse
+from syzygy.core.contracts import TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.prior import published_layout
+from syzygy.prior.ancestral import scheduler_settings
+from syzygy.prior.diffusion_prior import DiffusionPrior, PriorSampling, SampledPrior
+from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.unclip_schedule import Schedule
+
+find_prior = published_layout.find
+
+
+class ClipSpace(Protocol):
+    """What a prior needs to know of its CLIP: a `Clip`, or the record of one in an embedding store."""
+
+    @property
+    def width(self) -> int: ...
+
+    def fingerprint(self) -> str: ...
+
+    def encode_text(self, texts: list[str]) -> TextFeatures: ...
+
+
+def load_prior(
+    source: str | Path,
+    clip: ClipSpace,
+    device: str = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    local_files_only: bool = True,
+) -> EclipsePrior | SampledPrior:
+    """A prior that fits this CLIP: ECLIPSE, or a diffusion prior with all of its steps behind the same contract.
+
+    A diffusion prior trained here is sampled as it was in its own validation; a published one as its pipeline's scheduler
+    says, in 25 steps with guidance 4.
+
+    Args:
+        source: a prior's own folder, that of a finished training run or of a diffusers pipeline, or a hub id of either
+            such as `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision if that shall be fixed.
+        clip: the CLIP that made the embeddings which the prior was trained on.
+        device: "cpu", "cuda", "mps".
+        dtype: what it shall compute in; files may hold fp32, fp16 or bf16.
+        local_files_only: take a hub id from the hub's cache only; else download what is missing.
+
+    Raises:
+        UserError: it is not found, a file is missing, truncated or pickle, weights do not fit, or the prior belongs to
+            another CLIP.
+    """
+    folder = find_prior(source, local_files_only=local_files_only)
+    prior = _read_prior(folder, dtype)
+    if prior.config.embedding_dim != clip.width:
+        raise UserError(
+            f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, this model's CLIP makes "
+            f"{clip.width}. Use a prior trained beside the same CLIP."
+        )
+    trained_beside(folder, "clip", clip.fingerprint)
+    prior = prior.to(device, dtype).eval().requires_grad_(False)
+    if isinstance(prior, EclipsePrior):
+        return prior
+    sampling, schedule = _sampling(folder, prior)
+    return SampledPrior(prior, clip.encode_text([""]), sampling, schedule)
+
+
+def load_eclipse(source: str | Path, *, local_files_only: bool = True) -> EclipsePrior:
+    """An ECLIPSE prior in fp32, for going on from it; `source` as of `load_prior`.
+
+    Raises:
+        UserError: as `load_prior`; it is a diffusion prior.
+    """
+    return EclipsePrior.from_pretrained(source, local_files_only=local_files_only)
+
+
+def _read_prior(folder: Path, dtype: torch.dtype) -> EclipsePrior | DiffusionPrior:
+    if not published_layout.holds_diffusion(folder):
+        return EclipsePrior.from_pretrained(folder)
+    prior = DiffusionPrior.from_pretrained(folder, dtype)
+    if not (prior.clip_std > 0).all():
+        raise UserError(
+            f"the diffusion prior in {folder} has a clip_std of zero: its embeddings would all be one. Its statistics were "
+            "never set; take the published weights, or set them."
+        )
+    return prior
+
+
+def _sampling(folder: Path, prior: DiffusionPrior) -> tuple[PriorSampling, Schedule]:
+    """How to sample a diffusion prior: as recorded where it was trained here, or as the scheduler of its pipeline says."""
+    record = folder / artifacts.PROVENANCE_FILE
+    if record.is_file():
+        task = artifacts.read_json(record).get("recipe", {}).get("task", {})
+        return parse(PriorSampling, task.get("sampling", {}), str(record)), "linear"
+    for name in published_layout.SCHEDULERS:
+        path = folder.parent / name / published_layout.SCHEDULER_FILE
+        if path.is_file():
+            return _as_scheduled(path), "cosine"
+    raise UserError(
+        f"the diffusion prior in {folder} does not say how to sample it: it holds no {record.name}, and there is no "
+        f"{published_layout.SCHEDULERS[0]}/{published_layout.SCHEDULER_FILE} next to it. Give the folder of the whole pipeline."
+    )
+
+
+def _as_scheduled(path: Path) -> PriorSampling:
+    values = scheduler_settings(path, prediction_type="sample", variance_type="fixed_small_log")
+    bound = values["clip_sample_range"] if values["clip_sample"] else math.inf
+    return parse(PriorSampling, {"clip_range": bound}, str(path))
+
+
+def trained_beside(folder: Path, part: str, fingerprint: Callable[[], str] | str) -> None:
+    """Refuse weights that are known to have been trained beside another CLIP, or another autoencoder.
+
+    `fingerprint` is the part's, or how to find it: where nothing is known, it is not asked for.
+    """
+    record = folder / artifacts.PROVENANCE_FILE
+    beside = artifacts.read_json(record).get(part) if record.is_file() else None
+    if beside is not None and beside != (fingerprint() if callable(fingerprint) else fingerprint):
+        raise UserError(
+            f"the weights in {folder} were trained beside another {part} ({beside}): its space is different."
+        )

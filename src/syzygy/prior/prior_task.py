@@ -1,0 +1,228 @@
+"""Training of a prior against frozen CLIP embeddings: which captions a step sees, and what validation measures."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import generator
+from syzygy.prior.embedding_pairs import Pairs, PriorBatch
+from syzygy.prior.embedding_statistics import frechet_distance
+from syzygy.training.parallel import World, apart
+from syzygy.training.precision import autocast
+
+BLOCK = 64
+"""Samples whose randomness is drawn at once. It belongs to their places in the stream, so neither batch, part nor process changes it."""
+RETRIEVED = 4096
+"""Images, at most, among which validation looks for the true one."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a prior is trained to do (`train/objectives.py`)."""
+
+    @property
+    def prior(self) -> nn.Module:
+        """The network; its `config` tells `embedding_dim` and `num_embeddings`, and it has `set_statistics`."""
+        ...
+
+    def losses(self, batch: PriorBatch) -> dict[str, Tensor]:
+        """`loss` and its parts, means over the batch's own captions."""
+        ...
+
+    def predict(self, batch: PriorBatch) -> Float[Tensor, "B D"]:
+        """Raw image embeddings, as the trained prior would predict them."""
+        ...
+
+
+class _Losses(nn.Module):
+    """An objective as a module, as torch's data parallelism wants it."""
+
+    def __init__(self, objective: Objective, device: torch.device, precision: torch.dtype | None) -> None:
+        super().__init__()
+        self.prior, self.objective = objective.prior, objective
+        self._device, self._precision = device, precision
+
+    def forward(self, batch: PriorBatch) -> dict[str, Tensor]:
+        with autocast(self._device, self._precision):
+            return self.objective.losses(batch)
+
+
+class PriorTask:
+    """The task that a training loop runs: a pure function of the step, so a run resumes exactly from the step alone.
+
+    Captions come as one endless stream of permutations, one an epoch, cut into batches: every caption is seen once an
+    epoch whatever the batch size. A caption's place in the stream decides its noise. Of a batch each process takes its
+    share, in parts that fit its memory; all of them see the texts of the whole batch, so neither changes the loss.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        data: Pairs,
+        validation: Pairs,
+        batch_size: int,
+        seed: int,
+        *,
+        micro_batch: int = 0,
+        precision: torch.dtype | None = None,
+        world: World | None = None,
+    ) -> None:
+        """Sets the prior's statistics to those of the training images. `micro_batch` 0 takes a process's share at once."""
+        prior: Any = objective.prior
+        for name, part in (("training", data), ("validation", validation)):
+            if part.width != prior.config.embedding_dim:
+                raise UserError(
+                    f"{name} embeddings are {part.width} wide; the prior has embedding_dim "
+                    f"{prior.config.embedding_dim}. Make the prior for the CLIP that embedded the data."
+                )
+            if part.longest > prior.config.num_embeddings:
+                raise UserError(
+                    f"a {name} caption has {part.longest} tokens; the prior reads {prior.config.num_embeddings}."
+                )
+        prior.set_statistics(data.statistics)
+        self.objective, self.data, self.validation, self.batch_size, self.seed = (
+            objective,
+            data,
+            validation,
+            batch_size,
+            seed,
+        )
+        self.modules = {"prior": objective.prior}
+        self._device = objective.prior.get_parameter("proj_in.weight").device
+        world = world or World(self._device)
+        self._share = world.share(batch_size)
+        self._micro = micro_batch or self._share.stop - self._share.start
+        self._losses = world.wrapped(_Losses(objective, self._device, precision))
+        # Two epochs meet in a batch; a batch of more than an epoch only draws a permutation twice.
+        self._order = lru_cache(maxsize=2)(self._permutation)
+        self._reader = ThreadPoolExecutor(1, "pairs")
+        self._next: tuple[int, Future[list[PriorBatch]]] | None = None
+
+    def _permutation(self, epoch: int) -> Int[Tensor, "M"]:
+        return torch.randperm(len(self.data), generator=generator(self.seed, "prior", "epoch", epoch))
+
+    def captions_at(self, step: int) -> Int[Tensor, "G"]:
+        """Which captions this step (from 0) trains on, in all processes together."""
+        position, end = step * self.batch_size, (step + 1) * self.batch_size
+        parts = []
+        while position < end:
+            epoch, offset = divmod(position, len(self.data))
+            parts.append(self._order(epoch)[offset : offset + end - position])
+            position += len(parts[-1])
+        return torch.cat(parts)
+
+    def keys(self, step: int) -> list[str]:
+        """What people call this step's samples."""
+        return self.data.keys(self.captions_at(step))
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """The objective's losses on this process's share of the step."""
+        sums: dict[str, Tensor] = {}
+        for part in self.parts(step):
+            sums = {name: sums.get(name, 0) + value for name, value in part.items()}
+        return sums
+
+    def parts(self, step: int) -> Iterator[dict[str, Tensor]]:
+        """The same, as parts that sum to it."""
+        batches = self._batches(step)
+        whole = sum(map(len, batches))
+        for batch in batches[:-1]:
+            with apart(self._losses):  # left only after the part's gradient is there: the caller takes it inside
+                yield self._part(batch, whole)
+        yield self._part(batches[-1], whole)
+
+    def _part(self, batch: PriorBatch, whole: int) -> dict[str, Tensor]:
+        return {name: value * (len(batch) / whole) for name, value in self._losses(batch).items()}
+
+    def _batches(self, step: int) -> list[PriorBatch]:
+        """This step's parts on the device; those of the next are read meanwhile."""
+        if self._next is None or self._next[0] != step:
+            self._next = step, self._reader.submit(self._read, step)
+        batches = self._next[1].result()
+        self._next = step + 1, self._reader.submit(self._read, step + 1)
+        return [self._placed(batch) for batch in batches]
+
+    def _read(self, step: int) -> list[PriorBatch]:
+        captions, place = self.captions_at(step), step * self.batch_size
+        candidates, ids = self.data.pooled(captions), self.data.ids(captions)
+        batches = []
+        for first in range(self._share.start, self._share.stop, self._micro):
+            own = captions[first : min(first + self._micro, self._share.stop)]
+            noise, uniform = self._draws("train", place + first, len(own))
+            batches.append(
+                PriorBatch(self.data.text(own), self.data.images(own), candidates, ids, first, noise, uniform)
+            )
+        return batches
+
+    def _draws(self, what: str, start: int, number: int) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n 2"]]:
+        """Noise and uniform numbers of places `start` … of the stream."""
+        noise, uniform = [], []
+        for block in range(start // BLOCK, (start + number - 1) // BLOCK + 1):
+            random = generator(self.seed, "prior", what, block)
+            noise.append(torch.randn(BLOCK, self.data.width, generator=random))
+            uniform.append(torch.rand(BLOCK, 2, generator=random))
+        own = slice(start % BLOCK, start % BLOCK + number)
+        return torch.cat(noise)[own], torch.cat(uniform)[own]
+
+    def _placed(self, batch: PriorBatch) -> PriorBatch:
+        def to(x: Tensor) -> Tensor:
+            return x.to(self._device, torch.float32)
+
+        text = batch.text.to(self._device, torch.float32)
+        ids = batch.candidate_ids.to(self._device)
+        image, candidates, noise = to(batch.image), to(batch.candidates), to(batch.noise)
+        return PriorBatch(text, image, candidates, ids, batch.first, noise, batch.uniform)
+
+    @property
+    def unmeasured(self) -> str:
+        """Which metrics `validate` leaves out and why, as a sentence; empty where it measures all."""
+        number, width = len(self.validation), self.validation.width
+        if number > width:
+            return ""
+        return (
+            f"The metric frechet is not measured: it needs more validation captions than the {width:,} dimensions of an "
+            f"embedding, and there {'is' if number == 1 else 'are'} {number:,}."
+        )
+
+    def validate(self) -> dict[str, float]:
+        """Means over the validation captions, with the same noise each time; every process computes the same.
+
+        `cosine` of the predicted to the true image embedding, `cosine_text` to the caption's own text embedding and
+        `cosine_other` to the next caption's (where there are two); `recall_at_1`, how often the true image is the nearest of all validation
+        images, 4,096 at most (by cosine; in [0, 1]); `frechet`, where there are more captions than dimensions; the losses
+        as in training.
+        """
+        data = self.validation
+        sums: dict[str, float] = {}
+        predictions, everything = [], torch.arange(len(data))
+        images = data.images(everything[:RETRIEVED]).float()
+        numbers = data.image_numbers(everything[:RETRIEVED])
+        for index in everything.split(self.batch_size):
+            noise, uniform = self._draws("validation", int(index[0]), len(index))
+            candidates, ids = data.pooled(index), data.ids(index)
+            read = PriorBatch(data.text(index), data.images(index), candidates, ids, 0, noise, uniform)
+            batch = self._placed(read)
+            means = self.objective.losses(batch)
+            predicted = self.objective.predict(batch).float()
+            predictions.append(predicted.cpu())
+            own = F.cosine_similarity(predicted, batch.candidates).mean()
+            means |= {"cosine": F.cosine_similarity(predicted, batch.image).mean(), "cosine_text": own}
+            if len(data) > 1:
+                others = data.pooled((index + 1) % len(data)).to(predicted)
+                means["cosine_other"] = F.cosine_similarity(predicted, others).mean()
+            for name, mean in means.items():
+                sums[name] = sums.get(name, 0.0) + mean.item() * len(index)
+        found = {name: total / len(data) for name, total in sums.items()}
+        predicted = torch.cat(predictions)
+        nearest = (F.normalize(predicted[:RETRIEVED], dim=-1) @ F.normalize(images, dim=-1).T).argmax(-1)
+        found["recall_at_1"] = (numbers[nearest] == numbers).float().mean().item()
+        if len(data) > data.width:
+            found["frechet"] = frechet_distance(predicted, data.images(everything).float())
+        return found

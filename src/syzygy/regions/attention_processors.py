@@ -1,0 +1,249 @@
+"""Paint-with-words in diffusers' U-Nets: attention processors around the ones they have, no class patched.
+
+Legend: B samples, P prompts, T tokens, N heads, L positions, K tokens of the context, C channels, h × w latent positions.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from syzygy.clip.tokenization import Tokenized, tokenized
+from syzygy.core.contracts import Guide, Region, Sampling
+from syzygy.core.errors import UserError
+from syzygy.core.offload import OneAtATime
+from syzygy.regions import region_bias
+from syzygy.regions.phrases import check_read, painted, resized
+from syzygy.regions.region_bias import REGION_STRENGTH, Painting
+
+PLAIN = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
+ADDED = (
+    "AttnAddedKVProcessor",
+    "AttnAddedKVProcessor2_0",
+    "SlicedAttnAddedKVProcessor",
+    "XFormersAttnAddedKVProcessor",
+)
+"""Processors that compute the same function, each in its own way. Others add something to it, which painting would lose."""
+NOISIEST = 4096.0
+"""σ where a schedule ends in nothing but noise and σ is infinite: what diffusers' Euler takes there."""
+
+
+class PaintedProcessor:
+    """Computes a cross-attention with a painting in it, and leaves all else to the processor that was there."""
+
+    def __init__(self, plain: Any) -> None:
+        kind = type(plain).__name__
+        if kind not in (*PLAIN, *ADDED):
+            raise UserError(
+                f"attention by {kind} cannot be painted; known are {', '.join((*PLAIN, *ADDED))}. Unload what set it (an "
+                "IP-Adapter, old LoRA layers, fused projections) first."
+            )
+        self.plain = plain
+        self.painted = _shared_attention if kind in ADDED else _cross_attention
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        painting: Painting | None = None,
+        **more: Any,
+    ) -> Tensor:
+        """As diffusers calls a processor; `painting` comes in `cross_attention_kwargs`."""
+        if painting is None or encoder_hidden_states is None:
+            return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **more)
+        return self.painted(attn, hidden_states, encoder_hidden_states, attention_mask, painting)
+
+
+def paintable(unet: nn.Module) -> None:
+    """Let a U-Net, or an ensemble of them, take a `painting` in its `cross_attention_kwargs`; without one it computes what it did.
+
+    Raises:
+        UserError: it attends in a way that is not known.
+    """
+    for module in _attentions(unet):
+        if not isinstance(module.processor, PaintedProcessor):
+            module.set_processor(PaintedProcessor(module.processor))
+    for visitors in _one_at_a_time(unet):
+        visitors.each(paintable)
+
+
+def as_it_was(unet: nn.Module) -> None:
+    """Take back what `paintable` did."""
+    for module in _attentions(unet):
+        if isinstance(module.processor, PaintedProcessor):
+            module.set_processor(module.processor.plain)
+    for visitors in _one_at_a_time(unet):
+        visitors.each(as_it_was)
+
+
+def _attentions(unet: nn.Module) -> list[Any]:
+    return [module for module in unet.modules() if hasattr(module, "set_processor")]
+
+
+def _one_at_a_time(unet: nn.Module) -> list[OneAtATime]:
+    return [module for module in unet.modules() if isinstance(module, OneAtATime)]
+
+
+def _cross_attention(
+    attn: Any,
+    x_BLC: Tensor,
+    context_BKC: Tensor,
+    mask_B1K: Tensor | None,
+    painting: Painting,
+) -> Tensor:
+    """As `AttnProcessor2_0` of a cross-attention within a transformer block."""
+    assert attn.group_norm is None and attn.spatial_norm is None and not attn.residual_connection
+    if attn.norm_cross:
+        context_BKC = attn.norm_encoder_hidden_states(context_BKC)
+    q, k, v = (_heads(attn, y) for y in (attn.to_q(x_BLC), attn.to_k(context_BKC), attn.to_v(context_BKC)))
+    q, k = (y if norm is None else norm(y) for y, norm in ((q, attn.norm_q), (k, attn.norm_k)))
+    read = _partly_painted(q, k, v, painting, mask_B1K)
+    return attn.to_out[1](attn.to_out[0](read)) / attn.rescale_output_factor
+
+
+def _shared_attention(
+    attn: Any,
+    x_BCHW: Tensor,
+    context_BKC: Tensor,
+    mask_B1K: Tensor | None,
+    painting: Painting,
+) -> Tensor:
+    """As `AttnAddedKVProcessor2_0`: one softmax over the context's keys and the picture's own.
+
+    The bias is on the words' keys, and its scale is their largest score. eDiff-I's maximum is over the scores of a cross-attention, which here
+    are those of the text; the picture's own keys answer to other projections, and their scores say nothing of how strong words can be.
+    """
+    x = x_BCHW.flatten(2).transpose(1, 2)
+    if attn.norm_cross:
+        context_BKC = attn.norm_encoder_hidden_states(context_BKC)
+    x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
+    keys, values = [attn.add_k_proj(context_BKC)], [attn.add_v_proj(context_BKC)]
+    if not attn.only_cross_attention:
+        keys, values = [*keys, attn.to_k(x)], [*values, attn.to_v(x)]
+        mask_B1K = None if mask_B1K is None else F.pad(mask_B1K, (0, x.shape[1]))
+    q, k, v = (_heads(attn, y) for y in (attn.to_q(x), torch.cat(keys, 1), torch.cat(values, 1)))
+    read = _partly_painted(q, k, v, painting, mask_B1K)
+    read = attn.to_out[1](attn.to_out[0](read))
+    return read.transpose(1, 2).reshape(x_BCHW.shape) + x_BCHW
+
+
+def _heads(attn: Any, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B N L D"]:
+    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def _partly_painted(
+    q: Tensor, k: Tensor, v: Tensor, painting: Painting, mask_B1K: Tensor | None
+) -> Float[Tensor, "B L C"]:
+    """Samples before the painted ones are computed as diffusers does, to the bit."""
+    first = painting.unpainted
+    mask = None if mask_B1K is None else mask_B1K[:, None]
+    own = None if mask is None else mask[first:]
+    read = region_bias.attention(q[first:], k[first:], v[first:], painting, own)
+    if first:
+        own = None if mask is None else mask[:first]
+        plain = F.scaled_dot_product_attention(q[:first], k[:first], v[:first], attn_mask=own)
+        read = torch.cat([plain, read])
+    return read.transpose(1, 2).flatten(2)
+
+
+def words_painted(
+    prompts: Sequence[str],
+    spans: Sequence[Int[Tensor, "P T 2"]],
+    regions: Sequence[Sequence[Region]],
+    strength: float,
+    size: tuple[int, int],
+) -> Float[Tensor, "P T h w"] | None:
+    """w'·A for a U-Net that reads the states of one text encoder, or of several side by side in the channels of each token.
+
+    With several (Stable Diffusion XL) a phrase is located in each one's tokens. Where those differ, a token is a phrase's by the share of
+    encoders for which it is.
+
+    Args:
+        spans: of each encoder: which characters its tokens stand for.
+        size: of the maps: the latents'.
+
+    Returns:
+        None where nothing is painted with any strength: to the bit as without.
+
+    Raises:
+        UserError: as `regions.painted`; a phrase that every encoder has cut off.
+    """
+    check_read(prompts, spans, regions)
+    small = [[resized(one, size) for one in own] for own in regions]
+    found = torch.stack([painted(prompts, one, small, strength) for one in spans]).mean(0)
+    return found if found.any() else None
+
+
+def painting_of(
+    guide: Guide,
+    how: Sampling,
+    spans: Sequence[Int[Tensor, "P T 2"] | None],
+    size: tuple[int, int],
+    device: torch.device,
+    *,
+    start: int = 0,
+    unpainted: int = 0,
+) -> Painting | None:
+    """What a guide says of regions, for a published decoder's U-Net; `at_level` is to follow. None where nothing is painted.
+
+    Args:
+        spans: of each text encoder, where it tells words apart.
+        size: of the latents.
+        start: tokens before the words' own.
+        unpainted: samples before those of the guide.
+
+    Raises:
+        UserError: as `words_painted`; the decoder reads no text, or an encoder does not tell words apart.
+    """
+    if guide.regions is None or not any(guide.regions):
+        return None
+    if guide.texts is None:
+        raise UserError("regions are for words that the decoder reads: let it read the text (conditions image,text).")
+    known = [one for one in spans if one is not None]
+    if len(known) < len(spans):
+        raise UserError(
+            "regions need a text encoder with a state for each token; this one tells no words apart, as an adapter's states stand for none. "
+            "Leave the text encoder out."
+        )
+    strength = REGION_STRENGTH if how.painting is None else how.painting
+    maps = words_painted(guide.texts, known, guide.regions, strength, size)
+    if maps is None:
+        return None
+    weights = maps.to(device)
+    return Painting(weights, size, weights.new_zeros(len(weights)), start, unpainted)
+
+
+def attention_arguments(painting: Painting | None, sigma: float) -> dict[str, Any] | None:
+    """A U-Net's `cross_attention_kwargs` at a noise level."""
+    return None if painting is None else {"painting": at_level(painting, sigma)}
+
+
+def padded_tokens(
+    tokenizer: Any, prompts: Sequence[str], *, most: int | None = None, control: bool = False
+) -> Tokenized:
+    """Prompts padded to the longest that is read, as in diffusers' pipelines, and cut there (with a warning).
+
+    Args:
+        most: tokens that are read; None: as many as the tokenizer says.
+        control: whether special tokens that are spelled out in a prompt act as such, as they do in diffusers' pipelines.
+    """
+    most = int(tokenizer.model_max_length if most is None else most)
+    pad = tokenizer.pad_token_id
+    around = {"before": [tokenizer.bos_token_id], "after": [tokenizer.eos_token_id], "pad": pad}
+    found = tokenized(tokenizer, list(prompts), most=most, **around, stacklevel=5, control=control)
+    room = most - found.ids.shape[1]
+    ids, mask = F.pad(found.ids, (0, room), value=pad), F.pad(found.mask, (0, room))
+    return Tokenized(ids, mask, F.pad(found.spans, (0, 0, 0, room)))
+
+
+def at_level(painting: Painting, sigma: float) -> Painting:
+    """The same at another noise level, which is a tensor, as nothing shall be compiled again for it."""
+    return replace(painting, level=torch.full_like(painting.level, math.log1p(min(sigma, NOISIEST))))

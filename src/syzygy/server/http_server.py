@@ -1,0 +1,75 @@
+"""The HTTP server around the application."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from syzygy.core.errors import UserError
+
+KEEP_ALIVE_SECONDS = 15
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that is bound, so that what follows can be told; port 0 takes a free one.
+
+    Raises:
+        UserError: the address is taken, not allowed, or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise UserError(
+            f"cannot listen on {host}, port {port}: {error.strerror}. Choose another with --port."
+        ) from None
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """Where a browser on this machine finds it."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def server_of(app: FastAPI, *, grace: float, proxies: str = "127.0.0.1", verbose: bool = False) -> uvicorn.Server:
+    """A server that, told to stop, takes no more requests and gives those under way `grace` seconds.
+
+    Args:
+        proxies: addresses whose X-Forwarded headers are believed.
+    """
+    config = uvicorn.Config(
+        app,
+        log_level="info" if verbose else "warning",
+        access_log=verbose,
+        server_header=False,
+        forwarded_allow_ips=proxies,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(grace)),
+        ws="none",
+    )
+    return uvicorn.Server(config)
+
+
+@contextmanager
+def serving(app: FastAPI, *, grace: float = 5.0) -> Iterator[str]:
+    """The server in a thread of this process, on a free port of the loopback; the value is its URL."""
+    import threading
+    import time
+
+    bound = listening("127.0.0.1", 0)
+    server = server_of(app, grace=grace)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        yield url_of(bound)
+    finally:
+        server.should_exit = True
+        thread.join()

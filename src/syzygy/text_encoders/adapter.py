@@ -1,0 +1,271 @@
+"""An adapter that brings a language model's features into CLIP's text space (after arXiv 2405.12914; the form is ours).
+
+Legend: B texts, N tokens of all of them, T of the longest, K queries, M = N + (K + 1) B all tokens, Q of them queries, H heads of width E,
+C inner width, D width of CLIP's joint space.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from syzygy.core import artifacts
+from syzygy.core.config import Config, parse
+from syzygy.core.contracts import StatesEncoder, TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedAttention, Packing
+from syzygy.core.transformer_layers import Block
+
+CLASS_NAME = "TextAdapter"
+MOST_QUERIES = 77
+"""What CLIP's text encoder gives at most, so that whoever reads CLIP reads an adapter."""
+QUERY_SCALE = 0.5
+"""As large as projected text, so that queries differ from the first step on."""
+ROTARY_BASE = 10_000.0
+
+
+class AdapterSizes(Config):
+    """Sizes of an adapter that are a choice; the widths at both ends follow from the language model and the CLIP."""
+
+    queries: int = Field(default=MOST_QUERIES, ge=1, le=MOST_QUERIES)
+    """Learned queries, and so token states of every text, long or short."""
+    layers: PositiveInt
+    """Transformer layers."""
+    heads: PositiveInt
+    """Attention heads."""
+    width: PositiveInt
+    """Inner width; an even number for each head."""
+
+    @model_validator(mode="after")
+    def _even(self) -> "AdapterSizes":
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width={self.width} gives {self.heads} heads no even width each")
+        return self
+
+
+SIZES = {
+    "starter": AdapterSizes(queries=16, layers=3, heads=6, width=192),
+    "vit-l-14": AdapterSizes(layers=6, heads=12, width=768),
+    "bigg-14": AdapterSizes(layers=5, heads=16, width=1024),
+}
+"""For the starter (1.5M parameters; its prior has learned the positions of captions of some 13 tokens, so no more queries than about that), for
+Karlo's CLIP and for Kandinsky 2.2's. The published ones cost less than a fifth of a language model of 1B (`benchmarks/adapter_cost.py`)."""
+
+
+class AdapterConfig(AdapterSizes):
+    """Everything that fixes an adapter's weights."""
+
+    llm_width: PositiveInt
+    """Width of the language model's features."""
+    clip_width: PositiveInt
+    """D: 768 for ViT-L/14 (Karlo), 1280 for ViT-bigG/14 (Kandinsky 2.2)."""
+
+
+@dataclass(frozen=True)
+class TextStatistics:
+    """Where a CLIP's text features lie: mean and standard deviation of each dimension.
+
+    Raises:
+        UserError: NaN, infinity, or a dimension that does not vary.
+    """
+
+    states_mean: Float[Tensor, "D"]
+    """Of the token states; the start token, which is the same in every text, is left out."""
+    states_std: Float[Tensor, "D"]
+    pooled_mean: Float[Tensor, "D"]
+    """Of the raw pooled embeddings."""
+    pooled_std: Float[Tensor, "D"]
+
+    def __post_init__(self) -> None:
+        if not all(torch.isfinite(x).all() for x in vars(self).values()):
+            raise UserError("statistics of CLIP's text features hold NaN or infinity. Encode the texts again.")
+        if not ((self.states_std > 0).all() and (self.pooled_std > 0).all()):
+            raise UserError(
+                "some dimension of CLIP's text features does not vary. Measure the statistics on more, and different, texts."
+            )
+
+    @staticmethod
+    def of(features: TextFeatures) -> "TextStatistics":
+        """Measured on CLIP's features of at least two texts."""
+        if len(features) < 2:
+            raise UserError(f"statistics of CLIP's text features need at least 2 texts, got {len(features)}.")
+        first = features.mask & (features.mask.cumsum(1) == 1)
+        states_std, states_mean = torch.std_mean(features.states[features.mask & ~first].float(), dim=0)
+        pooled_std, pooled_mean = torch.std_mean(features.pooled.float(), dim=0)
+        return TextStatistics(states_mean, states_std, pooled_mean, pooled_std)
+
+
+class TextAdapter(nn.Module):
+    """A language model's features of any length → K token states and a pooled embedding in CLIP's space: a soft prompt.
+
+    A bidirectional transformer reads the K queries, a pooling query and the text together; what the queries have become are the states,
+    and the pooling query has a head of its own. Every state is real, so the mask is all true; they are no copies of CLIP's tokens and
+    stand for no characters.
+
+    Padding is not computed: the tokens of all texts stand one after another, each text's before its queries.
+
+    Text has rotary positions 1, 2, …, queries stand at 0. A learned table would have rows that short captions never train, while here
+    distances that were seen in short texts mean the same in long ones.
+
+    The heads' outputs are multiplied by the standard deviation and moved to the mean of CLIP's own features (`set_statistics`), so that an
+    untrained adapter already speaks in CLIP's range.
+    """
+
+    states_mean: Tensor
+    states_std: Tensor
+    pooled_mean: Tensor
+    pooled_std: Tensor
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm_in = nn.LayerNorm(config.llm_width)
+        self.proj_in = nn.Linear(config.llm_width, config.width)
+        self.queries = nn.Parameter(torch.randn(config.queries + 1, config.width) * QUERY_SCALE)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.norm_out = nn.LayerNorm(config.width)
+        self.states_head = nn.Linear(config.width, config.clip_width)
+        self.pooled_head = nn.Linear(config.width, config.clip_width)
+        for name in _STATISTICS:
+            self.register_buffer(name, torch.full((config.clip_width,), float("nan")))
+
+    def forward(self, states: Float[Tensor, "B T W"], mask: Bool[Tensor, "B T"]) -> TextFeatures:
+        """The differentiable pass: features of a language model, on the adapter's device and in its dtype; padding may hold anything.
+
+        Raises:
+            UserError: features of another width.
+        """
+        check_width(states.shape[-1], self.config.llm_width)
+        count, device = len(self.queries), states.device
+        offsets = F.pad(mask.sum(1).cpu().cumsum(0), (1, 0))
+        packing = Packing.of(offsets, following=count, positions=0)
+        is_text = packing.rows < offsets[-1]
+        text_NC, queries = self.proj_in(self.norm_in(states[mask])), self.queries.repeat_interleave(len(mask), 0)
+        x_MC = torch.cat([text_NC, queries]).index_select(0, packing.rows.to(device))
+        place = torch.where(is_text, packing.positions + 1, 0).to(device)
+        attend = _Attend(packing, place, self.config.width // self.config.heads)
+        *blocks, final = self.blocks
+        for block in blocks:
+            x_MC = block(x_MC, attend)
+        # Nothing reads the final layer's other tokens.
+        x_QC = self.norm_out(final(x_MC, attend, kept=(~is_text).nonzero()[:, 0].to(device)))
+        x_BKC = x_QC.unflatten(0, (len(mask), count)).index_select(0, packing.order.argsort().to(device))
+        soft = self.states_head(x_BKC[:, :-1]) * self.states_std + self.states_mean
+        pooled = self.pooled_head(x_BKC[:, -1]) * self.pooled_std + self.pooled_mean
+        return TextFeatures(soft, torch.ones(soft.shape[:2], dtype=torch.bool, device=soft.device), pooled)
+
+    @torch.no_grad()
+    def set_statistics(self, statistics: TextStatistics) -> None:
+        """Keep where the CLIP's text features lie with the weights.
+
+        Raises:
+            UserError: they are of another width.
+        """
+        if len(statistics.pooled_mean) != self.config.clip_width:
+            raise UserError(
+                f"statistics are {len(statistics.pooled_mean)} wide; this adapter speaks to a CLIP of {self.config.clip_width}."
+            )
+        for name in _STATISTICS:
+            getattr(self, name).copy_(getattr(statistics, name))
+
+    def save_pretrained(self, folder: Path, provenance: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+        """Write weights, sizes and provenance as one folder, atomically; `dtype` (fp16) converts the weights.
+
+        Args:
+            provenance: holds the identity of the language model as `llm`, and the fingerprint of the CLIP as `clip`.
+
+        Raises:
+            UserError: the statistics were never set, or the folder cannot be written.
+        """
+        assert {"llm", "clip"} <= provenance.keys(), "an adapter stands between a language model and a CLIP: say which"
+        if not all(torch.isfinite(getattr(self, name)).all() for name in _STATISTICS):
+            raise UserError(
+                "this adapter has no statistics of its CLIP's text features. Call set_statistics before saving."
+            )
+        with artifacts.folder_written(folder, "the adapter") as temporary:
+            config = {"_class_name": CLASS_NAME} | self.config.model_dump(mode="json")
+            artifacts.write_json(temporary / artifacts.CONFIG_FILE, config)
+            artifacts.write_tensors(temporary / artifacts.WEIGHTS_FILE, self.state_dict(), dtype)
+            artifacts.write_json(temporary / artifacts.PROVENANCE_FILE, dict(provenance))
+
+    @staticmethod
+    def from_pretrained(folder: str | Path) -> "TextAdapter":
+        """Read what `save_pretrained` wrote strictly, into fp32, on the CPU.
+
+        Raises:
+            UserError: missing, truncated or mismatched files; it is no adapter.
+        """
+        folder = Path(folder)
+        path = folder / artifacts.CONFIG_FILE
+        values = artifacts.read_json(path)
+        if (name := values.pop("_class_name", None)) != CLASS_NAME:
+            raise UserError(
+                f"{folder} holds {'no' if name is None else f'a {name!r}, not an'} adapter of a language model."
+            )
+        adapter = TextAdapter(parse(AdapterConfig, values, str(path)))
+        artifacts.load_strictly(adapter, artifacts.read_tensors(folder / artifacts.WEIGHTS_FILE), folder)
+        return adapter.eval()
+
+
+_STATISTICS = ("states_mean", "states_std", "pooled_mean", "pooled_std")
+
+
+class _Attend:
+    """Bidirectional attention in each text, with rotary positions (Su et al. 2021, arXiv 2104.09864)."""
+
+    def __init__(self, packing: Packing, place: Int[Tensor, "M"], width: int) -> None:
+        self._attention = PackedAttention(packing.lengths, place.device)
+        pace = ROTARY_BASE ** -(torch.arange(0, width, 2, device=place.device) / width)
+        angle = (place[:, None] * pace)[:, None]
+        self.cos, self.sin = angle.cos(), angle.sin()
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # Fewer that ask than there are tokens are learned queries, which stand at 0.
+        q = self.turned(q) if len(q) == len(k) else q
+        return self._attention.whole(q, self.turned(k), v)
+
+    def turned(self, x: Float[Tensor, "M H E"]) -> Float[Tensor, "M H E"]:
+        """The heads, turned by their tokens' positions."""
+        a, b = x.chunk(2, -1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)  # under autocast another than the residual stream's
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def check_width(given: int, wanted: int) -> None:
+    """Refuse features of a language model that is not as wide as the adapter's."""
+    if given != wanted:
+        raise UserError(
+            f"the language model's features are {given} wide; this adapter reads {wanted}. Take the model that it was trained on."
+        )
+
+
+class AdaptedText(nn.Module):
+    """A language model and its adapter as one text encoder (`TextEncoder`). The empty prompt goes the same way as any other."""
+
+    def __init__(self, llm: StatesEncoder, adapter: TextAdapter) -> None:
+        """
+        Raises:
+            UserError: the language model is not as wide as the adapter's.
+        """
+        super().__init__()
+        check_width(llm.width, adapter.config.llm_width)
+        self.llm, self.adapter = llm, adapter
+
+    @property
+    def width(self) -> int:
+        """D, the width of CLIP's joint space."""
+        return self.adapter.config.clip_width
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> TextFeatures:
+        """Texts → K states, a mask that is all true, and a raw (projected, not normalised) pooled embedding, in fp32."""
+        found = self.llm.encode_states(texts)
+        weight = self.adapter.proj_in.weight
+        states, mask = found.states.to(weight.device, weight.dtype), found.mask.to(weight.device)
+        return self.adapter(states, mask).to(dtype=torch.float32)

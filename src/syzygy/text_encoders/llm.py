@@ -1,0 +1,359 @@
+"""Language models of transformers as text encoders: what their layers hold of a text. Frozen; an adapter brings it into CLIP's space.
+
+Decoders (Llama, Qwen, Gemma, Mistral, …), encoders (BERT's kin), and the encoders of T5's kin. Specification: arXiv 2506.08210 for the
+mean over normalised layers, arXiv 2405.12914 for the frozen model.
+"""
+
+import inspect
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from syzygy.clip.tokenization import Tokenized, alike, check_vocabulary, tokenized
+from syzygy.core import artifacts, checkpoint_files
+from syzygy.core.config import Config
+from syzygy.core.contracts import TextStates
+from syzygy.core.errors import UserError
+from syzygy.data.building import encoder_difference
+from syzygy.text_encoders.transformers_loading import load_model
+
+EXAMPLE = "Qwen/Qwen3-0.6B"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What a language model may compute in. Not fp16: activations of several families do not fit into it."""
+HELD = 2**28
+"""Numbers that the hidden states of one pass have at most (1 GiB in fp32): a bigger batch is read in several passes."""
+HOLE = "{text}"
+"""Where the text goes in a template."""
+SENTENCES = (
+    "",
+    "a red star",
+    "Links ein blauer Kreis, rechts ein Ring.",
+    "Un carré vert et trois étoiles",
+    "жёлтое сердце",
+    "左边的红色圆形",
+)
+"""Texts whose features are measured, to tell whether a recipe still gives what it gave. Never change them: artefacts record the numbers."""
+
+
+class LlmRecipe(Config):
+    """How a language model's states become features. Features of different recipes cannot be exchanged."""
+
+    layers: Literal["all", "last"] | tuple[int, ...] = "all"
+    """Which hidden states are read: all, the last, or numbers from 0 (embeddings) to the number of layers (after the final normalisation)."""
+    normalise: bool = True
+    """Whether each state is normalised, token by token and without parameters, before the mean over the layers is taken."""
+    template: str | None = None
+    """A text with {text} in it that the prompt is put into; its tokens are read by the model, and are no features. null is the prompt alone."""
+    max_tokens: int = Field(default=512, ge=4)
+    """Longest text in tokens, special ones and the template's included; what is longer is cut with a warning."""
+
+    @field_validator("layers")
+    @classmethod
+    def _numbers(cls, layers: Any) -> Any:
+        if isinstance(layers, tuple) and (not layers or len(set(layers)) < len(layers) or min(layers) < 0):
+            raise ValueError("layers are different numbers from 0, at least one")
+        return layers
+
+    @field_validator("template")
+    @classmethod
+    def _hole(cls, template: str | None) -> str | None:
+        if template is not None and (template.count(HOLE) != 1 or template == HOLE):
+            raise ValueError(f"a template is a text with {HOLE} in it, once; leave it out for the prompt alone")
+        return template
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlmIdentity:
+    """Which language model made some features, and how. Equal identities, equal features; see `check_same`."""
+
+    source: str
+    revision: str | None
+    """The commit of a hub id; None for a folder."""
+    fingerprint: str
+    """Of the weights, in the precision that they compute in."""
+    classes: tuple[str, str]
+    """transformers' classes of model and tokenizer."""
+    width: int
+    vocabulary: int
+    dtype: str
+    layers: str | tuple[int, ...]
+    normalise: bool
+    template: str | None
+    max_tokens: int
+    deviations: tuple[float, ...]
+    """Standard deviation of the features of each of `SENTENCES`: hidden states change their meaning between versions of transformers."""
+    versions: dict[str, str]
+
+    def to_config(self) -> dict[str, Any]:
+        """As JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+class Llm(nn.Module):
+    """A frozen language model with its tokenizer: texts → features (`StatesEncoder`), never cut in silence.
+
+    Padding is on the right and masked, so that positions, which each family counts in its own way, are those of the text alone.
+
+    A text stands between the special tokens that the tokenizer itself puts around it, and ends with the end token in any case: a causal
+    model then has a state that has read all, and the empty text has a state at all.
+
+    Legend: B texts, T tokens, D width.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, source: str, recipe: LlmRecipe | None = None, revision: str | None = None
+    ) -> None:
+        """`model` is one of transformers' without a head.
+
+        Raises:
+            UserError: the recipe asks for layers or tokens that the model does not have; texts cannot be ended.
+        """
+        super().__init__()
+        self.recipe = recipe or LlmRecipe()
+        self.model, self.tokenizer, self.source, self.revision = model, tokenizer, source, revision
+        self._arguments = inspect.signature(model.forward).parameters
+        if "pixel_values" in self._arguments:
+            raise UserError(f"{source} is a {type(model).__name__}, which reads pictures: name a language model.")
+        rows = model.get_input_embeddings().num_embeddings
+        self._before, self._after = _around(tokenizer, self.recipe.template, source)
+        check_vocabulary(tokenizer, rows, source, [*self._before, *self._after])
+        pad = tokenizer.pad_token_id
+        # Pads are never read; many tokenizers have none, or one that was added and that the model does not know.
+        self._pad = self._after[-1] if pad is None or pad >= rows else pad
+        self._check_recipe()
+
+    def _check_recipe(self) -> None:
+        config, recipe = self.model.config, self.recipe
+        if isinstance(recipe.layers, tuple) and max(recipe.layers) > config.num_hidden_layers:
+            raise UserError(
+                f"layers={list(recipe.layers)}: {self.source} has hidden states 0 to {config.num_hidden_layers}."
+            )
+        most = getattr(config, "max_position_embeddings", None)
+        for module in self.model.modules():
+            if isinstance(positions := getattr(module, "position_embeddings", None), nn.Embedding):
+                # RoBERTa's family counts from behind its padding.
+                most = positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
+        if most is not None and recipe.max_tokens > most:
+            raise UserError(f"max_tokens={recipe.max_tokens}: {self.source} reads at most {most}.")
+        special = len(self._before) + len(self._after)
+        if special >= recipe.max_tokens:
+            raise UserError(
+                f"max_tokens={recipe.max_tokens} leaves no room for text: special tokens and the template have {special}."
+            )
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.model.config.hidden_size
+
+    @property
+    def positions(self) -> int:
+        """Most tokens that a text's features can have."""
+        dropped = 0 if self.recipe.template is None else len(self._before) + len(self._after) - 1
+        return self.recipe.max_tokens - dropped
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in; features are fp32."""
+        return next(self.model.parameters()).dtype
+
+    def tokenize(self, texts: list[str]) -> Tokenized:
+        """Token ids, the template's included; texts longer than `max_tokens` are cut with a warning."""
+        around = {"before": self._before, "after": self._after, "pad": self._pad}
+        return tokenized(self.tokenizer, texts, most=self.recipe.max_tokens, **around, stacklevel=4)
+
+    @property
+    def _tokens_a_pass(self) -> int:
+        """Tokens, pads included, whose hidden states of all layers fit into `HELD` numbers."""
+        layers = 1 if self.recipe.layers == "last" else self.model.config.num_hidden_layers + 1
+        return max(HELD // (self.width * layers), 1)
+
+    @torch.no_grad()
+    def encode_states(self, texts: list[str]) -> TextStates:
+        """Texts → features by the recipe, mask and spans, in fp32; padded on the right with zeros."""
+        return self._encoded(texts, self.recipe.normalise)
+
+    def _encoded(self, texts: list[str], normalise: bool) -> TextStates:
+        found = self.tokenize(texts)
+        keep = self._kept(found.mask)
+        ids, real = found.ids.to(self.device), found.mask.to(self.device)
+        states = torch.zeros(*ids.shape, self.width, dtype=torch.float32, device=self.device)
+        for rows, length in alike(found.mask, self._tokens_a_pass):
+            at = rows.to(self.device)
+            states[at, :length] = self._features(ids[at, :length], real[at, :length], normalise)
+        mask = torch.arange(int(keep.sum(1).max())) < keep.sum(1, keepdim=True)
+        on_device = mask.to(self.device)
+        return TextStates(_moved(states, keep.to(self.device), on_device), on_device, _moved(found.spans, keep, mask))
+
+    def _kept(self, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+        """The tokens whose states are features: all, or with a template the text's own and the end, which has read all of them."""
+        if self.recipe.template is None:
+            return mask
+        length, place = mask.sum(1, keepdim=True), torch.arange(mask.shape[1])
+        own = (place >= len(self._before)) & (place < length - len(self._after))
+        return own | (place == length - 1)
+
+    def _features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], normalise: bool) -> Float[Tensor, "B T D"]:
+        asked: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
+        if "use_cache" in self._arguments:
+            asked["use_cache"] = False
+        if self.recipe.layers == "last":
+            return mean_of_layers([self.model(**asked).last_hidden_state], normalise)
+        output = self.model(**asked, output_hidden_states=True)
+        # `last_hidden_state` is after the final normalisation in every version; the last of `hidden_states` is not.
+        hidden = [*output.hidden_states[:-1], output.last_hidden_state]
+        numbers = range(len(hidden)) if self.recipe.layers == "all" else self.recipe.layers
+        return mean_of_layers([hidden[i] for i in numbers], normalise)
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over the weights, in the precision that they compute in."""
+        weights = self.model.state_dict().items()
+        return artifacts.fingerprint({k: x.view(torch.int16) if x.dtype == torch.bfloat16 else x for k, x in weights})
+
+    def deviations(self) -> tuple[float, ...]:
+        """Standard deviation of the features of each of `SENTENCES`; of one layer before it is normalised, which would make it 1."""
+        alone = self.recipe.layers == "last" or len(self.recipe.layers) == 1
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* tokens, this encoder reads")
+            found = self._encoded(list(SENTENCES), self.recipe.normalise and not alone)
+        return tuple(x[mask].std().item() for x, mask in zip(found.states, found.mask, strict=True))
+
+    def identity(self) -> LlmIdentity:
+        """Which model this is and how it is read, for the record of what is made with it."""
+        return LlmIdentity(
+            source=self.source,
+            revision=self.revision,
+            fingerprint=self.fingerprint(),
+            classes=(type(self.model).__name__, type(self.tokenizer).__name__),
+            width=self.width,
+            vocabulary=len(self.tokenizer),
+            dtype=str(self.dtype).removeprefix("torch."),
+            deviations=self.deviations(),
+            versions=artifacts.versions() | {"tokenizers": version("tokenizers")},
+            **self.recipe.model_dump(),
+        )
+
+    @staticmethod
+    def from_pretrained(
+        source: str | Path,
+        *,
+        recipe: LlmRecipe | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        local_files_only: bool = True,
+    ) -> "Llm":
+        """Load a language model without its head, strictly, frozen, on the CPU and in evaluation mode.
+
+        Args:
+            source: a folder in transformers' layout, or a hub id.
+            recipe: how its states become features; None is the default.
+            revision: of a hub id: commit, tag or branch; None is its main branch. The commit is then `self.revision`.
+            dtype: fp32 or bf16. Whoever trains on features must use the same model in the same precision afterwards.
+            local_files_only: take a hub id from the hub's cache only; else download what is missing.
+
+        Raises:
+            UserError: it is not found, transformers cannot load it without running its own code, weights are missing, pickle or not
+                finite, its tokenizer is slow (it cannot map tokens to characters) or has tokens that the model does not, or the recipe does not
+                fit.
+        """
+        if dtype not in DTYPES.values():
+            raise UserError(f"a language model computes in float32 or bfloat16, not {dtype}.")
+        found = checkpoint_files.locate(source, revision, local_files_only, EXAMPLE)
+        model, tokenizer = load_model(found.folder, str(source), "language model", dtype, _kind)
+        # A folder is recorded with its whole path: whoever uses what is made with it may do so from another folder.
+        place = str(found.folder.resolve()) if found.revision is None else found.source
+        return Llm(model, tokenizer, place, recipe, found.revision).requires_grad_(False).eval()
+
+
+def mean_of_layers(hidden: Sequence[Float[Tensor, "B T D"]], normalise: bool) -> Float[Tensor, "B T D"]:
+    """The mean of hidden states in fp32; with `normalise` each token of each is first brought to mean 0 and variance 1.
+
+    Later layers are much larger than earlier ones, so that without it the mean would be theirs alone (arXiv 2506.08210, section 4).
+    """
+    total = torch.zeros_like(hidden[0], dtype=torch.float32)
+    for state in hidden:
+        total += F.layer_norm(state.float(), state.shape[-1:]) if normalise else state.float()
+    return total / len(hidden)
+
+
+def check_same(recorded: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
+    """Refuse features of another language model or of another recipe; both are identities as JSON.
+
+    Args:
+        recorded: what something was made or trained with.
+        found: what is at hand.
+        where: that something, such as "the adapter in FOLDER".
+
+    Raises:
+        UserError: they differ: says in what.
+    """
+    name = encoder_difference(recorded, found)
+    if name is None:
+        return
+    if name == "deviations":
+        then, now = (side.get("versions", {}).get("transformers") for side in (recorded, found))
+        raise UserError(
+            f"{where} was made with features of another standard deviation ({_short(recorded.get(name))}, here "
+            f"{_short(found.get(name))}), though model and recipe are the same: hidden states have changed between "
+            f"transformers {then} and {now}. Install the former, or encode and train anew."
+        )
+    raise UserError(
+        f"{where} was made with other features of a language model: {name} is {recorded.get(name)!r} there, "
+        f"{found.get(name)!r} here. Take the same model, recipe and precision, or encode and train anew."
+    )
+
+
+def _short(numbers: Any) -> str:
+    return "none recorded" if not numbers else ", ".join(f"{number:.4g}" for number in numbers)
+
+
+def _moved(x: Tensor, keep: Bool[Tensor, "B T"], mask: Bool[Tensor, "B S"]) -> Tensor:
+    """The kept tokens of each row, to where `mask` says; zeros elsewhere."""
+    out = x.new_zeros(*mask.shape, *x.shape[2:])
+    out[mask] = x[keep]
+    return out
+
+
+def _around(tokenizer: Any, template: str | None, source: str) -> tuple[list[int], list[int]]:
+    """The ids that every text begins and ends with: the tokenizer's own, an end token, and those of the template."""
+    alone = tokenizer("a", add_special_tokens=False)["input_ids"]
+    if not alone:  # transformers makes an empty one of some families where the file is missing
+        raise UserError(f"the tokenizer of {source} knows no words: its folder needs a tokenizer.json.")
+    whole = list(tokenizer("a")["input_ids"])
+    places = [i for i in range(len(whole)) if whole[i : i + len(alone)] == alone]
+    if not places:
+        raise UserError(
+            f"the tokenizer of {source} puts special tokens into a text, not around it: take another model."
+        )
+    before, after = whole[: places[0]], whole[places[0] + len(alone) :]
+    if not after:
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"the tokenizer of {source} has no end token: set eos_token in its tokenizer_config.json.")
+        after = [tokenizer.eos_token_id]
+    if template is None:
+        return before, after
+    head, tail = (
+        list(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else [] for part in template.split(HOLE)
+    )
+    return before + head, tail + after
+
+
+def _kind(config: Any) -> Any:
+    """transformers' class for the model without its head; of an encoder–decoder, the encoder alone."""
+    from transformers import AutoModel, AutoModelForTextEncoding
+
+    return AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel

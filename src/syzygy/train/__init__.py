@@ -1,1 +1,0 @@
-"""Training: one small loop that knows no model, and the tasks it runs."""

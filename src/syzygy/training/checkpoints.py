@@ -1,0 +1,255 @@
+"""The state of a run on disk: exact to the bit, written as one folder or not at all, safetensors and JSON only.
+
+A run's folder holds `run.json` (the resolved settings), `metrics.jsonl` (one line every few steps), `checkpoint/`, and
+where asked for `checkpoint-STEP/` (older ones) and `best/`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from syzygy.core.artifacts import (
+    WEIGHTS_FILE,
+    folder_written,
+    load_strictly,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_tensors,
+    writing,
+)
+from syzygy.core.errors import UserError
+from syzygy.training.ema import Ema
+
+FOLDER = "checkpoint"
+BEST = "best"
+STATE_FILE = "state.json"
+EMA_FILE = "ema.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass
+class TrainingState:
+    """All that a run needs to go on as if it had never stopped."""
+
+    modules: Mapping[str, nn.Module]
+    optimizer: AdamW
+    """Built from named parameters, whose names are those of the file."""
+    ema: Ema | None
+    step: int = 0
+    """Optimizer steps done."""
+    seconds: float = 0.0
+    """Time spent on them, over all sittings."""
+    window: list[dict[str, float]] = field(default_factory=list)
+    """Losses of the steps since the last line of metrics."""
+
+
+def save(out: Path, state: TrainingState, keep: int = 1) -> None:
+    """Replace the checkpoint of the run in `out`. If that fails (a full disk), UserError; the old one then stays.
+
+    With `keep` above 1 the replaced ones stay as `checkpoint-STEP`, the latest `keep` − 1 of them.
+    """
+    if keep > 1 and (out / FOLDER).is_dir():
+        _set_aside(out, keep - 1)
+    with folder_written(out / FOLDER, "a checkpoint") as folder:
+        weights = {f"{name}.{k}": v for name, m in state.modules.items() for k, v in m.state_dict().items()}
+        write_tensors(folder / WEIGHTS_FILE, weights)
+        write_tensors(folder / OPTIMIZER_FILE, _optimizer_tensors(state.optimizer))
+        if state.ema:
+            write_tensors(folder / EMA_FILE, state.ema.averages)
+        write_json(folder / STATE_FILE, {"step": state.step, "seconds": state.seconds, "window": state.window})
+
+
+def _set_aside(out: Path, keep: int) -> None:
+    """Copy the checkpoint under its step's name (hard links: no byte is written twice); drop the oldest beyond `keep`."""
+    step = int(read_json(out / FOLDER / STATE_FILE)["step"])
+    with folder_written(out / f"{FOLDER}-{step:08d}", "a checkpoint") as folder:
+        for file in (out / FOLDER).iterdir():
+            try:
+                os.link(file, folder / file.name)
+            except OSError:  # a file system without links
+                shutil.copy2(file, folder / file.name)
+    for old in sorted(out.glob(f"{FOLDER}-????????"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def save_best(out: Path, state: TrainingState, metric: str, value: float) -> None:
+    """Keep the present weights (the averaged ones, where there is an average) as the best of the run in `out/best`."""
+    with folder_written(out / BEST, "the best weights") as folder:
+        weights = {f"{name}.{k}": v for name, m in state.modules.items() for k, v in m.state_dict().items()}
+        write_tensors(folder / WEIGHTS_FILE, weights | (state.ema.averages if state.ema else {}))
+        write_json(folder / STATE_FILE, {"step": state.step, "metric": metric, "value": value})
+
+
+def best_so_far(out: Path) -> float | None:
+    """The metric of the best weights kept, none before the first."""
+    file = out / BEST / STATE_FILE
+    return float(read_json(file)["value"]) if file.is_file() else None
+
+
+def load_best(out: Path, modules: Mapping[str, nn.Module]) -> None:
+    """Overwrite the modules' weights by the best ones.
+
+    Raises:
+        UserError: the run kept none.
+    """
+    file = out / BEST / WEIGHTS_FILE
+    if not file.is_file():
+        raise UserError(f"{out} kept no best weights: it was trained without loop.best. Export the last ones.")
+    _load_modules(modules, file)
+
+
+def _load_modules(modules: Mapping[str, nn.Module], file: Path) -> None:
+    weights = read_tensors(file)
+    for name, module in modules.items():
+        own = {key.removeprefix(f"{name}."): x for key, x in weights.items() if key.startswith(f"{name}.")}
+        load_strictly(module, own, file)
+
+
+def load(out: Path, state: TrainingState) -> None:
+    """Continue from the checkpoint of the run in `out`: everything in `state` is overwritten."""
+    folder = out / FOLDER
+    _load_modules(state.modules, folder / WEIGHTS_FILE)
+    _load_optimizer(state.optimizer, read_tensors(folder / OPTIMIZER_FILE), folder / OPTIMIZER_FILE)
+    if state.ema:
+        averages = read_tensors(folder / EMA_FILE)
+        _same_tensors(averages, state.ema.averages, folder / EMA_FILE)
+        for name, average in state.ema.averages.items():
+            average.copy_(averages[name])
+    values = read_json(folder / STATE_FILE)
+    try:
+        state.step, state.seconds, state.window = int(values["step"]), float(values["seconds"]), list(values["window"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{folder / STATE_FILE} is not the state of a run. Train in a new folder.") from None
+
+
+def exists(out: Path) -> bool:
+    """Whether there is a checkpoint to continue from."""
+    return (out / FOLDER).exists()
+
+
+def open_run(out: Path, run: Mapping[str, Any]) -> bool:
+    """Make `out` the folder of this run; true where it has a checkpoint to continue from.
+
+    `run` is everything that was set, as plain JSON values. Without a checkpoint there is nothing to lose, and the run
+    starts anew. Raises UserError if the checkpoint belongs to other settings.
+    """
+    _recover(out)
+    new = json.loads(json.dumps(run))
+    if not exists(out):
+        write_json(out / RUN_FILE, new)
+        write_bytes(out / METRICS_FILE, b"")
+        return False
+    if difference := _first_difference(read_json(out / RUN_FILE), new):
+        raise UserError(
+            f"{out} holds a run with other settings: {difference}. "
+            "Repeat its settings to continue it, or choose another --out."
+        )
+    return True
+
+
+def read_metrics(out: Path, step: int) -> list[dict[str, Any]]:
+    """The lines of metrics up to `step`. Later ones, written after the last checkpoint, are cut from the file."""
+    path = out / METRICS_FILE
+    rows = [row for row in read_lines(path) if row["step"] <= step]
+    lines = path.read_bytes().splitlines(keepends=True)
+    write_bytes(path, b"".join(lines[: len(rows)]))
+    return rows
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, up to the first that is not whole: a run may have been killed while it was written.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). Restore it or choose another --out.") from None
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def append_metrics(out: Path, row: Mapping[str, Any]) -> None:
+    """Add one line to the metrics."""
+    path = out / METRICS_FILE
+    with writing("metrics", path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _recover(out: Path) -> None:
+    """Clear up after a killed process: put back a checkpoint that was set aside, drop a half-written one."""
+    with writing("a checkpoint", out):
+        for name in (FOLDER, BEST):
+            for left in out.glob(f".{name}.*"):
+                if not (out / name).exists() and (left / name).is_dir():
+                    os.replace(left / name, out / name)
+                shutil.rmtree(left)
+        for left in out.glob(f".{FOLDER}-*"):
+            shutil.rmtree(left)
+
+
+def _optimizer_tensors(optimizer: AdamW) -> dict[str, Tensor]:
+    """`parameter.quantity` → tensor (step count and moments), for every parameter that has had a gradient."""
+    return {
+        f"{name}.{quantity}": value
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+        for quantity, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+@torch.no_grad()
+def _load_optimizer(optimizer: AdamW, tensors: Mapping[str, Tensor], where: Path) -> None:
+    optimizer.state.clear()
+    used = 0
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if f"{name}.step" not in tensors:
+                continue
+            templates = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+            own = {quantity: tensors[f"{name}.{quantity}"] for quantity in templates if f"{name}.{quantity}" in tensors}
+            _same_tensors(own, templates, where)
+            optimizer.state[parameter] = {q: template.copy_(own[q]) for q, template in templates.items()}
+            used += len(own)
+    if used != len(tensors):
+        raise UserError(f"{where} holds tensors of other parameters. Train in a new folder.")
+
+
+def _same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: Path) -> None:
+    if {name: x.shape for name, x in found.items()} != {name: x.shape for name, x in expected.items()}:
+        raise UserError(f"{where} does not fit the model: names or shapes differ. Train in a new folder.")
+
+
+def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
+    """The first setting in which two runs differ, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            inner = f"{key}.{name}" if key else name
+            if name not in old or name not in new:
+                return f"{inner} is set only {'now' if name in new else 'there'}"
+            if difference := _first_difference(old[name], new[name], inner):
+                return difference
+        return None
+    return None if old == new else f"{key} is {json.dumps(old)} there and {json.dumps(new)} now"

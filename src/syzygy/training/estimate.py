@@ -1,0 +1,230 @@
+"""What a training takes before it is run: memory and disk from its parameters, time from a few steps on the real data."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from syzygy.core.wording import counted, duration, size
+from syzygy.training.schedule import LoopConfig
+
+TIMED_STEPS = 3
+"""Steps that are timed, after one that is not."""
+REHEARSED = 512
+"""Samples, at most, that a dry run prepares where the real run prepares them all first."""
+TOO_SMALL = (
+    "the disk is too small: free some space, choose another --out, or keep fewer checkpoints (loop.keep_checkpoints)."
+)
+HALF = 2
+"""Bytes of a parameter in the finished artefact, which is fp16."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What follows from parameters and settings alone, in bytes."""
+
+    parameters: int
+    """Of all modules."""
+    trained: int
+    """Those that are trained."""
+    states: int
+    """Memory of weights, gradients, AdamW's two moments and the average; activations and frozen networks come on top."""
+    checkpoint: int
+    """One checkpoint on disk."""
+    disk: int
+    """The run's folder at its fullest: all checkpoints that are kept, one that is being written, the best weights, the result."""
+
+    @staticmethod
+    def of(modules: Mapping[str, nn.Module], config: LoopConfig) -> "Footprint":
+        """Tied parameters count once."""
+        every = {id(p): p for module in modules.values() for p in module.parameters()}
+        weights = sum(p.numel() * p.element_size() for p in every.values())
+        trained = [p for p in every.values() if p.requires_grad]
+        own = sum(p.numel() * p.element_size() for p in trained)
+        average = own if config.ema_half_life else 0
+        parameters = sum(p.numel() for p in every.values())
+        checkpoint = weights + 2 * own + average
+        best = weights if config.best else 0
+        disk = checkpoint * (config.keep_checkpoints + 1) + best + HALF * parameters
+        return Footprint(parameters, sum(p.numel() for p in trained), weights + 3 * own + average, checkpoint, disk)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.trained:,} parameters to train; {size(self.states)} of memory for weights, gradients, optimizer and average; "
+            f"at most {size(self.disk)} on disk"
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one training takes."""
+
+    footprint: Footprint
+    steps: int
+    step_seconds: float
+    """Of one step, measured."""
+    validations: int
+    validation_seconds: float
+    """Of one validation, measured; 0 where there are none."""
+    preparation: float
+    """Seconds that the preparation of all samples takes, scaled up from a few; 0 where nothing is prepared."""
+    peak: int
+    """Highest memory of the process (or on the GPU) while steps were timed, in bytes."""
+    free: int
+    """Free disk where the run is to be written, in bytes."""
+    trainings: int = 1
+    """How many such trainings the command runs, one after another."""
+
+    @property
+    def seconds(self) -> float:
+        """Of everything."""
+        return self.preparation + self.trainings * (
+            self.steps * self.step_seconds + self.validations * self.validation_seconds
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values: bytes, seconds and numbers."""
+        found = {
+            name: getattr(self.footprint, name) for name in ("parameters", "trained", "states", "checkpoint", "disk")
+        }
+        found["disk"] *= self.trainings
+        return found | {
+            "steps": self.steps,
+            "step_seconds": round(self.step_seconds, 4),
+            "validations": self.validations,
+            "validation_seconds": round(self.validation_seconds, 4),
+            "preparation_seconds": round(self.preparation, 1),
+            "trainings": self.trainings,
+            "seconds": round(self.seconds, 1),
+            "peak_memory": self.peak,
+            "free_disk": self.free,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        one, disk = self.footprint, self.footprint.disk * self.trainings
+        parts = [f"{self.steps:,} steps of {duration(self.step_seconds)}"]
+        if self.validations:
+            parts.append(f"{counted(self.validations, 'validation')} of {duration(self.validation_seconds)}")
+        if self.preparation:
+            parts.append(f"{duration(self.preparation)} of preparation")
+        times = "" if self.trainings == 1 else f"{self.trainings} trainings of "
+        states = "weights, gradients, optimizer and average"
+        yield f"parameters  {one.parameters:,}, of which {one.trained:,} are trained"
+        yield f"time        about {duration(self.seconds)}: {times}{', '.join(parts)}"
+        yield f"memory      {size(self.peak)} at its highest in the timed steps; {size(one.states)} for {states}"
+        yield f"disk        {size(disk)} at most, {size(one.checkpoint)} for each checkpoint; {size(self.free)} free"
+        if disk > self.free:
+            yield f"warning     {TOO_SMALL}"
+
+
+class Estimated(Exception):
+    """Ends a dry run: carries what it found."""
+
+    def __init__(self, estimate: Estimate) -> None:
+        super().__init__("this was a dry run")
+        self.estimate = estimate
+
+
+@dataclass
+class _DryRun:
+    out: Path
+    """Where the real run would write."""
+    preparation: float = 0.0
+    """Seconds that what comes before the training takes."""
+
+
+_dry: ContextVar[_DryRun | None] = ContextVar("dry_run", default=None)
+
+
+@contextmanager
+def dry_run(out: Path) -> Iterator[None]:
+    """Inside, the first `fit` times a few steps and raises `Estimated`. `out` is where the real run would write."""
+    token = _dry.set(_DryRun(out))
+    try:
+        yield
+    finally:
+        _dry.reset(token)
+
+
+def is_dry_run() -> bool:
+    """Whether this is inside `dry_run`."""
+    return _dry.get() is not None
+
+
+def rehearsed(number: int, batch: int) -> int:
+    """How many of `number` samples are prepared: all of them, or in a dry run a few, which fill a batch."""
+    return min(number, max(REHEARSED, batch)) if is_dry_run() else number
+
+
+@contextmanager
+def preparing(number: int, prepared: int) -> Iterator[None]:
+    """Around the preparation of samples, `prepared` of `number`: a dry run adds the time that all of them would take."""
+    began = time.perf_counter()
+    yield
+    if (dry := _dry.get()) is not None:
+        dry.preparation += (time.perf_counter() - began) * number / prepared
+
+
+def measure(
+    modules: Mapping[str, nn.Module],
+    config: LoopConfig,
+    step: Callable[[], Mapping[str, Tensor]],
+    validate: Callable[[], object],
+) -> Estimate:
+    """Time `step` (one optimizer step; the losses it returns are waited for) and `validate`."""
+    dry = _dry.get()
+    assert dry is not None, "inside dry_run"
+
+    def timed(work: Callable[[], Mapping[str, Tensor]], times: int) -> float:
+        began = time.perf_counter()
+        for _ in range(times):
+            for value in work().values():
+                value.item()  # waits for the device
+        return (time.perf_counter() - began) / times
+
+    timed(step, 1)
+    times = min(TIMED_STEPS, config.steps)
+    seconds = timed(step, times)
+    validations = -(-config.steps // config.validate_every) if config.validate_every else 0
+    validating = 0.0
+    if validations:
+        began = time.perf_counter()
+        validate()
+        validating = time.perf_counter() - began
+    device = next(p.device.type for module in modules.values() for p in module.parameters())
+    return Estimate(
+        Footprint.of(modules, config), config.steps, seconds, validations, validating,
+        preparation=dry.preparation, peak=peak_memory(device), free=free_disk(dry.out),
+    )  # fmt: skip
+
+
+def peak_memory(device: str) -> int:
+    """Of this process so far, in bytes: on the GPU where one computes."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if device == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest if sys.platform == "darwin" else 1024 * highest
+
+
+def free_disk(out: Path) -> int:
+    """Where a folder is, or would be made."""
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

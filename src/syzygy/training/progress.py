@@ -1,0 +1,171 @@
+"""What a person sees of a run: a live display on a terminal, a plain line now and then elsewhere, or nothing."""
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from syzygy.core.errors import UserError
+
+PLAIN_LINE_SECONDS = 10.0
+SMOOTHING = 0.05
+
+
+@runtime_checkable
+class Reporter(Protocol):
+    """Told by the loop how a run goes. Steps count those done, over all sittings."""
+
+    def start(self, step: int, steps: int) -> None:
+        """A sitting begins after `step` of `steps`."""
+        ...
+
+    def step(self, step: int, loss: float) -> None:
+        """A step is done. Called for every step, though several may come at once."""
+        ...
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A validation is done."""
+        ...
+
+    def recorded(self, row: Mapping[str, Any]) -> None:
+        """A line of metrics is written."""
+        ...
+
+    def stop(self) -> None:
+        """The sitting ends, for whatever reason."""
+        ...
+
+
+class SilentReporter:
+    """Says nothing."""
+
+    def start(self, step: int, steps: int) -> None: ...
+
+    def step(self, step: int, loss: float) -> None: ...
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def recorded(self, row: Mapping[str, Any]) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class ConsoleReporter:
+    """Step, smoothed loss, last validation, speed and time left; live on a terminal, else a line every ten seconds.
+
+    Writes to standard error: standard output is for results. `samples_per_step` adds samples/s.
+    """
+
+    def __init__(self, title: str, *, samples_per_step: int | None = None) -> None:
+        self.title = title
+        self.samples_per_step = samples_per_step
+        self._live: Any = None
+
+    def announce(self, line: str) -> None:
+        """A line before the first step."""
+        print(f"{self.title}: {line}", file=sys.stderr, flush=True)
+
+    def start(self, step: int, steps: int) -> None:
+        self._first = self._step = self._printed = step
+        self._steps = steps
+        self._loss = math.nan
+        self._metrics: dict[str, float] = {}
+        self._began = self._printed_at = self._now = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(get_renderable=self._display, refresh_per_second=4, console=Console(stderr=True))
+            self._live.start()
+
+    def step(self, step: int, loss: float) -> None:
+        # A running mean at first, then exponential.
+        weight = max(SMOOTHING, 1 / (step - self._first))
+        self._loss = loss if math.isnan(self._loss) else self._loss + weight * (loss - self._loss)
+        self._step, self._now = step, time.monotonic()
+        if not self._live and self._now - self._printed_at >= PLAIN_LINE_SECONDS:
+            self._print()
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._metrics = dict(metrics)
+
+    def recorded(self, row: Mapping[str, Any]) -> None: ...
+
+    def stop(self) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+        elif self._step > self._printed:
+            self._print()
+
+    def _print(self) -> None:
+        print(f"{self.title}: step {self._step}/{self._steps} · {self._status()}", file=sys.stderr, flush=True)
+        self._printed, self._printed_at = self._step, self._now
+
+    def _status(self) -> str:
+        done, seconds = self._step - self._first, self._now - self._began
+        if not done:
+            return "first step …"
+        parts = [f"loss {self._loss:.4g}"]
+        metrics = [f"{name} {value:.4g}" for name, value in self._metrics.items()]
+        parts += [f"validation: {', '.join(metrics)}"] if metrics else []
+        if seconds > 0:
+            parts.append(f"{done / seconds:.3g} steps/s")
+            if self.samples_per_step:
+                parts.append(f"{done / seconds * self.samples_per_step:.3g} samples/s")
+            parts.append(f"{timedelta(seconds=round((self._steps - self._step) * seconds / done))} left")
+        return " · ".join(parts)
+
+    def _display(self) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        row = Table.grid(padding=(0, 1))
+        row.add_row(
+            Text(self.title, style="bold"),
+            ProgressBar(total=self._steps, completed=self._step, width=40),
+            Text(f"{self._step}/{self._steps}"),
+        )
+        return Group(row, Text(self._status()))
+
+
+class TensorBoard:
+    """Writes every line of metrics for TensorBoard too, and passes everything on to another reporter."""
+
+    def __init__(self, other: Reporter, folder: Path) -> None:
+        """Events go to `folder`.
+
+        Raises:
+            UserError: TensorBoard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "TensorBoard is not installed: pip install 'syzygy[tensorboard]', or leave --tensorboard out."
+            ) from None
+        self._other, self._writer = other, SummaryWriter(str(folder))
+
+    def start(self, step: int, steps: int) -> None:
+        self._other.start(step, steps)
+
+    def step(self, step: int, loss: float) -> None:
+        self._other.step(step, loss)
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._other.validated(step, metrics)
+
+    def recorded(self, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, row["step"])
+        self._other.recorded(row)
+
+    def stop(self) -> None:
+        self._writer.flush()
+        self._other.stop()
