@@ -12,7 +12,7 @@ VALIDATION_PART = 5
 """At most one in so many pictures is held out for validation, unless the user asks for more."""
 MANY_EPOCHS = 300
 """From so many passes over the data on, the start of a run warns of overfitting."""
-GUIDE = "docs/train-your-own-prior.md"
+GUIDE = "docs/tutorials/train-your-own-prior.md"
 
 
 @dataclass(frozen=True)
