@@ -29,14 +29,14 @@ def parts(tiny_model: Path) -> tuple[Clip, Autoencoder]:
 def test_words_are_painted_where_that_is_asked_for(parts: tuple[Clip, Autoencoder]) -> None:
     found = scene_source.pairs(0, 0, 6)
     batch = Encoding(*parts, painted=True)(found)
-    painted = batch.conditioning.conditions["text"].painted
+    painted = batch.conditioning.conditions["text"].region_maps
     assert painted is not None
     assert painted.shape[-2:] == batch.latents.shape[-2:]
     assert set(painted.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(painted, Encoding(*parts, painted=True)(found).conditioning.conditions["text"].painted)
-    assert batch.conditioning.conditions["image"].painted is None
+    assert torch.equal(painted, Encoding(*parts, painted=True)(found).conditioning.conditions["text"].region_maps)
+    assert batch.conditioning.conditions["image"].region_maps is None
     plain = Encoding(*parts)(found)
-    assert plain.conditioning.conditions["text"].painted is None
+    assert plain.conditioning.conditions["text"].region_maps is None
     assert torch.equal(plain.latents, batch.latents)
 
 
