@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syzygy.core.randomness import Draw
-from syzygy.lab.world.description import FULLY_TOLD
+from syzygy.lab.world.description import ALL_FACTS
 from syzygy.lab.world.language import LANGUAGES, language, spoken, understood
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.parallel_corpus import parallel
@@ -59,8 +59,8 @@ def test_a_caption_is_known_by_its_language(code: str, number: int, seed: int, l
 @settings(max_examples=60)
 @given(NUMBERS, st.integers(0, 1000), st.booleans(), st.sampled_from(LENGTHS))
 def test_parallel_captions_are_those_of_the_pair(seed: int, index: int, held_out: bool, length: Length) -> None:
-    found = parallel(seed, index, list(LANGUAGES), told=FULLY_TOLD, held_out=held_out, length=length)
+    found = parallel(seed, index, list(LANGUAGES), facts=ALL_FACTS, unseen=held_out, length=length)
     for code, caption in found.captions.items():
-        assert caption == pair(seed, index, told=FULLY_TOLD, held_out=held_out, length=length, lang=code).caption
+        assert caption == pair(seed, index, facts=ALL_FACTS, unseen=held_out, length=length, lang=code).caption
         assert caption.description == found.description
-    assert held_out or not found.description.held_out
+    assert held_out or not found.description.unseen

@@ -57,7 +57,7 @@ def test_batches_are_of_the_kinds_that_the_mixture_tells(
     kinds: Counter[str] = Counter()
     for step, found in enumerate(seen):
         known = {length: scene_source.pairs(key, 2 * step, 2, length=length) for length in ("short", "medium", "long")}
-        known["just told"] = [scene_source.just_told(key, 2 * step + i) for i in range(2)]
+        known["just told"] = [scene_source.fully_described(key, 2 * step + i) for i in range(2)]
         kinds[next(kind for kind, pairs in known.items() if pairs == found)] += 1
     assert kinds == {kind: pytest.approx(number, abs=12) for kind, number in SHARES.items()}
     batches(3)

@@ -5,7 +5,7 @@ import pytest
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw
 from syzygy.lab.world import scene_source
-from syzygy.lab.world.description import FULLY_TOLD, Description, Mention, Placed
+from syzygy.lab.world.description import ALL_FACTS, Description, Mention, Placed
 from syzygy.lab.world.language import LANGUAGES, Parsed, language
 from syzygy.lab.world.language.english import FILLERS, KNOWN_WORDS
 from syzygy.lab.world.scene import Style
@@ -97,7 +97,7 @@ def test_texts_without_a_scene(text: str, message: str) -> None:
 
 def test_lengths() -> None:
     for i in range(400):
-        found = {n: scene_source.pair(2, i, length=n, told=FULLY_TOLD).caption for n in ("short", "medium", "long")}
+        found = {n: scene_source.pair(2, i, length=n, facts=ALL_FACTS).caption for n in ("short", "medium", "long")}
         words = {name: len(caption.text.split()) for name, caption in found.items()}
         assert words["short"] <= 35
         assert 8 < words["medium"] <= 70  # of 77 tokens

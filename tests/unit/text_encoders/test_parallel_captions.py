@@ -66,7 +66,7 @@ def test_the_worlds_captions(llm: Llm, clip: Clip) -> None:
     said = [language(codes[i % len(codes)]).read(line.text).description for i, line in enumerate(lines)]
     english = [language("en").read(line.english).description for line in lines]
     assert [Counter(one.mentions) for one in said] == [Counter(one.mentions) for one in english]
-    assert not any(one.held_out for one in english)
+    assert not any(one.unseen for one in english)
     assert len({line.english for line in lines}) > 50  # another scene each
     short = sum(len(line.english) for line in lines)
     assert sum(len(line.english) for line in source(captions, llm, clip).lines(1)) > 1.5 * short
@@ -163,9 +163,9 @@ def test_a_line_with_a_mistake_is_named(line: Any, message: str, tmp_path: Path,
 
 
 def test_held_out_compositions_stay_out(tmp_path: Path, clip: Clip, llm: Llm) -> None:
-    from syzygy.lab.world.scene import HELD_OUT_COLOURS
+    from syzygy.lab.world.scene import UNSEEN_COLOURS
 
-    shape, colour = sorted(HELD_OUT_COLOURS)[0]
+    shape, colour = sorted(UNSEEN_COLOURS)[0]
     told = {
         "mentions": [{"shape": shape, "colour": colour, "texture": None, "count": 1}],
         "relations": [],
@@ -178,7 +178,7 @@ def test_held_out_compositions_stay_out(tmp_path: Path, clip: Clip, llm: Llm) ->
         clip, llm, ("en", "de"), ("short", "long"), seed=0, sizes=(40, 4), by_text=True, bar=no_bar
     )
     for i in range(40):
-        assert not language("de").read(training.caption(i, 1, 0)).description.held_out
+        assert not language("de").read(training.caption(i, 1, 0)).description.unseen
     assert len(training.caption(3, 0, 1)) > 3 * len(training.caption(3, 0, 0))
 
 
@@ -192,7 +192,7 @@ def test_a_scenes_picture_and_captions_are_of_that_scene(clip: Clip, llm: Llm, m
         assert 0 < len(scenes) < 40
         english = [data.caption(scene, 0, 0) for scene in scenes]
         assert_close(clip.encode_text(english).pooled, data.pivots, depth=NETWORK)
-        drawn = [pair(data.seed, scene, held_out=False) for scene in scenes]
+        drawn = [pair(data.seed, scene, unseen=False) for scene in scenes]
         found = clip.encode_image(pictures(drawn, clip.image_size, clip.device))
         assert_close(found, data.embeddings, depth=NETWORK)
     training, validation = both

@@ -206,7 +206,7 @@ class Encoding:
             at, key = Draw(seed, "decoder step", step).random(), seed_of(seed, "decoder")
             longer = mixture.medium_captions + mixture.long_captions
             if longer <= at < longer + mixture.just_told:
-                return self([scene_source.just_told(key, step * number + i) for i in range(number)])
+                return self([scene_source.fully_described(key, step * number + i) for i in range(number)])
             length: Length = "medium" if at < mixture.medium_captions else "long" if at < longer else "short"
             return self(scene_source.pairs(key, step * number, number, length=length))
 
