@@ -39,7 +39,7 @@ def kept(scenes: list[Scene], read: list[list[Prediction]]) -> str:
 def variations(model: TextToImage, steps: int, each: int = 8) -> None:
     looks = zip(COLOURS, SHAPES, STYLES * 2, strict=True)
     texts = [f"a {colour} {shape}, in {style} style" for colour, shape, style in looks]
-    scenes = [scene_for(language("en").read(text).description, Draw(0, "vary", text)) for text in texts]
+    scenes = [scene_for(language("en").parse(text).description, Draw(0, "vary", text)) for text in texts]
     noise = [generator(0, "vary", scene, i) for scene in range(len(scenes)) for i in range(each)]
     output = model.vary(render(scenes, 64), num_images=each, num_inference_steps=steps, generator=noise)
     found = read(model, output.images)

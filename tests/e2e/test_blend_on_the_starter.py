@@ -51,7 +51,7 @@ def shares(scenes: list[Scene], read: list[list[Prediction]]) -> tuple[float, fl
 
 
 def test_variations_keep_style_and_colour(model: TextToImage, reader: Reader) -> None:
-    scenes = [scene_for(language("en").read(text).description, Draw(1, "vary", text)) for text in CAPTIONS]
+    scenes = [scene_for(language("en").parse(text).description, Draw(1, "vary", text)) for text in CAPTIONS]
     pictures = render(scenes, 64)
     generator = seeds(list(range(EACH)) * len(scenes))
     output = model.vary(pictures, num_images=EACH, num_inference_steps=STEPS, generator=generator)

@@ -34,7 +34,7 @@ def test_lines_are_the_captions_of_the_pairs(tmp_path: Path) -> None:
         for code, text in row["texts"].items():
             expected = pair(5, row["id"], unseen=False, lang=code).caption
             assert text == expected.text
-            assert language(code).read(text).description.key == expected.description.key
+            assert language(code).parse(text).description.key == expected.description.key
             assert not expected.description.unseen
             assert [m["shape"] for m in row["description"]["mentions"]] == [
                 m.shape for m in expected.description.mentions

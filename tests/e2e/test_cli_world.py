@@ -183,4 +183,4 @@ def test_what_is_said_of_a_scene_can_be_shown(tmp_path: Path) -> None:
     for pair in source.pairs(1, 0, 5, length="medium"):
         result = run("show", pair.caption.text, "--size", "16", "--out", tmp_path / "a.png")
         assert (result.exit_code, result.stderr) == (0, "")
-        assert language("en").read(pair.caption.text).unknown == {}
+        assert language("en").parse(pair.caption.text).unknown == {}

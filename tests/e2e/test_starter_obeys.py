@@ -63,9 +63,9 @@ def test_what_is_painted_is_where_it_was_painted(model: TextToImage) -> None:
 
 
 def test_a_style_is_taken_from_a_picture(model: TextToImage) -> None:
-    night = scene_for(language("en").read("a purple cross, in night style").description, Draw(0, "style"))
+    night = scene_for(language("en").parse("a purple cross, in night style").description, Draw(0, "style"))
     style = render([night], 64)[0]
-    texts = [language("en").say(Description((one,)), Draw(0, "style", i)).text for i, one in enumerate(LOOKS)]
+    texts = [language("en").caption(Description((one,)), Draw(0, "style", i)).text for i, one in enumerate(LOOKS)]
 
     def share(**told) -> float:
         noise = [generator(0, "style", text) for text in texts]
@@ -79,7 +79,7 @@ def test_a_style_is_taken_from_a_picture(model: TextToImage) -> None:
 @pytest.mark.parametrize("code", list(LANGUAGES))
 def test_it_reads_all_its_languages(speaking: TextToImage, code: str) -> None:
     wanted = [Description((one,)) for one in LOOKS]
-    texts = [language(code).say(one, Draw(0, code, i)).text for i, one in enumerate(wanted)]
+    texts = [language(code).caption(one, Draw(0, code, i)).text for i, one in enumerate(wanted)]
     noise = [generator(0, code, text) for text in texts]
     found = read(speaking, speaking(texts, num_inference_steps=STEPS, generator=noise).images)
     assert sum(all(fact.holds for fact in check_facts(a, b)) for a, b in zip(wanted, found, strict=True)) >= 4

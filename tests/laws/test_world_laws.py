@@ -85,22 +85,22 @@ def parts(draw: st.DrawFn) -> Parts:
 @given(parts(), SEEDS, st.sampled_from(LENGTHS))
 def test_whatever_is_said_is_read_back(told: Parts, seed: int, length: Length) -> None:
     description = Description(*told)
-    said = language("en").say(description, Draw(seed), length)
-    parsed = language("en").read(said.text)
+    said = language("en").caption(description, Draw(seed), length)
+    parsed = language("en").parse(said.text)
     assert parsed.description.key == description.key
     assert (parsed.unknown, parsed.unused) == ({}, ())
     assert said.description is description
     assert [s.mention for s in sorted(said.spans, key=lambda s: s.mention)] == list(range(len(description.mentions)))
     for span in said.spans:
         words = said.text[span.start : span.stop]
-        assert language("en").read(words).description.mentions == (description.mentions[span.mention],)
+        assert language("en").parse(words).description.mentions == (description.mentions[span.mention],)
 
 
 @pytest.mark.parametrize(("length", "number"), [("short", 1500), ("medium", 250), ("long", 250)])
 def test_thousands_of_captions_are_true_and_read_back(length: Length, number: int) -> None:
     for pair in scene_source.pairs(3, 0, number, length=length):
         said = pair.caption.description
-        assert language("en").read(pair.caption.text).description.key == said.key
+        assert language("en").parse(pair.caption.text).description.key == said.key
         assert all(atom.holds for atom in check_facts(said, pair.scene))
         assert all(sum(map(m.fits, pair.scene.things)) == m.count for m in said.mentions if m.count > 1)
         assert shows_unseen_composition(pair.scene) or not said.unseen
@@ -148,7 +148,7 @@ def test_swapped_captions_are_false() -> None:
     told = [(pair, text) for pair, text in wrong if text]
     assert len(told) > 0.9 * len(wrong)
     for pair, text in told:
-        assert not all(atom.holds for atom in check_facts(language("en").read(text).description, pair.scene))
+        assert not all(atom.holds for atom in check_facts(language("en").parse(text).description, pair.scene))
 
 
 def test_without_held_out_none_is_shown() -> None:

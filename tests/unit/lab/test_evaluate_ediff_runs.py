@@ -36,7 +36,7 @@ def test_references_have_another_content_and_take_styles_in_turn(asked: list[eva
         assert not {thing.shape for thing in first.things} & {m.shape for m in named}
         assert not {thing.colour for thing in first.things} & {m.colour for m in named}
         for words, scene in zip(one.words, one.references, strict=True):
-            told = language("en").read(words).description
+            told = language("en").parse(words).description
             assert told.style == scene.style
             assert {m.shape for m in told.mentions} == {m.shape for m in named}
 
@@ -143,10 +143,10 @@ def test_long_prompts_end_with_the_short_ones() -> None:
         assert 90 <= len(head.split()) <= 240
         assert head.endswith(". ")
         assert (
-            language("en").read(one.long).description.mentions
-            == language("en").read(one.prompt.text).description.mentions
+            language("en").parse(one.long).description.mentions
+            == language("en").parse(one.prompt.text).description.mentions
         )
-        assert language("en").read(one.long).unknown == {}
+        assert language("en").parse(one.long).unknown == {}
 
 
 def test_what_is_compared_is_what_the_decoder_reads() -> None:

@@ -12,7 +12,7 @@ from syzygy.lab.world.scene import Style
 
 
 def read(text: str) -> Parsed:
-    return language("en").read(text)
+    return language("en").parse(text)
 
 
 def said(*mentions: Mention, relations: tuple[Placed, ...] = (), style: Style | None = None) -> Description:
@@ -111,7 +111,7 @@ def test_lengths() -> None:
 
 def test_phrasings_vary() -> None:
     told = said(Mention("circle", "red", "dotted"), Mention("star", "blue"), relations=LEFT, style="night")
-    texts = {language("en").say(told, Draw(0, i)).text for i in range(200)}
+    texts = {language("en").caption(told, Draw(0, i)).text for i in range(200)}
     assert len(texts) > 100
     assert any(" right of " in text for text in texts)
     assert any(text.startswith(("left of", "to the left of")) for text in texts)
@@ -121,7 +121,7 @@ def test_relations_that_no_sentence_can_say_are_our_bug() -> None:
     circle, star, moon = Mention("circle"), Mention("star"), Mention("moon")
     for relations in ((Placed(0, "left of", 2), Placed(1, "left of", 2)), (*LEFT, Placed(1, "above", 0))):
         with pytest.raises(AssertionError, match="chains"):
-            language("en").say(said(circle, star, moon, relations=relations), Draw(0))
+            language("en").caption(said(circle, star, moon, relations=relations), Draw(0))
 
 
 def test_unknown_language() -> None:

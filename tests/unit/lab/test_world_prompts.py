@@ -38,7 +38,7 @@ def test_prompts(category: Category, held_out: bool) -> None:
     for p in found:
         assert (p.category, p.unseen, p.description.unseen) == (category, held_out, held_out)
         assert has_form(category, p.description)
-        assert language("en").read(p.text).description.key == p.description.key
+        assert language("en").parse(p.text).description.key == p.description.key
         scene = scene_for(p.description, Draw(0, p.text))
         assert all(atom.holds for atom in check_facts(p.description, scene, exact_counts=True))
 

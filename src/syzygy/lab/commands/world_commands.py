@@ -155,13 +155,13 @@ def show(caption: str, out: Path, num: int, seed: int, size: int) -> None:
     """
     from syzygy.core.randomness import Draw
     from syzygy.generation.image_files import place_for, save_png
-    from syzygy.lab.world.language import understood
+    from syzygy.lab.world.language import parse_caption
     from syzygy.lab.world.render import render
     from syzygy.lab.world.scene_sampling import scene_for
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} does not end in .png. Name a PNG file.")
-    parsed = understood(caption)
+    parsed = parse_caption(caption)
     _warn(parsed)
     click.echo(f"understood: {_understood(parsed.description)}")
     scenes = [scene_for(parsed.description, Draw(seed, "show", i)) for i in range(num)]

@@ -29,11 +29,11 @@ def read(images: tuple[Path, ...], says: str | None, model: str, device: str, as
 
     from syzygy.core.model_parts import model_folder
     from syzygy.generation.image_files import open_picture, to_tensor
-    from syzygy.lab.world.language import understood
+    from syzygy.lab.world.language import parse_caption
     from syzygy.lab.world.reader import Reader
 
     reader = Reader.from_pretrained(model_folder(model) / "reader").to(device)
-    told = None if says is None else understood(says).description
+    told = None if says is None else parse_caption(says).description
     found = []
     for start in range(0, len(images), TOGETHER):
         pictures = [to_tensor(open_picture(path)).to(device) for path in images[start : start + TOGETHER]]

@@ -51,7 +51,7 @@ def ask(scoring: EncodersScoring) -> list[Asked]:
     """Prompts of every category, seen and held-out, short and long."""
     found = []
     for prompt in prompts_asked(CATEGORIES, scoring.prompts, scoring.seed):
-        said = language("en").say(prompt.description, Draw(scoring.seed, "length", prompt.text), "long")
+        said = language("en").caption(prompt.description, Draw(scoring.seed, "length", prompt.text), "long")
         before = said.text[: min(span.start for span in said.spans)]
         found.append(Asked(prompt, _sentences(before, said.text) + prompt.text))
     return found

@@ -82,7 +82,7 @@ def ask(scoring: StyleScoring) -> list[Asked]:
                        for s in styles)  # fmt: skip
         words = tuple(
             language("en")
-            .say(replace(prompt.description, style=style), Draw(scoring.seed, "style in words", prompt.text))
+            .caption(replace(prompt.description, style=style), Draw(scoring.seed, "style in words", prompt.text))
             .text
             for style in styles
         )

@@ -89,7 +89,7 @@ def zero_shot(clip: Clip, seed: int, number: int) -> dict[str, float]:
     """
     draw = Draw(seed, "texts")
     looks = list(product(SHAPES, COLOURS))
-    texts = [language("en").say(Description((Mention(shape, colour),)), draw).text for shape, colour in looks]
+    texts = [language("en").caption(Description((Mention(shape, colour),)), draw).text for shape, colour in looks]
     alone = (p for index in count() if len((p := scene_source.pair(seed, index)).scene.things) == 1)
     found = list(islice(alone, number))
     image = clip.encode_image(scene_source.pictures(found, clip.image_size, clip.device))

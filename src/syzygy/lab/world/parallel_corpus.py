@@ -65,5 +65,5 @@ def parallel(
     captions = {}
     for code in languages:
         draw.setstate(state)
-        captions[code] = language(code).say(description, draw, one)
+        captions[code] = language(code).caption(description, draw, one)
     return Parallel(index, description, captions, one)

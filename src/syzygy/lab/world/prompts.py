@@ -54,7 +54,7 @@ def prompts(
         if len(found) == number:
             break
         if described.unseen == unseen and described.key not in found:
-            said = language(lang).say(_turned(described, draw), draw)
+            said = language(lang).caption(_turned(described, draw), draw)
             found[described.key] = Prompt(category, said.text, said.description, unseen, said.spans)
     if len(found) < number and not fewer:
         kind = "unseen" if unseen else "seen"

@@ -36,7 +36,7 @@ def pair(
     draw = Draw(seed, "pair", index)
     scene = sample_scene(draw, unseen=unseen)
     description = describe(scene, draw, facts or FactRates())
-    return Pair(scene, language(lang).say(description, draw, length))
+    return Pair(scene, language(lang).caption(description, draw, length))
 
 
 def fully_described(seed: int, index: int, *, lang: str = "en") -> Pair:
@@ -54,7 +54,7 @@ def fully_described(seed: int, index: int, *, lang: str = "en") -> Pair:
     if len(mentions) == 2 and draw.chance(0.3) and (relation := relation_between(*scene.things)):
         relations = (Placed(0, relation, 1),)
     said = Description(mentions, relations, scene.style if draw.chance(0.2) else None)
-    return Pair(scene, language(lang).say(said, draw))
+    return Pair(scene, language(lang).caption(said, draw))
 
 
 def pairs(seed: int, start: int, number: int, **settings) -> list[Pair]:
@@ -82,7 +82,7 @@ def swapped(found: Pair, draw: Draw, lang: str = "en") -> str | None:
     wrong = _exchanged(described, draw) if len(described.mentions) > 1 else _altered(described, draw)
     if wrong is None or all(fact.holds for fact in check_facts(wrong, found.scene)):
         return None
-    return language(lang).say(wrong, draw).text
+    return language(lang).caption(wrong, draw).text
 
 
 def _exchanged(described: Description, draw: Draw) -> Description | None:
