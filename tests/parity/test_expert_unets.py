@@ -257,7 +257,7 @@ def test_timesteps_that_differ_go_to_the_expert_of_each() -> None:
     with pytest.raises(UserError, match=r"argument of shape \(1, 3, 16\) cannot be dealt out"):
         experts(timestep=timesteps, **told | {"encoder_hidden_states": told["encoder_hidden_states"][:1]})
     with pytest.raises(UserError, match="a set cannot be dealt out"):
-        experts(timestep=timesteps, cross_attention_kwargs={"painting": {1}}, **told)
+        experts(timestep=timesteps, cross_attention_kwargs={"region_bias": {1}}, **told)
 
 
 def test_training_reaches_every_expert_that_is_asked() -> None:

@@ -98,9 +98,9 @@ def test_pictures_are_those_of_diffusers(
 
     def paint(texts: list[str] = TEXTS, **changes: Any) -> Tensor:
         how = {"steps": 4, "guidance_scale": scale, "size": size} | changes
-        away = None if negative is None else Guide(texts=[negative])
+        avoided = None if negative is None else Guide(texts=[negative])
         return decoders[kind].paint(
-            Guide(texts=texts), generators(3, 4), away=away, how=Sampling(**how), on_step=seen.append
+            Guide(texts=texts), generators(3, 4), negative=avoided, how=Sampling(**how), on_step=seen.append
         )
 
     ours = paint()
@@ -112,11 +112,11 @@ def test_pictures_are_those_of_diffusers(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_regions_are_the_same_as_in_diffusers_pipeline(kind: str, folders: dict[str, Path], decoders: Any) -> None:
-    from syzygy.regions.diffusers_hook import painted
+    from syzygy.regions.diffusers_hook import region_conditioning
 
     pipeline, regions = theirs(folders[kind]), [Region("red circle", half())]
     how: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}
-    with painted(pipeline, TEXTS[0], regions, strength=1.5):
+    with region_conditioning(pipeline, TEXTS[0], regions, strength=1.5):
         reference = pipeline(TEXTS[0], generator=generators(3), output_type="np", **how).images
     guide, own = Guide(texts=TEXTS[:1], regions=[regions]), Sampling(steps=4, guidance_scale=5.0, painting=1.5)
     ours = decoders[kind].paint(guide, generators(3), how=own)

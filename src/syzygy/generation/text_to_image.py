@@ -31,7 +31,7 @@ from syzygy.generation.mixing import (
 )
 from syzygy.generation.pipeline import Pipeline, PipelineOutput, check_number
 from syzygy.generation.replaced_text_encoder import adapt
-from syzygy.lab.world.language import language, spoken
+from syzygy.lab.world.language import detect_language, language
 from syzygy.lab.world.reader import Reader
 from syzygy.pretrained import repositories
 from syzygy.prior.diffusion_prior import SampledPrior
@@ -390,7 +390,7 @@ class TextToImage:
         """What this model will not understand of a prompt, a line each; unknown where a language model from elsewhere reads it."""
         if not self.world or self.foreign_llm or not prompt.strip():
             return []
-        code = spoken(prompt)
+        code = detect_language(prompt)
         if code not in self.languages:
             names = [language(known).name for known in self.languages]
             taught = (
@@ -398,7 +398,7 @@ class TextToImage:
             )
             return [f"{prompt.strip()[:80]!r} is {language(code).name}; this model was taught {taught} only."]
         try:
-            unknown = language(code).read(prompt).unknown
+            unknown = language(code).parse(prompt).unknown
         except UserError as error:
             return [str(error)]
         return [
