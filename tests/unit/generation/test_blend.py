@@ -78,9 +78,9 @@ class Decoder:
     def __init__(self) -> None:
         self.told: list[tuple[Guide, Guide | None, Sampling]] = []
 
-    def paint(self, guide, generators, *, negative=None, how=Sampling(), on_step=None):  # noqa: B008
-        self.told.append((guide, negative, how))
-        pictures = guide.embeddings.sigmoid().mean(1)[:, None, None, None].repeat(1, 3, SIDE, SIDE)
+    def generate(self, positive, generators, *, negative=None, sampling=Sampling(), on_step=None):  # noqa: B008
+        self.told.append((positive, negative, sampling))
+        pictures = positive.embeddings.sigmoid().mean(1)[:, None, None, None].repeat(1, 3, SIDE, SIDE)
         for picture, one in zip(pictures, generators, strict=True):
             picture[2, 0, 0] = torch.rand((), generator=one)
         if on_step:
@@ -115,8 +115,8 @@ def test_variations_come_from_the_picture_alone(blender: Blender, decoder: Decod
     output = blender.vary([a, b], 3, Request(generator=seeds(0, 1, 2, 0, 1, 2)))
     expected = Eye().encode_image(torch.stack([a, b])).repeat_interleave(3, 0)
     assert torch.equal(output.image_embeddings, expected)
-    ((guide, negative, _),) = decoder.told
-    assert (guide.features, guide.texts, negative) == (None, None, None)
+    ((positive, negative, _),) = decoder.told
+    assert (positive.features, positive.texts, negative) == (None, None, None)
     assert len(set(bits(output))) == 6
     assert output.seeds == [0, 1, 2, 0, 1, 2]
     alone = blender.vary([b], 1, Request(generator=seeds(2)))
@@ -176,16 +176,18 @@ def test_a_path_begins_and_ends_with_its_sources(blender: Blender, batch_size: i
 
 def test_settings_reach_the_decoder(blender: Blender, decoder: Decoder) -> None:
     steps = []
-    how = Sampling(steps=7, guidance_scale=3.0)
-    request = Request(negative_prompt="a moon", how=how, callback=lambda progress: steps.append(progress.step))
+    sampling = Sampling(steps=7, guidance_scale=3.0)
+    request = Request(
+        negative_prompt="a moon", sampling=sampling, callback=lambda progress: steps.append(progress.step)
+    )
     blender.vary([picture(0)], 1, request)
     blender.mix([("a", 1.0)], 1, request)
     blender.interpolate("a", "b", 2, 2, request)
-    for guide, negative, told in decoder.told:
-        assert told == how
+    for positive, negative, told in decoder.told:
+        assert told == sampling
         assert negative is not None
         assert torch.equal(negative.embeddings, Texts().encode_text(["a moon"]).pooled)
-        assert (negative.features, guide.features) == (None, None)
+        assert (negative.features, positive.features) == (None, None)
     assert steps == [1, 1, 1]
 
 
