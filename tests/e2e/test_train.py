@@ -16,16 +16,17 @@ from syzygy.decoder.backbone import load_decoder
 from syzygy.generation import own_models
 from syzygy.generation.image_files import read_record
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab import presets
 from syzygy.lab.starter import autoencoder_training as autoencoder_run
 from syzygy.lab.starter import clip_training as clip_run
 from syzygy.lab.starter import decoder_training as decoder_run
 from syzygy.lab.starter import lm_training as lm_run
+from syzygy.lab.starter import presets
 from syzygy.lab.starter import reader_training as reader_run
 from syzygy.lab.starter import starter_training as starter_run
 from syzygy.lab.starter import t5_training as t5_run
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.presets import PRESETS as PRIORS
 from syzygy.text_encoders import training as adapter_run
 from tests.stopping import stopped
 
@@ -328,7 +329,7 @@ def test_settings_are_listed_with_what_they_mean(syzygy: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize(
-    "table", [presets.AUTOENCODER, presets.CLIP, presets.DECODER, presets.PRIOR, presets.READER, presets.STARTER]
+    "table", [presets.AUTOENCODER, presets.CLIP, presets.DECODER, PRIORS, presets.READER, presets.STARTER]
 )
 def test_every_preset_is_a_complete_run(table: Mapping[str, Callable[[], Config]]) -> None:
     for preset in table.values():

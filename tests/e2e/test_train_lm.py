@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
-from syzygy.lab import presets
+from syzygy.lab.starter import presets
 from syzygy.lab.starter.tiny_lm import LmConfig, build_lm
 from syzygy.text_encoders.llm import Llm
 

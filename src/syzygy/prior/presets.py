@@ -73,3 +73,11 @@ def prior_eclipse_kandinsky22() -> PriorRun:
 def prior_eclipse_karlo() -> PriorRun:
     """ECLIPSE for Karlo (CLIP ViT-L/14, embeddings of 768): 33.1M parameters."""
     return _prior_eclipse(768)
+
+
+PRESETS = {
+    "starter": prior_starter,
+    "diffusion": prior_diffusion,
+    "eclipse-kandinsky22": prior_eclipse_kandinsky22,
+    "eclipse-karlo": prior_eclipse_karlo,
+}

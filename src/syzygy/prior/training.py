@@ -1,6 +1,6 @@
-"""An ECLIPSE prior, or its diffusion baseline, on pairs of the embedded world or on an embedding store."""
+"""Training of an ECLIPSE prior, or of its diffusion baseline, on embedded pairs: those of a store, or others in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,41 +8,36 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from syzygy.clip.clip_model import Clip
 from syzygy.core import artifacts
 from syzygy.core.config import Config
-from syzygy.core.contracts import TextEncoder, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import seed_of
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
-from syzygy.lab.world import scene_source
 from syzygy.prior.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
 from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
-from syzygy.prior.embedding_pairs import Pairs, PriorData, caption_ids, split
+from syzygy.prior.embedding_pairs import Pairs, split
 from syzygy.prior.held_out import split_digest
 from syzygy.prior.next_steps import (
     ABOUT,
     ENVIRONMENT_FILE,
     EXAMPLE,
     NOT_MEASURED,
-    WORLD_SOURCE,
     about_store,
-    counts,
     example,
 )
 from syzygy.prior.objectives import DiffusionObjective, DiffusionTaskConfig, EclipseObjective, PriorTaskConfig
 from syzygy.prior.prior_loading import load_eclipse
 from syzygy.prior.prior_task import PriorTask
-from syzygy.training.estimate import is_dry_run, preparing, rehearsed
+from syzygy.training.estimate import is_dry_run
 from syzygy.training.fitting import AS_GIVEN, Fitting
 from syzygy.training.loop import fit
 from syzygy.training.parallel import World
 from syzygy.training.progress import Reporter
-from syzygy.training.run_records import Bar, RunResult, no_bar, provenance, reporter
+from syzygy.training.run_records import RunResult, provenance, reporter
 from syzygy.training.schedule import LoopConfig
 
-CHUNK = 512
 PUBLISHED_SCALE = 100.0
 """Inverse temperature of the published CLIPs, for encoders that come without it (a prior's own text and image towers)."""
 
@@ -90,67 +85,6 @@ class Material:
     """A held-out caption."""
 
 
-def embed(
-    clip: Clip,
-    seed: int,
-    number: int,
-    progress: Callable[[int], None] = lambda done: None,
-    *,
-    encoder: TextEncoder | None = None,
-) -> PriorData:
-    """Embed `number` pairs without held-out compositions in memory, with CLIP's two towers, or captions with another text encoder."""
-    images, features, texts = [], [], []
-    for start in range(0, number, CHUNK):
-        found = scene_source.pairs(seed, start, min(CHUNK, number - start), held_out=False)
-        images.append(clip.encode_image(scene_source.pictures(found, clip.image_size, clip.device)).cpu())
-        captions = [p.caption.text for p in found]
-        features.append((encoder or clip).encode_text(captions).to("cpu"))
-        texts += captions
-        progress(len(found))
-    return PriorData(torch.cat(images), TextFeatures.cat(features), torch.arange(number), caption_ids(texts))
-
-
-def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, PriorData]:
-    """The run's training and validation pairs of the world.
-
-    Raises:
-        UserError: the run is made for a store.
-    """
-    if run.scenes is None:
-        raise UserError("this preset trains on an embedding store: give --data STORE, or set scenes=20000.")
-    scenes, unseen = rehearsed(run.scenes, run.task.batch_size), run.validation_images
-    with bar("embedding", scenes + unseen) as progress, preparing(run.scenes + unseen, scenes + unseen):
-        return (
-            embed(clip, seed_of(run.seed, "prior data"), scenes, progress),
-            embed(clip, seed_of(run.seed, "prior validation"), run.validation_images, progress),
-        )
-
-
-def train(
-    run: PriorRun,
-    clip: Clip,
-    out: Path,
-    world: World | torch.device,
-    *,
-    data: tuple[PriorData, PriorData] | None = None,
-    init: str | Path | None = None,
-    bar: Bar = no_bar,
-    report: Reporter | None = None,
-    fitting: Fitting = AS_GIVEN,
-) -> RunResult:
-    """Train (or resume) in `out` on the embedded world, beside the frozen CLIP; the finished prior is `out/prior`.
-
-    `data` = (training, validation) spares embedding them again when several priors learn from the same pairs.
-    """
-    world = World(world) if isinstance(world, torch.device) else world
-    clip = clip.to(world.device)
-    training, validation = data or embedded(run, clip, bar)
-    scale, empty = clip.logit_scale, lambda: clip.encode_text([""])
-    about = {"source": WORLD_SOURCE, "world": True, **counts(training, validation)}
-    material = Material(training, validation, clip.positions, scale, empty, {"clip": clip.fingerprint()}, about)
-    return fit_prior(run, material, out, world, init=init, report=report, fitting=fitting)
-
-
 def train_on_store(
     run: PriorRun,
     store: Path,
@@ -158,12 +92,15 @@ def train_on_store(
     world: World,
     *,
     init: str | Path | None = None,
+    of_the_world: Callable[[Sequence[str]], bool] = lambda captions: False,
     report: Reporter | None = None,
     fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
     """Train (or resume) in `out` on the embedding store in this folder; the finished prior is `out/prior`.
 
-    `fitting` adapts the size of the validation and of the batch to the store, where the user did not choose them.
+    Args:
+        of_the_world: whether captions describe scenes that the starter's decoder can show; recorded for the model card.
+        fitting: adapts the size of the validation and of the batch to the store, where the user did not choose them.
 
     Raises:
         UserError: the store's embeddings are not of the width that the preset is for; the run asks for scenes too; a diffusion
@@ -187,7 +124,7 @@ def train_on_store(
         training, validation, encoder["positions"], scale,
         # Only a diffusion prior asks for the empty text, and only older stores have none.
         lambda: opened.empty_text().padded(),
-        record, about_store(opened, training, validation), example(opened, validation),
+        record, about_store(opened, training, validation, of_the_world), example(opened, validation),
     )  # fmt: skip
     return fit_prior(run, material, out, world, init=init, report=report, fitting=fitting)
 

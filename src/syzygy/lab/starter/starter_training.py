@@ -20,6 +20,7 @@ from syzygy.lab.starter import autoencoder_training as autoencoder_run
 from syzygy.lab.starter import clip_training as clip_run
 from syzygy.lab.starter import decoder_training as decoder_run
 from syzygy.lab.starter import lm_training as lm_run
+from syzygy.lab.starter import prior_training as prior_run
 from syzygy.lab.starter import reader_training as reader_run
 from syzygy.lab.starter import t5_training as t5_run
 from syzygy.lab.starter.autoencoder_training import AutoencoderRun
@@ -28,7 +29,6 @@ from syzygy.lab.starter.decoder_training import DecoderRun
 from syzygy.lab.starter.lm_training import LmRun
 from syzygy.lab.starter.reader_training import ReaderRun
 from syzygy.lab.starter.t5_training import T5Run
-from syzygy.prior import training as prior_run
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.training import PriorRun
 from syzygy.text_encoders import training as adapter_run
