@@ -53,12 +53,12 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
         from syzygy.prior.next_steps import after_training
         from syzygy.training.estimate import is_dry_run
         from syzygy.training.parallel import joined
-        from syzygy.training.progress import ConsoleReporter, TensorBoard
+        from syzygy.training.progress import ConsoleReporter
 
         fitting = fitting_of(options["overrides"])
         report = None  # the run's own, which knows the size of its batch once that is fitted to the data
         if tensorboard and not is_dry_run():
-            report = TensorBoard(ConsoleReporter("prior"), out / "tensorboard")
+            report = ConsoleReporter("prior", tensorboard=out / "tensorboard")
         if store is not None and not any(text.startswith("scenes=") for text in options["overrides"]):
             run = run.model_copy(update={"scenes": None})
         with joined(device) as world:

@@ -13,12 +13,13 @@ from torch import nn
 from syzygy.core import artifacts
 from syzygy.core.config import Config, parse
 from syzygy.core.errors import UserError
+from syzygy.core.lora import Lora
 from syzygy.decoder.noise_levels import LogNormal
-from syzygy.experts.expert_folders import STAGES_FILE
+from syzygy.experts.expert_folders import STAGES_FILE, save_lora
 from syzygy.experts.routing import COMPLEMENT, Node, Stages
 from syzygy.training.estimate import Estimated
-from syzygy.training.loop import FitResult
-from syzygy.training.run_records import provenance
+from syzygy.training.loop import Task
+from syzygy.training.run_records import train_part
 from syzygy.training.schedule import LoopConfig
 
 GROWN = "expert"
@@ -26,18 +27,18 @@ GROWN = "expert"
 
 
 class TreeRun(Config):
-    """What every growing of experts is told, whatever network they are."""
+    """Settings of every tree of experts, whatever network they are."""
 
     leaves: tuple[str, ...] = Field(default=("E3_0", COMPLEMENT, "E9_511"), min_length=1)
-    """The experts: places in the tree, E<level>_<index> from the least noise, and `complement` for the rest."""
+    """The experts: nodes of the tree, E<level>_<index> counted from the least noise, and `complement` for the rest."""
     every_level: bool = True
-    """Train each node on the way to a leaf from the node above it, as the paper does; else leaves start from the shared model at once."""
+    """Train each node on the path to a leaf from the node above it, as the paper does; otherwise leaves start from the shared model."""
     form: Literal["full", "lora"] = "full"
-    """Whole networks, or low-rank adaptations of the frozen shared one: all of them then fit in memory beside it."""
+    """Whole networks, or low-rank adaptations of the frozen shared network, which all fit in memory together with it."""
     rank: int = Field(default=16, ge=1)
-    """Of the low-rank adaptations."""
+    """Rank of the low-rank adaptations."""
     layers: str = "attn|ff|conv"
-    """Regular expression: which layers of the U-Net are adapted."""
+    """Regular expression for the names of the U-Net's layers that are adapted."""
     loop: LoopConfig
     """Length and learning rate of each node's training."""
     seed: int = 0
@@ -111,7 +112,7 @@ def grow_tree(
     """
     todo = growth(run)
     for number, one in enumerate(todo, 1):
-        done = (out / "nodes" / one.name / GROWN).is_dir()
+        done = node_folder(out, one.name).is_dir()
         say(f"{number}/{len(todo)}  {one.name}" + (": done before" if done else ""))
         try:
             node(one)
@@ -119,27 +120,66 @@ def grow_tree(
             raise Estimated(replace(dry.estimate, trainings=len(todo))) from None
     with artifacts.folder_written(out / "experts", "the experts") as temporary:
         for name in stages.experts:
-            shutil.copytree(out / "nodes" / name / GROWN, temporary / name)
+            shutil.copytree(node_folder(out, name), temporary / name)
         complete(temporary)
         artifacts.write_json(temporary / STAGES_FILE, {"names": stages.names, "edges": stages.edges, "form": run.form})
     return out / "experts"
 
 
-def check_same(run: TreeRun, grown: Path, beside: Mapping[str, Any]) -> None:
-    """Refuse a finished node that was trained with other settings, or beside or on something else; which leaves were wanted then does not
-    matter.
+def finished_node(run: TreeRun, one: Growth, out: Path, recorded: Mapping[str, Any]) -> Path | None:
+    """The folder of a finished node's expert; None where it is still to be trained.
+
+    Raises:
+        UserError: it was trained with other settings (other leaves do not matter), or with other models or data than `recorded`.
     """
+    grown = node_folder(out, one.name)
+    if not grown.is_dir():
+        return None
     record = artifacts.read_json(grown / artifacts.PROVENANCE_FILE)
     before, now = record["recipe"], run.model_dump(mode="json")
     other = [name for name in now if name != "leaves" and before.get(name) != now[name]]
-    other += [name for name in beside if record.get(name) != beside[name]]
+    other += [name for name in recorded if record.get(name) != recorded[name]]
     if other:
         raise UserError(
             f"{grown.parent} was trained with other settings ({', '.join(other)}). Choose another --out, or the settings it has."
         )
+    return grown
 
 
-def record_of(run: TreeRun, result: FitResult, samples: int, grown: nn.Module) -> dict[str, Any]:
-    """How a finished node came to be."""
-    record = provenance("expert", run, result, samples, result.metrics)
-    return record | {"parameters": sum(parameter.numel() for parameter in grown.parameters())}
+def train_node(
+    run: TreeRun,
+    one: Growth,
+    out: Path,
+    task: Task,
+    network: nn.Module,
+    lora: Lora | None,
+    save_network: Callable[[Path, dict[str, Any]], None],
+    *,
+    recorded: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train one node, or continue, and save its network or its low-rank adaptation; returns the expert's folder.
+
+    Args:
+        recorded: what the node was trained with; it is continued with the same only.
+        about: further facts for its provenance.
+    """
+    trained = network if lora is None else lora
+    own = {"node": one.name, "shares": one.shares, "parent": one.parent}
+
+    def save(place: Path, record: dict[str, Any]) -> None:
+        record |= {"parameters": sum(parameter.numel() for parameter in trained.parameters()), **(about or {})}
+        if lora is None:
+            save_network(place, record)
+        else:
+            save_lora(lora, place, {"rank": run.rank, "layers": run.layers}, record)
+
+    place = node_folder(out, one.name).parent
+    return train_part(
+        run, task, place, save, kind="expert", folder=GROWN, report=one.name, recorded={**recorded, **own}
+    ).folder
+
+
+def node_folder(out: Path, name: str) -> Path:
+    """Where the expert of a node is, in the folder of a tree."""
+    return out / "nodes" / name / GROWN

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core import artifacts
@@ -16,24 +15,16 @@ from syzygy.core.randomness import seed_of
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import load_decoder, save_decoder
 from syzygy.decoder.training import DecoderTask, DecoderTaskConfig
-from syzygy.experts.expert_folders import TRUNK, build_lora, load_lora, save_lora
-from syzygy.experts.training import GROWN, Growth, TreeRun, check_same, grow_tree, record_of, stages_of
-from syzygy.lab.starter.decoder_training import Encoding
+from syzygy.experts.expert_folders import TRUNK, build_lora, load_lora
+from syzygy.experts.training import Growth, TreeRun, finished_node, grow_tree, node_folder, stages_of, train_node
+from syzygy.lab.starter.decoder_training import CaptionMixture, Encoding
 from syzygy.text_encoders.t5 import T5Text
-from syzygy.training.loop import fit
 from syzygy.training.precision import precision_on
-from syzygy.training.run_records import reporter
 
 
-class ExpertsRun(TreeRun):
-    """Everything that grows an ensemble of experts from a decoder."""
+class ExpertsRun(TreeRun, CaptionMixture):
+    """All settings of an ensemble of experts that is trained from a decoder."""
 
-    medium_captions: float = 0.1
-    """Part of the batches whose captions open with other sentences."""
-    long_captions: float = 0.0
-    """Part of the batches whose captions open with so many that CLIP reads none of the decisive words, and T5 all."""
-    just_told: float = 0.0
-    """Part of the batches whose scenes show one or two things, and nothing that captions leave out: words are learned sooner from these."""
     task: DecoderTaskConfig
     """What a step sees; its distribution of noise levels is the one that the tree cuts."""
 
@@ -95,15 +86,10 @@ def grow(
     Raises:
         UserError: it is finished, with other settings; a T5 that is missing or not read.
     """
-    above, folder = None if one.parent is None else out / "nodes" / one.parent / GROWN, out / "nodes" / one.name
-    beside = {"clip": clip.fingerprint(), "autoencoder": autoencoder.fingerprint()}
-    if t5 is not None:
-        beside["t5"] = t5.fingerprint()
-    if (folder / GROWN).is_dir():
-        check_same(run, folder / GROWN, beside)
-        return folder / GROWN
-    precision = precision_on(device)
-    encode = Encoding(clip, autoencoder, precision, t5, painted=run.task.painted > 0)
+    encode = Encoding(clip, autoencoder, precision_on(device), t5, painted=run.task.painted > 0)
+    if (finished := finished_node(run, one, out, encode.fingerprints())) is not None:
+        return finished
+    above = None if one.parent is None else node_folder(out, one.parent)
     decoder = load_decoder(above if above is not None and run.form == "full" else root).to(device).train()
     if ("t5" in decoder.slots) != (t5 is not None):
         raise UserError(
@@ -114,25 +100,15 @@ def grow(
         lora = build_lora(decoder.requires_grad_(False), rank=run.rank, layers=run.layers, seed=run.seed)
         if above is not None:
             load_lora(lora, above)
-    grown: nn.Module = decoder if lora is None else lora
+    started = artifacts.fingerprint(decoder.state_dict())
     noise = run.task.noise.model_copy(update={"shares": one.shares, "weights": one.weights})
     settings = run.task.model_copy(update={"noise": noise})
     seed = seed_of(run.seed, "expert", one.name)
     batches = encode.stream(run.task.pictures, run, seed)
-    task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], settings, seed, precision, lora)
-    started = artifacts.fingerprint(decoder.state_dict())
-    own: dict[str, Any] = {
-        "node": one.name,
-        "shares": one.shares,
-        "weights": one.weights,
-        "parent": one.parent,
-        "from": started,
-    }
-    live = reporter(one.name, run.task.batch_size)
-    result = fit(task, run.loop, folder, reporter=live, run=run.model_dump(mode="json") | beside | own)
-    record = record_of(run, result, result.steps * run.task.batch_size, grown) | beside | own
-    if lora is None:
-        save_decoder(decoder, folder / GROWN, record)
-    else:
-        save_lora(lora, folder / GROWN, {"rank": run.rank, "layers": run.layers}, record)
-    return folder / GROWN
+    task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], settings, seed, encode.precision, lora)
+
+    def save(place: Path, record: dict[str, Any]) -> None:
+        save_decoder(decoder, place, record)
+
+    recorded = {**encode.fingerprints(), "weights": one.weights, "from": started}
+    return train_node(run, one, out, task, decoder, lora, save, recorded=recorded)

@@ -11,14 +11,10 @@ from syzygy.lab.starter.autoencoder_training import AutoencoderRun
 from syzygy.lab.starter.clip_training import ClipRun
 from syzygy.lab.starter.decoder_training import DecoderRun
 from syzygy.lab.starter.experts_training import ExpertsRun
-from syzygy.lab.starter.lm_task import LmTaskConfig
-from syzygy.lab.starter.lm_training import LmRun
-from syzygy.lab.starter.reader_task import ReaderTaskConfig
-from syzygy.lab.starter.reader_training import ReaderRun
+from syzygy.lab.starter.lm_training import LmConfig, LmRun, LmTaskConfig
+from syzygy.lab.starter.reader_training import ReaderRun, ReaderTaskConfig
 from syzygy.lab.starter.starter_training import StarterRun
-from syzygy.lab.starter.t5_task import T5TaskConfig
-from syzygy.lab.starter.t5_training import T5Run
-from syzygy.lab.starter.tiny_lm import LmConfig
+from syzygy.lab.starter.t5_training import T5Run, T5TaskConfig
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.reader import ReaderConfig
 from syzygy.prior.presets import prior_starter
