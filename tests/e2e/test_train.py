@@ -159,7 +159,7 @@ def test_from_nothing_to_a_picture(
     assert other["folder"] == str(tmp_path / "q" / "prior")
     refused = syzygy("generate", "a moon", "--model", tiny_model, "--prior", tmp_path / "q", "--out", tmp_path / "out")
     assert refused.code == 2
-    assert "were trained beside another clip" in refused.err
+    assert "were trained with another clip" in refused.err
 
 
 def test_a_diffusion_prior_takes_eclipses_place(

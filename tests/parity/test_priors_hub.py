@@ -21,7 +21,8 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.prior.diffusion_prior import SampledPrior, fresh_noise
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.prior_loading import find_prior, load_eclipse, load_prior
+from syzygy.prior.prior_loading import load_prior
+from syzygy.prior.prior_network import find_prior
 from tests.hub_cache import COMMIT, add_snapshot
 
 OTHER = "f" * 40
@@ -180,7 +181,7 @@ def test_what_cannot_be_sampled_as_it_was_meant_is_refused(stock: Path, changes:
 def test_a_stock_prior_without_scheduler_or_statistics_is_refused(stock: Path, tmp_path: Path) -> None:
     clip = Clip.from_pretrained(stock)
     alone = shutil.copytree(stock / "prior", tmp_path / "alone" / "prior")
-    with pytest.raises(UserError, match=r"does not tell how it is sampled.*folder of the whole pipeline"):
+    with pytest.raises(UserError, match=r"does not say how to sample it.*folder of the whole pipeline"):
         load_prior(alone, clip)
     path = stock / "prior/diffusion_pytorch_model.safetensors"
     save_file(load_file(path) | {"clip_std": torch.zeros(1, 32)}, path)
@@ -190,9 +191,9 @@ def test_a_stock_prior_without_scheduler_or_statistics_is_refused(stock: Path, t
 
 def test_where_eclipse_is_needed_a_stock_prior_is_told_from_it(stock: Path, tiny_model: Path, cache: Path) -> None:
     with pytest.raises(UserError, match=r"holds a diffusion prior .*An ECLIPSE prior is needed"):
-        load_eclipse(stock)
+        EclipsePrior.from_pretrained(stock)
     add_to_cache(cache, tiny_model / "prior", COMMIT, "main")
-    assert isinstance(load_eclipse(HUB_ID), EclipsePrior)
+    assert isinstance(EclipsePrior.from_pretrained(HUB_ID), EclipsePrior)
 
 
 def test_a_download_takes_the_prior_alone(
@@ -226,4 +227,4 @@ def test_a_download_takes_the_prior_alone(
         )
     }
     assert isinstance(load_prior(folder, Clip.from_pretrained(stock)), SampledPrior)
-    assert isinstance(load_eclipse("some/eclipse", local_files_only=False), EclipsePrior)
+    assert isinstance(EclipsePrior.from_pretrained("some/eclipse", local_files_only=False), EclipsePrior)

@@ -22,7 +22,7 @@ from syzygy.lab.evaluate.composition import Painted, Row
 from syzygy.lab.evaluate.evaluate_composition import Scoring, asked, candidates, controls, paint
 from syzygy.lab.starter import prior_training as prior_run
 from syzygy.lab.world.prompts import CATEGORIES
-from syzygy.prior.objectives import PriorTaskConfig
+from syzygy.prior.eclipse import PriorTaskConfig
 from syzygy.prior.presets import prior_starter
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.training import PriorRun

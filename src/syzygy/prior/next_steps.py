@@ -11,7 +11,7 @@ from syzygy.core import artifacts
 from syzygy.core.model_parts import INDEX_FILE, part_folder
 from syzygy.data.store import EmbeddingStore
 from syzygy.prior.embedding_pairs import Pairs, StorePairs
-from syzygy.prior.published_layout import PART
+from syzygy.prior.prior_network import PART
 
 ABOUT = "about_data"
 """In a prior's provenance: what it was trained on, for the model card."""

@@ -1,6 +1,7 @@
 """Priors: of the starter, the diffusion baseline, and those for published decoders."""
 
-from syzygy.prior.objectives import DiffusionTaskConfig, PriorTaskConfig
+from syzygy.prior.diffusion_prior import DiffusionTaskConfig
+from syzygy.prior.eclipse import PriorTaskConfig
 from syzygy.prior.training import PriorRun
 from syzygy.training.schedule import LoopConfig
 

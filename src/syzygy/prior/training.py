@@ -15,10 +15,9 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import seed_of
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
-from syzygy.prior.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
-from syzygy.prior.embedding_pairs import Pairs, split
-from syzygy.prior.held_out import split_digest
+from syzygy.prior.diffusion_prior import DiffusionObjective, DiffusionPrior, DiffusionPriorConfig, DiffusionTaskConfig
+from syzygy.prior.eclipse import EclipseObjective, EclipsePrior, EclipsePriorConfig, PriorTaskConfig
+from syzygy.prior.embedding_pairs import Pairs, split, split_digest
 from syzygy.prior.next_steps import (
     ABOUT,
     ENVIRONMENT_FILE,
@@ -27,8 +26,6 @@ from syzygy.prior.next_steps import (
     about_store,
     example,
 )
-from syzygy.prior.objectives import DiffusionObjective, DiffusionTaskConfig, EclipseObjective, PriorTaskConfig
-from syzygy.prior.prior_loading import load_eclipse
 from syzygy.prior.prior_task import PriorTask
 from syzygy.training.estimate import is_dry_run
 from syzygy.training.fitting import AS_GIVEN, Fitting
@@ -141,7 +138,7 @@ def fit_prior(
 ) -> RunResult:
     """Train (or resume) in `out`; the finished prior is `out/prior`, in the published layout, fp16.
 
-    `init` is an ECLIPSE prior to go on from: a folder, a finished run, or a hub id (see `load_eclipse`).
+    `init` is an ECLIPSE prior to go on from: a folder, a finished run, or a hub id.
     """
     _check_width(run, material.training.width)
     run = fitting.batch(run, len(material.training), world.size)
@@ -224,7 +221,7 @@ def _objective(
 def _begun(wanted: EclipsePriorConfig, init: str | Path | None) -> EclipsePrior:
     if init is None:
         return EclipsePrior(wanted)
-    prior = load_eclipse(init)
+    prior = EclipsePrior.from_pretrained(init)
     other = [n for n in type(wanted).model_fields if getattr(prior.config, n) != getattr(wanted, n)]
     if other:
         differ = ", ".join(f"{n} is {getattr(prior.config, n)} there and {getattr(wanted, n)} here" for n in other)

@@ -8,7 +8,7 @@ from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
 from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
 from syzygy.lab.starter.presets import experts_full
 from syzygy.lab.world.language import LANGUAGES
-from syzygy.prior.objectives import DiffusionTaskConfig
+from syzygy.prior.diffusion_prior import DiffusionTaskConfig
 from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter
 from syzygy.training.schedule import LoopConfig
 
