@@ -10,7 +10,7 @@ from syzygy.core.contracts import TextEncoder, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import seed_of
 from syzygy.lab.world import scene_source
-from syzygy.lab.world.language import language, spoken
+from syzygy.lab.world.language import detect_language, language
 from syzygy.prior.embedding_pairs import PriorData, caption_ids
 from syzygy.prior.next_steps import counts
 from syzygy.prior.training import Material, PriorRun, fit_prior
@@ -37,7 +37,7 @@ def embed(
     """Embed `number` pairs without held-out compositions in memory, with CLIP's two towers, or captions with another text encoder."""
     images, features, texts = [], [], []
     for start in range(0, number, CHUNK):
-        found = scene_source.pairs(seed, start, min(CHUNK, number - start), held_out=False)
+        found = scene_source.pairs(seed, start, min(CHUNK, number - start), unseen=False)
         images.append(clip.encode_image(scene_source.pictures(found, clip.image_size, clip.device)).cpu())
         captions = [p.caption.text for p in found]
         features.append((encoder or clip).encode_text(captions).to("cpu"))
@@ -89,5 +89,5 @@ def train(
 
 def of_the_world(captions: Sequence[str]) -> bool:
     """Whether captions are of the embedded world: nearly all consist of words that it knows."""
-    known = [not language(spoken(text)).unknown(text) for text in captions]
+    known = [not language(detect_language(text)).unknown(text) for text in captions]
     return bool(known) and sum(known) >= KNOWN * len(known)
