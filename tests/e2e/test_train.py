@@ -254,13 +254,13 @@ def test_the_starter_in_stages(
 def test_a_stage_needs_its_clip(syzygy: Callable[..., Any], tmp_path: Path) -> None:
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "prior")
     assert answer.code == 2
-    assert "stage 'prior' is trained beside clip" in answer.err
+    assert "stage 'prior' is trained with clip" in answer.err
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "clip,decodr")
     assert answer.code == 2
     assert "unknown stage 'decodr'. Did you mean 'decoder'?" in answer.err
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "align")
     assert answer.code == 2
-    assert "stage 'align' is trained beside clip" in answer.err
+    assert "stage 'align' is trained with clip" in answer.err
     answer = syzygy("train", "starter", "--out", tmp_path, "image.task.frozen=none")
     assert answer.code == 2
     assert "a model has one prior, CLIP's and the adapter's" in answer.err

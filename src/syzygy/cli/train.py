@@ -56,7 +56,7 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
         from syzygy.training.progress import ConsoleReporter
 
         fitting = fitting_of(options["overrides"])
-        report = None  # the run's own, which knows the size of its batch once that is fitted to the data
+        report: Any = ""  # the run's own, which knows the size of its batch once that is fitted to the data
         if tensorboard and not is_dry_run():
             report = ConsoleReporter("prior", tensorboard=out / "tensorboard")
         if store is not None and not any(text.startswith("scenes=") for text in options["overrides"]):

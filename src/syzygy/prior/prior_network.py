@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from syzygy.core import artifacts
 from syzygy.core.artifacts import CONFIG_FILE, PROVENANCE_FILE, folder_written, read_json, write_json, write_tensors
 from syzygy.core.config import Config
 from syzygy.core.contracts import PackedText, TextFeatures
@@ -108,6 +109,10 @@ class PriorNetwork(nn.Module):
         """Whether `clip_mean` and `clip_std` hold measured values; in some published priors they are zeros."""
         known = torch.isfinite(self.clip_mean) & torch.isfinite(self.clip_std) & (self.clip_std > 0)
         return bool(known.all())
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all weights."""
+        return artifacts.fingerprint(self.state_dict())
 
     def save_pretrained(
         self, folder: str | Path, provenance: dict[str, Any] | None = None, dtype: torch.dtype | None = None

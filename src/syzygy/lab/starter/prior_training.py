@@ -13,7 +13,7 @@ from syzygy.lab.world import scene_source
 from syzygy.lab.world.language import detect_language, language
 from syzygy.prior.embedding_pairs import PriorData, caption_ids
 from syzygy.prior.next_steps import counts
-from syzygy.prior.training import Material, PriorRun, fit_prior
+from syzygy.prior.training import PriorRun, PriorTrainingData, train_prior
 from syzygy.training.estimate import preparing, rehearsed
 from syzygy.training.fitting import AS_GIVEN, Fitting
 from syzygy.training.parallel import World
@@ -34,7 +34,7 @@ def embed(
     *,
     encoder: TextEncoder | None = None,
 ) -> PriorData:
-    """Embed `number` pairs without held-out compositions in memory, with CLIP's two towers, or captions with another text encoder."""
+    """Embed `number` pairs without unseen compositions in memory, with CLIP's two towers, or the captions with another text encoder."""
     images, features, texts = [], [], []
     for start in range(0, number, CHUNK):
         found = scene_source.pairs(seed, start, min(CHUNK, number - start), unseen=False)
@@ -71,20 +71,26 @@ def train(
     data: tuple[PriorData, PriorData] | None = None,
     init: str | Path | None = None,
     bar: Bar = no_bar,
-    report: Reporter | None = None,
+    report: Reporter | str = "",
     fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
-    """Train (or resume) in `out` on the embedded world, beside the frozen CLIP; the finished prior is `out/prior`.
+    """Train (or resume) in `out` on the embedded world, with the frozen CLIP; the finished prior is `out/prior`.
 
-    `data` = (training, validation) spares embedding them again when several priors learn from the same pairs.
+    `data` = (training, validation) avoids embedding them again when several priors learn from the same pairs.
     """
     world = World(world) if isinstance(world, torch.device) else world
     clip = clip.to(world.device)
     training, validation = data or embedded(run, clip, bar)
-    scale, empty = clip.logit_scale, lambda: clip.encode_text([""])
-    about = {"source": WORLD_SOURCE, "world": True, **counts(training, validation)}
-    material = Material(training, validation, clip.positions, scale, empty, {"clip": clip.fingerprint()}, about)
-    return fit_prior(run, material, out, world, init=init, report=report, fitting=fitting)
+    material = PriorTrainingData(
+        training,
+        validation,
+        clip.positions,
+        clip.logit_scale,
+        unconditional=lambda: clip.encode_text([""]),
+        recorded={"clip": clip.fingerprint()},
+        about={"source": WORLD_SOURCE, "world": True, **counts(training, validation)},
+    )
+    return train_prior(run, material, out, world, init=init, report=report, fitting=fitting)
 
 
 def of_the_world(captions: Sequence[str]) -> bool:
