@@ -20,7 +20,7 @@ from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.parallel_corpus import parallel
 from syzygy.prior.prior_loading import load_prior
-from syzygy.prior.published_layout import WEIGHTS_FILE
+from syzygy.prior.prior_network import WEIGHTS_FILE
 from syzygy.text_encoders.adapter import SIZES, TextAdapter
 from syzygy.text_encoders.adapter_folders import load_adapted
 from syzygy.text_encoders.adapter_task import AdapterTask
@@ -303,7 +303,7 @@ ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--
          "no picture for training passes the filter"),
         ((*ON_STORE, "scenes=5"), "scenes=5 has no effect on a store"),
         ((*ON_STORE, "--features", "clip"), "made with other features"),
-        (("--stage", "image", "--from", "{aligned}"), "were trained beside another clip"),
+        (("--stage", "image", "--from", "{aligned}"), "were trained with another clip"),
         (("--stage", "image", "--from", "{aligned}", "--preset", "vit-l-14", "--prior", "{model}", "--clip", "{model}"),
          "this preset trains on an embedding store"),
         (("--stage", "align", "--llm", "{llm}", "--preset", "bigg-14"), "this preset aligns on a corpus"),

@@ -64,17 +64,17 @@ def _planned(
     source: str, steps: int, sampler: str | None, scheduler: Path | None
 ) -> "tuple[Stages, list[Evaluation], str]":
     """Stages, the plan, and what the sampler is called."""
-    from syzygy.decoder.noise_levels import KarrasSchedule
+    from syzygy.core.model_parts import part_folder
+    from syzygy.decoder.noise_levels import KarrasSchedule, LogNormal
     from syzygy.experts import routing, timestep_plan
     from syzygy.experts.expert_folders import experts_folder, load_stages
-    from syzygy.experts.training import stages_of
-    from syzygy.lab.presets import decoder_starter
+    from syzygy.experts.training import noise_of, stages_of
 
     leaves = None if Path(source).exists() else [name.strip() for name in source.split(",")]
     if scheduler is None:
         name = sampler or "dpm++2m"
         own = load_stages(experts_folder(Path(source))) if leaves is None else None
-        stages = own or stages_of(leaves or [], decoder_starter().task.noise)
+        stages = own or stages_of(leaves or [], noise_of(part_folder("starter", "decoder"), LogNormal()))
         return stages, routing.plan(stages, KarrasSchedule().sigmas(steps), name), name
     if sampler is not None:
         raise UserError("--sampler is for our own decoder; --scheduler is a sampler: give one of them.")

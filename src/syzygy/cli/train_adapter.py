@@ -119,7 +119,7 @@ def adapter(
                             condition is not None, str(former))  # fmt: skip
             return Trained(result.folder, result.metrics)
 
-    run_training(f"ADAPTER_{stage.upper()}", body, **options)
+    run_training(f"syzygy.text_encoders.presets:{stage.upper()}_PRESETS", body, **options)
 
 
 def _check(stage: str, given: set[str]) -> None:
@@ -220,7 +220,7 @@ def _with_decoder(
             result = adapted_decoder_training.train(run, former, model, clip, latents, network, out, world)
             return Trained(result.folder, result.metrics)
 
-    run_training("ADAPTER_DECODER", body, **options)
+    run_training("syzygy.text_encoders.presets:DECODER_PRESETS", body, **options)
 
 
 def _overrides() -> tuple[str, ...]:

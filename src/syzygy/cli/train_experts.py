@@ -9,6 +9,7 @@ import click
 from syzygy.cli.common import note
 from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, train_options
 from syzygy.core.errors import UserError
+from syzygy.core.registry import imported
 
 if TYPE_CHECKING:
     import torch
@@ -72,23 +73,22 @@ def experts(
         from syzygy.clip.clip_model import Clip
         from syzygy.core.model_parts import part_folder
         from syzygy.decoder.autoencoder import Autoencoder
-        from syzygy.experts import training as experts
         from syzygy.generation.own_models import own_encoders
 
         clip = Clip.from_pretrained(part_folder(model, "clip")).to(device).requires_grad_(False)
         latents = Autoencoder.from_pretrained(part_folder(model, "autoencoder")).to(device).requires_grad_(False)
         decoder = part_folder(model, "decoder")
         t5 = own_encoders(decoder.parent, decoder, str(device)).get("t5")
-        folder = experts.train(run, decoder, clip, latents, out, device, note, t5)
+        train = imported("syzygy.lab.starter.experts_training:train")
+        folder = train(run, decoder, clip, latents, out, device, note, t5)
         return Trained(folder, {}, (f"syzygy experts plan {quote(str(out))}",))
 
     def as_trained(run: Any) -> Any:
         from syzygy.core.model_parts import part_folder
-        from syzygy.experts import training as experts
 
-        return experts.as_trained(run, part_folder(model, "decoder"))
+        return imported("syzygy.lab.starter.experts_training:as_trained")(run, part_folder(model, "decoder"))
 
-    run_training("EXPERTS", body, as_trained, **options)
+    run_training("syzygy.lab.starter.presets:EXPERTS", body, as_trained, **options)
 
 
 def _with_tree(form: str | None, leaves: str | None, overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -119,4 +119,4 @@ def _expert_unets(model: str, data: str, clip: str | None, form: str | None, **o
         )
         return Trained(folder, {}, (f"syzygy experts plan {quote(str(out))}",))
 
-    run_training("EXPERT_UNETS", body, **options)
+    run_training("syzygy.experts.presets:PRESETS", body, **options)

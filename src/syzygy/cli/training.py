@@ -64,7 +64,7 @@ def train_options(preset: str) -> Callable[[F], F]:
 
 
 def run_training(
-    presets_name: str,
+    presets: str,
     body: "Callable[[Any, Path, torch.device], Trained]",
     begin: Callable[[Any], Any] = lambda run: run,
     *,
@@ -77,13 +77,19 @@ def run_training(
     device: str,
     as_json: bool,
 ) -> None:
-    """Choose and override a preset, train, and tell what came out. `begin`: what a preset becomes before it is overridden."""
+    """Choose and override a preset, train, and print the result.
+
+    Args:
+        presets: the table of presets, as "module:attribute".
+        body: trains in a folder on a device.
+        begin: changes a preset before it is overridden.
+    """
     import json
 
     from syzygy.core.config import override
-    from syzygy.lab import presets
+    from syzygy.core.registry import preset as chosen
 
-    run = override(begin(presets.choose(getattr(presets, presets_name), preset)), overrides, note)
+    run = override(begin(chosen(presets, preset)), overrides, note)
     if show_settings:
         _print_settings(run, as_json)
         return

@@ -1,7 +1,7 @@
 """What is recorded of a prior's data, and commands to try after its training, with the user's own captions where a decoder can show them."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,8 @@ import torch
 from syzygy.core import artifacts
 from syzygy.core.model_parts import INDEX_FILE, part_folder
 from syzygy.data.store import EmbeddingStore
-from syzygy.lab.world.language import detect_language, language
 from syzygy.prior.embedding_pairs import Pairs, StorePairs
-from syzygy.prior.published_layout import PART
+from syzygy.prior.prior_network import PART
 
 ABOUT = "about_data"
 """In a prior's provenance: what it was trained on, for the model card."""
@@ -22,25 +21,16 @@ ENVIRONMENT_FILE = "environment.json"
 EXAMPLE = "example_caption"
 """In a run's environment.json, which is not exported: a caption that was held out."""
 LOOKED_AT = 64
-"""Captions that are read to find out whether a store is of the embedded world."""
-KNOWN = 0.9
-"""The part of them whose words the embedded world must all know."""
+"""Captions that are read to find an example, and out whether a store is of the embedded world."""
 LONGEST = 60
 """Characters of a caption in a command."""
 WORLD_CAPTION = "a red circle"
-WORLD_SOURCE = "rendered scenes of Syzygy's embedded world"
 MODELS = {768: "karlo", 1280: "kandinsky-2.2"}
 """Published models by the width of the embeddings that they read."""
 NO_PICTURES = (
     "The starter's decoder draws only the embedded world, so it cannot show what this prior learned from other pictures: "
     "embed them with the CLIP of a published model to see some."
 )
-
-
-def of_the_world(captions: Sequence[str]) -> bool:
-    """Whether captions are of the embedded world: nearly all consist of words that it knows."""
-    known = [not language(detect_language(text)).unknown(text) for text in captions[:LOOKED_AT]]
-    return bool(known) and sum(known) >= KNOWN * len(known)
 
 
 def counts(training: Pairs, validation: Pairs) -> dict[str, int]:
@@ -57,7 +47,9 @@ def counts(training: Pairs, validation: Pairs) -> dict[str, int]:
     }
 
 
-def about_store(store: EmbeddingStore, training: StorePairs, validation: StorePairs) -> dict[str, Any]:
+def about_store(
+    store: EmbeddingStore, training: StorePairs, validation: StorePairs, of_the_world: Callable[[Sequence[str]], bool]
+) -> dict[str, Any]:
     """For the provenance of a prior trained on a store."""
     world = of_the_world(store.texts(validation.chosen[:LOOKED_AT]))
     # The packaged CLIP lies in another folder on each machine, so it is recorded by its name.

@@ -4,12 +4,12 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from syzygy.training.checkpoints import TrainingState
 from syzygy.training.ema import Ema
 from syzygy.training.estimate import TOO_SMALL, Estimate, Estimated, Footprint, free_disk, is_dry_run, measure
 from syzygy.training.parallel import World
-from syzygy.training.progress import Reporter, SilentReporter
+from syzygy.training.progress import Reporter
 from syzygy.training.schedule import LoopConfig, learning_rate
 
 SHOWN_KEYS = 8
@@ -29,9 +29,15 @@ READ_EVERY_SECONDS = 0.25
 """Losses are read from the device this often, not every step: reading waits for the device."""
 
 
-@runtime_checkable
 class Task(Protocol):
-    """What is trained, and on what. Devices, mixed precision and data are the task's business."""
+    """What is trained, and on what. Devices, mixed precision and data are the task's business.
+
+    A task may have two more methods:
+
+    - `parts(step)`, where a batch is too large for one pass: the scalars of `loss` as parts that sum to them. The gradient of each part is
+      computed before the next one is asked for. The loop then does not call `loss`.
+    - `keys(step)`: the names of the samples that all ranks together saw in a step, for the error about a loss that is not finite.
+    """
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
@@ -47,33 +53,6 @@ class Task(Protocol):
 
     def validate(self) -> Mapping[str, float]:
         """Metrics on unseen samples. Called without gradients, with averaged weights, modules in evaluation mode."""
-        ...
-
-
-@runtime_checkable
-class InParts(Protocol):
-    """A task whose batch is too large for one pass."""
-
-    def parts(self, step: int) -> Iterable[Mapping[str, Tensor]]:
-        """The scalars of `Task.loss`, as parts that sum to them; the gradient of each is computed before the next is asked for."""
-        ...
-
-
-@runtime_checkable
-class Announcing(Protocol):
-    """A reporter that says something before the first step."""
-
-    def announce(self, line: str) -> None:
-        """Called before `start`."""
-        ...
-
-
-@runtime_checkable
-class Named(Protocol):
-    """A task that can tell which samples a step saw."""
-
-    def keys(self, step: int) -> Sequence[str]:
-        """Their keys, all ranks' together."""
         ...
 
 
@@ -129,15 +108,14 @@ def fit(
     world = world or World(torch.device("cpu"))
     state = _fresh_state(task, config)
     if is_dry_run():
-        raise Estimated(_rehearsal(_Sitting(task, config, out, SilentReporter(), state, [], world)))
+        raise Estimated(_rehearsal(_Sitting(task, config, out, Reporter(), state, [], world)))
     history = _resumed(out, run, state, world)
     if state.step < config.steps:
-        reporter = reporter if reporter and world.first else SilentReporter()
-        if isinstance(reporter, Announcing):
-            footprint = Footprint.of(task.modules, config)
-            reporter.announce(str(footprint))
-            if footprint.disk > free_disk(out):
-                reporter.announce(TOO_SMALL)
+        reporter = reporter if reporter and world.first else Reporter()
+        footprint = Footprint.of(task.modules, config)
+        reporter.announce(str(footprint))
+        if footprint.disk > free_disk(out):
+            reporter.announce(TOO_SMALL)
         reporter.start(state.step, config.steps)
         try:
             _Sitting(task, config, out, reporter, state, history, world).train()
@@ -243,7 +221,8 @@ class _Sitting:
             group["lr"] = learning_rate(config, state.step)
         state.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
-        for losses in _parts(self.task, state.step):
+        parts = getattr(self.task, "parts", None)
+        for losses in parts(state.step) if parts else (self.task.loss(state.step),):
             assert losses.keys().isdisjoint(("step", "lr", "grad_norm")), "names of the loop's own metrics"
             losses["loss"].backward()
             sums = {name: sums.get(name, 0) + value.detach() for name, value in losses.items()}
@@ -309,13 +288,12 @@ class _Sitting:
             checkpoints.save_best(self.out, self.state, name, value)
 
     def _samples(self, step: int) -> str:
-        """Which samples the step with this index saw, where the task can tell."""
-        if not isinstance(self.task, Named):
+        """Which samples the step with this index saw, where the task has `keys`."""
+        keys: Sequence[str] = getattr(self.task, "keys", lambda step: ())(step)
+        if not keys:
             return ""
-        keys = self.task.keys(step)
-        return (
-            f", on samples {', '.join(keys[:SHOWN_KEYS])}{f' … ({len(keys)} in all)' if len(keys) > SHOWN_KEYS else ''}"
-        )
+        more = f" … ({len(keys)} in all)" if len(keys) > SHOWN_KEYS else ""
+        return f", on samples {', '.join(keys[:SHOWN_KEYS])}{more}"
 
     def _check_weights(self) -> None:
         """A finite loss can have a gradient that is not: such weights must not replace a good checkpoint."""
@@ -330,10 +308,6 @@ class _Sitting:
             f"{what}: training diverged. The last checkpoint, if any, is as it was. "
             f"Try a lower lr (now {self.config.lr:g}), a longer warmup or {clip} grad_clip, with a new --out."
         )
-
-
-def _parts(task: Task, step: int) -> Iterable[Mapping[str, Tensor]]:
-    return task.parts(step) if isinstance(task, InParts) else (task.loss(step),)
 
 
 @contextmanager

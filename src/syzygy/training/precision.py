@@ -15,6 +15,11 @@ def precision_on(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if fast else None
 
 
+def chosen_precision(setting: str, device: torch.device) -> torch.dtype | None:
+    """What the setting "auto", "fp32" or "bf16" means on a device: bf16, or None for fp32; "auto" is bf16 on CUDA."""
+    return torch.bfloat16 if setting == "bf16" or (setting == "auto" and device.type == "cuda") else None
+
+
 @contextmanager
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     """Autocast to `dtype`; None changes nothing."""
