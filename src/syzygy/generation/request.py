@@ -137,8 +137,9 @@ class GenerationRequest:
             self, generator=one_each(self.generator, number * self.best_of), batch_size=None
         )
         size = self.batch_size or number
-        found: list[GenerationRequest] = [whole]
-        return found if number <= size else [whole._part(i, i + size) for i in range(0, number, size)]
+        if number <= size:
+            return (whole,)
+        return [whole._part(start, start + size) for start in range(0, number, size)]
 
     def _part(self, start: int, stop: int) -> "GenerationRequest":
         """The images from `start` to before `stop`, each with a prompt or mixture of its own."""
