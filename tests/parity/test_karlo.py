@@ -263,10 +263,10 @@ def test_the_bias_is_on_the_words_keys_alone(
     decoder: KarloDecoder, clip: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four tokens of the image come before them, the picture's own keys after; the branch to move away from has none."""
-    seen: list[tuple[paint.Painting, Tensor, Tensor]] = []
+    seen: list[tuple[paint.RegionBias, Tensor, Tensor]] = []
     real = paint.attention
 
-    def watched(q: Tensor, k: Tensor, v: Tensor, painting: paint.Painting, mask: Tensor | None = None) -> Tensor:
+    def watched(q: Tensor, k: Tensor, v: Tensor, painting: paint.RegionBias, mask: Tensor | None = None) -> Tensor:
         keys = torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1)
         nothing = replace(painting, level=torch.zeros_like(painting.level))
         seen.append((painting, real(q, k, keys, painting, mask), real(q, k, keys, nothing, mask)))
@@ -282,7 +282,7 @@ def test_the_bias_is_on_the_words_keys_alone(
     assert features.spans is not None
     (word,) = (features.spans[0, :, 0] == PROMPTS[0].index("circle")).nonzero()[:, 0].tolist()[:1]
     for painting, painted, plain in seen:
-        assert (painting.start, painting.unpainted, len(painted)) == (4, 1, 1)
+        assert (painting.start, painting.negatives, len(painted)) == (4, 1, 1)
         here = painting.at(painted.shape[2])[0].amax(1) > 0
         gained = (painted - plain)[0]
         assert gained[:, here][..., 4 + word].mean() > 0.01

@@ -148,18 +148,18 @@ class Condition:
     states: Float[Tensor, "B T C"] | None = None
     mask: Bool[Tensor, "B T"] | None = None
     pooled: Float[Tensor, "B E"] | None = None
-    painted: Float[Tensor, "B T H W"] | None = None
+    region_maps: Float[Tensor, "B T H W"] | None = None
     """Where each token is painted, and how strongly (paint-with-words' w'·A); any resolution, 0 for most tokens."""
 
     def __post_init__(self) -> None:
         if self.states is None and self.pooled is None:
             raise UserError("a condition needs token states, a pooled vector, or both; got neither.")
         assert (self.states is None) == (self.mask is None), "token states and their mask come together"
-        assert self.painted is None or self.mask is not None, "tokens are painted, so there must be some"
+        assert self.region_maps is None or self.mask is not None, "tokens are painted, so there must be some"
 
     def dropped(self) -> "Condition":
         """The same, absent and unpainted for every sample: the unconditional branch of guidance."""
-        return replace(self, present=torch.zeros_like(self.present), painted=None)
+        return replace(self, present=torch.zeros_like(self.present), region_maps=None)
 
     def kept(self, keep: Bool[Tensor, "B"]) -> "Condition":
         """The same, absent where `keep` is false."""
@@ -171,7 +171,7 @@ class Condition:
             None if self.states is None else self.states[index],
             None if self.mask is None else self.mask[index],
             None if self.pooled is None else self.pooled[index],
-            None if self.painted is None else self.painted[index],
+            None if self.region_maps is None else self.region_maps[index],
         )
 
 

@@ -26,7 +26,7 @@ from syzygy.core.randomness import per_sample_noise
 from syzygy.decoder.guidance import Guided, StyleGuided
 from syzygy.decoder.noise_levels import KarrasSchedule
 from syzygy.decoder.samplers import sample
-from syzygy.regions.phrases import check_read, painted
+from syzygy.regions.phrases import check_read, region_maps
 from syzygy.regions.region_bias import REGION_STRENGTH
 
 NO_WORDS = (
@@ -144,7 +144,7 @@ def conditioning_of(
             )
         check_read(guide.texts, list(spans.values()), guide.regions)
         for name, own in spans.items():
-            maps = painted(guide.texts, own, guide.regions, painting).to(device)
+            maps = region_maps(guide.texts, own, guide.regions, painting).to(device)
             if maps.any():  # of no strength, or no weight, it is unpainted to the bit
-                conditions[name] = replace(conditions[name], painted=maps)
+                conditions[name] = replace(conditions[name], region_maps=maps)
     return Conditioning(conditions)

@@ -130,16 +130,14 @@ class GenerationRequest:
         """For each image the index of its prompt or mixture; the images of one are together."""
         return [index for index in range(len(self.subjects)) for _ in range(self.num_images)]
 
-    def batches(self) -> Sequence["GenerationRequest"]:
+    def batches(self) -> "Sequence[GenerationRequest]":
         """Requests of at most `batch_size` images, in order, with a generator for each candidate."""
         number = len(self.rows)
         whole: GenerationRequest = replace(
             self, generator=one_each(self.generator, number * self.best_of), batch_size=None
         )
         size = self.batch_size or number
-        if number <= size:
-            return (whole,)
-        return [whole._part(start, start + size) for start in range(0, number, size)]
+        return [whole] if number <= size else [whole._part(start, start + size) for start in range(0, number, size)]
 
     def _part(self, start: int, stop: int) -> "GenerationRequest":
         """The images from `start` to before `stop`, each with a prompt or mixture of its own."""
@@ -158,7 +156,7 @@ class GenerationRequest:
         generators = self.generator[start * self.best_of : stop * self.best_of]
         return replace(self, num_images=1, style=style, generator=generators, **own)
 
-    def candidates(self) -> "list[GenerationRequest]":
+    def candidates(self) -> "Sequence[GenerationRequest]":
         """A request for the first candidate of each image, one for the second, and so on. The generators are a list."""
         assert isinstance(self.generator, list)
         return [replace(self, generator=self.generator[i :: self.best_of], best_of=1) for i in range(self.best_of)]

@@ -17,7 +17,7 @@ from syzygy.core import arguments, artifacts, model_parts
 from syzygy.core.contracts import ImageEncoder, Prior, Progress, Region, TextFeatures
 from syzygy.core.errors import HALF_PRECISION, UserError
 from syzygy.decoder.latent_decoder import LatentDecoder
-from syzygy.experts.expert_folders import Keeping
+from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.routing import Experts
 from syzygy.generation import load_pretrained, own_models
 from syzygy.generation.image_files import to_tensor
@@ -25,7 +25,7 @@ from syzygy.generation.mixing import Picture, Source, checked, image_of, path, p
 from syzygy.generation.pipeline import Pipeline, PipelineOutput
 from syzygy.generation.replaced_text_encoder import adapt
 from syzygy.generation.request import GenerationRequest, one_each
-from syzygy.lab.world.language import language, spoken
+from syzygy.lab.world.language import detect_language, language
 from syzygy.lab.world.reader import Reader
 from syzygy.pretrained import repositories
 from syzygy.prior.diffusion_prior import SampledPrior
@@ -110,8 +110,8 @@ class TextToImage:
             UserError: an unknown name, a missing, truncated or mismatched part, a setting without effect.
         """
         memory = load_pretrained.Memory(dtype=dtype, offload=offload, tiling=tiling)
-        keeping = Keeping(memory=experts_memory, backend="inductor" if compile_experts else None)
-        if experts is None and keeping != Keeping():
+        offload_policy = OffloadPolicy(memory=experts_memory, backend="inductor" if compile_experts else None)
+        if experts is None and offload_policy != OffloadPolicy():
             raise UserError(
                 "memory and compilation of experts have no effect without experts: give them, or leave it out."
             )
@@ -131,7 +131,7 @@ class TextToImage:
                 device=device,
                 memory=memory,
                 experts=experts,
-                keeping=keeping,
+                offload_policy=offload_policy,
                 local_files_only=local_files_only,
             )
             loaded = cls(str(model), found.clip, found.pipeline, found.folder, False, found.identities)
@@ -147,7 +147,7 @@ class TextToImage:
             experts=experts,
             device=device,
             local_files_only=local_files_only,
-            keeping=keeping,
+            offload_policy=offload_policy,
         )
         loaded = cls(str(model), lambda: own.clip, own.pipeline, own.folder, own.world)
         return loaded._reading_with(text_encoder, llm, False, local_files_only)
@@ -392,7 +392,7 @@ class TextToImage:
         """What this model will not understand of a prompt, a line each; unknown where a language model from elsewhere reads it."""
         if not self.world or self.foreign_llm or not prompt.strip():
             return []
-        code = spoken(prompt)
+        code = detect_language(prompt)
         if code not in self.languages:
             names = [language(known).name for known in self.languages]
             taught = (
@@ -400,7 +400,7 @@ class TextToImage:
             )
             return [f"{prompt.strip()[:80]!r} is {language(code).name}; this model was taught {taught} only."]
         try:
-            unknown = language(code).read(prompt).unknown
+            unknown = language(code).parse(prompt).unknown
         except UserError as error:
             return [str(error)]
         return [

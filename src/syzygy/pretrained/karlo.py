@@ -30,8 +30,8 @@ from syzygy.pretrained.latent_diffusion import sample_positions
 from syzygy.pretrained.visiting import visiting
 from syzygy.prior.ancestral import Ancestral, sigma_of, walk
 from syzygy.prior.unclip_schedule import visited
-from syzygy.regions.attention_processors import attention_arguments, paintable, painting_of
-from syzygy.regions.region_bias import Painting
+from syzygy.regions.attention_processors import add_region_processors, region_bias_of, region_kwargs
+from syzygy.regions.region_bias import RegionBias
 
 BASE, FINE_FIRST, FINE_LAST = "decoder", "super_res_first", "super_res_last"
 BASE_SIDE, FINE_SIDE = 64, 256
@@ -79,7 +79,7 @@ class KarloDecoder:
     )
 
     def __post_init__(self) -> None:
-        paintable(self.base)
+        add_region_processors(self.base)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -114,9 +114,9 @@ class KarloDecoder:
         with visiting(self.device, self.projection, offload=self.offload):
             read = self._read(positive, negative, number, scale)
         side = sample_positions(self.base.config, BASE_SIDE)[0]
-        painting = self._painting(positive, sampling, side, 0 if scale == 1 else number)
+        bias = self._region_bias(positive, sampling, side, 0 if scale == 1 else number)
         with visiting(self.device, self.base, offload=self.offload):
-            predict, shape = self._base_predictor(read, scale, painting), (3, side, side)
+            predict, shape = self._base_predictor(read, scale, bias), (3, side, side)
             small = walk(self.base_steps, predict, shape, base_times, generators, self.device, told)
         large = self._upscaled(small.clamp(-1, 1), fine_times, generators, told)
         return to_unit(large)
@@ -167,7 +167,7 @@ class KarloDecoder:
         states, mask = F.pad(found.states, (0, 0, 0, POSITIONS - length)), F.pad(found.mask, (0, POSITIONS - length))
         return TextFeatures(states, mask, found.pooled)
 
-    def _painting(self, positive: Guide, sampling: Sampling, side: int, unpainted: int) -> Painting | None:
+    def _region_bias(self, positive: Guide, sampling: Sampling, side: int, unpainted: int) -> RegionBias | None:
         """Of the first stage alone: the second sees pictures, no words."""
         found = None if positive.features is None else positive.features.spans
         # Tokens of the image come before those of the text.
@@ -176,10 +176,10 @@ class KarloDecoder:
             0 if found is None else POSITIONS - found.shape[1],
         )
         spans = [None if found is None else F.pad(found, (0, 0, 0, room))]
-        return painting_of(positive, sampling, spans, (side, side), self.device, start=start, unpainted=unpainted)
+        return region_bias_of(positive, sampling, spans, (side, side), self.device, start=start, negatives=unpainted)
 
     def _base_predictor(
-        self, read: _Read, scale: float, painting: Painting | None
+        self, read: _Read, scale: float, bias: RegionBias | None
     ) -> Callable[[Tensor, int, bool], Tensor]:
         def predict(x: Tensor, t: int, last: bool) -> Tensor:
             both = x if scale == 1 else torch.cat([x, x])
@@ -189,7 +189,7 @@ class KarloDecoder:
                 encoder_hidden_states=read.context,
                 class_labels=read.time,
                 attention_mask=read.real,
-                cross_attention_kwargs=attention_arguments(painting, sigma_of(t)),
+                cross_attention_kwargs=region_kwargs(bias, sigma_of(t)),
                 return_dict=False,
             )[0].float()
             if scale == 1:

@@ -27,8 +27,8 @@ from syzygy.core.randomness import per_sample_noise
 from syzygy.pretrained import decoder_validation
 from syzygy.pretrained.latent_diffusion import decoded, guided, pixels_a_position, sample_positions
 from syzygy.pretrained.visiting import visiting
-from syzygy.regions.attention_processors import attention_arguments, padded_tokens, paintable, painting_of
-from syzygy.regions.region_bias import Painting
+from syzygy.regions.attention_processors import add_region_processors, padded_tokens, region_bias_of, region_kwargs
+from syzygy.regions.region_bias import RegionBias
 
 TEXT_ENCODER, NORMALIZER, NOISING = "text_encoder", "image_normalizer", "image_noising_scheduler"
 PARTS = ("unet", "vae", "scheduler", TEXT_ENCODER, "tokenizer", NORMALIZER, NOISING)
@@ -84,7 +84,7 @@ class StableUnclipDecoder:
         name = diffusers_schedulers.name_of(self.scheduler)
         own = Sampling(steps=20, guidance_scale=10.0, sampler=name, size=(height, width), options={NOISE_LEVEL: 0})
         object.__setattr__(self, "defaults", own)
-        paintable(self.unet)
+        add_region_processors(self.unet)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -124,13 +124,13 @@ class StableUnclipDecoder:
         noise = per_sample_noise((self.width,), generators, self.device)
         labels = self._noised(decoder_validation.embeddings_of(positive, number, self.width, self.device), noise, level)
         texts, size = decoder_validation.texts_of(positive, number), (height // self.scale, width // self.scale)
-        painting = self._painting(positive, sampling, texts, size, 0 if scale == 1 else number)
+        bias = self._region_bias(positive, sampling, texts, size, 0 if scale == 1 else number)
         if scale != 1:
             from_labels, from_texts = self._away(negative, number, noise, level)
             labels, texts = torch.cat([from_labels, labels]), from_texts + texts
         states = self._states(texts).to(self.unet.dtype)
         start = per_sample_noise((self.unet.config.in_channels, *size), generators, self.device)
-        predict = self._predictor(states, labels.to(self.unet.dtype), scale, scheduler, painting)
+        predict = self._predictor(states, labels.to(self.unet.dtype), scale, scheduler, bias)
         with visiting(self.device, self.unet, offload=self.offload):
             latents = diffusers_schedulers.walk(scheduler, predict, start, steps, generators, on_step)
         with visiting(self.device, self.vae, offload=self.offload):
@@ -163,13 +163,13 @@ class StableUnclipDecoder:
         texts = decoder_validation.texts_of(negative, number)
         return noise.new_zeros(number, 2 * self.width), texts
 
-    def _painting(
+    def _region_bias(
         self, positive: Guide, sampling: Sampling, texts: list[str], size: tuple[int, int], unpainted: int
-    ) -> Painting | None:
+    ) -> RegionBias | None:
         if not positive.regions:
             return None
         spans = self.text.tokens(texts).spans
-        return painting_of(positive, sampling, [spans], size, self.device, unpainted=unpainted)
+        return region_bias_of(positive, sampling, [spans], size, self.device, negatives=unpainted)
 
     def _states(self, texts: list[str]) -> Float[Tensor, "M T C"]:
         """Each text is read once."""
@@ -182,14 +182,14 @@ class StableUnclipDecoder:
         labels: Float[Tensor, "M twoD"],
         scale: float,
         scheduler: Any,
-        painting: Painting | None,
+        bias: RegionBias | None,
     ) -> diffusers_schedulers.Predict:
         """What a scheduler steps with; M is N, or 2 N with guidance (what to move away from comes first)."""
         noise, host = noise_of(scheduler), HostTimesteps()
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             both = (x if scale == 1 else torch.cat([x, x])).to(self.unet.dtype)
-            painted = attention_arguments(painting, noise(host.value(t)))
+            painted = region_kwargs(bias, noise(host.value(t)))
             found = self.unet(both, t, states, class_labels=labels, cross_attention_kwargs=painted, return_dict=False)
             return guided(found[0].float(), scale)
 

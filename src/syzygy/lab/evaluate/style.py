@@ -27,7 +27,7 @@ from syzygy.lab.evaluate.predictions import ALL, SEEN, Sampled, Series, Values
 from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import CATEGORIES, Prompt, prompts
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.render import render
 from syzygy.lab.world.scene import COLOURS, SHAPES, STYLES, TEXTURES, Colour, Scene, Shape
 from syzygy.lab.world.scene_sampling import scene_for
@@ -83,7 +83,7 @@ def ask(scoring: StyleScoring) -> list[Asked]:
                        for s in styles)  # fmt: skip
         words = tuple(
             language("en")
-            .say(replace(prompt.description, style=style), Draw(scoring.seed, "style in words", prompt.text))
+            .caption(replace(prompt.description, style=style), Draw(scoring.seed, "style in words", prompt.text))
             .text
             for style in styles
         )
@@ -155,7 +155,7 @@ def series(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring) ->
     ]
 
 
-def scores(asked: Sequence[Asked], found: Mapping[str, Sequence[Reading]]) -> dict[str, dict[str, Values]]:
+def scores(asked: Sequence[Asked], found: Mapping[str, Sequence[Prediction]]) -> dict[str, dict[str, Values]]:
     """Candidate → measure → values, a row a prompt, a column a reference.
 
     `style`: the reader's style is the reference's (without a style picture: chance). `leaked`: an object with shape and colour of one of the
@@ -176,18 +176,18 @@ def scores(asked: Sequence[Asked], found: Mapping[str, Sequence[Reading]]) -> di
     return tables
 
 
-def _style(prompt: Prompt, reference: Scene, reading: Reading) -> float:
+def _style(prompt: Prompt, reference: Scene, reading: Prediction) -> float:
     return float(reading.style == reference.style)
 
 
-def _leaked(kind: Callable[[Any], object]) -> Callable[[Prompt, Scene, Reading], float]:
-    def leaked(prompt: Prompt, reference: Scene, reading: Reading) -> float:
+def _leaked(kind: Callable[[Any], object]) -> Callable[[Prompt, Scene, Prediction], float]:
+    def leaked(prompt: Prompt, reference: Scene, reading: Prediction) -> float:
         return float(bool({kind(thing) for thing in reference.things} & {kind(thing) for thing in reading.things}))
 
     return leaked
 
 
-MEASURES: dict[str, Callable[[Prompt, Scene, Reading], float]] = {
+MEASURES: dict[str, Callable[[Prompt, Scene, Prediction], float]] = {
     "style": _style,
     "agreement": lambda prompt, reference, reading: predictions.agrees(prompt, reading),
     "facts": lambda prompt, reference, reading: predictions.facts(prompt, reading),
@@ -197,7 +197,7 @@ MEASURES: dict[str, Callable[[Prompt, Scene, Reading], float]] = {
 }
 
 
-def table(asked: Sequence[Asked], found: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:
+def table(asked: Sequence[Asked], found: Mapping[str, Sequence[Prediction]]) -> list[dict[str, Any]]:
     """A row a candidate, category and side; agreement less that without style picture, with the prior's embedding and with text alone."""
     controls = {"against_no_style": WITHOUT, "against_text_alone": TEXT}
     return predictions.table(
@@ -250,7 +250,7 @@ def grid(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring, weig
     return contact_sheet(lines, labels, cell=112)
 
 
-def _label(prompt: Prompt, reading: Reading) -> str:
+def _label(prompt: Prompt, reading: Prediction) -> str:
     return f"read: {reading.style}" + (", all right" if predictions.agrees(prompt, reading) else "")
 
 

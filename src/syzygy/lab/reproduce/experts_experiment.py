@@ -43,7 +43,7 @@ from syzygy.lab.reproduce.experts_candidates import (
     train,
 )
 from syzygy.lab.starter.decoder_training import Encoding
-from syzygy.lab.world.description import extra_things, judge
+from syzygy.lab.world.description import check_facts, extra_things
 from syzygy.lab.world.reader import Reader
 from syzygy.prior.embedding_statistics import frechet_distance
 from syzygy.training.precision import precision_on
@@ -79,7 +79,7 @@ def keep(bench: Bench, name: str, pictures: Float[Tensor, "P 3 H W"], seconds: f
         some = pictures[start : start + PAINT_BATCH]
         readings = reader.read(some.to(device))
         for prompt, picture, reading in zip(bench.wanted[start:], to_uint8(some), readings, strict=False):
-            atoms = judge(prompt.description, reading, exact_counts=prompt.category == COUNTED)
+            atoms = check_facts(prompt.description, reading, exact_counts=prompt.category == COUNTED)
             painted.append(Painted(name, prompt, 0, picture, atoms, extra_things(prompt.description, reading)))
     distances = {} if name == REFERENCE else frechet(bench, reader, pictures)
     score_files.keep(bench.out, name, painted, bench.wanted, frechet=distances, seconds=seconds)
