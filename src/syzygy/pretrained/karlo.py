@@ -113,7 +113,7 @@ class KarloDecoder:
         with visiting(self.device, self.projection, offload=self.offload):
             read = self._read(positive, negative, number, scale)
         side = sample_positions(self.base.config, BASE_SIDE)[0]
-        painting = self._painting(positive, sampling, side, 0 if scale == 1 else number)
+        bias = self._region_bias(positive, sampling, side, 0 if scale == 1 else number)
         with visiting(self.device, self.base, offload=self.offload):
             predict, shape = self._base_predictor(read, scale, bias), (3, side, side)
             small = walk(self.base_steps, predict, shape, base_times, generators, self.device, told)
@@ -166,7 +166,7 @@ class KarloDecoder:
         states, mask = F.pad(found.states, (0, 0, 0, POSITIONS - length)), F.pad(found.mask, (0, POSITIONS - length))
         return TextFeatures(states, mask, found.pooled)
 
-    def _painting(self, positive: Guide, sampling: Sampling, side: int, unpainted: int) -> Painting | None:
+    def _region_bias(self, positive: Guide, sampling: Sampling, side: int, unpainted: int) -> RegionBias | None:
         """Of the first stage alone: the second sees pictures, no words."""
         found = None if positive.features is None else positive.features.spans
         # Tokens of the image come before those of the text.
@@ -175,7 +175,7 @@ class KarloDecoder:
             0 if found is None else POSITIONS - found.shape[1],
         )
         spans = [None if found is None else F.pad(found, (0, 0, 0, room))]
-        return painting_of(positive, sampling, spans, (side, side), self.device, start=start, unpainted=unpainted)
+        return region_bias_of(positive, sampling, spans, (side, side), self.device, start=start, negatives=unpainted)
 
     def _base_predictor(
         self, read: _Read, scale: float, bias: RegionBias | None

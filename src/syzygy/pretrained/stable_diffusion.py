@@ -157,7 +157,7 @@ class StableDiffusionDecoder:
         tokens, read = self._read(decoder_validation.texts_of(positive, number))
         spans = [own.spans for own in tokens]
         unpainted = 0 if scale == 1 else number
-        painting = painting_of(positive, sampling, spans, (h, w), self.device, unpainted=unpainted)
+        bias = region_bias_of(positive, sampling, spans, (h, w), self.device, negatives=unpainted)
         if scale != 1:
             nothing = negative is None and self.zeros
             read = read.after(read.zeros() if nothing else self._read(decoder_validation.texts_of(negative, number))[1])

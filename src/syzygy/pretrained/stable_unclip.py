@@ -124,7 +124,7 @@ class StableUnclipDecoder:
         noise = per_sample_noise((self.width,), generators, self.device)
         labels = self._noised(decoder_validation.embeddings_of(positive, number, self.width, self.device), noise, level)
         texts, size = decoder_validation.texts_of(positive, number), (height // self.scale, width // self.scale)
-        painting = self._painting(positive, sampling, texts, size, 0 if scale == 1 else number)
+        bias = self._region_bias(positive, sampling, texts, size, 0 if scale == 1 else number)
         if scale != 1:
             from_labels, from_texts = self._away(negative, number, noise, level)
             labels, texts = torch.cat([from_labels, labels]), from_texts + texts
@@ -163,13 +163,13 @@ class StableUnclipDecoder:
         texts = decoder_validation.texts_of(negative, number)
         return noise.new_zeros(number, 2 * self.width), texts
 
-    def _painting(
+    def _region_bias(
         self, positive: Guide, sampling: Sampling, texts: list[str], size: tuple[int, int], unpainted: int
-    ) -> Painting | None:
+    ) -> RegionBias | None:
         if not positive.regions:
             return None
         spans = self.text.tokens(texts).spans
-        return painting_of(positive, sampling, [spans], size, self.device, unpainted=unpainted)
+        return region_bias_of(positive, sampling, [spans], size, self.device, negatives=unpainted)
 
     def _states(self, texts: list[str]) -> Float[Tensor, "M T C"]:
         """Each text is read once."""

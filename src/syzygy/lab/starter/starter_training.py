@@ -37,7 +37,7 @@ from syzygy.text_encoders import training as adapter_training
 from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.t5 import T5Text
-from syzygy.text_encoders.training import AlignRun, Former, ImageRun
+from syzygy.text_encoders.training import AlignRun, ImageRun, PreviousStage
 from syzygy.training.parallel import joined
 from syzygy.training.run_records import RunResult
 
@@ -82,8 +82,8 @@ def _image(stage: str) -> Callable[[ImageRun, Parts, Path, torch.device], RunRes
     def train(run: ImageRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
         llm, clip, prior = parts["llm"], parts["clip"], parts["prior"]
         with joined(device) as world:
-            former = Former.load(parts["init"], stage)
-            return adapter_training.image(run, former, llm, clip, prior, out, world, stage=stage)
+            previous = PreviousStage.load(parts["init"], stage)
+            return adapter_training.image(run, previous, llm, clip, prior, out, world, stage=stage)
 
     return train
 
