@@ -295,7 +295,7 @@ ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--
         (("--stage", "align", "--llm", "x", "--from", "y"), "--from has no effect with stage 'align'"),
         (("--stage", "align", "--llm", "x", "--filter", "a > 1"), "--filter has no effect with stage 'align'"),
         (("--stage", "quality", "--from", "{image}", "--data", "{store}"), "say which with --filter"),
-        (("--stage", "image", "--from", "{aligned}", "--data", "{store}", "--clip", "x"), "and --data: the store tells"),
+        (("--stage", "image", "--from", "{aligned}", "--data", "{store}", "--clip", "x"), "and --data: the store records them"),
         (("--stage", "quality", "--from", "{aligned}", "--data", "{store}", "--filter", "a > 1"), "is of stage 'align'; stage 'quality' goes"),
         ((*ON_STORE, "--filter", "height > 9 and x > 1"),
          "unknown column"),
@@ -404,7 +404,7 @@ def test_stage_image_with_a_decoder(
         patch.setattr(scene_source, "pair", recorded)
         answer = syzygy(*common, "--out", tmp_path / "run", "--json")
     assert answer.code == 0, answer.err
-    assert not any(how["held_out"] for _, _, how in asked)
+    assert not any(how["unseen"] for _, _, how in asked)
     scenes = {(seed, index) for seed, index, _ in asked}
     assert len(scenes) == len(asked) == 8 + 4 * 4, "other scenes for validation, and at each step"
     assert {how["lang"] for _, _, how in asked} == {"en", "de"}, "those that it was aligned on"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import progress_bar
-from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, train_options
+from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, set_names, train_options
 from syzygy.core.errors import UserError
 from syzygy.core.registry import imported
 
@@ -19,7 +19,7 @@ clip_option = click.option(
     default="starter",
     show_default=True,
     metavar="FOLDER|MODEL",
-    help="The frozen CLIP: a model's, a training run's, or the folder of its weights.",
+    help="The frozen CLIP: a model, a training run, or the folder of its weights.",
 )
 
 
@@ -37,14 +37,14 @@ On your own pairs (docs/train-your-own-prior.md):
 @click.option(
     "--data", "store", type=click.Path(path_type=Path), metavar="STORE", help="Train on this embedding store."
 )
-@click.option("--init", metavar="FOLDER|HUB-ID", help="Go on from this ECLIPSE prior, its folder, run, or hub id.")
-@click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard too.")
+@click.option("--init", metavar="FOLDER|HUB-ID", help="Continue from this ECLIPSE prior: a folder, a run, or a hub id.")
+@click.option("--tensorboard", is_flag=True, help="Also write metrics to RUN/tensorboard.")
 @train_options("starter")
 def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: bool, **options: Any) -> None:
-    """An ECLIPSE prior: text features to image embedding, on an embedding store or on the embedded world."""
+    """Train an ECLIPSE prior (text features to image embedding) on an embedding store or on the embedded world."""
     context = click.get_current_context()
     if store and context.get_parameter_source("clip_source") is not click.core.ParameterSource.DEFAULT:
-        raise UserError("--clip has no effect with --data: the store tells which CLIP embedded it. Leave it out.")
+        raise UserError("--clip has no effect with --data: the store records which CLIP embedded it. Leave it out.")
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.clip.clip_model import Clip
@@ -59,7 +59,7 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
         report: Any = ""  # the run's own, which knows the size of its batch once that is fitted to the data
         if tensorboard and not is_dry_run():
             report = ConsoleReporter("prior", tensorboard=out / "tensorboard")
-        if store is not None and not any(text.startswith("scenes=") for text in options["overrides"]):
+        if store is not None and "scenes" not in set_names(options["overrides"]):
             run = run.model_copy(update={"scenes": None})
         with joined(device) as world:
             if store is None:

@@ -24,7 +24,6 @@ from syzygy.prior.next_steps import (
     EXAMPLE,
     NOT_MEASURED,
     about_store,
-    example,
 )
 from syzygy.prior.prior_task import PriorTask
 from syzygy.training.estimate import is_dry_run
@@ -37,6 +36,10 @@ from syzygy.training.schedule import LoopConfig
 
 PUBLISHED_SCALE = 100.0
 """Inverse temperature of the published CLIPs, for encoders that come without it (a prior's own text and image towers)."""
+
+
+READ_CAPTIONS = 64
+"""Validation captions that are read to find a short example, and whether they describe the embedded world."""
 
 
 class PriorRun(Config):
@@ -114,7 +117,7 @@ def train_on_store(
         )
     run = fitting.validation(run, "validation_images", opened.different_images, str(store))
     training, validation = split(opened, run.validation_images)
-    encoder = opened.encoder
+    encoder, captions = opened.encoder, opened.texts(validation.chosen[:READ_CAPTIONS])
     data = PriorTrainingData(
         training,
         validation,
@@ -124,8 +127,8 @@ def train_on_store(
             opened.empty_text().padded()
         ),  # needed by a diffusion prior alone, missing in older stores alone
         recorded={"clip": encoder["fingerprint"], "data": opened.digest, "validation": split_digest(validation)},
-        about=about_store(opened, training, validation, of_the_world),
-        example=example(opened, validation),
+        about=about_store(opened, training, validation, of_the_world(captions)),
+        example=min(captions, key=len),
     )
     return train_prior(run, data, out, world, init=init, report=report, fitting=fitting)
 

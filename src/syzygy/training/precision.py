@@ -1,4 +1,4 @@
-"""Mixed precision of a training step: weights, optimiser and losses stay in fp32, the network runs in what the device does fast."""
+"""Mixed precision: weights, optimizer and losses stay in fp32, and the network runs in the fastest precision of the device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -56,13 +56,15 @@ reader = _part("reader", "Train the classifier of scenes that scores images: ima
     default="starter",
     show_default=True,
     metavar="FOLDER|MODEL",
-    help="The frozen autoencoder, likewise.",
+    help="The frozen autoencoder: a model, a training run, or the folder of its weights.",
 )
-@click.option("--t5", "t5_source", metavar="RUN|FOLDER|HUB-ID", help="Let it read this frozen T5's states too.")
-@click.option("--init", metavar="FOLDER|MODEL", help="Go on from this decoder; conditions it does not read are added.")
+@click.option("--t5", "t5_source", metavar="RUN|FOLDER|HUB-ID", help="Condition on the states of this frozen T5 too.")
+@click.option(
+    "--init", metavar="FOLDER|MODEL", help="Continue from this decoder; conditions that it does not read are added."
+)
 @train_options("starter")
 def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, init: str | None, **options: Any) -> None:
-    """A decoder: image embedding and text to latents, beside a frozen CLIP and a frozen autoencoder."""
+    """Train a decoder (image embedding and text to latents) with a frozen CLIP and a frozen autoencoder."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.clip.clip_model import Clip
@@ -84,13 +86,14 @@ def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, in
 
 
 @click.command(epilog=EPILOG)
-@click.option("--stages", metavar="NAMES", help=f"Some of {STAGES}. Default: all.")
+@click.option("--stages", metavar="NAMES", help=f"Stages to run, separated by commas: {STAGES}.  [default: all]")
 @train_options("cpu")
 def starter(stages: str | None, **options: Any) -> None:
-    """The starter model from nothing: CLIP, reader, autoencoder, decoder, T5, the decoder six times more with its words, prior, a language
+    """Train all parts of the starter model: CLIP, reader, autoencoder, decoder, T5, the decoder six times more with T5, prior, a language
     model and the three stages of its adapter.
 
-    Stages that are finished with the same settings are not run again. What is there is put together as soon as it can paint: RUN/model.
+    Stages that are finished with the same settings are not run again. As soon as the parts can generate images, they are assembled to
+    RUN/model.
     """
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
