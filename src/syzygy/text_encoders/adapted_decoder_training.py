@@ -17,11 +17,11 @@ from syzygy.decoder.training import DecoderTaskConfig
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.parallel_corpus import checked_languages
-from syzygy.prior.prior_loading import trained_beside
+from syzygy.prior.prior_loading import check_trained_with
 from syzygy.text_encoders.adapter_folders import PART
 from syzygy.text_encoders.decoder_stage import AdaptedDecoderTask, Described
 from syzygy.text_encoders.llm import Llm
-from syzygy.text_encoders.training import Former, check_clip
+from syzygy.text_encoders.training import PreviousStage, check_clip
 from syzygy.training.loop import fit
 from syzygy.training.parallel import World
 from syzygy.training.precision import precision_on
@@ -49,7 +49,7 @@ class AdapterDecoderRun(Config):
 
 
 def train(
-    run: AdapterDecoderRun, former: Former, llm: Llm, clip: Clip, autoencoder: Autoencoder, decoder: Path, out: Path, world: World
+    run: AdapterDecoderRun, former: PreviousStage, llm: Llm, clip: Clip, autoencoder: Autoencoder, decoder: Path, out: Path, world: World
 ) -> RunResult:  # fmt: skip
     """Train (or resume) in `out`; the finished ones are `out/adapter` and `out/decoder`, fp16. Held-out compositions stay out.
 
@@ -62,7 +62,7 @@ def train(
         raise UserError("an adapter's states stand for no words, so none can be painted: set task.painted=0.")
     check_clip(former, clip.fingerprint())
     for part, fingerprint in (("clip", clip.fingerprint()), ("autoencoder", autoencoder.fingerprint())):
-        trained_beside(decoder, part, fingerprint)
+        check_trained_with(decoder, part, fingerprint)
     network = load_decoder(decoder)
     beside = {
         "stage": "image",
@@ -81,7 +81,7 @@ def train(
     def described(key: int, start: int, number: int, step: int) -> Described:
         length = run.lengths[step % len(run.lengths)]
         found = [
-            scene_source.pair(key, i, held_out=False, length=length, lang=languages[i % len(languages)])
+            scene_source.pair(key, i, unseen=False, length=length, lang=languages[i % len(languages)])
             for i in range(start, start + number)
         ]
         images = scene_source.pictures(found, autoencoder.image_size, world.device)

@@ -19,12 +19,11 @@ from syzygy.data.store import EmbeddingStore
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.parallel_corpus import checked_languages
-from syzygy.prior import published_layout
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.embedding_pairs import split
+from syzygy.prior.embedding_pairs import split, split_digest
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
-from syzygy.prior.held_out import split_digest
-from syzygy.prior.prior_loading import load_eclipse, trained_beside
+from syzygy.prior.prior_loading import check_trained_with
+from syzygy.prior.prior_network import STATISTICS_MEASURED
 from syzygy.prior.training import PUBLISHED_SCALE
 from syzygy.text_encoders.adapter import AdapterConfig, AdapterSizes, TextAdapter, TextStatistics
 from syzygy.text_encoders.adapter_folders import PART, identity_of, place_of, recipe_of
@@ -96,7 +95,7 @@ class ImageRun(Config):
 
 
 @dataclass(frozen=True)
-class Former:
+class PreviousStage:
     """The artefact that a stage goes on from."""
 
     run: Path
@@ -107,7 +106,7 @@ class Former:
     """The identity of its language model."""
 
     @staticmethod
-    def load(source: str | Path, stage: str) -> "Former":
+    def load(source: str | Path, stage: str) -> "PreviousStage":
         """
         Raises:
             UserError: there is no finished adapter, or it is of a stage that this one does not go on from.
@@ -119,7 +118,7 @@ class Former:
                 f"the adapter in {folder} is of stage {found!r}; stage {stage!r} goes on from {' or '.join(FORMER[stage])}. "
                 "The order is align, image, quality."
             )
-        return Former(folder.parent, adapter, record, identity_of(folder))
+        return PreviousStage(folder.parent, adapter, record, identity_of(folder))
 
     @property
     def lineage(self) -> list[dict[str, Any]]:
@@ -138,7 +137,7 @@ class Former:
         """Those of them that the embedded world has captions in."""
         return tuple(code for code in self.languages if code in LANGUAGES)
 
-    def taught(self, languages: Sequence[str]) -> "Former":
+    def taught(self, languages: Sequence[str]) -> "PreviousStage":
         """The same with further languages in its record."""
         return replace(self, record=self.record | {"languages": list(dict.fromkeys([*self.languages, *languages]))})
 
@@ -162,9 +161,9 @@ def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True
         UserError: it is not found, no ECLIPSE prior, or belongs to another CLIP.
     """
     place = part_or_id(source, "prior")
-    prior = load_eclipse(place, local_files_only=local_files_only)
+    prior = EclipsePrior.from_pretrained(place, local_files_only=local_files_only)
     if isinstance(place, Path):
-        trained_beside(place, "clip", clip)
+        check_trained_with(place, "clip", clip)
     return prior
 
 
@@ -251,7 +250,7 @@ def fresh(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdap
 
 def image(
     run: ImageRun,
-    former: Former,
+    former: PreviousStage,
     llm: Llm,
     clip: Clip,
     prior: EclipsePrior,
@@ -291,7 +290,7 @@ def image(
 
 def image_on_store(
     run: ImageRun,
-    former: Former,
+    former: PreviousStage,
     store: Path,
     features: str,
     prior: EclipsePrior,
@@ -347,7 +346,7 @@ class _Material:
 
 def _fit_image(
     run: ImageRun,
-    former: Former,
+    former: PreviousStage,
     material: _Material,
     prior: EclipsePrior,
     out: Path,
@@ -361,8 +360,10 @@ def _fit_image(
         raise UserError(
             f"the adapter of {former.run} was trained with another prior ({aligned}, here {began}). Take that one, or begin with stage align."
         )
-    if published_layout.complete(prior, material.statistics) and world.first:
-        warnings.warn(published_layout.COMPLETED, stacklevel=2)
+    if not prior.has_statistics:
+        prior.set_statistics(material.statistics())
+        if world.first:
+            warnings.warn(STATISTICS_MEASURED, stacklevel=2)
     adapter, prior = former.adapter.to(world.device), prior.to(world.device)
     stage = ImageStage(adapter, prior, run.task, logit_scale=material.logit_scale)
     beside = {"stage": name, "llm": former.llm, **material.record, "lineage": former.lineage, "prior_before": began}
@@ -378,7 +379,7 @@ def _fit_image(
     return RunResult(out / PART, result.metrics, result.history)
 
 
-def check_clip(former: Former, fingerprint: str) -> None:
+def check_clip(former: PreviousStage, fingerprint: str) -> None:
     """Refuse a CLIP that an adapter was not aligned with."""
     if former.record.get("clip") != fingerprint:
         raise UserError(
