@@ -20,7 +20,7 @@ def info(store: Path, as_json: bool) -> None:
     """Say what is in an embedding store: counts, columns, and which encoder made its features."""
     import json
 
-    from syzygy.data.building import read_manifest
+    from syzygy.data.store_building import read_manifest
 
     manifest = read_manifest(store)
     counts = {name: manifest[name] for name in ("pictures", "captions", "seen", "bad", "skipped", "full_captions")}
@@ -75,12 +75,12 @@ def verify(store: Path, as_json: bool) -> None:
     """Read every byte of a store, and say what is damaged. Exit code 1 if anything is."""
     import json
 
-    from syzygy.data import checking
-    from syzygy.data.building import read_manifest
+    from syzygy.data import store_checking
+    from syzygy.data.store_building import read_manifest
 
     captions = read_manifest(store)["captions"]
     with progress_bar("verifying", captions) as advance:
-        problems = checking.verify(store, advance)
+        problems = store_checking.verify(store, advance)
     if as_json:
         click.echo(json.dumps({"store": str(store), "captions": captions, "problems": problems}))
     elif problems:
@@ -108,7 +108,7 @@ def merge(stores: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """
     import json
 
-    from syzygy.data.merging import merge
+    from syzygy.data.store_merging import merge
 
     manifest = merge(stores, out)
     if as_json:

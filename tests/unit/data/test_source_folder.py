@@ -102,5 +102,5 @@ def test_what_no_row_names_is_counted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [pair.key for pair in (*first, *last[:1])] == ["b.png", "./sub/c.JPG", "gone.png"]
     assert last[1:] == [
         Unused(str(Path("sub/d.PNG")), "no row of metadata.jsonl names this picture", 2),
-        Unused("metadata.csv", "metadata.jsonl is read in its place", 1),
+        Unused("metadata.csv", "metadata.jsonl is read instead", 1),
     ]

@@ -58,7 +58,7 @@ def test_what_is_no_source(tmp_path: Path, write_tar: Callable[..., Path]) -> No
         ("sub/{0..3}.tar", r"there is no .*1\.tar \(3 of 4 are missing\)\."),
         ("none", r"there is no .*none\. A source is img2dataset's tars"),
         ("empty", r"empty holds no pairs\. A source is"),
-        ("a.zip", "is no source of pairs"),
+        ("a.zip", "is not a source of pairs"),
         ("{sub,b.parquet}", r"several kinds \(parquet, tar\)"),
         ("sub/{0,0}.tar", r"0\.tar is named twice"),
     ):

@@ -13,7 +13,7 @@ from PIL import Image
 from syzygy.cli.embed import _expected
 from syzygy.clip.clip_model import Clip
 from syzygy.data.embedding_preview import Preview, preview
-from syzygy.data.pair_encoder import EmbedSettings
+from syzygy.data.encoding import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 
 
