@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from syzygy.core.errors import UserError
-from syzygy.data.store_checking import verify
 from syzygy.data.store import EmbeddingStore
+from syzygy.data.store_checking import verify
 from syzygy.text_encoders.llm import Llm, LlmRecipe
 from syzygy.text_encoders.store_features import open_features
 from tests.closeness import assert_close
