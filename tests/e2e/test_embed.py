@@ -367,4 +367,4 @@ def test_a_worker_that_dies_is_told(tmp_path: Path, tars: Path, tiny_model: Path
             os.kill(int(pid), signal.SIGKILL)
         _, err = process.communicate()
     assert process.returncode == 2, err
-    assert "a worker died (exit code -9), perhaps for lack of memory: try fewer --workers" in err
+    assert "a worker died (exit code -9), possibly because memory ran out: try fewer --workers" in err

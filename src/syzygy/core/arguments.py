@@ -1,4 +1,7 @@
-"""Checks of the arguments of Python calls: each gives the value in its plain type, or a `UserError` that names the argument."""
+"""Checks of the arguments of Python calls.
+
+Each returns the value as a plain Python type, or raises a `UserError` that names the argument, the value and what is allowed.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +17,7 @@ T = TypeVar("T")
 
 
 def whole(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
-    """A whole number: an `int`, or an integer of numpy. `True` and 2.0 are refused.
-
-    Raises:
-        UserError: another type, or out of range.
-    """
+    """A whole number: an `int`, or an integer of numpy, from `least` to `most`. `True` and 2.0 are refused."""
     found = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
     if found is None or (least is not None and found < least) or (most is not None and found > most):
         raise UserError(f"{name} must be a whole number{_range(least, most)}, got {_shown(value)}.")
@@ -26,11 +25,7 @@ def whole(value: Any, name: str, least: int | None = None, most: int | None = No
 
 
 def number(value: Any, name: str, least: float | None = None) -> float:
-    """A finite number: a `float` or an `int`, or one of numpy.
-
-    Raises:
-        UserError: another type, not finite, or out of range.
-    """
+    """A finite number of at least `least`: a `float` or an `int`, or one of numpy."""
     found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not math.isfinite(found) or (least is not None and found < least):
         raise UserError(f"{name} must be a finite number{_range(least, None)}, got {_shown(value)}.")
@@ -38,11 +33,7 @@ def number(value: Any, name: str, least: float | None = None) -> float:
 
 
 def texts(value: Any, name: str = "prompt") -> list[str]:
-    """One text, or a list of texts, as a list. Empty texts are not refused here.
-
-    Raises:
-        UserError: another type.
-    """
+    """One text, or a list of texts, as a list. Empty texts are not refused here."""
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list | tuple):
         raise UserError(f"{name} must be a text (str) or a list of texts, got {_shown(value)}.")
@@ -59,11 +50,7 @@ def negatives(value: Any, prompts: int | None, each: str = "prompt") -> str | li
 
     Args:
         prompts: how many there are; None where only a single text makes sense.
-        each: what there is one of for each, for the message.
-
-    Raises:
-        UserError: another type, or a list of another length.
-    """
+        each: what there is one of for each, for the message."""
     if value is None or isinstance(value, str):
         return value
     found = texts(value, "negative_prompt")
@@ -80,11 +67,7 @@ def negatives(value: Any, prompts: int | None, each: str = "prompt") -> str | li
 
 
 def generators(value: Any) -> Any:
-    """None, a `torch.Generator`, or a list of them, as it is.
-
-    Raises:
-        UserError: another type.
-    """
+    """None, a `torch.Generator`, or a list of them, as it is."""
     if value is None or isinstance(value, torch.Generator):
         return value
     if not isinstance(value, list | tuple) or not all(isinstance(one, torch.Generator) for one in value):
@@ -95,22 +78,14 @@ def generators(value: Any) -> Any:
 
 
 def optional(value: Any, name: str, kind: type | tuple[type, ...], wanted: str) -> Any:
-    """None, or a value of this type.
-
-    Raises:
-        UserError: another type.
-    """
+    """None, or a value of this type."""
     if value is not None and not isinstance(value, kind):
         raise UserError(f"{name} must be {wanted}, got {_shown(value)}.")
     return value
 
 
 def regions(value: Any) -> Any:
-    """None, a list of regions, or a list of such lists, as it is.
-
-    Raises:
-        UserError: another type, or regions and lists in one list.
-    """
+    """None, a list of regions, or a list of such lists, as it is."""
     if value is None:
         return None
     rows: Any = value if isinstance(value, list | tuple) else (None,)
@@ -121,11 +96,7 @@ def regions(value: Any) -> Any:
 
 
 def callback(value: Any) -> Any:
-    """None, or something that can be called.
-
-    Raises:
-        UserError: neither.
-    """
+    """None, or something that can be called."""
     if value is not None and not callable(value):
         raise UserError(f"callback must be a function that takes a Progress, got {_shown(value)}.")
     return value
@@ -134,15 +105,12 @@ def callback(value: Any) -> Any:
 def sampling(
     steps: int | None, guidance_scale: float | None, sampler: str | None, options: Mapping[str, Any]
 ) -> Sampling:
-    """The arguments of methods that paint as the decoder takes them; `options` are height, width, region_strength and the decoder's own.
-
-    Raises:
-        UserError: a value of another type; a height without a width, or the other way about.
-    """
+    """The arguments of methods that generate images, as the decoder takes them. `options` holds height, width, region_strength,
+    style_guidance and the decoder's own."""
     own = {name: value for name, value in options.items() if value is not None}
     height, width = (_if_given(whole, own.pop(name, None), name) for name in ("height", "width"))
     if (height is None) != (width is None):
-        raise UserError("height and width come together: give both, or neither.")
+        raise UserError("height and width must be given together: give both, or neither.")
     size = None if height is None or width is None else (height, width)
     apart = {name: _if_given(number, own.pop(name, None), name) for name in ("region_strength", "style_guidance")}
     return Sampling(
@@ -156,7 +124,7 @@ def sampling(
 
 
 def _plain(value: Any) -> Any:
-    """A whole number of numpy as one of Python."""
+    """An integer of numpy as one of Python."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
@@ -165,11 +133,7 @@ def _if_given(check: Callable[[Any, str], T], value: Any, name: str) -> T | None
 
 
 def names_of(conditions: Sequence[str] | None) -> list[str] | None:
-    """What the decoder should read, as a list.
-
-    Raises:
-        UserError: no list of names.
-    """
+    """The names of the conditions that the decoder should read, as a list."""
     if conditions is None:
         return None
     if isinstance(conditions, str):
@@ -186,7 +150,7 @@ def _range(least: float | None, most: float | None) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: short, with its type where it does not show."""
+    """A value for a message: short, and with its type."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
         return f"a {type(value).__name__} of {len(value)}"
     text = repr(value)

@@ -25,11 +25,7 @@ class EncoderSpec:
     device: str
 
     def load(self, worker: int = 0, *, local_files_only: bool = False) -> Clip:
-        """The encoder, on this worker's device. Workers share the GPUs of a machine.
-
-        Raises:
-            UserError: it cannot be loaded.
-        """
+        """The encoder, on this worker's device. Workers share the GPUs of a machine. Raises `UserError` if it cannot be loaded."""
         clip = Clip.from_pretrained(
             self.source, revision=self.revision, dtype=self.compute, local_files_only=local_files_only
         )
@@ -51,14 +47,10 @@ class Tally:
     """What is done over all shards: finished ones, and what is known of those in work."""
 
     def __init__(self, shards: Sequence[Shard], records: Sequence[Mapping[str, Any]], max_bad: float) -> None:
-        """`records` are those of shards that were finished before.
-
-        Raises:
-            TooManyBad: these alone have too many bad samples.
-        """
+        """`records` are those of shards that were finished before. Raises `TooManyBad` if these have too many bad samples."""
         self._shards, self._max_bad = shards, max_bad
-        self._finished: dict[int, Progress] = {}
-        self._working: dict[int, Progress] = {}
+        self._progress: dict[int, Progress] = {}
+        self._done: set[int] = set()
         self.on_change: Callable[[], None] = lambda: None
         """Called after every batch and every shard."""
         for record in records:
@@ -74,21 +66,17 @@ class Tally:
     @property
     def shards_done(self) -> int:
         """How many of them are finished."""
-        return len(self._finished)
+        return len(self._done)
 
     @property
     def seen(self) -> int:
         """Samples, bad ones included."""
-        return sum(progress.seen for progress in self._all)
+        return sum(progress.seen for progress in self._progress.values())
 
     @property
     def bad(self) -> int:
         """Bad samples."""
-        return sum(progress.bad for progress in self._all)
-
-    @property
-    def _all(self) -> list[Progress]:
-        return [*self._finished.values(), *self._working.values()]
+        return sum(progress.bad for progress in self._progress.values())
 
     @property
     def expected(self) -> float | None:
@@ -96,33 +84,29 @@ class Tally:
         known = [shard.samples for shard in self._shards if shard.samples is not None]
         if len(known) == len(self._shards):
             return float(sum(known))
-        size = sum(self._shards[number].size for number in self._finished)
-        seen = sum(progress.seen for progress in self._finished.values())
+        size = sum(self._shards[number].size for number in self._done)
+        seen = sum(self._progress[number].seen for number in self._done)
         return seen * sum(shard.size for shard in self._shards) / size if size else None
 
     def update(self, progress: Progress) -> None:
-        """Count a batch of a shard.
-
-        Raises:
-            TooManyBad: see `store_building.check_bad`.
-        """
-        self._working[progress.number] = progress
+        """Count a batch of a shard. Raises `TooManyBad` if too many samples are bad; see `store_building.check_bad`."""
+        self._progress[progress.number] = progress
         self._check()
         self.on_change()
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Count a finished shard. Raises as `update`."""
-        self._working.pop(record["number"], None)
         self._take(record)
         self._check()
         self.on_change()
 
     def _take(self, record: Mapping[str, Any]) -> None:
-        progress = Progress(record["number"], record["seen"])
+        progress = self._progress[record["number"]] = Progress(record["number"], record["seen"])
         for fault in store_building.lost_pairs(record):
             progress.lose(fault["key"], fault["reason"])
-        self._finished[record["number"]] = progress
+        self._done.add(record["number"])
 
     def _check(self) -> None:
-        first = [f"{self._shards[progress.number].name} {line}" for progress in self._all for line in progress.first]
+        shown = self._progress.values()
+        first = [f"{self._shards[progress.number].name} {line}" for progress in shown for line in progress.first]
         store_building.check_bad(self.seen, self.bad, first, self._max_bad, at_end=False)

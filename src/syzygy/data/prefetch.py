@@ -87,11 +87,7 @@ def _prepared(pair: RawPair, prepare: Callable[[Image.Image], P]) -> Prepared[P]
 
 
 def picture_data(picture: bytes | Path) -> bytes:
-    """The encoded picture itself, or that in a file.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """The encoded picture itself, or that in a file. Raises `UserError` if the file cannot be read."""
     return read_bytes(picture) if isinstance(picture, Path) else picture
 
 

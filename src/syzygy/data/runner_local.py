@@ -27,8 +27,7 @@ def run_here(job: Job, todo: Sequence[int], encoder: PairEncoder, tally: Tally) 
 def run_processes(job: Job, todo: Sequence[int], workers: int, tally: Tally) -> None:
     """Embed the shards of these numbers in several processes, each with its own encoder. A process that is free takes the next shard.
 
-    Raises:
-        UserError: a worker raised one, or died.
+    Raises `UserError` if a worker raised one, or died.
     """
     context = multiprocessing.get_context("spawn")
     messages, stop, taken = context.Queue(), context.Event(), context.Value("q", 0)

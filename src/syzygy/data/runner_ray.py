@@ -42,8 +42,7 @@ class Worker:
 def run_ray(job: Job, todo: Sequence[int], workers: int, tally: Tally) -> None:
     """Embed the shards of these numbers in a pool of actors, which ends when this returns or raises.
 
-    Raises:
-        UserError: Ray is not installed or has too few processors; or a worker raised one, or died.
+    Raises `UserError` if Ray is not installed or has too few processors; or a worker raised one, or died.
     """
     ray = _ray()
     begun = not ray.is_initialized()
@@ -71,8 +70,7 @@ def run_ray(job: Job, todo: Sequence[int], workers: int, tally: Tally) -> None:
 def _finished(ray: Any, actors: Sequence[Any], todo: Sequence[int]) -> Iterator[int]:
     """The numbers of the shards in the order in which they are finished. An actor that is free takes the next one.
 
-    Raises:
-        UserError: a worker raised one, or died.
+    Raises `UserError` if a worker raised one, or died.
     """
     left = iter(todo)
     running = {actor.embed.remote(number): (actor, number) for actor, number in zip(actors, left, strict=False)}
@@ -110,11 +108,7 @@ def _check_resources(found: dict[str, float], workers: int, job: Job) -> None:
 
 
 def _ray() -> Any:
-    """The module `ray`.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """The module `ray`. Raises `UserError` if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     try:
         import ray

@@ -26,8 +26,7 @@ def under_torchrun() -> bool:
 def group() -> Iterator[tuple[int, int]]:
     """Connect the ranks while the context is open. Gives (this rank, number of ranks).
 
-    Raises:
-        UserError: this process was not started by `torchrun`.
+    Raises `UserError` if this process was not started by `torchrun`.
     """
     if not under_torchrun():
         raise UserError(

@@ -55,11 +55,7 @@ class CaptionFilesShard:
 
 
 def caption_files_shards(folder: Path) -> list[CaptionFilesShard]:
-    """All pictures in the folder and in the folders in it, by name, 512 for each shard.
-
-    Raises:
-        UserError: the folder cannot be read.
-    """
+    """All pictures in the folder and in the folders in it, by name, 512 for each shard. Raises `UserError` if the folder cannot be read."""
     pictures, captions = files_in(folder)
     pairs = [(name, _partner(stem, captions)) for stem, name in pictures]
     used = {caption for _, caption in pairs}

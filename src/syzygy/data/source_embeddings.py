@@ -42,11 +42,7 @@ class EmbeddingShard:
     """The factor that brings the embeddings to raw scale."""
 
     def read(self) -> Iterator[Sample]:
-        """Stream both files.
-
-        Raises:
-            UserError: one is gone, or they have different numbers of rows.
-        """
+        """Stream both files. Raises `UserError` if one is gone, or they have different numbers of rows."""
         if not self.images.is_file():
             raise UserError(f"{self.images} is gone.")
         try:
@@ -73,11 +69,7 @@ class EmbeddingShard:
 
 
 def _load(path: Path) -> Float[np.ndarray, "N D"]:
-    """The array in a .npy file, mapped into memory.
-
-    Raises:
-        UserError: it is damaged, or no matrix of floating-point numbers.
-    """
+    """The array in a .npy file, mapped into memory. Raises `UserError` if it is damaged, or no matrix of floating-point numbers."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

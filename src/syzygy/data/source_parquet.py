@@ -73,8 +73,7 @@ class ParquetShard:
     def read(self) -> Iterator[Sample]:
         """Stream it, a few rows at a time. What a damaged row group lost is one `Bad`.
 
-        Raises:
-            UserError: the file is gone, or lacks a column.
+        Raises `UserError` if the file is gone, or lacks a column.
         """
         for number, row in rows(self.path, self.columns, self.groups):
             yield Bad(WHOLE_FILE, row) if isinstance(row, str) else self._sample(f"{number:08}", row)
@@ -107,8 +106,7 @@ def pair_in(key: str, row: Mapping[str, Any], columns: Columns, **picture: Any) 
 def parquet_shards(path: Path, name: str, columns: Columns) -> list[ParquetShard]:
     """A file in shards of some hundred rows, as far as its row groups allow. A damaged file is one shard.
 
-    Raises:
-        UserError: it cannot be read.
+    Raises `UserError` if it cannot be read.
     """
     arrow, parquet = _pyarrow()
     size, fingerprint = path.stat().st_size, file_fingerprint(path)
@@ -191,11 +189,7 @@ def _as_bytes(array: Any) -> Any:
 
 
 def first_readable(paths: Sequence[Path]) -> Path:
-    """The first of these files whose columns can be read. Damaged ones become `Bad` later.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The first of these files whose columns can be read. Damaged ones become `Bad` later. Raises `UserError` if there is none."""
     arrow, parquet = _pyarrow()
     reason = ""
     for path in paths:
@@ -292,11 +286,7 @@ def _holds(kind: Any) -> str | None:
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    """The modules `pyarrow` and `pyarrow.parquet`.
-
-    Raises:
-        UserError: they are not installed.
-    """
+    """The modules `pyarrow` and `pyarrow.parquet`. Raises `UserError` if they are not installed."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -136,11 +136,7 @@ class TarShard:
 
 
 def tar_shard(path: Path, name: str, keep: tuple[str, ...], caption_fields: tuple[str, ...]) -> TarShard:
-    """Open a tar and check that it is not compressed.
-
-    Raises:
-        UserError: it is compressed, or cannot be read.
-    """
+    """Open a tar and check that it is not compressed. Raises `UserError` if it is compressed, or cannot be read."""
     fingerprint = file_fingerprint(path)
     with path.open("rb") as file:
         begins = file.read(max(map(len, PACKED)))

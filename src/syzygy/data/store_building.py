@@ -63,11 +63,7 @@ class Plan:
 
 
 def read_plan(store: Path) -> Plan | None:
-    """The plan of a store that was begun, or None.
-
-    Raises:
-        UserError: its file is something else.
-    """
+    """The plan of a store that was begun, or None. Raises `UserError` if its file is something else."""
     path = store / store_files.PLAN_FILE
     return Plan(store_files.read_checked(path)) if path.is_file() else None
 
@@ -88,8 +84,7 @@ def begin(
 ) -> Plan:
     """Claim an empty or missing folder, or continue the store in it.
 
-    Raises:
-        UserError: the folder holds other things, or a store of another source, encoder or settings; the message says which.
+    Raises `UserError` if the folder holds other things, or a store of another source, encoder or settings; the message says which.
     """
     wanted = {
         "command": command,
@@ -246,8 +241,7 @@ def lost_pairs(record: Mapping[str, Any]) -> list[dict[str, str]]:
 def finish(store: Path, plan: Plan, max_bad: float) -> dict[str, Any]:
     """Write `bad.jsonl` and the manifest, which is returned.
 
-    Raises:
-        UserError: shards are missing, no pair can be used, or too many are bad.
+    Raises `UserError` if shards are missing, no pair can be used, or too many are bad.
     """
     records = list(finished(store, plan))
     if len(records) < len(plan.shards):
@@ -279,11 +273,7 @@ def write_bad(store: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All that a reader needs to know, including feature sets that were added.
-
-    Raises:
-        UserError: no pair can be used.
-    """
+    """All that a reader needs to know, including feature sets that were added. Raises `UserError` if no pair can be used."""
     parts = [part for record in records for part in record["parts"]]
     if not parts:
         bad = any(record["bad"] for record in records)
@@ -362,8 +352,7 @@ def with_added_sets(store: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 def read_manifest(store: Path) -> dict[str, Any]:
     """The manifest of a finished store.
 
-    Raises:
-        UserError: there is none, it is unfinished (the message names what is missing, and the command to finish it), or newer.
+    Raises `UserError` if there is none, it is unfinished (the message names what is missing, and the command to finish it), or newer.
     """
     path = store / store_files.MANIFEST_FILE
     if path.is_file():

@@ -83,8 +83,7 @@ def is_there(store: Path, file: Mapping[str, Any]) -> bool:
 def check_set_name(name: str) -> None:
     """Refuse a name that a feature set cannot have.
 
-    Raises:
-        UserError: it has other characters than small letters, digits, - and _, or is taken.
+    Raises `UserError` if it has other characters than small letters, digits, - and _, or is taken.
     """
     if not _SET.fullmatch(name) or name == PAIRS:
         raise UserError(
@@ -95,8 +94,7 @@ def check_set_name(name: str) -> None:
 def read_checked(path: Path) -> dict[str, Any]:
     """A plan, record or manifest of a schema that this version knows.
 
-    Raises:
-        UserError: it is missing, broken, newer, or something else.
+    Raises `UserError` if it is missing, broken, newer, or something else.
     """
     found = artifacts.read_json(path)
     schema = found.get("schema_version")

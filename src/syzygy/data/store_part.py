@@ -57,8 +57,7 @@ def text_hash(text: str) -> int:
 def write_part(part: Part, store: Path, number: int, index: int) -> dict[str, Any]:
     """Write both files of part `index` of shard `number`. Returns what the shard's record says of it.
 
-    Raises:
-        UserError: they cannot be written.
+    Raises `UserError` if they cannot be written.
     """
     columns = column_tensors(part.columns)
     pairs = write_tensors(
@@ -202,8 +201,7 @@ class ImageStatistics:
 def statistics_of(store: Path, parts: Sequence[Mapping[str, Any]]) -> ImageStatistics:
     """Statistics of all image embeddings in these parts, merged in their order, so that they do not depend on who wrote them when.
 
-    Raises:
-        UserError: a file is missing or damaged.
+    Raises `UserError` if a file is missing or damaged.
     """
     number, sums, norms = 0, torch.zeros(0), 0.0
     for part in parts:

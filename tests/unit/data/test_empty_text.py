@@ -109,7 +109,7 @@ def test_an_older_store_is_read_but_not_continued(
     with pytest.raises(UserError, match=says):
         store.empty_text()
     answer = syzygy("store", "info", path)
-    assert "    without the empty text, which a diffusion prior needs: an older version wrote it\n" in answer.out
+    assert "    no features of the empty text, which a diffusion prior needs: an older version wrote it\n" in answer.out
     before = contents(path)
     with pytest.raises(UserError, match=r"begun by an older version, .* not continued. Choose another --out"):
         make_store(tars, path, encoder, shard_size=3)
