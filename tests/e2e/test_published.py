@@ -174,7 +174,7 @@ def test_stable_unclip_is_told_the_text_and_the_negative_prompt(tiny_stable_uncl
     expected = model.pipeline.decoder.paint(
         Guide(both.image_embeddings, texts=PROMPTS),
         after,
-        negative=Guide(texts=["a ring"]),
+        away=Guide(texts=["a ring"]),
         how=Sampling(steps=3, guidance_scale=4.0, options={"noise_level": 20}),
     )
     expected_pixels = (expected.permute(0, 2, 3, 1) * 255).round().int().numpy()

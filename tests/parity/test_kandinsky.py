@@ -130,7 +130,7 @@ def test_away_is_the_zero_picture_asked_for_only_when_needed(tiny_kandinsky: Tin
 
     decoder = load(tiny_kandinsky.decoder, unconditional=zero)
     how = Sampling(steps=2, guidance_scale=3.0)
-    negative = decoder.paint(Guide(embeddings()), generators(1, 2), negative=Guide(ZERO), how=how)
+    negative = decoder.paint(Guide(embeddings()), generators(1, 2), away=Guide(ZERO), how=how)
     decoder.paint(Guide(embeddings()), generators(1, 2), how=Sampling(steps=2, guidance_scale=1.0))
     assert not asked
     assert torch.equal(negative, decoder.paint(Guide(embeddings()), generators(1, 2), how=how))
@@ -161,7 +161,7 @@ def test_a_guide_must_fit(decoder: KandinskyDecoder) -> None:
     with pytest.raises(UserError, match="3 embeddings for 2 pictures"):
         decoder.paint(Guide(embeddings(3)), generators(1, 2))
     with pytest.raises(UserError, match="no effect at guidance scale 1"):
-        decoder.paint(Guide(embeddings(1)), generators(1), negative=Guide(ZERO), how=Sampling(guidance_scale=1.0))
+        decoder.paint(Guide(embeddings(1)), generators(1), away=Guide(ZERO), how=Sampling(guidance_scale=1.0))
 
 
 def test_half_precision_paints_nearly_the_same(decoder: KandinskyDecoder, tiny_kandinsky: Tiny) -> None:

@@ -137,14 +137,14 @@ def test_what_is_not_told_is_nothing(karlo: Tiny, decoder: KarloDecoder, clip: C
     how, made, empty = Sampling(steps=3, options={"super_res_steps": 2}), embeddings(), clip.encode_text(["", ""])
     prompt = clip.encode_text(PROMPTS)
 
-    def painted(guide: Guide, negative: Guide | None = None) -> Tensor:
-        return decoder.paint(guide, generators(0, 1), negative=negative, how=how)
+    def painted(towards: Guide, away: Guide | None = None) -> Tensor:
+        return decoder.paint(towards, generators(0, 1), away=away, how=how)
 
     assert_close(painted(Guide(made)), painted(Guide(made, empty)), depth=NETWORK)
     told, nothing = Guide(made, prompt), decoder.projection.nothing.expand(2, -1)
     plain = painted(told)
-    for negative in (Guide(nothing, empty), Guide(nothing[:1], empty[[0]]), Guide(nothing), Guide(features=empty)):
-        assert_close(painted(told, negative), plain, depth=NETWORK)
+    for away in (Guide(nothing, empty), Guide(nothing[:1], empty[[0]]), Guide(nothing), Guide(features=empty)):
+        assert_close(painted(told, away), plain, depth=NETWORK)
     negative = embeddings(2, "negative"), clip.encode_text(["a ring", "stars above a blue circle"])
     both, image, text = (painted(told, Guide(*parts)) for parts in (negative, negative[:1], (None, negative[1])))
     pictures = [plain, both, image, text]
@@ -163,8 +163,8 @@ def test_defaults_are_the_published_ones(decoder: KarloDecoder, clip: Clip) -> N
 def test_half_precision_and_offloading_paint_the_same(karlo: Tiny, decoder: KarloDecoder, clip: Clip) -> None:
     guide, how = Guide(embeddings(1), clip.encode_text(PROMPTS[:1])), Sampling(steps=3, guidance_scale=1.0)
     full = decoder.paint(guide, generators(0), how=how)
-    offloaded = load(karlo.decoder, clip, offload=True).paint(guide, generators(0), how=how)
-    assert torch.equal(offloaded, full)
+    away = load(karlo.decoder, clip, offload=True).paint(guide, generators(0), how=how)
+    assert torch.equal(away, full)
     half = load(karlo.decoder, clip, dtype=torch.bfloat16).paint(guide, generators(0), how=how)
     assert half.dtype == torch.float32
     assert 0 < (half - full).abs().mean() < 0.05
@@ -194,7 +194,7 @@ def test_steps_are_those_of_diffusers_scheduler(kind: Any, steps: int, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("guide", "negative", "how", "message"),
+    ("guide", "away", "how", "message"),
     [
         ({"embeddings": None}, None, {}, "needs image embeddings"),
         ({"embeddings": torch.zeros(1, 12)}, None, {}, f"reads image embeddings {WIDTH} wide; these are 12 wide"),
@@ -220,11 +220,11 @@ def test_steps_are_those_of_diffusers_scheduler(kind: Any, steps: int, monkeypat
     ],
 )
 def test_what_it_cannot_do_is_said(
-    guide: dict[str, Any], negative: Guide | None, how: dict[str, Any], message: str, decoder: KarloDecoder, clip: Clip
+    guide: dict[str, Any], away: Guide | None, how: dict[str, Any], message: str, decoder: KarloDecoder, clip: Clip
 ) -> None:
     told = {"embeddings": embeddings(1), "features": clip.encode_text(PROMPTS[:1]), "texts": PROMPTS[:1]} | guide
     with pytest.raises(UserError, match=message):
-        decoder.paint(Guide(**told), generators(0), negative=negative, how=Sampling(**how))
+        decoder.paint(Guide(**told), generators(0), away=away, how=Sampling(**how))
 
 
 def half() -> Tensor:
@@ -299,7 +299,7 @@ def test_prompts_must_fit(decoder: KarloDecoder, clip: Clip) -> None:
     def features(rows: int, tokens: int, width: int) -> TextFeatures:
         return TextFeatures(torch.zeros(rows, tokens, width), torch.ones(rows, tokens).bool(), torch.zeros(rows, width))
 
-    for guide, negative, message in (
+    for guide, away, message in (
         (
             Guide(embeddings(), features(2, 5, 12)),
             None,
@@ -309,7 +309,7 @@ def test_prompts_must_fit(decoder: KarloDecoder, clip: Clip) -> None:
         (Guide(embeddings()), Guide(features=features(3, 5, WIDTH)), "3 prompts for 2 pictures"),
     ):
         with pytest.raises(UserError, match=message):
-            decoder.paint(guide, generators(0, 1), negative=negative)
+            decoder.paint(guide, generators(0, 1), away=away)
 
 
 def broken(folder: Path, tmp_path: Path, change: Callable[[Path], None]) -> Path:

@@ -98,9 +98,9 @@ def test_pictures_are_those_of_diffusers(
 
     def paint(texts: list[str] = TEXTS, **changes: Any) -> Tensor:
         how = {"steps": 4, "guidance_scale": scale, "size": size} | changes
-        avoided = None if negative is None else Guide(texts=[negative])
+        away = None if negative is None else Guide(texts=[negative])
         return decoders[kind].paint(
-            Guide(texts=texts), generators(3, 4), negative=avoided, how=Sampling(**how), on_step=seen.append
+            Guide(texts=texts), generators(3, 4), away=away, how=Sampling(**how), on_step=seen.append
         )
 
     ours = paint()

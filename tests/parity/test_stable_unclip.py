@@ -72,8 +72,8 @@ def test_pictures_are_those_of_diffusers(
     def paint(**changes: Any) -> Tensor:
         how = {"steps": 4, "guidance_scale": scale, "size": size, "options": {"noise_level": level}} | changes
         # As a pipeline tells a negative prompt: with the prior's prediction for it, which this decoder was not trained to read.
-        avoided = None if negative is None else Guide(embeddings(1), texts=[negative])
-        return decoder.paint(Guide(embeddings(), texts=TEXTS), generators(3, 4), negative=avoided, how=Sampling(**how))
+        away = None if negative is None else Guide(embeddings(1), texts=[negative])
+        return decoder.paint(Guide(embeddings(), texts=TEXTS), generators(3, 4), away=away, how=Sampling(**how))
 
     ours = paint()
     assert ours.shape == (2, 3, height, width)
@@ -83,8 +83,8 @@ def test_pictures_are_those_of_diffusers(
 
 
 def test_it_reads_the_text_and_the_embedding(decoder: StableUnclipDecoder) -> None:
-    def paint(guide: Guide, negative: Guide | None = None) -> Tensor:
-        return decoder.paint(guide, generators(3), negative=negative, how=Sampling(steps=3, guidance_scale=4.0))
+    def paint(guide: Guide, away: Guide | None = None) -> Tensor:
+        return decoder.paint(guide, generators(3), away=away, how=Sampling(steps=3, guidance_scale=4.0))
 
     plain = paint(Guide(embeddings(1)))
     assert torch.equal(plain, paint(Guide(embeddings(1), texts=[""])))
@@ -130,7 +130,7 @@ def test_what_cannot_be_done_is_refused(decoder: StableUnclipDecoder) -> None:
     with pytest.raises(UserError, match="33 × 32 pixels cannot be painted; both must be multiples of 2"):
         decoder.paint(Guide(embeddings(1)), generators(1), how=Sampling(size=(33, 32)))
     with pytest.raises(UserError, match="2 texts for 3 pictures"):
-        decoder.paint(Guide(embeddings(1)), generators(1, 2, 3), negative=Guide(texts=TEXTS))
+        decoder.paint(Guide(embeddings(1)), generators(1, 2, 3), away=Guide(texts=TEXTS))
 
 
 def test_files_that_do_not_fit_are_refused(tiny_stable_unclip: Tiny, copy_of: Callable[[Path], Path]) -> None:

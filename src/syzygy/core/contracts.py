@@ -375,17 +375,17 @@ class PictureDecoder(Protocol):
 
     def paint(
         self,
-        guide: Guide,
+        towards: Guide,
         generators: Sequence[torch.Generator],
         *,
-        negative: Guide | None = None,
+        away: Guide | None = None,
         how: Sampling = Sampling(),
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """N pictures in [0, 1], on the decoder's device, each from its own generator's noise (drawn where that lives).
 
         Args:
-            negative: one guide for all, or one each, to move away from; None is the decoder's own unconditional branch.
+            away: one guide for all, or one each, to move away from; None is the decoder's own unconditional branch.
 
         Raises:
             UserError: the guide lacks what the decoder needs, widths do not fit, a setting is out of range or unknown to it, or has no effect.

@@ -54,10 +54,10 @@ class LatentDecoder:
     @torch.inference_mode()
     def paint(
         self,
-        guide: Guide,
+        towards: Guide,
         generators: Sequence[torch.Generator],
         *,
-        negative: Guide | None = None,
+        away: Guide | None = None,
         how: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
@@ -66,12 +66,12 @@ class LatentDecoder:
         own = self.defaults
         steps = own.steps if how.steps is None else how.steps
         assert own.sampler is not None
-        avoided = None if negative is None else self._conditioning(negative)
+        negative = None if away is None else self._conditioning(away)
         latents = sample(
-            self._guided(guide, avoided, how),
+            self._guided(towards, negative, how),
             per_sample_noise(self.autoencoder.latent_shape, generators, self.device),
             self.schedule.sigmas(arguments.whole(steps, "the number of steps")),
-            self._conditioning(guide, self._strength(guide, how)),
+            self._conditioning(towards, self._strength(towards, how)),
             sampler=how.sampler or own.sampler,
             on_step=on_step,
         )
@@ -88,18 +88,18 @@ class LatentDecoder:
         }
         return conditioning_of(guide, self.device, painting, own)
 
-    def _guided(self, guide: Guide, negative: Conditioning | None, how: Sampling) -> Guided | StyleGuided:
+    def _guided(self, towards: Guide, negative: Conditioning | None, how: Sampling) -> Guided | StyleGuided:
         scale = self.defaults.guidance_scale if how.guidance_scale is None else how.guidance_scale
         assert scale is not None
         if how.style_guidance is None:
             return Guided(self.denoiser, scale, negative)
-        if guide.embeddings is None or guide.features is None:
+        if towards.embeddings is None or towards.features is None:
             raise UserError("style guidance weighs a style beside a text: let the decoder read both, image and text.")
         return StyleGuided(self.denoiser, scale, how.style_guidance, negative)
 
-    def _strength(self, guide: Guide, how: Sampling) -> float:
+    def _strength(self, towards: Guide, how: Sampling) -> float:
         """w' of this picture."""
-        if how.painting is not None and guide.regions is None:
+        if how.painting is not None and towards.regions is None:
             raise UserError("painting has a strength, but nothing is painted: give regions, or leave the strength out.")
         own = REGION_STRENGTH if self.defaults.painting is None else self.defaults.painting
         return own if how.painting is None else how.painting

@@ -96,7 +96,7 @@ class Pipeline:
         generators = one_each(generator, number)
         seeds = seeds_of(generators)
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
-        guide, embeddings = self._guide(prompts, rows, self.noise(generators), conditions)
+        towards, embeddings = self._guide(prompts, rows, self.noise(generators), conditions)
         if style is not None:
             if not {"image", "text"} <= set(conditions):
                 raise UserError(
@@ -104,13 +104,13 @@ class Pipeline:
                 )
             assert len(style) in (1, number), f"{len(style)} styles for {number} pictures"
             embeddings = style.to(embeddings).expand(number, -1)
-            guide = replace(guide, embeddings=embeddings)
+            towards = replace(towards, embeddings=embeddings)
             if how.style_guidance is None:
                 how = replace(how, style_guidance=self.decoder.defaults.style_guidance)
         if regions is not None:
             check_regions(regions, len(prompts))
-            guide = replace(guide, regions=[regions[row] for row in rows])
-        negative = self._negative(
+            towards = replace(towards, regions=[regions[row] for row in rows])
+        away = self._away(
             negatives if isinstance(negatives, str | None) else [negatives[row] for row in rows], conditions
         )
         with _naming(
@@ -119,8 +119,8 @@ class Pipeline:
                 for i, row in enumerate(rows)
             ]
         ):
-            _check_guide(guide)
-            pictures = self.decoder.paint(guide, generators, negative=negative, how=how, on_step=callback)
+            _check_guide(towards)
+            pictures = self.decoder.paint(towards, generators, away=away, how=how, on_step=callback)
             return PipelineOutput(to_pil(pictures), embeddings.cpu(), seeds)
 
     @torch.inference_mode()
@@ -149,10 +149,10 @@ class Pipeline:
         conditions = self.chosen(["image"])
         negatives = arguments.negatives(negative_prompt, len(embeddings), "image")
         seeds = seeds_of(generators) if seeds is None else list(seeds)
-        negative = self._negative(negatives, conditions)
+        away = self._away(negatives, conditions)
         with _naming([f"image {i + 1} of {len(seeds)}{_seed(seed)}" for i, seed in enumerate(seeds)]):
             _check_guide(Guide(embeddings))
-            pictures = self.decoder.paint(Guide(embeddings), generators, negative=negative, how=how, on_step=callback)
+            pictures = self.decoder.paint(Guide(embeddings), generators, away=away, how=how, on_step=callback)
             return PipelineOutput(to_pil(pictures), embeddings.cpu(), seeds)
 
     def noise(self, generators: Sequence[torch.Generator]) -> Float[Tensor, "N D"]:
@@ -178,7 +178,7 @@ class Pipeline:
         features = features[rows]
         return features, self.prior.predict(features, noise=noise)
 
-    def _negative(self, negatives: str | Sequence[str] | None, conditions: Sequence[str]) -> Guide | None:
+    def _away(self, negatives: str | Sequence[str] | None, conditions: Sequence[str]) -> Guide | None:
         """The negative conditioning: of one text for all images, or of one for each (N)."""
         if negatives is None:
             return None

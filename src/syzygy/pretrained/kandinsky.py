@@ -73,21 +73,21 @@ class KandinskyDecoder:
     @torch.inference_mode()
     def paint(
         self,
-        guide: Guide,
+        towards: Guide,
         generators: Sequence[torch.Generator],
         *,
-        negative: Guide | None = None,
+        away: Guide | None = None,
         how: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `PictureDecoder`. Height and width are multiples of 64 (of the pixels a latent position, squared)."""
-        steps, scale = decoder_validation.settings(guide, how, self.defaults, negative)
+        steps, scale = decoder_validation.settings(towards, how, self.defaults, away)
         height, width = decoder_validation.size_of(how, self.defaults, self.scale**2)
         scheduler = diffusers_schedulers.fresh(self.scheduler, how.sampler)
         number = len(generators)
-        embeddings = decoder_validation.embeddings_of(guide, number, self.width, self.device)
+        embeddings = decoder_validation.embeddings_of(towards, number, self.width, self.device)
         if scale != 1:
-            from_ = Guide(self.unconditional()) if negative is None else negative
+            from_ = Guide(self.unconditional()) if away is None else away
             embeddings = torch.cat(
                 [decoder_validation.embeddings_of(from_, number, self.width, self.device), embeddings]
             )
@@ -110,8 +110,8 @@ class KandinskyDecoder:
             found = self.unet(both.to(self.unet.dtype), t, None, added_cond_kwargs=conditions, return_dict=False)[0]
             noise, spread = found.float().split(x.shape[1], dim=1)
             if scale != 1:
-                (negative, positive), spread = noise.chunk(2), spread.chunk(2)[1]
-                noise = negative + scale * (positive - negative)
+                (from_, towards), spread = noise.chunk(2), spread.chunk(2)[1]
+                noise = from_ + scale * (towards - from_)
             return torch.cat([noise, spread], dim=1) if variance else noise
 
         return predict

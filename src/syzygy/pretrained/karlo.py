@@ -93,15 +93,15 @@ class KarloDecoder:
     @torch.inference_mode()
     def paint(
         self,
-        guide: Guide,
+        towards: Guide,
         generators: Sequence[torch.Generator],
         *,
-        negative: Guide | None = None,
+        away: Guide | None = None,
         how: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `PictureDecoder`. Pictures have the second stage's size; progress counts the steps of both stages."""
-        steps, scale = decoder_validation.settings(guide, how, self.defaults, negative, [SUPER_RES_STEPS], paints=True)
+        steps, scale = decoder_validation.settings(towards, how, self.defaults, away, [SUPER_RES_STEPS], paints=True)
         base_times, fine_times = visited(steps), visited(self._fine_steps(how), f" ({SUPER_RES_STEPS})")
         number, taken, total = len(generators), count(1), len(base_times) + len(fine_times)
 
@@ -110,9 +110,9 @@ class KarloDecoder:
                 on_step(Progress(next(taken), total, sigma, clean))
 
         with visiting(self.device, self.projection, offload=self.offload):
-            read = self._read(guide, negative, number, scale)
+            read = self._read(towards, away, number, scale)
         side = sample_positions(self.base.config, BASE_SIDE)[0]
-        bias = self._region_bias(guide, how, side, 0 if scale == 1 else number)
+        bias = self._region_bias(towards, how, side, 0 if scale == 1 else number)
         with visiting(self.device, self.base, offload=self.offload):
             predict, shape = self._base_predictor(read, scale, bias), (3, side, side)
             small = walk(self.base_steps, predict, shape, base_times, generators, self.device, told)
@@ -128,17 +128,17 @@ class KarloDecoder:
         steps = how.options.get(SUPER_RES_STEPS, self.defaults.options[SUPER_RES_STEPS])
         return arguments.whole(steps, SUPER_RES_STEPS)
 
-    def _read(self, guide: Guide, negative: Guide | None, number: int, scale: float) -> _Read:
+    def _read(self, towards: Guide, away: Guide | None, number: int, scale: float) -> _Read:
         """What to move away from first, where guidance is on."""
-        embeddings = decoder_validation.embeddings_of(guide, number, self.width, self.device)
-        features = self._features(guide, number)
+        embeddings = decoder_validation.embeddings_of(towards, number, self.width, self.device)
+        features = self._features(towards, number)
         if scale != 1:
-            if negative is None or negative.embeddings is None:
+            if away is None or away.embeddings is None:
                 nothing = self.projection.nothing.float().expand(number, -1)
             else:
-                nothing = decoder_validation.embeddings_of(negative, number, self.width, self.device)
+                nothing = decoder_validation.embeddings_of(away, number, self.width, self.device)
             embeddings = torch.cat([nothing, embeddings])
-            features = TextFeatures.cat([self._features(negative, number), features])
+            features = TextFeatures.cat([self._features(away, number), features])
         dtype = self.base.dtype
         # What a pad holds must not matter, and 0 × infinity would.
         states = features.states.masked_fill(~features.mask[..., None], 0.0)
@@ -165,16 +165,16 @@ class KarloDecoder:
         states, mask = F.pad(found.states, (0, 0, 0, POSITIONS - length)), F.pad(found.mask, (0, POSITIONS - length))
         return TextFeatures(states, mask, found.pooled)
 
-    def _region_bias(self, guide: Guide, how: Sampling, side: int, negatives: int) -> RegionBias | None:
+    def _region_bias(self, towards: Guide, how: Sampling, side: int, negatives: int) -> RegionBias | None:
         """Of the first stage alone: the second sees pictures, no words."""
-        found = None if guide.features is None else guide.features.spans
+        found = None if towards.features is None else towards.features.spans
         # Tokens of the image come before those of the text.
         start, room = (
             self.projection.config.clip_extra_context_tokens,
             0 if found is None else POSITIONS - found.shape[1],
         )
         spans = [None if found is None else F.pad(found, (0, 0, 0, room))]
-        return region_bias_of(guide, how, spans, (side, side), self.device, start=start, negatives=negatives)
+        return region_bias_of(towards, how, spans, (side, side), self.device, start=start, negatives=negatives)
 
     def _base_predictor(
         self, read: _Read, scale: float, bias: RegionBias | None
@@ -192,10 +192,10 @@ class KarloDecoder:
             )[0].float()
             if scale == 1:
                 return found
-            negative, positive = found.chunk(2)
+            from_, towards = found.chunk(2)
             # Guidance moves the noise alone; where its variance lies is the guided half's to say.
-            eps = negative[:, :3] + scale * (positive[:, :3] - negative[:, :3])
-            return torch.cat([eps, positive[:, 3:]], 1)
+            eps = from_[:, :3] + scale * (towards[:, :3] - from_[:, :3])
+            return torch.cat([eps, towards[:, 3:]], 1)
 
         return predict
 

@@ -103,15 +103,15 @@ class StableUnclipDecoder:
     @torch.inference_mode()
     def paint(
         self,
-        guide: Guide,
+        towards: Guide,
         generators: Sequence[torch.Generator],
         *,
-        negative: Guide | None = None,
+        away: Guide | None = None,
         how: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `PictureDecoder`. Height and width are multiples of 8 (pixels a latent position); option `noise_level`, 0 to 999."""
-        steps, scale = decoder_validation.settings(guide, how, self.defaults, negative, [NOISE_LEVEL], paints=True)
+        steps, scale = decoder_validation.settings(towards, how, self.defaults, away, [NOISE_LEVEL], paints=True)
         height, width = decoder_validation.size_of(how, self.defaults, self.scale)
         level = self._level(how)
         scheduler = diffusers_schedulers.fresh(self.scheduler, how.sampler)
@@ -120,11 +120,11 @@ class StableUnclipDecoder:
         number = len(generators)
         # The embedding's noise comes before the latents', as in diffusers.
         noise = per_sample_noise((self.width,), generators, self.device)
-        labels = self._noised(decoder_validation.embeddings_of(guide, number, self.width, self.device), noise, level)
-        texts, size = decoder_validation.texts_of(guide, number), (height // self.scale, width // self.scale)
-        bias = self._region_bias(guide, how, texts, size, 0 if scale == 1 else number)
+        labels = self._noised(decoder_validation.embeddings_of(towards, number, self.width, self.device), noise, level)
+        texts, size = decoder_validation.texts_of(towards, number), (height // self.scale, width // self.scale)
+        bias = self._region_bias(towards, how, texts, size, 0 if scale == 1 else number)
         if scale != 1:
-            from_labels, from_texts = self._negative(negative, number, noise, level)
+            from_labels, from_texts = self._away(away, number, noise, level)
             labels, texts = torch.cat([from_labels, labels]), from_texts + texts
         states = self._states(texts).to(self.unet.dtype)
         start = per_sample_noise((self.unet.config.in_channels, *size), generators, self.device)
@@ -151,23 +151,23 @@ class StableUnclipDecoder:
         sinusoids = get_timestep_embedding(levels, self.width, flip_sin_to_cos=True, downscale_freq_shift=0)
         return torch.cat([noised, sinusoids], dim=1)
 
-    def _negative(
-        self, negative: Guide | None, number: int, noise: Float[Tensor, "N D"], level: int
+    def _away(
+        self, away: Guide | None, number: int, noise: Float[Tensor, "N D"], level: int
     ) -> tuple[Float[Tensor, "N twoD"], list[str]]:
-        if negative is not None and negative.texts is None:
+        if away is not None and away.texts is None:
             return self._noised(
-                decoder_validation.embeddings_of(negative, number, self.width, self.device), noise, level
+                decoder_validation.embeddings_of(away, number, self.width, self.device), noise, level
             ), [""] * number
-        texts = decoder_validation.texts_of(negative, number)
+        texts = decoder_validation.texts_of(away, number)
         return noise.new_zeros(number, 2 * self.width), texts
 
     def _region_bias(
-        self, guide: Guide, how: Sampling, texts: list[str], size: tuple[int, int], negatives: int
+        self, towards: Guide, how: Sampling, texts: list[str], size: tuple[int, int], negatives: int
     ) -> RegionBias | None:
-        if not guide.regions:
+        if not towards.regions:
             return None
         spans = self.text.tokens(texts).spans
-        return region_bias_of(guide, how, [spans], size, self.device, negatives=negatives)
+        return region_bias_of(towards, how, [spans], size, self.device, negatives=negatives)
 
     def _states(self, texts: list[str]) -> Float[Tensor, "M T C"]:
         """Each text is read once."""
