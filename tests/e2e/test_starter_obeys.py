@@ -57,7 +57,7 @@ def test_what_is_painted_is_where_it_was_painted(model: TextToImage) -> None:
         found = read(model, paint(model, asked, scoring, strength))
         return sum(map(placed, asked, found)) / len(asked)
 
-    strength, turned = model.defaults["painting"], [each.exchanged() for each in one]
+    strength, turned = model.defaults["region_strength"], [each.exchanged() for each in one]
     unpainted, painted, exchanged = share(one, 0.0), share(one, strength), share(turned, strength)
     assert min(painted, exchanged) >= max(0.6, unpainted + 0.2), (unpainted, painted, exchanged)
 

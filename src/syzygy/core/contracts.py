@@ -273,8 +273,8 @@ class Sampling:
     sampler: str | None = None
     size: tuple[int, int] | None = None
     """Height and width in pixels."""
-    painting: float | None = None
-    """How strongly painted phrases pull, w' of paint-with-words; 0 is not at all."""
+    region_strength: float | None = None
+    """How strongly regions pull their phrases, w' of paint-with-words; 0 is not at all."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What one decoder alone knows. Others refuse it."""
 
@@ -360,7 +360,7 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
-class PictureDecoder(Protocol):
+class ImageDecoder(Protocol):
     """Image embedding (and text, where it reads it) → picture: the second half of unCLIP."""
 
     @property
@@ -373,19 +373,19 @@ class PictureDecoder(Protocol):
         """What suits it."""
         ...
 
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
-        how: Sampling = Sampling(),
+        negative: Guide | None = None,
+        sampling: Sampling = Sampling(),
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """N pictures in [0, 1], on the decoder's device, each from its own generator's noise (drawn where that lives).
 
         Args:
-            away: one guide for all, or one each, to move away from; None is the decoder's own unconditional branch.
+            negative: one guide for all, or one each, to move away from; None is the decoder's own unconditional branch.
 
         Raises:
             UserError: the guide lacks what the decoder needs, widths do not fit, a setting is out of range or unknown to it, or has no effect.

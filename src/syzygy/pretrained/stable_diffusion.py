@@ -96,7 +96,7 @@ class TextReader:
 
 @dataclass(frozen=True)
 class StableDiffusionDecoder:
-    """A `PictureDecoder` that reads texts alone, token by token, so that their words can be painted.
+    """A `ImageDecoder` that reads texts alone, token by token, so that their words can be painted.
 
     To move away from: a negative text, by default the empty one, or what stands for none (XL).
     """
@@ -136,31 +136,31 @@ class StableDiffusionDecoder:
         return pixels_a_position(self.vae)
 
     @torch.inference_mode()
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
-        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        negative: Guide | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `PictureDecoder`. Height and width are multiples of 8 (pixels a latent position)."""
-        steps, scale = decoder_validation.settings(towards, how, self.defaults, away, paints=True)
-        height, width = decoder_validation.size_of(how, self.defaults, self.scale)
-        scheduler = diffusers_schedulers.fresh(self.scheduler, how.sampler)
+        """See `ImageDecoder`. Height and width are multiples of 8 (pixels a latent position)."""
+        steps, scale = decoder_validation.settings(positive, sampling, self.defaults, negative, paints=True)
+        height, width = decoder_validation.size_of(sampling, self.defaults, self.scale)
+        scheduler = diffusers_schedulers.fresh(self.scheduler, sampling.sampler)
         if diffusers_schedulers.learns_variance(scheduler):
             raise UserError("this U-Net learned no variance, but its scheduler wants one: choose another sampler.")
-        if towards.texts is None:
+        if positive.texts is None:
             raise UserError("this decoder paints from texts: tell it one.")
         number, (h, w) = len(generators), (height // self.scale, width // self.scale)
-        tokens, read = self._read(decoder_validation.texts_of(towards, number))
+        tokens, read = self._read(decoder_validation.texts_of(positive, number))
         spans = [own.spans for own in tokens]
         negatives = 0 if scale == 1 else number
-        bias = region_bias_of(towards, how, spans, (h, w), self.device, negatives=negatives)
+        bias = region_bias_of(positive, sampling, spans, (h, w), self.device, negatives=negatives)
         if scale != 1:
-            nothing = away is None and self.zeros
-            read = read.after(read.zeros() if nothing else self._read(decoder_validation.texts_of(away, number))[1])
+            nothing = negative is None and self.zeros
+            read = read.after(read.zeros() if nothing else self._read(decoder_validation.texts_of(negative, number))[1])
         noise = per_sample_noise((self.unet.config.in_channels, h, w), generators, self.device)
         predict = self._predictor(read, scale, scheduler, bias, (height, width))
         with visiting(self.device, self.unet, offload=self.offload):

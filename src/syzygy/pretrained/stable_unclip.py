@@ -60,7 +60,7 @@ class OwnText:
 
 @dataclass(frozen=True)
 class StableUnclipDecoder:
-    """A `PictureDecoder` that reads image embeddings and texts; without a text it reads the empty one.
+    """A `ImageDecoder` that reads image embeddings and texts; without a text it reads the empty one.
 
     Away from: the embedding of zeros and a negative text (the empty one by default), as it was trained; where only
     embeddings are told, away from those.
@@ -101,30 +101,32 @@ class StableUnclipDecoder:
         return pixels_a_position(self.vae)
 
     @torch.inference_mode()
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
-        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        negative: Guide | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `PictureDecoder`. Height and width are multiples of 8 (pixels a latent position); option `noise_level`, 0 to 999."""
-        steps, scale = decoder_validation.settings(towards, how, self.defaults, away, [NOISE_LEVEL], paints=True)
-        height, width = decoder_validation.size_of(how, self.defaults, self.scale)
-        level = self._level(how)
-        scheduler = diffusers_schedulers.fresh(self.scheduler, how.sampler)
+        """See `ImageDecoder`. Height and width are multiples of 8 (pixels a latent position); option `noise_level`, 0 to 999."""
+        steps, scale = decoder_validation.settings(
+            positive, sampling, self.defaults, negative, [NOISE_LEVEL], paints=True
+        )
+        height, width = decoder_validation.size_of(sampling, self.defaults, self.scale)
+        level = self._level(sampling)
+        scheduler = diffusers_schedulers.fresh(self.scheduler, sampling.sampler)
         if diffusers_schedulers.learns_variance(scheduler):
             raise UserError("this U-Net learned no variance, but its scheduler wants one: choose another sampler.")
         number = len(generators)
         # The embedding's noise comes before the latents', as in diffusers.
         noise = per_sample_noise((self.width,), generators, self.device)
-        labels = self._noised(decoder_validation.embeddings_of(towards, number, self.width, self.device), noise, level)
-        texts, size = decoder_validation.texts_of(towards, number), (height // self.scale, width // self.scale)
-        bias = self._region_bias(towards, how, texts, size, 0 if scale == 1 else number)
+        labels = self._noised(decoder_validation.embeddings_of(positive, number, self.width, self.device), noise, level)
+        texts, size = decoder_validation.texts_of(positive, number), (height // self.scale, width // self.scale)
+        bias = self._region_bias(positive, sampling, texts, size, 0 if scale == 1 else number)
         if scale != 1:
-            from_labels, from_texts = self._away(away, number, noise, level)
+            from_labels, from_texts = self._away(negative, number, noise, level)
             labels, texts = torch.cat([from_labels, labels]), from_texts + texts
         states = self._states(texts).to(self.unet.dtype)
         start = per_sample_noise((self.unet.config.in_channels, *size), generators, self.device)
@@ -134,8 +136,8 @@ class StableUnclipDecoder:
         with visiting(self.device, self.vae, offload=self.offload):
             return decoded(self.vae, latents, singly=self.offload)
 
-    def _level(self, how: Sampling) -> int:
-        level = how.options.get(NOISE_LEVEL, self.defaults.options[NOISE_LEVEL])
+    def _level(self, sampling: Sampling) -> int:
+        level = sampling.options.get(NOISE_LEVEL, self.defaults.options[NOISE_LEVEL])
         most = self.noising.config.num_train_timesteps - 1
         return arguments.whole(level, NOISE_LEVEL, 0, most)
 
@@ -152,22 +154,22 @@ class StableUnclipDecoder:
         return torch.cat([noised, sinusoids], dim=1)
 
     def _away(
-        self, away: Guide | None, number: int, noise: Float[Tensor, "N D"], level: int
+        self, negative: Guide | None, number: int, noise: Float[Tensor, "N D"], level: int
     ) -> tuple[Float[Tensor, "N twoD"], list[str]]:
-        if away is not None and away.texts is None:
+        if negative is not None and negative.texts is None:
             return self._noised(
-                decoder_validation.embeddings_of(away, number, self.width, self.device), noise, level
+                decoder_validation.embeddings_of(negative, number, self.width, self.device), noise, level
             ), [""] * number
-        texts = decoder_validation.texts_of(away, number)
+        texts = decoder_validation.texts_of(negative, number)
         return noise.new_zeros(number, 2 * self.width), texts
 
     def _region_bias(
-        self, towards: Guide, how: Sampling, texts: list[str], size: tuple[int, int], negatives: int
+        self, positive: Guide, sampling: Sampling, texts: list[str], size: tuple[int, int], negatives: int
     ) -> RegionBias | None:
-        if not towards.regions:
+        if not positive.regions:
             return None
         spans = self.text.tokens(texts).spans
-        return region_bias_of(towards, how, [spans], size, self.device, negatives=negatives)
+        return region_bias_of(positive, sampling, [spans], size, self.device, negatives=negatives)
 
     def _states(self, texts: list[str]) -> Float[Tensor, "M T C"]:
         """Each text is read once."""

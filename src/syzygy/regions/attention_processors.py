@@ -184,7 +184,7 @@ def combined_region_maps(
 
 def region_bias_of(
     guide: Guide,
-    how: Sampling,
+    sampling: Sampling,
     spans: Sequence[Int[Tensor, "P T 2"] | None],
     size: tuple[int, int],
     device: torch.device,
@@ -213,7 +213,7 @@ def region_bias_of(
             "regions need a text encoder with a state for each token; this one tells no words apart, as an adapter's states stand for none. "
             "Leave the text encoder out."
         )
-    strength = REGION_STRENGTH if how.painting is None else how.painting
+    strength = REGION_STRENGTH if sampling.region_strength is None else sampling.region_strength
     maps = combined_region_maps(guide.texts, known, guide.regions, strength, size)
     if maps is None:
         return None

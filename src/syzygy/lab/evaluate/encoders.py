@@ -98,7 +98,7 @@ def series(model: TextToImage, asked: Sequence[Asked], scoring: EncodersScoring)
             warnings.filterwarnings("ignore", message=CUT)
             return model.pipeline(
                 [one.text(length) for one in some],
-                how=Sampling(steps=scoring.steps, guidance_scale=guidance),
+                sampling=Sampling(steps=scoring.steps, guidance_scale=guidance),
                 conditions=reads,
                 generator=[generator(scoring.seed, "encoders", one.prompt.text) for one in some],
             ).images

@@ -145,7 +145,7 @@ def paint(model: TextToImage, asked: Sequence[Asked], scoring: PaintingScoring, 
     """A picture of each prompt, its phrases painted where they shall be; strength 0 paints nothing."""
     return model.pipeline(
         [one.prompt.text for one in asked],
-        how=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale, painting=strength),
+        sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale, region_strength=strength),
         conditions=scoring.conditions,
         generator=[generator(scoring.seed, "painting", one.prompt.text) for one in asked],
         regions=[list(one.regions) for one in asked],

@@ -129,7 +129,7 @@ def series(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring) ->
     def painted(texts: Sequence[str], prompts: Sequence[Prompt], **more: Any) -> list[Image.Image]:
         how = Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale, style_guidance=more.pop("w", None))
         noise = [generator(scoring.seed, "style", prompt.text) for prompt in prompts]
-        return model.pipeline(texts, how=how, generator=noise, **more).images
+        return model.pipeline(texts, sampling=how, generator=noise, **more).images
 
     def alone(rows: Sequence[int], **more: Any) -> list[Image.Image]:
         some = [asked[row].prompt for row in rows]
@@ -239,8 +239,8 @@ def grid(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring, weig
     labels = [["", "", *STYLES]]
     for prompt in shown:
         first, *noise = (generator(scoring.seed, "style", prompt.text) for _ in (WITHOUT, *STYLES))
-        line = model.pipeline(prompt.text, how=plain, generator=first).images
-        line += model.pipeline([prompt.text] * len(STYLES), how=how, generator=noise, style=styles).images
+        line = model.pipeline(prompt.text, sampling=plain, generator=first).images
+        line += model.pipeline([prompt.text] * len(STYLES), sampling=how, generator=noise, style=styles).images
         read = reader.read(torch.stack([to_tensor(image) for image in line]).to(model.pipeline.device))
         lines.append([card(prompt.text), *line])
         labels.append(["", *(_label(prompt, one) for one in read)])

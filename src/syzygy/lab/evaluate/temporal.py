@@ -140,7 +140,7 @@ def paint(model: TextToImage, some: Sequence[Prompt], scoring: TemporalScoring, 
     pipeline = replace(model.pipeline, decoder=replace(decoder, denoiser=Swapped(decoder.denoiser, below)))
     return pipeline(
         [prompt.text for prompt in some],
-        how=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
+        sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
         conditions=scoring.conditions,
         generator=[generator(scoring.seed, "temporal", prompt.text) for prompt in some],
     ).images

@@ -78,7 +78,7 @@ def _painted(
         warnings.filterwarnings("ignore", message=CUT)
         return subject.paths[reader](
             [one.text(code, length) for one in some],
-            how=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
+            sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
             conditions=scoring.conditions,
             generator=[generator(scoring.seed, "text encoder", one.prompt.text) for one in some],
         ).images

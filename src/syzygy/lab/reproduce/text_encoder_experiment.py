@@ -227,7 +227,7 @@ def paint(bench: Bench, name: str, path: Pipeline, progress: Callable[[int], Non
             texts = [one.text(code, SHORT) for one in some]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=CUT)
-                images = path(texts, how=how, conditions=scoring.conditions, generator=noise).images
+                images = path(texts, sampling=how, conditions=scoring.conditions, generator=noise).images
             pictures += [to_tensor(image) for image in images]
             progress(len(some))
         _keep(bench, painted_name(name, code), torch.stack(pictures), reader)
