@@ -92,7 +92,7 @@ def test_kandinsky_paints_what_diffusers_paints(tiny_kandinsky: Tiny, own_cache:
 
 def test_the_picture_of_zeros_is_computed_once(tiny_kandinsky: Tiny, tmp_path: Path, own_cache: Path) -> None:
     folder = Path(shutil.copytree(tiny_kandinsky.clip, tmp_path / "clip"))
-    found = repositories.checkpoint.locate(folder, None, local_files_only=True)
+    found = repositories.checkpoint_files.locate(folder, None, local_files_only=True)
 
     def zero() -> ZeroImage:
         clip = load_pretrained.Clip.from_pretrained(folder, text_first=True)
@@ -225,7 +225,7 @@ def test_what_belongs_to_another_clip_is_refused(
     other = tiny_unclip.tiny_clip(tmp_path / "clip", width=48)
     with pytest.raises(UserError, match=r"the CLIP .* makes embeddings 48 wide.*such as kandinsky-community"):
         load(tiny_kandinsky, clip=other)
-    assert "768 wide (CLIP ViT-L/14" in load_pretrained.asking.which_clip(768)
+    assert "768 wide (CLIP ViT-L/14" in load_pretrained.decoder_validation.which_clip(768)
 
 
 def test_what_is_missing_is_named(

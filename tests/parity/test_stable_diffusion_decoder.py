@@ -112,7 +112,6 @@ def test_pictures_are_those_of_diffusers(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_regions_are_the_same_as_in_diffusers_pipeline(kind: str, folders: dict[str, Path], decoders: Any) -> None:
-    from syzygy.regions.diffusers_hook import region_conditioning
 
     pipeline, regions = theirs(folders[kind]), [Region("red circle", half())]
     sampling: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}

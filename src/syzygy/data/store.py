@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from syzygy.core.contracts import PackedText
 from syzygy.core.errors import UserError, unknown
+from syzygy.core.packed_attention import PackedText
 from syzygy.data import building, store_layout
 from syzygy.data.captions import TokenStates, joined
 from syzygy.data.empty_text import RECORD

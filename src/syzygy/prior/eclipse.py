@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from syzygy.core.artifacts import CONFIG_FILE, load_strictly
 from syzygy.core.config import Config, parse
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.core.packed_attention import PackedAttention, Packing
+from syzygy.core.packed_attention import PackedAttention, PackedText, Packing
 from syzygy.core.transformer_layers import Block
 from syzygy.prior import published_layout
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
