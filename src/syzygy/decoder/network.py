@@ -4,7 +4,7 @@ It owns the condition slots; the backbone behind them is passed in and may come 
 Shapes: B batch, L latent channels, T tokens of all slots, C cross-attention width, V vector width, E pooled width.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -113,21 +113,6 @@ class Tokens(NamedTuple):
     maps_BTHW: Float[Tensor, "B T H W"] | None
 
 
-@runtime_checkable
-class Backbone(Protocol):
-    """Latents → latents of equal shape, given the noise level, masked tokens, a vector and perhaps a bias to regions."""
-
-    def __call__(
-        self,
-        x: Float[Tensor, "B L H W"],
-        c_noise: Float[Tensor, "B"],
-        tokens: Float[Tensor, "B T C"],
-        mask: Bool[Tensor, "B T"],
-        vector: Float[Tensor, "B V"],
-        region_bias: RegionBias | None = None,
-    ) -> Float[Tensor, "B L H W"]: ...
-
-
 class Slot(nn.Module):
     """Turns one condition into tokens and a vector; learned null values stand in where it is absent."""
 
@@ -193,7 +178,7 @@ class Slot(nn.Module):
             return [null], [torch.ones(batch, 1, dtype=torch.bool, device=null.device)], vector
         present_B1 = condition.present[:, None]
         if len(present_B1) != batch:
-            raise UserError(f"condition {self.config.name!r} has {len(present_B1)} samples, the pictures have {batch}.")
+            raise UserError(f"condition {self.config.name!r} has {len(present_B1)} samples, the images have {batch}.")
         tokens, masks, vector = [null], [~present_B1], None
         if self.config.token_width is not None:
             states = self._checked(condition.states, self.config.token_width, "token states")
@@ -220,6 +205,9 @@ class Decoder(nn.Module):
 
     A slot that is missing from the conditioning is absent; so is every sample whose `present` is false: its values have
     no influence. One learned token is always visible, so that attention has something to look at.
+
+    The backbone maps latents x [B L H W] to latents of the same shape, given c_noise [B], tokens [B T C], their mask [B T], a vector [B V]
+    and, where tokens have regions, a `RegionBias`; see `backbone.UNetBackbone`.
     """
 
     def __init__(self, config: DecoderConfig, backbone: nn.Module) -> None:
@@ -266,7 +254,7 @@ class Decoder(nn.Module):
         assert not self.has_statistics(name), f"the statistics of {name} are set already: trained weights rely on them"
         slot.states_mean.copy_(states.mean(0))
         spread = states.std(0)
-        slot.states_std.copy_(torch.where(spread > 0, spread, 1.0))  # a channel that never changes tells nothing
+        slot.states_std.copy_(torch.where(spread > 0, spread, 1.0))  # a constant channel carries no information
 
     def tokens(self, conditioning: Conditioning, batch: int) -> Tokens:
         """The cross-attention tokens, their mask, and the pooled vector for `batch` samples."""
@@ -304,7 +292,7 @@ class Decoder(nn.Module):
 
 
 def _placed(maps: dict[int, Tensor], number: int) -> Float[Tensor, "B T H W"] | None:
-    """The painted tokens of all slots among all `number` tokens, the others with nothing; all in the finest resolution given."""
+    """The region maps of all slots at the places of their tokens among all `number` tokens, in the finest resolution given."""
     if not maps:
         return None
     finest = max((one.shape[-2:] for one in maps.values()), key=lambda size: size[0] * size[1])
