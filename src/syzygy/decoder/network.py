@@ -1,6 +1,6 @@
 """The decoder's network: noisy latents and any subset of embeddings in, EDM's F out (several embeddings: eDiff-I).
 
-It owns the condition slots; the backbone behind them is passed in and may come from anywhere.
+It owns the condition slots; the backbone behind them is passed in.
 Shapes: B batch, L latent channels, T tokens of all slots, C cross-attention width, V vector width, E pooled width.
 """
 
@@ -22,19 +22,19 @@ NULL_STD = 0.5  # about the spread of a fresh linear layer's output on unit-vari
 
 
 class SlotConfig(Config):
-    """One embedding the decoder can read. It reads what is declared here and nothing else that a condition carries."""
+    """One embedding the decoder can read. It reads only what is declared here, whatever else a condition carries."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_]+$")
     """Name of the condition, such as `image`, `text`, `t5`."""
     token_width: int | None = Field(default=None, gt=0)
-    """Width of the token states; null where the embedding has none."""
+    """Width of the token states; null if the embedding has none."""
     standardized: bool = False
-    """Bring each channel of the token states to zero mean and unit variance over training's tokens first. What all tokens share (three quarters
-    of the energy of a small T5's states) else drowns what tells words apart."""
+    """Normalise each channel of the token states to zero mean and unit variance over the training tokens. Otherwise the part that all tokens
+    share (three quarters of the energy of a small T5's states) hides the differences between words."""
     pooled_width: int | None = Field(default=None, gt=0)
     """Width of the pooled vector; null where the embedding has none."""
     pooled_tokens: int = Field(default=0, ge=0)
-    """How many cross-attention tokens the pooled vector becomes, besides its part in the time embedding."""
+    """How many cross-attention tokens the pooled vector becomes, in addition to its part in the time embedding."""
 
     @model_validator(mode="after")
     def _reads_something(self) -> "SlotConfig":
@@ -48,14 +48,14 @@ class SlotConfig(Config):
 
 
 class UNetConfig(Config):
-    """Size of a U-Net backbone; one entry a resolution, finest first."""
+    """Size of a U-Net backbone; one entry per resolution, finest first."""
 
     channels: tuple[int, ...] = Field(default=(64, 96), min_length=1)
     """Channels at each resolution; every further one halves height and width."""
     layers_per_block: int = Field(default=1, ge=1)
-    """Residual blocks a resolution on the way down (one more on the way up)."""
+    """Residual blocks per resolution on the way down (one more on the way up)."""
     attention: tuple[bool, ...] = (False, True)
-    """Whether a resolution has self- and cross-attention. The middle block always has."""
+    """Whether a resolution has self- and cross-attention. The middle block always has both."""
     head_width: int = Field(default=32, gt=0)
     """Channels of one attention head."""
     norm_groups: int = Field(default=16, gt=0)
@@ -79,7 +79,7 @@ class DecoderConfig(Config):
     """A decoder: its conditions, its latents, its backbone."""
 
     slots: tuple[SlotConfig, ...]
-    """The embeddings it can read; any subset may be present."""
+    """The embeddings that it can read; any subset may be present."""
     cross_attention_width: int = Field(default=128, gt=0)
     """Width of the tokens the backbone attends to."""
     vector_width: int = Field(default=128, gt=0)
@@ -264,7 +264,7 @@ class Decoder(nn.Module):
         tokens = [self.null_token.expand(batch, 1, -1)]
         masks = [torch.ones(batch, 1, dtype=torch.bool, device=self.null_token.device)]
         vector = self.null_token.new_zeros(batch, self.config.vector_width)
-        maps: dict[int, Tensor] = {}  # by the place of its first token
+        maps: dict[int, Tensor] = {}  # by the position of its first token
         for name, slot in self.slots.items():
             condition, place = conditioning.conditions.get(name), sum(group.shape[1] for group in tokens)
             slot_tokens, slot_masks, slot_vector = slot(condition, batch)

@@ -1,4 +1,4 @@
-"""Another prompt from some noise level on: which part of sampling reads the text (eDiff-I, arXiv 2211.01324, section 4 and figure 3)."""
+"""Change the prompt below a noise level, to see which part of sampling reads the text (eDiff-I, arXiv 2211.01324, section 4 and figure 3)."""
 
 import math
 from dataclasses import dataclass
