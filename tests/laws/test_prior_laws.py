@@ -10,8 +10,7 @@ from torch import Tensor
 
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.packed_attention import PackedText
-from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
-from syzygy.prior.losses import contrastive_loss
+from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig, contrastive_loss
 from tests.closeness import NETWORK, assert_close
 
 WIDTH, TOKENS = 8, 6
