@@ -19,10 +19,9 @@ from syzygy.core.errors import UserError
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation import own_models
 from syzygy.generation.image_files import read_record
-from syzygy.generation.mixing import clip_scores
 from syzygy.generation.prior_pipeline import PriorPipeline
 from syzygy.generation.replaced_text_encoder import adapt, with_text
-from syzygy.generation.text_to_image import TextToImage
+from syzygy.generation.text_to_image import TextToImage, clip_scores
 from syzygy.lab.evaluate import evaluate_composition
 from syzygy.lab.starter.prior_training import embed
 from syzygy.lab.world import scene_source as source
