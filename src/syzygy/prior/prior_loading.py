@@ -111,5 +111,5 @@ def check_trained_with(folder: Path, part: str, fingerprint: Callable[[], str] |
     recorded = artifacts.read_json(record).get(part) if record.is_file() else None
     if recorded is not None and recorded != (fingerprint() if callable(fingerprint) else fingerprint):
         raise UserError(
-            f"the weights in {folder} were trained with another {part} ({recorded}): its embedding space is different."
+            f"the weights in {folder} were trained with another {part} ({recorded}): its space is different."
         )
