@@ -35,7 +35,7 @@ class ClipRun(Config):
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
-    """Weights, scenes and captions follow from it."""
+    """Seed of weights, scenes and captions."""
 
 
 def train(run: ClipRun, out: Path, device: torch.device) -> RunResult:
