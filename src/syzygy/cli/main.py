@@ -30,6 +30,8 @@ class Branch(NamedTuple):
 
     help: str
     table: "Table"
+    renamed: Mapping[str, str] = {}
+    """Old name → name. Old names are not listed and work for one release, with a warning."""
 
 
 Table = Mapping[str, Leaf | Branch]
@@ -84,9 +86,7 @@ COMMANDS: Table = {
                 "syzygy.lab.commands.evaluate_images:composition", "Does the picture hold what the prompt says?"
             ),
             "reader": Leaf("syzygy.lab.commands.evaluate_reader:reader", "How well does the reader read?"),
-            "painting": Leaf(
-                "syzygy.lab.commands.evaluate_ediff:painting", "Does what is painted come where it was painted?"
-            ),
+            "regions": Leaf("syzygy.lab.commands.evaluate_ediff:regions", "Do objects appear inside their regions?"),
             "style": Leaf(
                 "syzygy.lab.commands.evaluate_ediff:style", "Does a picture take the style of a reference picture?"
             ),
@@ -100,6 +100,7 @@ COMMANDS: Table = {
                 "How often is one prior's picture preferred to another's?",
             ),
         },
+        renamed={"painting": "regions"},
     ),
     "reproduce": Branch(
         "Repeat a paper's experiment in small.",
@@ -136,26 +137,32 @@ COMMANDS: Table = {
 class LazyGroup(click.Group):
     """A click group over a `Table`: lists its commands without importing them."""
 
-    def __init__(self, table: Table, **settings: Any) -> None:
+    def __init__(self, table: Table, *, renamed: Mapping[str, str] = {}, **settings: Any) -> None:
         super().__init__(**settings)
-        self.table = table
+        self.table, self.renamed = table, renamed
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.renamed:
+            now = self.renamed[cmd_name]
+            click.echo(
+                f"warning: the command {cmd_name!r} is now called {now!r}; the old name will be removed.", err=True
+            )
+            cmd_name = now
         row = self.table.get(cmd_name)
         if row is None:
             return None
         if isinstance(row, Branch):
-            return LazyGroup(row.table, name=cmd_name, help=row.help)
+            return LazyGroup(row.table, renamed=row.renamed, name=cmd_name, help=row.help)
         module, _, attribute = row.target.partition(":")
         return getattr(import_module(module), attribute)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.table and not args[0].startswith("-"):
+        if args[0] not in {**self.table, **self.renamed} and not args[0].startswith("-"):
             raise unknown("command", args[0], self.table)
         return super().resolve_command(ctx, args)
 

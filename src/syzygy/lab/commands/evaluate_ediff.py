@@ -1,4 +1,4 @@
-"""`syzygy evaluate painting|style|temporal|encoders`: what eDiff-I says of its decoder, measured on the embedded world."""
+"""`syzygy evaluate regions|style|temporal|encoders`: what eDiff-I says of its decoder, measured on the embedded world."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -65,7 +65,7 @@ def _options(prompts: int, steps: int) -> Callable[[F], F]:
     "--conditions", metavar="NAMES", help="What the decoder reads, such as text,t5. Default: all that it can."
 )
 @click.option("--experts", metavar="RUN|FOLDER", help="Expert denoisers in the decoder's place.")
-def painting(
+def regions(
     model: str,
     json_file: Path | None,
     out: Path | None,
@@ -82,7 +82,7 @@ def painting(
     masks exchanged, when they should change places.
 
     \b
-      syzygy evaluate painting --out out/painting       # the grid of pictures is out/painting/grid.png
+      syzygy evaluate regions --out out/regions       # the grid of pictures is out/regions/grid.png
     """
     from syzygy.core.config import parse
     from syzygy.generation.image_files import save_png
