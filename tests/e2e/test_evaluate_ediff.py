@@ -20,8 +20,8 @@ from syzygy.decoder.noise_levels import KarrasSchedule
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import encoders, region_accuracy, temporal
 from syzygy.lab.evaluate import style as evaluate_style
-from syzygy.lab.evaluate.region_accuracy import PaintingScoring
-from syzygy.lab.evaluate.temporal import TemporalScoring
+from syzygy.lab.evaluate.region_accuracy import RegionsConfig
+from syzygy.lab.evaluate.temporal import TemporalConfig
 from syzygy.lab.world import scene_source
 from syzygy.text_encoders.t5 import T5Config, build_t5
 
@@ -178,7 +178,7 @@ def test_painting_is_measured_beside_the_unpainted_and_with_masks_exchanged(
 def test_the_control_is_unpainted_and_all_read_what_they_are_told_to(with_t5: Path) -> None:
     model, scoring = (
         TextToImage.from_pretrained(with_t5),
-        PaintingScoring(prompts=1, steps=2, conditions=("text", "t5")),
+        RegionsConfig(prompts=1, steps=2, conditions=("text", "t5")),
     )
     asked = region_accuracy.ask(region_accuracy.wanted(scoring), 0)[:2]
     control, painted, *_ = (one.paint(range(2)) for one in region_accuracy.series(model, asked, scoring))
@@ -228,7 +228,7 @@ def test_swapped_prompts_are_measured_over_the_steps(syzygy, tiny_model: Path, t
 
 
 def test_what_is_swapped_is_what_is_painted(with_t5: Path) -> None:
-    model, scoring = TextToImage.from_pretrained(with_t5), TemporalScoring(prompts=2, steps=4)
+    model, scoring = TextToImage.from_pretrained(with_t5), TemporalConfig(prompts=2, steps=4)
     asked = temporal.ask(scoring)[:4]
 
     def pictures(prompts, before: int) -> list[bytes]:

@@ -9,7 +9,7 @@ from PIL import Image
 from syzygy.core.randomness import Draw, generator
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate.region_accuracy import Asked, PaintingScoring, ask, paint, placed
+from syzygy.lab.evaluate.region_accuracy import Asked, RegionsConfig, ask, paint, placed
 from syzygy.lab.evaluate.text_encoder import CUT, tailed
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.description import Description, Mention, judge
@@ -50,7 +50,7 @@ def read(model: TextToImage, images: Sequence[Image.Image]) -> list[Reading]:
 
 
 def test_what_is_painted_is_where_it_was_painted(model: TextToImage) -> None:
-    scoring = PaintingScoring(steps=STEPS)
+    scoring = RegionsConfig(steps=STEPS)
     one = ask(prompts("colour", 16, 0, False), 0)
 
     def share(asked: Sequence[Asked], strength: float) -> float:

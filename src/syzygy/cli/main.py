@@ -80,23 +80,24 @@ COMMANDS: Table = {
         "Measure a prior or a decoder.",
         {
             "prior": Leaf(
-                "syzygy.lab.commands.evaluate_prior:prior", "How near are a prior's predictions to held-out pictures?"
+                "syzygy.lab.commands.evaluate_commands:prior",
+                "How near are a prior's predictions to held-out pictures?",
             ),
             "composition": Leaf(
-                "syzygy.lab.commands.evaluate_images:composition", "Does the picture hold what the prompt says?"
+                "syzygy.lab.commands.evaluate_commands:composition", "Does the picture hold what the prompt says?"
             ),
-            "reader": Leaf("syzygy.lab.commands.evaluate_reader:reader", "How well does the reader read?"),
-            "regions": Leaf("syzygy.lab.commands.evaluate_ediff:regions", "Do objects appear inside their regions?"),
+            "reader": Leaf("syzygy.lab.commands.evaluate_commands:reader", "How well does the reader read?"),
+            "regions": Leaf("syzygy.lab.commands.evaluate_commands:regions", "Do objects appear inside their regions?"),
             "style": Leaf(
-                "syzygy.lab.commands.evaluate_ediff:style", "Does a picture take the style of a reference picture?"
+                "syzygy.lab.commands.evaluate_commands:style", "Does a picture take the style of a reference picture?"
             ),
-            "temporal": Leaf("syzygy.lab.commands.evaluate_ediff:temporal", "When in sampling is the prompt read?"),
-            "encoders": Leaf("syzygy.lab.commands.evaluate_ediff:encoders", "What do T5 and CLIP tell a decoder?"),
+            "temporal": Leaf("syzygy.lab.commands.evaluate_commands:temporal", "When in sampling is the prompt read?"),
+            "encoders": Leaf("syzygy.lab.commands.evaluate_commands:encoders", "What do T5 and CLIP tell a decoder?"),
             "text-encoder": Leaf(
-                "syzygy.lab.commands.evaluate_text:text_encoder", "How well does an adapter take CLIP's place?"
+                "syzygy.lab.commands.evaluate_commands:text_encoder", "How well does an adapter take CLIP's place?"
             ),
             "preference": Leaf(
-                "syzygy.lab.commands.evaluate_images:preference",
+                "syzygy.lab.commands.evaluate_commands:preference",
                 "How often is one prior's picture preferred to another's?",
             ),
         },

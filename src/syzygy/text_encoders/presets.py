@@ -4,7 +4,7 @@ from typing import Any
 
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.training import DecoderTaskConfig
-from syzygy.lab.evaluate.text_encoder import TextScoring
+from syzygy.lab.evaluate.text_encoder import TextEncoderConfig
 from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.text_encoders.adapted_decoder_training import AdapterDecoderRun
@@ -143,7 +143,7 @@ def reproduce_text_encoder_full() -> ReproduceTextRun:
         align=align_starter().model_copy(update={"loop": _brief(steps=400, lr=1e-3)}),
         image=image.model_copy(update=scenes | {"loop": _brief(steps=200, lr=4e-4)}),
         quality=quality.model_copy(update=scenes | {"loop": _brief(steps=50, lr=1e-4)}),
-        scoring=TextScoring(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
+        scoring=TextEncoderConfig(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
     )
 
 

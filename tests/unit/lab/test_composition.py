@@ -7,18 +7,18 @@ import torch
 from syzygy.core.randomness import Draw
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import composition
-from syzygy.lab.evaluate.composition import Painted
+from syzygy.lab.evaluate.composition import ScoredImage
 from syzygy.lab.world.description import Description, Mention, judge
 from syzygy.lab.world.prompts import Prompt, prompts
 from syzygy.lab.world.scene_sampling import scene_for
 
 
-def painted(candidate: str, prompt: Prompt, right: bool, draw: int = 0) -> Painted:
+def painted(candidate: str, prompt: Prompt, right: bool, draw: int = 0) -> ScoredImage:
     scene = scene_for(prompt.description, Draw(1, prompt.text))
     wrong = Description(tuple(Mention("star" if m.shape != "star" else "ring") for m in prompt.description.mentions))
     other = scene_for(wrong, Draw(1, "other"))
     atoms = judge(prompt.description, scene if right else other)
-    return Painted(candidate, prompt, draw, torch.zeros(3, 8, 8, dtype=torch.uint8), atoms, 0)
+    return ScoredImage(candidate, prompt, draw, torch.zeros(3, 8, 8, dtype=torch.uint8), atoms, 0)
 
 
 def test_table_keeps_seen_and_held_out_apart() -> None:

@@ -6,8 +6,8 @@ from syzygy.core.errors import UserError
 from syzygy.lab.evaluate import encoders, temporal
 from syzygy.lab.evaluate import style as evaluate_style
 from syzygy.lab.evaluate.bootstrap import Interval
-from syzygy.lab.evaluate.style import PICTURE, TEXT, WITHOUT, StyleScoring
-from syzygy.lab.evaluate.temporal import FEW, TemporalScoring, steps_of, verdict
+from syzygy.lab.evaluate.style import PICTURE, TEXT, WITHOUT, StyleConfig
+from syzygy.lab.evaluate.temporal import FEW, TemporalConfig, steps_of, verdict
 from syzygy.lab.world.language import language
 from syzygy.lab.world.reader import Reading
 from syzygy.lab.world.scene import COLOURS, STYLES, Thing
@@ -19,7 +19,7 @@ def seen(style, *looks) -> Reading:
 
 @pytest.fixture(scope="module")
 def asked() -> list[evaluate_style.Asked]:
-    return evaluate_style.ask(StyleScoring(prompts=4, references=2))
+    return evaluate_style.ask(StyleConfig(prompts=4, references=2))
 
 
 def test_references_have_another_content_and_take_styles_in_turn(asked: list[evaluate_style.Asked]) -> None:
@@ -67,7 +67,7 @@ def test_the_guidance_with_most_agreement_that_keeps_the_style_is_chosen() -> No
             name: Interval(mean, 0.0, 1.0, 9) for name, mean in (("style", style), ("agreement", agreement))
         }
 
-    scoring = StyleScoring(weights=(0.5, 2.0))
+    scoring = StyleConfig(weights=(0.5, 2.0))
     names = [evaluate_style.name_of(weight) for weight in (None, 0.5, 2.0)]
     good = [row(name, *values) for name, values in zip(names, ((0.95, 0.2), (0.5, 0.9), (0.92, 0.4)), strict=True)]
     assert evaluate_style.chosen(good, scoring) == 2.0
@@ -76,7 +76,7 @@ def test_the_guidance_with_most_agreement_that_keeps_the_style_is_chosen() -> No
 
 
 def test_pairs_differ_in_everything() -> None:
-    asked = temporal.ask(TemporalScoring(prompts=50))
+    asked = temporal.ask(TemporalConfig(prompts=50))
     assert len(asked) == 200
     for first, second in zip(asked[::2], asked[1::2], strict=True):
         assert (first.category, first.held_out) == (second.category, second.held_out)
@@ -91,7 +91,7 @@ def test_pairs_differ_in_everything() -> None:
 
 def test_shares_of_the_steps_are_whole_steps() -> None:
     assert [steps_of(share, 25) for share in (0.0, 40.0, 93.0, 100.0)] == [0, 10, 23, 25]
-    assert list(TemporalScoring(swaps=(20, 40, 93.5)).steps_before) == [0, 5, 10, 23, 25]
+    assert list(TemporalConfig(swaps=(20, 40, 93.5)).steps_before) == [0, 5, 10, 23, 25]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_verdict_needs_the_whole_interval(value, told: float, said: str) -> No
 
 
 def test_the_papers_statements_on_pictures_that_bear_them_out() -> None:
-    scoring = TemporalScoring(prompts=4, steps=25, swaps=(60,))
+    scoring = TemporalConfig(prompts=4, steps=25, swaps=(60,))
     asked = temporal.ask(scoring)
     exact = [
         seen("flat", *((m.shape, m.colour or "red", m.texture or "plain") for m in p.description.mentions))
@@ -127,14 +127,14 @@ def test_the_papers_statements_on_pictures_that_bear_them_out() -> None:
     found["swapped after 10"] = exact
     said = temporal.statements(asked, temporal.scores(asked, found, 25), scoring)
     assert [one["verdict"] for one in said] == ["refuted"] * 4
-    few = TemporalScoring(prompts=4, steps=1)
+    few = TemporalConfig(prompts=4, steps=1)
     found = {temporal.name_of(before): exact for before in few.steps_before}
     said = temporal.statements(asked, temporal.scores(asked, found, 1), few)
     assert {one["verdict"] for one in said} == {FEW}
 
 
 def test_long_prompts_end_with_the_short_ones() -> None:
-    asked = encoders.ask(encoders.EncodersScoring(prompts=4))
+    asked = encoders.ask(encoders.EncodersConfig(prompts=4))
     for one in asked:
         assert one.long.endswith(one.prompt.text)
         head = one.long.removesuffix(one.prompt.text)

@@ -9,7 +9,7 @@ from syzygy.lab.evaluate.region_accuracy import (
     HALVES,
     UNPAINTED,
     Asked,
-    PaintingScoring,
+    RegionsConfig,
     ask,
     chosen,
     name_of,
@@ -64,7 +64,7 @@ def test_a_thing_counts_where_it_is_and_as_what_it_is() -> None:
 
 def test_the_table_compares_with_the_unpainted_and_by_the_exchanged_masks() -> None:
     asked = ask(prompts("single", 3, 0, False) + prompts("colour", 3, 0, False), 0)
-    scoring = PaintingScoring(strengths=(0.5, 2.0))
+    scoring = RegionsConfig(strengths=(0.5, 2.0))
 
     def perfect(one: Asked) -> Reading:
         things = []

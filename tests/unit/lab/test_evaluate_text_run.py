@@ -53,7 +53,7 @@ def test_order_and_batches_change_nothing(tiny_model: Path, monkeypatch: pytest.
 
 
 def test_what_is_painted() -> None:
-    scoring = run.TextScoring(languages=("de", "en"), prompts=1)
+    scoring = run.TextEncoderConfig(languages=("de", "en"), prompts=1)
     names = list(candidates(scoring))
     assert names == [
         "CLIP, en",
@@ -71,7 +71,7 @@ def test_what_is_painted() -> None:
         assert one.text("de", "long").endswith(one.text("de", "short"))
         read = language("de").read(one.text("de", "short")).description
         assert run.meaning(read) == run.meaning(one.prompt.description)
-    assert ask(run.TextScoring(languages=("en",), prompts=0)) == []
+    assert ask(run.TextEncoderConfig(languages=("en",), prompts=0)) == []
 
 
 def test_languages_are_those_taught_unless_named(tiny_model: Path) -> None:

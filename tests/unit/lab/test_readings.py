@@ -24,7 +24,7 @@ def seen(*looks) -> Reading:
     return Reading(tuple(Thing(*look, 0.1 * i, 0.5, 0.1) for i, look in enumerate(looks)), "night", (0.9,) * len(looks))
 
 
-class Painted:
+class ScoredImage:
     """A candidate that notes which rows it painted, and stops before row `until`."""
 
     def __init__(self, until: int = 10**9) -> None:
@@ -41,8 +41,8 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         reader = Reader(ReaderConfig(features=16, blocks=1, threshold=0.01)).eval()
-    number, first, rest, again = BATCH + 5, Painted(until=BATCH), Painted(), Painted(until=0)
-    whole = read([Series("one", number, Painted())], reader, Kept(None, ABOUT))
+    number, first, rest, again = BATCH + 5, ScoredImage(until=BATCH), ScoredImage(), ScoredImage(until=0)
+    whole = read([Series("one", number, ScoredImage())], reader, Kept(None, ABOUT))
     assert any(one.things for one in whole["one"])
     with pytest.raises(KeyboardInterrupt):
         read([Series("one", number, first)], reader, Kept(tmp_path, ABOUT))

@@ -25,7 +25,7 @@ from syzygy.experts import training as experts_run
 from syzygy.experts.expert_folders import TRUNK, build_lora, load_experts, load_lora
 from syzygy.experts.training import GROWN, ExpertsRun, Growth, growth
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate.evaluate_composition import asked
+from syzygy.lab.evaluate.harness import evaluation_prompts
 from syzygy.lab.reproduce.score_files import CATEGORIES
 from syzygy.lab.world.prompts import Prompt
 from syzygy.text_encoders.t5 import T5Text
@@ -153,7 +153,7 @@ def prepare(run: ReproduceExpertsRun, model: TextToImage, out: Path) -> Bench:
     painter = model.pipeline.decoder
     if not isinstance(painter, LatentDecoder) or not isinstance(painter.autoencoder, Autoencoder):
         raise UserError(f"{model.name} has no decoder that experts of the embedded world can be grown from.")
-    return Bench(run, model, painter, painter.autoencoder, asked(CATEGORIES, run.prompts, run.seed), out)
+    return Bench(run, model, painter, painter.autoencoder, evaluation_prompts(CATEGORIES, run.prompts, run.seed), out)
 
 
 def train(job: Job, bench: Bench, say: Callable[[str], None]) -> Path:

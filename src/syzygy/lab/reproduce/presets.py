@@ -3,7 +3,7 @@
 from syzygy.decoder.network import UNetConfig
 from syzygy.experts.routing import COMPLEMENT
 from syzygy.lab.demo import DemoRun
-from syzygy.lab.evaluate.evaluate_composition import Scoring
+from syzygy.lab.evaluate.composition import CompositionConfig
 from syzygy.lab.reproduce.eclipse_experiment import ReproduceRun
 from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
 from syzygy.lab.starter.image_presets import (
@@ -116,7 +116,7 @@ def demo_quick() -> DemoRun:
     few = prior_starter()
     loop = few.loop.model_copy(update={"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20})
     small = few.model_copy(update={"scenes": 1000, "validation_images": 128, "loop": loop})
-    return DemoRun(prior=small, scoring=Scoring(prompts=1, steps=6), shown_steps=8)
+    return DemoRun(prior=small, scoring=CompositionConfig(prompts=1, steps=6), shown_steps=8)
 
 
 def reproduce_full() -> ReproduceRun:
