@@ -36,9 +36,9 @@ from syzygy.lab.evaluate.harness import (
     evaluation_prompts,
 )
 from syzygy.lab.report import Gallery, GalleryRow, Note, Report, Section, Table, generated
-from syzygy.lab.world.description import Atom, extra_things
+from syzygy.lab.world.description import Fact, extra_things
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
-from syzygy.lab.world.reader import Reader, Reading
+from syzygy.lab.world.reader import Prediction, Reader
 from syzygy.lab.world.render import render
 from syzygy.lab.world.scene_sampling import scene_for
 from syzygy.prior.baselines import TextIdentity
@@ -110,7 +110,7 @@ def shuffled_prompts(wanted: Sequence[Prompt], seed: int) -> list[int]:
     """For each prompt the number of another one of its category and side (its own if it is alone)."""
     groups: dict[tuple[str, bool], list[int]] = {}
     for i, prompt in enumerate(wanted):
-        groups.setdefault((prompt.category, prompt.held_out), []).append(i)
+        groups.setdefault((prompt.category, prompt.unseen), []).append(i)
     other = [0] * len(wanted)
     for key, rows in groups.items():
         order = torch.randperm(len(rows), generator=generator(seed, "shuffled", *map(str, key))).tolist()
@@ -139,7 +139,7 @@ def decoded(
             noise = [generator(config.seed, "picture", wanted[i // config.draws].text, i % config.draws) for i in cases]
             guide = Guide(vectors[rows], None if features is None else features[rows])
             sampling = Sampling(steps=config.steps, guidance_scale=config.guidance_scale)
-            return model.pipeline.decoder.paint(guide, noise, how=sampling)
+            return model.pipeline.decoder.generate(guide, noise, sampling=sampling)
 
         return Candidate(name, len(wanted) * config.draws, generate)
 
@@ -155,10 +155,10 @@ class ScoredImage:
     draw: int
     """Which of the prompt's images it is."""
     image: UInt8[Tensor, "3 H W"]
-    scene: Reading
+    scene: Prediction
 
     @cached_property
-    def atoms(self) -> tuple[Atom, ...]:
+    def atoms(self) -> tuple[Fact, ...]:
         """The facts that the prompt names."""
         return harness.atoms(self.prompt, self.scene)
 
@@ -192,13 +192,13 @@ def generate_and_score(
     ]
 
 
-def scenes_of(scored: Sequence[ScoredImage]) -> dict[str, list[Reading]]:
+def scenes_of(scored: Sequence[ScoredImage]) -> dict[str, list[Prediction]]:
     """The predictions of each candidate, for `table`."""
     names = dict.fromkeys(one.candidate for one in scored)
     return {name: [one.scene for one in scored if one.candidate == name] for name in names}
 
 
-def table(wanted: Sequence[Prompt], scenes: Mapping[str, Sequence[Reading]]) -> list[Row]:
+def table(wanted: Sequence[Prompt], scenes: Mapping[str, Sequence[Prediction]]) -> list[Row]:
     """The harness's rows; `against_reference`: prompt accuracy minus the reference's; `atoms`: the part of the facts of each kind that is
     right; `extra`: objects in an image that the prompt does not name.
     """
@@ -372,7 +372,7 @@ def _distances(embeddings: Mapping[str, Mapping[str, float]], pictures: Mapping[
 def _gallery(
     candidates: Sequence[Candidate],
     wanted: Sequence[Prompt],
-    scenes: Mapping[str, Sequence[Reading]],
+    scenes: Mapping[str, Sequence[Prediction]],
     config: CompositionConfig,
 ) -> Gallery:
     """The first prompts of each category and side."""

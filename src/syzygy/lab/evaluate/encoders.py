@@ -29,7 +29,7 @@ from syzygy.lab.evaluate.harness import (
 from syzygy.lab.report import Note, Report, Section
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 
 LENGTHS = ("short", "long")
 NOTHING = "nothing read"
@@ -60,7 +60,7 @@ def length_cases(config: EncodersConfig) -> list[LengthCase]:
     """Prompts of every category, seen and unseen, short and long."""
     found = []
     for prompt in evaluation_prompts(CATEGORIES, config.prompts, config.seed):
-        said = language("en").say(prompt.description, Draw(config.seed, "length", prompt.text), "long")
+        said = language("en").caption(prompt.description, Draw(config.seed, "length", prompt.text), "long")
         before = said.text[: min(span.start for span in said.spans)]
         whole_sentences = said.text[: before.rfind(". ") + 2]
         found.append(LengthCase(prompt, whole_sentences + prompt.text))
@@ -105,7 +105,7 @@ def candidates(model: TextToImage, cases: Sequence[LengthCase], config: Encoders
             warnings.filterwarnings("ignore", message=CUT)
             images = model.pipeline(
                 [one.text(length) for one in some],
-                how=Sampling(steps=config.steps, guidance_scale=guidance),
+                sampling=Sampling(steps=config.steps, guidance_scale=guidance),
                 conditions=reads,
                 generator=[generator(config.seed, "encoders", one.prompt.text) for one in some],
             ).images
@@ -125,7 +125,7 @@ def candidates(model: TextToImage, cases: Sequence[LengthCase], config: Encoders
     ]
 
 
-def table(model: TextToImage, cases: Sequence[LengthCase], scenes: Mapping[str, Sequence[Reading]]) -> list[Row]:
+def table(model: TextToImage, cases: Sequence[LengthCase], scenes: Mapping[str, Sequence[Prediction]]) -> list[Row]:
     """The harness's rows; prompt accuracy minus that with all texts, with nothing read, and on the short prompts."""
     own = conditions_compared(model.pipeline.decoder.conditions)
     texts = next(reversed([name for name, reads in own.items() if "image" not in reads]))
@@ -178,8 +178,8 @@ TOKENS: harness.Columns = {
     "prompts truncated": "cut",
 }
 LEGEND = (
-    "**Prompt accuracy**: every fact that the prompt names is right; **fact accuracy**: the part of the facts that is. Differences in points, on the "
-    "same prompts and noise. **Nothing read**: all conditions dropped, the level of chance. Brackets: 95 % bootstrap over prompts."
+    "**Prompt accuracy**: every fact that the prompt names is right; **fact accuracy**: the part of the facts that is. Differences in points, "
+    "on the same prompts and noise. **Nothing read**: all conditions dropped, the level of chance. Brackets: 95 % bootstrap over prompts."
 )
 
 

@@ -28,9 +28,9 @@ from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab import plots
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval
 from syzygy.lab.report import Figure, Report, Table
-from syzygy.lab.world.description import Atom, judge
+from syzygy.lab.world.description import Fact, check_facts
 from syzygy.lab.world.prompts import Prompt, prompts
-from syzygy.lab.world.reader import Reader, Reading
+from syzygy.lab.world.reader import Prediction, Reader
 from syzygy.lab.world.scene import Thing
 
 BATCH = 32
@@ -136,7 +136,7 @@ def _complete_lines(path: Path) -> list[dict[str, Any]]:
 class Predictions:
     """What the scene classifier predicts for the images of one candidate, and other values of each image."""
 
-    scenes: list[Reading] = field(default_factory=list)
+    scenes: list[Prediction] = field(default_factory=list)
     values: dict[str, list[Any]] = field(default_factory=dict)
 
 
@@ -172,8 +172,8 @@ def predict(
     return found
 
 
-def _scene(plain: Mapping[str, Any]) -> Reading:
-    return Reading(tuple(Thing(**one) for one in plain["things"]), plain["style"], tuple(plain["confidence"]))
+def _scene(plain: Mapping[str, Any]) -> Prediction:
+    return Prediction(tuple(Thing(**one) for one in plain["things"]), plain["style"], tuple(plain["confidence"]))
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class EvaluationContext:
         with paced("generating", sum(one.number for one in candidates), "images") as advance:
             return predict(candidates, reader, store, also=also, progress=advance)
 
-    def scenes(self, candidates: Sequence[Candidate]) -> dict[str, list[Reading]]:
+    def scenes(self, candidates: Sequence[Candidate]) -> dict[str, list[Prediction]]:
         """What the scene classifier predicts for every candidate's images."""
         return {name: one.scenes for name, one in self.predict(candidates).items()}
 
@@ -240,23 +240,23 @@ class Outcome:
         return {key: x for key, x in self.result.items() if key == "scoring" or isinstance(x, str | int | float | None)}
 
 
-def atoms(prompt: Prompt, scene: Reading) -> tuple[Atom, ...]:
+def atoms(prompt: Prompt, scene: Prediction) -> tuple[Fact, ...]:
     """Every fact that the prompt names, and whether the image shows it."""
-    return judge(prompt.description, scene, exact_counts=prompt.category == COUNTED)
+    return check_facts(prompt.description, scene, exact_counts=prompt.category == COUNTED)
 
 
-def fact_accuracy(prompt: Prompt, scene: Reading) -> float:
+def fact_accuracy(prompt: Prompt, scene: Prediction) -> float:
     """The part of the facts that the prompt names which the image shows."""
     found = atoms(prompt, scene)
     return sum(atom.holds for atom in found) / len(found)
 
 
-def prompt_accuracy(prompt: Prompt, scene: Reading) -> float:
+def prompt_accuracy(prompt: Prompt, scene: Prediction) -> float:
     """1 if the image shows every fact that the prompt names, else 0."""
     return float(fact_accuracy(prompt, scene) == 1)
 
 
-def accuracies(wanted: Sequence[Prompt], scenes: Sequence[Reading]) -> dict[str, Values]:
+def accuracies(wanted: Sequence[Prompt], scenes: Sequence[Prediction]) -> dict[str, Values]:
     """`prompt_accuracy` and `fact_accuracy`; the scenes of one prompt, equally many for each, stand together."""
     each = len(scenes) // len(wanted)
     measures = {"prompt_accuracy": prompt_accuracy, "fact_accuracy": fact_accuracy}
@@ -283,7 +283,7 @@ def groups(wanted: Sequence[Prompt]) -> dict[tuple[str, str], list[int]]:
 
 def side_of(prompt: Prompt) -> str:
     """Whether training data held the prompt's composition."""
-    return UNSEEN if prompt.held_out else SEEN
+    return UNSEEN if prompt.unseen else SEEN
 
 
 def table(

@@ -373,10 +373,10 @@ PAIRED = (
     "Both score the same captions. An interval without 0 is a difference that the choice of images does not explain."
 )
 LEGEND = (
-    "Brackets: 95 % bootstrap intervals over images. **Cosine to true**: of the predicted to the true image embedding. **Cosine to text**: to "
-    "the caption's own text embedding; near 1, predictions have become text embeddings. **R@1, R@5**: the image is the nearest, or among the five "
-    "nearest, of all measured images; an image whose caption has the same words counts as right. **Fréchet**: distance of predicted from true "
-    "embeddings as distributions; smaller is better, and only rows of this table can be compared."
+    "Brackets: 95 % bootstrap intervals over images. **Cosine to true**: of the predicted to the true image embedding. **Cosine to text**: "
+    "to the caption's own text embedding; near 1, predictions have become text embeddings. **R@1, R@5**: the image is the nearest, or among "
+    "the five nearest, of all measured images; an image whose caption has the same words counts as right. **Fréchet**: distance of predicted "
+    "from true embeddings as distributions; smaller is better, and only rows of this table can be compared."
 )
 
 

@@ -23,7 +23,7 @@ from syzygy.lab.evaluate.harness import ALL, SEEN, Candidate, EvaluationContext,
 from syzygy.lab.report import Note, Picture, Report, Section
 from syzygy.lab.world.description import Mention
 from syzygy.lab.world.prompts import Prompt, prompts
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 from syzygy.regions.canvas import drawn
 from syzygy.regions.phrases import places
 
@@ -154,7 +154,7 @@ def generate(
     return tensors(
         model.pipeline(
             [one.prompt.text for one in cases],
-            how=Sampling(steps=config.steps, guidance_scale=config.guidance_scale, painting=strength),
+            sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale, region_strength=strength),
             conditions=config.conditions,
             generator=[generator(config.seed, "painting", one.prompt.text) for one in cases],
             regions=[list(one.regions) for one in cases],
@@ -162,13 +162,13 @@ def generate(
     )
 
 
-def in_place(case: RegionCase, scene: Reading) -> float:
+def in_place(case: RegionCase, scene: Prediction) -> float:
     """The part of the objects that appear, with all named attributes, with their centre inside their region."""
     inside = map(lambda mention, region: _inside(mention, region, scene), case.mentions, case.regions)
     return sum(inside) / len(case.mentions)
 
 
-def _inside(mention: Mention, region: Region, scene: Reading) -> bool:
+def _inside(mention: Mention, region: Region, scene: Prediction) -> bool:
     height, width = region.mask.shape
     return any(
         mention.fits(thing)
@@ -177,7 +177,7 @@ def _inside(mention: Mention, region: Region, scene: Reading) -> bool:
     )
 
 
-def table(cases: Sequence[RegionCase], scenes: Mapping[str, Sequence[Reading]], config: RegionsConfig) -> list[Row]:
+def table(cases: Sequence[RegionCase], scenes: Mapping[str, Sequence[Prediction]], config: RegionsConfig) -> list[Row]:
     """The harness's rows: `in_place`, prompt and fact accuracy; prompt accuracy minus that without regions."""
 
     def rows(some: Sequence[RegionCase], names: Sequence[str], against: Mapping[str, Mapping[str, str]]) -> list[Row]:

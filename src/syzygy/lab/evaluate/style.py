@@ -37,7 +37,7 @@ from syzygy.lab.report import Note, Picture, Report, Section
 from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import CATEGORIES, Prompt, prompts
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.render import render
 from syzygy.lab.world.scene import COLOURS, SHAPES, STYLES, TEXTURES, Colour, Scene, Shape
 from syzygy.lab.world.scene_sampling import scene_for
@@ -94,7 +94,7 @@ def style_cases(config: StyleConfig) -> list[StyleCase]:
         drawn = [
             (replace(prompt.description, style=s), Draw(config.seed, "style in words", prompt.text)) for s in styles
         ]
-        found.append(StyleCase(prompt, scenes, tuple(language("en").say(*one).text for one in drawn)))
+        found.append(StyleCase(prompt, scenes, tuple(language("en").caption(*one).text for one in drawn)))
     return found
 
 
@@ -142,7 +142,7 @@ def candidates(model: TextToImage, cases: Sequence[StyleCase], config: StyleConf
     def generate(texts: Sequence[str], prompts: Sequence[Prompt], weight: float | None = None, **more: Any) -> Tensor:
         how = Sampling(steps=config.steps, guidance_scale=config.guidance_scale, style_guidance=weight)
         noise = [generator(config.seed, "style", prompt.text) for prompt in prompts]
-        return tensors(model.pipeline(texts, how=how, generator=noise, **more).images)
+        return tensors(model.pipeline(texts, sampling=how, generator=noise, **more).images)
 
     def without(rows: Sequence[int], **more: Any) -> Tensor:
         some = [cases[row].prompt for row in rows]
@@ -165,7 +165,7 @@ def candidates(model: TextToImage, cases: Sequence[StyleCase], config: StyleConf
     ]
 
 
-def scores(cases: Sequence[StyleCase], found: Mapping[str, Sequence[Reading]]) -> dict[str, dict[str, Values]]:
+def scores(cases: Sequence[StyleCase], found: Mapping[str, Sequence[Prediction]]) -> dict[str, dict[str, Values]]:
     """Candidate → measure of `MEASURES` → values, a row for each prompt, a column for each reference."""
     tables: dict[str, dict[str, Values]] = {}
     for candidate, scenes in found.items():
@@ -180,14 +180,14 @@ def scores(cases: Sequence[StyleCase], found: Mapping[str, Sequence[Reading]]) -
     return tables
 
 
-def _leaked(kind: Callable[[Any], object]) -> Callable[[Prompt, Scene, Reading], float]:
-    def leaked(prompt: Prompt, reference: Scene, scene: Reading) -> float:
+def _leaked(kind: Callable[[Any], object]) -> Callable[[Prompt, Scene, Prediction], float]:
+    def leaked(prompt: Prompt, reference: Scene, scene: Prediction) -> float:
         return float(bool({kind(thing) for thing in reference.things} & {kind(thing) for thing in scene.things}))
 
     return leaked
 
 
-MEASURES: dict[str, Callable[[Prompt, Scene, Reading], float]] = {
+MEASURES: dict[str, Callable[[Prompt, Scene, Prediction], float]] = {
     "style": lambda prompt, reference, scene: float(scene.style == reference.style),
     "prompt_accuracy": lambda prompt, reference, scene: harness.prompt_accuracy(prompt, scene),
     "fact_accuracy": lambda prompt, reference, scene: harness.fact_accuracy(prompt, scene),
@@ -198,7 +198,7 @@ MEASURES: dict[str, Callable[[Prompt, Scene, Reading], float]] = {
 """`style`: the image has the reference's style. `leaked…`: it shows an object (a shape, a colour) of the reference."""
 
 
-def table(cases: Sequence[StyleCase], found: Mapping[str, Sequence[Reading]]) -> list[Row]:
+def table(cases: Sequence[StyleCase], found: Mapping[str, Sequence[Prediction]]) -> list[Row]:
     """The harness's rows; prompt accuracy minus that without a style reference, with the prior's embedding and with the text alone."""
     controls = {"against_no_style": WITHOUT, "against_text_alone": TEXT}
     against = {name: controls for name in found if name not in (WITHOUT, TEXT)}
@@ -234,8 +234,8 @@ def grid(model: TextToImage, cases: Sequence[StyleCase], config: StyleConfig, we
     labels = [["", "", *STYLES]]
     for prompt in shown:
         first, *noise = (generator(config.seed, "style", prompt.text) for _ in (WITHOUT, *STYLES))
-        line = model.pipeline(prompt.text, how=plain, generator=first).images
-        line += model.pipeline([prompt.text] * len(STYLES), how=how, generator=noise, style=styles).images
+        line = model.pipeline(prompt.text, sampling=plain, generator=first).images
+        line += model.pipeline([prompt.text] * len(STYLES), sampling=how, generator=noise, style=styles).images
         scenes = reader.read(tensors(line).to(model.pipeline.device))
         lines.append([card(prompt.text), *line])
         right = ["all right" if harness.prompt_accuracy(prompt, one) == 1 else "not all right" for one in scenes]

@@ -33,7 +33,7 @@ from syzygy.lab.evaluate.harness import (
 )
 from syzygy.lab.report import Figure, Gallery, GalleryRow, Note, Report, Section, generated
 from syzygy.lab.world.prompts import Prompt, prompts
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 
 CATEGORIES = ("single", "colour")
 """With more objects, two prompts that differ in everything are rare, and images show neither."""
@@ -147,7 +147,7 @@ def generate(
     return tensors(
         pipeline(
             [prompt.text for prompt in some],
-            how=Sampling(steps=config.steps, guidance_scale=config.guidance_scale),
+            sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale),
             conditions=config.conditions,
             generator=[generator(config.seed, "temporal", prompt.text) for prompt in some],
         ).images
@@ -155,7 +155,7 @@ def generate(
 
 
 def scores(
-    wanted: Sequence[Prompt], found: Mapping[str, Sequence[Reading]], steps: int
+    wanted: Sequence[Prompt], found: Mapping[str, Sequence[Prediction]], steps: int
 ) -> dict[str, dict[str, Values]]:
     """Candidate → measure → values, a row for each prompt.
 
@@ -175,8 +175,8 @@ def scores(
     return tables
 
 
-def _looks(scene: Reading) -> tuple[object, ...]:
-    return scene.style, sorted(thing.look for thing in scene.things)
+def _looks(scene: Prediction) -> tuple[object, ...]:
+    return scene.style, sorted(thing.appearance for thing in scene.things)
 
 
 def table(

@@ -95,7 +95,7 @@ def captions_in(pairs: Sequence[source.Pair], code: str, length: Length, seed: i
         return [one.caption.text for one in pairs]
     spoken = language(code)
     return [
-        spoken.say(one.caption.description, Draw(seed, "text encoder", code, length, i), length).text
+        spoken.caption(one.caption.description, Draw(seed, "text encoder", code, length, i), length).text
         for i, one in enumerate(pairs)
     ]
 

@@ -41,7 +41,7 @@ from syzygy.lab.evaluate.text_encoder import (
 )
 from syzygy.lab.report import Figure, Note, Picture, Report, Section, Table
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 
 SHORT, LONG = "short", "long"
 SHOWN, SHOWN_SIZE = 3, 96
@@ -97,7 +97,7 @@ def generate(
     with _truncation_ignored():
         images = subject.paths[reader](
             [one.text(code, length) for one in some],
-            how=Sampling(steps=config.steps, guidance_scale=config.guidance_scale),
+            sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale),
             conditions=config.conditions,
             generator=[generator(config.seed, "text encoder", one.prompt.text) for one in some],
         ).images
@@ -113,7 +113,7 @@ def _truncation_ignored() -> Iterator[None]:
 
 
 def table(
-    cases: Sequence[LanguageCase], scenes: Mapping[str, Sequence[Reading]], config: TextEncoderConfig
+    cases: Sequence[LanguageCase], scenes: Mapping[str, Sequence[Prediction]], config: TextEncoderConfig
 ) -> list[Row]:
     """The harness's rows; prompt accuracy minus CLIP's on the English prompts and (long prompts) on the short ones, `against_…`, and divided
     by it, `of_…`, on the same prompts and noise.

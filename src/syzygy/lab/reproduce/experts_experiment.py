@@ -61,7 +61,7 @@ def paint(bench: Bench, name: str, denoiser: nn.Module, progress: Callable[[int]
     pictures = []
     for start in range(0, len(bench.wanted), PAINT_BATCH):
         texts = [prompt.text for prompt in bench.wanted[start : start + PAINT_BATCH]]
-        output = pipeline(texts, how=how, generator=[generator(run.seed, "experts", text) for text in texts])
+        output = pipeline(texts, sampling=how, generator=[generator(run.seed, "experts", text) for text in texts])
         pictures += [to_tensor(image) for image in output.images]
         progress(len(texts))
     seconds = (time.perf_counter() - began) / len(pictures)

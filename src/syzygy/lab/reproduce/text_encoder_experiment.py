@@ -204,7 +204,7 @@ def _measured(found: EncodedTexts, bench: Bench) -> dict[str, Float[Tensor, "N"]
     """Cosine and norm to CLIP's embedding of the short English caption; the ranks (0: nearest) of that, and of the picture by the embedding
     and by the prior's prediction; the named combinations that the probe finds in the prediction, NaN where none is named."""
     pooled = found.features.pooled
-    asked = [Prompt("complex", one.caption.text, told := one.caption.description, told.held_out) for one in bench.pairs]
+    asked = [Prompt("complex", one.caption.text, told := one.caption.description, told.unseen) for one in bench.pairs]
     shares = probe.found(bench.probe, found.predicted, asked)
     return {
         "cosine": F.cosine_similarity(pooled, bench.pooled),
@@ -235,7 +235,7 @@ def paint(bench: Bench, name: str, path: Pipeline, progress: Callable[[int], Non
             texts = [one.text(code, SHORT) for one in some]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=CUT)
-                images = path(texts, how=how, conditions=scoring.conditions, generator=noise).images
+                images = path(texts, sampling=how, conditions=scoring.conditions, generator=noise).images
             pictures += [to_tensor(image) for image in images]
             progress(len(some))
         _keep(bench, painted_name(name, code), torch.stack(pictures), reader)
