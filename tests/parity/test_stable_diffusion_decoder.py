@@ -115,7 +115,7 @@ def test_regions_are_the_same_as_in_diffusers_pipeline(kind: str, folders: dict[
 
     pipeline, regions = theirs(folders[kind]), [Region("red circle", half())]
     sampling: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}
-    with painted(pipeline, TEXTS[0], regions, strength=1.5):
+    with region_conditioning(pipeline, TEXTS[0], regions, strength=1.5):
         reference = pipeline(TEXTS[0], generator=generators(3), output_type="np", **sampling).images
     guide, own = Guide(texts=TEXTS[:1], regions=[regions]), Sampling(steps=4, guidance_scale=5.0, region_strength=1.5)
     ours = decoders[kind].generate(guide, generators(3), sampling=own)
