@@ -273,11 +273,9 @@ def weights_of(priors: Mapping[str, Prior]) -> dict[str, str]:
     }
 
 
-def evaluate(
-    context: EvaluationContext, config: CompositionConfig, priors: Mapping[str, Prior], bar: Bar = no_bar
-) -> Outcome:
+def evaluate(context: EvaluationContext[CompositionConfig], priors: Mapping[str, Prior], bar: Bar = no_bar) -> Outcome:
     """Score priors and controls. The first prior also predicts for shuffled prompts, which gives the level of chance."""
-    model, reader = context.model, context.model.reader()
+    model, config, reader = context.model, context.config, context.model.reader()
     wanted = evaluation_prompts(CATEGORIES, config.prompts, config.seed)
     everyone = dict(priors) | control_priors(model, config.seed)
     distances = on_pairs(model, everyone, config, bar) if config.pairs else {}

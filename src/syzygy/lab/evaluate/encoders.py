@@ -183,9 +183,9 @@ LEGEND = (
 )
 
 
-def evaluate(context: EvaluationContext, config: EncodersConfig) -> Outcome:
+def evaluate(context: EvaluationContext[EncodersConfig]) -> Outcome:
     """Compare the conditions of the model's decoder."""
-    model = context.model
+    model, config = context.model, context.config
     compared = conditions_compared(model.pipeline.decoder.conditions)
     cases = length_cases(config)
     rows = table(model, cases, context.scenes(candidates(model, cases, config)))

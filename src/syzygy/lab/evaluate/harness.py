@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,7 @@ ALL, SEEN, UNSEEN = "all", "seen", "unseen"
 COUNTED = "numeracy"
 """The category whose counts must be exact."""
 
+C = TypeVar("C", bound="SamplingConfig")
 Values = list[list[float]]
 """A score of every image: a row for each prompt, a column for each image of it."""
 Row = dict[str, Any]
@@ -177,18 +178,13 @@ def _scene(plain: Mapping[str, Any]) -> Prediction:
 
 
 @dataclass(frozen=True)
-class EvaluationContext:
+class EvaluationContext(Generic[C]):
     """Where an evaluation runs: a model, settings, and a folder for what must survive an interruption."""
 
     name: str
     model: TextToImage
-    config: SamplingConfig
+    config: C
     out: Path | None
-
-    @classmethod
-    def load(cls, name: str, config: SamplingConfig, out: Path | None, model: str, **parts: Any) -> "EvaluationContext":
-        """With a model that is loaded by name; `parts` as in `TextToImage.from_pretrained`."""
-        return cls(name, TextToImage.from_pretrained(model, **parts), config, out)
 
     def predict(
         self, candidates: Sequence[Candidate], *, also: Mapping[str, ImageValue] | None = None, **about: Any

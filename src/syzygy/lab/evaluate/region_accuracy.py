@@ -236,9 +236,9 @@ LEGEND = (
 )
 
 
-def evaluate(context: EvaluationContext, config: RegionsConfig, experts: str | None = None) -> Outcome:
+def evaluate(context: EvaluationContext[RegionsConfig], experts: str | None = None) -> Outcome:
     """Generate with each region strength and the controls; `experts` is recorded in the results."""
-    model = context.model
+    model, config = context.model, context.config
     check(model, config)
     cases = region_cases(region_prompts(config), config.seed)
     rows = table(cases, context.scenes(candidates(model, cases, config)), config)

@@ -277,9 +277,9 @@ LEGEND = (
 )
 
 
-def evaluate(context: EvaluationContext, config: StyleConfig) -> Outcome:
+def evaluate(context: EvaluationContext[StyleConfig]) -> Outcome:
     """Generate with each style guidance and the controls."""
-    model = context.model
+    model, config = context.model, context.config
     check(model)
     cases = style_cases(config)
     rows = table(cases, context.scenes(candidates(model, cases, config)))

@@ -284,9 +284,9 @@ VERDICTS = (
 )
 
 
-def evaluate(context: EvaluationContext, config: TemporalConfig) -> Outcome:
+def evaluate(context: EvaluationContext[TemporalConfig]) -> Outcome:
     """Swap the prompt after each part of the steps."""
-    model, decoder = context.model, check(context.model)
+    model, config, decoder = context.model, context.config, check(context.model)
     wanted = paired_prompts(config)
     measured = scores(wanted, context.scenes(candidates(model, wanted, config)), config.steps)
     sigmas = decoder.schedule.sigmas(config.steps).tolist()
