@@ -36,6 +36,7 @@ from syzygy.lab.evaluate.harness import (
     evaluation_prompts,
 )
 from syzygy.lab.report import Gallery, GalleryRow, Note, Report, Section, Table, generated
+from syzygy.lab.starter.prior_training import embed
 from syzygy.lab.world.description import Fact, extra_things
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
 from syzygy.lab.world.reader import Prediction, Reader
@@ -43,7 +44,6 @@ from syzygy.lab.world.render import render
 from syzygy.lab.world.scene_sampling import scene_for
 from syzygy.prior.baselines import TextIdentity
 from syzygy.prior.diffusion_prior import SampledPrior
-from syzygy.prior.training import embed
 from syzygy.training.run_records import Bar, no_bar
 
 REFERENCE = "reference"

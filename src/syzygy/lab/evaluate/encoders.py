@@ -14,6 +14,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator
 from syzygy.core.wording import counted
 from syzygy.decoder.latent_decoder import LatentDecoder
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.harness import (
@@ -103,13 +104,13 @@ def candidates(model: TextToImage, cases: Sequence[LengthCase], config: Encoders
         some = [cases[row] for row in rows]
         with warnings.catch_warnings():  # that CLIP truncates long prompts is what is measured; `tokens` counts it
             warnings.filterwarnings("ignore", message=CUT)
-            images = model.pipeline(
+            request = GenerationRequest(
                 [one.text(length) for one in some],
                 sampling=Sampling(steps=config.steps, guidance_scale=guidance),
                 conditions=reads,
                 generator=[generator(config.seed, "encoders", one.prompt.text) for one in some],
-            ).images
-        return tensors(images)
+            )
+            return tensors(model.pipeline(request).images)
 
     def one(name: str, *how: Any) -> Candidate:
         return Candidate(name, len(cases), lambda rows: generate(rows, *how))

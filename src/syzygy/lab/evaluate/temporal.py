@@ -16,6 +16,7 @@ from syzygy.core.randomness import generator, seed_of
 from syzygy.core.wording import counted
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.prompt_swap import Swapped, level_after
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab import plots
 from syzygy.lab.evaluate import harness
@@ -146,10 +147,12 @@ def generate(
     pipeline = replace(model.pipeline, decoder=replace(decoder, denoiser=Swapped(decoder.denoiser, below)))
     return tensors(
         pipeline(
-            [prompt.text for prompt in some],
-            sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale),
-            conditions=config.conditions,
-            generator=[generator(config.seed, "temporal", prompt.text) for prompt in some],
+            GenerationRequest(
+                [prompt.text for prompt in some],
+                sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale),
+                conditions=config.conditions,
+                generator=[generator(config.seed, "temporal", prompt.text) for prompt in some],
+            )
         ).images
     )
 

@@ -17,6 +17,7 @@ from syzygy.core.randomness import generator
 from syzygy.core.wording import counted
 from syzygy.generation.image_files import card, contact_sheet
 from syzygy.generation.pipeline import to_pil
+from syzygy.generation.request import GenerationRequest
 from syzygy.lab import plots
 from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.bootstrap import share
@@ -92,13 +93,13 @@ def generate(
     """An image for each prompt; its noise is the same for every encoder, language and length."""
     with warnings.catch_warnings():  # that CLIP truncates long prompts is what is measured
         warnings.filterwarnings("ignore", message=CUT)
-        images = subject.paths[reader](
+        request = GenerationRequest(
             [one.text(code, length) for one in some],
             sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale),
             conditions=config.conditions,
             generator=[generator(config.seed, "text encoder", one.prompt.text) for one in some],
-        ).images
-    return tensors(images)
+        )
+        return tensors(subject.paths[reader](request).images)
 
 
 def table(
