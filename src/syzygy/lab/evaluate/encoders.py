@@ -17,16 +17,7 @@ from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import harness
-from syzygy.lab.evaluate.harness import (
-    BATCH,
-    Candidate,
-    EvaluationContext,
-    Outcome,
-    Row,
-    SamplingConfig,
-    evaluation_prompts,
-    tensors,
-)
+from syzygy.lab.evaluate.harness import BATCH, Candidate, EvaluationContext, Outcome, Row, tensors
 from syzygy.lab.report import Note, Report, Section
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
@@ -39,7 +30,7 @@ CUT = "the prompt has"
 TITLES = {"text": "CLIP text", "t5": "T5", "image": "image of the prior"}
 
 
-class EncodersConfig(SamplingConfig):
+class EncodersConfig(harness.SamplingConfig):
     """What is generated and scored."""
 
     prompts: int = Field(default=16, gt=0)
@@ -60,7 +51,7 @@ class LengthCase:
 def length_cases(config: EncodersConfig) -> list[LengthCase]:
     """Prompts of every category, seen and unseen, short and long."""
     found = []
-    for prompt in evaluation_prompts(CATEGORIES, config.prompts, config.seed):
+    for prompt in harness.evaluation_prompts(CATEGORIES, config.prompts, config.seed):
         said = language("en").caption(prompt.description, Draw(config.seed, "length", prompt.text), "long")
         before = said.text[: min(span.start for span in said.spans)]
         whole_sentences = said.text[: before.rfind(". ") + 2]

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -236,15 +237,16 @@ class Outcome:
         return {key: x for key, x in self.result.items() if key == "scoring" or isinstance(x, str | int | float | None)}
 
 
-def atoms(prompt: Prompt, scene: Prediction) -> tuple[Fact, ...]:
-    """Every fact that the prompt names, and whether the image shows it."""
+@lru_cache(maxsize=2**16)
+def facts(prompt: Prompt, scene: Prediction) -> tuple[Fact, ...]:
+    """Every fact that the prompt names, and whether the image shows it. Kept, as several measures need them."""
     return check_facts(prompt.description, scene, exact_counts=prompt.category == COUNTED)
 
 
 def fact_accuracy(prompt: Prompt, scene: Prediction) -> float:
     """The part of the facts that the prompt names which the image shows."""
-    found = atoms(prompt, scene)
-    return sum(atom.holds for atom in found) / len(found)
+    found = facts(prompt, scene)
+    return sum(fact.holds for fact in found) / len(found)
 
 
 def prompt_accuracy(prompt: Prompt, scene: Prediction) -> float:

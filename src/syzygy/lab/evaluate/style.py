@@ -23,17 +23,7 @@ from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab import plots
 from syzygy.lab.evaluate import harness
-from syzygy.lab.evaluate.harness import (
-    ALL,
-    SEEN,
-    Candidate,
-    EvaluationContext,
-    Outcome,
-    Row,
-    SamplingConfig,
-    Values,
-    tensors,
-)
+from syzygy.lab.evaluate.harness import ALL, SEEN, Candidate, EvaluationContext, Outcome, Row, Values, tensors
 from syzygy.lab.report import Note, Picture, Report, Section
 from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.language import language
@@ -51,7 +41,7 @@ SHOWN = 6
 """Prompts in the grid of images."""
 
 
-class StyleConfig(SamplingConfig):
+class StyleConfig(harness.SamplingConfig):
     """What is generated and scored."""
 
     prompts: int = Field(default=16, gt=0)

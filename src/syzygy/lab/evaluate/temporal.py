@@ -21,17 +21,7 @@ from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab import plots
 from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.bootstrap import Interval, difference
-from syzygy.lab.evaluate.harness import (
-    ALL,
-    BATCH,
-    Candidate,
-    EvaluationContext,
-    Outcome,
-    Row,
-    SamplingConfig,
-    Values,
-    tensors,
-)
+from syzygy.lab.evaluate.harness import ALL, BATCH, Candidate, EvaluationContext, Outcome, Row, Values, tensors
 from syzygy.lab.report import Figure, Gallery, GalleryRow, Note, Report, Section, generated
 from syzygy.lab.world.prompts import Prompt, prompts
 from syzygy.lab.world.reader import Prediction
@@ -48,7 +38,7 @@ SHOWN = 4
 """Pairs of prompts whose images are on the page."""
 
 
-class TemporalConfig(SamplingConfig):
+class TemporalConfig(harness.SamplingConfig):
     """What is generated and scored."""
 
     prompts: int = Field(default=50, ge=2)
