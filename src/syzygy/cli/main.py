@@ -89,24 +89,27 @@ COMMANDS: Table = {
         {
             "prior": Leaf(
                 "syzygy.lab.commands.evaluate_commands:prior",
-                "How near are a prior's predictions to held-out pictures?",
+                "Measure priors on pairs that they were not trained on.",
             ),
             "composition": Leaf(
-                "syzygy.lab.commands.evaluate_commands:composition", "Does the picture hold what the prompt says?"
+                "syzygy.lab.commands.evaluate_commands:composition", "Does the image show what the prompt names?"
             ),
-            "reader": Leaf("syzygy.lab.commands.evaluate_commands:reader", "How well does the reader read?"),
+            "reader": Leaf(
+                "syzygy.lab.commands.evaluate_commands:reader", "How accurate is the reader, which classifies scenes?"
+            ),
             "regions": Leaf("syzygy.lab.commands.evaluate_commands:regions", "Do objects appear inside their regions?"),
             "style": Leaf(
-                "syzygy.lab.commands.evaluate_commands:style", "Does a picture take the style of a reference picture?"
+                "syzygy.lab.commands.evaluate_commands:style", "Does an image take the style of a reference image?"
             ),
             "temporal": Leaf("syzygy.lab.commands.evaluate_commands:temporal", "When in sampling is the prompt read?"),
-            "encoders": Leaf("syzygy.lab.commands.evaluate_commands:encoders", "What do T5 and CLIP tell a decoder?"),
+            "encoders": Leaf("syzygy.lab.commands.evaluate_commands:encoders", "What do T5 and CLIP give a decoder?"),
             "text-encoder": Leaf(
-                "syzygy.lab.commands.evaluate_commands:text_encoder", "How well does an adapter take CLIP's place?"
+                "syzygy.lab.commands.evaluate_commands:text_encoder",
+                "How well does an adapter replace CLIP's text encoder?",
             ),
             "preference": Leaf(
                 "syzygy.lab.commands.evaluate_commands:preference",
-                "How often is one prior's picture preferred to another's?",
+                "How often is one prior's image preferred to another's?",
             ),
         },
         renamed={"painting": "regions"},
