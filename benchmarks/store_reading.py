@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from syzygy.core import artifacts
-from syzygy.core.contracts import PackedText
+from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_files
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_part import Part, statistics_of, write_part

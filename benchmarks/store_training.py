@@ -17,7 +17,7 @@ import torch
 from padded import WIDTH, coco_lengths, conditions, options, published_prior, write
 
 from syzygy.core import artifacts
-from syzygy.core.contracts import PackedText
+from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_building, store_files
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_part import Part, write_part
