@@ -17,6 +17,8 @@ from syzygy.lab.reproduce.presets import (
     reproduce_experts_quick,
     reproduce_full,
     reproduce_quick,
+    reproduce_text_encoder_full,
+    reproduce_text_encoder_quick,
     starter_cpu,
     starter_gpu,
 )
@@ -57,8 +59,6 @@ from syzygy.text_encoders.presets import (
     image_starter,
     quality_published,
     quality_starter,
-    reproduce_text_encoder_full,
-    reproduce_text_encoder_quick,
 )
 from syzygy.text_encoders.training import AlignRun, ImageRun
 

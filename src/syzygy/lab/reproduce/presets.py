@@ -4,8 +4,10 @@ from syzygy.decoder.network import UNetConfig
 from syzygy.experts.routing import COMPLEMENT
 from syzygy.lab.demo import DemoRun
 from syzygy.lab.evaluate.evaluate_composition import Scoring
+from syzygy.lab.evaluate.text_encoder import TextScoring
 from syzygy.lab.reproduce.eclipse_experiment import ReproduceRun
 from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
+from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
 from syzygy.lab.starter.image_presets import (
     autoencoder_starter,
     clip_starter,
@@ -21,9 +23,11 @@ from syzygy.lab.starter.image_presets import (
 )
 from syzygy.lab.starter.starter_training import StarterRun
 from syzygy.lab.starter.text_presets import lm_starter, t5_starter
+from syzygy.lab.world.language import LANGUAGES
 from syzygy.prior.objectives import DiffusionTaskConfig
 from syzygy.prior.presets import prior_starter
 from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter
+from syzygy.training.schedule import LoopConfig
 
 
 def starter_cpu() -> StarterRun:
@@ -173,3 +177,46 @@ def reproduce_experts_quick() -> ReproduceExpertsRun:
     loop = full.experts.loop.model_copy(update={"steps": 20, "warmup": 2, "ema_half_life": 2.0})
     experts = full.experts.model_copy(update={"loop": loop})
     return full.model_copy(update={"experts": experts, "seeds": 1, "prompts": 5, "steps": 10, "pictures": 128})
+
+
+def reproduce_text_encoder_full() -> ReproduceTextRun:
+    """The comparison of stages and layers in small; stages are shorter than the starter's, as there are sixteen trainings.
+
+    The prior stays as it is, so that all candidates speak to the same one.
+    """
+    image, quality = image_starter(), quality_starter()
+    scenes = {"scenes": 6000, "validation_images": 64}
+    return ReproduceTextRun(
+        align=align_starter().model_copy(update={"loop": _brief(steps=400, lr=1e-3)}),
+        image=image.model_copy(update=scenes | {"loop": _brief(steps=200, lr=4e-4)}),
+        quality=quality.model_copy(update=scenes | {"loop": _brief(steps=50, lr=1e-4)}),
+        scoring=TextScoring(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
+    )
+
+
+def reproduce_text_encoder_quick() -> ReproduceTextRun:
+    """A shortened comparison: it shows that everything works, and nothing about stages or layers."""
+    full = reproduce_text_encoder_full()
+    return full.model_copy(
+        update={
+            "align": full.align.model_copy(update={"loop": _brief(steps=20, lr=1e-3)}),
+            "image": full.image.model_copy(update={"scenes": 500, "loop": _brief(steps=10, lr=4e-4)}),
+            "quality": full.quality.model_copy(update={"scenes": 500, "loop": _brief(steps=5, lr=1e-4)}),
+            "probe_scenes": 2000,
+            "seeds": 1,
+            "scoring": full.scoring.model_copy(update={"languages": ("en", "de", "zh"), "captions": 32}),
+        }
+    )
+
+
+def _brief(*, steps: int, lr: float) -> LoopConfig:
+    """A training that is never validated: what comes out of it is measured afterwards."""
+    return LoopConfig(
+        steps=steps,
+        lr=lr,
+        warmup=steps // 20,
+        grad_clip=1.0,
+        ema_half_life=min(20, steps / 10),
+        validate_every=0,
+        checkpoint_every=steps // 10,
+    )
