@@ -35,7 +35,9 @@ class Branch(NamedTuple):
 Table = Mapping[str, Leaf | Branch]
 
 COMMANDS: Table = {
-    "demo": Leaf("syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and paint with it, in minutes."),
+    "demo": Leaf(
+        "syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and generate images with it, in minutes."
+    ),
     "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
     "vary": Leaf("syzygy.cli.vary:vary", "Paint pictures anew."),
     "mix": Leaf("syzygy.cli.mix:mix", "Paint what lies between pictures and texts."),
@@ -72,7 +74,7 @@ COMMANDS: Table = {
     ),
     "export": Leaf("syzygy.cli.export:export", "Write a trained prior as a folder to pass on."),
     "export-images": Leaf(
-        "syzygy.lab.commands.export_images:export_images", "Paint a benchmark's prompts for its official judge."
+        "syzygy.lab.commands.export_images:export_images", "Generate images for a benchmark's official evaluation."
     ),
     "evaluate": Branch(
         "Measure a prior or a decoder.",
