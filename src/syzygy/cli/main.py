@@ -36,7 +36,7 @@ Table = Mapping[str, Leaf | Branch]
 
 COMMANDS: Table = {
     "demo": Leaf(
-        "syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and generate images with it, in minutes."
+        "syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and generate images with it."
     ),
     "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
     "vary": Leaf("syzygy.cli.vary:vary", "Paint pictures anew."),
@@ -123,13 +123,13 @@ COMMANDS: Table = {
         "Look into the embedded world of scenes.",
         {
             "sample": Leaf(
-                "syzygy.lab.commands.world_commands:sample", "Write scenes and captions as an image folder."
+                "syzygy.lab.commands.world_commands:sample", "Write images of scenes with captions to a folder."
             ),
             "corpus": Leaf(
-                "syzygy.lab.commands.world_corpus:corpus", "Write captions in several languages, line by line parallel."
+                "syzygy.lab.commands.world_commands:corpus", "Write parallel captions in several languages."
             ),
             "show": Leaf("syzygy.lab.commands.world_commands:show", "Render a scene that a caption describes."),
-            "read": Leaf("syzygy.lab.commands.world_read:read", "Say what is in pictures of this world."),
+            "read": Leaf("syzygy.lab.commands.world_commands:read", "Predict what images of this world show."),
         },
     ),
 }
