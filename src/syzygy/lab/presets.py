@@ -8,7 +8,7 @@ from syzygy.core.errors import unknown
 from syzygy.experts.training import ExpertsRun
 from syzygy.experts.unet_expert_training import ExpertUNetsRun
 from syzygy.lab.demo import DemoRun
-from syzygy.lab.reproduce.eclipse_experiment import ReproduceRun
+from syzygy.lab.reproduce.eclipse_candidates import ReproduceRun
 from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
 from syzygy.lab.reproduce.presets import (
     demo_full,

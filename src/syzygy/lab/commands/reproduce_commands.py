@@ -55,21 +55,14 @@ def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     reference: scored on embeddings and on pictures, on compositions seen and held out; sweeps over λ, data, steps and noise.
     The same command continues an interrupted comparison. Writes index.html, results.json, report.md and its eclipse.jpg.
     """
-    from syzygy.core import artifacts
     from syzygy.core.config import override
     from syzygy.lab import presets
-    from syzygy.lab.reproduce import eclipse_experiment, score_files
-    from syzygy.lab.reproduce.eclipse_report import SHEET, markdown, page, results, shown
+    from syzygy.lab.reproduce import eclipse_experiment
 
     run = override(presets.choose(presets.REPRODUCE, "quick" if quick else "full"), overrides, note)
     writable_folder(out)
-    bench = eclipse_experiment.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
-    found = results(run, out)
-    artifacts.write_json(out / "results.json", found)
-    artifacts.write_bytes(out / "report.md", markdown(found).encode())
-    score_files.save_sheet(out / SHEET, shown(out, bench.wanted))
-    artifacts.write_bytes(out / "index.html", page(found, out, bench.wanted).encode())
-    _tell(found, markdown(found), out, as_json)
+    found = eclipse_experiment.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
+    _tell(found.results, found.report.markdown(), out, as_json)
 
 
 @click.command()

@@ -5,7 +5,7 @@ from syzygy.experts.routing import COMPLEMENT
 from syzygy.lab.demo import DemoRun
 from syzygy.lab.evaluate.evaluate_composition import Scoring
 from syzygy.lab.evaluate.text_encoder import TextScoring
-from syzygy.lab.reproduce.eclipse_experiment import ReproduceRun
+from syzygy.lab.reproduce.eclipse_candidates import ReproduceRun
 from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
 from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
 from syzygy.lab.starter.image_presets import (
