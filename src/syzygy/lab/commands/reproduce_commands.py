@@ -88,15 +88,13 @@ def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     from syzygy.experts.training import as_trained
     from syzygy.lab import presets
     from syzygy.lab.reproduce import experts_experiment
-    from syzygy.lab.reproduce.experts_report import markdown, write
 
     preset = presets.choose(presets.REPRODUCE_EXPERTS, "quick" if quick else "full")
     preset = preset.model_copy(update={"experts": as_trained(preset.experts, part_folder(model, "decoder"))})
     run = override(preset, overrides, note)
     writable_folder(out)
-    bench = experts_experiment.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
-    found = write(run, bench)
-    _tell(found, markdown(found), out, as_json)
+    found = experts_experiment.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
+    _tell(found.results, found.report.markdown(), out, as_json)
 
 
 @click.command()

@@ -12,16 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from PIL import ImageOps
+from torch import Tensor
 
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.generation.image_files import card, contact_sheet
+from syzygy.generation.pipeline import to_uint8
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval, win_rate
-from syzygy.lab.evaluate.composition import Painted
+from syzygy.lab.evaluate.composition import COUNTED, Painted
 from syzygy.lab.plots import bar_plot
 from syzygy.lab.report import Figure, Gallery, GalleryRow, Report, Table, generated
+from syzygy.lab.world.description import extra_things, judge
 from syzygy.lab.world.prompts import Prompt
+from syzygy.lab.world.reader import Reader
 
 CATEGORIES = ("colour", "shape", "texture", "spatial", "numeracy")
 ALL = "all"
@@ -31,6 +36,8 @@ TITLES = {"seen": "seen", "held out": "unseen"}
 EXAMPLES = 2
 """Prompts of each category and side whose images are kept."""
 SHEET_CELL = 112
+BATCH = 32
+"""Images at a time."""
 
 Prediction = dict[str, Any]
 """A prompt, and what the scene classifier found in the image of it, as JSON values."""
@@ -165,6 +172,19 @@ def _save_sheet(file: Path, gallery: Gallery) -> None:
     labels = [[row.note, *gallery.columns] for row in gallery.rows]
     contact_sheet(rows, labels, cell=SHEET_CELL).save(data, "JPEG", quality=90, subsampling=0)
     artifacts.write_bytes(file, data.getvalue())
+
+
+def score_images(
+    name: str, images: Float[Tensor, "P 3 H W"], prompts: Sequence[Prompt], reader: Reader
+) -> list[Painted]:
+    """What the scene classifier finds in one image of each prompt."""
+    device = next(reader.parameters()).device
+    scenes = [scene for some in images.split(BATCH) for scene in reader.read(some.to(device))]
+    scored = []
+    for prompt, image, scene in zip(prompts, to_uint8(images), scenes, strict=True):
+        atoms = judge(prompt.description, scene, exact_counts=prompt.category == COUNTED)
+        scored.append(Painted(name, prompt, 0, image, atoms, extra_things(prompt.description, scene)))
+    return scored
 
 
 def as_score(found: Interval) -> Score:

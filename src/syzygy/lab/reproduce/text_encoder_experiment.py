@@ -30,7 +30,7 @@ from syzygy.lab.evaluate.retrieval import ranks
 from syzygy.lab.evaluate.text_encoder import CUT, ENGLISH, LENGTHS, Read, lines, read, said, tailed
 from syzygy.lab.evaluate.text_encoder_images import SHORT, Asked, ask
 from syzygy.lab.reproduce import score_files
-from syzygy.lab.reproduce.experts_experiment import counted
+from syzygy.lab.reproduce.experiment import ExperimentFolder
 from syzygy.lab.reproduce.text_encoder_candidates import (
     ALIGN,
     IMAGE,
@@ -299,7 +299,7 @@ def reproduce(
     if (out / "run.json").is_file() and artifacts.read_json(out / "run.json") != plain:
         raise UserError(f"{out} holds a comparison with other settings. Choose another --out, or the settings it has.")
     artifacts.write_json(out / "run.json", plain)
-    with counted(out):
+    with ExperimentFolder(out).timed():
         todo, asked = jobs(run), ask(run.scoring)
         estimate = minutes(run, len(asked))
         say(f"about {estimate:.0f} minutes with one thread on one core, if nothing is there yet; twice on a busy one")

@@ -12,7 +12,6 @@ from syzygy.lab.evaluate import report
 from syzygy.lab.evaluate.bootstrap import difference, interval
 from syzygy.lab.evaluate.text_encoder import ENGLISH
 from syzygy.lab.reproduce import score_files
-from syzygy.lab.reproduce.experts_report import Table, svg
 from syzygy.lab.reproduce.score_files import Row, Shown, percent, pictures_table
 from syzygy.lab.reproduce.text_encoder_candidates import (
     AGAINST,
@@ -68,6 +67,14 @@ TRAINED = (
     "as it was."
 )
 Trainings = Sequence[Mapping[str, Tensor]]
+Table = tuple[list[str], list[list[str]]]
+
+
+def svg(figure: str) -> bytes:
+    """A plot of the page as a file of its own, on white."""
+    inner = figure.removeprefix("<figure>").removesuffix("</figure>")
+    own = "<svg xmlns='http://www.w3.org/2000/svg' font-family='sans-serif' font-size='12' style='background:#fff' "
+    return inner.replace("<svg ", own, 1).encode()
 
 
 def values(trainings: Trainings, codes: Sequence[str], kind: str, measure: str) -> list[list[float]]:
