@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from syzygy.lab import presets
-from syzygy.lab.evaluate import evaluate_composition, probe
+from syzygy.lab.evaluate import composition, probe
 from syzygy.lab.reproduce.eclipse_candidates import Training, all_trainings
 
 SMALL = (
@@ -41,7 +41,7 @@ SMALL = (
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "STEPS", 5)
-    monkeypatch.setattr(evaluate_composition, "NORM_PAIRS", 40)
+    monkeypatch.setattr(composition, "NORM_PAIRS", 40)
 
 
 def test_the_comparison_is_whole_and_goes_on_where_it_stopped(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from syzygy.lab.world.description import Description
     from syzygy.lab.world.language import Parsed
     from syzygy.lab.world.parallel_corpus import Parallel
-    from syzygy.lab.world.reader import Reading
+    from syzygy.lab.world.reader import Prediction
     from syzygy.lab.world.scene_source import Pair
 
 METADATA, SETTINGS = "metadata.jsonl", "sample.json"
@@ -61,7 +61,7 @@ size_option = click.option(
     type=click.Choice(["include", "exclude"]),
     default="include",
     show_default=True,
-    help="Include or exclude scenes with a held-out composition.",
+    help="Include or exclude scenes with an unseen composition.",
 )
 @click.option(
     "--length",
@@ -85,12 +85,12 @@ def sample(num: int, out: Path, seed: int, size: int, held_out: str, length: str
     settings = {"num": num, "seed": seed, "size": size, "held_out": held_out, "length": length}
     _claim(writable_folder(out), settings)
     artifacts.write_json(out / SETTINGS, settings)
-    showing = _write_sample(out, num, size, {"seed": seed, "held_out": held_out == "include", "length": length})
+    showing = _write_sample(out, num, size, {"seed": seed, "unseen": held_out == "include", "length": length})
     if as_json:
         found = {"out": str(out), "metadata": str(out / METADATA), "pictures": num, "showing_held_out": showing}
         click.echo(json.dumps(found | {"settings": settings}))
     else:
-        click.echo(f"{counted(num, 'image')} ({showing:,} with a held-out composition) and {METADATA} in {out}")
+        click.echo(f"{counted(num, 'image')} ({showing:,} with an unseen composition) and {METADATA} in {out}")
 
 
 def _claim(out: Path, settings: Mapping[str, Any]) -> None:
@@ -109,7 +109,7 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any]) -> int:
-    """Write images in batches and the metadata last; returns the number of scenes with a held-out composition.
+    """Write images in batches and the metadata last; returns the number of scenes with an unseen composition.
 
     Files are moved into place when they are complete. They are not flushed one by one, which is slow: they can be generated again.
     """
@@ -117,7 +117,7 @@ def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any]) -
     import os
 
     from syzygy.core import artifacts
-    from syzygy.lab.world.scene import is_held_out
+    from syzygy.lab.world.scene import shows_unseen_composition
     from syzygy.lab.world.scene_source import pairs, pictures
 
     batch = max(BATCH_PIXELS // size**2, 1)
@@ -136,7 +136,7 @@ def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any]) -
                 image.save(png)
                 os.replace(png, out / name)
                 file.write(json.dumps(_sample_row(name, pair), ensure_ascii=False) + "\n")
-                showing += is_held_out(pair.scene)
+                showing += shows_unseen_composition(pair.scene)
             advance(len(found))
     with artifacts.writing("the metadata", out):
         os.replace(lines, out / METADATA)
@@ -178,13 +178,13 @@ def show(caption: str, out: Path, num: int, seed: int, size: int) -> None:
     """
     from syzygy.core.randomness import Draw
     from syzygy.generation.image_files import place_for, save_png
-    from syzygy.lab.world.language import understood
+    from syzygy.lab.world.language import parse_caption
     from syzygy.lab.world.render import render
     from syzygy.lab.world.scene_sampling import scene_for
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} does not end in .png. Choose the name of a PNG file.")
-    parsed = understood(caption)
+    parsed = parse_caption(caption)
     _warn(parsed)
     click.echo(f"understood: {_understood(parsed.description)}")
     scenes = [scene_for(parsed.description, Draw(seed, "show", i)) for i in range(num)]
@@ -247,16 +247,16 @@ def read(images: tuple[Path, ...], says: str | None, model: str, device: str, as
 
     from syzygy.core.model_parts import model_folder
     from syzygy.generation.image_files import open_picture, to_tensor
-    from syzygy.lab.world.language import understood
+    from syzygy.lab.world.language import parse_caption
     from syzygy.lab.world.reader import Reader
 
     reader = Reader.from_pretrained(model_folder(model) / "reader").to(device)
-    description = None if says is None else understood(says).description
+    description = None if says is None else parse_caption(says).description
     found = []
     for start in range(0, len(images), READ_BATCH):
         pictures = [to_tensor(open_picture(path)).to(device) for path in images[start : start + READ_BATCH]]
         found += [reader.read(picture[None])[0] for picture in pictures]  # sizes may differ
-    records = [_record(path, reading, description) for path, reading in zip(images, found, strict=True)]
+    records = [_record(path, prediction, description) for path, prediction in zip(images, found, strict=True)]
     if as_json:
         click.echo(json.dumps({"model": model, "says": says, "pictures": records}))
         return
@@ -264,23 +264,23 @@ def read(images: tuple[Path, ...], says: str | None, model: str, device: str, as
         _print_record(record)
 
 
-def _record(path: Path, reading: "Reading", description: "Description | None") -> dict[str, Any]:
+def _record(path: Path, prediction: "Prediction", description: "Description | None") -> dict[str, Any]:
     """The prediction for an image as plain values and, given a description, whether each of its facts is right."""
     from dataclasses import asdict
 
-    from syzygy.lab.world.description import extra_things, judge
+    from syzygy.lab.world.description import check_facts, extra_things
 
     things = [
         asdict(thing) | {"confidence": round(confidence, 3)}
-        for thing, confidence in zip(reading.things, reading.confidence, strict=True)
+        for thing, confidence in zip(prediction.things, prediction.confidence, strict=True)
     ]
-    record: dict[str, Any] = {"path": str(path), "style": reading.style, "things": things}
+    record: dict[str, Any] = {"path": str(path), "style": prediction.style, "things": things}
     if description is not None:
-        atoms = judge(description, reading)
+        atoms = check_facts(description, prediction)
         record |= {
             "agrees": all(atom.holds for atom in atoms),
             "atoms": [asdict(atom) for atom in atoms],
-            "extra": extra_things(description, reading),
+            "extra": extra_things(description, prediction),
         }
     return record
 
@@ -324,7 +324,7 @@ def _print_record(record: dict[str, Any]) -> None:
     "--held-out/--no-held-out",
     default=True,
     show_default=True,
-    help="Include scenes with a held-out composition; exclude them from training data.",
+    help="Include scenes with an unseen composition; exclude them from training data.",
 )
 @json_option
 def corpus(languages: str, num: int, out: Path, seed: int, length: str, held_out: bool, as_json: bool) -> None:
@@ -337,15 +337,15 @@ def corpus(languages: str, num: int, out: Path, seed: int, length: str, held_out
     if out.exists():
         raise UserError(f"{out} already exists. Choose another file, or delete it.")
     writable_folder(out.parent)
-    settings: Any = {"held_out": held_out, "length": length}
+    settings: Any = {"length": length}
     with artifacts.file_written(out, "the corpus") as file, progress_bar("writing", num) as advance:
         for index in range(num):
-            row = _corpus_row(parallel(seed, index, codes, **settings))
+            row = _corpus_row(parallel(seed, index, codes, unseen=held_out, **settings))
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
             if (index + 1) % CORPUS_STEP == 0 or index + 1 == num:
                 advance(index % CORPUS_STEP + 1)
     if as_json:
-        settings |= {"languages": codes, "num": num, "seed": seed}
+        settings |= {"held_out": held_out, "languages": codes, "num": num, "seed": seed}
         click.echo(json.dumps({"out": str(out), "lines": num, "bytes": out.stat().st_size, "settings": settings}))
     else:
         click.echo(f"{counted(num, 'line')} in {', '.join(codes)} in {out}")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.core.randomness import generator
-from syzygy.lab.evaluate.composition import COUNTED
+from syzygy.lab.evaluate.harness import COUNTED
 from syzygy.lab.world.prompts import Prompt
 from syzygy.lab.world.scene import COLOURS, SHAPES, TEXTURES, Scene
 from syzygy.prior.embedding_statistics import EmbeddingStatistics

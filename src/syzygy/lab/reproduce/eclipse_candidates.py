@@ -18,8 +18,15 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator, seed_of
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import distance, probe
-from syzygy.lab.evaluate.composition import REFERENCE
-from syzygy.lab.evaluate.evaluate_composition import Scoring, asked, candidates, controls, paint, predict_all
+from syzygy.lab.evaluate.composition import (
+    REFERENCE,
+    CompositionConfig,
+    candidate_embeddings,
+    control_priors,
+    generate_and_score,
+    predict_all,
+)
+from syzygy.lab.evaluate.harness import evaluation_prompts
 from syzygy.lab.evaluate.probe import Probe, fit_probe
 from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder
 from syzygy.lab.world import scene_source
@@ -147,7 +154,7 @@ class EclipseContext:
         """Embed the pairs, train the probe, choose the prompts."""
         data, validation = prior_training.embedded(run.prior, model.clip, bar)
         pairs = prior_training.embed(model.clip, seed_of(run.seed, "pairs"), run.pairs)
-        prompts = asked(CATEGORIES, run.prompts, run.seed)
+        prompts = evaluation_prompts(CATEGORIES, run.prompts, run.seed)
         features = model.clip.encode_text([p.text for p in prompts])
         return cls(run, folder, model, data, validation, pairs, _probe(run, model), prompts, features)
 
@@ -206,7 +213,7 @@ def probe_scores(embeddings: Tensor, context: EclipseContext) -> dict[str, float
     scores = {}
     for name, unseen in (("probe_seen", False), ("probe_held_out", True)):
         pairs = zip(shares, context.prompts, strict=True)
-        some = [share for share, prompt in pairs if share is not None and prompt.held_out == unseen]
+        some = [share for share, prompt in pairs if share is not None and prompt.unseen == unseen]
         scores[name] = sum(some) / len(some)
     return scores
 
@@ -220,11 +227,11 @@ def _predict(prior: Prior, features: TextFeatures, seed: int) -> Tensor:
 def score_controls(context: EclipseContext) -> None:
     """The same scores for text-identity, and the probe's for the reference."""
     run, folder = context.run, context.folder
-    for name, prior in controls(context.model, run.seed).items():
+    for name, prior in control_priors(context.model, run.seed).items():
         folder.score_once(name, lambda prior=prior: score_embeddings(prior, context))
 
     def reference() -> dict[str, float]:
-        return probe_scores(candidates(context.model, {}, context.prompts, run.seed)[REFERENCE], context)
+        return probe_scores(candidate_embeddings(context.model, {}, context.prompts, run.seed)[REFERENCE], context)
 
     folder.score_once(REFERENCE, reference)
 
@@ -251,20 +258,20 @@ def sweep_sampling(context: EclipseContext) -> None:
 def generate_images(context: EclipseContext, bar: Bar = no_bar) -> None:
     """Decode the first trainings of each method and the controls."""
     run, model, prompts = context.run, context.model, context.prompts
-    scoring = Scoring(prompts=run.prompts, steps=run.steps, guidance_scale=1.0, seed=run.seed)
+    config = CompositionConfig(prompts=run.prompts, steps=run.steps, guidance_scale=1.0, seed=run.seed)
     for name, prior in _to_decode(context):
         if context.folder.has_images(name):
             continue
-        found = candidates(model, {} if prior is None else {name: prior()}, prompts, run.seed)
+        found = candidate_embeddings(model, {} if prior is None else {name: prior()}, prompts, run.seed)
         with bar(f"generating {name}", len(prompts)) as progress:
-            scored = paint(model, {name: found[name]}, prompts, scoring, progress)
+            scored = generate_and_score(model, {name: found[name]}, prompts, config, progress)
         context.folder.keep_images(name, scored, prompts)
 
 
 def _to_decode(context: EclipseContext) -> Iterator[tuple[str, Callable[[], Prior] | None]]:
     """Names of images and the functions that load their prior (None for the reference)."""
     yield REFERENCE, None
-    for name, prior in controls(context.model, context.run.seed).items():
+    for name, prior in control_priors(context.model, context.run.seed).items():
         yield name, lambda prior=prior: prior
     by_method = [image_trainings(context.run, method).items() for method in METHODS]
     for same_seed in zip(*by_method, strict=True):

@@ -7,8 +7,7 @@ from typing import Any
 
 from syzygy.core.wording import counted
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate.composition import REFERENCE
-from syzygy.lab.evaluate.evaluate_composition import IDENTITY, SHIFTED
+from syzygy.lab.evaluate.composition import IDENTITY, REFERENCE, SHIFTED
 from syzygy.lab.plots import Point, line_plot
 from syzygy.lab.report import Figure, Gallery, Report, Section, Table, require_lab
 from syzygy.lab.reproduce.eclipse_candidates import (

@@ -21,10 +21,9 @@ from syzygy.core.errors import UserError
 from syzygy.generation.image_files import card, contact_sheet
 from syzygy.generation.pipeline import to_uint8
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval, win_rate
-from syzygy.lab.evaluate.composition import COUNTED, Painted
+from syzygy.lab.evaluate.composition import ScoredImage
 from syzygy.lab.plots import bar_plot
 from syzygy.lab.report import Figure, Gallery, GalleryRow, Report, Table, generated
-from syzygy.lab.world.description import extra_things, judge
 from syzygy.lab.world.prompts import Prompt
 from syzygy.lab.world.reader import Reader
 
@@ -107,9 +106,9 @@ class ExperimentFolder:
         """Whether the images of this name were generated and scored."""
         return self._images(name).is_file()
 
-    def keep_images(self, name: str, scored: Sequence[Painted], prompts: Sequence[Prompt], **more: Any) -> None:
+    def keep_images(self, name: str, scored: Sequence[ScoredImage], prompts: Sequence[Prompt], **more: Any) -> None:
         """Write the predictions for one image of each prompt, and the images of the example prompts, which come first."""
-        images = torch.stack([scored[i].picture for i in _examples(prompts)])
+        images = torch.stack([scored[i].image for i in _examples(prompts)])
         artifacts.write_tensors(self._images(name).with_suffix(".safetensors"), {"pictures": images})
         artifacts.write_json(self._images(name), {"prompts": [_prediction(one) for one in scored], **more})
 
@@ -131,7 +130,7 @@ class ExperimentFolder:
             columns.append([generated(image, prompts[row].text, found[row]["agrees"]) for image, row in rows])
         shown = [prompts[row] for row in _examples(prompts)]
         lines = [
-            GalleryRow(prompt.text, f"{prompt.category}, {TITLES['held out' if prompt.held_out else 'seen']}", cells)
+            GalleryRow(prompt.text, f"{prompt.category}, {TITLES['held out' if prompt.unseen else 'seen']}", cells)
             for prompt, cells in zip(shown, zip(*columns, strict=True), strict=True)
         ]
         gallery = Gallery(list(names), lines, caption, file)
@@ -147,18 +146,18 @@ class ExperimentFolder:
         return self.path / "painted" / f"{name}.json"
 
 
-def _prediction(one: Painted) -> Prediction:
+def _prediction(one: ScoredImage) -> Prediction:
     prompt = one.prompt
     atoms = [[atom.kind, atom.holds] for atom in one.atoms]
-    record = {"text": prompt.text, "category": prompt.category, "held_out": prompt.held_out}
-    return record | {"agrees": one.agrees, "atoms": atoms, "extra": one.extra}
+    record = {"text": prompt.text, "category": prompt.category, "held_out": prompt.unseen}
+    return record | {"agrees": one.correct, "atoms": atoms, "extra": one.extra}
 
 
 def _examples(prompts: Sequence[Prompt]) -> list[int]:
     """The numbers of the first prompts of each category and side."""
     kinds: dict[tuple[str, bool], list[int]] = {}
     for i, prompt in enumerate(prompts):
-        kinds.setdefault((prompt.category, prompt.held_out), []).append(i)
+        kinds.setdefault((prompt.category, prompt.unseen), []).append(i)
     return [i for rows in kinds.values() for i in rows[:EXAMPLES]]
 
 
@@ -176,15 +175,12 @@ def _save_sheet(file: Path, gallery: Gallery) -> None:
 
 def score_images(
     name: str, images: Float[Tensor, "P 3 H W"], prompts: Sequence[Prompt], reader: Reader
-) -> list[Painted]:
+) -> list[ScoredImage]:
     """What the scene classifier finds in one image of each prompt."""
     device = next(reader.parameters()).device
     scenes = [scene for some in images.split(BATCH) for scene in reader.read(some.to(device))]
-    scored = []
-    for prompt, image, scene in zip(prompts, to_uint8(images), scenes, strict=True):
-        atoms = judge(prompt.description, scene, exact_counts=prompt.category == COUNTED)
-        scored.append(Painted(name, prompt, 0, image, atoms, extra_things(prompt.description, scene)))
-    return scored
+    each = zip(prompts, to_uint8(images), scenes, strict=True)
+    return [ScoredImage(name, prompt, 0, image, scene) for prompt, image, scene in each]
 
 
 def as_score(found: Interval) -> Score:

@@ -36,7 +36,7 @@ from syzygy.generation.image_files import to_tensor
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import composition
 from syzygy.lab.evaluate.composition import REFERENCE
-from syzygy.lab.evaluate.evaluate_composition import asked
+from syzygy.lab.evaluate.harness import evaluation_prompts
 from syzygy.lab.reproduce.experiment import BATCH, CATEGORIES, ExperimentFolder, score_images
 from syzygy.lab.starter.decoder_training import Encoding
 from syzygy.lab.world.prompts import Prompt
@@ -157,7 +157,9 @@ class ExpertsContext:
         decoder = model.pipeline.decoder
         if not isinstance(decoder, LatentDecoder) or not isinstance(decoder.autoencoder, Autoencoder):
             raise UserError(f"{model.name} has no decoder from which experts of the embedded world can be trained.")
-        return cls(run, folder, model, decoder, decoder.autoencoder, asked(CATEGORIES, run.prompts, run.seed))
+        return cls(
+            run, folder, model, decoder, decoder.autoencoder, evaluation_prompts(CATEGORIES, run.prompts, run.seed)
+        )
 
     @property
     def root(self) -> Path:
@@ -225,18 +227,18 @@ def generate(context: ExpertsContext, name: str, denoiser: nn.Module, progress: 
     """Generate, score and keep an image of each prompt."""
     run = context.run
     pipeline = replace(context.model.pipeline, decoder=replace(context.decoder, denoiser=denoiser))
-    how = Sampling(steps=run.steps, guidance_scale=run.guidance_scale)
+    sampling = Sampling(steps=run.steps, guidance_scale=run.guidance_scale)
     images = []
     for start in range(0, len(context.prompts), BATCH):
         texts = [prompt.text for prompt in context.prompts[start : start + BATCH]]
-        output = pipeline(texts, how=how, generator=[generator(run.seed, "experts", text) for text in texts])
+        output = pipeline(texts, sampling=sampling, generator=[generator(run.seed, "experts", text) for text in texts])
         images += [to_tensor(image) for image in output.images]
         progress(len(texts))
     _keep(context, name, torch.stack(images))
 
 
 def _renders(context: ExpertsContext) -> Float[Tensor, "P 3 H W"]:
-    return composition.reference_pictures(context.prompts, context.run.seed, context.model.clip.image_size)
+    return composition.reference_images(context.prompts, context.run.seed, context.model.clip.image_size)
 
 
 def _keep(context: ExpertsContext, name: str, images: Float[Tensor, "P 3 H W"]) -> None:

@@ -3,8 +3,8 @@
 from syzygy.decoder.network import UNetConfig
 from syzygy.experts.routing import COMPLEMENT
 from syzygy.lab.demo import DemoRun
-from syzygy.lab.evaluate.evaluate_composition import Scoring
-from syzygy.lab.evaluate.text_encoder import TextScoring
+from syzygy.lab.evaluate.composition import CompositionConfig
+from syzygy.lab.evaluate.text_encoder import TextEncoderConfig
 from syzygy.lab.reproduce.eclipse_candidates import ReproduceRun
 from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
 from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
@@ -120,7 +120,7 @@ def demo_quick() -> DemoRun:
     few = prior_starter()
     loop = few.loop.model_copy(update={"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20})
     small = few.model_copy(update={"scenes": 1000, "validation_images": 128, "loop": loop})
-    return DemoRun(prior=small, scoring=Scoring(prompts=1, steps=6), shown_steps=8)
+    return DemoRun(prior=small, scoring=CompositionConfig(prompts=1, steps=6), shown_steps=8)
 
 
 def reproduce_full() -> ReproduceRun:
@@ -190,7 +190,7 @@ def reproduce_text_encoder_full() -> ReproduceTextRun:
         align=align_starter().model_copy(update={"loop": _brief(steps=400, lr=1e-3)}),
         image=image.model_copy(update=scenes | {"loop": _brief(steps=200, lr=4e-4)}),
         quality=quality.model_copy(update=scenes | {"loop": _brief(steps=50, lr=1e-4)}),
-        scoring=TextScoring(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
+        scoring=TextEncoderConfig(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
     )
 
 
