@@ -12,7 +12,7 @@ from syzygy.clip.zero_image import ZeroImage
 from syzygy.core import artifacts, checkpoint_files
 from syzygy.core.contracts import ImageDecoder, Prior
 from syzygy.core.errors import UserError
-from syzygy.experts.expert_folders import Keeping
+from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.expert_unets import ExpertUNet, with_experts
 from syzygy.generation.pipeline import Pipeline
 from syzygy.pretrained import decoder_validation, kandinsky, karlo, repositories, stable_diffusion, stable_unclip
@@ -64,7 +64,7 @@ def assemble(
     device: str = "cpu",
     memory: Memory = Memory(),
     experts: str | Path | None = None,
-    keeping: Keeping = Keeping(),  # noqa: B008 (frozen)
+    offload_policy: OffloadPolicy = OffloadPolicy(),  # noqa: B008 (frozen)
     local_files_only: bool = True,
 ) -> Assembled:
     """Load a published model; what is not given is what belongs to it (`repositories.PUBLISHED`).
@@ -74,7 +74,7 @@ def assemble(
         prior: as of `load_prior`, or any object with `predict`.
         clip: a folder or hub id.
         experts: a folder as of `ExpertUNet.from_pretrained`: in the place of the decoder's U-Net.
-        keeping: where they are.
+        offload_policy: where they are.
         local_files_only: take hub ids from the hub's cache only; else download what is missing.
 
     Raises:
@@ -93,7 +93,7 @@ def assemble(
     made = _of_texts(found, clip, where) if source is None else _of_embeddings(found, source, clip, where)
     if experts is None:
         return made
-    unets = ExpertUNet.from_pretrained(experts, device=where.device, dtype=where.dtype, keeping=keeping)
+    unets = ExpertUNet.from_pretrained(experts, device=where.device, dtype=where.dtype, offload_policy=offload_policy)
     decoder = with_experts(made.pipeline.decoder, unets.to(where.home))
     identities = {**made.identities, "experts": str(experts)}
     return replace(made, pipeline=replace(made.pipeline, decoder=decoder), identities=identities)
