@@ -37,9 +37,7 @@ class Branch(NamedTuple):
 Table = Mapping[str, Leaf | Branch]
 
 COMMANDS: Table = {
-    "demo": Leaf(
-        "syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and generate images with it."
-    ),
+    "demo": Leaf("syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and generate images with it."),
     "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
     "vary": Leaf("syzygy.cli.vary:vary", "Paint pictures anew."),
     "mix": Leaf("syzygy.cli.mix:mix", "Paint what lies between pictures and texts."),
@@ -109,15 +107,16 @@ COMMANDS: Table = {
         "Repeat a paper's experiment in small.",
         {
             "eclipse": Leaf(
-                "syzygy.lab.commands.reproduce_commands:eclipse", "ECLIPSE against projection, diffusion and controls."
+                "syzygy.lab.commands.reproduce_commands:eclipse",
+                "Compare ECLIPSE with projection, diffusion and controls.",
             ),
             "experts": Leaf(
                 "syzygy.lab.commands.reproduce_commands:experts",
-                "eDiff-I's experts against one model of equal samples.",
+                "Compare eDiff-I's experts with one model of equal samples.",
             ),
             "text-encoder": Leaf(
                 "syzygy.lab.commands.reproduce_commands:text_encoder",
-                "An adapter's stages, and layers, against each other.",
+                "Compare an adapter's stages and a language model's layers.",
             ),
         },
     ),

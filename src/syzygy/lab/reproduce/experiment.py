@@ -12,31 +12,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from PIL import ImageOps
-from torch import Tensor
 
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
+from syzygy.core.pixels import to_uint8
 from syzygy.generation.image_files import card, contact_sheet
-from syzygy.generation.pipeline import to_uint8
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval, win_rate
 from syzygy.lab.evaluate.composition import ScoredImage
+from syzygy.lab.evaluate.harness import ALL, Candidate, PredictionStore, predict
 from syzygy.lab.plots import bar_plot
 from syzygy.lab.report import Figure, Gallery, GalleryRow, Report, Table, generated
 from syzygy.lab.world.prompts import Prompt
 from syzygy.lab.world.reader import Reader
 
 CATEGORIES = ("colour", "shape", "texture", "spatial", "numeracy")
-ALL = "all"
 SIDES = {"seen": False, "held out": True}
 """Side of the results → whether its prompts name an unseen composition."""
 TITLES = {"seen": "seen", "held out": "unseen"}
 EXAMPLES = 2
 """Prompts of each category and side whose images are kept."""
 SHEET_CELL = 112
-BATCH = 32
-"""Images at a time."""
 
 Prediction = dict[str, Any]
 """A prompt, and what the scene classifier found in the image of it, as JSON values."""
@@ -173,14 +169,14 @@ def _save_sheet(file: Path, gallery: Gallery) -> None:
     artifacts.write_bytes(file, data.getvalue())
 
 
-def score_images(
-    name: str, images: Float[Tensor, "P 3 H W"], prompts: Sequence[Prompt], reader: Reader
+def generate_and_score(
+    candidate: Candidate, prompts: Sequence[Prompt], reader: Reader, progress: Callable[[int], None] = lambda done: None
 ) -> list[ScoredImage]:
-    """What the scene classifier finds in one image of each prompt."""
-    device = next(reader.parameters()).device
-    scenes = [scene for some in images.split(BATCH) for scene in reader.read(some.to(device))]
-    each = zip(prompts, to_uint8(images), scenes, strict=True)
-    return [ScoredImage(name, prompt, 0, image, scene) for prompt, image, scene in each]
+    """Generate an image of each prompt, and predict what it shows."""
+    images = {"image": lambda some, cases: list(to_uint8(some).cpu())}
+    found = predict([candidate], reader, PredictionStore(None, {}), also=images, progress=progress)[candidate.name]
+    each = zip(prompts, found.values["image"], found.scenes, strict=True)
+    return [ScoredImage(candidate.name, prompt, 0, image, scene) for prompt, image, scene in each]
 
 
 def as_score(found: Interval) -> Score:

@@ -32,12 +32,11 @@ from syzygy.experts import training as experts_training
 from syzygy.experts.expert_folders import TRUNK, build_lora, load_experts, load_lora
 from syzygy.experts.routing import Experts
 from syzygy.experts.training import GROWN, ExpertsRun, Growth, growth
-from syzygy.generation.image_files import to_tensor
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import composition
 from syzygy.lab.evaluate.composition import REFERENCE
-from syzygy.lab.evaluate.harness import evaluation_prompts
-from syzygy.lab.reproduce.experiment import BATCH, CATEGORIES, ExperimentFolder, score_images
+from syzygy.lab.evaluate.harness import Candidate, evaluation_prompts, tensors
+from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder, generate_and_score
 from syzygy.lab.starter.decoder_training import Encoding
 from syzygy.lab.world.prompts import Prompt
 from syzygy.prior.embedding_statistics import frechet_distance
@@ -213,38 +212,41 @@ def train(training: Training, context: ExpertsContext, say: Callable[[str], None
 
 
 def generate_images(context: ExpertsContext, folders: Mapping[Training, Path], bar: Bar = no_bar) -> None:
-    """Score renders, and images of the start and of every training from the same noise."""
+    """Score renders, and images of the start and of every training from the same noise, unless they exist."""
     if not context.folder.has_images(REFERENCE):
-        _keep(context, REFERENCE, _renders(context))
+        renders = _renders(context)
+        generate(context, REFERENCE, lambda rows: renders[list(rows)], bar)
     everyone = [(START, START, context.root), *((one.name, one.candidate, folder) for one, folder in folders.items())]
     for name, candidate, folder in everyone:
         if not context.folder.has_images(name):
-            with bar(f"generating {name}", len(context.prompts)) as progress:
-                generate(context, name, context.denoiser(candidate, folder), progress)
+            generate(context, name, _sampler(context, context.denoiser(candidate, folder)), bar)
 
 
-def generate(context: ExpertsContext, name: str, denoiser: nn.Module, progress: Callable[[int], None]) -> None:
+def generate(context: ExpertsContext, name: str, images: Callable[[Sequence[int]], Tensor], bar: Bar) -> None:
     """Generate, score and keep an image of each prompt."""
+    candidate = Candidate(name, len(context.prompts), images)
+    with bar(f"generating {name}", candidate.number) as progress:
+        scored = generate_and_score(candidate, context.prompts, context.model.reader(), progress)
+    distances = {} if name == REFERENCE else _frechet(context, torch.stack([one.image for one in scored]) / 255)
+    context.folder.keep_images(name, scored, context.prompts, frechet=distances)
+
+
+def _sampler(context: ExpertsContext, denoiser: nn.Module) -> Callable[[Sequence[int]], Tensor]:
+    """Generates images of some prompts with a denoiser."""
     run = context.run
     pipeline = replace(context.model.pipeline, decoder=replace(context.decoder, denoiser=denoiser))
     sampling = Sampling(steps=run.steps, guidance_scale=run.guidance_scale)
-    images = []
-    for start in range(0, len(context.prompts), BATCH):
-        texts = [prompt.text for prompt in context.prompts[start : start + BATCH]]
-        output = pipeline(texts, sampling=sampling, generator=[generator(run.seed, "experts", text) for text in texts])
-        images += [to_tensor(image) for image in output.images]
-        progress(len(texts))
-    _keep(context, name, torch.stack(images))
+
+    def images(rows: Sequence[int]) -> Tensor:
+        texts = [context.prompts[row].text for row in rows]
+        noise = [generator(run.seed, "experts", text) for text in texts]
+        return tensors(pipeline(texts, sampling=sampling, generator=noise).images)
+
+    return images
 
 
 def _renders(context: ExpertsContext) -> Float[Tensor, "P 3 H W"]:
     return composition.reference_images(context.prompts, context.run.seed, context.model.clip.image_size)
-
-
-def _keep(context: ExpertsContext, name: str, images: Float[Tensor, "P 3 H W"]) -> None:
-    scored = score_images(name, images, context.prompts, context.model.reader())
-    distances = {} if name == REFERENCE else _frechet(context, images)
-    context.folder.keep_images(name, scored, context.prompts, frechet=distances)
 
 
 @torch.no_grad()
