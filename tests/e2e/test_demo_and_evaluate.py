@@ -45,7 +45,6 @@ def test_its_priors_load_in_other_commands(syzygy, tiny_model: Path, out: Path, 
     assert list(found["embeddings"]) == ["contrast", "plain", *IDENTITIES]
     assert found["embeddings"]["text identity"].keys() == {"cosine", "recall_at_1", "frechet"}
     assert {row["candidate"] for row in found["rows"] if "against_reference" in row} == set(names) - {"reference"}
-    assert found["rows_with_text"] == []
     preferred = syzygy("evaluate", "preference", "--model", tiny_model, *named, "--prompts", 1, "--steps", 1)
     assert preferred.code == 0, preferred.err
     assert "How often contrast is preferred to plain:" in preferred.out
@@ -73,13 +72,14 @@ def test_score_as_text_and_page(syzygy, tiny_model: Path, tmp_path: Path) -> Non
     few = ("--prompts", 1, "--draws", 2, "--steps", 1, "--pairs", 40)
     answer = syzygy("evaluate", "composition", "--model", tiny_model, *few, "--with-text", *files)
     assert answer.code == 0, answer.err
-    assert answer.out.count("Reference, one object: colour") == 2
-    assert "also reads the text states:" in answer.out
+    assert "Reference, one object: colour" in answer.out
+    assert "reference, with text" in answer.out
     assert "Fréchet" in answer.out
     found = json.loads((tmp_path / "scores.json").read_text())
-    assert len(found["rows"]) == len(found["rows_with_text"]) > 0
+    names = list(dict.fromkeys(row["candidate"] for row in found["rows"]))
+    assert names == [f"{name}{text}" for text in ("", ", with text") for name in names[:5]]
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 2
     assert page.count("data:image/png;base64,") == 13 * 5  # a prompt a category and side × candidates
     assert "http" not in page
 

@@ -56,16 +56,24 @@ COMMANDS: Table = {
     "train": Branch(
         "Train a part of the system, or all of the starter.",
         {
-            "clip": Leaf("syzygy.cli.train:clip", "CLIP on the embedded world."),
+            "clip": Leaf("syzygy.lab.commands.train_starter:clip", "CLIP on the embedded world."),
             "prior": Leaf("syzygy.cli.train:prior", "A prior: text features to image embedding."),
-            "autoencoder": Leaf("syzygy.cli.train:autoencoder", "An autoencoder: picture to latents and back."),
-            "decoder": Leaf("syzygy.cli.train:decoder", "A decoder: embedding and text to latents."),
+            "autoencoder": Leaf(
+                "syzygy.lab.commands.train_starter:autoencoder", "An autoencoder: picture to latents and back."
+            ),
+            "decoder": Leaf("syzygy.lab.commands.train_starter:decoder", "A decoder: embedding and text to latents."),
             "experts": Leaf("syzygy.cli.train_experts:experts", "Expert denoisers for stages of the noise."),
-            "t5": Leaf("syzygy.cli.train:t5", "A T5 text encoder, for prompts of any length."),
-            "lm": Leaf("syzygy.cli.train:lm", "A language model that reads all languages of the world."),
+            "t5": Leaf("syzygy.lab.commands.train_starter:t5", "A T5 text encoder, for prompts of any length."),
+            "lm": Leaf(
+                "syzygy.lab.commands.train_starter:lm", "A language model that reads all languages of the world."
+            ),
             "adapter": Leaf("syzygy.cli.train_adapter:adapter", "An adapter: other languages, prompts past 77 tokens."),
-            "reader": Leaf("syzygy.cli.train:reader", "The reader that judges pictures: picture to attributes."),
-            "starter": Leaf("syzygy.cli.train:starter", "The starter weights, from nothing, in resumable stages."),
+            "reader": Leaf(
+                "syzygy.lab.commands.train_starter:reader", "The reader that judges pictures: picture to attributes."
+            ),
+            "starter": Leaf(
+                "syzygy.lab.commands.train_starter:starter", "The starter weights, from nothing, in resumable stages."
+            ),
         },
     ),
     "experts": Branch(
@@ -81,24 +89,27 @@ COMMANDS: Table = {
         {
             "prior": Leaf(
                 "syzygy.lab.commands.evaluate_commands:prior",
-                "How near are a prior's predictions to held-out pictures?",
+                "Measure priors on pairs that they were not trained on.",
             ),
             "composition": Leaf(
-                "syzygy.lab.commands.evaluate_commands:composition", "Does the picture hold what the prompt says?"
+                "syzygy.lab.commands.evaluate_commands:composition", "Does the image show what the prompt names?"
             ),
-            "reader": Leaf("syzygy.lab.commands.evaluate_commands:reader", "How well does the reader read?"),
+            "reader": Leaf(
+                "syzygy.lab.commands.evaluate_commands:reader", "How accurate is the reader, which classifies scenes?"
+            ),
             "regions": Leaf("syzygy.lab.commands.evaluate_commands:regions", "Do objects appear inside their regions?"),
             "style": Leaf(
-                "syzygy.lab.commands.evaluate_commands:style", "Does a picture take the style of a reference picture?"
+                "syzygy.lab.commands.evaluate_commands:style", "Does an image take the style of a reference image?"
             ),
             "temporal": Leaf("syzygy.lab.commands.evaluate_commands:temporal", "When in sampling is the prompt read?"),
-            "encoders": Leaf("syzygy.lab.commands.evaluate_commands:encoders", "What do T5 and CLIP tell a decoder?"),
+            "encoders": Leaf("syzygy.lab.commands.evaluate_commands:encoders", "What do T5 and CLIP give a decoder?"),
             "text-encoder": Leaf(
-                "syzygy.lab.commands.evaluate_commands:text_encoder", "How well does an adapter take CLIP's place?"
+                "syzygy.lab.commands.evaluate_commands:text_encoder",
+                "How well does an adapter replace CLIP's text encoder?",
             ),
             "preference": Leaf(
                 "syzygy.lab.commands.evaluate_commands:preference",
-                "How often is one prior's picture preferred to another's?",
+                "How often is one prior's image preferred to another's?",
             ),
         },
         renamed={"painting": "regions"},

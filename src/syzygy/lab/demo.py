@@ -27,9 +27,10 @@ from syzygy.lab.evaluate.composition import (
 from syzygy.lab.evaluate.harness import Row, evaluation_prompts
 from syzygy.lab.plots import Point, line_plot
 from syzygy.lab.report import PAGE, RESULTS, Figure, Gallery, GalleryRow, Report, Section, Table, generated, require_lab
+from syzygy.lab.starter import prior_training
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
-from syzygy.prior import training as prior_training
-from syzygy.prior.objectives import PriorTaskConfig
+from syzygy.prior.eclipse import PriorTaskConfig
+from syzygy.prior.presets import prior_starter
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.training import PriorRun
 from syzygy.training.run_records import Bar, RunResult, no_bar, reporter
@@ -60,6 +61,24 @@ class DemoRun(Config):
         if not isinstance(self.prior.task, PriorTaskConfig):
             raise UserError("the demo trains an ECLIPSE prior; these are the settings of a diffusion prior.")
         return self.prior.task.lambda_contrastive
+
+
+def demo_full() -> DemoRun:
+    """The demo, in at most five minutes on two CPU cores. The validation of so small a prior does not improve after 150 steps."""
+    run = prior_starter()
+    loop = run.loop.model_copy(update={"steps": 250, "warmup": 30, "validate_every": 25})
+    return DemoRun(prior=run.model_copy(update={"scenes": 20_000, "loop": loop}))
+
+
+def demo_quick() -> DemoRun:
+    """A shortened demo that only shows that everything works: its prior learns next to nothing."""
+    few = prior_starter()
+    loop = few.loop.model_copy(update={"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20})
+    small = few.model_copy(update={"scenes": 1000, "validation_images": 128, "loop": loop})
+    return DemoRun(prior=small, scoring=CompositionConfig(prompts=1, steps=6), shown_steps=8)
+
+
+PRESETS = {"full": demo_full, "quick": demo_quick}
 
 
 @dataclass(frozen=True)

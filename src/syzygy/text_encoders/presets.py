@@ -127,3 +127,10 @@ def image_published() -> ImageRun:
 def quality_published() -> ImageRun:
     """For both: the adapter as it is, the prior on chosen pictures."""
     return _quality_published()
+
+
+ALIGN_PRESETS = {"starter": align_starter, "vit-l-14": align_vit_l_14, "bigg-14": align_bigg_14}
+IMAGE_PRESETS = {"starter": image_starter, "vit-l-14": image_published, "bigg-14": image_published}
+QUALITY_PRESETS = {"starter": quality_starter, "vit-l-14": quality_published, "bigg-14": quality_published}
+DECODER_PRESETS = {"starter": decoder_starter_adapted}
+"""Stage image with a decoder's loss."""

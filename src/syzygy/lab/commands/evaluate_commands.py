@@ -1,18 +1,24 @@
 """`syzygy evaluate …`: each command reads its options, loads what it measures and calls one evaluation."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from syzygy.cli.common import Whole, device_option, json_option, progress_bar, seed_option
 from syzygy.cli.generation_options import text_encoder_options
 from syzygy.core.errors import UserError
-from syzygy.lab.commands.evaluation_options import HTML, evaluation, named_priors, names, numbers, sampling_options
+from syzygy.lab.commands.evaluation_options import (
+    HTML,
+    EvaluationRequest,
+    Names,
+    Numbers,
+    evaluation,
+    named_priors,
+    sampling_options,
+)
 
 if TYPE_CHECKING:
-    from syzygy.core.contracts import Prior
-    from syzygy.generation.text_to_image import TextToImage
     from syzygy.lab.evaluate.harness import Outcome
     from syzygy.lab.starter.reader_training import ReaderScores
 
@@ -22,7 +28,10 @@ COMPOSITION = (
 )
 QUICK = {"prompts": 8, "pairs": 1000}
 CONDITIONS = click.option(
-    "--conditions", metavar="NAMES", help="What the decoder reads, such as text,t5. Default: all that it can."
+    "--conditions",
+    type=Names(),
+    metavar="NAMES",
+    help="What the decoder reads, such as text,t5. Default: all that it can.",
 )
 
 
@@ -51,15 +60,7 @@ CONDITIONS = click.option(
     HTML,
     quick=QUICK,
 )
-def composition(
-    out: Path | None,
-    model: str,
-    priors: tuple[str, ...],
-    text_encoder: str | None,
-    llm: str | None,
-    device: str,
-    **settings: Any,
-) -> "Outcome":
+def composition(request: EvaluationRequest) -> "Outcome":
     """Does the image show what the prompt names?
 
     Generates images from prompts of the embedded world and classifies what they show. Each prior is compared with the reference (the true
@@ -69,17 +70,13 @@ def composition(
     \b
       syzygy evaluate composition --out out/composition
     """
-    from syzygy.core.config import parse
     from syzygy.lab.evaluate import composition as run
-    from syzygy.lab.evaluate.harness import EvaluationContext
 
-    config = parse(run.CompositionConfig, settings, "options")
-    adapter = {"text_encoder": text_encoder, "llm": llm}
-    context = EvaluationContext.load("composition", config, out, model, device=device, **adapter)
+    sources = request.settings.pop("priors")
+    context = request.context("composition", run.CompositionConfig)
     if (own := context.model.pipeline.prior) is None:
-        raise UserError(f"{model} generates images from texts alone: it has no prior to evaluate.")
-    named = _loaded_priors(priors, context.model, device) or {"prior": own}
-    return run.evaluate(context, config, named, progress_bar)
+        raise UserError(f"{request.model} generates images from texts alone: it has no prior to evaluate.")
+    return run.evaluate(context, request.priors(context.model, run.CONTROLS, sources) or {"prior": own}, progress_bar)
 
 
 @evaluation(
@@ -100,16 +97,7 @@ def composition(
     ),
     quick={"prompts": 8},
 )
-def preference(
-    out: Path | None,
-    model: str,
-    priors: tuple[str, ...],
-    text_encoder: str | None,
-    llm: str | None,
-    pickscore: Path | None,
-    device: str,
-    **settings: Any,
-) -> "Outcome":
+def preference(request: EvaluationRequest) -> "Outcome":
     """How often is one prior's image preferred to another's?
 
     Both generate from the same prompts and noise. The judges are the scene classifier (which image shows more of the prompt's facts) and the
@@ -119,31 +107,22 @@ def preference(
       syzygy evaluate preference --prior runs/a --prior runs/b
     """
     from syzygy.clip.clip_model import Clip
-    from syzygy.core.config import parse
     from syzygy.lab.evaluate import preference as run
-    from syzygy.lab.evaluate.composition import CompositionConfig
-    from syzygy.lab.evaluate.harness import EvaluationContext
+    from syzygy.lab.evaluate.composition import CONTROLS, CompositionConfig
 
-    config = parse(CompositionConfig, settings, "options")
-    if len(priors) != 2:
-        raise UserError(f"give --prior twice, the two to compare; got {len(priors)}.")
-    judge = None if pickscore is None else Clip.from_pretrained(pickscore).to(device)
-    adapter = {"text_encoder": text_encoder, "llm": llm}
-    context = EvaluationContext.load("preference", config, out, model, device=device, **adapter)
-    return run.evaluate(context, config, _loaded_priors(priors, context.model, device), judge)
-
-
-def _loaded_priors(priors: tuple[str, ...], model: "TextToImage", device: str) -> "dict[str, Prior]":
-    from syzygy.lab.evaluate.composition import CONTROLS
-    from syzygy.prior.prior_loading import load_prior
-
-    return {name: load_prior(source, model.clip, device) for name, source in named_priors(priors, CONTROLS).items()}
+    sources, folder = (request.settings.pop(name) for name in ("priors", "pickscore"))
+    if len(sources) != 2:
+        raise UserError(f"give --prior twice, the two to compare; got {len(sources)}.")
+    pickscore = None if folder is None else Clip.from_pretrained(folder).to(request.parts["device"])
+    context = request.context("preference", CompositionConfig)
+    return run.evaluate(context, request.priors(context.model, CONTROLS, sources), pickscore)
 
 
 @evaluation(
     *sampling_options(100, 10),
     click.option(
         "--strengths",
+        type=Numbers(),
         default="0.5,1,2",
         show_default=True,
         metavar="W,…",
@@ -152,15 +131,7 @@ def _loaded_priors(priors: tuple[str, ...], model: "TextToImage", device: str) -
     CONDITIONS,
     click.option("--experts", metavar="RUN|FOLDER", help="Expert denoisers instead of the model's decoder."),
 )
-def regions(
-    out: Path | None,
-    model: str,
-    device: str,
-    strengths: str,
-    conditions: str | None,
-    experts: str | None,
-    **settings: Any,
-) -> "Outcome":
+def regions(request: EvaluationRequest) -> "Outcome":
     """Do objects appear inside their regions?
 
     Prompts name one object or two coloured ones, and each object has a region in one half of the image. Measured are the objects that appear
@@ -170,14 +141,9 @@ def regions(
     \b
       syzygy evaluate regions --out out/regions       # the grid of images is out/regions/grid.png
     """
-    from syzygy.core.config import parse
     from syzygy.lab.evaluate import region_accuracy as run
-    from syzygy.lab.evaluate.harness import EvaluationContext
 
-    chosen = {"strengths": numbers(strengths, "--strengths", "0.5,1,2"), "conditions": names(conditions)}
-    config = parse(run.RegionsConfig, settings | chosen, "options")
-    context = EvaluationContext.load("regions", config, out, model, experts=experts, device=device)
-    return run.evaluate(context, config, experts)
+    return run.evaluate(request.context("regions", run.RegionsConfig), request.parts["experts"])
 
 
 @evaluation(
@@ -185,6 +151,7 @@ def regions(
     click.option(
         "--style-guidance",
         "weights",
+        type=Numbers(),
         default="0.5,1,2",
         show_default=True,
         metavar="W,…",
@@ -198,7 +165,7 @@ def regions(
         help="Style references for each prompt, each in another style.",
     ),
 )
-def style(out: Path | None, model: str, device: str, weights: str, **settings: Any) -> "Outcome":
+def style(request: EvaluationRequest) -> "Outcome":
     """Does an image take the style of a reference image, and only that?
 
     Prompts that name no style are used with an image of another scene as style reference (as with --style of syzygy generate), in each of
@@ -208,20 +175,16 @@ def style(out: Path | None, model: str, device: str, weights: str, **settings: A
     \b
       syzygy evaluate style --out out/style       # the grid of images is out/style/grid.png
     """
-    from syzygy.core.config import parse
     from syzygy.lab.evaluate import style as run
-    from syzygy.lab.evaluate.harness import EvaluationContext
 
-    chosen = {"weights": numbers(weights, "--style-guidance", "0.5,1,2")}
-    config = parse(run.StyleConfig, settings | chosen, "options")
-    context = EvaluationContext.load("style", config, out, model, device=device)
-    return run.evaluate(context, config)
+    return run.evaluate(request.context("style", run.StyleConfig))
 
 
 @evaluation(
     *sampling_options(50, 25),
     click.option(
         "--swaps",
+        type=Numbers(),
         default="20,60,80",
         show_default=True,
         metavar="K,…",
@@ -229,9 +192,7 @@ def style(out: Path | None, model: str, device: str, weights: str, **settings: A
     ),
     CONDITIONS,
 )
-def temporal(
-    out: Path | None, model: str, device: str, swaps: str, conditions: str | None, **settings: Any
-) -> "Outcome":
+def temporal(request: EvaluationRequest) -> "Outcome":
     """When in sampling is the prompt read?
 
     Each image begins with one prompt and ends with another, which shares no shape and no colour with it. Measured is the accuracy for both,
@@ -241,18 +202,13 @@ def temporal(
     \b
       syzygy evaluate temporal --out out/temporal       # the plot is out/temporal/prompt_accuracy.svg
     """
-    from syzygy.core.config import parse
     from syzygy.lab.evaluate import temporal as run
-    from syzygy.lab.evaluate.harness import EvaluationContext
 
-    chosen = {"swaps": numbers(swaps, "--swaps", "20,60,80"), "conditions": names(conditions)}
-    config = parse(run.TemporalConfig, settings | chosen, "options")
-    context = EvaluationContext.load("temporal", config, out, model, device=device)
-    return run.evaluate(context, config)
+    return run.evaluate(request.context("temporal", run.TemporalConfig))
 
 
 @evaluation(*sampling_options(16, 10))
-def encoders(out: Path | None, model: str, device: str, **settings: Any) -> "Outcome":
+def encoders(request: EvaluationRequest) -> "Outcome":
     """What do T5 and CLIP give a decoder, from short and from long prompts?
 
     The decoder reads T5's states alone, CLIP's alone, both, the prior's image embedding alone, and everything, of prompts as they are and
@@ -262,19 +218,14 @@ def encoders(out: Path | None, model: str, device: str, **settings: Any) -> "Out
     \b
       syzygy evaluate encoders --model RUN --out out/encoders
     """
-    from syzygy.core.config import parse
     from syzygy.lab.evaluate import encoders as run
-    from syzygy.lab.evaluate.harness import EvaluationContext
 
-    config = parse(run.EncodersConfig, settings, "options")
-    context = EvaluationContext.load("encoders", config, out, model, device=device)
-    return run.evaluate(context, config)
+    return run.evaluate(request.context("encoders", run.EncodersConfig))
 
 
 @evaluation(
     click.option(
         "--text-encoder",
-        "source",
         default="adapter",
         show_default=True,
         metavar="adapter|MODEL|RUN|FOLDER",
@@ -299,6 +250,7 @@ def encoders(out: Path | None, model: str, device: str, **settings: Any) -> "Out
     ),
     click.option(
         "--languages",
+        type=Names(),
         metavar="CODES",
         help="Such as en,de,es,fr,ru,zh. Default: those that the adapter was trained on.",
     ),
@@ -315,20 +267,7 @@ def encoders(out: Path | None, model: str, device: str, **settings: Any) -> "Out
     ),
     quick={"captions": 64, "prompts": 2},
 )
-def text_encoder(
-    out: Path | None,
-    source: str,
-    model: str,
-    llm: str | None,
-    clip: str | None,
-    prior: str | None,
-    decoder: str | None,
-    download: bool,
-    device: str,
-    languages: str | None,
-    conditions: str | None,
-    **settings: Any,
-) -> "Outcome":
+def text_encoder(request: EvaluationRequest) -> "Outcome":
     """How well does a language model's adapter replace CLIP's text encoder?
 
     By language and length of captions: how near its embedding is to CLIP's of the English caption; how often that caption and the image are
@@ -340,20 +279,15 @@ def text_encoder(
       syzygy evaluate text-encoder --text-encoder RUN --languages en,de --quick
       syzygy evaluate text-encoder --model kandinsky-2.2 --text-encoder RUN --prompts 0
     """
-    from syzygy.core.config import parse
-    from syzygy.generation.text_to_image import TextToImage
     from syzygy.lab.evaluate import text_encoder as encoding
     from syzygy.lab.evaluate import text_encoder_images as run
-    from syzygy.lab.evaluate.harness import EvaluationContext
 
-    parts = {"text_encoder": source, "llm": llm, "clip": clip, "prior": prior, "decoder": decoder}
-    loaded = TextToImage.from_pretrained(model, **parts, device=device, local_files_only=not download)
-    chosen = {
-        "languages": encoding.checked_languages(loaded, names(languages)),
-        "conditions": loaded.pipeline.chosen(names(conditions)),
-    }
-    config = parse(encoding.TextEncoderConfig, settings | chosen, "options")
-    return run.evaluate(EvaluationContext("text-encoder", loaded, config, out), config, source)
+    model = request.load()
+    languages = encoding.checked_languages(model, request.settings["languages"])
+    conditions = model.pipeline.chosen(request.settings["conditions"])
+    more = {"languages": languages, "conditions": conditions}
+    context = request.context("text-encoder", encoding.TextEncoderConfig, model, **more)
+    return run.evaluate(context, request.parts["text_encoder"])
 
 
 @evaluation(
@@ -380,9 +314,7 @@ def text_encoder(
     ),
     HTML,
 )
-def prior(
-    out: Path | None, store: Path, priors: tuple[str, ...], images: int | None, seed: int, device: str
-) -> "Outcome":
+def prior(request: EvaluationRequest) -> "Outcome":
     """Measure priors on pairs of an embedding store that they were not trained on.
 
     The images are those that the runs held out for validation; with several priors, those that all of them held out. Each prior is compared
@@ -395,8 +327,8 @@ def prior(
     """
     from syzygy.lab.evaluate.prior_retrieval import CONTROLS, evaluate
 
-    named = named_priors(priors, CONTROLS)
-    return evaluate(store, named, images=images, seed=seed, device=device, bar=progress_bar).outcome()
+    priors = named_priors(request.settings.pop("priors"), CONTROLS)
+    return evaluate(**request.settings, sources=priors, device=request.parts["device"], bar=progress_bar).outcome()
 
 
 @click.command()

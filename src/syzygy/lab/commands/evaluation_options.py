@@ -1,10 +1,10 @@
 """What the commands `syzygy evaluate …` share: options, and how results are printed and written."""
 
 import functools
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,10 +12,72 @@ from syzygy.cli.common import Whole, device_option, note, seed_option, stacked, 
 from syzygy.core.errors import UserError
 
 if TYPE_CHECKING:
-    from syzygy.lab.evaluate.harness import Outcome
+    from syzygy.core.contracts import Prior
+    from syzygy.generation.text_to_image import TextToImage
+    from syzygy.lab.evaluate.harness import EvaluationContext, Outcome, SamplingConfig
     from syzygy.lab.report import Table
 
 Option = Callable[[Any], Any]
+C = TypeVar("C", bound="SamplingConfig")
+PARTS = ("text_encoder", "llm", "clip", "prior", "decoder", "experts", "device")
+"""Options that say what a model is loaded with."""
+
+
+class Names(click.ParamType):
+    """Names joined by commas."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return tuple(name.strip() for name in value.split(","))
+
+
+class Numbers(click.ParamType):
+    """Numbers joined by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        try:
+            return tuple(float(one) for one in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} must be numbers joined by commas, such as 0.5,1,2.", param, ctx)
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What a command was called with."""
+
+    model: str
+    parts: Mapping[str, Any]
+    """Arguments of `TextToImage.from_pretrained`."""
+    settings: dict[str, Any]
+    """The values of all other options."""
+    out: Path | None
+
+    def load(self) -> "TextToImage":
+        """The model."""
+        from syzygy.generation.text_to_image import TextToImage
+
+        return TextToImage.from_pretrained(self.model, **self.parts)
+
+    def context(
+        self, name: str, config: type[C], model: "TextToImage | None" = None, **more: Any
+    ) -> "EvaluationContext[C]":
+        """Settings, and then the model, which is loaded unless it is given; `more` are further settings."""
+        from syzygy.core.config import parse
+        from syzygy.lab.evaluate.harness import EvaluationContext
+
+        settings = parse(config, self.settings | more, "options")
+        return EvaluationContext(name, model or self.load(), settings, self.out)
+
+    def priors(self, model: "TextToImage", controls: Collection[str], sources: Sequence[str]) -> "dict[str, Prior]":
+        """The priors of --prior, for a model."""
+        from syzygy.prior.prior_loading import load_prior
+
+        named = named_priors(sources, controls)
+        return {name: load_prior(source, model.clip, self.parts["device"]) for name, source in named.items()}
+
 
 OUTPUTS = (
     click.option(
@@ -73,8 +135,8 @@ def sampling_options(prompts: int, steps: int, *, least: int = 2, help: str = ""
 
 def evaluation(
     *options: Option, quick: Mapping[str, int] | None = None
-) -> Callable[[Callable[..., "Outcome"]], click.Command]:
-    """A command from a function that gets the values of its options and `out`, and returns what was found.
+) -> Callable[[Callable[[EvaluationRequest], "Outcome"]], click.Command]:
+    """A command from a function that gets the request and returns what was found.
 
     Args:
         quick: the settings of --quick, which the command then has.
@@ -83,7 +145,7 @@ def evaluation(
     numbers = ", ".join(f"{value} {name}" for name, value in settings.items())
     flag = click.option("--quick", is_flag=True, help=f"Use {numbers}: a first look, with wide intervals.")
 
-    def decorate(function: Callable[..., "Outcome"]) -> click.Command:
+    def decorate(function: Callable[[EvaluationRequest], "Outcome"]) -> click.Command:
         @click.pass_context
         @functools.wraps(function)
         def command(
@@ -94,7 +156,11 @@ def evaluation(
                     raise click.UsageError(f"--quick sets --{name} itself: give one of the two.")
                 values[name] = value
             _check_places(json_file, page, out)
-            _publish(function(out=out, **values), json_file, page, out)
+            parts = {name: values.pop(name) for name in PARTS if name in values}
+            if "download" in values:
+                parts["local_files_only"] = not values.pop("download")
+            request = EvaluationRequest(values.pop("model", ""), parts, values, out)
+            _publish(function(request), json_file, page, out)
 
         every = (*options, *[flag] * bool(settings), seed_option, device_option, *OUTPUTS)
         return click.command()(stacked(*every)(command))
@@ -148,27 +214,14 @@ def _publish(found: "Outcome", json_file: Path | None, page: Path | None, out: P
 def _printed(block: "str | Table") -> str:
     """For a terminal: marks of emphasis are left out, columns are aligned."""
     if isinstance(block, str):
-        return click.wrap_text(re.sub(r"\*\*", "", block), 120)
-    lines = [list(block.header), *map(list, block.rows)]
+        return block.replace("**", "")
+    lines = [block.header, *block.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, line, widths)).rstrip() for line in lines)
-
-
-def names(text: str | None) -> tuple[str, ...] | None:
-    """Names joined by commas."""
-    return None if text is None else tuple(name.strip() for name in text.split(","))
-
-
-def numbers(text: str, option: str, example: str) -> tuple[float, ...]:
-    """Numbers joined by commas.
-
-    Raises:
-        UserError: something else.
-    """
-    try:
-        return tuple(float(one) for one in text.split(","))
-    except ValueError:
-        raise UserError(f"{option} {text!r} must be numbers joined by commas, such as {example}.") from None
+    sides = [str.ljust if place < block.first_number else str.rjust for place in range(len(widths))]
+    return "\n".join(
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def named_priors(priors: Sequence[str], controls: Collection[str]) -> dict[str, str]:

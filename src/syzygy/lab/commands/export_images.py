@@ -25,7 +25,7 @@ PROMPTS is the benchmark's own file:
 \b
 On several GPUs:  torchrun --nproc-per-node 4 -m syzygy.cli export-images …
 Run the same command again to generate what is missing, after an interruption or while other processes run.
-With the same batch size neither changes a byte. docs/official-judges.md continues with the evaluations' own commands.
+With the same batch size neither changes a byte. docs/how-to/benchmark-images.md continues with the evaluations' own commands.
 """
 
 

@@ -67,10 +67,9 @@ def eclipse(overrides: tuple[str, ...], out: Path, quick: bool, as_json: bool, *
     text-identity and the reference on embeddings and images, on seen and unseen compositions; sweeps over λ, data, steps and noise.
     Run the same command again to continue an interrupted experiment. Writes index.html, results.json, report.md and its eclipse.jpg.
     """
-    from syzygy.lab import presets
     from syzygy.lab.reproduce.eclipse_experiment import reproduce
 
-    _run(reproduce, presets.choose(presets.REPRODUCE, _size(quick)), overrides, out, as_json, **how)
+    _run(reproduce, _preset("ECLIPSE", quick), overrides, out, as_json, **how)
 
 
 @click.command()
@@ -92,11 +91,10 @@ def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, as_j
       syzygy reproduce experts 'experts.leaves=["E1_0", "E1_1"]' experts.loop.steps=600 --out out/two
     """
     from syzygy.core.model_parts import part_folder
-    from syzygy.experts.training import as_trained
-    from syzygy.lab import presets
     from syzygy.lab.reproduce.experts_experiment import reproduce
+    from syzygy.lab.starter.experts_training import as_trained
 
-    preset = presets.choose(presets.REPRODUCE_EXPERTS, _size(quick))
+    preset = _preset("EXPERTS", quick)
     preset = preset.model_copy(update={"experts": as_trained(preset.experts, part_folder(model, "decoder"))})
     _run(reproduce, preset, overrides, out, as_json, model=model, **how)
 
@@ -122,11 +120,12 @@ def text_encoder(overrides: tuple[str, ...], out: Path, quick: bool, as_json: bo
       syzygy reproduce text-encoder --llm RUN --out out/mine
       syzygy reproduce text-encoder align.loop.steps=900 image.loop.steps=400 seeds=3 --out out/long
     """
-    from syzygy.lab import presets
     from syzygy.lab.reproduce.text_encoder_experiment import reproduce
 
-    _run(reproduce, presets.choose(presets.REPRODUCE_TEXT_ENCODER, _size(quick)), overrides, out, as_json, **how)
+    _run(reproduce, _preset("TEXT_ENCODER", quick), overrides, out, as_json, **how)
 
 
-def _size(quick: bool) -> str:
-    return "quick" if quick else "full"
+def _preset(table: str, quick: bool) -> Any:
+    from syzygy.core.registry import preset
+
+    return preset(f"syzygy.lab.reproduce.presets:{table}", "quick" if quick else "full")

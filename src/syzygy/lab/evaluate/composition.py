@@ -22,20 +22,9 @@ from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.core.wording import counted
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import distance, harness
-from syzygy.lab.evaluate.harness import (
-    ALL,
-    BATCH,
-    SEEN,
-    UNSEEN,
-    Candidate,
-    EvaluationContext,
-    Outcome,
-    Predictions,
-    Row,
-    SamplingConfig,
-    evaluation_prompts,
-)
+from syzygy.lab.evaluate.harness import ALL, BATCH, SEEN, UNSEEN, Candidate, EvaluationContext, Outcome, Row
 from syzygy.lab.report import Gallery, GalleryRow, Note, Report, Section, Table, generated
+from syzygy.lab.starter.prior_training import embed
 from syzygy.lab.world.description import Fact, extra_things
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
 from syzygy.lab.world.reader import Prediction, Reader
@@ -43,11 +32,12 @@ from syzygy.lab.world.render import render
 from syzygy.lab.world.scene_sampling import scene_for
 from syzygy.prior.baselines import TextIdentity
 from syzygy.prior.diffusion_prior import SampledPrior
-from syzygy.prior.training import embed
 from syzygy.training.run_records import Bar, no_bar
 
 REFERENCE = "reference"
 IDENTITY, SHIFTED, SHUFFLED = "text identity", "text identity, shifted", "shuffled prompts"
+TEXT = ", with text"
+"""Ends the name of a candidate whose decoder also reads the text states."""
 CONTROLS = (IDENTITY, SHIFTED, SHUFFLED)
 NORM_PAIRS = 1024
 CHUNK = 256
@@ -55,7 +45,7 @@ SHOWN = 2
 """Prompts of each category and side whose images are on the page."""
 
 
-class CompositionConfig(SamplingConfig):
+class CompositionConfig(harness.SamplingConfig):
     """How images are generated and how many are scored."""
 
     prompts: int = Field(default=200, gt=0)
@@ -160,12 +150,12 @@ class ScoredImage:
     @cached_property
     def atoms(self) -> tuple[Fact, ...]:
         """The facts that the prompt names."""
-        return harness.atoms(self.prompt, self.scene)
+        return harness.facts(self.prompt, self.scene)
 
     @property
     def correct(self) -> bool:
         """Whether it shows every fact that the prompt names."""
-        return all(atom.holds for atom in self.atoms)
+        return all(fact.holds for fact in self.atoms)
 
     @property
     def extra(self) -> int:
@@ -216,8 +206,8 @@ def table(wanted: Sequence[Prompt], scenes: Mapping[str, Sequence[Prediction]]) 
         ]
         kinds: dict[str, list[bool]] = {}
         for prompt, scene in some:
-            for atom in harness.atoms(prompt, scene):
-                kinds.setdefault(atom.kind, []).append(atom.holds)
+            for fact in harness.facts(prompt, scene):
+                kinds.setdefault(fact.kind, []).append(fact.holds)
         row["atoms"] = {kind: round(sum(held) / len(held), 4) for kind, held in kinds.items()}
         row["extra"] = round(sum(extra_things(prompt.description, scene) for prompt, scene in some) / len(some), 4)
     return rows
@@ -239,7 +229,7 @@ def on_pairs(
 
 
 def predict_all(prior: Prior, features: TextFeatures, noise: Tensor) -> Tensor:
-    """Predictions for any number of texts, in batches, on the CPU."""
+    """harness.Predictions for any number of texts, in batches, on the CPU."""
     rows = (slice(start, start + CHUNK) for start in range(0, len(features), CHUNK))
     return torch.cat([prior.predict(features[part], noise=noise[part].to(features.pooled)).cpu() for part in rows])
 
@@ -251,7 +241,7 @@ def reader_features(reader: Reader, images: Float[Tensor, "B 3 H W"]) -> Float[T
 
 
 def frechet_to_renders(
-    model: TextToImage, found: Mapping[str, Predictions], wanted: Sequence[Prompt], config: CompositionConfig
+    model: TextToImage, found: Mapping[str, harness.Predictions], wanted: Sequence[Prompt], config: CompositionConfig
 ) -> dict[str, float]:
     """Fréchet distance of each candidate's first images to renders of the same prompts, in the features of the scene classifier.
 
@@ -273,12 +263,10 @@ def weights_of(priors: Mapping[str, Prior]) -> dict[str, str]:
     }
 
 
-def evaluate(
-    context: EvaluationContext, config: CompositionConfig, priors: Mapping[str, Prior], bar: Bar = no_bar
-) -> Outcome:
+def evaluate(context: EvaluationContext[CompositionConfig], priors: Mapping[str, Prior], bar: Bar = no_bar) -> Outcome:
     """Score priors and controls. The first prior also predicts for shuffled prompts, which gives the level of chance."""
-    model, reader = context.model, context.model.reader()
-    wanted = evaluation_prompts(CATEGORIES, config.prompts, config.seed)
+    model, config, reader = context.model, context.config, context.model.reader()
+    wanted = harness.evaluation_prompts(CATEGORIES, config.prompts, config.seed)
     everyone = dict(priors) | control_priors(model, config.seed)
     distances = on_pairs(model, everyone, config, bar) if config.pairs else {}
     embeddings = candidate_embeddings(model, everyone, wanted, config.seed, shuffled=next(iter(priors), None))
@@ -287,54 +275,49 @@ def evaluate(
         return reader_features(reader, to_uint8(images) / 255).tolist()
 
     candidates = decoded(model, embeddings, wanted, config)
-    with_text = []
     if config.with_text:
-        read = model.encode_text([p.text for p in wanted])
-        with_text = decoded(model, {f"{name}, with text": x for name, x in embeddings.items()}, wanted, config, read)
-    found = context.predict([*candidates, *with_text], also={"features": features}, priors=weights_of(priors))
+        read, named = (
+            model.encode_text([p.text for p in wanted]),
+            {f"{name}{TEXT}": x for name, x in embeddings.items()},
+        )
+        candidates += decoded(model, named, wanted, config, read)
+    found = context.predict(candidates, also={"features": features}, priors=weights_of(priors))
     scenes = {name: one.scenes for name, one in found.items()}
-    rows = table(wanted, {one.name: scenes[one.name] for one in candidates})
-    text_rows = table(wanted, {name: scenes[f"{name}, with text"] for name in embeddings} if with_text else {})
-    pictures = frechet_to_renders(model, {one.name: found[one.name] for one in candidates}, wanted, config)
-    result = context.header(
-        rows=harness.plain(rows), rows_with_text=harness.plain(text_rows), embeddings=distances, fid_reader=pictures
+    rows = table(wanted, scenes)
+    alone = {name: found[name] for name in embeddings}
+    pictures = frechet_to_renders(model, alone, wanted, config)
+    result = context.header(rows=harness.plain(rows), embeddings=distances, fid_reader=pictures)
+    single = next(
+        row for row in rows if (row["candidate"], row["category"], row["side"]) == (REFERENCE, "single", SEEN)
     )
-    tables = [_distances(distances, pictures)] * bool(distances or pictures)
-    legend = "Prompt accuracy: every fact that the prompt names is right. Brackets: 95 % bootstrap over prompts and their images."
+    sanity = ", ".join(f"{kind} {100 * single['atoms'][kind]:.0f} %" for kind in ("colour", "shape"))
+    compared = [_distances(distances, pictures)] * bool(distances or pictures)
 
     def report(_sheet: Any) -> Report:
         plots = [
-            harness.accuracy_plot(some, f"prompt accuracy, {side} compositions{of}", side=side)
-            for some, of in ((rows, ""), (text_rows, ", text states read"))
+            harness.accuracy_plot(rows, f"prompt accuracy, {side} compositions", side=side)
             for side in (SEEN, UNSEEN)
-            if harness.overall(some, side)
+            if harness.overall(rows, side)
         ]
-        half = len(plots) // 2 if text_rows else len(plots)
+        number = f"{counted(len(wanted), 'prompt')}, {counted(config.draws, 'image')} for each."
         return Report(
             f"Composition: {model.name}",
             context.lead(
-                f"{counted(len(wanted), 'prompt')}, {counted(config.draws, 'image')} for each. The decoder reads only the image embedding."
+                f"{number} The decoder reads only the image embedding, unless a candidate is named with text."
             ),
             [
-                Section("Prompt accuracy", plots[:half]),
-                *[Section("With a decoder that also reads the text states", plots[half:])] * bool(text_rows),
+                Section("Prompt accuracy", [*plots, Note(f"{LEGEND} {EXPLAINED}")]),
                 Section("By category", [harness.category_table(rows)]),
-                *[Section("Embeddings and images as distributions", tables)] * bool(tables),
-                Section("Images", [_gallery(candidates, wanted, scenes, config)]),
-                Section("", [Note(f"{legend} {EXPLAINED}")]),
+                *[Section("Embeddings and images as distributions", compared)] * bool(compared),
+                Section("Images", [_gallery(candidates[: len(embeddings)], wanted, scenes, config)]),
             ],
             limits=LIMITS,
         )
 
-    printed: list[str | Table] = []
-    for title, some in (("", rows), ("With a decoder that also reads the text states:", text_rows)):
-        if some:
-            single = next(r for r in some if (r["candidate"], r["category"], r["side"]) == (REFERENCE, "single", SEEN))
-            printed += [title] * bool(title)
-            printed += [_by_side(some), "Reference, one object: " + _percents(single["atoms"], ("colour", "shape"))]
-    return Outcome(result, [*printed, *tables, legend], report)
+    return Outcome(result, [_by_side(rows), f"Reference, one object: {sanity}.", *compared, LEGEND], report)
 
 
+LEGEND = "**Prompt accuracy**: every fact that the prompt names is right. Brackets: 95 % bootstrap over prompts and their images."
 EXPLAINED = (
     "**Reference** decodes the true embedding of a scene that shows exactly what the prompt names; it is not an upper bound. "
     "**Text identity** decodes the text embedding itself, also moved to the mean of image embeddings. **Shuffled prompts** scores the first "
@@ -344,10 +327,6 @@ LIMITS = (
     "This is a world of eight shapes with a tiny CLIP and a tiny decoder. What holds here need not hold for photographs. The intervals cover "
     "the choice of prompts and noise, not the training of the priors: compare several trainings for that."
 )
-
-
-def _percents(shares: Mapping[str, float], kinds: Sequence[str]) -> str:
-    return ", ".join(f"{kind} {100 * shares[kind]:.0f} %" for kind in kinds) + "."
 
 
 def _by_side(rows: Sequence[Row]) -> Table:

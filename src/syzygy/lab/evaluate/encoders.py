@@ -14,18 +14,10 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator
 from syzygy.core.wording import counted
 from syzygy.decoder.latent_decoder import LatentDecoder
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import harness
-from syzygy.lab.evaluate.harness import (
-    BATCH,
-    Candidate,
-    EvaluationContext,
-    Outcome,
-    Row,
-    SamplingConfig,
-    evaluation_prompts,
-    tensors,
-)
+from syzygy.lab.evaluate.harness import BATCH, Candidate, EvaluationContext, Outcome, Row, tensors
 from syzygy.lab.report import Note, Report, Section
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
@@ -38,7 +30,7 @@ CUT = "the prompt has"
 TITLES = {"text": "CLIP text", "t5": "T5", "image": "image of the prior"}
 
 
-class EncodersConfig(SamplingConfig):
+class EncodersConfig(harness.SamplingConfig):
     """What is generated and scored."""
 
     prompts: int = Field(default=16, gt=0)
@@ -59,7 +51,7 @@ class LengthCase:
 def length_cases(config: EncodersConfig) -> list[LengthCase]:
     """Prompts of every category, seen and unseen, short and long."""
     found = []
-    for prompt in evaluation_prompts(CATEGORIES, config.prompts, config.seed):
+    for prompt in harness.evaluation_prompts(CATEGORIES, config.prompts, config.seed):
         said = language("en").caption(prompt.description, Draw(config.seed, "length", prompt.text), "long")
         before = said.text[: min(span.start for span in said.spans)]
         whole_sentences = said.text[: before.rfind(". ") + 2]
@@ -103,13 +95,13 @@ def candidates(model: TextToImage, cases: Sequence[LengthCase], config: Encoders
         some = [cases[row] for row in rows]
         with warnings.catch_warnings():  # that CLIP truncates long prompts is what is measured; `tokens` counts it
             warnings.filterwarnings("ignore", message=CUT)
-            images = model.pipeline(
+            request = GenerationRequest(
                 [one.text(length) for one in some],
                 sampling=Sampling(steps=config.steps, guidance_scale=guidance),
                 conditions=reads,
                 generator=[generator(config.seed, "encoders", one.prompt.text) for one in some],
-            ).images
-        return tensors(images)
+            )
+            return tensors(model.pipeline(request).images)
 
     def one(name: str, *how: Any) -> Candidate:
         return Candidate(name, len(cases), lambda rows: generate(rows, *how))
@@ -183,9 +175,9 @@ LEGEND = (
 )
 
 
-def evaluate(context: EvaluationContext, config: EncodersConfig) -> Outcome:
+def evaluate(context: EvaluationContext[EncodersConfig]) -> Outcome:
     """Compare the conditions of the model's decoder."""
-    model = context.model
+    model, config = context.model, context.config
     compared = conditions_compared(model.pipeline.decoder.conditions)
     cases = length_cases(config)
     rows = table(model, cases, context.scenes(candidates(model, cases, config)))

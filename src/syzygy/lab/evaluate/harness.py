@@ -9,8 +9,9 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -39,6 +40,7 @@ ALL, SEEN, UNSEEN = "all", "seen", "unseen"
 COUNTED = "numeracy"
 """The category whose counts must be exact."""
 
+C = TypeVar("C", bound="SamplingConfig")
 Values = list[list[float]]
 """A score of every image: a row for each prompt, a column for each image of it."""
 Row = dict[str, Any]
@@ -177,18 +179,13 @@ def _scene(plain: Mapping[str, Any]) -> Prediction:
 
 
 @dataclass(frozen=True)
-class EvaluationContext:
+class EvaluationContext(Generic[C]):
     """Where an evaluation runs: a model, settings, and a folder for what must survive an interruption."""
 
     name: str
     model: TextToImage
-    config: SamplingConfig
+    config: C
     out: Path | None
-
-    @classmethod
-    def load(cls, name: str, config: SamplingConfig, out: Path | None, model: str, **parts: Any) -> "EvaluationContext":
-        """With a model that is loaded by name; `parts` as in `TextToImage.from_pretrained`."""
-        return cls(name, TextToImage.from_pretrained(model, **parts), config, out)
 
     def predict(
         self, candidates: Sequence[Candidate], *, also: Mapping[str, ImageValue] | None = None, **about: Any
@@ -240,15 +237,16 @@ class Outcome:
         return {key: x for key, x in self.result.items() if key == "scoring" or isinstance(x, str | int | float | None)}
 
 
-def atoms(prompt: Prompt, scene: Prediction) -> tuple[Fact, ...]:
-    """Every fact that the prompt names, and whether the image shows it."""
+@lru_cache(maxsize=2**16)
+def facts(prompt: Prompt, scene: Prediction) -> tuple[Fact, ...]:
+    """Every fact that the prompt names, and whether the image shows it. Kept, as several measures need them."""
     return check_facts(prompt.description, scene, exact_counts=prompt.category == COUNTED)
 
 
 def fact_accuracy(prompt: Prompt, scene: Prediction) -> float:
     """The part of the facts that the prompt names which the image shows."""
-    found = atoms(prompt, scene)
-    return sum(atom.holds for atom in found) / len(found)
+    found = facts(prompt, scene)
+    return sum(fact.holds for fact in found) / len(found)
 
 
 def prompt_accuracy(prompt: Prompt, scene: Prediction) -> float:

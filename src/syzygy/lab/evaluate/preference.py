@@ -37,10 +37,10 @@ def clip_score(clip: Clip, texts: Sequence[str]) -> ImageValue:
 
 
 def evaluate(
-    context: EvaluationContext, config: CompositionConfig, two: Mapping[str, Prior], pickscore: Clip | None = None
+    context: EvaluationContext[CompositionConfig], two: Mapping[str, Prior], pickscore: Clip | None = None
 ) -> Outcome:
     """Compare two priors by each of `JUDGES`, on seen and on unseen prompts. A tie counts half for each."""
-    model = context.model
+    model, config = context.model, context.config
     wanted = evaluation_prompts(CATEGORIES, config.prompts, config.seed)
     embeddings = candidate_embeddings(model, two, wanted, config.seed)
     candidates = decoded(model, {name: embeddings[name] for name in two}, wanted, config)

@@ -16,6 +16,7 @@ from syzygy.core.randomness import Draw, generator
 from syzygy.core.wording import counted
 from syzygy.generation.image_files import card, contact_sheet
 from syzygy.generation.pipeline import to_pil
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab import plots
 from syzygy.lab.evaluate import harness
@@ -153,11 +154,13 @@ def generate(
     """An image for each case; strength 0 ignores the regions."""
     return tensors(
         model.pipeline(
-            [one.prompt.text for one in cases],
-            sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale, region_strength=strength),
-            conditions=config.conditions,
-            generator=[generator(config.seed, "painting", one.prompt.text) for one in cases],
-            regions=[list(one.regions) for one in cases],
+            GenerationRequest(
+                [one.prompt.text for one in cases],
+                sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale, region_strength=strength),
+                conditions=config.conditions,
+                generator=[generator(config.seed, "painting", one.prompt.text) for one in cases],
+                regions=[list(one.regions) for one in cases],
+            )
         ).images
     )
 
@@ -236,9 +239,9 @@ LEGEND = (
 )
 
 
-def evaluate(context: EvaluationContext, config: RegionsConfig, experts: str | None = None) -> Outcome:
+def evaluate(context: EvaluationContext[RegionsConfig], experts: str | None = None) -> Outcome:
     """Generate with each region strength and the controls; `experts` is recorded in the results."""
-    model = context.model
+    model, config = context.model, context.config
     check(model, config)
     cases = region_cases(region_prompts(config), config.seed)
     rows = table(cases, context.scenes(candidates(model, cases, config)), config)

@@ -19,20 +19,11 @@ from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.core.wording import counted
 from syzygy.generation.image_files import card, contact_sheet
 from syzygy.generation.pipeline import to_pil
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab import plots
 from syzygy.lab.evaluate import harness
-from syzygy.lab.evaluate.harness import (
-    ALL,
-    SEEN,
-    Candidate,
-    EvaluationContext,
-    Outcome,
-    Row,
-    SamplingConfig,
-    Values,
-    tensors,
-)
+from syzygy.lab.evaluate.harness import ALL, SEEN, Candidate, EvaluationContext, Outcome, Row, Values, tensors
 from syzygy.lab.report import Note, Picture, Report, Section
 from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.language import language
@@ -50,7 +41,7 @@ SHOWN = 6
 """Prompts in the grid of images."""
 
 
-class StyleConfig(SamplingConfig):
+class StyleConfig(harness.SamplingConfig):
     """What is generated and scored."""
 
     prompts: int = Field(default=16, gt=0)
@@ -136,13 +127,13 @@ def candidates(model: TextToImage, cases: Sequence[StyleCase], config: StyleConf
     """An image of each prompt without style, and one of each prompt and reference with it. The noise of a prompt is always the same."""
     each = [(one, turn) for one in cases for turn in range(config.references)]
     images = render([one.references[turn] for one, turn in each], model.clip.image_size)
-    styles = torch.cat([model.blender.embedded(image) for image in images])
+    styles = torch.cat([model.embed_image(image) for image in images])
     text = [name for name in model.pipeline.decoder.conditions if name != "image"]
 
     def generate(texts: Sequence[str], prompts: Sequence[Prompt], weight: float | None = None, **more: Any) -> Tensor:
         how = Sampling(steps=config.steps, guidance_scale=config.guidance_scale, style_guidance=weight)
         noise = [generator(config.seed, "style", prompt.text) for prompt in prompts]
-        return tensors(model.pipeline(texts, sampling=how, generator=noise, **more).images)
+        return tensors(model.pipeline(GenerationRequest(texts, sampling=how, generator=noise, **more)).images)
 
     def without(rows: Sequence[int], **more: Any) -> Tensor:
         some = [cases[row].prompt for row in rows]
@@ -227,15 +218,16 @@ def grid(model: TextToImage, cases: Sequence[StyleCase], config: StyleConfig, we
     shown = [one.prompt for one in _in_turn(cases) if not _shares(one.prompt, scene)][:SHOWN]
     shown = shown or [one.prompt for one in cases[:SHOWN]]
     references = render([replace(scene, style=style) for style in STYLES], model.clip.image_size)
-    styles: Float[Tensor, "S D"] = torch.cat([model.blender.embedded(image) for image in references])
+    styles: Float[Tensor, "S D"] = torch.cat([model.embed_image(image) for image in references])
     plain = Sampling(steps=config.steps, guidance_scale=config.guidance_scale)
     how = replace(plain, style_guidance=style_guidance(weight, config))
     lines = [[card("style reference"), card("none"), *to_pil(references)]]
     labels = [["", "", *STYLES]]
     for prompt in shown:
         first, *noise = (generator(config.seed, "style", prompt.text) for _ in (WITHOUT, *STYLES))
-        line = model.pipeline(prompt.text, sampling=plain, generator=first).images
-        line += model.pipeline([prompt.text] * len(STYLES), sampling=how, generator=noise, style=styles).images
+        line = model.pipeline(GenerationRequest([prompt.text], sampling=plain, generator=first)).images
+        texts = [prompt.text] * len(STYLES)
+        line += model.pipeline(GenerationRequest(texts, sampling=how, generator=noise, style=styles)).images
         scenes = reader.read(tensors(line).to(model.pipeline.device))
         lines.append([card(prompt.text), *line])
         right = ["all right" if harness.prompt_accuracy(prompt, one) == 1 else "not all right" for one in scenes]
@@ -277,9 +269,9 @@ LEGEND = (
 )
 
 
-def evaluate(context: EvaluationContext, config: StyleConfig) -> Outcome:
+def evaluate(context: EvaluationContext[StyleConfig]) -> Outcome:
     """Generate with each style guidance and the controls."""
-    model = context.model
+    model, config = context.model, context.config
     check(model)
     cases = style_cases(config)
     rows = table(cases, context.scenes(candidates(model, cases, config)))

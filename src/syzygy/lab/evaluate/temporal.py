@@ -16,21 +16,12 @@ from syzygy.core.randomness import generator, seed_of
 from syzygy.core.wording import counted
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.prompt_swap import Swapped, level_after
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab import plots
 from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.bootstrap import Interval, difference
-from syzygy.lab.evaluate.harness import (
-    ALL,
-    BATCH,
-    Candidate,
-    EvaluationContext,
-    Outcome,
-    Row,
-    SamplingConfig,
-    Values,
-    tensors,
-)
+from syzygy.lab.evaluate.harness import ALL, BATCH, Candidate, EvaluationContext, Outcome, Row, Values, tensors
 from syzygy.lab.report import Figure, Gallery, GalleryRow, Note, Report, Section, generated
 from syzygy.lab.world.prompts import Prompt, prompts
 from syzygy.lab.world.reader import Prediction
@@ -47,7 +38,7 @@ SHOWN = 4
 """Pairs of prompts whose images are on the page."""
 
 
-class TemporalConfig(SamplingConfig):
+class TemporalConfig(harness.SamplingConfig):
     """What is generated and scored."""
 
     prompts: int = Field(default=50, ge=2)
@@ -146,10 +137,12 @@ def generate(
     pipeline = replace(model.pipeline, decoder=replace(decoder, denoiser=Swapped(decoder.denoiser, below)))
     return tensors(
         pipeline(
-            [prompt.text for prompt in some],
-            sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale),
-            conditions=config.conditions,
-            generator=[generator(config.seed, "temporal", prompt.text) for prompt in some],
+            GenerationRequest(
+                [prompt.text for prompt in some],
+                sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale),
+                conditions=config.conditions,
+                generator=[generator(config.seed, "temporal", prompt.text) for prompt in some],
+            )
         ).images
     )
 
@@ -284,9 +277,9 @@ VERDICTS = (
 )
 
 
-def evaluate(context: EvaluationContext, config: TemporalConfig) -> Outcome:
+def evaluate(context: EvaluationContext[TemporalConfig]) -> Outcome:
     """Swap the prompt after each part of the steps."""
-    model, decoder = context.model, check(context.model)
+    model, config, decoder = context.model, context.config, check(context.model)
     wanted = paired_prompts(config)
     measured = scores(wanted, context.scenes(candidates(model, wanted, config)), config.steps)
     sigmas = decoder.schedule.sigmas(config.steps).tolist()

@@ -25,7 +25,7 @@ from syzygy.generation.replaced_text_encoder import with_text
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate.bootstrap import interval, share
 from syzygy.lab.evaluate.distance import mean_cosine
-from syzygy.lab.evaluate.harness import Row, SamplingConfig
+from syzygy.lab.evaluate.harness import SamplingConfig
 from syzygy.lab.evaluate.retrieval import ranks, recalls
 from syzygy.lab.world import scene_source as source
 from syzygy.lab.world.description import Description
@@ -313,70 +313,3 @@ def checked_languages(model: TextToImage, wanted: Sequence[str] | None) -> tuple
         if wanted.count(code) > 1:
             raise UserError(f"language {code!r} is named twice. Name each once. Known: {', '.join(LANGUAGES)}.")
     return tuple(wanted)
-
-
-def caption_columns() -> dict[str, str | Callable[[Row], str]]:
-    """Columns of the page's table of captions."""
-
-    def number(key: str) -> Callable[[Row], str]:
-        return lambda row: "" if row[key] is None else f"{row[key]:.3f}"
-
-    def recalled(key: str) -> Callable[[Row], str]:
-        return lambda row: as_recalls(row[key])
-
-    def part(key: str) -> Callable[[Row], str]:
-        return lambda row: as_share(row[key]["of_clip_english"])
-
-    return {
-        "encoder": "reader",
-        "language": "language",
-        "length": "length",
-        "cosine": number("pooled_cosine"),
-        "of mean": number("mean_vector"),
-        "of shuffled": number("shuffled"),
-        "norm ratio": number("norm_ratio"),
-        "prior's cosine": number("predicted_cosine"),
-        "of mean, prior": number("predicted_mean_vector"),
-        "tokens": number("token_cosine"),
-        "text found": recalled("to_text"),
-        "shuffled": recalled("to_text_shuffled"),
-        "image found": recalled("to_image"),
-        "of CLIP, en": part("to_image"),
-        "image found by prior": recalled("predicted_to_image"),
-        "of CLIP, en, by prior": part("predicted_to_image"),
-        "truncated": "cut",
-    }
-
-
-def tail_columns() -> dict[str, str | Callable[[Row], str]]:
-    """Columns of the page's table of long prompts."""
-
-    def recalled(key: str) -> Callable[[Row], str]:
-        return lambda row: as_recalls(row[key]["long"])
-
-    def part(key: str) -> Callable[[Row], str]:
-        return lambda row: as_share(row[key]["of_short"])
-
-    return {
-        "encoder": "reader",
-        "language": "language",
-        "tokens": lambda row: "" if row["fewest"] is None else f"{row['fewest']} to {row['most']}",
-        "changed": lambda row: f"{row['changed']:.3f}",
-        "changed, alone": lambda row: f"{row['changed_short']:.3f}",
-        "text found": recalled("to_text"),
-        "of short": part("to_text"),
-        "image found": recalled("to_image"),
-        "of short, image": part("to_image"),
-        "image found by prior": recalled("predicted_to_image"),
-        "of short, by prior": part("predicted_to_image"),
-    }
-
-
-def as_recalls(found: Mapping[str, float]) -> str:
-    """R@1, R@5 and R@10 in per cent."""
-    return " · ".join(f"{100 * found[f'R@{most}']:.0f}" for most in (1, 5, 10))
-
-
-def as_share(found: object) -> str:
-    """A share, or nothing if there is none."""
-    return "" if found is None else str(found)

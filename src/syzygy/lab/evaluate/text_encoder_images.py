@@ -1,8 +1,7 @@
 """Does the image show what a prompt names, in each language, through an adapter and through CLIP? And the report of all of it."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from syzygy.core.randomness import generator
 from syzygy.core.wording import counted
 from syzygy.generation.image_files import card, contact_sheet
 from syzygy.generation.pipeline import to_pil
+from syzygy.generation.request import GenerationRequest
 from syzygy.lab import plots
 from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.bootstrap import share
@@ -31,12 +31,9 @@ from syzygy.lab.evaluate.text_encoder import (
     Material,
     Subject,
     TextEncoderConfig,
-    as_share,
-    caption_columns,
     caption_rows,
     long_prompt,
     number_of_texts,
-    tail_columns,
     tail_rows,
 )
 from syzygy.lab.report import Figure, Note, Picture, Report, Section, Table
@@ -94,22 +91,15 @@ def generate(
     subject: Subject, config: TextEncoderConfig, some: Sequence[LanguageCase], reader: str, code: str, length: str
 ) -> Float[Tensor, "B 3 H W"]:
     """An image for each prompt; its noise is the same for every encoder, language and length."""
-    with _truncation_ignored():
-        images = subject.paths[reader](
+    with warnings.catch_warnings():  # that CLIP truncates long prompts is what is measured
+        warnings.filterwarnings("ignore", message=CUT)
+        request = GenerationRequest(
             [one.text(code, length) for one in some],
             sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale),
             conditions=config.conditions,
             generator=[generator(config.seed, "text encoder", one.prompt.text) for one in some],
-        ).images
-    return tensors(images)
-
-
-@contextmanager
-def _truncation_ignored() -> Iterator[None]:
-    """That CLIP truncates long prompts is what is measured."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=CUT)
-        yield
+        )
+        return tensors(subject.paths[reader](request).images)
 
 
 def table(
@@ -168,8 +158,9 @@ def sheet(subject: Subject, cases: Sequence[LanguageCase], config: TextEncoderCo
     return contact_sheet(rows, labels, cell=SHOWN_SIZE)
 
 
-def evaluate(context: EvaluationContext, config: TextEncoderConfig, source: str) -> Outcome:
+def evaluate(context: EvaluationContext[TextEncoderConfig], source: str) -> Outcome:
     """Everything: captions, the last words of long prompts, and images; `source` names the adapter."""
+    config = context.config
     subject, cases = Subject.of(context.model), language_cases(config)
     if cases:
         context.model.reader()  # fails before the work, not after it
@@ -202,20 +193,70 @@ def evaluate(context: EvaluationContext, config: TextEncoderConfig, source: str)
     return Outcome(
         result,
         _summary(captions, tails, rows),
-        lambda image: _report(context, config, result, captions, tails, rows, image),
+        lambda image: _report(context, result, captions, tails, rows, image),
         partial(sheet, subject, cases, config) if cases else None,
         SHEET,
     )
 
 
+def _number(key: str) -> Callable[[Row], str]:
+    return lambda row: "" if row[key] is None else f"{row[key]:.3f}"
+
+
+def _recalls(key: str, *inner: str) -> Callable[[Row], str]:
+    """R@1, R@5 and R@10 in per cent."""
+
+    def cell(row: Row) -> str:
+        found = row[key][inner[0]] if inner else row[key]
+        return " · ".join(f"{100 * found[f'R@{most}']:.0f}" for most in (1, 5, 10))
+
+    return cell
+
+
+def _share(key: str, name: str) -> Callable[[Row], str]:
+    return lambda row: "" if row[key][name] is None else str(row[key][name])
+
+
+CAPTIONS: harness.Columns = {
+    "encoder": "reader",
+    "language": "language",
+    "length": "length",
+    "cosine": _number("pooled_cosine"),
+    "of mean": _number("mean_vector"),
+    "of shuffled": _number("shuffled"),
+    "norm ratio": _number("norm_ratio"),
+    "prior's cosine": _number("predicted_cosine"),
+    "of mean, prior": _number("predicted_mean_vector"),
+    "tokens": _number("token_cosine"),
+    "text found": _recalls("to_text"),
+    "shuffled": _recalls("to_text_shuffled"),
+    "image found": _recalls("to_image"),
+    "of CLIP, en": _share("to_image", "of_clip_english"),
+    "image found by prior": _recalls("predicted_to_image"),
+    "of CLIP, en, by prior": _share("predicted_to_image", "of_clip_english"),
+    "truncated": "cut",
+}
+TAILS: harness.Columns = {
+    "encoder": "reader",
+    "language": "language",
+    "tokens": lambda row: "" if row["fewest"] is None else f"{row['fewest']} to {row['most']}",
+    "changed": _number("changed"),
+    "changed, alone": _number("changed_short"),
+    "text found": _recalls("to_text", "long"),
+    "of short": _share("to_text", "of_short"),
+    "image found": _recalls("to_image", "long"),
+    "of short, image": _share("to_image", "of_short"),
+    "image found by prior": _recalls("predicted_to_image", "long"),
+    "of short, by prior": _share("predicted_to_image", "of_short"),
+}
 COLUMNS: harness.Columns = {
     "candidate": "candidate",
     "prompt accuracy": "prompt_accuracy",
     "fact accuracy": "fact_accuracy",
     "minus CLIP, en": "against_clip_english",
     "minus short": "against_short",
-    "of CLIP, en": lambda row: as_share(row.get("of_clip_english")),
-    "of short": lambda row: as_share(row.get("of_short")),
+    "of CLIP, en": "of_clip_english",
+    "of short": "of_short",
 }
 RECALLS = "R@1 · R@5 · R@10 in per cent"
 
@@ -226,9 +267,9 @@ def _summary(captions: Sequence[Row], tails: Sequence[Row], rows: Sequence[Row])
 
     less = ("prior's cosine", "of mean, prior", "tokens", "shuffled", "of CLIP, en", "truncated")
     found: list[str | Table] = [
-        harness.as_table(captions, some(caption_columns(), *less), first_number=3),
+        harness.as_table(captions, some(CAPTIONS, *less), first_number=3),
         f"Captions: {RECALLS}; the last column: R@1 of the prior's prediction, divided by CLIP's in English.",
-        harness.as_table(tails, some(tail_columns(), "text found", "of short")),
+        harness.as_table(tails, some(TAILS, "text found", "of short")),
         "Last words of long prompts. Changed: cosine to the embedding of the prompt with another last sentence (1: not read).",
     ]
     if rows:
@@ -252,8 +293,7 @@ def _retrieval_plot(captions: Sequence[Row]) -> Figure:
 
 
 def _report(
-    context: EvaluationContext,
-    config: TextEncoderConfig,
+    context: EvaluationContext[TextEncoderConfig],
     result: Mapping[str, Any],
     captions: Sequence[Row],
     tails: Sequence[Row],
@@ -265,19 +305,19 @@ def _report(
             "Captions",
             [
                 _retrieval_plot(captions),
-                harness.as_table(captions, caption_columns(), first_number=3),
+                harness.as_table(captions, CAPTIONS, first_number=3),
                 Note(
                     "Cosine and norm ratio: the pooled embedding against CLIP's of the short English caption; **of mean** and **of shuffled**: "
                     "what the mean of all of them, and another caption's, would have. Prior's cosine: the same for the prior's predictions. "
                     "Tokens: CLIP's padded states, if the adapter has as many. Found: retrieval of the short English caption and of the image "
-                    f"among {config.captions}, {RECALLS}. Of CLIP, en: R@1, divided by CLIP's for the short English caption."
+                    f"among {context.config.captions}, {RECALLS}. Of CLIP, en: R@1, divided by CLIP's for the short English caption."
                 ),
             ],
         ),
         Section(
             "The last words of long prompts",
             [
-                harness.as_table(tails, tail_columns()),
+                harness.as_table(tails, TAILS),
                 Note(
                     "The decisive words come after a paragraph (80 to 220 words, Chinese 120 to 240 characters) that says nothing about the "
                     "image. **Changed**: cosine of a prompt's embedding to that of the same prompt with another's last sentence (1: not read); "
@@ -295,7 +335,7 @@ def _report(
                 "Images",
                 [
                     f"{counted(harness.overall(rows)[0]['prompt_accuracy'].number, 'prompt')} in each language; the decoder reads "
-                    f"{', '.join(config.conditions)}.",
+                    f"{', '.join(context.config.conditions)}.",
                     harness.accuracy_plot(rows, file="prompt_accuracy.svg"),
                     harness.as_table(harness.overall(rows), COLUMNS, first_number=1),
                     Note(
@@ -317,7 +357,7 @@ def _report(
         f"Text encoder: {result['text_encoder']}",
         context.lead(
             f"The adapter replaces the CLIP text encoder of {context.model.name}; it was trained on {', '.join(result['taught'])}. "
-            f"{config.captions} captions for each language and length, no two of which say the same.",
+            f"{context.config.captions} captions for each language and length, no two of which say the same.",
         ),
         sections,
         limits=(

@@ -29,13 +29,12 @@ from syzygy.lab.evaluate.composition import (
 from syzygy.lab.evaluate.harness import evaluation_prompts
 from syzygy.lab.evaluate.probe import Probe, fit_probe
 from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder
+from syzygy.lab.starter import prior_training
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.prompts import Prompt
-from syzygy.prior import training as prior_training
-from syzygy.prior.diffusion_prior import SampledPrior
-from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.diffusion_prior import DiffusionTaskConfig, SampledPrior
+from syzygy.prior.eclipse import EclipsePrior, PriorTaskConfig
 from syzygy.prior.embedding_pairs import PriorData
-from syzygy.prior.objectives import DiffusionTaskConfig, PriorTaskConfig
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.training import PriorRun
 from syzygy.training.run_records import Bar, no_bar, reporter

@@ -28,16 +28,18 @@ from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.network import Decoder
 from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.decoder.training import DecoderBatch, DecoderTask
-from syzygy.experts import training as experts_training
 from syzygy.experts.expert_folders import TRUNK, build_lora, load_experts, load_lora
 from syzygy.experts.routing import Experts
-from syzygy.experts.training import GROWN, ExpertsRun, Growth, growth
+from syzygy.experts.training import GROWN, Growth, growth
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import composition
 from syzygy.lab.evaluate.composition import REFERENCE
 from syzygy.lab.evaluate.harness import Candidate, evaluation_prompts, tensors
 from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder, generate_and_score
+from syzygy.lab.starter import experts_training
 from syzygy.lab.starter.decoder_training import Encoding
+from syzygy.lab.starter.experts_training import ExpertsRun
 from syzygy.lab.world.prompts import Prompt
 from syzygy.prior.embedding_statistics import frechet_distance
 from syzygy.text_encoders.t5 import T5Text
@@ -240,7 +242,7 @@ def _sampler(context: ExpertsContext, denoiser: nn.Module) -> Callable[[Sequence
     def images(rows: Sequence[int]) -> Tensor:
         texts = [context.prompts[row].text for row in rows]
         noise = [generator(run.seed, "experts", text) for text in texts]
-        return tensors(pipeline(texts, sampling=sampling, generator=noise).images)
+        return tensors(pipeline(GenerationRequest(texts, sampling=sampling, generator=noise)).images)
 
     return images
 

@@ -1,126 +1,16 @@
-"""Runs of several parts: the starter, the demo, the comparisons."""
+"""Presets of the comparisons: ECLIPSE, eDiff-I's experts, language models as text encoders."""
 
-from syzygy.decoder.network import UNetConfig
 from syzygy.experts.routing import COMPLEMENT
-from syzygy.lab.demo import DemoRun
-from syzygy.lab.evaluate.composition import CompositionConfig
+from syzygy.lab.demo import demo_full
 from syzygy.lab.evaluate.text_encoder import TextEncoderConfig
 from syzygy.lab.reproduce.eclipse_candidates import ReproduceRun
 from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
 from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
-from syzygy.lab.starter.image_presets import (
-    autoencoder_starter,
-    clip_starter,
-    decoder_binding,
-    decoder_colours,
-    decoder_finish,
-    decoder_more_binding,
-    decoder_more_colours,
-    decoder_starter,
-    decoder_words,
-    experts_full,
-    reader_starter,
-)
-from syzygy.lab.starter.starter_training import StarterRun
-from syzygy.lab.starter.text_presets import lm_starter, t5_starter
+from syzygy.lab.starter.presets import experts_full
 from syzygy.lab.world.language import LANGUAGES
-from syzygy.prior.objectives import DiffusionTaskConfig
-from syzygy.prior.presets import prior_starter
+from syzygy.prior.diffusion_prior import DiffusionTaskConfig
 from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter
 from syzygy.training.schedule import LoopConfig
-
-
-def starter_cpu() -> StarterRun:
-    """The starter on two CPU cores, in about eight hours: an estimate from its stages, which were trained on their own, beside other work."""
-    return StarterRun(
-        clip=clip_starter(),
-        reader=reader_starter(),
-        autoencoder=autoencoder_starter(),
-        decoder=decoder_starter(),
-        t5=t5_starter(),
-        words=decoder_words(),
-        colours=decoder_colours(),
-        more_colours=decoder_more_colours(),
-        binding=decoder_binding(),
-        more_binding=decoder_more_binding(),
-        finish=decoder_finish(),
-        prior=prior_starter(),
-        llm=lm_starter(),
-        align=align_starter(),
-        image=image_starter(),
-        quality=quality_starter(),
-    )
-
-
-def starter_gpu() -> StarterRun:
-    """The starter on one H200, in four sittings of ten minutes: clip, reader, autoencoder; decoder, prior; t5 to finish; llm to quality.
-
-    An estimate, not yet run. What bounds it is making scenes (about 0.2 ms a pair on one core), not the GPU. The
-    decoder has 7.0M parameters, 14 MB in fp16.
-    """
-    clip, decoder, prior = clip_starter(), decoder_starter(), prior_starter()
-    wider = UNetConfig(channels=(64, 128, 128), attention=(False, True, True))
-    return StarterRun(
-        clip=clip.model_copy(
-            update={
-                "task": clip.task.model_copy(update={"batch_size": 2048}),
-                "loop": clip.loop.model_copy(update={"steps": 700, "lr": 8e-4, "warmup": 150}),
-            }
-        ),
-        reader=reader_starter(),
-        autoencoder=autoencoder_starter(),
-        decoder=decoder.model_copy(
-            update={
-                "backbone": wider,
-                "task": decoder.task.model_copy(update={"batch_size": 1024}),
-                "loop": decoder.loop.model_copy(update={"steps": 2000, "lr": 1e-3}),
-            }
-        ),
-        t5=t5_starter(),
-        **{
-            name: run.model_copy(
-                update={
-                    "backbone": wider,
-                    "task": run.task.model_copy(update={"batch_size": 1024}),
-                    "loop": run.loop.model_copy(update={"steps": steps}),
-                }
-            )
-            for name, run, steps in (
-                ("words", decoder_words(), 1500),
-                ("colours", decoder_colours(), 200),
-                ("more_colours", decoder_more_colours(), 300),
-                ("binding", decoder_binding(), 300),
-                ("more_binding", decoder_more_binding(), 400),
-                ("finish", decoder_finish(), 400),
-            )
-        },
-        prior=prior.model_copy(
-            update={
-                "scenes": 50_000,
-                "task": prior.task.model_copy(update={"batch_size": 512}),
-                "loop": prior.loop.model_copy(update={"steps": 1500, "warmup": 150}),
-            }
-        ),
-        llm=lm_starter(),
-        align=align_starter(),
-        image=image_starter(),
-        quality=quality_starter(),
-    )
-
-
-def demo_full() -> DemoRun:
-    """The demo: at most five minutes on two CPU cores. Validation of so small a prior stands still after 150 steps."""
-    run = prior_starter()
-    loop = run.loop.model_copy(update={"steps": 250, "warmup": 30, "validate_every": 25})
-    return DemoRun(prior=run.model_copy(update={"scenes": 20_000, "loop": loop}))
-
-
-def demo_quick() -> DemoRun:
-    """A shortened demo that shows only that everything works: its prior learns next to nothing."""
-    few = prior_starter()
-    loop = few.loop.model_copy(update={"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20})
-    small = few.model_copy(update={"scenes": 1000, "validation_images": 128, "loop": loop})
-    return DemoRun(prior=small, scoring=CompositionConfig(prompts=1, steps=6), shown_steps=8)
 
 
 def reproduce_full() -> ReproduceRun:
@@ -210,13 +100,14 @@ def reproduce_text_encoder_quick() -> ReproduceTextRun:
 
 
 def _brief(*, steps: int, lr: float) -> LoopConfig:
-    """A training that is never validated: what comes out of it is measured afterwards."""
+    """A loop without validation: the result is measured afterwards."""
+    warmup, checkpoint = steps // 20, steps // 10
+    half_life = min(20, steps / 10)
     return LoopConfig(
-        steps=steps,
-        lr=lr,
-        warmup=steps // 20,
-        grad_clip=1.0,
-        ema_half_life=min(20, steps / 10),
-        validate_every=0,
-        checkpoint_every=steps // 10,
+        steps=steps, lr=lr, warmup=warmup, grad_clip=1.0, ema_half_life=half_life, checkpoint_every=checkpoint
     )
+
+
+ECLIPSE = {"full": reproduce_full, "quick": reproduce_quick}
+EXPERTS = {"full": reproduce_experts_full, "quick": reproduce_experts_quick}
+TEXT_ENCODER = {"full": reproduce_text_encoder_full, "quick": reproduce_text_encoder_quick}

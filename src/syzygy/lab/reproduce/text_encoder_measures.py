@@ -14,6 +14,7 @@ from syzygy.core import artifacts
 from syzygy.core.contracts import Sampling, StatesEncoder, TextStates
 from syzygy.core.randomness import generator
 from syzygy.generation.pipeline import Pipeline
+from syzygy.generation.request import GenerationRequest
 from syzygy.lab.evaluate import probe
 from syzygy.lab.evaluate.composition import shuffled_prompts
 from syzygy.lab.evaluate.harness import Candidate, prompt_accuracy, tensors
@@ -146,7 +147,8 @@ def generate_images(context: TextEncoderContext, name: str, path: Pipeline, prog
         noise = [generator(scoring.seed, "text encoder", prompts[row].text) for row in rows]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=CUT)
-            return tensors(path(texts, sampling=sampling, conditions=scoring.conditions, generator=noise).images)
+            request = GenerationRequest(texts, sampling=sampling, conditions=scoring.conditions, generator=noise)
+            return tensors(path(request).images)
 
     for code in scoring.languages if context.cases else ():
         own = images_name(name, code)
