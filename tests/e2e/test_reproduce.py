@@ -124,3 +124,16 @@ def test_wrong_input(
     assert (answer.code, answer.out) == (2, "")
     assert said in answer.err
     assert len(answer.err.splitlines()[-2:]) <= 2
+
+
+@pytest.mark.parametrize("command", ["demo", "reproduce eclipse", "reproduce experts", "reproduce text-encoder"])
+def test_a_missing_extra_is_named_before_any_work(
+    syzygy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("syzygy.lab.report.find_spec", lambda name: None)
+    answer = syzygy(*command.split(), "--out", tmp_path / "out")
+    assert (answer.code, answer.out) == (2, "")
+    assert (
+        "pages need the extra lab, and jinja2 and matplotlib cannot be found: pip install 'syzygy[lab]'" in answer.err
+    )
+    assert not list((tmp_path / "out").rglob("*"))

@@ -27,10 +27,9 @@ from syzygy.lab.evaluate.composition import (
     predict_all,
 )
 from syzygy.lab.evaluate.harness import evaluation_prompts
-from syzygy.lab.evaluate.probe import Probe, fit_probe
-from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder
+from syzygy.lab.evaluate.probe import Probe
+from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder, trained_probe
 from syzygy.lab.starter import prior_training
-from syzygy.lab.world import scene_source
 from syzygy.lab.world.prompts import Prompt
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior, PriorTaskConfig
@@ -41,7 +40,6 @@ from syzygy.training.run_records import Bar, no_bar, reporter
 
 PROJECTION, DIFFUSION, ECLIPSE = "projection", "diffusion", "ECLIPSE"
 METHODS = (PROJECTION, DIFFUSION, ECLIPSE)
-CHUNK = 512
 
 
 class ReproduceRun(Config):
@@ -155,7 +153,8 @@ class EclipseContext:
         pairs = prior_training.embed(model.clip, seed_of(run.seed, "pairs"), run.pairs)
         prompts = evaluation_prompts(CATEGORIES, run.prompts, run.seed)
         features = model.clip.encode_text([p.text for p in prompts])
-        return cls(run, folder, model, data, validation, pairs, _probe(run, model), prompts, features)
+        probe = trained_probe(model.clip, run.probe_scenes, run.seed)
+        return cls(run, folder, model, data, validation, pairs, probe, prompts, features)
 
     def prior(self, training: Training) -> EclipsePrior | SampledPrior:
         """A trained prior."""
@@ -164,16 +163,6 @@ class EclipseContext:
     def place(self, training: Training) -> Path:
         """The folder of a training."""
         return self.folder.path / "priors" / training.name
-
-
-def _probe(run: ReproduceRun, model: TextToImage) -> Probe:
-    scenes, parts = [], []
-    for start in range(0, run.probe_scenes, CHUNK):
-        found = scene_source.pairs(seed_of(run.seed, "probe"), start, min(CHUNK, run.probe_scenes - start))
-        scenes += [p.scene for p in found]
-        images = scene_source.pictures(found, model.clip.image_size, model.clip.device)
-        parts.append(model.clip.encode_image(images).cpu())
-    return fit_probe(torch.cat(parts), scenes, run.seed)
 
 
 def train_and_score(training: Training, context: EclipseContext) -> None:

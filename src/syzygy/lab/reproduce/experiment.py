@@ -12,17 +12,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from PIL import ImageOps
+from torch import Tensor
 
+from syzygy.clip.clip_model import Clip
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.core.pixels import to_uint8
+from syzygy.core.randomness import seed_of
 from syzygy.generation.image_files import card, contact_sheet
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval, win_rate
 from syzygy.lab.evaluate.composition import ScoredImage
 from syzygy.lab.evaluate.harness import ALL, Candidate, PredictionStore, predict
+from syzygy.lab.evaluate.probe import Probe, fit_probe
 from syzygy.lab.plots import bar_plot
 from syzygy.lab.report import Figure, Gallery, GalleryRow, Report, Table, generated
+from syzygy.lab.world import scene_source
 from syzygy.lab.world.prompts import Prompt
 from syzygy.lab.world.reader import Reader
 
@@ -33,6 +39,7 @@ TITLES = {"seen": "seen", "held out": "unseen"}
 EXAMPLES = 2
 """Prompts of each category and side whose images are kept."""
 SHEET_CELL = 112
+CHUNK = 512
 
 Prediction = dict[str, Any]
 """A prompt, and what the scene classifier found in the image of it, as JSON values."""
@@ -177,6 +184,20 @@ def generate_and_score(
     found = predict([candidate], reader, PredictionStore(None, {}), also=images, progress=progress)[candidate.name]
     each = zip(prompts, found.values["image"], found.scenes, strict=True)
     return [ScoredImage(candidate.name, prompt, 0, image, scene) for prompt, image, scene in each]
+
+
+def embedded_images(clip: Clip, pairs: Sequence[scene_source.Pair]) -> Float[Tensor, "N D"]:
+    """CLIP's embeddings of the pairs' images, on the CPU."""
+    chunks = [list(pairs[start : start + CHUNK]) for start in range(0, len(pairs), CHUNK)]
+    return torch.cat(
+        [clip.encode_image(scene_source.pictures(some, clip.image_size, clip.device)).cpu() for some in chunks]
+    )
+
+
+def trained_probe(clip: Clip, scenes: int, seed: int) -> Probe:
+    """A linear probe of CLIP's space, trained on true embeddings, those of unseen compositions included."""
+    pairs = scene_source.pairs(seed_of(seed, "probe"), 0, scenes)
+    return fit_probe(embedded_images(clip, pairs), [one.scene for one in pairs], seed)
 
 
 def as_score(found: Interval) -> Score:

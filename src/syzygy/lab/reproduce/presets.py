@@ -1,4 +1,4 @@
-"""Presets of the comparisons: ECLIPSE, eDiff-I's experts, language models as text encoders."""
+"""Presets of the experiments: ECLIPSE, eDiff-I's experts, language models as text encoders."""
 
 from syzygy.experts.routing import COMPLEMENT
 from syzygy.lab.demo import demo_full
@@ -14,9 +14,9 @@ from syzygy.training.schedule import LoopConfig
 
 
 def reproduce_full() -> ReproduceRun:
-    """ECLIPSE's comparison in small: 100 minutes with one thread on one core, when it still validated ten times as often.
+    """ECLIPSE's comparison in small. It took 100 minutes with one thread on one core when it validated ten times as often.
 
-    Validation is no part of the comparison, and that of the diffusion baseline (25 guided steps) took longer than its training.
+    Validation is not part of the comparison, and that of the diffusion baseline (25 guided steps) takes longer than its training.
     """
     prior = demo_full().prior
     prior = prior.model_copy(update={"loop": prior.loop.model_copy(update={"validate_every": 250})})
@@ -24,7 +24,7 @@ def reproduce_full() -> ReproduceRun:
 
 
 def reproduce_quick() -> ReproduceRun:
-    """A shortened comparison: eight minutes on two CPU cores."""
+    """A shortened comparison, in eight minutes on two CPU cores."""
     full = reproduce_full()
     loop = full.prior.loop.model_copy(update={"steps": 120, "warmup": 20, "validate_every": 60})
     return full.model_copy(
@@ -45,12 +45,12 @@ def reproduce_quick() -> ReproduceRun:
 
 
 def reproduce_experts_full() -> ReproduceExpertsRun:
-    """The experts' comparison in small. An estimate of its time: two hours with one thread on one core.
+    """The comparison of experts in small. It takes an estimated two hours with one thread on one core.
 
-    The paper's E9_511 begins at σ 9.6 and serves 9 of 25 steps. Cut from this decoder's noise, which lies higher, it would begin at 65 and
-    serve 2; E3_7 is the place in the tree that begins at 8.8. Leaves start from the decoder at once: with a level at a time, most of so
-    small a budget would go into nodes that are thrown away. The rate is low, as the decoder's own training ended at none: short trainings at
-    a higher one only lose.
+    The paper's E9_511 starts at σ 9.6 and serves 9 of 25 steps. With this decoder's noise, which is higher, it would start at 65 and serve 2;
+    E3_7 is the node of the tree that starts at 8.8. Leaves are trained from the decoder directly: level by level, most of so small a budget
+    would train nodes that are discarded. The learning rate is low because the decoder's own training ended at zero, and short trainings at a
+    higher rate only lose.
     """
     experts = experts_full()
     times = {"steps": 300, "warmup": 30, "ema_half_life": 30.0, "validate_every": 0}
@@ -62,7 +62,7 @@ def reproduce_experts_full() -> ReproduceExpertsRun:
 
 
 def reproduce_experts_quick() -> ReproduceExpertsRun:
-    """A shortened comparison: it shows that everything works, and nothing about experts."""
+    """A shortened comparison, which only shows that everything works."""
     full = reproduce_experts_full()
     loop = full.experts.loop.model_copy(update={"steps": 20, "warmup": 2, "ema_half_life": 2.0})
     experts = full.experts.model_copy(update={"loop": loop})
@@ -70,9 +70,9 @@ def reproduce_experts_quick() -> ReproduceExpertsRun:
 
 
 def reproduce_text_encoder_full() -> ReproduceTextRun:
-    """The comparison of stages and layers in small; stages are shorter than the starter's, as there are sixteen trainings.
+    """The comparison of stages and layers in small. Stages are shorter than the starter's, because there are sixteen trainings.
 
-    The prior stays as it is, so that all candidates speak to the same one.
+    The prior is frozen, so that it is the same for all candidates.
     """
     image, quality = image_starter(), quality_starter()
     scenes = {"scenes": 6000, "validation_images": 64}
@@ -85,7 +85,7 @@ def reproduce_text_encoder_full() -> ReproduceTextRun:
 
 
 def reproduce_text_encoder_quick() -> ReproduceTextRun:
-    """A shortened comparison: it shows that everything works, and nothing about stages or layers."""
+    """A shortened comparison, which only shows that everything works."""
     full = reproduce_text_encoder_full()
     return full.model_copy(
         update={

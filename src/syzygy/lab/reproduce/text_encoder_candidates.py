@@ -17,11 +17,10 @@ from syzygy.core import artifacts
 from syzygy.core.config import Config
 from syzygy.core.contracts import StatesEncoder
 from syzygy.core.errors import UserError
-from syzygy.core.randomness import seed_of
 from syzygy.generation.pipeline import Pipeline
 from syzygy.generation.replaced_text_encoder import with_text
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate.probe import Probe, fit_probe
+from syzygy.lab.evaluate.probe import Probe
 from syzygy.lab.evaluate.text_encoder import (
     LENGTHS,
     TextEncoderConfig,
@@ -30,7 +29,7 @@ from syzygy.lab.evaluate.text_encoder import (
     long_prompt,
 )
 from syzygy.lab.evaluate.text_encoder_images import LanguageCase
-from syzygy.lab.reproduce.experiment import ExperimentFolder
+from syzygy.lab.reproduce.experiment import CHUNK, ExperimentFolder, embedded_images, trained_probe
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.prompts import Prompt
@@ -54,7 +53,6 @@ UNTRAINED = "untrained"
 TAIL, CHANGED = "tail", "tail, changed"
 """Long prompts whose decisive sentence comes last; the same with another's last sentence."""
 KINDS = (*LENGTHS, TAIL)
-CHUNK = 512
 SECONDS = {
     ALIGN: 0.0075,
     IMAGE: 0.012,
@@ -264,20 +262,12 @@ class TextEncoderContext:
     @cached_property
     def images(self) -> Float[Tensor, "N D"]:
         """CLIP's embeddings of the pairs' images."""
-        return self._embedded(self.pairs)
+        return embedded_images(self.model.clip, self.pairs)
 
     @cached_property
     def probe(self) -> Probe:
-        """As in ECLIPSE's comparison: trained on true embeddings, those of unseen compositions included."""
-        seed = self.run.scoring.seed
-        found = scene_source.pairs(seed_of(seed, "probe"), 0, self.run.probe_scenes)
-        return fit_probe(self._embedded(found), [one.scene for one in found], seed)
-
-    def _embedded(self, pairs: list[scene_source.Pair]) -> Float[Tensor, "N D"]:
-        clip = self.model.clip
-        chunks = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
-        images = (scene_source.pictures(some, clip.image_size, clip.device) for some in chunks)
-        return torch.cat([clip.encode_image(some).cpu() for some in images])
+        """As in ECLIPSE's comparison."""
+        return trained_probe(self.model.clip, self.run.probe_scenes, self.run.scoring.seed)
 
     @property
     def prompts(self) -> list[Prompt]:
