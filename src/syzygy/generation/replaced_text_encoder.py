@@ -11,9 +11,9 @@ from syzygy.core import artifacts
 from syzygy.core.contracts import ImageDecoder, Prior, TextEncoder, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import INDEX_FILE, part_folder
+from syzygy.core.registry import imported
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation.pipeline import Pipeline
-from syzygy.lab.world.language import LANGUAGES
 from syzygy.pretrained.karlo import KarloDecoder
 from syzygy.pretrained.stable_unclip import StableUnclipDecoder
 from syzygy.pretrained.visiting import HOME, VisitingPrior, VisitingText
@@ -34,7 +34,7 @@ class Adapted:
 
     pipeline: Pipeline
     languages: tuple[str, ...]
-    """Codes of the world's languages that the adapter was taught."""
+    """Codes of the languages that the adapter was trained on."""
     fingerprints: Mapping[str, str]
     """Of the adapter (`text_encoder`) and of its language model (`llm`)."""
     foreign_llm: bool
@@ -162,7 +162,6 @@ def llm_beside(folder: Path) -> Path | None:
 
 
 def languages_of(folder: Path) -> tuple[str, ...]:
-    """The world's languages that an adapter was taught, by its record; where it does not say, all."""
+    """The languages that an adapter was trained on, by its record; where it names none, all of the embedded world."""
     record: dict[str, Any] = artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
-    taught = record.get("languages")
-    return tuple(LANGUAGES) if taught is None else tuple(code for code in LANGUAGES if code in taught)
+    return tuple(record.get("languages") or imported("syzygy.lab.world.language:LANGUAGES"))

@@ -16,6 +16,7 @@ from syzygy.clip.clip_model import Clip
 from syzygy.core import arguments, artifacts, model_parts
 from syzygy.core.contracts import ImageEncoder, Prior, Progress, Region, TextFeatures
 from syzygy.core.errors import HALF_PRECISION, UserError
+from syzygy.core.registry import imported
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.routing import Experts
@@ -25,8 +26,6 @@ from syzygy.generation.mixing import Picture, Source, checked, image_of, path, p
 from syzygy.generation.pipeline import Pipeline, PipelineOutput
 from syzygy.generation.replaced_text_encoder import adapt
 from syzygy.generation.request import GenerationRequest, one_each
-from syzygy.lab.world.language import detect_language, language
-from syzygy.lab.world.reader import Reader
 from syzygy.pretrained import repositories
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.regions.region_bias import REGION_STRENGTH
@@ -45,11 +44,11 @@ class TextToImage:
     folder: Path
     """Where its parts are."""
     world: bool
-    """Whether it paints the embedded world, so that unknown words can be told."""
+    """Whether it was trained on the embedded world alone, so that unknown words can be named."""
     identities: Mapping[str, str] | None = None
     """Of a published model: where each part is from, and at which commit. Ours are told by their weights."""
     languages: tuple[str, ...] = ("en",)
-    """Codes of the world's languages that its text encoder was taught."""
+    """Codes of the languages that its text encoder was trained on."""
     adapter: Mapping[str, str] = field(default_factory=dict)
     """Where an adapter reads the prompts in CLIP's place: fingerprints of it (`text_encoder`) and of its language model (`llm`)."""
 
@@ -389,24 +388,10 @@ class TextToImage:
         }
 
     def notes(self, prompt: str) -> list[str]:
-        """What this model will not understand of a prompt, a line each; unknown where a language model from elsewhere reads it."""
+        """What this model does not understand in a prompt, one sentence each. Models that are not limited to a world have none."""
         if not self.world or self.foreign_llm or not prompt.strip():
             return []
-        code = detect_language(prompt)
-        if code not in self.languages:
-            names = [language(known).name for known in self.languages]
-            taught = (
-                " and ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]]) or "none of the world's languages"
-            )
-            return [f"{prompt.strip()[:80]!r} is {language(code).name}; this model was taught {taught} only."]
-        try:
-            unknown = language(code).parse(prompt).unknown
-        except UserError as error:
-            return [str(error)]
-        return [
-            f"this model's world does not know the word {word!r}; nearest known: {', '.join(near)}."
-            for word, near in unknown.items()
-        ]
+        return imported("syzygy.lab.world.vocabulary:notes")(prompt, self.languages)
 
     def fingerprints(self) -> dict[str, str]:
         """Sixteen hex digits a part that paints, or where it is from: with equal ones, equal settings give equal pictures."""
@@ -423,15 +408,16 @@ class TextToImage:
                 found[name] = artifacts.fingerprint(part.weights if isinstance(part, Experts) else part.state_dict())
         return found
 
-    def reader(self) -> Reader:
-        """The reader that judges this model's pictures.
+    def reader(self) -> Any:
+        """The scene classifier that comes with a model of the embedded world (`syzygy.lab.world.reader.Reader`).
 
         Raises:
-            UserError: it has none, as it paints more than the embedded world.
+            UserError: it has none, as it is not limited to that world.
         """
         if self.identities is not None:
-            raise UserError(f"{self.name} has no reader: only pictures of the embedded world can be read exactly.")
-        return Reader.from_pretrained(self.folder / "reader").to(self.pipeline.device)
+            raise UserError(f"{self.name} has no reader: only images of the embedded world can be read exactly.")
+        reader = imported("syzygy.lab.world.reader:Reader")
+        return reader.from_pretrained(self.folder / "reader").to(self.pipeline.device)
 
 
 def _one_negative(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def test_notes_tell_what_the_world_does_not_know(model: TextToImage, tiny_model:
     assert "'cirkle'; nearest known: circle" in note
     (note,) = model.notes("a storm")
     assert "names no object of this world" in note
-    assert model.notes("ein roter Kreis") == ["'ein roter Kreis' is German; this model was taught English only."]
+    assert model.notes("ein roter Kreis") == ["'ein roter Kreis' is German; this model was trained on English only."]
     taught = replace(model, languages=("en", "de"))
     assert taught.notes("ein roter Kreis") == []
     (note,) = taught.notes("ein roter Krais und ein Stern")

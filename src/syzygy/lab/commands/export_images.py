@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import Whole, device_option, json_option, paced, seed_option, writable_folder
-from syzygy.cli.generation_options import Painter, painting_options, warnings_as_lines
+from syzygy.cli.generation_options import load_model, prompt_options, warnings_as_lines
 from syzygy.core.wording import counted
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ neither changes a byte. docs/official-judges.md goes on to the judges' own comma
     metavar="N",
     help="Default: 10 for t2i-compbench, 4 for geneval, as published.",
 )
-@painting_options
+@prompt_options
 @seed_option
 @device_option
 @json_option
@@ -70,13 +70,17 @@ def export_images(
         click.echo(f"warning: {note}", err=True)
     began = time.perf_counter()
     with warnings_as_lines(MOST_WARNINGS):
-        painter = Painter.load(settings, _device_of(share, device))
+        loaded = load_model(settings, _device_of(share, device))
         each = chosen.images_per_prompt if images_per_prompt is None else images_per_prompt
-        export = Export(out, chosen, read, each, seed, painter.record)
+        export = Export(out, chosen, read, each, seed, loaded.record)
         work = planned(export, share, batch_size)
-        steps = painter.record["steps"]
+        steps = loaded.record["steps"]
+
+        def generate(prompts: Any, generators: Any, on_step: Any) -> Any:
+            return loaded.model(prompts, generator=generators, callback=lambda _: on_step(), **loaded.settings).images
+
         with paced(_title(share), work.to_paint, "pictures", live=share.size == 1) as advance:
-            run(export, work, share, painter.paint, lambda pictures: advance(pictures / steps))
+            run(export, work, share, generate, lambda pictures: advance(pictures / steps))
     lacking = missing(export, work)
     if not lacking:
         tidy(export)

@@ -311,7 +311,7 @@ def checked_languages(model: TextToImage, asked: Sequence[str] | None) -> tuple[
         UserError: an unknown one, or one twice.
     """
     if asked is None:
-        return model.languages
+        return tuple(code for code in LANGUAGES if code in model.languages)
     for code in asked:
         language(code)
         if asked.count(code) > 1:
