@@ -14,6 +14,7 @@ from syzygy.core import diffusers_schedulers
 from syzygy.core.contracts import Guide, ImageDecoder, Progress, Region, Sampling
 from syzygy.core.errors import UserError
 from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder, load_stable_diffusion
+from syzygy.regions.diffusers_hook import region_conditioning
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 from tests.tiny_unclip import SIZE
 from tests.tiny_xl import tiny_xl
