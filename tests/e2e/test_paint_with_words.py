@@ -142,7 +142,7 @@ def test_a_style_takes_the_priors_place(syzygy, tiny_model: Path, canvas: Path, 
         (("--style", "nowhere.png"), "nowhere.png"),
         (("--style-guidance", "2"), "style_guidance has no effect without a style"),
         (("--style", canvas, "--style-guidance", "-1"), "at least 0"),
-        (("--style", canvas, "--conditions", "image"), "a style goes in beside the text"),
+        (("--style", canvas, "--conditions", "image"), "a style is read with the text"),
     ):
         answer = syzygy("generate", PROMPT, "--model", tiny_model, "--out", tmp_path / "wrong", *arguments)
         assert (answer.code, answer.out) == (2, "")

@@ -35,7 +35,7 @@ def test_a_bundled_model_is_known_by_name(tiny_model: Path, tmp_path: Path, monk
     assert model_folder("starter") == tiny_model
     assert part_folder("starter", "clip") == tiny_model / "clip"
     monkeypatch.setitem(model_parts.BUNDLED, "starter", tmp_path)
-    with pytest.raises(UserError, match=r"the weights of 'starter' are not here.*syzygy train starter"):
+    with pytest.raises(UserError, match=r"the weights of 'starter' are missing.*syzygy train starter"):
         TextToImage.from_pretrained()
 
 
