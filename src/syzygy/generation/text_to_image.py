@@ -294,7 +294,7 @@ class TextToImage:
     def batches(self, request: GenerationRequest) -> Iterator[PipelineOutput]:
         """Generate the images of a request `batch_size` at a time, so that each batch can be saved when it is done."""
         for batch in self._embedded(request).batches():
-            outputs = [self.pipeline(candidate) for candidate in batch.candidates()]
+            outputs = list(map(self.pipeline, batch.candidates()))
             yield outputs[0] if len(outputs) == 1 else self._best(batch, outputs)
 
     def _best(self, batch: GenerationRequest, outputs: Sequence[PipelineOutput]) -> PipelineOutput:
