@@ -36,20 +36,20 @@ class Branch(NamedTuple):
 Table = Mapping[str, Leaf | Branch]
 
 COMMANDS: Table = {
-    "demo": Leaf("syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and paint with it, in minutes."),
+    "demo": Leaf("syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and generate images with it."),
     "generate": Leaf("syzygy.cli.generate:generate", "Generate images from prompts."),
     "vary": Leaf("syzygy.cli.vary:vary", "Generate variations of images."),
     "mix": Leaf("syzygy.cli.mix:mix", "Generate images of mixtures of pictures and texts."),
     "serve": Leaf("syzygy.cli.serve:serve", "Serve a web page and an OpenAI-compatible images API."),
-    "embed": Leaf("syzygy.cli.embed:embed", "Embed your own pairs with a CLIP, into a store to train on."),
+    "embed": Leaf("syzygy.cli.embed:embed", "Embed pairs of pictures and captions, to train on."),
     "store": Branch(
-        "Look after embedding stores.",
+        "Inspect, verify, merge and extend embedding stores.",
         {
-            "info": Leaf("syzygy.cli.store_commands:info", "Say what is in a store."),
+            "info": Leaf("syzygy.cli.store_commands:info", "Show what is in a store."),
             "show": Leaf("syzygy.cli.store_show:show", "Show sample pairs, caption lengths, duplicates and columns."),
-            "verify": Leaf("syzygy.cli.store_commands:verify", "Look for damage, byte by byte."),
-            "merge": Leaf("syzygy.cli.store_commands:merge", "Make one store of several."),
-            "add": Leaf("syzygy.cli.store_add:add", "Add a language model's features of the captions."),
+            "verify": Leaf("syzygy.cli.store_commands:verify", "Read every byte of a store and report damage."),
+            "merge": Leaf("syzygy.cli.store_commands:merge", "Merge several stores into one."),
+            "add": Leaf("syzygy.cli.store_add:add", "Add a language model's features of the captions to a store."),
         },
     ),
     "train": Branch(
