@@ -48,6 +48,9 @@ class Registry:
     def __iter__(self) -> Iterator[str]:
         return iter({**self._targets, **self._outside, **self._objects})
 
+    def __len__(self) -> int:
+        return len(self.names())
+
     def __contains__(self, name: object) -> bool:
         return name in (self._targets.keys() | self._outside.keys() | self._objects.keys())
 
