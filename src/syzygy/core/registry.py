@@ -46,17 +46,17 @@ class Registry:
         return lambda value: self.register(name, value)
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self._targets, **self._outside, **self._objects})
+        return iter(self.names())
 
     def __len__(self) -> int:
         return len(self.names())
 
     def __contains__(self, name: object) -> bool:
-        return name in (self._targets.keys() | self._outside.keys() | self._objects.keys())
+        return name in self.names()
 
     def names(self) -> list[str]:
         """All names, those of other packages last. Imports nothing."""
-        return list(self)
+        return [*{**self._targets, **self._outside, **self._objects}]
 
     def outside(self) -> list[str]:
         """The names that other packages add by entry point. Imports nothing."""
