@@ -62,9 +62,9 @@ class Recording:
         self.decoder, self.guides = decoder, []
         self.conditions, self.defaults = decoder.conditions, decoder.defaults
 
-    def paint(self, towards: Guide, generators, **settings):
+    def generate(self, towards: Guide, generators, **settings):
         self.guides.append(towards)
-        return self.decoder.paint(towards, generators, **settings)
+        return self.decoder.generate(towards, generators, **settings)
 
 
 def test_a_style_takes_the_priors_place_and_the_texts_alone_tell_the_content(with_t5: Path) -> None:

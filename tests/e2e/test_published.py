@@ -134,7 +134,7 @@ def test_variations_are_painted_from_the_image_tower(name: str, tinies: dict[str
     picture = torch.rand(3, 40, 30, generator=torch.Generator().manual_seed(0))
     varied = model.vary(picture, generator=generators()[:1], num_inference_steps=2)
     assert model.clip.model.has_images
-    direct = model.pipeline.decoder.paint(Guide(varied.image_embeddings), generators()[:1], how=Sampling(steps=2))
+    direct = model.pipeline.decoder.generate(Guide(varied.image_embeddings), generators()[:1], how=Sampling(steps=2))
     assert direct.shape[1:] == (3, varied.images[0].height, varied.images[0].width)
     mixed = model.mix([("a red circle", 0.6), (picture, 0.4)], generator=generators()[:1], num_inference_steps=2)
     assert np.abs(pixels(mixed.images) - pixels(varied.images)).max() > 1
@@ -171,10 +171,10 @@ def test_stable_unclip_is_told_the_text_and_the_negative_prompt(tiny_stable_uncl
     both = model(PROMPTS, negative_prompt="a ring", generator=generators(), noise_level=20, **how)
     after = generators()
     model.pipeline.noise(after)
-    expected = model.pipeline.decoder.paint(
+    expected = model.pipeline.decoder.generate(
         Guide(both.image_embeddings, texts=PROMPTS),
         after,
-        away=Guide(texts=["a ring"]),
+        negative=Guide(texts=["a ring"]),
         how=Sampling(steps=3, guidance_scale=4.0, options={"noise_level": 20}),
     )
     expected_pixels = (expected.permute(0, 2, 3, 1) * 255).round().int().numpy()

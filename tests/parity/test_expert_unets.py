@@ -203,7 +203,7 @@ def test_kandinsky_by_diffusers_and_by_ours(tiny_kandinsky: Any, monkeypatch: py
     experts = ExpertUNet(CUT, {name: copy.deepcopy(own.unet) for name in CUT.experts}, own.scheduler)
     calls, embedding = watched(experts, monkeypatch), torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
     pictures = [
-        decoder.paint(Guide(embedding), [torch.Generator().manual_seed(1)], how=Sampling(steps=5, sampler="euler"))
+        decoder.generate(Guide(embedding), [torch.Generator().manual_seed(1)], how=Sampling(steps=5, sampler="euler"))
         for decoder in (own, with_experts(own, experts))
     ]
     assert torch.equal(*pictures)

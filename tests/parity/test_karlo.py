@@ -97,13 +97,13 @@ def test_pictures_are_those_of_diffusers(
     guide = Guide(made, clip.encode_text(PROMPTS))
     how = Sampling(steps=steps, guidance_scale=scale, options={"super_res_steps": fine})
     seen: list[Progress] = []
-    found = decoder.paint(guide, generators(3, 4), how=how, on_step=seen.append)
+    found = decoder.generate(guide, generators(3, 4), how=how, on_step=seen.append)
     assert (found - expected).abs().max() < LEVEL
     # Each thing that makes a picture does, by more than what is allowed above.
     for other in (
-        decoder.paint(Guide(-made, guide.features), generators(3, 4), how=how),
-        decoder.paint(Guide(made, clip.encode_text(PROMPTS[::-1])), generators(3, 4), how=how),
-        decoder.paint(guide, generators(3, 5), how=how)[1:],
+        decoder.generate(Guide(-made, guide.features), generators(3, 4), how=how),
+        decoder.generate(Guide(made, clip.encode_text(PROMPTS[::-1])), generators(3, 4), how=how),
+        decoder.generate(guide, generators(3, 5), how=how)[1:],
     ):
         assert (other - expected[-len(other) :]).abs().max() > 3 * LEVEL
 
@@ -121,14 +121,14 @@ def test_a_batch_is_its_pictures_and_pads_do_not_count(decoder: KarloDecoder, cl
     how = Sampling(steps=3, options={"super_res_steps": 2})
     features = clip.encode_text(PROMPTS)
     guide = Guide(embeddings(), features)
-    together = decoder.paint(guide, generators(0, 1), how=how)
+    together = decoder.generate(guide, generators(0, 1), how=how)
     for i in range(2):
-        alone = decoder.paint(guide[[i]], generators(i), how=how)
+        alone = decoder.generate(guide[[i]], generators(i), how=how)
         assert (alone[0] - together[i]).abs().max() < LEVEL
     for content in (1e4, float("nan"), float("inf")):
         spoilt = features.states.masked_fill(~features.mask[..., None], content)
         assert (~features.mask).any()
-        again = decoder.paint(Guide(guide.embeddings, TextFeatures(spoilt, features.mask, features.pooled)),
+        again = decoder.generate(Guide(guide.embeddings, TextFeatures(spoilt, features.mask, features.pooled)),
                               generators(0, 1), how=how)  # fmt: skip
         assert torch.equal(again, together)
 
@@ -138,7 +138,7 @@ def test_what_is_not_told_is_nothing(karlo: Tiny, decoder: KarloDecoder, clip: C
     prompt = clip.encode_text(PROMPTS)
 
     def painted(towards: Guide, away: Guide | None = None) -> Tensor:
-        return decoder.paint(towards, generators(0, 1), away=away, how=how)
+        return decoder.generate(towards, generators(0, 1), negative=away, how=how)
 
     assert_close(painted(Guide(made)), painted(Guide(made, empty)), depth=NETWORK)
     told, nothing = Guide(made, prompt), decoder.projection.nothing.expand(2, -1)
@@ -153,19 +153,19 @@ def test_what_is_not_told_is_nothing(karlo: Tiny, decoder: KarloDecoder, clip: C
 
 def test_defaults_are_the_published_ones(decoder: KarloDecoder, clip: Clip) -> None:
     guide, seen = Guide(embeddings(1), clip.encode_text(PROMPTS[:1])), []
-    plain = decoder.paint(guide, generators(0), on_step=seen.append)
+    plain = decoder.generate(guide, generators(0), on_step=seen.append)
     assert len(seen) == 25 + 7
     how = Sampling(steps=25, guidance_scale=8.0, options={"super_res_steps": 7})
     assert decoder.defaults == how
-    assert torch.equal(decoder.paint(guide, generators(0), how=how), plain)
+    assert torch.equal(decoder.generate(guide, generators(0), how=how), plain)
 
 
 def test_half_precision_and_offloading_paint_the_same(karlo: Tiny, decoder: KarloDecoder, clip: Clip) -> None:
     guide, how = Guide(embeddings(1), clip.encode_text(PROMPTS[:1])), Sampling(steps=3, guidance_scale=1.0)
-    full = decoder.paint(guide, generators(0), how=how)
-    away = load(karlo.decoder, clip, offload=True).paint(guide, generators(0), how=how)
+    full = decoder.generate(guide, generators(0), how=how)
+    away = load(karlo.decoder, clip, offload=True).generate(guide, generators(0), how=how)
     assert torch.equal(away, full)
-    half = load(karlo.decoder, clip, dtype=torch.bfloat16).paint(guide, generators(0), how=how)
+    half = load(karlo.decoder, clip, dtype=torch.bfloat16).generate(guide, generators(0), how=how)
     assert half.dtype == torch.float32
     assert 0 < (half - full).abs().mean() < 0.05
 
@@ -224,7 +224,7 @@ def test_what_it_cannot_do_is_said(
 ) -> None:
     told = {"embeddings": embeddings(1), "features": clip.encode_text(PROMPTS[:1]), "texts": PROMPTS[:1]} | guide
     with pytest.raises(UserError, match=message):
-        decoder.paint(Guide(**told), generators(0), away=away, how=Sampling(**how))
+        decoder.generate(Guide(**told), generators(0), negative=away, how=Sampling(**how))
 
 
 def half() -> Tensor:
@@ -241,7 +241,7 @@ def test_laws_of_painting(decoder: KarloDecoder, clip: Clip) -> None:
     def paint(*regions: list[Region], rows: tuple[int, ...] = (0, 1), strength: float = 3.0) -> Tensor:
         told = Guide(embeddings(), features, PROMPTS, regions or None)[list(rows)]
         own = how if not regions else replace(how, painting=strength)
-        return decoder.paint(told, generators(*rows), how=own)
+        return decoder.generate(told, generators(*rows), how=own)
 
     left, right = Region("circle", half()), Region("circle", half().flip(1))
     plain = paint()
@@ -270,7 +270,7 @@ def test_the_bias_is_on_the_words_keys_alone(
     monkeypatch.setattr(paint, "attention", watched)
     features = clip.encode_text(PROMPTS[:1])
     guide = Guide(embeddings(1), features, PROMPTS[:1], [[Region("circle", half())]])
-    decoder.paint(guide, generators(0), how=Sampling(steps=1, painting=2.0, options={"super_res_steps": 1}))
+    decoder.generate(guide, generators(0), how=Sampling(steps=1, painting=2.0, options={"super_res_steps": 1}))
     assert len(seen) >= 4
     assert features.spans is not None
     (word,) = (features.spans[0, :, 0] == PROMPTS[0].index("circle")).nonzero()[:, 0].tolist()[:1]
@@ -289,7 +289,7 @@ def test_an_unpainted_row_is_as_it_was(decoder: KarloDecoder, clip: Clip) -> Non
     hook = decoder.base.register_forward_hook(lambda _m, _i, output: found.append(output[0].clone()))
     for regions in (None, [[Region("circle", half())]]):
         told = Guide(embeddings(1), clip.encode_text(PROMPTS[:1]), PROMPTS[:1], regions)
-        decoder.paint(told, generators(0), how=Sampling(steps=1, options={"super_res_steps": 1}))
+        decoder.generate(told, generators(0), how=Sampling(steps=1, options={"super_res_steps": 1}))
     hook.remove()
     assert_close(found[0][:1], found[1][:1], depth=NETWORK)
     assert (found[0][1:] - found[1][1:]).abs().max() > 1e-3
@@ -309,7 +309,7 @@ def test_prompts_must_fit(decoder: KarloDecoder, clip: Clip) -> None:
         (Guide(embeddings()), Guide(features=features(3, 5, WIDTH)), "3 prompts for 2 pictures"),
     ):
         with pytest.raises(UserError, match=message):
-            decoder.paint(guide, generators(0, 1), away=away)
+            decoder.generate(guide, generators(0, 1), negative=away)
 
 
 def broken(folder: Path, tmp_path: Path, change: Callable[[Path], None]) -> Path:

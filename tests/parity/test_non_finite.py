@@ -102,13 +102,13 @@ def overflowing() -> Iterator[Callable[[nn.Module, float], None]]:
 def test_the_image_that_overflowed_is_named(case: Case, value: float, overflowing: Callable[..., None]) -> None:
     decoder, networks, towards, how = case
     fresh = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    assert torch.isfinite(decoder.paint(towards, fresh, how=how)).all()
+    assert torch.isfinite(decoder.generate(towards, fresh, how=how)).all()
     for network in networks:
         overflowing(network, value)
         with pytest.raises(
             NonFiniteError, match=r"images hold values that are not finite.*number 2 of 2.*--dtype"
         ) as error:
-            decoder.paint(towards, fresh, how=how)
+            decoder.generate(towards, fresh, how=how)
         assert error.value.rows == (1,)
 
 

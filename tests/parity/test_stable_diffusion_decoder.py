@@ -99,8 +99,8 @@ def test_pictures_are_those_of_diffusers(
     def paint(texts: list[str] = TEXTS, **changes: Any) -> Tensor:
         how = {"steps": 4, "guidance_scale": scale, "size": size} | changes
         away = None if negative is None else Guide(texts=[negative])
-        return decoders[kind].paint(
-            Guide(texts=texts), generators(3, 4), away=away, how=Sampling(**how), on_step=seen.append
+        return decoders[kind].generate(
+            Guide(texts=texts), generators(3, 4), negative=away, how=Sampling(**how), on_step=seen.append
         )
 
     ours = paint()
@@ -119,9 +119,9 @@ def test_regions_are_the_same_as_in_diffusers_pipeline(kind: str, folders: dict[
     with painted(pipeline, TEXTS[0], regions, strength=1.5):
         reference = pipeline(TEXTS[0], generator=generators(3), output_type="np", **how).images
     guide, own = Guide(texts=TEXTS[:1], regions=[regions]), Sampling(steps=4, guidance_scale=5.0, painting=1.5)
-    ours = decoders[kind].paint(guide, generators(3), how=own)
+    ours = decoders[kind].generate(guide, generators(3), how=own)
     assert (torch.from_numpy(reference).permute(0, 3, 1, 2) - ours).abs().max() < LEVEL
-    plain = decoders[kind].paint(Guide(texts=TEXTS[:1]), generators(3), how=Sampling(steps=4, guidance_scale=5.0))
+    plain = decoders[kind].generate(Guide(texts=TEXTS[:1]), generators(3), how=Sampling(steps=4, guidance_scale=5.0))
     assert (ours - plain).abs().max() > 3 * LEVEL
     again = theirs(folders[kind])(TEXTS[0], generator=generators(3), output_type="np", **how).images
     after = pipeline(TEXTS[0], generator=generators(3), output_type="np", **how).images
@@ -136,7 +136,7 @@ def test_laws_of_painting(kind: str, decoders: Any) -> None:
 
     def paint(*regions: list[Region], texts: list[str] = TEXTS, seeds: tuple[int, ...] = (3, 4), **more: Any) -> Tensor:
         told = Guide(texts=texts, regions=regions or None)
-        return decoder.paint(told, generators(*seeds), how=Sampling(steps=3, guidance_scale=4.0, **more))
+        return decoder.generate(told, generators(*seeds), how=Sampling(steps=3, guidance_scale=4.0, **more))
 
     left, right = Region("red circle", half()), Region("red circle", half().flip(1))
     plain = paint()
@@ -153,11 +153,11 @@ def test_laws_of_painting(kind: str, decoders: Any) -> None:
 def test_precision_and_offloading(folders: dict[str, Path], decoders: Any) -> None:
     for kind in ("1.5", "xl"):
         guide, how = Guide(texts=TEXTS), Sampling(steps=2)
-        full = decoders[kind].paint(guide, generators(3, 4), how=how)
+        full = decoders[kind].generate(guide, generators(3, 4), how=how)
         parked = load(folders[kind], offload=True, tiling=True)
         assert parked.vae.use_tiling
-        torch.testing.assert_close(parked.paint(guide, generators(3, 4), how=how), full, rtol=0, atol=LEVEL)
-        low = load(folders[kind], dtype=torch.bfloat16).paint(guide, generators(3, 4), how=how)
+        torch.testing.assert_close(parked.generate(guide, generators(3, 4), how=how), full, rtol=0, atol=LEVEL)
+        low = load(folders[kind], dtype=torch.bfloat16).generate(guide, generators(3, 4), how=how)
         assert 0 < (low - full).abs().mean() < 0.1
     assert load(folders["xl"], dtype=torch.float16).vae.dtype == torch.float32  # it would overflow
     assert load(folders["1.5"], dtype=torch.float16).vae.dtype == torch.float16
@@ -173,7 +173,7 @@ def test_what_diffusers_mends_in_old_schedulers(named: bool, folders: dict[str, 
         path.write_text(json.dumps({key: values[key] for key in values if key not in ("steps_offset", "clip_sample")}))
     with pytest.warns(FutureWarning, match="outdated|clip_sample"):
         reference = theirs(folder)(TEXTS[0], num_inference_steps=4, generator=generators(3), output_type="np").images
-    ours = load(folder).paint(Guide(texts=TEXTS[:1]), generators(3), how=Sampling(steps=4))
+    ours = load(folder).generate(Guide(texts=TEXTS[:1]), generators(3), how=Sampling(steps=4))
     assert (torch.from_numpy(reference).permute(0, 3, 1, 2) - ours).abs().max() < LEVEL
 
 
@@ -182,7 +182,7 @@ def test_every_sampler_paints(decoders: Any) -> None:
     for name in diffusers_schedulers.SAMPLERS:
         how = Sampling(steps=3, sampler=name)
         plain, painted = (
-            decoders["1.5"].paint(Guide(texts=TEXTS[:1], regions=own), generators(3), how=how)
+            decoders["1.5"].generate(Guide(texts=TEXTS[:1], regions=own), generators(3), how=how)
             for own in (None, regions)
         )
         assert torch.isfinite(painted).all()
@@ -192,10 +192,10 @@ def test_every_sampler_paints(decoders: Any) -> None:
 def test_long_prompts_are_cut_with_a_warning(decoders: Any) -> None:
     long = "a red circle " * 40 + "and a ring"
     with pytest.warns(UserWarning, match="this encoder reads 77; cut:"):
-        decoders["1.5"].paint(Guide(texts=[long]), generators(3), how=Sampling(steps=2))
+        decoders["1.5"].generate(Guide(texts=[long]), generators(3), how=Sampling(steps=2))
     told = Guide(texts=[long], regions=[[Region("ring", half())]])
     with pytest.warns(UserWarning, match="cut:"), pytest.raises(UserError, match="past the last token"):
-        decoders["xl"].paint(told, generators(3), how=Sampling(steps=1))
+        decoders["xl"].generate(told, generators(3), how=Sampling(steps=1))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_long_prompts_are_cut_with_a_warning(decoders: Any) -> None:
 )
 def test_what_cannot_be_done_is_refused(guide: Guide, how: dict[str, Any], message: str, decoders: Any) -> None:
     with pytest.raises(UserError, match=message):
-        decoders["1.5"].paint(guide, generators(1), how=Sampling(**how))
+        decoders["1.5"].generate(guide, generators(1), how=Sampling(**how))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_unet_that_does_not_say_for_which_size_it_was_made(folders: dict[str, 
         decoder = load(folder)
         assert decoder.defaults.size == size
         how = Sampling(steps=2, size=(8, 8))
-        assert decoder.paint(Guide(texts=["a"]), generators(1), how=how).shape == (1, 3, 8, 8)
+        assert decoder.generate(Guide(texts=["a"]), generators(1), how=how).shape == (1, 3, 8, 8)
         shutil.rmtree(folder)
 
 

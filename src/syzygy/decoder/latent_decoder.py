@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from syzygy.core import arguments
 from syzygy.core.contracts import (
@@ -13,6 +13,7 @@ from syzygy.core.contracts import (
     Denoiser,
     Guide,
     ImageAutoencoder,
+    PictureDecoder,
     Progress,
     Sampling,
     StatesEncoder,
@@ -23,6 +24,7 @@ from syzygy.core.contracts import (
 )
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import per_sample_noise
+from syzygy.core.registry import SAMPLERS
 from syzygy.decoder.guidance import Guided, StyleGuided
 from syzygy.decoder.noise_levels import KarrasSchedule
 from syzygy.decoder.samplers import sample
@@ -36,7 +38,7 @@ NO_WORDS = (
 
 
 @dataclass(frozen=True)
-class LatentDecoder:
+class LatentDecoder(PictureDecoder):
     """A `PictureDecoder` that reads image embeddings, text features, texts, any of them: what a guide does not tell is absent."""
 
     denoiser: Denoiser
@@ -47,17 +49,37 @@ class LatentDecoder:
     encoders: Mapping[str, StatesEncoder] = field(default_factory=dict)
     """Text encoders of its own, by the condition that they make: `t5`."""
 
+    reads_text = takes_regions = takes_style_guidance = True
+
     @property
     def conditions(self) -> tuple[str, ...]:
         return ("image", "text", *self.encoders)
 
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        return tuple(SAMPLERS)
+
+    @property
+    def fixed_size(self) -> tuple[int, int]:
+        """The autoencoder's."""
+        height, width = self.preview(torch.zeros(1, *self.autoencoder.latent_shape, device=self.device)).shape[2:]
+        return height, width
+
     @torch.inference_mode()
-    def paint(
+    def preview(self, denoised: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        return self.autoencoder.decode(denoised)
+
+    def weights(self) -> dict[str, nn.Module]:
+        parts = {"decoder": self.denoiser, "autoencoder": self.autoencoder}
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+    @torch.inference_mode()
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
+        negative: Guide | None = None,
         how: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
@@ -66,12 +88,11 @@ class LatentDecoder:
         own = self.defaults
         steps = own.steps if how.steps is None else how.steps
         assert own.sampler is not None
-        negative = None if away is None else self._conditioning(away)
         latents = sample(
-            self._guided(towards, negative, how),
+            self._guided(positive, None if negative is None else self._conditioning(negative), how),
             per_sample_noise(self.autoencoder.latent_shape, generators, self.device),
             self.schedule.sigmas(arguments.whole(steps, "the number of steps")),
-            self._conditioning(towards, self._strength(towards, how)),
+            self._conditioning(positive, self._strength(positive, how)),
             sampler=how.sampler or own.sampler,
             on_step=on_step,
         )
@@ -88,18 +109,18 @@ class LatentDecoder:
         }
         return conditioning_of(guide, self.device, painting, own)
 
-    def _guided(self, towards: Guide, negative: Conditioning | None, how: Sampling) -> Guided | StyleGuided:
+    def _guided(self, positive: Guide, negative: Conditioning | None, how: Sampling) -> Guided | StyleGuided:
         scale = self.defaults.guidance_scale if how.guidance_scale is None else how.guidance_scale
         assert scale is not None
         if how.style_guidance is None:
             return Guided(self.denoiser, scale, negative)
-        if towards.embeddings is None or towards.features is None:
+        if positive.embeddings is None or positive.features is None:
             raise UserError("style guidance weighs a style beside a text: let the decoder read both, image and text.")
         return StyleGuided(self.denoiser, scale, how.style_guidance, negative)
 
-    def _strength(self, towards: Guide, how: Sampling) -> float:
+    def _strength(self, positive: Guide, how: Sampling) -> float:
         """w' of this picture."""
-        if how.painting is not None and towards.regions is None:
+        if how.painting is not None and positive.regions is None:
             raise UserError("painting has a strength, but nothing is painted: give regions, or leave the strength out.")
         own = REGION_STRENGTH if self.defaults.painting is None else self.defaults.painting
         return own if how.painting is None else how.painting

@@ -120,7 +120,7 @@ class Pipeline:
             ]
         ):
             _check_guide(towards)
-            pictures = self.decoder.paint(towards, generators, away=away, how=how, on_step=callback)
+            pictures = self.decoder.generate(towards, generators, negative=away, how=how, on_step=callback)
             return PipelineOutput(to_pil(pictures), embeddings.cpu(), seeds)
 
     @torch.inference_mode()
@@ -143,7 +143,7 @@ class Pipeline:
             seeds: of the generators before they drew ε (`seeds_of`); by default as they are now, which is None for those that did.
 
         Raises:
-            UserError: the decoder does not read image embeddings; and as `PictureDecoder.paint`.
+            UserError: the decoder does not read image embeddings; and as `PictureDecoder.generate`.
             NonFiniteError: an embedding holds NaN or infinity, or the model computes some.
         """
         conditions = self.chosen(["image"])
@@ -152,7 +152,7 @@ class Pipeline:
         away = self._away(negatives, conditions)
         with _naming([f"image {i + 1} of {len(seeds)}{_seed(seed)}" for i, seed in enumerate(seeds)]):
             _check_guide(Guide(embeddings))
-            pictures = self.decoder.paint(Guide(embeddings), generators, away=away, how=how, on_step=callback)
+            pictures = self.decoder.generate(Guide(embeddings), generators, negative=away, how=how, on_step=callback)
             return PipelineOutput(to_pil(pictures), embeddings.cpu(), seeds)
 
     def noise(self, generators: Sequence[torch.Generator]) -> Float[Tensor, "N D"]:

@@ -24,10 +24,10 @@ def which_clip(width: int) -> str:
 
 
 def settings(
-    towards: Guide,
+    positive: Guide,
     how: Sampling,
     own: Sampling,
-    away: Guide | None,
+    negative: Guide | None,
     options: Collection[str] = (),
     *,
     paints: bool = False,
@@ -41,9 +41,9 @@ def settings(
         UserError: regions for one that cannot, or a strength without regions; an unknown option, a scale below 1 or not finite,
             something to move away from without guidance.
     """
-    if not paints and (how.painting is not None or towards.regions is not None):
+    if not paints and (how.painting is not None or positive.regions is not None):
         raise UserError("this decoder cannot paint with words: leave regions and their strength out.")
-    if how.painting is not None and towards.regions is None:
+    if how.painting is not None and positive.regions is None:
         raise UserError("painting has a strength, but nothing is painted: give regions, or leave the strength out.")
     if how.style_guidance is not None:
         raise UserError("this decoder has no guidance for a style apart from the text: leave it out.")
@@ -55,7 +55,7 @@ def settings(
     steps, scale = arguments.whole(steps, "the number of steps"), arguments.number(scale, "guidance scale")
     if scale < 1:
         raise UserError(f"guidance scale must be a finite number of at least 1, got {scale} (1 is off).")
-    if scale == 1 and away is not None:
+    if scale == 1 and negative is not None:
         raise UserError(
             "a negative prompt has no effect at guidance scale 1: raise the scale, or leave the prompt out."
         )

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from syzygy.core import arguments
-from syzygy.core.contracts import Guide, Progress, Sampling, TextFeatures
+from syzygy.core.contracts import Guide, PictureDecoder, Progress, Sampling, TextFeatures
 from syzygy.core.diffusers_weights import SCHEDULER_FILE, check_parts, load_model
 from syzygy.core.errors import UserError
 from syzygy.core.pixels import to_unit
@@ -54,7 +54,7 @@ class _Read(NamedTuple):
 
 
 @dataclass(frozen=True)
-class KarloDecoder:
+class KarloDecoder(PictureDecoder):
     """A `PictureDecoder` that reads image embeddings, and prompts as CLIP ViT-L/14 reads them.
 
     Without a prompt it reads the empty one. To move away from, it takes the prior's prediction for a negative prompt together with
@@ -81,9 +81,7 @@ class KarloDecoder:
     def __post_init__(self) -> None:
         paintable(self.base)
 
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        return ("image", "text")
+    reads_text = takes_regions = True
 
     @property
     def width(self) -> int:
@@ -91,17 +89,19 @@ class KarloDecoder:
         return self.projection.config.clip_embeddings_dim
 
     @torch.inference_mode()
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
+        negative: Guide | None = None,
         how: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `PictureDecoder`. Pictures have the second stage's size; progress counts the steps of both stages."""
-        steps, scale = decoder_validation.settings(towards, how, self.defaults, away, [SUPER_RES_STEPS], paints=True)
+        steps, scale = decoder_validation.settings(
+            positive, how, self.defaults, negative, [SUPER_RES_STEPS], paints=True
+        )
         base_times, fine_times = visited(steps), visited(self._fine_steps(how), f" ({SUPER_RES_STEPS})")
         number, taken, total = len(generators), count(1), len(base_times) + len(fine_times)
 
@@ -110,9 +110,9 @@ class KarloDecoder:
                 on_step(Progress(next(taken), total, sigma, clean))
 
         with visiting(self.device, self.projection, offload=self.offload):
-            read = self._read(towards, away, number, scale)
+            read = self._read(positive, negative, number, scale)
         side = sample_positions(self.base.config, BASE_SIDE)[0]
-        painting = self._painting(towards, how, side, 0 if scale == 1 else number)
+        painting = self._painting(positive, how, side, 0 if scale == 1 else number)
         with visiting(self.device, self.base, offload=self.offload):
             predict, shape = self._base_predictor(read, scale, painting), (3, side, side)
             small = walk(self.base_steps, predict, shape, base_times, generators, self.device, told)
@@ -128,17 +128,17 @@ class KarloDecoder:
         steps = how.options.get(SUPER_RES_STEPS, self.defaults.options[SUPER_RES_STEPS])
         return arguments.whole(steps, SUPER_RES_STEPS)
 
-    def _read(self, towards: Guide, away: Guide | None, number: int, scale: float) -> _Read:
+    def _read(self, positive: Guide, negative: Guide | None, number: int, scale: float) -> _Read:
         """What to move away from first, where guidance is on."""
-        embeddings = decoder_validation.embeddings_of(towards, number, self.width, self.device)
-        features = self._features(towards, number)
+        embeddings = decoder_validation.embeddings_of(positive, number, self.width, self.device)
+        features = self._features(positive, number)
         if scale != 1:
-            if away is None or away.embeddings is None:
+            if negative is None or negative.embeddings is None:
                 nothing = self.projection.nothing.float().expand(number, -1)
             else:
-                nothing = decoder_validation.embeddings_of(away, number, self.width, self.device)
+                nothing = decoder_validation.embeddings_of(negative, number, self.width, self.device)
             embeddings = torch.cat([nothing, embeddings])
-            features = TextFeatures.cat([self._features(away, number), features])
+            features = TextFeatures.cat([self._features(negative, number), features])
         dtype = self.base.dtype
         # What a pad holds must not matter, and 0 × infinity would.
         states = features.states.masked_fill(~features.mask[..., None], 0.0)
@@ -165,16 +165,16 @@ class KarloDecoder:
         states, mask = F.pad(found.states, (0, 0, 0, POSITIONS - length)), F.pad(found.mask, (0, POSITIONS - length))
         return TextFeatures(states, mask, found.pooled)
 
-    def _painting(self, towards: Guide, how: Sampling, side: int, unpainted: int) -> Painting | None:
+    def _painting(self, positive: Guide, how: Sampling, side: int, unpainted: int) -> Painting | None:
         """Of the first stage alone: the second sees pictures, no words."""
-        found = None if towards.features is None else towards.features.spans
+        found = None if positive.features is None else positive.features.spans
         # Tokens of the image come before those of the text.
         start, room = (
             self.projection.config.clip_extra_context_tokens,
             0 if found is None else POSITIONS - found.shape[1],
         )
         spans = [None if found is None else F.pad(found, (0, 0, 0, room))]
-        return painting_of(towards, how, spans, (side, side), self.device, start=start, unpainted=unpainted)
+        return painting_of(positive, how, spans, (side, side), self.device, start=start, unpainted=unpainted)
 
     def _base_predictor(
         self, read: _Read, scale: float, painting: Painting | None
@@ -192,10 +192,10 @@ class KarloDecoder:
             )[0].float()
             if scale == 1:
                 return found
-            from_, towards = found.chunk(2)
+            from_, positive = found.chunk(2)
             # Guidance moves the noise alone; where its variance lies is the guided half's to say.
-            eps = from_[:, :3] + scale * (towards[:, :3] - from_[:, :3])
-            return torch.cat([eps, towards[:, 3:]], 1)
+            eps = from_[:, :3] + scale * (positive[:, :3] - from_[:, :3])
+            return torch.cat([eps, positive[:, 3:]], 1)
 
         return predict
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from syzygy.clip import clip_loading
 from syzygy.clip.tokenization import Tokenized, around_ids, check_vocabulary
 from syzygy.core import artifacts, diffusers_schedulers
-from syzygy.core.contracts import Guide, Progress, Sampling
+from syzygy.core.contracts import Guide, PictureDecoder, Progress, Sampling
 from syzygy.core.diffusers_timesteps import HostTimesteps, noise_of
 from syzygy.core.diffusers_weights import check_parts, load_model, read_settings
 from syzygy.core.errors import UserError
@@ -95,7 +95,7 @@ class TextReader:
 
 
 @dataclass(frozen=True)
-class StableDiffusionDecoder:
+class StableDiffusionDecoder(PictureDecoder):
     """A `PictureDecoder` that reads texts alone, token by token, so that their words can be painted.
 
     To move away from: a negative text, by default the empty one, or what stands for none (XL).
@@ -122,9 +122,12 @@ class StableDiffusionDecoder:
         )
         paintable(self.unet)
 
+    reads_image_embedding = False
+    reads_text = takes_regions = True
+
     @property
-    def conditions(self) -> tuple[str, ...]:
-        return ("text",)
+    def samplers(self) -> tuple[str, ...]:
+        return tuple(diffusers_schedulers.SAMPLERS)
 
     @property
     def is_xl(self) -> bool:
@@ -136,31 +139,31 @@ class StableDiffusionDecoder:
         return pixels_a_position(self.vae)
 
     @torch.inference_mode()
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
+        negative: Guide | None = None,
         how: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `PictureDecoder`. Height and width are multiples of 8 (pixels a latent position)."""
-        steps, scale = decoder_validation.settings(towards, how, self.defaults, away, paints=True)
+        steps, scale = decoder_validation.settings(positive, how, self.defaults, negative, paints=True)
         height, width = decoder_validation.size_of(how, self.defaults, self.scale)
         scheduler = diffusers_schedulers.fresh(self.scheduler, how.sampler)
         if diffusers_schedulers.learns_variance(scheduler):
             raise UserError("this U-Net learned no variance, but its scheduler wants one: choose another sampler.")
-        if towards.texts is None:
+        if positive.texts is None:
             raise UserError("this decoder paints from texts: tell it one.")
         number, (h, w) = len(generators), (height // self.scale, width // self.scale)
-        tokens, read = self._read(decoder_validation.texts_of(towards, number))
+        tokens, read = self._read(decoder_validation.texts_of(positive, number))
         spans = [own.spans for own in tokens]
         unpainted = 0 if scale == 1 else number
-        painting = painting_of(towards, how, spans, (h, w), self.device, unpainted=unpainted)
+        painting = painting_of(positive, how, spans, (h, w), self.device, unpainted=unpainted)
         if scale != 1:
-            nothing = away is None and self.zeros
-            read = read.after(read.zeros() if nothing else self._read(decoder_validation.texts_of(away, number))[1])
+            nothing = negative is None and self.zeros
+            read = read.after(read.zeros() if nothing else self._read(decoder_validation.texts_of(negative, number))[1])
         noise = per_sample_noise((self.unet.config.in_channels, h, w), generators, self.device)
         predict = self._predictor(read, scale, scheduler, painting, (height, width))
         with visiting(self.device, self.unet, offload=self.offload):

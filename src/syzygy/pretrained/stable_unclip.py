@@ -19,7 +19,7 @@ from torch import Tensor
 from syzygy.clip import clip_loading
 from syzygy.clip.tokenization import Tokenized, around_ids, check_vocabulary
 from syzygy.core import arguments, artifacts, diffusers_schedulers
-from syzygy.core.contracts import Guide, Progress, Sampling
+from syzygy.core.contracts import Guide, PictureDecoder, Progress, Sampling
 from syzygy.core.diffusers_timesteps import HostTimesteps, noise_of
 from syzygy.core.diffusers_weights import check_parts, load_model, read_settings
 from syzygy.core.errors import UserError
@@ -59,7 +59,7 @@ class OwnText:
 
 
 @dataclass(frozen=True)
-class StableUnclipDecoder:
+class StableUnclipDecoder(PictureDecoder):
     """A `PictureDecoder` that reads image embeddings and texts; without a text it reads the empty one.
 
     Away from: the embedding of zeros and a negative text (the empty one by default), as it was trained; where only
@@ -86,9 +86,12 @@ class StableUnclipDecoder:
         object.__setattr__(self, "defaults", own)
         paintable(self.unet)
 
+    reads_text = takes_regions = True
+    own_text_encoder = "Stable unCLIP's U-Net reads the prompt with a CLIP of its own (English, 77 tokens)"
+
     @property
-    def conditions(self) -> tuple[str, ...]:
-        return ("image", "text")
+    def samplers(self) -> tuple[str, ...]:
+        return tuple(diffusers_schedulers.SAMPLERS)
 
     @property
     def width(self) -> int:
@@ -101,17 +104,17 @@ class StableUnclipDecoder:
         return pixels_a_position(self.vae)
 
     @torch.inference_mode()
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
+        negative: Guide | None = None,
         how: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `PictureDecoder`. Height and width are multiples of 8 (pixels a latent position); option `noise_level`, 0 to 999."""
-        steps, scale = decoder_validation.settings(towards, how, self.defaults, away, [NOISE_LEVEL], paints=True)
+        steps, scale = decoder_validation.settings(positive, how, self.defaults, negative, [NOISE_LEVEL], paints=True)
         height, width = decoder_validation.size_of(how, self.defaults, self.scale)
         level = self._level(how)
         scheduler = diffusers_schedulers.fresh(self.scheduler, how.sampler)
@@ -120,11 +123,11 @@ class StableUnclipDecoder:
         number = len(generators)
         # The embedding's noise comes before the latents', as in diffusers.
         noise = per_sample_noise((self.width,), generators, self.device)
-        labels = self._noised(decoder_validation.embeddings_of(towards, number, self.width, self.device), noise, level)
-        texts, size = decoder_validation.texts_of(towards, number), (height // self.scale, width // self.scale)
-        painting = self._painting(towards, how, texts, size, 0 if scale == 1 else number)
+        labels = self._noised(decoder_validation.embeddings_of(positive, number, self.width, self.device), noise, level)
+        texts, size = decoder_validation.texts_of(positive, number), (height // self.scale, width // self.scale)
+        painting = self._painting(positive, how, texts, size, 0 if scale == 1 else number)
         if scale != 1:
-            from_labels, from_texts = self._away(away, number, noise, level)
+            from_labels, from_texts = self._away(negative, number, noise, level)
             labels, texts = torch.cat([from_labels, labels]), from_texts + texts
         states = self._states(texts).to(self.unet.dtype)
         start = per_sample_noise((self.unet.config.in_channels, *size), generators, self.device)
@@ -152,22 +155,22 @@ class StableUnclipDecoder:
         return torch.cat([noised, sinusoids], dim=1)
 
     def _away(
-        self, away: Guide | None, number: int, noise: Float[Tensor, "N D"], level: int
+        self, negative: Guide | None, number: int, noise: Float[Tensor, "N D"], level: int
     ) -> tuple[Float[Tensor, "N twoD"], list[str]]:
-        if away is not None and away.texts is None:
+        if negative is not None and negative.texts is None:
             return self._noised(
-                decoder_validation.embeddings_of(away, number, self.width, self.device), noise, level
+                decoder_validation.embeddings_of(negative, number, self.width, self.device), noise, level
             ), [""] * number
-        texts = decoder_validation.texts_of(away, number)
+        texts = decoder_validation.texts_of(negative, number)
         return noise.new_zeros(number, 2 * self.width), texts
 
     def _painting(
-        self, towards: Guide, how: Sampling, texts: list[str], size: tuple[int, int], unpainted: int
+        self, positive: Guide, how: Sampling, texts: list[str], size: tuple[int, int], unpainted: int
     ) -> Painting | None:
-        if not towards.regions:
+        if not positive.regions:
             return None
         spans = self.text.tokens(texts).spans
-        return painting_of(towards, how, [spans], size, self.device, unpainted=unpainted)
+        return painting_of(positive, how, [spans], size, self.device, unpainted=unpainted)
 
     def _states(self, texts: list[str]) -> Float[Tensor, "M T C"]:
         """Each text is read once."""

@@ -78,8 +78,8 @@ class Decoder:
     def __init__(self) -> None:
         self.told: list[tuple[Guide, Guide | None, Sampling]] = []
 
-    def paint(self, towards, generators, *, away=None, how=Sampling(), on_step=None):  # noqa: B008
-        self.told.append((towards, away, how))
+    def generate(self, towards, generators, *, negative=None, how=Sampling(), on_step=None):  # noqa: B008
+        self.told.append((towards, negative, how))
         pictures = towards.embeddings.sigmoid().mean(1)[:, None, None, None].repeat(1, 3, SIDE, SIDE)
         for picture, one in zip(pictures, generators, strict=True):
             picture[2, 0, 0] = torch.rand((), generator=one)

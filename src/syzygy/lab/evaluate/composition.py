@@ -110,7 +110,7 @@ def paint_and_judge(
         for start in range(0, len(asked), BATCH):
             some = asked[start : start + BATCH]
             rows = [row for row, _ in some]
-            pictures = pipeline.decoder.paint(
+            pictures = pipeline.decoder.generate(
                 Guide(all_embeddings[rows], None if features is None else features[rows]),
                 [generator(how.seed, "picture", prompts[row].text, draw) for row, draw in some],
                 how=Sampling(steps=how.steps, guidance_scale=how.guidance_scale),
