@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from syzygy.core.contracts import Guide, Progress, Sampling, TextFeatures
+from syzygy.core.contracts import Guide, PictureDecoder, Progress, Sampling, TextFeatures
 from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.core.randomness import generator
 from syzygy.generation.mixing import (
@@ -69,18 +69,18 @@ class Eye:
         return -self.encode_image(2 * pixels)
 
 
-class Decoder:
+class Decoder(PictureDecoder):
     """Paints the embedding as colours, and each generator's next number into the blue corner. Remembers what it was told."""
 
-    conditions = ("image", "text")
+    reads_text = True
     defaults = Sampling(steps=2)
 
     def __init__(self) -> None:
         self.told: list[tuple[Guide, Guide | None, Sampling]] = []
 
-    def generate(self, towards, generators, *, negative=None, how=Sampling(), on_step=None):  # noqa: B008
-        self.told.append((towards, negative, how))
-        pictures = towards.embeddings.sigmoid().mean(1)[:, None, None, None].repeat(1, 3, SIDE, SIDE)
+    def generate(self, positive, generators, *, negative=None, how=Sampling(), on_step=None):  # noqa: B008
+        self.told.append((positive, negative, how))
+        pictures = positive.embeddings.sigmoid().mean(1)[:, None, None, None].repeat(1, 3, SIDE, SIDE)
         for picture, one in zip(pictures, generators, strict=True):
             picture[2, 0, 0] = torch.rand((), generator=one)
         if on_step:
@@ -356,7 +356,7 @@ def test_wrong_input(use: Callable[[Blender], Any], message: str, blender: Blend
 
 
 def test_a_decoder_that_reads_no_embedding_cannot_vary(blender: Blender, decoder: Decoder) -> None:
-    decoder.conditions = ("text",)
+    decoder.reads_image_embedding = False
     with pytest.raises(UserError, match="must be one or more of what the decoder reads: text"):
         blender.vary([picture(0)], 1, Request())
 
