@@ -20,7 +20,7 @@ from syzygy.core import artifacts, checkpoint_files
 from syzygy.core.diffusers_weights import load_model, read_settings
 from syzygy.core.errors import UserError
 from syzygy.pretrained import decoder_validation, kandinsky
-from syzygy.pretrained.latent_diffusion import pixels_a_position
+from syzygy.pretrained.diffusers_decoder import pixels_a_position
 from syzygy.pretrained.repositories import identity
 from syzygy.pretrained.unet_training import MEAN, UNET, Beside, Pictures, square, training_noise
 

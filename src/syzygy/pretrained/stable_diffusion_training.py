@@ -18,7 +18,7 @@ from syzygy.clip.image_processing import Preparation
 from syzygy.core import artifacts
 from syzygy.core.diffusers_weights import load_model, read_settings
 from syzygy.pretrained import stable_diffusion
-from syzygy.pretrained.latent_diffusion import pixels_a_position
+from syzygy.pretrained.diffusers_decoder import pixels_a_position
 from syzygy.pretrained.stable_diffusion import TextReader
 from syzygy.pretrained.unet_training import MEAN, STD, UNET, Beside, Pictures, square, training_noise
 
