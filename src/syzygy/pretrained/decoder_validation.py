@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.core import arguments
-from syzygy.core.contracts import Guide, PictureDecoder, Sampling
+from syzygy.core.contracts import Guide, ImageDecoder, Sampling
 from syzygy.core.errors import UserError
 from syzygy.pretrained.options import Option
 
@@ -34,7 +34,7 @@ class DecoderRequest:
     negative: Guide | None
     generators: Sequence[torch.Generator]
     """One for each of the N images."""
-    how: Sampling
+    sampling: Sampling
     steps: int
     guidance_scale: float
     """At least 1; 1 is off."""
@@ -62,7 +62,7 @@ class DecoderRequest:
         Raises:
             UserError: they are not positive multiples of `multiple`.
         """
-        size = default if self.how.size is None else self.how.size
+        size = default if self.sampling.size is None else self.sampling.size
         assert size is not None
         if any(side < multiple or side % multiple for side in size):
             raise UserError(
@@ -100,12 +100,12 @@ class DecoderRequest:
 
 
 def checked_request(
-    decoder: PictureDecoder,
+    decoder: ImageDecoder,
     options: Sequence[Option],
     positive: Guide,
     negative: Guide | None,
     generators: Sequence[torch.Generator],
-    how: Sampling,
+    sampling: Sampling,
 ) -> DecoderRequest:
     """The request, completed with the decoder's defaults.
 
@@ -115,16 +115,16 @@ def checked_request(
     Raises:
         UserError: the decoder has no such option or cannot do what is asked, or a setting is out of range or has no effect.
     """
-    _check_capabilities(decoder, positive, how)
-    if unknown := sorted(set(how.options) - {option.name for option in options}):
+    _check_capabilities(decoder, positive, sampling)
+    if unknown := sorted(set(sampling.options) - {option.name for option in options}):
         names = ", ".join(sorted(option.name for option in options))
         allowed = f"its own are {names}" if options else "it has none"
         raise UserError(f"this decoder has no option {', '.join(unknown)}; {allowed}.")
     values = {
-        option.name: option.checked(how.options[option.name]) for option in options if option.name in how.options
+        option.name: option.checked(sampling.options[option.name]) for option in options if option.name in sampling.options
     }
-    steps = decoder.defaults.steps if how.steps is None else how.steps
-    scale = decoder.defaults.guidance_scale if how.guidance_scale is None else how.guidance_scale
+    steps = decoder.defaults.steps if sampling.steps is None else sampling.steps
+    scale = decoder.defaults.guidance_scale if sampling.guidance_scale is None else sampling.guidance_scale
     steps, scale = arguments.whole(steps, "the number of steps"), arguments.number(scale, "guidance scale")
     if scale < 1:
         raise UserError(f"guidance scale must be a finite number of at least 1, got {scale} (1 is off).")
@@ -136,21 +136,21 @@ def checked_request(
         positive=positive,
         negative=negative,
         generators=generators,
-        how=how,
+        sampling=sampling,
         steps=steps,
         guidance_scale=scale,
         options={**decoder.defaults.options, **values},
     )
 
 
-def _check_capabilities(decoder: PictureDecoder, positive: Guide, how: Sampling) -> None:
-    if not decoder.takes_regions and (how.painting is not None or positive.regions is not None):
+def _check_capabilities(decoder: ImageDecoder, positive: Guide, sampling: Sampling) -> None:
+    if not decoder.takes_regions and (sampling.region_strength is not None or positive.regions is not None):
         raise UserError("this decoder cannot take regions: leave them and their strength out.")
-    if how.painting is not None and positive.regions is None:
+    if sampling.region_strength is not None and positive.regions is None:
         raise UserError("a region strength has no effect without regions: give regions, or leave the strength out.")
-    if how.style_guidance is not None and not decoder.takes_style_guidance:
+    if sampling.style_guidance is not None and not decoder.takes_style_guidance:
         raise UserError("this decoder has no guidance for a style apart from the text: leave it out.")
-    if how.size is not None and (size := decoder.fixed_size) is not None:
+    if sampling.size is not None and (size := decoder.fixed_size) is not None:
         raise UserError(f"this decoder generates images of {size[0]} × {size[1]} pixels only: leave the size out.")
-    if how.sampler is not None and not decoder.samplers:
+    if sampling.sampler is not None and not decoder.samplers:
         raise UserError("this decoder has no choice of samplers: leave the sampler out.")

@@ -25,8 +25,8 @@ from syzygy.core.randomness import per_sample_noise
 from syzygy.pretrained.decoder_validation import DecoderRequest, checked_request
 from syzygy.pretrained.families import PretrainedDecoder
 from syzygy.pretrained.visiting import visiting
-from syzygy.regions.attention_processors import attention_arguments, paintable, painting_of
-from syzygy.regions.region_bias import Painting
+from syzygy.regions.attention_processors import region_kwargs, add_region_processors, region_bias_of
+from syzygy.regions.region_bias import RegionBias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class UNetInputs:
     """Text states for its cross-attention."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments, such as `class_labels`."""
-    regions: Painting | None = None
+    regions: RegionBias | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class DiffusersDecoder(PretrainedDecoder):
         )
         object.__setattr__(self, "defaults", own)
         if self.takes_regions:
-            paintable(self.unet)
+            add_region_processors(self.unet)
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -103,14 +103,14 @@ class DiffusersDecoder(PretrainedDecoder):
         generators: Sequence[torch.Generator],
         *,
         negative: Guide | None = None,
-        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `PictureDecoder`. Height and width are multiples of `size_multiple`."""
-        request = checked_request(self, self.options, positive, negative, generators, how)
+        """See `ImageDecoder`. Height and width are multiples of `size_multiple`."""
+        request = checked_request(self, self.options, positive, negative, generators, sampling)
         height, width = request.size(self.defaults.size, self.size_multiple)
         size, channels = (height // self.scale, width // self.scale), self.unet.config.in_channels
-        scheduler = diffusers_schedulers.fresh(self.scheduler, how.sampler)
+        scheduler = diffusers_schedulers.fresh(self.scheduler, sampling.sampler)
         if diffusers_schedulers.learns_variance(scheduler) and self.unet.config.out_channels != 2 * channels:
             raise UserError("this U-Net learned no variance, but its scheduler wants one: choose another sampler.")
         inputs = self.read(request, size)
@@ -134,7 +134,7 @@ class DiffusersDecoder(PretrainedDecoder):
                 both,
                 t,
                 inputs.states,
-                cross_attention_kwargs=attention_arguments(inputs.regions, sigma),
+                cross_attention_kwargs=region_kwargs(inputs.regions, sigma),
                 return_dict=False,
                 **inputs.arguments,
             )[0].float()
@@ -146,10 +146,10 @@ class DiffusersDecoder(PretrainedDecoder):
 
         return predict
 
-    def regions_of(self, request: DecoderRequest, spans: Sequence[Any], size: tuple[int, int]) -> Painting | None:
-        """The request's regions for the U-Net's attention; `spans` as of `painting_of`."""
-        return painting_of(
-            request.positive, request.how, spans, size, self.device, unpainted=request.negative_rows
+    def regions_of(self, request: DecoderRequest, spans: Sequence[Any], size: tuple[int, int]) -> RegionBias | None:
+        """The request's regions for the U-Net's attention; `spans` as of `region_bias_of`."""
+        return region_bias_of(
+            request.positive, request.sampling, spans, size, self.device, negatives=request.negative_rows
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 
 from syzygy.clip.clip_model import Clip
-from syzygy.core.contracts import PictureDecoder
+from syzygy.core.contracts import ImageDecoder
 from syzygy.core.diffusers_weights import load_model
 from syzygy.core.errors import UserError
 from syzygy.core.registry import DECODERS
@@ -46,11 +46,11 @@ class LoadContext:
         return module if self.offload else module.to(self.device)
 
 
-class PretrainedDecoder(PictureDecoder):
+class PretrainedDecoder(ImageDecoder):
     """A decoder that is loaded from a folder of files.
 
     `options` and everything else that the declaration says come from `@register_decoder`. A subclass sets the attributes of
-    `PictureDecoder` that differ from its defaults, and defines `load`, `generate`, and `embedding_width` if it reads image
+    `ImageDecoder` that differ from its defaults, and defines `load`, `generate`, and `embedding_width` if it reads image
     embeddings.
     """
 

@@ -31,8 +31,8 @@ from syzygy.pretrained.options import SUPER_RES_STEPS
 from syzygy.pretrained.visiting import visiting
 from syzygy.prior.ancestral import Ancestral, sigma_of, walk
 from syzygy.prior.unclip_schedule import visited
-from syzygy.regions.attention_processors import attention_arguments, paintable, painting_of
-from syzygy.regions.region_bias import Painting
+from syzygy.regions.attention_processors import region_kwargs, add_region_processors, region_bias_of
+from syzygy.regions.region_bias import RegionBias
 
 BASE, FINE_FIRST, FINE_LAST = "decoder", "super_res_first", "super_res_last"
 BASE_SIDE, FINE_SIDE = 64, 256
@@ -80,7 +80,7 @@ class KarloDecoder(PretrainedDecoder):
     defaults: ClassVar[Sampling] = Sampling(steps=25, guidance_scale=8.0, options={SUPER_RES_STEPS.name: 7})
 
     def __post_init__(self) -> None:
-        paintable(self.unet)
+        add_region_processors(self.unet)
 
     @classmethod
     def load(cls, context: LoadContext) -> Self:
@@ -140,11 +140,11 @@ class KarloDecoder(PretrainedDecoder):
         generators: Sequence[torch.Generator],
         *,
         negative: Guide | None = None,
-        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `PictureDecoder`. Progress counts the steps of both stages, which are ancestral."""
-        request = checked_request(self, self.options, positive, negative, generators, how)
+        """See `ImageDecoder`. Progress counts the steps of both stages, which are ancestral."""
+        request = checked_request(self, self.options, positive, negative, generators, sampling)
         base_times = visited(request.steps)
         fine_times = visited(request.options[SUPER_RES_STEPS.name], f" ({SUPER_RES_STEPS.name})")
         taken, total = count(1), len(base_times) + len(fine_times)
@@ -200,20 +200,20 @@ class KarloDecoder(PretrainedDecoder):
         states, mask = F.pad(found.states, (0, 0, 0, POSITIONS - length)), F.pad(found.mask, (0, POSITIONS - length))
         return TextFeatures(states, mask, found.pooled)
 
-    def _regions(self, request: DecoderRequest, side: int) -> Painting | None:
+    def _regions(self, request: DecoderRequest, side: int) -> RegionBias | None:
         features = request.positive.features
         found = None if features is None else features.spans
         spans = None if found is None else F.pad(found, (0, 0, 0, POSITIONS - found.shape[1]))
         # Tokens of the image come before those of the text.
         start = self.projection.config.clip_extra_context_tokens
-        return painting_of(
+        return region_bias_of(
             request.positive,
-            request.how,
+            request.sampling,
             [spans],
             (side, side),
             self.device,
             start=start,
-            unpainted=request.negative_rows,
+            negatives=request.negative_rows,
         )
 
     def _base_predictor(self, inputs: UNetInputs, scale: float) -> Callable[[Tensor, int, bool], Tensor]:
@@ -223,7 +223,7 @@ class KarloDecoder(PretrainedDecoder):
                 both.to(self.unet.dtype),
                 t,
                 encoder_hidden_states=inputs.states,
-                cross_attention_kwargs=attention_arguments(inputs.regions, sigma_of(t)),
+                cross_attention_kwargs=region_kwargs(inputs.regions, sigma_of(t)),
                 return_dict=False,
                 **inputs.arguments,
             )[0].float()

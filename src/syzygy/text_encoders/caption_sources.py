@@ -217,7 +217,7 @@ class WorldPictures:
     def caption(self, scene: int, place: int, step: int) -> str:
         """Of a scene by its number, at a place of the stream."""
         length, language = self.lengths[step % len(self.lengths)], self.languages[place % len(self.languages)]
-        return scene_source.pair(self.seed, scene, held_out=False, length=length, lang=language).caption.text
+        return scene_source.pair(self.seed, scene, unseen=False, length=length, lang=language).caption.text
 
     def images(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
         return self.embeddings[index]
@@ -245,7 +245,7 @@ def pictures_of_the_world(
             key = seed_of(seed, "adapter", name)
             images, pooled, texts, scenes = [], [], [], []
             for start in range(0, number, CHUNK):
-                looked = scene_source.pairs(key, start, min(CHUNK, number - start), held_out=False)
+                looked = scene_source.pairs(key, start, min(CHUNK, number - start), unseen=False)
                 chosen = _chosen(looked, condition)
                 progress(len(looked))
                 if not chosen:

@@ -86,7 +86,7 @@ class WorldCaptions:
     def _said(self, seed: int, index: int, language: str, turn: int) -> Line:
         codes = tuple(dict.fromkeys((PIVOT, language)))
         length = self.lengths[turn % len(self.lengths)]
-        found = parallel(seed, index, codes, held_out=False, length=length).captions
+        found = parallel(seed, index, codes, unseen=False, length=length).captions
         return Line(found[language].text, found[PIVOT].text)
 
 
@@ -224,7 +224,7 @@ def _held_out(told: Any) -> bool:
     """Whether a description as `syzygy world corpus` writes it names a held-out composition; what is none of the world names none."""
     try:
         mentions = tuple(Mention(**mention) for mention in told["mentions"])
-        return Description(mentions, tuple(Placed(**one) for one in told["relations"])).held_out
+        return Description(mentions, tuple(Placed(**one) for one in told["relations"])).unseen
     except (KeyError, TypeError, IndexError):
         return False
 

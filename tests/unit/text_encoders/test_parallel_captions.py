@@ -10,7 +10,7 @@ import torch
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core.errors import UserError
-from syzygy.lab.world.language import LANGUAGES, language, spoken
+from syzygy.lab.world.language import LANGUAGES, detect_language, language
 from syzygy.lab.world.scene_source import pair, pictures
 from syzygy.text_encoders.caption_sources import AlignSource, ImageSource, padded_states, pictures_of_the_world
 from syzygy.text_encoders.llm import Llm
@@ -48,7 +48,9 @@ def test_languages_come_equally_often_however_many_lines_have_them(tmp_path: Pat
     captions = CorpusCaptions(corpus(tmp_path / "c", [rows[-1], *rows]), clip, 0, ("en", "de", "ru"), 1)
     made = source(captions, llm, clip, 20)  # steps do not begin with the same language
     lines = [line for step in range(6) for line in made.lines(step)]
-    count = Counter("ru" if spoken(line.text) == "ru" else "de" if "ein" in line.text else "en" for line in lines)
+    count = Counter(
+        "ru" if detect_language(line.text) == "ru" else "de" if "ein" in line.text else "en" for line in lines
+    )
     assert count == {"en": 40, "de": 40, "ru": 40}
     german = [line.text for line in lines if "ein" in line.text]
     assert Counter(german).most_common(1)[0][1] == 2  # 20 lines, 40 places: each twice
@@ -64,9 +66,9 @@ def test_the_worlds_captions(llm: Llm, clip: Clip) -> None:
     captions = WorldCaptions(3, codes, ("short", "medium"))
     lines = source(captions, llm, clip).lines(0)
     said = [language(codes[i % len(codes)]).read(line.text).description for i, line in enumerate(lines)]
-    english = [language("en").read(line.english).description for line in lines]
+    english = [language("en").parse(line.english).description for line in lines]
     assert [Counter(one.mentions) for one in said] == [Counter(one.mentions) for one in english]
-    assert not any(one.held_out for one in english)
+    assert not any(one.unseen for one in english)
     assert len({line.english for line in lines}) > 50  # another scene each
     short = sum(len(line.english) for line in lines)
     assert sum(len(line.english) for line in source(captions, llm, clip).lines(1)) > 1.5 * short
@@ -163,9 +165,9 @@ def test_a_line_with_a_mistake_is_named(line: Any, message: str, tmp_path: Path,
 
 
 def test_held_out_compositions_stay_out(tmp_path: Path, clip: Clip, llm: Llm) -> None:
-    from syzygy.lab.world.scene import HELD_OUT_COLOURS
+    from syzygy.lab.world.scene import UNSEEN_COLOURS
 
-    shape, colour = sorted(HELD_OUT_COLOURS)[0]
+    shape, colour = sorted(UNSEEN_COLOURS)[0]
     told = {
         "mentions": [{"shape": shape, "colour": colour, "texture": None, "count": 1}],
         "relations": [],
@@ -178,7 +180,7 @@ def test_held_out_compositions_stay_out(tmp_path: Path, clip: Clip, llm: Llm) ->
         clip, llm, ("en", "de"), ("short", "long"), seed=0, sizes=(40, 4), by_text=True, bar=no_bar
     )
     for i in range(40):
-        assert not language("de").read(training.caption(i, 1, 0)).description.held_out
+        assert not language("de").parse(training.caption(i, 1, 0)).description.unseen
     assert len(training.caption(3, 0, 1)) > 3 * len(training.caption(3, 0, 0))
 
 
@@ -192,7 +194,7 @@ def test_a_scenes_picture_and_captions_are_of_that_scene(clip: Clip, llm: Llm, m
         assert 0 < len(scenes) < 40
         english = [data.caption(scene, 0, 0) for scene in scenes]
         assert_close(clip.encode_text(english).pooled, data.pivots, depth=NETWORK)
-        drawn = [pair(data.seed, scene, held_out=False) for scene in scenes]
+        drawn = [pair(data.seed, scene, unseen=False) for scene in scenes]
         found = clip.encode_image(pictures(drawn, clip.image_size, clip.device))
         assert_close(found, data.embeddings, depth=NETWORK)
     training, validation = both
