@@ -20,13 +20,14 @@ from syzygy.core.errors import UserError
 from syzygy.generation import load_pretrained
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.pretrained import repositories
+from syzygy.pretrained.families import families, family
 from tests import tiny_unclip
 from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_karlo import tiny_karlo
 from tests.tiny_unclip import WIDTH, Tiny
 
 PROMPTS = ["a red circle", "two blue stars"]
-UNCLIP = [name for name, one in repositories.PUBLISHED.items() if one.prior is not None]
+UNCLIP = [one.name for one in families() if one.prior is not None]
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +38,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def publish_all(cache: Path, name: str, tiny: Tiny) -> None:
-    one = repositories.PUBLISHED[name]
-    for hub_id, folder in zip((one.decoder, one.clip, one.prior), tiny, strict=True):
+    one = family(name)
+    for hub_id, folder in zip((one.hub_id, one.clip, one.prior), tiny, strict=True):
         add_snapshot(cache, folder, hub_id, COMMIT, "main")
 
 
@@ -152,8 +153,8 @@ def test_a_published_name_is_found_in_the_hubs_cache(
     answer = syzygy("generate", *PROMPTS, "--model", name, "--steps", 2, "--out", out, "--json", "--device", "cpu")
     assert answer.code == 0, answer.err
     said = json.loads(answer.out)
-    one = repositories.PUBLISHED[name]
-    assert said["settings"]["fingerprints"]["decoder"] == f"{one.decoder}@{COMMIT}"
+    one = family(name)
+    assert said["settings"]["fingerprints"]["decoder"] == f"{one.hub_id}@{COMMIT}"
     assert said["settings"]["fingerprints"]["clip"] == f"{one.clip}@{COMMIT}"
     by_folder = load(tiny)(PROMPTS[0], generator=torch.Generator().manual_seed(0), num_inference_steps=2)
     seeded = load(tiny)([PROMPTS[0]], generator=[torch.Generator().manual_seed(0)], num_inference_steps=2)
@@ -162,7 +163,7 @@ def test_a_published_name_is_found_in_the_hubs_cache(
         assert np.abs(pixels([painted]) - pixels(by_folder.images)).max() > 1  # one generator for all seeds another
     # By the decoder's hub id, too.
     model = TextToImage.from_pretrained(one.decoder)
-    assert model.fingerprints()["decoder"] == f"{one.decoder}@{COMMIT}"
+    assert model.fingerprints()["decoder"] == f"{one.hub_id}@{COMMIT}"
     with pytest.raises(UserError, match="has no reader"):
         model.reader()
 
@@ -253,7 +254,7 @@ def test_what_is_missing_is_named(
     shutil.rmtree(decoder / "movq")
     said = syzygy(*run, *arguments(tiny_kandinsky, decoder=decoder))
     assert f"{decoder} has no movq" in " ".join(said.err.split())
-    add_snapshot(cache, tiny_kandinsky.decoder, repositories.PUBLISHED["kandinsky-2.2"].decoder, COMMIT, "main")
+    add_snapshot(cache, tiny_kandinsky.decoder, family("kandinsky-2.2").hub_id or "", COMMIT, "main")
     said = syzygy(*run, "--model", "kandinsky-2.2")  # the prior and the CLIP are missing yet
     assert "hf download ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior" in " ".join(said.err.split())
 
@@ -281,7 +282,7 @@ def test_a_download_takes_the_parts_that_are_needed(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     found = repositories.find_decoder("stable-unclip", local_files_only=False)
-    assert found.name == "stable-unclip"
+    assert found.family.name == "stable-unclip"
     assert found.at.revision == COMMIT
     assert asked[0] == (None, False)
     assert {revision for revision, _ in asked[1:]} == {COMMIT}  # a push in between must not mix two commits

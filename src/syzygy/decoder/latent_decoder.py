@@ -23,8 +23,8 @@ from syzygy.core.contracts import (
     text_condition,
 )
 from syzygy.core.errors import UserError
-from syzygy.core.registry import SAMPLERS
 from syzygy.core.randomness import per_sample_noise
+from syzygy.core.registry import SAMPLERS
 from syzygy.decoder.guidance import Guided, StyleGuided
 from syzygy.decoder.noise_levels import KarrasSchedule
 from syzygy.decoder.samplers import sample

@@ -110,7 +110,7 @@ class Pipeline:
         if regions is not None:
             check_regions(regions, len(prompts))
             positive = replace(positive, regions=[regions[row] for row in rows])
-        negative = self._away(
+        negative = self._negative(
             negatives if isinstance(negatives, str | None) else [negatives[row] for row in rows], conditions
         )
         with _naming(
@@ -151,7 +151,7 @@ class Pipeline:
         conditions = self.chosen(["image"])
         negatives = arguments.negatives(negative_prompt, len(embeddings), "image")
         seeds = seeds_of(generators) if seeds is None else list(seeds)
-        negative = self._away(negatives, conditions)
+        negative = self._negative(negatives, conditions)
         with _naming([f"image {i + 1} of {len(seeds)}{_seed(seed)}" for i, seed in enumerate(seeds)]):
             _check_guide(Guide(embeddings))
             pictures = self.decoder.generate(

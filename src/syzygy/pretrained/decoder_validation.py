@@ -121,7 +121,9 @@ def checked_request(
         allowed = f"its own are {names}" if options else "it has none"
         raise UserError(f"this decoder has no option {', '.join(unknown)}; {allowed}.")
     values = {
-        option.name: option.checked(sampling.options[option.name]) for option in options if option.name in sampling.options
+        option.name: option.checked(sampling.options[option.name])
+        for option in options
+        if option.name in sampling.options
     }
     steps = decoder.defaults.steps if sampling.steps is None else sampling.steps
     scale = decoder.defaults.guidance_scale if sampling.guidance_scale is None else sampling.guidance_scale

@@ -25,7 +25,7 @@ from syzygy.core.randomness import per_sample_noise
 from syzygy.pretrained.decoder_validation import DecoderRequest, checked_request
 from syzygy.pretrained.families import PretrainedDecoder
 from syzygy.pretrained.visiting import visiting
-from syzygy.regions.attention_processors import region_kwargs, add_region_processors, region_bias_of
+from syzygy.regions.attention_processors import add_region_processors, region_bias_of, region_kwargs
 from syzygy.regions.region_bias import RegionBias
 
 

@@ -7,9 +7,9 @@ recognising a folder, what is downloaded, flags of the command line and fields o
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -26,7 +26,7 @@ class LoadContext:
     """Where a decoder's files are, and where and in which precision it computes."""
 
     folder: Path
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     offload: bool = False
     """Keep each part on the CPU and move it to the device only while it computes."""
@@ -58,7 +58,7 @@ class PretrainedDecoder(ImageDecoder):
 
     @classmethod
     @abstractmethod
-    def load(cls, context: LoadContext) -> Self:
+    def load(cls, context: LoadContext) -> "PretrainedDecoder":
         """The decoder in a folder.
 
         Raises:

@@ -8,7 +8,6 @@ Shapes: N images, D width of the embeddings (1280), H × W pixels, h × w latent
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -48,7 +47,7 @@ class KandinskyDecoder(DiffusersDecoder):
     default_guidance_scale = 4.0
 
     @classmethod
-    def load(cls, context: LoadContext) -> Self:
+    def load(cls, context: LoadContext) -> "KandinskyDecoder":
         """See `PretrainedDecoder`; layout of kandinsky-community/kandinsky-2-2-decoder."""
         from diffusers.models.autoencoders.vq_model import VQModel
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

@@ -58,7 +58,7 @@ def beside_kandinsky(folder: Path, clip: str | Path, size: int | None, device: t
     """
     from diffusers.models.autoencoders.vq_model import VQModel
 
-    width, unet = kandinsky.embedding_width(folder), read_settings(folder, "unet", UNET)
+    width, unet = kandinsky.KandinskyDecoder.embedding_width(folder), read_settings(folder, "unet", UNET)
     movq = load_model(VQModel, folder, "movq", torch.float32)
     if unet.get("in_channels") != movq.config.vq_embed_dim:
         raise UserError(

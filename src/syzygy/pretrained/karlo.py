@@ -8,10 +8,10 @@ Shapes: N images, M rows that the U-Net sees at once (2 N with guidance), T toke
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from syzygy.pretrained.options import SUPER_RES_STEPS
 from syzygy.pretrained.visiting import visiting
 from syzygy.prior.ancestral import Ancestral, sigma_of, walk
 from syzygy.prior.unclip_schedule import visited
-from syzygy.regions.attention_processors import region_kwargs, add_region_processors, region_bias_of
+from syzygy.regions.attention_processors import add_region_processors, region_bias_of, region_kwargs
 from syzygy.regions.region_bias import RegionBias
 
 BASE, FINE_FIRST, FINE_LAST = "decoder", "super_res_first", "super_res_last"
@@ -39,6 +39,7 @@ BASE_SIDE, FINE_SIDE = 64, 256
 """Sides in pixels of what both stages make, where their configurations do not say it: those of the published model."""
 BASE_STEPS, FINE_STEPS = "decoder_scheduler", "super_res_scheduler"
 PARTS = (BASE, TEXT_PROJECTION, FINE_FIRST, FINE_LAST, BASE_STEPS, FINE_STEPS)
+DEFAULTS = Sampling(steps=25, guidance_scale=8.0, options={SUPER_RES_STEPS.name: 7})
 POSITIONS = 77
 """Prompts are padded to as many tokens, and the padding is hidden. It has no influence, but diffusers' attention takes a mask as long
 as the image has places for one that is complete already, and this length never is."""
@@ -75,15 +76,15 @@ class KarloDecoder(PretrainedDecoder):
     device: torch.device
     offload: bool = False
     """Each part is on the device only while it computes."""
+    defaults: Sampling = field(init=False, default=DEFAULTS)
 
     reads_text = takes_regions = True
-    defaults: ClassVar[Sampling] = Sampling(steps=25, guidance_scale=8.0, options={SUPER_RES_STEPS.name: 7})
 
     def __post_init__(self) -> None:
         add_region_processors(self.unet)
 
     @classmethod
-    def load(cls, context: LoadContext) -> Self:
+    def load(cls, context: LoadContext) -> "KarloDecoder":
         """See `PretrainedDecoder`; layout of kakaobrain/karlo-v1-alpha, whose prior and text encoder are not read."""
         from diffusers.models.unets.unet_2d import UNet2DModel
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

@@ -9,7 +9,7 @@ Shapes: N images, H × W pixels, h × w latent positions (an eighth of them).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -61,7 +61,7 @@ class StableDiffusionDecoder(DiffusersDecoder):
     default_guidance_scale = 7.5
 
     @classmethod
-    def load(cls, context: LoadContext) -> Self:
+    def load(cls, context: LoadContext) -> "StableDiffusionDecoder":
         """See `PretrainedDecoder`; layout of stable-diffusion-v1-5/stable-diffusion-v1-5 or stable-diffusion-xl-base-1.0."""
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -147,7 +147,9 @@ def negative_is_zeros(folder: Path) -> bool:
 def _scheduler(folder: Path, xl: bool) -> Any:
     """The repository's own, with what diffusers corrects in old ones."""
     found = load_scheduler(folder)
-    corrected = {name: value for name, value in {"steps_offset": 1, "clip_sample": False}.items() if name in found.config}
+    corrected = {
+        name: value for name, value in {"steps_offset": 1, "clip_sample": False}.items() if name in found.config
+    }
     # As arguments: in the configuration itself they would be overlooked where the file does not name them.
     return found if xl else type(found).from_config(found.config, **corrected)
 

@@ -9,7 +9,7 @@ Shapes: N images, D width of the embeddings (768), H × W pixels, h × w latent 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -59,7 +59,7 @@ class StableUnclipDecoder(DiffusersDecoder):
     default_options = {NOISE_LEVEL.name: 0}
 
     @classmethod
-    def load(cls, context: LoadContext) -> Self:
+    def load(cls, context: LoadContext) -> "StableUnclipDecoder":
         """See `PretrainedDecoder`; layout of stabilityai/stable-diffusion-2-1-unclip-small, whose image encoder is not read."""
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

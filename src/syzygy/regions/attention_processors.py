@@ -214,7 +214,7 @@ def region_bias_of(
             "Leave the text encoder out."
         )
     strength = REGION_STRENGTH if sampling.region_strength is None else sampling.region_strength
-    maps = words_painted(guide.texts, known, guide.regions, strength, size)
+    maps = combined_region_maps(guide.texts, known, guide.regions, strength, size)
     if maps is None:
         return None
     weights = maps.to(device)
