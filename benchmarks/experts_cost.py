@@ -29,7 +29,7 @@ from syzygy.decoder.guidance import Guided
 from syzygy.decoder.noise_levels import KarrasSchedule
 from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.decoder.samplers import sample
-from syzygy.experts.expert_folders import Keeping
+from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.expert_unets import ExpertUNet
 from syzygy.experts.routing import Experts, Stages
 
@@ -116,7 +116,7 @@ def peak(folder: Path, memory: str, device: str) -> float:
     if memory == "one":
         network: Any = load_model(kind, folder, "a", torch.float32).to(device)
     else:
-        network = ExpertUNet.from_pretrained(folder, device=device, keeping=Keeping(memory=memory))
+        network = ExpertUNet.from_pretrained(folder, device=device, offload_policy=OffloadPolicy(memory=memory))
     walk(network, 6)
     return (resident("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()) - before
 

@@ -11,7 +11,7 @@ from syzygy.core.contracts import Conditioning
 from syzygy.core.errors import UserError
 from syzygy.decoder.backbone import load_decoder, save_decoder
 from syzygy.experts import expert_folders as hub
-from syzygy.experts.expert_folders import STAGES_FILE, Keeping, load_experts
+from syzygy.experts.expert_folders import STAGES_FILE, OffloadPolicy, load_experts
 from syzygy.generation.text_to_image import TextToImage
 from tests.closeness import NETWORK, assert_close
 
@@ -74,7 +74,7 @@ def test_compiled_experts_see_the_same(ensemble: Path) -> None:
     def backend(graph, inputs):
         return lambda *args: calls.append("ran") or graph(*args)
 
-    compiled = load_experts(ensemble, keeping=Keeping(backend=backend))
+    compiled = load_experts(ensemble, offload_policy=OffloadPolicy(backend=backend))
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for number, sigma in enumerate((20.0, 1.0, 0.1), 1):
@@ -86,9 +86,9 @@ def test_compiled_experts_see_the_same(ensemble: Path) -> None:
 
 def test_without_effect_or_incomplete_is_refused(ensemble: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="offloading moves experts off a GPU"):
-        load_experts(ensemble, keeping=Keeping(memory="offload"))
+        load_experts(ensemble, offload_policy=OffloadPolicy(memory="offload"))
     broken = tmp_path / "broken"
     for path in ensemble.rglob("*.json"):
         artifacts.write_bytes(broken / path.relative_to(ensemble), path.read_bytes())
     with pytest.raises(UserError, match="expert low is missing: there is no"):
-        load_experts(broken, keeping=Keeping(memory="lazy"))
+        load_experts(broken, offload_policy=OffloadPolicy(memory="lazy"))

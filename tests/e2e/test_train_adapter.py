@@ -28,7 +28,7 @@ from syzygy.text_encoders.caption_sources import pictures_of_a_store
 from syzygy.text_encoders.decoder_stage import AdaptedDecoderTask
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.store_features import open_features
-from syzygy.text_encoders.training import Former
+from syzygy.text_encoders.training import PreviousStage
 from tests.tiny_llm import save_tiny_llm
 
 LINES = 12
@@ -414,7 +414,7 @@ def test_stage_image_with_a_decoder(
     assert any(not torch.equal(begun[name], x) for name, x in weights(tmp_path / "run", "decoder").items())
     load_adapted(tmp_path / "run", Clip.from_pretrained(tiny_model / "clip"))
     record = artifacts.read_json(tmp_path / "run/adapter/provenance.json")
-    former = Former.load(aligned, "image").taught(["ja"])
+    former = PreviousStage.load(aligned, "image").taught(["ja"])
     assert (former.languages, former.of_the_world) == (("en", "de", "ja"), ("en", "de"))
     assert [one["stage"] for one in record["lineage"]] == ["align"]
     assert record["decoder"] != record["decoder_before"]

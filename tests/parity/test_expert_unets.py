@@ -17,8 +17,8 @@ from syzygy.core.contracts import Guide, Sampling
 from syzygy.core.diffusers_timesteps import noise_of
 from syzygy.core.errors import UserError
 from syzygy.core.lora import Adapted, Lora
-from syzygy.core.offload import OneAtATime
-from syzygy.experts.expert_folders import Keeping
+from syzygy.core.offload import SequentialOffload
+from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.expert_unets import ExpertUNet, with_experts
 from syzygy.experts.routing import Stages
 from syzygy.generation.text_to_image import TextToImage
@@ -270,11 +270,14 @@ def test_training_reaches_every_expert_that_is_asked() -> None:
 @pytest.mark.parametrize("memory", ["all", "lazy"])
 def test_saved_and_loaded(memory: str, folder: Path, vae: Any, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["high", "low", "middle", "scheduler", "stages.json"]
-    loaded = ExpertUNet.from_pretrained(folder, keeping=Keeping(memory=memory))
+    loaded = ExpertUNet.from_pretrained(folder, offload_policy=OffloadPolicy(memory=memory))
     wanted = paint(pipeline(different(), vae, "euler"))
     assert torch.equal(paint(pipeline(loaded, vae, "euler")), wanted)
     loaded.save_pretrained(tmp_path / "again")
     assert torch.equal(paint(pipeline(ExpertUNet.from_pretrained(tmp_path / "again"), vae, "euler")), wanted)
+    with pytest.warns(DeprecationWarning, match="keeping= is now offload_policy="):
+        old = ExpertUNet.from_pretrained(folder, keeping=OffloadPolicy(memory="lazy"))
+    assert isinstance(old.denoisers, SequentialOffload)
     other = ExpertUNet.from_pretrained(folder, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
     assert other.sigma(500.0) == 1.0
 
@@ -285,7 +288,7 @@ def test_loaded_one_at_a_time(folder: Path, vae: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         artifacts, "read_tensors", lambda path, *more: asked.append(path.parent.name) or plain(path, *more)
     )
-    experts = ExpertUNet.from_pretrained(folder, keeping=Keeping(memory="lazy"), dtype=torch.float64)
+    experts = ExpertUNet.from_pretrained(folder, offload_policy=OffloadPolicy(memory="lazy"), dtype=torch.float64)
     pipe = pipeline(experts, vae, "heun")
     # What a pipeline looks at needs no expert.
     assert (experts.dtype, experts.device, experts.config.in_channels) == (torch.float64, torch.device("cpu"), 4)
@@ -311,7 +314,7 @@ class Loud:
 
 @pytest.mark.parametrize("memory", ["all", "lazy"])
 def test_a_method_is_called_on_every_expert(memory: str, folder: Path) -> None:
-    experts, loud = ExpertUNet.from_pretrained(folder, keeping=Keeping(memory=memory)), Loud()
+    experts, loud = ExpertUNet.from_pretrained(folder, offload_policy=OffloadPolicy(memory=memory)), Loud()
     experts.set_attn_processor(dict.fromkeys(experts.attn_processors, loud))
     assert set(experts.attn_processors.values()) == {loud}
     each = []
@@ -347,7 +350,7 @@ def test_low_rank_experts(vae: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(paint(pipeline(again, vae, "euler")), wanted, atol=2e-3, rtol=0)
     assert {name for name, _ in again.named_children()} == {"denoisers"}
     with pytest.raises(UserError, match="all in memory with it: 'lazy' has no effect"):
-        ExpertUNet.from_pretrained(tmp_path / "saved", keeping=Keeping(memory="lazy"))
+        ExpertUNet.from_pretrained(tmp_path / "saved", offload_policy=OffloadPolicy(memory="lazy"))
 
 
 class Backend:
@@ -374,22 +377,22 @@ def test_each_expert_is_compiled_and_all_alike(tmp_path: Path) -> None:
     cut = Stages(tuple(names), tuple(0.2 * 1.4**i for i in range(9)))
     plain, told, backend = ExpertUNet(cut, unets, scheduler("ddim")), batch(1), Backend()
     plain.save_pretrained(tmp_path / "e")
-    experts = ExpertUNet.from_pretrained(tmp_path / "e", keeping=Keeping(memory="lazy", backend=backend))
+    experts = ExpertUNet.from_pretrained(tmp_path / "e", offload_policy=OffloadPolicy(memory="lazy", backend=backend))
     served = set()
     for number, t in enumerate(torch.arange(990.0, 0.0, -30.0), 1):
         assert_close(experts(timestep=t, **told).sample, plain(timestep=t, **told).sample, depth=NETWORK)
         assert backend.runs == number
-        served.add(experts.denoisers.at_work)
+        served.add(experts.denoisers.active)
     assert served == set(names)
     assert backend.graphs == 1
     torch.compiler.reset()
 
 
 def test_too_many_low_rank_experts_to_compile_are_refused() -> None:
-    Keeping(backend="eager").check_lora(8)
-    Keeping().check_lora(9)
+    OffloadPolicy(backend="eager").check_lora(8)
+    OffloadPolicy().check_lora(9)
     with pytest.raises(UserError, match=r"9 low-rank experts are more than torch.compile's limit of 8"):
-        Keeping(backend="eager").check_lora(9)
+        OffloadPolicy(backend="eager").check_lora(9)
 
 
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -398,15 +401,15 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="stages name the experts high, which are not there"):
         ExpertUNet(CUT, {"low": made_unet(0), "middle": made_unet(0)}, scheduler("ddim"))
     with pytest.raises(UserError, match="offloading moves experts off a GPU"):
-        ExpertUNet.from_pretrained(folder, keeping=Keeping(memory="offload"))
+        ExpertUNet.from_pretrained(folder, offload_policy=OffloadPolicy(memory="offload"))
     with pytest.raises(UserError, match="unknown memory of experts 'most'"):
-        Keeping(memory="most")
+        OffloadPolicy(memory="most")
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     shutil.rmtree(broken / "middle")
     for memory in ("all", "lazy"):
         with pytest.raises(UserError, match=r"middle.config\.json is missing"):
-            ExpertUNet.from_pretrained(broken, keeping=Keeping(memory=memory))
+            ExpertUNet.from_pretrained(broken, offload_policy=OffloadPolicy(memory=memory))
 
 
 def test_loaded_and_made_ones_are_of_one_configuration(folder: Path) -> None:
@@ -418,13 +421,13 @@ def test_loaded_and_made_ones_are_of_one_configuration(folder: Path) -> None:
 
 def test_offloaded_experts_share_a_device() -> None:
     unets = {name: made_unet(i) for i, name in enumerate(CUT.experts)}
-    experts, told = ExpertUNet(CUT, OneAtATime.offloaded(unets), scheduler("ddim")), batch(1)
+    experts, told = ExpertUNet(CUT, SequentialOffload.offloaded(unets), scheduler("ddim")), batch(1)
     with torch.no_grad():
         for t, name in ((990, "high"), (500, "middle"), (10, "low")):
             assert torch.equal(
                 experts(timestep=t, **told).sample, different().denoisers[name](timestep=t, **told).sample
             )
-            assert experts.denoisers.at_work == name
+            assert experts.denoisers.active == name
 
 
 def test_experts_of_a_published_model(tiny_kandinsky: Any, tmp_path: Path) -> None:

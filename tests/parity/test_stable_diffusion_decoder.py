@@ -232,7 +232,7 @@ def test_what_cannot_be_done_is_refused(guide: Guide, sampling: dict[str, Any], 
         ("1.5", lambda f: set_json(f / "unet/config.json", time_cond_proj_dim=8), "do not fit UNet2D"),
         ("1.5", lambda f: set_json(f / "vae/config.json", latents_mean=[0.0]), "shifted latents are other kinds"),
         ("1.5", lambda f: set_json(f / "scheduler/scheduler_config.json", _class_name="LCM"), "is for 'LCM'"),
-        ("xl", lambda f: shutil.rmtree(f / "text_encoder_2"), "reads text states 40 wide, its text encoder makes 24"),
+        ("xl", lambda f: shutil.rmtree(f / "text_encoder_2"), "has no text_encoder_2: Stable Diffusion XL needs"),
         (
             "1.5",
             lambda f: (f / "unet/diffusion_pytorch_model.safetensors").rename(f / "unet/diffusion_pytorch_model.bin"),

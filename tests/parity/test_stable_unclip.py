@@ -134,7 +134,7 @@ def test_what_cannot_be_done_is_refused(decoder: StableUnclipDecoder) -> None:
         decoder.generate(Guide(embeddings(1)), generators(1), sampling=Sampling(options={"tiles": 3}))
     with pytest.raises(UserError, match="33 × 32 pixels are not possible; both sides must be multiples of 2"):
         decoder.generate(Guide(embeddings(1)), generators(1), sampling=Sampling(size=(33, 32)))
-    with pytest.raises(UserError, match="2 texts for 3 pictures"):
+    with pytest.raises(UserError, match="2 texts for 3 images"):
         decoder.generate(Guide(embeddings(1)), generators(1, 2, 3), negative=Guide(texts=TEXTS))
 
 

@@ -180,7 +180,7 @@ def _image(
     from syzygy.core.model_parts import part_or_id
     from syzygy.text_encoders import training as adapter
 
-    former = adapter.Former.load(former_source, stage)
+    former = adapter.PreviousStage.load(former_source, stage)
     own = former.run if (former.run / "prior").is_dir() else STARTER
     prior = adapter.frozen_prior(prior_source or own, former.record["clip"])
     if store is not None:
@@ -209,11 +209,11 @@ def _with_decoder(
         from syzygy.core.model_parts import part_folder
         from syzygy.decoder.autoencoder import Autoencoder
         from syzygy.text_encoders import adapted_decoder_training
-        from syzygy.text_encoders.training import Former
+        from syzygy.text_encoders.training import PreviousStage
         from syzygy.training.parallel import joined
 
         with joined(device) as world:
-            former = Former.load(former_source, stage)
+            former = PreviousStage.load(former_source, stage)
             clip = Clip.from_pretrained(part_folder(clip_source, "clip"))
             latents = Autoencoder.from_pretrained(part_folder(autoencoder, "autoencoder"))
             model, network = former.language_model(llm), part_folder(decoder, "decoder")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 HOME = "cpu"
 
 
-class OneAtATime(nn.Module):
+class SequentialOffload(nn.Module):
     """Modules by name, as `nn.ModuleDict` gives them; the one that was asked for last works, the others make room for it.
 
     They go to the device that this module is moved to, in its precision, in evaluation mode and frozen. They are not registered
@@ -32,19 +32,19 @@ class OneAtATime(nn.Module):
         self._load = load
         self._waiting = dict(waiting or {})
         self._changes: list[Callable[[nn.Module], object]] = []
-        self._at_work: tuple[str, nn.Module] | None = None
+        self._active: tuple[str, nn.Module] | None = None
         self.register_buffer("_place", torch.empty(0, dtype=dtype), persistent=False)
 
     @staticmethod
-    def loaded(names: Sequence[str], load: Callable[[str], nn.Module], dtype: torch.dtype) -> "OneAtATime":
+    def loaded(names: Sequence[str], load: Callable[[str], nn.Module], dtype: torch.dtype) -> "SequentialOffload":
         """Lazily: `load` makes a module when its turn comes (in `dtype`), and it is let go when the turn passes."""
-        return OneAtATime(names, load, dtype=dtype)
+        return SequentialOffload(names, load, dtype=dtype)
 
     @staticmethod
-    def offloaded(modules: Mapping[str, nn.Module]) -> "OneAtATime":
+    def offloaded(modules: Mapping[str, nn.Module]) -> "SequentialOffload":
         """All are in the computer's memory; one is on the device."""
         dtype = next(p.dtype for module in modules.values() for p in module.parameters() if p.is_floating_point())
-        return OneAtATime(tuple(modules), modules.__getitem__, waiting=modules, dtype=dtype)
+        return SequentialOffload(tuple(modules), modules.__getitem__, waiting=modules, dtype=dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -54,17 +54,17 @@ class OneAtATime(nn.Module):
 
     def __getitem__(self, name: str) -> nn.Module:
         """The module, on the device. Nothing moves while the same one is asked for."""
-        if self._at_work is None or self._at_work[0] != name:
+        if self._active is None or self._active[0] != name:
             # What is made in inference mode could never be used outside.
             with torch.inference_mode(False):
                 self._dismiss()
-                self._at_work = name, self._brought(name)
-        return self._at_work[1]
+                self._active = name, self._brought(name)
+        return self._active[1]
 
     @property
-    def at_work(self) -> str | None:
+    def active(self) -> str | None:
         """The name of the one that has the device."""
-        return None if self._at_work is None else self._at_work[0]
+        return None if self._active is None else self._active[0]
 
     @property
     def device(self) -> torch.device:
@@ -80,13 +80,13 @@ class OneAtATime(nn.Module):
             change(module)
         if not self._waiting:
             self._changes.append(change)
-            if self._at_work is not None:
-                change(self._at_work[1])
+            if self._active is not None:
+                change(self._active[1])
 
     def _dismiss(self) -> None:
-        if self._at_work is not None and self._waiting:
-            self._at_work[1].to(HOME)
-        self._at_work = None
+        if self._active is not None and self._waiting:
+            self._active[1].to(HOME)
+        self._active = None
 
     def _brought(self, name: str) -> nn.Module:
         module = self._load(name).eval().requires_grad_(False)
@@ -94,8 +94,8 @@ class OneAtATime(nn.Module):
             change(module)
         return nn.Module.to(module, device=self.device, dtype=self.dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OneAtATime":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SequentialOffload":
         super()._apply(fn, recurse)
-        if self._at_work is not None:
-            self._at_work[1]._apply(fn, recurse)
+        if self._active is not None:
+            self._active[1]._apply(fn, recurse)
         return self

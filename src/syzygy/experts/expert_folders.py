@@ -11,7 +11,7 @@ from torch import nn
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError, unknown
 from syzygy.core.lora import Adapted, Lora
-from syzygy.core.offload import OneAtATime
+from syzygy.core.offload import SequentialOffload
 from syzygy.core.randomness import seed_of
 from syzygy.decoder.backbone import load_config, load_decoder
 from syzygy.decoder.network import Decoder
@@ -55,7 +55,7 @@ def decoders_of(folder: Path) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keeping:
+class OffloadPolicy:
     """How the experts of an ensemble are kept and run."""
 
     memory: str = "all"
@@ -69,7 +69,7 @@ class Keeping:
 
     def kept(
         self, names: Sequence[str], load: Callable[[str], nn.Module], device: torch.device, dtype: torch.dtype
-    ) -> "dict[str, nn.Module] | OneAtATime":
+    ) -> "dict[str, nn.Module] | SequentialOffload":
         """Experts that `load` makes on the CPU, in this way; `device` only tells whether offloading has an effect."""
         if self.memory == "offload" and device.type == "cpu":
             raise UserError(
@@ -80,9 +80,9 @@ class Keeping:
             return self.compiled(load(name))
 
         if self.memory == "lazy":
-            return OneAtATime.loaded(names, made, dtype)
+            return SequentialOffload.loaded(names, made, dtype)
         found = {name: made(name) for name in names}
-        return OneAtATime.offloaded(found) if self.memory == "offload" else found
+        return SequentialOffload.offloaded(found) if self.memory == "offload" else found
 
     def compiled(self, expert: nn.Module) -> nn.Module:
         """The same expert; its U-Net is compiled when it first runs."""
@@ -109,16 +109,22 @@ class Keeping:
             )
 
 
-def load_experts(folder: Path, device: torch.device | str = "cpu", keeping: Keeping = Keeping()) -> Experts:
+def load_experts(
+    folder: Path, device: torch.device | str = "cpu", offload_policy: OffloadPolicy = OffloadPolicy()
+) -> Experts:
     """The ensemble in a folder, as one denoiser, on the device.
 
     Raises:
-        UserError: an expert is missing, or they do not read the same conditions and latents; a way of keeping without effect.
+        UserError: an expert is missing, or they do not read the same conditions and latents; an offload policy without effect.
     """
     stages = load_stages(folder)
     if (folder / TRUNK).is_dir():
-        keeping.check_lora(len(stages.experts))
-        return Experts(stages, {n: keeping.compiled(e) for n, e in _adapted(folder, stages).items()}).to(device).eval()
+        offload_policy.check_lora(len(stages.experts))
+        return (
+            Experts(stages, {n: offload_policy.compiled(e) for n, e in _adapted(folder, stages).items()})
+            .to(device)
+            .eval()
+        )
     configs = {name: load_config(folder / name) for name in stages.experts}
     first = next(iter(configs.values()))
     for name, own in configs.items():
@@ -131,7 +137,7 @@ def load_experts(folder: Path, device: torch.device | str = "cpu", keeping: Keep
         decoder = load_decoder(folder / name)
         return Preconditioned(decoder, decoder.config.sigma_data)
 
-    denoisers = keeping.kept(stages.experts, load, torch.device(device), torch.float32)
+    denoisers = offload_policy.kept(stages.experts, load, torch.device(device), torch.float32)
     return Experts(stages, denoisers).to(device).eval()
 
 

@@ -8,6 +8,7 @@ change its sampler, number of steps or schedule, and begin from a picture.
 
 import inspect
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,16 @@ from syzygy.core.diffusers_timesteps import HostTimesteps, noise_of, read_schedu
 from syzygy.core.diffusers_weights import load_model, read_settings
 from syzygy.core.errors import UserError
 from syzygy.core.lora import Adapted, Lora
-from syzygy.core.offload import OneAtATime
-from syzygy.experts.expert_folders import STAGES_FILE, TRUNK, Keeping, experts_folder, load_lora, load_stages, save_lora
+from syzygy.core.offload import SequentialOffload
+from syzygy.experts.expert_folders import (
+    STAGES_FILE,
+    TRUNK,
+    OffloadPolicy,
+    experts_folder,
+    load_lora,
+    load_stages,
+    save_lora,
+)
 from syzygy.experts.routing import Stages, ensemble
 
 D = TypeVar("D")
@@ -45,7 +54,7 @@ class ExpertUNet(nn.Module):
     def __init__(
         self,
         stages: Stages,
-        unets: Mapping[str, nn.Module] | OneAtATime,
+        unets: Mapping[str, nn.Module] | SequentialOffload,
         scheduler: Any,
         *,
         like: Any = None,
@@ -76,7 +85,8 @@ class ExpertUNet(nn.Module):
         scheduler: Any = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        keeping: Keeping = Keeping(),  # noqa: B008 (frozen)
+        offload_policy: OffloadPolicy = OffloadPolicy(),  # noqa: B008 (frozen)
+        keeping: OffloadPolicy | None = None,
     ) -> "ExpertUNet":
         """The ensemble in a folder on disk: `stages.json`, and a folder each in diffusers' layout, or a `trunk` and low-rank experts.
 
@@ -84,19 +94,25 @@ class ExpertUNet(nn.Module):
 
         Args:
             scheduler: in place of the one in the folder, as of the constructor.
-            keeping: where the experts are, and whether they are compiled.
+            offload_policy: where the experts are, and whether they are compiled.
+            keeping: the old name of `offload_policy`, which works for one release.
 
         Raises:
-            UserError: a file is missing, truncated or pickle; experts do not fit together; a way of keeping without effect.
+            UserError: a file is missing, truncated or pickle; experts do not fit together; an offload policy without effect.
         """
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+        if keeping is not None:
+            warnings.warn(
+                "keeping= is now offload_policy=; the old name works for one release.", DeprecationWarning, stacklevel=2
+            )
+            offload_policy = keeping
         folder, device = experts_folder(Path(folder)), torch.device(device)
         stages = load_stages(folder)
         counted = read_scheduler(folder) if scheduler is None else scheduler
         if (folder / TRUNK).is_dir():
-            keeping.check_lora(len(stages.experts))
-            adapted = {n: keeping.compiled(e) for n, e in _adapted(folder, stages, dtype).items()}
+            offload_policy.check_lora(len(stages.experts))
+            adapted = {n: offload_policy.compiled(e) for n, e in _adapted(folder, stages, dtype).items()}
             return ExpertUNet(stages, adapted, counted).to(device).eval()
         kind: Any = UNet2DConditionModel
         settings = {name: read_settings(folder, name, kind.__name__) for name in stages.experts}
@@ -107,9 +123,9 @@ class ExpertUNet(nn.Module):
         def load(name: str) -> nn.Module:
             return load_model(kind, folder, name, dtype)
 
-        unets = keeping.kept(stages.experts, load, device, dtype)
+        unets = offload_policy.kept(stages.experts, load, device, dtype)
         like = None
-        if isinstance(unets, OneAtATime):
+        if isinstance(unets, SequentialOffload):
             with torch.device("meta"):
                 like = kind.from_config(first)
         return ExpertUNet(stages, unets, counted, like=like).to(device).eval()
@@ -137,11 +153,11 @@ class ExpertUNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.denoisers.dtype if isinstance(self.denoisers, OneAtATime) else self._like.dtype
+        return self.denoisers.dtype if isinstance(self.denoisers, SequentialOffload) else self._like.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.denoisers.device if isinstance(self.denoisers, OneAtATime) else self._like.device
+        return self.denoisers.device if isinstance(self.denoisers, SequentialOffload) else self._like.device
 
     def forward(self, sample: Float[Tensor, "B C H W"], timestep: Tensor | float | int, *args: Any, **more: Any) -> Any:
         """As `UNet2DConditionModel`. Timesteps that differ within the batch, as in training, go to the expert of each.
@@ -190,7 +206,7 @@ class ExpertUNet(nn.Module):
 
             for network in self._networks():
                 call(network)
-            if isinstance(self.denoisers, OneAtATime):
+            if isinstance(self.denoisers, SequentialOffload):
                 self.denoisers.each(call)
             return call(like)
 

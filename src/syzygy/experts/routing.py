@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from syzygy.core.contracts import Conditioning, Denoiser
 from syzygy.core.errors import UserError
-from syzygy.core.offload import OneAtATime
+from syzygy.core.offload import SequentialOffload
 from syzygy.decoder.samplers import sample
 
 COMPLEMENT = "complement"
@@ -150,7 +150,7 @@ class Experts(nn.Module):
     only one expert runs.
     """
 
-    def __init__(self, stages: Stages, denoisers: Mapping[str, nn.Module] | OneAtATime) -> None:
+    def __init__(self, stages: Stages, denoisers: Mapping[str, nn.Module] | SequentialOffload) -> None:
         """
         Args:
             denoisers: all resident, or one at a time.
@@ -182,7 +182,7 @@ class Experts(nn.Module):
         return _Weights(self.denoisers)
 
 
-def ensemble(stages: Stages, modules: Mapping[str, nn.Module] | OneAtATime) -> nn.ModuleDict | OneAtATime:
+def ensemble(stages: Stages, modules: Mapping[str, nn.Module] | SequentialOffload) -> nn.ModuleDict | SequentialOffload:
     """The experts of stages, in their order.
 
     Raises:
@@ -192,7 +192,7 @@ def ensemble(stages: Stages, modules: Mapping[str, nn.Module] | OneAtATime) -> n
         raise UserError(f"stages name the experts {', '.join(missing)}, which are not there.")
     if unused := [name for name in modules if name not in stages.experts]:
         raise UserError(f"experts {', '.join(unused)} serve no stage.")
-    if isinstance(modules, OneAtATime):
+    if isinstance(modules, SequentialOffload):
         return modules
     return nn.ModuleDict({name: modules[name] for name in stages.experts})
 
@@ -200,7 +200,7 @@ def ensemble(stages: Stages, modules: Mapping[str, nn.Module] | OneAtATime) -> n
 class _Weights(Mapping[str, Tensor]):
     """Tensors of modules under the names that a module of them all would give."""
 
-    def __init__(self, modules: nn.ModuleDict | OneAtATime) -> None:
+    def __init__(self, modules: nn.ModuleDict | SequentialOffload) -> None:
         self._modules = modules
         self._names = {f"denoisers.{name}.{key}": (name, key) for name in modules for key in modules[name].state_dict()}
 

@@ -13,7 +13,7 @@ from syzygy.core.contracts import Prior
 from syzygy.core.errors import UserError
 from syzygy.core.offload import HOME
 from syzygy.core.registry import PRIORS, by_name
-from syzygy.experts.expert_folders import Keeping
+from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.expert_unets import ExpertUNet, with_experts
 from syzygy.generation.pipeline import Pipeline
 from syzygy.pretrained import repositories
@@ -64,7 +64,7 @@ def assemble(
     device: str = "cpu",
     memory: Memory = Memory(),
     experts: str | Path | None = None,
-    keeping: Keeping = Keeping(),  # noqa: B008 (frozen)
+    offload_policy: OffloadPolicy = OffloadPolicy(),  # noqa: B008 (frozen)
     local_files_only: bool = True,
 ) -> Assembled:
     """Load a published model; what is not given is what its family declares (`pretrained.families`).
@@ -74,7 +74,7 @@ def assemble(
         prior: as of `load_prior`, or any object with `predict`.
         clip: a folder or hub id.
         experts: a folder as of `ExpertUNet.from_pretrained`: in the place of the decoder's U-Net.
-        keeping: where they are.
+        offload_policy: where they are.
         local_files_only: take hub ids from the hub's cache only; else download what is missing.
 
     Raises:
@@ -100,7 +100,7 @@ def assemble(
         made = _of_embeddings(found, prior, clip, where)
     if experts is None:
         return made
-    unets = ExpertUNet.from_pretrained(experts, device=where.device, dtype=where.dtype, keeping=keeping)
+    unets = ExpertUNet.from_pretrained(experts, device=where.device, dtype=where.dtype, offload_policy=offload_policy)
     decoder = with_experts(made.pipeline.decoder, unets.to(where.home))
     identities = {**made.identities, "experts": str(experts)}
     return replace(made, pipeline=replace(made.pipeline, decoder=decoder), identities=identities)

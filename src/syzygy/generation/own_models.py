@@ -19,7 +19,7 @@ from syzygy.decoder.backbone import load_config, load_decoder
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.network import DecoderConfig
 from syzygy.decoder.preconditioning import Preconditioned
-from syzygy.experts.expert_folders import Keeping, decoders_of, experts_folder, load_experts
+from syzygy.experts.expert_folders import OffloadPolicy, decoders_of, experts_folder, load_experts
 from syzygy.generation.pipeline import Pipeline
 from syzygy.pretrained import repositories
 from syzygy.prior.prior_loading import load_any_prior, trained_beside
@@ -55,7 +55,7 @@ def load(
     experts: str | Path | None,
     device: str,
     local_files_only: bool,
-    keeping: Keeping = Keeping(),  # noqa: B008 (frozen)
+    offload_policy: OffloadPolicy = OffloadPolicy(),  # noqa: B008 (frozen)
 ) -> Bundle:
     """Load a model that comes with the package, or a folder with the same layout.
 
@@ -63,7 +63,7 @@ def load(
         prior: another prior than the model's own.
         decoder: another decoder: its folder, or that of the run that trained it.
         experts: an ensemble in place of the model's decoder: its folder, or that of the run that grew it.
-        keeping: where the experts are.
+        offload_policy: where the experts are.
 
     Raises:
         UserError: an unknown name, a missing, truncated or mismatched part.
@@ -95,7 +95,7 @@ def load(
         trained = grown / decoders_of(grown)[0]
         for name in decoders_of(grown):
             _check_decoder(load_config(grown / name), grown / name, clip, autoencoder)
-        denoiser = load_experts(grown, device, keeping)
+        denoiser = load_experts(grown, device, offload_policy)
     encoders = own_encoders(folder, trained, device)
     painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults, encoders=encoders)
     return Bundle(clip, Pipeline(clip, loaded, painter, torch.device(device)), folder, bool(index.get("world")))

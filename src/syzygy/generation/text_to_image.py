@@ -15,7 +15,7 @@ from syzygy.core import arguments, artifacts, model_parts
 from syzygy.core.contracts import Prior, Progress, Region, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.decoder.latent_decoder import LatentDecoder
-from syzygy.experts.expert_folders import Keeping
+from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.routing import Experts
 from syzygy.generation import load_pretrained, own_models
 from syzygy.generation.mixing import (
@@ -117,8 +117,8 @@ class TextToImage:
             UserError: an unknown name, a missing, truncated or mismatched part, a setting without effect.
         """
         memory = load_pretrained.Memory(dtype=dtype, offload=offload, tiling=tiling)
-        keeping = Keeping(memory=experts_memory, backend="inductor" if compile_experts else None)
-        if experts is None and keeping != Keeping():
+        offload_policy = OffloadPolicy(memory=experts_memory, backend="inductor" if compile_experts else None)
+        if experts is None and offload_policy != OffloadPolicy():
             raise UserError(
                 "memory and compilation of experts have no effect without experts: give them, or leave it out."
             )
@@ -138,7 +138,7 @@ class TextToImage:
                 device=device,
                 memory=memory,
                 experts=experts,
-                keeping=keeping,
+                offload_policy=offload_policy,
                 local_files_only=local_files_only,
             )
             loaded = cls(str(model), found.clip, found.pipeline, found.folder, False, found.identities)
@@ -154,7 +154,7 @@ class TextToImage:
             experts=experts,
             device=device,
             local_files_only=local_files_only,
-            keeping=keeping,
+            offload_policy=offload_policy,
         )
         loaded = cls(str(model), lambda: own.clip, own.pipeline, own.folder, own.world)
         return loaded._reading_with(text_encoder, llm, False, local_files_only)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from syzygy.clip.tokenization import Tokenized, tokenized
 from syzygy.core.contracts import Guide, Region, Sampling
 from syzygy.core.errors import UserError
-from syzygy.core.offload import OneAtATime
+from syzygy.core.offload import SequentialOffload
 from syzygy.regions import region_bias
 from syzygy.regions.phrases import check_read, region_maps, resized
 from syzygy.regions.region_bias import REGION_STRENGTH, RegionBias
@@ -88,8 +88,8 @@ def _attentions(unet: nn.Module) -> list[Any]:
     return [module for module in unet.modules() if hasattr(module, "set_processor")]
 
 
-def _one_at_a_time(unet: nn.Module) -> list[OneAtATime]:
-    return [module for module in unet.modules() if isinstance(module, OneAtATime)]
+def _one_at_a_time(unet: nn.Module) -> list[SequentialOffload]:
+    return [module for module in unet.modules() if isinstance(module, SequentialOffload)]
 
 
 def _cross_attention(

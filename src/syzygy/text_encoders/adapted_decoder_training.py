@@ -21,7 +21,7 @@ from syzygy.prior.prior_loading import trained_beside
 from syzygy.text_encoders.adapter_folders import PART
 from syzygy.text_encoders.decoder_stage import AdaptedDecoderTask, Described
 from syzygy.text_encoders.llm import Llm
-from syzygy.text_encoders.training import Former, check_clip
+from syzygy.text_encoders.training import PreviousStage, check_clip
 from syzygy.training.loop import fit
 from syzygy.training.parallel import World
 from syzygy.training.precision import precision_on
@@ -49,7 +49,7 @@ class AdapterDecoderRun(Config):
 
 
 def train(
-    run: AdapterDecoderRun, former: Former, llm: Llm, clip: Clip, autoencoder: Autoencoder, decoder: Path, out: Path, world: World
+    run: AdapterDecoderRun, former: PreviousStage, llm: Llm, clip: Clip, autoencoder: Autoencoder, decoder: Path, out: Path, world: World
 ) -> RunResult:  # fmt: skip
     """Train (or resume) in `out`; the finished ones are `out/adapter` and `out/decoder`, fp16. Held-out compositions stay out.
 

@@ -96,7 +96,7 @@ class ImageRun(Config):
 
 
 @dataclass(frozen=True)
-class Former:
+class PreviousStage:
     """The artefact that a stage goes on from."""
 
     run: Path
@@ -107,7 +107,7 @@ class Former:
     """The identity of its language model."""
 
     @staticmethod
-    def load(source: str | Path, stage: str) -> "Former":
+    def load(source: str | Path, stage: str) -> "PreviousStage":
         """
         Raises:
             UserError: there is no finished adapter, or it is of a stage that this one does not go on from.
@@ -119,7 +119,7 @@ class Former:
                 f"the adapter in {folder} is of stage {found!r}; stage {stage!r} goes on from {' or '.join(FORMER[stage])}. "
                 "The order is align, image, quality."
             )
-        return Former(folder.parent, adapter, record, identity_of(folder))
+        return PreviousStage(folder.parent, adapter, record, identity_of(folder))
 
     @property
     def lineage(self) -> list[dict[str, Any]]:
@@ -138,7 +138,7 @@ class Former:
         """Those of them that the embedded world has captions in."""
         return tuple(code for code in self.languages if code in LANGUAGES)
 
-    def taught(self, languages: Sequence[str]) -> "Former":
+    def taught(self, languages: Sequence[str]) -> "PreviousStage":
         """The same with further languages in its record."""
         return replace(self, record=self.record | {"languages": list(dict.fromkeys([*self.languages, *languages]))})
 
@@ -251,7 +251,7 @@ def fresh(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdap
 
 def image(
     run: ImageRun,
-    former: Former,
+    former: PreviousStage,
     llm: Llm,
     clip: Clip,
     prior: EclipsePrior,
@@ -291,7 +291,7 @@ def image(
 
 def image_on_store(
     run: ImageRun,
-    former: Former,
+    former: PreviousStage,
     store: Path,
     features: str,
     prior: EclipsePrior,
@@ -347,7 +347,7 @@ class _Material:
 
 def _fit_image(
     run: ImageRun,
-    former: Former,
+    former: PreviousStage,
     material: _Material,
     prior: EclipsePrior,
     out: Path,
@@ -378,7 +378,7 @@ def _fit_image(
     return RunResult(out / PART, result.metrics, result.history)
 
 
-def check_clip(former: Former, fingerprint: str) -> None:
+def check_clip(former: PreviousStage, fingerprint: str) -> None:
     """Refuse a CLIP that an adapter was not aligned with."""
     if former.record.get("clip") != fingerprint:
         raise UserError(

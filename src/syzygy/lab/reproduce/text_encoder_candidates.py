@@ -22,7 +22,7 @@ from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.adapter_folders import PART
 from syzygy.text_encoders.llm import Llm, LlmRecipe
 from syzygy.text_encoders.store_features import COMPUTE, load_llm
-from syzygy.text_encoders.training import AlignRun, Former, ImageRun
+from syzygy.text_encoders.training import AlignRun, ImageRun, PreviousStage
 from syzygy.training.parallel import World
 from syzygy.training.run_records import Bar
 
@@ -192,15 +192,15 @@ class Shop:
         source = self.model.folder if own is None or not (own / "prior").is_dir() else own
         return adapter_run.frozen_prior(source, self.model.clip.fingerprint())
 
-    def former(self, job: Job) -> Former:
+    def former(self, job: Job) -> PreviousStage:
         """What its stage goes on from."""
         if job.former is not None:
-            return Former.load(self.folder(job.former), job.stage)
+            return PreviousStage.load(self.folder(job.former), job.stage)
         clip, llm = self.model.clip, self.llms[job.candidate.features]
         run = self.run.align.model_copy(update={"seed": self.run.align.seed + job.seed})
         untrained = adapter_run.fresh(run, llm.width, clip, adapter_run.captions_of(run, None, clip))
         record = {"stage": UNTRAINED, "clip": clip.fingerprint(), "languages": list(self.run.languages)}
-        return Former(self.folder(job), untrained, record, llm.identity().to_config())
+        return PreviousStage(self.folder(job), untrained, record, llm.identity().to_config())
 
 
 def language_model_of(model: TextToImage, llm: str | None) -> str:

@@ -35,7 +35,7 @@ from syzygy.text_encoders import training as adapter_run
 from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.t5 import T5Text
-from syzygy.text_encoders.training import AlignRun, Former, ImageRun
+from syzygy.text_encoders.training import AlignRun, ImageRun, PreviousStage
 from syzygy.training.parallel import joined
 from syzygy.training.run_records import RunResult
 
@@ -65,7 +65,7 @@ def _pictures(stage: str) -> Callable[..., RunResult]:
         run: ImageRun, clip: Clip, prior: EclipsePrior, out: Path, device: torch.device, *, llm: Llm, init: Path
     ) -> RunResult:
         with joined(device) as world:
-            return adapter_run.image(run, Former.load(init, stage), llm, clip, prior, out, world, stage=stage)
+            return adapter_run.image(run, PreviousStage.load(init, stage), llm, clip, prior, out, world, stage=stage)
 
     return train
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from syzygy.core.contracts import Conditioning
-from syzygy.core.offload import OneAtATime
+from syzygy.core.offload import SequentialOffload
 from syzygy.decoder.noise_levels import KarrasSchedule
 from syzygy.decoder.samplers import sample
 from syzygy.experts.routing import Experts, Stages
@@ -68,7 +68,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str]]:
 @pytest.mark.parametrize("sampler", ["dpm++2m", "heun"])
 def test_one_is_in_memory_and_loaded_when_the_expert_changes(sampler: str) -> None:
     disk = Disk()
-    lazy = Experts(CUT, OneAtATime.loaded(CUT.experts, disk.load, torch.float32)).eval()
+    lazy = Experts(CUT, SequentialOffload.loaded(CUT.experts, disk.load, torch.float32)).eval()
     resident = Experts(CUT, {name: made(name) for name in CUT.experts}).eval()
     assert torch.equal(walk(lazy, sampler), walk(resident, sampler))
     # Heun looks across a border once and comes back to finish nothing there: its next step begins beyond.
@@ -80,26 +80,26 @@ def test_one_is_in_memory_and_loaded_when_the_expert_changes(sampler: str) -> No
 
 def test_one_is_on_the_device_and_the_others_at_home(moves: list[tuple[float, str]]) -> None:
     modules = {name: made(name) for name in CUT.experts}
-    offloaded = Experts(CUT, OneAtATime.offloaded(modules)).eval()
+    offloaded = Experts(CUT, SequentialOffload.offloaded(modules)).eval()
     assert moves == []
     with torch.inference_mode():
         walk(offloaded, "euler")
     device = str(offloaded.denoisers.device)
     assert moves == [(0.125, device), (0.125, "cpu"), (0.25, device), (0.25, "cpu"), (0.5, device)]
-    assert offloaded.denoisers.at_work == "low"
+    assert offloaded.denoisers.active == "low"
     assert all(module.by is offloaded.denoisers[name].by for name, module in modules.items())
 
 
 def test_mixed_noise_levels_reach_each_expert_once() -> None:
     disk = Disk()
-    lazy = Experts(CUT, OneAtATime.loaded(CUT.experts, disk.load, torch.float32)).eval()
+    lazy = Experts(CUT, SequentialOffload.loaded(CUT.experts, disk.load, torch.float32)).eval()
     made_of = lazy(torch.ones(5, 1, 1, 1), torch.tensor([9.0, 0.1, 1.0, 0.2, 50.0]), Conditioning({}))
     assert made_of.flatten().tolist() == [0.125, 0.5, 0.25, 0.5, 0.125]
     assert disk.asked == ["low", "middle", "high"]
 
 
 def test_they_follow_precision_and_can_leave_inference_mode() -> None:
-    one = OneAtATime.loaded(("low", "high"), made, torch.float32)
+    one = SequentialOffload.loaded(("low", "high"), made, torch.float32)
     with torch.inference_mode():
         first = one["low"]
     assert not first.by.is_inference()
@@ -116,11 +116,11 @@ def changed(module: nn.Module) -> None:
 @pytest.mark.parametrize(
     "kept",
     [
-        lambda: OneAtATime.loaded(CUT.experts, made, torch.float32),
-        lambda: OneAtATime.offloaded({name: made(name) for name in CUT.experts}),
+        lambda: SequentialOffload.loaded(CUT.experts, made, torch.float32),
+        lambda: SequentialOffload.offloaded({name: made(name) for name in CUT.experts}),
     ],
 )
-def test_a_change_reaches_all_of_them(kept: Callable[[], OneAtATime]) -> None:
+def test_a_change_reaches_all_of_them(kept: Callable[[], SequentialOffload]) -> None:
     experts = kept()
     assert experts["middle"].by.item() == 0.25
     experts.each(changed)
@@ -129,7 +129,7 @@ def test_a_change_reaches_all_of_them(kept: Callable[[], OneAtATime]) -> None:
 
 def test_weights_are_those_of_all_whoever_is_at_work() -> None:
     resident = Experts(CUT, {name: made(name) for name in CUT.experts})
-    lazy = Experts(CUT, OneAtATime.loaded(CUT.experts, made, torch.float32))
+    lazy = Experts(CUT, SequentialOffload.loaded(CUT.experts, made, torch.float32))
     wanted = resident.state_dict()
     for experts in (resident, lazy):
         assert dict(experts.weights) == wanted
