@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny_unclip import SIZE, WIDTH, random_clip, _heed_conditions, _rename
+from tests.tiny_unclip import SIZE, WIDTH, _heed_conditions, _rename, random_clip
 
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 

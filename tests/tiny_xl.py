@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny_unclip import SIZE, WIDTH, random_clip, _heed_conditions
+from tests.tiny_unclip import SIZE, WIDTH, _heed_conditions, random_clip
 
 WIDTHS = (24, 16)
 """Of the text encoders' states."""

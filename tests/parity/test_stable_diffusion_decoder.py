@@ -16,6 +16,7 @@ from syzygy.core.errors import UserError
 from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.repositories import family_of
 from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder
+from syzygy.regions.diffusers_hook import region_conditioning
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 from tests.tiny_unclip import SIZE
 from tests.tiny_xl import tiny_xl
@@ -115,7 +116,6 @@ def test_pictures_are_those_of_diffusers(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_regions_are_the_same_as_in_diffusers_pipeline(kind: str, folders: dict[str, Path], decoders: Any) -> None:
-
     pipeline, regions = theirs(folders[kind]), [Region("red circle", half())]
     sampling: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}
     with region_conditioning(pipeline, TEXTS[0], regions, strength=1.5):

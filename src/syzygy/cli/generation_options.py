@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from syzygy.cli.common import Whole, stacked
+from syzygy.core.errors import UserError
+from syzygy.pretrained.options import Option, decoder_options
 
 if TYPE_CHECKING:
     import torch
@@ -22,18 +24,39 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+DECODER_OPTIONS = decoder_options()
+"""Declared by the decoders, those of other packages included."""
+
+
+class OptionValue(click.ParamType):
+    """A value that a decoder's option allows."""
+
+    def __init__(self, option: Option) -> None:
+        self.option, self.name = option, option.type.__name__
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.option.checked(self.option.type(value))
+        except ValueError as error:
+            reason = str(error) if isinstance(error, UserError) else f"{value!r} is not {self.option.allowed}."
+            self.fail(reason, param, ctx)
+
+
+def flag(option: Option) -> Callable[[F], F]:
+    """The command line's option for one of a decoder."""
+    if option.type is bool:
+        return click.option(option.flag, is_flag=True, default=None, help=option.help)
+    kind = click.Choice(option.choices) if option.choices else OptionValue(option)
+    return click.option(option.flag, type=kind, metavar=option.metavar, help=option.help)
+
+
 _PUBLISHED = (
     click.option(
         "--clip",
         metavar="FOLDER|ID",
         help="Of a published model: another place of its CLIP; of Stable Diffusion: the CLIP for --best-of.",
     ),
-    click.option("--height", type=Whole(1), metavar="PIXELS", help="Of a published model; with --width."),
-    click.option("--width", type=Whole(1), metavar="PIXELS", help="Of a published model; with --height."),
-    click.option(
-        "--noise-level", type=Whole(0), metavar="N", help="Of Stable unCLIP: noise on the embedding, 0 to 999."
-    ),
-    click.option("--super-res-steps", type=Whole(1), metavar="N", help="Of Karlo: steps from 64 to 256 pixels."),
+    *map(flag, DECODER_OPTIONS),
     click.option(
         "--dtype",
         type=click.Choice(["fp32", "fp16", "bf16"]),
@@ -48,7 +71,7 @@ _PUBLISHED = (
     click.option("--download", is_flag=True, help="Fetch from the hub what is missing; else its cache must hold it."),
 )
 """What only published models take."""
-OPTIONS = ("height", "width", "noise_level", "super_res_steps", "region_strength", "style_guidance")
+OPTIONS = (*(option.name for option in DECODER_OPTIONS), "region_strength", "style_guidance")
 """Of those (and of `region_options`), what a call takes; the rest is for loading."""
 LEAVE_NO_TRACE = ("offload", "download", "experts_memory")
 """Of those, what changes no picture."""

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.core import arguments
-from syzygy.core.contracts import Guide, ImageDecoder, Sampling
+from syzygy.core.contracts import Guide, Sampling
 from syzygy.core.errors import UserError
-from syzygy.pretrained.options import Option
+from syzygy.pretrained.families import PretrainedDecoder
 
 CLIPS = {
     768: "CLIP ViT-L/14, such as openai/clip-vit-large-patch14",
@@ -100,8 +100,7 @@ class DecoderRequest:
 
 
 def checked_request(
-    decoder: ImageDecoder,
-    options: Sequence[Option],
+    decoder: PretrainedDecoder,
     positive: Guide,
     negative: Guide | None,
     generators: Sequence[torch.Generator],
@@ -109,13 +108,11 @@ def checked_request(
 ) -> DecoderRequest:
     """The request, completed with the decoder's defaults.
 
-    Args:
-        options: those that the decoder has.
-
     Raises:
         UserError: the decoder has no such option or cannot do what is asked, or a setting is out of range or has no effect.
     """
     _check_capabilities(decoder, positive, sampling)
+    options = decoder.options
     if unknown := sorted(set(sampling.options) - {option.name for option in options}):
         names = ", ".join(sorted(option.name for option in options))
         allowed = f"its own are {names}" if options else "it has none"
@@ -145,7 +142,7 @@ def checked_request(
     )
 
 
-def _check_capabilities(decoder: ImageDecoder, positive: Guide, sampling: Sampling) -> None:
+def _check_capabilities(decoder: PretrainedDecoder, positive: Guide, sampling: Sampling) -> None:
     if not decoder.takes_regions and (sampling.region_strength is not None or positive.regions is not None):
         raise UserError("this decoder cannot take regions: leave them and their strength out.")
     if sampling.region_strength is not None and positive.regions is None:

@@ -107,7 +107,7 @@ class DiffusersDecoder(PretrainedDecoder):
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `ImageDecoder`. Height and width are multiples of `size_multiple`."""
-        request = checked_request(self, self.options, positive, negative, generators, sampling)
+        request = checked_request(self, positive, negative, generators, sampling)
         height, width = request.size(self.defaults.size, self.size_multiple)
         size, channels = (height // self.scale, width // self.scale), self.unet.config.in_channels
         scheduler = diffusers_schedulers.fresh(self.scheduler, sampling.sampler)

@@ -5,6 +5,7 @@ needed, the CLIP and the prior that belong to the decoder, and its options. Ever
 recognising a folder, what is downloaded, flags of the command line and fields of the HTTP API.
 """
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -147,5 +148,11 @@ def family(name: str) -> DecoderFamily:
 
 
 def families() -> list[DecoderFamily]:
-    """All declarations. Imports every decoder."""
-    return [family(name) for name in DECODERS.names()]
+    """All declarations. Imports every decoder; one of another package that fails is left out with a warning."""
+    found = []
+    for name in DECODERS.names():
+        try:
+            found.append(family(name))
+        except UserError as error:
+            warnings.warn(str(error), stacklevel=2)
+    return found

@@ -145,7 +145,7 @@ class KarloDecoder(PretrainedDecoder):
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `ImageDecoder`. Progress counts the steps of both stages, which are ancestral."""
-        request = checked_request(self, self.options, positive, negative, generators, sampling)
+        request = checked_request(self, positive, negative, generators, sampling)
         base_times = visited(request.steps)
         fine_times = visited(request.options[SUPER_RES_STEPS.name], f" ({SUPER_RES_STEPS.name})")
         taken, total = count(1), len(base_times) + len(fine_times)
