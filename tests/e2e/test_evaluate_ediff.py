@@ -17,6 +17,7 @@ from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import build_decoder, save_decoder
 from syzygy.decoder.network import DecoderConfig, SlotConfig, UNetConfig
 from syzygy.decoder.noise_levels import KarrasSchedule
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import encoders, region_accuracy, temporal
 from syzygy.lab.evaluate import style as evaluate_style
@@ -84,9 +85,10 @@ def test_a_style_takes_the_priors_place_and_the_texts_alone_tell_the_content(wit
             return model.pipeline.prior.predict(features, noise=noise) + 5
 
     def paint(pipeline, prompt="a red star and a blue ring", **settings) -> bytes:
-        return pipeline(prompt, generator=torch.Generator().manual_seed(0), **settings).images[0].tobytes()
+        request = GenerationRequest([prompt], generator=torch.Generator().manual_seed(0), **settings)
+        return pipeline(request).images[0].tobytes()
 
-    style, other = model.blender.embedded(picture), replace(own, prior=Elsewhere())
+    style, other = model.embed_image(picture), replace(own, prior=Elsewhere())
     styled = paint(own, style=style)
     guide = recording.guides[-1]
     assert torch.equal(guide.embeddings, style)
@@ -96,7 +98,7 @@ def test_a_style_takes_the_priors_place_and_the_texts_alone_tell_the_content(wit
     assert paint(other, style=style) == styled, "nothing of the prior is left"
     assert paint(other) != paint(own)
     assert paint(own, "a green moon", style=style) != styled
-    assert paint(own, style=model.blender.embedded(1 - picture)) != styled
+    assert paint(own, style=model.embed_image(1 - picture)) != styled
     alone = paint(own, "a green moon", style=style, conditions=["image", "text"])
     assert alone != paint(own, "a green moon", style=style), "T5 is read beside the style"
 
@@ -104,11 +106,11 @@ def test_a_style_takes_the_priors_place_and_the_texts_alone_tell_the_content(wit
 def test_each_picture_may_have_a_style_of_its_own(tiny_model: Path) -> None:
     model = TextToImage.from_pretrained(tiny_model)
     random = torch.Generator().manual_seed(0)
-    styles = torch.cat([model.blender.embedded(torch.rand(3, 32, 32, generator=random)) for _ in range(2)])
+    styles = torch.cat([model.embed_image(torch.rand(3, 32, 32, generator=random)) for _ in range(2)])
 
     def paint(style, prompts) -> list[Image.Image]:
         noise = [torch.Generator().manual_seed(0) for _ in prompts]
-        return model.pipeline(prompts, style=style, generator=noise).images
+        return model.pipeline(GenerationRequest(prompts, style=style, generator=noise)).images
 
     both = paint(styles, ["a red star"] * 2)
     for picture, style in zip(both, styles, strict=True):
@@ -191,7 +193,10 @@ def test_the_control_is_unpainted_and_all_read_what_they_are_told_to(with_t5: Pa
 
     def plain(**more) -> list[bytes]:
         noise = [generator(0, "painting", text) for text in texts]
-        return [image.tobytes() for image in model.pipeline(texts, sampling=sampling, generator=noise, **more).images]
+        return [
+            image.tobytes()
+            for image in model.pipeline(GenerationRequest(texts, sampling=sampling, generator=noise, **more)).images
+        ]
 
     assert [image.tobytes() for image in control] == plain(conditions=("text", "t5")) != plain()
     assert all(a.tobytes() != b.tobytes() for a, b in zip(control, painted, strict=True))
@@ -242,7 +247,8 @@ def test_what_is_swapped_is_what_is_painted(with_t5: Path) -> None:
     noise = [generator(0, "temporal", prompt.text) for prompt in asked]
     sampling = Sampling(steps=4, guidance_scale=3.0)
     plain = [
-        one.tobytes() for one in model.pipeline([p.text for p in asked], sampling=sampling, generator=noise).images
+        one.tobytes()
+        for one in model.pipeline(GenerationRequest([p.text for p in asked], sampling=sampling, generator=noise)).images
     ]
     assert never == plain, "no swap is what generate paints"
     assert all(len({a, b, c}) == 3 for a, b, c in zip(never, late, always, strict=True))

@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from syzygy.core.model_parts import BUNDLED
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+CLIP = BUNDLED["starter"] / "clip"
 WIDTH = 192
+"""Of its embeddings."""
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -62,66 +64,70 @@ def model(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "model_index.json").write_text('{"_class_name": "PalettePipeline"}')
     save_file(
-        {"colours": 4 * torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(0))}, folder / "model.safetensors"
+        {"colours": 0.7 * torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(0))},
+        folder / "model.safetensors",
     )
     return folder
 
 
 def test_the_decoders_option_is_in_the_help(run: Run) -> None:
-    help_text = run("generate", "--help").stdout
-    assert re.search(r"--contrast X\s+Palette: contrast of colours; 1 is neutral\.", help_text)
-    said = run("generate", "a", "--contrast", "-1")
-    assert said.returncode == 2
-    assert "contrast must be a number of at least 0, got -1" in said.stderr
+    assert re.search(r"--contrast X\s+Palette: contrast of colours; 1 is neutral\.", run("generate", "--help").stdout)
+    refused = run("generate", "a", "--contrast", "-1")
+    assert refused.returncode == 2
+    assert "contrast must be a number of at least 0, got -1" in refused.stderr
 
 
-def test_images_are_generated_with_all_of_it(run: Run, model: Path, tmp_path: Path) -> None:
-    def generated(name: str, prompt: str, *more: object) -> tuple[bytes, dict]:
-        own = ("--model", model, "--clip", BUNDLED["starter"] / "clip", "--device", "cpu", "--out", tmp_path / name)
-        said = run("generate", prompt, *own, "--json", *more)
-        assert said.returncode == 0, said.stderr
-        (file,) = (tmp_path / name).glob("*.png")
-        return Image.open(file).tobytes(), json.loads(said.stdout)["settings"]
-
-    plain, settings = generated("plain", "a red star")
-    assert settings["fingerprints"]["prior"] == "text-as-image"  # as declared
-    assert generated("again", "a red star")[0] == plain
-    different = {
-        "contrast": generated("contrast", "a red star", "--contrast", 2)[0],
-        "sampler": generated("sampler", "a red star", "--sampler", "midpoint", "--steps", 3)[0],
-        "euler": generated("euler", "a red star", "--steps", 3)[0],
-        "blue": generated("blue", "a blue star")[0],
-        "crimson": generated("crimson", "a crimson star")[0],
-    }
-    assert len({plain, *different.values()}) == 1 + len(different)
-    read, settings = generated("read", "a crimson star", "--text-encoder", "synonyms")
-    assert read == plain
-    assert settings["fingerprints"]["text_encoder"] == "synonyms"
-
-
-def test_a_sampler_and_a_prior_work_with_the_starter(run: Run, tmp_path: Path) -> None:
-    own = (
-        "--prior",
-        "text-as-image",
-        "--sampler",
-        "midpoint",
-        "--steps",
-        2,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "out",
-    )
-    said = run("generate", "a red star", *own)
+def test_an_image_is_generated_with_all_of_it(run: Run, model: Path, tmp_path: Path) -> None:
+    chosen = ("--text-encoder", "synonyms", "--sampler", "midpoint", "--contrast", 2, "--steps", 3)
+    where = ("--model", model, "--clip", CLIP, "--device", "cpu", "--out", tmp_path / "out", "--json")
+    said = run("generate", "a crimson star", *where, *chosen)
     assert said.returncode == 0, said.stderr
-    assert len(list((tmp_path / "out").glob("*.png"))) == 1
+    settings = json.loads(said.stdout)["settings"]
+    assert settings["fingerprints"]["prior"] == "text-as-image"  # as the decoder declares
+    assert settings["fingerprints"]["text_encoder"] == "synonyms"
+    assert (settings["sampler"], settings["contrast"]) == ("midpoint", 2.0)
+    (file,) = (tmp_path / "out").glob("*.png")
+    assert Image.open(file).size == (32, 32)
 
 
-def test_a_package_that_cannot_be_imported_is_named_and_stops_nothing_else(run: Run, site: Path, model: Path) -> None:
+def test_each_part_has_an_effect(site: Path, model: Path) -> None:
+    """In one process, whose images are compared there."""
+    script = f"""
+import torch
+from syzygy import TextToImage
+
+def generated(model, prompt, **settings):
+    return model(prompt, generator=torch.Generator().manual_seed(0), **settings).images[0].tobytes()
+
+plain, synonyms = (
+    TextToImage.from_pretrained({str(model)!r}, clip={str(CLIP)!r}, text_encoder=encoder) for encoder in (None, "synonyms")
+)
+first = generated(plain, "a red star")
+others = [
+    generated(plain, "a blue star"),
+    generated(plain, "a crimson star"),
+    generated(plain, "a red star", contrast=2.0),
+    generated(plain, "a red star", num_inference_steps=3),
+    generated(plain, "a red star", num_inference_steps=3, sampler="midpoint"),
+    generated(plain, "a red star", guidance_scale=2.0),
+    generated(plain, "a red star", guidance_scale=2.0, negative_prompt="a green ring"),
+]
+assert len({{first, *others}}) == 1 + len(others)
+assert generated(plain, "a red star") == generated(synonyms, "a crimson star") == first
+starter = TextToImage.from_pretrained("starter", prior="text-as-image")
+steps = dict(num_inference_steps=2)
+assert generated(starter, "a red star", sampler="midpoint", **steps) != generated(starter, "a red star", **steps)
+"""
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+
+
+def test_a_package_that_cannot_be_imported_is_named_and_stops_nothing_else(run: Run, site: Path) -> None:
     (site / "palette_package.py").write_text("import no_such_module")
     said = run("generate", "--help")
     assert said.returncode == 0
-    assert "the decoder 'palette' of another package cannot be imported" in said.stderr
+    assert "the decoder 'palette' of another package cannot be imported" in " ".join(said.stderr.split())
     said = run("generate", "a", "--sampler", "midpoint", "--device", "cpu")
     assert said.returncode == 2
     assert "the sampler 'midpoint' of another package cannot be imported from palette_package:midpoint" in said.stderr

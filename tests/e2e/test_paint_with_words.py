@@ -89,7 +89,7 @@ def test_no_strength_is_unpainted_to_the_bit(tiny_model: Path) -> None:
         (("--canvas", "CANVAS", *REGIONS[:3], "#0000ff=green ring"), "does not hold the phrase 'green ring'"),
         (("--canvas", "CANVAS", *REGIONS, "--mask-blur", "2"), "below 1"),
         (("--canvas", "CANVAS", *REGIONS, "--paint-strength", "-1"), "at least 0"),
-        (("--paint-strength", "1"), "nothing is painted"),
+        (("--paint-strength", "1"), "no effect without regions|nothing is painted"),
         (("--canvas", "CANVAS", *REGIONS, "--conditions", "image"), "let it read the text"),
         (("--canvas", "nowhere.png", *REGIONS), "nowhere.png"),
     ],

@@ -162,7 +162,7 @@ def test_a_published_name_is_found_in_the_hubs_cache(
         assert np.abs(pixels([painted]) - pixels(seeded.images)).max() <= 1
         assert np.abs(pixels([painted]) - pixels(by_folder.images)).max() > 1  # one generator for all seeds another
     # By the decoder's hub id, too.
-    model = TextToImage.from_pretrained(one.decoder)
+    model = TextToImage.from_pretrained(one.hub_id or "")
     assert model.fingerprints()["decoder"] == f"{one.hub_id}@{COMMIT}"
     with pytest.raises(UserError, match="has no reader"):
         model.reader()
@@ -226,7 +226,7 @@ def test_what_belongs_to_another_clip_is_refused(
     other = tiny_unclip.tiny_clip(tmp_path / "clip", width=48)
     with pytest.raises(UserError, match=r"the CLIP .* makes embeddings 48 wide.*such as kandinsky-community"):
         load(tiny_kandinsky, clip=other)
-    assert "768 wide (CLIP ViT-L/14" in load_pretrained.decoder_validation.which_clip(768)
+    assert "768 wide (CLIP ViT-L/14" in load_pretrained.which_clip(768)
 
 
 def test_what_is_missing_is_named(

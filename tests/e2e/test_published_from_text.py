@@ -110,7 +110,7 @@ def test_what_a_text_alone_cannot_do(
         (["generate", PROMPT, "--model", sd, "--style", canvas], "cannot vary or mix pictures, nor take a style"),
         (["generate", PROMPT, "--model", sd, "--conditions", "image"], "what the decoder reads: text."),
         (["generate", PROMPT, "--model", xl, "--noise-level", 3], "no option noise_level; it has none"),
-        (["generate", PROMPT, "--model", xl, "--paint-strength", 1], "nothing is painted"),
+        (["generate", PROMPT, "--model", xl, "--paint-strength", 1], "no effect without regions"),
         (["vary", canvas, "--model", xl], "cannot vary or mix pictures"),
         (["mix", "a ring", canvas, "--model", sd], "cannot vary or mix pictures"),
         (["evaluate", "composition", "--model", sd], "paints from texts alone: it has no prior to evaluate"),
@@ -144,7 +144,7 @@ def test_words_of_karlo_stable_unclip_and_kandinsky(
         tiny_kandinsky.prior, "--device", "cpu", "--out", tmp_path / "out", *regions(canvas),
     )  # fmt: skip
     assert (answer.code, answer.out) == (2, "")
-    assert "this decoder cannot paint with words" in answer.err
+    assert "this decoder cannot take regions" in answer.err
 
 
 def test_several_pictures_of_several_prompts(folders: dict[str, Path]) -> None:

@@ -19,17 +19,16 @@ from syzygy.core.errors import UserError
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation import own_models
 from syzygy.generation.image_files import read_record
-from syzygy.generation.mixing import clip_scores
 from syzygy.generation.prior_pipeline import PriorPipeline
 from syzygy.generation.replaced_text_encoder import adapt, with_text
-from syzygy.generation.text_to_image import TextToImage
+from syzygy.generation.text_to_image import TextToImage, clip_scores
 from syzygy.lab.evaluate import evaluate_composition
+from syzygy.lab.starter.prior_training import embed
 from syzygy.lab.world import scene_source as source
 from syzygy.pretrained.karlo import KarloDecoder
 from syzygy.pretrained.visiting import VisitingPrior, VisitingText
 from syzygy.prior.diffusion_prior import DiffusionPrior, DiffusionPriorConfig, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.training import embed
 from syzygy.text_encoders.adapter import AdaptedText
 from syzygy.text_encoders.llm import Llm
 from tests.closeness import NETWORK, assert_close

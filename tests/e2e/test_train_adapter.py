@@ -20,7 +20,7 @@ from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.parallel_corpus import parallel
 from syzygy.prior.prior_loading import load_prior
-from syzygy.prior.published_layout import WEIGHTS_FILE
+from syzygy.prior.prior_network import WEIGHTS_FILE
 from syzygy.text_encoders.adapter import SIZES, TextAdapter
 from syzygy.text_encoders.adapter_folders import load_adapted
 from syzygy.text_encoders.adapter_task import AdapterTask
@@ -295,7 +295,7 @@ ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--
         (("--stage", "align", "--llm", "x", "--from", "y"), "--from has no effect with stage 'align'"),
         (("--stage", "align", "--llm", "x", "--filter", "a > 1"), "--filter has no effect with stage 'align'"),
         (("--stage", "quality", "--from", "{image}", "--data", "{store}"), "say which with --filter"),
-        (("--stage", "image", "--from", "{aligned}", "--data", "{store}", "--clip", "x"), "and --data: the store tells"),
+        (("--stage", "image", "--from", "{aligned}", "--data", "{store}", "--clip", "x"), "and --data: the store records them"),
         (("--stage", "quality", "--from", "{aligned}", "--data", "{store}", "--filter", "a > 1"), "is of stage 'align'; stage 'quality' goes"),
         ((*ON_STORE, "--filter", "height > 9 and x > 1"),
          "unknown column"),
@@ -303,7 +303,7 @@ ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--
          "no picture for training passes the filter"),
         ((*ON_STORE, "scenes=5"), "scenes=5 has no effect on a store"),
         ((*ON_STORE, "--features", "clip"), "made with other features"),
-        (("--stage", "image", "--from", "{aligned}"), "were trained beside another clip"),
+        (("--stage", "image", "--from", "{aligned}"), "were trained with another clip"),
         (("--stage", "image", "--from", "{aligned}", "--preset", "vit-l-14", "--prior", "{model}", "--clip", "{model}"),
          "this preset trains on an embedding store"),
         (("--stage", "align", "--llm", "{llm}", "--preset", "bigg-14"), "this preset aligns on a corpus"),
@@ -404,7 +404,7 @@ def test_stage_image_with_a_decoder(
         patch.setattr(scene_source, "pair", recorded)
         answer = syzygy(*common, "--out", tmp_path / "run", "--json")
     assert answer.code == 0, answer.err
-    assert not any(how["held_out"] for _, _, how in asked)
+    assert not any(how["unseen"] for _, _, how in asked)
     scenes = {(seed, index) for seed, index, _ in asked}
     assert len(scenes) == len(asked) == 8 + 4 * 4, "other scenes for validation, and at each step"
     assert {how["lang"] for _, _, how in asked} == {"en", "de"}, "those that it was aligned on"

@@ -25,6 +25,18 @@ def imported(target: str) -> Any:
     return getattr(found, attribute) if attribute else found
 
 
+def preset(table: str, name: str) -> Any:
+    """The settings called `name` in a table of presets, which is given by its target: a mapping of names to functions.
+
+    Raises:
+        UserError: an unknown name; the error lists the known ones.
+    """
+    presets: Mapping[str, Callable[[], Any]] = imported(table)
+    if name not in presets:
+        raise unknown("preset", name, presets)
+    return presets[name]()
+
+
 class Registry:
     """Objects of one kind by name. Iterating gives the names.
 

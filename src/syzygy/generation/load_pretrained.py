@@ -21,8 +21,8 @@ from syzygy.pretrained.decoder_validation import which_clip
 from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.repositories import FoundDecoder, identity
 from syzygy.pretrained.visiting import VisitingPrior, VisitingText
-from syzygy.prior import published_layout
-from syzygy.prior.prior_loading import find_prior, load_any_prior
+from syzygy.prior.prior_loading import load_any_prior
+from syzygy.prior.prior_network import find_prior, holds_diffusion
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -188,9 +188,7 @@ def _check_prior(found: FoundDecoder, width: int, source: str | Path, local_file
 
 
 def _prior(source: str | Path, clip: Clip, device: str, dtype: torch.dtype, local_files_only: bool) -> Prior:
-    if by_name(PRIORS, source) is None and not published_layout.holds_diffusion(
-        find_prior(source, local_files_only=local_files_only)
-    ):
+    if by_name(PRIORS, source) is None and not holds_diffusion(find_prior(source, local_files_only=local_files_only)):
         dtype = torch.float32
     return load_any_prior(source, clip, device, dtype=dtype, local_files_only=local_files_only)
 

@@ -17,7 +17,7 @@ from syzygy.decoder.training import DecoderTaskConfig
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.parallel_corpus import checked_languages
-from syzygy.prior.prior_loading import trained_beside
+from syzygy.prior.prior_loading import check_trained_with
 from syzygy.text_encoders.adapter_folders import PART
 from syzygy.text_encoders.decoder_stage import AdaptedDecoderTask, Described
 from syzygy.text_encoders.llm import Llm
@@ -62,7 +62,7 @@ def train(
         raise UserError("an adapter's states stand for no words, so none can be painted: set task.painted=0.")
     check_clip(former, clip.fingerprint())
     for part, fingerprint in (("clip", clip.fingerprint()), ("autoencoder", autoencoder.fingerprint())):
-        trained_beside(decoder, part, fingerprint)
+        check_trained_with(decoder, part, fingerprint)
     network = load_decoder(decoder)
     beside = {
         "stage": "image",

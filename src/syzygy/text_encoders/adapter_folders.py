@@ -9,7 +9,7 @@ from syzygy.core import artifacts
 from syzygy.core.config import parse
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import part_folder
-from syzygy.prior.prior_loading import trained_beside
+from syzygy.prior.prior_loading import check_trained_with
 from syzygy.text_encoders.adapter import AdaptedText, TextAdapter
 from syzygy.text_encoders.llm import DTYPES, Llm, LlmRecipe, check_same
 
@@ -36,7 +36,7 @@ def load_adapted(
     """
     folder = part_folder(source, PART)
     adapter = TextAdapter.from_pretrained(folder)
-    trained_beside(folder, "clip", clip.fingerprint)
+    check_trained_with(folder, "clip", clip.fingerprint)
     recorded = identity_of(folder)
     place, revision = place_of(recorded, folder) if llm is None else (llm, None)
     model = Llm.from_pretrained(

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from syzygy.core.config import Config
 from syzygy.core.contracts import PackedText, TextFeatures, TextStates
 from syzygy.core.errors import UserError
-from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.losses import contrastive_loss
+from syzygy.prior.eclipse import EclipsePrior, contrastive_loss
 from syzygy.text_encoders.adapter import TextAdapter
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]

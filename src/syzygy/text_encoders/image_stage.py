@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from syzygy.core.config import Config
 from syzygy.core.contracts import PackedText, TextStates
-from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.losses import eclipse_loss
+from syzygy.prior.eclipse import EclipsePrior, eclipse_loss
 from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.align_stage import check_fits
 

@@ -4,9 +4,6 @@ from typing import Any
 
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.training import DecoderTaskConfig
-from syzygy.lab.evaluate.text_encoder import TextScoring
-from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
-from syzygy.lab.world.language import LANGUAGES
 from syzygy.text_encoders.adapted_decoder_training import AdapterDecoderRun
 from syzygy.text_encoders.adapter import SIZES
 from syzygy.text_encoders.align_stage import AlignTaskConfig
@@ -132,36 +129,8 @@ def quality_published() -> ImageRun:
     return _quality_published()
 
 
-def reproduce_text_encoder_full() -> ReproduceTextRun:
-    """The comparison of stages and layers in small; stages are shorter than the starter's, as there are sixteen trainings.
-
-    The prior stays as it is, so that all candidates speak to the same one.
-    """
-    image, quality = image_starter(), quality_starter()
-    scenes = {"scenes": 6000, "validation_images": 64}
-    return ReproduceTextRun(
-        align=align_starter().model_copy(update={"loop": _brief(steps=400, lr=1e-3)}),
-        image=image.model_copy(update=scenes | {"loop": _brief(steps=200, lr=4e-4)}),
-        quality=quality.model_copy(update=scenes | {"loop": _brief(steps=50, lr=1e-4)}),
-        scoring=TextScoring(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
-    )
-
-
-def reproduce_text_encoder_quick() -> ReproduceTextRun:
-    """A shortened comparison: it shows that everything works, and nothing about stages or layers."""
-    full = reproduce_text_encoder_full()
-    return full.model_copy(
-        update={
-            "align": full.align.model_copy(update={"loop": _brief(steps=20, lr=1e-3)}),
-            "image": full.image.model_copy(update={"scenes": 500, "loop": _brief(steps=10, lr=4e-4)}),
-            "quality": full.quality.model_copy(update={"scenes": 500, "loop": _brief(steps=5, lr=1e-4)}),
-            "probe_scenes": 2000,
-            "seeds": 1,
-            "scoring": full.scoring.model_copy(update={"languages": ("en", "de", "zh"), "captions": 32}),
-        }
-    )
-
-
-def _brief(*, steps: int, lr: float) -> LoopConfig:
-    """Never validated: what comes out is measured afterwards."""
-    return _short(steps=steps, lr=lr).model_copy(update={"validate_every": 0, "ema_half_life": min(20, steps / 10)})
+ALIGN_PRESETS = {"starter": align_starter, "vit-l-14": align_vit_l_14, "bigg-14": align_bigg_14}
+IMAGE_PRESETS = {"starter": image_starter, "vit-l-14": image_published, "bigg-14": image_published}
+QUALITY_PRESETS = {"starter": quality_starter, "vit-l-14": quality_published, "bigg-14": quality_published}
+DECODER_PRESETS = {"starter": decoder_starter_adapted}
+"""Stage image with a decoder's loss."""

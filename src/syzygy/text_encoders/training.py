@@ -19,12 +19,11 @@ from syzygy.data.store import EmbeddingStore
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.parallel_corpus import checked_languages
-from syzygy.prior import published_layout
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.embedding_pairs import split
+from syzygy.prior.embedding_pairs import split, split_digest
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
-from syzygy.prior.held_out import split_digest
-from syzygy.prior.prior_loading import load_eclipse, trained_beside
+from syzygy.prior.prior_loading import check_trained_with
+from syzygy.prior.prior_network import STATISTICS_MEASURED
 from syzygy.prior.training import PUBLISHED_SCALE
 from syzygy.text_encoders.adapter import AdapterConfig, AdapterSizes, TextAdapter, TextStatistics
 from syzygy.text_encoders.adapter_folders import PART, identity_of, place_of, recipe_of
@@ -162,9 +161,9 @@ def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True
         UserError: it is not found, no ECLIPSE prior, or belongs to another CLIP.
     """
     place = part_or_id(source, "prior")
-    prior = load_eclipse(place, local_files_only=local_files_only)
+    prior = EclipsePrior.from_pretrained(place, local_files_only=local_files_only)
     if isinstance(place, Path):
-        trained_beside(place, "clip", clip)
+        check_trained_with(place, "clip", clip)
     return prior
 
 
@@ -361,8 +360,10 @@ def _fit_image(
         raise UserError(
             f"the adapter of {former.run} was trained with another prior ({aligned}, here {began}). Take that one, or begin with stage align."
         )
-    if published_layout.complete(prior, material.statistics) and world.first:
-        warnings.warn(published_layout.COMPLETED, stacklevel=2)
+    if not prior.has_statistics:
+        prior.set_statistics(material.statistics())
+        if world.first:
+            warnings.warn(STATISTICS_MEASURED, stacklevel=2)
     adapter, prior = former.adapter.to(world.device), prior.to(world.device)
     stage = ImageStage(adapter, prior, run.task, logit_scale=material.logit_scale)
     beside = {"stage": name, "llm": former.llm, **material.record, "lineage": former.lineage, "prior_before": began}

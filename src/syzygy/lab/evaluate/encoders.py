@@ -14,6 +14,7 @@ from syzygy.core.contracts import Sampling, TextFeatures, TextStates
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator
 from syzygy.decoder.latent_decoder import LatentDecoder
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import predictions, report
 from syzygy.lab.evaluate.evaluate_composition import asked as prompts_asked
@@ -97,10 +98,12 @@ def series(model: TextToImage, asked: Sequence[Asked], scoring: EncodersScoring)
         with warnings.catch_warnings():  # that CLIP cuts long prompts is what is measured; `tokens` counts it
             warnings.filterwarnings("ignore", message=CUT)
             return model.pipeline(
-                [one.text(length) for one in some],
-                sampling=Sampling(steps=scoring.steps, guidance_scale=guidance),
-                conditions=reads,
-                generator=[generator(scoring.seed, "encoders", one.prompt.text) for one in some],
+                GenerationRequest(
+                    [one.text(length) for one in some],
+                    sampling=Sampling(steps=scoring.steps, guidance_scale=guidance),
+                    conditions=reads,
+                    generator=[generator(scoring.seed, "encoders", one.prompt.text) for one in some],
+                )
             ).images
 
     def of(length: str, reads: Sequence[str] | None, guidance: float, name: str) -> Series:

@@ -16,6 +16,7 @@ from syzygy.core.contracts import Region, Sampling
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator
 from syzygy.generation.image_files import card, contact_sheet, to_tensor
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import predictions, report
 from syzygy.lab.evaluate.predictions import ALL, SEEN, Sampled, Series, Values
@@ -144,11 +145,13 @@ def pairs(asked: Sequence[Asked]) -> list[Asked]:
 def paint(model: TextToImage, asked: Sequence[Asked], scoring: PaintingScoring, strength: float) -> list[Image.Image]:
     """A picture of each prompt, its phrases painted where they shall be; strength 0 paints nothing."""
     return model.pipeline(
-        [one.prompt.text for one in asked],
-        sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale, region_strength=strength),
-        conditions=scoring.conditions,
-        generator=[generator(scoring.seed, "painting", one.prompt.text) for one in asked],
-        regions=[list(one.regions) for one in asked],
+        GenerationRequest(
+            [one.prompt.text for one in asked],
+            sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale, region_strength=strength),
+            conditions=scoring.conditions,
+            generator=[generator(scoring.seed, "painting", one.prompt.text) for one in asked],
+            regions=[list(one.regions) for one in asked],
+        )
     ).images
 
 

@@ -20,6 +20,7 @@ from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.core.wording import counted
 from syzygy.generation.image_files import card, contact_sheet, to_tensor
 from syzygy.generation.pipeline import to_pil
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import predictions, report
 from syzygy.lab.evaluate.predictions import ALL, SEEN, Sampled, Series, Values
@@ -123,13 +124,13 @@ def series(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring) ->
     """All that is painted: a picture a prompt without style, a picture a prompt and reference with one. Same noise for a prompt everywhere."""
     each = [(one, turn) for one in asked for turn in range(scoring.references)]
     pictures = render([one.references[turn] for one, turn in each], model.clip.image_size)
-    styles = torch.cat([model.blender.embedded(picture) for picture in pictures])
+    styles = torch.cat([model.embed_image(picture) for picture in pictures])
     text = [name for name in model.pipeline.decoder.conditions if name != "image"]
 
     def painted(texts: Sequence[str], prompts: Sequence[Prompt], **more: Any) -> list[Image.Image]:
         how = Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale, style_guidance=more.pop("w", None))
         noise = [generator(scoring.seed, "style", prompt.text) for prompt in prompts]
-        return model.pipeline(texts, sampling=how, generator=noise, **more).images
+        return model.pipeline(GenerationRequest(texts, sampling=how, generator=noise, **more)).images
 
     def alone(rows: Sequence[int], **more: Any) -> list[Image.Image]:
         some = [asked[row].prompt for row in rows]
@@ -232,15 +233,17 @@ def grid(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring, weig
     shown = [one.prompt for one in _in_turn(asked) if not _shares(one.prompt, scene)][:SHOWN]
     shown = shown or [one.prompt for one in asked[:SHOWN]]
     references = render([replace(scene, style=style) for style in STYLES], model.clip.image_size)
-    styles: Float[Tensor, "S D"] = torch.cat([model.blender.embedded(picture) for picture in references])
+    styles: Float[Tensor, "S D"] = torch.cat([model.embed_image(picture) for picture in references])
     plain = Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale)
     how = replace(plain, style_guidance=_told(weight, scoring))
     lines = [[card("reference picture"), card("none"), *to_pil(references)]]
     labels = [["", "", *STYLES]]
     for prompt in shown:
         first, *noise = (generator(scoring.seed, "style", prompt.text) for _ in (WITHOUT, *STYLES))
-        line = model.pipeline(prompt.text, sampling=plain, generator=first).images
-        line += model.pipeline([prompt.text] * len(STYLES), sampling=how, generator=noise, style=styles).images
+        line = model.pipeline(GenerationRequest([prompt.text], sampling=plain, generator=first)).images
+        line += model.pipeline(
+            GenerationRequest([prompt.text] * len(STYLES), sampling=how, generator=noise, style=styles)
+        ).images
         read = reader.read(torch.stack([to_tensor(image) for image in line]).to(model.pipeline.device))
         lines.append([card(prompt.text), *line])
         labels.append(["", *(_label(prompt, one) for one in read)])

@@ -16,6 +16,7 @@ from syzygy.core.randomness import generator, seed_of
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.noise_levels import KarrasSchedule
 from syzygy.decoder.prompt_swap import Swapped, level_after
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import predictions, report
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval
@@ -139,10 +140,12 @@ def paint(model: TextToImage, some: Sequence[Prompt], scoring: TemporalScoring, 
     below = level_after(decoder.schedule.sigmas(scoring.steps), before)
     pipeline = replace(model.pipeline, decoder=replace(decoder, denoiser=Swapped(decoder.denoiser, below)))
     return pipeline(
-        [prompt.text for prompt in some],
-        sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
-        conditions=scoring.conditions,
-        generator=[generator(scoring.seed, "temporal", prompt.text) for prompt in some],
+        GenerationRequest(
+            [prompt.text for prompt in some],
+            sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
+            conditions=scoring.conditions,
+            generator=[generator(scoring.seed, "temporal", prompt.text) for prompt in some],
+        )
     ).images
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from syzygy.core.contracts import Sampling
 from syzygy.core.randomness import generator
 from syzygy.generation.image_files import card, contact_sheet, to_tensor
+from syzygy.generation.request import GenerationRequest
 from syzygy.lab.evaluate import predictions
 from syzygy.lab.evaluate.bootstrap import Interval, share
 from syzygy.lab.evaluate.evaluate_composition import asked as prompts_asked
@@ -77,10 +78,12 @@ def _painted(
     with warnings.catch_warnings():  # that CLIP cuts long prompts is what is measured
         warnings.filterwarnings("ignore", message=CUT)
         return subject.paths[reader](
-            [one.text(code, length) for one in some],
-            sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
-            conditions=scoring.conditions,
-            generator=[generator(scoring.seed, "text encoder", one.prompt.text) for one in some],
+            GenerationRequest(
+                [one.text(code, length) for one in some],
+                sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
+                conditions=scoring.conditions,
+                generator=[generator(scoring.seed, "text encoder", one.prompt.text) for one in some],
+            )
         ).images
 
 

@@ -23,6 +23,7 @@ from syzygy.experts.routing import Experts
 from syzygy.experts.training import growth
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.pipeline import to_uint8
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import composition
 from syzygy.lab.evaluate.composition import COUNTED, REFERENCE, Painted
@@ -62,7 +63,8 @@ def paint(bench: Bench, name: str, denoiser: nn.Module, progress: Callable[[int]
     pictures = []
     for start in range(0, len(bench.wanted), PAINT_BATCH):
         texts = [prompt.text for prompt in bench.wanted[start : start + PAINT_BATCH]]
-        output = pipeline(texts, sampling=how, generator=[generator(run.seed, "experts", text) for text in texts])
+        noise = [generator(run.seed, "experts", text) for text in texts]
+        output = pipeline(GenerationRequest(texts, sampling=how, generator=noise))
         pictures += [to_tensor(image) for image in output.images]
         progress(len(texts))
     seconds = (time.perf_counter() - began) / len(pictures)

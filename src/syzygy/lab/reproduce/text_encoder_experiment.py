@@ -21,6 +21,7 @@ from syzygy.core.randomness import generator, seed_of
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.pipeline import Pipeline, to_uint8
 from syzygy.generation.replaced_text_encoder import with_text
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import probe
 from syzygy.lab.evaluate.composition import COUNTED, Painted
@@ -227,7 +228,9 @@ def paint(bench: Bench, name: str, path: Pipeline, progress: Callable[[int], Non
             texts = [one.text(code, SHORT) for one in some]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=CUT)
-                images = path(texts, sampling=how, conditions=scoring.conditions, generator=noise).images
+                images = path(
+                    GenerationRequest(texts, sampling=how, conditions=scoring.conditions, generator=noise)
+                ).images
             pictures += [to_tensor(image) for image in images]
             progress(len(some))
         _keep(bench, painted_name(name, code), torch.stack(pictures), reader)
