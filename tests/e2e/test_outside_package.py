@@ -87,7 +87,8 @@ def test_an_image_is_generated_with_all_of_it(run: Run, model: Path, tmp_path: P
     assert settings["fingerprints"]["text_encoder"] == "synonyms"
     assert (settings["sampler"], settings["contrast"]) == ("midpoint", 2.0)
     (file,) = (tmp_path / "out").glob("*.png")
-    assert Image.open(file).size == (32, 32)
+    with Image.open(file) as image:
+        assert image.size == (32, 32)
 
 
 def test_each_part_has_an_effect(site: Path, model: Path) -> None:
@@ -109,7 +110,6 @@ others = [
     generated(plain, "a red star", contrast=2.0),
     generated(plain, "a red star", num_inference_steps=3),
     generated(plain, "a red star", num_inference_steps=3, sampler="midpoint"),
-    generated(plain, "a red star", guidance_scale=2.0),
     generated(plain, "a red star", guidance_scale=2.0, negative_prompt="a green ring"),
 ]
 assert len({{first, *others}}) == 1 + len(others)
