@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from syzygy.core.errors import UserError
-from syzygy.data.checking import verify
 from syzygy.data.store import EmbeddingStore
+from syzygy.data.store_checking import verify
 from syzygy.text_encoders.llm import Llm, LlmRecipe
 from syzygy.text_encoders.store_features import open_features
 from tests.closeness import assert_close
@@ -36,9 +36,9 @@ def test_added_and_checked(syzygy, store: Path, tmp_path: Path) -> None:
     opened = open_features(store, llm.identity().to_config())
     assert opened.dtype == torch.bfloat16
     found, expected = opened.tokens(range(7)), llm.encode_states(opened.texts(range(7)))
-    assert said["tokens"] == len(found.states) == int(expected.mask.sum())  # nothing is padded
+    assert said["tokens"] == int(found.mask.sum()) == int(expected.mask.sum())  # nothing is padded in the store
     assert said["longest"] == expected.mask.shape[1]
-    assert_close(found.states.float(), expected.states[expected.mask], dtype=torch.bfloat16)
+    assert_close(found.states[found.mask].float(), expected.states[expected.mask], dtype=torch.bfloat16)
     assert verify(store) == []
     assert EmbeddingStore.open(store).captions([0]).pooled.shape == (1, 32)
 

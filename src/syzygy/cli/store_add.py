@@ -78,7 +78,7 @@ def add(
     import json
 
     from syzygy.core.config import parse
-    from syzygy.data.building import read_manifest
+    from syzygy.data.store_building import read_manifest
     from syzygy.text_encoders.llm import LlmRecipe
     from syzygy.text_encoders.store_features import FeaturesRequest, add_llm_features
 

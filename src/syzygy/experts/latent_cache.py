@@ -182,7 +182,7 @@ def _shard(shard: Shard, number: int, pictures: Pictures, folder: Path, tell: Ca
         rows, captions, contents = zip(*samples, strict=True)
         tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         file = write_tensors(folder / f"{number:05}-{len(parts):05}.safetensors", tensors)
-        parts.append({"file": file.to_config(), "captions": captions, "contents": contents})
+        parts.append({"file": file, "captions": captions, "contents": contents})
     return {"source": shard.name, "seen": seen, "bad": bad, "parts": parts}
 
 

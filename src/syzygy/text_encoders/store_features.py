@@ -8,10 +8,9 @@ from typing import Any, Literal
 import torch
 
 from syzygy.core.model_parts import part_or_id
-from syzygy.data.captions import CaptionFeatures
-from syzygy.data.features import add_features
+from syzygy.data.feature_sets import add_features
 from syzygy.data.store import EmbeddingStore
-from syzygy.text_encoders.llm import Llm, LlmIdentity, LlmRecipe, check_same
+from syzygy.text_encoders.llm import Llm, LlmRecipe, check_same
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -49,20 +48,6 @@ class FeaturesResult:
     """Most that they can be: what is as long may have been cut."""
 
 
-@dataclass(frozen=True)
-class _Captions:
-    """A language model as `add_features` asks for one: without pooled embeddings."""
-
-    llm: Llm
-
-    def encode_text(self, texts: list[str]) -> CaptionFeatures:
-        found = self.llm.encode_states(texts)
-        return CaptionFeatures(found.states, found.mask, None)
-
-    def identity(self) -> LlmIdentity:
-        return self.llm.identity()
-
-
 def load_llm(
     source: str,
     *,
@@ -88,11 +73,12 @@ def add_llm_features(request: FeaturesRequest, watch: Callable[[int], None] = la
         revision=request.revision,
         dtype=COMPUTE[request.compute],
         local_files_only=request.local_files_only,
-    )
+    ).to(request.device)
     manifest = add_features(
         request.store,
         request.name,
-        _Captions(llm.to(request.device)),
+        llm.encode_states,
+        llm.identity().to_config(),
         dtype=request.dtype,
         batch_size=request.batch_size,
         threads=request.threads,

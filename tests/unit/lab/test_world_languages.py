@@ -253,14 +253,14 @@ def test_unknown_words(code: str, text: str, word: str, nearest: str | None) -> 
 @pytest.mark.parametrize("code", LANGUAGES)
 def test_texts_without_a_scene(code: str) -> None:
     found = of(code)
-    assert found.read(found.example).unknown == {}
+    assert found.parse(found.example).unknown == {}
     with pytest.raises(UserError, match="the text is empty") as error:
-        found.read("  ")
+        found.parse("  ")
     assert found.example in str(error.value)
     for other in LANGUAGES:
         if other != code:
             with pytest.raises(UserError, match=f"names no object of this world in {found.name}"):
-                found.read(of(other).example)
+                found.parse(of(other).example)
     with pytest.raises(UserError, match=f"in {found.name}"):
         parse_caption(found.fillers.sentences[0])
 

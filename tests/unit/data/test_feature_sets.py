@@ -3,27 +3,26 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from syzygy.core.contracts import TextFeatures, TextStates
 from syzygy.core.errors import UserError
-from syzygy.data.captions import CaptionFeatures
-from syzygy.data.checking import verify
-from syzygy.data.features import add_features
+from syzygy.data.feature_sets import add_features
 from syzygy.data.store import EmbeddingStore
+from syzygy.data.store_checking import verify
 
 
 class Llm:
-    """States that count the letters of each word, 6 wide; pooled embeddings 2 wide, or none."""
+    """States that count the letters of each word, 6 wide, with pooled embeddings or without."""
 
     def __init__(self, *, pooled: bool, fingerprint: str = "llm") -> None:
         self.pooled, self.fingerprint = pooled, fingerprint
         self.calls = 0
 
-    def encode_text(self, texts: list[str]) -> CaptionFeatures:
+    def encode_text(self, texts: list[str]) -> TextFeatures | TextStates:
         self.calls += 1
         words = [text.split() for text in texts]
         states = torch.zeros(len(texts), max(map(len, words)), 6)
@@ -31,10 +30,15 @@ class Llm:
         for i, found in enumerate(words):
             states[i, : len(found)] = torch.tensor([len(word) for word in found]).float()[:, None]
             mask[i, : len(found)] = True
-        return CaptionFeatures(states, mask, torch.ones(len(texts), 2) if self.pooled else None)
+        return TextFeatures(states, mask, torch.ones(len(texts), 6)) if self.pooled else TextStates(states, mask)
 
-    def identity(self) -> Any:
-        return SimpleNamespace(to_config=lambda: {"source": "llm", "fingerprint": self.fingerprint, "versions": {}})
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"source": "llm", "fingerprint": self.fingerprint, "versions": {}}
+
+
+def add(path: Path, name: str, llm: Llm, **options: Any) -> dict[str, Any]:
+    return add_features(path, name, llm.encode_text, llm.identity, **options)
 
 
 @pytest.fixture
@@ -46,12 +50,14 @@ def path(tmp_path: Path, tars: Path, encoder: Any, make_store: Callable) -> Path
 def test_states_without_images_beside_the_first_set(path: Path, encoder: Any, tars: Path, make_store: Callable) -> None:
     before = EmbeddingStore.open(path).captions(range(14))
     done: list[int] = []
-    manifest = add_features(path, "llm", Llm(pooled=False), dtype="bf16", batch_size=3, watch=done.append)
+    manifest = add(path, "llm", Llm(pooled=False), dtype="bf16", batch_size=3, watch=done.append)
     assert sum(done) == 14
     store = EmbeddingStore.open(path, features="llm")
     tokens = store.tokens([13, 0])
     assert tokens.states.dtype == torch.bfloat16
-    assert tokens.states[:, 0].tolist() == [float(len(word)) for i in (13, 0) for word in store.texts([i])[0].split()]
+    words = [float(len(word)) for i in (13, 0) for word in store.texts([i])[0].split()]
+    assert tokens.states[tokens.mask][:, 0].tolist() == words
+    assert (tokens.states[~tokens.mask] == 0).all()
     with pytest.raises(UserError, match=r"'llm' has no pooled embeddings. Read its `tokens`"):
         store.captions([0])
     clip = EmbeddingStore.open(path)
@@ -63,12 +69,12 @@ def test_states_without_images_beside_the_first_set(path: Path, encoder: Any, ta
     assert make_store(tars, path, encoder, shard_size=3) == manifest
 
 
-def test_pooled_embeddings_may_have_a_width_of_their_own(path: Path) -> None:
-    add_features(path, "llm", Llm(pooled=True))
+def test_pooled_embeddings_are_stored_too(path: Path) -> None:
+    add(path, "llm", Llm(pooled=True))
     from syzygy.data.store_files import mapped
 
     tensors = mapped(path / "shards" / "00000-000.llm.safetensors")
-    assert tensors["pooled"].shape == (3, 2)
+    assert tensors["pooled"].shape == (3, 6)
     assert tensors["states"].shape[1] == 6
 
 
@@ -80,14 +86,14 @@ def test_an_interrupted_set_is_continued(path: Path) -> None:
         raise Stop
 
     with pytest.raises(Stop):
-        add_features(path, "llm", Llm(pooled=False), watch=stop)
+        add(path, "llm", Llm(pooled=False), watch=stop)
     assert "llm" not in json.loads((path / "manifest.json").read_text())["features"]
     with pytest.raises(UserError, match=r"'llm' of .* was begun with other settings"):
-        add_features(path, "llm", Llm(pooled=False), dtype="bf16")
+        add(path, "llm", Llm(pooled=False), dtype="bf16")
     with pytest.raises(UserError, match=r"'llm' of .* was begun with another encoder"):
-        add_features(path, "llm", Llm(pooled=False, fingerprint="b"))
+        add(path, "llm", Llm(pooled=False, fingerprint="b"))
     llm = Llm(pooled=False)
-    add_features(path, "llm", llm)
+    add(path, "llm", llm)
     assert llm.calls == 3  # parts of the two shards that were left
     assert verify(path) == []
 
@@ -95,16 +101,16 @@ def test_an_interrupted_set_is_continued(path: Path) -> None:
 @pytest.mark.parametrize("name", ["pairs", "A", "", "a.b", "../x"])
 def test_names_of_sets(path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"a feature set cannot be called"):
-        add_features(path, name, Llm(pooled=False))
+        add(path, name, Llm(pooled=False))
 
 
 def test_what_cannot_be_added(path: Path, encoder: Any) -> None:
     with pytest.raises(UserError, match=r"has a feature set 'clip' already"):
-        add_features(path, "clip", encoder)
+        add_features(path, "clip", encoder.encode_text, encoder.identity().to_config())
     llm = Llm(pooled=False)
     found = llm.encode_text
-    llm.encode_text = lambda texts: CaptionFeatures(found(texts).states * 1e5, found(texts).mask, None)  # type: ignore[method-assign]
+    llm.encode_text = lambda texts: TextStates(found(texts).states * 1e5, found(texts).mask)  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"gives for 'picture 0' \(00000.tar\) does not fit into fp16"):
-        add_features(path, "llm", llm)
+        add(path, "llm", llm)
     with pytest.raises(UserError, match=r"there is no embedding store"):
-        add_features(path / "none", "llm", llm)
+        add(path / "none", "llm", llm)

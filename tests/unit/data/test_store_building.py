@@ -11,9 +11,9 @@ import pytest
 
 from syzygy.core.errors import UserError
 from syzygy.core.image_reading import READING
-from syzygy.data import building
+from syzygy.data import store_building
 from syzygy.data.embed_shard import embed_shard
-from syzygy.data.pair_encoder import EmbedSettings
+from syzygy.data.encoding import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.data.store import EmbeddingStore
 
@@ -22,10 +22,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def begin(tars: Path, out: Path, encoder: Any, *, options: Any = None, **settings: Any) -> building.Plan:
+def begin(tars: Path, out: Path, encoder: Any, *, options: Any = None, **settings: Any) -> store_building.Plan:
     options = options or SourceOptions()
     source, chosen = open_source(str(tars), options), EmbedSettings(**{"batch_size": 3, **settings})
-    return building.begin(out, source, options, chosen, encoder.identity().to_config(), "syzygy embed SOURCE")
+    return store_building.begin(out, source, options, chosen, encoder.identity().to_config(), "syzygy embed SOURCE")
 
 
 def embed(tars: Path, out: Path, encoder: Any, number: int, **settings: Any) -> None:
@@ -44,7 +44,7 @@ def test_any_order_and_any_interruption_give_the_same_bytes(
     (cut / "shards" / "00000.json").unlink()  # as if killed just before its record
     (cut / "shards" / ".writing.00001-000.clip.safetensors.x").write_bytes(b"half")
     plan = begin(tars, cut, encoder)
-    assert [record["number"] for record in building.finished(cut, plan)] == [2]
+    assert [record["number"] for record in store_building.finished(cut, plan)] == [2]
     make_store(tars, cut, encoder)
     assert contents(cut) == contents(tmp_path / "whole")
 
@@ -92,7 +92,7 @@ def test_a_shard_with_a_damaged_file_is_unfinished(
     path.write_bytes(path.read_bytes()[:-1])
     (tmp_path / "s" / "shards" / "00002-000.pairs.safetensors").unlink()
     plan = begin(tars, tmp_path / "s", encoder)
-    assert [record["number"] for record in building.finished(tmp_path / "s", plan)] == [0]
+    assert [record["number"] for record in store_building.finished(tmp_path / "s", plan)] == [0]
     make_store(tars, tmp_path / "s", encoder)
     assert contents(tmp_path / "s") == before
 
@@ -103,8 +103,10 @@ def test_unfinished_stores_say_what_is_missing_and_how_to_go_on(tmp_path: Path, 
     says = rf"2 of its 3 shards are missing\. Finish it with: syzygy embed SOURCE --out '{tmp_path}/a store'"
     with pytest.raises(UserError, match=says):
         EmbeddingStore.open(tmp_path / "a store")
-    with pytest.raises(UserError, match=r"2 of 3 shards of .* are missing. Finish it with: syzygy embed SOURCE"):
-        building.finish(tmp_path / "a store", plan, 0.05)
+    with pytest.raises(
+        UserError, match=r"is not finished: 2 of its 3 shards are missing. Finish it with: syzygy embed SOURCE"
+    ):
+        store_building.finish(tmp_path / "a store", plan, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_unfinished_stores_say_what_is_missing_and_how_to_go_on(tmp_path: Path, 
     [
         (
             {"batch_size": 4},
-            "begun with batch_size 3, not 4. Choose another --out, or go on as before: syzygy embed SOURCE --out",
+            "begun with batch_size 3, not 4. Choose another --out, or continue it with: syzygy embed SOURCE --out",
         ),
         ({"dtype": "bf16"}, 'begun with dtype "fp16", not "bf16"'),
         ({"device": "cuda"}, 'begun with device "cpu", not "cuda"'),
@@ -147,7 +149,7 @@ def test_where_an_encoder_lies_and_versions_do_not_matter(tmp_path: Path, tars: 
     begin(tars, tmp_path / "s", encoder)
     encoder.identity().to_config().update(source="elsewhere", versions={}, revision="abc")
     values = encoder.identity().to_config()
-    assert building.encoder_difference(values, {**values, "source": "here", "versions": {"torch": "9"}}) is None
+    assert store_building.encoder_difference(values, {**values, "source": "here", "versions": {"torch": "9"}}) is None
 
 
 def test_folders_of_others_are_left_alone(tmp_path: Path, tars: Path, encoder: Any) -> None:
@@ -155,7 +157,7 @@ def test_folders_of_others_are_left_alone(tmp_path: Path, tars: Path, encoder: A
         begin(tars, tars, encoder)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "store.json").write_text('{"kind": "letter"}')
-    with pytest.raises(UserError, match=r"is no part of an embedding store"):
+    with pytest.raises(UserError, match=r"is not part of an embedding store"):
         begin(tars, tmp_path / "x", encoder)
 
 
@@ -170,25 +172,27 @@ def test_newer_schemas_are_refused(tmp_path: Path, tars: Path, encoder: Any, mak
 
 def test_too_many_bad_samples() -> None:
     first = [f"{i}: broken" for i in range(7)]
-    building.check_bad(100, 5, first, 0.05, at_end=True)
-    building.check_bad(999, 999, first, 0.05, at_end=False)
-    building.check_bad(0, 0, [], 0.0, at_end=True)
-    with pytest.raises(building.TooManyBad) as error:
-        building.check_bad(1000, 51, first, 0.05, at_end=False)
+    store_building.check_bad(100, 5, first, 0.05, at_end=True)
+    store_building.check_bad(999, 999, first, 0.05, at_end=False)
+    store_building.check_bad(0, 0, [], 0.0, at_end=True)
+    with pytest.raises(store_building.TooManyBad) as error:
+        store_building.check_bad(1000, 51, first, 0.05, at_end=False)
     assert str(error.value) == (
         "51 of 1,000 samples cannot be used, more than --max-bad 0.05 allows: 0: broken; 1: broken; 2: broken; 3: broken; "
-        "4: broken (and 46 more). Finished parts are kept: correct the source and choose another --out, or repeat the command "
+        "4: broken (and 46 more). Finished parts are kept. Correct the source and choose another --out, or repeat the command "
         "with a larger --max-bad."
     )
-    with pytest.raises(building.TooManyBad):
-        building.check_bad(99, 5, first, 0.05, at_end=True)
+    with pytest.raises(store_building.TooManyBad):
+        store_building.check_bad(99, 5, first, 0.05, at_end=True)
 
 
 def test_a_larger_max_bad_goes_on_without_embedding_again(
     tmp_path: Path, tars: Path, encoder: Any, make_store: Callable, write_tar: Callable, picture: Callable
 ) -> None:
     write_tar(tars / "00003.tar", [("a", {"png": b"?", "txt": b"a"}), ("b", {"png": picture(), "txt": b"b"})])
-    with pytest.raises(building.TooManyBad, match=r"1 of 12 samples cannot .* 00003.tar a: the picture cannot be read"):
+    with pytest.raises(
+        store_building.TooManyBad, match=r"1 of 12 samples cannot .* 00003.tar a: the picture cannot be read"
+    ):
         make_store(tars, tmp_path / "s", encoder)
     assert not (tmp_path / "s" / "manifest.json").exists()
     assert [json.loads(line)["key"] for line in (tmp_path / "s" / "bad.jsonl").read_text().splitlines()] == ["a"]
@@ -201,7 +205,7 @@ def test_a_larger_max_bad_goes_on_without_embedding_again(
 def test_nothing_to_store(tmp_path: Path, encoder: Any, make_store: Callable, write_tar: Callable) -> None:
     write_tar(tmp_path / "0.tar", [("a", {"png": b"?", "txt": b"a"})])
     with pytest.raises(
-        UserError, match=r"would be empty: not one pair of the source can be used; .*bad.jsonl says why"
+        UserError, match=r"would be empty, because no pair of the source can be used. .*bad.jsonl says why"
     ):
         make_store(tmp_path / "0.tar", tmp_path / "s", encoder, max_bad=1.0)
 
@@ -243,7 +247,7 @@ def test_a_store_of_pictures_read_otherwise_is_not_continued(tmp_path: Path, tar
 
 
 def test_ready_made_embeddings_are_not_read_as_pictures() -> None:
-    assert building.reading_of({"kind_of_source": "embeddings"}) is None
-    assert building.reading_of({"kind_of_source": "embeddings", "picture_reading": None}) is None
-    assert building.reading_of({"kind_of_source": "tar"}) == {"version": 1}
-    assert building.reading_of({"kind_of_source": "merged stores", "picture_reading": None}) is None
+    assert store_building.reading_of({"kind_of_source": "embeddings"}) is None
+    assert store_building.reading_of({"kind_of_source": "embeddings", "picture_reading": None}) is None
+    assert store_building.reading_of({"kind_of_source": "tar"}) == {"version": 1}
+    assert store_building.reading_of({"kind_of_source": "merged stores", "picture_reading": None}) is None

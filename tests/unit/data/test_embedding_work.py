@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from syzygy.data import building, embedding
+from syzygy.data import embedding, store_building
 from syzygy.data.embed_shard import Progress
 from syzygy.data.embedding import EmbedRequest
 from syzygy.data.embedding_work import Tally
-from syzygy.data.pair_encoder import EmbedSettings
+from syzygy.data.encoding import EmbedSettings
 from syzygy.data.sources import SourceOptions
 
 
@@ -48,15 +48,15 @@ def test_too_many_bad_samples_end_the_work_as_soon_as_a_thousand_were_seen() -> 
     tally = Tally(SHARDS, [record(0, 600, 60)], 0.05)
     tally.update(Progress(1, 399))
     with pytest.raises(
-        building.TooManyBad, match=r"60 of 1,000 samples cannot be used, .*: 0\.tar 0: broken; 0\.tar 1: broken; "
+        store_building.TooManyBad, match=r"60 of 1,000 samples cannot be used, .*: 0\.tar 0: broken; 0\.tar 1: broken; "
     ):
         tally.update(Progress(1, 400))
-    with pytest.raises(building.TooManyBad):
+    with pytest.raises(store_building.TooManyBad):
         Tally(SHARDS, [record(0, 1000, 60)], 0.05)
     Tally(SHARDS, [record(0, 1000, 60)], 0.06)
 
 
-def plan(**encoder: Any) -> building.Plan:
+def plan(**encoder: Any) -> store_building.Plan:
     settings = EmbedSettings(dtype="bf16", batch_size=7, threads=3, device="cuda")
     options = SourceOptions(keep=("url",), image_norm=2.0)
     identity = {"dtype": "bfloat16", "source": "org/clip", "revision": "abc", **encoder}
@@ -65,7 +65,7 @@ def plan(**encoder: Any) -> building.Plan:
         "options": options.model_dump(mode="json"),
         "encoder": identity,
     }
-    return building.Plan(values)
+    return store_building.Plan(values)
 
 
 def request(**given: Any) -> EmbedRequest:

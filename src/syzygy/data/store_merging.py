@@ -1,68 +1,66 @@
-"""Several finished stores as one."""
+"""Merging of several finished stores into one."""
 
 import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
-from syzygy.data import building, store_layout
-from syzygy.data.empty_text import RECORD
-from syzygy.data.store_part import TEXT
+from syzygy.data import store_building, store_files
+from syzygy.data.store_part import EMPTY, TEXT
 
 
 def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Write a store with the pairs of all of these, in this order; the value is its manifest.
+    """Write a store with the pairs of all of these, in this order. Returns its manifest.
 
-    The files are shared with the old stores (hard links), or copied where the file system cannot. Of the empty text the first
-    store's features are taken: all have the same encoder.
+    The files are shared with the old stores (hard links), or copied where the file system has none. The features of the empty text
+    are the first store's, since all have the same encoder.
 
     Raises:
         UserError: fewer than two stores, one twice, one unfinished; encoders, precisions, feature sets or columns differ;
-            `out` is there already, or cannot be written.
+            `out` exists already, or cannot be written.
     """
     if len(stores) < 2:
         raise UserError("merging takes at least two stores.")
     if len({store.resolve() for store in stores}) < len(stores):
         raise UserError("a store is named twice. Name each once.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already. Choose a new folder.")
-    manifests = [building.read_manifest(store) for store in stores]
+        raise UserError(f"{out} exists already. Choose a new folder.")
+    manifests = [store_building.read_manifest(store) for store in stores]
     for store, manifest in zip(stores[1:], manifests[1:], strict=True):
         _check_alike(manifests[0], manifest, stores[0], store)
     _check_readings(stores, manifests)
     with artifacts.folder_written(out, "the store") as folder, artifacts.writing("the store", out):
-        (folder / store_layout.SHARDS).mkdir()
-        records: list[dict[str, Any]] = []
-        taken: set[str] = set()
-        for store, manifest in zip(stores, manifests, strict=True):
-            for shard in manifest["shards"]:
-                records.append(_moved(store, shard["number"], manifest["features"], folder, len(records), taken))
-        first = manifests[0]["features"][store_layout.DEFAULT_SET]
+        (folder / store_files.SHARDS).mkdir()
+        numbers, with_empty = count(), set[str]()
+        records = [
+            _moved(store, shard["number"], manifest["features"], folder, next(numbers), with_empty)
+            for store, manifest in zip(stores, manifests, strict=True)
+            for shard in manifest["shards"]
+        ]
+        first = manifests[0]["features"][store_files.DEFAULT_SET]
         plan = {
             "command": shlex.join(["syzygy", "store", "merge", *map(str, stores)]),
             "kind_of_source": "merged stores",
             "options": {},
-            "picture_reading": next(filter(None, map(building.reading_of, manifests)), None),
+            "picture_reading": next(filter(None, map(store_building.reading_of, manifests)), None),
             "settings": {"dtype": first["dtype"], "merged": [manifest["settings"] for manifest in manifests]},
             "encoder": first["encoder"],
         }
-        merged = building.manifest_of(folder, plan, records)
-        building.write_bad(folder, records)
-        artifacts.write_json(folder / store_layout.MANIFEST_FILE, merged)
+        merged = store_building.manifest_of(folder, plan, records)
+        store_building.write_bad(folder, records)
+        artifacts.write_json(folder / store_files.MANIFEST_FILE, merged)
     return merged
 
 
 def _check_readings(stores: Sequence[Path], manifests: Sequence[Mapping[str, Any]]) -> None:
     """Refuse stores whose pictures were read in different ways. Ready-made embeddings go with all."""
-    read = [
-        (store, found)
-        for store, values in zip(stores, manifests, strict=True)
-        if (found := building.reading_of(values))
-    ]
+    readings = zip(stores, map(store_building.reading_of, manifests), strict=True)
+    read = [(store, found) for store, found in readings if found]
     for store, found in read[1:]:
         if found != read[0][1]:
             raise UserError(
@@ -77,7 +75,7 @@ def _check_alike(one: Mapping[str, Any], other: Mapping[str, Any], first: Path, 
         raise UserError(f"{first} and {store} have different feature sets: {' and '.join(sets)}.")
     for name, features in one["features"].items():
         found = other["features"][name]
-        difference = building.encoder_difference(features["encoder"], found["encoder"])
+        difference = store_building.encoder_difference(features["encoder"], found["encoder"])
         if difference:
             values = (manifest["encoder"].get(difference) for manifest in (features, found))
             raise UserError(
@@ -94,53 +92,54 @@ def _check_alike(one: Mapping[str, Any], other: Mapping[str, Any], first: Path, 
 
 
 def _columns(manifest: Mapping[str, Any]) -> set[tuple[str, bool]]:
-    """Names, and whether they hold text; a boolean that is missing here or there is a number."""
+    """Names, and whether they hold text. A boolean that is missing in some rows is a number, so these two agree."""
     return {(name, kind == TEXT) for name, kind in manifest["columns"].items()}
 
 
 def _moved(
-    store: Path, number: int, features: Mapping[str, Any], out: Path, new: int, taken: set[str]
+    store: Path, number: int, features: Mapping[str, Any], out: Path, new: int, with_empty: set[str]
 ) -> dict[str, Any]:
-    """Put shard `number` of a store into `out` as number `new`; the value is its record.
+    """Put shard `number` of a store into `out` as number `new`. Returns its record.
 
     Args:
-        taken: the feature sets whose empty text `out` has; grows.
+        with_empty: the feature sets whose empty text `out` has already; grows.
     """
-    record = store_layout.read_checked(store_layout.record_path(store, number))
-    record["number"] = new
+    record = store_files.read_checked(store_files.record_path(store, number))
     for index, part in enumerate(record["parts"]):
-        _link(store, out, part["pairs"], store_layout.part_path(out, new, index, store_layout.PAIRS))
+        _link(store, out, part["pairs"], store_files.part_path(out, new, index, store_files.PAIRS))
         for name, file in part["features"].items():
-            _link(store, out, file, store_layout.part_path(out, new, index, name))
-    _move_empty(store, record, out, store_layout.DEFAULT_SET, taken)
-    artifacts.write_json(store_layout.record_path(out, new), record)
-    for name in features.keys() - {store_layout.DEFAULT_SET}:
-        added = store_layout.read_checked(store_layout.record_path(store, number, name))
-        added["number"] = new
+            _link(store, out, file, store_files.part_path(out, new, index, name))
+    _write_record(store, record, out, new, None, with_empty)
+    for name in features.keys() - {store_files.DEFAULT_SET}:
+        added = store_files.read_checked(store_files.record_path(store, number, name))
         for index, file in enumerate(added["parts"]):
-            _link(store, out, file, store_layout.part_path(out, new, index, name))
-        _move_empty(store, added, out, name, taken)
-        artifacts.write_json(store_layout.record_path(out, new, name), added)
+            _link(store, out, file, store_files.part_path(out, new, index, name))
+        _write_record(store, added, out, new, name, with_empty)
     return record
 
 
-def _move_empty(store: Path, record: dict[str, Any], out: Path, features: str, taken: set[str]) -> None:
-    """Keep what a record, which has its new number, names of the empty text, if it is the first of its set; else forget it."""
-    file = record.pop(RECORD, None)
-    if file is None or features in taken:
-        return
-    taken.add(features)
-    _link(store, out, file, store_layout.empty_path(out, record["number"], features))
-    record[RECORD] = file
+def _write_record(
+    store: Path, record: dict[str, Any], out: Path, new: int, features: str | None, with_empty: set[str]
+) -> None:
+    """Write a record under its new number. Its file of the empty text is kept if it is the first one of its set."""
+    record["number"] = new
+    name, file = features or store_files.DEFAULT_SET, record.pop(EMPTY, None)
+    if file is not None and name not in with_empty:
+        with_empty.add(name)
+        _link(store, out, file, store_files.empty_path(out, new, name))
+        record[EMPTY] = file
+    artifacts.write_json(store_files.record_path(out, new, features), record)
 
 
 def _link(store: Path, out: Path, file: dict[str, Any], target: Path) -> None:
     """Share one file under a new name, and write that into its record."""
-    source = store / store_layout.SHARDS / file["name"]
+    source = store / store_files.SHARDS / file["name"]
     try:
         os.link(source, target)
     except FileNotFoundError:
-        raise UserError(f"{source} is missing: {store} is damaged. `syzygy store verify {store}` says more.") from None
+        raise UserError(
+            f"{source} is missing: {store} is damaged. Run `syzygy store verify {store}` for details."
+        ) from None
     except OSError:
         shutil.copyfile(source, target)
     file["name"] = target.name

@@ -13,7 +13,7 @@ from PIL import Image
 from syzygy.cli.embed import _expected
 from syzygy.clip.clip_model import Clip
 from syzygy.data.embedding_preview import Preview, preview
-from syzygy.data.pair_encoder import EmbedSettings
+from syzygy.data.encoding import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 
 
@@ -97,6 +97,22 @@ def test_a_slow_beginning_is_not_taken_for_the_speed(tmp_path: Path, clip: Clip,
     assert found.seconds is not None
     assert batches.count(8) > 1
     assert found.seconds < 0.5
+
+
+def test_a_column_to_keep_that_the_first_pairs_lack_is_a_warning(
+    tmp_path: Path, clip: Clip, write_tar: Callable
+) -> None:
+    details = json.dumps({"caption": "a", "url": "x", "similarity": 0.3, "license": "cc0"}).encode()
+    tar = write_tar(tmp_path / "a.tar", [("a", {"png": picture((1, 2, 3)), "json": details})])
+    keep = ("licence", "url")
+    shards = open_source(str(tar), SourceOptions(keep=keep)).shards
+    found = preview(shards, clip, EmbedSettings(batch_size=4), 1, keep)
+    assert found is not None
+    assert found.not_found == ("licence",)
+    text = "\n".join(_expected(found))
+    assert "warning: none of the first pairs has 'licence' of --keep." in text
+    assert "Their columns: url, similarity, license." in text
+    assert "--keep" not in "\n".join(_expected(preview(shards, clip, EmbedSettings(batch_size=4), 1, ("url",))))
 
 
 def test_nothing_usable_gives_no_estimate(tmp_path: Path, clip: Clip, write_tar: Callable) -> None:

@@ -11,10 +11,10 @@ import torch
 
 from syzygy.core.errors import UserError
 from syzygy.core.image_reading import READING
-from syzygy.data.checking import verify
-from syzygy.data.merging import merge
 from syzygy.data.sources import SourceOptions
 from syzygy.data.store import EmbeddingStore
+from syzygy.data.store_checking import verify
+from syzygy.data.store_merging import merge
 from tests.closeness import assert_close
 
 
@@ -71,10 +71,10 @@ def test_files_are_copied_where_they_cannot_be_shared(
 
 
 def test_merged_stores_can_be_merged_and_have_further_sets(tmp_path: Path, stores: list[Path], encoder: Any) -> None:
-    from syzygy.data.features import add_features
+    from syzygy.data.feature_sets import add_features
 
     for store in stores:
-        add_features(store, "second", encoder)
+        add_features(store, "second", encoder.encode_text, encoder.identity().to_config())
     merge(stores, tmp_path / "one")
     extra = tmp_path / "c"
     merge([stores[1], tmp_path / "one"], extra)
@@ -102,10 +102,10 @@ def test_what_cannot_be_merged(
             merge(chosen, out)
         assert message in str(error.value)
         assert not out.exists()
-    with pytest.raises(UserError, match=r"is there already. Choose a new folder"):
+    with pytest.raises(UserError, match=r"exists already. Choose a new folder"):
         merge(stores, tars)
     (stores[1] / "shards" / "00000-000.clip.safetensors").unlink()
-    with pytest.raises(UserError, match=r"is missing: .* is damaged. `syzygy store verify"):
+    with pytest.raises(UserError, match=r"is missing: .* is damaged. Run `syzygy store verify"):
         merge(stores, out)
     assert not out.exists()
 

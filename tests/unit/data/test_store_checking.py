@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from syzygy.core import artifacts
-from syzygy.data.building import files_in
-from syzygy.data.checking import verify
+from syzygy.data.store_building import files_in
+from syzygy.data.store_checking import verify
 from syzygy.data.store_files import mapped, write_tensors
 
 FILES = ["00000-000.pairs.safetensors", "00002-000.clip.safetensors", "00000-empty.clip.safetensors"]
@@ -47,7 +47,7 @@ def rewrite(path: Path, name: str, **changes: Any) -> None:
     """Change tensors of a file, and its size and checksum in the manifest."""
     file = path / "shards" / name
     tensors = {key: x.clone() for key, x in mapped(file).items()}
-    record = write_tensors(file, {key: changes.get(key, lambda x: x)(x) for key, x in tensors.items()}).to_config()
+    record = write_tensors(file, {key: changes.get(key, lambda x: x)(x) for key, x in tensors.items()})
     manifest = json.loads((path / "manifest.json").read_text())
     for found in files_in(manifest):
         if found["name"] == name:
