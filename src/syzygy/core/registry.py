@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from syzygy.core.errors import UserError, unknown
 
 T = TypeVar("T")
+Named = tuple[Callable[..., Any], str | None]
+"""A registered function, and the source that the user gave after its name and ":"."""
 
 
 def imported(target: str) -> Any:
@@ -105,7 +107,7 @@ class Registry:
         return {point.name: point.value for point in entry_points(group=f"syzygy.{self.kind.replace(' ', '_')}s")}
 
 
-def by_name(registry: Registry, chosen: object) -> tuple[Callable[..., Any], str | None] | None:
+def by_name(registry: Registry, chosen: object) -> Named | None:
     """The registered object that "NAME" or "NAME:SOURCE" chooses, with the source; None where nothing has that name.
 
     Args:

@@ -13,6 +13,7 @@ from syzygy.core import artifacts
 from syzygy.core.contracts import Prior, Sampling
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import CLASS_NAME, COMPONENTS, INDEX_FILE, OPTIONAL, model_folder, part_folder, read_index
+from syzygy.core.registry import DECODERS
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import load_config, load_decoder
 from syzygy.decoder.latent_decoder import LatentDecoder
@@ -21,7 +22,7 @@ from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.experts.expert_folders import OffloadPolicy, decoders_of, experts_folder, load_experts
 from syzygy.generation.pipeline import Pipeline
 from syzygy.pretrained import repositories
-from syzygy.prior.prior_loading import check_trained_with, load_prior
+from syzygy.prior.prior_loading import check_trained_with, load_any_prior
 from syzygy.regions.region_bias import REGION_STRENGTH
 from syzygy.text_encoders.t5 import T5Text
 
@@ -67,14 +68,14 @@ def load(
     Raises:
         UserError: an unknown name, a missing, truncated or mismatched part.
     """
-    folder = model_folder(model, repositories.PUBLISHED)
+    folder = model_folder(model, DECODERS)
     index = read_index(folder, repositories.known_classes())
     clip = Clip.from_pretrained(folder / "clip").to(device)
     autoencoder = Autoencoder.from_pretrained(folder / "autoencoder").to(device)
     chosen = prior if prior is not None else folder / "prior"
     loaded: Any = chosen
     if isinstance(chosen, (str, Path)):
-        loaded = load_prior(chosen, clip, device, local_files_only=local_files_only)
+        loaded = load_any_prior(chosen, clip, device, local_files_only=local_files_only)
     said = index.get("defaults", {})
     own = DEFAULTS | {"region_strength" if name == "painting" else name: value for name, value in said.items()}
     defaults = Sampling(

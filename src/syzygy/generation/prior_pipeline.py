@@ -23,7 +23,7 @@ from syzygy.core.pixels import check_finite
 from syzygy.core.randomness import per_sample_noise
 from syzygy.generation.replaced_text_encoder import adapter_folder, llm_beside
 from syzygy.generation.request import check_generator
-from syzygy.pretrained.repositories import KANDINSKY, KARLO, PUBLISHED, identity
+from syzygy.pretrained.repositories import identity
 from syzygy.prior.diffusion_prior import PriorSampling, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.prior_loading import load_prior
@@ -35,7 +35,7 @@ from syzygy.text_encoders.adapter_folders import load_adapted
 if TYPE_CHECKING:
     from diffusers.pipelines.kandinsky.pipeline_kandinsky_prior import KandinskyPriorPipelineOutput
 
-CLIPS = {1280: PUBLISHED[KANDINSKY].clip, 768: PUBLISHED[KARLO].clip}
+CLIPS = {1280: "kandinsky-community/kandinsky-2-2-prior", 768: "openai/clip-vit-large-patch14"}
 """Whose embeddings published priors predict, by their width."""
 
 

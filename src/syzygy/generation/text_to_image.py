@@ -118,7 +118,7 @@ class TextToImage:
             raise UserError("experts take the decoder's place: give one of the two.")
         if text_encoder is None and llm is not None:
             raise UserError("a language model has no effect without its adapter: name a text encoder, or leave it out.")
-        if str(model) not in model_parts.BUNDLED and repositories.is_foreign(model):
+        if str(model) not in model_parts.BUNDLED and repositories.is_published(model):
             if decoder is not None:
                 raise UserError(
                     f"{model} is no model of ours, whose decoder could be exchanged: leave the decoder out."

@@ -107,6 +107,6 @@ def decoder_options() -> tuple[Option, ...]:
         except UserError as error:
             warnings.warn(str(error), stacklevel=2)
             continue
-        for option in family.options:
+        for option in getattr(family, "options", ()):
             found.setdefault(option.name, option)
     return tuple(found.values())
