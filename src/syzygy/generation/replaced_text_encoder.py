@@ -1,4 +1,4 @@
-"""A language model with its adapter in the place of a model's CLIP: whatever read CLIP's text features then reads the adapter's."""
+"""Another text encoder instead of a model's CLIP, such as a language model with its adapter: prior and decoder then read its features."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,14 +22,14 @@ from syzygy.text_encoders.adapter_folders import PART, identity_of, load_adapted
 from syzygy.text_encoders.llm import Llm
 
 OWN = "adapter"
-"""Asks for the adapter in the model's own folder."""
+"""The name of the adapter in the model's own folder."""
 LLM = "llm"
 """Where a model's folder keeps its adapter's language model."""
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A path of a prompt with an adapter in it."""
+    """A pipeline with another text encoder."""
 
     pipeline: Pipeline
     languages: tuple[str, ...]
@@ -64,11 +64,11 @@ def adapt(
         offload: on the device only while it reads.
 
     Raises:
-        UserError: the model paints from texts alone; as `load_adapted`.
+        UserError: the model has no text encoder that can be replaced; and as `load_adapted`.
     """
     if path.text_encoder is None:
         raise UserError(
-            "this model paints from texts alone, with encoders of its own, and has no place for another: leave the text encoder out. "
+            "this model reads prompts with text encoders of its own, which cannot be replaced: leave the text encoder out. "
             "Models that take one: starter, kandinsky-2.2, karlo, stable-unclip."
         )
     device = HOME if offload else str(path.device)
@@ -123,7 +123,7 @@ def _warn_of_prior(folder: Path, prior: Prior | None) -> None:
         own = folder.parent / "prior"
         which = f"that of its run (prior {own})" if own.is_dir() else f"the one with the fingerprint {trained_with}"
         warnings.warn(
-            f"the adapter in {folder} was trained with another prior than this model's: pictures may be worse. Take {which}.",
+            f"the adapter in {folder} was trained with another prior than this model's, so images may be worse. Use {which}.",
             stacklevel=4,
         )
 

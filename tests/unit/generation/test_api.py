@@ -135,8 +135,8 @@ def test_another_decoder(tiny_model: Path, tmp_path: Path) -> None:
     same = TextToImage.from_pretrained(tiny_model, decoder=tiny_model)
     assert same.fingerprints() == TextToImage.from_pretrained(tiny_model).fingerprints()
     for model, more, message in (
-        (tiny_model, {"decoder": tiny_model, "experts": tmp_path}, "experts take the decoder's place"),
-        ("karlo", {"decoder": tiny_model}, "no model of ours"),
+        (tiny_model, {"decoder": tiny_model, "experts": tmp_path}, "experts replace the decoder"),
+        ("karlo", {"decoder": tiny_model}, "was not trained with this package"),
         (tiny_model, {"decoder": tmp_path / "none"}, "neither a folder nor a known model"),
         (tiny_model, {"decoder": tiny_model / "prior"}, "prior"),
     ):
