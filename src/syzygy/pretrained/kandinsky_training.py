@@ -20,7 +20,7 @@ from syzygy.core import artifacts, checkpoint_files
 from syzygy.core.diffusers_weights import load_model, read_settings
 from syzygy.core.errors import UserError
 from syzygy.pretrained import decoder_validation, kandinsky
-from syzygy.pretrained.latent_diffusion import pixels_a_position
+from syzygy.pretrained.diffusers_decoder import pixels_a_position
 from syzygy.pretrained.repositories import identity
 from syzygy.pretrained.unet_training import MEAN, UNET, Beside, Pictures, square, training_noise
 
@@ -58,7 +58,7 @@ def beside_kandinsky(folder: Path, clip: str | Path, size: int | None, device: t
     """
     from diffusers.models.autoencoders.vq_model import VQModel
 
-    width, unet = kandinsky.embedding_width(folder), read_settings(folder, "unet", UNET)
+    width, unet = kandinsky.KandinskyDecoder.embedding_width(folder), read_settings(folder, "unet", UNET)
     movq = load_model(VQModel, folder, "movq", torch.float32)
     if unet.get("in_channels") != movq.config.vq_embed_dim:
         raise UserError(

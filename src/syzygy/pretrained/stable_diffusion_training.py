@@ -18,8 +18,9 @@ from syzygy.clip.image_processing import Preparation
 from syzygy.core import artifacts
 from syzygy.core.diffusers_weights import load_model, read_settings
 from syzygy.pretrained import stable_diffusion
-from syzygy.pretrained.latent_diffusion import pixels_a_position
-from syzygy.pretrained.stable_diffusion import TextReader
+from syzygy.pretrained.diffusers_decoder import pixels_a_position
+from syzygy.pretrained.families import LoadContext
+from syzygy.pretrained.text_reader import SECOND_TEXT_ENCODER, TEXT_ENCODER, TextReader, load_reader
 from syzygy.pretrained.unet_training import MEAN, STD, UNET, Beside, Pictures, square, training_noise
 
 PIXELS, PLACE = "pixels", "place"
@@ -41,8 +42,7 @@ class Captions:
     def __call__(self, captions: Sequence[str | None], kept: Mapping[str, Float[Tensor, "B ..."]]) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a text that is cut: one of thousands, at every step again
-            tokens = self.reader.tokens([caption or "" for caption in captions])
-        read = self.reader(tokens)
+            read = self.reader([caption or "" for caption in captions])
         told = torch.tensor([caption is not None or not self.zeros for caption in captions], device=self.device)
         states = read.states.float() * told[:, None, None]
         if read.pooled is None:
@@ -51,7 +51,7 @@ class Captions:
         return {"encoder_hidden_states": states, "added_cond_kwargs": more}
 
     def fingerprints(self) -> dict[str, str]:
-        names = ("text_encoder", stable_diffusion.SECOND)
+        names = (TEXT_ENCODER, SECOND_TEXT_ENCODER)
         parts = zip(names, self.reader.encoders, strict=False)
         return {name: artifacts.fingerprint(encoder.state_dict()) for name, encoder in parts}
 
@@ -68,15 +68,16 @@ def beside_stable_diffusion(folder: Path, size: int | None, device: torch.device
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    xl = stable_diffusion.check_folder(folder)
+    xl = (folder / SECOND_TEXT_ENCODER).is_dir()
+    stable_diffusion.check_folder(folder, xl=xl)
     unet = read_settings(folder, "unet", UNET)
     vae = load_model(AutoencoderKL, folder, "vae", torch.float32)
-    reader = stable_diffusion.load_reader(folder, torch.float32, device, offload=False)
+    reader = load_reader(LoadContext(folder=folder, device=device), second=xl)
     stable_diffusion.check_fit(folder, unet, vae.config, reader)
     preparation, noise = square(unet, size, pixels_a_position(vae)), training_noise(folder)
     if xl:
         vae.enable_slicing()  # pictures of a megapixel, in fp32
-    captions = Captions(reader, stable_diffusion.moves_from_zeros(folder))
+    captions = Captions(reader, stable_diffusion.negative_is_zeros(folder))
     return Beside(_pictures(vae.to(device), preparation, xl), captions, noise)
 
 

@@ -20,7 +20,7 @@ from syzygy.clip.image_processing import Preparation
 from syzygy.core import artifacts, checkpoint_files, diffusers_schedulers
 from syzygy.core.diffusers_weights import load_model, renamed
 from syzygy.core.errors import UserError
-from syzygy.pretrained.latent_diffusion import sample_positions
+from syzygy.pretrained.diffusers_decoder import sample_positions
 from syzygy.pretrained.unet_task import DiscreteNoise
 
 SCHEDULER = "scheduler"

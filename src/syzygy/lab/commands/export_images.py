@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import Whole, device_option, json_option, paced, seed_option, writable_folder
-from syzygy.cli.generation_options import Painter, painting_options, warnings_as_lines
+from syzygy.cli.generation_options import load_model, prompt_options, warnings_as_lines
 from syzygy.core.wording import counted
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ With the same batch size neither changes a byte. docs/how-to/benchmark-images.md
     metavar="N",
     help="Images for each prompt.  [default: 10 for t2i-compbench, 4 for geneval, as published]",
 )
-@painting_options
+@prompt_options
 @seed_option
 @device_option
 @json_option
@@ -69,13 +69,17 @@ def export_images(
         click.echo(f"warning: {note}", err=True)
     began = time.perf_counter()
     with warnings_as_lines(MOST_WARNINGS):
-        model = Painter.load(settings, _device_of(rank, device))
+        loaded = load_model(settings, _device_of(rank, device))
         number = chosen.images_per_prompt if images_per_prompt is None else images_per_prompt
-        export = benchmark_images.Export(out, chosen, read, number, seed, model.record)
+        export = benchmark_images.Export(out, chosen, read, number, seed, loaded.record)
         work = benchmark_images.plan(export, rank, batch_size)
-        steps = model.record["steps"]
+        steps = loaded.record["steps"]
+
+        def generate(prompts: Any, generators: Any, on_step: Any) -> Any:
+            return loaded.model(prompts, generator=generators, callback=lambda _: on_step(), **loaded.settings).images
+
         with paced(_title(rank), work.to_generate, "images", live=rank.size == 1) as advance:
-            benchmark_images.export_images(export, work, rank, model.paint, lambda images: advance(images / steps))
+            benchmark_images.export_images(export, work, rank, generate, lambda images: advance(images / steps))
     missing = benchmark_images.missing(export, work)
     if not missing:
         benchmark_images.remove_unfinished(export)
