@@ -309,7 +309,7 @@ def test_our_own_models_refuse_what_is_not_for_them(tiny_model: Path) -> None:
             TextToImage.from_pretrained(tiny_model, **settings)
     with pytest.raises(UserError, match="dtype 'int8' is unknown"):
         TextToImage.from_pretrained(tiny_model, dtype="int8")
-    with pytest.raises(UserError, match="paints pictures of one size"):
+    with pytest.raises(UserError, match="generates images of one size"):
         TextToImage.from_pretrained(tiny_model)("a red circle", height=64, width=64)
 
 

@@ -79,11 +79,11 @@ def test_a_text_becomes_the_picture_that_diffusers_makes(
     theirs = pipeline(PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(5)).images[0]
     apart = np.frombuffer(made, np.uint8).astype(int) - np.frombuffer(theirs.tobytes(), np.uint8)
     assert np.abs(apart).max() <= 1
-    painted, record = run(syzygy, tmp_path / "painted", name, "--seed", 5, "--paint-strength", 3, *regions(canvas))
+    painted, record = run(syzygy, tmp_path / "painted", name, "--seed", 5, "--region-strength", 3, *regions(canvas))
     assert painted != made
     assert record["region_strength"] == 3
     assert [(one["phrase"], one["weight"]) for one in record["regions"]] == [("red circle", 1.0), ("ring", 2.0)]
-    none, _ = run(syzygy, tmp_path / "none", name, "--seed", 5, "--paint-strength", 0, *regions(canvas))
+    none, _ = run(syzygy, tmp_path / "none", name, "--seed", 5, "--region-strength", 0, *regions(canvas))
     assert none == made
 
 
@@ -110,7 +110,7 @@ def test_what_a_text_alone_cannot_do(
         (["generate", PROMPT, "--model", sd, "--style", canvas], "cannot vary or mix pictures, nor take a style"),
         (["generate", PROMPT, "--model", sd, "--conditions", "image"], "what the decoder reads: text."),
         (["generate", PROMPT, "--model", xl, "--noise-level", 3], "no option noise_level; it has none"),
-        (["generate", PROMPT, "--model", xl, "--paint-strength", 1], "no effect without regions"),
+        (["generate", PROMPT, "--model", xl, "--region-strength", 1], "no effect without regions"),
         (["vary", canvas, "--model", xl], "cannot vary or mix pictures"),
         (["mix", "a ring", canvas, "--model", sd], "cannot vary or mix pictures"),
         (["evaluate", "composition", "--model", sd], "generates images from texts alone: it has no prior to evaluate"),
@@ -136,7 +136,7 @@ def test_words_of_karlo_stable_unclip_and_kandinsky(
     for name, tiny, more in (("karlo", karlo, ["--super-res-steps", 1]), ("unclip", tiny_stable_unclip, [])):
         parts = ["--clip", tiny.clip, "--prior", tiny.prior, *more]
         plain, _ = run(syzygy, tmp_path / name / "plain", tiny.decoder, *parts)
-        strong = ["--paint-strength", 4, *regions(canvas)]
+        strong = ["--region-strength", 4, *regions(canvas)]
         painted, _ = run(syzygy, tmp_path / name / "painted", tiny.decoder, *parts, *strong)
         assert np.abs(np.frombuffer(plain, np.uint8).astype(int) - np.frombuffer(painted, np.uint8)).max() > 2
     answer = syzygy(

@@ -1,4 +1,4 @@
-"""A published decoder, the CLIP that it reads, and a prior, put together as one path of a prompt."""
+"""Published models: a decoder, the CLIP that it was trained with, and a prior are loaded and joined to a pipeline."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,10 +29,10 @@ DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float1
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What of a model is where, and in which precision."""
+    """Where the parts of a model are kept, and in which precision."""
 
     dtype: str = "fp32"
-    """What CLIP and decoder compute in: fp32, fp16 or bf16. ECLIPSE is small and stays in fp32."""
+    """Precision of CLIP and decoder: fp32, fp16 or bf16. ECLIPSE is small and stays in fp32."""
     offload: bool = False
     """Text encoder, prior and the decoder's parts are on the device only while they compute."""
     tiling: bool = False
@@ -45,10 +45,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Assembled:
-    """All that a `TextToImage` is made of."""
+    """The parts of a `TextToImage` that was published."""
 
     clip: Callable[[], Clip]
-    """Gives text and image encoder. Of a decoder that reads texts with its own: loads another, to judge pictures."""
+    """Gives text and image encoder. For a decoder with its own text encoder it loads a CLIP that scores images."""
     pipeline: Pipeline
     folder: Path
     """Of the decoder."""
@@ -83,7 +83,7 @@ def assemble(
     where = _Place(torch.device(device), DTYPES[memory.dtype], memory, local_files_only)
     if memory.offload and where.device.type == "cpu":
         raise UserError(
-            "offloading moves parts off a GPU between their turns; on the CPU it has no effect: leave it out."
+            "offloading moves parts off a GPU while others compute. On the CPU it has no effect: leave it out."
         )
     found = repositories.find_decoder(model, local_files_only=local_files_only)
     family, reads_embedding = found.family, found.family.decoder.reads_image_embedding

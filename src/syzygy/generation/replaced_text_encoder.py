@@ -1,4 +1,4 @@
-"""A language model with its adapter in the place of a model's CLIP: whatever read CLIP's text features then reads the adapter's."""
+"""Another text encoder instead of a model's CLIP, such as a language model with its adapter: prior and decoder then read its features."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,10 +12,9 @@ from syzygy.core.contracts import ImageDecoder, Prior, TextEncoder, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import INDEX_FILE, part_folder
 from syzygy.core.offload import HOME
-from syzygy.core.registry import TEXT_ENCODERS, Named, by_name
+from syzygy.core.registry import TEXT_ENCODERS, Named, by_name, imported
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation.pipeline import Pipeline
-from syzygy.lab.world.language import LANGUAGES
 from syzygy.pretrained.visiting import VisitingPrior, VisitingText
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
@@ -23,18 +22,18 @@ from syzygy.text_encoders.adapter_folders import PART, identity_of, load_adapted
 from syzygy.text_encoders.llm import Llm
 
 OWN = "adapter"
-"""Asks for the adapter in the model's own folder."""
+"""The name of the adapter in the model's own folder."""
 LLM = "llm"
 """Where a model's folder keeps its adapter's language model."""
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A path of a prompt with an adapter in it."""
+    """A pipeline with another text encoder."""
 
     pipeline: Pipeline
     languages: tuple[str, ...]
-    """Codes of the world's languages that the adapter was taught."""
+    """Codes of the languages that the adapter was trained on."""
     fingerprints: Mapping[str, str]
     """Of the adapter (`text_encoder`) and of its language model (`llm`)."""
     foreign_llm: bool
@@ -65,11 +64,11 @@ def adapt(
         offload: on the device only while it reads.
 
     Raises:
-        UserError: the model paints from texts alone; as `load_adapted`.
+        UserError: the model has no text encoder that can be replaced; and as `load_adapted`.
     """
     if path.text_encoder is None:
         raise UserError(
-            "this model paints from texts alone, with encoders of its own, and has no place for another: leave the text encoder out. "
+            "this model reads prompts with text encoders of its own, which cannot be replaced: leave the text encoder out. "
             "Models that take one: starter, kandinsky-2.2, karlo, stable-unclip."
         )
     device = HOME if offload else str(path.device)
@@ -124,7 +123,7 @@ def _warn_of_prior(folder: Path, prior: Prior | None) -> None:
         own = folder.parent / "prior"
         which = f"that of its run (prior {own})" if own.is_dir() else f"the one with the fingerprint {trained_with}"
         warnings.warn(
-            f"the adapter in {folder} was trained with another prior than this model's: pictures may be worse. Take {which}.",
+            f"the adapter in {folder} was trained with another prior than this model's, so images may be worse. Use {which}.",
             stacklevel=4,
         )
 
@@ -174,7 +173,6 @@ def llm_beside(folder: Path) -> Path | None:
 
 
 def languages_of(folder: Path) -> tuple[str, ...]:
-    """The world's languages that an adapter was taught, by its record; where it does not say, all."""
+    """The languages that an adapter was trained on, by its record; where it names none, all of the embedded world."""
     record: dict[str, Any] = artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
-    taught = record.get("languages")
-    return tuple(LANGUAGES) if taught is None else tuple(code for code in LANGUAGES if code in taught)
+    return tuple(record.get("languages") or imported("syzygy.lab.world.language:LANGUAGES"))
