@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from syzygy.core.artifacts import CONFIG_FILE, load_strictly
 from syzygy.core.config import Config, parse
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedText
 from syzygy.core.randomness import generator
 from syzygy.prior.prior_network import (
     PriorBatch,

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from syzygy.core.artifacts import CONFIG_FILE, load_strictly
 from syzygy.core.config import Config, parse
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.core.packed_attention import PackedAttention, Packing
+from syzygy.core.packed_attention import PackedAttention, PackedText, Packing
 from syzygy.prior.prior_network import (
     PriorBatch,
     PriorConfig,

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedText
 from syzygy.core.randomness import generator
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore

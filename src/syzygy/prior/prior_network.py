@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from syzygy.core import artifacts
 from syzygy.core.artifacts import CONFIG_FILE, PROVENANCE_FILE, folder_written, read_json, write_json, write_tensors
 from syzygy.core.config import Config
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.model_files import DIFFUSERS, Located, fetch, fetch_weights, locate, read_weights
+from syzygy.core.packed_attention import PackedText
 from syzygy.core.transformer_layers import Block
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 
