@@ -32,7 +32,15 @@ def write(folder: Path) -> None:
         states = torch.randn(int(offsets[-1]), WIDTH, generator=random).half()
         images, pooled = (torch.randn(CAPTIONS, WIDTH, generator=random).half() for _ in range(2))
         names = [f"{number}-{i}" for i in range(CAPTIONS)]
-        part = Part(names, [{}] * CAPTIONS, images, names, list(range(CAPTIONS)), PackedText(states, offsets, pooled))
+        part = Part(
+            names,
+            [{}] * CAPTIONS,
+            list(range(CAPTIONS)),
+            images,
+            names,
+            list(range(CAPTIONS)),
+            PackedText(states, offsets, pooled),
+        )
         shards.append(
             {"number": number, "source": str(number), "fingerprint": 0, "parts": [write_part(part, folder, number, 0)]}
         )

@@ -43,7 +43,9 @@ def random_store(folder: Path, captions: int) -> EmbeddingStore:
         vectors = torch.randn(2, count, WIDTH, generator=draw).half()
         states = torch.randn(int(offsets[-1]), WIDTH, generator=draw).half()
         text = PackedText(states, offsets, vectors[1])
-        part = Part(names, [{} for _ in names], vectors[0], names, list(range(count)), text)
+        part = Part(
+            names, [{} for _ in names], list(range(start, start + count)), vectors[0], names, list(range(count)), text
+        )
         written = write_part(part, folder, number, 0)
         columns = written.pop("columns")
         record = {"number": number, "source": f"random-{number}", "fingerprint": 0, "parts": [written], "bad": []}

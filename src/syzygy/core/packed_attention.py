@@ -1,6 +1,6 @@
-"""Sequences of different lengths without padding: their tokens stand one after another, and each reads its own sequence only.
+"""Sequences of different lengths without padding: their tokens follow one another, and each reads only its own sequence.
 
-ECLIPSE's prior and adapters compute so.
+The ECLIPSE prior and the text adapters use it.
 
 Legend: B sequences, M tokens of all of them, H heads of width D.
 """
@@ -175,5 +175,5 @@ def _kernel() -> Callable[..., Any] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # torch 2.9
         return None
-    # Where it first appeared, it was told to be causal in another way.
+    # Its first version had another argument for causal attention.
     return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None

@@ -77,7 +77,7 @@ class LatentDecoder:
         )
         return self.autoencoder.decode(latents)
 
-    def _conditioning(self, guide: Guide, painting: float = 0.0) -> Conditioning:
+    def _conditioning(self, guide: Guide, region_strength: float = 0.0) -> Conditioning:
         """The conditions in a guide, and those that the decoder's own text encoders provide."""
         wanted = self.conditions if guide.conditions is None else guide.conditions
         texts = guide.texts
@@ -86,7 +86,7 @@ class LatentDecoder:
             for name, encoder in self.encoders.items()
             if texts is not None and name in wanted
         }
-        return conditioning_of(guide, self.device, painting, own)
+        return conditioning_of(guide, self.device, region_strength, own)
 
     def _guided(
         self, positive: Guide, negative_conditioning: Conditioning | None, sampling: Sampling
@@ -104,7 +104,7 @@ class LatentDecoder:
     def _strength(self, positive: Guide, sampling: Sampling) -> float:
         """The region strength w' of this call."""
         if sampling.region_strength is not None and positive.regions is None:
-            raise UserError("painting has a strength, but nothing is painted: give regions, or leave the strength out.")
+            raise UserError("a region strength has no effect without regions: give regions, or leave the strength out.")
         own = REGION_STRENGTH if self.defaults.region_strength is None else self.defaults.region_strength
         return own if sampling.region_strength is None else sampling.region_strength
 
@@ -118,7 +118,7 @@ class LatentDecoder:
 
 
 def conditioning_of(
-    guide: Guide, device: torch.device, painting: float = 0.0, states: Mapping[str, TextStates] | None = None
+    guide: Guide, device: torch.device, region_strength: float = 0.0, states: Mapping[str, TextStates] | None = None
 ) -> Conditioning:
     """The conditions of a guide for our decoder; its regions become maps of the tokens, times the strength `region_strength` (w').
 
@@ -146,7 +146,7 @@ def conditioning_of(
             raise UserError(f"regions need a text encoder with a state for each word. {NO_WORDS}")
         check_read(guide.texts, list(spans.values()), guide.regions)
         for name, own in spans.items():
-            maps = region_maps(guide.texts, own, guide.regions, painting).to(device)
+            maps = region_maps(guide.texts, own, guide.regions, region_strength).to(device)
             if maps.any():  # without strength or weight the result is the same to the bit
                 conditions[name] = replace(conditions[name], region_maps=maps)
     return Conditioning(conditions)

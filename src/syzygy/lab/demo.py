@@ -50,17 +50,15 @@ class DemoRun(Config):
 
 
 def demo_full() -> DemoRun:
-    """The demo: at most five minutes on two CPU cores. Validation of so small a prior stands still after 150 steps."""
-    run = prior_starter()
-    loop = run.loop.model_copy(update={"steps": 250, "warmup": 30, "validate_every": 25})
-    return DemoRun(prior=run.model_copy(update={"scenes": 20_000, "loop": loop}))
+    """The demo, in at most five minutes on two CPU cores. The validation of such a small prior does not improve after 150 steps."""
+    loop = {"steps": 250, "warmup": 30, "validate_every": 25}
+    return DemoRun(prior=prior_starter().changed(scenes=20_000, loop=loop))
 
 
 def demo_quick() -> DemoRun:
-    """A shortened demo that shows only that everything works: its prior learns next to nothing."""
-    few = prior_starter()
-    loop = few.loop.model_copy(update={"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20})
-    small = few.model_copy(update={"scenes": 1000, "validation_images": 128, "loop": loop})
+    """A shortened demo that tests that everything works: its prior learns next to nothing."""
+    loop = {"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20}
+    small = prior_starter().changed(scenes=1000, validation_images=128, loop=loop)
     return DemoRun(prior=small, scoring=CompositionConfig(prompts=1, steps=6), shown_steps=8)
 
 

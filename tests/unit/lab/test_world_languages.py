@@ -11,18 +11,18 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw
 from syzygy.lab.world.description import Description, Mention, Placed
 from syzygy.lab.world.language import LANGUAGES, Parsed, detect_language, german, language, parse_caption, russian
-from syzygy.lab.world.language.parsing import TELLING, Lexicon
+from syzygy.lab.world.language.definition import Language
+from syzygy.lab.world.language.parsing import CONTENT_ROLES, Lexicon
 from syzygy.lab.world.language.sentence import Article, Case, Slot
-from syzygy.lab.world.language.spoken import Spoken
 from syzygy.lab.world.scene import COLOURS, RELATIONS, SHAPES, STYLES, TEXTURES, Style
 from tests.any_description import any_description
 
 OTHERS = [code for code in LANGUAGES if code != "en"]
 
 
-def of(code: str) -> Spoken:
+def of(code: str) -> Language:
     found = language(code)
-    assert isinstance(found, Spoken)
+    assert isinstance(found, Language)
     return found
 
 
@@ -282,7 +282,7 @@ def test_unknown_language() -> None:
 @pytest.mark.parametrize("code", OTHERS)
 def test_lexicon_knows_every_value(code: str) -> None:
     words = of(code).lexicon.words.values()
-    values = {role: {word.value for word in words if word.role == role} for role in TELLING}
+    values = {role: {word.value for word in words if word.role == role} for role in CONTENT_ROLES}
     assert values == {
         "noun": set(SHAPES),
         "colour": set(COLOURS),

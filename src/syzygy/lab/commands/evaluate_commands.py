@@ -136,7 +136,7 @@ def regions(request: EvaluationRequest) -> "Outcome":
     """
     from syzygy.lab.evaluate import region_accuracy as run
 
-    return run.evaluate(request.context("regions", run.RegionsConfig), request.parts["experts"])
+    return run.evaluate(request.context("regions", run.RegionsConfig))
 
 
 @evaluation(
@@ -268,8 +268,7 @@ def text_encoder(request: EvaluationRequest) -> "Outcome":
     languages = encoding.checked_languages(model, request.settings["languages"])
     conditions = model.pipeline.chosen(request.settings["conditions"])
     more = {"languages": languages, "conditions": conditions}
-    context = request.context("text-encoder", encoding.TextEncoderConfig, model, **more)
-    return run.evaluate(context, request.parts["text_encoder"])
+    return run.evaluate(request.context("text-encoder", encoding.TextEncoderConfig, model, **more))
 
 
 @evaluation(

@@ -69,7 +69,9 @@ class EvaluationRequest:
         from syzygy.lab.evaluate.harness import EvaluationContext
 
         settings = parse(config, self.settings | more, "options")
-        return EvaluationContext(name, model or self.load(), settings, self.out)
+        record = {part: self.parts[part] for part in ("text_encoder", "experts") if part in self.parts}
+        record = {part: source for part, source in record.items() if source is not None or part == "experts"}
+        return EvaluationContext(name, model or self.load(), settings, self.out, record)
 
     def priors(self, model: "TextToImage", controls: Collection[str], sources: Sequence[str]) -> "dict[str, Prior]":
         """The priors of --prior, for a model."""

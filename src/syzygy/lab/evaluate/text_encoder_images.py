@@ -158,8 +158,8 @@ def sheet(subject: Subject, cases: Sequence[LanguageCase], config: TextEncoderCo
     return contact_sheet(rows, labels, cell=SHOWN_SIZE)
 
 
-def evaluate(context: EvaluationContext[TextEncoderConfig], source: str) -> Outcome:
-    """Everything: captions, the last words of long prompts, and images; `source` names the adapter."""
+def evaluate(context: EvaluationContext[TextEncoderConfig]) -> Outcome:
+    """Everything: captions, the last words of long prompts, and images."""
     config = context.config
     subject, cases = Subject.of(context.model), language_cases(config)
     if cases:
@@ -176,7 +176,6 @@ def evaluate(context: EvaluationContext[TextEncoderConfig], source: str) -> Outc
         ]  # fmt: skip
         rows = table(cases, context.scenes(every), config)
     result = context.header(
-        text_encoder=source,
         fingerprints=context.model.fingerprints(),
         taught=list(context.model.languages),
         captions=harness.plain(captions),
