@@ -37,7 +37,7 @@ class Branch(NamedTuple):
 Table = Mapping[str, Leaf | Branch]
 
 COMMANDS: Table = {
-    "demo": Leaf("syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and paint with it, in minutes."),
+    "demo": Leaf("syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and generate images with it."),
     "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
     "vary": Leaf("syzygy.cli.vary:vary", "Paint pictures anew."),
     "mix": Leaf("syzygy.cli.mix:mix", "Paint what lies between pictures and texts."),
@@ -82,7 +82,7 @@ COMMANDS: Table = {
     ),
     "export": Leaf("syzygy.cli.export:export", "Write a trained prior as a folder to pass on."),
     "export-images": Leaf(
-        "syzygy.lab.commands.export_images:export_images", "Paint a benchmark's prompts for its official judge."
+        "syzygy.lab.commands.export_images:export_images", "Generate images for a benchmark's official evaluation."
     ),
     "evaluate": Branch(
         "Measure a prior or a decoder.",
@@ -118,15 +118,16 @@ COMMANDS: Table = {
         "Repeat a paper's experiment in small.",
         {
             "eclipse": Leaf(
-                "syzygy.lab.commands.reproduce_commands:eclipse", "ECLIPSE against projection, diffusion and controls."
+                "syzygy.lab.commands.reproduce_commands:eclipse",
+                "Compare ECLIPSE with projection, diffusion and controls.",
             ),
             "experts": Leaf(
                 "syzygy.lab.commands.reproduce_commands:experts",
-                "eDiff-I's experts against one model of equal samples.",
+                "Compare eDiff-I's experts with one model of equal samples.",
             ),
             "text-encoder": Leaf(
                 "syzygy.lab.commands.reproduce_commands:text_encoder",
-                "An adapter's stages, and layers, against each other.",
+                "Compare an adapter's stages and a language model's layers.",
             ),
         },
     ),
@@ -134,13 +135,13 @@ COMMANDS: Table = {
         "Look into the embedded world of scenes.",
         {
             "sample": Leaf(
-                "syzygy.lab.commands.world_commands:sample", "Write scenes and captions as an image folder."
+                "syzygy.lab.commands.world_commands:sample", "Write images of scenes with captions to a folder."
             ),
             "corpus": Leaf(
-                "syzygy.lab.commands.world_corpus:corpus", "Write captions in several languages, line by line parallel."
+                "syzygy.lab.commands.world_commands:corpus", "Write parallel captions in several languages."
             ),
             "show": Leaf("syzygy.lab.commands.world_commands:show", "Render a scene that a caption describes."),
-            "read": Leaf("syzygy.lab.commands.world_read:read", "Say what is in pictures of this world."),
+            "read": Leaf("syzygy.lab.commands.world_commands:read", "Predict what images of this world show."),
         },
     ),
 }
