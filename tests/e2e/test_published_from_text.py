@@ -119,7 +119,7 @@ def test_what_a_text_alone_cannot_do(
         assert (answer.code, answer.out) == (2, ""), command
         assert message in " ".join(answer.err.split()), answer.err
         assert "Traceback" not in answer.err
-    with pytest.raises(UserError, match="has no prior that would predict image embeddings"):
+    with pytest.raises(UserError, match="has no prior that predicts image embeddings"):
         TextToImage.from_pretrained(sd).pipeline.predict(["a"], [0], torch.zeros(1, 0))
 
 
