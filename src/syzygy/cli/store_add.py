@@ -9,14 +9,14 @@ from syzygy.cli.common import Whole, device_option, json_option, progress_bar
 
 EPILOG = """
 \b
-Features are the mean of all layers, each normalised, so that they can be made once and trained on often:
+Features are the mean of all layers, each normalised. They are made once, and many trainings can use them:
   syzygy store add STORE --llm Qwen/Qwen3-0.6B --download
   syzygy store add STORE --llm RUN --name last --layers last --plain
   syzygy store add STORE --llm gemma/ --template 'Describe the image: {text}'
 
 \b
-Whoever reads them later needs the same model, recipe and precision; the store records all, and others are refused.
-The same command continues one that was interrupted.
+A training on them needs the same model, recipe and precision; the store records them, and others are refused.
+The same command continues an interrupted one.
 """
 
 
@@ -37,72 +37,81 @@ class Layers(click.ParamType):
 @click.command(epilog=EPILOG)
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option("--llm", required=True, metavar="RUN|FOLDER|HUB-ID", help="The language model.")
-@click.option("--name", default="llm", show_default=True, help="Of the feature set.")
+@click.option("--name", default="llm", show_default=True, help="Name of the feature set.")
 @click.option(
     "--layers", type=Layers(), default="all", show_default=True, help="Hidden states to read: all, last, or 8,16,24."
 )
-@click.option("--plain", is_flag=True, help="Take the mean over layers without normalising each first.")
-@click.option("--template", metavar="TEXT", help="Put the caption where {text} stands; only its own tokens are kept.")
+@click.option("--plain", is_flag=True, help="Do not normalise the layers before their mean is taken.")
 @click.option(
-    "--max-tokens", type=Whole(4), default=512, show_default=True, metavar="N", help="Longest caption; more is cut."
+    "--template",
+    metavar="TEXT",
+    help="Text in which {text} is replaced by the caption; only the caption's tokens are kept.",
+)
+@click.option(
+    "--max-tokens",
+    type=Whole(4),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Longest caption in tokens; longer ones are cut.",
 )
 @click.option("--revision", metavar="COMMIT", help="Commit, tag or branch of a hub id.")
-@click.option("--download", is_flag=True, help="Download what of a hub id is not here.")
+@click.option("--download", is_flag=True, help="Download the files of a hub id that are not in the cache.")
 @click.option(
-    "--dtype", type=click.Choice(["fp16", "bf16"]), default="bf16", show_default=True, help="How to store them."
+    "--dtype",
+    type=click.Choice(["fp16", "bf16"]),
+    default="bf16",
+    show_default=True,
+    help="Precision in which features are stored.",
 )
 @click.option(
     "--compute",
     type=click.Choice(["fp32", "bf16"]),
-    help="What the model computes in, then and ever after.  [default: bf16 on a GPU, else fp32]",
+    help="Precision in which the model computes, now and whenever the features are used.  [default: bf16 on a GPU, else fp32]",
 )
 @click.option(
     "--batch-size", type=Whole(1), default=32, show_default=True, metavar="N", help="Captions encoded together."
 )
-@click.option("--threads", type=Whole(1, 256), default=1, show_default=True, metavar="N", help="On a CPU.")
+@click.option("--threads", type=Whole(1, 256), default=1, show_default=True, metavar="N", help="CPU threads.")
 @device_option
 @json_option
 def add(
     store: Path,
+    llm: str,
+    name: str,
     layers: Any,
     plain: bool,
     template: str | None,
     max_tokens: int,
+    revision: str | None,
     download: bool,
     compute: Any,
     device: str,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Add a language model's features of all captions to a store, as one more set; nothing else in it changes."""
+    """Add a language model's features of all captions to a store, as a further feature set. Nothing else in the store changes."""
     import json
 
     from syzygy.core.config import parse
     from syzygy.data.building import read_manifest
-    from syzygy.text_encoders.llm import LlmRecipe
-    from syzygy.text_encoders.store_features import FeaturesRequest, add_llm_features
+    from syzygy.text_encoders.llm import COMPUTE, LlmRecipe, load_llm
+    from syzygy.text_encoders.store_features import add_llm_features
 
     captions = read_manifest(store)["captions"]
     recipe = {"layers": layers, "normalise": not plain, "template": template, "max_tokens": max_tokens}
-    request = FeaturesRequest(
-        store=store,
-        recipe=parse(LlmRecipe, recipe, "store add"),
-        compute=compute or ("bf16" if device == "cuda" else "fp32"),
-        device=device,
-        local_files_only=not download,
-        **options,
-    )
-    with progress_bar(f"adding {request.name}", captions) as advance:
-        result = add_llm_features(request, advance)
-    tokens, longest = result.manifest["features"][request.name]["tokens"], result.longest
+    parsed = parse(LlmRecipe, recipe, "store add")
+    dtype = COMPUTE[compute or ("bf16" if device == "cuda" else "fp32")]
+    with progress_bar(f"adding {name}", captions) as advance:
+        model = load_llm(llm, recipe=parsed, revision=revision, dtype=dtype, local_files_only=not download).to(device)
+        result = add_llm_features(store, model, name, watch=advance, **options)
+    tokens, longest = result.manifest["features"][name]["tokens"], result.longest
     if as_json:
-        click.echo(json.dumps({"store": str(store), "features": request.name, "tokens": tokens, "longest": longest}))
+        click.echo(json.dumps({"store": str(store), "features": name, "tokens": tokens, "longest": longest}))
         return
-    click.echo(
-        f"{captions:,} captions, {tokens:,} tokens in the set {request.name!r} of {store}; the longest has {longest}."
-    )
+    click.echo(f"{captions:,} captions, {tokens:,} tokens in the set {name!r} of {store}; the longest has {longest}.")
     if longest == result.positions:
         click.echo(
-            f"The longest may have been cut: {max_tokens} tokens are read (--max-tokens), special ones included."
+            f"The longest caption may have been cut: the model reads {max_tokens} tokens (--max-tokens), including special ones."
         )
     click.echo(f"Try next: syzygy store verify {store}")

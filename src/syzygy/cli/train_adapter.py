@@ -9,6 +9,7 @@ import click
 from syzygy.cli.common import progress_bar
 from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, train_options
 from syzygy.core.errors import UserError
+from syzygy.core.registry import imported
 
 if TYPE_CHECKING:
     import torch
@@ -180,20 +181,20 @@ def _image(
     from syzygy.core.model_parts import part_or_id
     from syzygy.text_encoders import training as adapter
 
-    former = adapter.PreviousStage.load(former_source, stage)
-    own = former.run if (former.run / "prior").is_dir() else STARTER
-    prior = adapter.frozen_prior(prior_source or own, former.record["clip"])
+    previous = adapter.PreviousStage.load(former_source, stage)
+    own = previous.run if (previous.run / "prior").is_dir() else STARTER
+    prior = adapter.frozen_prior(prior_source or own, previous.record["clip"])
     if store is not None:
         names = [text.partition("=")[0] for text in _overrides()] + ["filter"] * filtered
         unset = {name: None for name in ("scenes", "languages", "lengths", "filter") if name not in names}
         run = run.model_copy(update=unset)
-        return adapter.image_on_store(
-            run, former, store, features, prior, out, world, stage=stage, fitting=fitting_of(_overrides())
-        )
-    clip = Clip.from_pretrained(part_or_id(clip_source, "clip"))
-    return adapter.image(
-        run, former, former.language_model(llm), clip, prior, out, world, stage=stage, bar=progress_bar
-    )
+        fitting = fitting_of(_overrides())
+        run, data = adapter.store_images(run, previous, store, features, processes=world.size, fitting=fitting)
+    else:
+        clip = Clip.from_pretrained(part_or_id(clip_source, "clip"))
+        images = imported("syzygy.lab.starter.world_captions:world_images")
+        data = images(run, previous, previous.language_model(llm), clip, world.device, progress_bar)
+    return adapter.image(run, previous, data, prior, out, world)
 
 
 def _with_decoder(
@@ -208,16 +209,16 @@ def _with_decoder(
         from syzygy.clip.clip_model import Clip
         from syzygy.core.model_parts import part_folder
         from syzygy.decoder.autoencoder import Autoencoder
-        from syzygy.text_encoders import adapted_decoder_training
         from syzygy.text_encoders.training import PreviousStage
         from syzygy.training.parallel import joined
 
         with joined(device) as world:
-            former = PreviousStage.load(former_source, stage)
+            previous = PreviousStage.load(former_source, stage)
             clip = Clip.from_pretrained(part_folder(clip_source, "clip"))
             latents = Autoencoder.from_pretrained(part_folder(autoencoder, "autoencoder"))
-            model, network = former.language_model(llm), part_folder(decoder, "decoder")
-            result = adapted_decoder_training.train(run, former, model, clip, latents, network, out, world)
+            model, network = previous.language_model(llm), part_folder(decoder, "decoder")
+            train = imported("syzygy.lab.starter.adapted_decoder_training:train")
+            result = train(run, previous, model, clip, latents, network, out, world)
             return Trained(result.folder, result.metrics)
 
     run_training("ADAPTER_DECODER", body, **options)

@@ -21,6 +21,7 @@ from syzygy.lab.reproduce.presets import (
     starter_gpu,
 )
 from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
+from syzygy.lab.starter.adapted_decoder_training import AdapterDecoderRun
 from syzygy.lab.starter.autoencoder_training import AutoencoderRun
 from syzygy.lab.starter.clip_training import ClipRun
 from syzygy.lab.starter.decoder_training import DecoderRun
@@ -47,7 +48,6 @@ from syzygy.lab.starter.t5_training import T5Run
 from syzygy.lab.starter.text_presets import lm_starter, t5_starter
 from syzygy.prior.presets import prior_diffusion, prior_eclipse_kandinsky22, prior_eclipse_karlo, prior_starter
 from syzygy.prior.training import PriorRun
-from syzygy.text_encoders.adapted_decoder_training import AdapterDecoderRun
 from syzygy.text_encoders.presets import (
     align_bigg_14,
     align_starter,

@@ -6,8 +6,8 @@ from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.training import DecoderTaskConfig
 from syzygy.lab.evaluate.text_encoder import TextScoring
 from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
+from syzygy.lab.starter.adapted_decoder_training import AdapterDecoderRun
 from syzygy.lab.world.language import LANGUAGES
-from syzygy.text_encoders.adapted_decoder_training import AdapterDecoderRun
 from syzygy.text_encoders.adapter import SIZES
 from syzygy.text_encoders.align_stage import AlignTaskConfig
 from syzygy.text_encoders.image_stage import ImageTaskConfig

@@ -239,7 +239,7 @@ def test_a_tokenizer_that_writes_into_texts(folders: Get) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"template": "no hole"}, r"a text with \{text\} in it, once"),
+        ({"template": "no hole"}, r"must contain \{text\} once"),
         ({"template": "{text}"}, "leave it out"),
         ({"template": "{text} {text}"}, "once"),
         ({"layers": []}, "at least one"),
@@ -271,7 +271,7 @@ def test_recipes_that_do_not_fit(folders: Get) -> None:
         Llm.from_pretrained(folders("xlm-roberta"), recipe=LlmRecipe(max_tokens=602))
     framed = Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(template="circle {text}", max_tokens=20))
     special = 20 + 1 - framed.positions  # all but the end are dropped
-    with pytest.raises(UserError, match=f"the template have {special}"):
+    with pytest.raises(UserError, match=f"the template take {special}"):
         Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(template="circle {text}", max_tokens=special))
 
 

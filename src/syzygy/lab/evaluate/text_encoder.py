@@ -36,7 +36,7 @@ from syzygy.lab.world.language.sentence import write
 from syzygy.lab.world.language.spoken import Spoken
 from syzygy.lab.world.scene import INVERSE, Relation
 from syzygy.text_encoders.adapter import AdaptedText
-from syzygy.text_encoders.caption_sources import padded_states
+from syzygy.text_encoders.align_stage import padded_states
 from syzygy.text_encoders.llm import Llm
 
 ADAPTER, CLIP = "adapter", "CLIP"

@@ -15,13 +15,13 @@ from syzygy.core.config import Config
 from syzygy.core.errors import UserError
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate.text_encoder import TextScoring
+from syzygy.lab.starter.world_captions import world_images
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.text_encoders import training as adapter_run
 from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.adapter_folders import PART
-from syzygy.text_encoders.llm import Llm, LlmRecipe
-from syzygy.text_encoders.store_features import COMPUTE, load_llm
+from syzygy.text_encoders.llm import COMPUTE, Llm, LlmRecipe, load_llm
 from syzygy.text_encoders.training import AlignRun, ImageRun, PreviousStage
 from syzygy.training.parallel import World
 from syzygy.training.run_records import Bar
@@ -198,9 +198,9 @@ class Shop:
             return PreviousStage.load(self.folder(job.former), job.stage)
         clip, llm = self.model.clip, self.llms[job.candidate.features]
         run = self.run.align.model_copy(update={"seed": self.run.align.seed + job.seed})
-        untrained = adapter_run.fresh(run, llm.width, clip, adapter_run.captions_of(run, None, clip))
+        untrained = adapter_run.untrained(run, llm.width, clip, adapter_run.captions_of(run, None, clip))
         record = {"stage": UNTRAINED, "clip": clip.fingerprint(), "languages": list(self.run.languages)}
-        return PreviousStage(self.folder(job), untrained, record, llm.identity().to_config())
+        return PreviousStage(self.folder(job), untrained, record, llm.identity().to_config(), job.stage)
 
 
 def language_model_of(model: TextToImage, llm: str | None) -> str:
@@ -227,7 +227,8 @@ def train(job: Job, shop: Shop, bar: Bar) -> Path:
         adapter_run.align(own, llm, model.clip, prior, out, world)
         return out
     former, prior = shop.former(job), shop.prior(job.former)
-    adapter_run.image(own, former, llm, model.clip, prior, out, world, stage=job.stage, bar=bar)
+    data = world_images(own, former, llm, model.clip, world.device, bar)
+    adapter_run.image(own, former, data, prior, out, world)
     return out
 
 

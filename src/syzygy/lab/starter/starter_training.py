@@ -28,6 +28,7 @@ from syzygy.lab.starter.decoder_training import DecoderRun
 from syzygy.lab.starter.lm_training import LmRun
 from syzygy.lab.starter.reader_training import ReaderRun
 from syzygy.lab.starter.t5_training import T5Run
+from syzygy.lab.starter.world_captions import world_images
 from syzygy.prior import training as prior_run
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.training import PriorRun
@@ -65,7 +66,9 @@ def _pictures(stage: str) -> Callable[..., RunResult]:
         run: ImageRun, clip: Clip, prior: EclipsePrior, out: Path, device: torch.device, *, llm: Llm, init: Path
     ) -> RunResult:
         with joined(device) as world:
-            return adapter_run.image(run, PreviousStage.load(init, stage), llm, clip, prior, out, world, stage=stage)
+            previous = PreviousStage.load(init, stage)
+            data = world_images(run, previous, llm, clip, world.device)
+            return adapter_run.image(run, previous, data, prior, out, world)
 
     return train
 
