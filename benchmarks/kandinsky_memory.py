@@ -184,7 +184,7 @@ def measured(pipeline: Pipeline, how: Sampling, device: torch.device) -> dict[st
         predicted = now()
         assert torch.isfinite(embedding).all()
         begun = now()
-        pipeline(PROMPT, how=how, generator=generator(0))
+        pipeline(PROMPT, sampling=how, generator=generator(0))
         found = {"text_and_prior_seconds": predicted - began, "picture_seconds": now() - begun}
         if on_gpu:
             found |= {"peak": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}

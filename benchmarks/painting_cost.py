@@ -24,7 +24,7 @@ from syzygy.core.contracts import Guide, Region
 from syzygy.decoder.guidance import Guided
 from syzygy.decoder.latent_decoder import LatentDecoder, conditioning_of
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.regions.diffusers_hook import painted
+from syzygy.regions.diffusers_hook import region_conditioning
 
 PROMPT = "a red star and a blue ring"
 TARGETS = {"starter": 1.3, "stable diffusion 1.5": 1.1}
@@ -108,7 +108,7 @@ def stable_diffusion(quick: bool, held: ExitStack) -> tuple[dict[str, Callable[[
     twin.load_state_dict(unet.state_dict(), assign=True)  # the same numbers, not twice in memory
     twin.eval().requires_grad_(False)
     pipeline: Any = _Pipeline(unet=twin, scheduler=DDIMScheduler(), tokenizer=_Reader(), text_encoder=None)
-    held.enter_context(painted(pipeline, PROMPT, regions(512)))  # entering is no part of a step
+    held.enter_context(region_conditioning(pipeline, PROMPT, regions(512)))  # entering is no part of a step
     latents, states, t = torch.randn(2, 4, 64, 64), torch.randn(2, 77, 768), torch.tensor(600)
 
     def step(one: UNet2DConditionModel) -> Callable[[], Tensor]:

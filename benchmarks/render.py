@@ -41,7 +41,7 @@ def main() -> None:
         "pair": lambda: scene_source.pairs(0, 0, args.num),
         "pair, long caption": lambda: scene_source.pairs(0, 0, args.num, length="long"),
         "swapped caption": lambda: [scene_source.swapped(pair, Draw(0, i)) for i, pair in enumerate(pairs)],
-        "read a caption": lambda: [language("en").read(pair.caption.text) for pair in pairs],
+        "read a caption": lambda: [language("en").parse(pair.caption.text) for pair in pairs],
     }
     print(machine())
     for name, work in rows.items():

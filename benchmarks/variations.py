@@ -13,20 +13,20 @@ from PIL import Image
 from syzygy.core.randomness import Draw, generator
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.world.description import judge
+from syzygy.lab.world.description import check_facts
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import prompts
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.render import render
 from syzygy.lab.world.scene import COLOURS, SHAPES, STYLES, Scene
 from syzygy.lab.world.scene_sampling import scene_for
 
 
-def read(model: TextToImage, images: list[Image.Image]) -> list[Reading]:
+def read(model: TextToImage, images: list[Image.Image]) -> list[Prediction]:
     return model.reader().read(torch.stack([to_tensor(image) for image in images]))
 
 
-def kept(scenes: list[Scene], read: list[list[Reading]]) -> str:
+def kept(scenes: list[Scene], read: list[list[Prediction]]) -> str:
     pairs = [(scene, one) for scene, some in zip(scenes, read, strict=True) for one in some]
     found = {
         "style": [one.style == scene.style for scene, one in pairs],
@@ -39,7 +39,7 @@ def kept(scenes: list[Scene], read: list[list[Reading]]) -> str:
 def variations(model: TextToImage, steps: int, each: int = 8) -> None:
     looks = zip(COLOURS, SHAPES, STYLES * 2, strict=True)
     texts = [f"a {colour} {shape}, in {style} style" for colour, shape, style in looks]
-    scenes = [scene_for(language("en").read(text).description, Draw(0, "vary", text)) for text in texts]
+    scenes = [scene_for(language("en").parse(text).description, Draw(0, "vary", text)) for text in texts]
     noise = [generator(0, "vary", scene, i) for scene in range(len(scenes)) for i in range(each)]
     output = model.vary(render(scenes, 64), num_images=each, num_inference_steps=steps, generator=noise)
     found = read(model, output.images)
@@ -59,7 +59,7 @@ def best_of(model: TextToImage, number: int, steps: int) -> None:
             pictures = torch.stack([to_tensor(image) for image in output.images])
             scores = torch.cosine_similarity(model.clip.encode_image(pictures), text)
         pairs = zip(wanted, read(model, output.images), strict=True)
-        facts = [[fact.holds for fact in judge(one.description, found)] for one, found in pairs]
+        facts = [[fact.holds for fact in check_facts(one.description, found)] for one, found in pairs]
         print(
             f"the best of {candidates}, {len(wanted)} prompts of two objects: CLIP score {scores.mean():.2f}, "
             f"facts true {100 * sum(map(sum, facts)) / sum(map(len, facts)):.0f} %, all true {sum(map(all, facts))}"

@@ -9,7 +9,7 @@ from syzygy.generation.mixing import clip_scores
 from syzygy.generation.pipeline import PipelineOutput
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.world.language import language
-from syzygy.lab.world.reader import Reader, Reading
+from syzygy.lab.world.reader import Prediction, Reader
 from syzygy.lab.world.render import render
 from syzygy.lab.world.scene import Scene
 from syzygy.lab.world.scene_sampling import scene_for
@@ -38,11 +38,11 @@ def seeds(numbers: list[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(number) for number in numbers]
 
 
-def readings(output: PipelineOutput, reader: Reader) -> list[Reading]:
+def readings(output: PipelineOutput, reader: Reader) -> list[Prediction]:
     return reader.read(torch.stack([to_tensor(image) for image in output.images]))
 
 
-def shares(scenes: list[Scene], read: list[list[Reading]]) -> tuple[float, float]:
+def shares(scenes: list[Scene], read: list[list[Prediction]]) -> tuple[float, float]:
     """Of pictures that have their scene's style, and a thing of its colour."""
     pairs = [(scene, one) for scene, some in zip(scenes, read, strict=True) for one in some]
     styles = [one.style == scene.style for scene, one in pairs]
@@ -51,7 +51,7 @@ def shares(scenes: list[Scene], read: list[list[Reading]]) -> tuple[float, float
 
 
 def test_variations_keep_style_and_colour(model: TextToImage, reader: Reader) -> None:
-    scenes = [scene_for(language("en").read(text).description, Draw(1, "vary", text)) for text in CAPTIONS]
+    scenes = [scene_for(language("en").parse(text).description, Draw(1, "vary", text)) for text in CAPTIONS]
     pictures = render(scenes, 64)
     generator = seeds(list(range(EACH)) * len(scenes))
     output = model.vary(pictures, num_images=EACH, num_inference_steps=STEPS, generator=generator)
@@ -65,12 +65,12 @@ def test_variations_keep_style_and_colour(model: TextToImage, reader: Reader) ->
 
 
 def test_a_mixture_holds_what_its_sources_share_and_weights_decide_the_rest(model: TextToImage, reader: Reader) -> None:
-    def paint(red: float, blue: float) -> list[Reading]:
+    def paint(red: float, blue: float) -> list[Prediction]:
         sources = [("a red circle", red), ("a blue circle", blue)]
         generator = seeds(list(range(EACH)))
         return readings(model.mix(sources, num_images=EACH, num_inference_steps=STEPS, generator=generator), reader)
 
-    def number(read: list[Reading], **looks: str) -> int:
+    def number(read: list[Prediction], **looks: str) -> int:
         return sum(
             any(all(getattr(thing, name) == value for name, value in looks.items()) for thing in one.things)
             for one in read

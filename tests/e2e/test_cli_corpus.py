@@ -32,14 +32,14 @@ def test_lines_are_the_captions_of_the_pairs(tmp_path: Path) -> None:
     for row in rows:
         assert set(row) == {"id", "description", "texts", "length"}
         for code, text in row["texts"].items():
-            expected = pair(5, row["id"], held_out=False, lang=code).caption
+            expected = pair(5, row["id"], unseen=False, lang=code).caption
             assert text == expected.text
-            assert language(code).read(text).description.key == expected.description.key
-            assert not expected.description.held_out
+            assert language(code).parse(text).description.key == expected.description.key
+            assert not expected.description.unseen
             assert [m["shape"] for m in row["description"]["mentions"]] == [
                 m.shape for m in expected.description.mentions
             ]
-    naming = [pair(5, i, held_out=True).caption.description.held_out for i in range(40)]
+    naming = [pair(5, i, unseen=True).caption.description.unseen for i in range(40)]
     assert any(naming), "the option must have had something to do"
 
 

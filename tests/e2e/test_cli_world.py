@@ -51,7 +51,9 @@ def test_sample_writes_the_pairs_of_its_seed(tmp_path: Path, monkeypatch: pytest
     for row, pair, picture in zip(rows(tmp_path / "a"), pairs, source.pictures(pairs, 32), strict=True):
         assert row["text"] == pair.caption.text
         assert row["style"] == pair.scene.style
-        assert [(t["shape"], t["colour"], t["texture"]) for t in row["things"]] == [t.look for t in pair.scene.things]
+        assert [(t["shape"], t["colour"], t["texture"]) for t in row["things"]] == [
+            t.appearance for t in pair.scene.things
+        ]
         assert [t["x"] for t in row["things"]] == [t.x for t in pair.scene.things]
         assert [m["count"] for m in row["told"]["mentions"]] == [m.count for m in pair.caption.description.mentions]
         for span in row["spans"]:
@@ -64,7 +66,7 @@ def test_sample_writes_the_pairs_of_its_seed(tmp_path: Path, monkeypatch: pytest
 
 def test_sample_settings_take_effect(tmp_path: Path) -> None:
     result = run("sample", "--num", "12", "--out", tmp_path / "a", "--held-out", "exclude", "--length", "long")
-    assert "12 pictures (0 with a held-out composition)" in result.stdout
+    assert "12 pictures (0 with an unseen composition)" in result.stdout
     assert all(len(row["text"].split()) >= 100 for row in rows(tmp_path / "a"))
     run("sample", "--num", "12", "--out", tmp_path / "b")
     assert [row["things"] for row in rows(tmp_path / "a")] != [row["things"] for row in rows(tmp_path / "b")]
@@ -181,4 +183,4 @@ def test_what_is_said_of_a_scene_can_be_shown(tmp_path: Path) -> None:
     for pair in source.pairs(1, 0, 5, length="medium"):
         result = run("show", pair.caption.text, "--size", "16", "--out", tmp_path / "a.png")
         assert (result.exit_code, result.stderr) == (0, "")
-        assert language("en").read(pair.caption.text).unknown == {}
+        assert language("en").parse(pair.caption.text).unknown == {}

@@ -62,9 +62,9 @@ class Recording:
         self.decoder, self.guides = decoder, []
         self.conditions, self.defaults = decoder.conditions, decoder.defaults
 
-    def paint(self, towards: Guide, generators, **settings):
-        self.guides.append(towards)
-        return self.decoder.paint(towards, generators, **settings)
+    def generate(self, positive: Guide, generators, **settings):
+        self.guides.append(positive)
+        return self.decoder.generate(positive, generators, **settings)
 
 
 def test_a_style_takes_the_priors_place_and_the_texts_alone_tell_the_content(with_t5: Path) -> None:
@@ -183,11 +183,11 @@ def test_the_control_is_unpainted_and_all_read_what_they_are_told_to(with_t5: Pa
     asked = region_accuracy.ask(region_accuracy.wanted(scoring), 0)[:2]
     control, painted, *_ = (one.paint(range(2)) for one in region_accuracy.series(model, asked, scoring))
     texts = [one.prompt.text for one in asked]
-    how = Sampling(steps=2, guidance_scale=scoring.guidance_scale)
+    sampling = Sampling(steps=2, guidance_scale=scoring.guidance_scale)
 
     def plain(**more) -> list[bytes]:
         noise = [generator(0, "painting", text) for text in texts]
-        return [image.tobytes() for image in model.pipeline(texts, how=how, generator=noise, **more).images]
+        return [image.tobytes() for image in model.pipeline(texts, sampling=sampling, generator=noise, **more).images]
 
     assert [image.tobytes() for image in control] == plain(conditions=("text", "t5")) != plain()
     assert all(a.tobytes() != b.tobytes() for a, b in zip(control, painted, strict=True))
@@ -236,8 +236,10 @@ def test_what_is_swapped_is_what_is_painted(with_t5: Path) -> None:
 
     never, late, always = (pictures(asked, before) for before in (4, 2, 0))
     noise = [generator(0, "temporal", prompt.text) for prompt in asked]
-    how = Sampling(steps=4, guidance_scale=3.0)
-    plain = [one.tobytes() for one in model.pipeline([p.text for p in asked], how=how, generator=noise).images]
+    sampling = Sampling(steps=4, guidance_scale=3.0)
+    plain = [
+        one.tobytes() for one in model.pipeline([p.text for p in asked], sampling=sampling, generator=noise).images
+    ]
     assert never == plain, "no swap is what generate paints"
     assert all(len({a, b, c}) == 3 for a, b, c in zip(never, late, always, strict=True))
 

@@ -44,21 +44,21 @@ def test_what_is_painted_is_painted_elsewhere(syzygy, tiny_model: Path, canvas: 
         syzygy, tiny_model, tmp_path / "strong", "--canvas", canvas, "--paint-strength", 3, "--mask-blur", 0.1, *REGIONS
     )
     assert strong not in (plain, painted)
-    assert record["painting"] == 3
+    assert record["region_strength"] == 3
     none, _ = paint(syzygy, tiny_model, tmp_path / "none", "--canvas", canvas, "--paint-strength", 0, *REGIONS)
     assert max(abs(a - b) for a, b in zip(none, plain, strict=True)) <= 1
 
 
 def test_a_model_has_strengths_of_its_own(syzygy, tiny_model: Path, canvas: Path, tmp_path: Path) -> None:
     own, none = tmp_path / "own", tmp_path / "none"
-    for model, strengths in ((own, {"painting": 3.0, "style_guidance": 0.5}), (none, {"style_guidance": None})):
+    for model, strengths in ((own, {"region_strength": 3.0, "style_guidance": 0.5}), (none, {"style_guidance": None})):
         shutil.copytree(tiny_model, model)
         index = artifacts.read_json(model / "model_index.json")
         artifacts.write_json(model / "model_index.json", index | {"defaults": index["defaults"] | strengths})
     told, _ = paint(syzygy, tiny_model, tmp_path / "t", "--canvas", canvas, "--paint-strength", 3, *REGIONS)
     weak, usual = paint(syzygy, tiny_model, tmp_path / "w", "--canvas", canvas, *REGIONS)
     found, record = paint(syzygy, own, tmp_path / "o", "--canvas", canvas, *REGIONS)
-    assert (record["painting"], usual["painting"]) == (3.0, REGION_STRENGTH)
+    assert (record["region_strength"], usual["region_strength"]) == (3.0, REGION_STRENGTH)
     assert found == told != weak
     told, _ = paint(syzygy, tiny_model, tmp_path / "ts", "--style", canvas, "--style-guidance", 0.5)
     joint, usual = paint(syzygy, none, tmp_path / "js", "--style", canvas)
@@ -75,7 +75,7 @@ def test_no_strength_is_unpainted_to_the_bit(tiny_model: Path) -> None:
         return model(PROMPT, generator=torch.Generator().manual_seed(0), **settings).images[0].tobytes()
 
     region = [Region("red star", half)]
-    assert picture(regions=region, painting=0.0) == picture(regions=[Region("red star", half, 0.0)]) == picture()
+    assert picture(regions=region, region_strength=0.0) == picture(regions=[Region("red star", half, 0.0)]) == picture()
     assert picture(regions=region) != picture()
     assert picture(regions=[region]) == picture(regions=region)
 

@@ -92,7 +92,7 @@ def test_kandinsky_paints_what_diffusers_paints(tiny_kandinsky: Tiny, own_cache:
 
 def test_the_picture_of_zeros_is_computed_once(tiny_kandinsky: Tiny, tmp_path: Path, own_cache: Path) -> None:
     folder = Path(shutil.copytree(tiny_kandinsky.clip, tmp_path / "clip"))
-    found = repositories.checkpoint.locate(folder, None, local_files_only=True)
+    found = repositories.checkpoint_files.locate(folder, None, local_files_only=True)
 
     def zero() -> ZeroImage:
         clip = load_pretrained.Clip.from_pretrained(folder, text_first=True)
@@ -134,7 +134,9 @@ def test_variations_are_painted_from_the_image_tower(name: str, tinies: dict[str
     picture = torch.rand(3, 40, 30, generator=torch.Generator().manual_seed(0))
     varied = model.vary(picture, generator=generators()[:1], num_inference_steps=2)
     assert model.clip.model.has_images
-    direct = model.pipeline.decoder.paint(Guide(varied.image_embeddings), generators()[:1], how=Sampling(steps=2))
+    direct = model.pipeline.decoder.generate(
+        Guide(varied.image_embeddings), generators()[:1], sampling=Sampling(steps=2)
+    )
     assert direct.shape[1:] == (3, varied.images[0].height, varied.images[0].width)
     mixed = model.mix([("a red circle", 0.6), (picture, 0.4)], generator=generators()[:1], num_inference_steps=2)
     assert np.abs(pixels(mixed.images) - pixels(varied.images)).max() > 1
@@ -167,20 +169,20 @@ def test_a_published_name_is_found_in_the_hubs_cache(
 
 def test_stable_unclip_is_told_the_text_and_the_negative_prompt(tiny_stable_unclip: Tiny) -> None:
     model = load(tiny_stable_unclip)
-    how: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 4.0}
-    both = model(PROMPTS, negative_prompt="a ring", generator=generators(), noise_level=20, **how)
+    sampling: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 4.0}
+    both = model(PROMPTS, negative_prompt="a ring", generator=generators(), noise_level=20, **sampling)
     after = generators()
     model.pipeline.noise(after)
-    expected = model.pipeline.decoder.paint(
+    expected = model.pipeline.decoder.generate(
         Guide(both.image_embeddings, texts=PROMPTS),
         after,
-        away=Guide(texts=["a ring"]),
-        how=Sampling(steps=3, guidance_scale=4.0, options={"noise_level": 20}),
+        negative=Guide(texts=["a ring"]),
+        sampling=Sampling(steps=3, guidance_scale=4.0, options={"noise_level": 20}),
     )
     expected_pixels = (expected.permute(0, 2, 3, 1) * 255).round().int().numpy()
     assert np.abs(pixels(both.images) - expected_pixels).max() <= 1
     for changes in ({"negative_prompt": None}, {"conditions": ["image"]}, {"noise_level": 900}):
-        settings = {"negative_prompt": "a ring", "noise_level": 20} | how | changes
+        settings = {"negative_prompt": "a ring", "noise_level": 20} | sampling | changes
         other = model(PROMPTS, generator=generators(), **settings)
         assert np.abs(pixels(other.images) - pixels(both.images)).max() > 1, changes
     with pytest.raises(UserError, match="needs image embeddings"):
@@ -223,7 +225,7 @@ def test_what_belongs_to_another_clip_is_refused(
     other = tiny_unclip.tiny_clip(tmp_path / "clip", width=48)
     with pytest.raises(UserError, match=r"the CLIP .* makes embeddings 48 wide.*such as kandinsky-community"):
         load(tiny_kandinsky, clip=other)
-    assert "768 wide (CLIP ViT-L/14" in load_pretrained.asking.which_clip(768)
+    assert "768 wide (CLIP ViT-L/14" in load_pretrained.decoder_validation.which_clip(768)
 
 
 def test_what_is_missing_is_named(

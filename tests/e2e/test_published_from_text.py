@@ -80,7 +80,7 @@ def test_a_text_becomes_the_picture_that_diffusers_makes(
     assert np.abs(apart).max() <= 1
     painted, record = run(syzygy, tmp_path / "painted", name, "--seed", 5, "--paint-strength", 3, *regions(canvas))
     assert painted != made
-    assert record["painting"] == 3
+    assert record["region_strength"] == 3
     assert [(one["phrase"], one["weight"]) for one in record["regions"]] == [("red circle", 1.0), ("ring", 2.0)]
     none, _ = run(syzygy, tmp_path / "none", name, "--seed", 5, "--paint-strength", 0, *regions(canvas))
     assert none == made
@@ -151,10 +151,10 @@ def test_several_pictures_of_several_prompts(folders: dict[str, Path]) -> None:
     mask[:, :6] = 1
     generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
     told: dict[str, Any] = {"num_images_per_prompt": 2, "num_inference_steps": 2, "generator": generators}
-    asked = model([PROMPT, "a star"], regions=[[Region("ring", mask)], []], painting=3.0, **told)
+    asked = model([PROMPT, "a star"], regions=[[Region("ring", mask)], []], region_strength=3.0, **told)
     assert (len(asked.images), asked.image_embeddings.shape, asked.seeds) == (4, (4, 0), [0, 1, 2, 3])
     again = [torch.Generator().manual_seed(1)]
-    alone = model(PROMPT, regions=[Region("ring", mask)], painting=3.0, num_inference_steps=2, generator=again)
+    alone = model(PROMPT, regions=[Region("ring", mask)], region_strength=3.0, num_inference_steps=2, generator=again)
     apart = np.asarray(alone.images[0], int) - np.asarray(asked.images[1], int)
     assert np.abs(apart).max() <= 1
     assert (model.world, model.notes("a storm")) == (False, [])

@@ -72,7 +72,7 @@ def test_regions_and_style_change_the_picture_and_are_recorded(client: openai.Op
         found.append(decoded(answer.data[0].b64_json))
     assert len({one.tobytes() for one in found}) == 3
     painted = record_of(found[1], "it")
-    assert (painted["painting"], painted["regions"][0]["weight"]) == (5, 2)
+    assert (painted["region_strength"], painted["regions"][0]["weight"]) == (5, 2)
     assert record_of(found[2], "it")["style"]["data"] == style
 
 
@@ -84,7 +84,7 @@ def test_a_record_tells_the_strengths_that_the_model_itself_has(client: openai.O
         answer = client.images.generate(prompt=PROMPT, extra_body={"seed": 1, **more})
         assert answer.data
         records.append(record_of(decoded(answer.data[0].b64_json), "it"))
-    told = [(record.get("painting"), record.get("style_guidance")) for record in records]
+    told = [(record.get("region_strength"), record.get("style_guidance")) for record in records]
     assert told == [(None, None), (0.4, None), (None, 1.5)]
 
 

@@ -12,10 +12,10 @@ from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate.region_accuracy import Asked, PaintingScoring, ask, paint, placed
 from syzygy.lab.evaluate.text_encoder import CUT, tailed
 from syzygy.lab.world import scene_source
-from syzygy.lab.world.description import Description, Mention, judge
+from syzygy.lab.world.description import Description, Mention, check_facts
 from syzygy.lab.world.language import LANGUAGES, language
 from syzygy.lab.world.prompts import prompts
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.render import render
 from syzygy.lab.world.scene_sampling import scene_for
 from syzygy.text_encoders.adapter import AdaptedText
@@ -45,7 +45,7 @@ def speaking() -> TextToImage:
     return TextToImage.from_pretrained("starter", text_encoder="starter")
 
 
-def read(model: TextToImage, images: Sequence[Image.Image]) -> list[Reading]:
+def read(model: TextToImage, images: Sequence[Image.Image]) -> list[Prediction]:
     return model.reader().read(torch.stack([to_tensor(image) for image in images]))
 
 
@@ -57,15 +57,15 @@ def test_what_is_painted_is_where_it_was_painted(model: TextToImage) -> None:
         found = read(model, paint(model, asked, scoring, strength))
         return sum(map(placed, asked, found)) / len(asked)
 
-    strength, turned = model.defaults["painting"], [each.exchanged() for each in one]
+    strength, turned = model.defaults["region_strength"], [each.exchanged() for each in one]
     unpainted, painted, exchanged = share(one, 0.0), share(one, strength), share(turned, strength)
     assert min(painted, exchanged) >= max(0.6, unpainted + 0.2), (unpainted, painted, exchanged)
 
 
 def test_a_style_is_taken_from_a_picture(model: TextToImage) -> None:
-    night = scene_for(language("en").read("a purple cross, in night style").description, Draw(0, "style"))
+    night = scene_for(language("en").parse("a purple cross, in night style").description, Draw(0, "style"))
     style = render([night], 64)[0]
-    texts = [language("en").say(Description((one,)), Draw(0, "style", i)).text for i, one in enumerate(LOOKS)]
+    texts = [language("en").caption(Description((one,)), Draw(0, "style", i)).text for i, one in enumerate(LOOKS)]
 
     def share(**told) -> float:
         noise = [generator(0, "style", text) for text in texts]
@@ -79,11 +79,11 @@ def test_a_style_is_taken_from_a_picture(model: TextToImage) -> None:
 @pytest.mark.parametrize("code", list(LANGUAGES))
 def test_it_reads_all_its_languages(speaking: TextToImage, code: str) -> None:
     wanted = [Description((one,)) for one in LOOKS]
-    texts = [language(code).say(one, Draw(0, code, i)).text for i, one in enumerate(wanted)]
+    texts = [language(code).caption(one, Draw(0, code, i)).text for i, one in enumerate(wanted)]
     noise = [generator(0, code, text) for text in texts]
     found = read(speaking, speaking(texts, num_inference_steps=STEPS, generator=noise).images)
-    assert sum(all(fact.holds for fact in judge(a, b)) for a, b in zip(wanted, found, strict=True)) >= 4
-    assert sum(all(fact.holds for fact in judge(a, b)) for a, b in zip(wanted[1:], found, strict=False)) == 0
+    assert sum(all(fact.holds for fact in check_facts(a, b)) for a, b in zip(wanted, found, strict=True)) >= 4
+    assert sum(all(fact.holds for fact in check_facts(a, b)) for a, b in zip(wanted[1:], found, strict=False)) == 0
 
 
 def test_it_reads_paragraphs_to_their_end(speaking: TextToImage, model: TextToImage) -> None:
@@ -93,7 +93,7 @@ def test_it_reads_paragraphs_to_their_end(speaking: TextToImage, model: TextToIm
     def right(one: TextToImage) -> int:
         noise = [generator(0, "tail", text) for text in texts]
         found = read(one, one(texts, num_inference_steps=STEPS, generator=noise).images)
-        return sum(all(fact.holds for fact in judge(a, b)) for a, b in zip(wanted, found, strict=True))
+        return sum(all(fact.holds for fact in check_facts(a, b)) for a, b in zip(wanted, found, strict=True))
 
     assert right(speaking) >= 4
     with pytest.warns(UserWarning, match=CUT):

@@ -57,7 +57,7 @@ def test_other_recipes_by_other_names(syzygy, store: Path, tmp_path: Path) -> No
     one = ("store", "add", store, "--llm", folder, "--device", "cpu")
     answer = syzygy(*one, "--layers", "1,3", "--plain", "--template", "a {text}!", "--max-tokens", 8, "--dtype", "fp16")
     assert answer.code == 0, answer.err
-    assert "The longest may have been cut: 8 tokens are read" in answer.out
+    assert "The longest caption may have been cut: the model reads 8 tokens" in answer.out
     encoder = EmbeddingStore.open(store, features="llm").encoder
     told = {name: encoder[name] for name in ("layers", "normalise", "template", "max_tokens")}
     assert told == {"layers": [1, 3], "normalise": False, "template": "a {text}!", "max_tokens": 8}
@@ -67,7 +67,7 @@ def test_other_recipes_by_other_names(syzygy, store: Path, tmp_path: Path) -> No
         ((), "has a feature set 'llm' already"),
         (("--name", "x", "--layers", "some"), "allowed: all, last, or numbers"),
         (("--name", "x", "--layers", "9"), "has hidden states 0 to 3"),
-        (("--name", "x", "--template", "none"), "in it, once"),
+        (("--name", "x", "--template", "none"), "must contain {text} once"),
     ):
         answer = syzygy(*one, *more)
         assert answer.code == 2

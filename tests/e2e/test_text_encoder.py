@@ -317,7 +317,7 @@ def test_priors_are_scored_on_its_features(syzygy: Callable[..., Any], model: Pa
     assert torch.equal(read["reference"], by_clip["reference"])
     assert not torch.allclose(read["own"], by_clip["own"])
     pairs = embed(adapted.clip, 0, 3, encoder=adapted.pipeline.text_encoder)
-    texts = [pair.caption.text for pair in source.pairs(0, 0, 3, held_out=False)]
+    texts = [pair.caption.text for pair in source.pairs(0, 0, 3, unseen=False)]
     assert_close(pairs.captions.pooled, adapted.encode_text(texts).pooled, depth=NETWORK)
     priors = ("--prior", f"a={model / 'prior'}", "--prior", f"b={model / 'prior'}")
     few = ("--prompts", 1, "--steps", 1, "--json", "-")

@@ -56,7 +56,7 @@ def called(*arguments: object) -> None:
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus (with a description more than needed), a store with a column, a language model, and its features in the store."""
     folder = tmp_path_factory.mktemp("adapter")
-    rows = [parallel(0, i, ("en", "de"), held_out=False).captions for i in range(LINES)]
+    rows = [parallel(0, i, ("en", "de"), unseen=False).captions for i in range(LINES)]
     lines = [json.dumps({"texts": {code: one.text for code, one in row.items()}}) for row in rows]
     (folder / "corpus.jsonl").write_text("\n".join(lines))
     save_tiny_llm("llama", folder / "llm")
@@ -175,7 +175,7 @@ def test_chosen_scenes(syzygy: Callable[..., Any], runs: dict[str, Path], tiny_m
     assert syzygy(*arguments, "--out", tmp_path / "run").code == 0
     record = artifacts.read_json(tmp_path / "run/adapter/provenance.json")
     key = seed_of(0, "adapter", "training")
-    pairs = [scene_source.pair(key, i, held_out=False) for i in range(40)]
+    pairs = [scene_source.pair(key, i, unseen=False) for i in range(40)]
     whole = [sum(one.count for one in pair.caption.description.mentions) == len(pair.scene.things) for pair in pairs]
     assert record["captions"] == sum(whole) < 40
     assert record["prior"] == record["prior_before"]
@@ -406,7 +406,7 @@ def test_stage_image_with_a_decoder(
         patch.setattr(scene_source, "pair", recorded)
         answer = syzygy(*common, "--out", tmp_path / "run", "--json")
     assert answer.code == 0, answer.err
-    assert not any(how["held_out"] for _, _, how in asked)
+    assert not any(how["unseen"] for _, _, how in asked)
     scenes = {(seed, index) for seed, index, _ in asked}
     assert len(scenes) == len(asked) == 8 + 4 * 4, "other scenes for validation, and at each step"
     assert {how["lang"] for _, _, how in asked} == {"en", "de"}, "those that it was aligned on"

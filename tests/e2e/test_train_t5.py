@@ -72,7 +72,7 @@ def test_a_decoder_goes_on_with_t5_beside(syzygy, tiny_model: Path, tmp_path: Pa
     subsets = (None, ["image"], ["text"], ["t5"], ["text", "t5"], ["image", "t5"])
     assert len({picture(conditions=one) for one in subsets}) == len(subsets)
     assert picture(conditions=["image", "text", "t5"]) == picture()
-    painted = picture(conditions=["t5"], regions=[Region("red circle", half)], painting=2.0)
+    painted = picture(conditions=["t5"], regions=[Region("red circle", half)], region_strength=2.0)
     assert painted != picture(conditions=["t5"])
     assert picture(conditions=["t5"], negative_prompt="a blue star") != picture(conditions=["t5"])
     build_t5(T5Config(width=32, layers=1, decoder_layers=1, heads=2), ["a red circle"] * 9, seed=1).save_pretrained(

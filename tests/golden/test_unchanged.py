@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.stopping import stopped
 
@@ -78,8 +79,15 @@ def digest(*parts: bytes) -> str:
 
 
 def tensors_in(folder: Path) -> dict[str, str]:
-    """Digests of all tensor files of a folder, by their place in it."""
-    return {str(p.relative_to(folder)): digest(p.read_bytes()) for p in sorted(folder.rglob("*.safetensors"))}
+    """Digests of the tensors in all files of a folder, by the place of the file. Headers may list their metadata in any order."""
+
+    def of_file(path: Path) -> str:
+        tensors = sorted(load_file(path).items())
+        return digest(
+            *(f"{n} {t.dtype} {tuple(t.shape)}".encode() + t.view(torch.uint8).numpy().tobytes() for n, t in tensors)
+        )
+
+    return {str(p.relative_to(folder)): of_file(p) for p in sorted(folder.rglob("*.safetensors"))}
 
 
 def made_training(folder: Path) -> dict[str, Any]:

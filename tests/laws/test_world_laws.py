@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from syzygy.core.randomness import Draw
 from syzygy.lab.world import scene_source
-from syzygy.lab.world.description import FULLY_TOLD, Description, Mention, Placed, Told, describe, judge
+from syzygy.lab.world.description import ALL_FACTS, Description, FactRates, Mention, Placed, check_facts, describe
 from syzygy.lab.world.language import language
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.render import masks, render
@@ -25,8 +25,8 @@ from syzygy.lab.world.scene import (
     Scene,
     Style,
     Thing,
-    is_held_out,
     relation_between,
+    shows_unseen_composition,
 )
 from syzygy.lab.world.scene_sampling import sample_scene, scene_for
 from tests.closeness import assert_close
@@ -85,44 +85,44 @@ def parts(draw: st.DrawFn) -> Parts:
 @given(parts(), SEEDS, st.sampled_from(LENGTHS))
 def test_whatever_is_said_is_read_back(told: Parts, seed: int, length: Length) -> None:
     description = Description(*told)
-    said = language("en").say(description, Draw(seed), length)
-    parsed = language("en").read(said.text)
+    said = language("en").caption(description, Draw(seed), length)
+    parsed = language("en").parse(said.text)
     assert parsed.description.key == description.key
     assert (parsed.unknown, parsed.unused) == ({}, ())
     assert said.description is description
     assert [s.mention for s in sorted(said.spans, key=lambda s: s.mention)] == list(range(len(description.mentions)))
     for span in said.spans:
         words = said.text[span.start : span.stop]
-        assert language("en").read(words).description.mentions == (description.mentions[span.mention],)
+        assert language("en").parse(words).description.mentions == (description.mentions[span.mention],)
 
 
 @pytest.mark.parametrize(("length", "number"), [("short", 1500), ("medium", 250), ("long", 250)])
 def test_thousands_of_captions_are_true_and_read_back(length: Length, number: int) -> None:
     for pair in scene_source.pairs(3, 0, number, length=length):
         said = pair.caption.description
-        assert language("en").read(pair.caption.text).description.key == said.key
-        assert all(atom.holds for atom in judge(said, pair.scene))
+        assert language("en").parse(pair.caption.text).description.key == said.key
+        assert all(atom.holds for atom in check_facts(said, pair.scene))
         assert all(sum(map(m.fits, pair.scene.things)) == m.count for m in said.mentions if m.count > 1)
-        assert is_held_out(pair.scene) or not said.held_out
+        assert shows_unseen_composition(pair.scene) or not said.unseen
 
 
 @settings(max_examples=300)
-@given(SEEDS, st.builds(Told, *[st.floats(0, 1)] * 5))
-def test_descriptions_are_true_however_much_they_tell(seed: int, told: Told) -> None:
+@given(SEEDS, st.builds(FactRates, *[st.floats(0, 1)] * 5))
+def test_descriptions_are_true_however_much_they_tell(seed: int, told: FactRates) -> None:
     scene = sample_scene(Draw(seed))
     description = describe(scene, Draw(seed, "told"), told)
     assert description.mentions
-    assert all(atom.holds for atom in judge(description, scene))
+    assert all(atom.holds for atom in check_facts(description, scene))
 
 
 @settings(max_examples=60)
 @given(SEEDS)
 def test_a_full_description_determines_what_can_be_told(seed: int) -> None:
     scene = sample_scene(Draw(seed))
-    full = describe(scene, Draw(seed, "told"), FULLY_TOLD)
-    assert all(atom.holds for atom in judge(full, scene, exact_counts=True))
+    full = describe(scene, Draw(seed, "told"), ALL_FACTS)
+    assert all(atom.holds for atom in check_facts(full, scene, exact_counts=True))
     again = scene_for(full, Draw(seed, "again"))
-    assert sorted(t.look for t in again.things) == sorted(t.look for t in scene.things)
+    assert sorted(t.appearance for t in again.things) == sorted(t.appearance for t in scene.things)
     assert again.style == scene.style
 
 
@@ -133,7 +133,7 @@ def test_scenes_made_for_a_description_bear_it_out(told: Parts, seed: int) -> No
     description = Description(*told)
     assume(len(description.relations) <= 2)  # four in a row are seldom found
     scene = scene_for(description, Draw(seed))
-    assert all(atom.holds for atom in judge(description, scene))
+    assert all(atom.holds for atom in check_facts(description, scene))
     assert len(scene.things) == sum(m.count for m in description.mentions)
 
 
@@ -148,13 +148,13 @@ def test_swapped_captions_are_false() -> None:
     told = [(pair, text) for pair, text in wrong if text]
     assert len(told) > 0.9 * len(wrong)
     for pair, text in told:
-        assert not all(atom.holds for atom in judge(language("en").read(text).description, pair.scene))
+        assert not all(atom.holds for atom in check_facts(language("en").parse(text).description, pair.scene))
 
 
 def test_without_held_out_none_is_shown() -> None:
     free = [sample_scene(Draw(7, i)) for i in range(400)]
-    assert 0.2 < sum(map(is_held_out, free)) / len(free) < 0.8
-    assert not any(is_held_out(sample_scene(Draw(7, i), held_out=False)) for i in range(400))
+    assert 0.2 < sum(map(shows_unseen_composition, free)) / len(free) < 0.8
+    assert not any(shows_unseen_composition(sample_scene(Draw(7, i), unseen=False)) for i in range(400))
 
 
 def test_a_seed_says_all() -> None:

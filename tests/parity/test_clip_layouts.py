@@ -250,7 +250,7 @@ def test_identity_says_what_made_the_embeddings(openai: Path, kandinsky: Path) -
 def test_the_starter_is_the_clip_that_its_parts_were_trained_beside() -> None:
     import syzygy
 
-    starter = Path(syzygy.__file__).parent / "starter"
+    starter = Path(syzygy.__file__).parent / "pretrained" / "starter"
     clip = Clip.from_pretrained(starter / "clip")
     for part in ("prior", "decoder"):
         assert json.loads((starter / part / "provenance.json").read_text())["clip"] == clip.fingerprint()

@@ -203,7 +203,9 @@ def test_kandinsky_by_diffusers_and_by_ours(tiny_kandinsky: Any, monkeypatch: py
     experts = ExpertUNet(CUT, {name: copy.deepcopy(own.unet) for name in CUT.experts}, own.scheduler)
     calls, embedding = watched(experts, monkeypatch), torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
     pictures = [
-        decoder.paint(Guide(embedding), [torch.Generator().manual_seed(1)], how=Sampling(steps=5, sampler="euler"))
+        decoder.generate(
+            Guide(embedding), [torch.Generator().manual_seed(1)], sampling=Sampling(steps=5, sampler="euler")
+        )
         for decoder in (own, with_experts(own, experts))
     ]
     assert torch.equal(*pictures)
@@ -257,7 +259,7 @@ def test_timesteps_that_differ_go_to_the_expert_of_each() -> None:
     with pytest.raises(UserError, match=r"argument of shape \(1, 3, 16\) cannot be dealt out"):
         experts(timestep=timesteps, **told | {"encoder_hidden_states": told["encoder_hidden_states"][:1]})
     with pytest.raises(UserError, match="a set cannot be dealt out"):
-        experts(timestep=timesteps, cross_attention_kwargs={"painting": {1}}, **told)
+        experts(timestep=timesteps, cross_attention_kwargs={"region_bias": {1}}, **told)
 
 
 def test_training_reaches_every_expert_that_is_asked() -> None:

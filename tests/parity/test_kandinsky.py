@@ -70,29 +70,33 @@ def test_pictures_are_those_of_diffusers(
         generator=generators(3, 4),
         output_type="np",
     ).images
-    ours = decoder.paint(Guide(embeddings()), generators(3, 4), how=Sampling(steps=4, guidance_scale=scale, size=size))
+    ours = decoder.generate(
+        Guide(embeddings()), generators(3, 4), sampling=Sampling(steps=4, guidance_scale=scale, size=size)
+    )
     assert ours.shape == (2, 3, height, width)
     difference = (torch.from_numpy(theirs).permute(0, 3, 1, 2) - ours).abs().max()
     assert difference <= LEVEL
     if scale != 1:  # and can fail: another picture of zeros makes other pictures
         other = load(folder, unconditional=lambda: -ZERO)
-        moved = other.paint(
-            Guide(embeddings()), generators(3, 4), how=Sampling(steps=4, guidance_scale=scale, size=size)
+        moved = other.generate(
+            Guide(embeddings()), generators(3, 4), sampling=Sampling(steps=4, guidance_scale=scale, size=size)
         )
         assert (moved - ours).abs().max() > 5 * LEVEL
 
 
 def test_a_batch_is_its_pictures_one_by_one(decoder: KandinskyDecoder, tiny_kandinsky: Tiny) -> None:
-    together = decoder.paint(Guide(embeddings()), generators(3, 4), how=Sampling(steps=3))
-    apart = [decoder.paint(Guide(embeddings()[[i]]), generators(3 + i), how=Sampling(steps=3))[0] for i in range(2)]
+    together = decoder.generate(Guide(embeddings()), generators(3, 4), sampling=Sampling(steps=3))
+    apart = [
+        decoder.generate(Guide(embeddings()[[i]]), generators(3 + i), sampling=Sampling(steps=3))[0] for i in range(2)
+    ]
     torch.testing.assert_close(together, torch.stack(apart), rtol=0, atol=LEVEL)
-    same_seed = decoder.paint(Guide(embeddings()), generators(3, 3), how=Sampling(steps=3))
+    same_seed = decoder.generate(Guide(embeddings()), generators(3, 3), sampling=Sampling(steps=3))
     assert (same_seed[0] - same_seed[1]).abs().max() > 5 * LEVEL  # it reads the embedding
-    one_for_all = decoder.paint(Guide(embeddings(1)), generators(3, 4), how=Sampling(steps=3))
+    one_for_all = decoder.generate(Guide(embeddings(1)), generators(3, 4), sampling=Sampling(steps=3))
     torch.testing.assert_close(one_for_all[:1], together[:1], rtol=0, atol=LEVEL)
     parked = load(tiny_kandinsky.decoder, offload=True)
     torch.testing.assert_close(
-        parked.paint(Guide(embeddings()), generators(3, 4), how=Sampling(steps=3)), together, rtol=0, atol=LEVEL
+        parked.generate(Guide(embeddings()), generators(3, 4), sampling=Sampling(steps=3)), together, rtol=0, atol=LEVEL
     )
 
 
@@ -101,21 +105,21 @@ def test_samplers_are_diffusers_schedulers(tiny_kandinsky: Tiny, copy_of: Callab
     habits = {"clip_sample": False, "timestep_spacing": "leading", "set_alpha_to_one": True}
     decoder = load(with_scheduler(copy_of(tiny_kandinsky.decoder), variance_type="learned_range", **habits))
     made = {
-        name: decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=4, sampler=name))
+        name: decoder.generate(Guide(embeddings(1)), generators(3), sampling=Sampling(steps=4, sampler=name))
         for name in diffusers_schedulers.SAMPLERS
     }
-    assert torch.equal(made["ddpm"], decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=4)))
+    assert torch.equal(made["ddpm"], decoder.generate(Guide(embeddings(1)), generators(3), sampling=Sampling(steps=4)))
     # One ODE and one method in two parametrisations: Euler in σ is DDIM. It shows that scaled inputs reach the U-Net.
     torch.testing.assert_close(made["euler"], made["ddim"], rtol=0, atol=LEVEL)
     for name in ("euler-a", "dpm++2m", "unipc", "pndm"):
         assert (made[name] - made["ddim"]).abs().max() > 0
     with pytest.raises(UserError, match=r"sampler 'heun' is unknown.*Known: ddpm, ddim, pndm"):
-        decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(sampler="heun"))
+        decoder.generate(Guide(embeddings(1)), generators(3), sampling=Sampling(sampler="heun"))
 
 
 def test_progress_is_told_after_each_step(decoder: KandinskyDecoder) -> None:
     told: list[Progress] = []
-    decoder.paint(Guide(embeddings()), generators(3, 4), how=Sampling(steps=3), on_step=told.append)
+    decoder.generate(Guide(embeddings()), generators(3, 4), sampling=Sampling(steps=3), on_step=told.append)
     assert [(p.step, p.steps) for p in told] == [(1, 3), (2, 3), (3, 3)]
     assert told[0].sigma > told[1].sigma > told[2].sigma
     assert all(p.denoised is not None and p.denoised.shape == (2, 4, SIZE // 2, SIZE // 2) for p in told)
@@ -129,11 +133,11 @@ def test_away_is_the_zero_picture_asked_for_only_when_needed(tiny_kandinsky: Tin
         return ZERO
 
     decoder = load(tiny_kandinsky.decoder, unconditional=zero)
-    how = Sampling(steps=2, guidance_scale=3.0)
-    negative = decoder.paint(Guide(embeddings()), generators(1, 2), away=Guide(ZERO), how=how)
-    decoder.paint(Guide(embeddings()), generators(1, 2), how=Sampling(steps=2, guidance_scale=1.0))
+    sampling = Sampling(steps=2, guidance_scale=3.0)
+    negative = decoder.generate(Guide(embeddings()), generators(1, 2), negative=Guide(ZERO), sampling=sampling)
+    decoder.generate(Guide(embeddings()), generators(1, 2), sampling=Sampling(steps=2, guidance_scale=1.0))
     assert not asked
-    assert torch.equal(negative, decoder.paint(Guide(embeddings()), generators(1, 2), how=how))
+    assert torch.equal(negative, decoder.generate(Guide(embeddings()), generators(1, 2), sampling=sampling))
     assert len(asked) == 1
 
 
@@ -145,30 +149,32 @@ def test_away_is_the_zero_picture_asked_for_only_when_needed(tiny_kandinsky: Tin
         ({"guidance_scale": float("nan")}, "finite"),
         ({"size": (30, 32)}, "30 × 32 pixels cannot be painted; both must be multiples of 4"),
         ({"options": {"noise_level": 3}}, "no option noise_level; it has none"),
-        ({"painting": 0.5}, "cannot paint with words"),
+        ({"region_strength": 0.5}, "cannot paint with words"),
     ],
 )
 def test_what_cannot_be_done_is_refused(settings: dict[str, Any], message: str, decoder: KandinskyDecoder) -> None:
     with pytest.raises(UserError, match=message):
-        decoder.paint(Guide(embeddings()), generators(1, 2), how=Sampling(**settings))
+        decoder.generate(Guide(embeddings()), generators(1, 2), sampling=Sampling(**settings))
 
 
 def test_a_guide_must_fit(decoder: KandinskyDecoder) -> None:
     with pytest.raises(UserError, match="needs image embeddings"):
-        decoder.paint(Guide(texts=["a"]), generators(1))
+        decoder.generate(Guide(texts=["a"]), generators(1))
     with pytest.raises(UserError, match=r"reads image embeddings 32 wide; these are 768 wide \(CLIP ViT-L/14"):
-        decoder.paint(Guide(torch.zeros(1, 768)), generators(1))
+        decoder.generate(Guide(torch.zeros(1, 768)), generators(1))
     with pytest.raises(UserError, match="3 embeddings for 2 pictures"):
-        decoder.paint(Guide(embeddings(3)), generators(1, 2))
+        decoder.generate(Guide(embeddings(3)), generators(1, 2))
     with pytest.raises(UserError, match="no effect at guidance scale 1"):
-        decoder.paint(Guide(embeddings(1)), generators(1), away=Guide(ZERO), how=Sampling(guidance_scale=1.0))
+        decoder.generate(
+            Guide(embeddings(1)), generators(1), negative=Guide(ZERO), sampling=Sampling(guidance_scale=1.0)
+        )
 
 
 def test_half_precision_paints_nearly_the_same(decoder: KandinskyDecoder, tiny_kandinsky: Tiny) -> None:
     half = load(tiny_kandinsky.decoder, dtype=torch.bfloat16)
     assert half.unet.dtype == half.movq.dtype == torch.bfloat16
-    how = Sampling(steps=3, sampler="ddim", guidance_scale=1.0)
-    ours, full = (x.paint(Guide(embeddings()), generators(3, 4), how=how) for x in (half, decoder))
+    sampling = Sampling(steps=3, sampler="ddim", guidance_scale=1.0)
+    ours, full = (x.generate(Guide(embeddings()), generators(3, 4), sampling=sampling) for x in (half, decoder))
     assert ours.dtype == torch.float32
     assert 0 < (ours - full).abs().mean() < 0.05
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from syzygy.clip.clip_model import Clip
-from syzygy.core.contracts import Guide, PictureDecoder, Progress, Region, Sampling, TextFeatures
+from syzygy.core.contracts import Guide, ImageDecoder, Progress, Region, Sampling, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator, per_sample_noise
 from syzygy.pretrained.karlo import KarloDecoder, embedding_width, load_karlo
@@ -95,15 +95,15 @@ def test_pictures_are_those_of_diffusers(
     assert expected.shape == (2, 3, LARGE, LARGE)
     assert (expected[0] - expected[1]).abs().max() > 20 * LEVEL
     guide = Guide(made, clip.encode_text(PROMPTS))
-    how = Sampling(steps=steps, guidance_scale=scale, options={"super_res_steps": fine})
+    sampling = Sampling(steps=steps, guidance_scale=scale, options={"super_res_steps": fine})
     seen: list[Progress] = []
-    found = decoder.paint(guide, generators(3, 4), how=how, on_step=seen.append)
+    found = decoder.generate(guide, generators(3, 4), sampling=sampling, on_step=seen.append)
     assert (found - expected).abs().max() < LEVEL
     # Each thing that makes a picture does, by more than what is allowed above.
     for other in (
-        decoder.paint(Guide(-made, guide.features), generators(3, 4), how=how),
-        decoder.paint(Guide(made, clip.encode_text(PROMPTS[::-1])), generators(3, 4), how=how),
-        decoder.paint(guide, generators(3, 5), how=how)[1:],
+        decoder.generate(Guide(-made, guide.features), generators(3, 4), sampling=sampling),
+        decoder.generate(Guide(made, clip.encode_text(PROMPTS[::-1])), generators(3, 4), sampling=sampling),
+        decoder.generate(guide, generators(3, 5), sampling=sampling)[1:],
     ):
         assert (other - expected[-len(other) :]).abs().max() > 3 * LEVEL
 
@@ -116,35 +116,35 @@ def test_pictures_are_those_of_diffusers(
 
 
 def test_a_batch_is_its_pictures_and_pads_do_not_count(decoder: KarloDecoder, clip: Clip) -> None:
-    assert isinstance(decoder, PictureDecoder)
+    assert isinstance(decoder, ImageDecoder)
     assert (decoder.conditions, decoder.width) == (("image", "text"), WIDTH)
-    how = Sampling(steps=3, options={"super_res_steps": 2})
+    sampling = Sampling(steps=3, options={"super_res_steps": 2})
     features = clip.encode_text(PROMPTS)
     guide = Guide(embeddings(), features)
-    together = decoder.paint(guide, generators(0, 1), how=how)
+    together = decoder.generate(guide, generators(0, 1), sampling=sampling)
     for i in range(2):
-        alone = decoder.paint(guide[[i]], generators(i), how=how)
+        alone = decoder.generate(guide[[i]], generators(i), sampling=sampling)
         assert (alone[0] - together[i]).abs().max() < LEVEL
     for content in (1e4, float("nan"), float("inf")):
         spoilt = features.states.masked_fill(~features.mask[..., None], content)
         assert (~features.mask).any()
-        again = decoder.paint(Guide(guide.embeddings, TextFeatures(spoilt, features.mask, features.pooled)),
-                              generators(0, 1), how=how)  # fmt: skip
+        again = decoder.generate(Guide(guide.embeddings, TextFeatures(spoilt, features.mask, features.pooled)),
+                              generators(0, 1), sampling=sampling)  # fmt: skip
         assert torch.equal(again, together)
 
 
 def test_what_is_not_told_is_nothing(karlo: Tiny, decoder: KarloDecoder, clip: Clip) -> None:
-    how, made, empty = Sampling(steps=3, options={"super_res_steps": 2}), embeddings(), clip.encode_text(["", ""])
+    sampling, made, empty = Sampling(steps=3, options={"super_res_steps": 2}), embeddings(), clip.encode_text(["", ""])
     prompt = clip.encode_text(PROMPTS)
 
-    def painted(towards: Guide, away: Guide | None = None) -> Tensor:
-        return decoder.paint(towards, generators(0, 1), away=away, how=how)
+    def painted(positive: Guide, negative: Guide | None = None) -> Tensor:
+        return decoder.generate(positive, generators(0, 1), negative=negative, sampling=sampling)
 
     assert_close(painted(Guide(made)), painted(Guide(made, empty)), depth=NETWORK)
     told, nothing = Guide(made, prompt), decoder.projection.nothing.expand(2, -1)
     plain = painted(told)
-    for away in (Guide(nothing, empty), Guide(nothing[:1], empty[[0]]), Guide(nothing), Guide(features=empty)):
-        assert_close(painted(told, away), plain, depth=NETWORK)
+    for negative in (Guide(nothing, empty), Guide(nothing[:1], empty[[0]]), Guide(nothing), Guide(features=empty)):
+        assert_close(painted(told, negative), plain, depth=NETWORK)
     negative = embeddings(2, "negative"), clip.encode_text(["a ring", "stars above a blue circle"])
     both, image, text = (painted(told, Guide(*parts)) for parts in (negative, negative[:1], (None, negative[1])))
     pictures = [plain, both, image, text]
@@ -153,19 +153,19 @@ def test_what_is_not_told_is_nothing(karlo: Tiny, decoder: KarloDecoder, clip: C
 
 def test_defaults_are_the_published_ones(decoder: KarloDecoder, clip: Clip) -> None:
     guide, seen = Guide(embeddings(1), clip.encode_text(PROMPTS[:1])), []
-    plain = decoder.paint(guide, generators(0), on_step=seen.append)
+    plain = decoder.generate(guide, generators(0), on_step=seen.append)
     assert len(seen) == 25 + 7
-    how = Sampling(steps=25, guidance_scale=8.0, options={"super_res_steps": 7})
-    assert decoder.defaults == how
-    assert torch.equal(decoder.paint(guide, generators(0), how=how), plain)
+    sampling = Sampling(steps=25, guidance_scale=8.0, options={"super_res_steps": 7})
+    assert decoder.defaults == sampling
+    assert torch.equal(decoder.generate(guide, generators(0), sampling=sampling), plain)
 
 
 def test_half_precision_and_offloading_paint_the_same(karlo: Tiny, decoder: KarloDecoder, clip: Clip) -> None:
-    guide, how = Guide(embeddings(1), clip.encode_text(PROMPTS[:1])), Sampling(steps=3, guidance_scale=1.0)
-    full = decoder.paint(guide, generators(0), how=how)
-    away = load(karlo.decoder, clip, offload=True).paint(guide, generators(0), how=how)
-    assert torch.equal(away, full)
-    half = load(karlo.decoder, clip, dtype=torch.bfloat16).paint(guide, generators(0), how=how)
+    guide, sampling = Guide(embeddings(1), clip.encode_text(PROMPTS[:1])), Sampling(steps=3, guidance_scale=1.0)
+    full = decoder.generate(guide, generators(0), sampling=sampling)
+    negative = load(karlo.decoder, clip, offload=True).generate(guide, generators(0), sampling=sampling)
+    assert torch.equal(negative, full)
+    half = load(karlo.decoder, clip, dtype=torch.bfloat16).generate(guide, generators(0), sampling=sampling)
     assert half.dtype == torch.float32
     assert 0 < (half - full).abs().mean() < 0.05
 
@@ -194,7 +194,7 @@ def test_steps_are_those_of_diffusers_scheduler(kind: Any, steps: int, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("guide", "away", "how", "message"),
+    ("guide", "negative", "sampling", "message"),
     [
         ({"embeddings": None}, None, {}, "needs image embeddings"),
         ({"embeddings": torch.zeros(1, 12)}, None, {}, f"reads image embeddings {WIDTH} wide; these are 12 wide"),
@@ -213,18 +213,23 @@ def test_steps_are_those_of_diffusers_scheduler(kind: Any, steps: int, monkeypat
         ({}, None, {"options": {"super_res_steps": 1001}}, r"1001 steps \(super_res_steps\) are not possible"),
         ({}, None, {"options": {"super_res_steps": 2.5}}, "must be a whole number, got 2.5"),
         ({}, None, {"options": {"noise": 1}}, "no option noise; its own are super_res_steps"),
-        ({}, None, {"painting": 0.4}, "nothing is painted"),
+        ({}, None, {"region_strength": 0.4}, "nothing is painted"),
         ({"regions": [[Region("ring", torch.ones(2, 2))]]}, None, {}, "does not hold the phrase 'ring'"),
         ({"regions": [[Region("circle", torch.ones(2, 2))]], "texts": None}, None, {}, "let it read the text"),
         ({"regions": [[Region("circle", torch.ones(2, 2))]], "features": None}, None, {}, "tells no words apart"),
     ],
 )
 def test_what_it_cannot_do_is_said(
-    guide: dict[str, Any], away: Guide | None, how: dict[str, Any], message: str, decoder: KarloDecoder, clip: Clip
+    guide: dict[str, Any],
+    negative: Guide | None,
+    sampling: dict[str, Any],
+    message: str,
+    decoder: KarloDecoder,
+    clip: Clip,
 ) -> None:
     told = {"embeddings": embeddings(1), "features": clip.encode_text(PROMPTS[:1]), "texts": PROMPTS[:1]} | guide
     with pytest.raises(UserError, match=message):
-        decoder.paint(Guide(**told), generators(0), away=away, how=Sampling(**how))
+        decoder.generate(Guide(**told), generators(0), negative=negative, sampling=Sampling(**sampling))
 
 
 def half() -> Tensor:
@@ -236,12 +241,12 @@ def half() -> Tensor:
 def test_laws_of_painting(decoder: KarloDecoder, clip: Clip) -> None:
     """Strength 0 changes no bit; a region has a place; neighbours, and what is moved away from, have no part in it."""
     features = clip.encode_text(PROMPTS)
-    how = Sampling(steps=3, options={"super_res_steps": 2})
+    sampling = Sampling(steps=3, options={"super_res_steps": 2})
 
     def paint(*regions: list[Region], rows: tuple[int, ...] = (0, 1), strength: float = 3.0) -> Tensor:
         told = Guide(embeddings(), features, PROMPTS, regions or None)[list(rows)]
-        own = how if not regions else replace(how, painting=strength)
-        return decoder.paint(told, generators(*rows), how=own)
+        own = sampling if not regions else replace(sampling, region_strength=strength)
+        return decoder.generate(told, generators(*rows), sampling=own)
 
     left, right = Region("circle", half()), Region("circle", half().flip(1))
     plain = paint()
@@ -258,10 +263,10 @@ def test_the_bias_is_on_the_words_keys_alone(
     decoder: KarloDecoder, clip: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four tokens of the image come before them, the picture's own keys after; the branch to move away from has none."""
-    seen: list[tuple[paint.Painting, Tensor, Tensor]] = []
+    seen: list[tuple[paint.RegionBias, Tensor, Tensor]] = []
     real = paint.attention
 
-    def watched(q: Tensor, k: Tensor, v: Tensor, painting: paint.Painting, mask: Tensor | None = None) -> Tensor:
+    def watched(q: Tensor, k: Tensor, v: Tensor, painting: paint.RegionBias, mask: Tensor | None = None) -> Tensor:
         keys = torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1)
         nothing = replace(painting, level=torch.zeros_like(painting.level))
         seen.append((painting, real(q, k, keys, painting, mask), real(q, k, keys, nothing, mask)))
@@ -270,12 +275,14 @@ def test_the_bias_is_on_the_words_keys_alone(
     monkeypatch.setattr(paint, "attention", watched)
     features = clip.encode_text(PROMPTS[:1])
     guide = Guide(embeddings(1), features, PROMPTS[:1], [[Region("circle", half())]])
-    decoder.paint(guide, generators(0), how=Sampling(steps=1, painting=2.0, options={"super_res_steps": 1}))
+    decoder.generate(
+        guide, generators(0), sampling=Sampling(steps=1, region_strength=2.0, options={"super_res_steps": 1})
+    )
     assert len(seen) >= 4
     assert features.spans is not None
     (word,) = (features.spans[0, :, 0] == PROMPTS[0].index("circle")).nonzero()[:, 0].tolist()[:1]
     for painting, painted, plain in seen:
-        assert (painting.start, painting.unpainted, len(painted)) == (4, 1, 1)
+        assert (painting.start, painting.negatives, len(painted)) == (4, 1, 1)
         here = painting.at(painted.shape[2])[0].amax(1) > 0
         gained = (painted - plain)[0]
         assert gained[:, here][..., 4 + word].mean() > 0.01
@@ -289,7 +296,7 @@ def test_an_unpainted_row_is_as_it_was(decoder: KarloDecoder, clip: Clip) -> Non
     hook = decoder.base.register_forward_hook(lambda _m, _i, output: found.append(output[0].clone()))
     for regions in (None, [[Region("circle", half())]]):
         told = Guide(embeddings(1), clip.encode_text(PROMPTS[:1]), PROMPTS[:1], regions)
-        decoder.paint(told, generators(0), how=Sampling(steps=1, options={"super_res_steps": 1}))
+        decoder.generate(told, generators(0), sampling=Sampling(steps=1, options={"super_res_steps": 1}))
     hook.remove()
     assert_close(found[0][:1], found[1][:1], depth=NETWORK)
     assert (found[0][1:] - found[1][1:]).abs().max() > 1e-3
@@ -299,7 +306,7 @@ def test_prompts_must_fit(decoder: KarloDecoder, clip: Clip) -> None:
     def features(rows: int, tokens: int, width: int) -> TextFeatures:
         return TextFeatures(torch.zeros(rows, tokens, width), torch.ones(rows, tokens).bool(), torch.zeros(rows, width))
 
-    for guide, away, message in (
+    for guide, negative, message in (
         (
             Guide(embeddings(), features(2, 5, 12)),
             None,
@@ -309,7 +316,7 @@ def test_prompts_must_fit(decoder: KarloDecoder, clip: Clip) -> None:
         (Guide(embeddings()), Guide(features=features(3, 5, WIDTH)), "3 prompts for 2 pictures"),
     ):
         with pytest.raises(UserError, match=message):
-            decoder.paint(guide, generators(0, 1), away=away)
+            decoder.generate(guide, generators(0, 1), negative=negative)
 
 
 def broken(folder: Path, tmp_path: Path, change: Callable[[Path], None]) -> Path:

@@ -10,7 +10,7 @@ from torch import nn
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core import diffusers_schedulers
-from syzygy.core.contracts import Guide, PictureDecoder, Sampling
+from syzygy.core.contracts import Guide, ImageDecoder, Sampling
 from syzygy.core.errors import NonFiniteError
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation import own_models
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
 )  # diffusers' own arithmetic
 HOW = {"dtype": torch.float32, "device": torch.device("cpu"), "offload": False}
-Case = tuple[PictureDecoder, list[nn.Module], Guide, Sampling]
+Case = tuple[ImageDecoder, list[nn.Module], Guide, Sampling]
 """A decoder, its networks, what to decode, and how."""
 
 
@@ -53,8 +53,8 @@ def stable_diffusion(tmp_path: Path, **_: Any) -> Case:
 def karlo(tmp_path: Path, **_: Any) -> Case:
     tiny = tiny_karlo(tmp_path / "karlo")
     found = load_karlo(tiny.decoder, empty=Clip.from_pretrained(tiny.clip).encode_text([""]), **HOW)
-    how = Sampling(steps=3, guidance_scale=1.0, options={"super_res_steps": 2})
-    return found, [found.base, found.fine_first, found.fine_last], guide(), how
+    sampling = Sampling(steps=3, guidance_scale=1.0, options={"super_res_steps": 2})
+    return found, [found.base, found.fine_first, found.fine_last], guide(), sampling
 
 
 def ours(tmp_path: Path, tiny_model: Path, **_: Any) -> Case:
@@ -100,15 +100,15 @@ def overflowing() -> Iterator[Callable[[nn.Module, float], None]]:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
 def test_the_image_that_overflowed_is_named(case: Case, value: float, overflowing: Callable[..., None]) -> None:
-    decoder, networks, towards, how = case
+    decoder, networks, positive, sampling = case
     fresh = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    assert torch.isfinite(decoder.paint(towards, fresh, how=how)).all()
+    assert torch.isfinite(decoder.generate(positive, fresh, sampling=sampling)).all()
     for network in networks:
         overflowing(network, value)
         with pytest.raises(
             NonFiniteError, match=r"images hold values that are not finite.*number 2 of 2.*--dtype"
         ) as error:
-            decoder.paint(towards, fresh, how=how)
+            decoder.generate(positive, fresh, sampling=sampling)
         assert error.value.rows == (1,)
 
 

@@ -180,7 +180,7 @@ def test_what_cannot_be_sampled_as_it_was_meant_is_refused(stock: Path, changes:
 def test_a_stock_prior_without_scheduler_or_statistics_is_refused(stock: Path, tmp_path: Path) -> None:
     clip = Clip.from_pretrained(stock)
     alone = shutil.copytree(stock / "prior", tmp_path / "alone" / "prior")
-    with pytest.raises(UserError, match=r"does not tell how it is sampled.*folder of the whole pipeline"):
+    with pytest.raises(UserError, match=r"does not say how to sample it.*folder of the whole pipeline"):
         load_prior(alone, clip)
     path = stock / "prior/diffusion_pytorch_model.safetensors"
     save_file(load_file(path) | {"clip_std": torch.zeros(1, 32)}, path)

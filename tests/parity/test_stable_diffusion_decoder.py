@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from syzygy.core import diffusers_schedulers
-from syzygy.core.contracts import Guide, PictureDecoder, Progress, Region, Sampling
+from syzygy.core.contracts import Guide, ImageDecoder, Progress, Region, Sampling
 from syzygy.core.errors import UserError
 from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder, load_stable_diffusion
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
@@ -97,10 +97,10 @@ def test_pictures_are_those_of_diffusers(
     seen: list[Progress] = []
 
     def paint(texts: list[str] = TEXTS, **changes: Any) -> Tensor:
-        how = {"steps": 4, "guidance_scale": scale, "size": size} | changes
-        away = None if negative is None else Guide(texts=[negative])
-        return decoders[kind].paint(
-            Guide(texts=texts), generators(3, 4), away=away, how=Sampling(**how), on_step=seen.append
+        sampling = {"steps": 4, "guidance_scale": scale, "size": size} | changes
+        unwanted = None if negative is None else Guide(texts=[negative])
+        return decoders[kind].generate(
+            Guide(texts=texts), generators(3, 4), negative=unwanted, sampling=Sampling(**sampling), on_step=seen.append
         )
 
     ours = paint()
@@ -112,52 +112,55 @@ def test_pictures_are_those_of_diffusers(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_regions_are_the_same_as_in_diffusers_pipeline(kind: str, folders: dict[str, Path], decoders: Any) -> None:
-    from syzygy.regions.diffusers_hook import painted
 
     pipeline, regions = theirs(folders[kind]), [Region("red circle", half())]
-    how: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}
-    with painted(pipeline, TEXTS[0], regions, strength=1.5):
-        reference = pipeline(TEXTS[0], generator=generators(3), output_type="np", **how).images
-    guide, own = Guide(texts=TEXTS[:1], regions=[regions]), Sampling(steps=4, guidance_scale=5.0, painting=1.5)
-    ours = decoders[kind].paint(guide, generators(3), how=own)
+    sampling: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}
+    with region_conditioning(pipeline, TEXTS[0], regions, strength=1.5):
+        reference = pipeline(TEXTS[0], generator=generators(3), output_type="np", **sampling).images
+    guide, own = Guide(texts=TEXTS[:1], regions=[regions]), Sampling(steps=4, guidance_scale=5.0, region_strength=1.5)
+    ours = decoders[kind].generate(guide, generators(3), sampling=own)
     assert (torch.from_numpy(reference).permute(0, 3, 1, 2) - ours).abs().max() < LEVEL
-    plain = decoders[kind].paint(Guide(texts=TEXTS[:1]), generators(3), how=Sampling(steps=4, guidance_scale=5.0))
+    plain = decoders[kind].generate(
+        Guide(texts=TEXTS[:1]), generators(3), sampling=Sampling(steps=4, guidance_scale=5.0)
+    )
     assert (ours - plain).abs().max() > 3 * LEVEL
-    again = theirs(folders[kind])(TEXTS[0], generator=generators(3), output_type="np", **how).images
-    after = pipeline(TEXTS[0], generator=generators(3), output_type="np", **how).images
+    again = theirs(folders[kind])(TEXTS[0], generator=generators(3), output_type="np", **sampling).images
+    after = pipeline(TEXTS[0], generator=generators(3), output_type="np", **sampling).images
     assert (again == after).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_laws_of_painting(kind: str, decoders: Any) -> None:
     decoder = decoders[kind]
-    assert isinstance(decoder, PictureDecoder)
+    assert isinstance(decoder, ImageDecoder)
     assert decoder.conditions == ("text",)
 
     def paint(*regions: list[Region], texts: list[str] = TEXTS, seeds: tuple[int, ...] = (3, 4), **more: Any) -> Tensor:
         told = Guide(texts=texts, regions=regions or None)
-        return decoder.paint(told, generators(*seeds), how=Sampling(steps=3, guidance_scale=4.0, **more))
+        return decoder.generate(told, generators(*seeds), sampling=Sampling(steps=3, guidance_scale=4.0, **more))
 
     left, right = Region("red circle", half()), Region("red circle", half().flip(1))
     plain = paint()
-    assert torch.equal(paint([left], [], painting=0.0), plain)
+    assert torch.equal(paint([left], [], region_strength=0.0), plain)
     assert torch.equal(paint([Region("red circle", half(), 0.0)], []), plain)
-    painted = paint([left], [], painting=2.0)
+    painted = paint([left], [], region_strength=2.0)
     assert (painted[0] - plain[0]).abs().max() > 3 * LEVEL
     assert (painted[1] - plain[1]).abs().max() < LEVEL  # its neighbour is painted, it is not
-    assert (paint([right], [], painting=2.0)[0] - painted[0]).abs().max() > 3 * LEVEL
-    alone = paint([left], texts=TEXTS[:1], seeds=(3,), painting=2.0)
+    assert (paint([right], [], region_strength=2.0)[0] - painted[0]).abs().max() > 3 * LEVEL
+    alone = paint([left], texts=TEXTS[:1], seeds=(3,), region_strength=2.0)
     assert (alone[0] - painted[0]).abs().max() < LEVEL
 
 
 def test_precision_and_offloading(folders: dict[str, Path], decoders: Any) -> None:
     for kind in ("1.5", "xl"):
-        guide, how = Guide(texts=TEXTS), Sampling(steps=2)
-        full = decoders[kind].paint(guide, generators(3, 4), how=how)
+        guide, sampling = Guide(texts=TEXTS), Sampling(steps=2)
+        full = decoders[kind].generate(guide, generators(3, 4), sampling=sampling)
         parked = load(folders[kind], offload=True, tiling=True)
         assert parked.vae.use_tiling
-        torch.testing.assert_close(parked.paint(guide, generators(3, 4), how=how), full, rtol=0, atol=LEVEL)
-        low = load(folders[kind], dtype=torch.bfloat16).paint(guide, generators(3, 4), how=how)
+        torch.testing.assert_close(
+            parked.generate(guide, generators(3, 4), sampling=sampling), full, rtol=0, atol=LEVEL
+        )
+        low = load(folders[kind], dtype=torch.bfloat16).generate(guide, generators(3, 4), sampling=sampling)
         assert 0 < (low - full).abs().mean() < 0.1
     assert load(folders["xl"], dtype=torch.float16).vae.dtype == torch.float32  # it would overflow
     assert load(folders["1.5"], dtype=torch.float16).vae.dtype == torch.float16
@@ -173,16 +176,16 @@ def test_what_diffusers_mends_in_old_schedulers(named: bool, folders: dict[str, 
         path.write_text(json.dumps({key: values[key] for key in values if key not in ("steps_offset", "clip_sample")}))
     with pytest.warns(FutureWarning, match="outdated|clip_sample"):
         reference = theirs(folder)(TEXTS[0], num_inference_steps=4, generator=generators(3), output_type="np").images
-    ours = load(folder).paint(Guide(texts=TEXTS[:1]), generators(3), how=Sampling(steps=4))
+    ours = load(folder).generate(Guide(texts=TEXTS[:1]), generators(3), sampling=Sampling(steps=4))
     assert (torch.from_numpy(reference).permute(0, 3, 1, 2) - ours).abs().max() < LEVEL
 
 
 def test_every_sampler_paints(decoders: Any) -> None:
     regions = [[Region("circle", half())]]
     for name in diffusers_schedulers.SAMPLERS:
-        how = Sampling(steps=3, sampler=name)
+        sampling = Sampling(steps=3, sampler=name)
         plain, painted = (
-            decoders["1.5"].paint(Guide(texts=TEXTS[:1], regions=own), generators(3), how=how)
+            decoders["1.5"].generate(Guide(texts=TEXTS[:1], regions=own), generators(3), sampling=sampling)
             for own in (None, regions)
         )
         assert torch.isfinite(painted).all()
@@ -192,28 +195,28 @@ def test_every_sampler_paints(decoders: Any) -> None:
 def test_long_prompts_are_cut_with_a_warning(decoders: Any) -> None:
     long = "a red circle " * 40 + "and a ring"
     with pytest.warns(UserWarning, match="this encoder reads 77; cut:"):
-        decoders["1.5"].paint(Guide(texts=[long]), generators(3), how=Sampling(steps=2))
+        decoders["1.5"].generate(Guide(texts=[long]), generators(3), sampling=Sampling(steps=2))
     told = Guide(texts=[long], regions=[[Region("ring", half())]])
     with pytest.warns(UserWarning, match="cut:"), pytest.raises(UserError, match="past the last token"):
-        decoders["xl"].paint(told, generators(3), how=Sampling(steps=1))
+        decoders["xl"].generate(told, generators(3), sampling=Sampling(steps=1))
 
 
 @pytest.mark.parametrize(
-    ("guide", "how", "message"),
+    ("guide", "sampling", "message"),
     [
         (Guide(torch.zeros(1, 32)), {}, "paints from texts: tell it one"),
         (Guide(texts=["a", "b", "c"]), {}, "3 texts for 1 pictures"),
         (Guide(texts=["a"]), {"size": (33, 32)}, "33 × 32 pixels cannot be painted"),
-        (Guide(texts=["a"]), {"painting": 0.4}, "nothing is painted"),
+        (Guide(texts=["a"]), {"region_strength": 0.4}, "nothing is painted"),
         (Guide(texts=["a"], regions=[[Region("ring", half())]]), {}, "does not hold the phrase 'ring'"),
-        (Guide(texts=["a"], regions=[[Region("a", half())]]), {"painting": -1.0}, "at least 0, got -1"),
+        (Guide(texts=["a"], regions=[[Region("a", half())]]), {"region_strength": -1.0}, "at least 0, got -1"),
         (Guide(texts=["a"]), {"options": {"noise_level": 3}}, "no option noise_level; it has none"),
         (Guide(texts=["a"]), {"steps": 0}, "0 steps are not possible"),
     ],
 )
-def test_what_cannot_be_done_is_refused(guide: Guide, how: dict[str, Any], message: str, decoders: Any) -> None:
+def test_what_cannot_be_done_is_refused(guide: Guide, sampling: dict[str, Any], message: str, decoders: Any) -> None:
     with pytest.raises(UserError, match=message):
-        decoders["1.5"].paint(guide, generators(1), how=Sampling(**how))
+        decoders["1.5"].generate(guide, generators(1), sampling=Sampling(**sampling))
 
 
 @pytest.mark.parametrize(
@@ -250,8 +253,8 @@ def test_a_unet_that_does_not_say_for_which_size_it_was_made(folders: dict[str, 
         set_json(folder / "unet/config.json", sample_size=sample)
         decoder = load(folder)
         assert decoder.defaults.size == size
-        how = Sampling(steps=2, size=(8, 8))
-        assert decoder.paint(Guide(texts=["a"]), generators(1), how=how).shape == (1, 3, 8, 8)
+        sampling = Sampling(steps=2, size=(8, 8))
+        assert decoder.generate(Guide(texts=["a"]), generators(1), sampling=sampling).shape == (1, 3, 8, 8)
         shutil.rmtree(folder)
 
 

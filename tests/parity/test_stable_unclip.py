@@ -70,10 +70,12 @@ def test_pictures_are_those_of_diffusers(
     ).images
 
     def paint(**changes: Any) -> Tensor:
-        how = {"steps": 4, "guidance_scale": scale, "size": size, "options": {"noise_level": level}} | changes
+        sampling = {"steps": 4, "guidance_scale": scale, "size": size, "options": {"noise_level": level}} | changes
         # As a pipeline tells a negative prompt: with the prior's prediction for it, which this decoder was not trained to read.
-        away = None if negative is None else Guide(embeddings(1), texts=[negative])
-        return decoder.paint(Guide(embeddings(), texts=TEXTS), generators(3, 4), away=away, how=Sampling(**how))
+        unwanted = None if negative is None else Guide(embeddings(1), texts=[negative])
+        return decoder.generate(
+            Guide(embeddings(), texts=TEXTS), generators(3, 4), negative=unwanted, sampling=Sampling(**sampling)
+        )
 
     ours = paint()
     assert ours.shape == (2, 3, height, width)
@@ -83,8 +85,8 @@ def test_pictures_are_those_of_diffusers(
 
 
 def test_it_reads_the_text_and_the_embedding(decoder: StableUnclipDecoder) -> None:
-    def paint(guide: Guide, away: Guide | None = None) -> Tensor:
-        return decoder.paint(guide, generators(3), away=away, how=Sampling(steps=3, guidance_scale=4.0))
+    def paint(guide: Guide, negative: Guide | None = None) -> Tensor:
+        return decoder.generate(guide, generators(3), negative=negative, sampling=Sampling(steps=3, guidance_scale=4.0))
 
     plain = paint(Guide(embeddings(1)))
     assert torch.equal(plain, paint(Guide(embeddings(1), texts=[""])))
@@ -95,13 +97,16 @@ def test_it_reads_the_text_and_the_embedding(decoder: StableUnclipDecoder) -> No
 
 
 def test_a_batch_is_its_pictures_one_by_one(decoder: StableUnclipDecoder, tiny_stable_unclip: Tiny) -> None:
-    how = Sampling(steps=3)
-    together = decoder.paint(Guide(embeddings(), texts=TEXTS), generators(3, 4), how=how)
-    apart = [decoder.paint(Guide(embeddings()[[i]], texts=[TEXTS[i]]), generators(3 + i), how=how)[0] for i in range(2)]
+    sampling = Sampling(steps=3)
+    together = decoder.generate(Guide(embeddings(), texts=TEXTS), generators(3, 4), sampling=sampling)
+    apart = [
+        decoder.generate(Guide(embeddings()[[i]], texts=[TEXTS[i]]), generators(3 + i), sampling=sampling)[0]
+        for i in range(2)
+    ]
     torch.testing.assert_close(together, torch.stack(apart), rtol=0, atol=LEVEL)
     parked = load(tiny_stable_unclip.decoder, offload=True, tiling=True)
     assert parked.vae.use_tiling
-    again = parked.paint(Guide(embeddings(), texts=TEXTS), generators(3, 4), how=how)
+    again = parked.generate(Guide(embeddings(), texts=TEXTS), generators(3, 4), sampling=sampling)
     torch.testing.assert_close(again, together, rtol=0, atol=LEVEL)
 
 
@@ -111,26 +116,26 @@ def test_every_sampler_paints(tiny_stable_unclip: Tiny, copy_of: Callable[[Path]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"set_alpha_to_one": True}))
     decoder = load(folder)
     made = {
-        name: decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=3, sampler=name))
+        name: decoder.generate(Guide(embeddings(1)), generators(3), sampling=Sampling(steps=3, sampler=name))
         for name in diffusers_schedulers.SAMPLERS
     }
-    assert torch.equal(made["pndm"], decoder.paint(Guide(embeddings(1)), generators(3), how=Sampling(steps=3)))
+    assert torch.equal(made["pndm"], decoder.generate(Guide(embeddings(1)), generators(3), sampling=Sampling(steps=3)))
     torch.testing.assert_close(made["euler"], made["ddim"], rtol=0, atol=3 * LEVEL)  # so latents are not clipped
 
 
 @pytest.mark.parametrize("level", [-1, 1000, 2.5, "much"])
 def test_a_noise_level_is_a_timestep(level: Any, decoder: StableUnclipDecoder) -> None:
     with pytest.raises(UserError, match="noise_level must be a whole number from 0 to 999"):
-        decoder.paint(Guide(embeddings(1)), generators(1), how=Sampling(options={"noise_level": level}))
+        decoder.generate(Guide(embeddings(1)), generators(1), sampling=Sampling(options={"noise_level": level}))
 
 
 def test_what_cannot_be_done_is_refused(decoder: StableUnclipDecoder) -> None:
     with pytest.raises(UserError, match="no option tiles; its own are noise_level"):
-        decoder.paint(Guide(embeddings(1)), generators(1), how=Sampling(options={"tiles": 3}))
+        decoder.generate(Guide(embeddings(1)), generators(1), sampling=Sampling(options={"tiles": 3}))
     with pytest.raises(UserError, match="33 × 32 pixels cannot be painted; both must be multiples of 2"):
-        decoder.paint(Guide(embeddings(1)), generators(1), how=Sampling(size=(33, 32)))
+        decoder.generate(Guide(embeddings(1)), generators(1), sampling=Sampling(size=(33, 32)))
     with pytest.raises(UserError, match="2 texts for 3 pictures"):
-        decoder.paint(Guide(embeddings(1)), generators(1, 2, 3), away=Guide(texts=TEXTS))
+        decoder.generate(Guide(embeddings(1)), generators(1, 2, 3), negative=Guide(texts=TEXTS))
 
 
 def test_files_that_do_not_fit_are_refused(tiny_stable_unclip: Tiny, copy_of: Callable[[Path], Path]) -> None:
@@ -159,8 +164,8 @@ def test_its_words_can_be_painted(decoder: StableUnclipDecoder) -> None:
 
     def paint(*regions: list[Region], texts: list[str] | None = TEXTS, strength: float = 3.0) -> Tensor:
         told = Guide(embeddings(), texts=texts, regions=regions or None)
-        how = Sampling(steps=3, guidance_scale=4.0, painting=strength if regions else None)
-        return decoder.paint(told, generators(3, 4), how=how)
+        sampling = Sampling(steps=3, guidance_scale=4.0, region_strength=strength if regions else None)
+        return decoder.generate(told, generators(3, 4), sampling=sampling)
 
     plain, painted = paint(), paint([Region("red circle", mask)], [])
     assert (painted[0] - plain[0]).abs().max() > 3 * LEVEL

@@ -29,11 +29,11 @@ def test_a_connection_to_this_machine_works() -> None:
 
 
 def test_shapes_are_checked() -> None:
-    from syzygy.regions.region_bias import Painting, attention, strength
+    from syzygy.regions.region_bias import RegionBias, attention, strength
 
     with pytest.raises(TypeCheckError):
         strength(torch.ones(2, dtype=torch.int64))
-    painting, x = Painting(torch.zeros(2, 3, 2, 2), (2, 2), torch.ones(2)), torch.zeros(2, 1, 4, 8)
+    painting, x = RegionBias(torch.zeros(2, 3, 2, 2), (2, 2), torch.ones(2)), torch.zeros(2, 1, 4, 8)
     assert attention(x, x, x, painting).shape == x.shape
     with pytest.raises(TypeCheckError):
         attention(x, x[:1], x, painting)

@@ -62,8 +62,12 @@ def generate(
         began = time.perf_counter()
         painter = Painter.load(settings, device)
         if painted_regions is not None:
-            strength = settings["painting"] if settings["painting"] is not None else painter.model.defaults["painting"]
-            where = {"regions": [recorded(one) for one in painted_regions], "painting": strength}
+            strength = (
+                settings["region_strength"]
+                if settings["region_strength"] is not None
+                else painter.model.defaults["region_strength"]
+            )
+            where = {"regions": [recorded(one) for one in painted_regions], "region_strength": strength}
             painter = painter._replace(record={**painter.record, **where})
         if manner is not None:
             own = painter.model.defaults["style_guidance"]

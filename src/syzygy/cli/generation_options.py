@@ -48,7 +48,7 @@ _PUBLISHED = (
     click.option("--download", is_flag=True, help="Fetch from the hub what is missing; else its cache must hold it."),
 )
 """What only published models take."""
-OPTIONS = ("height", "width", "noise_level", "super_res_steps", "painting", "style_guidance")
+OPTIONS = ("height", "width", "noise_level", "super_res_steps", "region_strength", "style_guidance")
 """Of those (and of `region_options`), what a call takes; the rest is for loading."""
 LEAVE_NO_TRACE = ("offload", "download", "experts_memory")
 """Of those, what changes no picture."""
@@ -103,7 +103,7 @@ def region_options(command: F) -> F:
         ),
         click.option(
             "--paint-strength",
-            "painting",
+            "region_strength",
             type=float,
             metavar="W",
             help="Strength of the regions; 0 switches them off.",

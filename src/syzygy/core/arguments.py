@@ -134,7 +134,7 @@ def callback(value: Any) -> Any:
 def sampling(
     steps: int | None, guidance_scale: float | None, sampler: str | None, options: Mapping[str, Any]
 ) -> Sampling:
-    """The arguments of methods that paint as the decoder takes them; `options` are height, width, painting and the decoder's own.
+    """The arguments of methods that paint as the decoder takes them; `options` are height, width, region_strength and the decoder's own.
 
     Raises:
         UserError: a value of another type; a height without a width, or the other way about.
@@ -144,7 +144,7 @@ def sampling(
     if (height is None) != (width is None):
         raise UserError("height and width come together: give both, or neither.")
     size = None if height is None or width is None else (height, width)
-    apart = {name: _if_given(number, own.pop(name, None), name) for name in ("painting", "style_guidance")}
+    apart = {name: _if_given(number, own.pop(name, None), name) for name in ("region_strength", "style_guidance")}
     return Sampling(
         steps=_if_given(whole, steps, "num_inference_steps"),
         guidance_scale=_if_given(number, guidance_scale, "guidance_scale"),

@@ -148,18 +148,18 @@ class Condition:
     states: Float[Tensor, "B T C"] | None = None
     mask: Bool[Tensor, "B T"] | None = None
     pooled: Float[Tensor, "B E"] | None = None
-    painted: Float[Tensor, "B T H W"] | None = None
+    region_maps: Float[Tensor, "B T H W"] | None = None
     """Where each token is painted, and how strongly (paint-with-words' w'·A); any resolution, 0 for most tokens."""
 
     def __post_init__(self) -> None:
         if self.states is None and self.pooled is None:
             raise UserError("a condition needs token states, a pooled vector, or both; got neither.")
         assert (self.states is None) == (self.mask is None), "token states and their mask come together"
-        assert self.painted is None or self.mask is not None, "tokens are painted, so there must be some"
+        assert self.region_maps is None or self.mask is not None, "tokens are painted, so there must be some"
 
     def dropped(self) -> "Condition":
         """The same, absent and unpainted for every sample: the unconditional branch of guidance."""
-        return replace(self, present=torch.zeros_like(self.present), painted=None)
+        return replace(self, present=torch.zeros_like(self.present), region_maps=None)
 
     def kept(self, keep: Bool[Tensor, "B"]) -> "Condition":
         """The same, absent where `keep` is false."""
@@ -171,7 +171,7 @@ class Condition:
             None if self.states is None else self.states[index],
             None if self.mask is None else self.mask[index],
             None if self.pooled is None else self.pooled[index],
-            None if self.painted is None else self.painted[index],
+            None if self.region_maps is None else self.region_maps[index],
         )
 
 
@@ -273,8 +273,8 @@ class Sampling:
     sampler: str | None = None
     size: tuple[int, int] | None = None
     """Height and width in pixels."""
-    painting: float | None = None
-    """How strongly painted phrases pull, w' of paint-with-words; 0 is not at all."""
+    region_strength: float | None = None
+    """How strongly regions pull their phrases, w' of paint-with-words; 0 is not at all."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What one decoder alone knows. Others refuse it."""
 
@@ -360,7 +360,7 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
-class PictureDecoder(Protocol):
+class ImageDecoder(Protocol):
     """Image embedding (and text, where it reads it) → picture: the second half of unCLIP."""
 
     @property
@@ -373,19 +373,19 @@ class PictureDecoder(Protocol):
         """What suits it."""
         ...
 
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
-        how: Sampling = Sampling(),
+        negative: Guide | None = None,
+        sampling: Sampling = Sampling(),
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """N pictures in [0, 1], on the decoder's device, each from its own generator's noise (drawn where that lives).
 
         Args:
-            away: one guide for all, or one each, to move away from; None is the decoder's own unconditional branch.
+            negative: one guide for all, or one each, to move away from; None is the decoder's own unconditional branch.
 
         Raises:
             UserError: the guide lacks what the decoder needs, widths do not fit, a setting is out of range or unknown to it, or has no effect.

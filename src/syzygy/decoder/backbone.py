@@ -12,8 +12,8 @@ from syzygy.core import artifacts
 from syzygy.core.config import parse
 from syzygy.core.randomness import seed_of
 from syzygy.decoder.network import Decoder, DecoderConfig, Slot
-from syzygy.regions.attention_processors import paintable
-from syzygy.regions.region_bias import Painting
+from syzygy.regions.attention_processors import add_region_processors
+from syzygy.regions.region_bias import RegionBias
 
 # The sinusoids of diffusers' time embedding have wavelengths of 2π to 2π·10⁴, made for timesteps 0…1000. EDM's
 # c_noise = ¼ ln σ runs from -1.6 (σ 0.002) to 1.1 (σ 80), where all but the fastest of them would stand still. Times
@@ -47,7 +47,7 @@ class UNetBackbone(nn.Module):
             class_embed_type="projection",
             projection_class_embeddings_input_dim=config.vector_width,
         )
-        paintable(self.unet)
+        add_region_processors(self.unet)
         # F starts as zero, so the loss starts at 1 at every noise level (EDM, section 5).
         for parameter in self.unet.conv_out.parameters():
             nn.init.zeros_(parameter)
@@ -59,7 +59,7 @@ class UNetBackbone(nn.Module):
         tokens: Float[Tensor, "B T C"],
         mask: Bool[Tensor, "B T"],
         vector: Float[Tensor, "B V"],
-        painting: Painting | None = None,
+        region_bias: RegionBias | None = None,
     ) -> Float[Tensor, "B L H W"]:
         """Latents of the same shape. Hidden tokens have no influence; each row of `mask` must show at least one."""
         return self.unet(
@@ -68,7 +68,7 @@ class UNetBackbone(nn.Module):
             encoder_hidden_states=tokens,
             encoder_attention_mask=mask,
             class_labels=vector,
-            cross_attention_kwargs=None if painting is None else {"painting": painting},
+            cross_attention_kwargs=None if region_bias is None else {"region_bias": region_bias},
             return_dict=False,
         )[0]
 

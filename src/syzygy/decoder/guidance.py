@@ -111,18 +111,19 @@ def _cat(name: str, first: Condition | None, second: Condition | None, batch: in
     length = max(a.states.shape[1], b.states.shape[1])
     states = torch.cat([F.pad(c, (0, 0, 0, length - c.shape[1])) for c in (a.states, b.states)])
     mask = torch.cat([F.pad(m, (0, length - m.shape[1])) for m in (a.mask, b.mask)])
-    return Condition(present, states, mask, pooled, _painted(a, b, length))
+    return Condition(present, states, mask, pooled, _joined_maps(a, b, length))
 
 
-def _painted(a: Condition, b: Condition, length: int) -> Float[Tensor, "B T H W"] | None:
+def _joined_maps(a: Condition, b: Condition, length: int) -> Float[Tensor, "B T H W"] | None:
     """Of both, where one of them is painted; the other one then is with nothing."""
-    found = [c.painted for c in (a, b) if c.painted is not None]
+    found = [c.region_maps for c in (a, b) if c.region_maps is not None]
     if not found:
         return None
     size = found[0].shape[-2:]
     nothing = found[0].new_zeros(len(a.present), length, *size)
     parts = [
-        nothing if c.painted is None else F.pad(c.painted, (0,) * 5 + (length - c.painted.shape[1],)) for c in (a, b)
+        nothing if c.region_maps is None else F.pad(c.region_maps, (0,) * 5 + (length - c.region_maps.shape[1],))
+        for c in (a, b)
     ]
     return torch.cat(parts)
 

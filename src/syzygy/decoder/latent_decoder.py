@@ -26,7 +26,7 @@ from syzygy.core.randomness import per_sample_noise
 from syzygy.decoder.guidance import Guided, StyleGuided
 from syzygy.decoder.noise_levels import KarrasSchedule
 from syzygy.decoder.samplers import sample
-from syzygy.regions.phrases import check_read, painted
+from syzygy.regions.phrases import check_read, region_maps
 from syzygy.regions.region_bias import REGION_STRENGTH
 
 NO_WORDS = (
@@ -37,7 +37,7 @@ NO_WORDS = (
 
 @dataclass(frozen=True)
 class LatentDecoder:
-    """A `PictureDecoder` that reads image embeddings, text features, texts, any of them: what a guide does not tell is absent."""
+    """A `ImageDecoder` that reads image embeddings, text features, texts, any of them: what a guide does not tell is absent."""
 
     denoiser: Denoiser
     autoencoder: ImageAutoencoder
@@ -52,27 +52,27 @@ class LatentDecoder:
         return ("image", "text", *self.encoders)
 
     @torch.inference_mode()
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
-        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        negative: Guide | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `PictureDecoder`. Pictures have the autoencoder's size."""
-        self._check(how)
+        """See `ImageDecoder`. Pictures have the autoencoder's size."""
+        self._check(sampling)
         own = self.defaults
-        steps = own.steps if how.steps is None else how.steps
+        steps = own.steps if sampling.steps is None else sampling.steps
         assert own.sampler is not None
-        negative = None if away is None else self._conditioning(away)
+        negative_conditioning = None if negative is None else self._conditioning(negative)
         latents = sample(
-            self._guided(towards, negative, how),
+            self._guided(positive, negative_conditioning, sampling),
             per_sample_noise(self.autoencoder.latent_shape, generators, self.device),
             self.schedule.sigmas(arguments.whole(steps, "the number of steps")),
-            self._conditioning(towards, self._strength(towards, how)),
-            sampler=how.sampler or own.sampler,
+            self._conditioning(positive, self._strength(positive, sampling)),
+            sampler=sampling.sampler or own.sampler,
             on_step=on_step,
         )
         return self.autoencoder.decode(latents)
@@ -88,26 +88,28 @@ class LatentDecoder:
         }
         return conditioning_of(guide, self.device, painting, own)
 
-    def _guided(self, towards: Guide, negative: Conditioning | None, how: Sampling) -> Guided | StyleGuided:
-        scale = self.defaults.guidance_scale if how.guidance_scale is None else how.guidance_scale
+    def _guided(
+        self, positive: Guide, negative_conditioning: Conditioning | None, sampling: Sampling
+    ) -> Guided | StyleGuided:
+        scale = self.defaults.guidance_scale if sampling.guidance_scale is None else sampling.guidance_scale
         assert scale is not None
-        if how.style_guidance is None:
-            return Guided(self.denoiser, scale, negative)
-        if towards.embeddings is None or towards.features is None:
+        if sampling.style_guidance is None:
+            return Guided(self.denoiser, scale, negative_conditioning)
+        if positive.embeddings is None or positive.features is None:
             raise UserError("style guidance weighs a style beside a text: let the decoder read both, image and text.")
-        return StyleGuided(self.denoiser, scale, how.style_guidance, negative)
+        return StyleGuided(self.denoiser, scale, sampling.style_guidance, negative_conditioning)
 
-    def _strength(self, towards: Guide, how: Sampling) -> float:
+    def _strength(self, positive: Guide, sampling: Sampling) -> float:
         """w' of this picture."""
-        if how.painting is not None and towards.regions is None:
+        if sampling.region_strength is not None and positive.regions is None:
             raise UserError("painting has a strength, but nothing is painted: give regions, or leave the strength out.")
-        own = REGION_STRENGTH if self.defaults.painting is None else self.defaults.painting
-        return own if how.painting is None else how.painting
+        own = REGION_STRENGTH if self.defaults.region_strength is None else self.defaults.region_strength
+        return own if sampling.region_strength is None else sampling.region_strength
 
-    def _check(self, how: Sampling) -> None:
-        if how.options:
-            raise UserError(f"this decoder has no options {', '.join(how.options)}: leave them out.")
-        if how.size is not None:
+    def _check(self, sampling: Sampling) -> None:
+        if sampling.options:
+            raise UserError(f"this decoder has no options {', '.join(sampling.options)}: leave them out.")
+        if sampling.size is not None:
             raise UserError("this decoder paints pictures of one size: leave the size out.")
 
 
@@ -142,7 +144,7 @@ def conditioning_of(
             )
         check_read(guide.texts, list(spans.values()), guide.regions)
         for name, own in spans.items():
-            maps = painted(guide.texts, own, guide.regions, painting).to(device)
+            maps = region_maps(guide.texts, own, guide.regions, painting).to(device)
             if maps.any():  # of no strength, or no weight, it is unpainted to the bit
-                conditions[name] = replace(conditions[name], painted=maps)
+                conditions[name] = replace(conditions[name], region_maps=maps)
     return Conditioning(conditions)

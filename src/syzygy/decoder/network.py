@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from syzygy.core.config import Config
 from syzygy.core.contracts import Condition, Conditioning
 from syzygy.core.errors import UserError, unknown
-from syzygy.regions.region_bias import Painting, strength
+from syzygy.regions.region_bias import RegionBias, strength
 
 STATES_GAIN = 3.0  # standardised states then make tokens as large as trained ones of image embeddings: a spread of 1.7
 NULL_STD = 0.5  # about the spread of a fresh linear layer's output on unit-variance input: null tokens start as equals
@@ -110,12 +110,12 @@ class Tokens(NamedTuple):
     states_BTC: Float[Tensor, "B T C"]
     mask_BT: Bool[Tensor, "B T"]
     vector_BV: Float[Tensor, "B V"]
-    painted_BTHW: Float[Tensor, "B T H W"] | None
+    maps_BTHW: Float[Tensor, "B T H W"] | None
 
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Latents to latents of equal shape, conditioned on noise level, masked tokens and a vector, some tokens perhaps painted."""
+    """Latents → latents of equal shape, given the noise level, masked tokens, a vector and perhaps a bias to regions."""
 
     def __call__(
         self,
@@ -124,7 +124,7 @@ class Backbone(Protocol):
         tokens: Float[Tensor, "B T C"],
         mask: Bool[Tensor, "B T"],
         vector: Float[Tensor, "B V"],
-        painting: Painting | None = None,
+        region_bias: RegionBias | None = None,
     ) -> Float[Tensor, "B L H W"]: ...
 
 
@@ -276,18 +276,18 @@ class Decoder(nn.Module):
         tokens = [self.null_token.expand(batch, 1, -1)]
         masks = [torch.ones(batch, 1, dtype=torch.bool, device=self.null_token.device)]
         vector = self.null_token.new_zeros(batch, self.config.vector_width)
-        painted: dict[int, Tensor] = {}  # by the place of its first token
+        maps: dict[int, Tensor] = {}  # by the place of its first token
         for name, slot in self.slots.items():
             condition, place = conditioning.conditions.get(name), sum(group.shape[1] for group in tokens)
             slot_tokens, slot_masks, slot_vector = slot(condition, batch)
-            if condition is not None and condition.painted is not None:
-                painted[place + 1] = condition.painted  # after the slot's null token
+            if condition is not None and condition.region_maps is not None:
+                maps[place + 1] = condition.region_maps  # after the slot's null token
             tokens += slot_tokens
             masks += slot_masks
             if slot_vector is not None:
                 vector = vector + slot_vector
         mask = torch.cat(masks, 1)
-        return Tokens(torch.cat(tokens, 1), mask, vector, _placed(painted, mask.shape[1]))
+        return Tokens(torch.cat(tokens, 1), mask, vector, _placed(maps, mask.shape[1]))
 
     def forward(
         self, x: Float[Tensor, "B L H W"], c_noise: Float[Tensor, "B"], conditioning: Conditioning
@@ -296,20 +296,20 @@ class Decoder(nn.Module):
 
         Raises UserError on a condition that is unknown, or whose parts or widths are not those of its slot.
         """
-        *read, painted = self.tokens(conditioning, len(x))
-        if painted is None:
+        *read, maps = self.tokens(conditioning, len(x))
+        if maps is None:
             return self.backbone(x, c_noise, *read)
         size = int(x.shape[-2]), int(x.shape[-1])
-        return self.backbone(x, c_noise, *read, Painting(painted, size, strength((4 * c_noise).exp())))
+        return self.backbone(x, c_noise, *read, RegionBias(maps, size, strength((4 * c_noise).exp())))
 
 
-def _placed(painted: dict[int, Tensor], number: int) -> Float[Tensor, "B T H W"] | None:
+def _placed(maps: dict[int, Tensor], number: int) -> Float[Tensor, "B T H W"] | None:
     """The painted tokens of all slots among all `number` tokens, the others with nothing; all in the finest resolution given."""
-    if not painted:
+    if not maps:
         return None
-    finest = max((one.shape[-2:] for one in painted.values()), key=lambda size: size[0] * size[1])
-    first = next(iter(painted.values()))
+    finest = max((one.shape[-2:] for one in maps.values()), key=lambda size: size[0] * size[1])
+    first = next(iter(maps.values()))
     whole = first.new_zeros(len(first), number, *finest)
-    for place, one in painted.items():
+    for place, one in maps.items():
         whole[:, place : place + one.shape[1]] = F.interpolate(one, finest, mode="bilinear")
     return whole

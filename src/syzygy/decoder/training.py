@@ -139,7 +139,7 @@ class DecoderTask:
         noise = torch.randn(latents.shape, generator=random, device=device)
         conditioning = self._random_subsets(batch.conditioning[of], len(of), random)
         if self._config.painted:
-            conditioning = self._random_painting(conditioning, len(of), random)
+            conditioning = self._random_regions(conditioning, len(of), random)
         return self._losses(latents, sigma, noise, conditioning)
 
     def validate(self) -> dict[str, float]:
@@ -159,9 +159,11 @@ class DecoderTask:
             sigma = self._config.noise.spread(levels)
             for subset in losses:
                 shown = only(batch.conditioning, members_of(subset))
-                losses[subset] += self._losses(batch.latents, sigma, noise, unpainted(shown)).sum().item() / pictures
-                if self._config.painted and any(c.painted is not None for c in shown.conditions.values()):
-                    some = painted_with(shown, torch.full_like(sigma, sum(self._config.strengths) / 2))
+                losses[subset] += (
+                    self._losses(batch.latents, sigma, noise, without_regions(shown)).sum().item() / pictures
+                )
+                if self._config.painted and any(c.region_maps is not None for c in shown.conditions.values()):
+                    some = with_region_strength(shown, torch.full_like(sigma, sum(self._config.strengths) / 2))
                     part = self._losses(batch.latents, sigma, noise, some).sum().item() / pictures
                     painted[subset] = painted.get(subset, 0.0) + part
         total = sum(probability * losses[subset] for subset, probability in self._config.subsets.items())
@@ -178,12 +180,12 @@ class DecoderTask:
             kept[name] = condition.kept(has[chosen])
         return Conditioning(kept)
 
-    def _random_painting(self, conditioning: Conditioning, batch: int, random: torch.Generator) -> Conditioning:
+    def _random_regions(self, conditioning: Conditioning, batch: int, random: torch.Generator) -> Conditioning:
         """Some samples painted, each with a strength of its own."""
         low, high = self._config.strengths
         chosen = torch.rand(batch, generator=random, device=random.device) < self._config.painted
         strengths = low + (high - low) * torch.rand(batch, generator=random, device=random.device)
-        return painted_with(conditioning, strengths * chosen)
+        return with_region_strength(conditioning, strengths * chosen)
 
     def _losses(
         self, latents: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], noise: Tensor, conditioning: Conditioning
@@ -192,20 +194,20 @@ class DecoderTask:
             return denoising_loss(self._denoiser, latents, sigma, noise, conditioning)
 
 
-def painted_with(conditioning: Conditioning, strengths: Float[Tensor, "B"]) -> Conditioning:
+def with_region_strength(conditioning: Conditioning, strengths: Float[Tensor, "B"]) -> Conditioning:
     """Each sample's painting as strong as told."""
 
     def one(condition: Condition) -> Condition:
-        if condition.painted is None:
+        if condition.region_maps is None:
             return condition
-        return replace(condition, painted=condition.painted * strengths[:, None, None, None])
+        return replace(condition, region_maps=condition.region_maps * strengths[:, None, None, None])
 
     return Conditioning({name: one(condition) for name, condition in conditioning.conditions.items()})
 
 
-def unpainted(conditioning: Conditioning) -> Conditioning:
+def without_regions(conditioning: Conditioning) -> Conditioning:
     """The same without its painting."""
-    return Conditioning({name: replace(c, painted=None) for name, c in conditioning.conditions.items()})
+    return Conditioning({name: replace(c, region_maps=None) for name, c in conditioning.conditions.items()})
 
 
 def only(conditioning: Conditioning, names: list[str]) -> Conditioning:

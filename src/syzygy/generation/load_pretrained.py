@@ -10,7 +10,7 @@ from torch import nn
 from syzygy.clip.clip_model import Clip
 from syzygy.clip.zero_image import ZeroImage
 from syzygy.core import artifacts, checkpoint_files
-from syzygy.core.contracts import PictureDecoder, Prior
+from syzygy.core.contracts import ImageDecoder, Prior
 from syzygy.core.errors import UserError
 from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.expert_unets import ExpertUNet, with_experts
@@ -158,7 +158,7 @@ def _of_embeddings(found: Found, prior: str | Path | Prior, clip: str | Path, wh
     return Assembled(lambda: encoder, path, found.at.folder, identities)
 
 
-def _decoder(found: Found, clip: Clip, clip_identity: str, device: torch.device, memory: Memory) -> PictureDecoder:
+def _decoder(found: Found, clip: Clip, clip_identity: str, device: torch.device, memory: Memory) -> ImageDecoder:
     folder, dtype = found.at.folder, DTYPES[memory.dtype]
     if found.name == KANDINSKY:
         return kandinsky.load_kandinsky(

@@ -243,7 +243,7 @@ class Request:
     best_of: int = 1
     negative_prompt: str | Sequence[str] | None = None
     """One for all; in `Blender.vary` also a list with one for each given picture."""
-    how: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = field(default_factory=Sampling)
     callback: Callable[[Progress], None] | None = None
 
 
@@ -351,7 +351,7 @@ class Blender:
             embeddings,
             generators,
             negative_prompt=request.negative_prompt,
-            how=request.how,
+            sampling=request.sampling,
             seeds=seeds,
             callback=request.callback,
         )

@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "num_inference_steps": 25,
     "guidance_scale": 2.0,
     "sampler": "dpm++2m",
-    "painting": REGION_STRENGTH,
+    "region_strength": REGION_STRENGTH,
     "style_guidance": None,
 }
 """Where a model says nothing else."""
@@ -75,12 +75,13 @@ def load(
     loaded: Any = chosen
     if isinstance(chosen, (str, Path)):
         loaded = load_prior(chosen, clip, device, local_files_only=local_files_only)
-    own = DEFAULTS | index.get("defaults", {})
+    said = index.get("defaults", {})
+    own = DEFAULTS | {"region_strength" if name == "painting" else name: value for name, value in said.items()}
     defaults = Sampling(
         steps=own["num_inference_steps"],
         guidance_scale=own["guidance_scale"],
         sampler=own["sampler"],
-        painting=own["painting"],
+        region_strength=own["region_strength"],
         style_guidance=own["style_guidance"],
     )
     if experts is None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from syzygy.core import arguments
-from syzygy.core.contracts import Guide, PictureDecoder, Prior, Progress, Region, Sampling, TextEncoder, TextFeatures
+from syzygy.core.contracts import Guide, ImageDecoder, Prior, Progress, Region, Sampling, TextEncoder, TextFeatures
 from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.core.pixels import check_finite, to_uint8
 from syzygy.core.randomness import per_sample_noise
@@ -42,7 +42,7 @@ class Pipeline:
     text_encoder: TextEncoder | None
     prior: Prior | None
     """None with a decoder that reads no image embedding, and then there is no text encoder either."""
-    decoder: PictureDecoder
+    decoder: ImageDecoder
     device: torch.device
     """Of text encoder and prior."""
     reads: Sequence[str] | None = None
@@ -60,7 +60,7 @@ class Pipeline:
         *,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
-        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         conditions: Sequence[str] | None = None,
         regions: Sequence[Sequence[Region]] | None = None,
@@ -72,7 +72,7 @@ class Pipeline:
         Args:
             negative_prompt: what the images should avoid: one text for all prompts, or a list with one for each (P). It goes through the
                 same encoder and prior, and needs guidance (a scale other than 1).
-            how: steps, guidance and so on; by default what suits the decoder.
+            sampling: steps, guidance and so on; by default what suits the decoder.
             generator: one a picture (N), or one from which each picture's own is drawn in turn, so that neither the
                 batch nor what follows changes a picture. None draws a fresh seed.
             conditions: what the decoder reads: "image" (the predicted embedding), "text", or both; by default all that
@@ -96,7 +96,7 @@ class Pipeline:
         generators = one_each(generator, number)
         seeds = seeds_of(generators)
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
-        towards, embeddings = self._guide(prompts, rows, self.noise(generators), conditions)
+        positive, embeddings = self._guide(prompts, rows, self.noise(generators), conditions)
         if style is not None:
             if not {"image", "text"} <= set(conditions):
                 raise UserError(
@@ -104,13 +104,13 @@ class Pipeline:
                 )
             assert len(style) in (1, number), f"{len(style)} styles for {number} pictures"
             embeddings = style.to(embeddings).expand(number, -1)
-            towards = replace(towards, embeddings=embeddings)
-            if how.style_guidance is None:
-                how = replace(how, style_guidance=self.decoder.defaults.style_guidance)
+            positive = replace(positive, embeddings=embeddings)
+            if sampling.style_guidance is None:
+                sampling = replace(sampling, style_guidance=self.decoder.defaults.style_guidance)
         if regions is not None:
             check_regions(regions, len(prompts))
-            towards = replace(towards, regions=[regions[row] for row in rows])
-        away = self._away(
+            positive = replace(positive, regions=[regions[row] for row in rows])
+        negative = self._negative(
             negatives if isinstance(negatives, str | None) else [negatives[row] for row in rows], conditions
         )
         with _naming(
@@ -119,8 +119,10 @@ class Pipeline:
                 for i, row in enumerate(rows)
             ]
         ):
-            _check_guide(towards)
-            pictures = self.decoder.paint(towards, generators, away=away, how=how, on_step=callback)
+            _check_guide(positive)
+            pictures = self.decoder.generate(
+                positive, generators, negative=negative, sampling=sampling, on_step=callback
+            )
             return PipelineOutput(to_pil(pictures), embeddings.cpu(), seeds)
 
     @torch.inference_mode()
@@ -130,7 +132,7 @@ class Pipeline:
         generators: Sequence[torch.Generator],
         *,
         negative_prompt: str | Sequence[str] | None = None,
-        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         seeds: Sequence[int | None] | None = None,
         callback: Callable[[Progress], None] | None = None,
     ) -> PipelineOutput:
@@ -143,16 +145,18 @@ class Pipeline:
             seeds: of the generators before they drew ε (`seeds_of`); by default as they are now, which is None for those that did.
 
         Raises:
-            UserError: the decoder does not read image embeddings; and as `PictureDecoder.paint`.
+            UserError: the decoder does not read image embeddings; and as `ImageDecoder.generate`.
             NonFiniteError: an embedding holds NaN or infinity, or the model computes some.
         """
         conditions = self.chosen(["image"])
         negatives = arguments.negatives(negative_prompt, len(embeddings), "image")
         seeds = seeds_of(generators) if seeds is None else list(seeds)
-        away = self._away(negatives, conditions)
+        negative = self._negative(negatives, conditions)
         with _naming([f"image {i + 1} of {len(seeds)}{_seed(seed)}" for i, seed in enumerate(seeds)]):
             _check_guide(Guide(embeddings))
-            pictures = self.decoder.paint(Guide(embeddings), generators, away=away, how=how, on_step=callback)
+            pictures = self.decoder.generate(
+                Guide(embeddings), generators, negative=negative, sampling=sampling, on_step=callback
+            )
             return PipelineOutput(to_pil(pictures), embeddings.cpu(), seeds)
 
     def noise(self, generators: Sequence[torch.Generator]) -> Float[Tensor, "N D"]:
@@ -178,7 +182,7 @@ class Pipeline:
         features = features[rows]
         return features, self.prior.predict(features, noise=noise)
 
-    def _away(self, negatives: str | Sequence[str] | None, conditions: Sequence[str]) -> Guide | None:
+    def _negative(self, negatives: str | Sequence[str] | None, conditions: Sequence[str]) -> Guide | None:
         """The negative conditioning: of one text for all images, or of one for each (N)."""
         if negatives is None:
             return None

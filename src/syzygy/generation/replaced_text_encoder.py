@@ -8,7 +8,7 @@ from typing import Any
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core import artifacts
-from syzygy.core.contracts import PictureDecoder, Prior, TextEncoder, TextFeatures
+from syzygy.core.contracts import ImageDecoder, Prior, TextEncoder, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import INDEX_FILE, part_folder
 from syzygy.decoder.latent_decoder import LatentDecoder
@@ -91,7 +91,7 @@ def adapt(
     return Adapted(with_text(path, encoder, decoder_knows=together), languages_of(folder), own, foreign)
 
 
-def _trained_together(folder: Path, decoder: PictureDecoder) -> bool:
+def _trained_together(folder: Path, decoder: ImageDecoder) -> bool:
     """Whether our decoder learned to read this adapter's states."""
     trained_with = artifacts.read_json(folder / artifacts.PROVENANCE_FILE).get("decoder")
     network = getattr(decoder.denoiser, "network", None) if isinstance(decoder, LatentDecoder) else None
@@ -135,7 +135,7 @@ def _prior_with(prior: Prior, nothing: TextFeatures) -> Prior:
     return replace(prior, unconditional=nothing) if isinstance(prior, SampledPrior) else prior
 
 
-def _decoder_with(decoder: PictureDecoder, nothing: TextFeatures) -> PictureDecoder:
+def _decoder_with(decoder: ImageDecoder, nothing: TextFeatures) -> ImageDecoder:
     return replace(decoder, empty=nothing) if isinstance(decoder, KarloDecoder) else decoder
 
 

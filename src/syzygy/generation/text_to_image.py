@@ -31,7 +31,7 @@ from syzygy.generation.mixing import (
 )
 from syzygy.generation.pipeline import Pipeline, PipelineOutput, check_number
 from syzygy.generation.replaced_text_encoder import adapt
-from syzygy.lab.world.language import language, spoken
+from syzygy.lab.world.language import detect_language, language
 from syzygy.lab.world.reader import Reader
 from syzygy.pretrained import repositories
 from syzygy.prior.diffusion_prior import SampledPrior
@@ -206,7 +206,7 @@ class TextToImage:
                 which takes that embedding's place, is refused.
             regions: where phrases of a prompt shall be (paint-with-words): some for all prompts, or a list for each.
             style: a picture to paint in the manner of: a file, Pillow picture, or tensor [3, H, W] in [0, 1].
-            options: `painting` (how strongly regions pull), `style_guidance`, `height` and `width` in pixels, and what the decoder
+            options: `region_strength` (how strongly regions pull), `style_guidance`, `height` and `width` in pixels, and what the decoder
                 alone knows (Stable unCLIP's `noise_level`, Karlo's `super_res_steps`).
         """
         prompts = arguments.texts(prompt)
@@ -214,7 +214,7 @@ class TextToImage:
         best_of, generator = arguments.whole(best_of, "best_of"), arguments.generators(generator)
         negative_prompt = arguments.negatives(negative_prompt, len(prompts))
         callback, conditions = arguments.callback(callback), arguments.names_of(conditions)
-        how = arguments.sampling(num_inference_steps, guidance_scale, sampler, options)
+        sampling = arguments.sampling(num_inference_steps, guidance_scale, sampler, options)
         self._warn_of(prompts)
         check_number(num_images_per_prompt)
         regions = arguments.regions(regions)
@@ -233,7 +233,7 @@ class TextToImage:
                 prompts,
                 negative_prompt=negative_prompt,
                 num_images_per_prompt=num_images_per_prompt,
-                how=how,
+                sampling=sampling,
                 generator=generators,
                 conditions=conditions,
                 regions=painted,
@@ -277,7 +277,7 @@ class TextToImage:
             generator=arguments.generators(generator),
             best_of=arguments.whole(best_of, "best_of"),
             negative_prompt=arguments.negatives(negative_prompt, len(pictures), "picture"),
-            how=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
+            sampling=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
             callback=arguments.callback(callback),
         )
         return self.blender.vary(pictures, arguments.whole(num_images, "num_images"), request)
@@ -309,7 +309,7 @@ class TextToImage:
             generator=arguments.generators(generator),
             best_of=arguments.whole(best_of, "best_of"),
             negative_prompt=arguments.negatives(negative_prompt, None),
-            how=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
+            sampling=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
             callback=arguments.callback(callback),
         )
         num_images = arguments.whole(num_images, "num_images")
@@ -340,7 +340,7 @@ class TextToImage:
         request = Request(
             generator=arguments.generators(generator),
             negative_prompt=arguments.negatives(negative_prompt, None),
-            how=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
+            sampling=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
             callback=arguments.callback(callback),
         )
         self._warn_of(texts_of([start, end]))
@@ -376,13 +376,13 @@ class TextToImage:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """`num_inference_steps`, `guidance_scale`, `sampler`, `painting` and `style_guidance` (None: as the text) that suit the model."""
+        """The model's own `num_inference_steps`, `guidance_scale`, `sampler`, `region_strength`, `style_guidance` (None: that of the text)."""
         own = self.pipeline.decoder.defaults
         return {
             "num_inference_steps": own.steps,
             "guidance_scale": own.guidance_scale,
             "sampler": own.sampler,
-            "painting": REGION_STRENGTH if own.painting is None else own.painting,
+            "region_strength": REGION_STRENGTH if own.region_strength is None else own.region_strength,
             "style_guidance": own.style_guidance,
         }
 
@@ -390,7 +390,7 @@ class TextToImage:
         """What this model will not understand of a prompt, a line each; unknown where a language model from elsewhere reads it."""
         if not self.world or self.foreign_llm or not prompt.strip():
             return []
-        code = spoken(prompt)
+        code = detect_language(prompt)
         if code not in self.languages:
             names = [language(known).name for known in self.languages]
             taught = (
@@ -398,7 +398,7 @@ class TextToImage:
             )
             return [f"{prompt.strip()[:80]!r} is {language(code).name}; this model was taught {taught} only."]
         try:
-            unknown = language(code).read(prompt).unknown
+            unknown = language(code).parse(prompt).unknown
         except UserError as error:
             return [str(error)]
         return [

@@ -156,7 +156,7 @@ def _pictures(shown: list[Painted]) -> str:
     lines = []
     for prompt in dict.fromkeys(p.prompt for p in shown):
         cells = {p.candidate: report.picture(p.picture, agrees=p.agrees) for p in shown if p.prompt == prompt}
-        kind = "held out" if prompt.held_out else "seen"
+        kind = "held out" if prompt.unseen else "seen"
         lines.append(
             [f"{html.escape(prompt.text)}<br><small>{prompt.category}, {kind}</small>", *(cells[c] for c in candidates)]
         )
@@ -167,7 +167,7 @@ def _scores(scored: list[Painted]) -> str:
     candidates = list(dict.fromkeys(p.candidate for p in scored))
     plots, lines = "", []
     for held_out in (False, True):
-        side = {c: [p for p in scored if p.candidate == c and p.prompt.held_out == held_out] for c in candidates}
+        side = {c: [p for p in scored if p.candidate == c and p.prompt.unseen == held_out] for c in candidates}
         scores = {c: composition.agreement(some) for c, some in side.items()}
         title = "held-out compositions" if held_out else "seen compositions"
         plots += report.bars(f"agreement, {title}", {c: (s.mean, s.low, s.high) for c, s in scores.items()})

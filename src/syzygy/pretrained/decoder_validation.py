@@ -24,10 +24,10 @@ def which_clip(width: int) -> str:
 
 
 def settings(
-    towards: Guide,
-    how: Sampling,
+    positive: Guide,
+    sampling: Sampling,
     own: Sampling,
-    away: Guide | None,
+    negative: Guide | None,
     options: Collection[str] = (),
     *,
     paints: bool = False,
@@ -41,34 +41,34 @@ def settings(
         UserError: regions for one that cannot, or a strength without regions; an unknown option, a scale below 1 or not finite,
             something to move away from without guidance.
     """
-    if not paints and (how.painting is not None or towards.regions is not None):
+    if not paints and (sampling.region_strength is not None or positive.regions is not None):
         raise UserError("this decoder cannot paint with words: leave regions and their strength out.")
-    if how.painting is not None and towards.regions is None:
+    if sampling.region_strength is not None and positive.regions is None:
         raise UserError("painting has a strength, but nothing is painted: give regions, or leave the strength out.")
-    if how.style_guidance is not None:
+    if sampling.style_guidance is not None:
         raise UserError("this decoder has no guidance for a style apart from the text: leave it out.")
-    if unknown := sorted(set(how.options) - set(options)):
+    if unknown := sorted(set(sampling.options) - set(options)):
         allowed = f"its own are {', '.join(sorted(options))}" if options else "it has none"
         raise UserError(f"this decoder has no option {', '.join(unknown)}; {allowed}.")
-    steps = own.steps if how.steps is None else how.steps
-    scale = own.guidance_scale if how.guidance_scale is None else how.guidance_scale
+    steps = own.steps if sampling.steps is None else sampling.steps
+    scale = own.guidance_scale if sampling.guidance_scale is None else sampling.guidance_scale
     steps, scale = arguments.whole(steps, "the number of steps"), arguments.number(scale, "guidance scale")
     if scale < 1:
         raise UserError(f"guidance scale must be a finite number of at least 1, got {scale} (1 is off).")
-    if scale == 1 and away is not None:
+    if scale == 1 and negative is not None:
         raise UserError(
             "a negative prompt has no effect at guidance scale 1: raise the scale, or leave the prompt out."
         )
     return steps, scale
 
 
-def size_of(how: Sampling, own: Sampling, multiple: int) -> tuple[int, int]:
+def size_of(sampling: Sampling, own: Sampling, multiple: int) -> tuple[int, int]:
     """Height and width in pixels.
 
     Raises:
         UserError: not positive multiples of `multiple`.
     """
-    size = own.size if how.size is None else how.size
+    size = own.size if sampling.size is None else sampling.size
     assert size is not None
     if any(side < multiple or side % multiple for side in size):
         raise UserError(

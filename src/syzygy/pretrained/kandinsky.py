@@ -33,7 +33,7 @@ Unconditional = Callable[[], Float[Tensor, "1 D"]]
 
 @dataclass(frozen=True)
 class KandinskyDecoder:
-    """A `PictureDecoder` that reads image embeddings alone.
+    """A `ImageDecoder` that reads image embeddings alone.
 
     To move away from, it takes the prior's prediction for a negative prompt, or the embedding of a picture of zeros.
     """
@@ -71,23 +71,23 @@ class KandinskyDecoder:
         return 2 ** (len(self.movq.config.block_out_channels) - 1)
 
     @torch.inference_mode()
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
-        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        negative: Guide | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `PictureDecoder`. Height and width are multiples of 64 (of the pixels a latent position, squared)."""
-        steps, scale = decoder_validation.settings(towards, how, self.defaults, away)
-        height, width = decoder_validation.size_of(how, self.defaults, self.scale**2)
-        scheduler = diffusers_schedulers.fresh(self.scheduler, how.sampler)
+        """See `ImageDecoder`. Height and width are multiples of 64 (of the pixels a latent position, squared)."""
+        steps, scale = decoder_validation.settings(positive, sampling, self.defaults, negative)
+        height, width = decoder_validation.size_of(sampling, self.defaults, self.scale**2)
+        scheduler = diffusers_schedulers.fresh(self.scheduler, sampling.sampler)
         number = len(generators)
-        embeddings = decoder_validation.embeddings_of(towards, number, self.width, self.device)
+        embeddings = decoder_validation.embeddings_of(positive, number, self.width, self.device)
         if scale != 1:
-            from_ = Guide(self.unconditional()) if away is None else away
+            from_ = Guide(self.unconditional()) if negative is None else negative
             embeddings = torch.cat(
                 [decoder_validation.embeddings_of(from_, number, self.width, self.device), embeddings]
             )
@@ -110,8 +110,8 @@ class KandinskyDecoder:
             found = self.unet(both.to(self.unet.dtype), t, None, added_cond_kwargs=conditions, return_dict=False)[0]
             noise, spread = found.float().split(x.shape[1], dim=1)
             if scale != 1:
-                (from_, towards), spread = noise.chunk(2), spread.chunk(2)[1]
-                noise = from_ + scale * (towards - from_)
+                (from_, positive), spread = noise.chunk(2), spread.chunk(2)[1]
+                noise = from_ + scale * (positive - from_)
             return torch.cat([noise, spread], dim=1) if variance else noise
 
         return predict

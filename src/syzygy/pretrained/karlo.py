@@ -30,8 +30,8 @@ from syzygy.pretrained.latent_diffusion import sample_positions
 from syzygy.pretrained.visiting import visiting
 from syzygy.prior.ancestral import Ancestral, sigma_of, walk
 from syzygy.prior.unclip_schedule import visited
-from syzygy.regions.attention_processors import attention_arguments, paintable, painting_of
-from syzygy.regions.region_bias import Painting
+from syzygy.regions.attention_processors import add_region_processors, region_bias_of, region_kwargs
+from syzygy.regions.region_bias import RegionBias
 
 BASE, FINE_FIRST, FINE_LAST = "decoder", "super_res_first", "super_res_last"
 BASE_SIDE, FINE_SIDE = 64, 256
@@ -55,7 +55,7 @@ class _Read(NamedTuple):
 
 @dataclass(frozen=True)
 class KarloDecoder:
-    """A `PictureDecoder` that reads image embeddings, and prompts as CLIP ViT-L/14 reads them.
+    """A `ImageDecoder` that reads image embeddings, and prompts as CLIP ViT-L/14 reads them.
 
     Without a prompt it reads the empty one. To move away from, it takes the prior's prediction for a negative prompt together with
     that prompt's features; what is not told is what it was trained to take for nothing: a learned embedding, and the empty text.
@@ -79,7 +79,7 @@ class KarloDecoder:
     )
 
     def __post_init__(self) -> None:
-        paintable(self.base)
+        add_region_processors(self.base)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -91,18 +91,20 @@ class KarloDecoder:
         return self.projection.config.clip_embeddings_dim
 
     @torch.inference_mode()
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
-        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        negative: Guide | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `PictureDecoder`. Pictures have the second stage's size; progress counts the steps of both stages."""
-        steps, scale = decoder_validation.settings(towards, how, self.defaults, away, [SUPER_RES_STEPS], paints=True)
-        base_times, fine_times = visited(steps), visited(self._fine_steps(how), f" ({SUPER_RES_STEPS})")
+        """See `ImageDecoder`. Pictures have the second stage's size; progress counts the steps of both stages."""
+        steps, scale = decoder_validation.settings(
+            positive, sampling, self.defaults, negative, [SUPER_RES_STEPS], paints=True
+        )
+        base_times, fine_times = visited(steps), visited(self._fine_steps(sampling), f" ({SUPER_RES_STEPS})")
         number, taken, total = len(generators), count(1), len(base_times) + len(fine_times)
 
         def told(sigma: float, clean: Tensor) -> None:
@@ -110,35 +112,35 @@ class KarloDecoder:
                 on_step(Progress(next(taken), total, sigma, clean))
 
         with visiting(self.device, self.projection, offload=self.offload):
-            read = self._read(towards, away, number, scale)
+            read = self._read(positive, negative, number, scale)
         side = sample_positions(self.base.config, BASE_SIDE)[0]
-        painting = self._painting(towards, how, side, 0 if scale == 1 else number)
+        bias = self._region_bias(positive, sampling, side, 0 if scale == 1 else number)
         with visiting(self.device, self.base, offload=self.offload):
-            predict, shape = self._base_predictor(read, scale, painting), (3, side, side)
+            predict, shape = self._base_predictor(read, scale, bias), (3, side, side)
             small = walk(self.base_steps, predict, shape, base_times, generators, self.device, told)
         large = self._upscaled(small.clamp(-1, 1), fine_times, generators, told)
         return to_unit(large)
 
-    def _fine_steps(self, how: Sampling) -> int:
-        if how.size is not None or how.sampler is not None:
+    def _fine_steps(self, sampling: Sampling) -> int:
+        if sampling.size is not None or sampling.sampler is not None:
             side = sample_positions(self.fine_first.config, FINE_SIDE)[0]
             raise UserError(
                 f"Karlo paints pictures of {side} × {side} pixels in ancestral steps: leave size and sampler out."
             )
-        steps = how.options.get(SUPER_RES_STEPS, self.defaults.options[SUPER_RES_STEPS])
+        steps = sampling.options.get(SUPER_RES_STEPS, self.defaults.options[SUPER_RES_STEPS])
         return arguments.whole(steps, SUPER_RES_STEPS)
 
-    def _read(self, towards: Guide, away: Guide | None, number: int, scale: float) -> _Read:
+    def _read(self, positive: Guide, negative: Guide | None, number: int, scale: float) -> _Read:
         """What to move away from first, where guidance is on."""
-        embeddings = decoder_validation.embeddings_of(towards, number, self.width, self.device)
-        features = self._features(towards, number)
+        embeddings = decoder_validation.embeddings_of(positive, number, self.width, self.device)
+        features = self._features(positive, number)
         if scale != 1:
-            if away is None or away.embeddings is None:
+            if negative is None or negative.embeddings is None:
                 nothing = self.projection.nothing.float().expand(number, -1)
             else:
-                nothing = decoder_validation.embeddings_of(away, number, self.width, self.device)
+                nothing = decoder_validation.embeddings_of(negative, number, self.width, self.device)
             embeddings = torch.cat([nothing, embeddings])
-            features = TextFeatures.cat([self._features(away, number), features])
+            features = TextFeatures.cat([self._features(negative, number), features])
         dtype = self.base.dtype
         # What a pad holds must not matter, and 0 × infinity would.
         states = features.states.masked_fill(~features.mask[..., None], 0.0)
@@ -165,19 +167,19 @@ class KarloDecoder:
         states, mask = F.pad(found.states, (0, 0, 0, POSITIONS - length)), F.pad(found.mask, (0, POSITIONS - length))
         return TextFeatures(states, mask, found.pooled)
 
-    def _painting(self, towards: Guide, how: Sampling, side: int, unpainted: int) -> Painting | None:
+    def _region_bias(self, positive: Guide, sampling: Sampling, side: int, unpainted: int) -> RegionBias | None:
         """Of the first stage alone: the second sees pictures, no words."""
-        found = None if towards.features is None else towards.features.spans
+        found = None if positive.features is None else positive.features.spans
         # Tokens of the image come before those of the text.
         start, room = (
             self.projection.config.clip_extra_context_tokens,
             0 if found is None else POSITIONS - found.shape[1],
         )
         spans = [None if found is None else F.pad(found, (0, 0, 0, room))]
-        return painting_of(towards, how, spans, (side, side), self.device, start=start, unpainted=unpainted)
+        return region_bias_of(positive, sampling, spans, (side, side), self.device, start=start, negatives=unpainted)
 
     def _base_predictor(
-        self, read: _Read, scale: float, painting: Painting | None
+        self, read: _Read, scale: float, bias: RegionBias | None
     ) -> Callable[[Tensor, int, bool], Tensor]:
         def predict(x: Tensor, t: int, last: bool) -> Tensor:
             both = x if scale == 1 else torch.cat([x, x])
@@ -187,15 +189,15 @@ class KarloDecoder:
                 encoder_hidden_states=read.context,
                 class_labels=read.time,
                 attention_mask=read.real,
-                cross_attention_kwargs=attention_arguments(painting, sigma_of(t)),
+                cross_attention_kwargs=region_kwargs(bias, sigma_of(t)),
                 return_dict=False,
             )[0].float()
             if scale == 1:
                 return found
-            from_, towards = found.chunk(2)
+            from_, positive = found.chunk(2)
             # Guidance moves the noise alone; where its variance lies is the guided half's to say.
-            eps = from_[:, :3] + scale * (towards[:, :3] - from_[:, :3])
-            return torch.cat([eps, towards[:, 3:]], 1)
+            eps = from_[:, :3] + scale * (positive[:, :3] - from_[:, :3])
+            return torch.cat([eps, positive[:, 3:]], 1)
 
         return predict
 

@@ -36,8 +36,8 @@ def guided(found: Float[Tensor, "M C h w"], scale: float) -> Float[Tensor, "N C 
     """What to move away from comes first; with a scale of 1 there is none (classifier-free guidance, Ho and Salimans 2022)."""
     if scale == 1:
         return found
-    away, towards = found.chunk(2)
-    return away + scale * (towards - away)
+    negative, positive = found.chunk(2)
+    return negative + scale * (positive - negative)
 
 
 def decoded(vae: Any, latents: Float[Tensor, "N C h w"], *, singly: bool) -> Float[Tensor, "N 3 H W"]:

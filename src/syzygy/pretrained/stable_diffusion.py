@@ -28,8 +28,8 @@ from syzygy.pretrained import decoder_validation
 from syzygy.pretrained.latent_diffusion import decoded, guided, pixels_a_position, sample_positions
 from syzygy.pretrained.stable_unclip import text_model
 from syzygy.pretrained.visiting import visiting
-from syzygy.regions.attention_processors import attention_arguments, padded_tokens, paintable, painting_of
-from syzygy.regions.region_bias import Painting
+from syzygy.regions.attention_processors import add_region_processors, padded_tokens, region_bias_of, region_kwargs
+from syzygy.regions.region_bias import RegionBias
 
 SECOND = "text_encoder_2"
 PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
@@ -96,7 +96,7 @@ class TextReader:
 
 @dataclass(frozen=True)
 class StableDiffusionDecoder:
-    """A `PictureDecoder` that reads texts alone, token by token, so that their words can be painted.
+    """A `ImageDecoder` that reads texts alone, token by token, so that their words can be painted.
 
     To move away from: a negative text, by default the empty one, or what stands for none (XL).
     """
@@ -120,7 +120,7 @@ class StableDiffusionDecoder:
         object.__setattr__(
             self, "defaults", Sampling(steps=50, guidance_scale=scale, sampler=name, size=(height, width))
         )
-        paintable(self.unet)
+        add_region_processors(self.unet)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -136,33 +136,33 @@ class StableDiffusionDecoder:
         return pixels_a_position(self.vae)
 
     @torch.inference_mode()
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
-        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        negative: Guide | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `PictureDecoder`. Height and width are multiples of 8 (pixels a latent position)."""
-        steps, scale = decoder_validation.settings(towards, how, self.defaults, away, paints=True)
-        height, width = decoder_validation.size_of(how, self.defaults, self.scale)
-        scheduler = diffusers_schedulers.fresh(self.scheduler, how.sampler)
+        """See `ImageDecoder`. Height and width are multiples of 8 (pixels a latent position)."""
+        steps, scale = decoder_validation.settings(positive, sampling, self.defaults, negative, paints=True)
+        height, width = decoder_validation.size_of(sampling, self.defaults, self.scale)
+        scheduler = diffusers_schedulers.fresh(self.scheduler, sampling.sampler)
         if diffusers_schedulers.learns_variance(scheduler):
             raise UserError("this U-Net learned no variance, but its scheduler wants one: choose another sampler.")
-        if towards.texts is None:
+        if positive.texts is None:
             raise UserError("this decoder paints from texts: tell it one.")
         number, (h, w) = len(generators), (height // self.scale, width // self.scale)
-        tokens, read = self._read(decoder_validation.texts_of(towards, number))
+        tokens, read = self._read(decoder_validation.texts_of(positive, number))
         spans = [own.spans for own in tokens]
         unpainted = 0 if scale == 1 else number
-        painting = painting_of(towards, how, spans, (h, w), self.device, unpainted=unpainted)
+        bias = region_bias_of(positive, sampling, spans, (h, w), self.device, negatives=unpainted)
         if scale != 1:
-            nothing = away is None and self.zeros
-            read = read.after(read.zeros() if nothing else self._read(decoder_validation.texts_of(away, number))[1])
+            nothing = negative is None and self.zeros
+            read = read.after(read.zeros() if nothing else self._read(decoder_validation.texts_of(negative, number))[1])
         noise = per_sample_noise((self.unet.config.in_channels, h, w), generators, self.device)
-        predict = self._predictor(read, scale, scheduler, painting, (height, width))
+        predict = self._predictor(read, scale, scheduler, bias, (height, width))
         with visiting(self.device, self.unet, offload=self.offload):
             latents = diffusers_schedulers.walk(scheduler, predict, noise, steps, generators, on_step)
         with visiting(self.device, self.vae, offload=self.offload):
@@ -176,7 +176,7 @@ class StableDiffusionDecoder:
         return [Tokenized(own.ids[rows], own.mask[rows], own.spans[rows]) for own in tokens], found
 
     def _predictor(
-        self, read: Read, scale: float, scheduler: Any, painting: Painting | None, size: tuple[int, int]
+        self, read: Read, scale: float, scheduler: Any, bias: RegionBias | None, size: tuple[int, int]
     ) -> diffusers_schedulers.Predict:
         """What a scheduler steps with; what to move away from comes first."""
         states = read.states.to(self.unet.dtype)
@@ -193,7 +193,7 @@ class StableDiffusionDecoder:
                 both,
                 t,
                 states,
-                cross_attention_kwargs=attention_arguments(painting, noise(host.value(t))),
+                cross_attention_kwargs=region_kwargs(bias, noise(host.value(t))),
                 added_cond_kwargs=more,
                 return_dict=False,
             )[0].float()

@@ -27,8 +27,8 @@ from syzygy.core.randomness import per_sample_noise
 from syzygy.pretrained import decoder_validation
 from syzygy.pretrained.latent_diffusion import decoded, guided, pixels_a_position, sample_positions
 from syzygy.pretrained.visiting import visiting
-from syzygy.regions.attention_processors import attention_arguments, padded_tokens, paintable, painting_of
-from syzygy.regions.region_bias import Painting
+from syzygy.regions.attention_processors import add_region_processors, padded_tokens, region_bias_of, region_kwargs
+from syzygy.regions.region_bias import RegionBias
 
 TEXT_ENCODER, NORMALIZER, NOISING = "text_encoder", "image_normalizer", "image_noising_scheduler"
 PARTS = ("unet", "vae", "scheduler", TEXT_ENCODER, "tokenizer", NORMALIZER, NOISING)
@@ -60,7 +60,7 @@ class OwnText:
 
 @dataclass(frozen=True)
 class StableUnclipDecoder:
-    """A `PictureDecoder` that reads image embeddings and texts; without a text it reads the empty one.
+    """A `ImageDecoder` that reads image embeddings and texts; without a text it reads the empty one.
 
     Away from: the embedding of zeros and a negative text (the empty one by default), as it was trained; where only
     embeddings are told, away from those.
@@ -84,7 +84,7 @@ class StableUnclipDecoder:
         name = diffusers_schedulers.name_of(self.scheduler)
         own = Sampling(steps=20, guidance_scale=10.0, sampler=name, size=(height, width), options={NOISE_LEVEL: 0})
         object.__setattr__(self, "defaults", own)
-        paintable(self.unet)
+        add_region_processors(self.unet)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -101,41 +101,43 @@ class StableUnclipDecoder:
         return pixels_a_position(self.vae)
 
     @torch.inference_mode()
-    def paint(
+    def generate(
         self,
-        towards: Guide,
+        positive: Guide,
         generators: Sequence[torch.Generator],
         *,
-        away: Guide | None = None,
-        how: Sampling = Sampling(),  # noqa: B008 (frozen)
+        negative: Guide | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `PictureDecoder`. Height and width are multiples of 8 (pixels a latent position); option `noise_level`, 0 to 999."""
-        steps, scale = decoder_validation.settings(towards, how, self.defaults, away, [NOISE_LEVEL], paints=True)
-        height, width = decoder_validation.size_of(how, self.defaults, self.scale)
-        level = self._level(how)
-        scheduler = diffusers_schedulers.fresh(self.scheduler, how.sampler)
+        """See `ImageDecoder`. Height and width are multiples of 8 (pixels a latent position); option `noise_level`, 0 to 999."""
+        steps, scale = decoder_validation.settings(
+            positive, sampling, self.defaults, negative, [NOISE_LEVEL], paints=True
+        )
+        height, width = decoder_validation.size_of(sampling, self.defaults, self.scale)
+        level = self._level(sampling)
+        scheduler = diffusers_schedulers.fresh(self.scheduler, sampling.sampler)
         if diffusers_schedulers.learns_variance(scheduler):
             raise UserError("this U-Net learned no variance, but its scheduler wants one: choose another sampler.")
         number = len(generators)
         # The embedding's noise comes before the latents', as in diffusers.
         noise = per_sample_noise((self.width,), generators, self.device)
-        labels = self._noised(decoder_validation.embeddings_of(towards, number, self.width, self.device), noise, level)
-        texts, size = decoder_validation.texts_of(towards, number), (height // self.scale, width // self.scale)
-        painting = self._painting(towards, how, texts, size, 0 if scale == 1 else number)
+        labels = self._noised(decoder_validation.embeddings_of(positive, number, self.width, self.device), noise, level)
+        texts, size = decoder_validation.texts_of(positive, number), (height // self.scale, width // self.scale)
+        bias = self._region_bias(positive, sampling, texts, size, 0 if scale == 1 else number)
         if scale != 1:
-            from_labels, from_texts = self._away(away, number, noise, level)
+            from_labels, from_texts = self._away(negative, number, noise, level)
             labels, texts = torch.cat([from_labels, labels]), from_texts + texts
         states = self._states(texts).to(self.unet.dtype)
         start = per_sample_noise((self.unet.config.in_channels, *size), generators, self.device)
-        predict = self._predictor(states, labels.to(self.unet.dtype), scale, scheduler, painting)
+        predict = self._predictor(states, labels.to(self.unet.dtype), scale, scheduler, bias)
         with visiting(self.device, self.unet, offload=self.offload):
             latents = diffusers_schedulers.walk(scheduler, predict, start, steps, generators, on_step)
         with visiting(self.device, self.vae, offload=self.offload):
             return decoded(self.vae, latents, singly=self.offload)
 
-    def _level(self, how: Sampling) -> int:
-        level = how.options.get(NOISE_LEVEL, self.defaults.options[NOISE_LEVEL])
+    def _level(self, sampling: Sampling) -> int:
+        level = sampling.options.get(NOISE_LEVEL, self.defaults.options[NOISE_LEVEL])
         most = self.noising.config.num_train_timesteps - 1
         return arguments.whole(level, NOISE_LEVEL, 0, most)
 
@@ -152,22 +154,22 @@ class StableUnclipDecoder:
         return torch.cat([noised, sinusoids], dim=1)
 
     def _away(
-        self, away: Guide | None, number: int, noise: Float[Tensor, "N D"], level: int
+        self, negative: Guide | None, number: int, noise: Float[Tensor, "N D"], level: int
     ) -> tuple[Float[Tensor, "N twoD"], list[str]]:
-        if away is not None and away.texts is None:
+        if negative is not None and negative.texts is None:
             return self._noised(
-                decoder_validation.embeddings_of(away, number, self.width, self.device), noise, level
+                decoder_validation.embeddings_of(negative, number, self.width, self.device), noise, level
             ), [""] * number
-        texts = decoder_validation.texts_of(away, number)
+        texts = decoder_validation.texts_of(negative, number)
         return noise.new_zeros(number, 2 * self.width), texts
 
-    def _painting(
-        self, towards: Guide, how: Sampling, texts: list[str], size: tuple[int, int], unpainted: int
-    ) -> Painting | None:
-        if not towards.regions:
+    def _region_bias(
+        self, positive: Guide, sampling: Sampling, texts: list[str], size: tuple[int, int], unpainted: int
+    ) -> RegionBias | None:
+        if not positive.regions:
             return None
         spans = self.text.tokens(texts).spans
-        return painting_of(towards, how, [spans], size, self.device, unpainted=unpainted)
+        return region_bias_of(positive, sampling, [spans], size, self.device, negatives=unpainted)
 
     def _states(self, texts: list[str]) -> Float[Tensor, "M T C"]:
         """Each text is read once."""
@@ -180,14 +182,14 @@ class StableUnclipDecoder:
         labels: Float[Tensor, "M twoD"],
         scale: float,
         scheduler: Any,
-        painting: Painting | None,
+        bias: RegionBias | None,
     ) -> diffusers_schedulers.Predict:
         """What a scheduler steps with; M is N, or 2 N with guidance (what to move away from comes first)."""
         noise, host = noise_of(scheduler), HostTimesteps()
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             both = (x if scale == 1 else torch.cat([x, x])).to(self.unet.dtype)
-            painted = attention_arguments(painting, noise(host.value(t)))
+            painted = region_kwargs(bias, noise(host.value(t)))
             found = self.unet(both, t, states, class_labels=labels, cross_attention_kwargs=painted, return_dict=False)
             return guided(found[0].float(), scale)
 

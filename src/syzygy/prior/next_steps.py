@@ -10,7 +10,7 @@ import torch
 from syzygy.core import artifacts
 from syzygy.core.model_parts import INDEX_FILE, part_folder
 from syzygy.data.store import EmbeddingStore
-from syzygy.lab.world.language import language, spoken
+from syzygy.lab.world.language import detect_language, language
 from syzygy.prior.embedding_pairs import Pairs, StorePairs
 from syzygy.prior.published_layout import PART
 
@@ -39,7 +39,7 @@ NO_PICTURES = (
 
 def of_the_world(captions: Sequence[str]) -> bool:
     """Whether captions are of the embedded world: nearly all consist of words that it knows."""
-    known = [not language(spoken(text)).unknown(text) for text in captions[:LOOKED_AT]]
+    known = [not language(detect_language(text)).unknown(text) for text in captions[:LOOKED_AT]]
     return bool(known) and sum(known) >= KNOWN * len(known)
 
 

@@ -101,7 +101,7 @@ def embed(
     """Embed `number` pairs without held-out compositions in memory, with CLIP's two towers, or captions with another text encoder."""
     images, features, texts = [], [], []
     for start in range(0, number, CHUNK):
-        found = scene_source.pairs(seed, start, min(CHUNK, number - start), held_out=False)
+        found = scene_source.pairs(seed, start, min(CHUNK, number - start), unseen=False)
         images.append(clip.encode_image(scene_source.pictures(found, clip.image_size, clip.device)).cpu())
         captions = [p.caption.text for p in found]
         features.append((encoder or clip).encode_text(captions).to("cpu"))

@@ -18,8 +18,8 @@ from syzygy.core.contracts import Guide, Region, Sampling
 from syzygy.core.errors import UserError
 from syzygy.core.offload import SequentialOffload
 from syzygy.regions import region_bias
-from syzygy.regions.phrases import check_read, painted, resized
-from syzygy.regions.region_bias import REGION_STRENGTH, Painting
+from syzygy.regions.phrases import check_read, region_maps, resized
+from syzygy.regions.region_bias import REGION_STRENGTH, RegionBias
 
 PLAIN = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
 ADDED = (
@@ -28,13 +28,13 @@ ADDED = (
     "SlicedAttnAddedKVProcessor",
     "XFormersAttnAddedKVProcessor",
 )
-"""Processors that compute the same function, each in its own way. Others add something to it, which painting would lose."""
+"""Processors that compute the same function, each in its own way. Others add something to it, which bias would lose."""
 NOISIEST = 4096.0
 """σ where a schedule ends in nothing but noise and σ is infinite: what diffusers' Euler takes there."""
 
 
-class PaintedProcessor:
-    """Computes a cross-attention with a painting in it, and leaves all else to the processor that was there."""
+class RegionAttnProcessor:
+    """Computes a cross-attention with a bias in it, and leaves all else to the processor that was there."""
 
     def __init__(self, plain: Any) -> None:
         kind = type(plain).__name__
@@ -44,7 +44,7 @@ class PaintedProcessor:
                 "IP-Adapter, old LoRA layers, fused projections) first."
             )
         self.plain = plain
-        self.painted = _shared_attention if kind in ADDED else _cross_attention
+        self.biased = _shared_attention if kind in ADDED else _cross_attention
 
     def __call__(
         self,
@@ -53,35 +53,35 @@ class PaintedProcessor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *args: Any,
-        painting: Painting | None = None,
+        region_bias: RegionBias | None = None,
         **more: Any,
     ) -> Tensor:
-        """As diffusers calls a processor; `painting` comes in `cross_attention_kwargs`."""
-        if painting is None or encoder_hidden_states is None:
+        """As diffusers calls a processor; `region_bias` comes in `cross_attention_kwargs`."""
+        if region_bias is None or encoder_hidden_states is None:
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **more)
-        return self.painted(attn, hidden_states, encoder_hidden_states, attention_mask, painting)
+        return self.biased(attn, hidden_states, encoder_hidden_states, attention_mask, region_bias)
 
 
-def paintable(unet: nn.Module) -> None:
-    """Let a U-Net, or an ensemble of them, take a `painting` in its `cross_attention_kwargs`; without one it computes what it did.
+def add_region_processors(unet: nn.Module) -> None:
+    """Let a U-Net, or an ensemble of them, take a `region_bias` in its `cross_attention_kwargs`; without one it computes what it did.
 
     Raises:
         UserError: it attends in a way that is not known.
     """
     for module in _attentions(unet):
-        if not isinstance(module.processor, PaintedProcessor):
-            module.set_processor(PaintedProcessor(module.processor))
+        if not isinstance(module.processor, RegionAttnProcessor):
+            module.set_processor(RegionAttnProcessor(module.processor))
     for visitors in _one_at_a_time(unet):
-        visitors.each(paintable)
+        visitors.each(add_region_processors)
 
 
-def as_it_was(unet: nn.Module) -> None:
-    """Take back what `paintable` did."""
+def remove_region_processors(unet: nn.Module) -> None:
+    """Take back what `add_region_processors` did."""
     for module in _attentions(unet):
-        if isinstance(module.processor, PaintedProcessor):
+        if isinstance(module.processor, RegionAttnProcessor):
             module.set_processor(module.processor.plain)
     for visitors in _one_at_a_time(unet):
-        visitors.each(as_it_was)
+        visitors.each(remove_region_processors)
 
 
 def _attentions(unet: nn.Module) -> list[Any]:
@@ -97,7 +97,7 @@ def _cross_attention(
     x_BLC: Tensor,
     context_BKC: Tensor,
     mask_B1K: Tensor | None,
-    painting: Painting,
+    bias: RegionBias,
 ) -> Tensor:
     """As `AttnProcessor2_0` of a cross-attention within a transformer block."""
     assert attn.group_norm is None and attn.spatial_norm is None and not attn.residual_connection
@@ -105,7 +105,7 @@ def _cross_attention(
         context_BKC = attn.norm_encoder_hidden_states(context_BKC)
     q, k, v = (_heads(attn, y) for y in (attn.to_q(x_BLC), attn.to_k(context_BKC), attn.to_v(context_BKC)))
     q, k = (y if norm is None else norm(y) for y, norm in ((q, attn.norm_q), (k, attn.norm_k)))
-    read = _partly_painted(q, k, v, painting, mask_B1K)
+    read = _partly_biased(q, k, v, bias, mask_B1K)
     return attn.to_out[1](attn.to_out[0](read)) / attn.rescale_output_factor
 
 
@@ -114,7 +114,7 @@ def _shared_attention(
     x_BCHW: Tensor,
     context_BKC: Tensor,
     mask_B1K: Tensor | None,
-    painting: Painting,
+    bias: RegionBias,
 ) -> Tensor:
     """As `AttnAddedKVProcessor2_0`: one softmax over the context's keys and the picture's own.
 
@@ -130,7 +130,7 @@ def _shared_attention(
         keys, values = [*keys, attn.to_k(x)], [*values, attn.to_v(x)]
         mask_B1K = None if mask_B1K is None else F.pad(mask_B1K, (0, x.shape[1]))
     q, k, v = (_heads(attn, y) for y in (attn.to_q(x), torch.cat(keys, 1), torch.cat(values, 1)))
-    read = _partly_painted(q, k, v, painting, mask_B1K)
+    read = _partly_biased(q, k, v, bias, mask_B1K)
     read = attn.to_out[1](attn.to_out[0](read))
     return read.transpose(1, 2).reshape(x_BCHW.shape) + x_BCHW
 
@@ -139,14 +139,14 @@ def _heads(attn: Any, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B N L D"]:
     return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
 
-def _partly_painted(
-    q: Tensor, k: Tensor, v: Tensor, painting: Painting, mask_B1K: Tensor | None
+def _partly_biased(
+    q: Tensor, k: Tensor, v: Tensor, bias: RegionBias, mask_B1K: Tensor | None
 ) -> Float[Tensor, "B L C"]:
     """Samples before the painted ones are computed as diffusers does, to the bit."""
-    first = painting.unpainted
+    first = bias.negatives
     mask = None if mask_B1K is None else mask_B1K[:, None]
     own = None if mask is None else mask[first:]
-    read = region_bias.attention(q[first:], k[first:], v[first:], painting, own)
+    read = region_bias.attention(q[first:], k[first:], v[first:], bias, own)
     if first:
         own = None if mask is None else mask[:first]
         plain = F.scaled_dot_product_attention(q[:first], k[:first], v[:first], attn_mask=own)
@@ -154,7 +154,7 @@ def _partly_painted(
     return read.transpose(1, 2).flatten(2)
 
 
-def words_painted(
+def combined_region_maps(
     prompts: Sequence[str],
     spans: Sequence[Int[Tensor, "P T 2"]],
     regions: Sequence[Sequence[Region]],
@@ -174,34 +174,34 @@ def words_painted(
         None where nothing is painted with any strength: to the bit as without.
 
     Raises:
-        UserError: as `regions.painted`; a phrase that every encoder has cut off.
+        UserError: as `region_maps`; a phrase that every encoder has cut off.
     """
     check_read(prompts, spans, regions)
     small = [[resized(one, size) for one in own] for own in regions]
-    found = torch.stack([painted(prompts, one, small, strength) for one in spans]).mean(0)
+    found = torch.stack([region_maps(prompts, one, small, strength) for one in spans]).mean(0)
     return found if found.any() else None
 
 
-def painting_of(
+def region_bias_of(
     guide: Guide,
-    how: Sampling,
+    sampling: Sampling,
     spans: Sequence[Int[Tensor, "P T 2"] | None],
     size: tuple[int, int],
     device: torch.device,
     *,
     start: int = 0,
-    unpainted: int = 0,
-) -> Painting | None:
+    negatives: int = 0,
+) -> RegionBias | None:
     """What a guide says of regions, for a published decoder's U-Net; `at_level` is to follow. None where nothing is painted.
 
     Args:
         spans: of each text encoder, where it tells words apart.
         size: of the latents.
         start: tokens before the words' own.
-        unpainted: samples before those of the guide.
+        negatives: samples before those of the guide.
 
     Raises:
-        UserError: as `words_painted`; the decoder reads no text, or an encoder does not tell words apart.
+        UserError: as `combined_region_maps`; the decoder reads no text, or an encoder does not tell words apart.
     """
     if guide.regions is None or not any(guide.regions):
         return None
@@ -213,17 +213,17 @@ def painting_of(
             "regions need a text encoder with a state for each token; this one tells no words apart, as an adapter's states stand for none. "
             "Leave the text encoder out."
         )
-    strength = REGION_STRENGTH if how.painting is None else how.painting
-    maps = words_painted(guide.texts, known, guide.regions, strength, size)
+    strength = REGION_STRENGTH if sampling.region_strength is None else sampling.region_strength
+    maps = combined_region_maps(guide.texts, known, guide.regions, strength, size)
     if maps is None:
         return None
     weights = maps.to(device)
-    return Painting(weights, size, weights.new_zeros(len(weights)), start, unpainted)
+    return RegionBias(weights, size, weights.new_zeros(len(weights)), start, negatives)
 
 
-def attention_arguments(painting: Painting | None, sigma: float) -> dict[str, Any] | None:
+def region_kwargs(bias: RegionBias | None, sigma: float) -> dict[str, Any] | None:
     """A U-Net's `cross_attention_kwargs` at a noise level."""
-    return None if painting is None else {"painting": at_level(painting, sigma)}
+    return None if bias is None else {"region_bias": at_level(bias, sigma)}
 
 
 def padded_tokens(
@@ -244,6 +244,6 @@ def padded_tokens(
     return Tokenized(ids, mask, F.pad(found.spans, (0, 0, 0, room)))
 
 
-def at_level(painting: Painting, sigma: float) -> Painting:
+def at_level(bias: RegionBias, sigma: float) -> RegionBias:
     """The same at another noise level, which is a tensor, as nothing shall be compiled again for it."""
-    return replace(painting, level=torch.full_like(painting.level, math.log1p(min(sigma, NOISIEST))))
+    return replace(bias, level=torch.full_like(bias.level, math.log1p(min(sigma, NOISIEST))))

@@ -17,21 +17,21 @@ from syzygy.core.contracts import Region
 from syzygy.core.diffusers_timesteps import HostTimesteps, Sigma, noise_of
 from syzygy.core.errors import UserError
 from syzygy.regions.attention_processors import (
-    PaintedProcessor,
-    as_it_was,
+    RegionAttnProcessor,
+    add_region_processors,
     at_level,
+    combined_region_maps,
     padded_tokens,
-    paintable,
-    words_painted,
+    remove_region_processors,
 )
 from syzygy.regions.phrases import blurred, for_each
-from syzygy.regions.region_bias import REGION_STRENGTH, Painting
+from syzygy.regions.region_bias import REGION_STRENGTH, RegionBias
 
 P = TypeVar("P")
 
 
 @contextmanager
-def painted(
+def region_conditioning(
     pipeline: P,
     prompt: str | Sequence[str],
     regions: Sequence[Region] | Sequence[Sequence[Region]],
@@ -41,7 +41,7 @@ def painted(
 ) -> Iterator[P]:
     """Paint with words in a pipeline of diffusers, as it is, without training:
 
-        with painted(pipe, prompt, [Region("a red star", mask)], strength=0.4):
+        with region_conditioning(pipe, prompt, [Region("a red star", mask)], strength=0.4):
             images = pipe(prompt, num_images_per_prompt=2).images
 
     For Stable Diffusion 1.x, 2.x and XL: text to image, image to image, inpainting. Its calls inside must read this prompt; negative
@@ -67,13 +67,16 @@ def painted(
         yield pipeline
         return
     with ExitStack() as stack:
-        stack.callback(as_it_was, unet)
-        paintable(unet)
+        stack.callback(remove_region_processors, unet)
+        add_region_processors(unet)
         for place, (_, encoder) in enumerate(readers):
             if encoder is not None:
                 stack.callback(encoder.register_forward_pre_hook(brush.reading(place), with_kwargs=True).remove)
         stack.callback(unet.register_forward_pre_hook(brush.denoising, with_kwargs=True).remove)
         yield pipeline
+
+
+painted = region_conditioning
 
 
 def _parts(pipeline: Any) -> tuple[Any, list[tuple[Any, Any]]]:
@@ -86,7 +89,7 @@ def _parts(pipeline: Any) -> tuple[Any, list[tuple[Any, Any]]]:
             f"{type(pipeline).__name__} cannot be painted: this is for pipelines whose U-Net reads a prompt token by token, Stable "
             "Diffusion 1.x, 2.x and XL. Kandinsky's reads none; Karlo and Stable unCLIP are painted by syzygy generate --region."
         )
-    if any(isinstance(getattr(one, "processor", None), PaintedProcessor) for one in unet.modules()):
+    if any(isinstance(getattr(one, "processor", None), RegionAttnProcessor) for one in unet.modules()):
         raise UserError("this pipeline is being painted already: give all regions at once.")
     return unet, readers
 
@@ -103,14 +106,14 @@ class _Brush:
     """Of the prompts, by each tokenizer."""
     _read: dict[int, bool] = field(default_factory=dict)
     """Whether an encoder was given these prompts, for those that were given anything since the last evaluation."""
-    _paintings: dict[Any, Painting] = field(default_factory=dict)
+    _biases: dict[Any, RegionBias] = field(default_factory=dict)
     _noise: tuple[tuple[Any, ...], Sigma] | None = None
     """A scheduler with its configuration and schedule, and what its timesteps mean."""
     _host: HostTimesteps = field(default_factory=HostTimesteps)
     _modules: list[Any] = field(default_factory=list)
 
     def maps(self, size: tuple[int, int]) -> Float[Tensor, "P T h w"] | None:
-        return words_painted(self.prompts, [one.spans for one in self.tokens], self.regions, self.strength, size)
+        return combined_region_maps(self.prompts, [one.spans for one in self.tokens], self.regions, self.strength, size)
 
     def reading(self, place: int) -> Callable[..., None]:
         """A hook that notes what a text encoder is given."""
@@ -122,12 +125,12 @@ class _Brush:
         return hook
 
     def denoising(self, unet: Any, args: tuple[Any, ...], more: dict[str, Any]) -> tuple[Any, Any]:
-        """A hook that hands the U-Net its painting."""
+        """A hook that hands the U-Net its bias."""
         told = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | more
         self._check(unet, told["encoder_hidden_states"])
-        painting = self._painting(told["sample"], torch.as_tensor(told["timestep"]))
+        bias = self._region_bias(told["sample"], torch.as_tensor(told["timestep"]))
         return args, more | {
-            "cross_attention_kwargs": (more.get("cross_attention_kwargs") or {}) | {"painting": painting}
+            "cross_attention_kwargs": (more.get("cross_attention_kwargs") or {}) | {"region_bias": bias}
         }
 
     def _check(self, unet: Any, states: Tensor) -> None:
@@ -141,10 +144,10 @@ class _Brush:
         if states.shape[1] != (length := self.tokens[0].ids.shape[1]):
             raise UserError(f"the U-Net is given {states.shape[1]} tokens; words can be found in {length} alone.")
         self._modules = self._modules or [one for one in unet.modules() if hasattr(one, "set_processor")]
-        if not all(isinstance(one.processor, PaintedProcessor) for one in self._modules):
+        if not all(isinstance(one.processor, RegionAttnProcessor) for one in self._modules):
             raise UserError("the U-Net's attention processors were changed while it is painted: change them before.")
 
-    def _painting(self, sample: Tensor, timestep: Tensor) -> Painting:
+    def _region_bias(self, sample: Tensor, timestep: Tensor) -> RegionBias:
         pictures = len(sample) // 2 if self.pipeline.do_classifier_free_guidance else len(sample)
         each, over = divmod(pictures, len(self.prompts))
         if over:
@@ -153,12 +156,12 @@ class _Brush:
             )
         size = int(sample.shape[-2]), int(sample.shape[-1])
         key = size, pictures, len(sample), sample.device
-        if key not in self._paintings:
+        if key not in self._biases:
             maps = self.maps(size)
             assert maps is not None
             weights = maps.to(sample.device).repeat_interleave(each, 0)
-            self._paintings = {key: Painting(weights, size, weights.new_empty(pictures), 0, len(sample) - pictures)}
-        return at_level(self._paintings[key], self._sigma()(self._host.value(timestep)))
+            self._biases = {key: RegionBias(weights, size, weights.new_empty(pictures), 0, len(sample) - pictures)}
+        return at_level(self._biases[key], self._sigma()(self._host.value(timestep)))
 
     def _sigma(self) -> Sigma:
         """What the timesteps of the pipeline's scheduler mean; computed anew when the scheduler, or what it is made of, was replaced."""

@@ -140,7 +140,7 @@ def _in_word(character: str) -> bool:
     return character.isalnum() or unicodedata.category(character or " ").startswith("M")
 
 
-def painted(
+def region_maps(
     prompts: Sequence[str],
     spans: Int[Tensor, "B T 2"],
     regions: Sequence[Sequence[Region]],

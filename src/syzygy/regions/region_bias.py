@@ -24,7 +24,7 @@ def strength(sigma: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 
 
 @dataclass(frozen=True)
-class Painting:
+class RegionBias:
     """What one evaluation of a decoder shall attend to: w'·log(1 + σ)·A of each sample that is painted."""
 
     weights: Float[Tensor, "B T h w"]
@@ -35,7 +35,7 @@ class Painting:
     """log(1 + σ)."""
     start: int = 0
     """Keys before the words' own."""
-    unpainted: int = 0
+    negatives: int = 0
     """Samples of the batch before the painted ones: those to move away from."""
     _resized: dict[int, tuple[Tensor, tuple[int, int], Tensor]] = field(default_factory=dict, repr=False)
     """By positions: weights, size, and what was made of them. Shared by all paintings made of one with `replace`."""
@@ -66,7 +66,7 @@ def attention(
     q: Float[Tensor, "B N L D"],
     k: Float[Tensor, "B N K D"],
     v: Float[Tensor, "B N K V"],
-    painting: Painting,
+    bias: RegionBias,
     mask: Float[Tensor, "B 1 1 K"] | None = None,
 ) -> Float[Tensor, "B N L V"]:
     """softmax(QKᵀ/√d + w'·log(1 + σ)·max(QKᵀ/√d)·A)·V.
@@ -80,7 +80,7 @@ def attention(
     scores = (q.float() / math.sqrt(q.shape[-1])) @ k.float().transpose(-1, -2)
     if mask is not None:
         scores += mask
-    words = scores[..., painting.start : painting.start + painting.weights.shape[1]]
-    largest = words.detach().amax((2, 3)) * painting.level[:, None]  # how strong a pull is, is no way to learn
-    words.addcmul_(painting.at(q.shape[2])[:, None], largest[:, :, None, None])
+    words = scores[..., bias.start : bias.start + bias.weights.shape[1]]
+    largest = words.detach().amax((2, 3)) * bias.level[:, None]  # how strong a pull is, is no way to learn
+    words.addcmul_(bias.at(q.shape[2])[:, None], largest[:, :, None, None])
     return scores.softmax(-1).to(v.dtype) @ v

@@ -62,7 +62,7 @@ class Studio:
         size, ours, words = self.own_size, isinstance(decoder, LatentDecoder), set(conditions) - {"image"}
         style = {"image", "text"} <= set(conditions)
         defaults = {name: self.record.get(name) for name in ("steps", "guidance_scale", "sampler", "negative_prompt")}
-        defaults |= {name: model.defaults[name] for name in ("painting", "style_guidance")}
+        defaults |= {"painting": model.defaults["region_strength"], "style_guidance": model.defaults["style_guidance"]}
         return {
             "size": size and f"{size[1]}x{size[0]}",
             "defaults": defaults,
@@ -111,14 +111,14 @@ class Studio:
                 embeddings,
                 generators,
                 negative_prompt=first.negative_prompt,
-                how=first.how,
+                sampling=first.sampling,
                 seeds=seeds,
                 callback=on_step,
             ).images
         return model.pipeline(
             [order.prompt or "" for order in orders],
             negative_prompt=first.negative_prompt,
-            how=first.how,
+            sampling=first.sampling,
             generator=generators,
             conditions=self.record.get("conditions"),
             regions=[order.regions for order in orders] if first.regions else None,

@@ -52,8 +52,10 @@ def again(record: Mapping[str, Any], own: Mapping[str, Any], size: tuple[int, in
 
 
 def _painted(record: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
-    names = ("prompt", "regions", "painting", "style_guidance")
+    names = ("prompt", "regions", "style_guidance")
     found = {name: record[name] for name in names if record.get(name) is not None}
+    strength = record.get("region_strength", record.get("painting"))  # the name that records had before
+    found |= {} if strength is None else {"painting": strength}
     if record.get("style") is not None:
         found |= _picture(record["style"], "style", "style", missing)
     return found

@@ -52,7 +52,7 @@ class Order:
     seeds: tuple[int, ...]
     exact: bool
     """Painted one by one, so that equal seeds give equal bytes whatever else is painted; else in batches, equal to one grey level."""
-    how: Sampling
+    sampling: Sampling
     negative_prompt: str | None = None
     regions: tuple[Region, ...] = ()
     style: Upload | None = None
@@ -66,12 +66,12 @@ class Order:
     @cached_property
     def shape(self) -> Hashable:
         """Orders of equal shape can share a batch."""
-        how = self.how
-        sampling = (how.steps, how.guidance_scale, how.style_guidance, how.sampler, how.size, how.painting)
+        own = self.sampling
+        sampling = (own.steps, own.guidance_scale, own.style_guidance, own.sampler, own.size, own.region_strength)
         masks = tuple(sorted({tuple(region.mask.shape) for region in self.regions}))
         sources = tuple((isinstance(one.what, str), _name(one.what), one.weight) for one in self.sources)
         style = None if self.style is None else self.style.digest
-        return sampling, tuple(sorted(how.options.items())), self.negative_prompt, masks, style, sources
+        return sampling, tuple(sorted(own.options.items())), self.negative_prompt, masks, style, sources
 
     @property
     def texts(self) -> list[str]:
@@ -104,15 +104,15 @@ class Order:
 
     def record(self, own: Mapping[str, Any], index: int) -> dict[str, Any]:
         """How picture `index` is made; `own` is what the server was started with."""
-        how = self.how
+        sampling = self.sampling
         said = {
-            "steps": how.steps,
-            "guidance_scale": how.guidance_scale,
-            "sampler": how.sampler,
-            "painting": how.painting,
-            "style_guidance": how.style_guidance,
-            "height": how.size and how.size[0],
-            "width": how.size and how.size[1],
+            "steps": sampling.steps,
+            "guidance_scale": sampling.guidance_scale,
+            "sampler": sampling.sampler,
+            "region_strength": sampling.region_strength,
+            "style_guidance": sampling.style_guidance,
+            "height": sampling.size and sampling.size[0],
+            "width": sampling.size and sampling.size[1],
         }
         found = {**own, **{name: value for name, value in said.items() if value is not None}}
         found |= {"negative_prompt": self.negative_prompt, **self._subject}

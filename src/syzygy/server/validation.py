@@ -71,12 +71,12 @@ class Desk:
         self._check_can("regions", bool(asked.regions), "paints no words where they shall be: leave regions out.")
         self._check_can("style", asked.style is not None, "takes no style from a picture: leave style out.")
         self._check_style_guidance(asked.style_guidance)
-        how = self._how(asked, **self._strengths(asked, bool(asked.regions), asked.style is not None))
+        sampling = self._how(asked, **self._strengths(asked, bool(asked.regions), asked.style is not None))
 
         def decode() -> Order:
             regions = uploads.regions(asked.prompt, asked.regions, asked.mask_blur, self.limits)
             style = None if asked.style is None else self._picture(asked.style, "style")
-            return self._order(asked, asked.prompt, how, regions=regions, style=style)
+            return self._order(asked, asked.prompt, sampling, regions=regions, style=style)
 
         return await self.decoded(decode)
 
@@ -99,9 +99,9 @@ class Desk:
             where, notes = (image if can else None, (OWN_MASK if can else NO_MASK,)) if cut_out else (mask, ())
             if where is None:
                 _check_unused(asked, ("region", "painting", "mask_blur"), "for a mask: give one")
-            how = self._how(asked, **self._strengths(asked, where is not None, True))
+            sampling = self._how(asked, **self._strengths(asked, where is not None, True))
             regions = () if where is None else (self._masked(asked, where, seen.size),)
-            return self._order(asked, asked.prompt, how, regions=regions, style=style, notes=notes)
+            return self._order(asked, asked.prompt, sampling, regions=regions, style=style, notes=notes)
 
         return await self.decoded(decode)
 
@@ -122,12 +122,12 @@ class Desk:
         """Raises Problem for what cannot be painted."""
         self._check_common(asked)
         self._check_can("variations", True, "reads texts alone: it cannot vary pictures.", "image")
-        how = self._how(asked)
+        sampling = self._how(asked)
 
         def decode() -> Order:
             with about("image"):
                 seen = self.studio.seen(uploads.picture(image, "image", self.limits), image)
-            return self._order(asked, None, how, sources=(Source(seen, 1.0),))
+            return self._order(asked, None, sampling, sources=(Source(seen, 1.0),))
 
         return await self.decoded(decode)
 
@@ -149,14 +149,14 @@ class Desk:
         weights = [1.0 if one.weight is None else one.weight for one in given]
         with about("sources"):
             shares(weights)
-        how = self._how(asked)
+        sampling = self._how(asked)
 
         def decode() -> Order:
             parts = [
                 self._picture(one.image or "", f"sources[{number}].image") if one.text is None else one.text
                 for number, one in enumerate(given)
             ]
-            return self._order(asked, None, how, sources=tuple(map(Source, parts, weights)))
+            return self._order(asked, None, sampling, sources=tuple(map(Source, parts, weights)))
 
         return await self.decoded(decode)
 
@@ -177,7 +177,7 @@ class Desk:
 
     def size(self, order: Order) -> str | None:
         """Of the pictures, as OpenAI writes it."""
-        found = order.how.size or self.own_size
+        found = order.sampling.size or self.own_size
         return None if found is None else f"{found[1]}x{found[0]}"
 
     def _check_text(self, text: str, param: str) -> None:
@@ -245,12 +245,12 @@ class Desk:
             guidance_scale=own["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale,
             sampler=own["sampler"] if asked.sampler is None else asked.sampler,
             size=size,
-            painting=painting,
+            region_strength=painting,
             style_guidance=style_guidance,
             options=options,
         )
 
-    def _order(self, asked: Common, prompt: str | None, how: Sampling, **more: Any) -> Order:
+    def _order(self, asked: Common, prompt: str | None, sampling: Sampling, **more: Any) -> Order:
         first = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
         if first + asked.n - 1 > LARGEST_SEED:
             text = f"seeds end at {LARGEST_SEED}: choose a smaller one than {first}."
@@ -260,7 +260,7 @@ class Desk:
             prompt,
             tuple(range(first, first + asked.n)),
             asked.seed is not None,
-            how,
+            sampling,
             negative_prompt=negative,
             previews=asked.partial_images,
             **more,

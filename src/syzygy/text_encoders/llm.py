@@ -73,7 +73,7 @@ class LlmRecipe(Config):
     def _hole(cls, template: str | None) -> str | None:
         if template is not None and (template.count(HOLE) != 1 or template == HOLE):
             raise ValueError(
-                f"a template must contain {HOLE} once, and more than that; leave it out for the prompt alone"
+                f"a template must contain {HOLE} once, and other text; leave the template out to read the prompt alone"
             )
         return template
 

@@ -67,7 +67,7 @@ def test_whole_numbers_of_numpy_are_taken(model: TextToImage) -> None:
 
 @pytest.mark.parametrize("value", ["2", True, [2.0], float("nan"), float("inf"), np.float64("nan"), 2j], ids=repr)
 def test_a_number_is_one(value: Any, model: TextToImage) -> None:
-    for name in ("guidance_scale", "painting", "style_guidance"):
+    for name in ("guidance_scale", "region_strength", "style_guidance"):
         with pytest.raises(UserError, match=f"{name} must be a finite number"):
             model(PROMPT, **{name: value})
 

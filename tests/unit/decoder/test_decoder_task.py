@@ -190,7 +190,7 @@ def painted_batch(step: int, size: int = 16) -> DecoderBatch:
     maps[:, 1, :, :2] = 1
     everywhere = torch.ones(size, dtype=torch.bool)
     words = Condition(
-        everywhere, torch.randn(size, 3, 4, generator=random), torch.ones(size, 3, dtype=torch.bool), painted=maps
+        everywhere, torch.randn(size, 3, 4, generator=random), torch.ones(size, 3, dtype=torch.bool), region_maps=maps
     )
     colour = torch.rand(size, 3, generator=random)
     return DecoderBatch(
@@ -215,14 +215,14 @@ def test_a_part_of_the_samples_is_painted_each_with_a_strength_of_its_own() -> N
     of = painted_task(made, painted=0.25, strengths=(0.5, 1.5))
     for step in range(20):
         of.loss(step)
-    maps = torch.cat([call[2].conditions["text"].painted for call in calls])
+    maps = torch.cat([call[2].conditions["text"].region_maps for call in calls])
     strengths = maps.amax((1, 2, 3))
     painted = strengths[strengths > 0]
     assert 0.15 < len(painted) / len(strengths) < 0.35
     assert 0.5 <= painted.min() < 0.7
     assert 1.3 < painted.max() <= 1.5
     assert torch.equal(
-        maps, strengths[:, None, None, None] * painted_batch(0).conditioning.conditions["text"].painted[:1]
+        maps, strengths[:, None, None, None] * painted_batch(0).conditioning.conditions["text"].region_maps[:1]
     )
 
 
@@ -230,7 +230,7 @@ def test_nothing_is_painted_where_the_part_is_zero() -> None:
     made = words_decoder()
     calls = spy(made)
     result = painted_task(made).validate()
-    assert all(call[2].conditions["text"].painted is None for call in calls)
+    assert all(call[2].conditions["text"].region_maps is None for call in calls)
     assert set(result) == {"loss", "loss/text", "loss/image"}
 
 

@@ -78,9 +78,9 @@ class Decoder:
     def __init__(self) -> None:
         self.told: list[tuple[Guide, Guide | None, Sampling]] = []
 
-    def paint(self, towards, generators, *, away=None, how=Sampling(), on_step=None):  # noqa: B008
-        self.told.append((towards, away, how))
-        pictures = towards.embeddings.sigmoid().mean(1)[:, None, None, None].repeat(1, 3, SIDE, SIDE)
+    def generate(self, positive, generators, *, negative=None, sampling=Sampling(), on_step=None):  # noqa: B008
+        self.told.append((positive, negative, sampling))
+        pictures = positive.embeddings.sigmoid().mean(1)[:, None, None, None].repeat(1, 3, SIDE, SIDE)
         for picture, one in zip(pictures, generators, strict=True):
             picture[2, 0, 0] = torch.rand((), generator=one)
         if on_step:
@@ -115,8 +115,8 @@ def test_variations_come_from_the_picture_alone(blender: Blender, decoder: Decod
     output = blender.vary([a, b], 3, Request(generator=seeds(0, 1, 2, 0, 1, 2)))
     expected = Eye().encode_image(torch.stack([a, b])).repeat_interleave(3, 0)
     assert torch.equal(output.image_embeddings, expected)
-    ((towards, away, _),) = decoder.told
-    assert (towards.features, towards.texts, away) == (None, None, None)
+    ((positive, negative, _),) = decoder.told
+    assert (positive.features, positive.texts, negative) == (None, None, None)
     assert len(set(bits(output))) == 6
     assert output.seeds == [0, 1, 2, 0, 1, 2]
     alone = blender.vary([b], 1, Request(generator=seeds(2)))
@@ -176,16 +176,18 @@ def test_a_path_begins_and_ends_with_its_sources(blender: Blender, batch_size: i
 
 def test_settings_reach_the_decoder(blender: Blender, decoder: Decoder) -> None:
     steps = []
-    how = Sampling(steps=7, guidance_scale=3.0)
-    request = Request(negative_prompt="a moon", how=how, callback=lambda progress: steps.append(progress.step))
+    sampling = Sampling(steps=7, guidance_scale=3.0)
+    request = Request(
+        negative_prompt="a moon", sampling=sampling, callback=lambda progress: steps.append(progress.step)
+    )
     blender.vary([picture(0)], 1, request)
     blender.mix([("a", 1.0)], 1, request)
     blender.interpolate("a", "b", 2, 2, request)
-    for towards, away, told in decoder.told:
-        assert told == how
-        assert away is not None
-        assert torch.equal(away.embeddings, Texts().encode_text(["a moon"]).pooled)
-        assert (away.features, towards.features) == (None, None)
+    for positive, negative, told in decoder.told:
+        assert told == sampling
+        assert negative is not None
+        assert torch.equal(negative.embeddings, Texts().encode_text(["a moon"]).pooled)
+        assert (negative.features, positive.features) == (None, None)
     assert steps == [1, 1, 1]
 
 
@@ -363,9 +365,9 @@ def test_a_decoder_that_reads_no_embedding_cannot_vary(blender: Blender, decoder
 
 def test_each_picture_may_have_a_negative_prompt(blender: Blender, decoder: Decoder) -> None:
     blender.vary([picture(0), picture(1)], 2, Request(negative_prompt=["a moon", "a star"]))
-    away = decoder.told[-1][1]
-    assert away is not None
-    assert torch.equal(away.embeddings, Texts().encode_text(["a moon", "a moon", "a star", "a star"]).pooled)
+    negative = decoder.told[-1][1]
+    assert negative is not None
+    assert torch.equal(negative.embeddings, Texts().encode_text(["a moon", "a moon", "a star", "a star"]).pooled)
     with pytest.raises(UserError, match="a list of 1 for 2 pictures"):
         blender.vary([picture(0), picture(1)], 1, Request(negative_prompt=["a moon"]))
 

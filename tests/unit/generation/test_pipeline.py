@@ -96,10 +96,10 @@ def test_conditions_and_guidance_reach_the_denoiser(pipeline: Pipeline) -> None:
         paint(),
         paint(conditions=["image"]),
         paint(conditions=["text"]),
-        paint(how=Sampling(guidance_scale=1.0)),
+        paint(sampling=Sampling(guidance_scale=1.0)),
         paint(negative_prompt=PROMPTS[1]),
-        paint(how=Sampling(steps=3)),
-        paint(how=Sampling(sampler="euler")),
+        paint(sampling=Sampling(steps=3)),
+        paint(sampling=Sampling(sampler="euler")),
     ]
     assert len(set(pictures)) == len(pictures)
     assert paint(conditions=["text", "image"]) == pictures[0]
@@ -113,7 +113,9 @@ def test_negative_prompt_is_predicted_without_noise(pipeline: Pipeline) -> None:
 
 def test_the_callback_is_told_every_step(pipeline: Pipeline) -> None:
     told = []
-    pipeline(PROMPTS[0], how=Sampling(steps=4), callback=lambda progress: told.append((progress.step, progress.steps)))
+    pipeline(
+        PROMPTS[0], sampling=Sampling(steps=4), callback=lambda progress: told.append((progress.step, progress.steps))
+    )
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -125,14 +127,14 @@ def test_the_callback_is_told_every_step(pipeline: Pipeline) -> None:
         (["a star", ""], {}, "the prompt is empty"),
         ("\udcff", {}, "the prompt is not text"),
         ("a star", {"num_images_per_prompt": 0}, "0 pictures a prompt"),
-        ("a star", {"how": Sampling(steps=0)}, "0 steps"),
-        ("a star", {"how": Sampling(size=(64, 64))}, "pictures of one size"),
-        ("a star", {"how": Sampling(options={"noise_level": 3})}, "no options noise_level"),
+        ("a star", {"sampling": Sampling(steps=0)}, "0 steps"),
+        ("a star", {"sampling": Sampling(size=(64, 64))}, "pictures of one size"),
+        ("a star", {"sampling": Sampling(options={"noise_level": 3})}, "no options noise_level"),
         ("a star", {"conditions": []}, r"conditions \[\] must be"),
         ("a star", {"conditions": ["image", "depth"]}, "must be one or more of what the decoder reads: image, text"),
         ("a star", {"generator": seeds(0, 1)}, "2 generators for 1 pictures"),
-        ("a star", {"how": Sampling(guidance_scale=float("nan"))}, "guidance scale"),
-        ("a star", {"how": Sampling(sampler="none")}, "unknown sampler 'none'"),
+        ("a star", {"sampling": Sampling(guidance_scale=float("nan"))}, "guidance scale"),
+        ("a star", {"sampling": Sampling(sampler="none")}, "unknown sampler 'none'"),
     ],
 )
 def test_wrong_input(pipeline: Pipeline, prompt, settings, message) -> None:

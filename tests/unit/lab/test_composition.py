@@ -8,7 +8,7 @@ from syzygy.core.randomness import Draw
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import composition
 from syzygy.lab.evaluate.composition import Painted
-from syzygy.lab.world.description import Description, Mention, judge
+from syzygy.lab.world.description import Description, Mention, check_facts
 from syzygy.lab.world.prompts import Prompt, prompts
 from syzygy.lab.world.scene_sampling import scene_for
 
@@ -17,7 +17,7 @@ def painted(candidate: str, prompt: Prompt, right: bool, draw: int = 0) -> Paint
     scene = scene_for(prompt.description, Draw(1, prompt.text))
     wrong = Description(tuple(Mention("star" if m.shape != "star" else "ring") for m in prompt.description.mentions))
     other = scene_for(wrong, Draw(1, "other"))
-    atoms = judge(prompt.description, scene if right else other)
+    atoms = check_facts(prompt.description, scene if right else other)
     return Painted(candidate, prompt, draw, torch.zeros(3, 8, 8, dtype=torch.uint8), atoms, 0)
 
 

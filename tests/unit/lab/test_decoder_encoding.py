@@ -29,14 +29,14 @@ def parts(tiny_model: Path) -> tuple[Clip, Autoencoder]:
 def test_words_are_painted_where_that_is_asked_for(parts: tuple[Clip, Autoencoder]) -> None:
     found = scene_source.pairs(0, 0, 6)
     batch = Encoding(*parts, painted=True)(found)
-    painted = batch.conditioning.conditions["text"].painted
+    painted = batch.conditioning.conditions["text"].region_maps
     assert painted is not None
     assert painted.shape[-2:] == batch.latents.shape[-2:]
     assert set(painted.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(painted, Encoding(*parts, painted=True)(found).conditioning.conditions["text"].painted)
-    assert batch.conditioning.conditions["image"].painted is None
+    assert torch.equal(painted, Encoding(*parts, painted=True)(found).conditioning.conditions["text"].region_maps)
+    assert batch.conditioning.conditions["image"].region_maps is None
     plain = Encoding(*parts)(found)
-    assert plain.conditioning.conditions["text"].painted is None
+    assert plain.conditioning.conditions["text"].region_maps is None
     assert torch.equal(plain.latents, batch.latents)
 
 
@@ -57,7 +57,7 @@ def test_batches_are_of_the_kinds_that_the_mixture_tells(
     kinds: Counter[str] = Counter()
     for step, found in enumerate(seen):
         known = {length: scene_source.pairs(key, 2 * step, 2, length=length) for length in ("short", "medium", "long")}
-        known["just told"] = [scene_source.just_told(key, 2 * step + i) for i in range(2)]
+        known["just told"] = [scene_source.fully_described(key, 2 * step + i) for i in range(2)]
         kinds[next(kind for kind, pairs in known.items() if pairs == found)] += 1
     assert kinds == {kind: pytest.approx(number, abs=12) for kind, number in SHARES.items()}
     batches(3)

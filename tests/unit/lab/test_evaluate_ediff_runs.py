@@ -9,12 +9,14 @@ from syzygy.lab.evaluate.bootstrap import Interval
 from syzygy.lab.evaluate.style import PICTURE, TEXT, WITHOUT, StyleScoring
 from syzygy.lab.evaluate.temporal import FEW, TemporalScoring, steps_of, verdict
 from syzygy.lab.world.language import language
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.scene import COLOURS, STYLES, Thing
 
 
-def seen(style, *looks) -> Reading:
-    return Reading(tuple(Thing(*look, 0.1 * i, 0.5, 0.1) for i, look in enumerate(looks)), style, (0.9,) * len(looks))
+def seen(style, *looks) -> Prediction:
+    return Prediction(
+        tuple(Thing(*look, 0.1 * i, 0.5, 0.1) for i, look in enumerate(looks)), style, (0.9,) * len(looks)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def asked() -> list[evaluate_style.Asked]:
 
 def test_references_have_another_content_and_take_styles_in_turn(asked: list[evaluate_style.Asked]) -> None:
     assert len(asked) == 4 * 13
-    assert {one.prompt.held_out for one in asked} == {True, False}
+    assert {one.prompt.unseen for one in asked} == {True, False}
     for row, one in enumerate(asked):
         assert one.prompt.description.style is None
         assert [scene.style for scene in one.references] == [STYLES[row % 4], STYLES[(row + 1) % 4]]
@@ -34,7 +36,7 @@ def test_references_have_another_content_and_take_styles_in_turn(asked: list[eva
         assert not {thing.shape for thing in first.things} & {m.shape for m in named}
         assert not {thing.colour for thing in first.things} & {m.colour for m in named}
         for words, scene in zip(one.words, one.references, strict=True):
-            told = language("en").read(words).description
+            told = language("en").parse(words).description
             assert told.style == scene.style
             assert {m.shape for m in told.mentions} == {m.shape for m in named}
 
@@ -48,7 +50,7 @@ def test_style_and_leaks_are_counted_beside_each_reference(asked: list[evaluate_
     another = next(colour for colour in COLOURS if colour != thing.colour)
     found = {
         WITHOUT: [seen(first, *own)],
-        PICTURE: [seen(first, thing.look), seen(other, (thing.shape, another, "plain"))],
+        PICTURE: [seen(first, thing.appearance), seen(other, (thing.shape, another, "plain"))],
     }
     scores = evaluate_style.scores([one], found)
     assert scores[WITHOUT]["style"] == [[1.0, 0.0]]
@@ -79,7 +81,7 @@ def test_pairs_differ_in_everything() -> None:
     asked = temporal.ask(TemporalScoring(prompts=50))
     assert len(asked) == 200
     for first, second in zip(asked[::2], asked[1::2], strict=True):
-        assert (first.category, first.held_out) == (second.category, second.held_out)
+        assert (first.category, first.unseen) == (second.category, second.unseen)
         shapes, colours = (
             [{getattr(m, kind) for m in p.description.mentions} for p in (first, second)]
             for kind in ("shape", "colour")
@@ -141,10 +143,10 @@ def test_long_prompts_end_with_the_short_ones() -> None:
         assert 90 <= len(head.split()) <= 240
         assert head.endswith(". ")
         assert (
-            language("en").read(one.long).description.mentions
-            == language("en").read(one.prompt.text).description.mentions
+            language("en").parse(one.long).description.mentions
+            == language("en").parse(one.prompt.text).description.mentions
         )
-        assert language("en").read(one.long).unknown == {}
+        assert language("en").parse(one.long).unknown == {}
 
 
 def test_what_is_compared_is_what_the_decoder_reads() -> None:

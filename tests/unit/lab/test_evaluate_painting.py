@@ -19,7 +19,7 @@ from syzygy.lab.evaluate.region_accuracy import (
 from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.language.base import Span
 from syzygy.lab.world.prompts import Prompt, prompts
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.scene import Thing
 
 
@@ -27,8 +27,8 @@ def thing(shape, colour, x: float, y: float) -> Thing:
     return Thing(shape, colour, "plain", x, y, 0.1)
 
 
-def read(*things: Thing) -> Reading:
-    return Reading(things, "flat", (1.0,) * len(things))
+def read(*things: Thing) -> Prediction:
+    return Prediction(things, "flat", (1.0,) * len(things))
 
 
 def test_every_prompt_gets_opposite_halves() -> None:
@@ -66,12 +66,12 @@ def test_the_table_compares_with_the_unpainted_and_by_the_exchanged_masks() -> N
     asked = ask(prompts("single", 3, 0, False) + prompts("colour", 3, 0, False), 0)
     scoring = PaintingScoring(strengths=(0.5, 2.0))
 
-    def perfect(one: Asked) -> Reading:
+    def perfect(one: Asked) -> Prediction:
         things = []
         for mention, region in zip(one.mentions, one.regions, strict=True):
             down, across = (region.mask.nonzero().float().mean(0) / 64).tolist()
             things.append(Thing(mention.shape, mention.colour or "red", mention.texture or "plain", across, down, 0.1))
-        return Reading(tuple(things), one.prompt.description.style or "flat", (1.0,) * len(things))
+        return Prediction(tuple(things), one.prompt.description.style or "flat", (1.0,) * len(things))
 
     two = [one.exchanged() for one in asked if len(one.regions) == 2]
     right, wrong, nothing = (

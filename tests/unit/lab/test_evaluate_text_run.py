@@ -34,8 +34,8 @@ def test_decisive_words_come_last_behind_the_same_head(code: str) -> None:
     assert first.long[: first.head] == second.long[: second.head]
     assert (first.head if code == "zh" else len(first.long[: first.head].split())) > 77
     for one, mention in ((first, STAR), (second, RING)):
-        assert language(code).read(one.long).description.mentions == (mention,)
-        assert language(code).read(one.sentence).description.mentions == (mention,)
+        assert language(code).parse(one.long).description.mentions == (mention,)
+        assert language(code).parse(one.sentence).description.mentions == (mention,)
 
 
 def test_order_and_batches_change_nothing(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_what_is_painted() -> None:
     assert len(asked) * 16 >= 200  # as many as there are by default
     for one in asked:
         assert one.text("de", "long").endswith(one.text("de", "short"))
-        read = language("de").read(one.text("de", "short")).description
+        read = language("de").parse(one.text("de", "short")).description
         assert run.meaning(read) == run.meaning(one.prompt.description)
     assert ask(run.TextScoring(languages=("en",), prompts=0)) == []
 

@@ -9,7 +9,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.lab.starter.reader_task import ReaderBatch, ReaderTask, ReaderTaskConfig, degraded, reader_loss
 from syzygy.lab.world import scene_source
-from syzygy.lab.world.reader import CELLS, Reader, ReaderConfig, Reading
+from syzygy.lab.world.reader import CELLS, Prediction, Reader, ReaderConfig
 from syzygy.lab.world.reader_scores import accuracy, best_threshold, confusion, read_all, shifted
 from syzygy.lab.world.scene import COLOURS, SHAPES, STYLES, TEXTURES, Scene
 
@@ -48,7 +48,7 @@ def test_perfect_heads_are_read_perfectly(pairs: list[scene_source.Pair], monkey
     for reading, scene in zip(readings, scenes, strict=True):
         assert reading.style == scene.style
         wanted = sorted(scene.things, key=lambda t: t.x)
-        assert [t.look for t in reading.things] == [t.look for t in wanted]
+        assert [t.appearance for t in reading.things] == [t.appearance for t in wanted]
         for seen, thing in zip(reading.things, wanted, strict=True):
             assert (seen.x, seen.y, seen.radius) == pytest.approx((thing.x, thing.y, thing.radius), abs=1e-5)
     assert accuracy(readings, scenes) == dict.fromkeys(
@@ -103,16 +103,16 @@ def test_save_and_load(tmp_path, pairs: list[scene_source.Pair]) -> None:
         Reader.from_pretrained(tmp_path / "reader")
 
 
-def reading_of(scene: Scene, confidence: float = 0.9) -> Reading:
+def reading_of(scene: Scene, confidence: float = 0.9) -> Prediction:
     things = tuple(sorted(scene.things, key=lambda t: t.x))
-    return Reading(things, scene.style, (confidence,) * len(things))
+    return Prediction(things, scene.style, (confidence,) * len(things))
 
 
 def test_confusion_and_accuracy_by_hand(pairs: list[scene_source.Pair]) -> None:
     scene = next(p.scene for p in pairs if len(p.scene.things) == 2)
     first, second = scene.things
     other = "ring" if first.shape != "ring" else "moon"
-    seen = Reading((replace(first, shape=other),), scene.style, (0.9,))
+    seen = Prediction((replace(first, shape=other),), scene.style, (0.9,))
     assert accuracy([seen], [scene]) == pytest.approx(
         {"shape": 0, "colour": 0.5, "texture": 0.5, "attributes": 1 / 3, "count": 0, "style": 1}
     )
@@ -120,7 +120,7 @@ def test_confusion_and_accuracy_by_hand(pairs: list[scene_source.Pair]) -> None:
     assert tables["shape"][first.shape][other] == 1
     assert tables["shape"][second.shape]["missed"] == 1
     assert sum(sum(row.values()) for row in tables["colour"].values()) == 2
-    far = Reading((replace(first, x=first.x + 0.11), second), scene.style, (0.9, 0.9))
+    far = Prediction((replace(first, x=first.x + 0.11), second), scene.style, (0.9, 0.9))
     assert confusion([far], [scene])["shape"][first.shape]["missed"] == 1
 
 
@@ -128,9 +128,9 @@ def test_the_threshold_that_counts_best(pairs: list[scene_source.Pair], monkeypa
     """Every scene has one thing too many with a heat of 0.5, its own have 0.75: best is any threshold between."""
     scenes = [p.scene for p in pairs if len(p.scene.things) < 4]
 
-    def read(self: Reader, images: torch.Tensor, *, threshold: float | None = None) -> list[Reading]:
+    def read(self: Reader, images: torch.Tensor, *, threshold: float | None = None) -> list[Prediction]:
         assert threshold == 0
-        return [Reading((*s.things, s.things[0]), s.style, (*[0.75] * len(s.things), 0.5)) for s in scenes]
+        return [Prediction((*s.things, s.things[0]), s.style, (*[0.75] * len(s.things), 0.5)) for s in scenes]
 
     monkeypatch.setattr(Reader, "read", read)
     assert 0.5 <= best_threshold(Reader(TINY), torch.zeros(len(scenes), 3, 64, 64), scenes) < 0.75

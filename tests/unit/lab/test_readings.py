@@ -10,7 +10,7 @@ from syzygy.core.errors import UserError
 from syzygy.lab.evaluate.predictions import BATCH, FILE, Kept, Series, agrees, facts, groups, points, read, table
 from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.prompts import Prompt
-from syzygy.lab.world.reader import Reader, ReaderConfig, Reading
+from syzygy.lab.world.reader import Prediction, Reader, ReaderConfig
 from syzygy.lab.world.scene import Thing
 
 ABOUT = {"settings": {"steps": 3}, "fingerprints": {"clip": "a"}}
@@ -20,8 +20,10 @@ def prompt(category="single", held_out=False, *mentions: Mention) -> Prompt:
     return Prompt(category, "…", Description(mentions or (Mention("star", "red"),)), held_out)
 
 
-def seen(*looks) -> Reading:
-    return Reading(tuple(Thing(*look, 0.1 * i, 0.5, 0.1) for i, look in enumerate(looks)), "night", (0.9,) * len(looks))
+def seen(*looks) -> Prediction:
+    return Prediction(
+        tuple(Thing(*look, 0.1 * i, 0.5, 0.1) for i, look in enumerate(looks)), "night", (0.9,) * len(looks)
+    )
 
 
 class Painted:

@@ -34,10 +34,10 @@ def test_the_worlds_captions(llm: Llm, clip: Clip) -> None:
     codes = tuple(LANGUAGES)
     captions = WorldCaptions(3, codes, ("short", "medium"))
     lines = align_source(captions, llm, clip).lines(0)
-    said = [language(codes[i % len(codes)]).read(line.text).description for i, line in enumerate(lines)]
-    english = [language("en").read(line.english).description for line in lines]
+    said = [language(codes[i % len(codes)]).parse(line.text).description for i, line in enumerate(lines)]
+    english = [language("en").parse(line.english).description for line in lines]
     assert [Counter(one.mentions) for one in said] == [Counter(one.mentions) for one in english]
-    assert not any(one.held_out for one in english)
+    assert not any(one.unseen for one in english)
     assert len({line.english for line in lines}) > 50  # another scene each
     short = sum(len(line.english) for line in lines)
     assert sum(len(line.english) for line in align_source(captions, llm, clip).lines(1)) > 1.5 * short
@@ -58,7 +58,7 @@ def test_a_scenes_picture_and_captions_are_of_that_scene(clip: Clip, llm: Llm, m
         assert 0 < len(scenes) < 40
         english = [data.caption(scene, 0, 0) for scene in scenes]
         assert_close(clip.encode_text(english).pooled, data.pivots, depth=NETWORK)
-        drawn = [pair(data.seed, scene, held_out=False) for scene in scenes]
+        drawn = [pair(data.seed, scene, unseen=False) for scene in scenes]
         found = clip.encode_image(pictures(drawn, clip.image_size, clip.device))
         assert_close(found, data.embeddings, depth=NETWORK)
     training, validation = both
@@ -78,9 +78,9 @@ def test_a_share_of_pictures_is_a_part_of_the_whole(clip: Clip, llm: Llm) -> Non
 
 
 def test_held_out_compositions_stay_out(tmp_path: Path, clip: Clip, llm: Llm) -> None:
-    from syzygy.lab.world.scene import HELD_OUT_COLOURS
+    from syzygy.lab.world.scene import UNSEEN_COLOURS
 
-    shape, colour = sorted(HELD_OUT_COLOURS)[0]
+    shape, colour = sorted(UNSEEN_COLOURS)[0]
     told = {
         "mentions": [{"shape": shape, "colour": colour, "texture": None, "count": 1}],
         "relations": [],
@@ -92,5 +92,5 @@ def test_held_out_compositions_stay_out(tmp_path: Path, clip: Clip, llm: Llm) ->
         CorpusCaptions(tmp_path / "c", clip, 0, None, 1)
     training, _ = embed_scenes(clip, llm, ("en", "de"), ("short", "long"), seed=0, sizes=(40, 4), by_text=True)
     for i in range(40):
-        assert not language("de").read(training.caption(i, 1, 0)).description.held_out
+        assert not language("de").parse(training.caption(i, 1, 0)).description.unseen
     assert len(training.caption(3, 0, 1)) > 3 * len(training.caption(3, 0, 0))

@@ -4,17 +4,17 @@ import pytest
 
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw
-from syzygy.lab.world.description import Description, Mention, Placed, judge
+from syzygy.lab.world.description import Description, Mention, Placed, check_facts
 from syzygy.lab.world.scene import (
     COLOURS,
-    HELD_OUT_COLOURS,
-    HELD_OUT_RELATIONS,
-    HELD_OUT_TEXTURES,
     MAX_OBJECTS,
     RELATION_MARGIN,
     SHAPES,
     STYLES,
     TEXTURES,
+    UNSEEN_COLOURS,
+    UNSEEN_RELATIONS,
+    UNSEEN_TEXTURES,
     Background,
     Colour,
     Relation,
@@ -23,9 +23,9 @@ from syzygy.lab.world.scene import (
     Style,
     Texture,
     Thing,
-    is_held_out,
     relation_between,
-    relation_is_held_out,
+    relation_is_unseen,
+    shows_unseen_composition,
 )
 from syzygy.lab.world.scene_sampling import NUMBER_OF_THINGS, RADIUS, sample_scene, scene_for
 
@@ -39,7 +39,7 @@ def scene(*things: Thing, style: Style = "flat") -> Scene:
 
 
 def held(description: Description, *things: Thing, exact_counts: bool = False) -> list[bool]:
-    return [atom.holds for atom in judge(description, scene(*things), exact_counts=exact_counts)]
+    return [atom.holds for atom in check_facts(description, scene(*things), exact_counts=exact_counts)]
 
 
 @pytest.mark.parametrize(
@@ -60,31 +60,31 @@ def test_the_longer_way_names_the_relation(dx: float, dy: float, relation: Relat
 
 
 def test_held_out_compositions_cover_the_world() -> None:
-    assert sorted(s for s, _ in HELD_OUT_COLOURS) == sorted(SHAPES)
-    assert sorted(c for _, c in HELD_OUT_COLOURS) == sorted(COLOURS)
-    assert {t for _, t in HELD_OUT_TEXTURES} == set(TEXTURES) - {"plain"}
-    assert {s for first, _, second in HELD_OUT_RELATIONS for s in (first, second)} == set(SHAPES)
-    assert not any((b, r, a) in HELD_OUT_RELATIONS for a, r, b in HELD_OUT_RELATIONS)
+    assert sorted(s for s, _ in UNSEEN_COLOURS) == sorted(SHAPES)
+    assert sorted(c for _, c in UNSEEN_COLOURS) == sorted(COLOURS)
+    assert {t for _, t in UNSEEN_TEXTURES} == set(TEXTURES) - {"plain"}
+    assert {s for first, _, second in UNSEEN_RELATIONS for s in (first, second)} == set(SHAPES)
+    assert not any((b, r, a) in UNSEEN_RELATIONS for a, r, b in UNSEEN_RELATIONS)
 
 
 def test_held_out_relations_count_from_both_sides() -> None:
-    assert relation_is_held_out("circle", "left of", "star")
-    assert relation_is_held_out("star", "right of", "circle")
-    assert not relation_is_held_out("star", "left of", "circle")
-    assert is_held_out(scene(thing("star", x=0.8), thing("circle", x=0.2)))
-    assert not is_held_out(scene(thing("star", x=0.2), thing("circle", x=0.8)))
+    assert relation_is_unseen("circle", "left of", "star")
+    assert relation_is_unseen("star", "right of", "circle")
+    assert not relation_is_unseen("star", "left of", "circle")
+    assert shows_unseen_composition(scene(thing("star", x=0.8), thing("circle", x=0.2)))
+    assert not shows_unseen_composition(scene(thing("star", x=0.2), thing("circle", x=0.8)))
 
 
 def test_a_scene_shows_what_a_description_may_leave_untold() -> None:
     purple = scene(thing("circle", "purple"))
-    assert is_held_out(purple)
-    assert is_held_out(scene(thing("square", texture="dotted")))
-    assert not Description((Mention("circle"),)).held_out
-    assert Description((Mention("circle", "purple"),)).held_out
-    assert Description((Mention("square", None, "dotted"),)).held_out
+    assert shows_unseen_composition(purple)
+    assert shows_unseen_composition(scene(thing("square", texture="dotted")))
+    assert not Description((Mention("circle"),)).unseen
+    assert Description((Mention("circle", "purple"),)).unseen
+    assert Description((Mention("square", None, "dotted"),)).unseen
     both = Mention("star"), Mention("circle")
-    assert Description(both, (Placed(0, "right of", 1),)).held_out
-    assert not Description(both, (Placed(0, "left of", 1),)).held_out
+    assert Description(both, (Placed(0, "right of", 1),)).unseen
+    assert not Description(both, (Placed(0, "left of", 1),)).unseen
 
 
 def test_attributes_count_only_where_they_are_bound() -> None:
@@ -122,9 +122,13 @@ def test_a_relation_of_several_holds_of_each() -> None:
 def test_relation_and_style_are_judged() -> None:
     told = Description((Mention("circle"), Mention("star")), (Placed(0, "above", 1),), "night")
     high, low = thing("circle", y=0.2), thing("star", y=0.8)
-    assert [a.holds for a in judge(told, scene(high, low, style="night"))] == [True] * 4
+    assert [a.holds for a in check_facts(told, scene(high, low, style="night"))] == [True] * 4
     upside_down = scene(thing("circle", y=0.8), thing("star", y=0.2), style="flat")
-    assert {a.kind: a.holds for a in judge(told, upside_down)} == {"shape": True, "relation": False, "style": False}
+    assert {a.kind: a.holds for a in check_facts(told, upside_down)} == {
+        "shape": True,
+        "relation": False,
+        "style": False,
+    }
 
 
 def test_the_key_ignores_order_and_side() -> None:
@@ -143,7 +147,7 @@ def test_the_key_ignores_order_and_side() -> None:
 def test_samples_use_the_whole_world_as_often_as_they_say() -> None:
     scenes = [sample_scene(Draw(4, i)) for i in range(3000)]
     things = [t for s in scenes for t in s.things]
-    assert {t.look for t in things} == {(s, c, t) for s in SHAPES for c in COLOURS for t in TEXTURES}
+    assert {t.appearance for t in things} == {(s, c, t) for s in SHAPES for c in COLOURS for t in TEXTURES}
     assert {s.style for s in scenes} == set(STYLES)
     for number, share in enumerate(NUMBER_OF_THINGS, 1):
         found = [s for s in scenes if len(s.things) == number]

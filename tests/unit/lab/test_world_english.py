@@ -5,14 +5,14 @@ import pytest
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw
 from syzygy.lab.world import scene_source
-from syzygy.lab.world.description import FULLY_TOLD, Description, Mention, Placed
+from syzygy.lab.world.description import ALL_FACTS, Description, Mention, Placed
 from syzygy.lab.world.language import LANGUAGES, Parsed, language
 from syzygy.lab.world.language.english import FILLERS, KNOWN_WORDS
 from syzygy.lab.world.scene import Style
 
 
 def read(text: str) -> Parsed:
-    return language("en").read(text)
+    return language("en").parse(text)
 
 
 def said(*mentions: Mention, relations: tuple[Placed, ...] = (), style: Style | None = None) -> Description:
@@ -97,7 +97,7 @@ def test_texts_without_a_scene(text: str, message: str) -> None:
 
 def test_lengths() -> None:
     for i in range(400):
-        found = {n: scene_source.pair(2, i, length=n, told=FULLY_TOLD).caption for n in ("short", "medium", "long")}
+        found = {n: scene_source.pair(2, i, length=n, facts=ALL_FACTS).caption for n in ("short", "medium", "long")}
         words = {name: len(caption.text.split()) for name, caption in found.items()}
         assert words["short"] <= 35
         assert 8 < words["medium"] <= 70  # of 77 tokens
@@ -111,7 +111,7 @@ def test_lengths() -> None:
 
 def test_phrasings_vary() -> None:
     told = said(Mention("circle", "red", "dotted"), Mention("star", "blue"), relations=LEFT, style="night")
-    texts = {language("en").say(told, Draw(0, i)).text for i in range(200)}
+    texts = {language("en").caption(told, Draw(0, i)).text for i in range(200)}
     assert len(texts) > 100
     assert any(" right of " in text for text in texts)
     assert any(text.startswith(("left of", "to the left of")) for text in texts)
@@ -121,7 +121,7 @@ def test_relations_that_no_sentence_can_say_are_our_bug() -> None:
     circle, star, moon = Mention("circle"), Mention("star"), Mention("moon")
     for relations in ((Placed(0, "left of", 2), Placed(1, "left of", 2)), (*LEFT, Placed(1, "above", 0))):
         with pytest.raises(AssertionError, match="chains"):
-            language("en").say(said(circle, star, moon, relations=relations), Draw(0))
+            language("en").caption(said(circle, star, moon, relations=relations), Draw(0))
 
 
 def test_unknown_language() -> None:

@@ -10,7 +10,7 @@ import pytest
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw
 from syzygy.lab.world.description import Description, Mention, Placed
-from syzygy.lab.world.language import LANGUAGES, Parsed, german, language, russian, spoken, understood
+from syzygy.lab.world.language import LANGUAGES, Parsed, detect_language, german, language, parse_caption, russian
 from syzygy.lab.world.language.parsing import TELLING, Lexicon
 from syzygy.lab.world.language.sentence import Article, Case, Slot
 from syzygy.lab.world.language.spoken import Spoken
@@ -46,7 +46,7 @@ def test_english_is_what_models_were_trained_on() -> None:
     """The digest is of the captions before English shared its machinery with other languages."""
     digest = hashlib.sha256()
     for i in range(2000):
-        caption = language("en").say(any_description(i), Draw(1, i), ("short", "medium", "long")[i % 3])
+        caption = language("en").caption(any_description(i), Draw(1, i), ("short", "medium", "long")[i % 3])
         digest.update(repr((caption.text, [(s.mention, s.start, s.stop) for s in caption.spans])).encode())
     assert digest.hexdigest() == "0eca8be5047b89c80fedcb57e4ae5c0a0c38a2bd37f9c6ce7d5583f38eb0bb3e"
 
@@ -187,9 +187,9 @@ AND = said(Mention("star", "orange"), Mention("square", "green", "striped", 3), 
     ],
 )  # fmt: skip
 def test_sentences(code: str, description: Description, expected: Sequence[str]) -> None:
-    texts = {language(code).say(description, Draw(0, name, i)).text for name in "ABC" for i in range(7)}
+    texts = {language(code).caption(description, Draw(0, name, i)).text for name in "ABC" for i in range(7)}
     assert set(expected) <= texts
-    assert len({language(code).say(description, Draw(1, i)).text for i in range(200)}) > 60
+    assert len({language(code).caption(description, Draw(1, i)).text for i in range(200)}) > 60
 
 
 @pytest.mark.parametrize(
@@ -222,8 +222,8 @@ def test_sentences(code: str, description: Description, expected: Sequence[str])
     ],
 )  # fmt: skip
 def test_readings(code: str, text: str, expected: Description) -> None:
-    assert language(code).read(text) == Parsed(expected, {}, ())
-    assert spoken(text) == code
+    assert language(code).parse(text) == Parsed(expected, {}, ())
+    assert detect_language(text) == code
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,9 @@ def test_readings(code: str, text: str, expected: Description) -> None:
 def test_unknown_words(code: str, text: str, word: str, nearest: str | None) -> None:
     if nearest is None and code == "es":
         with pytest.raises(UserError, match=r"in Spanish. Did you mean 'estrella'\?"):
-            language(code).read(text)
+            language(code).parse(text)
         return
-    found = language(code).read(text).unknown
+    found = language(code).parse(text).unknown
     assert list(found) == [word]
     assert len(found[word]) == 3
     assert nearest in (None, found[word][0])
@@ -262,16 +262,16 @@ def test_texts_without_a_scene(code: str) -> None:
             with pytest.raises(UserError, match=f"names no object of this world in {found.name}"):
                 found.read(of(other).example)
     with pytest.raises(UserError, match=f"in {found.name}"):
-        understood(found.fillers.sentences[0])
+        parse_caption(found.fillers.sentences[0])
 
 
 def test_a_text_is_taken_for_the_language_that_knows_most_of_it() -> None:
-    assert spoken("a red cirkle and a storm") == "en"
-    assert spoken("ein roter Krais neben dem Stern") == "de"
-    assert spoken("orange ring") == spoken("storm") == spoken("") == "en"
-    assert understood("un cercle rouge").description == understood("красный круг").description
+    assert detect_language("a red cirkle and a storm") == "en"
+    assert detect_language("ein roter Krais neben dem Stern") == "de"
+    assert detect_language("orange ring") == detect_language("storm") == detect_language("") == "en"
+    assert parse_caption("un cercle rouge").description == parse_caption("красный круг").description
     with pytest.raises(UserError, match=r"'ein Hund' names no object of this world in German\. Objects: Kreis, "):
-        understood("ein Hund")
+        parse_caption("ein Hund")
 
 
 def test_unknown_language() -> None:
@@ -310,7 +310,7 @@ def test_lengths(code: str) -> None:
     found, size = of(code), of(code).fillers.size
     for i in range(150):
         description = any_description(i)
-        short, medium, long = (found.say(description, Draw(4, i), n) for n in ("short", "medium", "long"))
+        short, medium, long = (found.caption(description, Draw(4, i), n) for n in ("short", "medium", "long"))
         assert 0 < size(medium.text) - size(short.text) <= found.fillers.medium[1] + 12
         assert found.fillers.long[0] <= size(long.text) <= 300
         for caption in (medium, long):
@@ -329,9 +329,9 @@ def test_a_pronoun_has_one_gender() -> None:
 def test_chinese_turns_no_sentence_that_goes_on() -> None:
     """What follows 左边有一个圆形 would be there as well."""
     third = (Mention("triangle"), Mention("circle", "red", "plain"))
-    alone = {language("zh").say(LEFT, Draw(9, i)).text for i in range(200)}
+    alone = {language("zh").caption(LEFT, Draw(9, i)).text for i in range(200)}
     more = said(*LEFT.mentions, *third, relations=LEFT.relations)
-    together = {language("zh").say(more, Draw(9, i)).text for i in range(400)}
+    together = {language("zh").caption(more, Draw(9, i)).text for i in range(400)}
     turned = re.compile("的(左|右)(边|侧)(有|是)")
     assert any(turned.search(text) for text in alone)
     assert not any(turned.search(text) for text in together)

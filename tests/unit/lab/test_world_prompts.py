@@ -6,7 +6,7 @@ import pytest
 
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw
-from syzygy.lab.world.description import Description, judge
+from syzygy.lab.world.description import Description, check_facts
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import CATEGORIES, Category, prompts
 from syzygy.lab.world.scene_sampling import scene_for
@@ -36,11 +36,11 @@ def test_prompts(category: Category, held_out: bool) -> None:
     assert len(found) == {("shape", True): 0, ("shape", False): 28}.get((category, held_out), 30)
     assert len({p.description.key for p in found}) == len(found)
     for p in found:
-        assert (p.category, p.held_out, p.description.held_out) == (category, held_out, held_out)
+        assert (p.category, p.unseen, p.description.unseen) == (category, held_out, held_out)
         assert has_form(category, p.description)
-        assert language("en").read(p.text).description.key == p.description.key
+        assert language("en").parse(p.text).description.key == p.description.key
         scene = scene_for(p.description, Draw(0, p.text))
-        assert all(atom.holds for atom in judge(p.description, scene, exact_counts=True))
+        assert all(atom.holds for atom in check_facts(p.description, scene, exact_counts=True))
 
 
 def test_a_swap_of_attributes_always_shows() -> None:
@@ -77,7 +77,7 @@ def test_both_forms_of_a_category_are_common() -> None:
     [("single", True, 60), ("shape", True, 0), ("texture", True, 52)],
 )
 def test_more_than_there_are(category: Category, held_out: bool, number: int) -> None:
-    kind = "held-out" if held_out else "seen"
+    kind = "unseen" if held_out else "seen"
     with pytest.raises(UserError, match=f"only {number} {kind} prompts of category '{category}' exist, not 1000"):
         prompts(category, 1000, 0, held_out)
     found = prompts(category, 1000, 0, held_out, fewer=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from syzygy.core.errors import UserError
-from syzygy.regions.region_bias import Painting, attention, strength
+from syzygy.regions.region_bias import RegionBias, attention, strength
 from tests.closeness import NETWORK, assert_close
 
 B, N, L, T, D = 2, 3, 16, 5, 4
@@ -39,13 +39,13 @@ def test_the_papers_formula(qkv) -> None:
     w = own * torch.log(1 + sigma)[:, None] * products.amax((2, 3))
     a = maps().flatten(2).transpose(1, 2)
     wanted = ((products + w[:, :, None, None] * a[:, None]) / math.sqrt(D)).softmax(-1) @ v
-    assert_close(attention(q, k, v, Painting(own * maps(), SIZE, strength(sigma))), wanted)
+    assert_close(attention(q, k, v, RegionBias(own * maps(), SIZE, strength(sigma))), wanted)
 
 
 @given(st.floats(-3, 3))
 def test_an_equal_bias_on_all_keys_changes_nothing(level: float) -> None:
     q, k, v = draw(B, N, L, D), draw(B, N, T, D, seed=1), draw(B, N, T, D, seed=2)
-    painting = Painting(level * draw(B, 1, *SIZE, seed=3).expand(B, T, *SIZE), SIZE, ONE)
+    painting = RegionBias(level * draw(B, 1, *SIZE, seed=3).expand(B, T, *SIZE), SIZE, ONE)
     assert_close(attention(q, k, v, painting), F.scaled_dot_product_attention(q, k, v), depth=NETWORK)
 
 
@@ -54,14 +54,14 @@ def test_painting_draws_attention_where_it_is(qkv) -> None:
     one_hot, painted = torch.eye(T).expand(B, N, T, T), torch.zeros(B, T, *SIZE)
     painted[:, 2, :2] = 0.8
     plain = F.scaled_dot_product_attention(q, k, one_hot)
-    gained = (attention(q, k, one_hot, Painting(painted, SIZE, ONE)) - plain)[..., 2]
+    gained = (attention(q, k, one_hot, RegionBias(painted, SIZE, ONE)) - plain)[..., 2]
     assert (gained[:, :, : L // 2] > 0).all()
     assert_close(gained[:, :, L // 2 :], torch.zeros(B, N, L // 2), largest=1.0)
 
 
 def test_the_maximum_is_of_one_sample_and_head(qkv) -> None:
     q, k, v = qkv
-    loud, painting = q.clone(), Painting(0.4 * maps(), SIZE, ONE)
+    loud, painting = q.clone(), RegionBias(0.4 * maps(), SIZE, ONE)
     loud[1, 2] *= 100
     quiet, other = (attention(x, k, v, painting) for x in (q, loud))
     same = (quiet == other).flatten(2).all(-1)
@@ -71,7 +71,7 @@ def test_the_maximum_is_of_one_sample_and_head(qkv) -> None:
 
 def test_hidden_keys_and_those_of_no_word_do_not_count(qkv) -> None:
     q, k, v = qkv
-    painting, mask = Painting(0.4 * maps(), SIZE, ONE), torch.zeros(B, 1, 1, T)
+    painting, mask = RegionBias(0.4 * maps(), SIZE, ONE), torch.zeros(B, 1, 1, T)
     mask[..., -1] = -10_000.0
     loud = k.clone()
     loud[:, :, -1] *= 1000
@@ -89,7 +89,7 @@ def test_hidden_keys_and_those_of_no_word_do_not_count(qkv) -> None:
 
 def test_how_strong_a_pull_is_is_no_way_to_learn(qkv) -> None:
     """The gradient is that of the formula with the maximum as a number."""
-    painting = Painting(0.4 * maps(), SIZE, ONE)
+    painting = RegionBias(0.4 * maps(), SIZE, ONE)
 
     def gradient(read) -> Tensor:
         q, k, v = (x.clone().requires_grad_() for x in qkv)
@@ -106,14 +106,14 @@ def test_how_strong_a_pull_is_is_no_way_to_learn(qkv) -> None:
 def test_a_line_does_not_fall_between_the_places() -> None:
     weights = torch.zeros(1, 1, 32, 32)
     weights[..., 3] = 1
-    small = Painting(weights, (32, 32), torch.ones(1)).at(4 * 4).view(4, 4)
+    small = RegionBias(weights, (32, 32), torch.ones(1)).at(4 * 4).view(4, 4)
     torch.testing.assert_close(small.mean(), weights.mean(), atol=0.005, rtol=0)
 
 
 def test_masks_shrink_to_the_share_they_cover() -> None:
     weights = torch.zeros(1, 2, 8, 16)
     weights[0, 1, :, :8] = 1
-    painting = Painting(weights, (8, 16), torch.ones(1))
+    painting = RegionBias(weights, (8, 16), torch.ones(1))
     small = painting.at(2 * 4)
     assert small.shape == (1, 8, 2)
     assert small[0, :, 0].abs().max() == 0
@@ -131,7 +131,7 @@ def test_a_mask_of_another_shape_covers_the_whole_picture() -> None:
     """Masks of 80 × 100 for latents of 5 × 18, whose halves are 3 × 9 and 2 × 5."""
     weights = torch.zeros(1, 1, 80, 100)
     weights[..., 50:] = 1
-    painting = Painting(weights, (5, 18), torch.ones(1))
+    painting = RegionBias(weights, (5, 18), torch.ones(1))
     for height, width in ((5, 18), (3, 9), (2, 5)):
         small = painting.at(height * width)[0, :, 0].view(height, width)
         assert_close(small[:, -1], torch.ones(height))
@@ -143,10 +143,10 @@ def test_noise_makes_it_stronger() -> None:
 
 
 def test_other_weights_or_another_size_are_not_those_that_were_kept() -> None:
-    first = Painting(torch.rand(B, T, 8, 8, generator=torch.Generator().manual_seed(0)), (8, 8), ONE)
+    first = RegionBias(torch.rand(B, T, 8, 8, generator=torch.Generator().manual_seed(0)), (8, 8), ONE)
     first.at(16)
     second = replace(first, weights=first.weights.flip(-1))
-    assert torch.equal(second.at(16), Painting(second.weights, (8, 8), ONE).at(16))
-    assert torch.equal(first.at(16), Painting(first.weights, (8, 8), ONE).at(16))
+    assert torch.equal(second.at(16), RegionBias(second.weights, (8, 8), ONE).at(16))
+    assert torch.equal(first.at(16), RegionBias(first.weights, (8, 8), ONE).at(16))
     with pytest.raises(UserError, match="attends at 16 places"):
         replace(first, size=(6, 6)).at(16)

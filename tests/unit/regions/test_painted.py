@@ -16,8 +16,8 @@ from syzygy.core.contracts import Region
 from syzygy.core.errors import UserError
 from syzygy.regions import attention_processors as painting
 from syzygy.regions import region_bias
-from syzygy.regions.attention_processors import PaintedProcessor, words_painted
-from syzygy.regions.diffusers_hook import painted
+from syzygy.regions.attention_processors import RegionAttnProcessor, combined_region_maps
+from syzygy.regions.diffusers_hook import region_conditioning
 from tests.closeness import NETWORK, assert_close
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 from tests.tiny_xl import tiny_xl
@@ -79,36 +79,36 @@ def state(pipe: Any) -> list[Any]:
 
 def test_no_strength_is_unpainted_to_the_bit_and_all_is_left_as_it_was(pipe: Any) -> None:
     plain, before = call(pipe), state(pipe)
-    with painted(pipe, PROMPT, REGIONS, strength=0.0):
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=0.0):
         assert torch.equal(call(pipe), plain)
-    with painted(pipe, PROMPT, [Region("ring", half(), weight=0.0)]):
+    with region_conditioning(pipe, PROMPT, [Region("ring", half(), weight=0.0)]):
         assert torch.equal(call(pipe), plain)
-    with painted(pipe, PROMPT, REGIONS, strength=2.0) as given:
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=2.0) as given:
         assert given is pipe
         made = call(pipe)
     assert (made - plain).abs().max() > 0.05
     assert torch.equal(call(pipe), plain)
-    with pytest.raises(ZeroDivisionError), painted(pipe, PROMPT, REGIONS):
+    with pytest.raises(ZeroDivisionError), region_conditioning(pipe, PROMPT, REGIONS):
         raise ZeroDivisionError
     assert state(pipe) == before
     mirrored = [Region(one.phrase, one.mask.flip(1)) for one in REGIONS]
-    with painted(pipe, PROMPT, mirrored, strength=2.0):
+    with region_conditioning(pipe, PROMPT, mirrored, strength=2.0):
         assert (call(pipe) - made).abs().max() > 0.05
-    with painted(pipe, PROMPT, REGIONS, strength=2.0, blur=0.3):
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=2.0, blur=0.3):
         assert (call(pipe) - made).abs().max() > 1e-3
 
 
 def test_the_branch_to_move_away_from_is_unpainted(pipe: Any) -> None:
     """In the same batch; and with several pictures a prompt each one is painted."""
     plain = evaluations(pipe, lambda: call(pipe, seeds=(3, 4), num_images_per_prompt=2))
-    with painted(pipe, PROMPT, REGIONS, strength=2.0):
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=2.0):
         found = evaluations(pipe, lambda: call(pipe, seeds=(3, 4), num_images_per_prompt=2))
     assert plain[0].shape[0] == 4
     assert_close(found[0][:2], plain[0][:2], depth=NETWORK)
     assert ((plain[0] - found[0]).flatten(1).abs().amax(1)[2:] > 0.01).all()
     # Without guidance there is no such branch.
     plain = evaluations(pipe, lambda: call(pipe, guidance_scale=1.0))
-    with painted(pipe, PROMPT, REGIONS, strength=2.0):
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=2.0):
         found = evaluations(pipe, lambda: call(pipe, guidance_scale=1.0))
     assert plain[0].shape[0] == 1
     assert (plain[0] - found[0]).abs().max() > 0.01
@@ -116,13 +116,13 @@ def test_the_branch_to_move_away_from_is_unpainted(pipe: Any) -> None:
 
 def test_pictures_do_not_depend_on_their_neighbours(pipe: Any) -> None:
     both = [PROMPT, OTHER]
-    with painted(pipe, PROMPT, REGIONS, strength=2.0):
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=2.0):
         alone = call(pipe)
     for theirs in ([], [Region("blue stars", half(), weight=20.0)]):
-        with painted(pipe, both, [REGIONS, theirs], strength=2.0):
+        with region_conditioning(pipe, both, [REGIONS, theirs], strength=2.0):
             together = call(pipe, both, seeds=(3, 4))
         assert_close(together[:1], alone, depth=WALK)
-    with painted(pipe, both, [REGIONS, []], strength=2.0):
+    with region_conditioning(pipe, both, [REGIONS, []], strength=2.0):
         mixed = call(pipe, both, seeds=(3, 4, 5, 6), num_images_per_prompt=2)
     assert_close(mixed[:1], alone, depth=WALK)
     assert_close(mixed[2:3], call(pipe, OTHER, seeds=(5,)), depth=WALK)
@@ -133,7 +133,9 @@ def test_a_painted_area_attends_to_its_words(pipe: Any, monkeypatch: pytest.Monk
     gained: list[Tensor] = []
     real = region_bias.attention
 
-    def watched(q: Tensor, k: Tensor, v: Tensor, painting: region_bias.Painting, mask: Tensor | None = None) -> Tensor:
+    def watched(
+        q: Tensor, k: Tensor, v: Tensor, painting: region_bias.RegionBias, mask: Tensor | None = None
+    ) -> Tensor:
         probabilities = [
             real(q, k, torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1), one)
             for one in (painting, replace(painting, level=torch.zeros_like(painting.level)))
@@ -145,7 +147,7 @@ def test_a_painted_area_attends_to_its_words(pipe: Any, monkeypatch: pytest.Monk
         return real(q, k, v, painting, mask)
 
     monkeypatch.setattr(region_bias, "attention", watched)
-    with painted(pipe, PROMPT, REGIONS[:1], strength=8.0):
+    with region_conditioning(pipe, PROMPT, REGIONS[:1], strength=8.0):
         call(pipe, num_inference_steps=1)
     assert len(gained) >= 6
     assert min(gained[::2]) > 0.005
@@ -154,10 +156,10 @@ def test_a_painted_area_attends_to_its_words(pipe: Any, monkeypatch: pytest.Monk
 
 
 def test_the_words_are_those_of_the_phrase(loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[region_bias.Painting] = []
+    seen: list[region_bias.RegionBias] = []
     real = region_bias.attention
     monkeypatch.setattr(region_bias, "attention", lambda q, k, v, p, m=None: (seen.append(p), real(q, k, v, p, m))[1])
-    with painted(loaded["sd"], PROMPT, REGIONS[1:], strength=1.0):
+    with region_conditioning(loaded["sd"], PROMPT, REGIONS[1:], strength=1.0):
         call(loaded["sd"], num_inference_steps=1)
     tokenizer = loaded["sd"].tokenizer
     ids = tokenizer(PROMPT).input_ids
@@ -183,7 +185,7 @@ def test_the_level_is_that_of_the_noise(
     pipe, seen, real = loaded["sd"], [], region_bias.attention
     monkeypatch.setattr(region_bias, "attention", lambda q, k, v, p, m=None: (seen.append(p), real(q, k, v, p, m))[1])
     monkeypatch.setattr(pipe, "scheduler", getattr(diffusers, kind).from_config(pipe.scheduler.config, **more))
-    with painted(pipe, PROMPT, REGIONS):
+    with region_conditioning(pipe, PROMPT, REGIONS):
         call(pipe, num_inference_steps=4)
     levels = list(dict.fromkeys(float(one.level[0]) for one in seen))
     times = list(dict.fromkeys(pipe.scheduler.timesteps.tolist()))
@@ -202,19 +204,19 @@ def test_a_scheduler_that_is_changed_meanwhile_counts_for_itself(
 ) -> None:
     pipe = loaded["sd"]
     other = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, beta_end=0.1)
-    with painted(pipe, PROMPT, REGIONS):
+    with region_conditioning(pipe, PROMPT, REGIONS):
         call(pipe)
         monkeypatch.setattr(pipe, "scheduler", other)
         found = call(pipe)
-    with painted(pipe, PROMPT, REGIONS):
+    with region_conditioning(pipe, PROMPT, REGIONS):
         assert torch.equal(call(pipe), found)
 
 
 def test_other_ways_to_attend(pipe: Any) -> None:
-    with painted(pipe, PROMPT, REGIONS, strength=1.0):
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=1.0):
         usual = call(pipe)
     pipe.enable_attention_slicing(1)
-    with painted(pipe, PROMPT, REGIONS, strength=1.0):
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=1.0):
         assert_close(call(pipe), usual, depth=WALK)
     pipe.disable_attention_slicing()
 
@@ -224,25 +226,28 @@ def test_other_ways_to_attend(pipe: Any) -> None:
 
     before = pipe.unet.attn_processors
     pipe.unet.set_attn_processor(Strange())
-    with pytest.raises(UserError, match="attention by Strange cannot be painted"), painted(pipe, PROMPT, REGIONS):
+    with (
+        pytest.raises(UserError, match="attention by Strange cannot be painted"),
+        region_conditioning(pipe, PROMPT, REGIONS),
+    ):
         pass
-    assert not any(isinstance(one, PaintedProcessor) for one in pipe.unet.attn_processors.values())
+    assert not any(isinstance(one, RegionAttnProcessor) for one in pipe.unet.attn_processors.values())
     pipe.unet.set_attn_processor(before)
-    with painted(pipe, PROMPT, REGIONS):
+    with region_conditioning(pipe, PROMPT, REGIONS):
         pipe.unet.set_attn_processor(AttnProcessor())
         with pytest.raises(UserError, match="processors were changed while it is painted"):
             call(pipe)
-    twice = painted(pipe, PROMPT, REGIONS)
-    with painted(pipe, PROMPT, REGIONS), pytest.raises(UserError, match="painted already"), twice:
+    twice = region_conditioning(pipe, PROMPT, REGIONS)
+    with region_conditioning(pipe, PROMPT, REGIONS), pytest.raises(UserError, match="painted already"), twice:
         pass
 
 
 def test_the_prompt_must_be_the_one_that_is_painted(pipe: Any) -> None:
-    with painted(pipe, PROMPT, REGIONS):
+    with region_conditioning(pipe, PROMPT, REGIONS):
         with pytest.raises(UserError, match="another prompt than is painted"):
             call(pipe, OTHER)
         call(pipe, negative_prompt=OTHER)
-    both = painted(pipe, [PROMPT, OTHER], [REGIONS, []])
+    both = region_conditioning(pipe, [PROMPT, OTHER], [REGIONS, []])
     with both, pytest.raises(UserError, match="another prompt than is painted"):
         call(pipe, PROMPT)
 
@@ -251,17 +256,23 @@ def test_prompts_as_states(loaded: dict[str, Any]) -> None:
     pipe = loaded["sd"]
     states, away = pipe.encode_prompt(PROMPT, "cpu", 1, True)
     given = {"prompt": None, "prompt_embeds": states, "negative_prompt_embeds": away}
-    with painted(pipe, PROMPT, REGIONS, strength=1.0):
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=1.0):
         assert_close(call(pipe, **given), call(pipe), depth=WALK)
         twice = {name: None if one is None else torch.cat([one, one], 1) for name, one in given.items()}
         with pytest.raises(UserError, match="is given 154 tokens; words can be found in 77 alone"):
             call(pipe, **twice)
-    with painted(pipe, [PROMPT, OTHER], [REGIONS, []]), pytest.raises(UserError, match="2 prompts are painted, but"):
+    with (
+        region_conditioning(pipe, [PROMPT, OTHER], [REGIONS, []]),
+        pytest.raises(UserError, match="2 prompts are painted, but"),
+    ):
         call(pipe, **given)
 
 
 def test_a_second_prompt_of_xl_is_another_one(loaded: dict[str, Any]) -> None:
-    with painted(loaded["xl"], PROMPT, REGIONS), pytest.raises(UserError, match="for both of its text encoders"):
+    with (
+        region_conditioning(loaded["xl"], PROMPT, REGIONS),
+        pytest.raises(UserError, match="for both of its text encoders"),
+    ):
         call(loaded["xl"], prompt_2=OTHER)
 
 
@@ -279,7 +290,7 @@ def test_from_a_picture_and_within_one(loaded: dict[str, Any]) -> None:
             return pipe(PROMPT, generator=own, **how, **more).images
 
         plain = run()
-        with painted(pipe, PROMPT, REGIONS, strength=2.0):
+        with region_conditioning(pipe, PROMPT, REGIONS, strength=2.0):
             assert (run() - plain).abs().max() > 0.02
         assert torch.equal(run(), plain)
 
@@ -288,10 +299,10 @@ def test_tokenizers_that_differ_share_a_phrase() -> None:
     """A column of XL is half a phrase's where one of its encoders has another word there."""
     spans = torch.tensor([[[0, 0], [0, 1], [2, 5], [6, 12], [0, 0]], [[0, 0], [0, 1], [2, 4], [4, 5], [6, 12]]])
     region = [[Region("circle", torch.ones(4, 4))]]
-    found = words_painted(["a red circle"], [one[None] for one in spans], region, 1.0, (2, 2))
+    found = combined_region_maps(["a red circle"], [one[None] for one in spans], region, 1.0, (2, 2))
     assert found is not None
     assert found[0, :, 0, 0].tolist() == [0, 0, 0, 0.5, 0.5]
-    alike = words_painted(["a red circle"], [spans[:1]] * 2, region, 1.0, (2, 2))
+    alike = combined_region_maps(["a red circle"], [spans[:1]] * 2, region, 1.0, (2, 2))
     assert alike is not None
     assert alike[0, :, 0, 0].tolist() == [0, 0, 0, 1, 0]
 
@@ -308,12 +319,12 @@ def test_tokenizers_that_differ_share_a_phrase() -> None:
     ],
 )
 def test_wrong_input(prompt: Any, regions: Any, more: dict[str, Any], message: str, loaded: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=message), painted(loaded["sd"], prompt, regions, **more):
+    with pytest.raises(UserError, match=message), region_conditioning(loaded["sd"], prompt, regions, **more):
         pass
 
 
 def test_a_phrase_that_is_cut_off(pipe: Any) -> None:
-    cut = painted(pipe, "a red circle " * 40 + "and a ring", [Region("ring", half())])
+    cut = region_conditioning(pipe, "a red circle " * 40 + "and a ring", [Region("ring", half())])
     with pytest.warns(UserWarning, match="cut:"), pytest.raises(UserError, match="past the last token"), cut:
         pass
 
@@ -324,7 +335,7 @@ def test_pipelines_without_words(loaded: dict[str, Any]) -> None:
 
     with (
         pytest.raises(UserError, match="Kandinsky cannot be painted: this is for"),
-        painted(Kandinsky(), PROMPT, REGIONS),
+        region_conditioning(Kandinsky(), PROMPT, REGIONS),
     ):
         pass
 
@@ -334,23 +345,23 @@ def test_schedules_that_end_in_noise_alone(loaded: dict[str, Any], monkeypatch: 
     more = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
     with diffusers_schedulers.quiet():
         monkeypatch.setattr(pipe, "scheduler", diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **more))
-    with painted(pipe, PROMPT, REGIONS):
+    with region_conditioning(pipe, PROMPT, REGIONS):
         assert torch.isfinite(call(pipe)).all()
 
 
 def test_special_tokens_act_as_the_pipeline_reads_them(pipe: Any) -> None:
     """Our own readers read them as text; a pipeline of diffusers does not, and its words must stay in their places."""
     marked = "a red circle <|endoftext|> above a ring"
-    with painted(pipe, marked, REGIONS):
+    with region_conditioning(pipe, marked, REGIONS):
         found = call(pipe, marked)
     assert not torch.equal(found, call(pipe, marked))
 
 
 def test_guidance_may_change_within_the_context(pipe: Any) -> None:
     """Between calls, and in a callback: what was kept of a guided call is no help without guidance."""
-    with painted(pipe, PROMPT, REGIONS, strength=2.0):
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=2.0):
         alone = call(pipe, guidance_scale=1.0)
-    with painted(pipe, PROMPT, REGIONS, strength=2.0):
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=2.0):
         guided = call(pipe)
         assert torch.equal(call(pipe, guidance_scale=1.0), alone)
         assert torch.equal(call(pipe), guided)
@@ -359,10 +370,10 @@ def test_guidance_may_change_within_the_context(pipe: Any) -> None:
 def test_guidance_that_a_callback_switches_off_leaves_regions_on(
     loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe, seen, real = loaded["sd"], [], painting._partly_painted
+    pipe, seen, real = loaded["sd"], [], painting._partly_biased
 
-    def watched(q: Tensor, k: Tensor, v: Tensor, one: region_bias.Painting, mask: Tensor | None) -> Tensor:
-        seen.append((len(q), one.unpainted))
+    def watched(q: Tensor, k: Tensor, v: Tensor, one: region_bias.RegionBias, mask: Tensor | None) -> Tensor:
+        seen.append((len(q), one.negatives))
         return real(q, k, v, one, mask)
 
     def off(pipe: Any, step: int, _t: Any, kept: dict[str, Any]) -> dict[str, Any]:
@@ -371,8 +382,8 @@ def test_guidance_that_a_callback_switches_off_leaves_regions_on(
             pipe._guidance_scale = 0.0
         return kept
 
-    monkeypatch.setattr(painting, "_partly_painted", watched)
-    with painted(pipe, PROMPT, REGIONS, strength=2.0):
+    monkeypatch.setattr(painting, "_partly_biased", watched)
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=2.0):
         call(pipe, callback_on_step_end=off, callback_on_step_end_tensor_inputs=["prompt_embeds", "latents"])
     assert set(seen) == {(2, 1), (1, 0)}
 
@@ -380,7 +391,7 @@ def test_guidance_that_a_callback_switches_off_leaves_regions_on(
 def test_a_schedule_that_is_replaced_is_noticed(loaded: dict[str, Any]) -> None:
     pipe = loaded["sd"]
     own = pipe.scheduler.alphas_cumprod
-    with painted(pipe, PROMPT, REGIONS, strength=2.0):
+    with region_conditioning(pipe, PROMPT, REGIONS, strength=2.0):
         first = evaluations(pipe, lambda: call(pipe))[0]
         try:
             pipe.scheduler.alphas_cumprod = own**4  # noisier at each timestep: regions pull more strongly

@@ -44,7 +44,7 @@ def read(batch: int, painted: dict[str, Tensor] | None = None) -> Conditioning:
     present = torch.ones(batch, dtype=torch.bool)
     texts = {
         name: Condition(
-            present, normal(4, 5, width)[:batch], torch.ones(batch, 5).bool(), painted=(painted or {}).get(name)
+            present, normal(4, 5, width)[:batch], torch.ones(batch, 5).bool(), region_maps=(painted or {}).get(name)
         )
         for name, width in WIDTHS.items()
     }
@@ -70,12 +70,12 @@ def test_weight_zero_is_unpainted(decoder: Decoder) -> None:
 
 def test_the_painted_token_is_that_of_its_own_slot(decoder: Decoder) -> None:
     tokens = decoder.tokens(read(2, {"text": patch(2), "t5": patch(2, token=4, side=4)}), 2)
-    painted = tokens.painted_BTHW
+    painted = tokens.maps_BTHW
     assert painted is not None
     assert painted.shape == (2, tokens.mask_BT.shape[1], 8, 8)
     # null, image's null and two tokens, text's null, five tokens, t5's null, five tokens
     assert painted.abs().sum((0, 2, 3)).nonzero()[:, 0].tolist() == [1 + 3 + 1 + 2, 1 + 3 + 1 + 5 + 1 + 4]
-    assert decoder.tokens(read(2), 2).painted_BTHW is None
+    assert decoder.tokens(read(2), 2).maps_BTHW is None
 
 
 def test_more_noise_is_a_stronger_pull(decoder: Decoder) -> None:

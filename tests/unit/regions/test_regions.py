@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from syzygy.core.contracts import Region
 from syzygy.core.errors import UserError
-from syzygy.regions.phrases import blurred, check_read, painted, places
+from syzygy.regions.phrases import blurred, check_read, places, region_maps
 from tests.closeness import assert_close
 
 PROMPT = "a red star left of a red circle"
@@ -78,7 +78,9 @@ def test_a_part_of_a_letter_is_no_place(prompt: str, phrase: str) -> None:
 def test_tokens_of_a_phrase_that_is_spelt_otherwise_are_painted() -> None:
     """The accent is a character of its own, so that every later token stands one farther on."""
     prompt = "un cafe\u0301 rouge et\u00a0bleu"
-    maps = painted([prompt], spans(prompt), [[Region("caf\u00e9", half(True)), Region("et bleu", half(False))]], 1.0)
+    maps = region_maps(
+        [prompt], spans(prompt), [[Region("caf\u00e9", half(True)), Region("et bleu", half(False))]], 1.0
+    )
     assert maps.flatten(2).sum(2)[0].nonzero()[:, 0].tolist() == [2, 4, 5]
 
 
@@ -95,7 +97,7 @@ def test_an_absent_phrase_is_refused(phrase: str) -> None:
 
 
 def test_masks_stand_in_the_columns_of_their_words() -> None:
-    maps = painted(
+    maps = region_maps(
         [PROMPT], spans(PROMPT), [[Region("red star", half(True)), Region("circle", half(False), weight=2.0)]], 0.5
     )
     assert maps.shape == (1, 10, 4, 4)
@@ -105,7 +107,9 @@ def test_masks_stand_in_the_columns_of_their_words() -> None:
 
 
 def test_overlaps_add_and_every_occurrence_is_meant() -> None:
-    maps = painted([PROMPT], spans(PROMPT), [[Region("red", half(True)), Region("red star", torch.ones(4, 4))]], 1.0)
+    maps = region_maps(
+        [PROMPT], spans(PROMPT), [[Region("red", half(True)), Region("red star", torch.ones(4, 4))]], 1.0
+    )
     assert_close(maps[0, 2], 1 + half(True))
     assert_close(maps[0, 7], half(True))
 
@@ -113,9 +117,9 @@ def test_overlaps_add_and_every_occurrence_is_meant() -> None:
 def test_each_prompt_is_searched() -> None:
     prompts = ["a star", "a very red star"]
     star = Region("star", half(True))
-    maps = painted(prompts, spans(*prompts), [[star], [star]], 1.0)
+    maps = region_maps(prompts, spans(*prompts), [[star], [star]], 1.0)
     assert maps.flatten(2).sum(2).nonzero().tolist() == [[0, 2], [1, 4]]
-    maps = painted(prompts, spans(*prompts), [[], [star]], 1.0)
+    maps = region_maps(prompts, spans(*prompts), [[], [star]], 1.0)
     assert maps.flatten(2).sum(2).nonzero().tolist() == [[1, 4]]
 
 
@@ -173,8 +177,8 @@ def test_wrong_regions(settings: dict, message: str) -> None:
 
 def test_wrong_maps() -> None:
     with pytest.raises(UserError, match="one size"):
-        painted([PROMPT], spans(PROMPT), [[Region("star", half(True)), Region("circle", half(True, 8))]], 1.0)
+        region_maps([PROMPT], spans(PROMPT), [[Region("star", half(True)), Region("circle", half(True, 8))]], 1.0)
     with pytest.raises(UserError, match="strength of painting"):
-        painted([PROMPT], spans(PROMPT), [[Region("star", half(True))]], -1.0)
+        region_maps([PROMPT], spans(PROMPT), [[Region("star", half(True))]], -1.0)
     with pytest.raises(UserError, match="below 1"):
         blurred(Region("star", half(True)), 1.5)

@@ -80,7 +80,7 @@ def test_orders_of_one_shape_share_a_batch_and_others_do_not(worker: Worker, hel
     assert held.begun.wait(PATIENCE)
     others = [
         Client(worker, order("b", 1, 2)),
-        Client(worker, order("c", how=replace(HOW, steps=2))),
+        Client(worker, order("c", sampling=replace(HOW, steps=2))),
         Client(worker, order("d")),
     ]
     held.go.set()

@@ -240,7 +240,7 @@ def test_a_tokenizer_that_writes_into_texts(folders: Get) -> None:
     ("values", "message"),
     [
         ({"template": "no hole"}, r"must contain \{text\} once"),
-        ({"template": "{text}"}, "leave it out"),
+        ({"template": "{text}"}, "leave the template out"),
         ({"template": "{text} {text}"}, "once"),
         ({"layers": []}, "at least one"),
         ({"layers": [1, 1]}, "different numbers"),
@@ -317,7 +317,7 @@ def test_wrong_folders(folders: Get, tmp_path: Path) -> None:
 
 
 def test_what_reads_pictures_is_no_language_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is a CLIPModel, which reads pictures: name a language model"):
+    with pytest.raises(UserError, match=r"is a CLIPModel, which reads images: give a language model"):
         Llm.from_pretrained(tiny_clip(tmp_path))
 
 

@@ -11,7 +11,7 @@ import torch
 from syzygy.clip.clip_model import Clip
 from syzygy.core.errors import UserError
 from syzygy.lab.starter.world_captions import WorldCaptions
-from syzygy.lab.world.language import spoken
+from syzygy.lab.world.language import detect_language
 from syzygy.text_encoders.align_stage import padded_states
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.parallel_captions import CorpusCaptions
@@ -44,7 +44,9 @@ def test_languages_come_equally_often_however_many_lines_have_them(tmp_path: Pat
     captions = CorpusCaptions(corpus(tmp_path / "c", [rows[-1], *rows]), clip, 0, ("en", "de", "ru"), 1)
     made = align_source(captions, llm, clip, 20)  # steps do not begin with the same language
     lines = [line for step in range(6) for line in made.lines(step)]
-    count = Counter("ru" if spoken(line.text) == "ru" else "de" if "ein" in line.text else "en" for line in lines)
+    count = Counter(
+        "ru" if detect_language(line.text) == "ru" else "de" if "ein" in line.text else "en" for line in lines
+    )
     assert count == {"en": 40, "de": 40, "ru": 40}
     german = [line.text for line in lines if "ein" in line.text]
     assert Counter(german).most_common(1)[0][1] == 2  # 20 lines, 40 places: each twice

@@ -12,7 +12,7 @@ from syzygy.core.errors import UserError
 if TYPE_CHECKING:
     from syzygy.generation.text_to_image import TextToImage
     from syzygy.lab.evaluate.predictions import Series
-    from syzygy.lab.world.reader import Reading
+    from syzygy.lab.world.reader import Prediction
 
 
 def check_places(json_file: Path | None, out: Path | None) -> None:
@@ -46,7 +46,7 @@ def named_priors(priors: Sequence[str], controls: Collection[str]) -> dict[str, 
 
 def read_pictures(
     model: "TextToImage", series: "Sequence[Series]", out: Path | None, command: str, settings: Mapping[str, Any]
-) -> "dict[str, list[Reading]]":
+) -> "dict[str, list[Prediction]]":
     """Paint and read all of it, or what an interrupted command left."""
     from syzygy.lab.evaluate import predictions
 

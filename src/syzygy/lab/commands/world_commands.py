@@ -38,7 +38,7 @@ size_option = click.option(
     type=click.Choice(["include", "exclude"]),
     default="include",
     show_default=True,
-    help="Scenes that show a held-out composition.",
+    help="Whether to include scenes that show an unseen composition.",
 )
 @click.option(
     "--length",
@@ -62,12 +62,12 @@ def sample(num: int, out: Path, seed: int, size: int, held_out: str, length: str
     settings = {"num": num, "seed": seed, "size": size, "held_out": held_out, "length": length}
     _claim(writable_folder(out), settings)
     artifacts.write_json(out / SETTINGS, settings)
-    showing = _write_sample(out, num, size, {"seed": seed, "held_out": held_out == "include", "length": length})
+    showing = _write_sample(out, num, size, {"seed": seed, "unseen": held_out == "include", "length": length})
     if as_json:
         found = {"out": str(out), "metadata": str(out / METADATA), "pictures": num, "showing_held_out": showing}
         click.echo(json.dumps(found | {"settings": settings}))
     else:
-        click.echo(f"{counted(num, 'picture')} ({showing:,} with a held-out composition) and {METADATA} in {out}")
+        click.echo(f"{counted(num, 'picture')} ({showing:,} with an unseen composition) and {METADATA} in {out}")
 
 
 def _claim(out: Path, settings: Mapping[str, Any]) -> None:
@@ -86,7 +86,7 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any]) -> int:
-    """Write batch by batch, the metadata last; the value is how many scenes show a held-out composition.
+    """Write batch by batch, the metadata last; the value is how many scenes show an unseen composition.
 
     Files move to their places whole, but are not forced to the disk one by one (slow): they can be made again.
     """
@@ -94,7 +94,7 @@ def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any]) -
     import os
 
     from syzygy.core import artifacts
-    from syzygy.lab.world.scene import is_held_out
+    from syzygy.lab.world.scene import shows_unseen_composition
     from syzygy.lab.world.scene_source import pairs, pictures
 
     batch = max(BATCH_PIXELS // size**2, 1)
@@ -113,7 +113,7 @@ def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any]) -
                 image.save(png)
                 os.replace(png, out / name)
                 file.write(json.dumps(_row(name, pair), ensure_ascii=False) + "\n")
-                showing += is_held_out(pair.scene)
+                showing += shows_unseen_composition(pair.scene)
             advance(len(found))
     with artifacts.writing("the metadata", out):
         os.replace(lines, out / METADATA)
@@ -155,13 +155,13 @@ def show(caption: str, out: Path, num: int, seed: int, size: int) -> None:
     """
     from syzygy.core.randomness import Draw
     from syzygy.generation.image_files import place_for, save_png
-    from syzygy.lab.world.language import understood
+    from syzygy.lab.world.language import parse_caption
     from syzygy.lab.world.render import render
     from syzygy.lab.world.scene_sampling import scene_for
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} does not end in .png. Name a PNG file.")
-    parsed = understood(caption)
+    parsed = parse_caption(caption)
     _warn(parsed)
     click.echo(f"understood: {_understood(parsed.description)}")
     scenes = [scene_for(parsed.description, Draw(seed, "show", i)) for i in range(num)]

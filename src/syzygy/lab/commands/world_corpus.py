@@ -56,7 +56,7 @@ appears when it is complete; one that is there already is left alone.
     "--held-out/--no-held-out",
     default=True,
     show_default=True,
-    help="Scenes that show a held-out composition; leave them out of what is trained on.",
+    help="Whether to include scenes that show an unseen composition; leave them out of training data.",
 )
 @json_option
 def corpus(languages: str, num: int, out: Path, seed: int, length: str, held_out: bool, as_json: bool) -> None:
@@ -69,15 +69,15 @@ def corpus(languages: str, num: int, out: Path, seed: int, length: str, held_out
     if out.exists():
         raise UserError(f"{out} exists already. Name another file, or delete it.")
     writable_folder(out.parent)
-    settings: Any = {"held_out": held_out, "length": length}
+    settings: Any = {"length": length}
     with artifacts.file_written(out, "the corpus") as file, progress_bar("writing", num) as advance:
         for index in range(num):
-            row = _row(parallel(seed, index, codes, **settings))
+            row = _row(parallel(seed, index, codes, unseen=held_out, **settings))
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
             if (index + 1) % STEP == 0 or index + 1 == num:
                 advance(index % STEP + 1)
     if as_json:
-        settings |= {"languages": codes, "num": num, "seed": seed}
+        settings |= {"held_out": held_out, "languages": codes, "num": num, "seed": seed}
         click.echo(json.dumps({"out": str(out), "lines": num, "bytes": out.stat().st_size, "settings": settings}))
     else:
         click.echo(f"{counted(num, 'line')} in {', '.join(codes)} in {out}")

@@ -9,7 +9,7 @@ from syzygy.cli.common import device_option, json_option
 
 if TYPE_CHECKING:
     from syzygy.lab.world.description import Description
-    from syzygy.lab.world.reader import Reading
+    from syzygy.lab.world.reader import Prediction
 
 TOGETHER = 64
 
@@ -29,11 +29,11 @@ def read(images: tuple[Path, ...], says: str | None, model: str, device: str, as
 
     from syzygy.core.model_parts import model_folder
     from syzygy.generation.image_files import open_picture, to_tensor
-    from syzygy.lab.world.language import understood
+    from syzygy.lab.world.language import parse_caption
     from syzygy.lab.world.reader import Reader
 
     reader = Reader.from_pretrained(model_folder(model) / "reader").to(device)
-    told = None if says is None else understood(says).description
+    told = None if says is None else parse_caption(says).description
     found = []
     for start in range(0, len(images), TOGETHER):
         pictures = [to_tensor(open_picture(path)).to(device) for path in images[start : start + TOGETHER]]
@@ -46,11 +46,11 @@ def read(images: tuple[Path, ...], says: str | None, model: str, device: str, as
         _print(record)
 
 
-def _record(path: Path, reading: "Reading", told: "Description | None") -> dict[str, Any]:
+def _record(path: Path, reading: "Prediction", told: "Description | None") -> dict[str, Any]:
     """A picture's reading as plain values; with a caption, whether each of its facts holds."""
     from dataclasses import asdict
 
-    from syzygy.lab.world.description import extra_things, judge
+    from syzygy.lab.world.description import check_facts, extra_things
 
     things = [
         asdict(thing) | {"confidence": round(confidence, 3)}
@@ -58,7 +58,7 @@ def _record(path: Path, reading: "Reading", told: "Description | None") -> dict[
     ]
     record: dict[str, Any] = {"path": str(path), "style": reading.style, "things": things}
     if told is not None:
-        atoms = judge(told, reading)
+        atoms = check_facts(told, reading)
         record |= {
             "agrees": all(atom.holds for atom in atoms),
             "atoms": [asdict(atom) for atom in atoms],

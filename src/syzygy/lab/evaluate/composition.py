@@ -16,7 +16,7 @@ from syzygy.core.contracts import Guide, ImageEncoder, Prior, Sampling, TextEnco
 from syzygy.core.randomness import Draw, generator
 from syzygy.generation.pipeline import Pipeline, to_uint8
 from syzygy.lab.evaluate.bootstrap import Interval, interval
-from syzygy.lab.world.description import Atom, extra_things, judge
+from syzygy.lab.world.description import Fact, check_facts, extra_things
 from syzygy.lab.world.prompts import Prompt
 from syzygy.lab.world.reader import Reader
 from syzygy.lab.world.render import render
@@ -36,7 +36,7 @@ class Painted:
     draw: int
     """Which of the prompt's noises it was painted from."""
     picture: UInt8[Tensor, "3 H W"]
-    atoms: tuple[Atom, ...]
+    atoms: tuple[Fact, ...]
     extra: int
     """Things in the picture that the prompt does not name."""
 
@@ -110,14 +110,14 @@ def paint_and_judge(
         for start in range(0, len(asked), BATCH):
             some = asked[start : start + BATCH]
             rows = [row for row, _ in some]
-            pictures = pipeline.decoder.paint(
+            pictures = pipeline.decoder.generate(
                 Guide(all_embeddings[rows], None if features is None else features[rows]),
                 [generator(how.seed, "picture", prompts[row].text, draw) for row, draw in some],
-                how=Sampling(steps=how.steps, guidance_scale=how.guidance_scale),
+                sampling=Sampling(steps=how.steps, guidance_scale=how.guidance_scale),
             )
             for (row, draw), picture, reading in zip(some, to_uint8(pictures), reader.read(pictures), strict=True):
                 prompt = prompts[row]
-                atoms = judge(prompt.description, reading, exact_counts=prompt.category == COUNTED)
+                atoms = check_facts(prompt.description, reading, exact_counts=prompt.category == COUNTED)
                 extra = extra_things(prompt.description, reading)
                 found.append(Painted(name, prompt, draw, picture, atoms, extra))
             progress(len(some))
@@ -185,7 +185,7 @@ def table(painted: Sequence[Painted]) -> list[Row]:
                     p
                     for p in painted
                     if p.candidate == candidate
-                    and p.prompt.held_out == held_out
+                    and p.prompt.unseen == held_out
                     and category in (p.prompt.category, "all")
                 ]
                 if some:

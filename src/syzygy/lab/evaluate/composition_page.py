@@ -99,7 +99,7 @@ def _pictures(painted: list[Painted]) -> str:
     first = {(p.candidate, p.prompt.text): p for p in painted if p.draw == 0}
     shown: dict[tuple[str, bool], list[str]] = {}
     for p in painted:
-        texts = shown.setdefault((p.prompt.category, p.prompt.held_out), [])
+        texts = shown.setdefault((p.prompt.category, p.prompt.unseen), [])
         if p.prompt.text not in texts and len(texts) < SHOWN:
             texts.append(p.prompt.text)
     lines = []

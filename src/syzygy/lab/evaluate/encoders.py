@@ -20,7 +20,7 @@ from syzygy.lab.evaluate.evaluate_composition import asked as prompts_asked
 from syzygy.lab.evaluate.predictions import ALL, BATCH, Sampled, Series
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 
 LENGTHS = ("short", "long")
 NOTHING = "nothing read"
@@ -51,7 +51,7 @@ def ask(scoring: EncodersScoring) -> list[Asked]:
     """Prompts of every category, seen and held-out, short and long."""
     found = []
     for prompt in prompts_asked(CATEGORIES, scoring.prompts, scoring.seed):
-        said = language("en").say(prompt.description, Draw(scoring.seed, "length", prompt.text), "long")
+        said = language("en").caption(prompt.description, Draw(scoring.seed, "length", prompt.text), "long")
         before = said.text[: min(span.start for span in said.spans)]
         found.append(Asked(prompt, _sentences(before, said.text) + prompt.text))
     return found
@@ -98,7 +98,7 @@ def series(model: TextToImage, asked: Sequence[Asked], scoring: EncodersScoring)
             warnings.filterwarnings("ignore", message=CUT)
             return model.pipeline(
                 [one.text(length) for one in some],
-                how=Sampling(steps=scoring.steps, guidance_scale=guidance),
+                sampling=Sampling(steps=scoring.steps, guidance_scale=guidance),
                 conditions=reads,
                 generator=[generator(scoring.seed, "encoders", one.prompt.text) for one in some],
             ).images
@@ -117,7 +117,9 @@ def series(model: TextToImage, asked: Sequence[Asked], scoring: EncodersScoring)
     ]
 
 
-def table(model: TextToImage, asked: Sequence[Asked], found: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:
+def table(
+    model: TextToImage, asked: Sequence[Asked], found: Mapping[str, Sequence[Prediction]]
+) -> list[dict[str, Any]]:
     """A row a candidate and length, category and side: agreement (less that of all texts, of nothing read, of the short prompts) and facts."""
     own = candidates(model.pipeline.decoder.conditions)
     texts = next(reversed([name for name, reads in own.items() if "image" not in reads]))

@@ -76,7 +76,7 @@ def exchanged(wanted: Sequence[Prompt], seed: int) -> list[int]:
     """For each prompt the index of another one of its category and side (its own where it is alone)."""
     groups: dict[tuple[str, bool], list[int]] = {}
     for i, prompt in enumerate(wanted):
-        groups.setdefault((prompt.category, prompt.held_out), []).append(i)
+        groups.setdefault((prompt.category, prompt.unseen), []).append(i)
     other = [0] * len(wanted)
     for key, rows in groups.items():
         order = torch.randperm(len(rows), generator=generator(seed, "shuffled", *map(str, key))).tolist()
@@ -204,7 +204,7 @@ def prefer(
     painted = paint(model, {name: found[name] for name in two}, wanted, scoring, progress)
     rows = []
     for held_out in (False, True):
-        sides = [[p for p in painted if p.candidate == name and p.prompt.held_out == held_out] for name in two]
+        sides = [[p for p in painted if p.candidate == name and p.prompt.unseen == held_out] for name in two]
         if not sides[0]:
             continue
         judges = {"agreement": [composition.by_prompt(side, _facts) for side in sides]}
@@ -236,7 +236,7 @@ def against(scores: Scores, name: str) -> list[dict[str, Any]]:
     """Every candidate's agreement less that of `name`, on the same prompts and noise: paired intervals, seen and held-out apart."""
     rows = []
     for held_out in (False, True):
-        side = [p for p in scores.painted if p.prompt.held_out == held_out]
+        side = [p for p in scores.painted if p.prompt.unseen == held_out]
         by = {c: [p for p in side if p.candidate == c] for c in dict.fromkeys(p.candidate for p in side)}
         if name not in by:
             continue

@@ -18,9 +18,9 @@ from syzygy.generation.image_files import to_tensor
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval
 from syzygy.lab.evaluate.composition import COUNTED
-from syzygy.lab.world.description import judge
+from syzygy.lab.world.description import check_facts
 from syzygy.lab.world.prompts import Prompt
-from syzygy.lab.world.reader import Reader, Reading
+from syzygy.lab.world.reader import Prediction, Reader
 from syzygy.lab.world.scene import Thing
 
 BATCH = 32
@@ -65,7 +65,7 @@ class Kept:
             UserError: the folder holds readings of another model or other settings.
         """
         self._path = None if folder is None else folder / FILE
-        self._found: dict[tuple[str, int], list[Reading]] = {}
+        self._found: dict[tuple[str, int], list[Prediction]] = {}
         if self._path is None:
             return
         plain = json.loads(json.dumps(about))
@@ -81,11 +81,11 @@ class Kept:
         # Written anew: the end of a line that a killed process began would spoil the next one.
         artifacts.write_bytes(self._path, "".join(json.dumps(line) + "\n" for line in (lines or [plain])).encode())
 
-    def get(self, candidate: str, start: int) -> list[Reading] | None:
+    def get(self, candidate: str, start: int) -> list[Prediction] | None:
         """Of the batch from this row on, if they are there."""
         return self._found.get((candidate, start))
 
-    def put(self, candidate: str, start: int, readings: list[Reading]) -> None:
+    def put(self, candidate: str, start: int, readings: list[Prediction]) -> None:
         """Keep those of one batch."""
         self._found[candidate, start] = readings
         if self._path is None:
@@ -107,8 +107,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} cannot be read ({error}): delete it, or choose another folder for --out.") from None
 
 
-def _reading(plain: Mapping[str, Any]) -> Reading:
-    return Reading(tuple(Thing(**one) for one in plain["things"]), plain["style"], tuple(plain["confidence"]))
+def _reading(plain: Mapping[str, Any]) -> Prediction:
+    return Prediction(tuple(Thing(**one) for one in plain["things"]), plain["style"], tuple(plain["confidence"]))
 
 
 def about(model: TextToImage, reader: Reader, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,9 +119,9 @@ def about(model: TextToImage, reader: Reader, settings: Mapping[str, Any]) -> di
 
 def read(
     series: Sequence[Series], reader: Reader, kept: Kept, progress: Callable[[int], None] = lambda done: None
-) -> dict[str, list[Reading]]:
+) -> dict[str, list[Prediction]]:
     """Paint and read every candidate's pictures, but for what is kept already."""
-    found: dict[str, list[Reading]] = {}
+    found: dict[str, list[Prediction]] = {}
     for one in series:
         found[one.name] = []
         for start in range(0, one.number, BATCH):
@@ -136,13 +136,13 @@ def read(
     return found
 
 
-def facts(prompt: Prompt, reading: Reading) -> float:
+def facts(prompt: Prompt, reading: Prediction) -> float:
     """Part of what the prompt names that the picture bears out."""
-    atoms = judge(prompt.description, reading, exact_counts=prompt.category == COUNTED)
+    atoms = check_facts(prompt.description, reading, exact_counts=prompt.category == COUNTED)
     return sum(atom.holds for atom in atoms) / len(atoms)
 
 
-def agrees(prompt: Prompt, reading: Reading) -> float:
+def agrees(prompt: Prompt, reading: Prediction) -> float:
     """1 where all that the prompt names is right, else 0."""
     return float(facts(prompt, reading) == 1)
 
@@ -155,7 +155,7 @@ def groups(wanted: Sequence[Prompt]) -> dict[tuple[str, str], list[int]]:
             rows = [
                 row
                 for row, prompt in enumerate(wanted)
-                if category in (ALL, prompt.category) and (side == ALL or prompt.held_out == (side == HELD_OUT))
+                if category in (ALL, prompt.category) and (side == ALL or prompt.unseen == (side == HELD_OUT))
             ]
             if rows:
                 found[category, side] = rows

@@ -21,7 +21,7 @@ from syzygy.lab.evaluate import predictions, report
 from syzygy.lab.evaluate.predictions import ALL, SEEN, Sampled, Series, Values
 from syzygy.lab.world.description import Mention
 from syzygy.lab.world.prompts import Prompt, prompts
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 from syzygy.regions.canvas import drawn
 from syzygy.regions.phrases import places
 
@@ -145,19 +145,19 @@ def paint(model: TextToImage, asked: Sequence[Asked], scoring: PaintingScoring, 
     """A picture of each prompt, its phrases painted where they shall be; strength 0 paints nothing."""
     return model.pipeline(
         [one.prompt.text for one in asked],
-        how=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale, painting=strength),
+        sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale, region_strength=strength),
         conditions=scoring.conditions,
         generator=[generator(scoring.seed, "painting", one.prompt.text) for one in asked],
         regions=[list(one.regions) for one in asked],
     ).images
 
 
-def placed(one: Asked, reading: Reading) -> float:
+def placed(one: Asked, reading: Prediction) -> float:
     """Part of the phrases whose object, with all told attributes, has its centre in its mask."""
     return sum(map(lambda m, r: _inside(m, r, reading), one.mentions, one.regions)) / len(one.mentions)
 
 
-def _inside(mention: Mention, region: Region, reading: Reading) -> bool:
+def _inside(mention: Mention, region: Region, reading: Prediction) -> bool:
     """Whether a thing with all told attributes has its centre in the mask."""
     height, width = region.mask.shape
     return any(
@@ -168,7 +168,7 @@ def _inside(mention: Mention, region: Region, reading: Reading) -> bool:
 
 
 def table(
-    asked: Sequence[Asked], found: Mapping[str, Sequence[Reading]], scoring: PaintingScoring
+    asked: Sequence[Asked], found: Mapping[str, Sequence[Prediction]], scoring: PaintingScoring
 ) -> list[dict[str, Any]]:
     """A row a candidate, category and side: phrases in place, agreement, and the latter less that of the unpainted."""
     two = pairs(asked)
@@ -184,7 +184,7 @@ def table(
     return rows
 
 
-def _scores(asked: Sequence[Asked], read: Sequence[Reading]) -> dict[str, Values]:
+def _scores(asked: Sequence[Asked], read: Sequence[Prediction]) -> dict[str, Values]:
     return {
         "placed": [[placed(one, reading)] for one, reading in zip(asked, read, strict=True)],
         "agreement": [[predictions.agrees(one.prompt, reading)] for one, reading in zip(asked, read, strict=True)],

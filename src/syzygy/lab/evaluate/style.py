@@ -26,7 +26,7 @@ from syzygy.lab.evaluate.predictions import ALL, SEEN, Sampled, Series, Values
 from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import CATEGORIES, Prompt, prompts
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.render import render
 from syzygy.lab.world.scene import COLOURS, SHAPES, STYLES, TEXTURES, Colour, Scene, Shape
 from syzygy.lab.world.scene_sampling import scene_for
@@ -82,7 +82,7 @@ def ask(scoring: StyleScoring) -> list[Asked]:
                        for s in styles)  # fmt: skip
         words = tuple(
             language("en")
-            .say(replace(prompt.description, style=style), Draw(scoring.seed, "style in words", prompt.text))
+            .caption(replace(prompt.description, style=style), Draw(scoring.seed, "style in words", prompt.text))
             .text
             for style in styles
         )
@@ -129,7 +129,7 @@ def series(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring) ->
     def painted(texts: Sequence[str], prompts: Sequence[Prompt], **more: Any) -> list[Image.Image]:
         how = Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale, style_guidance=more.pop("w", None))
         noise = [generator(scoring.seed, "style", prompt.text) for prompt in prompts]
-        return model.pipeline(texts, how=how, generator=noise, **more).images
+        return model.pipeline(texts, sampling=how, generator=noise, **more).images
 
     def alone(rows: Sequence[int], **more: Any) -> list[Image.Image]:
         some = [asked[row].prompt for row in rows]
@@ -154,7 +154,7 @@ def series(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring) ->
     ]
 
 
-def scores(asked: Sequence[Asked], found: Mapping[str, Sequence[Reading]]) -> dict[str, dict[str, Values]]:
+def scores(asked: Sequence[Asked], found: Mapping[str, Sequence[Prediction]]) -> dict[str, dict[str, Values]]:
     """Candidate → measure → values, a row a prompt, a column a reference.
 
     `style`: the reader's style is the reference's (without a style picture: chance). `leaked`: an object with shape and colour of one of the
@@ -175,18 +175,18 @@ def scores(asked: Sequence[Asked], found: Mapping[str, Sequence[Reading]]) -> di
     return tables
 
 
-def _style(prompt: Prompt, reference: Scene, reading: Reading) -> float:
+def _style(prompt: Prompt, reference: Scene, reading: Prediction) -> float:
     return float(reading.style == reference.style)
 
 
-def _leaked(kind: Callable[[Any], object]) -> Callable[[Prompt, Scene, Reading], float]:
-    def leaked(prompt: Prompt, reference: Scene, reading: Reading) -> float:
+def _leaked(kind: Callable[[Any], object]) -> Callable[[Prompt, Scene, Prediction], float]:
+    def leaked(prompt: Prompt, reference: Scene, reading: Prediction) -> float:
         return float(bool({kind(thing) for thing in reference.things} & {kind(thing) for thing in reading.things}))
 
     return leaked
 
 
-MEASURES: dict[str, Callable[[Prompt, Scene, Reading], float]] = {
+MEASURES: dict[str, Callable[[Prompt, Scene, Prediction], float]] = {
     "style": _style,
     "agreement": lambda prompt, reference, reading: predictions.agrees(prompt, reading),
     "facts": lambda prompt, reference, reading: predictions.facts(prompt, reading),
@@ -196,7 +196,7 @@ MEASURES: dict[str, Callable[[Prompt, Scene, Reading], float]] = {
 }
 
 
-def table(asked: Sequence[Asked], found: Mapping[str, Sequence[Reading]]) -> list[dict[str, Any]]:
+def table(asked: Sequence[Asked], found: Mapping[str, Sequence[Prediction]]) -> list[dict[str, Any]]:
     """A row a candidate, category and side; agreement less that without style picture, with the prior's embedding and with text alone."""
     controls = {"against_no_style": WITHOUT, "against_text_alone": TEXT}
     return predictions.table(
@@ -239,15 +239,15 @@ def grid(model: TextToImage, asked: Sequence[Asked], scoring: StyleScoring, weig
     labels = [["", "", *STYLES]]
     for prompt in shown:
         first, *noise = (generator(scoring.seed, "style", prompt.text) for _ in (WITHOUT, *STYLES))
-        line = model.pipeline(prompt.text, how=plain, generator=first).images
-        line += model.pipeline([prompt.text] * len(STYLES), how=how, generator=noise, style=styles).images
+        line = model.pipeline(prompt.text, sampling=plain, generator=first).images
+        line += model.pipeline([prompt.text] * len(STYLES), sampling=how, generator=noise, style=styles).images
         read = reader.read(torch.stack([to_tensor(image) for image in line]).to(model.pipeline.device))
         lines.append([card(prompt.text), *line])
         labels.append(["", *(_label(prompt, one) for one in read)])
     return contact_sheet(lines, labels, cell=112)
 
 
-def _label(prompt: Prompt, reading: Reading) -> str:
+def _label(prompt: Prompt, reading: Prediction) -> str:
     return f"read: {reading.style}" + (", all right" if predictions.agrees(prompt, reading) else "")
 
 

@@ -21,7 +21,7 @@ from syzygy.lab.evaluate import predictions, report
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval
 from syzygy.lab.evaluate.predictions import BATCH, Sampled, Series, Values
 from syzygy.lab.world.prompts import Prompt, prompts
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 
 CATEGORIES = ("single", "colour")
 """Prompts of these: with more objects, two that differ in everything are rare, and pictures agree with neither."""
@@ -140,13 +140,15 @@ def paint(model: TextToImage, some: Sequence[Prompt], scoring: TemporalScoring, 
     pipeline = replace(model.pipeline, decoder=replace(decoder, denoiser=Swapped(decoder.denoiser, below)))
     return pipeline(
         [prompt.text for prompt in some],
-        how=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
+        sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
         conditions=scoring.conditions,
         generator=[generator(scoring.seed, "temporal", prompt.text) for prompt in some],
     ).images
 
 
-def scores(asked: Sequence[Prompt], found: Mapping[str, Sequence[Reading]], steps: int) -> dict[str, dict[str, Values]]:
+def scores(
+    asked: Sequence[Prompt], found: Mapping[str, Sequence[Prediction]], steps: int
+) -> dict[str, dict[str, Values]]:
     """Candidate → measure → values, a row a prompt.
 
     `first`, `second`: all that the prompt (its partner) names is right; `first_facts`, `second_facts`: how much of it. `unchanged`: the reader
@@ -166,8 +168,8 @@ def scores(asked: Sequence[Prompt], found: Mapping[str, Sequence[Reading]], step
     }
 
 
-def _looks(reading: Reading) -> tuple[object, ...]:
-    return reading.style, sorted(thing.look for thing in reading.things)
+def _looks(reading: Prediction) -> tuple[object, ...]:
+    return reading.style, sorted(thing.appearance for thing in reading.things)
 
 
 def table(
@@ -231,7 +233,7 @@ def verdict(value: Interval, told: Interval) -> str:
 
 
 def result(
-    model: TextToImage, scoring: TemporalScoring, asked: Sequence[Prompt], found: Mapping[str, Sequence[Reading]]
+    model: TextToImage, scoring: TemporalScoring, asked: Sequence[Prompt], found: Mapping[str, Sequence[Prediction]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """All scores as JSON values; and the rows and statements they are of."""
     decoder = check(model)

@@ -198,7 +198,7 @@ def said(pairs: Sequence[source.Pair], code: str, length: Length, seed: int) -> 
         return [one.caption.text for one in pairs]
     spoken = language(code)
     return [
-        spoken.say(one.caption.description, Draw(seed, "text encoder", code, length, i), length).text
+        spoken.caption(one.caption.description, Draw(seed, "text encoder", code, length, i), length).text
         for i, one in enumerate(pairs)
     ]
 

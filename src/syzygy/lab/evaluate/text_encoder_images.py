@@ -17,7 +17,7 @@ from syzygy.lab.evaluate.evaluate_composition import asked as prompts_asked
 from syzygy.lab.evaluate.predictions import ALL, Series, Values
 from syzygy.lab.evaluate.text_encoder import ADAPTER, CLIP, CUT, ENGLISH, Subject, Tail, TextScoring, tailed
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
-from syzygy.lab.world.reader import Reading
+from syzygy.lab.world.reader import Prediction
 
 SHORT, LONG = "short", "long"
 SHOWN, SHOWN_SIZE = 3, 96
@@ -78,7 +78,7 @@ def _painted(
         warnings.filterwarnings("ignore", message=CUT)
         return subject.paths[reader](
             [one.text(code, length) for one in some],
-            how=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
+            sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale),
             conditions=scoring.conditions,
             generator=[generator(scoring.seed, "text encoder", one.prompt.text) for one in some],
         ).images
@@ -128,7 +128,9 @@ def sheet(subject: Subject, asked: Sequence[Asked], scoring: TextScoring) -> Ima
     return contact_sheet(rows, labels, cell=SHOWN_SIZE)
 
 
-def table(asked: Sequence[Asked], found: Mapping[str, Sequence[Reading]], scoring: TextScoring) -> list[dict[str, Any]]:
+def table(
+    asked: Sequence[Asked], found: Mapping[str, Sequence[Prediction]], scoring: TextScoring
+) -> list[dict[str, Any]]:
     """A row a candidate, category and side: agreement and facts; less those of CLIP on the English prompts, and as a part of them; of long
     prompts also beside the short ones, all on the same prompts and noise."""
     wanted = [one.prompt for one in asked]

@@ -179,7 +179,7 @@ def probed(embeddings: Tensor, bench: Bench) -> dict[str, float]:
     shares = probe.found(bench.probe, embeddings.cpu(), bench.wanted)
     scores = {}
     for name, held_out in (("probe_seen", False), ("probe_held_out", True)):
-        some = [s for s, p in zip(shares, bench.wanted, strict=True) if s is not None and p.held_out == held_out]
+        some = [s for s, p in zip(shares, bench.wanted, strict=True) if s is not None and p.unseen == held_out]
         scores[name] = sum(some) / len(some)
     return scores
 

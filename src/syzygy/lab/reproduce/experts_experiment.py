@@ -42,7 +42,7 @@ from syzygy.lab.reproduce.experts_candidates import (
     train,
 )
 from syzygy.lab.starter.decoder_training import Encoding
-from syzygy.lab.world.description import extra_things, judge
+from syzygy.lab.world.description import check_facts, extra_things
 from syzygy.lab.world.reader import Reader
 from syzygy.prior.embedding_statistics import frechet_distance
 from syzygy.training.precision import precision_on
@@ -62,7 +62,7 @@ def paint(bench: Bench, name: str, denoiser: nn.Module, progress: Callable[[int]
     pictures = []
     for start in range(0, len(bench.wanted), PAINT_BATCH):
         texts = [prompt.text for prompt in bench.wanted[start : start + PAINT_BATCH]]
-        output = pipeline(texts, how=how, generator=[generator(run.seed, "experts", text) for text in texts])
+        output = pipeline(texts, sampling=how, generator=[generator(run.seed, "experts", text) for text in texts])
         pictures += [to_tensor(image) for image in output.images]
         progress(len(texts))
     seconds = (time.perf_counter() - began) / len(pictures)
@@ -77,7 +77,7 @@ def keep(bench: Bench, name: str, pictures: Float[Tensor, "P 3 H W"], seconds: f
         some = pictures[start : start + PAINT_BATCH]
         readings = reader.read(some.to(device))
         for prompt, picture, reading in zip(bench.wanted[start:], to_uint8(some), readings, strict=False):
-            atoms = judge(prompt.description, reading, exact_counts=prompt.category == COUNTED)
+            atoms = check_facts(prompt.description, reading, exact_counts=prompt.category == COUNTED)
             painted.append(Painted(name, prompt, 0, picture, atoms, extra_things(prompt.description, reading)))
     distances = {} if name == REFERENCE else frechet(bench, reader, pictures)
     score_files.keep(bench.out, name, painted, bench.wanted, frechet=distances, seconds=seconds)

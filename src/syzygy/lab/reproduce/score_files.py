@@ -49,7 +49,7 @@ def keep(out: Path, name: str, painted: Sequence[Painted], wanted: list[Prompt],
 def _judged(one: Painted) -> Judged:
     prompt = one.prompt
     atoms = [[atom.kind, atom.holds] for atom in one.atoms]
-    record = {"text": prompt.text, "category": prompt.category, "held_out": prompt.held_out}
+    record = {"text": prompt.text, "category": prompt.category, "held_out": prompt.unseen}
     return record | {"agrees": one.agrees, "atoms": atoms, "extra": one.extra}
 
 
@@ -62,7 +62,7 @@ def shown_rows(wanted: list[Prompt]) -> list[int]:
     """The first prompts of each category and side, by number."""
     seen: dict[tuple[str, bool], list[int]] = {}
     for i, prompt in enumerate(wanted):
-        seen.setdefault((prompt.category, prompt.held_out), []).append(i)
+        seen.setdefault((prompt.category, prompt.unseen), []).append(i)
     return [i for rows in seen.values() for i in rows[:SHOWN]]
 
 
@@ -132,7 +132,7 @@ class Shown:
     @property
     def kind(self) -> str:
         """The prompt's category and side."""
-        return f"{self.prompt.category}, {'held out' if self.prompt.held_out else 'seen'}"
+        return f"{self.prompt.category}, {'held out' if self.prompt.unseen else 'seen'}"
 
 
 def shown(out: Path, names: Mapping[str, str], wanted: list[Prompt]) -> list[Shown]:

@@ -47,10 +47,10 @@ from syzygy.lab.reproduce.text_encoder_candidates import (
     trained,
 )
 from syzygy.lab.world import scene_source
-from syzygy.lab.world.description import Atom, extra_things, judge
+from syzygy.lab.world.description import Fact, check_facts, extra_things
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import Prompt
-from syzygy.lab.world.reader import Reader, Reading
+from syzygy.lab.world.reader import Prediction, Reader
 from syzygy.text_encoders.adapter import AdaptedText
 from syzygy.training.run_records import Bar, no_bar
 
@@ -196,7 +196,7 @@ def _measured(found: Read, bench: Bench) -> dict[str, Float[Tensor, "N"]]:
     """Cosine and norm to CLIP's embedding of the short English caption; the ranks (0: nearest) of that, and of the picture by the embedding
     and by the prior's prediction; the named combinations that the probe finds in the prediction, NaN where none is named."""
     pooled = found.features.pooled
-    asked = [Prompt("complex", one.caption.text, told := one.caption.description, told.held_out) for one in bench.pairs]
+    asked = [Prompt("complex", one.caption.text, told := one.caption.description, told.unseen) for one in bench.pairs]
     shares = probe.found(bench.probe, found.predicted, asked)
     return {
         "cosine": F.cosine_similarity(pooled, bench.pooled),
@@ -227,7 +227,7 @@ def paint(bench: Bench, name: str, path: Pipeline, progress: Callable[[int], Non
             texts = [one.text(code, SHORT) for one in some]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=CUT)
-                images = path(texts, how=how, conditions=scoring.conditions, generator=noise).images
+                images = path(texts, sampling=how, conditions=scoring.conditions, generator=noise).images
             pictures += [to_tensor(image) for image in images]
             progress(len(some))
         _keep(bench, painted_name(name, code), torch.stack(pictures), reader)
@@ -249,8 +249,8 @@ def _keep(bench: Bench, name: str, pictures: Float[Tensor, "P 3 H W"], reader: R
     score_files.keep(bench.out, name, painted, bench.wanted, by_chance=by_chance)
 
 
-def _atoms(prompt: Prompt, seen: Reading) -> tuple[Atom, ...]:
-    return judge(prompt.description, seen, exact_counts=prompt.category == COUNTED)
+def _atoms(prompt: Prompt, seen: Prediction) -> tuple[Fact, ...]:
+    return check_facts(prompt.description, seen, exact_counts=prompt.category == COUNTED)
 
 
 def seconds(job: Job, run: ReproduceTextRun) -> float:

@@ -159,7 +159,7 @@ def train(
     def described(key: int, start: int, number: int, step: int) -> Described:
         length = run.lengths[step % len(run.lengths)]
         found = [
-            scene_source.pair(key, i, held_out=False, length=length, lang=languages[i % len(languages)])
+            scene_source.pair(key, i, unseen=False, length=length, lang=languages[i % len(languages)])
             for i in range(start, start + number)
         ]
         images = scene_source.pictures(found, autoencoder.image_size, world.device)

@@ -11,7 +11,7 @@ from syzygy.clip.training import ClipBatch, ClipTask, ClipTaskConfig, alignment
 from syzygy.core.config import Config
 from syzygy.core.randomness import Draw, seed_of
 from syzygy.lab.world import scene_source
-from syzygy.lab.world.description import FULLY_TOLD, Description, Mention
+from syzygy.lab.world.description import ALL_FACTS, Description, Mention
 from syzygy.lab.world.language import language
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.language.english import FILLERS
@@ -69,7 +69,7 @@ def distinct_full_pairs(seed: int, number: int) -> list[scene_source.Pair]:
     found: dict[object, scene_source.Pair] = {}
     index = 0
     while len(found) < number:
-        p = scene_source.pair(seed, index, told=FULLY_TOLD)
+        p = scene_source.pair(seed, index, facts=ALL_FACTS)
         found.setdefault(p.caption.description, p)
         index += 1
     return list(found.values())
@@ -89,7 +89,7 @@ def zero_shot(clip: Clip, seed: int, number: int) -> dict[str, float]:
     """
     draw = Draw(seed, "texts")
     looks = list(product(SHAPES, COLOURS))
-    texts = [language("en").say(Description((Mention(shape, colour),)), draw).text for shape, colour in looks]
+    texts = [language("en").caption(Description((Mention(shape, colour),)), draw).text for shape, colour in looks]
     alone = (p for index in count() if len((p := scene_source.pair(seed, index)).scene.things) == 1)
     found = list(islice(alone, number))
     image = clip.encode_image(scene_source.pictures(found, clip.image_size, clip.device))

@@ -22,7 +22,7 @@ from syzygy.decoder.training import DecoderBatch, DecoderTask, DecoderTaskConfig
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.scene_regions import regions
-from syzygy.regions.phrases import painted
+from syzygy.regions.phrases import region_maps
 from syzygy.text_encoders.t5 import T5Text
 from syzygy.training.loop import fit
 from syzygy.training.precision import autocast, precision_on
@@ -194,9 +194,9 @@ class Encoding:
             where = [regions(pair, draw, latents.shape[-1]) for pair, draw in zip(found, draws, strict=True)]
             for name, states in read.items():
                 assert states.spans is not None
-                maps = painted(texts, states.spans, where, 1.0) if any(where) else None
+                maps = region_maps(texts, states.spans, where, 1.0) if any(where) else None
                 if maps is not None:
-                    conditions[name] = replace(conditions[name], painted=maps.to(latents.device))
+                    conditions[name] = replace(conditions[name], region_maps=maps.to(latents.device))
         return DecoderBatch(latents, Conditioning(conditions))
 
     def stream(self, number: int, mixture: Mixture, seed: int) -> Callable[[int], DecoderBatch]:
@@ -206,7 +206,7 @@ class Encoding:
             at, key = Draw(seed, "decoder step", step).random(), seed_of(seed, "decoder")
             longer = mixture.medium_captions + mixture.long_captions
             if longer <= at < longer + mixture.just_told:
-                return self([scene_source.just_told(key, step * number + i) for i in range(number)])
+                return self([scene_source.fully_described(key, step * number + i) for i in range(number)])
             length: Length = "medium" if at < mixture.medium_captions else "long" if at < longer else "short"
             return self(scene_source.pairs(key, step * number, number, length=length))
 

@@ -84,7 +84,7 @@ def _unseen(seed: int, language: str) -> dict[Length, list[str]]:
 def _captions(seed: int, start: int, number: int, length: Length, languages: Sequence[str]) -> list[str]:
     """Captions of so many scenes, in one language after the other."""
     return [
-        scene_source.pair(seed, i, held_out=False, length=length, lang=languages[i % len(languages)]).caption.text
+        scene_source.pair(seed, i, unseen=False, length=length, lang=languages[i % len(languages)]).caption.text
         for i in range(start, start + number)
     ]
 

@@ -93,7 +93,7 @@ STAGES: Mapping[str, Stage] = {
     "image": Stage("adapter", _pictures("image"), ("clip", "prior", "llm"), init="align"),
     "quality": Stage("adapter", _pictures("quality"), ("clip", "prior", "llm"), init="image"),
 }
-DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 3.0, "painting": 0.5, "style_guidance": 1.0}
+DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 3.0, "region_strength": 0.5, "style_guidance": 1.0}
 """What suits the starter (docs/LOG.md)."""
 
 

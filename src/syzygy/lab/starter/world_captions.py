@@ -67,7 +67,7 @@ class WorldCaptions:
     def _line(self, seed: int, index: int, language: str, turn: int) -> Line:
         codes = tuple(dict.fromkeys((PIVOT, language)))
         length = self.lengths[turn % len(self.lengths)]
-        found = parallel(seed, index, codes, held_out=False, length=length).captions
+        found = parallel(seed, index, codes, unseen=False, length=length).captions
         return Line(found[language].text, found[PIVOT].text)
 
 
@@ -75,7 +75,7 @@ def describes_unseen(description: Any) -> bool:
     """Whether a description in a corpus line, as `syzygy world corpus` writes it, names an unseen composition; other JSON values do not."""
     try:
         mentions = tuple(Mention(**mention) for mention in description["mentions"])
-        return Description(mentions, tuple(Placed(**one) for one in description["relations"])).held_out
+        return Description(mentions, tuple(Placed(**one) for one in description["relations"])).unseen
     except (KeyError, TypeError, IndexError):
         return False
 
@@ -125,7 +125,7 @@ class WorldImages:
     def caption(self, scene: int, place: int, step: int) -> str:
         """The caption of a scene, by its number, at a place of the stream."""
         length, language = self.lengths[step % len(self.lengths)], self.languages[place % len(self.languages)]
-        return scene_source.pair(self.seed, scene, held_out=False, length=length, lang=language).caption.text
+        return scene_source.pair(self.seed, scene, unseen=False, length=length, lang=language).caption.text
 
     def images(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
         return self.embeddings[index]
@@ -156,7 +156,7 @@ def embed_scenes(
             key = seed_of(seed, "adapter", name)
             images, pooled, texts, scenes = [], [], [], []
             for start in range(0, number, CHUNK):
-                sampled = scene_source.pairs(key, start, min(CHUNK, number - start), held_out=False)
+                sampled = scene_source.pairs(key, start, min(CHUNK, number - start), unseen=False)
                 rows = list(range(len(sampled)))
                 if condition is not None:
                     rows = passing(SceneTable(sampled), condition).nonzero()[:, 0].tolist()

@@ -7,9 +7,9 @@ from typing import Literal, Protocol, runtime_checkable
 
 from syzygy.core.randomness import Draw
 from syzygy.lab.world.scene import (
-    HELD_OUT_COLOURS,
-    HELD_OUT_TEXTURES,
     INVERSE,
+    UNSEEN_COLOURS,
+    UNSEEN_TEXTURES,
     Colour,
     Relation,
     Scene,
@@ -18,13 +18,13 @@ from syzygy.lab.world.scene import (
     Texture,
     Thing,
     relation_between,
-    relation_is_held_out,
+    relation_is_unseen,
 )
 
 
 @dataclass(frozen=True)
 class Mention:
-    """One named object, or `count` alike ones. An attribute that is None is untold."""
+    """One named object, or `count` alike ones. An attribute that is None is omitted."""
 
     shape: Shape
     colour: Colour | None = None
@@ -32,7 +32,7 @@ class Mention:
     count: int = 1
 
     def fits(self, thing: Thing) -> bool:
-        """Whether the thing has every told attribute."""
+        """Whether the thing has every attribute that is provided."""
         return (
             thing.shape == self.shape and self.colour in (None, thing.colour) and self.texture in (None, thing.texture)
         )
@@ -49,20 +49,20 @@ class Placed:
 
 @dataclass(frozen=True)
 class Description:
-    """Mentions in the order told, relations between them, and the style if it is named."""
+    """Mentions in their order, relations between them, and the style if it is named."""
 
     mentions: tuple[Mention, ...]
     relations: tuple[Placed, ...] = ()
     style: Style | None = None
 
     @property
-    def held_out(self) -> bool:
-        """Whether a held-out composition is *named*."""
-        told = any(
-            (m.shape, m.colour) in HELD_OUT_COLOURS or (m.shape, m.texture) in HELD_OUT_TEXTURES for m in self.mentions
+    def unseen(self) -> bool:
+        """Whether it names a composition that trainings do not see."""
+        named = any(
+            (m.shape, m.colour) in UNSEEN_COLOURS or (m.shape, m.texture) in UNSEEN_TEXTURES for m in self.mentions
         )
-        return told or any(
-            relation_is_held_out(self.mentions[p.subject].shape, p.relation, self.mentions[p.target].shape)
+        return named or any(
+            relation_is_unseen(self.mentions[p.subject].shape, p.relation, self.mentions[p.target].shape)
             for p in self.relations
         )
 
@@ -77,8 +77,8 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Told:
-    """With which probability a caption tells what. Backgrounds, places and sizes are never told."""
+class FactRates:
+    """How often a caption provides each kind of fact, as probabilities. It never provides backgrounds, places or sizes."""
 
     thing: float = 0.8
     colour: float = 0.75
@@ -87,29 +87,29 @@ class Told:
     relation: float = 0.5
 
 
-FULLY_TOLD = Told(1.0, 1.0, 1.0, 1.0, 1.0)
+ALL_FACTS = FactRates(1.0, 1.0, 1.0, 1.0, 1.0)
 
 
-def describe(scene: Scene, draw: Draw, told: Told) -> Description:
+def describe(scene: Scene, draw: Draw, facts: FactRates) -> Description:
     """A true description of the scene, leaving things out with the given probabilities; names one object at least."""
-    groups = list(Counter(t.look for t in scene.things).items())
-    named = [g for g in groups if draw.chance(told.thing)] or [draw.pick(groups)]
+    groups = list(Counter(t.appearance for t in scene.things).items())
+    named = [g for g in groups if draw.chance(facts.thing)] or [draw.pick(groups)]
     mentions = []
     for (shape, colour, texture), count in draw.order(named):
         mention = Mention(
             shape,
-            colour if draw.chance(told.colour) else None,
-            texture if draw.chance(told.texture) else None,
+            colour if draw.chance(facts.colour) else None,
+            texture if draw.chance(facts.texture) else None,
             count,
         )
         if count > 1 and sum(map(mention.fits, scene.things)) != count:
             # "two circles" must not be false for want of "red"
             mention = Mention(shape, colour, texture, count)
         mentions.append(mention)
-    style = scene.style if draw.chance(told.style) else None
+    style = scene.style if draw.chance(facts.style) else None
     described = Description(tuple(mentions), (), style)
     single = [i for i, m in enumerate(mentions) if m.count == 1]
-    if len(single) >= 2 and draw.chance(told.relation):
+    if len(single) >= 2 and draw.chance(facts.relation):
         first, second = single[0], single[1]
         a, b = (_thing_of(mentions[i], scene) for i in (first, second))
         relation = relation_between(a, b) if a and b and a is not b else None
@@ -135,64 +135,64 @@ class Seen(Protocol):
     def style(self) -> Style: ...
 
 
-AtomKind = Literal["shape", "colour", "texture", "relation", "count", "style"]
+FactKind = Literal["shape", "colour", "texture", "relation", "count", "style"]
 
 
 @dataclass(frozen=True)
-class Atom:
+class Fact:
     """One named fact and whether the scene bears it out."""
 
-    kind: AtomKind
+    kind: FactKind
     text: str
     holds: bool
 
 
-def judge(description: Description, scene: Seen, *, exact_counts: bool = False) -> tuple[Atom, ...]:
+def check_facts(description: Description, scene: Seen, *, exact_counts: bool = False) -> tuple[Fact, ...]:
     """Every named atom of the description against the scene.
 
-    Mentions are matched to different things in the way that bears out most atoms, so attributes count only when bound
+    Mentions are matched to different things in the way that bears out most facts, so attributes count only when bound
     to the right object. A relation of several alike things must hold of each. Unnamed extra things are not punished
     unless `exact_counts`: then a mention's number must be the number of things that fit.
     """
     wanted = [i for i, m in enumerate(description.mentions) for _ in range(m.count)]
     slots = list(range(len(scene.things))) + [-1] * len(wanted)
-    best: tuple[Atom, ...] = ()
+    best: tuple[Fact, ...] = ()
     for chosen in dict.fromkeys(permutations(slots, len(wanted))):  # ordered, so that ties fall alike everywhere
         match: dict[int, list[Thing | None]] = {}
         for i, slot in zip(wanted, chosen, strict=True):
             match.setdefault(i, []).append(scene.things[slot] if slot >= 0 else None)
-        atoms = _atoms(description, match)
-        if not best or sum(a.holds for a in atoms) > sum(a.holds for a in best):
-            best = atoms
+        found = _facts(description, match)
+        if not best or sum(a.holds for a in found) > sum(a.holds for a in best):
+            best = found
         if all(a.holds for a in best):
             break
     if exact_counts:
         best += tuple(
-            Atom("count", f"exactly {m.count} {m.shape}", sum(map(m.fits, scene.things)) == m.count)
+            Fact("count", f"exactly {m.count} {m.shape}", sum(map(m.fits, scene.things)) == m.count)
             for m in description.mentions
         )
     if description.style:
-        best += (Atom("style", description.style, scene.style == description.style),)
+        best += (Fact("style", description.style, scene.style == description.style),)
     return best
 
 
 def extra_things(description: Description, scene: Seen) -> int:
-    """How many more things there are than the description names: reported beside the atoms, never punished."""
+    """How many more things there are than the description names: reported beside the facts, never punished."""
     return max(len(scene.things) - sum(m.count for m in description.mentions), 0)
 
 
-def _atoms(description: Description, match: dict[int, list[Thing | None]]) -> tuple[Atom, ...]:
-    atoms = []
+def _facts(description: Description, match: dict[int, list[Thing | None]]) -> tuple[Fact, ...]:
+    facts = []
     for i, mention in enumerate(description.mentions):
         for thing in match[i]:
             right = thing is not None and thing.shape == mention.shape
-            atoms.append(Atom("shape", mention.shape, right))
+            facts.append(Fact("shape", mention.shape, right))
             if mention.colour:
                 holds = right and thing is not None and thing.colour == mention.colour
-                atoms.append(Atom("colour", f"{mention.colour} {mention.shape}", holds))
+                facts.append(Fact("colour", f"{mention.colour} {mention.shape}", holds))
             if mention.texture:
                 holds = right and thing is not None and thing.texture == mention.texture
-                atoms.append(Atom("texture", f"{mention.texture} {mention.shape}", holds))
+                facts.append(Fact("texture", f"{mention.texture} {mention.shape}", holds))
     for placed in description.relations:
         names = description.mentions[placed.subject].shape, description.mentions[placed.target].shape
         holds = all(
@@ -202,5 +202,5 @@ def _atoms(description: Description, match: dict[int, list[Thing | None]]) -> tu
             and relation_between(a, b) == placed.relation
             for a, b in product(match[placed.subject], match[placed.target])
         )
-        atoms.append(Atom("relation", f"{names[0]} {placed.relation} {names[1]}", holds))
-    return tuple(atoms)
+        facts.append(Fact("relation", f"{names[0]} {placed.relation} {names[1]}", holds))
+    return tuple(facts)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw
-from syzygy.lab.world.description import Description, Told, describe
+from syzygy.lab.world.description import Description, FactRates, describe
 from syzygy.lab.world.language import LANGUAGES, Caption, language
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.scene_sampling import sample_scene
@@ -39,7 +39,7 @@ def checked_languages(codes: Sequence[str]) -> tuple[str, ...]:
             raise UserError(f"language {code!r} is named twice. Name each once.")
     if PIVOT not in codes:
         raise UserError(
-            f"English is missing among the languages ({', '.join(codes) or 'none'}): the others are taught by it. "
+            f"English is missing among the languages ({', '.join(codes) or 'none'}): the other languages are learned from it. "
             f"Add {PIVOT!r}. Known: {', '.join(LANGUAGES)}."
         )
     return tuple(codes)
@@ -50,20 +50,20 @@ def parallel(
     index: int,
     languages: Sequence[str],
     *,
-    told: Told | None = None,
-    held_out: bool = True,
+    facts: FactRates | None = None,
+    unseen: bool = True,
     length: Lengths = "short",
 ) -> Parallel:
     """Line number `index` of this seed: in each language the caption of `source.pair` with the same settings.
 
-    `held_out=False` leaves out scenes that show a held-out composition; "mixed" draws a length for each line.
+    `unseen=False` leaves out scenes that show an unseen composition; "mixed" draws a length for each line.
     """
     one: Length = Draw(seed, "length", index).pick(get_args(Length)) if length == "mixed" else length
     draw = Draw(seed, "pair", index)
-    description = describe(sample_scene(draw, held_out=held_out), draw, told or Told())
+    description = describe(sample_scene(draw, unseen=unseen), draw, facts or FactRates())
     state = draw.getstate()
     captions = {}
     for code in languages:
         draw.setstate(state)
-        captions[code] = language(code).say(description, draw, one)
+        captions[code] = language(code).caption(description, draw, one)
     return Parallel(index, description, captions, one)

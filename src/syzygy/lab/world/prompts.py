@@ -1,6 +1,6 @@
 """Prompts by category, after T2I-CompBench (Huang et al. 2023): which parts of a text does a picture get right?
 
-All objects of a prompt differ in shape, and those with told colours (or, in "texture", textures) differ in these too,
+All objects of a prompt differ in shape, and those with given colours (or, in "texture", textures) differ in these too,
 so that an attribute bound to the wrong object always shows.
 """
 
@@ -22,23 +22,23 @@ CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to paint, what it says, and whether it names a held-out composition."""
+    """A text to paint, what it says, and whether it names an unseen composition."""
 
     category: Category
     text: str
     description: Description
-    held_out: bool
+    unseen: bool
     spans: tuple[Span, ...] = ()
     """Where each mention's words stand."""
 
 
 def prompts(
-    category: str, number: int, seed: int, held_out: bool, *, fewer: bool = False, lang: str = "en"
+    category: str, number: int, seed: int, unseen: bool, *, fewer: bool = False, lang: str = "en"
 ) -> list[Prompt]:
     """Different prompts of a category that a scene can show; a smaller `number` gives the first of them.
 
-    With `held_out` each names a held-out composition (shape × colour, shape × texture or relation), without it none.
-    ("shape" has 28 prompts and none that is held out, as shapes alone make no composition.)
+    With `unseen` each names an unseen composition (shape × colour, shape × texture or relation), without it none.
+    ("shape" has 28 prompts and none that is unseen, as shapes alone make no composition.)
 
     Args:
         fewer: take as many as there are, if `number` is more.
@@ -50,38 +50,38 @@ def prompts(
         raise unknown("category of prompts", category, _DESCRIPTIONS)
     draw = Draw(seed, "prompts", category)
     found: dict[object, Prompt] = {}
-    for told in _DESCRIPTIONS[category](draw):
+    for described in _DESCRIPTIONS[category](draw):
         if len(found) == number:
             break
-        if told.held_out == held_out and told.key not in found:
-            said = language(lang).say(_turned(told, draw), draw)
-            found[told.key] = Prompt(category, said.text, said.description, held_out, said.spans)
+        if described.unseen == unseen and described.key not in found:
+            said = language(lang).caption(_turned(described, draw), draw)
+            found[described.key] = Prompt(category, said.text, said.description, unseen, said.spans)
     if len(found) < number and not fewer:
-        kind = "held-out" if held_out else "seen"
+        kind = "unseen" if unseen else "seen"
         raise UserError(
             f"only {len(found)} {kind} prompts of category {category!r} exist, not {number}. Ask for fewer."
         )
     return list(found.values())
 
 
-def _turned(told: Description, draw: Draw) -> Description:
-    """The same description, told from its last object to its first half of the time."""
+def _turned(described: Description, draw: Draw) -> Description:
+    """The same description, from its last object to its first, half of the time."""
     if draw.chance(0.5):
-        return told
-    last = len(told.mentions) - 1
-    relations = tuple(Placed(last - p.target, INVERSE[p.relation], last - p.subject) for p in told.relations)
-    return replace(told, mentions=told.mentions[::-1], relations=relations)
+        return described
+    last = len(described.mentions) - 1
+    relations = tuple(Placed(last - p.target, INVERSE[p.relation], last - p.subject) for p in described.relations)
+    return replace(described, mentions=described.mentions[::-1], relations=relations)
 
 
 def _alternating(draw: Draw, *kinds: list[Description]) -> Iterator[Description]:
     """All descriptions once, in random order, each kind in turn: a rare kind is not drowned by a common one."""
     turns = zip_longest(*(draw.order(kind) for kind in kinds))
-    return (told for told in chain.from_iterable(turns) if told is not None)
+    return (described for described in chain.from_iterable(turns) if described is not None)
 
 
 def _single(draw: Draw) -> Iterator[Description]:
     def alone(*textures: Texture | None) -> list[Description]:
-        return [Description((Mention(*look),)) for look in product(SHAPES, COLOURS, textures)]
+        return [Description((Mention(*appearance),)) for appearance in product(SHAPES, COLOURS, textures)]
 
     return _alternating(draw, alone(None), alone(*TEXTURES))
 
@@ -97,8 +97,8 @@ def _shape(draw: Draw) -> Iterator[Description]:
 
 def _texture(draw: Draw) -> Iterator[Description]:
     pairs = product(combinations(SHAPES, 2), permutations(TEXTURES, 2))
-    told = [Description((Mention(s, None, a), Mention(t, None, b))) for (s, t), (a, b) in pairs]
-    return _alternating(draw, told)
+    described = [Description((Mention(s, None, a), Mention(t, None, b))) for (s, t), (a, b) in pairs]
+    return _alternating(draw, described)
 
 
 def _spatial(draw: Draw) -> Iterator[Description]:
@@ -129,8 +129,8 @@ def _complex(draw: Draw) -> Iterator[Description]:
     """Without end, as there are about 10⁸: two or three objects, a relation of the first two, a style, or both."""
     while True:
         number = draw.pick((2, 3))
-        looks = zip(draw.order(SHAPES)[:number], draw.order(COLOURS), strict=False)
-        mentions = tuple(Mention(shape, colour, draw.pick(TEXTURES)) for shape, colour in looks)
+        appearances = zip(draw.order(SHAPES)[:number], draw.order(COLOURS), strict=False)
+        mentions = tuple(Mention(shape, colour, draw.pick(TEXTURES)) for shape, colour in appearances)
         kind = draw.pick(("relation", "style", "both"))
         relations = (Placed(0, draw.pick(RELATIONS), 1),) if kind != "style" else ()
         yield Description(mentions, relations, draw.pick(STYLES) if kind != "relation" else None)

@@ -35,7 +35,7 @@ class ReaderConfig(Config):
 
 
 @dataclass(frozen=True)
-class Reading:
+class Prediction:
     """What a reader saw: things ordered from left to right, and the style. No things is possible."""
 
     things: tuple[Thing, ...]
@@ -106,7 +106,7 @@ class Reader(nn.Module):
         return _summary(self._trunk(images))
 
     @torch.no_grad()
-    def read(self, images: Float[Tensor, "B 3 H W"], *, threshold: float | None = None) -> list[Reading]:
+    def read(self, images: Float[Tensor, "B 3 H W"], *, threshold: float | None = None) -> list[Prediction]:
         """What is in each picture: local maxima of the heat above the threshold (the reader's own unless given), four at most."""
         threshold = self.config.threshold if threshold is None else threshold
         found = self(images)
@@ -129,7 +129,7 @@ class Reader(nn.Module):
                     thing = Thing(SHAPES[shape], COLOURS[colour], TEXTURES[texture], *place)
                     seen.append((thing, float(score[b, k])))
             seen.sort(key=lambda one: one[0].x)
-            readings.append(Reading(tuple(t for t, _ in seen), STYLES[int(style[b])], tuple(c for _, c in seen)))
+            readings.append(Prediction(tuple(t for t, _ in seen), STYLES[int(style[b])], tuple(c for _, c in seen)))
         return readings
 
     def save_pretrained(self, folder: Path, provenance: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:

@@ -7,37 +7,37 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from syzygy.lab.world.reader import Reader, Reading
+from syzygy.lab.world.reader import Prediction, Reader
 from syzygy.lab.world.scene import COLOURS, SHAPES, TEXTURES, Scene, Thing
 
 NEAR = 0.1
-"""A thing is found when a reading's nearest thing lies within this distance of its centre."""
+"""A thing is found when a prediction's nearest thing lies within this distance of its centre."""
 MISSED = "missed"
 VALUES: dict[str, tuple[str, ...]] = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES}
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(2, 19))
 
 
-def found_things(readings: Sequence[Reading], scenes: Sequence[Scene]) -> Iterator[tuple[Thing, Thing | None]]:
+def found_things(predictions: Sequence[Prediction], scenes: Sequence[Scene]) -> Iterator[tuple[Thing, Thing | None]]:
     """Every thing of the scenes with what was seen in its place, None where nothing was."""
-    for reading, scene in zip(readings, scenes, strict=True):
+    for prediction, scene in zip(predictions, scenes, strict=True):
         for thing in scene.things:
-            near = min(reading.things, key=lambda t: (t.x - thing.x) ** 2 + (t.y - thing.y) ** 2, default=None)
+            near = min(prediction.things, key=lambda t: (t.x - thing.x) ** 2 + (t.y - thing.y) ** 2, default=None)
             close = near is not None and (near.x - thing.x) ** 2 + (near.y - thing.y) ** 2 < NEAR**2
             yield thing, near if close else None
 
 
-def accuracy(readings: Sequence[Reading], scenes: Sequence[Scene]) -> dict[str, float]:
+def accuracy(predictions: Sequence[Prediction], scenes: Sequence[Scene]) -> dict[str, float]:
     """Share of things with the right shape, colour, texture (`attributes`: mean of the three), of right counts and styles.
 
     Missed things count as wrong.
     """
-    pairs = list(found_things(readings, scenes))
+    pairs = list(found_things(predictions, scenes))
     shares = {
         kind: sum(seen is not None and getattr(seen, kind) == getattr(thing, kind) for thing, seen in pairs)
         / len(pairs)
         for kind in VALUES
     }
-    both = list(zip(readings, scenes, strict=True))
+    both = list(zip(predictions, scenes, strict=True))
     return shares | {
         "attributes": sum(shares.values()) / len(shares),
         "count": sum(len(r.things) == len(s.things) for r, s in both) / len(both),
@@ -45,13 +45,13 @@ def accuracy(readings: Sequence[Reading], scenes: Sequence[Scene]) -> dict[str, 
     }
 
 
-def confusion(readings: Sequence[Reading], scenes: Sequence[Scene]) -> dict[str, dict[str, dict[str, int]]]:
+def confusion(predictions: Sequence[Prediction], scenes: Sequence[Scene]) -> dict[str, dict[str, dict[str, int]]]:
     """Attribute → true value → value read (or "missed") → how often."""
     tables: dict[str, dict[str, dict[str, int]]] = {
         kind: {value: dict.fromkeys((*values, MISSED), 0) for value in values}  # a row a true value
         for kind, values in VALUES.items()
     }
-    for thing, seen in found_things(readings, scenes):
+    for thing, seen in found_things(predictions, scenes):
         for kind, table in tables.items():
             table[getattr(thing, kind)][MISSED if seen is None else getattr(seen, kind)] += 1
     return tables
@@ -59,9 +59,9 @@ def confusion(readings: Sequence[Reading], scenes: Sequence[Scene]) -> dict[str,
 
 def best_threshold(reader: Reader, images: Float[Tensor, "B 3 H W"], scenes: Sequence[Scene]) -> float:
     """The heat above which things are counted right in most of these pictures; of equally good ones the middle."""
-    readings = reader.read(images, threshold=0.0)
+    predictions = reader.read(images, threshold=0.0)
     right = [
-        sum(sum(c > t for c in r.confidence) == len(s.things) for r, s in zip(readings, scenes, strict=True))
+        sum(sum(c > t for c in r.confidence) == len(s.things) for r, s in zip(predictions, scenes, strict=True))
         for t in THRESHOLDS
     ]
     best = [t for t, number in zip(THRESHOLDS, right, strict=True) if number == max(right)]
@@ -78,14 +78,14 @@ def shifted(
     padded = F.pad(images, (margin,) * 4, mode="replicate")
     moved = padded[..., margin - down : margin - down + height, margin - right : margin - right + width]
     things = [
-        tuple(Thing(*t.look, t.x + right / width, t.y + down / height, t.radius) for t in scene.things)
+        tuple(Thing(*t.appearance, t.x + right / width, t.y + down / height, t.radius) for t in scene.things)
         for scene in scenes
     ]
     return moved, [Scene(t, s.style, s.background) for t, s in zip(things, scenes, strict=True)]
 
 
-def read_all(reader: Reader, images: Float[Tensor, "B 3 H W"], chunk: int = 256) -> list[Reading]:
-    """Readings of any number of pictures, some at a time, on the reader's device."""
+def read_all(reader: Reader, images: Float[Tensor, "B 3 H W"], chunk: int = 256) -> list[Prediction]:
+    """Predictions for any number of pictures, some at a time, on the reader's device."""
     device = next(reader.parameters()).device
     with torch.no_grad():
-        return [reading for part in images.split(chunk) for reading in reader.read(part.to(device))]
+        return [prediction for part in images.split(chunk) for prediction in reader.read(part.to(device))]

@@ -38,7 +38,7 @@ class Thing:
     radius: float
 
     @property
-    def look(self) -> tuple[Shape, Colour, Texture]:
+    def appearance(self) -> tuple[Shape, Colour, Texture]:
         return self.shape, self.colour, self.texture
 
 
@@ -74,7 +74,7 @@ def relation_between(a: Thing, b: Thing) -> Relation | None:
     return "above" if dy > 0 else "below"
 
 
-HELD_OUT_COLOURS: frozenset[tuple[Shape, Colour]] = frozenset(
+UNSEEN_COLOURS: frozenset[tuple[Shape, Colour]] = frozenset(
     {
         ("circle", "purple"),
         ("square", "orange"),
@@ -86,14 +86,14 @@ HELD_OUT_COLOURS: frozenset[tuple[Shape, Colour]] = frozenset(
         ("moon", "yellow"),
     }
 )
-"""Shape × colour pairs no training after CLIP's and the decoder's sees: one a shape, one a colour."""
+"""Shape × colour pairs that only the trainings of CLIP and of the decoder see: one for each shape, one for each colour."""
 
-HELD_OUT_TEXTURES: frozenset[tuple[Shape, Texture]] = frozenset(
+UNSEEN_TEXTURES: frozenset[tuple[Shape, Texture]] = frozenset(
     {("square", "dotted"), ("star", "striped"), ("moon", "dotted"), ("circle", "striped")}
 )
-"""Shape × texture pairs held out likewise."""
+"""Shape × texture pairs that trainings do not see."""
 
-HELD_OUT_RELATIONS: frozenset[tuple[Shape, Relation, Shape]] = frozenset(
+UNSEEN_RELATIONS: frozenset[tuple[Shape, Relation, Shape]] = frozenset(
     {
         ("circle", "left of", "star"),
         ("heart", "left of", "square"),
@@ -103,21 +103,21 @@ HELD_OUT_RELATIONS: frozenset[tuple[Shape, Relation, Shape]] = frozenset(
         ("ring", "above", "heart"),
     }
 )
-"""Ordered relations of pairs held out likewise; each also holds out its inverse reading (star right of circle)."""
+"""Ordered relations of pairs that trainings do not see; each stands for its inverse too (star right of circle)."""
 
 
-def relation_is_held_out(subject: Shape, relation: Relation, target: Shape) -> bool:
+def relation_is_unseen(subject: Shape, relation: Relation, target: Shape) -> bool:
     """Whether "subject relation target" is on the list, read from either side."""
-    return (subject, relation, target) in HELD_OUT_RELATIONS or (
+    return (subject, relation, target) in UNSEEN_RELATIONS or (
         target,
         INVERSE[relation],
         subject,
-    ) in HELD_OUT_RELATIONS
+    ) in UNSEEN_RELATIONS
 
 
-def is_held_out(scene: Scene) -> bool:
-    """Whether the scene shows any held-out composition, told or not."""
-    if any((t.shape, t.colour) in HELD_OUT_COLOURS or (t.shape, t.texture) in HELD_OUT_TEXTURES for t in scene.things):
+def shows_unseen_composition(scene: Scene) -> bool:
+    """Whether the scene shows a composition that trainings do not see, whether a caption names it or not."""
+    if any((t.shape, t.colour) in UNSEEN_COLOURS or (t.shape, t.texture) in UNSEEN_TEXTURES for t in scene.things):
         return True
     pairs = ((a, b) for i, a in enumerate(scene.things) for b in scene.things[i + 1 :])
-    return any((r := relation_between(a, b)) and relation_is_held_out(a.shape, r, b.shape) for a, b in pairs)
+    return any((r := relation_between(a, b)) and relation_is_unseen(a.shape, r, b.shape) for a, b in pairs)

@@ -21,8 +21,8 @@ def regions(pair: Pair, draw: Draw, side: int) -> tuple[Region, ...]:
     Boxes of any looseness, up to halves and strips of the picture, or discs around each object. Words that stand twice in the caption are
     left out, as a region is for every place where its phrase stands.
     """
-    text, told = pair.caption.text, pair.caption.description.mentions
-    phrases = [(told[span.mention], text[span.start : span.stop]) for span in pair.caption.spans]
+    text, mentions = pair.caption.text, pair.caption.description.mentions
+    phrases = [(mentions[span.mention], text[span.start : span.stop]) for span in pair.caption.spans]
     found = []
     for mention, phrase in phrases:
         things = [thing for thing in pair.scene.things if mention.fits(thing)]

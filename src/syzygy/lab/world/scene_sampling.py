@@ -4,7 +4,7 @@ import math
 
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw
-from syzygy.lab.world.description import Description, Mention, judge
+from syzygy.lab.world.description import Description, Mention, check_facts
 from syzygy.lab.world.scene import (
     COLOURS,
     MAX_OBJECTS,
@@ -18,7 +18,7 @@ from syzygy.lab.world.scene import (
     Style,
     Texture,
     Thing,
-    is_held_out,
+    shows_unseen_composition,
 )
 
 NUMBER_OF_THINGS = (0.3, 0.35, 0.2, 0.15)
@@ -36,14 +36,14 @@ CLOSEST = 0.95
 EDGE = 0.01
 """Nothing reaches closer to the picture's edge."""
 
-Look = tuple[Shape, Colour, Texture]
+Appearance = tuple[Shape, Colour, Texture]
 
 
-def sample_scene(draw: Draw, *, held_out: bool = True) -> Scene:
-    """A random scene. With `held_out=False`, one that shows no held-out composition (rejection)."""
+def sample_scene(draw: Draw, *, unseen: bool = True) -> Scene:
+    """A random scene. With `unseen=False`, one without unseen compositions (by rejection)."""
     while True:
         scene = _any_scene(draw)
-        if held_out or not is_held_out(scene):
+        if unseen or not shows_unseen_composition(scene):
             return scene
 
 
@@ -51,25 +51,25 @@ def _any_scene(draw: Draw) -> Scene:
     at, number = draw.random(), 1
     while number < MAX_OBJECTS and at >= sum(NUMBER_OF_THINGS[:number]):
         number += 1
-    looks = [_look(draw) for _ in range(number)]
+    appearances = [_appearance(draw) for _ in range(number)]
     if number > 1 and draw.chance(ALIKE):
         alike = number if number == 2 or draw.chance(0.5) else number - 1
-        looks = [looks[0]] * alike + looks[alike:]
-    return _place(looks, draw)
+        appearances = [appearances[0]] * alike + appearances[alike:]
+    return _place(appearances, draw)
 
 
-def _look(draw: Draw, mention: Mention | None = None) -> Look:
+def _appearance(draw: Draw, mention: Mention | None = None) -> Appearance:
     shape = mention.shape if mention else draw.pick(SHAPES)
     colour = (mention and mention.colour) or draw.pick(COLOURS)
     texture = (mention and mention.texture) or draw.pick(TEXTURES)
     return shape, colour, texture
 
 
-def _place(looks: list[Look], draw: Draw, style: Style | None = None) -> Scene:
-    low, high = RADIUS[len(looks)]
+def _place(appearances: list[Appearance], draw: Draw, style: Style | None = None) -> Scene:
+    low, high = RADIUS[len(appearances)]
     while True:
         spots: list[tuple[float, float, float]] = []
-        for _ in looks:
+        for _ in appearances:
             radius = low + (high - low) * draw.random() ** 1.5
             for _try in range(40):
                 x, y = (draw.between(radius + EDGE, 1 - radius - EDGE) for _ in range(2))
@@ -78,15 +78,15 @@ def _place(looks: list[Look], draw: Draw, style: Style | None = None) -> Scene:
                     break
             else:
                 break
-        if len(spots) == len(looks):
+        if len(spots) == len(appearances):
             break
-    things = tuple(Thing(*look, *spot) for look, spot in zip(looks, spots, strict=True))
+    things = tuple(Thing(*appearance, *spot) for appearance, spot in zip(appearances, spots, strict=True))
     background = Background(draw.random(), draw.random(), draw.between(0.2, 1.0), draw.between(0.0, 2 * math.pi))
     return Scene(things, style or draw.pick(STYLES), background)
 
 
 def scene_for(description: Description, draw: Draw, *, tries: int = 4000) -> Scene:
-    """A scene of exactly the things named, untold attributes at random, for which every named atom holds.
+    """A scene of exactly the things named, omitted attributes at random, for which every named fact holds.
 
     Raises:
         UserError: more than four objects are named, or no scene was found (contradictory or crowded relations).
@@ -95,10 +95,10 @@ def scene_for(description: Description, draw: Draw, *, tries: int = 4000) -> Sce
     if not 1 <= wanted <= MAX_OBJECTS:
         raise UserError(f"a scene holds 1 to {MAX_OBJECTS} objects; this text names {wanted}. Name fewer.")
     for _ in range(tries):
-        looks = []
+        appearances = []
         for mention in description.mentions:
-            looks += [_look(draw, mention)] * mention.count
-        scene = _place(looks, draw, description.style)
-        if all(atom.holds for atom in judge(description, scene)):
+            appearances += [_appearance(draw, mention)] * mention.count
+        scene = _place(appearances, draw, description.style)
+        if all(fact.holds for fact in check_facts(description, scene)):
             return scene
     raise UserError("found no scene for this text: its relations contradict each other or leave no room. Name fewer.")

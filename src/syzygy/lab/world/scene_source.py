@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.core.randomness import Draw
-from syzygy.lab.world.description import Description, Mention, Placed, Told, describe, judge
+from syzygy.lab.world.description import Description, FactRates, Mention, Placed, check_facts, describe
 from syzygy.lab.world.language import Caption, language
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.render import render
@@ -27,32 +27,34 @@ def pair(
     seed: int,
     index: int,
     *,
-    told: Told | None = None,
-    held_out: bool = True,
+    facts: FactRates | None = None,
+    unseen: bool = True,
     length: Length = "short",
     lang: str = "en",
 ) -> Pair:
-    """Pair number `index` of this seed. `held_out=False` leaves out scenes that show a held-out composition."""
+    """Pair number `index` of this seed. `unseen=False` leaves out scenes that show an unseen composition."""
     draw = Draw(seed, "pair", index)
-    scene = sample_scene(draw, held_out=held_out)
-    description = describe(scene, draw, told or Told())
-    return Pair(scene, language(lang).say(description, draw, length))
+    scene = sample_scene(draw, unseen=unseen)
+    description = describe(scene, draw, facts or FactRates())
+    return Pair(scene, language(lang).caption(description, draw, length))
 
 
-def just_told(seed: int, index: int, *, lang: str = "en") -> Pair:
-    """Pair number `index` of this seed whose scene shows just what its caption says: one thing or two, of different, told shapes and colours.
+def fully_described(seed: int, index: int, *, lang: str = "en") -> Pair:
+    """Pair number `index` of this seed whose caption describes its scene fully: one thing or two, of different shapes and colours.
 
     Words are learned sooner from these than from `pair`, whose captions leave things out.
     """
     draw = Draw(seed, "just told", index)
-    looks = zip(draw.order(SHAPES)[: 1 if draw.chance(0.55) else 2], draw.order(COLOURS), strict=False)
-    mentions = tuple(Mention(*look, draw.pick(TEXTURES) if draw.chance(0.5) else None) for look in looks)
+    appearances = zip(draw.order(SHAPES)[: 1 if draw.chance(0.55) else 2], draw.order(COLOURS), strict=False)
+    mentions = tuple(
+        Mention(*appearance, draw.pick(TEXTURES) if draw.chance(0.5) else None) for appearance in appearances
+    )
     scene = scene_for(Description(mentions), draw)
     relations: tuple[Placed, ...] = ()
     if len(mentions) == 2 and draw.chance(0.3) and (relation := relation_between(*scene.things)):
         relations = (Placed(0, relation, 1),)
     said = Description(mentions, relations, scene.style if draw.chance(0.2) else None)
-    return Pair(scene, language(lang).say(said, draw))
+    return Pair(scene, language(lang).caption(said, draw))
 
 
 def pairs(seed: int, start: int, number: int, **settings) -> list[Pair]:
@@ -78,9 +80,9 @@ def swapped(found: Pair, draw: Draw, lang: str = "en") -> str | None:
     """
     described = found.caption.description
     wrong = _exchanged(described, draw) if len(described.mentions) > 1 else _altered(described, draw)
-    if wrong is None or all(atom.holds for atom in judge(wrong, found.scene)):
+    if wrong is None or all(fact.holds for fact in check_facts(wrong, found.scene)):
         return None
-    return language(lang).say(wrong, draw).text
+    return language(lang).caption(wrong, draw).text
 
 
 def _exchanged(described: Description, draw: Draw) -> Description | None:
@@ -95,8 +97,8 @@ def _exchanged(described: Description, draw: Draw) -> Description | None:
 def _altered(described: Description, draw: Draw) -> Description | None:
     which = int(draw.random() * len(described.mentions))
     mention = described.mentions[which]
-    told = [kind for kind in ("shape", "colour", "texture") if getattr(mention, kind)]
-    kind = draw.pick(told)
+    provided = [kind for kind in ("shape", "colour", "texture") if getattr(mention, kind)]
+    kind = draw.pick(provided)
     values = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES}[kind]
     other = draw.pick([v for v in values if v != getattr(mention, kind)])
     mentions = list(described.mentions)

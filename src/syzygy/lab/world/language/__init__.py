@@ -27,14 +27,14 @@ def language(code: str) -> Language:
     return LANGUAGES[code]
 
 
-def spoken(text: str) -> str:
+def detect_language(text: str) -> str:
     """The code of the language that knows most of a text, counted in letters; English where it is as good as another."""
     return min(LANGUAGES, key=lambda code: sum(map(len, LANGUAGES[code].unknown(text))))
 
 
-def understood(text: str) -> Parsed:
+def parse_caption(text: str) -> Parsed:
     """The description in a text of any language. Raises UserError when it names no object of the world."""
-    return LANGUAGES[spoken(text)].read(text)
+    return LANGUAGES[detect_language(text)].parse(text)
 
 
-__all__ = ["LANGUAGES", "Caption", "Language", "Parsed", "Span", "language", "spoken", "understood"]
+__all__ = ["LANGUAGES", "Caption", "Language", "Parsed", "Span", "detect_language", "language", "parse_caption"]

@@ -49,11 +49,11 @@ class Language(Protocol):
         """What English calls it."""
         ...
 
-    def say(self, description: Description, draw: Draw, length: Length = "short") -> Caption:
+    def caption(self, description: Description, draw: Draw, length: Length = "short") -> Caption:
         """One of several phrasings of the description."""
         ...
 
-    def read(self, text: str) -> Parsed:
+    def parse(self, text: str) -> Parsed:
         """The description in a text. Raises UserError when it names no object of the world."""
         ...
 

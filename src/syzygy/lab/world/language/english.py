@@ -8,7 +8,7 @@ Grammar of the decisive sentence (filler sentences may stand before it):
     group     := mention ("is"? RELATION mention)* | RELATION mention "is" mention
     mention   := (the | number)? adjective* NOUN (("that is" | "is") adjective ("and" adjective)*)?
 
-A plural without a number is read as two. Models are trained on these captions: `say` must give the same for the same
+A plural without a number is read as two. Models are trained on these captions: `caption` must give the same for the same
 description and draw.
 """
 

@@ -13,7 +13,7 @@ from syzygy.lab.world.language.sentence import Grammar, write
 
 @dataclass(frozen=True)
 class Spoken:
-    """A `Language`. `say` and `read` are inverses up to phrasing."""
+    """A `Language`. `caption` and `parse` are inverses up to phrasing."""
 
     name: str
     """What English calls it."""
@@ -23,14 +23,14 @@ class Spoken:
     lexicon: Lexicon
     fillers: Fillers
 
-    def say(self, description: Description, draw: Draw, length: Length = "short") -> Caption:
+    def caption(self, description: Description, draw: Draw, length: Length = "short") -> Caption:
         """One of several phrasings of the description; see `Length` for the lengths."""
         text, spans = write(description, self.grammar, draw, alone=length == "short")
         head = self.fillers.head(draw, length)
         spans = tuple(Span(s.mention, s.start + len(head), s.stop + len(head)) for s in spans)
         return Caption(head + text, description, spans)
 
-    def read(self, text: str) -> Parsed:
+    def parse(self, text: str) -> Parsed:
         """The description in a text.
 
         Raises:
