@@ -14,7 +14,7 @@ from padded import coco_lengths, conditions, options, over_all_80_tokens, prompt
 from torch import Tensor
 
 from syzygy.core.contracts import PackedText
-from syzygy.prior.losses import eclipse_loss
+from syzygy.prior.eclipse import eclipse_loss
 
 
 def main() -> None:

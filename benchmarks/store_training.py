@@ -21,8 +21,8 @@ from syzygy.data import building, store_layout
 from syzygy.data.captions import TokenStates
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_part import Part, write_part
+from syzygy.prior.eclipse import EclipseObjective, PriorTaskConfig
 from syzygy.prior.embedding_pairs import split
-from syzygy.prior.objectives import EclipseObjective, PriorTaskConfig
 from syzygy.prior.prior_task import PriorTask
 from syzygy.training.ema import Ema
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from syzygy.clip.clip_model import Clip
-from syzygy.lab.starter.tiny_lm import LmConfig, build_lm
+from syzygy.lab.starter.lm_training import LmConfig, build_lm
 from syzygy.lab.world import scene_source
 from syzygy.text_encoders.adapter import AdapterConfig, AdapterSizes, TextAdapter, TextStatistics
 from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignTaskConfig

@@ -8,7 +8,7 @@ import pytest
 
 from syzygy.cli.main import LazyGroup, cli
 from syzygy.core.config import override
-from syzygy.lab import presets
+from syzygy.core.registry import preset
 from tests.documents import FENCED, ROOT, commands
 
 
@@ -54,8 +54,8 @@ def test_commands_are_understood(path: Path) -> None:
 def _settings(context: click.Context) -> None:
     """KEY=VALUE are settings of the preset."""
     given = context.params
-    table = f"ADAPTER_{'DECODER' if given['decoder'] else given['stage'].upper()}"
-    override(presets.choose(getattr(presets, table), given["preset"]), given["overrides"])
+    table = f"{'DECODER' if given['decoder'] else given['stage'].upper()}_PRESETS"
+    override(preset(f"syzygy.text_encoders.presets:{table}", given["preset"]), given["overrides"])
 
 
 @pytest.mark.parametrize(

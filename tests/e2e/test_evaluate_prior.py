@@ -16,12 +16,12 @@ from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.data.store import EmbeddingStore
+from syzygy.lab.evaluate import held_out
+from syzygy.lab.evaluate.held_out import Past, common, past_of, rest_of
 from syzygy.lab.evaluate.prior_retrieval import SHIFTED, SHUFFLED, Truth, controls, scored
-from syzygy.prior import held_out
 from syzygy.prior.baselines import TextIdentity
 from syzygy.prior.embedding_pairs import StorePairs, split
 from syzygy.prior.embedding_statistics import frechet_distance
-from syzygy.prior.held_out import Past, common, past_of, rest_of
 from syzygy.prior.prior_loading import load_prior
 
 PAIRS = 60

@@ -58,7 +58,7 @@ def test_the_folder_is_as_published_with_a_card_and_a_record_beside(
     assert "license:" not in text
     assert "40 pairs of text and image (40 pictures), from rendered scenes of Syzygy's embedded world" in text
     assert "The metric frechet is not measured: it needs more validation captions than the 32 dimensions" in text
-    assert "on 20 pairs (20 pictures) that training left out" in text
+    assert "on 20 pairs (20 pictures) that training omitted" in text
     painted = syzygy("generate", "a red circle", "--model", "starter", "--prior", tmp_path / "mine", "--out", tmp_path)
     assert painted.code == 2, "another CLIP's prior"
 

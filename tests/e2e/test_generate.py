@@ -221,12 +221,12 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "another library's model": (_changed("model_index.json", _class_name="KandinskyPipeline"), "'KandinskyPipeline'"),
     "newer schema": (_changed("model_index.json", schema_version=99), "has schema 99"),
     "mismatched width": (_changed("prior/config.json", attention_head_dim=8), "do not fit EclipsePrior"),
-    "another CLIP's prior": (_changed("prior/provenance.json", clip="0123"), "trained beside another clip (0123)"),
+    "another CLIP's prior": (_changed("prior/provenance.json", clip="0123"), "trained with another clip (0123)"),
     "another autoencoder's decoder": (
         _changed("decoder/provenance.json", autoencoder="0123"),
-        "trained beside another autoencoder (0123)",
+        "trained with another autoencoder (0123)",
     ),
-    "another CLIP's decoder": (_changed("decoder/provenance.json", clip="0123"), "trained beside another clip (0123)"),
+    "another CLIP's decoder": (_changed("decoder/provenance.json", clip="0123"), "trained with another clip (0123)"),
     "NaN in weights": (_not_finite, "proj_in.weight holds NaN or infinity"),
 }
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from syzygy.lab import presets
 from syzygy.lab.evaluate import evaluate_composition, probe
+from syzygy.lab.reproduce import presets
 from syzygy.lab.reproduce.eclipse_experiment import Job, jobs
 
 SMALL = (

@@ -24,12 +24,12 @@ from syzygy.generation.prior_pipeline import PriorPipeline
 from syzygy.generation.replaced_text_encoder import adapt, with_text
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import evaluate_composition
+from syzygy.lab.starter.prior_training import embed
 from syzygy.lab.world import scene_source as source
 from syzygy.pretrained.karlo import KarloDecoder
 from syzygy.pretrained.visiting import VisitingPrior, VisitingText
 from syzygy.prior.diffusion_prior import DiffusionPrior, DiffusionPriorConfig, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.training import embed
 from syzygy.text_encoders.adapter import AdaptedText
 from syzygy.text_encoders.llm import Llm
 from tests.closeness import NETWORK, assert_close

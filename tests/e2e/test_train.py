@@ -16,16 +16,17 @@ from syzygy.decoder.backbone import load_decoder
 from syzygy.generation import own_models
 from syzygy.generation.image_files import read_record
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab import presets
 from syzygy.lab.starter import autoencoder_training as autoencoder_run
 from syzygy.lab.starter import clip_training as clip_run
 from syzygy.lab.starter import decoder_training as decoder_run
 from syzygy.lab.starter import lm_training as lm_run
+from syzygy.lab.starter import presets
 from syzygy.lab.starter import reader_training as reader_run
 from syzygy.lab.starter import starter_training as starter_run
 from syzygy.lab.starter import t5_training as t5_run
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.presets import PRESETS as PRIORS
 from syzygy.text_encoders import training as adapter_run
 from tests.stopping import stopped
 
@@ -158,7 +159,7 @@ def test_from_nothing_to_a_picture(
     assert other["folder"] == str(tmp_path / "q" / "prior")
     refused = syzygy("generate", "a moon", "--model", tiny_model, "--prior", tmp_path / "q", "--out", tmp_path / "out")
     assert refused.code == 2
-    assert "were trained beside another clip" in refused.err
+    assert "were trained with another clip" in refused.err
 
 
 def test_a_diffusion_prior_takes_eclipses_place(
@@ -226,9 +227,7 @@ def test_the_starter_in_stages(
         raise AssertionError("a finished stage ran again")
 
     with monkeypatch.context() as patch:
-        own = {"prior": "prior.training", "adapter": "text_encoders.training"}
-        for module in (*TINY, "lm", "adapter"):
-            patch.setattr(f"syzygy.{own.get(module, f'lab.starter.{module}_training')}.fit", not_again)
+        patch.setattr("syzygy.training.run_records.fit", not_again)
         assert train("starter", *out) == result
         for stage, part, changed in (
             ("align", "prior", "another"),
@@ -254,13 +253,13 @@ def test_the_starter_in_stages(
 def test_a_stage_needs_its_clip(syzygy: Callable[..., Any], tmp_path: Path) -> None:
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "prior")
     assert answer.code == 2
-    assert "stage 'prior' is trained beside clip" in answer.err
+    assert "stage 'prior' is trained with clip" in answer.err
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "clip,decodr")
     assert answer.code == 2
     assert "unknown stage 'decodr'. Did you mean 'decoder'?" in answer.err
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "align")
     assert answer.code == 2
-    assert "stage 'align' is trained beside clip" in answer.err
+    assert "stage 'align' is trained with clip" in answer.err
     answer = syzygy("train", "starter", "--out", tmp_path, "image.task.frozen=none")
     assert answer.code == 2
     assert "a model has one prior, CLIP's and the adapter's" in answer.err
@@ -328,7 +327,7 @@ def test_settings_are_listed_with_what_they_mean(syzygy: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize(
-    "table", [presets.AUTOENCODER, presets.CLIP, presets.DECODER, presets.PRIOR, presets.READER, presets.STARTER]
+    "table", [presets.AUTOENCODER, presets.CLIP, presets.DECODER, PRIORS, presets.READER, presets.STARTER]
 )
 def test_every_preset_is_a_complete_run(table: Mapping[str, Callable[[], Config]]) -> None:
     for preset in table.values():

@@ -24,7 +24,7 @@ from syzygy.lab.world import scene_source
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.parallel_corpus import parallel
 from syzygy.prior.prior_loading import load_prior
-from syzygy.prior.published_layout import WEIGHTS_FILE
+from syzygy.prior.prior_network import WEIGHTS_FILE
 from syzygy.text_encoders.adapter import SIZES, TextAdapter
 from syzygy.text_encoders.adapter_folders import PreviousStage, load_adapted
 from syzygy.text_encoders.adapter_task import AdapterTask
@@ -297,7 +297,7 @@ ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--
         (("--stage", "align", "--llm", "x", "--from", "y"), "--from has no effect with stage 'align'"),
         (("--stage", "align", "--llm", "x", "--filter", "a > 1"), "--filter has no effect with stage 'align'"),
         (("--stage", "quality", "--from", "{image}", "--data", "{store}"), "select them with --filter"),
-        (("--stage", "image", "--from", "{aligned}", "--data", "{store}", "--clip", "x"), "and --data: the store tells"),
+        (("--stage", "image", "--from", "{aligned}", "--data", "{store}", "--clip", "x"), "and --data: the store records them"),
         (("--stage", "quality", "--from", "{aligned}", "--data", "{store}", "--filter", "a > 1"), "is of stage 'align'; stage 'quality'"),
         ((*ON_STORE, "--filter", "height > 9 and x > 1"),
          "unknown column"),
@@ -305,7 +305,7 @@ ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--
          "no picture for training passes the filter"),
         ((*ON_STORE, "scenes=5"), "scenes=5 has no effect on a store"),
         ((*ON_STORE, "--features", "clip"), "made with other features"),
-        (("--stage", "image", "--from", "{aligned}"), "were trained beside another clip"),
+        (("--stage", "image", "--from", "{aligned}"), "were trained with another clip"),
         (("--stage", "image", "--from", "{aligned}", "--preset", "vit-l-14", "--prior", "{model}", "--clip", "{model}"),
          "this preset trains on an embedding store"),
         (("--stage", "align", "--llm", "{llm}", "--preset", "bigg-14"), "this preset aligns on a corpus"),

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
-from syzygy.lab import presets
-from syzygy.lab.starter.tiny_lm import LmConfig, build_lm
+from syzygy.lab.starter import presets
+from syzygy.lab.starter.lm_training import LmConfig, build_lm
 from syzygy.text_encoders.llm import Llm
 
 SMALL = ("lm.width=32", "lm.layers=1", "lm.heads=2", "lm.feed_forward=32", "lm.vocabulary=1500", "task.batch_size=4",

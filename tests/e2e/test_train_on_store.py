@@ -18,9 +18,8 @@ from syzygy.core.artifacts import read_tensors
 from syzygy.core.errors import UserError
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_files import mapped, write_tensors
-from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
+from syzygy.prior.eclipse import EclipseObjective, EclipsePrior, EclipsePriorConfig, PriorTaskConfig
 from syzygy.prior.embedding_pairs import PriorData, StorePairs, split
-from syzygy.prior.objectives import EclipseObjective, PriorTaskConfig
 from syzygy.prior.prior_task import PriorTask
 from tests.closeness import assert_close
 from tests.stopping import stopped

@@ -78,7 +78,7 @@ def test_a_decoder_goes_on_with_t5_beside(syzygy, tiny_model: Path, tmp_path: Pa
     build_t5(T5Config(width=32, layers=1, decoder_layers=1, heads=2), ["a red circle"] * 9, seed=1).save_pretrained(
         whole / "t5", {}
     )
-    with pytest.raises(UserError, match="trained beside another t5"):
+    with pytest.raises(UserError, match="trained with another t5"):
         TextToImage.from_pretrained(whole)
 
     fresh = build_decoder(new.config, seed=1)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from syzygy.core.contracts import PackedText, TextFeatures
-from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
-from syzygy.prior.losses import contrastive_loss
+from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig, contrastive_loss
 from tests.closeness import NETWORK, assert_close
 
 WIDTH, TOKENS = 8, 6

@@ -30,7 +30,7 @@ from syzygy.core import artifacts
 from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
 from syzygy.core.randomness import generator
 from syzygy.training.loop import fit
-from syzygy.prior.objectives import EclipseObjective, PriorTaskConfig
+from syzygy.prior.eclipse import EclipseObjective, PriorTaskConfig
 from syzygy.prior.embedding_pairs import PriorData
 from syzygy.training.parallel import joined
 from syzygy.prior.prior_task import PriorTask

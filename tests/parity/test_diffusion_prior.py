@@ -24,7 +24,7 @@ from syzygy.prior.diffusion_prior import (
 )
 from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
-from syzygy.prior.unclip_schedule import alphas_bar, visited
+from syzygy.prior.unclip_sampling import alphas_bar, visited
 from tests.closeness import NETWORK, assert_close
 
 WIDTH, TOKENS = 12, 7

@@ -21,8 +21,7 @@ from syzygy.core.contracts import Guide, ImageDecoder, Progress, Region, Samplin
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator, per_sample_noise
 from syzygy.pretrained.karlo import KarloDecoder, embedding_width, load_karlo
-from syzygy.prior.ancestral import Ancestral, walk
-from syzygy.prior.unclip_schedule import alphas_bar, visited
+from syzygy.prior.unclip_sampling import Ancestral, alphas_bar, visited, walk
 from syzygy.regions import region_bias as paint
 from tests.closeness import LEVEL, NETWORK, assert_close
 from tests.tiny_karlo import LARGE, SMALL, karlo_models, karlo_schedulers, tiny_karlo

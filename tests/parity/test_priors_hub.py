@@ -21,7 +21,8 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.prior.diffusion_prior import SampledPrior, fresh_noise
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.prior_loading import find_prior, load_eclipse, load_prior
+from syzygy.prior.prior_loading import load_prior
+from syzygy.prior.prior_network import find_prior
 from tests.hub_cache import COMMIT, add_snapshot
 
 OTHER = "f" * 40
@@ -190,9 +191,9 @@ def test_a_stock_prior_without_scheduler_or_statistics_is_refused(stock: Path, t
 
 def test_where_eclipse_is_needed_a_stock_prior_is_told_from_it(stock: Path, tiny_model: Path, cache: Path) -> None:
     with pytest.raises(UserError, match=r"holds a diffusion prior .*An ECLIPSE prior is needed"):
-        load_eclipse(stock)
+        EclipsePrior.from_pretrained(stock)
     add_to_cache(cache, tiny_model / "prior", COMMIT, "main")
-    assert isinstance(load_eclipse(HUB_ID), EclipsePrior)
+    assert isinstance(EclipsePrior.from_pretrained(HUB_ID), EclipsePrior)
 
 
 def test_a_download_takes_the_prior_alone(
@@ -226,4 +227,4 @@ def test_a_download_takes_the_prior_alone(
         )
     }
     assert isinstance(load_prior(folder, Clip.from_pretrained(stock)), SampledPrior)
-    assert isinstance(load_eclipse("some/eclipse", local_files_only=False), EclipsePrior)
+    assert isinstance(EclipsePrior.from_pretrained("some/eclipse", local_files_only=False), EclipsePrior)

@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", metavar="EXPERTS|NAMES")
 @click.option("--steps", type=Whole(1), default=25, show_default=True, metavar="N", help="Sampling steps.")
-@click.option("--sampler", metavar="NAME", help="euler, heun or dpm++2m (the default).")
+@click.option("--sampler", metavar="NAME", help="euler, heun or dpm++2m.  [default: dpm++2m]")
 @click.option(
     "--scheduler",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="FOLDER",
-    help="Plan for a scheduler of diffusers: its folder, or that of a pipeline.",
+    help="Plan for a diffusers scheduler: its folder, or a pipeline's.",
 )
 @json_option
 def plan(source: str, steps: int, sampler: str | None, scheduler: Path | None, as_json: bool) -> None:
-    """Which evaluations of a schedule each expert serves.
+    """Show which evaluations of a schedule each expert serves.
 
-    EXPERTS is the folder of an ensemble, or of the run that grew it. Or the NAMES of leaves joined by commas, such as
-    E3_0,complement,E9_511, cut from the training noise of the starter's decoder, or of --scheduler. The plan is made in σ, so it
-    holds for any number of steps and any sampler; a second-order one evaluates the end of its steps too, perhaps with another
-    expert.
+    EXPERTS is the folder of an ensemble or of the run that trained it. NAMES are leaves separated by commas, such as
+    E3_0,complement,E9_511; they divide the training noise of the starter's decoder, or of --scheduler. The plan is made in σ, so it
+    is valid for any number of steps and any sampler. A second-order sampler also evaluates the end of each step, which another
+    expert may serve.
 
     \b
     For a U-Net of diffusers, with the scheduler in a pipeline's folder:
@@ -63,21 +63,21 @@ def plan(source: str, steps: int, sampler: str | None, scheduler: Path | None, a
 def _planned(
     source: str, steps: int, sampler: str | None, scheduler: Path | None
 ) -> "tuple[Stages, list[Evaluation], str]":
-    """Stages, the plan, and what the sampler is called."""
-    from syzygy.decoder.noise_levels import KarrasSchedule
+    """The stages, the plan, and the name of the sampler."""
+    from syzygy.core.model_parts import part_folder
+    from syzygy.decoder.noise_levels import KarrasSchedule, LogNormal
     from syzygy.experts import routing, timestep_plan
     from syzygy.experts.expert_folders import experts_folder, load_stages
-    from syzygy.experts.training import stages_of
-    from syzygy.lab.presets import decoder_starter
+    from syzygy.experts.training import noise_of, stages_of
 
     leaves = None if Path(source).exists() else [name.strip() for name in source.split(",")]
     if scheduler is None:
         name = sampler or "dpm++2m"
         own = load_stages(experts_folder(Path(source))) if leaves is None else None
-        stages = own or stages_of(leaves or [], decoder_starter().task.noise)
+        stages = own or stages_of(leaves or [], noise_of(part_folder("starter", "decoder"), LogNormal()))
         return stages, routing.plan(stages, KarrasSchedule().sigmas(steps), name), name
     if sampler is not None:
-        raise UserError("--sampler is for our own decoder; --scheduler is a sampler: give one of them.")
+        raise UserError("--sampler is for our own decoder, and --scheduler is a sampler itself: give one of them.")
     from syzygy.core import diffusers_timesteps
 
     walked = diffusers_timesteps.read_scheduler(scheduler)

@@ -54,16 +54,24 @@ COMMANDS: Table = {
     "train": Branch(
         "Train a part of the system, or all of the starter.",
         {
-            "clip": Leaf("syzygy.cli.train:clip", "CLIP on the embedded world."),
+            "clip": Leaf("syzygy.lab.commands.train_starter:clip", "CLIP on the embedded world."),
             "prior": Leaf("syzygy.cli.train:prior", "A prior: text features to image embedding."),
-            "autoencoder": Leaf("syzygy.cli.train:autoencoder", "An autoencoder: picture to latents and back."),
-            "decoder": Leaf("syzygy.cli.train:decoder", "A decoder: embedding and text to latents."),
+            "autoencoder": Leaf(
+                "syzygy.lab.commands.train_starter:autoencoder", "An autoencoder: picture to latents and back."
+            ),
+            "decoder": Leaf("syzygy.lab.commands.train_starter:decoder", "A decoder: embedding and text to latents."),
             "experts": Leaf("syzygy.cli.train_experts:experts", "Expert denoisers for stages of the noise."),
-            "t5": Leaf("syzygy.cli.train:t5", "A T5 text encoder, for prompts of any length."),
-            "lm": Leaf("syzygy.cli.train:lm", "A language model that reads all languages of the world."),
+            "t5": Leaf("syzygy.lab.commands.train_starter:t5", "A T5 text encoder, for prompts of any length."),
+            "lm": Leaf(
+                "syzygy.lab.commands.train_starter:lm", "A language model that reads all languages of the world."
+            ),
             "adapter": Leaf("syzygy.cli.train_adapter:adapter", "An adapter: other languages, prompts past 77 tokens."),
-            "reader": Leaf("syzygy.cli.train:reader", "The reader that judges pictures: picture to attributes."),
-            "starter": Leaf("syzygy.cli.train:starter", "The starter weights, from nothing, in resumable stages."),
+            "reader": Leaf(
+                "syzygy.lab.commands.train_starter:reader", "The reader that judges pictures: picture to attributes."
+            ),
+            "starter": Leaf(
+                "syzygy.lab.commands.train_starter:starter", "The starter weights, from nothing, in resumable stages."
+            ),
         },
     ),
     "experts": Branch(

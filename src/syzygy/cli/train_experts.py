@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import note
-from syzygy.cli.training import EPILOG, Trained, fitting_of, run_training, train_options
+from syzygy.cli.training import EPILOG, Trained, as_setting, fitting_of, run_training, train_options
 from syzygy.core.errors import UserError
+from syzygy.core.registry import imported
 
 if TYPE_CHECKING:
     import torch
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
     epilog=EPILOG
     + """
 \b
-Each node of the tree is a run of its own in RUN/nodes; finished ones are not run again.
-  syzygy experts plan E3_0,complement,E9_511    which steps the leaves would serve
+Each node of the tree is a run of its own in RUN/nodes. Finished nodes are not trained again.
+  syzygy experts plan E3_0,complement,E9_511    shows which steps the leaves would serve
 
 \b
-On your own pictures, from any Stable Diffusion 1.x, 2.x or XL, or Kandinsky 2.2's decoder, on your disk:
+On your own images, from a local Stable Diffusion 1.x, 2.x or XL, or Kandinsky 2.2's decoder:
   syzygy train experts --model stable-diffusion-xl-base-1.0/ --data pairs/ --out RUN
   syzygy train experts --model kandinsky-2-2-decoder/ --clip kandinsky-2-2-prior/ --data pairs/ --out RUN
   syzygy train experts --model … --data … --form full --leaves E1_0,E1_1 --out RUN
-  syzygy train experts --data … --settings      what can be set then
-Their latents are made first, once. SOURCE is what syzygy embed takes: tars, parquet, or a folder with
-metadata.jsonl. Presets are lora and full then. In Python, they stand in for a pipeline's U-Net:
+  syzygy train experts --data … --settings      lists the settings with --data
+The images are encoded to latents once, before training. SOURCE is as in syzygy embed: tars, parquet, or a folder with
+metadata.jsonl. With --data the presets are lora and full. In Python, the experts replace a pipeline's U-Net:
   pipe.unet = ExpertUNet.from_pretrained("RUN")
 """
 )
@@ -37,74 +38,64 @@ metadata.jsonl. Presets are lora and full then. In Python, they stand in for a p
     default="starter",
     show_default=True,
     metavar="FOLDER|MODEL",
-    help="The model that is grown: its decoder, beside its CLIP; or, with --data, a pipeline's folder in diffusers' layout.",
+    help="The model whose decoder the experts start from. With --data, a pipeline's folder in diffusers' layout.",
 )
-@click.option("--data", metavar="SOURCE", help="Captioned pictures of your own, for a pipeline's U-Net.")
+@click.option("--data", metavar="SOURCE", help="Your own images with captions, to train experts of a pipeline's U-Net.")
 @click.option(
     "--clip",
     "clip_source",
     metavar="FOLDER|HUB-ID",
-    help="With --data, for Kandinsky's decoder: the CLIP that it was trained with.",
+    help="With --data and Kandinsky's decoder, the CLIP that it was trained with.",
 )
 @click.option(
     "--form",
     type=click.Choice(["lora", "full"]),
-    help="Low-rank adaptations, or whole networks.  [default: full; with --data lora]",
+    help="Train low-rank adaptations or whole networks.  [default: full; with --data lora]",
 )
-@click.option("--leaves", metavar="NAMES", help="The experts, joined by commas.  [default: E3_0,complement,E9_511]")
+@click.option(
+    "--leaves", metavar="NAMES", help="Names of the experts, separated by commas.  [default: E3_0,complement,E9_511]"
+)
 @train_options("full")
 def experts(
     model: str, data: str | None, clip_source: str | None, form: str | None, leaves: str | None, **options: Any
 ) -> None:
-    """Expert denoisers for stages of the noise, grown from a model's decoder (eDiff-I)."""
-    options["overrides"] = _with_tree(form, leaves, options["overrides"])
+    """Train expert denoisers for intervals of the noise level, from a model's decoder (eDiff-I)."""
+    names = None if leaves is None else [name.strip() for name in leaves.split(",")]
+    options["overrides"] = as_setting({"form": form, "leaves": names}, options["overrides"])
     if data is not None:
         _expert_unets(model, data, clip_source, form, **options)
         return
     if clip_source is not None:
-        raise UserError("--clip has no effect without --data: a model brings its own. Leave it out.")
+        raise UserError("--clip has no effect without --data, because a model has its own. Leave it out.")
     if (Path(model) / "unet").is_dir():
         raise UserError(
-            f"{model} is a pipeline in diffusers' layout: give --data too, the captioned pictures to train on."
+            f"{model} is a pipeline in diffusers' layout: give the captioned images to train on with --data."
         )
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.clip.clip_model import Clip
         from syzygy.core.model_parts import part_folder
         from syzygy.decoder.autoencoder import Autoencoder
-        from syzygy.experts import training as experts
         from syzygy.generation.own_models import own_encoders
 
         clip = Clip.from_pretrained(part_folder(model, "clip")).to(device).requires_grad_(False)
         latents = Autoencoder.from_pretrained(part_folder(model, "autoencoder")).to(device).requires_grad_(False)
         decoder = part_folder(model, "decoder")
         t5 = own_encoders(decoder.parent, decoder, str(device)).get("t5")
-        folder = experts.train(run, decoder, clip, latents, out, device, note, t5)
+        train = imported("syzygy.lab.starter.experts_training:train")
+        folder = train(run, decoder, clip, latents, out, device, note, t5)
         return Trained(folder, {}, (f"syzygy experts plan {quote(str(out))}",))
 
     def as_trained(run: Any) -> Any:
         from syzygy.core.model_parts import part_folder
-        from syzygy.experts import training as experts
 
-        return experts.as_trained(run, part_folder(model, "decoder"))
+        return imported("syzygy.lab.starter.experts_training:as_trained")(run, part_folder(model, "decoder"))
 
-    run_training("EXPERTS", body, as_trained, **options)
-
-
-def _with_tree(form: str | None, leaves: str | None, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """The options as settings, before the others; the same setting twice is an error."""
-    import json
-
-    names = None if leaves is None else [name.strip() for name in leaves.split(",")]
-    given = {name: value for name, value in (("form", form), ("leaves", names)) if value is not None}
-    for name in given:
-        if any(text.partition("=")[0] == name for text in overrides):
-            raise UserError(f"--{name} and {name}=… say the same: give one of them.")
-    return (*(f"{name}={json.dumps(value)}" for name, value in given.items()), *overrides)
+    run_training("syzygy.lab.starter.presets:EXPERTS", body, as_trained, **options)
 
 
 def _expert_unets(model: str, data: str, clip: str | None, form: str | None, **options: Any) -> None:
-    """`train experts --data`: the presets are others then, and so is the default."""
+    """`train experts --data`, which has other presets."""
     source = click.get_current_context().get_parameter_source("preset")
     if source is click.core.ParameterSource.DEFAULT:
         options["preset"] = form or "lora"
@@ -113,10 +104,10 @@ def _expert_unets(model: str, data: str, clip: str | None, form: str | None, **o
         from syzygy.experts import unet_expert_training
 
         if not Path(model).is_dir():
-            raise UserError(f"--data needs a --model in diffusers' layout on this disk; there is no folder {model}.")
+            raise UserError(f"--data needs a local --model in diffusers' layout; there is no folder {model}.")
         folder = unet_expert_training.train(
             run, Path(model), data, out, device, note, clip, fitting_of(options["overrides"])
         )
         return Trained(folder, {}, (f"syzygy experts plan {quote(str(out))}",))
 
-    run_training("EXPERT_UNETS", body, **options)
+    run_training("syzygy.experts.presets:PRESETS", body, **options)

@@ -1,7 +1,7 @@
-"""What every `syzygy train` command shares: its options, and what it does around a training."""
+"""The options that all `syzygy train` commands share, and the steps before and after a training."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from syzygy.cli.common import Whole, device_option, json_option, note, stacked, tell_next, writable_folder
+from syzygy.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -20,41 +21,41 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 EPILOG = """
 \b
-KEY=VALUE overrides one setting of the preset, such as loop.steps=300.
---settings lists all of them, with their values and what they mean.
-The same command continues a run that was interrupted.
+KEY=VALUE overrides a setting of the preset, such as loop.steps=300.
+--settings lists all settings with their values and meanings.
+Run the same command again to continue an interrupted run.
 """
 
 
 class Trained(NamedTuple):
-    """What a command tells at its end."""
+    """What a command reports at its end."""
 
     folder: Path
-    """Where the artefact is."""
+    """The folder of the artefact."""
     metrics: dict[str, Any]
-    """What it was measured to do."""
+    """Its metrics."""
     next_steps: tuple[str, ...] = ()
-    """Commands to try, or sentences about what cannot be tried."""
+    """Commands to try, or sentences."""
 
 
 def train_options(preset: str) -> Callable[[F], F]:
-    """What every `train` command takes, and passes on to `run_training`."""
+    """The options of every `train` command, which it passes on to `run_training`."""
     folder = click.Path(path_type=Path)
     options = (
         click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…"),
-        click.option("--preset", default=preset, show_default=True, help="The settings to start from."),
+        click.option("--preset", default=preset, show_default=True, help="The set of settings to start from."),
         click.option("--out", type=folder, metavar="RUN", help="Folder of the run.  [required]"),
         click.option("--settings", "show_settings", is_flag=True, help="Print the settings and exit."),
         click.option(
             "--dry-run",
             is_flag=True,
-            help="Estimate time, memory and disk from a few steps on the real data, and exit without writing.",
+            help="Estimate time, memory and disk space from a few steps on the real data, then exit without writing.",
         ),
         click.option(
             "--threads",
             type=Whole(1, 256),
             metavar="N",
-            help="Number of CPU threads. Continue a run with the same number to get the same bits.  [default: torch's]",
+            help="Number of CPU threads. A continued run gives bit-equal results with the same number only.  [default: torch's]",
         ),
         device_option,
         json_option,
@@ -64,7 +65,7 @@ def train_options(preset: str) -> Callable[[F], F]:
 
 
 def run_training(
-    presets_name: str,
+    presets: str,
     body: "Callable[[Any, Path, torch.device], Trained]",
     begin: Callable[[Any], Any] = lambda run: run,
     *,
@@ -77,13 +78,19 @@ def run_training(
     device: str,
     as_json: bool,
 ) -> None:
-    """Choose and override a preset, train, and tell what came out. `begin`: what a preset becomes before it is overridden."""
+    """Choose and override a preset, train, and print the result.
+
+    Args:
+        presets: the table of presets, as "module:attribute".
+        body: trains in a folder on a device.
+        begin: changes a preset before it is overridden.
+    """
     import json
 
     from syzygy.core.config import override
-    from syzygy.lab import presets
+    from syzygy.core.registry import preset as chosen
 
-    run = override(begin(presets.choose(getattr(presets, presets_name), preset)), overrides, note)
+    run = override(begin(chosen(presets, preset)), overrides, note)
     if show_settings:
         _print_settings(run, as_json)
         return
@@ -111,7 +118,7 @@ def run_training(
 
 
 def _estimate(body: Callable[[Path], Trained], out: Path, as_json: bool) -> None:
-    """Run the training in a folder that is thrown away, up to the estimate, and print it."""
+    """Run the training in a temporary folder, up to the estimate, and print that."""
     import json
     import tempfile
 
@@ -134,11 +141,31 @@ def _estimate(body: Callable[[Path], Trained], out: Path, as_json: bool) -> None
     click.echo("Nothing was written. The same command without --dry-run trains.")
 
 
+def set_names(overrides: tuple[str, ...]) -> set[str]:
+    """The names of the settings that KEY=VALUE arguments set."""
+    return {text.partition("=")[0] for text in overrides}
+
+
+def as_setting(options: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """KEY=VALUE arguments that include these options, where they were given.
+
+    Raises:
+        UserError: an option and an argument set the same setting.
+    """
+    import json
+
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name in set_names(overrides):
+            raise UserError(f"--{name} and {name}=… say the same: give one of them.")
+    return (*(f"{name}={json.dumps(value)}" for name, value in given.items()), *overrides)
+
+
 def fitting_of(overrides: tuple[str, ...]) -> "Fitting":
     """Settings that were not given follow the data; lines about them go to standard error."""
     from syzygy.training.fitting import Fitting
 
-    return Fitting(frozenset(text.partition("=")[0] for text in overrides), note)
+    return Fitting(frozenset(set_names(overrides)), note)
 
 
 def _print_settings(run: "Config", as_json: bool) -> None:

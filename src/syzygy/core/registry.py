@@ -4,7 +4,7 @@ A name leads to a target, "module:attribute", that is imported when it is chosen
 fast and the library knows the lab by name only. Other packages add names by entry point.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -16,6 +16,18 @@ def imported(target: str) -> Any:
     """The object that a target, "module:attribute", names."""
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def preset(table: str, name: str) -> Any:
+    """The settings called `name` in a table of presets, which is given by its target: a mapping of names to functions.
+
+    Raises:
+        UserError: an unknown name; the error lists the known ones.
+    """
+    presets: Mapping[str, Callable[[], Any]] = imported(table)
+    if name not in presets:
+        raise unknown("preset", name, presets)
+    return presets[name]()
 
 
 class Registry:

@@ -21,19 +21,17 @@ from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.core.wording import counted, duration
 from syzygy.data.pair import Sample, Shard
 from syzygy.data.sources import Source, SourceOptions, open_source
-from syzygy.experts.expert_folders import TRUNK, load_lora, save_lora
+from syzygy.experts.expert_folders import TRUNK, load_lora
 from syzygy.experts.latent_cache import Latents, encoded
 from syzygy.experts.routing import Stages
-from syzygy.experts.training import GROWN, Growth, TreeRun, check_same, grow_tree, growth, record_of
+from syzygy.experts.training import Growth, TreeRun, finished_node, grow_tree, growth, node_folder, train_node
 from syzygy.pretrained.training_families import load_beside
 from syzygy.pretrained.unet_task import DiscreteNoise, LatentBatch, UNetTask, UNetTaskConfig, recomputed
 from syzygy.pretrained.unet_training import SCHEDULER, Conditions, Pictures, copy_unet, load_unet, save_unet
 from syzygy.training import checkpoints
 from syzygy.training.estimate import is_dry_run
 from syzygy.training.fitting import AS_GIVEN, Fitting
-from syzygy.training.loop import fit
 from syzygy.training.precision import autocast, precision_on
-from syzygy.training.run_records import reporter
 
 DRY_RUN_PICTURES = 32
 """A dry run makes the latents of so many pictures."""
@@ -250,37 +248,30 @@ def _adaptation(unet: nn.Module, run: ExpertUNetsRun) -> Lora:
 
 def _grow(ground: _Ground, one: Growth, told: dict[str, Any]) -> Path:
     """One node's training, from the weights of the node above it, or from the model's own U-Net; a finished one is not run again."""
-    run, device, folder = ground.run, ground.device, ground.out / "nodes" / one.name
-    if (folder / GROWN).is_dir():
-        check_same(run, folder / GROWN, ground.beside)
-        return folder / GROWN
-    above = None if one.parent is None else ground.out / "nodes" / one.parent / GROWN
+    run, device = ground.run, ground.device
+    if (finished := finished_node(run, one, ground.out, ground.beside)) is not None:
+        return finished
+    above = None if one.parent is None else node_folder(ground.out, one.parent)
     precision = precision_on(device)
     unet = load_unet(above if above is not None and run.form == "full" else ground.unet)
     lora = _adaptation(unet, run) if run.form == "lora" else None
     if lora is not None and above is not None:
         load_lora(lora, above)
     grown: nn.Module = unet.requires_grad_(True) if lora is None else lora
-    own: dict[str, Any] = {
-        "node": one.name,
-        "shares": one.shares,
-        "parent": one.parent,
-        "from": artifacts.fingerprint(grown.state_dict()),
-    }
+    started = artifacts.fingerprint(grown.state_dict())
     unet.to(device)
     grown.to(device)
     if run.task.checkpointing:
         unet.enable_gradient_checkpointing(recomputed(lora, device, precision))
     task = _task(ground, one, unet, lora, precision)
-    settings = run.model_dump(mode="json") | ground.beside | own
-    result = fit(task, run.loop, folder, reporter=reporter(one.name, run.task.batch_size), run=settings)
-    record = record_of(run, result, result.steps * run.task.batch_size, grown) | ground.beside | own | told
-    if lora is None:
-        save_unet(unet, folder / GROWN, record)
-    else:
-        save_lora(lora, folder / GROWN, {"rank": run.rank, "layers": run.layers}, record)
-    shutil.rmtree(folder / checkpoints.FOLDER)  # four times the weights' size
-    return folder / GROWN
+
+    def save(place: Path, record: dict[str, Any]) -> None:
+        save_unet(unet, place, record)
+
+    recorded = {**ground.beside, "from": started}
+    folder = train_node(run, one, ground.out, task, unet, lora, save, recorded=recorded, about=told)
+    shutil.rmtree(folder.parent / checkpoints.FOLDER)  # four times the weights' size
+    return folder
 
 
 def kept_apart(same: Sequence[int], validation: int, seed: int) -> tuple[list[int], list[int]]:

@@ -18,10 +18,10 @@ from syzygy.generation.pipeline import Pipeline
 from syzygy.pretrained import decoder_validation, kandinsky, karlo, repositories, stable_diffusion, stable_unclip
 from syzygy.pretrained.repositories import KANDINSKY, KARLO, Found, identity
 from syzygy.pretrained.visiting import HOME, VisitingPrior, VisitingText
-from syzygy.prior import published_layout
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.prior_loading import find_prior, load_prior
+from syzygy.prior.prior_loading import load_prior
+from syzygy.prior.prior_network import find_prior, holds_diffusion
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDTH_OF = {KANDINSKY: kandinsky.embedding_width, KARLO: karlo.embedding_width}
@@ -187,7 +187,7 @@ def _check_prior(found: Found, width: int, source: str | Path, local_files_only:
     if isinstance(predicts, int) and predicts != width:
         raise UserError(
             f"the decoder {found.at.source} reads image embeddings {decoder_validation.which_clip(width)}; the prior {source} predicts "
-            f"embeddings {decoder_validation.which_clip(predicts)}. Give a prior trained beside the decoder's CLIP, such as "
+            f"embeddings {decoder_validation.which_clip(predicts)}. Give a prior trained with the decoder's CLIP, such as "
             f"{found.published.prior}."
         )
 
@@ -195,7 +195,7 @@ def _check_prior(found: Found, width: int, source: str | Path, local_files_only:
 def _prior(
     source: str | Path, clip: Clip, device: str, dtype: torch.dtype, local_files_only: bool
 ) -> EclipsePrior | SampledPrior:
-    if not published_layout.holds_diffusion(find_prior(source, local_files_only=local_files_only)):
+    if not holds_diffusion(find_prior(source, local_files_only=local_files_only)):
         dtype = torch.float32
     return load_prior(source, clip, device, dtype=dtype, local_files_only=local_files_only)
 

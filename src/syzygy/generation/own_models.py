@@ -21,7 +21,7 @@ from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.experts.expert_folders import OffloadPolicy, decoders_of, experts_folder, load_experts
 from syzygy.generation.pipeline import Pipeline
 from syzygy.pretrained import repositories
-from syzygy.prior.prior_loading import load_prior, trained_beside
+from syzygy.prior.prior_loading import check_trained_with, load_prior
 from syzygy.regions.region_bias import REGION_STRENGTH
 from syzygy.text_encoders.t5 import T5Text
 
@@ -113,8 +113,8 @@ def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder:
             f"the decoder in {folder} makes latents of shape {made}, its autoencoder reads {autoencoder.latent_shape}: "
             "they belong to different models."
         )
-    trained_beside(folder, "clip", clip.fingerprint())
-    trained_beside(folder, "autoencoder", autoencoder.fingerprint())
+    check_trained_with(folder, "clip", clip.fingerprint())
+    check_trained_with(folder, "autoencoder", autoencoder.fingerprint())
 
 
 def own_encoders(folder: Path, decoder: Path, device: str) -> dict[str, T5Text]:
@@ -129,7 +129,7 @@ def own_encoders(folder: Path, decoder: Path, device: str) -> dict[str, T5Text]:
             f"the decoder in {decoder} reads T5's states, but {folder} has no folder t5: copy the encoder there."
         )
     t5 = T5Text.from_pretrained(folder / "t5")
-    trained_beside(decoder, "t5", t5.fingerprint())
+    check_trained_with(decoder, "t5", t5.fingerprint())
     return {"t5": t5.to(device)}
 
 

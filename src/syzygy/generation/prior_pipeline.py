@@ -23,11 +23,11 @@ from syzygy.core.pixels import check_finite
 from syzygy.core.randomness import per_sample_noise
 from syzygy.generation.replaced_text_encoder import adapter_folder, llm_beside
 from syzygy.pretrained.repositories import KANDINSKY, KARLO, PUBLISHED, identity
-from syzygy.prior import published_layout
 from syzygy.prior.diffusion_prior import PriorSampling, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.prior_loading import find_prior, load_prior
-from syzygy.prior.unclip_schedule import TIMESTEPS
+from syzygy.prior.prior_loading import load_prior
+from syzygy.prior.prior_network import EXAMPLE, find_prior, holds_diffusion
+from syzygy.prior.unclip_sampling import TIMESTEPS
 from syzygy.text_encoders.adapter import AdaptedText
 from syzygy.text_encoders.adapter_folders import load_adapted
 
@@ -70,7 +70,7 @@ class PriorPipeline:
 
         Args:
             prior: an ECLIPSE prior or a stock one: hub id (`@` and a revision may follow), folder, or finished training run.
-            clip: folder or hub id of the CLIP that the prior was trained beside. By default the prior's own repository, where it
+            clip: folder or hub id of the CLIP that the prior was trained with. By default the prior's own repository, where it
                 holds one; else, by the width of its embeddings, Kandinsky 2.2's or OpenAI's ViT-L/14.
             text_encoder: a language model's adapter that reads prompts, negative ones too, in CLIP's place: its folder, or that of the
                 run that trained it.
@@ -94,7 +94,7 @@ class PriorPipeline:
         text_first = Clip.from_pretrained(
             source, dtype=dtype, text_first=True, local_files_only=local_files_only
         ).requires_grad_(False)
-        own = dtype if published_layout.holds_diffusion(folder) else torch.float32
+        own = dtype if holds_diffusion(folder) else torch.float32
         loaded = load_prior(folder, text_first, dtype=own)
         at = checkpoint_files.locate(source, None, local_files_only=True)
         zero_image = ZeroImage(text_first, identity(at))
@@ -237,7 +237,7 @@ def _clip_of(source: str | Path, folder: Path) -> str | Path:
     if width not in CLIPS:
         raise UserError(
             f"the prior {source} predicts embeddings {width} wide, of no published CLIP known here: give the folder or hub id of "
-            f"the CLIP that it was trained with (clip=…). A published prior is {published_layout.EXAMPLE}."
+            f"the CLIP that it was trained with (clip=…). A published prior is {EXAMPLE}."
         )
     return CLIPS[width]
 

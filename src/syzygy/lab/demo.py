@@ -20,9 +20,10 @@ from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import composition, report
 from syzygy.lab.evaluate.composition import Painted, Row
 from syzygy.lab.evaluate.evaluate_composition import Scoring, asked, candidates, controls, paint
+from syzygy.lab.starter import prior_training as prior_run
 from syzygy.lab.world.prompts import CATEGORIES
-from syzygy.prior import training as prior_run
-from syzygy.prior.objectives import PriorTaskConfig
+from syzygy.prior.eclipse import PriorTaskConfig
+from syzygy.prior.presets import prior_starter
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.training import PriorRun
 from syzygy.training.run_records import Bar, RunResult, no_bar, reporter
@@ -40,6 +41,24 @@ class DemoRun(Config):
     """The sample that is scored."""
     shown_steps: int = Field(default=25, gt=0)
     """Sampling steps of the pictures shown."""
+
+
+def demo_full() -> DemoRun:
+    """The demo: at most five minutes on two CPU cores. Validation of so small a prior stands still after 150 steps."""
+    run = prior_starter()
+    loop = run.loop.model_copy(update={"steps": 250, "warmup": 30, "validate_every": 25})
+    return DemoRun(prior=run.model_copy(update={"scenes": 20_000, "loop": loop}))
+
+
+def demo_quick() -> DemoRun:
+    """A shortened demo that shows only that everything works: its prior learns next to nothing."""
+    few = prior_starter()
+    loop = few.loop.model_copy(update={"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20})
+    small = few.model_copy(update={"scenes": 1000, "validation_images": 128, "loop": loop})
+    return DemoRun(prior=small, scoring=Scoring(prompts=1, steps=6), shown_steps=8)
+
+
+PRESETS = {"full": demo_full, "quick": demo_quick}
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ from syzygy.pretrained.karlo_text import PART as TEXT_PROJECTION
 from syzygy.pretrained.karlo_text import TextProjection, load_text_projection, read_config
 from syzygy.pretrained.latent_diffusion import sample_positions
 from syzygy.pretrained.visiting import visiting
-from syzygy.prior.ancestral import Ancestral, sigma_of, walk
-from syzygy.prior.unclip_schedule import visited
+from syzygy.prior.unclip_sampling import Ancestral, sigma_of, visited, walk
 from syzygy.regions.attention_processors import add_region_processors, region_bias_of, region_kwargs
 from syzygy.regions.region_bias import RegionBias
 

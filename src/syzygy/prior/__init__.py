@@ -1,9 +1,15 @@
 """Text → CLIP image embedding in one forward pass: the ECLIPSE prior, its losses, statistics and baselines."""
 
 from syzygy.prior.baselines import TextIdentity
-from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
+from syzygy.prior.eclipse import (
+    EclipseLoss,
+    EclipsePrior,
+    EclipsePriorConfig,
+    contrastive_loss,
+    eclipse_loss,
+    projection_loss,
+)
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
-from syzygy.prior.losses import EclipseLoss, contrastive_loss, eclipse_loss, projection_loss
 
 __all__ = [
     "EclipseLoss",

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.core.contracts import TextFeatures
-from syzygy.prior.eclipse import check_request
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
+from syzygy.prior.prior_network import check_request
 
 
 @dataclass(frozen=True)

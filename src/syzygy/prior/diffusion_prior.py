@@ -1,15 +1,14 @@
-"""The diffusion prior of unCLIP (arXiv 2204.06125, section 2.2), ECLIPSE's baseline: the same transformer asked many times.
+"""The diffusion prior of unCLIP (arXiv 2204.06125, section 2.2), ECLIPSE's baseline: the same transformer, evaluated many times.
 
 It predicts the clean embedding from a noisy one, both whitened. Legend: B batch, D width of CLIP's joint space, C inner width,
 L tokens now, P before them, K all of them, H heads of width E.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,20 +21,21 @@ from syzygy.core.config import Config, parse
 from syzygy.core.contracts import PackedText, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
-from syzygy.core.transformer_layers import Block
-from syzygy.prior import published_layout
-from syzygy.prior.eclipse import EclipsePriorConfig, check_request
-from syzygy.prior.embedding_statistics import EmbeddingStatistics
-from syzygy.prior.unclip_schedule import Schedule, alphas_bar, visited
+from syzygy.prior.prior_network import (
+    PriorBatch,
+    PriorConfig,
+    PriorNetwork,
+    check_request,
+    is_diffusion,
+    read_published,
+)
+from syzygy.prior.unclip_sampling import TIMESTEPS, Schedule, alphas_bar, visited
 
-AFTER_TEXT = 4
-"""Tokens after the text: pooled text embedding, time, noisy image embedding, learned output token."""
 
-
-class DiffusionPriorConfig(EclipsePriorConfig):
+class DiffusionPriorConfig(PriorConfig):
     """The published `config.json` of a diffusion prior (Karlo, Kandinsky 2.2)."""
 
-    additional_embeddings: Literal[4] = AFTER_TEXT  # pyright: ignore[reportIncompatibleVariableOverride]
+    additional_embeddings: Literal[4] = 4
     """Tokens after the text: pooled text embedding, time, noisy image embedding, learned output token."""
     time_embed_act_fn: Literal["silu"] = "silu"
     """Activation of the time embedding."""
@@ -61,7 +61,7 @@ class _TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
-class DiffusionPrior(nn.Module):
+class DiffusionPrior(PriorNetwork):
     """(noisy whitened embedding, timestep, text) → clean whitened embedding. Names as in diffusers' `PriorTransformer`.
 
     Attention is causal and the text comes first, so its keys and values depend on neither time nor noise: `read` computes them
@@ -69,23 +69,9 @@ class DiffusionPrior(nn.Module):
     """
 
     def __init__(self, config: DiffusionPriorConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.width = width = config.num_attention_heads * config.attention_head_dim
-        dim = config.embedding_dim
-        self.positional_embedding = nn.Parameter(torch.zeros(1, config.num_embeddings + AFTER_TEXT, width))
-        self.prd_embedding = nn.Parameter(torch.zeros(1, 1, width))
-        self.clip_mean = nn.Parameter(torch.full((1, dim), float("nan")), requires_grad=False)
-        self.clip_std = nn.Parameter(torch.full((1, dim), float("nan")), requires_grad=False)
-        self.time_embedding = _TimeEmbedding(width)
-        self.proj_in = nn.Linear(dim, width)
-        self.embedding_proj = nn.Linear(dim, width)
-        self.encoder_hidden_states_proj = nn.Linear(dim, width)
-        self.transformer_blocks = nn.ModuleList(
-            Block(width, config.num_attention_heads) for _ in range(config.num_layers)
-        )
-        self.norm_out = nn.LayerNorm(width)
-        self.proj_to_clip_embeddings = nn.Linear(width, dim)
+        width = config.num_attention_heads * config.attention_head_dim
+        super().__init__(config, config.additional_embeddings, _TimeEmbedding(width))
+        self.config, self.width = config, width
 
     def read(self, features: TextFeatures) -> "ReadText":
         """Keys and values of text states and pooled embedding, in every layer."""
@@ -134,10 +120,6 @@ class DiffusionPrior(nn.Module):
         """The inverse of `whitened`."""
         return embeddings * self.clip_std + self.clip_mean
 
-    def set_statistics(self, statistics: EmbeddingStatistics) -> None:
-        """Fix the whitening, before training."""
-        published_layout.set_statistics(self, statistics)
-
     @staticmethod
     def from_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> "DiffusionPrior":
         """Read a diffusion prior in the published layout strictly, into `dtype`.
@@ -145,20 +127,14 @@ class DiffusionPrior(nn.Module):
         Raises:
             UserError: missing, truncated or mismatched files; a prior without time embedding.
         """
-        values, tensors = published_layout.read(folder)
-        if not published_layout.is_diffusion(tensors):
+        values, tensors = read_published(folder)
+        if not is_diffusion(tensors):
             raise UserError(f"{folder} holds a prior without time embedding (ECLIPSE), not a diffusion prior.")
         config = parse(DiffusionPriorConfig, values, str(Path(folder) / CONFIG_FILE))
         with torch.device("meta"):  # random weights of the published billion would take long, and be overwritten
             prior = DiffusionPrior(config).to(dtype)
         load_strictly(prior, tensors, folder, assign=True)
         return prior
-
-    def save_pretrained(
-        self, folder: str | Path, provenance: dict[str, Any] | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        """Write the published layout atomically; see `layout.save`."""
-        published_layout.save(self, json.loads(self.config.model_dump_json()), folder, provenance, dtype)
 
 
 class Past(NamedTuple):
@@ -214,7 +190,7 @@ class PriorSampling(Config):
     steps: PositiveInt = 25
     """Steps, two evaluations each while guidance is on."""
     guidance_scale: float = Field(default=4.0, ge=0, allow_inf_nan=False)
-    """Guidance towards the text; 1 means off."""
+    """Strength of classifier-free guidance; 1 means off."""
     eta: float = Field(default=1.0, ge=0, le=1)
     """Noise added at each step: 0 is DDIM, 1 is ancestral sampling (Song et al. 2021, eq. 16)."""
     clip_range: float = Field(default=10.0, gt=0)
@@ -256,11 +232,11 @@ class SampledPrior:
             device = weight.device if generator is None else generator.device
             noise = torch.randn(features.pooled.shape, generator=generator, device=device)
         text = self.network.read(features.to(weight.device, weight.dtype))
-        away = None
+        negative = None
         if self.sampling.guidance_scale != 1:
             nothing = self.unconditional.to(weight.device, weight.dtype)
-            away = self.network.read(nothing).expanded(len(features))
-        x = sample(self.network, noise.to(weight.device), text, away, self.sampling, self.schedule)
+            negative = self.network.read(nothing).expanded(len(features))
+        x = sample(self.network, noise.to(weight.device), text, negative, self.sampling, self.schedule)
         return self.network.unwhitened(x.to(weight.dtype))
 
 
@@ -290,8 +266,8 @@ def sample(
         now = float(signal[t])
         later = float(signal[times[i + 1]]) if i + 1 < len(times) else 1.0
         added = sampling.eta * math.sqrt((1 - later) / (1 - now) * (1 - now / later))
-        towards = (x - math.sqrt(now) * clean) / math.sqrt(1 - now)
-        x = math.sqrt(later) * clean + math.sqrt(max(1 - later - added**2, 0)) * towards
+        direction = (x - math.sqrt(now) * clean) / math.sqrt(1 - now)
+        x = math.sqrt(later) * clean + math.sqrt(max(1 - later - added**2, 0)) * direction
         if added:
             x = x + added * fresh_noise(noise, i)
     return x
@@ -302,3 +278,50 @@ def fresh_noise(noise: Float[Tensor, "B D"], step: int) -> Float[Tensor, "B D"]:
     keys = (row.numpy().tobytes().hex() for row in noise.float().cpu())
     rows = [torch.randn(noise.shape[1], generator=generator(0, "prior step", key, step)) for key in keys]
     return torch.stack(rows).to(noise)
+
+
+class DiffusionTaskConfig(Config):
+    """What one step of a diffusion prior's training sees, and how validation samples it."""
+
+    batch_size: PositiveInt = 1024
+    """Captions per step."""
+    micro_batch: int = Field(ge=0, default=0)
+    """Captions per pass; 0 takes a process's share of the batch at once."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """What the network computes in (weights and losses stay fp32); "auto" is bf16 on CUDA and fp32 elsewhere."""
+    condition_dropout: float = Field(ge=0, lt=1, default=0.1)
+    """Share of the captions replaced by the empty text, which makes guidance possible (paper: 0.1)."""
+    sampling: PriorSampling = PriorSampling()
+    """Steps, guidance and noise of its predictions."""
+
+
+@dataclass(frozen=True)
+class DiffusionObjective:
+    """Mean squared error of the clean whitened embedding, at a uniformly drawn time (eq. 1)."""
+
+    prior: DiffusionPrior
+    config: DiffusionTaskConfig
+    unconditional: TextFeatures
+    """Features of the empty text, one row."""
+    signal: Tensor = field(default_factory=alphas_bar)
+
+    def losses(self, batch: PriorBatch) -> dict[str, Tensor]:
+        """`loss`."""
+        timestep = (batch.uniform[:, 0] * TIMESTEPS).long()
+        dropped = batch.uniform[:, 1] < self.config.condition_dropout
+        signal = self.signal[timestep].to(batch.noise)[:, None]
+        clean = self.prior.whitened(batch.image)
+        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * batch.noise
+        text = self.prior.read(self._with_dropped(batch.text.padded(), dropped))
+        predicted = self.prior(noisy, timestep.to(noisy.device), text)
+        return {"loss": (predicted - clean).square().mean()}
+
+    def predict(self, batch: PriorBatch) -> Float[Tensor, "B D"]:
+        """All steps of sampling."""
+        sampled = SampledPrior(self.prior, self.unconditional, self.config.sampling)
+        return sampled.predict(batch.text.padded(), noise=batch.noise)
+
+    def _with_dropped(self, features: TextFeatures, dropped: Bool[Tensor, "B"]) -> TextFeatures:
+        empty = self.unconditional.to(features.pooled.device, features.pooled.dtype)
+        rows = torch.arange(len(features)).masked_fill(dropped, len(features))
+        return TextFeatures.cat([features, empty])[rows.to(features.pooled.device)]

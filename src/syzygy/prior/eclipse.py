@@ -1,60 +1,43 @@
-"""The ECLIPSE prior (arXiv 2312.04655): a transformer that answers in one pass, with the published names and numbers.
+"""The ECLIPSE prior (arXiv 2312.04655): its network, which predicts in one pass, and its training losses (section 3.2).
 
-Legend: B captions, N text tokens of all of them, M = N + 3 B all tokens, C inner width, D width of CLIP's joint space.
+Legend: B captions, N text tokens of all of them, M = N + 3 B all tokens, C inner width, D width of CLIP's joint space, G captions of a whole
+training step.
 """
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from syzygy.core.artifacts import CONFIG_FILE, load_strictly
 from syzygy.core.config import Config, parse
 from syzygy.core.contracts import PackedText, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedAttention, Packing
-from syzygy.core.transformer_layers import Block
-from syzygy.prior import published_layout
-from syzygy.prior.embedding_statistics import EmbeddingStatistics
+from syzygy.prior.prior_network import (
+    PriorBatch,
+    PriorConfig,
+    PriorNetwork,
+    check_request,
+    find_prior,
+    is_diffusion,
+    read_published,
+)
 
 
-class EclipsePriorConfig(Config):
-    """The published `config.json`. Fields that ECLIPSE fixes accept their published value only."""
+class EclipsePriorConfig(PriorConfig):
+    """The published `config.json` of an ECLIPSE prior."""
 
-    embedding_dim: PositiveInt
-    """Width of CLIP's joint space: 768 for ViT-L/14 (Karlo), 1280 for ViT-bigG/14 (Kandinsky 2.2)."""
-    num_layers: PositiveInt = 10
-    """Transformer blocks."""
-    num_attention_heads: PositiveInt = 16
-    """Attention heads of a block."""
-    attention_head_dim: PositiveInt = 32
-    """Width of a head; times the number of heads, the inner width."""
-    num_embeddings: PositiveInt = 77
-    """Text positions: the longest prompt in tokens, start and end included."""
     additional_embeddings: Literal[3] = 3
     """Tokens after the text: pooled text embedding, noise, learned output token."""
-    added_emb_type: Literal["prd"] = "prd"
-    """The last token is learned and its output is the prediction."""
-    encoder_hid_proj_type: Literal["linear"] = "linear"
-    """Text states enter through a linear layer."""
-    dropout: Annotated[float, Field(ge=0, le=0)] = 0.0
-    """No dropout."""
-    norm_in_type: None = None
-    """No normalisation before the first block."""
-    embedding_proj_norm_type: None = None
-    """No normalisation of the pooled text embedding."""
-    embedding_proj_dim: None = None
-    """The pooled text embedding has `embedding_dim`."""
-    clip_embed_dim: None = None
-    """The prediction has `embedding_dim`."""
 
 
-class EclipsePrior(nn.Module):
+class EclipsePrior(PriorNetwork):
     """Text features → raw CLIP image embedding in one forward pass (ECLIPSE, section 3, and the authors' code).
 
     The sequence is: text states, pooled text embedding, a noise vector ε ~ N(0, I), a learned token whose output is the
@@ -62,26 +45,12 @@ class EclipsePrior(nn.Module):
     computed, and the result is that of the published code with all its padding: text has the positions from 0, the last
     three tokens keep `num_embeddings` … `num_embeddings + 2`.
 
-    `clip_mean` and `clip_std` are not used here, but published with the weights because stock diffusion pipelines apply
-    them. They are NaN until measured (`set_statistics`), and a prior without them cannot be saved.
+    `clip_mean` and `clip_std` are not used here. They are published with the weights because stock diffusion pipelines apply them.
     """
 
     def __init__(self, config: EclipsePriorConfig) -> None:
-        super().__init__()
+        super().__init__(config, config.additional_embeddings)
         self.config = config
-        width, dim = config.num_attention_heads * config.attention_head_dim, config.embedding_dim
-        self.positional_embedding = nn.Parameter(torch.zeros(1, config.num_embeddings + 3, width))
-        self.prd_embedding = nn.Parameter(torch.zeros(1, 1, width))
-        self.clip_mean = nn.Parameter(torch.full((1, dim), float("nan")), requires_grad=False)
-        self.clip_std = nn.Parameter(torch.full((1, dim), float("nan")), requires_grad=False)
-        self.proj_in = nn.Linear(dim, width)
-        self.embedding_proj = nn.Linear(dim, width)
-        self.encoder_hidden_states_proj = nn.Linear(dim, width)
-        self.transformer_blocks = nn.ModuleList(
-            Block(width, config.num_attention_heads) for _ in range(config.num_layers)
-        )
-        self.norm_out = nn.LayerNorm(width)
-        self.proj_to_clip_embeddings = nn.Linear(width, dim)
 
     def forward(self, text: PackedText, noise: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """The differentiable pass, for training: inputs are taken as they are, on the prior's device and in its dtype. See `predict`.
@@ -140,10 +109,6 @@ class EclipsePrior(nn.Module):
         text = PackedText.of(features).to(weight.device, weight.dtype)
         return self(text, noise.to(weight.device, weight.dtype))
 
-    def set_statistics(self, statistics: EmbeddingStatistics) -> None:
-        """Keep the mean and standard deviation of the training images' embeddings with the weights."""
-        published_layout.set_statistics(self, statistics)
-
     @staticmethod
     def from_pretrained(source: str | Path, *, local_files_only: bool = True) -> "EclipsePrior":
         """Read the published layout (`config.json`, `diffusion_pytorch_model.safetensors`) strictly, into fp32.
@@ -156,9 +121,9 @@ class EclipsePrior(nn.Module):
         Raises:
             UserError: it is not found; missing, truncated or mismatched files; a setting ECLIPSE does not have; a diffusion prior.
         """
-        folder = published_layout.find(source, local_files_only=local_files_only)
-        values, tensors = published_layout.read(folder)
-        if published_layout.is_diffusion(tensors):
+        folder = find_prior(source, local_files_only=local_files_only)
+        values, tensors = read_published(folder)
+        if is_diffusion(tensors):
             raise UserError(
                 f"{folder} holds a diffusion prior (it has a time embedding), which needs many steps. "
                 "An ECLIPSE prior is needed: one forward pass, no time embedding."
@@ -167,50 +132,108 @@ class EclipsePrior(nn.Module):
         load_strictly(prior, tensors, folder)
         return prior
 
-    def save_pretrained(
-        self, folder: str | Path, provenance: dict[str, Any] | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        """Write the published layout atomically, with `provenance` beside it; `dtype` (fp16) converts the weights.
 
-        Raises:
-            UserError: the statistics were never set, or the folder cannot be written.
-        """
-        published_layout.save(self, json.loads(self.config.model_dump_json()), folder, provenance, dtype)
+@dataclass(frozen=True)
+class EclipseLoss:
+    """Equation 5 and its two parts, each a scalar with its gradient."""
+
+    total: Float[Tensor, ""]
+    projection: Float[Tensor, ""]
+    contrastive: Float[Tensor, ""]
 
 
-def check_features(features: TextFeatures, width: int) -> None:
-    """Raise a `UserError` unless the features have one batch size, this width, a boolean mask, and finite values.
+def projection_loss(predicted: Float[Tensor, "B D"], image: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """ECLIPSE eq. 3: squared distance of the predicted to the true image embedding.
 
-    Padded positions are not looked at: they have no influence.
+    The paper leaves open whether dimensions are summed or averaged; here they are *averaged*, and λ in `eclipse_loss`
+    has its meaning relative to that.
     """
-    states, mask, pooled = features.states, features.mask, features.pooled
-    if states.ndim != 3 or pooled.ndim != 2 or mask.shape != states.shape[:2] or len(pooled) != len(states):
-        raise UserError(
-            "text features must have shapes states [B, T, D], mask [B, T], pooled [B, D]; got "
-            f"{tuple(states.shape)}, {tuple(mask.shape)}, {tuple(pooled.shape)}."
+    return F.mse_loss(predicted.float(), image.float())
+
+
+def contrastive_loss(
+    predicted: Float[Tensor, "B D"],
+    text: Float[Tensor, "G D"],
+    logit_scale: float,
+    caption_ids: Int[Tensor, "G"],
+    first: int = 0,
+) -> Float[Tensor, ""]:
+    """ECLIPSE eq. 4: each predicted image embedding must find its own text embedding among those of the batch.
+
+    One direction only, by cosine. Equal `caption_ids` mark equal captions: such a text is a right answer too, so it is
+    no negative. Computed in fp32 under any autocast, because `logit_scale` magnifies rounding.
+
+    The texts are frozen, so a process that predicts only some of the batch's embeddings, or a part that fits its memory,
+    contrasts them with the whole batch's texts all the same: the mean over the parts is the loss of the whole, exactly.
+
+    Args:
+        predicted: predicted image embeddings, any norm; of the captions `first` … `first` + B − 1 of the batch.
+        text: pooled text embeddings of the whole batch of G, by the same CLIP, any norm.
+        logit_scale: 1/τ > 0; 100 for the published CLIPs.
+        caption_ids: one integer a caption of the batch, equal where the captions are equal.
+    """
+    if not logit_scale > 0:
+        raise UserError(f"logit_scale is 1/temperature and must be positive, got {logit_scale}.")
+    with torch.autocast(predicted.device.type, enabled=False):
+        own_B = first + torch.arange(len(predicted), device=text.device)
+        cosine_BG = F.normalize(predicted.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+        duplicate_BG = (caption_ids[own_B, None] == caption_ids).scatter_(1, own_B[:, None], False)
+        logits_BG = (logit_scale * cosine_BG).masked_fill(duplicate_BG, float("-inf"))
+        return F.cross_entropy(logits_BG, own_B)
+
+
+def eclipse_loss(
+    predicted: Float[Tensor, "B D"],
+    image: Float[Tensor, "B D"],
+    text: Float[Tensor, "G D"],
+    *,
+    lambda_contrastive: float,
+    logit_scale: float,
+    caption_ids: Int[Tensor, "G"],
+    first: int = 0,
+) -> EclipseLoss:
+    """ECLIPSE eq. 5: L = L_proj + λ·L_cls. In the paper λ = 0.2 (0.2–0.4 is good); 0 is projection-only."""
+    projection = projection_loss(predicted, image)
+    contrastive = contrastive_loss(predicted, text, logit_scale, caption_ids, first)
+    return EclipseLoss(projection + lambda_contrastive * contrastive, projection, contrastive)
+
+
+class PriorTaskConfig(Config):
+    """What one step of ECLIPSE's training minimises, and over how many captions."""
+
+    lambda_contrastive: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
+    """λ, the weight of the contrastive loss relative to the mean squared error (paper: 0.2). 0 trains projection-only."""
+    batch_size: PositiveInt = 1024
+    """Captions per step, and the number of texts each prediction is contrasted with (paper: 4 GPUs × 256)."""
+    micro_batch: int = Field(ge=0, default=0)
+    """Captions per pass, for batches that do not fit into memory; 0 takes a process's share of the batch at once. The results stay the same."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """What the network computes in (weights and losses stay fp32); "auto" is bf16 on CUDA and fp32 elsewhere."""
+    temperature: Literal["clip"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "clip"
+    """τ of the contrastive loss: "clip" takes the frozen CLIP's own (the paper does not say), a number replaces it."""
+
+
+class EclipseObjective:
+    """Projection and contrast (eq. 5)."""
+
+    def __init__(self, prior: EclipsePrior, config: PriorTaskConfig, *, logit_scale: float) -> None:
+        """`logit_scale` is the frozen CLIP's (1/τ, 100 for the published ones), used where the temperature is "clip"."""
+        self.prior, self.config = prior, config
+        self.logit_scale = logit_scale if config.temperature == "clip" else 1 / config.temperature
+
+    def losses(self, batch: PriorBatch) -> dict[str, Tensor]:
+        """`loss` and its parts `projection` and `contrastive`."""
+        loss = eclipse_loss(
+            self.prior(batch.text, batch.noise),
+            batch.image,
+            batch.candidates,
+            lambda_contrastive=self.config.lambda_contrastive,
+            logit_scale=self.logit_scale,
+            caption_ids=batch.candidate_ids,
+            first=batch.first,
         )
-    if mask.dtype != torch.bool:
-        raise UserError(f"the mask of text features must be bool (true on real tokens), got {mask.dtype}.")
-    for name, values in (("states", states), ("pooled", pooled)):
-        if values.shape[-1] != width:
-            raise UserError(
-                f"text features ({name}) are {values.shape[-1]} wide, but {width} is needed. "
-                "Encode text with the CLIP that the image embeddings come from."
-            )
-    if not (torch.isfinite(states[mask]).all() and torch.isfinite(pooled).all()):
-        raise UserError("text features hold NaN or infinity. Encode the text again, in fp32 if fp16 overflowed.")
+        return {"loss": loss.total, "projection": loss.projection, "contrastive": loss.contrastive}
 
-
-def check_request(
-    features: TextFeatures, width: int, noise: Tensor | None = None, generator: torch.Generator | None = None
-) -> None:
-    """What every prior checks before it predicts: the features, and noise [B, width] *or* a generator *or* neither."""
-    check_features(features, width)
-    if noise is None:
-        return
-    if generator is not None:
-        raise UserError("noise and generator were both given: pass the noise itself or the generator to draw it from.")
-    if noise.shape != features.pooled.shape:
-        raise UserError(f"noise has shape {tuple(noise.shape)}, but {tuple(features.pooled.shape)} is needed.")
-    if not torch.isfinite(noise).all():
-        raise UserError("noise holds NaN or infinity.")
+    def predict(self, batch: PriorBatch) -> Float[Tensor, "B D"]:
+        """One pass."""
+        return self.prior(batch.text, batch.noise)

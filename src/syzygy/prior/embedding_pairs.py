@@ -1,5 +1,6 @@
 """What a prior is trained on: captions with the embeddings of their images, in memory or in an embedding store."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,8 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
-from syzygy.prior.eclipse import check_features
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
+from syzygy.prior.prior_network import check_features
 
 FEW_IMAGES = 100
 """Fewer images than this may agree in a dimension by chance, as embeddings are stored in 16 bits."""
@@ -197,28 +198,6 @@ class StorePairs:
         return self.store.keys(self.store.image_of(self.chosen[index]))
 
 
-@dataclass(frozen=True)
-class PriorBatch:
-    """B captions of a step with their images and their randomness, on the prior's device and in its dtype."""
-
-    text: PackedText
-    image: Float[Tensor, "B D"]
-    """Raw image embeddings."""
-    candidates: Float[Tensor, "G D"]
-    """Pooled text embeddings of the whole step's G captions, those of other processes and other parts too."""
-    candidate_ids: Int[Tensor, "G"]
-    """Equal where the words of two captions are equal."""
-    first: int
-    """Which of the candidates is the first of the B captions; the others follow."""
-    noise: Float[Tensor, "B D"]
-    """Standard normal, fresh at each step (eq. 3)."""
-    uniform: Float[Tensor, "B 2"]
-    """In [0, 1), on the CPU: for what else an objective draws."""
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-
 def split(store: EmbeddingStore, validation_images: int) -> tuple[StorePairs, StorePairs]:
     """A store's captions for training, and those of randomly chosen images for validation, always the same.
 
@@ -239,3 +218,8 @@ def split(store: EmbeddingStore, validation_images: int) -> tuple[StorePairs, St
     kept_out[different[chosen]] = True
     everything, out = torch.arange(len(store)), kept_out[same[store.all_images_of()]]
     return StorePairs(store, everything[~out]), StorePairs(store, everything[out])
+
+
+def split_digest(validation: StorePairs) -> str:
+    """Sixteen hex digits over the numbers of the held-out captions; a run records it, so that its split can be found again."""
+    return hashlib.blake2b(validation.chosen.sort().values.numpy().tobytes(), digest_size=8).hexdigest()

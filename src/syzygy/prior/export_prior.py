@@ -1,18 +1,35 @@
-"""A trained prior as a folder to pass on: the published layout, a model card, and the record of how it came to be."""
+"""Export of a trained prior: a folder in the published layout with a model card (Markdown with the hub's front matter)."""
 
+import json
 from pathlib import Path
-from typing import Literal
+from shlex import quote
+from typing import Any, Literal
 
 import torch
 
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
+from syzygy.core.wording import counted
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.model_card import card
+from syzygy.prior.next_steps import ABOUT, NOT_MEASURED, decoder_of, starter_clip
 from syzygy.training import checkpoints
+from syzygy.training.fitting import GUIDE
 
 CARD_FILE = "README.md"
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+GENERATORS = {768: "Karlo, Stable unCLIP (CLIP ViT-L/14)", 1280: "Kandinsky 2.2 (CLIP ViT-bigG/14)"}
+"""Published generators by the width of their image embeddings."""
+NOT_STATED = "not stated"
+MEANINGS = {
+    "loss": "projection + λ · contrastive",
+    "projection": "mean squared error to the true image embedding",
+    "contrastive": "cross-entropy of the predicted embeddings against the texts of their batch",
+    "cosine": "mean cosine to the true image embedding",
+    "cosine_text": "mean cosine to the caption's own text embedding",
+    "cosine_other": "mean cosine to the text embedding of another caption",
+    "recall_at_1": "how often the true image is the nearest of all validation images (4,096 at most)",
+    "frechet": "Fréchet distance of predicted from true embeddings",
+}
 
 
 def export(
@@ -30,7 +47,7 @@ def export(
     the model card `README.md` are in the same folder. `licence` and `source` (of the data) are for the card and the record.
 
     Raises:
-        UserError: no finished run of an ECLIPSE prior, no best weights, or a folder that is not empty.
+        UserError: `run` is not a finished run of an ECLIPSE prior, it kept no best weights, or `out` is not empty.
     """
     folder = run / "prior"
     if not folder.is_dir():
@@ -38,7 +55,7 @@ def export(
             raise UserError(
                 f"{run} is an embedding store, not a training run. `syzygy train prior --data {run}` trains a prior on it."
             )
-        kind = "is not finished" if (run / checkpoints.RUN_FILE).is_file() else "is no training run of a prior"
+        kind = "is not finished" if (run / checkpoints.RUN_FILE).is_file() else "is not a training run of a prior"
         raise UserError(f"{run} {kind}: it holds no folder 'prior'. `syzygy train prior --out {run}` makes one.")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: choose another folder, so that nothing is overwritten.")
@@ -53,3 +70,120 @@ def export(
         out / CARD_FILE, card(prior, record, out.resolve().name, licence=licence, source=source).encode()
     )
     return out
+
+
+def card(
+    prior: EclipsePrior, record: dict[str, Any], name: str, *, licence: str | None = None, source: str | None = None
+) -> str:
+    """The text of README.md for a prior with this provenance, in a folder with this name; see `export`."""
+    config = prior.config
+    parameters = sum(p.numel() for p in prior.parameters() if p.requires_grad)
+    reads = GENERATORS.get(config.embedding_dim, "the generator whose CLIP embedded the training pairs")
+    front = "" if licence is None else f"license: {json.dumps(licence)}\n"
+    stated = licence or f"{NOT_STATED}: ask the author before you use it or pass it on"
+    return f"""---
+library_name: syzygy
+pipeline_tag: text-to-image
+{front}tags: [text-to-image, unclip, prior, eclipse]
+---
+# {name}
+
+An ECLIPSE prior (arXiv 2312.04655). It predicts, in one forward pass, the CLIP image embedding that a generator decodes
+from the CLIP features of a text.
+
+| | |
+|---|---|
+| licence | {stated} |
+| parameters | {parameters:,} ({config.num_layers} layers, {config.num_attention_heads} heads of {config.attention_head_dim}) |
+| embeddings | raw (projected, not normalised), width {config.embedding_dim}: for {reads} |
+| CLIP it was trained with | fingerprint `{record["clip"]}` |
+| text | at most {config.num_embeddings} tokens: states after CLIP's last layer normalisation, and the pooled embedding, not normalised |
+| training data | {_data(record, source)} |
+| training | {_training(record)} |
+
+## Use
+
+```python
+{_snippet(record, name)}```
+
+`config.json` and the weights are in the layout that ECLIPSE's authors publish. Stock diffusers cannot load it, as its
+`PriorTransformer` has a time embedding.
+
+## Intended use and limits
+
+- {_limits(record)}
+- It learned only what its training pairs show, and it inherits their errors and biases. It was not tested for safety or fairness.
+- Measure it on images of another kind before you use it for them: `syzygy evaluate prior --data STORE --prior {quote(name)}`.
+
+## Metrics
+
+{_metrics(record)}
+
+`provenance.json` records recipe, data, machine and versions.
+"""
+
+
+def _data(record: dict[str, Any], source: str | None) -> str:
+    about = record.get(ABOUT, {})
+    where = source or about.get("source") or f"source {NOT_STATED}"
+    if "pairs" not in about:
+        return where
+    return (
+        f"{counted(about['pairs'], 'pair')} of text and image ({counted(about['pictures'], 'picture')}), from {where}"
+    )
+
+
+def _training(record: dict[str, Any]) -> str:
+    task, loop = record["recipe"]["task"], record["recipe"]["loop"]
+    weights = f"best by {record['best']['metric']}, step {record['best']['step']:,}" if "best" in record else "last"
+    return (
+        f"{record['samples']:,} captions in {counted(record['steps'], 'step')} of {task['batch_size']:,}, peak learning rate "
+        f"{loop['lr']:g}, λ {task['lambda_contrastive']:g}; {weights} weights"
+    )
+
+
+def _snippet(record: dict[str, Any], name: str) -> str:
+    """Python code that runs in the parent folder: it generates an image if a decoder for the prior is known, else an embedding."""
+    prior = json.dumps(name, ensure_ascii=False)
+    model = decoder_of(record)
+    if model is not None:
+        download = "" if model == "starter" else ", local_files_only=False"
+        return (
+            "from syzygy import TextToImage\n\n"
+            f'model = TextToImage.from_pretrained("{model}", prior={prior}{download})\n'
+            'image = model("a red circle", num_inference_steps=25).images[0]\n'
+            'image.save("picture.png")\n'
+        )
+    where = record.get(ABOUT, {}).get("encoder") or "folder or hub id of the CLIP above"
+    clip, packaged = json.dumps(where, ensure_ascii=False), ""
+    if record.get("clip") == starter_clip():  # the folder differs between machines
+        clip, packaged = 'part_folder("starter", "clip")', "from syzygy.core.model_parts import part_folder\n"
+    return (
+        f"from syzygy import EclipsePrior\n{packaged}"
+        "from syzygy.clip.clip_model import Clip\n\n"
+        f"clip = Clip.from_pretrained({clip})\n"
+        f"prior = EclipsePrior.from_pretrained({prior})\n"
+        'embedding = prior.predict(clip.encode_text(["a caption"]))  # one raw image embedding per caption\n'
+    )
+
+
+def _limits(record: dict[str, Any]) -> str:
+    about = record.get(ABOUT, {})
+    if about.get("world", not about):
+        return "Trained on rendered scenes of a small world of coloured shapes: for study and tests, not for photographs or art."
+    decoder = decoder_of(record)
+    shown = "the generator whose CLIP embedded its pairs" if decoder is None else f"the model {decoder}"
+    return f"For texts and images like those of its training data, with {shown}. Size of data and overfitting: {GUIDE} of Syzygy."
+
+
+def _metrics(record: dict[str, Any]) -> str:
+    about = record.get(ABOUT, {})
+    on = "validation pairs"
+    if "validation_pairs" in about:
+        on = f"{counted(about['validation_pairs'], 'pair')} ({counted(about['validation_pictures'], 'picture')}) that training omitted"
+    after = "Measured by the training's own validation, after its last step" + (
+        "; the weights here are those of the best step, so their metrics differ" if "best" in record else ""
+    )
+    rows = "\n".join(f"| {key} | {value:g} | {MEANINGS.get(key, '')} |" for key, value in record["metrics"].items())
+    missing = f"\n\n{record[NOT_MEASURED]}" if record.get(NOT_MEASURED) else ""
+    return f"{after}, on {on}.\n\n| metric | value | meaning |\n|---|---|---|\n{rows}{missing}"

@@ -1,6 +1,7 @@
 """Priors: of the starter, the diffusion baseline, and those for published decoders."""
 
-from syzygy.prior.objectives import DiffusionTaskConfig, PriorTaskConfig
+from syzygy.prior.diffusion_prior import DiffusionTaskConfig
+from syzygy.prior.eclipse import PriorTaskConfig
 from syzygy.prior.training import PriorRun
 from syzygy.training.schedule import LoopConfig
 
@@ -73,3 +74,11 @@ def prior_eclipse_kandinsky22() -> PriorRun:
 def prior_eclipse_karlo() -> PriorRun:
     """ECLIPSE for Karlo (CLIP ViT-L/14, embeddings of 768): 33.1M parameters."""
     return _prior_eclipse(768)
+
+
+PRESETS = {
+    "starter": prior_starter,
+    "diffusion": prior_diffusion,
+    "eclipse-kandinsky22": prior_eclipse_kandinsky22,
+    "eclipse-karlo": prior_eclipse_karlo,
+}

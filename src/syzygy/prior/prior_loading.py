@@ -11,13 +11,10 @@ from syzygy.core import artifacts
 from syzygy.core.config import parse
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.prior import published_layout
-from syzygy.prior.ancestral import scheduler_settings
 from syzygy.prior.diffusion_prior import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.unclip_schedule import Schedule
-
-find_prior = published_layout.find
+from syzygy.prior.prior_network import SCHEDULER_FILE, SCHEDULERS, find_prior, holds_diffusion
+from syzygy.prior.unclip_sampling import Schedule, scheduler_settings
 
 
 class ClipSpace(Protocol):
@@ -46,10 +43,10 @@ def load_prior(
 
     Args:
         source: a prior's own folder, that of a finished training run or of a diffusers pipeline, or a hub id of either
-            such as `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision if that shall be fixed.
+            such as `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision to fix that.
         clip: the CLIP that made the embeddings which the prior was trained on.
         device: "cpu", "cuda", "mps".
-        dtype: what it shall compute in; files may hold fp32, fp16 or bf16.
+        dtype: the dtype that it computes in; files may hold fp32, fp16 or bf16.
         local_files_only: take a hub id from the hub's cache only; else download what is missing.
 
     Raises:
@@ -61,9 +58,9 @@ def load_prior(
     if prior.config.embedding_dim != clip.width:
         raise UserError(
             f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, this model's CLIP makes "
-            f"{clip.width}. Use a prior trained beside the same CLIP."
+            f"{clip.width}. Use a prior that was trained with the same CLIP."
         )
-    trained_beside(folder, "clip", clip.fingerprint)
+    check_trained_with(folder, "clip", clip.fingerprint)
     prior = prior.to(device, dtype).eval().requires_grad_(False)
     if isinstance(prior, EclipsePrior):
         return prior
@@ -71,17 +68,8 @@ def load_prior(
     return SampledPrior(prior, clip.encode_text([""]), sampling, schedule)
 
 
-def load_eclipse(source: str | Path, *, local_files_only: bool = True) -> EclipsePrior:
-    """An ECLIPSE prior in fp32, for going on from it; `source` as of `load_prior`.
-
-    Raises:
-        UserError: as `load_prior`; it is a diffusion prior.
-    """
-    return EclipsePrior.from_pretrained(source, local_files_only=local_files_only)
-
-
 def _read_prior(folder: Path, dtype: torch.dtype) -> EclipsePrior | DiffusionPrior:
-    if not published_layout.holds_diffusion(folder):
+    if not holds_diffusion(folder):
         return EclipsePrior.from_pretrained(folder)
     prior = DiffusionPrior.from_pretrained(folder, dtype)
     if not (prior.clip_std > 0).all():
@@ -98,13 +86,13 @@ def _sampling(folder: Path, prior: DiffusionPrior) -> tuple[PriorSampling, Sched
     if record.is_file():
         task = artifacts.read_json(record).get("recipe", {}).get("task", {})
         return parse(PriorSampling, task.get("sampling", {}), str(record)), "linear"
-    for name in published_layout.SCHEDULERS:
-        path = folder.parent / name / published_layout.SCHEDULER_FILE
+    for name in SCHEDULERS:
+        path = folder.parent / name / SCHEDULER_FILE
         if path.is_file():
             return _as_scheduled(path), "cosine"
     raise UserError(
         f"the diffusion prior in {folder} does not say how to sample it: it holds no {record.name}, and there is no "
-        f"{published_layout.SCHEDULERS[0]}/{published_layout.SCHEDULER_FILE} next to it. Give the folder of the whole pipeline."
+        f"{SCHEDULERS[0]}/{SCHEDULER_FILE} next to it. Give the folder of the whole pipeline."
     )
 
 
@@ -114,14 +102,14 @@ def _as_scheduled(path: Path) -> PriorSampling:
     return parse(PriorSampling, {"clip_range": bound}, str(path))
 
 
-def trained_beside(folder: Path, part: str, fingerprint: Callable[[], str] | str) -> None:
-    """Refuse weights that are known to have been trained beside another CLIP, or another autoencoder.
+def check_trained_with(folder: Path, part: str, fingerprint: Callable[[], str] | str) -> None:
+    """Refuse weights that are known to have been trained with another CLIP, or another autoencoder.
 
-    `fingerprint` is the part's, or how to find it: where nothing is known, it is not asked for.
+    `fingerprint` is the part's, or a function that returns it, which is called only if the folder has a record.
     """
     record = folder / artifacts.PROVENANCE_FILE
-    beside = artifacts.read_json(record).get(part) if record.is_file() else None
-    if beside is not None and beside != (fingerprint() if callable(fingerprint) else fingerprint):
+    recorded = artifacts.read_json(record).get(part) if record.is_file() else None
+    if recorded is not None and recorded != (fingerprint() if callable(fingerprint) else fingerprint):
         raise UserError(
-            f"the weights in {folder} were trained beside another {part} ({beside}): its space is different."
+            f"the weights in {folder} were trained with another {part} ({recorded}): its embedding space is different."
         )

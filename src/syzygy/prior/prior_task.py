@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
-from syzygy.prior.embedding_pairs import Pairs, PriorBatch
+from syzygy.prior.embedding_pairs import Pairs
 from syzygy.prior.embedding_statistics import frechet_distance
+from syzygy.prior.prior_network import PriorBatch
 from syzygy.training.parallel import World, apart
 from syzygy.training.precision import autocast
 

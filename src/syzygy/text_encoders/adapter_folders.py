@@ -10,7 +10,7 @@ from syzygy.core import artifacts
 from syzygy.core.config import parse
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import part_folder
-from syzygy.prior.prior_loading import trained_beside
+from syzygy.prior.prior_loading import check_trained_with
 from syzygy.text_encoders.adapter import AdaptedText, TextAdapter
 from syzygy.text_encoders.llm import DTYPES, Llm, LlmRecipe, check_same, load_llm
 
@@ -39,7 +39,7 @@ def load_adapted(
     """
     folder = part_folder(source, PART)
     adapter = TextAdapter.from_pretrained(folder)
-    trained_beside(folder, "clip", clip.fingerprint)
+    check_trained_with(folder, "clip", clip.fingerprint)
     model = load_recorded_llm(folder, llm, device=device, local_files_only=local_files_only)
     return AdaptedText(model, adapter.to(device).requires_grad_(False))
 

@@ -18,9 +18,8 @@ from syzygy.clip.clip_model import Clip
 from syzygy.core.config import Config
 from syzygy.core.contracts import PackedText, StatesEncoder, TextFeatures, TextStates
 from syzygy.core.errors import UserError
-from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.eclipse import EclipsePrior, contrastive_loss
 from syzygy.prior.embedding_pairs import caption_ids
-from syzygy.prior.losses import contrastive_loss
 from syzygy.text_encoders.adapter import AdapterSizes, TextAdapter
 from syzygy.text_encoders.adapter_task import StageConfig, Weight, draws
 from syzygy.text_encoders.llm import LlmRecipe

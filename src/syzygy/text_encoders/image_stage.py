@@ -20,10 +20,9 @@ from syzygy.core.wording import counted
 from syzygy.data.captions import TokenStates
 from syzygy.data.filtering import passing
 from syzygy.data.store import EmbeddingStore
-from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.eclipse import EclipsePrior, eclipse_loss
 from syzygy.prior.embedding_pairs import StorePairs, split
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
-from syzygy.prior.losses import eclipse_loss
 from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.adapter_task import Shuffled, StageConfig, draws
 from syzygy.text_encoders.align_stage import check_fits

@@ -1,7 +1,7 @@
 """Training of an adapter between a language model and a CLIP: align on texts, learn from images, refine on selected images."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ from syzygy.core.model_parts import part_or_id
 from syzygy.core.randomness import seed_of
 from syzygy.core.registry import imported
 from syzygy.data.store import EmbeddingStore
-from syzygy.prior import published_layout
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.embedding_pairs import split
-from syzygy.prior.held_out import split_digest
-from syzygy.prior.prior_loading import load_eclipse, trained_beside
+from syzygy.prior.embedding_pairs import split, split_digest
+from syzygy.prior.prior_loading import check_trained_with
+from syzygy.prior.prior_network import STATISTICS_MEASURED
 from syzygy.prior.training import PUBLISHED_SCALE
 from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
 from syzygy.text_encoders.adapter_folders import PART, PreviousStage
@@ -29,10 +28,9 @@ from syzygy.text_encoders.llm import COMPUTE, Llm, load_llm
 from syzygy.text_encoders.parallel_captions import Captions, CorpusCaptions, number_of_lines
 from syzygy.text_encoders.store_features import open_features
 from syzygy.training.fitting import AS_GIVEN, Fitting
-from syzygy.training.loop import fit
 from syzygy.training.parallel import World
 from syzygy.training.progress import Reporter
-from syzygy.training.run_records import RunResult, provenance, reporter
+from syzygy.training.run_records import RunResult, train_part
 
 WORLD_CAPTIONS = "syzygy.lab.starter.world_captions:WorldCaptions"
 """What an adapter is aligned on without a corpus."""
@@ -47,9 +45,9 @@ def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True
         UserError: it is not found, is no ECLIPSE prior, or belongs to another CLIP.
     """
     place = part_or_id(source, "prior")
-    prior = load_eclipse(place, local_files_only=local_files_only)
+    prior = EclipsePrior.from_pretrained(place, local_files_only=local_files_only)
     if isinstance(place, Path):
-        trained_beside(place, "clip", clip)
+        check_trained_with(place, "clip", clip)
     return prior
 
 
@@ -118,14 +116,14 @@ def align(
     adapter = untrained(run, llm.width, clip, captions).to(world.device)
     needs_scale = run.task.contrastive > 0 and run.task.temperature == "clip"
     stage = AlignStage(adapter, prior, run.task, logit_scale=clip.logit_scale if needs_scale else 1.0)
-    result, record = _fit(run, stage, AlignSource(captions, llm, clip, run), record, out, world, report)
-    record["languages"] = list(captions.languages)
-    if isinstance(captions, CorpusCaptions):
-        record |= {"left_out": captions.left_out, "not_learned": dict(captions.not_learned)}
-    if world.first:
-        adapter.save_pretrained(out / PART, record, torch.float16)
-    world.wait()
-    return result
+
+    def save(folder: Path, provenance: dict[str, Any]) -> None:
+        provenance["languages"] = list(captions.languages)
+        if isinstance(captions, CorpusCaptions):
+            provenance |= {"left_out": captions.left_out, "not_learned": dict(captions.not_learned)}
+        adapter.save_pretrained(folder, provenance, torch.float16)
+
+    return _train(run, stage, AlignSource(captions, llm, clip, run), record, out, world, report, save)
 
 
 def untrained(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdapter:
@@ -213,8 +211,10 @@ def image(
             f"the adapter of {previous.run} was trained with another prior ({aligned}, here {prior_before}). Use that one, or start again "
             "with stage align."
         )
-    if published_layout.complete(prior, data.statistics) and world.first:
-        warnings.warn(published_layout.COMPLETED, stacklevel=2)
+    if not prior.has_statistics:
+        prior.set_statistics(data.statistics())
+        if world.first:
+            warnings.warn(STATISTICS_MEASURED, stacklevel=2)
     adapter, prior = previous.adapter.to(world.device), prior.to(world.device)
     stage = ImageStage(adapter, prior, run.task, logit_scale=data.logit_scale)
     task = run.task
@@ -226,40 +226,41 @@ def image(
         "lineage": previous.lineage,
         "prior_before": prior_before,
     }
-    result, record = _fit(run, stage, source, record, out, world, report)
-    record["languages"] = previous.languages(data.languages)
-    if world.first:
-        prior.save_pretrained(out / "prior", record | {"kind": "prior"}, torch.float16)
+
+    def save(folder: Path, provenance: dict[str, Any]) -> None:
+        provenance["languages"] = previous.languages(data.languages)
+        prior.save_pretrained(out / "prior", provenance | {"kind": "prior"}, torch.float16)
         # The fingerprint of the prior as it is loaded, rounded to fp16.
-        record["prior"] = artifacts.fingerprint(EclipsePrior.from_pretrained(out / "prior").state_dict())
-        adapter.save_pretrained(out / PART, record, torch.float16)
-    world.wait()
-    return result
+        provenance["prior"] = artifacts.fingerprint(EclipsePrior.from_pretrained(out / "prior").state_dict())
+        adapter.save_pretrained(folder, provenance, torch.float16)
+
+    return _train(run, stage, source, record, out, world, report, save)
 
 
-def _fit(
+def _train(
     run: AlignRun | ImageRun,
     stage: AlignStage | ImageStage,
     source: AlignSource | ImageSource,
-    made_with: Mapping[str, Any],
+    record: Mapping[str, Any],
     out: Path,
     world: World,
     report: Reporter | None,
-) -> tuple[RunResult, dict[str, Any]]:
-    """Train a stage; the result, and the provenance of what was trained."""
+    save: Callable[[Path, dict[str, Any]], None],
+) -> RunResult:
     config = run.task
     fast = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
+    precision = torch.bfloat16 if fast else None
     task = AdapterTask(
-        stage,
-        source,
-        config.batch_size,
-        micro_batch=config.micro_batch,
-        precision=torch.bfloat16 if fast else None,
+        stage, source, config.batch_size, micro_batch=config.micro_batch, precision=precision, world=world
+    )
+    return train_part(
+        run,
+        task,
+        out,
+        lambda folder, provenance: save(folder, {**provenance, **record}),
+        kind=PART,
+        # The place of a language model, and the versions it runs with, may change before a run is resumed; its weights may not.
+        recorded={**record, "llm": record["llm"]["fingerprint"]},
+        report=report or f"adapter, {record['stage']}",
         world=world,
     )
-    # The place of a language model, and the versions it runs with, may change before a run is resumed; its weights may not.
-    settings = run.model_dump(mode="json") | dict(made_with) | {"llm": made_with["llm"]["fingerprint"]}
-    report = report or reporter(f"adapter, {made_with['stage']}", config.batch_size)
-    result = fit(task, run.loop, out, reporter=report, run=settings, world=world)
-    record = provenance("adapter", run, result, result.steps * config.batch_size, result.metrics) | dict(made_with)
-    return RunResult(out / PART, result.metrics, result.history), record

@@ -41,30 +41,33 @@ METRICS_FILE = "metrics.jsonl"
 
 @dataclass
 class TrainingState:
-    """All that a run needs to go on as if it had never stopped."""
+    """All that a run needs to continue as if it had never stopped."""
 
     modules: Mapping[str, nn.Module]
     optimizer: AdamW
-    """Built from named parameters, whose names are those of the file."""
+    """Built from named parameters; the file uses their names."""
     ema: Ema | None
     step: int = 0
     """Optimizer steps done."""
     seconds: float = 0.0
-    """Time spent on them, over all sittings."""
+    """Time spent on them, also before interruptions."""
     window: list[dict[str, float]] = field(default_factory=list)
     """Losses of the steps since the last line of metrics."""
 
+    def weights(self) -> dict[str, Tensor]:
+        """All weights, by `module.parameter`."""
+        return {f"{name}.{k}": v for name, m in self.modules.items() for k, v in m.state_dict().items()}
+
 
 def save(out: Path, state: TrainingState, keep: int = 1) -> None:
-    """Replace the checkpoint of the run in `out`. If that fails (a full disk), UserError; the old one then stays.
+    """Replace the checkpoint of the run in `out`. If that fails (a full disk), raises UserError and keeps the old one.
 
-    With `keep` above 1 the replaced ones stay as `checkpoint-STEP`, the latest `keep` − 1 of them.
+    With `keep` above 1, the latest `keep` − 1 replaced ones are kept as `checkpoint-STEP`.
     """
     if keep > 1 and (out / FOLDER).is_dir():
         _set_aside(out, keep - 1)
     with folder_written(out / FOLDER, "a checkpoint") as folder:
-        weights = {f"{name}.{k}": v for name, m in state.modules.items() for k, v in m.state_dict().items()}
-        write_tensors(folder / WEIGHTS_FILE, weights)
+        write_tensors(folder / WEIGHTS_FILE, state.weights())
         write_tensors(folder / OPTIMIZER_FILE, _optimizer_tensors(state.optimizer))
         if state.ema:
             write_tensors(folder / EMA_FILE, state.ema.averages)
@@ -85,15 +88,14 @@ def _set_aside(out: Path, keep: int) -> None:
 
 
 def save_best(out: Path, state: TrainingState, metric: str, value: float) -> None:
-    """Keep the present weights (the averaged ones, where there is an average) as the best of the run in `out/best`."""
+    """Save the current weights (the averaged ones, if there is an average) as the best of the run, in `out/best`."""
     with folder_written(out / BEST, "the best weights") as folder:
-        weights = {f"{name}.{k}": v for name, m in state.modules.items() for k, v in m.state_dict().items()}
-        write_tensors(folder / WEIGHTS_FILE, weights | (state.ema.averages if state.ema else {}))
+        write_tensors(folder / WEIGHTS_FILE, state.weights() | (state.ema.averages if state.ema else {}))
         write_json(folder / STATE_FILE, {"step": state.step, "metric": metric, "value": value})
 
 
 def best_so_far(out: Path) -> float | None:
-    """The metric of the best weights kept, none before the first."""
+    """The metric of the best weights; None before the first ones."""
     file = out / BEST / STATE_FILE
     return float(read_json(file)["value"]) if file.is_file() else None
 
@@ -102,7 +104,7 @@ def load_best(out: Path, modules: Mapping[str, nn.Module]) -> None:
     """Overwrite the modules' weights by the best ones.
 
     Raises:
-        UserError: the run kept none.
+        UserError: the run has none.
     """
     file = out / BEST / WEIGHTS_FILE
     if not file.is_file():
@@ -140,10 +142,10 @@ def exists(out: Path) -> bool:
 
 
 def open_run(out: Path, run: Mapping[str, Any]) -> bool:
-    """Make `out` the folder of this run; true where it has a checkpoint to continue from.
+    """Make `out` the folder of this run; returns whether it has a checkpoint to continue from.
 
-    `run` is everything that was set, as plain JSON values. Without a checkpoint there is nothing to lose, and the run
-    starts anew. Raises UserError if the checkpoint belongs to other settings.
+    `run` holds all settings as plain JSON values. Without a checkpoint the run starts from the beginning.
+    Raises UserError if the checkpoint belongs to other settings.
     """
     _recover(out)
     new = json.loads(json.dumps(run))
@@ -160,7 +162,7 @@ def open_run(out: Path, run: Mapping[str, Any]) -> bool:
 
 
 def read_metrics(out: Path, step: int) -> list[dict[str, Any]]:
-    """The lines of metrics up to `step`. Later ones, written after the last checkpoint, are cut from the file."""
+    """The lines of metrics up to `step`. Later lines, which were written after the last checkpoint, are removed from the file."""
     path = out / METRICS_FILE
     rows = [row for row in read_lines(path) if row["step"] <= step]
     lines = path.read_bytes().splitlines(keepends=True)
@@ -169,7 +171,7 @@ def read_metrics(out: Path, step: int) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, up to the first that is not whole: a run may have been killed while it was written.
+    """The lines of a metrics file, up to the first incomplete one: a run may have been killed while it wrote it.
 
     Raises:
         UserError: the file cannot be read.
@@ -195,7 +197,7 @@ def append_metrics(out: Path, row: Mapping[str, Any]) -> None:
 
 
 def _recover(out: Path) -> None:
-    """Clear up after a killed process: put back a checkpoint that was set aside, drop a half-written one."""
+    """Clean up after a killed process: restore a checkpoint that was set aside, remove an incomplete one."""
     with writing("a checkpoint", out):
         for name in (FOLDER, BEST):
             for left in out.glob(f".{name}.*"):
@@ -243,7 +245,7 @@ def _same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
-    """The first setting in which two runs differ, in words."""
+    """A sentence about the first setting in which two runs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
             inner = f"{key}.{name}" if key else name

@@ -11,7 +11,7 @@ RAMP = 0.05
 
 
 def ema_decay(half_life: float, step: int) -> float:
-    """What the average keeps of itself at update number `step` (from 1).
+    """The weight of the old average at update number `step` (from 1).
 
     The half-life, in steps, is at most 5 % of the steps done, so that a short run is not dominated by its initial
     weights (Karras et al. 2022, EDM; `ema_rampup_ratio` in its `training_loop.py`).
@@ -20,7 +20,7 @@ def ema_decay(half_life: float, step: int) -> float:
 
 
 class Ema:
-    """The average of named parameters. Starts at their present values and lives on their devices."""
+    """The average of named parameters. It starts at their current values and is on their devices."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], half_life: float) -> None:
         self.parameters = dict(parameters)
@@ -29,7 +29,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters as they are after optimizer step number `step` (from 1)."""
+        """Include the parameters as they are after optimizer step number `step` (from 1)."""
         lerp = get_ema_multi_avg_fn(ema_decay(self.half_life, step))
         lerp(list(self.averages.values()), list(self.parameters.values()), step)
 

@@ -1,4 +1,4 @@
-"""What a training takes before it is run: memory and disk from its parameters, time from a few steps on the real data."""
+"""Estimates of a training before it is run: memory and disk from its parameters, time from a few steps on the real data."""
 
 import shutil
 import sys
@@ -16,30 +16,30 @@ from syzygy.core.wording import counted, duration, size
 from syzygy.training.schedule import LoopConfig
 
 TIMED_STEPS = 3
-"""Steps that are timed, after one that is not."""
+"""Number of timed steps, after one that is not timed."""
 REHEARSED = 512
-"""Samples, at most, that a dry run prepares where the real run prepares them all first."""
+"""Most samples that a dry run prepares, if the real run prepares all samples before training."""
 TOO_SMALL = (
     "the disk is too small: free some space, choose another --out, or keep fewer checkpoints (loop.keep_checkpoints)."
 )
 HALF = 2
-"""Bytes of a parameter in the finished artefact, which is fp16."""
+"""Bytes per parameter in the finished artefact, which is fp16."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What follows from parameters and settings alone, in bytes."""
+    """Memory and disk that follow from parameters and settings alone, in bytes."""
 
     parameters: int
-    """Of all modules."""
+    """Number of parameters of all modules."""
     trained: int
-    """Those that are trained."""
+    """Number of trained parameters."""
     states: int
-    """Memory of weights, gradients, AdamW's two moments and the average; activations and frozen networks come on top."""
+    """Memory of weights, gradients, AdamW's two moments and the average, without activations and frozen networks."""
     checkpoint: int
-    """One checkpoint on disk."""
+    """Size of one checkpoint on disk."""
     disk: int
-    """The run's folder at its fullest: all checkpoints that are kept, one that is being written, the best weights, the result."""
+    """Largest size of the run's folder: all kept checkpoints, one that is being written, the best weights, the result."""
 
     @staticmethod
     def of(modules: Mapping[str, nn.Module], config: LoopConfig) -> "Footprint":
@@ -64,33 +64,33 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one training takes."""
+    """The estimate of one training."""
 
     footprint: Footprint
     steps: int
     step_seconds: float
-    """Of one step, measured."""
+    """Measured time of one step."""
     validations: int
     validation_seconds: float
-    """Of one validation, measured; 0 where there are none."""
+    """Measured time of one validation; 0 if there are none."""
     preparation: float
-    """Seconds that the preparation of all samples takes, scaled up from a few; 0 where nothing is prepared."""
+    """Seconds to prepare all samples, extrapolated from a few; 0 if nothing is prepared."""
     peak: int
-    """Highest memory of the process (or on the GPU) while steps were timed, in bytes."""
+    """Peak memory of the process (or on the GPU) during the timed steps, in bytes."""
     free: int
-    """Free disk where the run is to be written, in bytes."""
+    """Free disk space for the run's folder, in bytes."""
     trainings: int = 1
-    """How many such trainings the command runs, one after another."""
+    """Number of such trainings that the command runs, one after another."""
 
     @property
     def seconds(self) -> float:
-        """Of everything."""
+        """Time of everything."""
         return self.preparation + self.trainings * (
             self.steps * self.step_seconds + self.validations * self.validation_seconds
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values: bytes, seconds and numbers."""
+        """The estimate as JSON values: bytes, seconds and numbers."""
         found = {
             name: getattr(self.footprint, name) for name in ("parameters", "trained", "states", "checkpoint", "disk")
         }
@@ -108,7 +108,7 @@ class Estimate:
         }
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """The estimate as lines of text."""
         one, disk = self.footprint, self.footprint.disk * self.trainings
         parts = [f"{self.steps:,} steps of {duration(self.step_seconds)}"]
         if self.validations:
@@ -126,7 +126,7 @@ class Estimate:
 
 
 class Estimated(Exception):
-    """Ends a dry run: carries what it found."""
+    """Ends a dry run and carries its estimate."""
 
     def __init__(self, estimate: Estimate) -> None:
         super().__init__("this was a dry run")
@@ -136,9 +136,9 @@ class Estimated(Exception):
 @dataclass
 class _DryRun:
     out: Path
-    """Where the real run would write."""
+    """Folder of the real run."""
     preparation: float = 0.0
-    """Seconds that what comes before the training takes."""
+    """Seconds of preparation before the training."""
 
 
 _dry: ContextVar[_DryRun | None] = ContextVar("dry_run", default=None)
@@ -146,7 +146,7 @@ _dry: ContextVar[_DryRun | None] = ContextVar("dry_run", default=None)
 
 @contextmanager
 def dry_run(out: Path) -> Iterator[None]:
-    """Inside, the first `fit` times a few steps and raises `Estimated`. `out` is where the real run would write."""
+    """Inside the block, the first `fit` times a few steps and raises `Estimated`. `out` is the folder of the real run."""
     token = _dry.set(_DryRun(out))
     try:
         yield
@@ -155,18 +155,18 @@ def dry_run(out: Path) -> Iterator[None]:
 
 
 def is_dry_run() -> bool:
-    """Whether this is inside `dry_run`."""
+    """Whether the caller is inside `dry_run`."""
     return _dry.get() is not None
 
 
 def rehearsed(number: int, batch: int) -> int:
-    """How many of `number` samples are prepared: all of them, or in a dry run a few, which fill a batch."""
+    """How many of `number` samples to prepare: all of them, or in a dry run a few that fill a batch."""
     return min(number, max(REHEARSED, batch)) if is_dry_run() else number
 
 
 @contextmanager
 def preparing(number: int, prepared: int) -> Iterator[None]:
-    """Around the preparation of samples, `prepared` of `number`: a dry run adds the time that all of them would take."""
+    """Times the preparation of `prepared` out of `number` samples; a dry run adds the time that all of them would take."""
     began = time.perf_counter()
     yield
     if (dry := _dry.get()) is not None:
@@ -207,7 +207,7 @@ def measure(
 
 
 def peak_memory(device: str) -> int:
-    """Of this process so far, in bytes: on the GPU where one computes."""
+    """Peak memory of this process so far, in bytes; on a GPU, that of the GPU."""
     import torch
 
     if device == "cuda":
@@ -223,7 +223,7 @@ def peak_memory(device: str) -> int:
 
 
 def free_disk(out: Path) -> int:
-    """Where a folder is, or would be made."""
+    """Free bytes on the disk where a folder is, or would be created."""
     place = out.absolute()
     while not place.exists():
         place = place.parent

@@ -1,4 +1,4 @@
-"""Fitting a preset to the data: settings that the user did not give follow the amount of data, and a line says so."""
+"""Adapts a preset to the data: settings that the user did not give follow the amount of data, and a line reports each change."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from syzygy.core.wording import counted
 
 C = TypeVar("C", bound=Config)
 VALIDATION_PART = 5
-"""At most one in so many pictures is held out for validation, unless the user asks for more."""
+"""At most one in five images is used for validation, unless the user asks for more."""
 MANY_EPOCHS = 300
-"""From so many passes over the data on, the start of a run warns of overfitting."""
+"""With more passes over the data than this, a line warns of overfitting."""
 GUIDE = "docs/train-your-own-prior.md"
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """Which settings the user gave, and where lines about the others go. By default every setting is taken as given."""
+    """The settings that the user gave, and a function for lines about changes to the others. By default nothing is changed."""
 
     given: frozenset[str] | None = None
-    """Dotted names of the settings that stay as they are; None is all of them."""
+    """Dotted names of the settings that must not change; None means all settings."""
     say: Callable[[str], None] = silent
 
     def free(self, name: str) -> bool:
-        """Whether this setting is a preset's, which may follow the data."""
+        """Whether this setting is a preset's and may follow the data."""
         return self.given is not None and name not in self.given
 
     def validation(self, run: C, name: str, pictures: int, where: str) -> C:
@@ -44,7 +44,7 @@ class Fitting:
         return run.model_copy(update={name: most})
 
     def batch(self, run: C, captions: int, processes: int = 1) -> C:
-        """The run with at most as many captions a step as there are to train on, which its processes can share evenly."""
+        """The run with at most as many captions per step as there are to train on, and as its processes can share evenly."""
         task: Config = getattr(run, "task")  # noqa: B009
         before: int = getattr(task, "batch_size")  # noqa: B009
         if before <= captions or not self.free("task.batch_size"):
@@ -54,10 +54,12 @@ class Fitting:
         self.say(f"task.batch_size is {most:,} instead of the preset's {before:,}, to fit the {what} to train on.")
         return run.model_copy(update={"task": task.model_copy(update={"batch_size": most})})
 
-    def passes(self, captions: int, held_out: int, seen: int) -> None:
-        """Say how often a run that sees `seen` captions in all sees each of them."""
+    def passes(self, captions: int, validation: int, seen: int) -> None:
+        """Report how often a run that sees `seen` captions in total sees each of them."""
         epochs = seen / captions
-        what = f"{counted(captions, 'caption')} to train on, {held_out:,} to validate on; each is seen {_times(epochs)}"
+        what = (
+            f"{counted(captions, 'caption')} to train on, {validation:,} to validate on; each is seen {_times(epochs)}"
+        )
         advice = f". That many passes overfit: see the table of sizes in {GUIDE}" if epochs > MANY_EPOCHS else ""
         self.say(f"{what}{advice}.")
 

@@ -4,12 +4,12 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,23 @@ from syzygy.training.checkpoints import TrainingState
 from syzygy.training.ema import Ema
 from syzygy.training.estimate import TOO_SMALL, Estimate, Estimated, Footprint, free_disk, is_dry_run, measure
 from syzygy.training.parallel import World
-from syzygy.training.progress import Reporter, SilentReporter
+from syzygy.training.progress import Reporter
 from syzygy.training.schedule import LoopConfig, learning_rate
 
 SHOWN_KEYS = 8
 READ_EVERY_SECONDS = 0.25
-"""Losses are read from the device this often, not every step: reading waits for the device."""
+"""Losses are read from the device this often and not at every step, because reading waits for the device."""
 
 
-@runtime_checkable
 class Task(Protocol):
-    """What is trained, and on what. Devices, mixed precision and data are the task's business."""
+    """What is trained, and on what. Devices, mixed precision and data are the task's business.
+
+    A task may have two more methods:
+
+    - `parts(step)`, where a batch is too large for one pass: the scalars of `loss` as parts that sum to them. The gradient of each part is
+      computed before the next one is asked for. The loop then does not call `loss`.
+    - `keys(step)`: the names of the samples that all ranks together saw in a step, for the error about a loss that is not finite.
+    """
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
@@ -50,41 +56,14 @@ class Task(Protocol):
         ...
 
 
-@runtime_checkable
-class InParts(Protocol):
-    """A task whose batch is too large for one pass."""
-
-    def parts(self, step: int) -> Iterable[Mapping[str, Tensor]]:
-        """The scalars of `Task.loss`, as parts that sum to them; the gradient of each is computed before the next is asked for."""
-        ...
-
-
-@runtime_checkable
-class Announcing(Protocol):
-    """A reporter that says something before the first step."""
-
-    def announce(self, line: str) -> None:
-        """Called before `start`."""
-        ...
-
-
-@runtime_checkable
-class Named(Protocol):
-    """A task that can tell which samples a step saw."""
-
-    def keys(self, step: int) -> Sequence[str]:
-        """Their keys, all ranks' together."""
-        ...
-
-
 class Interrupted(UserError):
-    """The run was stopped from outside, after its checkpoint was written."""
+    """The run was stopped by a signal, after its checkpoint was written."""
 
     exit_code = 130  # 128 + SIGINT, as shells count
 
 
 VALIDATION = "validation/"
-"""Before the names of what is validated, in a line of metrics."""
+"""Prefix of validation metrics in a line of metrics."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +72,7 @@ class FitResult:
 
     steps: int
     seconds: float
-    """Time over all sittings, validations included."""
+    """Total time, validations included, also before interruptions."""
     history: list[dict[str, Any]]
     """The lines of metrics.jsonl: step (steps done), lr, means of the losses, validation/NAME where validated."""
     ema: bool
@@ -101,7 +80,7 @@ class FitResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What the last validation measured; nothing where there was none."""
+        """The metrics of the last validation; empty if there was none."""
         last = self.history[-1] if self.history else {}
         return {key.removeprefix(VALIDATION): value for key, value in last.items() if key.startswith(VALIDATION)}
 
@@ -117,30 +96,29 @@ def fit(
 ) -> FitResult:
     """Train `task`, or continue exactly where an earlier call with the same `out` stopped.
 
-    `run` holds all settings of the run as plain JSON values; it is saved as `out/run.json` and must not change between
-    sittings. At the end the modules hold the averaged weights (where config.ema_half_life is set) in evaluation mode.
-    A finished run returns at once. In a `world` of several ranks each calls this alike: the task's modules average their
+    `run` holds all settings of the run as plain JSON values; it is saved as `out/run.json` and must be the same when
+    the run is continued. At the end the modules hold the averaged weights (where config.ema_half_life is set) in evaluation mode.
+    A finished run returns at once. In a `world` of several ranks each of them calls this function: the task's modules average their
     gradients over the ranks (`World.wrapped`), the first rank writes the files, and losses are means over all ranks.
 
-    Raises Interrupted on SIGINT or SIGTERM, after writing a checkpoint (a second signal acts as it would without us).
+    Raises Interrupted on SIGINT or SIGTERM, after writing a checkpoint (a second signal has its usual effect).
     Raises UserError if `out` cannot be written or belongs to other settings, or if the loss or a weight is not finite;
     the last checkpoint then stays as it is.
     """
     world = world or World(torch.device("cpu"))
     state = _fresh_state(task, config)
     if is_dry_run():
-        raise Estimated(_rehearsal(_Sitting(task, config, out, SilentReporter(), state, [], world)))
+        raise Estimated(_rehearsal(_Session(task, config, out, Reporter(), state, [], world)))
     history = _resumed(out, run, state, world)
     if state.step < config.steps:
-        reporter = reporter if reporter and world.first else SilentReporter()
-        if isinstance(reporter, Announcing):
-            footprint = Footprint.of(task.modules, config)
-            reporter.announce(str(footprint))
-            if footprint.disk > free_disk(out):
-                reporter.announce(TOO_SMALL)
+        reporter = reporter if reporter and world.first else Reporter()
+        footprint = Footprint.of(task.modules, config)
+        reporter.announce(str(footprint))
+        if footprint.disk > free_disk(out):
+            reporter.announce(TOO_SMALL)
         reporter.start(state.step, config.steps)
         try:
-            _Sitting(task, config, out, reporter, state, history, world).train()
+            _Session(task, config, out, reporter, state, history, world).train()
         finally:
             reporter.stop()
     if state.ema:
@@ -150,15 +128,15 @@ def fit(
     return FitResult(state.step, state.seconds, history, state.ema is not None)
 
 
-def _rehearsal(sitting: "_Sitting") -> Estimate:
+def _rehearsal(session: "_Session") -> Estimate:
     """A few steps and a validation, timed."""
-    for module in sitting.task.modules.values():
+    for module in session.task.modules.values():
         module.train()
-    return measure(sitting.task.modules, sitting.config, sitting.optimize, sitting.metrics)
+    return measure(session.task.modules, session.config, session.optimize, session.metrics)
 
 
 def _resumed(out: Path, run: Mapping[str, Any], state: TrainingState, world: World) -> list[dict[str, Any]]:
-    """Bring the state to where the run stopped; the lines of metrics so far. The first rank clears up before the others read."""
+    """Load the state of a stopped run; returns its lines of metrics. The first rank cleans up before the others read."""
     history: list[dict[str, Any]] = []
     if world.first and checkpoints.open_run(out, run):
         checkpoints.load(out, state)
@@ -170,7 +148,7 @@ def _resumed(out: Path, run: Mapping[str, Any], state: TrainingState, world: Wor
 
 
 def _fresh_state(task: Task, config: LoopConfig) -> TrainingState:
-    """AdamW and the average for the parameters of a task. Tied parameters count once."""
+    """AdamW and the averaged weights for the parameters of a task. Tied parameters count once."""
     named = {id(p): (f"{m}.{n}", p) for m, module in task.modules.items() for n, p in module.named_parameters()}
     parameters = {name: p for name, p in named.values() if p.requires_grad}
     assert parameters and all(torch.finfo(p.dtype).bits >= 32 for p in parameters.values()), (
@@ -187,8 +165,8 @@ def _fresh_state(task: Task, config: LoopConfig) -> TrainingState:
 
 
 @dataclass
-class _Sitting:
-    """One process's share of a run."""
+class _Session:
+    """A run in one process, from its start or continuation to its end or interruption."""
 
     task: Task
     config: LoopConfig
@@ -231,7 +209,7 @@ class _Sitting:
                     )
 
     def _due(self, every: int) -> bool:
-        """Whether this is one of every so many steps (0: none), or the last."""
+        """Whether the step is a multiple of `every` (if that is not 0), or the last one."""
         step = self.state.step
         return step == self.config.steps or (every > 0 and step % every == 0)
 
@@ -243,7 +221,8 @@ class _Sitting:
             group["lr"] = learning_rate(config, state.step)
         state.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
-        for losses in _parts(self.task, state.step):
+        parts = getattr(self.task, "parts", None)
+        for losses in parts(state.step) if parts else (self.task.loss(state.step),):
             assert losses.keys().isdisjoint(("step", "lr", "grad_norm")), "names of the loop's own metrics"
             losses["loss"].backward()
             sums = {name: sums.get(name, 0) + value.detach() for name, value in losses.items()}
@@ -257,7 +236,7 @@ class _Sitting:
         return scalars
 
     def _read(self) -> None:
-        """Bring the scalars of the latest steps from the device; a loss that is not finite ends the run."""
+        """Read the scalars of the latest steps from the device; a loss that is not finite ends the run."""
         for back, scalars in zip(range(len(self.pending) - 1, -1, -1), self.pending, strict=True):
             values = {name: float(value) for name, value in scalars.items()}
             step = self.state.step - back
@@ -282,7 +261,7 @@ class _Sitting:
         window.clear()
 
     def metrics(self) -> Mapping[str, float]:
-        """What the task measures with the averaged weights."""
+        """The task's validation metrics, with the averaged weights."""
         ema = self.state.ema
         with torch.no_grad(), ema.swapped_in() if ema else nullcontext():
             for module in self.task.modules.values():
@@ -309,16 +288,15 @@ class _Sitting:
             checkpoints.save_best(self.out, self.state, name, value)
 
     def _samples(self, step: int) -> str:
-        """Which samples the step with this index saw, where the task can tell."""
-        if not isinstance(self.task, Named):
+        """The samples that the step with this index saw, if the task has `keys`."""
+        keys: Sequence[str] = getattr(self.task, "keys", lambda step: ())(step)
+        if not keys:
             return ""
-        keys = self.task.keys(step)
-        return (
-            f", on samples {', '.join(keys[:SHOWN_KEYS])}{f' … ({len(keys)} in all)' if len(keys) > SHOWN_KEYS else ''}"
-        )
+        more = f" … ({len(keys)} in all)" if len(keys) > SHOWN_KEYS else ""
+        return f", on samples {', '.join(keys[:SHOWN_KEYS])}{more}"
 
     def _check_weights(self) -> None:
-        """A finite loss can have a gradient that is not: such weights must not replace a good checkpoint."""
+        """Refuse weights that are not finite: a finite loss can have a gradient that is not, and a good checkpoint must stay."""
         for prefix, module in self.task.modules.items():
             for name, parameter in module.named_parameters():
                 if not torch.isfinite(parameter).all():
@@ -327,13 +305,9 @@ class _Sitting:
     def _diverged(self, what: str) -> UserError:
         clip = "a smaller" if self.config.grad_clip else "a"
         return UserError(
-            f"{what}: training diverged. The last checkpoint, if any, is as it was. "
+            f"{what}: training diverged. The last checkpoint, if any, is unchanged. "
             f"Try a lower lr (now {self.config.lr:g}), a longer warmup or {clip} grad_clip, with a new --out."
         )
-
-
-def _parts(task: Task, step: int) -> Iterable[Mapping[str, Tensor]]:
-    return task.parts(step) if isinstance(task, InParts) else (task.loss(step),)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One run in several processes, a device each, as `torchrun` starts them; a single process is the case of one rank."""
+"""One run in several processes with one device each, as `torchrun` starts them; a single process is the case of one rank."""
 
 import gc
 import os
@@ -15,21 +15,21 @@ from torch.nn.parallel import DistributedDataParallel
 from syzygy.core.errors import UserError
 
 PATIENCE = timedelta(hours=2)
-"""How long a rank waits for the others: the first one validates and writes checkpoints while they wait."""
+"""How long a rank waits for the others: they wait while the first one writes checkpoints."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Which of the processes this one is. All ranks hold equal weights and take a slice of each batch."""
+    """The position of this process among all ranks. Ranks hold equal weights, and each takes a slice of each batch."""
 
     device: torch.device
-    """Where this rank computes."""
+    """The device of this rank."""
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes files and talks."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     def share(self, batch: int) -> slice:
@@ -62,7 +62,7 @@ class World:
         return dict(zip(scalars, together / self.size, strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank."""
+        """Whether the flag is true on any rank."""
         if self.size == 1:
             return flag
         up = torch.tensor(int(flag), device=self.device)
@@ -70,21 +70,21 @@ class World:
         return bool(up)
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks have called this."""
         if self.size > 1:
             dist.barrier()
 
 
 def apart(module: nn.Module) -> AbstractContextManager[None]:
-    """Gradients computed inside stay on their rank, to be averaged with the next ones: the parts of a batch but its last."""
+    """Inside the block, gradients stay on their rank and are averaged with the next ones: for all parts of a batch but the last."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Meet the processes that `torchrun` started beside this one (it sets RANK, WORLD_SIZE, LOCAL_RANK); alone otherwise.
+    """Join the processes that `torchrun` started (it sets RANK, WORLD_SIZE and LOCAL_RANK); a single process is alone.
 
-    `device` is what one process would use; of several on CUDA each takes the GPU of its local rank.
+    `device` is the device of a single process; with CUDA, each of several processes takes the GPU of its local rank.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

@@ -1,4 +1,4 @@
-"""Mixed precision of a training step: weights, optimiser and losses stay in fp32, the network runs in what the device does fast."""
+"""Mixed precision: weights, optimizer and losses stay in fp32, and the network runs in the fastest precision of the device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +13,11 @@ def precision_on(device: torch.device) -> torch.dtype | None:
         return torch.bfloat16
     fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return torch.bfloat16 if fast else None
+
+
+def chosen_precision(setting: str, device: torch.device) -> torch.dtype | None:
+    """What the setting "auto", "fp32" or "bf16" means on a device: bf16, or None for fp32; "auto" is bf16 on CUDA."""
+    return torch.bfloat16 if setting == "bf16" or (setting == "auto" and device.type == "cuda") else None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live display on a terminal, a plain line now and then elsewhere, or nothing."""
+"""The progress of a run: a live display on a terminal, a plain line now and then elsewhere, or nothing."""
 
 import math
 import sys
@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from syzygy.core.errors import UserError
 
@@ -14,58 +14,46 @@ PLAIN_LINE_SECONDS = 10.0
 SMOOTHING = 0.05
 
 
-@runtime_checkable
-class Reporter(Protocol):
-    """Told by the loop how a run goes. Steps count those done, over all sittings."""
+class Reporter:
+    """What the training loop reports of a run, as hooks; this class shows nothing. Steps count those done since the run began."""
+
+    def announce(self, line: str) -> None:
+        """A line about the run, before its first step."""
 
     def start(self, step: int, steps: int) -> None:
-        """A sitting begins after `step` of `steps`."""
-        ...
+        """Training begins, or goes on, after `step` of `steps`."""
 
     def step(self, step: int, loss: float) -> None:
-        """A step is done. Called for every step, though several may come at once."""
-        ...
+        """A step is done. Called for every step, though several calls may come at once."""
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
         """A validation is done."""
-        ...
 
     def recorded(self, row: Mapping[str, Any]) -> None:
         """A line of metrics is written."""
-        ...
 
     def stop(self) -> None:
-        """The sitting ends, for whatever reason."""
-        ...
+        """Training ends, for whatever reason."""
 
 
-class SilentReporter:
-    """Says nothing."""
-
-    def start(self, step: int, steps: int) -> None: ...
-
-    def step(self, step: int, loss: float) -> None: ...
-
-    def validated(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def recorded(self, row: Mapping[str, Any]) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-class ConsoleReporter:
+class ConsoleReporter(Reporter):
     """Step, smoothed loss, last validation, speed and time left; live on a terminal, else a line every ten seconds.
 
-    Writes to standard error: standard output is for results. `samples_per_step` adds samples/s.
+    Writes to standard error: standard output is for results.
     """
 
-    def __init__(self, title: str, *, samples_per_step: int | None = None) -> None:
+    def __init__(self, title: str, *, samples_per_step: int | None = None, tensorboard: Path | None = None) -> None:
+        """`samples_per_step` adds samples/s. Metrics are written to the folder `tensorboard` too, if there is one.
+
+        Raises:
+            UserError: TensorBoard is needed and not installed.
+        """
         self.title = title
         self.samples_per_step = samples_per_step
         self._live: Any = None
+        self._writer = None if tensorboard is None else _tensorboard_writer(tensorboard)
 
     def announce(self, line: str) -> None:
-        """A line before the first step."""
         print(f"{self.title}: {line}", file=sys.stderr, flush=True)
 
     def start(self, step: int, steps: int) -> None:
@@ -92,9 +80,15 @@ class ConsoleReporter:
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
         self._metrics = dict(metrics)
 
-    def recorded(self, row: Mapping[str, Any]) -> None: ...
+    def recorded(self, row: Mapping[str, Any]) -> None:
+        if self._writer:
+            for name, value in row.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, row["step"])
 
     def stop(self) -> None:
+        if self._writer:
+            self._writer.flush()
         if self._live:
             self._live.stop()
             self._live = None
@@ -134,38 +128,11 @@ class ConsoleReporter:
         return Group(row, Text(self._status()))
 
 
-class TensorBoard:
-    """Writes every line of metrics for TensorBoard too, and passes everything on to another reporter."""
-
-    def __init__(self, other: Reporter, folder: Path) -> None:
-        """Events go to `folder`.
-
-        Raises:
-            UserError: TensorBoard is not installed.
-        """
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "TensorBoard is not installed: pip install 'syzygy[tensorboard]', or leave --tensorboard out."
-            ) from None
-        self._other, self._writer = other, SummaryWriter(str(folder))
-
-    def start(self, step: int, steps: int) -> None:
-        self._other.start(step, steps)
-
-    def step(self, step: int, loss: float) -> None:
-        self._other.step(step, loss)
-
-    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._other.validated(step, metrics)
-
-    def recorded(self, row: Mapping[str, Any]) -> None:
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, row["step"])
-        self._other.recorded(row)
-
-    def stop(self) -> None:
-        self._writer.flush()
-        self._other.stop()
+def _tensorboard_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "TensorBoard is not installed: pip install 'syzygy[tensorboard]', or leave --tensorboard out."
+        ) from None
+    return SummaryWriter(str(folder))

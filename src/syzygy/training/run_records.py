@@ -1,4 +1,4 @@
-"""What every run shares: its place, its device, its provenance."""
+"""The pattern of every run: settings are recorded, a task is trained, the artefact is saved with its provenance."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -11,11 +11,12 @@ import torch
 
 from syzygy.core import artifacts
 from syzygy.core.config import Config
-from syzygy.training.loop import FitResult
+from syzygy.training.loop import FitResult, Task, fit
+from syzygy.training.parallel import World
 from syzygy.training.progress import ConsoleReporter, Reporter
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""(title, total) → a progress bar whose value is told how many more are done."""
+"""(title, total) → a progress bar: a function that takes how many more are done."""
 
 
 @contextmanager
@@ -32,6 +33,43 @@ class RunResult:
     metrics: dict[str, float]
     history: list[dict[str, Any]]
     """The lines of metrics.jsonl."""
+
+
+def train_part(
+    run: Any,
+    task: Task,
+    out: Path,
+    save: Callable[[Path, dict[str, Any]], None],
+    *,
+    kind: str,
+    folder: str = "",
+    measure: Callable[[FitResult], dict[str, float]] | None = None,
+    recorded: Mapping[str, Any] | None = None,
+    report: Reporter | str = "",
+    world: World | None = None,
+) -> RunResult:
+    """Train a part of a model in `out`, or continue there, then save it with its provenance.
+
+    Args:
+        run: all settings, among them `task.batch_size` and `loop`.
+        save: writes the artefact, from its folder and its provenance. Only the first rank saves.
+        kind: what the provenance calls the artefact.
+        folder: its folder in `out`; `kind` if omitted.
+        measure: metrics of the trained part; if omitted, those of the last validation.
+        recorded: facts besides the settings, such as the fingerprints of frozen parts. A run is continued with the same ones only.
+        report: shows the progress; a text is the title of a `ConsoleReporter`, `kind` if omitted.
+    """
+    world, recorded = world or World(torch.device("cpu")), dict(recorded or {})
+    if isinstance(report, str):
+        report = reporter(report or kind, run.task.batch_size)
+    settings = run.model_dump(mode="json") | recorded
+    result = fit(task, run.loop, out, reporter=report, run=settings, world=world)
+    metrics = result.metrics if measure is None else measure(result)
+    place = out / (folder or kind)
+    if world.first:
+        save(place, provenance(kind, run, result, result.steps * run.task.batch_size, metrics) | recorded)
+    world.wait()
+    return RunResult(place, metrics, result.history)
 
 
 def reporter(title: str, samples_per_step: int) -> Reporter:

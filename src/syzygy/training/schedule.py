@@ -1,4 +1,4 @@
-"""How long and how fast a run trains: the loop's settings and the learning rate they mean. Imports no torch."""
+"""The settings of the training loop, and the learning rate that follows from them. Imports no torch."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from syzygy.core.config import Config
 
 VALIDATIONS = 5
-"""How often a run that is shorter than the preset's interval of validations validates."""
+"""Number of validations of a run that is shorter than the preset's interval between validations."""
 
 
 class LoopConfig(Config):
@@ -24,7 +24,7 @@ class LoopConfig(Config):
     schedule: Literal["constant", "cosine", "cosine-restarts"] = "cosine"
     """Learning rate after the warm-up."""
     restart_every: int = Field(default=0, ge=0)
-    """Steps between warm restarts; only for cosine-restarts."""
+    """Steps between warm restarts; for cosine-restarts only."""
     final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
     """Learning rate at the end of a cosine, relative to the peak."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -34,17 +34,17 @@ class LoopConfig(Config):
     grad_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Largest norm of the gradient; 0 does not clip."""
     ema_half_life: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Half-life of the average of the weights that is validated and kept, in steps; 0 keeps the weights themselves."""
+    """Half-life in steps of the averaged weights, which are validated and saved; 0 uses the weights themselves."""
     validate_every: int = Field(default=0, ge=0)
-    """Steps between validations (and one at the end); 0 never validates."""
+    """Steps between validations, with one more at the end; 0 never validates."""
     checkpoint_every: int = Field(default=0, ge=0)
-    """Steps between checkpoints; 0 writes one only when the run ends or is stopped."""
+    """Steps between checkpoints; with 0, one is written only when the run ends or is stopped."""
     keep_checkpoints: int = Field(default=1, ge=1)
-    """How many checkpoints are kept, the latest included."""
+    """Number of checkpoints to keep, including the latest."""
     best: str = Field(default="", pattern=r"^$|^(max|min) [\w/]+$")
-    """Validation metric whose best weights are kept in `best/`, such as "max cosine" or "min loss"; empty keeps none."""
+    """Validation metric whose best weights are kept in `best/`, such as "max cosine" or "min loss"; empty for none."""
     log_every: int = Field(default=10, gt=0)
-    """Steps between lines of metrics; a line holds means over these steps."""
+    """Steps between lines of metrics; each line holds means over these steps."""
 
     def adapted(self, changes: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         """A shorter run gets a shorter warm-up and several validations; settings that lose their effect are reset."""

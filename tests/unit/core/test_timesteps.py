@@ -14,7 +14,7 @@ from syzygy.core.diffusers_timesteps import HostTimesteps, noise_of, read_schedu
 from syzygy.core.errors import UserError
 from syzygy.experts.routing import Stages
 from syzygy.experts.timestep_plan import plan, stages_of
-from syzygy.prior.unclip_schedule import alphas_bar
+from syzygy.prior.unclip_sampling import alphas_bar
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers' arithmetic with numpy 2
 

@@ -14,8 +14,8 @@ from syzygy.data.checking import verify
 from syzygy.data.merging import merge
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_files import mapped, write_tensors
+from syzygy.lab.evaluate.held_out import common, rest_of
 from syzygy.prior.embedding_pairs import split
-from syzygy.prior.held_out import common, rest_of
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import pytest
 
 from syzygy.core.errors import UserError
 from syzygy.experts.routing import COMPLEMENT
-from syzygy.experts.training import ExpertsRun, growth
-from syzygy.lab.presets import experts_full
+from syzygy.experts.training import growth
+from syzygy.lab.starter.experts_training import ExpertsRun
+from syzygy.lab.starter.presets import experts_full
 
 
 def run(*leaves: str, every_level: bool = True) -> ExpertsRun:

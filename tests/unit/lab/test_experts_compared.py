@@ -13,8 +13,8 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.experts.routing import COMPLEMENT
-from syzygy.experts.training import ExpertsRun, as_trained, growth
-from syzygy.lab import presets
+from syzygy.experts.training import growth
+from syzygy.lab.reproduce import presets as comparisons
 from syzygy.lab.reproduce.experts_candidates import (
     FULL,
     LORA,
@@ -28,6 +28,8 @@ from syzygy.lab.reproduce.experts_candidates import (
 )
 from syzygy.lab.reproduce.experts_candidates import settings as settings_of
 from syzygy.lab.reproduce.experts_report import _differences, _relative
+from syzygy.lab.starter import presets
+from syzygy.lab.starter.experts_training import ExpertsRun, as_trained
 
 TREES = (("E1_0", "E1_1"), ("E3_0", COMPLEMENT, "E4_15"), ("E2_1", "E3_7", COMPLEMENT), ("E2_0", "E2_1", "E1_1"))
 
@@ -66,7 +68,7 @@ def test_the_control_sees_the_noise_as_often_as_the_trainings_together(
 
 @pytest.mark.parametrize("every_level", [False, True])
 def test_every_candidate_has_the_same_number_of_steps(every_level: bool) -> None:
-    full = presets.reproduce_experts_full()
+    full = comparisons.reproduce_experts_full()
     run = full.model_copy(update={"experts": full.experts.model_copy(update={"every_level": every_level})})
     number = len(growth(run.experts))
     assert number == (7 if every_level else 3)
@@ -85,12 +87,12 @@ def test_every_candidate_has_the_same_number_of_steps(every_level: bool) -> None
 
 
 def test_leaves_come_from_the_least_noise() -> None:
-    assert [one.name for one in leaves(presets.reproduce_experts_full())] == ["E3_0", COMPLEMENT, "E3_7"]
+    assert [one.name for one in leaves(comparisons.reproduce_experts_full())] == ["E3_0", COMPLEMENT, "E3_7"]
 
 
 def test_one_form_alone_is_refused() -> None:
     with pytest.raises(UserError, match=r"leave experts\.form at full"):
-        override(presets.reproduce_experts_full(), ["experts.form=lora"])
+        override(comparisons.reproduce_experts_full(), ["experts.form=lora"])
 
 
 def test_differences_are_paired_and_relative() -> None:

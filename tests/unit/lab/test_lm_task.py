@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from syzygy.lab.starter.lm_task import Batch, LmTask, LmTaskConfig
+from syzygy.lab.starter.lm_training import Batch, LmTask, LmTaskConfig
 from tests.closeness import NETWORK, about, assert_close
 
 

@@ -7,7 +7,7 @@ import torch
 
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
-from syzygy.lab.starter.reader_task import ReaderBatch, ReaderTask, ReaderTaskConfig, degraded, reader_loss
+from syzygy.lab.starter.reader_training import ReaderBatch, ReaderTask, ReaderTaskConfig, degraded, reader_loss
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.reader import CELLS, Prediction, Reader, ReaderConfig
 from syzygy.lab.world.reader_scores import accuracy, best_threshold, confusion, read_all, shifted

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syzygy.core.randomness import generator
-from syzygy.lab.starter.t5_task import T5Task, T5TaskConfig, corrupted, spans_left_out
+from syzygy.lab.starter.t5_training import T5Task, T5TaskConfig, corrupted, spans_left_out
 from syzygy.text_encoders.t5 import SENTINELS, T5Config, build_t5
 
 MARKS, END = list(range(100, 100 + SENTINELS)), 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from syzygy.core.contracts import TextStates
-from syzygy.lab import presets
+from syzygy.lab.reproduce import presets
 from syzygy.lab.reproduce.text_encoder_candidates import (
     AGAINST,
     CANDIDATES,

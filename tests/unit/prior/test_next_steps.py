@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from syzygy.prior.next_steps import ABOUT, NO_PICTURES, generated, of_the_world, shortened, starter_clip
+from syzygy.lab.starter.prior_training import of_the_world
+from syzygy.prior.next_steps import ABOUT, NO_PICTURES, generated, shortened, starter_clip
 
 WORLD = ["a red circle above a blue star", "three green hearts", "ein roter Kreis"]
 OWN = ["a photo of my grandmother's garden in spring", "two cats on a sofa", "a red circle"]

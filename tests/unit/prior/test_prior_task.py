@@ -6,11 +6,17 @@ from pydantic import ValidationError
 
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.prior.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
-from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
-from syzygy.prior.embedding_pairs import PriorBatch, PriorData, caption_ids
-from syzygy.prior.losses import contrastive_loss, projection_loss
-from syzygy.prior.objectives import DiffusionObjective, DiffusionTaskConfig, EclipseObjective, PriorTaskConfig
+from syzygy.prior.diffusion_prior import DiffusionObjective, DiffusionPrior, DiffusionPriorConfig, DiffusionTaskConfig
+from syzygy.prior.eclipse import (
+    EclipseObjective,
+    EclipsePrior,
+    EclipsePriorConfig,
+    PriorTaskConfig,
+    contrastive_loss,
+    projection_loss,
+)
+from syzygy.prior.embedding_pairs import PriorData, caption_ids
+from syzygy.prior.prior_network import PriorBatch
 from syzygy.prior.prior_task import PriorTask
 from syzygy.training.parallel import World
 from tests.closeness import NETWORK, about, assert_close, largest_of

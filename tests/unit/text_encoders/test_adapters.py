@@ -53,7 +53,7 @@ def test_what_does_not_belong_together(folder: Path, clip: Clip, tmp_path: Path,
         load_adapted(folder, clip, llm=save_tiny_llm("llama", tmp_path / "llama"))
     with monkeypatch.context() as patch:
         patch.setattr(Clip, "fingerprint", lambda self: "another")
-        with pytest.raises(UserError, match="trained beside another clip"):
+        with pytest.raises(UserError, match="trained with another clip"):
             load_adapted(folder, clip)
     path = folder / artifacts.PROVENANCE_FILE
     record = artifacts.read_json(path)

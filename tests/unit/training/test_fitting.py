@@ -1,6 +1,6 @@
 import pytest
 
-from syzygy.lab import presets
+from syzygy.prior import presets
 from syzygy.training.fitting import AS_GIVEN, Fitting
 
 

@@ -9,6 +9,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.training import checkpoints, loop
 from syzygy.training.loop import LoopConfig, fit
+from syzygy.training.progress import Reporter
 from tests.closeness import about, assert_close
 
 
@@ -42,7 +43,7 @@ class Regression:
         return {"weight": float(self.net.weight.sum())}
 
 
-class Recorder:
+class Recorder(Reporter):
     def __init__(self) -> None:
         self.calls: list[tuple] = []
 

@@ -28,12 +28,12 @@ def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: 
     import sys
 
     from syzygy.core.config import override
+    from syzygy.core.registry import preset
     from syzygy.lab import demo as demo_run
-    from syzygy.lab import presets
     from syzygy.lab.evaluate.composition import cell
 
     writable_folder(out)
-    run = override(presets.choose(presets.DEMO, "quick" if quick else "full"), settings, note)
+    run = override(preset("syzygy.lab.demo:PRESETS", "quick" if quick else "full"), settings, note)
 
     def say(line: str) -> None:
         click.echo(line, err=True)

@@ -9,6 +9,7 @@ import click
 from syzygy.cli.common import device_option, json_option, note, progress_bar, stacked, writable_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
+PRESETS = "syzygy.lab.reproduce.presets"
 
 
 def comparison_options(*own: Callable[[F], F], model: str, out: str, quick: str) -> Callable[[F], F]:
@@ -57,11 +58,11 @@ def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     """
     from syzygy.core import artifacts
     from syzygy.core.config import override
-    from syzygy.lab import presets
+    from syzygy.core.registry import preset
     from syzygy.lab.reproduce import eclipse_experiment, score_files
     from syzygy.lab.reproduce.eclipse_report import SHEET, markdown, page, results, shown
 
-    run = override(presets.choose(presets.REPRODUCE, "quick" if quick else "full"), overrides, note)
+    run = override(preset(f"{PRESETS}:ECLIPSE", "quick" if quick else "full"), overrides, note)
     writable_folder(out)
     bench = eclipse_experiment.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
     found = results(run, out)
@@ -92,14 +93,14 @@ def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, devi
     """
     from syzygy.core.config import override
     from syzygy.core.model_parts import part_folder
-    from syzygy.experts.training import as_trained
-    from syzygy.lab import presets
+    from syzygy.core.registry import preset
     from syzygy.lab.reproduce import experts_experiment
     from syzygy.lab.reproduce.experts_report import markdown, write
+    from syzygy.lab.starter.experts_training import as_trained
 
-    preset = presets.choose(presets.REPRODUCE_EXPERTS, "quick" if quick else "full")
-    preset = preset.model_copy(update={"experts": as_trained(preset.experts, part_folder(model, "decoder"))})
-    run = override(preset, overrides, note)
+    wanted = preset(f"{PRESETS}:EXPERTS", "quick" if quick else "full")
+    wanted = wanted.model_copy(update={"experts": as_trained(wanted.experts, part_folder(model, "decoder"))})
+    run = override(wanted, overrides, note)
     writable_folder(out)
     bench = experts_experiment.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
     found = write(run, bench)
@@ -130,11 +131,11 @@ def text_encoder(
       syzygy reproduce text-encoder align.loop.steps=900 image.loop.steps=400 seeds=3 --out out/long
     """
     from syzygy.core.config import override
-    from syzygy.lab import presets
+    from syzygy.core.registry import preset
     from syzygy.lab.reproduce import text_encoder_experiment
     from syzygy.lab.reproduce.text_encoder_report import markdown, write
 
-    run = override(presets.choose(presets.REPRODUCE_TEXT_ENCODER, "quick" if quick else "full"), overrides, note)
+    run = override(preset(f"{PRESETS}:TEXT_ENCODER", "quick" if quick else "full"), overrides, note)
     writable_folder(out)
     bench = text_encoder_experiment.reproduce(run, out, model=model, llm=llm, device=device, say=_say, bar=progress_bar)
     found = write(bench)

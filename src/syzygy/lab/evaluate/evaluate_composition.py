@@ -17,10 +17,10 @@ from syzygy.lab.evaluate import composition, distance
 from syzygy.lab.evaluate.bootstrap import difference, win_rate
 from syzygy.lab.evaluate.composition import REFERENCE, Painted
 from syzygy.lab.evaluate.predictions import Sampled
+from syzygy.lab.starter.prior_training import embed
 from syzygy.lab.world.prompts import Prompt, prompts
 from syzygy.lab.world.reader import Reader
 from syzygy.prior.baselines import TextIdentity
-from syzygy.prior.training import embed
 from syzygy.training.run_records import Bar, no_bar
 
 IDENTITY, SHIFTED, SHUFFLED = "text identity", "text identity, shifted", "shuffled prompts"

@@ -20,12 +20,12 @@ from syzygy.core.randomness import generator
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval
+from syzygy.lab.evaluate.held_out import Past, common, past_of, record_of, rest_of
 from syzygy.lab.evaluate.retrieval import ranks_among
 from syzygy.prior.embedding_pairs import StorePairs
 from syzygy.prior.embedding_statistics import frechet_distance
-from syzygy.prior.held_out import Past, common, past_of, record_of, rest_of
-from syzygy.prior.prior_loading import find_prior, load_prior
-from syzygy.prior.published_layout import PART
+from syzygy.prior.prior_loading import load_prior
+from syzygy.prior.prior_network import PART, find_prior
 from syzygy.training.checkpoints import METRICS_FILE, read_lines
 
 BATCH = 256

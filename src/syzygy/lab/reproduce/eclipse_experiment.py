@@ -25,12 +25,12 @@ from syzygy.lab.evaluate.evaluate_composition import Scoring, asked, candidates,
 from syzygy.lab.evaluate.probe import Probe, fit_probe
 from syzygy.lab.reproduce import score_files
 from syzygy.lab.reproduce.score_files import CATEGORIES
+from syzygy.lab.starter import prior_training as prior_run
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.prompts import Prompt
-from syzygy.prior import training as prior_run
-from syzygy.prior.diffusion_prior import SampledPrior
+from syzygy.prior.diffusion_prior import DiffusionTaskConfig, SampledPrior
+from syzygy.prior.eclipse import PriorTaskConfig
 from syzygy.prior.embedding_pairs import PriorData
-from syzygy.prior.objectives import DiffusionTaskConfig, PriorTaskConfig
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.training import PriorRun
 from syzygy.training.run_records import Bar, no_bar, reporter

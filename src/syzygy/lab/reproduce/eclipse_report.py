@@ -23,7 +23,7 @@ from syzygy.lab.reproduce.score_files import (
     preferred,
 )
 from syzygy.lab.world.prompts import Prompt
-from syzygy.prior.objectives import PriorTaskConfig
+from syzygy.prior.eclipse import PriorTaskConfig
 
 SCORES = ("cosine", "recall_at_1", "frechet", "probe_seen", "probe_held_out")
 TITLES = {

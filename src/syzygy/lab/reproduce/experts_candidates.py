@@ -21,12 +21,13 @@ from syzygy.decoder.backbone import load_decoder
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.network import Decoder
 from syzygy.decoder.preconditioning import Preconditioned
-from syzygy.experts import training as experts_run
 from syzygy.experts.expert_folders import TRUNK, build_lora, load_experts, load_lora
-from syzygy.experts.training import GROWN, ExpertsRun, Growth, growth
+from syzygy.experts.training import GROWN, Growth, growth
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate.evaluate_composition import asked
 from syzygy.lab.reproduce.score_files import CATEGORIES
+from syzygy.lab.starter import experts_training as experts_run
+from syzygy.lab.starter.experts_training import ExpertsRun
 from syzygy.lab.world.prompts import Prompt
 from syzygy.text_encoders.t5 import T5Text
 

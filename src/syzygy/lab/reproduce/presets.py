@@ -1,122 +1,16 @@
-"""Runs of several parts: the starter, the demo, the comparisons."""
+"""Presets of the comparisons: ECLIPSE, eDiff-I's experts, language models as text encoders."""
 
-from syzygy.decoder.network import UNetConfig
 from syzygy.experts.routing import COMPLEMENT
-from syzygy.lab.demo import DemoRun
-from syzygy.lab.evaluate.evaluate_composition import Scoring
+from syzygy.lab.demo import demo_full
+from syzygy.lab.evaluate.text_encoder import TextScoring
 from syzygy.lab.reproduce.eclipse_experiment import ReproduceRun
 from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
-from syzygy.lab.starter.image_presets import (
-    autoencoder_starter,
-    clip_starter,
-    decoder_binding,
-    decoder_colours,
-    decoder_finish,
-    decoder_more_binding,
-    decoder_more_colours,
-    decoder_starter,
-    decoder_words,
-    experts_full,
-    reader_starter,
-)
-from syzygy.lab.starter.starter_training import StarterRun
-from syzygy.lab.starter.text_presets import lm_starter, t5_starter
-from syzygy.prior.objectives import DiffusionTaskConfig
-from syzygy.prior.presets import prior_starter
+from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
+from syzygy.lab.starter.presets import experts_full
+from syzygy.lab.world.language import LANGUAGES
+from syzygy.prior.diffusion_prior import DiffusionTaskConfig
 from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter
-
-
-def starter_cpu() -> StarterRun:
-    """The starter on two CPU cores, in about eight hours: an estimate from its stages, which were trained on their own, beside other work."""
-    return StarterRun(
-        clip=clip_starter(),
-        reader=reader_starter(),
-        autoencoder=autoencoder_starter(),
-        decoder=decoder_starter(),
-        t5=t5_starter(),
-        words=decoder_words(),
-        colours=decoder_colours(),
-        more_colours=decoder_more_colours(),
-        binding=decoder_binding(),
-        more_binding=decoder_more_binding(),
-        finish=decoder_finish(),
-        prior=prior_starter(),
-        llm=lm_starter(),
-        align=align_starter(),
-        image=image_starter(),
-        quality=quality_starter(),
-    )
-
-
-def starter_gpu() -> StarterRun:
-    """The starter on one H200, in four sittings of ten minutes: clip, reader, autoencoder; decoder, prior; t5 to finish; llm to quality.
-
-    An estimate, not yet run. What bounds it is making scenes (about 0.2 ms a pair on one core), not the GPU. The
-    decoder has 7.0M parameters, 14 MB in fp16.
-    """
-    clip, decoder, prior = clip_starter(), decoder_starter(), prior_starter()
-    wider = UNetConfig(channels=(64, 128, 128), attention=(False, True, True))
-    return StarterRun(
-        clip=clip.model_copy(
-            update={
-                "task": clip.task.model_copy(update={"batch_size": 2048}),
-                "loop": clip.loop.model_copy(update={"steps": 700, "lr": 8e-4, "warmup": 150}),
-            }
-        ),
-        reader=reader_starter(),
-        autoencoder=autoencoder_starter(),
-        decoder=decoder.model_copy(
-            update={
-                "backbone": wider,
-                "task": decoder.task.model_copy(update={"batch_size": 1024}),
-                "loop": decoder.loop.model_copy(update={"steps": 2000, "lr": 1e-3}),
-            }
-        ),
-        t5=t5_starter(),
-        **{
-            name: run.model_copy(
-                update={
-                    "backbone": wider,
-                    "task": run.task.model_copy(update={"batch_size": 1024}),
-                    "loop": run.loop.model_copy(update={"steps": steps}),
-                }
-            )
-            for name, run, steps in (
-                ("words", decoder_words(), 1500),
-                ("colours", decoder_colours(), 200),
-                ("more_colours", decoder_more_colours(), 300),
-                ("binding", decoder_binding(), 300),
-                ("more_binding", decoder_more_binding(), 400),
-                ("finish", decoder_finish(), 400),
-            )
-        },
-        prior=prior.model_copy(
-            update={
-                "scenes": 50_000,
-                "task": prior.task.model_copy(update={"batch_size": 512}),
-                "loop": prior.loop.model_copy(update={"steps": 1500, "warmup": 150}),
-            }
-        ),
-        llm=lm_starter(),
-        align=align_starter(),
-        image=image_starter(),
-        quality=quality_starter(),
-    )
-
-
-def demo_full() -> DemoRun:
-    """The demo: at most five minutes on two CPU cores. Validation of so small a prior stands still after 150 steps."""
-    run = prior_starter()
-    loop = run.loop.model_copy(update={"steps": 250, "warmup": 30, "validate_every": 25})
-    return DemoRun(prior=run.model_copy(update={"scenes": 20_000, "loop": loop}))
-
-
-def demo_quick() -> DemoRun:
-    """A shortened demo that shows only that everything works: its prior learns next to nothing."""
-    few = prior_starter()
-    loop = few.loop.model_copy(update={"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20})
-    small = few.model_copy(update={"scenes": 1000, "validation_images": 128, "loop": loop})
-    return DemoRun(prior=small, scoring=Scoring(prompts=1, steps=6), shown_steps=8)
+from syzygy.training.schedule import LoopConfig
 
 
 def reproduce_full() -> ReproduceRun:
@@ -173,3 +67,47 @@ def reproduce_experts_quick() -> ReproduceExpertsRun:
     loop = full.experts.loop.model_copy(update={"steps": 20, "warmup": 2, "ema_half_life": 2.0})
     experts = full.experts.model_copy(update={"loop": loop})
     return full.model_copy(update={"experts": experts, "seeds": 1, "prompts": 5, "steps": 10, "pictures": 128})
+
+
+def reproduce_text_encoder_full() -> ReproduceTextRun:
+    """The comparison of stages and layers in small; stages are shorter than the starter's, as there are sixteen trainings.
+
+    The prior stays as it is, so that all candidates speak to the same one.
+    """
+    image, quality = image_starter(), quality_starter()
+    scenes = {"scenes": 6000, "validation_images": 64}
+    return ReproduceTextRun(
+        align=align_starter().model_copy(update={"loop": _brief(steps=400, lr=1e-3)}),
+        image=image.model_copy(update=scenes | {"loop": _brief(steps=200, lr=4e-4)}),
+        quality=quality.model_copy(update=scenes | {"loop": _brief(steps=50, lr=1e-4)}),
+        scoring=TextScoring(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
+    )
+
+
+def reproduce_text_encoder_quick() -> ReproduceTextRun:
+    """A shortened comparison: it shows that everything works, and nothing about stages or layers."""
+    full = reproduce_text_encoder_full()
+    return full.model_copy(
+        update={
+            "align": full.align.model_copy(update={"loop": _brief(steps=20, lr=1e-3)}),
+            "image": full.image.model_copy(update={"scenes": 500, "loop": _brief(steps=10, lr=4e-4)}),
+            "quality": full.quality.model_copy(update={"scenes": 500, "loop": _brief(steps=5, lr=1e-4)}),
+            "probe_scenes": 2000,
+            "seeds": 1,
+            "scoring": full.scoring.model_copy(update={"languages": ("en", "de", "zh"), "captions": 32}),
+        }
+    )
+
+
+def _brief(*, steps: int, lr: float) -> LoopConfig:
+    """A loop without validation: the result is measured afterwards."""
+    warmup, checkpoint = steps // 20, steps // 10
+    half_life = min(20, steps / 10)
+    return LoopConfig(
+        steps=steps, lr=lr, warmup=warmup, grad_clip=1.0, ema_half_life=half_life, checkpoint_every=checkpoint
+    )
+
+
+ECLIPSE = {"full": reproduce_full, "quick": reproduce_quick}
+EXPERTS = {"full": reproduce_experts_full, "quick": reproduce_experts_quick}
+TEXT_ENCODER = {"full": reproduce_text_encoder_full, "quick": reproduce_text_encoder_quick}

@@ -26,14 +26,13 @@ from syzygy.decoder.training import DecoderBatch, DecoderTask, DecoderTaskConfig
 from syzygy.lab.starter.world_captions import languages_for
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language.base import Length
-from syzygy.prior.prior_loading import trained_beside
+from syzygy.prior.prior_loading import check_trained_with
 from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.adapter_folders import PART, PreviousStage
 from syzygy.text_encoders.llm import Llm
-from syzygy.training.loop import fit
 from syzygy.training.parallel import World
 from syzygy.training.precision import precision_on
-from syzygy.training.run_records import RunResult, provenance, reporter
+from syzygy.training.run_records import RunResult, train_part
 from syzygy.training.schedule import LoopConfig
 
 SLOT = "text"
@@ -140,7 +139,7 @@ def train(
         raise UserError("an adapter's states stand for no words, so they can have no regions: set task.painted=0.")
     previous.check_clip(clip.fingerprint())
     for part, fingerprint in (("clip", clip.fingerprint()), ("autoencoder", autoencoder.fingerprint())):
-        trained_beside(decoder, part, fingerprint)
+        check_trained_with(decoder, part, fingerprint)
     network = load_decoder(decoder)
     made_with: dict[str, Any] = {
         "stage": "image",
@@ -177,12 +176,12 @@ def train(
         frozen=run.frozen,
         precision=precision_on(world.device),
     )
-    settings = run.model_dump(mode="json") | made_with | {"llm": previous.llm["fingerprint"]}
-    report = reporter("adapter, decoder", run.task.batch_size)
-    result = fit(task, run.loop, out, reporter=report, run=settings)
-    record = provenance("adapter", run, result, result.steps * run.task.batch_size, result.metrics) | made_with
-    record |= {"languages": previous.languages(languages), "prior": previous.record.get("prior")}
-    save_decoder(network, out / "decoder", record | {"kind": "decoder"})
-    record["decoder"] = artifacts.fingerprint(load_decoder(out / "decoder").state_dict())
-    previous.adapter.save_pretrained(out / PART, record, torch.float16)
-    return RunResult(out / PART, result.metrics, result.history)
+
+    def save(folder: Path, provenance: dict[str, Any]) -> None:
+        provenance |= made_with | {"languages": previous.languages(languages), "prior": previous.record.get("prior")}
+        save_decoder(network, out / "decoder", provenance | {"kind": "decoder"})
+        provenance["decoder"] = artifacts.fingerprint(load_decoder(out / "decoder").state_dict())
+        previous.adapter.save_pretrained(folder, provenance, torch.float16)
+
+    recorded = made_with | {"llm": previous.llm["fingerprint"]}
+    return train_part(run, task, out, save, kind=PART, recorded=recorded, report="adapter, decoder")

@@ -1,6 +1,7 @@
 """The starter's autoencoder, trained on rendered scenes."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,9 +10,9 @@ from syzygy.core.randomness import seed_of
 from syzygy.decoder.autoencoder import AutoencoderConfig, build_autoencoder
 from syzygy.decoder.autoencoder_task import AutoencoderTask, AutoencoderTaskConfig
 from syzygy.lab.world import scene_source
-from syzygy.training.loop import fit
+from syzygy.training.loop import FitResult
 from syzygy.training.precision import precision_on
-from syzygy.training.run_records import RunResult, provenance, reporter
+from syzygy.training.run_records import RunResult, train_part
 from syzygy.training.schedule import LoopConfig
 
 STATISTICS_PICTURES = 2048
@@ -19,7 +20,7 @@ VALIDATION_PICTURES = 256
 
 
 class AutoencoderRun(Config):
-    """Everything that makes an autoencoder of the embedded world."""
+    """All settings of an autoencoder of the embedded world."""
 
     autoencoder: AutoencoderConfig
     """Sizes."""
@@ -48,19 +49,16 @@ def train(run: AutoencoderRun, out: Path, device: torch.device) -> RunResult:
         run.seed,
         precision=precision_on(device),
     )
-    result = fit(
-        task,
-        run.loop,
-        out,
-        reporter=reporter("autoencoder", size),
-        run=run.model_dump(mode="json"),
-    )
-    with torch.no_grad():
-        sample = [pictures(seed, start, 256) for start in range(0, STATISTICS_PICTURES, 256)]
-        raw = torch.cat([autoencoder.raw_latents(part) for part in sample])
-    autoencoder.set_statistics(raw.mean((0, 2, 3)), raw.std((0, 2, 3)))
-    error = (autoencoder.decode(autoencoder.encode(unseen)) - unseen).square().mean()
-    metrics = {"psnr": float(-10 * error.log10()), "nats": result.history[-1]["validation/nats"]}
-    record = provenance("autoencoder", run, result, result.steps * size, metrics)
-    autoencoder.save_pretrained(out / "autoencoder", record, torch.float16)
-    return RunResult(out / "autoencoder", metrics, result.history)
+
+    def measure(result: FitResult) -> dict[str, float]:
+        with torch.no_grad():
+            sample = [pictures(seed, start, 256) for start in range(0, STATISTICS_PICTURES, 256)]
+            raw = torch.cat([autoencoder.raw_latents(part) for part in sample])
+        autoencoder.set_statistics(raw.mean((0, 2, 3)), raw.std((0, 2, 3)))
+        error = (autoencoder.decode(autoencoder.encode(unseen)) - unseen).square().mean()
+        return {"psnr": float(-10 * error.log10()), "nats": result.history[-1]["validation/nats"]}
+
+    def save(folder: Path, record: dict[str, Any]) -> None:
+        autoencoder.save_pretrained(folder, record, torch.float16)
+
+    return train_part(run, task, out, save, kind="autoencoder", measure=measure)

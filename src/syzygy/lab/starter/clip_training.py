@@ -2,6 +2,7 @@
 
 from itertools import count, islice, product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +17,8 @@ from syzygy.lab.world.language import language
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.language.english import FILLERS
 from syzygy.lab.world.scene import COLOURS, SHAPES
-from syzygy.training.loop import fit
 from syzygy.training.precision import precision_on
-from syzygy.training.run_records import RunResult, provenance, reporter
+from syzygy.training.run_records import RunResult, train_part
 from syzygy.training.schedule import LoopConfig
 
 TOKENIZER_CAPTIONS = 5000
@@ -26,7 +26,7 @@ VALIDATION_PAIRS = 512
 
 
 class ClipRun(Config):
-    """Everything that makes a CLIP of the embedded world."""
+    """All settings of a CLIP of the embedded world."""
 
     clip: ClipConfig
     """Sizes."""
@@ -57,15 +57,17 @@ def train(run: ClipRun, out: Path, device: torch.device) -> RunResult:
         return _batch(clip, found, texts, device)
 
     task = ClipTask(clip, batches, validation, run.task, precision=precision_on(device))
-    result = fit(task, run.loop, out, reporter=reporter("CLIP", run.task.batch_size), run=run.model_dump(mode="json"))
-    metrics = measure(clip, unseen, run.seed)
-    samples = result.steps * run.task.batch_size
-    clip.save_pretrained(out / "clip", provenance("clip", run, result, samples, metrics), torch.float16)
-    return RunResult(out / "clip", metrics, result.history)
+
+    def save(folder: Path, record: dict[str, Any]) -> None:
+        clip.save_pretrained(folder, record, torch.float16)
+
+    return train_part(
+        run, task, out, save, kind="clip", report="CLIP", measure=lambda result: measure(clip, unseen, run.seed)
+    )
 
 
 def distinct_full_pairs(seed: int, number: int) -> list[scene_source.Pair]:
-    """Unseen pairs whose captions tell all that captions can, no two alike."""
+    """Unseen pairs whose captions describe their scenes fully; no two captions mean the same."""
     found: dict[object, scene_source.Pair] = {}
     index = 0
     while len(found) < number:
@@ -83,18 +85,18 @@ def measure(clip: Clip, unseen: list[scene_source.Pair], seed: int = 0) -> dict[
 
 
 def zero_shot(clip: Clip, seed: int, number: int) -> dict[str, float]:
-    """How often the nearest of the 64 texts "a red circle", … has the shape, and the colour, of an unseen picture's only object.
+    """How often the nearest of the 64 texts "a red circle", … has the shape, and the colour, of an unseen image's only object.
 
-    What an image embedding does not hold, no prior can predict and no decoder paint.
+    What an image embedding does not contain, no prior can predict and no decoder can draw.
     """
     draw = Draw(seed, "texts")
-    looks = list(product(SHAPES, COLOURS))
-    texts = [language("en").caption(Description((Mention(shape, colour),)), draw).text for shape, colour in looks]
+    appearances = list(product(SHAPES, COLOURS))
+    texts = [language("en").caption(Description((Mention(shape, colour),)), draw).text for shape, colour in appearances]
     alone = (p for index in count() if len((p := scene_source.pair(seed, index)).scene.things) == 1)
     found = list(islice(alone, number))
     image = clip.encode_image(scene_source.pictures(found, clip.image_size, clip.device))
     text = nn.functional.normalize(clip.encode_text(texts).pooled, dim=-1)
-    nearest = [looks[i] for i in (image @ text.T).argmax(1).tolist()]
+    nearest = [appearances[i] for i in (image @ text.T).argmax(1).tolist()]
     things = [p.scene.things[0] for p in found]
     shapes = [shape == thing.shape for (shape, _), thing in zip(nearest, things, strict=True)]
     colours = [colour == thing.colour for (_, colour), thing in zip(nearest, things, strict=True)]

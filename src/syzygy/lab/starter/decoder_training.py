@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
@@ -24,9 +24,8 @@ from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.scene_regions import regions
 from syzygy.regions.phrases import region_maps
 from syzygy.text_encoders.t5 import T5Text
-from syzygy.training.loop import fit
 from syzygy.training.precision import autocast, precision_on
-from syzygy.training.run_records import RunResult, provenance, reporter
+from syzygy.training.run_records import RunResult, train_part
 from syzygy.training.schedule import LoopConfig
 
 SCALE_PAIRS = 1024
@@ -35,8 +34,20 @@ QUERIES_AND_KEYS = re.compile(r"attn2\.to_[qk]\.")
 """Of the cross-attention, as diffusers names it."""
 
 
-class DecoderRun(Config):
-    """Everything that makes a decoder of the embedded world."""
+class CaptionMixture(Config):
+    """Which parts of the batches are other than plain pairs with short captions."""
+
+    medium_captions: float = 0.1
+    """Share of the batches whose captions begin with other sentences."""
+    long_captions: float = 0.0
+    """Share of the batches whose captions are so long that CLIP reads none of the decisive words, and T5 all of them."""
+    just_told: float = 0.0
+    """Share of the batches whose scenes are fully described: one or two objects and nothing that captions omit. Words are learned sooner
+    from these."""
+
+
+class DecoderRun(CaptionMixture):
+    """All settings of a decoder of the embedded world."""
 
     backbone: UNetConfig
     """The U-Net."""
@@ -46,12 +57,6 @@ class DecoderRun(Config):
     """Width of the vector that joins the time embedding."""
     image_tokens: int = 4
     """Cross-attention tokens made of the image embedding."""
-    medium_captions: float = 0.1
-    """Part of the batches whose captions open with other sentences."""
-    long_captions: float = 0.0
-    """Part of the batches whose captions open with so many that CLIP reads none of the decisive words, and T5 all."""
-    just_told: float = 0.0
-    """Part of the batches whose scenes show one or two things, and nothing that captions leave out: words are learned sooner from these."""
     fresh_attention: bool = False
     """Going on from another decoder, begin anew which tokens are attended to. Trained attention is all but hard (scores of 10 to 60 before the
     softmax): tokens that it never saw get no weight, so no gradient either, and are not learned."""
@@ -61,20 +66,6 @@ class DecoderRun(Config):
     """Length and learning rate."""
     seed: int = 0
     """Weights, scenes and noise follow from it."""
-
-
-@runtime_checkable
-class Mixture(Protocol):
-    """Which parts of the batches are not plain pairs with short captions; settings of a run."""
-
-    @property
-    def medium_captions(self) -> float: ...
-
-    @property
-    def long_captions(self) -> float: ...
-
-    @property
-    def just_told(self) -> float: ...
 
 
 def train(
@@ -96,11 +87,8 @@ def train(
     Raises:
         UserError: the decoder to go on from has other sizes, or reads what this one would not; fresh attention without one.
     """
-    beside = {"clip": clip.fingerprint(), "autoencoder": autoencoder.fingerprint()}
-    if t5 is not None:
-        beside["t5"] = t5.fingerprint()
-    precision = precision_on(device)
-    encode = Encoding(clip, autoencoder, precision, t5, painted=run.task.painted > 0)
+    encode = Encoding(clip, autoencoder, precision_on(device), t5, painted=run.task.painted > 0)
+    recorded = encode.fingerprints()
     sample = encode(scene_source.pairs(seed_of(run.seed, "decoder scale"), 0, SCALE_PAIRS))
     channels, size, _ = autoencoder.latent_shape
     slots = (
@@ -118,7 +106,7 @@ def train(
     )
     decoder = build_decoder(config, seed=run.seed)
     if init is not None:
-        beside["init"] = extend(decoder, init, fresh_attention=run.fresh_attention)
+        recorded["init"] = extend(decoder, init, fresh_attention=run.fresh_attention)
     elif run.fresh_attention:
         raise UserError("fresh_attention is for going on from another decoder: give one with --init, or leave it out.")
     for name, condition in sample.conditioning.conditions.items():
@@ -131,12 +119,12 @@ def train(
     decoder = decoder.to(device)
 
     batches = encode.stream(run.task.pictures, run, run.seed)
-    task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], run.task, run.seed, precision)
-    settings = run.model_dump(mode="json") | beside
-    result = fit(task, run.loop, out, reporter=reporter("decoder", run.task.batch_size), run=settings)
-    record = provenance("decoder", run, result, result.steps * run.task.batch_size, result.metrics)
-    save_decoder(decoder, out / "decoder", record | beside)
-    return RunResult(out / "decoder", result.metrics, result.history)
+    task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], run.task, run.seed, encode.precision)
+
+    def save(folder: Path, record: dict[str, Any]) -> None:
+        save_decoder(decoder, folder, record)
+
+    return train_part(run, task, out, save, kind="decoder", recorded=recorded)
 
 
 def extend(decoder: Decoder, init: Path, *, fresh_attention: bool = False) -> str:
@@ -175,6 +163,11 @@ class Encoding:
     painted: bool = False
     """Whether the words for objects are painted where these are (with the strength 1)."""
 
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprints of the frozen networks, by part."""
+        t5 = {} if self.t5 is None else {"t5": self.t5.fingerprint()}
+        return {"clip": self.clip.fingerprint(), "autoencoder": self.autoencoder.fingerprint(), **t5}
+
     @torch.no_grad()
     def __call__(self, found: list[scene_source.Pair]) -> DecoderBatch:
         images, texts = (
@@ -199,7 +192,7 @@ class Encoding:
                     conditions[name] = replace(conditions[name], region_maps=maps.to(latents.device))
         return DecoderBatch(latents, Conditioning(conditions))
 
-    def stream(self, number: int, mixture: Mixture, seed: int) -> Callable[[int], DecoderBatch]:
+    def stream(self, number: int, mixture: CaptionMixture, seed: int) -> Callable[[int], DecoderBatch]:
         """Step → `number` pictures of the world, the same again for the same step."""
 
         def batches(step: int) -> DecoderBatch:

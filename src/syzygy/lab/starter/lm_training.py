@@ -1,22 +1,34 @@
-"""The starter's language model, trained from nothing on the embedded world's captions, short and long, in all its languages."""
+"""The starter's language model: a small one of Llama's architecture, trained from nothing on the world's captions in all languages.
 
-from collections.abc import Mapping, Sequence
+It stands in for a published language model. Needs transformers when it is built.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import Field
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
 
+from syzygy.clip.tokenization import learned_bpe
+from syzygy.core import artifacts
 from syzygy.core.config import Config
+from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, seed_of
-from syzygy.lab.starter.lm_task import Batch, LmTask, LmTaskConfig
-from syzygy.lab.starter.tiny_lm import CausalLm, LmConfig, build_lm
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language.base import Length
-from syzygy.training.loop import fit
-from syzygy.training.precision import precision_on
-from syzygy.training.run_records import RunResult, provenance, reporter
+from syzygy.text_encoders.llm import Llm, LlmRecipe
+from syzygy.training.precision import autocast, precision_on
+from syzygy.training.run_records import RunResult, train_part
 from syzygy.training.schedule import LoopConfig
 
+PAD, START, END = "<pad>", "<s>", "</s>"
+HAN = r"\p{Han}"
+"""Chinese has no spaces: a whole phrase would become one token, and a new composition of its words no token at all."""
 TOKENIZER_CAPTIONS = 500
 """The tokenizer learns from so many of each language and length."""
 VALIDATION_CAPTIONS = 24
@@ -26,8 +38,148 @@ OFTEN: tuple[Length, ...] = ("short", "short", "medium", "medium", "long")
 """What a step may read: a long caption takes the time of ten short ones, and most of it says nothing of a scene."""
 
 
+class LmConfig(Config):
+    """Sizes of a language model to train from nothing."""
+
+    width: PositiveInt = 192
+    """Width of the hidden states."""
+    layers: PositiveInt = 4
+    """Layers."""
+    heads: PositiveInt = 6
+    """Attention heads."""
+    feed_forward: PositiveInt = 512
+    """Width inside the feed-forward layers."""
+    vocabulary: int = Field(default=3072, ge=300)
+    """Most tokens of the byte-level BPE that is learned; all languages share them."""
+    max_tokens: int = Field(default=512, ge=8)
+    """Longest text in tokens, start and end included."""
+
+
+@dataclass(frozen=True)
+class CausalLm:
+    """A language model in training: transformers' `LlamaForCausalLM` with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @cached_property
+    def reader(self) -> Llm:
+        """The same as a text encoder: with the tokens, start and end included, that it will read as one."""
+        recipe = LlmRecipe(max_tokens=self.model.config.max_position_embeddings)
+        return Llm(self.model.model, self.tokenizer, "from nothing", recipe)
+
+    def save_pretrained(self, folder: Path, provenance: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+        """Write the layout that transformers reads, atomically; `dtype` (fp16) converts the weights."""
+        with artifacts.folder_written(folder, "the language model") as temporary:
+            self.tokenizer.save_pretrained(temporary)
+            config = self.model.config.to_dict() | {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
+            artifacts.write_json(temporary / artifacts.CONFIG_FILE, config)
+            weights = {f"model.{name}": value for name, value in self.model.model.state_dict().items()}
+            artifacts.write_tensors(temporary / artifacts.WEIGHTS_FILE, weights, dtype)
+            artifacts.write_json(temporary / artifacts.PROVENANCE_FILE, dict(provenance))
+
+
+def build_lm(config: LmConfig, texts: Iterable[str], seed: int) -> CausalLm:
+    """A model with random weights (embeddings tied), and a byte-level BPE tokenizer learned from the texts.
+
+    Raises:
+        UserError: the width does not divide by the heads.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if config.width % (2 * config.heads):
+        raise UserError(f"width {config.width} must give {config.heads} heads an even width each.")
+    tokenizer = _learn_tokenizer(config.vocabulary, texts)
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=config.feed_forward,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.max_tokens,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CausalLm(LlamaForCausalLM(settings), tokenizer)
+
+
+def _learn_tokenizer(vocabulary: int, texts: Iterable[str]) -> Any:
+    """It puts the start token before each text, as Llama's does."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    learner = learned_bpe(texts, vocabulary, [PAD, START, END], apart=HAN)
+    learner.post_processor = TemplateProcessing(
+        single=f"{START} $A", special_tokens=[(START, learner.token_to_id(START))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=learner, pad_token=PAD, bos_token=START, eos_token=END, model_max_length=10**9
+    )
+
+
+class LmTaskConfig(Config):
+    """What one training step of a language model sees."""
+
+    batch_size: int = Field(default=32, ge=1)
+    """Texts a step, all of one length (short, medium, long) and of all languages in turn."""
+
+
+Batch = tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]
+"""Token ids with start and end, padded on the right, and which of them are real."""
+
+
+class LmTask:
+    """The training loop's `Task` for a language model of transformers: `batches(step)` gives a step's texts."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Callable[[int], Batch],
+        validation: Mapping[str, Batch],
+        config: LmTaskConfig,
+        *,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        """`validation` has unseen texts of each language."""
+        self.modules = {"lm": model}
+        self._model, self._batches, self._validation = model, batches, validation
+        self._config, self._precision = config, precision
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """Mean cross-entropy of the next token, in nats."""
+        return {"loss": self._surprise(*self._batches(step)).mean()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The same on unseen texts: of all tokens, and of each language's."""
+        size = self._config.batch_size
+        found = {
+            language: torch.cat([self._surprise(*part) for part in zip(ids.split(size), mask.split(size), strict=True)])
+            for language, (ids, mask) in self._validation.items()
+        }
+        return {"loss": torch.cat([*found.values()]).mean().item()} | {
+            f"loss/{language}": values.mean().item() for language, values in found.items()
+        }
+
+    def _surprise(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "N"]:
+        """Cross-entropy of each real token but the first, given those before it."""
+        longest = int(mask.sum(1).max())
+        ids, mask = ids[:, :longest], mask[:, :longest]
+        device = next(self._model.parameters()).device
+        ids, mask = ids.to(device), mask.to(device)
+        asked: dict[str, Any] = {"attention_mask": mask[:, :-1].long(), "use_cache": False}
+        with autocast(device, self._precision):
+            logits = self._model(input_ids=ids[:, :-1], **asked).logits
+        real = mask[:, 1:]
+        return nn.functional.cross_entropy(logits[real].float(), ids[:, 1:][real], reduction="none")
+
+
 class LmRun(Config):
-    """Everything that makes a language model of the embedded world."""
+    """All settings of a language model of the embedded world."""
 
     lm: LmConfig
     """Sizes."""
@@ -55,11 +207,12 @@ def train(run: LmRun, out: Path, device: torch.device) -> RunResult:
     together = {language: [text for some in texts.values() for text in some] for language, texts in unseen.items()}
     validation = {language: _tokenized(lm, texts) for language, texts in together.items()}
     task = LmTask(lm.model, batches, validation, run.task, precision=precision_on(device))
-    result = fit(task, run.loop, out, reporter=reporter("LM", run.task.batch_size), run=run.model_dump(mode="json"))
-    record = provenance("lm", run, result, result.steps * run.task.batch_size, result.metrics)
-    record["tokens_per_caption"] = {language: tokens_per_caption(lm, texts) for language, texts in unseen.items()}
-    lm.save_pretrained(out / "llm", record, torch.float16)
-    return RunResult(out / "llm", result.metrics, result.history)
+
+    def save(folder: Path, record: dict[str, Any]) -> None:
+        lengths = {language: tokens_per_caption(lm, texts) for language, texts in unseen.items()}
+        lm.save_pretrained(folder, record | {"tokens_per_caption": lengths}, torch.float16)
+
+    return train_part(run, task, out, save, kind="lm", folder="llm", report="LM")
 
 
 def tokens_per_caption(lm: CausalLm, texts: Mapping[Length, list[str]]) -> dict[str, float]:

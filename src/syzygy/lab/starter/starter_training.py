@@ -16,12 +16,15 @@ from syzygy.core.model_parts import COMPONENTS
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import load_decoder
 from syzygy.generation.own_models import assemble
-from syzygy.lab.starter import autoencoder_training as autoencoder_run
-from syzygy.lab.starter import clip_training as clip_run
-from syzygy.lab.starter import decoder_training as decoder_run
-from syzygy.lab.starter import lm_training as lm_run
-from syzygy.lab.starter import reader_training as reader_run
-from syzygy.lab.starter import t5_training as t5_run
+from syzygy.lab.starter import (
+    autoencoder_training,
+    clip_training,
+    decoder_training,
+    lm_training,
+    prior_training,
+    reader_training,
+    t5_training,
+)
 from syzygy.lab.starter.autoencoder_training import AutoencoderRun
 from syzygy.lab.starter.clip_training import ClipRun
 from syzygy.lab.starter.decoder_training import DecoderRun
@@ -29,10 +32,9 @@ from syzygy.lab.starter.lm_training import LmRun
 from syzygy.lab.starter.reader_training import ReaderRun
 from syzygy.lab.starter.t5_training import T5Run
 from syzygy.lab.starter.world_captions import world_images
-from syzygy.prior import training as prior_run
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.training import PriorRun
-from syzygy.text_encoders import training as adapter_run
+from syzygy.text_encoders import training as adapter_training
 from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.t5 import T5Text
@@ -40,96 +42,118 @@ from syzygy.text_encoders.training import AlignRun, ImageRun, PreviousStage
 from syzygy.training.parallel import joined
 from syzygy.training.run_records import RunResult
 
+Parts = Mapping[str, Any]
+"""The frozen parts of a stage by name; the decoder's `init` and the adapter's are folders."""
+
 
 @dataclass(frozen=True)
 class Stage:
-    """One training on the way to the starter."""
+    """One training of the starter."""
 
     part: str
-    """Which part of the model it makes; a later stage's takes the place of an earlier one's."""
-    train: Callable[..., object]
-    beside: tuple[str, ...] = ()
-    """Frozen parts that it is trained beside, as stages."""
+    """The part of the model that it trains; the part of a later stage replaces that of an earlier one."""
+    train: Callable[[Any, Parts, Path, torch.device], object]
+    frozen: tuple[str, ...] = ()
+    """Stages whose parts it needs and does not change."""
     init: str | None = None
-    """The stage that it goes on from."""
+    """The stage that it continues from."""
 
 
-def _align(run: AlignRun, clip: Clip, prior: EclipsePrior, out: Path, device: torch.device, *, llm: Llm) -> RunResult:
+def _alone(train: Callable[[Any, Path, torch.device], object]) -> Callable[[Any, Parts, Path, torch.device], object]:
+    return lambda run, parts, out, device: train(run, out, device)
+
+
+def _decoder(run: DecoderRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
+    t5, init = parts.get("t5"), parts.get("init")
+    return decoder_training.train(run, parts["clip"], parts["autoencoder"], out, device, t5=t5, init=init)
+
+
+def _prior(run: PriorRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
+    return prior_training.train(run, parts["clip"], out, device)
+
+
+def _align(run: AlignRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
     with joined(device) as world:
-        return adapter_run.align(run, llm, clip, prior, out, world)
+        return adapter_training.align(run, parts["llm"], parts["clip"], parts["prior"], out, world)
 
 
-def _pictures(stage: str) -> Callable[..., RunResult]:
+def _image(stage: str) -> Callable[[ImageRun, Parts, Path, torch.device], RunResult]:
     """Stage 2 or 3 of the adapter."""
 
-    def train(
-        run: ImageRun, clip: Clip, prior: EclipsePrior, out: Path, device: torch.device, *, llm: Llm, init: Path
-    ) -> RunResult:
+    def train(run: ImageRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
+        llm, clip, prior = parts["llm"], parts["clip"], parts["prior"]
         with joined(device) as world:
-            previous = PreviousStage.load(init, stage)
+            previous = PreviousStage.load(parts["init"], stage)
             data = world_images(run, previous, llm, clip, world.device)
-            return adapter_run.image(run, previous, data, prior, out, world)
+            return adapter_training.image(run, previous, data, prior, out, world)
 
     return train
 
 
-READERS = ("t5", "llm")
-"""Parts that a stage is given by name; a model has them only where a stage was trained beside them."""
+def _words(init: str) -> Stage:
+    """The decoder, trained further with T5's states."""
+    return Stage("decoder", _decoder, ("clip", "autoencoder", "t5"), init)
+
+
+OPTIONAL = ("t5", "llm")
+"""Parts that belong to a model only if one of its stages needs them."""
 STAGES: Mapping[str, Stage] = {
-    "clip": Stage("clip", clip_run.train),
-    "reader": Stage("reader", reader_run.train),
-    "autoencoder": Stage("autoencoder", autoencoder_run.train),
-    "decoder": Stage("decoder", decoder_run.train, ("clip", "autoencoder")),
-    "t5": Stage("t5", t5_run.train),
-    "words": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="decoder"),
-    "colours": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="words"),
-    "more_colours": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="colours"),
-    "binding": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="more_colours"),
-    "more_binding": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="binding"),
-    "finish": Stage("decoder", decoder_run.train, ("clip", "autoencoder", "t5"), init="more_binding"),
-    "prior": Stage("prior", prior_run.train, ("clip",)),
-    "llm": Stage("llm", lm_run.train),
+    "clip": Stage("clip", _alone(clip_training.train)),
+    "reader": Stage("reader", _alone(reader_training.train)),
+    "autoencoder": Stage("autoencoder", _alone(autoencoder_training.train)),
+    "decoder": Stage("decoder", _decoder, ("clip", "autoencoder")),
+    "t5": Stage("t5", _alone(t5_training.train)),
+    "words": _words("decoder"),
+    "colours": _words("words"),
+    "more_colours": _words("colours"),
+    "binding": _words("more_colours"),
+    "more_binding": _words("binding"),
+    "finish": _words("more_binding"),
+    "prior": Stage("prior", _prior, ("clip",)),
+    "llm": Stage("llm", _alone(lm_training.train)),
     "align": Stage("adapter", _align, ("clip", "prior", "llm")),
-    "image": Stage("adapter", _pictures("image"), ("clip", "prior", "llm"), init="align"),
-    "quality": Stage("adapter", _pictures("quality"), ("clip", "prior", "llm"), init="image"),
+    "image": Stage("adapter", _image("image"), ("clip", "prior", "llm"), "align"),
+    "quality": Stage("adapter", _image("quality"), ("clip", "prior", "llm"), "image"),
 }
 DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 3.0, "region_strength": 0.5, "style_guidance": 1.0}
-"""What suits the starter (docs/LOG.md)."""
+"""Defaults of generation with the starter (docs/LOG.md)."""
 
 
 class StarterRun(Config):
-    """Everything that makes the starter model."""
+    """All settings of the starter model, stage by stage."""
 
     clip: ClipRun
-    """CLIP; decoder and prior are trained beside it."""
+    """CLIP; decoder and prior are trained with it."""
     reader: ReaderRun
-    """The reader that judges pictures."""
+    """The classifier that scores images."""
     autoencoder: AutoencoderRun
-    """The autoencoder, whose latents the decoder paints."""
+    """The autoencoder, in whose latent space the decoder denoises."""
     decoder: DecoderRun
-    """The decoder, of image embeddings above all."""
+    """The decoder, mostly from image embeddings."""
     t5: T5Run
-    """The T5 that tells the decoder words."""
+    """The T5 whose states the decoder reads."""
     words: DecoderRun
-    """The decoder again, going on from there: it learns to read words, and to be painted with them."""
+    """The decoder, trained further: it learns to read words, and region-conditioned ones."""
     colours: DecoderRun
-    """The decoder again: it learns colours through its words."""
+    """The decoder, trained further: it learns colours from words."""
     more_colours: DecoderRun
     """The same for longer, on other scenes."""
     binding: DecoderRun
+    """The decoder, trained further with all its conditions: it learns which colour belongs to which object."""
     more_binding: DecoderRun
+    """The same for longer."""
     finish: DecoderRun
-    """The decoder three times more, with all its conditions: which colour belongs to which object."""
+    """The same at a lower learning rate."""
     prior: PriorRun
-    """The ECLIPSE prior; it reads CLIP and the adapter alike, whose stages leave it as it is."""
+    """The ECLIPSE prior. It reads CLIP's features and the adapter's, and the adapter's stages do not change it."""
     llm: LmRun
-    """The language model, whose texts the adapter brings to CLIP's."""
+    """The language model, whose features the adapter maps to CLIP's."""
     align: AlignRun
-    """The adapter: texts alone."""
+    """The adapter, on texts alone."""
     image: ImageRun
-    """The adapter: pictures."""
+    """The adapter, on images."""
     quality: ImageRun
-    """The adapter: chosen pictures."""
+    """The adapter, on chosen images."""
 
     @model_validator(mode="after")
     def _one_prior(self) -> "StarterRun":
@@ -142,15 +166,15 @@ class StarterRun(Config):
 
 
 def train(run: StarterRun, out: Path, device: torch.device, stages: Collection[str] = STAGES) -> Path:
-    """Train (or resume) the named stages, each in `out/STAGE`, in their order; what is finished is put together as `out/model`.
+    """Train (or resume) the named stages in their order, each in `out/STAGE`; the finished parts become the model `out/model`.
 
     A stage that is finished with these settings is not run again.
 
     Returns:
-        The model's folder; `out` as long as there is no whole model.
+        The model's folder; `out` while parts are missing.
 
     Raises:
-        UserError: an unknown stage; a stage beside a part that is not there yet; what the stages raise.
+        UserError: an unknown stage; a stage that needs a part which is missing; errors of the stages.
     """
     for name in stages:
         if name not in STAGES:
@@ -158,49 +182,47 @@ def train(run: StarterRun, out: Path, device: torch.device, stages: Collection[s
     for name in STAGES:
         if name in stages and not _finished(run, name, out):
             _train_stage(run, name, out, device)
-    finished = [name for name in STAGES if name not in READERS and _finished(run, name, out)]
-    parts = {STAGES[each].part: _part(out, each) for name in finished for each in (*STAGES[name].beside, name)}
+    finished = [name for name in STAGES if name not in OPTIONAL and _finished(run, name, out)]
+    parts = {STAGES[each].part: _folder(out, each) for name in finished for each in (*STAGES[name].frozen, name)}
     if not parts.keys() >= set(COMPONENTS):
         return out
     return assemble(parts, out / "model", world=True, defaults=DEFAULTS)
 
 
 def metrics(out: Path) -> dict[str, float]:
-    """What the finished stages in `out` were measured to do when their training ended, as `stage/metric`."""
+    """The metrics of the finished stages in `out`, as `stage/metric`, from the end of their training."""
     found: dict[str, float] = {}
     for stage in STAGES:
-        if (record := _part(out, stage) / artifacts.PROVENANCE_FILE).is_file():
+        if (record := _folder(out, stage) / artifacts.PROVENANCE_FILE).is_file():
             found |= {f"{stage}/{metric}": value for metric, value in artifacts.read_json(record)["metrics"].items()}
     return found
 
 
-def _part(out: Path, name: str) -> Path:
+def _folder(out: Path, name: str) -> Path:
     return out / name / STAGES[name].part
 
 
+def _needed(stage: Stage) -> tuple[str, ...]:
+    return (*stage.frozen, *filter(None, [stage.init]))
+
+
 def _finished(run: StarterRun, name: str, out: Path) -> bool:
-    """Whether the stage's artefact is there, made with these settings and beside, or from, the parts that are there."""
-    stage, provenance = STAGES[name], _part(out, name) / artifacts.PROVENANCE_FILE
-    if not provenance.is_file():
+    """Whether the stage's artefact was made with these settings and from the parts that are there."""
+    stage, provenance = STAGES[name], _folder(out, name) / artifacts.PROVENANCE_FILE
+    if not provenance.is_file() or not all(_folder(out, needed).is_dir() for needed in _needed(stage)):
         return False
     record = artifacts.read_json(provenance)
-    if not all(_part(out, needed).is_dir() for needed in (*stage.beside, *filter(None, [stage.init]))):
-        return False
-    known = {part: _fingerprint(_load(run, out, part)) for part in stage.beside}
+    known = {part: _load(run, out, part).fingerprint() for part in stage.frozen}
     if stage.init is not None:
         load = TextAdapter.from_pretrained if stage.part == "adapter" else load_decoder
-        known["init"] = artifacts.fingerprint(load(_part(out, stage.init)).state_dict())
+        known["init"] = artifacts.fingerprint(load(_folder(out, stage.init)).state_dict())
     return _same(record["recipe"], getattr(run, name)) and all(
         _recorded(record, part) == fingerprint for part, fingerprint in known.items()
     )
 
 
-def _fingerprint(part: Clip | Autoencoder | T5Text | Llm | EclipsePrior) -> str:
-    return artifacts.fingerprint(part.state_dict()) if isinstance(part, EclipsePrior) else part.fingerprint()
-
-
 def _recorded(record: Mapping[str, Any], part: str) -> str | None:
-    """The fingerprint of what a stage was trained beside, or went on from."""
+    """The fingerprint of a part that a stage was trained with, or of the `init` that it continued from."""
     if part == "llm":
         return record["llm"]["fingerprint"]
     if part == "init" and "lineage" in record:
@@ -209,7 +231,7 @@ def _recorded(record: Mapping[str, Any], part: str) -> str | None:
 
 
 def _same(recipe: dict[str, Any], wanted: Config) -> bool:
-    """Whether a recorded recipe is the wanted one; settings that it does not name were added since and have their defaults."""
+    """Whether a recorded recipe is the wanted one; settings that it does not name were added later and have their defaults."""
     try:
         return parse(type(wanted), recipe, "recipe") == wanted
     except UserError:
@@ -217,24 +239,22 @@ def _same(recipe: dict[str, Any], wanted: Config) -> bool:
 
 
 def _load(run: StarterRun, out: Path, name: str) -> Clip | Autoencoder | T5Text | Llm | EclipsePrior:
-    folder = _part(out, name)
+    folder = _folder(out, name)
+    if name == "llm":
+        return adapter_training.language_model(run.align, str(folder))
     if name == "t5":
         return T5Text.from_pretrained(folder)
-    if name == "llm":
-        return adapter_run.language_model(run.align, str(folder))
-    loaders: dict[str, Any] = {"clip": Clip, "autoencoder": Autoencoder, "prior": EclipsePrior}
+    loaders = {"clip": Clip, "autoencoder": Autoencoder, "prior": EclipsePrior}
     return loaders[name].from_pretrained(folder).requires_grad_(False)
 
 
 def _train_stage(run: StarterRun, name: str, out: Path, device: torch.device) -> None:
     stage = STAGES[name]
-    for needed in (*stage.beside, *filter(None, [stage.init])):
-        if not _part(out, needed).is_dir():
-            how = "goes on from" if needed == stage.init else "is trained beside"
+    for needed in _needed(stage):
+        if not _folder(out, needed).is_dir():
+            how = "continues from" if needed == stage.init else "is trained with"
             raise UserError(f"stage {name!r} {how} {needed}, and {out} holds none: run stage {needed!r} first.")
-    loaded: dict[str, Any] = {part: _load(run, out, part).to(device) for part in stage.beside}
-    beside = [part for name, part in loaded.items() if name not in READERS]
-    more = {name: part for name, part in loaded.items() if name in READERS}
+    parts: dict[str, Any] = {part: _load(run, out, part).to(device) for part in stage.frozen}
     if stage.init is not None:
-        more["init"] = _part(out, stage.init)
-    stage.train(getattr(run, name), *beside, out / name, device, **more)
+        parts["init"] = _folder(out, stage.init)
+    stage.train(getattr(run, name), parts, out / name, device)

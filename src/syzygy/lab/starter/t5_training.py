@@ -1,27 +1,148 @@
-"""The starter's T5, pre-trained from nothing on the embedded world's captions, long ones included."""
+"""The starter's T5, pre-trained from nothing on the embedded world's captions, long ones included.
 
+Span corruption (Raffel et al. 2020, arXiv 1910.10683, section 3.1.4): the model predicts the spans of tokens that were left out.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
+from pydantic import Field
+from torch import Tensor, nn
 
 from syzygy.core.config import Config
-from syzygy.core.randomness import Draw, seed_of
-from syzygy.lab.starter.t5_task import T5Task, T5TaskConfig
+from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language.base import Length
 from syzygy.text_encoders.t5 import SENTINELS, T5Config, T5Text, build_t5
-from syzygy.training.loop import fit
-from syzygy.training.precision import precision_on
-from syzygy.training.run_records import RunResult, provenance, reporter
+from syzygy.training.precision import autocast, precision_on
+from syzygy.training.run_records import RunResult, train_part
 from syzygy.training.schedule import LoopConfig
 
 TOKENIZER_CAPTIONS = 2000
 VALIDATION_CAPTIONS = 128
 LENGTHS: tuple[Length, ...] = ("short", "medium", "long")
+IGNORED = -100
+"""What cross-entropy skips: pads of the answers."""
+
+
+class T5TaskConfig(Config):
+    """What one training step of a T5 sees."""
+
+    batch_size: int = Field(default=64, ge=1)
+    """Texts a step."""
+    density: float = Field(default=0.15, gt=0, lt=1)
+    """Part of the tokens that is left out (the paper's)."""
+    mean_span: float = Field(default=3.0, ge=1)
+    """Tokens that are left out together, on average (the paper's)."""
+
+
+def spans_left_out(length: int, density: float, mean_span: float, random: torch.Generator) -> Bool[Tensor, "length"]:
+    """Which tokens are left out: whole spans, never the first token, always one at least, spans never side by side.
+
+    The paper's scheme: as many tokens as the density asks for, cut at random into spans, between random spans that are kept. Of a text of
+    one token nothing is left out.
+    """
+    if length < 2:
+        return torch.zeros(length, dtype=torch.bool)
+    hidden = min(max(round(length * density), 1), length - 1)
+    spans = min(max(round(hidden / mean_span), 1), length - hidden)
+    out, kept = _cut(hidden, spans, random), _cut(length - hidden, spans, random)
+    pattern = torch.tensor([False, True]).repeat(spans)
+    return pattern.repeat_interleave(torch.stack([kept, out], 1).flatten())
+
+
+def _cut(total: int, parts: int, random: torch.Generator) -> Int[Tensor, "parts"]:
+    """`total` as a sum of so many positive numbers, at random."""
+    places = torch.randperm(total - 1, generator=random)[: parts - 1].sort().values + 1
+    return torch.cat([torch.tensor([0]), places, torch.tensor([total])]).diff()
+
+
+def corrupted(
+    ids: Sequence[int], out: Bool[Tensor, "length"], sentinels: Sequence[int], end: int
+) -> tuple[list[int], list[int]]:
+    """The text with a sentinel for each span left out, and the answer: each sentinel with what it stands for. Both end.
+
+    Spans beyond the last sentinel are kept.
+    """
+    given, answer, number, hidden = [], [], -1, False
+    for token, left_out in zip(ids, out.tolist(), strict=True):
+        if left_out and not hidden:
+            number += 1
+        hidden = left_out
+        if not left_out or number >= len(sentinels):
+            given.append(token)
+            continue
+        if not answer or given[-1] != sentinels[number]:
+            given.append(sentinels[number])
+            answer.append(sentinels[number])
+        answer.append(token)
+    return [*given, end], [*answer, end]
+
+
+class T5Task:
+    """The training loop's `Task` for a T5: `batches(step)` gives token ids of a step's texts, without their end."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Callable[[int], list[list[int]]],
+        validation: list[list[int]],
+        config: T5TaskConfig,
+        seed: int,
+        *,
+        pad: int,
+        end: int,
+        sentinels: Sequence[int],
+        precision: torch.dtype | None = None,
+    ) -> None:
+        self.modules = {"t5": model}
+        self._model, self._batches, self._validation = model, batches, validation
+        self._config, self._seed, self._precision = config, seed, precision
+        self._pad, self._end, self._sentinels = pad, end, list(sentinels)
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        """Mean cross-entropy of the answers' tokens."""
+        logits, labels = self._answered(self._batches(step), "step", step)
+        return {
+            "loss": nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+        }
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """On unseen texts, with the same spans each time: cross-entropy, and the part of left-out tokens that is right."""
+        logits, labels = self._answered(self._validation, "validation")
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+        words = (labels != IGNORED) & (labels != self._end)
+        for mark in self._sentinels:
+            words &= labels != mark
+        return {"loss": loss.item(), "accuracy": (logits.argmax(-1) == labels)[words].float().mean().item()}
+
+    def _answered(self, texts: list[list[int]], *key: Any) -> tuple[Tensor, Int[Tensor, "B A"]]:
+        """Logits [B, A, V] and labels of the answers; spans follow from (seed, key, row)."""
+        given, answers = [], []
+        for row, ids in enumerate(texts):
+            random = generator(self._seed, "t5", *key, row)
+            out = spans_left_out(len(ids), self._config.density, self._config.mean_span, random)
+            text, answer = corrupted(ids, out, self._sentinels, self._end)
+            given.append(text)
+            answers.append(answer)
+        device = next(self._model.parameters()).device
+        ids, labels = _padded(given, self._pad).to(device), _padded(answers, IGNORED).to(device)
+        with autocast(device, self._precision):
+            logits = self._model(input_ids=ids, attention_mask=(ids != self._pad).long(), labels=labels).logits
+        return logits, labels
+
+
+def _padded(rows: list[list[int]], pad: int) -> Int[Tensor, "B T"]:
+    length = max(map(len, rows))
+    return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
 
 
 class T5Run(Config):
-    """Everything that makes a T5 of the embedded world."""
+    """All settings of a T5 of the embedded world."""
 
     t5: T5Config
     """Sizes."""
@@ -62,10 +183,11 @@ def train(run: T5Run, out: Path, device: torch.device) -> RunResult:
         sentinels=marks,
         precision=precision_on(device),
     )
-    result = fit(task, run.loop, out, reporter=reporter("T5", run.task.batch_size), run=run.model_dump(mode="json"))
-    record = provenance("t5", run, result, result.steps * run.task.batch_size, result.metrics)
-    t5.save_pretrained(out / "t5", record, torch.float16)
-    return RunResult(out / "t5", result.metrics, result.history)
+
+    def save(folder: Path, record: dict[str, Any]) -> None:
+        t5.save_pretrained(folder, record, torch.float16)
+
+    return train_part(run, task, out, save, kind="t5", report="T5")
 
 
 def _captions(seed: int, start: int, number: int, length: Length) -> list[str]:

@@ -1,16 +1,17 @@
-"""The ancestral steps that Karlo was made for, and the walk from noise to a picture.
+"""The noise and the ancestral steps of unCLIP's diffusion models: priors, and Karlo's decoders.
 
-They are those of diffusers' `UnCLIPScheduler`, which announces its own removal; its appointed heir, `DDPMScheduler`, visits other
-timesteps and bounds a learned variance otherwise. Hence they are written here, and tested against it as long as it lives.
+There are 1000 timesteps, of which a short run visits some. The steps are those of diffusers' `UnCLIPScheduler`, which is deprecated. Its
+successor, `DDPMScheduler`, visits other timesteps and bounds a learned variance otherwise. They are therefore written here, and tested
+against `UnCLIPScheduler` as long as it exists.
 
-Legend: N pictures, C channels, H × W pixels; ᾱ is the share of signal in the variance.
+Legend: N images, C channels, H × W pixels; ᾱ is the share of signal in the variance.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -19,10 +20,47 @@ from torch import Tensor
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import per_sample_noise
-from syzygy.prior.unclip_schedule import TIMESTEPS, alphas_bar
+
+TIMESTEPS = 1000
+BETA_FIRST, BETA_LAST = 1e-4, 0.02
+BETA_MOST = 0.999
+
+Schedule: TypeAlias = Literal["linear", "cosine"]
+"""`linear` is that of ECLIPSE's diffusion baseline (Ho et al. 2020, section 4), `cosine` that of the published priors and of Karlo."""
+
+
+def alphas_bar(schedule: Schedule = "linear") -> Float[Tensor, "1000"]:
+    """ᾱ, the share of signal in the variance, of each timestep, in float64."""
+    return torch.cumprod(1 - (_linear() if schedule == "linear" else _cosine()), 0)
+
+
+def _linear() -> Float[Tensor, "1000"]:
+    return torch.linspace(BETA_FIRST, BETA_LAST, TIMESTEPS, dtype=torch.float64)
+
+
+def _cosine() -> Float[Tensor, "1000"]:
+    """β of Nichol and Dhariwal 2021, eq. 17, capped so that the last step leaves a trace of signal."""
+    t = torch.arange(TIMESTEPS + 1, dtype=torch.float64) / TIMESTEPS
+    signal = ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+    return (1 - signal[1:] / signal[:-1]).clamp_max(BETA_MOST)
+
+
+def visited(steps: int, of: str = "") -> list[int]:
+    """The timesteps of a short run, from the noisiest to 0, evenly spread.
+
+    Args:
+        of: whose steps they are, for the message: " of the prior".
+    """
+    if not 1 <= steps <= TIMESTEPS:
+        raise UserError(f"{steps} steps{of} are not possible; allowed are 1 to {TIMESTEPS}.")
+    if steps == 1:
+        return [TIMESTEPS - 1]
+    apart = (TIMESTEPS - 1) / (steps - 1)
+    return [round(i * apart) for i in reversed(range(steps))]
+
 
 KIND = "UnCLIPScheduler"
-UNTOLD: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "variance_type": "fixed_small_log",
     "clip_sample": True,
@@ -30,26 +68,26 @@ UNTOLD: dict[str, Any] = {
     "prediction_type": "epsilon",
     "beta_schedule": "squaredcos_cap_v2",
 }
-"""What a `scheduler_config.json` means that does not say it."""
+"""The settings of a `scheduler_config.json` that omits them."""
 SMALLEST = 1e-20
-"""Of a fixed variance, whose logarithm is taken."""
+"""Lower bound of a fixed variance, whose logarithm is taken."""
 Predict = Callable[[Float[Tensor, "N C H W"], int, bool], Float[Tensor, "N K H W"]]
-"""Noisy pictures, a timestep, whether it is the last → the noise in them, and with K = 2 C the place of its variance."""
+"""Noisy images, a timestep, whether it is the last → the noise in them, and with K = 2 C the position of its variance."""
 
 
 def scheduler_settings(path: Path, **needed: Any) -> dict[str, Any]:
-    """The settings of an `UnCLIPScheduler`, those that are not told with their meaning.
+    """The settings of an `UnCLIPScheduler`, with the defaults of those that its file omits.
 
     Args:
         path: its `scheduler_config.json`.
-        needed: what some of them must be, besides what all of unCLIP shares.
+        needed: values that some of them must have, besides those that all of unCLIP shares.
 
     Raises:
-        UserError: it is missing, another scheduler's, or does not have what is needed.
+        UserError: the file is missing, another scheduler's, or has other values.
     """
-    told = artifacts.read_json(path)
-    needed |= {"_class_name": KIND, "num_train_timesteps": TIMESTEPS, "beta_schedule": UNTOLD["beta_schedule"]}
-    values = UNTOLD | told
+    provided = artifacts.read_json(path)
+    needed |= {"_class_name": KIND, "num_train_timesteps": TIMESTEPS, "beta_schedule": DEFAULTS["beta_schedule"]}
+    values = DEFAULTS | provided
     for name, value in needed.items():
         if values.get(name) != value:
             raise UserError(f"{path}: {name} is {values.get(name)!r}; only {value!r} can be sampled here.")
@@ -61,9 +99,9 @@ class Ancestral:
     """One kind of ancestral step, for networks that predict noise."""
 
     learned: bool
-    """Whether the network tells where between its bounds the variance lies (Nichol and Dhariwal 2021, eq. 15)."""
+    """Whether the network predicts where between its bounds the variance lies (Nichol and Dhariwal 2021, eq. 15)."""
     bound: float
-    """Of the clean picture's numbers; infinity for none."""
+    """Bound of the clean image's values; infinity for none."""
 
     @staticmethod
     def from_config(path: Path) -> "Ancestral":
@@ -86,7 +124,7 @@ class Ancestral:
         later: float,
         noise: Float[Tensor, "N C H W"] | None,
     ) -> tuple[Float[Tensor, "N C H W"], Float[Tensor, "N C H W"]]:
-        """From ᾱ `now` to ᾱ `later` (Ho et al. 2020, eq. 7): the less noisy pictures, and the clean ones as seen from here."""
+        """From ᾱ `now` to ᾱ `later` (Ho et al. 2020, eq. 7): the less noisy images, and the clean ones as predicted here."""
         eps, place = predicted.split(x.shape[1], 1) if self.learned else (predicted, None)
         beta = 1 - now / later
         clean = ((x - math.sqrt(1 - now) * eps) / math.sqrt(now)).clamp(-self.bound, self.bound)
@@ -109,11 +147,11 @@ def walk(
     device: torch.device,
     on_step: Callable[[float, Tensor], None] = lambda sigma, clean: None,
 ) -> Float[Tensor, "N C H W"]:
-    """From standard normal noise through `times` to pictures, in fp32 whatever the network computes in.
+    """Denoise standard normal noise through `times`, in fp32 whatever the network computes in.
 
-    All noise of a picture comes from its own generator: where it begins, then what each step but the last adds. `on_step` is
-    told σ = √((1 − ᾱ) / ᾱ) before the step, and the clean pictures as seen from there. A picture for which the network gave NaN or
-    infinity in any step is NaN: the bound of the clean picture would hide it.
+    All noise of an image comes from its own generator: the initial noise, then what each step but the last adds. `on_step` gets
+    σ = √((1 − ᾱ) / ᾱ) before the step, and the clean images as predicted there. An image for which the network returned NaN or
+    infinity in any step is NaN: the bound of the clean image would hide it.
     """
     signal = alphas_bar("cosine")
     x = per_sample_noise(shape, generators, device)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from syzygy.core.errors import UserError
-from syzygy.prior.losses import contrastive_loss, eclipse_loss, projection_loss
+from syzygy.prior.eclipse import contrastive_loss, eclipse_loss, projection_loss
 from tests.closeness import about, assert_close
 
 

@@ -1,6 +1,5 @@
 """Which pairs of an embedding store no prior under comparison was trained on."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,10 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
-from syzygy.prior.embedding_pairs import StorePairs, split
+from syzygy.prior.embedding_pairs import StorePairs, split, split_digest
 
 MOST = 4096
 """Pictures, at most, unless the user asks for more."""
-
-
-def split_digest(validation: StorePairs) -> str:
-    """Sixteen hex digits over the numbers of the held-out captions; a run records it, so that its split can be found again."""
-    return hashlib.blake2b(validation.chosen.sort().values.numpy().tobytes(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What makes pictures: CLIP, autoencoder, decoder, its experts, and the reader that judges them."""
+"""Presets of the starter's parts: CLIP, reader, autoencoder, decoder and its experts, T5, language model; and of all of it."""
 
 from syzygy.clip.clip_model import ClipConfig
 from syzygy.clip.training import ClipTaskConfig
@@ -7,15 +7,20 @@ from syzygy.decoder.autoencoder_task import AutoencoderTaskConfig
 from syzygy.decoder.network import UNetConfig
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.training import DecoderTaskConfig, independent_dropout
-from syzygy.experts.training import ExpertsRun
-from syzygy.experts.unet_expert_training import ExpertUNetsRun
+from syzygy.lab.starter.adapted_decoder_training import AdapterDecoderRun
 from syzygy.lab.starter.autoencoder_training import AutoencoderRun
 from syzygy.lab.starter.clip_training import ClipRun
 from syzygy.lab.starter.decoder_training import DecoderRun
-from syzygy.lab.starter.reader_task import ReaderTaskConfig
-from syzygy.lab.starter.reader_training import ReaderRun
+from syzygy.lab.starter.experts_training import ExpertsRun
+from syzygy.lab.starter.lm_training import LmConfig, LmRun, LmTaskConfig
+from syzygy.lab.starter.reader_training import ReaderRun, ReaderTaskConfig
+from syzygy.lab.starter.starter_training import StarterRun
+from syzygy.lab.starter.t5_training import T5Run, T5TaskConfig
+from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.reader import ReaderConfig
-from syzygy.pretrained.unet_task import UNetTaskConfig
+from syzygy.prior.presets import prior_starter
+from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter, short_loop
+from syzygy.text_encoders.t5 import T5Config
 from syzygy.training.schedule import LoopConfig
 
 
@@ -190,19 +195,6 @@ def experts_full() -> ExpertsRun:
     return ExpertsRun(task=decoder.task, loop=loop.model_copy(update={"validate_every": 100, "checkpoint_every": 100}))
 
 
-def expert_unets_lora() -> ExpertUNetsRun:
-    """Experts of a diffusers U-Net as low-rank adaptations: small learning rate, attention alone. Not run at full size yet."""
-    loop = LoopConfig(steps=1000, lr=1e-4, warmup=50, weight_decay=0.01, grad_clip=1.0, ema_half_life=100.0)
-    loop = loop.model_copy(update={"validate_every": 250, "checkpoint_every": 250})
-    return ExpertUNetsRun(task=UNetTaskConfig(checkpointing=True), loop=loop)
-
-
-def expert_unets_full() -> ExpertUNetsRun:
-    """The same as whole networks: 16 bytes of memory a parameter, beside the activations. Not run at full size yet."""
-    run = expert_unets_lora()
-    return run.model_copy(update={"form": "full", "loop": run.loop.model_copy(update={"lr": 1e-5})})
-
-
 def reader_starter() -> ReaderRun:
     """The starter's reader on two CPU cores: about ten minutes."""
     return ReaderRun(
@@ -219,3 +211,144 @@ def reader_starter() -> ReaderRun:
             checkpoint_every=200,
         ),
     )
+
+
+def t5_starter() -> T5Run:
+    """The starter's T5: an encoder of 0.9M, pre-trained on captions of all lengths; 25 minutes on one CPU core."""
+    return T5Run(
+        t5=T5Config(),
+        task=T5TaskConfig(batch_size=64),
+        loop=LoopConfig(
+            steps=2000,
+            lr=3e-3,
+            warmup=100,
+            grad_clip=1.0,
+            ema_half_life=50,
+            validate_every=200,
+            checkpoint_every=200,
+        ),
+    )
+
+
+def lm_starter() -> LmRun:
+    """The starter's language model: 2.4M, on captions of all lengths in all languages of the world; an estimated half hour on one CPU core."""
+    return LmRun(
+        lm=LmConfig(),
+        languages=tuple(LANGUAGES),
+        task=LmTaskConfig(),
+        loop=LoopConfig(
+            steps=2000,
+            lr=3e-3,
+            warmup=100,
+            weight_decay=0.01,
+            grad_clip=1.0,
+            ema_half_life=50,
+            validate_every=200,
+            checkpoint_every=200,
+        ),
+    )
+
+
+def starter_cpu() -> StarterRun:
+    """The starter on two CPU cores, in about eight hours: an estimate from its stages, which were trained on their own, beside other work."""
+    return StarterRun(
+        clip=clip_starter(),
+        reader=reader_starter(),
+        autoencoder=autoencoder_starter(),
+        decoder=decoder_starter(),
+        t5=t5_starter(),
+        words=decoder_words(),
+        colours=decoder_colours(),
+        more_colours=decoder_more_colours(),
+        binding=decoder_binding(),
+        more_binding=decoder_more_binding(),
+        finish=decoder_finish(),
+        prior=prior_starter(),
+        llm=lm_starter(),
+        align=align_starter(),
+        image=image_starter(),
+        quality=quality_starter(),
+    )
+
+
+def starter_gpu() -> StarterRun:
+    """The starter on one H200, in four sittings of ten minutes: clip, reader, autoencoder; decoder, prior; t5 to finish; llm to quality.
+
+    An estimate, not yet run. What bounds it is making scenes (about 0.2 ms a pair on one core), not the GPU. The
+    decoder has 7.0M parameters, 14 MB in fp16.
+    """
+    clip, decoder, prior = clip_starter(), decoder_starter(), prior_starter()
+    wider = UNetConfig(channels=(64, 128, 128), attention=(False, True, True))
+    return StarterRun(
+        clip=clip.model_copy(
+            update={
+                "task": clip.task.model_copy(update={"batch_size": 2048}),
+                "loop": clip.loop.model_copy(update={"steps": 700, "lr": 8e-4, "warmup": 150}),
+            }
+        ),
+        reader=reader_starter(),
+        autoencoder=autoencoder_starter(),
+        decoder=decoder.model_copy(
+            update={
+                "backbone": wider,
+                "task": decoder.task.model_copy(update={"batch_size": 1024}),
+                "loop": decoder.loop.model_copy(update={"steps": 2000, "lr": 1e-3}),
+            }
+        ),
+        t5=t5_starter(),
+        **{
+            name: run.model_copy(
+                update={
+                    "backbone": wider,
+                    "task": run.task.model_copy(update={"batch_size": 1024}),
+                    "loop": run.loop.model_copy(update={"steps": steps}),
+                }
+            )
+            for name, run, steps in (
+                ("words", decoder_words(), 1500),
+                ("colours", decoder_colours(), 200),
+                ("more_colours", decoder_more_colours(), 300),
+                ("binding", decoder_binding(), 300),
+                ("more_binding", decoder_more_binding(), 400),
+                ("finish", decoder_finish(), 400),
+            )
+        },
+        prior=prior.model_copy(
+            update={
+                "scenes": 50_000,
+                "task": prior.task.model_copy(update={"batch_size": 512}),
+                "loop": prior.loop.model_copy(update={"steps": 1500, "warmup": 150}),
+            }
+        ),
+        llm=lm_starter(),
+        align=align_starter(),
+        image=image_starter(),
+        quality=quality_starter(),
+    )
+
+
+def adapter_decoder_starter() -> AdapterDecoderRun:
+    """The starter's adapter and decoder on images of the embedded world, instead of stage image with the prior. Not yet run at this size."""
+    subsets = {"text": 0.5, "image+text": 0.3, "image": 0.12, "": 0.08}
+    task = DecoderTaskConfig(batch_size=32, noise=LogNormal(p_mean=0.4, p_std=1.2), subsets=subsets)
+    return AdapterDecoderRun(lengths=("short", "short", "medium"), task=task, loop=short_loop(steps=1000, lr=2e-4))
+
+
+CLIP = {"starter": clip_starter}
+READER = {"starter": reader_starter}
+AUTOENCODER = {"starter": autoencoder_starter}
+DECODER = {
+    "starter": decoder_starter,
+    "words": decoder_words,
+    "colours": decoder_colours,
+    "more-colours": decoder_more_colours,
+    "binding": decoder_binding,
+    "more-binding": decoder_more_binding,
+    "finish": decoder_finish,
+    "ediff-i": decoder_ediff,
+}
+T5 = {"starter": t5_starter}
+LM = {"starter": lm_starter}
+STARTER = {"cpu": starter_cpu, "gpu": starter_gpu}
+EXPERTS = {"full": experts_full}
+ADAPTER_DECODER = {"starter": adapter_decoder_starter}

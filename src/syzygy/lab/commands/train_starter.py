@@ -1,0 +1,113 @@
+"""`syzygy train …` for the parts of the starter, which are trained on the embedded world."""
+
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from syzygy.cli.train import clip_option
+from syzygy.cli.training import EPILOG, Trained, run_training, train_options
+from syzygy.core.errors import UserError
+from syzygy.core.registry import imported
+
+if TYPE_CHECKING:
+    import torch
+
+STAGES = "clip,reader,autoencoder,decoder,t5,words,colours,more_colours,binding,more_binding,finish,prior,llm,align,image,quality"
+PRESETS = "syzygy.lab.starter.presets"
+
+
+def _part(name: str, description: str, following: str | None = None) -> click.Command:
+    """The command that trains a part which needs no other part. `following` is a command to try next; {} is the run's folder."""
+
+    @click.command(name=name, help=description, epilog=EPILOG)
+    @train_options("starter")
+    def command(**options: Any) -> None:
+        def body(run: Any, out: Path, device: "torch.device") -> Trained:
+            result = imported(f"syzygy.lab.starter.{name}_training:train")(run, out, device)
+            return Trained(
+                result.folder, result.metrics, () if following is None else (following.format(quote(str(out))),)
+            )
+
+        run_training(f"{PRESETS}:{name.upper()}", body, **options)
+
+    return command
+
+
+clip = _part("clip", "Train a CLIP on the embedded world.", "syzygy train decoder --clip {} --out RUN")
+autoencoder = _part(
+    "autoencoder",
+    "Train an autoencoder on images of the embedded world: image to latents and back.",
+    "syzygy train decoder --autoencoder {} --out RUN",
+)
+t5 = _part("t5", "Pre-train a T5 text encoder by span corruption on captions of the embedded world.")
+lm = _part(
+    "lm", "Train a language model of Llama's architecture on captions of the embedded world in all its languages."
+)
+reader = _part("reader", "Train the classifier of scenes that scores images: image to objects and their attributes.")
+
+
+@click.command(epilog=EPILOG)
+@clip_option
+@click.option(
+    "--autoencoder",
+    "autoencoder_source",
+    default="starter",
+    show_default=True,
+    metavar="FOLDER|MODEL",
+    help="The frozen autoencoder: a model, a training run, or the folder of its weights.",
+)
+@click.option("--t5", "t5_source", metavar="RUN|FOLDER|HUB-ID", help="Condition on the states of this frozen T5 too.")
+@click.option(
+    "--init", metavar="FOLDER|MODEL", help="Continue from this decoder; conditions that it does not read are added."
+)
+@train_options("starter")
+def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, init: str | None, **options: Any) -> None:
+    """Train a decoder (image embedding and text to latents) with a frozen CLIP and a frozen autoencoder."""
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.clip.clip_model import Clip
+        from syzygy.core.model_parts import part_folder, part_or_id
+        from syzygy.decoder.autoencoder import Autoencoder
+        from syzygy.lab.starter import decoder_training as decoder
+        from syzygy.text_encoders.t5 import T5Text
+
+        clip = Clip.from_pretrained(part_folder(clip_source, "clip")).to(device).requires_grad_(False)
+        latents = Autoencoder.from_pretrained(part_folder(autoencoder_source, "autoencoder")).to(device)
+        t5 = None
+        if t5_source is not None:
+            t5 = T5Text.from_pretrained(part_or_id(t5_source, "t5")).to(device)
+        start = None if init is None else part_folder(init, "decoder")
+        result = decoder.train(run, clip, latents.requires_grad_(False), out, device, t5=t5, init=start)
+        return Trained(result.folder, result.metrics)
+
+    run_training(f"{PRESETS}:DECODER", body, **options)
+
+
+@click.command(epilog=EPILOG)
+@click.option("--stages", metavar="NAMES", help=f"Stages to run, separated by commas: {STAGES}.  [default: all]")
+@train_options("cpu")
+def starter(stages: str | None, **options: Any) -> None:
+    """Train all parts of the starter model: CLIP, reader, autoencoder, decoder, T5, the decoder six times more with T5, prior, a language
+    model and the three stages of its adapter.
+
+    Stages that are finished with the same settings are not run again. As soon as the parts can generate images, they are assembled to
+    RUN/model.
+    """
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.lab.starter import starter_training as starter
+        from syzygy.training.estimate import is_dry_run
+
+        if is_dry_run():
+            raise UserError(
+                "syzygy train starter runs one training after another, each on the results of those before: "
+                "estimate one by its own command, such as syzygy train decoder --dry-run."
+            )
+        names = list(starter.STAGES) if stages is None else [name.strip() for name in stages.split(",")]
+        folder = starter.train(run, out, device, names)
+        next_steps = (f"syzygy generate 'a red circle' --model {quote(str(folder))}",) if folder != out else ()
+        return Trained(folder, starter.metrics(out), next_steps)
+
+    run_training(f"{PRESETS}:STARTER", body, **options)

@@ -1,0 +1,256 @@
+"""What all priors share: the checks of their input, the parameters with the names of diffusers' `PriorTransformer`, and the published folder.
+
+A folder holds `config.json` and `diffusion_pytorch_model.safetensors`, with the statistics of image embeddings. Legend: B captions, G captions
+of a whole step, D width of CLIP's joint space.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from syzygy.core import artifacts
+from syzygy.core.artifacts import CONFIG_FILE, PROVENANCE_FILE, folder_written, read_json, write_json, write_tensors
+from syzygy.core.config import Config
+from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.core.model_files import DIFFUSERS, Located, fetch, fetch_weights, locate, read_weights
+from syzygy.core.transformer_layers import Block
+from syzygy.prior.embedding_statistics import EmbeddingStatistics
+
+CLASS_NAME = "PriorTransformer"
+WEIGHTS_FILE = f"{DIFFUSERS}.safetensors"
+EXAMPLE = "ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior"
+PART = "prior"
+"""The prior's folder in a finished run, and in a diffusers pipeline."""
+SCHEDULERS = ("scheduler", "prior_scheduler")
+"""The folders of pipelines that say how their prior is sampled: in Kandinsky 2.2, and in Karlo."""
+SCHEDULER_FILE = "scheduler_config.json"
+STATISTICS_MEASURED = (
+    "the prior has no embedding statistics (clip_mean and clip_std are zeros, as in some published priors): they are measured on the "
+    "training images and saved with it."
+)
+
+
+class PriorConfig(Config):
+    """The published `config.json` of a prior. Fields that are fixed accept their published value only."""
+
+    embedding_dim: PositiveInt
+    """Width of CLIP's joint space: 768 for ViT-L/14 (Karlo), 1280 for ViT-bigG/14 (Kandinsky 2.2)."""
+    num_layers: PositiveInt = 10
+    """Transformer blocks."""
+    num_attention_heads: PositiveInt = 16
+    """Attention heads of a block."""
+    attention_head_dim: PositiveInt = 32
+    """Width of a head; times the number of heads, the inner width."""
+    num_embeddings: PositiveInt = 77
+    """Text positions: the longest prompt in tokens, start and end included."""
+    added_emb_type: Literal["prd"] = "prd"
+    """The last token is learned and its output is the prediction."""
+    encoder_hid_proj_type: Literal["linear"] = "linear"
+    """Text states enter through a linear layer."""
+    dropout: Annotated[float, Field(ge=0, le=0)] = 0.0
+    """No dropout."""
+    norm_in_type: None = None
+    """No normalisation before the first block."""
+    embedding_proj_norm_type: None = None
+    """No normalisation of the pooled text embedding."""
+    embedding_proj_dim: None = None
+    """The pooled text embedding has `embedding_dim`."""
+    clip_embed_dim: None = None
+    """The prediction has `embedding_dim`."""
+
+
+class PriorNetwork(nn.Module):
+    """The parameters of a prior, with the names and in the layout that are published.
+
+    `clip_mean` and `clip_std` are the mean and the standard deviation of the training images' embeddings. They are NaN until
+    measured (`set_statistics`), and a prior without them cannot be saved.
+    """
+
+    def __init__(self, config: PriorConfig, additional: int, time_embedding: nn.Module | None = None) -> None:
+        """`additional` is the number of tokens after the text."""
+        super().__init__()
+        width, dim = config.num_attention_heads * config.attention_head_dim, config.embedding_dim
+        self.positional_embedding = nn.Parameter(torch.zeros(1, config.num_embeddings + additional, width))
+        self.prd_embedding = nn.Parameter(torch.zeros(1, 1, width))
+        self.clip_mean = nn.Parameter(torch.full((1, dim), float("nan")), requires_grad=False)
+        self.clip_std = nn.Parameter(torch.full((1, dim), float("nan")), requires_grad=False)
+        if time_embedding is not None:
+            self.time_embedding = time_embedding
+        self.proj_in = nn.Linear(dim, width)
+        self.embedding_proj = nn.Linear(dim, width)
+        self.encoder_hidden_states_proj = nn.Linear(dim, width)
+        self.transformer_blocks = nn.ModuleList(
+            Block(width, config.num_attention_heads) for _ in range(config.num_layers)
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.proj_to_clip_embeddings = nn.Linear(width, dim)
+        self._settings: dict[str, Any] = json.loads(config.model_dump_json())
+
+    def set_statistics(self, statistics: EmbeddingStatistics) -> None:
+        """Keep the mean and standard deviation of the training images' embeddings with the weights."""
+        if len(statistics.mean) != self.clip_mean.shape[1]:
+            raise UserError(
+                f"statistics are {len(statistics.mean)} wide; this prior predicts {self.clip_mean.shape[1]}."
+            )
+        with torch.no_grad():
+            self.clip_mean.copy_(statistics.mean)
+            self.clip_std.copy_(statistics.std)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether `clip_mean` and `clip_std` hold measured values; in some published priors they are zeros."""
+        known = torch.isfinite(self.clip_mean) & torch.isfinite(self.clip_std) & (self.clip_std > 0)
+        return bool(known.all())
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all weights."""
+        return artifacts.fingerprint(self.state_dict())
+
+    def save_pretrained(
+        self, folder: str | Path, provenance: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write the published layout atomically, with `provenance` in the same folder; `dtype` (fp16) converts the weights.
+
+        Raises:
+            UserError: the statistics were never set, or the folder cannot be written.
+        """
+        if not self.has_statistics:
+            raise UserError(
+                "this prior has no embedding statistics (clip_mean, clip_std), and other programs would multiply its "
+                "predictions by them. Call set_statistics(EmbeddingStatistics.of(image_embeddings)) before saving."
+            )
+        with folder_written(Path(folder)) as temporary:
+            write_json(temporary / CONFIG_FILE, {"_class_name": CLASS_NAME} | dict(sorted(self._settings.items())))
+            write_tensors(temporary / WEIGHTS_FILE, self.state_dict(), dtype)
+            if provenance is not None:
+                write_json(temporary / PROVENANCE_FILE, provenance)
+
+
+@dataclass(frozen=True)
+class PriorBatch:
+    """B captions of a step with their images and their randomness, on the prior's device and in its dtype."""
+
+    text: PackedText
+    image: Float[Tensor, "B D"]
+    """Raw image embeddings."""
+    candidates: Float[Tensor, "G D"]
+    """Pooled text embeddings of the whole step's G captions, those of other processes and other parts too."""
+    candidate_ids: Int[Tensor, "G"]
+    """Equal where the words of two captions are equal."""
+    first: int
+    """Which of the candidates is the first of the B captions; the others follow."""
+    noise: Float[Tensor, "B D"]
+    """Standard normal, fresh at each step (eq. 3)."""
+    uniform: Float[Tensor, "B 2"]
+    """In [0, 1), on the CPU: for what else an objective draws."""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def find_prior(source: str | Path, *, local_files_only: bool = True) -> Path:
+    """The folder that holds the prior itself.
+
+    Args:
+        source: a prior's own folder, that of a finished training run or of a diffusers pipeline, or a hub id of either such as
+            `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision to fix that.
+        local_files_only: look for hub ids in the hub's cache only; else download what is missing.
+
+    Raises:
+        UserError: it is not found, belongs to a run that is not finished, or is an embedding store.
+    """
+    folder = locate(source, None, local_files_only, EXAMPLE, _download).folder
+    if (folder / PART / CONFIG_FILE).is_file():
+        return folder / PART
+    if (folder / "run.json").is_file():
+        raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
+    if (folder / "store.json").is_file():
+        raise UserError(
+            f"{folder} is an embedding store, not a prior. `syzygy train prior --data {folder}` trains one on it."
+        )
+    return folder
+
+
+def _download(source: str, revision: str | None) -> Located:
+    """A prior's files, its own repository's or those in a pipeline's, and the settings of its sampling."""
+    settings = [CONFIG_FILE, PROVENANCE_FILE]
+    schedulers = [f"{name}/{SCHEDULER_FILE}" for name in SCHEDULERS]
+    patterns = ["model_index.json", *settings, *(f"{PART}/{name}" for name in settings), *schedulers]
+    found = fetch(source, revision, patterns, local_files_only=False)
+    folder = f"{PART}/" if (found.folder / PART / CONFIG_FILE).is_file() else ""
+    return fetch_weights(found, {folder: DIFFUSERS})
+
+
+def read_published(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings (without diffusers' own, which begin with "_") and tensors, those in full precision where both are there.
+
+    Raises:
+        UserError: missing, truncated or pickled files, or another class of model.
+    """
+    folder = Path(folder)
+    values = read_json(folder / CONFIG_FILE)
+    if values.get("_class_name") != CLASS_NAME:
+        raise UserError(
+            f"{folder / CONFIG_FILE} describes {values.get('_class_name')!r}, not a prior ({CLASS_NAME!r})."
+        )
+    return {k: v for k, v in values.items() if not k.startswith("_")}, read_weights(folder, DIFFUSERS)
+
+
+def is_diffusion(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are the weights of a diffusion prior: only such a prior has a time embedding."""
+    return any(map(_is_of_time, tensors))
+
+
+def holds_diffusion(folder: Path) -> bool:
+    """Whether a folder holds a diffusion prior; reads the time embedding alone."""
+    return bool(read_weights(folder, DIFFUSERS, _is_of_time))
+
+
+def _is_of_time(name: str) -> bool:
+    return name.startswith("time_embedding.")
+
+
+def check_features(features: TextFeatures, width: int) -> None:
+    """Raise a `UserError` unless the features have one batch size, this width, a boolean mask, and finite values.
+
+    Padded positions are not looked at: they have no influence.
+    """
+    states, mask, pooled = features.states, features.mask, features.pooled
+    if states.ndim != 3 or pooled.ndim != 2 or mask.shape != states.shape[:2] or len(pooled) != len(states):
+        raise UserError(
+            "text features must have shapes states [B, T, D], mask [B, T], pooled [B, D]; got "
+            f"{tuple(states.shape)}, {tuple(mask.shape)}, {tuple(pooled.shape)}."
+        )
+    if mask.dtype != torch.bool:
+        raise UserError(f"the mask of text features must be bool (true on real tokens), got {mask.dtype}.")
+    for name, values in (("states", states), ("pooled", pooled)):
+        if values.shape[-1] != width:
+            raise UserError(
+                f"text features ({name}) are {values.shape[-1]} wide, but {width} is needed. "
+                "Encode text with the CLIP that the image embeddings come from."
+            )
+    if not (torch.isfinite(states[mask]).all() and torch.isfinite(pooled).all()):
+        raise UserError("text features hold NaN or infinity. Encode the text again, in fp32 if fp16 overflowed.")
+
+
+def check_request(
+    features: TextFeatures, width: int, noise: Tensor | None = None, generator: torch.Generator | None = None
+) -> None:
+    """What every prior checks before it predicts: the features, and noise [B, width] *or* a generator *or* neither."""
+    check_features(features, width)
+    if noise is None:
+        return
+    if generator is not None:
+        raise UserError("noise and generator were both given: pass the noise itself or the generator to draw it from.")
+    if noise.shape != features.pooled.shape:
+        raise UserError(f"noise has shape {tuple(noise.shape)}, but {tuple(features.pooled.shape)} is needed.")
+    if not torch.isfinite(noise).all():
+        raise UserError("noise holds NaN or infinity.")
