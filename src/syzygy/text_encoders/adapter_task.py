@@ -1,11 +1,10 @@
 """The training task of an adapter between a language model and a CLIP, which its stages on texts and on images share."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -121,25 +120,6 @@ class AdapterTask:
     def validate(self) -> dict[str, float]:
         """Metrics on unseen captions; every process computes the same ones."""
         return self.stage.validated(self.source.unseen())
-
-
-class Shuffled:
-    """The numbers below `length` as an endless stream of permutations."""
-
-    def __init__(self, length: int, seed: int, *key: int | str) -> None:
-        self._length, self._seed, self._key = length, seed, key
-        self._order = lru_cache(maxsize=2)(self._permutation)
-
-    def _permutation(self, epoch: int) -> Int[Tensor, "M"]:
-        return torch.randperm(self._length, generator=generator(self._seed, *self._key, "epoch", epoch))
-
-    def __getitem__(self, place: int) -> int:
-        epoch, offset = divmod(place, self._length)
-        return int(self._order(epoch)[offset])
-
-    def run(self, start: int, number: int) -> Int[Tensor, "n"]:
-        """The numbers at the places from `start` on."""
-        return torch.tensor([self[place] for place in range(start, start + number)])
 
 
 def draws(seed: int, what: str, start: int, number: int, width: int) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n"]]:

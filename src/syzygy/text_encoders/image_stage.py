@@ -24,9 +24,10 @@ from syzygy.prior.eclipse import EclipsePrior, eclipse_loss
 from syzygy.prior.embedding_pairs import StorePairs, split
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from syzygy.text_encoders.adapter import TextAdapter
-from syzygy.text_encoders.adapter_task import Shuffled, StageConfig, draws
+from syzygy.text_encoders.adapter_task import StageConfig, draws
 from syzygy.text_encoders.align_stage import check_fits
 from syzygy.training.schedule import LoopConfig
+from syzygy.training.shuffled import Shuffled
 
 VALIDATION_BATCH = 64
 

@@ -17,7 +17,7 @@ from syzygy.clip.tokenization import encoded
 from syzygy.core.errors import UserError
 from syzygy.core.registry import imported
 from syzygy.core.wording import counted
-from syzygy.text_encoders.adapter_task import Shuffled
+from syzygy.training.shuffled import Shuffled
 
 PIVOT = "en"
 """Every line has English: the adapter learns the other languages from CLIP's embedding of it."""

@@ -82,7 +82,7 @@ def test_rotary_attention_knows_distances_only() -> None:
     def read(i: int, j: int) -> float:
         row, other = torch.zeros(40, 1, 8), torch.zeros(40, 1, 8)
         row[i], other[j] = q[0], k[0]
-        return float((attend.turned(row)[i] * attend.turned(other)[j]).sum())
+        return float((attend.rotated(row)[i] * attend.rotated(other)[j]).sum())
 
     assert read(3, 9) == about(read(30, 36), depth=NETWORK)
     assert abs(read(3, 9) - read(3, 10)) > 1e-3

@@ -21,8 +21,8 @@ from syzygy.decoder.backbone import load_decoder
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.network import Decoder
 from syzygy.decoder.preconditioning import Preconditioned
-from syzygy.experts.expert_folders import TRUNK, build_lora, load_experts, load_lora
-from syzygy.experts.training import GROWN, Growth, growth
+from syzygy.experts.expert_folders import TRUNK, load_experts, load_loras
+from syzygy.experts.training import EXPERT, NodeTraining, node_trainings
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate.evaluate_composition import asked
 from syzygy.lab.reproduce.score_files import CATEGORIES
@@ -95,12 +95,12 @@ def settings(job: Job, run: ReproduceExpertsRun) -> ExpertsRun:
         return own
     if job.candidate == LORA:
         return own.model_copy(update={"form": "lora", "loop": own.loop.model_copy(update={"lr": run.lora_lr})})
-    times = len(growth(run.experts))
+    times = len(node_trainings(run.experts))
     scaled = {name: times * getattr(own.loop, name) for name in ("steps", "warmup", "ema_half_life", "validate_every")}
     return own.model_copy(update={"loop": own.loop.model_copy(update=scaled)})
 
 
-def mixture(trainings: Sequence[Growth]) -> tuple[tuple[tuple[float, float], ...], tuple[float, ...]]:
+def mixture(trainings: Sequence[NodeTraining]) -> tuple[tuple[tuple[float, float], ...], tuple[float, ...]]:
     """Where all samples of equally long trainings fall together: parts of the noise levels, and how often each is seen."""
     borders = sorted({border for one in trainings for share in one.shares for border in share})
     parts, weights = [], []
@@ -138,11 +138,11 @@ class Bench:
     def folder(self, job: Job) -> Path:
         """Where a training's weights are once it is finished: of one decoder, or of an ensemble."""
         where = self.out / "trained" / job.name
-        return where / "experts" if job.candidate in FORMS else where / "nodes" / WHOLE_NODE / GROWN
+        return where / "experts" if job.candidate in FORMS else where / "nodes" / WHOLE_NODE / EXPERT
 
     def records(self, job: Job) -> list[Path]:
         """How each of its trainings was, those of inner nodes included."""
-        return sorted((self.out / "trained" / job.name / "nodes").glob(f"*/{GROWN}/{artifacts.PROVENANCE_FILE}"))
+        return sorted((self.out / "trained" / job.name / "nodes").glob(f"*/{EXPERT}/{artifacts.PROVENANCE_FILE}"))
 
 
 def prepare(run: ReproduceExpertsRun, model: TextToImage, out: Path) -> Bench:
@@ -165,9 +165,9 @@ def train(job: Job, bench: Bench, say: Callable[[str], None]) -> Path:
         return folder
     if job.candidate in FORMS:
         return experts_run.train(run, bench.root, clip, bench.autoencoder, where, device, say, bench.t5)
-    parts, weights = (((0.0, 1.0),), None) if job.candidate == SHARED else mixture(growth(bench.run.experts))
-    one = Growth(WHOLE_NODE, None, parts, weights)
-    return experts_run.grow(run, one, bench.root, clip, bench.autoencoder, where, device, bench.t5)
+    parts, weights = (((0.0, 1.0),), None) if job.candidate == SHARED else mixture(node_trainings(bench.run.experts))
+    one = NodeTraining(WHOLE_NODE, None, parts, weights)
+    return experts_run.train_expert(run, one, bench.root, clip, bench.autoencoder, where, device, bench.t5)
 
 
 def denoiser_of(bench: Bench, candidate: str, folder: Path) -> nn.Module:
@@ -179,9 +179,9 @@ def denoiser_of(bench: Bench, candidate: str, folder: Path) -> nn.Module:
     return Preconditioned(decoder, decoder.config.sigma_data).to(device).eval()
 
 
-def leaves(run: ReproduceExpertsRun) -> list[Growth]:
+def leaves(run: ReproduceExpertsRun) -> list[NodeTraining]:
     """The experts that are kept, with what each serves, from the least noise."""
-    chosen = [one for one in growth(run.experts) if one.name in run.experts.leaves]
+    chosen = [one for one in node_trainings(run.experts) if one.name in run.experts.leaves]
     return sorted(chosen, key=lambda one: one.shares)
 
 
@@ -191,8 +191,6 @@ def serving(folder: Path, leaf: str, candidate: str | None, device: torch.device
         return load_decoder(folder / leaf).to(device), None
     if candidate == LORA:
         decoder = load_decoder(folder / TRUNK).requires_grad_(False)
-        config = artifacts.read_json(folder / leaf / artifacts.CONFIG_FILE)
-        lora = build_lora(decoder, rank=int(config["rank"]), layers=str(config["layers"]), seed=0)
-        load_lora(lora, folder / leaf)
+        lora = load_loras(folder, [leaf], decoder.backbone)[leaf]
         return decoder.to(device), lora.to(device)
     return load_decoder(folder).to(device), None

@@ -20,7 +20,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator, seed_of
 from syzygy.decoder.training import DecoderBatch, DecoderTask
 from syzygy.experts.routing import Experts
-from syzygy.experts.training import growth
+from syzygy.experts.training import node_trainings
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.pipeline import to_uint8
 from syzygy.generation.text_to_image import TextToImage
@@ -189,7 +189,7 @@ def reproduce(
     Raises:
         UserError: leaves that are no tree's; `out` holds a comparison with other settings; a model that experts cannot be grown from.
     """
-    number = len(growth(run.experts))
+    number = len(node_trainings(run.experts))
     loaded = TextToImage.from_pretrained(model, device=device)
     bench = prepare(run, loaded, out)
     plain = run.model_dump(mode="json") | {"model": model, "decoder": loaded.fingerprints()["decoder"]}

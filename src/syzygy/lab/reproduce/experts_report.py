@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from syzygy.core import artifacts
-from syzygy.experts.training import growth
+from syzygy.experts.training import node_trainings
 from syzygy.lab.evaluate import report
 from syzygy.lab.evaluate.bootstrap import interval
 from syzygy.lab.evaluate.composition import REFERENCE
@@ -107,7 +107,7 @@ def _nested(rows: Any) -> dict[str, dict[str, Any]]:
 def _seen(run: ReproduceExpertsRun) -> dict[str, Any]:
     """Samples of a candidate's training, how many of them went into networks that are not kept, and where all of them fell."""
     each = run.experts.loop.steps * run.experts.task.batch_size
-    trainings = growth(run.experts)
+    trainings = node_trainings(run.experts)
     thrown = sum(one.name not in run.experts.leaves for one in trainings)
     parts, weights = mixture(trainings)
     return {
