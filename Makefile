@@ -4,11 +4,12 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contracts venv clean
+.PHONY: help demo test docs lint types contracts venv clean
 
 help:
-	@echo "make demo       train a prior on the embedded world and paint with it: out/demo/index.html"
+	@echo "make demo       train a prior on the embedded world and generate images with it: out/demo/index.html"
 	@echo "make test       run all tests"
+	@echo "make docs       build the documentation: out/site/index.html"
 	@echo "make lint       style        make types  static types        make contracts  layers"
 	@echo "make venv       .venv with everything        make clean  remove .venv, out and caches"
 
@@ -24,6 +25,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -28,10 +28,9 @@ from PIL import Image
 
 from syzygy.clip.clip_model import Clip, ClipConfig, build_clip
 from syzygy.clip.image_processing import Preparation
-from syzygy.data.captions import encode_captions
 from syzygy.data.embed_shard import embed_shard
+from syzygy.data.encoding import EmbedSettings, encode_captions, reproducible
 from syzygy.data.pair import Shard
-from syzygy.data.pair_encoder import EmbedSettings, pinned
 from syzygy.data.prefetch import prepared
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.lab.world import scene_source
@@ -93,7 +92,7 @@ def bare(clip: Clip, captions: list[str], settings: EmbedSettings) -> Callable[[
     batches = -(-len(captions) // batch)
 
     def run() -> None:
-        with pinned(settings.threads, settings.device):
+        with reproducible(settings.threads, settings.device):
             for _ in range(batches):
                 last = clip.encode_pixels(pixels)
             last.cpu()
@@ -136,7 +135,7 @@ def main() -> None:
 
 def prepare(shard: Shard, clip: Clip, settings: EmbedSettings) -> None:
     """All that comes before the encoder."""
-    with pinned(settings.threads, settings.device):
+    with reproducible(settings.threads, settings.device):
         for _ in prepared(shard.read(), clip.preparation.prepare, settings.threads, settings.batch_size):
             pass
 

@@ -26,6 +26,7 @@ from syzygy.clip.clip_model import Clip, ClipConfig, build_clip
 from syzygy.core.contracts import Prior, Sampling
 from syzygy.core.randomness import generator
 from syzygy.generation.pipeline import Pipeline
+from syzygy.generation.request import GenerationRequest
 from syzygy.pretrained.kandinsky import KandinskyDecoder
 from syzygy.pretrained.visiting import VisitingPrior, VisitingText
 from syzygy.prior.diffusion_prior import DiffusionPrior, DiffusionPriorConfig, SampledPrior
@@ -184,7 +185,7 @@ def measured(pipeline: Pipeline, how: Sampling, device: torch.device) -> dict[st
         predicted = now()
         assert torch.isfinite(embedding).all()
         begun = now()
-        pipeline(PROMPT, sampling=how, generator=generator(0))
+        pipeline(GenerationRequest([PROMPT], sampling=how, generator=generator(0)))
         found = {"text_and_prior_seconds": predicted - began, "picture_seconds": now() - begun}
         if on_gpu:
             found |= {"peak": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}

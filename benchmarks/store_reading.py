@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 
 from syzygy.core import artifacts
-from syzygy.data import store_layout
-from syzygy.data.captions import TokenStates
+from syzygy.core.packed_attention import PackedText
+from syzygy.data import store_files
 from syzygy.data.store import EmbeddingStore
-from syzygy.data.store_part import Part, write_part
-from syzygy.data.store_statistics import statistics_of
+from syzygy.data.store_part import Part, statistics_of, write_part
 
 SHARDS, CAPTIONS, WIDTH, BATCH, REPEATS = 100, 500, 768, 1024, 50
 
@@ -33,14 +32,22 @@ def write(folder: Path) -> None:
         states = torch.randn(int(offsets[-1]), WIDTH, generator=random).half()
         images, pooled = (torch.randn(CAPTIONS, WIDTH, generator=random).half() for _ in range(2))
         names = [f"{number}-{i}" for i in range(CAPTIONS)]
-        part = Part(names, [{}] * CAPTIONS, images, names, list(range(CAPTIONS)), TokenStates(states, offsets), pooled)
+        part = Part(
+            names,
+            [{}] * CAPTIONS,
+            list(range(CAPTIONS)),
+            images,
+            names,
+            list(range(CAPTIONS)),
+            PackedText(states, offsets, pooled),
+        )
         shards.append(
             {"number": number, "source": str(number), "fingerprint": 0, "parts": [write_part(part, folder, number, 0)]}
         )
     parts = [part for shard in shards for part in shard["parts"]]
     features = {"encoder": {}, "dtype": "fp16", "tokens": 0, "images": statistics_of(folder, parts).to_config()}
-    manifest = {"columns": {}, "features": {store_layout.DEFAULT_SET: features}, "shards": shards}
-    artifacts.write_json(folder / store_layout.MANIFEST_FILE, store_layout.stamped(manifest))
+    manifest = {"columns": {}, "features": {store_files.DEFAULT_SET: features}, "shards": shards}
+    artifacts.write_json(folder / store_files.MANIFEST_FILE, store_files.stamped(manifest))
 
 
 def anonymous_megabytes() -> float:
@@ -50,7 +57,7 @@ def anonymous_megabytes() -> float:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    if not (folder / store_layout.MANIFEST_FILE).is_file():
+    if not (folder / store_files.MANIFEST_FILE).is_file():
         write(folder)
     began = time.perf_counter()
     store = EmbeddingStore.open(folder)

@@ -17,8 +17,8 @@ import torch
 from padded import WIDTH, coco_lengths, conditions, options, published_prior, write
 
 from syzygy.core import artifacts
-from syzygy.data import building, store_layout
-from syzygy.data.captions import TokenStates
+from syzygy.core.packed_attention import PackedText
+from syzygy.data import store_building, store_files
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_part import Part, write_part
 from syzygy.prior.eclipse import EclipseObjective, PriorTaskConfig
@@ -42,15 +42,17 @@ def random_store(folder: Path, captions: int) -> EmbeddingStore:
         names = [f"{start + i:08}" for i in range(count)]
         vectors = torch.randn(2, count, WIDTH, generator=draw).half()
         states = torch.randn(int(offsets[-1]), WIDTH, generator=draw).half()
-        text = TokenStates(states, offsets)
-        part = Part(names, [{} for _ in names], vectors[0], names, list(range(count)), text, vectors[1])
+        text = PackedText(states, offsets, vectors[1])
+        part = Part(
+            names, [{} for _ in names], list(range(start, start + count)), vectors[0], names, list(range(count)), text
+        )
         written = write_part(part, folder, number, 0)
         columns = written.pop("columns")
         record = {"number": number, "source": f"random-{number}", "fingerprint": 0, "parts": [written], "bad": []}
         records.append(record | {"columns": columns, "seen": count, "skipped": 0, "full_captions": 0})
     plan: dict[str, Any] = {"command": "random", "kind_of_source": "random", "options": {}, "encoder": {}}
-    manifest = building.manifest_of(folder, plan | {"settings": {"dtype": "fp16"}}, records)
-    artifacts.write_json(folder / store_layout.MANIFEST_FILE, manifest)
+    manifest = store_building.manifest_of(folder, plan | {"settings": {"dtype": "fp16"}}, records)
+    artifacts.write_json(folder / store_files.MANIFEST_FILE, manifest)
     return EmbeddingStore.open(folder)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from syzygy.clip.clip_model import Clip
 from syzygy.data.embed_shard import embed_shard
-from syzygy.data.pair_encoder import EmbedSettings
+from syzygy.data.encoding import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_files import mapped
@@ -172,7 +172,10 @@ def test_what_cannot_be_used_is_told(
     answer = syzygy("embed", *options, "--max-bad", 0.6)
     assert answer.code == 0, answer.err
     assert "0 of them embedded now" in answer.out
-    assert f"3 of 5 samples could not be used; {tmp_path / 'store' / 'bad.jsonl'} lists all:" in answer.out
+    assert (
+        f"3 of 5 samples could not be used; {tmp_path / 'store' / 'bad.jsonl'} lists each with its reason:"
+        in answer.out
+    )
     assert re.search(r" 2 × the caption is empty\n +1 × the picture cannot be read", answer.out)
     assert "1 sample has no picture because the download failed." in answer.out
     assert "1 caption fills all positions of the encoder" in answer.out
@@ -190,7 +193,7 @@ def test_captions_do_not_act_on_a_terminal_and_files_without_a_sample_are_counte
     assert answer.code == 0, answer.err
     assert r"the first is “a \x1b[31mcircle”" in answer.out
     assert r"such as “a \x1b[31mcircle”" in answer.err
-    assert f"\n1 further file could not be used; {store / 'bad.jsonl'} lists all:\n" in answer.out
+    assert f"\n1 further file was not used; {store / 'bad.jsonl'} names one for each reason:\n" in answer.out
     assert r"a: a \x1b[31mcircle" in syzygy("store", "show", store, "--out", tmp_path / "pairs.png").out
 
 
@@ -364,4 +367,4 @@ def test_a_worker_that_dies_is_told(tmp_path: Path, tars: Path, tiny_model: Path
             os.kill(int(pid), signal.SIGKILL)
         _, err = process.communicate()
     assert process.returncode == 2, err
-    assert "a worker died (exit code -9), perhaps for lack of memory: try fewer --workers" in err
+    assert "a worker died (exit code -9), possibly because memory ran out: try fewer --workers" in err

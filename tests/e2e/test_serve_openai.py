@@ -176,7 +176,7 @@ def test_a_failure_in_mid_stream_is_an_error_event(tiny_model: Path, monkeypatch
 def test_the_lines_in_readme_and_docs_run(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # lines may write a picture
     names: dict = {}
-    for file in ("README.md", "docs/serve.md"):
+    for file in ("README.md", "docs/how-to/serve.md"):
         text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
         names = {}
         for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from syzygy.core.errors import UserError
-from syzygy.data.checking import verify
 from syzygy.data.store import EmbeddingStore
+from syzygy.data.store_checking import verify
 from syzygy.text_encoders.llm import Llm, LlmRecipe
 from syzygy.text_encoders.store_features import open_features
 from tests.closeness import assert_close
@@ -36,9 +36,9 @@ def test_added_and_checked(syzygy, store: Path, tmp_path: Path) -> None:
     opened = open_features(store, llm.identity().to_config())
     assert opened.dtype == torch.bfloat16
     found, expected = opened.tokens(range(7)), llm.encode_states(opened.texts(range(7)))
-    assert said["tokens"] == len(found.states) == int(expected.mask.sum())  # nothing is padded
+    assert said["tokens"] == int(found.mask.sum()) == int(expected.mask.sum())  # nothing is padded in the store
     assert said["longest"] == expected.mask.shape[1]
-    assert_close(found.states.float(), expected.states[expected.mask], dtype=torch.bfloat16)
+    assert_close(found.states[found.mask].float(), expected.states[expected.mask], dtype=torch.bfloat16)
     assert verify(store) == []
     assert EmbeddingStore.open(store).captions([0]).pooled.shape == (1, 32)
 
@@ -57,7 +57,7 @@ def test_other_recipes_by_other_names(syzygy, store: Path, tmp_path: Path) -> No
     one = ("store", "add", store, "--llm", folder, "--device", "cpu")
     answer = syzygy(*one, "--layers", "1,3", "--plain", "--template", "a {text}!", "--max-tokens", 8, "--dtype", "fp16")
     assert answer.code == 0, answer.err
-    assert "The longest caption may have been cut: the model reads 8 tokens" in answer.out
+    assert "The longest may have been cut: at most 8 tokens are read" in answer.out
     encoder = EmbeddingStore.open(store, features="llm").encoder
     told = {name: encoder[name] for name in ("layers", "normalise", "template", "max_tokens")}
     assert told == {"layers": [1, 3], "normalise": False, "template": "a {text}!", "max_tokens": 8}

@@ -19,11 +19,11 @@ from syzygy.core.errors import UserError
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation import own_models
 from syzygy.generation.image_files import read_record
-from syzygy.generation.mixing import clip_scores
 from syzygy.generation.prior_pipeline import PriorPipeline
 from syzygy.generation.replaced_text_encoder import adapt, with_text
-from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate import evaluate_composition
+from syzygy.generation.text_to_image import TextToImage, clip_scores
+from syzygy.lab.evaluate.composition import candidate_embeddings
+from syzygy.lab.evaluate.harness import evaluation_prompts
 from syzygy.lab.starter.prior_training import embed
 from syzygy.lab.world import scene_source as source
 from syzygy.pretrained.karlo import KarloDecoder
@@ -145,9 +145,9 @@ def test_the_best_of_several_is_nearest_to_what_was_predicted(adapted: TextToIma
 
 def test_words_of_an_adapter_cannot_be_painted(adapted: TextToImage) -> None:
     region = Region("red circle", torch.ones(4, 4))
-    with pytest.raises(UserError, match=r"an adapter's states stand for none. Leave the text encoder out"):
+    with pytest.raises(UserError, match=r"do not belong to single words: leave the text encoder out"):
         adapted(ENGLISH, regions=[region])
-    with pytest.raises(UserError, match=r"an adapter's states stand for none. Leave the text encoder out"):
+    with pytest.raises(UserError, match=r"do not belong to single words: leave the text encoder out"):
         adapted(ENGLISH, regions=[region], conditions=["image", "text"])
 
 
@@ -246,7 +246,7 @@ def test_karlos_decoder_reads_it_too(llm: Path, tmp_path: Path) -> None:
     assert_close(
         model.pipeline.decoder.empty.states, model.pipeline.text_encoder.encode_text([""]).states, depth=NETWORK
     )
-    with pytest.raises(UserError, match="stand for none"):
+    with pytest.raises(UserError, match="do not belong to single words"):
         few(model, ENGLISH, regions=[Region("red", torch.ones(2, 2))])
 
 
@@ -310,10 +310,10 @@ def test_a_prior_that_was_trained_beside_it_is_missed(model: Path, adapted: Text
 
 
 def test_priors_are_scored_on_its_features(syzygy: Callable[..., Any], model: Path, adapted: TextToImage) -> None:
-    wanted = evaluate_composition.asked(["single"], 2, 0)
+    wanted = evaluation_prompts(["single"], 2, 0)
     prior = {"own": adapted.pipeline.prior}
     plain = replace(adapted, pipeline=with_text(adapted.pipeline, adapted.clip))
-    read, by_clip = (evaluate_composition.candidates(one, prior, wanted, 0) for one in (adapted, plain))
+    read, by_clip = (candidate_embeddings(one, prior, wanted, 0) for one in (adapted, plain))
     assert torch.equal(read["reference"], by_clip["reference"])
     assert not torch.allclose(read["own"], by_clip["own"])
     pairs = embed(adapted.clip, 0, 3, encoder=adapted.pipeline.text_encoder)

@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from syzygy.core.contracts import TextFeatures
-from syzygy.data import building
-from syzygy.data.checking import verify
+from syzygy.data import store_building
 from syzygy.data.embed_shard import embed_shard
-from syzygy.data.merging import merge
+from syzygy.data.encoding import EmbedSettings
 from syzygy.data.pair import RawPair, pair_of
-from syzygy.data.pair_encoder import EmbedSettings
 from syzygy.data.sources import Source, SourceOptions, expand
 from syzygy.data.store import EmbeddingStore
+from syzygy.data.store_checking import verify
+from syzygy.data.store_merging import merge
 
 WIDTH = 3
 
@@ -79,10 +79,10 @@ def fill(out: Path, content: list[list[RawPair]], **options: Any) -> EmbeddingSt
         Shard(name=f"{i}", size=i, fingerprint=f"{i}", pairs=pairs, samples=None) for i, pairs in enumerate(content)
     ]
     encoder, source = Encoder(), Source("x", "embeddings", found)
-    plan = building.begin(out, source, SourceOptions(keep=("b",)), chosen, encoder.identity().to_config(), "c")
+    plan = store_building.begin(out, source, SourceOptions(keep=("b",)), chosen, encoder.identity().to_config(), "c")
     for number, shard in enumerate(found):
         embed_shard(shard, number, encoder, chosen, out)
-    building.finish(out, plan, 0.0)
+    store_building.finish(out, plan, 0.0)
     return EmbeddingStore.open(out)
 
 

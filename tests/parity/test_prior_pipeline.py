@@ -25,7 +25,7 @@ from tests.closeness import NETWORK, assert_close
 from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_unclip import SIZE, WIDTH, Tiny, tiny_clip_pipeline, tiny_kandinsky
 
-DOCS = Path(__file__).parents[2] / "docs" / "decoders.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "published-decoders.md"
 PROMPTS = ["a red circle", "two blue stars above a ring!"]
 
 

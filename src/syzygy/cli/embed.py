@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from syzygy.cli.common import Whole, device_option, json_option, writable_folder
+from syzygy.cli.common import PLAIN_LINE_SECONDS, Whole, device_option, json_option, writable_folder
 from syzygy.core import wording
 from syzygy.core.wording import counted, printable
 
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from syzygy.data.embedding_preview import Preview
     from syzygy.data.embedding_work import Tally
 
-PLAIN_LINE_SECONDS = 10.0
 SHOWN = 5
 """Reasons that the summary names."""
 
 
 class Number(click.ParamType):
-    """A number from `low` to `high`; `low` itself is not allowed where `above` is set."""
+    """A number from `low` to `high`. `low` itself is not allowed if `above` is set."""
 
     name = "number"
 
@@ -38,19 +37,11 @@ class Number(click.ParamType):
             number = float(value)
         except ValueError:
             number = float("nan")
-        high = float("inf") if self.high is None else self.high
-        if (
-            not (self.low < number if self.above else self.low <= number)
-            or not number <= high
-            or number == float("inf")
-        ):
-            allowed = f"above {self.low:g}" if self.above else f"from {self.low:g}"
-            self.fail(
-                f"{value!r}; allowed: a number {allowed}{'' if self.high is None else f' to {self.high:g}'}.",
-                param,
-                ctx,
-            )
-        return number
+        high = sys.float_info.max if self.high is None else self.high
+        if self.low <= number <= high and not (self.above and number == self.low):
+            return number
+        allowed = f"{'above' if self.above else 'from'} {self.low:g}{'' if self.high is None else f' to {self.high:g}'}"
+        self.fail(f"{value!r}; allowed: a number {allowed}.", param, ctx)
 
 
 EPILOG = """
@@ -62,14 +53,14 @@ SOURCE is one of
   photos                    a folder with metadata.csv: file_name,text
   photos                    pictures with caption files, x.png with x.txt, also in folders
   laion                     clip-retrieval's folder with img_emb and metadata
-A folder stands for all tars, or all parquet files, in it.
+A folder with tars, or with parquet files, stands for all of these files in it.
 
 \b
-Captions come from a column called caption, captions, text, texts or txt; name any other with
---caption-column. The summary says which column was taken, and which text was not kept.
+Captions come from a column called caption, captions, text, texts or txt. Name any other with
+--caption-column. The summary says which column was used, and which text was not kept.
 
 \b
-Embed the world's scenes with the packaged CLIP, then look at the store:
+Embed the world's scenes with the packaged CLIP, then show the store:
   syzygy world sample --num 1000 --out scenes
   syzygy embed scenes --encoder starter --out store
   syzygy store info store
@@ -77,36 +68,43 @@ Embed the world's scenes with the packaged CLIP, then look at the store:
 \b
 On several GPUs:  torchrun --nproc-per-node 4 -m syzygy.cli embed SOURCE …
 On a Ray cluster: syzygy embed SOURCE --runner ray --workers 32 …
-Neither changes a byte of the store. The same command continues one that was interrupted: finished parts
-are kept, and options that are not given stay as they were.
+The store is the same to the byte. To continue an interrupted run, repeat its command: finished parts are
+kept, and options that you omit stay as they were.
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("source")
-@click.option("--encoder", required=True, metavar="FOLDER|HUB-ID", help="The CLIP; starter is the packaged one.")
-@click.option("--revision", metavar="COMMIT", help="Commit, tag or branch of a hub id.")
+@click.option(
+    "--encoder", required=True, metavar="FOLDER|HUB-ID", help="The CLIP to embed with; starter is the packaged one."
+)
+@click.option("--revision", metavar="COMMIT", help="Commit, tag or branch of the hub id.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="STORE", help="Folder to write.")
-@click.option("--dtype", type=click.Choice(["fp16", "bf16"]), help="How to store features.  [default: fp16]")
+@click.option("--dtype", type=click.Choice(["fp16", "bf16"]), help="Precision of the stored features.  [default: fp16]")
 @click.option(
     "--compute",
     type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="What the encoder computes in.  [default: bf16 on a GPU, else fp32]",
+    help="Precision in which the encoder computes.  [default: bf16 on a GPU, else fp32]",
 )
 @click.option(
     "--batch-size",
     type=Whole(1),
     metavar="N",
-    help="Pictures, or captions, encoded together.  [default: 256 on a GPU, else 32]",
+    help="Pictures, or captions, to encode together.  [default: 256 on a GPU, else 32]",
 )
-@click.option("--threads", type=Whole(1, 256), metavar="N", help="Of each worker: to decode and, on a CPU, to compute.")
-@click.option("--workers", type=Whole(1, 1024), metavar="N", help="Processes, each with an encoder.  [default: 1]")
+@click.option(
+    "--threads",
+    type=Whole(1, 256),
+    metavar="N",
+    help="Threads of each worker, which decode pictures and, on a CPU, compute.  [default: all processors, shared]",
+)
+@click.option("--workers", type=Whole(1, 1024), metavar="N", help="Processes, each with its own encoder.  [default: 1]")
 @click.option(
     "--runner",
     type=click.Choice(["auto", "local", "torchrun", "ray"]),
     default="auto",
     show_default=True,
-    help="Who shares out the shards; auto is torchrun under torchrun, else local.",
+    help="How to distribute the work; auto is torchrun under torchrun, else local.",
 )
 @click.option(
     "--max-bad",
@@ -114,18 +112,24 @@ are kept, and options that are not given stay as they were.
     default=0.05,
     show_default=True,
     metavar="SHARE",
-    help="Fail if more of the samples cannot be used.",
+    help="Fail if a larger share of the samples cannot be used.",
 )
-@click.option("--caption-column", "caption_columns", multiple=True, metavar="NAME", help="Captions; may be repeated.")
-@click.option("--image-column", metavar="NAME", help="Pictures, in parquet.")
-@click.option("--keep", multiple=True, metavar="NAME", help="A text column to keep; may be repeated.")
+@click.option(
+    "--caption-column",
+    "caption_columns",
+    multiple=True,
+    metavar="NAME",
+    help="Column with captions; may be repeated.",
+)
+@click.option("--image-column", metavar="NAME", help="Column with pictures, in parquet.")
+@click.option("--keep", multiple=True, metavar="NAME", help="Column with text to keep in the store; may be repeated.")
 @click.option(
     "--image-norm",
     type=Number(0.0, above=True),
     metavar="NORM",
-    help="Ready-made embeddings of unit length: mean norm of the encoder's raw ones.",
+    help="Mean norm of the encoder's raw image embeddings, for ready-made embeddings of unit length.",
 )
-@click.option("--dry-run", is_flag=True, help="Estimate time, memory and disk on the first pairs, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Estimate time, memory and disk from the first pairs, and write nothing.")
 @device_option
 @json_option
 def embed(
@@ -133,34 +137,33 @@ def embed(
 ) -> None:
     """Embed pairs of pictures and captions with a CLIP, into a store to train priors on.
 
-    A picture may have several captions; rows of one picture become one picture with all their captions. Numbers and
-    booleans of the metadata become columns of the store. What cannot be used is skipped, counted, and listed in
-    STORE/bad.jsonl with the reason.
+    A picture may have several captions. Rows with the same picture become one picture with all their captions. Numbers and
+    booleans of the metadata become columns of the store. Samples that cannot be used are skipped, counted, and listed with the
+    reason in STORE/bad.jsonl.
     """
     import json
     from dataclasses import asdict
 
-    from syzygy.data import embedding as runs
+    from syzygy.data import embedding
 
-    request = runs.EmbedRequest(out=out, caption_columns=caption_columns or None, keep=keep or None, **options)
+    request = embedding.EmbedRequest(out=out, caption_columns=caption_columns or None, keep=keep or None, **options)
     if dry_run:
-        expected = runs.dry_run(request)
+        expected = embedding.dry_run(request)
         if as_json:
             click.echo(json.dumps({"source": request.source, **(asdict(expected) if expected else {})}))
         else:
-            for line in _expected(expected):
-                click.echo(line)
+            click.echo("\n".join(_expected(expected)))
         return
     writable_folder(out)
-    result = runs.embed(request, ConsoleReport())
+    result = embedding.embed(request, _print_expected, _progress)
     if result is not None:
-        _tell(result, as_json)
+        _print_summary(result, as_json)
 
 
 def _expected(preview: "Preview | None") -> Iterator[str]:
     """What the work will take, a line each."""
     if preview is None:
-        yield "estimate: none, because no pair among the first samples can be used."
+        yield "estimate: none, because none of the first samples can be used."
         return
     names = ", ".join(preview.captions_from)
     yield f"captions: from {names}, such as {_quoted(preview.captions[0])}"
@@ -168,6 +171,12 @@ def _expected(preview: "Preview | None") -> Iterator[str]:
         yield (
             "warning: these look like addresses or file names, not like captions. If they are, stop and name another column "
             "with --caption-column."
+        )
+    if preview.not_found:
+        has = ", ".join(preview.columns) or "none"
+        yield (
+            f"warning: none of the first pairs has {' or '.join(map(repr, preview.not_found))} of --keep. If that is a typing error, "
+            f"stop and correct it. Their columns: {has}."
         )
     if preview.unusable:
         what = f"{len(preview.unusable)} of the first {counted(preview.looked_at, 'sample')} cannot be used"
@@ -179,6 +188,10 @@ def _expected(preview: "Preview | None") -> Iterator[str]:
         amounts.append(f"{wording.size(preview.bytes)} on disk")
     about = "" if preview.counted else "about "
     yield f"estimate: {about}{', '.join([*amounts, f'{wording.size(preview.memory)} of memory'])}"
+
+
+def _print_expected(preview: "Preview | None") -> None:
+    print("\n".join(_expected(preview)), file=sys.stderr, flush=True)
 
 
 def _quoted(caption: str) -> str:
@@ -199,7 +212,7 @@ COUNTS = (
 )
 
 
-def _tell(result: "EmbedResult", as_json: bool) -> None:
+def _print_summary(result: "EmbedResult", as_json: bool) -> None:
     import json
 
     from syzygy.data.store import EmbeddingStore
@@ -219,32 +232,34 @@ def _tell(result: "EmbedResult", as_json: bool) -> None:
         f"{counted(counts['pictures'], 'picture')}, {counted(counts['captions'], 'caption')}, {counted(tokens, 'token')} in "
         f"{result.store} ({wording.size(size)}, {counted(len(manifest['shards']), 'shard')}, {result.embedded} of them embedded now)"
     )
-    for line in _about_texts(counts, first):
-        click.echo(line)
-    if reasons or files:
-        unused = [f"{counts['bad']:,} of {counted(manifest['seen'], 'sample')}"] if reasons else []
-        unused += [f"{counted(sum(files.values()), 'further file')}"] if files else []
-        click.echo(f"{' and '.join(unused)} could not be used; {result.store / 'bad.jsonl'} lists all:")
-        for reason, number in [*reasons.items()][:SHOWN] + [*files.items()][:SHOWN]:
-            click.echo(f"{number:>10,} × {reason}")
+    sources = ", ".join(f"{name} ({counted(number, 'sample')})" for name, number in counts["captions_from"].items())
+    click.echo(f"captions come from {sources}; the first is {_quoted(first)}")
+    if counts["text_left"]:
+        click.echo(f"text that is not kept: {', '.join(counts['text_left'])} (--keep NAME keeps a column)")
+    listed = result.store / "bad.jsonl"
+    if reasons:
+        bad = f"{counts['bad']:,} of {counted(manifest['seen'], 'sample')} could not be used"
+        _print_reasons(f"{bad}; {listed} lists each with its reason:", reasons)
+    if files:
+        unused = (
+            f"{counted(sum(files.values()), 'further file')} {'was' if sum(files.values()) == 1 else 'were'} not used"
+        )
+        _print_reasons(f"{unused}; {listed} names one for each reason:", files)
     for line in _about_pictures(counts):
         click.echo(line)
-    for name in manifest["options"]["keep"]:
-        if name not in manifest["columns"]:
-            click.echo(f"warning: no sample has {name!r} of --keep.", err=True)
+    if missing := [name for name in manifest["options"]["keep"] if name not in manifest["columns"]]:
+        click.echo(f"warning: no sample has {' or '.join(map(repr, missing))} of --keep.", err=True)
     click.echo(f"Try next: syzygy store show {result.store}")
 
 
-def _about_texts(counts: dict[str, Any], first: str) -> Iterator[str]:
-    """Where the captions come from, and which other text there is."""
-    sources = ", ".join(f"{name} ({counted(number, 'sample')})" for name, number in counts["captions_from"].items())
-    yield f"captions come from {sources}; the first is {_quoted(first)}"
-    if counts["text_left"]:
-        yield f"text that is not kept: {', '.join(counts['text_left'])} (--keep NAME keeps a column)"
+def _print_reasons(title: str, reasons: dict[str, int]) -> None:
+    click.echo(title)
+    for reason, number in [*reasons.items()][:SHOWN]:
+        click.echo(f"{number:>10,} × {reason}")
 
 
 def _about_pictures(counts: dict[str, Any]) -> Iterator[str]:
-    """What else was found out while reading them."""
+    """What else was found while reading them."""
     if counts["repeated"]:
         does = "repeats" if counts["repeated"] == 1 else "repeat"
         yield f"{counted(counts['repeated'], 'sample')} {does} the picture of another: it is stored once, with all captions."
@@ -260,7 +275,7 @@ def _about_pictures(counts: dict[str, Any]) -> Iterator[str]:
 
 
 def _reasons(store: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """(what was wrong with samples and captions, and how often, the most frequent first; the same of files that belong to no sample)."""
+    """(what was wrong with samples and captions, and how often, the most frequent first; the same for files that belong to no sample)."""
     import json
     from collections import Counter
 
@@ -272,37 +287,13 @@ def _reasons(store: Path) -> tuple[dict[str, int], dict[str, int]]:
     return dict(samples.most_common()), dict(files.most_common())
 
 
-class ConsoleReport:
-    """Report shards, samples, rate and time left on standard error: live on a terminal, else a line every ten seconds."""
+@contextmanager
+def _progress(tally: "Tally") -> Iterator[None]:
+    """Show shards, samples, rate and time left on standard error: live on a terminal, else a line every ten seconds."""
+    began = printed = time.monotonic()
 
-    @contextmanager
-    def running(self, tally: "Tally") -> Iterator[None]:
-        self._tally = tally
-        self._began = self._printed = time.monotonic()
-        self._live: Any = None
-        if not sys.stderr.isatty():
-            yield
-            return
-        from rich.console import Console
-        from rich.live import Live
-
-        with Live(
-            get_renderable=self._display, refresh_per_second=4, console=Console(stderr=True), transient=True
-        ) as live:
-            self._live = live
-            yield
-
-    def expects(self, preview: "Preview | None") -> None:
-        for line in _expected(preview):
-            print(line, file=sys.stderr, flush=True)
-
-    def update(self) -> None:
-        if self._live is None and time.monotonic() - self._printed >= PLAIN_LINE_SECONDS:
-            self._printed = time.monotonic()
-            print(f"embedding: {self._status()}", file=sys.stderr, flush=True)
-
-    def _status(self) -> str:
-        tally, seconds = self._tally, time.monotonic() - self._began
+    def status() -> str:
+        seconds = time.monotonic() - began
         parts = [f"{tally.shards_done}/{counted(tally.shards, 'shard')}", counted(tally.seen, "sample")]
         if tally.bad:
             parts.append(f"{tally.bad:,} bad")
@@ -314,11 +305,25 @@ class ConsoleReport:
                 parts.append(f"about {timedelta(seconds=round(left))} left")
         return " · ".join(parts)
 
-    def _display(self) -> Any:
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.text import Text
+    def display() -> Any:
+        total = tally.expected
+        bar = ProgressBar(total=total, completed=min(tally.seen, total or 0), width=40, pulse=total is None)
+        return Group(bar, Text(status()))
 
-        total = self._tally.expected
-        bar = ProgressBar(total=total, completed=min(self._tally.seen, total or 0), width=40, pulse=total is None)
-        return Group(bar, Text(self._status()))
+    def print_line() -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= PLAIN_LINE_SECONDS:
+            printed = time.monotonic()
+            print(f"embedding: {status()}", file=sys.stderr, flush=True)
+
+    if not sys.stderr.isatty():
+        tally.on_change = print_line
+        yield
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    with Live(get_renderable=display, refresh_per_second=4, console=Console(stderr=True), transient=True):
+        yield

@@ -82,7 +82,7 @@ def source(argument: str) -> Given:
         UserError: a picture that is missing or cannot be read, an empty text, a weight that is no number.
     """
     from syzygy.generation.mixing import check_there, read_source
-    from syzygy.generation.pipeline import check_texts
+    from syzygy.generation.request import check_texts
 
     read, weight = read_source(argument), None
     what, at, tail = argument.rpartition("@")

@@ -9,14 +9,14 @@ from syzygy.cli.common import Whole, device_option, json_option, progress_bar
 
 EPILOG = """
 \b
-Features are the mean of all layers, each normalised. They are made once, and many trainings can use them:
+Features are the mean of all normalised layers. They are computed once and can be trained on many times:
   syzygy store add STORE --llm Qwen/Qwen3-0.6B --download
   syzygy store add STORE --llm RUN --name last --layers last --plain
   syzygy store add STORE --llm gemma/ --template 'Describe the image: {text}'
 
 \b
-A training on them needs the same model, recipe and precision; the store records them, and others are refused.
-The same command continues an interrupted one.
+To read the features later, you need the same model, layers, template and precision. The store records them,
+and others are refused. To continue an interrupted run, repeat its command.
 """
 
 
@@ -36,16 +36,22 @@ class Layers(click.ParamType):
 
 @click.command(epilog=EPILOG)
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("--llm", required=True, metavar="RUN|FOLDER|HUB-ID", help="The language model.")
+@click.option(
+    "--llm", required=True, metavar="RUN|FOLDER|HUB-ID", help="The language model to encode the captions with."
+)
 @click.option("--name", default="llm", show_default=True, help="Name of the feature set.")
 @click.option(
-    "--layers", type=Layers(), default="all", show_default=True, help="Hidden states to read: all, last, or 8,16,24."
+    "--layers",
+    type=Layers(),
+    default="all",
+    show_default=True,
+    help="Layers whose hidden states are used: all, last, or numbers such as 8,16,24.",
 )
-@click.option("--plain", is_flag=True, help="Do not normalise the layers before their mean is taken.")
+@click.option("--plain", is_flag=True, help="Compute the mean over layers without normalising each layer first.")
 @click.option(
     "--template",
     metavar="TEXT",
-    help="Text in which {text} is replaced by the caption; only the caption's tokens are kept.",
+    help="Text around each caption, which replaces {text}; only the caption's own tokens are kept.",
 )
 @click.option(
     "--max-tokens",
@@ -53,16 +59,16 @@ class Layers(click.ParamType):
     default=512,
     show_default=True,
     metavar="N",
-    help="Longest caption in tokens; longer ones are cut.",
+    help="Longest caption in tokens; the rest is cut.",
 )
-@click.option("--revision", metavar="COMMIT", help="Commit, tag or branch of a hub id.")
-@click.option("--download", is_flag=True, help="Download the files of a hub id that are not in the cache.")
+@click.option("--revision", metavar="COMMIT", help="Commit, tag or branch of the hub id.")
+@click.option("--download", is_flag=True, help="Download missing files of the hub id.")
 @click.option(
     "--dtype",
     type=click.Choice(["fp16", "bf16"]),
     default="bf16",
     show_default=True,
-    help="Precision in which features are stored.",
+    help="Precision of the stored features.",
 )
 @click.option(
     "--compute",
@@ -70,9 +76,11 @@ class Layers(click.ParamType):
     help="Precision in which the model computes, now and whenever the features are used.  [default: bf16 on a GPU, else fp32]",
 )
 @click.option(
-    "--batch-size", type=Whole(1), default=32, show_default=True, metavar="N", help="Captions encoded together."
+    "--batch-size", type=Whole(1), default=32, show_default=True, metavar="N", help="Captions to encode together."
 )
-@click.option("--threads", type=Whole(1, 256), default=1, show_default=True, metavar="N", help="CPU threads.")
+@click.option(
+    "--threads", type=Whole(1, 256), default=1, show_default=True, metavar="N", help="Threads to compute with on a CPU."
+)
 @device_option
 @json_option
 def add(
@@ -90,11 +98,11 @@ def add(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Add a language model's features of all captions to a store, as a further feature set. Nothing else in the store changes."""
+    """Add a language model's features of all captions to a store, as another feature set. Nothing else in the store changes."""
     import json
 
     from syzygy.core.config import parse
-    from syzygy.data.building import read_manifest
+    from syzygy.data.store_building import read_manifest
     from syzygy.text_encoders.llm import COMPUTE, LlmRecipe, load_llm
     from syzygy.text_encoders.store_features import add_llm_features
 
@@ -103,8 +111,8 @@ def add(
     parsed = parse(LlmRecipe, recipe, "store add")
     dtype = COMPUTE[compute or ("bf16" if device == "cuda" else "fp32")]
     with progress_bar(f"adding {name}", captions) as advance:
-        model = load_llm(llm, recipe=parsed, revision=revision, dtype=dtype, local_files_only=not download).to(device)
-        result = add_llm_features(store, model, name, watch=advance, **options)
+        model = load_llm(llm, recipe=parsed, revision=revision, dtype=dtype, local_files_only=not download)
+        result = add_llm_features(store, model.to(device), name, watch=advance, **options)
     tokens, longest = result.manifest["features"][name]["tokens"], result.longest
     if as_json:
         click.echo(json.dumps({"store": str(store), "features": name, "tokens": tokens, "longest": longest}))
@@ -112,6 +120,6 @@ def add(
     click.echo(f"{captions:,} captions, {tokens:,} tokens in the set {name!r} of {store}; the longest has {longest}.")
     if longest == result.positions:
         click.echo(
-            f"The longest caption may have been cut: the model reads {max_tokens} tokens (--max-tokens), including special ones."
+            f"The longest may have been cut: at most {max_tokens} tokens are read (--max-tokens), including special ones."
         )
     click.echo(f"Try next: syzygy store verify {store}")

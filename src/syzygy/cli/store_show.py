@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import Whole, json_option, seed_option
+from syzygy.cli.store_commands import about_captions
 from syzygy.core.wording import counted, printable
 
 if TYPE_CHECKING:
@@ -28,23 +29,25 @@ EPILOG = """
 
 @click.command(epilog=EPILOG)
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("--num", type=Whole(1, 1000), default=24, show_default=True, metavar="N", help="Pictures to show.")
 @click.option(
-    "--source", metavar="SOURCE", help="Where the pictures are now.  [default: where they were when embedded]"
+    "--num", type=Whole(1, 1000), default=24, show_default=True, metavar="N", help="Number of pictures to show."
+)
+@click.option(
+    "--source", metavar="SOURCE", help="Where the pictures are now.  [default: where they were when they were embedded]"
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="PNG",
-    help="Contact sheet to write.  [default: STORE-pairs.png here]",
+    help="Contact sheet to write.  [default: STORE-pairs.png in this folder]",
 )
 @seed_option
 @json_option
 def show(store: Path, num: int, source: str | None, out: Path | None, seed: int, as_json: bool) -> None:
     """Show sample pairs of a store as a contact sheet, with caption lengths, duplicates and columns.
 
-    A store holds embeddings and captions, and no pictures: those are read from the source. Where it is gone or has
-    changed, captions are shown alone.
+    A store holds embeddings and captions but no pictures, which are read from the source. If the source is gone or has
+    changed, the captions are shown alone.
     """
     import json
 
@@ -77,32 +80,28 @@ def show(store: Path, num: int, source: str | None, out: Path | None, seed: int,
             )
         )
         return
-    _tell(opened.manifest, found, known=opened.has_contents)
+    _print(opened.manifest, found, known=opened.has_contents)
     if found.missing:
         click.echo(f"pictures are missing: {found.missing.rstrip('.')}.")
     if sheet is not None:
         click.echo(f"sample pairs: {sheet}")
 
 
-def _tell(manifest: Any, found: "View", *, known: bool) -> None:
+def _print(manifest: Any, found: "View", *, known: bool) -> None:
     per = found.captions_per_picture
     click.echo(
         f"{counted(manifest['pictures'], 'picture')} with {counted(manifest['captions'], 'caption')} "
-        f"({per['mean']:g} a picture, {per['most']} at most)"
+        f"({per['mean']:g} per picture, {per['most']} at most)"
     )
-    if manifest.get("captions_from"):
-        click.echo(f"captions come from: {', '.join(manifest['captions_from'])}")
-    if manifest.get("text_left"):
-        click.echo(f"text that was not kept: {', '.join(manifest['text_left'])}")
+    for line in about_captions(manifest):
+        click.echo(line)
     copies, words = found.duplicates["pictures"], found.duplicates["captions"]
     how = "" if known else " (by name: an older version stored no hashes of the files)"
     click.echo(
         f"duplicates: {counted(copies, 'picture')}{how}, {counted(words, 'caption')} with the words of an earlier one"
     )
     lengths = found.lengths
-    click.echo(
-        f"tokens of a caption: {lengths['shortest']} to {lengths['longest']}, median {lengths['median']:g}, mean {lengths['mean']:g}"
-    )
+    click.echo(f"{_axis(lengths)}, mean {lengths['mean']:g}")
     most = max(count for _, _, count in lengths["histogram"])
     for first, last, count in lengths["histogram"]:
         click.echo(f"{f'{first}–{last}' if last > first else first:>9} {'█' * round(BAR * count / most)} {count:,}")
@@ -130,7 +129,7 @@ def _label(captions: list[str]) -> str:
 
 
 def _sheet(found: "View", record: dict[str, Any], out: Path) -> Path:
-    """A contact sheet of the pairs, with the histogram at its end."""
+    """Write a contact sheet of the pairs, with the histogram at its end."""
     from syzygy.cli.image_folder import SHEET_COLUMNS
     from syzygy.generation.image_files import card, contact_sheet, place_for, save_png
 
@@ -146,11 +145,11 @@ def _sheet(found: "View", record: dict[str, Any], out: Path) -> Path:
 
 
 def _axis(lengths: dict[str, Any]) -> str:
-    return f"tokens of a caption: {lengths['shortest']} to {lengths['longest']}, median {lengths['median']:g}"
+    return f"tokens per caption: {lengths['shortest']} to {lengths['longest']}, median {lengths['median']:g}"
 
 
 def _bars(counts: list[int]) -> "Image.Image":
-    """A histogram as a picture."""
+    """The histogram as a picture."""
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (SIDE, SIDE), "#f4f4f4")

@@ -27,7 +27,7 @@ clip_option = click.option(
     epilog=EPILOG
     + """
 \b
-On your own pairs (docs/train-your-own-prior.md):
+On your own pairs (docs/tutorials/train-your-own-prior.md):
   syzygy embed pairs/ --encoder FOLDER|HUB-ID --out STORE
   syzygy train prior --preset eclipse-kandinsky22 --data STORE --out RUN
   torchrun --nproc-per-node 4 -m syzygy.cli train prior … on four GPUs

@@ -1,4 +1,4 @@
-"""Files that outlive a process: atomic writes, safetensors with a schema version, strict reading, provenance beside the weights.
+"""Files that outlive a process: atomic writes, safetensors with a schema version, strict reading, provenance.
 
 Nothing here, and nothing in this package, reads or writes pickle.
 """
@@ -28,16 +28,16 @@ PROVENANCE_FILE = "provenance.json"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TEMPORARY = ".writing."
-"""What the names of half-written files begin with; a killed process leaves its own."""
+"""The beginning of the names of half-written files. A killed process leaves them behind."""
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Types of numbers that torch can look for NaN in."""
+"""Types in which torch can find NaN."""
 LFS = b"version https://git-lfs.github.com/spec/"
 """The first bytes of a pointer file of Git LFS."""
 
 
 @contextmanager
 def writing(what: str, path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals (no space, no permission, not a folder) into one clear line."""
+    """Turn errors of the operating system (no space, no permission, not a folder) into one clear line."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -47,11 +47,7 @@ def writing(what: str, path: Path) -> Iterator[None]:
 
 @contextmanager
 def file_written(path: Path, what: str = "a file") -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when the block ends without error: readers see the old one or the new one, never half of one.
-
-    Raises:
-        UserError: no space, no permission.
-    """
+    """A file that replaces `path` when the block ends without error. Readers see the old one or the new one, never half of one."""
     with writing(what, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{path.name}.")
@@ -68,17 +64,13 @@ def file_written(path: Path, what: str = "a file") -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write atomically."""
+    """Write a file atomically."""
     with file_written(path) as file:
         file.write(data)
 
 
 def check_pointer(path: Path) -> None:
-    """Refuse a file of Git LFS that was never downloaded: a few lines of text stand in its place.
-
-    Raises:
-        UserError: names it and says how to get the file.
-    """
+    """Raise a `UserError` for a file of Git LFS that was never downloaded, so that only its pointer, a few lines of text, is there."""
     try:
         with path.open("rb") as file:
             found = file.read(len(LFS)) == LFS
@@ -97,7 +89,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing or broken file is a clear error."""
+    """Read a JSON object. A missing or broken file is a `UserError`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -112,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def folder_written(path: Path, what: str = "weights") -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends without error."""
+    """A temporary folder that replaces `path` when the block ends without error."""
     with writing(what, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -132,7 +124,7 @@ def folder_written(path: Path, what: str = "weights") -> Iterator[Path]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write safetensors atomically. `dtype` converts floating-point tensors (fp16 for weights to ship)."""
+    """Write safetensors atomically. `dtype` converts floating-point tensors (fp16 for published weights)."""
     plain = {
         name: (x.detach().to("cpu", dtype) if dtype and x.is_floating_point() else x.detach().cpu())
         .contiguous()
@@ -152,7 +144,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
 
 
 def read_tensors(path: Path, keep: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-    """Read safetensors, those whose names are to `keep`; missing, truncated or newer files are clear errors."""
+    """Read the tensors whose names `keep` accepts. A missing, truncated or newer file is a `UserError`."""
     if not path.is_file():
         raise UserError(f"{path} is missing: {path.parent} is not a complete folder of weights.")
     try:
@@ -171,9 +163,9 @@ def read_tensors(path: Path, keep: Callable[[str], bool] = lambda name: True) ->
 def load_strictly(
     module: torch.nn.Module, tensors: Mapping[str, Tensor], where: str | Path, *, assign: bool = False
 ) -> None:
-    """Load every tensor into `module`, in the module's dtype. A missing, extra or misshapen tensor is an error that names it.
+    """Load every tensor into `module`, in the module's dtype. A missing, extra or misshapen tensor is a `UserError` that names it.
 
-    `assign` puts the tensors themselves in place of the module's own, as one built on the meta device needs.
+    `assign` replaces the module's own tensors, which a module that was built on the meta device needs.
     """
     own = module.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -195,27 +187,23 @@ def load_strictly(
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Refuse weights that hold NaN or infinity.
-
-    Raises:
-        UserError: names the first such tensor.
-    """
+    """Raise a `UserError` that names the first tensor with NaN or infinity, if there is one."""
     for name, values in tensors.items():
         if values.dtype in FLOATS and not torch.isfinite(values).all():
             raise UserError(f"weights in {where}: {name} holds NaN or infinity. Train or copy it again.")
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Sixteen hex digits over names and values: the same where the weights are."""
+    """Sixteen hex digits over names and values: equal for equal weights."""
     digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(tensors):  # one at a time: a mapping may make its tensors as they are asked for
+    for name in sorted(tensors):  # one at a time: a mapping may load its tensors on demand
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Versions that matter for reproducing weights or pictures."""
+    """Versions of the software that weights or images depend on."""
     found = {"python": platform.python_version()}
     for name in ("syzygy", "torch", "diffusers", "transformers", "safetensors", "numpy"):
         try:
@@ -226,7 +214,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> str:
-    """One line about the hardware, for provenance."""
+    """The hardware in one line, for provenance."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {counted(torch.get_num_threads(), 'thread')}, {platform.machine()}"

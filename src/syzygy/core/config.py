@@ -1,9 +1,9 @@
-"""A run is a value: frozen pydantic models that know no default path, print themselves, and reject what they do not know."""
+"""Settings as frozen pydantic models, and changes to them from `key=value` texts."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -11,20 +11,29 @@ from syzygy.core.errors import UserError
 
 
 class Config(BaseModel):
-    """Base of every setting: frozen, keyword-only, unknown names are errors, attribute docstrings become help texts."""
+    """Base of all settings: frozen and keyword-only. Unknown names are errors, and docstrings of attributes are the help texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
     def adapted(self, changes: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-        """New values for settings of this preset that are not among the `changes` and would contradict one of them, with its name."""
+        """Settings that are not among the `changes` but contradict one of them: name → (new value, the change that requires it)."""
         return {}
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values, which are not validated. A mapping changes the settings inside a nested `Config`."""
+
+        def value(name: str, new: Any) -> Any:
+            inner = getattr(self, name)
+            return inner.changed(**new) if isinstance(inner, Config) and isinstance(new, Mapping) else new
+
+        return self.model_copy(update={name: value(name, new) for name, new in changes.items()})
 
 
 C = TypeVar("C", bound=Config)
 
 
 def parse(cls: type[C], values: dict[str, Any], where: str, prefix: str = "") -> C:
-    """Build `cls` from plain values; errors name the field (after `prefix`), the value and the place."""
+    """Build `cls` from plain values. Errors name the field (after `prefix`), the value and the place."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
@@ -46,13 +55,13 @@ def fields_of(config: Config, prefix: str = "") -> dict[str, str]:
 
 
 def silent(line: str) -> None:
-    """Says nothing."""
+    """Ignore a message."""
 
 
 def override(config: C, assignments: Sequence[str], say: Callable[[str], None] = silent) -> C:
-    """Apply `key=value` settings to existing fields only. Dotted keys reach into nested settings; values are JSON or text.
+    """Apply `key=value` settings to existing fields. Dotted keys reach into nested settings; values are JSON or text.
 
-    Settings of the preset that were not given are adapted to those that were (`Config.adapted`); `say` gets a line for each.
+    Settings that were not given are adapted to those that were (`Config.adapted`), and `say` is called with a line for each.
     """
     known = fields_of(config)
     changes: dict[str, Any] = {}
@@ -80,7 +89,7 @@ def override(config: C, assignments: Sequence[str], say: Callable[[str], None] =
 
 
 def _changed(config: C, changes: dict[str, Any], say: Callable[[str], None], prefix: str = "") -> C:
-    """Nested settings first, each as the class that it is: the errors then name one field, also where another class was allowed."""
+    """Nested settings are parsed first, each as its own class, so that an error names one field even if other classes are allowed."""
     values: dict[str, Any] = {name: getattr(config, name) for name in type(config).model_fields}
     for name, change in changes.items():
         inner = values[name]

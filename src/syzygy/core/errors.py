@@ -1,7 +1,7 @@
-"""Errors a user can mend.
+"""Errors that a user can correct.
 
-`UserError` is a `ValueError`: it says what was wrong, what is allowed, and what to do next. The command line
-prints it without a traceback and exits with 2. Bugs of ours are `assert`s and keep their traceback.
+`UserError` is a `ValueError`. Its message says what was wrong, what is allowed, and what to do next. The command line
+prints it without a traceback and exits with 2. Our own bugs are `assert`s, and keep their traceback.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,10 +9,10 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Bad input: one or two lines that name the value, what is allowed, and the next step."""
+    """Invalid input. The message names the value, what is allowed, and the next step, in one or two lines."""
 
     exit_code = 2
-    """What the command line exits with."""
+    """The exit code of the command line."""
 
 
 HALF_PRECISION = (
@@ -23,14 +23,14 @@ NAMED = 3
 
 
 class NonFiniteError(UserError):
-    """Rows of a batch hold NaN or infinity. Written as 8-bit images they would be black or white, so they are refused."""
+    """Rows of a batch hold NaN or infinity. As 8-bit images they would be black or white, so they are refused."""
 
     def __init__(self, what: str, rows: Sequence[int], names: Sequence[str]) -> None:
         """
         Args:
-            what: what the rows are, in the plural: "images".
-            rows: the positions in the batch that are not finite, from 0.
-            names: what each of these rows is called in the message.
+            what: the name of the rows, in the plural, such as "images".
+            rows: the positions in the batch that are not finite, counted from 0.
+            names: the name of each of these rows in the message.
         """
         self.what, self.rows = what, tuple(rows)
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -44,7 +44,7 @@ class NonFiniteError(UserError):
 
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
-    """An error for a name that is not in a known list; suggests the nearest one."""
+    """The error for a name that is not in a list of known ones. It suggests the nearest one."""
     names = sorted(known)
     near = get_close_matches(value, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -1,19 +1,19 @@
-"""The one reader of pictures: `embed`, training, masks, canvases, styles, `vary`, `mix`, the server and Python calls all use it.
+"""Reading of pictures, for `embed`, training, masks, canvases, styles, `vary`, `mix`, the server and Python calls alike.
 
-What it does, in this order, to a file and to a Pillow image alike:
+A file and a Pillow image are treated alike, in this order:
 
 | property | rule |
 |---|---|
-| format | One of `FORMATS`, recognised by content; the name does not matter. Of an animation, the first frame. |
+| format | One of `FORMATS`, recognised by content; the name does not matter. The first frame of an animation. |
 | limits | Files of at most `MAX_BYTES`; at most `PIL.Image.MAX_IMAGE_PIXELS` pixels, checked before decoding. |
 | mode | Every mode of Pillow becomes RGB, with opacity if the picture has transparency. ICC profiles are not applied. |
 | depth | 16 and 12 bits are scaled to 8 over the format's whole range (65,535 and 4,095 are white), never clipped. |
 | floating point | 0 is black and 1 is white; pictures with other values are refused. |
 | 32-bit integers | Refused, as no format defines their range. |
 | orientation | The EXIF (or XMP) orientation is applied, then forgotten, so that it cannot be applied twice. |
-| transparency | Pictures are laid on white. In masks and canvases, transparent means elsewhere. |
+| transparency | Pictures get a white background. In masks and canvases, transparent means elsewhere. |
 
-A file or picture that cannot be read raises `UserError`, which says why and what to do.
+All functions raise `UserError`, which says why and what to do, for a file or picture that cannot be read.
 """
 
 import io
@@ -35,22 +35,22 @@ from syzygy.core.errors import UserError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Formats of picture files, in data sets and on the command line, by Pillow's names.
 
-These are the formats that collections of pictures and cameras use and that Pillow decodes by well-kept libraries. Pillow knows more, with
-decoders that few people maintain; the one for EPS starts another program. A data set may come from anyone, so none of them is enabled.
-The server accepts fewer (`serve.uploads.FORMATS`).
+Cameras and collections of pictures use these formats, and Pillow decodes them with well-maintained libraries. Its other decoders are
+rarely maintained, and the one for EPS starts another program. A data set may come from anyone, so none of them is enabled.
+The server accepts fewer (`server.uploads.FORMATS`).
 """
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".avifs")  # fmt: skip
-"""How the names of files in these formats end, in lower case."""
+"""Suffixes of files in these formats, in lower case."""
 FOREIGN_SUFFIXES = (
     ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".jxr", ".mpo", ".ico", ".icns", ".tga", ".dds", ".exr", ".hdr",
     ".dib", ".pcx", ".qoi", ".pbm", ".pgm", ".ppm", ".pnm", ".psd", ".psb", ".xcf", ".kra", ".svg", ".svgz", ".eps", ".raw", ".dng", ".cr2",
     ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".erf", ".mrw",
 )  # fmt: skip
-"""How the names of picture files in other formats end: they cannot be read, but they are no texts either."""
+"""Suffixes of picture files in other formats. They cannot be read, but they are not texts either."""
 MAX_BYTES = 256 * 2**20
 """Larger files are not read into memory."""
 READING = {"version": 2, "orientation": "EXIF applied", "depth": "scaled to 8 bits", "transparency": "on white"}
-"""How this version reads pictures: stores of embeddings and of latents record it. Another version would give other features.
+"""How this version reads pictures. Stores of embeddings and of latents record it, because another version gives other features.
 
 Version 1, which was not recorded, ignored the orientation and clipped 16 bits to 8 in `embed` and in training.
 """
@@ -63,32 +63,19 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each orientation of EXIF."""
+"""The operation that undoes each EXIF orientation."""
 _WHITE_IS_ZERO = 0
 """TIFF's photometric interpretation in which 0 is white. Pillow follows it with 8 bits, but not with 16."""
 
 
 def open_file(path: Path) -> Image.Image:
-    """Read a picture file into memory, in its own mode, for `as_rgb`, `as_mask` or `as_layers`.
-
-    Raises:
-        UserError: the file is missing, broken, too large, or not in one of `FORMATS`.
-    """
+    """Read a picture file into memory, in its own mode, for `as_rgb`, `as_mask` or `as_layers`."""
     with quiet():
         return loaded(read_bytes(path, str(path)), str(path))
 
 
 def loaded(data: bytes, name: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Decode a picture file, in its own mode; of an animation the first frame.
-
-    Args:
-        data: the file's bytes.
-        name: what error messages call it.
-        formats: Pillow's names of the allowed formats.
-
-    Raises:
-        UserError: it is broken, too large, or not in one of the formats.
-    """
+    """Decode a picture file in its own mode. Errors call it `name`; `formats` are Pillow's names of the allowed formats."""
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             limit = Image.MAX_IMAGE_PIXELS
@@ -110,13 +97,9 @@ def loaded(data: bytes, name: str, formats: tuple[str, ...] = FORMATS) -> Image.
 
 
 def as_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
-    """Convert a Pillow image of any mode to RGB, 8 bits a channel, upright, on white. An image that is so already is returned as it is.
+    """Convert a Pillow image of any mode to upright RGB on white, with 8 bits per channel. If it is so already, it is returned itself.
 
-    Args:
-        name: what error messages call it.
-
-    Raises:
-        UserError: its values have no defined range (see the module's table), or its file is broken.
+    Errors call it `name`. Images whose values have no defined range are refused (see the module's table).
     """
     image = _upright(image, name)
     if image.mode == "RGB":
@@ -126,13 +109,13 @@ def as_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
 
 
 def as_mask(image: Image.Image, name: str = "the mask") -> Float[Tensor, "H W"]:
-    """Convert a Pillow image to a mask from 0 to 1: its brightness times its opacity, upright. Raises as `as_rgb`."""
+    """Convert a Pillow image to a mask from 0 to 1: its brightness times its opacity, upright. See `as_rgb`."""
     grey, opacity = _upright(image, name).convert("LA").split()
     return _unit(grey) * _unit(opacity)
 
 
 def as_layers(image: Image.Image, name: str = "the picture") -> tuple[Image.Image, Float[Tensor, "H W"]]:
-    """Convert a Pillow image to its colours (RGB, 8 bits, not mixed with any ground) and opacities from 0 to 1. Raises as `as_rgb`."""
+    """Convert a Pillow image to its colours (RGB, 8 bits, not blended with a background) and opacities from 0 to 1. See `as_rgb`."""
     image = _upright(image, name)
     opacity = _unit(image.getchannel("A")) if image.mode == "RGBA" else torch.ones(image.height, image.width)
     return image.convert("RGB"), opacity
@@ -177,7 +160,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """An image with one deep channel as L, or as LA if one of its values stands for transparent."""
+    """An image with one deep channel as L, or as LA if one of its values means transparent."""
     values = np.asarray(image)
     if image.mode == "F":
         low, high = float(values.min()), float(values.max())
@@ -208,24 +191,17 @@ def _unreadable(name: str, error: Exception) -> UserError:
 
 
 def _conversion(name: str) -> str:
-    """How to get a readable file, if the name is that of a file."""
+    """How to get a readable file, if the name is a file's."""
     suffix = Path(name).suffix.lower()
     if suffix in SUFFIXES:
-        return " The file may be damaged, or no picture."
+        return " The file may be damaged, or not a picture."
     if suffix in FOREIGN_SUFFIXES:
         return f" Convert it first, for example with ImageMagick: magick {name} {Path(name).with_suffix('.png')}"
     return ""
 
 
 def read_bytes(path: Path, name: str | None = None) -> bytes:
-    """The bytes of a picture file.
-
-    Args:
-        name: what error messages call it; None: the file's name without its folder.
-
-    Raises:
-        UserError: it is missing, no ordinary file, or larger than `MAX_BYTES`.
-    """
+    """The bytes of a picture file. Errors call it `name`, which defaults to the file's name without its folder."""
     name = path.name if name is None else name
     try:
         status = path.stat()
@@ -251,7 +227,7 @@ def too_large(size: int) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within: Pillow's remarks on odd files are not shown. Not per thread: enter it before threads start."""
+    """Hide Pillow's warnings about unusual files. This is not per thread: enter it before threads start."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -1,4 +1,4 @@
-"""Folders of our own models: which parts there are, and where each one lies."""
+"""Folders of Syzygy's own models: which parts a model has, and where each one lies."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,18 +12,20 @@ INDEX_FILE = "model_index.json"
 CLASS_NAME = "TextToImage"
 COMPONENTS = ("clip", "prior", "decoder", "autoencoder", "reader")
 OPTIONAL = ("t5", "llm", "adapter")
-"""Further parts that a model may have: T5 where its decoder reads it; a language model and its adapter, which are loaded only when
-they are asked for as text encoder."""
+"""Further parts that a model may have: T5, if its decoder reads it; a language model and its adapter, which are loaded only if they are
+chosen as the text encoder."""
 BUNDLED = {"starter": Path(__file__).parents[1] / "pretrained" / "starter"}
 """Models that come with the package."""
 
 
 def model_folder(model: str | Path, published: Iterable[str] = ()) -> Path:
-    """The folder of a model that comes with the package, or of one on disk. `published`: further names, for the error."""
+    """The folder of a model that comes with the package, or of one on disk. `published` lists further names for the error."""
     if str(model) in BUNDLED:
         folder = BUNDLED[str(model)]
         if not (folder / INDEX_FILE).is_file():
-            raise UserError(f"the weights of {str(model)!r} are not here. Make them: syzygy train starter --out RUN")
+            raise UserError(
+                f"the weights of {str(model)!r} are missing. Train them with: syzygy train starter --out RUN"
+            )
         return folder
     folder = Path(model)
     refuse_file(folder)
@@ -37,20 +39,20 @@ def model_folder(model: str | Path, published: Iterable[str] = ()) -> Path:
 
 
 def read_index(folder: Path, published: Iterable[str] = ()) -> dict[str, Any]:
-    """What a model's folder says of itself. `published`: the classes of pipelines that are loaded otherwise, for the error."""
+    """The index of a model's folder. `published` lists the classes of pipelines that are loaded in another way, for the error."""
     index = artifacts.read_json(folder / INDEX_FILE)
     if index.get("_class_name") != CLASS_NAME:
         raise UserError(
-            f"{folder} holds a {index.get('_class_name')!r}, not a model of syzygy ({CLASS_NAME!r}), nor one of "
+            f"{folder} holds a {index.get('_class_name')!r}, which is neither a model of syzygy ({CLASS_NAME!r}) nor one of "
             f"{', '.join(published)}."
         )
     if (schema := index.get("schema_version")) != artifacts.SCHEMA_VERSION:
-        raise UserError(f"{folder} has schema {schema}, this version reads {artifacts.SCHEMA_VERSION}: update syzygy.")
+        raise UserError(f"{folder} has schema {schema}; this version reads {artifacts.SCHEMA_VERSION}. Update syzygy.")
     return index
 
 
 def part_folder(source: str | Path, part: str) -> Path:
-    """The folder of a model's part: of a model (by name or folder), of the finished run that trained it, or the folder itself."""
+    """The folder of a part. `source` is a model (by name or folder), the finished run that trained the part, or the part's own folder."""
     if str(source) in BUNDLED:
         return model_folder(source) / part
     folder = Path(source)
@@ -58,12 +60,12 @@ def part_folder(source: str | Path, part: str) -> Path:
     if (folder / part / artifacts.CONFIG_FILE).is_file():
         return folder / part
     if (folder / "run.json").is_file():
-        raise UserError(f"the run in {folder} is not finished: continue it with the command that began it.")
+        raise UserError(f"the run in {folder} is not finished. Repeat the command that began it to continue it.")
     if not folder.is_dir():
         raise UserError(f"{part} {str(source)!r} is neither a folder nor a known model. Known: {', '.join(BUNDLED)}.")
     return folder
 
 
 def part_or_id(source: str | Path, part: str) -> Path | str:
-    """`part_folder` of a model that comes with the package or of a folder; anything else as it is, a hub id."""
+    """The folder of a part, as in `part_folder`, if `source` is a packaged model or a folder; else `source` itself, a hub id."""
     return part_folder(source, part) if str(source) in BUNDLED or Path(source).is_dir() else str(source)

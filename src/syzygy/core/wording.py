@@ -1,17 +1,11 @@
-"""Words of messages that depend on values, and text from elsewhere in messages."""
+"""Numbers, lists and foreign text in messages."""
 
 from collections.abc import Sequence
 from unicodedata import category
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun: "1 pair", "2,983 pairs".
-
-    Args:
-        number: how many.
-        noun: the singular.
-        plural: the plural, where it is not the singular with an "s".
-    """
+    """A number with its noun: "1 pair", "2,983 pairs". `plural` is for nouns whose plural is not the singular with an "s"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
@@ -22,7 +16,7 @@ def shortlist(names: Sequence[str], most: int) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes for people, in decimal units: "12.3 MB"."""
+    """A number of bytes in decimal units: "12.3 MB"."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6)):
         if number >= scale:
             return f"{number / scale:,.1f} {unit}"
@@ -30,7 +24,7 @@ def size(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: "0.21 s", "3 min 20 s", "5 h 3 min", "2 days 4 h"."""
+    """A number of seconds in readable units: "0.21 s", "3 min 20 s", "5 h 3 min", "2 days 4 h"."""
     if seconds < 60:
         return f"{seconds:.2g} s"
     minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
@@ -43,5 +37,5 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters, which would act on a terminal: they are spelled out as "\\x1b"."""
+    """`text` with control characters, which would act on a terminal, spelled out as "\\x1b"."""
     return "".join(repr(c)[1:-1] if category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)

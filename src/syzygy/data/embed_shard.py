@@ -1,7 +1,7 @@
 """`embed_shard`: one shard of pairs through one CLIP into a store. Every runner calls it, and nothing else computes."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -14,17 +14,25 @@ from torch import Tensor
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.core.image_reading import quiet
-from syzygy.data import store_layout
-from syzygy.data.captions import FAULTS, EncodedCaptions, encode_captions, fault_codes, joined
-from syzygy.data.empty_text import RECORD, write_empty
+from syzygy.core.packed_attention import PackedText
+from syzygy.data import store_files
+from syzygy.data.encoding import (
+    DTYPES,
+    FAULTS,
+    EmbedSettings,
+    EncodedCaptions,
+    PairEncoder,
+    encode_captions,
+    fault_codes,
+    joined,
+    reproducible,
+)
 from syzygy.data.pair import Bad, Shard, Skipped, Unused
-from syzygy.data.pair_encoder import DTYPES, EmbedSettings, PairEncoder, pinned
 from syzygy.data.prefetch import Prepared, prepared
-from syzygy.data.store_part import Part, merged_types, write_part
+from syzygy.data.store_building import SHOWN, files_of
+from syzygy.data.store_part import EMPTY, Part, merged_types, write_empty, write_part
 
 LONGEST_REASON = 300
-SHOWN = 5
-"""Samples that cannot be used which an error names."""
 
 
 @dataclass
@@ -32,23 +40,23 @@ class Progress:
     """How far a shard is."""
 
     number: int
-    """Of the shard."""
+    """The shard's number."""
     seen: int = 0
     """Samples, bad ones included."""
     bad: int = 0
-    """Of these."""
+    """Bad samples among these."""
     first: list[str] = field(default_factory=list)
     """Key and reason of the first few bad ones."""
 
     def lose(self, key: str, reason: str) -> None:
-        """A sample is bad."""
+        """Count a bad sample."""
         self.bad += 1
         if len(self.first) < SHOWN:
             self.first.append(f"{key}: {reason}")
 
 
 Watch = Callable[[Progress], None]
-"""Told after every batch; it may raise to stop the work."""
+"""Called after every batch; it may raise to stop the work."""
 
 
 def embed_shard(
@@ -59,48 +67,48 @@ def embed_shard(
     store: Path,
     watch: Watch = lambda progress: None,
 ) -> dict[str, Any]:
-    """Embed all of `shard` as number `number` of the store, and with the first one the empty text. Its record is written last, and returned.
+    """Embed all of `shard` as number `number` of the store, and the empty text with the first one. Returns its record, written last.
 
-    Finished parts of a shard whose work was interrupted are kept: it goes on with the sample after them. What is written is a
-    function of shard, encoder and settings, bit for bit on one kind of machine, whatever the interruptions.
+    Finished parts of an interrupted shard are kept: the work continues with the sample after them. What is written is a function of
+    shard, encoder and settings, bit for bit on one kind of machine, whatever the interruptions.
 
     Raises:
         UserError: the source cannot be read, its ready-made embeddings are not as wide as the encoder's, or nothing
             can be written.
     """
-    writing = _Writing(shard, number, encoder, settings, store)
-    with pinned(settings.threads, settings.device), quiet():
+    writer = _ShardWriter(shard, number, encoder, settings, store)
+    with reproducible(settings.threads, settings.device), quiet():
         empty = write_empty(encoder.encode_text, settings.dtype, settings.batch_size, store) if number == 0 else None
         ahead = settings.batch_size + 2 * settings.threads
-        samples = islice(shard.read(), writing.next, None)
-        for place, sample in enumerate(
-            prepared(samples, encoder.preparation.prepare, settings.threads, ahead), writing.next
-        ):
-            writing.add(place, sample)
-            if writing.progress.seen % settings.batch_size == 0:
-                watch(writing.progress)
-        writing.close_part()
-    watch(writing.progress)
-    record = store_layout.stamped(
-        {"number": number, "source": shard.name, "fingerprint": shard.fingerprint, **writing.summary()}
-        | ({RECORD: empty} if empty else {})
+        start = writer.state.next
+        samples = prepared(islice(shard.read(), start, None), encoder.preparation.prepare, settings.threads, ahead)
+        for place, sample in enumerate(samples, start):
+            writer.add(place, sample)
+            if writer.state.seen % settings.batch_size == 0:
+                watch(writer.progress)
+        writer.close_part()
+    watch(writer.progress)
+    record = store_files.stamped(
+        {"number": number, "source": shard.name, "fingerprint": shard.fingerprint, **writer.summary()}
+        | ({EMPTY: empty} if empty else {})
     )
-    artifacts.write_json(store_layout.record_path(store, number), record)
-    store_layout.progress_path(store, number).unlink(missing_ok=True)
+    artifacts.write_json(store_files.record_path(store, number), record)
+    store_files.progress_path(store, number).unlink(missing_ok=True)
     return record
 
 
 @dataclass
 class _State:
-    """What is known of a shard after its last finished part: all that is needed to go on."""
+    """What is known of a shard after its last finished part: all that is needed to continue. Its fields are those of the file."""
 
     fingerprint: str
-    """Of the shard."""
+    """The shard's."""
     next: int = 0
-    """Samples of the source that are settled."""
+    """Number of the sample to continue with."""
     seen: int = 0
     bad: int = 0
     first: list[str] = field(default_factory=list)
+    """As in `Progress`."""
     skipped: int = 0
     cut: int = 0
     """Captions that fill all positions of the encoder."""
@@ -116,30 +124,25 @@ class _State:
 
 
 def _state(store: Path, shard: Shard, number: int) -> _State:
-    """Where an interrupted run stopped; the beginning, if there was none or one of its files is not whole."""
-    path = store_layout.progress_path(store, number)
+    """Where an interrupted run stopped; the beginning, if there was none or one of its files is damaged."""
+    path = store_files.progress_path(store, number)
     if path.is_file():
-        found = store_layout.read_checked(path)
+        found = store_files.read_checked(path)
         state = _State(**{name: found[name] for name in _State.__dataclass_fields__})
-        files = (file for part in state.parts for file in (part["pairs"], *part["features"].values()))
-        if state.fingerprint == shard.fingerprint and all(store_layout.is_there(store, file) for file in files):
+        files = (file for part in state.parts for file in files_of(part))
+        if state.fingerprint == shard.fingerprint and all(store_files.is_there(store, file) for file in files):
             return state
     return _State(shard.fingerprint)
 
 
-class _Writing:
+class _ShardWriter:
     """A shard that is being embedded: counts, faults, finished parts, and the part that is being filled."""
 
     def __init__(self, shard: Shard, number: int, encoder: PairEncoder, settings: EmbedSettings, store: Path) -> None:
         self.number, self.encoder, self.settings, self.store = number, encoder, settings, store
         self.dtype = DTYPES[settings.dtype]
         self.state = _state(store, shard, number)
-        self.filling = _Filling(encoder, settings)
-
-    @property
-    def next(self) -> int:
-        """The sample of the source to go on with."""
-        return self.state.next
+        self.part = _OpenPart(encoder, settings)
 
     @property
     def progress(self) -> Progress:
@@ -148,64 +151,59 @@ class _Writing:
     def add(self, place: int, sample: Prepared | Bad | Skipped | Unused) -> None:
         """`place` is the sample's number in the source."""
         if isinstance(sample, Prepared):
-            if self.filling.samples and self.filling.captions + len(sample.captions) > self.settings.shard_size:
+            if self.part.samples and self.part.captions + len(sample.captions) > self.settings.shard_size:
                 self.close_part()
                 self.state.next = place
-                artifacts.write_json(
-                    store_layout.progress_path(self.store, self.number), store_layout.stamped(asdict(self.state))
-                )
-            self._use(place, sample)
+                progress = store_files.stamped(asdict(self.state))
+                artifacts.write_json(store_files.progress_path(self.store, self.number), progress)
+            for reason in sample.unusable:
+                self._note(place, sample.key, reason, "caption")
+            for counts, names in ((self.state.taken, sample.taken), (self.state.left, sample.left)):
+                for name in names:
+                    counts[name] = counts.get(name, 0) + 1
+            self.state.repeated += self.part.add(place, sample)
         elif isinstance(sample, Bad):
             self._lose(place, sample.key, sample.reason)
         elif isinstance(sample, Unused):
-            self._note(place, sample.key, sample.reason, "file", sample.number)
+            self._note(place, sample.key, sample.reason, "file", files=sample.number)
         else:
             self.state.skipped += 1
         self.state.seen += isinstance(sample, Prepared | Bad)
 
-    def _use(self, place: int, sample: Prepared) -> None:
-        for reason in sample.unusable:
-            self._note(place, sample.key, reason, "caption")
-        for counts, names in ((self.state.taken, sample.taken), (self.state.left, sample.left)):
-            for name in names:
-                counts[name] = counts.get(name, 0) + 1
-        self.state.repeated += self.filling.add(place, sample)
-
     def _lose(self, place: int, key: str, reason: str) -> None:
-        """A sample is bad."""
-        self.state.bad += 1
-        if len(self.state.first) < SHOWN:
-            self.state.first.append(f"{key}: {reason}")
+        """Count a bad sample."""
+        progress = self.progress
+        progress.lose(key, reason)
+        self.state.bad = progress.bad
         self._note(place, key, reason, "pair")
 
-    def _note(self, place: int, key: str, reason: str, lost: str, number: int | None = None) -> None:
-        fault: dict[str, Any] = {"place": place, "key": key, "reason": reason[:LONGEST_REASON], "lost": lost}
-        self.state.faults.append(fault if number is None else fault | {"files": number})
+    def _note(self, place: int, key: str, reason: str, lost: str, **more: int) -> None:
+        self.state.faults.append({"place": place, "key": key, "reason": reason[:LONGEST_REASON], "lost": lost, **more})
 
     def close_part(self) -> None:
-        """Encode what is left, leave out what cannot be stored, write the rest; then begin a new part."""
-        full, self.filling = self.filling, _Filling(self.encoder, self.settings)
-        if not full.samples:
+        """Encode what is left, leave out what cannot be stored, write the rest, and begin a new part."""
+        part, self.part = self.part, _OpenPart(self.encoder, self.settings)
+        if not part.samples:
             return
-        images = full.images()
+        images = part.images()
         found = self._image_faults(images)
-        faults = [found[picture] for picture in full.picture_of]
-        # Captions of a picture stand together, also those of samples that came later.
-        order = sorted(range(len(full.samples)), key=lambda row: full.picture_of[row])
-        rows = [row for row in order if not faults[row] for _ in full.samples[row].captions]
-        texts = [text for row in order if not faults[row] for text in full.samples[row].captions]
-        if texts:
+        faults = [found[picture] for picture in part.picture_of]
+        # Captions of a picture stand together, including those of samples that came later.
+        order = sorted(range(len(part.samples)), key=lambda row: part.picture_of[row])
+        captions = [(row, text) for row in order if not faults[row] for text in part.samples[row].captions]
+        if captions:
+            texts = [text for _, text in captions]
             encoded = encode_captions(self.encoder.encode_text, texts, self.dtype, self.settings.batch_size)
             usable = [i for i, fault in enumerate(encoded.faults) if not fault]
-            left = Counter(rows[i] for i in usable)
-            for row, fault in zip(rows, encoded.faults, strict=True):
+            left = Counter(captions[i][0] for i in usable)
+            for (row, _), fault in zip(captions, encoded.faults, strict=True):
                 if fault and left[row]:
-                    self._note(full.places[row], full.samples[row].key, f"the caption's embedding {fault}", "caption")
+                    self._note(part.places[row], part.samples[row].key, f"the caption's embedding {fault}", "caption")
                 elif fault:
                     faults[row] = f"the caption's embedding {fault}"
             if usable:
-                self._write(full, images, [(rows[i], texts[i]) for i in usable], encoded, usable)
-        for place, sample, fault in zip(full.places, full.samples, faults, strict=True):
+                self._write(part, images, captions, encoded, usable)
+        for place, sample, fault in zip(part.places, part.samples, faults, strict=True):
             if fault:
                 self._lose(place, sample.key, fault)
 
@@ -218,35 +216,35 @@ class _Writing:
 
     def _write(
         self,
-        full: "_Filling",
-        images: Tensor,
-        captions: list[tuple[int, str]],
+        part: "_OpenPart",
+        images: Float[Tensor, "N D"],
+        captions: Sequence[tuple[int, str]],
         encoded: EncodedCaptions,
-        usable: list[int],
+        usable: Sequence[int],
     ) -> None:
-        """`captions` are the usable ones, with their samples' rows in `full`. Key and columns of a picture are its first sample's."""
+        """Write the usable captions, given with their sample's row. A picture's key and columns are those of its first sample."""
         assert encoded.pooled is not None, "a CLIP pools"
-        pictures = sorted({full.picture_of[row] for row, _ in captions})
+        pictures = sorted({part.picture_of[captions[i][0]] for i in usable})
         number_of = {picture: i for i, picture in enumerate(pictures)}
         first_of: dict[int, Prepared] = {}
-        for picture, sample in zip(full.picture_of, full.samples, strict=True):
+        for picture, sample in zip(part.picture_of, part.samples, strict=True):
             first_of.setdefault(picture, sample)
         firsts = [first_of[picture] for picture in pictures]
-        part = Part(
+        states, offsets = joined([encoded.states[i] for i in usable], self.dtype)
+        written = Part(
             keys=[sample.key for sample in firsts],
             columns=[sample.columns for sample in firsts],
             contents=[sample.content for sample in firsts],
             images=images[pictures].to(self.dtype),
-            captions=[caption for _, caption in captions],
-            image_of_caption=[number_of[full.picture_of[row]] for row, _ in captions],
-            text=joined([encoded.states[i] for i in usable], self.dtype),
-            pooled=encoded.pooled[usable],
+            captions=[captions[i][1] for i in usable],
+            image_of_caption=[number_of[part.picture_of[captions[i][0]]] for i in usable],
+            text=PackedText(states, offsets, encoded.pooled[list(usable)]),
         )
         self.state.cut += sum(len(encoded.states[i]) == self.encoder.positions for i in usable)
-        self.state.parts.append(write_part(part, self.store, self.number, len(self.state.parts)))
+        self.state.parts.append(write_part(written, self.store, self.number, len(self.state.parts)))
 
     def summary(self) -> dict[str, Any]:
-        """For the record."""
+        """What the record says of the shard."""
         state = self.state
         return {
             "seen": state.seen,
@@ -264,7 +262,7 @@ class _Writing:
         }
 
 
-class _Filling:
+class _OpenPart:
     """A part that is being filled. Pictures are encoded as they come, so that few are in memory."""
 
     def __init__(self, encoder: PairEncoder, settings: EmbedSettings) -> None:
@@ -280,9 +278,9 @@ class _Filling:
         self._encoded: list[Tensor] = []
 
     def add(self, place: int, sample: Prepared) -> bool:
-        """Whether the part had the picture already: then it is not encoded again."""
+        """Add a sample. Returns whether the part had its picture already, which is then not encoded again."""
         self.places.append(place)
-        self.samples.append(replace(sample, image=sample.image.new_empty(0)))  # its pixels are not needed for long
+        self.samples.append(replace(sample, image=sample.image.new_empty(0)))  # its pixels are not kept
         self.captions += len(sample.captions)
         known = sample.content in self._pictures
         self.picture_of.append(self._pictures.setdefault(sample.content, len(self._pictures)))
@@ -298,13 +296,15 @@ class _Filling:
         if batch.ndim == 2:  # ready-made embeddings
             if batch.shape[1] != self.encoder.width:
                 raise UserError(
-                    f"the source's embeddings are {batch.shape[1]} wide, the encoder's {self.encoder.width}: they are another "
-                    "CLIP's. Name the encoder that made them."
+                    f"the source's embeddings are {batch.shape[1]} wide and the encoder's {self.encoder.width}, so another CLIP made "
+                    "them. Name that CLIP as --encoder."
                 )
             self._encoded.append(batch)
             return
         real = len(batch)
-        if real < self.settings.batch_size:  # one shape, so one way to compute: the same picture, the same bits
+        if (
+            real < self.settings.batch_size
+        ):  # with one shape there is one way to compute: the same picture, the same bits
             batch = torch.cat([batch, batch.new_zeros(self.settings.batch_size - real, *batch.shape[1:])])
         if self.settings.device == "cuda":
             batch = batch.pin_memory()

@@ -1,10 +1,11 @@
-"""Embedding pairs into a store: the command's own work, and the runners that share it out.
+"""`embed`: pairs into a store, with the runner that shares the work out.
 
-Every runner calls `embed_shard` for each unfinished shard; they differ in who does which, and none in a byte.
+Every runner calls `embed_shard` for each unfinished shard. They differ in who does which, and never in a byte of the store.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,10 @@ from syzygy.clip.clip_model import Clip
 from syzygy.core.config import parse
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import part_or_id
-from syzygy.data import building
-from syzygy.data import runner_torchrun as torchrun
+from syzygy.data import runner_torchrun, store_building
 from syzygy.data.embedding_preview import Preview, preview
-from syzygy.data.embedding_work import EncoderSpec, Job, Report, SilentReport, Tally
-from syzygy.data.pair_encoder import EmbedSettings
+from syzygy.data.embedding_work import EncoderSpec, Job, Tally
+from syzygy.data.encoding import EmbedSettings
 from syzygy.data.runner_local import run_here, run_processes
 from syzygy.data.runner_ray import run_ray
 from syzygy.data.sources import SourceOptions, open_source
@@ -27,14 +27,14 @@ from syzygy.data.sources import SourceOptions, open_source
 Runner = Literal["auto", "local", "torchrun", "ray"]
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_THREADS = 16
-"""A process decodes with no more by default."""
+"""Threads that a process decodes with at most, by default."""
 SLOW_PART = 256
-"""Captions of a part without a GPU: an interruption loses the work on one part, so a part takes some minutes at most."""
+"""Captions of a part without a GPU. An interruption loses the work on one part, so a part takes some minutes at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedRequest:
-    """What to embed, with what, and where to. None: as the store in `out` was begun, else a default."""
+    """What to embed, with what, and where to. None means the value with which the store in `out` was begun, else a default."""
 
     source: str
     encoder: str
@@ -46,15 +46,16 @@ class EmbedRequest:
     dtype: Literal["fp16", "bf16"] | None = None
     """How features are stored. Default: fp16."""
     compute: Literal["fp32", "bf16", "fp16"] | None = None
-    """What the encoder computes in. Default: bf16 on a GPU, else fp32."""
+    """The precision in which the encoder computes. Default: bf16 on a GPU, else fp32."""
     batch_size: int | None = None
     """Default: 256 on a GPU, else 32."""
     threads: int | None = None
-    """Of each process. Default: the processors shared out among the workers."""
+    """Threads of each process. Default: the processors, divided by the number of workers."""
     workers: int | None = None
     """Processes. Default: 1."""
     runner: Runner = "auto"
     max_bad: float = 0.05
+    """The share of the samples that may be unusable."""
     caption_columns: tuple[str, ...] | None = None
     image_column: str | None = None
     keep: tuple[str, ...] | None = None
@@ -71,55 +72,69 @@ class EmbedResult:
     """Shards that this run embedded; the others were finished before."""
 
 
-def embed(request: EmbedRequest, report: Report | None = None) -> EmbedResult | None:
-    """Embed every shard of the source that is not finished, and finish the store. None on all but the first rank of torchrun.
+Showing = Callable[[Tally], AbstractContextManager[Any]]
+"""Shows how the work goes while the context is open; see `Tally.on_change`."""
+
+
+def embed(
+    request: EmbedRequest,
+    estimated: Callable[[Preview | None], None] = lambda preview: None,
+    showing: Showing = nullcontext,
+) -> EmbedResult | None:
+    """Embed every shard of the source that is not finished, and finish the store. None on all ranks of torchrun but the first.
+
+    Args:
+        request: what to embed, with what, and where to.
+        estimated: called before the work, if there is any, with what it will take.
+        showing: see `Showing`.
 
     Raises:
-        UserError: anything that a user can mend; finished shards are kept.
+        UserError: anything that a user can correct. Finished shards are kept.
     """
-    report = report or SilentReport()
     runner = _runner(request)
     if runner == "torchrun":
-        return _embed_ranks(request, report)
+        return _embed_ranks(request, showing)
     workers = request.workers or 1
     pool = run_ray if runner == "ray" else run_processes if workers > 1 else None
     begun = _begin(request, here=pool is None)
     if begun.todo:
-        report.expects(preview([begun.job.shards[i] for i in begun.todo], begun.encoder, begun.job.settings, workers))
-    with report.running(begun.tally):
+        shards, keep = [begun.job.shards[i] for i in begun.todo], begun.plan.options.keep
+        estimated(preview(shards, begun.encoder, begun.job.settings, workers, keep))
+    with showing(begun.tally):
         try:
             if pool is None:
-                run_here(begun.job, begun.todo, begun.encoder, begun.tally, report)
+                run_here(begun.job, begun.todo, begun.encoder, begun.tally)
             elif begun.todo:
-                pool(begun.job, begun.todo, workers, begun.tally, report)
-        except building.TooManyBad:
-            building.write_bad(request.out, list(building.finished(request.out, begun.plan)))
+                pool(begun.job, begun.todo, workers, begun.tally)
+        except store_building.TooManyBad:
+            store_building.write_bad(request.out, list(store_building.finished(request.out, begun.plan)))
             raise
     return begun.finish(request)
 
 
 def dry_run(request: EmbedRequest) -> Preview | None:
-    """What `embed` would take, measured on the first pairs; nothing is written. None if no pair among the first samples can be used.
+    """What `embed` would take, measured on the first pairs. Nothing is written. None if none of the first samples can be used.
 
     Raises:
         UserError: as `embed`, before its work.
     """
     if _runner(request) == "torchrun":
         raise UserError("--dry-run is for one process: start it without torchrun.")
-    plan = building.read_plan(request.out)
-    source = open_source(request.source, _options(request, plan))
+    plan = store_building.read_plan(request.out)
+    options = _options(request, plan)
+    source = open_source(request.source, options)
     encoder, settings = _spec(request, plan).load(), _settings(request, plan)
-    return preview(source.shards, encoder, settings, request.workers or 1)
+    return preview(source.shards, encoder, settings, request.workers or 1, options.keep)
 
 
-def _embed_ranks(request: EmbedRequest, report: Report) -> EmbedResult | None:
-    with torchrun.group() as (rank, ranks):
+def _embed_ranks(request: EmbedRequest, showing: Showing) -> EmbedResult | None:
+    with runner_torchrun.group() as (rank, ranks):
         begun = _begin(request) if rank == 0 else None
-        todo = torchrun.shared(begun.todo if begun else None)
+        todo = runner_torchrun.shared(begun.todo if begun else None)
         mine = begun or _begin(request, join=True)
-        with (report if rank == 0 else SilentReport()).running(mine.tally):
-            run_here(mine.job, todo[rank::ranks], mine.encoder, mine.tally, report if rank == 0 else SilentReport())
-        torchrun.wait()
+        with showing(mine.tally) if rank == 0 else nullcontext():
+            run_here(mine.job, todo[rank::ranks], mine.encoder, mine.tally)
+        runner_torchrun.wait()
         return begun.finish(request) if begun else None
 
 
@@ -127,7 +142,7 @@ def _embed_ranks(request: EmbedRequest, report: Report) -> EmbedResult | None:
 class _Begun:
     """A store that is being filled."""
 
-    plan: building.Plan
+    plan: store_building.Plan
     job: Job
     encoder: Clip
     todo: list[int]
@@ -135,29 +150,30 @@ class _Begun:
     tally: Tally
 
     def finish(self, request: EmbedRequest) -> EmbedResult:
-        return EmbedResult(request.out, building.finish(request.out, self.plan, request.max_bad), len(self.todo))
+        return EmbedResult(request.out, store_building.finish(request.out, self.plan, request.max_bad), len(self.todo))
 
 
 def _begin(request: EmbedRequest, *, here: bool = True, join: bool = False) -> _Begun:
     """Claim the store or continue it.
 
     Args:
-        here: whether this process will embed; other ones load the encoder for themselves.
+        here: whether this process embeds; if not, its workers load the encoder for themselves.
         join: whether another rank has begun the store already.
     """
-    plan = building.read_plan(request.out)
+    plan = store_building.read_plan(request.out)
     options = _options(request, plan)
     source = open_source(request.source, options)
     spec = _spec(request, plan)
-    encoder = (spec if here else replace(spec, device="cpu")).load(_local_rank(), local_files_only=join)
+    rank = int(os.environ.get("LOCAL_RANK", "0")) if runner_torchrun.under_torchrun() else 0
+    encoder = (spec if here else replace(spec, device="cpu")).load(rank, local_files_only=join)
     settings = _settings(request, plan)
     if join:
         assert plan is not None, "the first rank has begun it"
     else:
         identity = encoder.identity().to_config()
-        command = building.command_for(request.source, request.encoder, request.revision, settings.device)
-        plan = building.begin(request.out, source, options, settings, identity, command)
-    records = list(building.finished(request.out, plan))
+        command = store_building.command_for(request.source, request.encoder, request.revision, settings.device)
+        plan = store_building.begin(request.out, source, options, settings, identity, command)
+    records = list(store_building.finished(request.out, plan))
     done = {record["number"] for record in records}
     todo = [number for number in range(len(source.shards)) if number not in done]
     job = Job(request.out, source.shards, replace(spec, revision=encoder.revision), settings)
@@ -165,29 +181,26 @@ def _begin(request: EmbedRequest, *, here: bool = True, join: bool = False) -> _
 
 
 def _runner(request: EmbedRequest) -> str:
-    """Which one `auto` means, and whether it knows all options."""
+    """The runner that `auto` means here, if it knows all options."""
     runner = request.runner
     if runner == "auto":
-        runner = "torchrun" if torchrun.under_torchrun() else "local"
+        runner = "torchrun" if runner_torchrun.under_torchrun() else "local"
     if runner == "torchrun" and request.workers is not None:
-        raise UserError(
-            "--workers has no effect under torchrun: its --nproc-per-node says how many processes there are."
-        )
+        raise UserError("--workers has no effect under torchrun: its --nproc-per-node sets the number of processes.")
     return runner
 
 
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0")) if torchrun.under_torchrun() else 0
+def _given(request: EmbedRequest, names: tuple[str, ...]) -> dict[str, Any]:
+    """The values of the request that are not None."""
+    return {name: value for name in names if (value := getattr(request, name)) is not None}
 
 
-def _options(request: EmbedRequest, plan: building.Plan | None) -> SourceOptions:
+def _options(request: EmbedRequest, plan: store_building.Plan | None) -> SourceOptions:
     before = plan.options if plan else SourceOptions()
-    given = {name: getattr(request, name) for name in SourceOptions.model_fields}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return parse(SourceOptions, before.model_dump() | changes, "embed")
+    return parse(SourceOptions, before.model_dump() | _given(request, (*SourceOptions.model_fields,)), "embed")
 
 
-def _settings(request: EmbedRequest, plan: building.Plan | None) -> EmbedSettings:
+def _settings(request: EmbedRequest, plan: store_building.Plan | None) -> EmbedSettings:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     default = EmbedSettings(
         batch_size=256 if request.device == "cuda" else 32,
@@ -195,16 +208,15 @@ def _settings(request: EmbedRequest, plan: building.Plan | None) -> EmbedSetting
         threads=max(min(processors // (request.workers or 1), MOST_THREADS), 1),
     )
     before = plan.settings if plan else default
-    given = {name: getattr(request, name) for name in ("dtype", "batch_size", "threads")}
-    changes = {name: value for name, value in given.items() if value is not None} | {"device": request.device}
+    changes = _given(request, ("dtype", "batch_size", "threads", "device"))
     return EmbedSettings.model_validate(before.model_dump() | changes)
 
 
-def _spec(request: EmbedRequest, plan: building.Plan | None) -> EncoderSpec:
+def _spec(request: EmbedRequest, plan: store_building.Plan | None) -> EncoderSpec:
     source = str(part_or_id(request.encoder, "clip"))
     before = plan.values["encoder"] if plan else {}
     names = {str(dtype).removeprefix("torch."): name for name, dtype in COMPUTE.items()}
     compute = request.compute or names.get(before.get("dtype", "")) or ("bf16" if request.device == "cuda" else "fp32")
-    # A hub id without a revision stays at the commit that the store was begun with.
+    # A hub id without a revision stays at the commit with which the store was begun.
     revision = request.revision or (before.get("revision") if before.get("source") == source else None)
     return EncoderSpec(source, revision, COMPUTE[compute], request.device)

@@ -1,4 +1,4 @@
-"""What an embedding would take, measured on its first pairs: time, memory, disk, and which captions it reads."""
+"""What an embedding would take, measured on its first pairs: time, memory and disk; and which captions and columns it reads."""
 
 import math
 import re
@@ -11,12 +11,10 @@ import torch
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core.image_reading import quiet
-from syzygy.data.captions import encode_captions
+from syzygy.data.encoding import DTYPES, EmbedSettings, encode_captions, reproducible
 from syzygy.data.pair import Bad, Shard
-from syzygy.data.pair_encoder import DTYPES, EmbedSettings, pinned
 from syzygy.data.prefetch import Prepared, prepared
 from syzygy.data.source_tar import TarShard
-from syzygy.data.tar_names import picture_density
 
 PAIRS = 8
 """Pairs that are measured."""
@@ -47,7 +45,7 @@ class Preview:
     memory: int
     """Bytes: the encoder's weights, the part that is filled and the pictures that wait, in all workers."""
     bytes: int | None
-    """Of the store."""
+    """Size of the store."""
     captions_from: tuple[str, ...]
     captions: tuple[str, ...]
     """The first ones."""
@@ -55,6 +53,10 @@ class Preview:
     """Samples that were read for this."""
     unusable: tuple[str, ...]
     """Why some of them cannot be used: a line each."""
+    not_found: tuple[str, ...] = ()
+    """Columns to keep that none of the first pairs has."""
+    columns: tuple[str, ...] = ()
+    """Metadata that the first pairs have."""
 
     @property
     def like_addresses(self) -> bool:
@@ -63,13 +65,18 @@ class Preview:
         return 2 * found > len(self.captions)
 
 
-def preview(shards: Sequence[Shard], clip: Clip, settings: EmbedSettings, workers: int) -> Preview | None:
-    """Measure the first usable pairs of these shards. None if there is none among the first samples.
+def preview(
+    shards: Sequence[Shard], clip: Clip, settings: EmbedSettings, workers: int, keep: Sequence[str] = ()
+) -> Preview | None:
+    """Measure the first usable pairs of these shards. None if none of the first samples can be used.
+
+    Args:
+        keep: columns whose text is to be kept.
 
     Raises:
         UserError: as `Shard.read`.
     """
-    with pinned(settings.threads, settings.device), quiet():
+    with reproducible(settings.threads, settings.device), quiet():
         if not _first_pairs(shards, clip, settings)[0]:
             return None
         began = time.perf_counter()  # the second time, since the first loads decoders and opens files
@@ -83,6 +90,7 @@ def preview(shards: Sequence[Shard], clip: Clip, settings: EmbedSettings, worker
     waiting = (settings.batch_size + 2 * settings.threads) * max(pixels)
     weights = sum(x.numel() * x.element_size() for x in clip.parameters())
     timed = clip.device.type == settings.device
+    columns = dict.fromkeys(name for sample in found for name in (*sample.columns, *sample.left))
     return Preview(
         samples=samples,
         counted=counted,
@@ -93,6 +101,8 @@ def preview(shards: Sequence[Shard], clip: Clip, settings: EmbedSettings, worker
         captions=tuple(caption for sample in found for caption in sample.captions),
         looked_at=looked_at,
         unusable=tuple(unusable),
+        not_found=tuple(name for name in keep if name not in columns),
+        columns=tuple(name for name in columns if name not in ("width", "height")),
     )
 
 
@@ -118,15 +128,13 @@ def _encoding(found: Sequence[Prepared], clip: Clip, settings: EmbedSettings) ->
     """(seconds of a pair, bytes of a pair in the store)."""
     texts = [caption for sample in found for caption in sample.captions]
     images = torch.stack([sample.image for sample in found])
-    here = (
-        clip.device.type == settings.device
-    )  # workers have their own encoders on the device; timing this one would mislead
-    pixels = images if here and images.ndim > 2 else None
-    clip.encode_text(texts[:1])  # what is done but once is not measured
+    # Workers have their own encoders on the device; timing one on another device would mislead.
+    pixels = images if clip.device.type == settings.device and images.ndim > 2 else None
+    clip.encode_text(texts[:1])  # what happens only once is not measured
     if pixels is not None:
         clip.encode_pixels(pixels[:1])
     taken: list[float] = []
-    while True:  # the first of a batch's size is slow, and so is any while the machine does something else
+    while True:  # the first run of a batch size is slow, and so is any while the machine does something else
         began = time.perf_counter()
         encoded = encode_captions(clip.encode_text, texts, DTYPES[settings.dtype], len(texts))
         if pixels is not None:
@@ -134,26 +142,24 @@ def _encoding(found: Sequence[Prepared], clip: Clip, settings: EmbedSettings) ->
         taken.append(time.perf_counter() - began)
         if len(taken) == TIMES or sum(taken) > ENOUGH_SECONDS:
             break
-    seconds = min(taken) / len(found)
     values = sum(state.size for state in encoded.states) + clip.width * (len(texts) + len(found))
     strings = sum(len(text.encode()) for text in texts) + sum(len(sample.key.encode()) for sample in found)
     columns = 8 * sum(len(sample.columns) for sample in found)
-    return seconds, (2 * values + strings + columns) / len(found) + FILES
+    return min(taken) / len(found), (2 * values + strings + columns) / len(found) + FILES
 
 
 def _samples(shards: Sequence[Shard], found: Sequence[Prepared]) -> tuple[int | None, bool]:
     """(samples of these shards, whether that is counted)."""
-    known = [shard.samples for shard in shards]
-    if None not in known:
-        return sum(number for number in known if number is not None), True
+    known = [shard.samples for shard in shards if shard.samples is not None]
+    if len(known) == len(shards):
+        return sum(known), True
+    size = sum(shard.size for shard in shards)
     if all(isinstance(shard, TarShard) for shard in shards):
-        sampled = [picture_density(shard.path) for shard in shards[:SHARDS] if isinstance(shard, TarShard)]
+        sampled = [shard.picture_density() for shard in shards[:SHARDS] if isinstance(shard, TarShard)]
         if rates := [rate for rate in sampled if rate]:
-            return round(sum(shard.size for shard in shards) * sum(rates) / len(rates)), False
+            return round(size * sum(rates) / len(rates)), False
     sizes = [sample.size for sample in found]
-    return (
-        round(sum(shard.size for shard in shards) / (sum(sizes) / len(sizes) + HEADER)) if all(sizes) else None
-    ), False
+    return round(size / (sum(sizes) / len(sizes) + HEADER)) if all(sizes) else None, False
 
 
 def _decoded(sample: Prepared) -> int:

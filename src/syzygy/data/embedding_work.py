@@ -1,19 +1,17 @@
-"""What the runners of embedding share: the work as a value, the count of what is done, and who is told of it."""
+"""What the runners of embedding share: the work as a value, and the count of what is done."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
 from syzygy.clip.clip_model import Clip
-from syzygy.data import building
+from syzygy.data import store_building
 from syzygy.data.embed_shard import Progress
-from syzygy.data.embedding_preview import Preview
+from syzygy.data.encoding import EmbedSettings
 from syzygy.data.pair import Shard
-from syzygy.data.pair_encoder import EmbedSettings
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,7 @@ class EncoderSpec:
     device: str
 
     def load(self, worker: int = 0, *, local_files_only: bool = False) -> Clip:
-        """The encoder, on this worker's device: workers share out the GPUs.
-
-        Raises:
-            UserError: it cannot be loaded.
-        """
+        """The encoder, on this worker's device. Workers share the GPUs of a machine. Raises `UserError` if it cannot be loaded."""
         clip = Clip.from_pretrained(
             self.source, revision=self.revision, dtype=self.compute, local_files_only=local_files_only
         )
@@ -41,7 +35,7 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to embed any shard. Can be sent to other processes."""
+    """All that a worker needs to embed any shard. It can be sent to other processes."""
 
     store: Path
     shards: Sequence[Shard]
@@ -50,103 +44,69 @@ class Job:
 
 
 class Tally:
-    """What is done, over all shards: finished ones, and what is known of those in work."""
+    """What is done over all shards: finished ones, and what is known of those in work."""
 
     def __init__(self, shards: Sequence[Shard], records: Sequence[Mapping[str, Any]], max_bad: float) -> None:
-        """`records` are those of shards that were finished before.
-
-        Raises:
-            TooManyBad: these alone have too many bad samples.
-        """
-        self._sizes = [shard.size for shard in shards]
-        known = [shard.samples for shard in shards]
-        self._known = None if None in known else float(sum(number for number in known if number is not None))
-        self._names = [shard.name for shard in shards]
-        self._max_bad = max_bad
-        self._finished: dict[int, Progress] = {}
-        self._working: dict[int, Progress] = {}
-        self.shards = len(shards)
+        """`records` are those of shards that were finished before. Raises `TooManyBad` if these have too many bad samples."""
+        self._shards, self._max_bad = shards, max_bad
+        self._progress: dict[int, Progress] = {}
+        self._done: set[int] = set()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after every batch and every shard."""
         for record in records:
             self._take(record)
         self.seen_before = self.seen
         self._check()
 
     @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return len(self._shards)
+
+    @property
     def shards_done(self) -> int:
-        return len(self._finished)
+        """How many of them are finished."""
+        return len(self._done)
 
     @property
     def seen(self) -> int:
         """Samples, bad ones included."""
-        return sum(progress.seen for progress in self._all)
+        return sum(progress.seen for progress in self._progress.values())
 
     @property
     def bad(self) -> int:
         """Bad samples."""
-        return sum(progress.bad for progress in self._all)
-
-    @property
-    def _all(self) -> list[Progress]:
-        return [*self._finished.values(), *self._working.values()]
+        return sum(progress.bad for progress in self._progress.values())
 
     @property
     def expected(self) -> float | None:
-        """Samples of all shards: counted where the source knows them, else estimated from the finished ones; None before there is one."""
-        if self._known is not None:
-            return self._known
-        size = sum(self._sizes[number] for number in self._finished)
-        return sum(progress.seen for progress in self._finished.values()) * sum(self._sizes) / size if size else None
+        """Samples of all shards: counted if the source knows them, else estimated from the finished ones; None before there is one."""
+        known = [shard.samples for shard in self._shards if shard.samples is not None]
+        if len(known) == len(self._shards):
+            return float(sum(known))
+        size = sum(self._shards[number].size for number in self._done)
+        seen = sum(self._progress[number].seen for number in self._done)
+        return seen * sum(shard.size for shard in self._shards) / size if size else None
 
     def update(self, progress: Progress) -> None:
-        """A batch of a shard is done.
-
-        Raises:
-            TooManyBad: see `building.check_bad`.
-        """
-        self._working[progress.number] = progress
+        """Count a batch of a shard. Raises `TooManyBad` if too many samples are bad; see `store_building.check_bad`."""
+        self._progress[progress.number] = progress
         self._check()
+        self.on_change()
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """A shard is done. Raises as `update`."""
-        self._working.pop(record["number"], None)
+        """Count a finished shard. Raises as `update`."""
         self._take(record)
         self._check()
+        self.on_change()
 
     def _take(self, record: Mapping[str, Any]) -> None:
-        progress = Progress(record["number"], record["seen"])
-        for fault in building.lost_pairs(record):
+        progress = self._progress[record["number"]] = Progress(record["number"], record["seen"])
+        for fault in store_building.lost_pairs(record):
             progress.lose(fault["key"], fault["reason"])
-        self._finished[record["number"]] = progress
+        self._done.add(record["number"])
 
     def _check(self) -> None:
-        first = [f"{self._names[progress.number]} {line}" for progress in self._all for line in progress.first]
-        building.check_bad(self.seen, self.bad, first, self._max_bad, at_end=False)
-
-
-@runtime_checkable
-class Report(Protocol):
-    """Shows how the work goes."""
-
-    def running(self, tally: Tally) -> AbstractContextManager[None]:
-        """Within: the work is under way."""
-        ...
-
-    def expects(self, preview: Preview | None) -> None:
-        """What the work will take, as far as it can be measured. Called before it begins, if there is any."""
-        ...
-
-    def update(self) -> None:
-        """The tally has changed. Called often."""
-        ...
-
-
-class SilentReport:
-    """Shows nothing."""
-
-    @contextmanager
-    def running(self, tally: Tally) -> Iterator[None]:
-        yield
-
-    def expects(self, preview: Preview | None) -> None: ...
-
-    def update(self) -> None: ...
+        shown = self._progress.values()
+        first = [f"{self._shards[progress.number].name} {line}" for progress in shown for line in progress.first]
+        store_building.check_bad(self.seen, self.bad, first, self._max_bad, at_end=False)

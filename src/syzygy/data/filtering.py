@@ -1,19 +1,19 @@
-"""Which pictures of a store, or other rows, pass a filter over their columns: `width >= 512 and (aesthetic > 5.5 or source == 'photo')`.
+"""Filters over the columns of a store's pictures, or of other rows: `width >= 512 and (aesthetic > 5.5 or source == 'photo')`.
 
-Grammar, read by hand and never evaluated as code:
+A filter compares columns with values and joins comparisons by `and`, `or`, `not` and brackets:
 
-    any        = all {"or" all}
-    all        = one {"and" one}
-    one        = "(" any ")" | comparison
-    comparison = column ("<" | "<=" | ">" | ">=" | "==" | "!=") value
-    column     = a name | `a name with any characters`
-    value      = a number | true | false | 'text' | "text"
+- The comparisons are `<`, `<=`, `>`, `>=`, `==`, `!=`, and `in` or `not in` with a list: `style in ('flat', 'night')`.
+- A column is a name, or a name with any characters between backquotes.
+- A value is a number, `true`, `false`, or a text in single or double quotes.
+
+Python's own parser reads the structure, and nothing is ever run: all names and values are masked before it sees them, and only the
+nodes of the syntax tree that the list above needs are accepted.
 """
 
+import ast
 import operator
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -24,29 +24,33 @@ from syzygy.core.errors import UserError, unknown
 from syzygy.data.store_part import BOOLEAN, NUMBER, TEXT
 
 EXAMPLE = "width >= 512 and (aesthetic > 5.5 or source == 'photo')"
-COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
+COMPARISONS: dict[type[ast.cmpop], tuple[Callable[[Any, Any], Any], type[ast.cmpop]]] = {
+    ast.Lt: (operator.lt, ast.GtE),
+    ast.LtE: (operator.le, ast.Gt),
+    ast.Gt: (operator.gt, ast.LtE),
+    ast.GtE: (operator.ge, ast.Lt),
+    ast.Eq: (operator.eq, ast.NotEq),
+    ast.NotEq: (operator.ne, ast.Eq),
 }
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?![\w.])"""
-    r"""|(?P<sign><=|>=|==|!=|<|>|\(|\))|(?P<name>[^\W\d][\w.]*)|`(?P<quoted>[^`]+)`"""
-    r"""|'(?P<single>[^']*)'|"(?P<double>[^"]*)")"""
-)
-_NAME, _TEXT, _NUMBER, _SIGN = "name", "text", "number", "sign"
+"""What each comparison does, and its opposite."""
+MEMBERSHIP: dict[type[ast.cmpop], type[ast.cmpop]] = {ast.In: ast.NotIn, ast.NotIn: ast.In}
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])"
+_NAME = r"[^\W\d][\w.]*"
+_TEXT = r"'[^']*'|\"[^\"]*\""
+_TOKEN = re.compile(rf"(?P<operand>{_NUMBER}|{_NAME}|`[^`]+`|{_TEXT})|(?P<space>\s+)|<=|>=|==|!=|[<>(),]")
+_WORDS = ("and", "or", "not", "in")
+"""Words of the language; every other name is masked."""
+_SIGNS = ("<", "<=", ">", ">=", "==", "!=")
+_VALUE = "a number, true, false, or a text in quotes"
 
 
 @runtime_checkable
 class Table(Protocol):
-    """N rows with named columns, such as an embedding store's pictures."""
+    """N rows with named columns. An `EmbeddingStore` is one, and so are the scenes of the embedded world."""
 
     @property
     def path(self) -> Any:
-        """What it is called in messages."""
+        """The name in messages."""
         ...
 
     @property
@@ -59,140 +63,139 @@ class Table(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One column against one value."""
+def passing(table: Table, text: str) -> Bool[Tensor, "N"]:
+    """Which of the N rows pass the filter. A missing number passes no comparison, not even a negated one; a missing text is empty.
 
-    column: str
-    sign: str
-    value: float | bool | str
+    Raises:
+        UserError: it cannot be read, names a column that the table does not have (the message lists those it has), or compares a column
+            with a value of another type.
+    """
+    return _Filter(table, text).passing()
 
-    def columns(self) -> set[str]:
-        return {self.column}
 
-    def passing(self, store: Table) -> Bool[Tensor, "N"]:
-        """A missing number passes nothing; a missing text is empty."""
-        kind, own = store.columns[self.column], _kind(self.value)
-        if kind != own:
-            raise UserError(f"column {self.column!r} of {store.path} holds {kind}; it cannot be compared with a {own}.")
-        if kind != NUMBER and self.sign not in ("==", "!="):
-            raise UserError(f"column {self.column!r} of {store.path} holds {kind}: compare it by == or !=.")
-        compare, found = COMPARISONS[self.sign], store.column(self.column)
+class _Filter:
+    """One filter over one table."""
+
+    def __init__(self, table: Table, text: str) -> None:
+        self.table, self.text = table, text
+        self.bytes = text.strip().encode()  # nodes of the tree have places in bytes
+        self.tokens: list[tuple[str, int]] = []
+        """Each token, and its place in bytes; without spaces."""
+        self.masked = self._read()
+
+    def passing(self) -> Bool[Tensor, "N"]:
+        try:
+            tree = ast.parse(self.masked, mode="eval")
+        except (SyntaxError, MemoryError, RecursionError) as error:
+            raise self._syntax_error(error) from None
+        return self._of(tree.body, negated=False)
+
+    def _read(self) -> str:
+        """The filter in ASCII with the same places: underscores for names and values, so that Python's keywords and literals mean nothing."""
+        text, at, masked = self.bytes.decode(), 0, ""
+        while at < len(text):
+            found = _TOKEN.match(text, at)
+            if found is None:
+                raise UserError(f"filter {self.text!r} cannot be read from {text[at:]!r} on. Such as: {EXAMPLE}")
+            token, mask = found[0], {"operand": "_", "space": " "}.get(found.lastgroup or "")
+            if mask != " ":
+                self.tokens.append((token, len(masked)))
+            masked += token if mask is None or token in _WORDS else mask * len(token.encode())
+            at = found.end()
+        return masked
+
+    def _said(self, node: ast.AST) -> str:
+        """The part of the filter that a node stands for."""
+        return self.bytes[node.col_offset : node.end_col_offset].decode()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _lacks(self, what: str, place: int) -> UserError:
+        rest = self.bytes[place:].decode().lstrip()
+        where = f"before {rest!r}" if rest else "at its end"
+        return UserError(f"filter {self.text!r} lacks {what} {where}. Such as: {EXAMPLE}")
+
+    def _syntax_error(self, error: Exception) -> UserError:
+        """Find the first token that cannot stand where it is: Python's own messages are about Python, and differ between its versions."""
+        last, brackets = "and", 0
+        for token, place in [*self.tokens, ("", len(self.bytes))]:
+            ended = last == ")" or last not in (
+                *_WORDS,
+                *_SIGNS,
+                "(",
+                ",",
+            )  # an operand, or brackets, before this token
+            begins = token == "(" or token not in ("", ")", ",", "and", "or", "in", *_SIGNS)  # also "not"
+            if ended and begins and token != "not":
+                return self._lacks("and, or, or the end", place)
+            if not ended and (not begins or (token == "not" and last in _SIGNS)) and (last, token) != ("not", "in"):
+                return self._lacks(_VALUE if last in ("in", ",", *_SIGNS) else "a column", place)
+            brackets += {"(": 1, ")": -1}.get(token, 0)
+            if brackets < 0:
+                return self._lacks("and, or, or the end", place)
+            last = token
+        if brackets:
+            return self._lacks("a closing bracket", len(self.bytes))
+        return UserError(f"filter {self.text!r} cannot be read: {error}. Such as: {EXAMPLE}")
+
+    def _of(self, node: ast.expr, *, negated: bool) -> Bool[Tensor, "N"]:
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return self._of(node.operand, negated=not negated)
+        if isinstance(node, ast.BoolOp):
+            found = torch.stack([self._of(part, negated=negated) for part in node.values])
+            return found.all(0) if isinstance(node.op, ast.And) != negated else found.any(0)
+        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+            return self._compared(node.left, type(node.ops[0]), node.comparators[0], negated)
+        if isinstance(node, ast.Compare):
+            raise self._lacks("and, or, or the end", node.comparators[0].end_col_offset or 0)
+        raise self._lacks(f"one of {' '.join(_SIGNS)} in", node.end_col_offset or 0)
+
+    def _compared(self, left: ast.expr, kind: type[ast.cmpop], right: ast.expr, negated: bool) -> Bool[Tensor, "N"]:
+        name = self._column(left)
+        if kind in MEMBERSHIP:
+            if not isinstance(right, ast.Tuple):
+                raise self._lacks("a list such as ('a', 'b')", right.col_offset)
+            kind, negated = (MEMBERSHIP[kind], False) if negated else (kind, False)
+            sign = ast.Eq if kind is ast.In else ast.NotEq
+            found = torch.stack([self._one(name, sign, self._value(part)) for part in right.elts])
+            return found.any(0) if kind is ast.In else found.all(0)
+        if kind not in COMPARISONS:
+            raise self._lacks(f"one of {' '.join(_SIGNS)} in", left.end_col_offset or 0)
+        return self._one(name, COMPARISONS[kind][1] if negated else kind, self._value(right))
+
+    def _one(self, name: str, kind: type[ast.cmpop], value: float | bool | str) -> Bool[Tensor, "N"]:
+        """One column against one value."""
+        holds, own = self.table.columns[name], _kind(value)
+        column = f"column {name!r} of {self.table.path}"
+        if holds != own:
+            raise UserError(f"{column} holds {holds}; it cannot be compared with a {own}.")
+        if holds != NUMBER and kind not in (ast.Eq, ast.NotEq):
+            raise UserError(f"{column} holds {holds}: compare it by == or !=.")
+        compare, found = COMPARISONS[kind][0], self.table.column(name)
         if isinstance(found, list):
-            return torch.tensor([compare(text, self.value) for text in found], dtype=torch.bool)
-        return compare(found, self.value) & ~found.isnan() if kind == NUMBER else compare(found, self.value)
+            return torch.tensor([compare(text, value) for text in found], dtype=torch.bool)
+        return compare(found, value) & ~found.isnan() if holds == NUMBER else compare(found, value)
 
+    def _column(self, node: ast.expr) -> str:
+        said = self._said(node)
+        if not isinstance(node, ast.Name) or not re.fullmatch(rf"{_NAME}|`[^`]+`", said) or said in ("true", "false"):
+            raise self._lacks("a column", node.col_offset)
+        name = said.strip("`")
+        if not self.table.columns:
+            raise UserError(f"{self.table.path} has no metadata columns, so nothing can be chosen by {name!r}.")
+        if name not in self.table.columns:
+            raise unknown(f"column of {self.table.path}", name, self.table.columns)
+        return name
 
-@dataclass(frozen=True)
-class Joined:
-    """Several conditions, all or any of which must hold."""
-
-    parts: "tuple[Comparison | Joined, ...]"
-    every: bool
-
-    def columns(self) -> set[str]:
-        return {column for part in self.parts for column in part.columns()}
-
-    def passing(self, store: Table) -> Bool[Tensor, "N"]:
-        found = torch.stack([part.passing(store) for part in self.parts])
-        return found.all(0) if self.every else found.any(0)
-
-
-def passing(store: Table, text: str) -> Bool[Tensor, "N"]:
-    """Which of the N rows pass the filter.
-
-    Raises:
-        UserError: it cannot be read, names a column that the table does not have (those that it has are listed), or compares a column with
-            what it cannot hold.
-    """
-    condition = parse_filter(text)
-    for name in sorted(condition.columns()):
-        if name not in store.columns:
-            if not store.columns:
-                raise UserError(f"{store.path} has no metadata columns, so nothing can be chosen by {name!r}.")
-            raise unknown(f"column of {store.path}", name, store.columns)
-    return condition.passing(store)
-
-
-def parse_filter(text: str) -> Comparison | Joined:
-    """The condition that a filter says.
-
-    Raises:
-        UserError: it cannot be read: says where.
-    """
-    reader = _Reader(text)
-    found = reader.any()
-    if reader.tokens[reader.at][1]:
-        raise reader.wrong("and, or, or the end")
-    return found
+    def _value(self, node: ast.expr) -> float | bool | str:
+        said = self._said(node)
+        if isinstance(node, ast.Name):
+            if said in ("true", "false"):
+                return said == "true"
+            if re.fullmatch(_NUMBER, said):
+                return float(said)
+            if re.fullmatch(_TEXT, said):
+                return said[1:-1]
+        raise self._lacks(_VALUE, node.col_offset)
 
 
 def _kind(value: float | bool | str) -> str:
     return BOOLEAN if isinstance(value, bool) else TEXT if isinstance(value, str) else NUMBER
-
-
-def _tokens(text: str) -> Iterable[tuple[str, str, int]]:
-    """(kind, what it says, where) of each token, and an empty one at the end."""
-    at, end = 0, len(text.rstrip())
-    while at < end:
-        found = _TOKEN.match(text, at)
-        if found is None:
-            raise UserError(f"filter {text!r} cannot be read from {text[at:].strip()!r} on. Such as: {EXAMPLE}")
-        kind = str(found.lastgroup)
-        yield {"quoted": "column", "single": _TEXT, "double": _TEXT}.get(kind, kind), found[kind], found.start(kind)
-        at = found.end()
-    yield "end", "", end
-
-
-class _Reader:
-    """Recursive descent over the tokens."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.tokens, self.at = text, list(_tokens(text)), 0
-
-    def wrong(self, wanted: str) -> UserError:
-        rest = self.text[self.tokens[self.at][2] :]
-        where = f"before {rest!r}" if rest else "at its end"
-        return UserError(f"filter {self.text!r} lacks {wanted} {where}. Such as: {EXAMPLE}")
-
-    def any(self) -> Comparison | Joined:
-        return self._joined("or", self._all, every=False)
-
-    def _all(self) -> Comparison | Joined:
-        return self._joined("and", self._one, every=True)
-
-    def _joined(self, word: str, read: Callable[[], Comparison | Joined], *, every: bool) -> Comparison | Joined:
-        parts = [read()]
-        while self.tokens[self.at][:2] == (_NAME, word):
-            self.at += 1
-            parts.append(read())
-        return parts[0] if len(parts) == 1 else Joined(tuple(parts), every)
-
-    def _one(self) -> Comparison | Joined:
-        if self.tokens[self.at][:2] == (_SIGN, "("):
-            self.at += 1
-            found = self.any()
-            self._take("a closing bracket", lambda kind, said: said == ")" and kind == _SIGN)
-            return found
-        column = self._take("a column", lambda kind, said: kind == "column" or (kind == _NAME and not _reserved(said)))
-        sign = self._take(f"one of {' '.join(COMPARISONS)}", lambda kind, said: kind == _SIGN and said in COMPARISONS)
-        return Comparison(column, sign, self._value())
-
-    def _value(self) -> float | bool | str:
-        kind = self.tokens[self.at][0]
-        said = self._take(
-            "a number, true, false, or a text in quotes",
-            lambda kind, said: kind in (_NUMBER, _TEXT) or (kind == _NAME and said in ("true", "false")),
-        )
-        return float(said) if kind == _NUMBER else said if kind == _TEXT else said == "true"
-
-    def _take(self, wanted: str, fits: Callable[[str, str], bool]) -> str:
-        kind, said, _ = self.tokens[self.at]
-        if not fits(kind, said):
-            raise self.wrong(wanted)
-        self.at += 1
-        return said
-
-
-def _reserved(word: str) -> bool:
-    return word in ("and", "or", "true", "false")

@@ -1,5 +1,7 @@
 """What a source of pairs gives: pictures with captions as they were found, and what is wrong with the others."""
 
+import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,11 +10,17 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from syzygy.core.errors import UserError
+
 Scalar = bool | float | str
 CAPTION_NAMES = ("caption", "captions", "text", "texts", "txt")
-"""Columns, or fields of metadata, that hold captions by their name, in any case; others must be named by the user."""
+"""Columns, or fields of metadata, that hold captions by their name, in any case. The user must name others."""
 WHOLE_FILE = "(the file)"
-"""The key of what is wrong with a shard's file, not with one of its samples."""
+"""The key of what is wrong with a shard's file, and not with one of its samples."""
+WHOLE = 16 * 2**20
+"""Files up to this size are hashed whole."""
+BLOCK, BLOCKS = 64 * 2**10, 64
+"""Of larger files, the size and number of the blocks that are hashed, evenly spread, including the first and the last: 4 MiB."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Bad:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample without a picture by intent, such as a download that failed: no fault of the data."""
+    """A sample without a picture by intent, such as a failed download: no fault of the data."""
 
     key: str
 
@@ -68,7 +76,7 @@ Sample = RawPair | Bad | Skipped | Unused
 
 @runtime_checkable
 class Shard(Protocol):
-    """A part of a source that is read from its beginning to its end: the unit of work. Frozen, and can be sent to other processes."""
+    """A part of a source that is read from its beginning to its end: the unit of work. It can be sent to other processes."""
 
     @property
     def name(self) -> str:
@@ -77,7 +85,7 @@ class Shard(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes of what it reads: how much work it is, in relation to other shards of the source."""
+        """Bytes that it reads: how much work it is, relative to other shards of the source."""
         ...
 
     @property
@@ -87,7 +95,7 @@ class Shard(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What its data are recognised by: another one means other data."""
+        """Identifies its data: another fingerprint means other data."""
         ...
 
     def read(self) -> Iterator[Sample]:
@@ -97,35 +105,6 @@ class Shard(Protocol):
             UserError: the file is gone, or is not what the source was opened as.
         """
         ...
-
-
-def usable_captions(found: Iterable[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(captions that can be used, reasons against the others)."""
-    kept, reasons = [], []
-    for caption in found:
-        try:
-            text = _text(caption).strip()
-            text.encode()
-        except UnicodeError:
-            reasons.append("the caption is not UTF-8")
-        except TypeError as error:
-            reasons.append(str(error))
-        else:
-            if text:
-                kept.append(text)
-            else:
-                reasons.append("the caption is empty")
-    return tuple(kept), tuple(reasons)
-
-
-def _text(caption: Any) -> str:
-    if isinstance(caption, bytes):
-        return caption.decode("utf-8-sig")
-    if caption is None:
-        raise TypeError("the caption is missing")
-    if not isinstance(caption, str):
-        raise TypeError(f"the caption is {type(caption).__name__}, not text")
-    return caption
 
 
 def pair_of(
@@ -139,10 +118,10 @@ def pair_of(
     taken: tuple[str, ...] = (),
     left: tuple[str, ...] = (),
 ) -> RawPair | Bad:
-    """A pair of what was found, or why there is none: no caption can be used.
+    """Make a pair of what was found, or say why none of its captions can be used.
 
     Args:
-        captions: text, bytes or None, in the order they have.
+        captions: text, bytes or None, in their order.
         metadata: columns by name, without the captions; `keep` names those whose text is kept.
         taken: where the captions come from.
         left: names of columns with text that are not in `metadata` and not kept.
@@ -150,20 +129,37 @@ def pair_of(
     key = clean(key)
     kept, reasons = usable_captions(captions)
     others = tuple(dict.fromkeys([*left, *(name for name in texts_in(metadata) if name not in keep)]))
-    if not kept:
-        return Bad(key, reasons[0] if reasons else _missing(others))
-    return RawPair(key, kept, picture, embedding, scalars(metadata, keep), reasons, taken, others)
+    if kept:
+        return RawPair(key, kept, picture, embedding, scalars(metadata, keep), reasons, taken, others)
+    hint = f": name its column with --caption-column. Columns with text: {', '.join(others)}" if others else ""
+    return Bad(key, reasons[0] if reasons else f"the caption is missing{hint}")
 
 
-def _missing(texts: tuple[str, ...]) -> str:
-    """Why a sample has no caption: perhaps another column holds it."""
-    if not texts:
-        return "the caption is missing"
-    return f"the caption is missing: name its column with --caption-column. Columns with text: {', '.join(texts)}"
+def usable_captions(found: Iterable[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(captions that can be used, reasons against the others)."""
+    kept, reasons = [], []
+    for caption in found:
+        if caption is None:
+            reasons.append("the caption is missing")
+            continue
+        if not isinstance(caption, str | bytes):
+            reasons.append(f"the caption is {type(caption).__name__}, not text")
+            continue
+        try:
+            text = (caption.decode("utf-8-sig") if isinstance(caption, bytes) else caption).strip()
+            text.encode()
+        except UnicodeError:
+            reasons.append("the caption is not UTF-8")
+            continue
+        if text:
+            kept.append(text)
+        else:
+            reasons.append("the caption is empty")
+    return tuple(kept), tuple(reasons)
 
 
 def clean(text: str) -> str:
-    """`text` such that it can be written as UTF-8: what cannot is spelt out."""
+    """`text` such that it can be written as UTF-8: characters that cannot are spelled out."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -186,7 +182,7 @@ def captions_in(metadata: Mapping[str, Any], fields: tuple[str, ...]) -> list[An
 
 
 def without(metadata: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
-    """The metadata of a sample but for these fields."""
+    """The metadata of a sample, without these fields."""
     return {name: value for name, value in metadata.items() if name not in fields}
 
 
@@ -215,3 +211,36 @@ def scalars(metadata: Mapping[str, Any], keep: tuple[str, ...]) -> dict[str, Sca
             except OverflowError:  # a whole number beyond 1.8e308
                 continue
     return found
+
+
+def file_fingerprint(path: Path) -> str:
+    """16 hex digits over a file's size and content; of a large file, over a sample of its content.
+
+    Modification times do not count, so that a copy of a source is the same source. An edit in a large file that keeps its size may
+    not be noticed.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            if size <= WHOLE:
+                digest.update(file.read())
+            else:
+                for block in range(BLOCKS):
+                    file.seek(block * (size - BLOCK) // (BLOCKS - 1))
+                    digest.update(file.read(BLOCK))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; -1 if there is none."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return -1

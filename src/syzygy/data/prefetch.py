@@ -1,4 +1,4 @@
-"""Pictures decoded and prepared ahead of the encoder, in threads, without changing their order."""
+"""Decoding and preparation of pictures ahead of the encoder, in threads, without changing their order."""
 
 import hashlib
 import math
@@ -26,14 +26,14 @@ class Prepared(Generic[P]):
     key: str
     captions: tuple[str, ...]
     image: P
-    """What `prepare` made of the picture, such as pixels [3, S, S]; or a ready-made embedding [D]."""
+    """What `prepare` returned for the picture, such as pixels [3, S, S]; or a ready-made embedding [D]."""
     columns: dict[str, Scalar]
     """With `width` and `height` of the upright picture in pixels, before preparation; NaN for an embedding unless the source has them."""
     unusable: tuple[str, ...]
     content: int
     """64 bits with sign over the picture's file, or the ready-made embedding: equal where they are the same."""
     size: int = 0
-    """Bytes of the picture's file and of the captions; 0 of ready-made embeddings."""
+    """Bytes of the picture's file and of the captions; 0 for ready-made embeddings."""
     taken: tuple[str, ...] = ()
     """As in `RawPair`."""
     left: tuple[str, ...] = ()
@@ -47,24 +47,23 @@ def content_hash(data: bytes) -> int:
 def prepared(
     samples: Iterator[Sample], prepare: Callable[[Image.Image], P], threads: int, ahead: int
 ) -> Iterator[Prepared[P] | Bad | Skipped | Unused]:
-    """The samples in their order; up to `ahead` of them are in work or wait, and so are in memory."""
+    """The samples in their order. Up to `ahead` of them are being prepared or wait, and are in memory."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     waiting: deque[Future[Prepared[P] | Bad] | Bad | Skipped | Unused] = deque()
+
+    def first() -> Prepared[P] | Bad | Skipped | Unused:
+        found = waiting.popleft()
+        return found.result() if isinstance(found, Future) else found
+
     try:
         for sample in samples:
             waiting.append(pool.submit(_prepared, sample, prepare) if isinstance(sample, RawPair) else sample)
             if len(waiting) > ahead:
-                yield _result(waiting.popleft())
+                yield first()
         while waiting:
-            yield _result(waiting.popleft())
+            yield first()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _result(
-    found: "Future[Prepared[P] | Bad] | Bad | Skipped | Unused",
-) -> Prepared[P] | Bad | Skipped | Unused:
-    return found.result() if isinstance(found, Future) else found
 
 
 def _prepared(pair: RawPair, prepare: Callable[[Image.Image], P]) -> Prepared[P] | Bad:
@@ -74,7 +73,7 @@ def _prepared(pair: RawPair, prepare: Callable[[Image.Image], P]) -> Prepared[P]
         return _with(pair, ready, columns, content_hash(pair.embedding.tobytes()), 0)
     assert pair.picture is not None, "a pair has a picture or an embedding"
     try:
-        data = read_bytes(pair.picture) if isinstance(pair.picture, Path) else pair.picture
+        data = picture_data(pair.picture)
         image = as_rgb(loaded(data, "the picture"))
         columns = {**pair.columns, "width": float(image.width), "height": float(image.height)}
         size = len(data) + sum(len(caption.encode()) for caption in pair.captions)
@@ -85,6 +84,11 @@ def _prepared(pair: RawPair, prepare: Callable[[Image.Image], P]) -> Prepared[P]
         raise
     except Exception as error:  # one picture of millions must not end the run
         return Bad(pair.key, f"the picture cannot be prepared ({type(error).__name__})")
+
+
+def picture_data(picture: bytes | Path) -> bytes:
+    """The encoded picture itself, or that in a file. Raises `UserError` if the file cannot be read."""
+    return read_bytes(picture) if isinstance(picture, Path) else picture
 
 
 def _with(pair: RawPair, image: P, columns: dict[str, Scalar], content: int, size: int) -> Prepared[P]:

@@ -1,4 +1,4 @@
-"""Embedding on this machine: in this process, or in several."""
+"""The local runner: embedding in this process, or in several on this machine."""
 
 import multiprocessing
 import os
@@ -11,30 +11,23 @@ from typing import Any
 
 from syzygy.core.errors import UserError
 from syzygy.data.embed_shard import Progress, embed_shard
-from syzygy.data.embedding_work import Job, Report, Tally
-from syzygy.data.pair_encoder import PairEncoder
+from syzygy.data.embedding_work import Job, Tally
+from syzygy.data.encoding import PairEncoder
 
 PATIENCE = 30.0
-"""Seconds that workers have to end, once they are told to."""
+"""Seconds that workers have to end once they are asked to."""
 
 
-def run_here(job: Job, todo: Sequence[int], encoder: PairEncoder, tally: Tally, report: Report) -> None:
+def run_here(job: Job, todo: Sequence[int], encoder: PairEncoder, tally: Tally) -> None:
     """Embed the shards of these numbers one after another."""
-
-    def watch(progress: Progress) -> None:
-        tally.update(progress)
-        report.update()
-
     for number in todo:
-        tally.finish(embed_shard(job.shards[number], number, encoder, job.settings, job.store, watch))
-        report.update()
+        tally.finish(embed_shard(job.shards[number], number, encoder, job.settings, job.store, tally.update))
 
 
-def run_processes(job: Job, todo: Sequence[int], workers: int, tally: Tally, report: Report) -> None:
-    """Embed the shards of these numbers in several processes, each with an encoder of its own; whoever is free takes the next.
+def run_processes(job: Job, todo: Sequence[int], workers: int, tally: Tally) -> None:
+    """Embed the shards of these numbers in several processes, each with its own encoder. A process that is free takes the next shard.
 
-    Raises:
-        UserError: a worker met one, or died.
+    Raises `UserError` if a worker raised one, or died.
     """
     context = multiprocessing.get_context("spawn")
     messages, stop, taken = context.Queue(), context.Event(), context.Value("q", 0)
@@ -45,7 +38,7 @@ def run_processes(job: Job, todo: Sequence[int], workers: int, tally: Tally, rep
     try:
         for process in processes:
             process.start()
-        _listen(len(todo), processes, messages, tally, report)
+        _listen(len(todo), processes, messages, tally)
     finally:
         stop.set()
         for process in processes:
@@ -54,8 +47,8 @@ def run_processes(job: Job, todo: Sequence[int], workers: int, tally: Tally, rep
                 process.terminate()
 
 
-def _listen(left: int, processes: Sequence[Any], messages: Any, tally: Tally, report: Report) -> None:
-    """Count what the workers tell until all shards are done."""
+def _listen(left: int, processes: Sequence[Any], messages: Any, tally: Tally) -> None:
+    """Count what the workers report until all shards are done."""
     while left:
         alive = any(process.is_alive() for process in processes)
         failed = next((process.exitcode for process in processes if process.exitcode), None)
@@ -64,8 +57,8 @@ def _listen(left: int, processes: Sequence[Any], messages: Any, tally: Tally, re
         except queue.Empty:
             if failed is not None or not alive:
                 raise UserError(
-                    f"a worker died (exit code {failed}), perhaps for lack of memory: try fewer --workers or a smaller "
-                    "--batch-size (the latter in a new store). Finished shards are kept."
+                    f"a worker died (exit code {failed}), possibly because memory ran out: try fewer --workers, or a smaller "
+                    "--batch-size in a new store. Finished shards are kept."
                 ) from None
             continue
         if isinstance(message, UserError):
@@ -77,16 +70,15 @@ def _listen(left: int, processes: Sequence[Any], messages: Any, tally: Tally, re
         else:
             left -= 1
             tally.finish(message)
-        report.update()
 
 
 class _Stopped(Exception):
-    """This worker is not wanted any more."""
+    """The parent has ended, or stops its workers."""
 
 
 def _work(worker: int, job: Job, todo: list[int], taken: Any, stop: Any, messages: Any, parent: int) -> None:
-    """A worker's life. It tells a `Progress` after each batch, a record after each shard, and an error at the end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and tells
+    """The work of one process. It sends a `Progress` after each batch, a record after each shard, and an error if there is one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and stops this process
 
     def watch(progress: Progress) -> None:
         if stop.is_set() or os.getppid() != parent:

@@ -1,6 +1,6 @@
-"""Embedding on a Ray cluster, or on this machine in Ray's local mode. Needs the extra `ray`.
+"""The Ray runner: embedding on a cluster, or on this machine in Ray's local mode. It needs the extra `ray`.
 
-Workers write into the store themselves, so on a cluster the source, the store and the encoder are on a file system that all machines share.
+Workers write into the store themselves, so on a cluster source, store and encoder must be on a file system that all machines share.
 """
 
 import os
@@ -9,12 +9,12 @@ from typing import Any
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core.errors import UserError
-from syzygy.data import store_layout
 from syzygy.data.embed_shard import embed_shard
-from syzygy.data.embedding_work import Job, Report, Tally
+from syzygy.data.embedding_work import Job, Tally
+from syzygy.data.store_files import read_checked, record_path
 
 RETRIES = 3
-"""How often Ray starts a lost worker, and its shard, again: machines of a cluster come and go."""
+"""How often Ray restarts a lost worker and its shard, since machines of a cluster come and go."""
 
 
 class Worker:
@@ -28,7 +28,7 @@ class Worker:
         """Embed the shard of this number.
 
         Returns:
-            What the user has to mend, if anything. A raised exception would reach the user as the text of its traceback.
+            What the user has to correct, if anything. Ray would show a raised exception with its traceback.
         """
         try:
             if self.encoder is None:  # Ray shows each actor its own of the machine's GPUs
@@ -39,11 +39,10 @@ class Worker:
         return None
 
 
-def run_ray(job: Job, todo: Sequence[int], workers: int, tally: Tally, report: Report) -> None:
-    """Embed the shards of these numbers in a pool of actors, which has ended when this returns or raises.
+def run_ray(job: Job, todo: Sequence[int], workers: int, tally: Tally) -> None:
+    """Embed the shards of these numbers in a pool of actors, which ends when this returns or raises.
 
-    Raises:
-        UserError: Ray is not installed or has too few processors; or a worker met one, or died.
+    Raises `UserError` if Ray is not installed or has too few processors; or a worker raised one, or died.
     """
     ray = _ray()
     begun = not ray.is_initialized()
@@ -60,8 +59,7 @@ def run_ray(job: Job, todo: Sequence[int], workers: int, tally: Tally, report: R
         )(Worker)
         actors += [actor.remote(job) for _ in range(min(workers, len(todo)))]
         for number in _finished(ray, actors, todo):
-            tally.finish(store_layout.read_checked(store_layout.record_path(job.store, number)))
-            report.update()
+            tally.finish(read_checked(record_path(job.store, number)))
     finally:
         for one in actors:
             ray.kill(one)
@@ -72,8 +70,7 @@ def run_ray(job: Job, todo: Sequence[int], workers: int, tally: Tally, report: R
 def _finished(ray: Any, actors: Sequence[Any], todo: Sequence[int]) -> Iterator[int]:
     """The numbers of the shards in the order in which they are finished. An actor that is free takes the next one.
 
-    Raises:
-        UserError: a worker met one, or died.
+    Raises `UserError` if a worker raised one, or died.
     """
     left = iter(todo)
     running = {actor.embed.remote(number): (actor, number) for actor, number in zip(actors, left, strict=False)}
@@ -82,12 +79,12 @@ def _finished(ray: Any, actors: Sequence[Any], todo: Sequence[int]) -> Iterator[
         actor, number = running.pop(ready)
         try:
             mistake = ray.get(ready)
-        except ray.exceptions.RayTaskError:  # a fault of this program
+        except ray.exceptions.RayTaskError:  # a bug of this program
             raise
         except ray.exceptions.RayError as error:
             raise UserError(
-                f"a Ray worker died ({type(error).__name__}), perhaps for lack of memory: try fewer --workers or a smaller "
-                "--batch-size (the latter in a new store). Finished shards are kept."
+                f"a Ray worker died ({type(error).__name__}), possibly because memory ran out: try fewer --workers, or a smaller "
+                "--batch-size in a new store. Finished shards are kept."
             ) from None
         if mistake is not None:
             raise UserError(mistake)
@@ -98,7 +95,7 @@ def _finished(ray: Any, actors: Sequence[Any], todo: Sequence[int]) -> Iterator[
 
 
 def _check_resources(found: dict[str, float], workers: int, job: Job) -> None:
-    """Refuse more processors than there are, for which Ray would wait without end."""
+    """Refuse more processors than there are, because Ray would wait for them forever."""
     needed = {"CPU": workers * job.settings.threads}
     if job.settings.device == "cuda":
         needed["GPU"] = workers
@@ -111,11 +108,7 @@ def _check_resources(found: dict[str, float], workers: int, job: Job) -> None:
 
 
 def _ray() -> Any:
-    """The module `ray`.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """The module `ray`. Raises `UserError` if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     try:
         import ray

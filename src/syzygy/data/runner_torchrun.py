@@ -1,6 +1,6 @@
-"""Embedding under `torchrun`: every rank embeds its share; the first one begins and finishes the store.
+"""The torchrun runner: every rank embeds its share, and the first one begins and finishes the store.
 
-All ranks see the store's folder and the source, so on several machines both are on a shared file system.
+All ranks must see the store's folder and the source, so on several machines both are on a shared file system.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from syzygy.core.errors import UserError
 
 PATIENCE = timedelta(days=7)
-"""Ranks wait so long for the slowest: shards take hours."""
+"""How long ranks wait for the slowest one: shards take hours."""
 
 
 def under_torchrun() -> bool:
@@ -24,10 +24,9 @@ def under_torchrun() -> bool:
 
 @contextmanager
 def group() -> Iterator[tuple[int, int]]:
-    """Within: the ranks know each other. The value is (this rank, ranks).
+    """Connect the ranks while the context is open. Gives (this rank, number of ranks).
 
-    Raises:
-        UserError: this process was not started by `torchrun`.
+    Raises `UserError` if this process was not started by `torchrun`.
     """
     if not under_torchrun():
         raise UserError(
@@ -41,7 +40,7 @@ def group() -> Iterator[tuple[int, int]]:
 
 
 def shared(numbers: Sequence[int] | None) -> list[int]:
-    """What the first rank gives, on all ranks (the others give None): one list, though finished shards come to be seen at different times."""
+    """The first rank's list on all ranks (the others pass None), since they may not see the same shards as finished."""
     length = torch.tensor([0 if numbers is None else len(numbers)])
     dist.broadcast(length, 0)
     values = (
@@ -53,5 +52,5 @@ def shared(numbers: Sequence[int] | None) -> list[int]:
 
 
 def wait() -> None:
-    """Until all ranks are here."""
+    """Wait until all ranks are here."""
     dist.barrier()

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from syzygy.core.errors import UserError
 from syzygy.core.image_reading import SUFFIXES
-from syzygy.data.fingerprints import size_of
-from syzygy.data.pair import Bad, Sample, Unused, pair_of
+from syzygy.data.pair import Bad, Sample, Unused, pair_of, size_of
 
 CAPTIONS = (".txt", ".caption")
-"""Endings of caption files, in any case; of two, the first is taken."""
+"""Endings of caption files, in any case. Of two, the first is used."""
 ROWS = 512
 """Pictures of a shard."""
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+"""The first bytes of texts in UTF-16."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class CaptionFilesShard:
             except OSError as error:
                 yield Bad(picture, f"its caption file cannot be read: {error.strerror or error}")
                 continue
-            if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+            if text.startswith(UTF_16):
                 yield Bad(picture, "its caption file is in UTF-16: save it as UTF-8")
                 continue
             yield pair_of(picture, [text], {}, (), picture=self.folder / picture, taken=(Path(caption).suffix.lower(),))
@@ -54,17 +55,13 @@ class CaptionFilesShard:
 
 
 def caption_files_shards(folder: Path) -> list[CaptionFilesShard]:
-    """All pictures in the folder and in the folders in it, by name, 512 a shard.
-
-    Raises:
-        UserError: the folder cannot be read.
-    """
+    """All pictures in the folder and in the folders in it, by name, 512 for each shard. Raises `UserError` if the folder cannot be read."""
     pictures, captions = files_in(folder)
     pairs = [(name, _partner(stem, captions)) for stem, name in pictures]
     used = {caption for _, caption in pairs}
-    orphans = [f"{stem}{ending}" for stem, endings in sorted(captions.items()) for ending in sorted(endings)]
-    orphans = [name for name in orphans if name not in used]
-    reason = "no picture has the name of this caption file, or another caption file is taken"
+    files = [f"{stem}{ending}" for stem, endings in sorted(captions.items()) for ending in sorted(endings)]
+    orphans = [name for name in files if name not in used]
+    reason = "no picture has the name of this caption file, or another caption file is used"
     unused = (Unused(orphans[0], reason, len(orphans)),) if orphans else ()
     starts = range(0, len(pairs), ROWS)
     return [
@@ -74,7 +71,7 @@ def caption_files_shards(folder: Path) -> list[CaptionFilesShard]:
 
 
 def files_in(folder: Path) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
-    """([(name without ending, name)] of the pictures, endings of the caption files by name without ending); hidden ones do not count."""
+    """([(name without ending, name)] of the pictures, endings of the caption files by name without ending), without hidden ones."""
     pictures: list[tuple[str, str]] = []
     captions: dict[str, list[str]] = {}
     for inside, folders, files in os.walk(folder):
@@ -90,10 +87,10 @@ def files_in(folder: Path) -> tuple[list[tuple[str, str]], dict[str, list[str]]]
     return sorted(pictures, key=lambda found: found[1]), captions
 
 
-def has_pairs(folder: Path) -> bool:
-    """Whether at least one picture in it has a caption file."""
+def pairs_in(folder: Path) -> list[str]:
+    """The pictures in it that have a caption file."""
     pictures, captions = files_in(folder)
-    return any(stem in captions for stem, _ in pictures)
+    return [name for stem, name in pictures if stem in captions]
 
 
 def _partner(stem: str, captions: dict[str, list[str]]) -> str | None:

@@ -1,6 +1,6 @@
-"""Ready-made image embeddings in clip-retrieval's layout: `img_emb/img_emb_0.npy` beside `metadata/metadata_0.parquet`.
+"""Ready-made image embeddings in clip-retrieval's layout: `img_emb/img_emb_0.npy` with `metadata/metadata_0.parquet`.
 
-Their `text_emb` is not read: token states are needed, so captions go through the encoder, and give it anew.
+Its `text_emb` is not read: token states are needed, so captions go through the encoder, which gives pooled embeddings too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,17 +12,16 @@ from jaxtyping import Float
 
 from syzygy.core.errors import UserError
 from syzygy.core.wording import shortlist
-from syzygy.data.fingerprints import file_fingerprint
-from syzygy.data.pair import WHOLE_FILE, Bad, Sample, pair_of
-from syzygy.data.source_parquet import Columns, captions_of, choose_columns, metadata_of, rows
+from syzygy.data.pair import WHOLE_FILE, Bad, Sample, file_fingerprint
+from syzygy.data.source_parquet import Columns, choose_columns, pair_in, rows
 
 IMAGES, METADATA = "img_emb", "metadata"
 SHOWN = 3
-"""Names of files in an error."""
+"""Names of files that an error lists."""
 PROBED = 1000
-"""Rows whose norms are looked at."""
+"""Rows whose norms are computed."""
 UNIT = 0.01
-"""So near to 1 are the norms of normalised embeddings, also in fp16."""
+"""How close to 1 the norms of normalised embeddings are, also in fp16."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,12 @@ class EmbeddingShard:
     """Of both files."""
     columns: Columns
     samples: int | None = None
-    """None of a damaged file."""
+    """None for a damaged file."""
     scale: float = 1.0
-    """What brings the embeddings to raw scale."""
+    """The factor that brings the embeddings to raw scale."""
 
     def read(self) -> Iterator[Sample]:
-        """Streams both files.
-
-        Raises:
-            UserError: one is gone, or they have not equally many rows.
-        """
+        """Stream both files. Raises `UserError` if one is gone, or they have different numbers of rows."""
         if not self.images.is_file():
             raise UserError(f"{self.images} is gone.")
         try:
@@ -65,17 +60,7 @@ class EmbeddingShard:
             if count > len(images):
                 break
             embedding = images[number].astype(np.float32) * np.float32(self.scale)
-            columns, captions = self.columns, captions_of(row, self.columns)
-            metadata = metadata_of(row, columns)
-            yield pair_of(
-                f"{number:08}",
-                captions,
-                metadata,
-                columns.keep,
-                embedding=embedding,
-                taken=columns.captions,
-                left=columns.left,
-            )
+            yield pair_in(f"{number:08}", row, self.columns, embedding=embedding)
         if count != len(images) and not damaged:
             raise UserError(
                 f"{self.images} has {len(images):,} rows and {self.metadata} {'more' if count > len(images) else f'{count:,}'}: "
@@ -84,11 +69,7 @@ class EmbeddingShard:
 
 
 def _load(path: Path) -> Float[np.ndarray, "N D"]:
-    """The array in a .npy file, mapped into memory.
-
-    Raises:
-        UserError: it is damaged, or no matrix of floating-point numbers.
-    """
+    """The array in a .npy file, mapped into memory. Raises `UserError` if it is damaged, or no matrix of floating-point numbers."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -104,10 +85,10 @@ def embedding_shards(
     """All pairs of files in clip-retrieval's folder, by number.
 
     Args:
-        image_norm: mean norm of the encoder's raw image embeddings, if those in the folder are of unit length.
+        image_norm: mean norm of the encoder's raw image embeddings, if those in the folder have unit length.
 
     Raises:
-        UserError: a file has no partner; embeddings are of unit length and `image_norm` is missing, or the other way round.
+        UserError: a file has no partner; embeddings have unit length and `image_norm` is missing, or the other way round.
     """
     files = sorted((folder / IMAGES).glob(f"{IMAGES}_*.npy"), key=_number)
     partners = [folder / METADATA / f"{METADATA}_{path.stem.removeprefix(f'{IMAGES}_')}.parquet" for path in files]
@@ -139,12 +120,12 @@ def _number(path: Path) -> tuple[int, str]:
 
 
 def _check_norms(files: Sequence[Path], image_norm: float | None) -> None:
-    """All files are of unit length and `image_norm` is given, or all are raw and it is not."""
+    """Check that all files have unit length and `image_norm` is given, or all are raw and it is not."""
     norms = {path: norm for path in files if (norm := _typical_norm(path)) is not None}
     unit = [path.name for path, norm in norms.items() if abs(norm - 1) < UNIT]
     raw = [path.name for path, norm in norms.items() if abs(norm - 1) >= UNIT]
     if not norms:
-        return  # whoever reads the files says what is wrong with them
+        return  # reading the files says what is wrong with them
     folder = files[0].parent
     if unit and raw:
         raise UserError(
@@ -153,13 +134,13 @@ def _check_norms(files: Sequence[Path], image_norm: float | None) -> None:
         )
     if unit and image_norm is None:
         raise UserError(
-            f"the embeddings in {folder} are of unit length, and priors learn raw ones: give --image-norm, the mean norm of "
-            "this CLIP's raw image embeddings. `syzygy embed` of a few hundred pictures and `syzygy store info` tell it."
+            f"the embeddings in {folder} have unit length, and priors learn raw ones: give --image-norm, the mean norm of "
+            "this CLIP's raw image embeddings. To measure it, embed a few hundred pictures and run `syzygy store info`."
         )
     if raw and image_norm is not None:
         raise UserError(
             f"--image-norm is for embeddings of unit length; those in {folder} have a norm of {max(norms.values()):.3g} and are "
-            "taken as they are. Leave it out."
+            "used as they are. Omit it."
         )
 
 
@@ -171,7 +152,7 @@ def _rows(path: Path) -> int | None:
 
 
 def _typical_norm(path: Path) -> float | None:
-    """The norm of most rows: the median of the first thousand, without rows that are zero or not finite. None if there is none."""
+    """The median norm of the first thousand rows, without rows that are zero or not finite. None if there is none."""
     try:
         sample = np.asarray(_load(path)[:PROBED], np.float32)
     except UserError:

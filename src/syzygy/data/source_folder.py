@@ -8,55 +8,45 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from syzygy.core.errors import UserError
 from syzygy.core.wording import counted
-from syzygy.data.fingerprints import size_of
-from syzygy.data.pair import Bad, Sample, Unused, caption_fields, captions_in, pair_of, texts_in, without
-from syzygy.data.source_captions import files_in
+from syzygy.data.pair import Bad, Sample, Unused, caption_fields, captions_in, pair_of, size_of, texts_in, without
+from syzygy.data.source_captions import UTF_16, files_in
 
 LINES, TABLE = "metadata.jsonl", "metadata.csv"
 ROWS = 512
-"""Of a shard, about: what several workers share out. Rows of one picture that follow each other stay together."""
+"""Rows of a shard, about. Rows of one picture that follow each other stay together."""
 NAME = "file_name"
 DELIMITERS = ",;\t"
+CONVERSATIONS = (
+    "They are for training assistants (LLaVA's format), and are not read. Write one line for each picture into "
+    f'{LINES}: {{"{NAME}": "a.jpg", "text": "the caption"}}.'
+)
 
 Row = tuple[int, bytes, Mapping[str, Any] | str]
-"""(number of the line or row, its bytes, what it says or why it cannot be read)."""
-
-
-class Rows(Protocol):
-    """How a list is read."""
-
-    def read(self, folder: Path, start: int, first: int) -> Iterator[Row]:
-        """Its rows from the byte `start` on, where row number `first` begins."""
-        ...
+"""(number of the line or row, its bytes, its values or why it cannot be read)."""
 
 
 @dataclass(frozen=True)
-class JsonLines:
-    """A JSON object a line."""
+class RowList:
+    """The list of a folder: a JSON object on each line or, with a header, a table whose cells may hold several lines."""
 
-    def read(self, folder: Path, start: int, first: int) -> Iterator[Row]:
-        with (folder / LINES).open("rb") as file:
+    path: Path
+    header: tuple[str, ...] | None = None
+    delimiter: str = ","
+
+    def read(self, start: int, first: int) -> Iterator[Row]:
+        """The rows from the byte `start` on, where row number `first` begins."""
+        with self.path.open("rb") as file:
             file.seek(start)
-            for number, line in enumerate(file, first):
-                yield number, line, _parsed(line) if line.strip() else {}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Comma-separated values under a header; a cell may hold several lines."""
-
-    header: tuple[str, ...]
-    delimiter: str
-
-    def read(self, folder: Path, start: int, first: int) -> Iterator[Row]:
-        with (folder / TABLE).open("rb") as file:
-            file.seek(start)
+            if self.header is None:
+                for number, line in enumerate(file, first):
+                    yield number, line, _parsed(line) if line.strip() else {}
+                return
             read: list[bytes] = []
 
             def lines() -> Iterator[str]:
@@ -76,44 +66,45 @@ class Table:
                 read.clear()
                 if not file.peek(1) and self._is_open(data):
                     raise UserError(
-                        f"{folder / TABLE}: a quotation mark in row {number} opens a cell that is never closed, so that it holds the "
+                        f"{self.path}: a quotation mark in row {number} opens a cell that is never closed, so that it holds the "
                         "rest of the file. Close it, or write the mark twice and the cell in quotation marks."
                     )
-                yield number, data, self._row(cells)
+                yield number, data, self._row(self.header, cells)
                 number += 1
 
     def _is_open(self, data: bytes) -> bool:
-        """Whether this row ends within quotation marks: what follows would belong to its last cell."""
+        """Whether this row ends within quotation marks, so that what follows would belong to its last cell."""
         text = data.decode(errors="surrogateescape").splitlines(keepends=True)
         try:
             return [*csv.reader([*text, "next"], delimiter=self.delimiter)][-1:] != [["next"]]
         except csv.Error:
             return False
 
-    def _row(self, cells: list[str] | str) -> Mapping[str, Any] | str:
+    @staticmethod
+    def _row(header: tuple[str, ...], cells: list[str] | str) -> Mapping[str, Any] | str:
         if isinstance(cells, str):
             return f"it cannot be read as CSV: {cells}"
         if not cells:
             return {}
-        if len(cells) != len(self.header):
-            return f"it has {counted(len(cells), 'cell')}, and the header {len(self.header)}"
-        return {name: cell for name, cell in zip(self.header, cells, strict=True) if cell}
+        if len(cells) != len(header):
+            return f"it has {counted(len(cells), 'cell')}, and the header {len(header)}"
+        return {name: cell for name, cell in zip(header, cells, strict=True) if cell}
 
 
 @dataclass(frozen=True)
 class FolderShard:
     """Some rows of the list, with the pictures that they name."""
 
-    folder: Path
+    rows: RowList
     name: str
     size: int
     """Bytes of the rows."""
     fingerprint: str
     """Over the rows and the sizes of their pictures."""
-    rows: Rows
     start: int
-    """Where the rows begin in the file, in bytes."""
+    """The byte of the file at which the rows begin."""
     first: int
+    """The number of the first row."""
     samples: int
     keep: tuple[str, ...] = ()
     caption_fields: tuple[str, ...] = ()
@@ -123,14 +114,14 @@ class FolderShard:
         """Its pictures are named, and opened by whoever decodes them."""
         left = self.size
         try:
-            for number, data, found in self.rows.read(self.folder, self.start, self.first):
+            for number, data, found in self.rows.read(self.start, self.first):
                 if left <= 0:
                     break
                 left -= len(data)
                 if found:
                     yield self._sample(number, found)
         except OSError as error:
-            raise UserError(f"{self.folder} cannot be read: {error.strerror or error}.") from None
+            raise UserError(f"{self.rows.path.parent} cannot be read: {error.strerror or error}.") from None
         yield from self.unused
 
     def _sample(self, number: int, found: Mapping[str, Any] | str) -> Sample:
@@ -139,18 +130,18 @@ class FolderShard:
         name = found.get(NAME)
         if not isinstance(name, str) or not name:
             return Bad(f"line {number}", f"it has no {NAME}")
-        picture = place_of(self.folder, name)
+        picture = place_of(self.rows.path.parent, name)
         if picture is None:
             return Bad(name, f"its {NAME} leads out of the folder")
         fields = caption_fields(found, self.caption_fields)
         rest = without(found, (NAME, *fields))
-        if isinstance(self.rows, Table):
+        if self.rows.header is not None:
             rest = {column: cell if column in self.keep else _number(cell) for column, cell in rest.items()}
         return pair_of(name, captions_in(found, fields), rest, self.keep, picture=picture, taken=fields)
 
 
 def place_of(folder: Path, name: str) -> Path | None:
-    """Where a picture that is named in a folder is; None if that is not inside."""
+    """The place of a picture that is named in a folder; None if that is not inside."""
     parts = PurePosixPath(name).parts
     if PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name:
         return None
@@ -168,7 +159,7 @@ def _parsed(line: bytes) -> Mapping[str, Any] | str:
 
 
 def _number(cell: str) -> float | str:
-    """A cell of a table that is a number, as one."""
+    """A cell of a table as a number, if it is one."""
     try:
         return float(cell)
     except ValueError:
@@ -176,38 +167,26 @@ def _number(cell: str) -> float | str:
 
 
 def folder_shards(folder: Path, keep: tuple[str, ...], caption_columns: tuple[str, ...]) -> list[FolderShard]:
-    """The list in pieces of about 512 rows; each row is looked at, and each picture's size.
+    """The list in pieces of about 512 rows. Each row is read, and each picture's size.
 
     Raises:
-        UserError: the list is in another encoding or format; no row names a picture, or none has a caption: says which
-            columns there are.
+        UserError: the list is in another encoding or format; no row names a picture, has a caption, or has a column to keep. The message
+            lists the columns there are.
     """
     path = folder / LINES if (folder / LINES).is_file() else folder / TABLE
     _check_text(path)
-    rows, start, first = (JsonLines(), 0, 1) if path.name == LINES else _table(path)
+    rows, start, first = (RowList(path), 0, 1) if path.name == LINES else _table(path)
     found: list[FolderShard] = []
     named: set[str] = set()
-    piece, look = _Piece(start, first), _Look(path, caption_columns)
+    piece, look = _Piece(start, first), _Look(path, caption_columns, rows.header or ())
 
     def close() -> None:
-        name = f"{path.name} {len(found):05}"
-        found.append(
-            FolderShard(
-                folder,
-                name,
-                piece.size,
-                piece.fingerprint,
-                rows,
-                piece.start,
-                piece.first,
-                piece.samples,
-                keep,
-                caption_columns,
-            )
-        )
+        name, digest = f"{path.name} {len(found):05}", piece.digest.hexdigest()
+        place = (piece.start, piece.first, piece.samples)
+        found.append(FolderShard(rows, name, piece.size, digest, *place, keep, caption_columns))
 
     last: Any = None
-    for number, data, row in rows.read(folder, start, first):
+    for number, data, row in rows.read(start, first):
         name = row.get(NAME) if isinstance(row, Mapping) else None
         if piece.rows >= ROWS and name != last:
             close()
@@ -218,7 +197,7 @@ def folder_shards(folder: Path, keep: tuple[str, ...], caption_columns: tuple[st
         piece.add(data, -1 if picture is None else size_of(picture), empty=not row)
         look.at(row)
         last = name
-    look.judge()
+    look.check(keep)
     close()
     found[-1] = replace(found[-1], unused=_unused(folder, path, named))
     return found
@@ -229,80 +208,79 @@ def _unused(folder: Path, path: Path, named: set[str]) -> tuple[Unused, ...]:
     missed = [name for _, name in files_in(folder)[0] if name not in named]
     unused = [Unused(missed[0], f"no row of {path.name} names this picture", len(missed))] if missed else []
     if path.name == LINES and (folder / TABLE).is_file():
-        unused.append(Unused(TABLE, f"{LINES} is read in its place", 1))
+        unused.append(Unused(TABLE, f"{LINES} is read instead", 1))
     return tuple(unused)
 
 
+@dataclass
 class _Piece:
     """A shard that is being measured."""
 
-    def __init__(self, start: int, first: int) -> None:
-        self.start, self.first, self.size, self.rows, self.samples = start, first, 0, 0, 0
-        self._digest = hashlib.blake2b(digest_size=8)
+    start: int
+    first: int
+    size: int = 0
+    rows: int = 0
+    samples: int = 0
+    digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=8))
 
     def add(self, data: bytes, picture: int, *, empty: bool) -> None:
         self.rows += 1
         self.samples += not empty
         self.size += len(data)
-        self._digest.update(data + picture.to_bytes(8, "little", signed=True))
-
-    @property
-    def fingerprint(self) -> str:
-        return self._digest.hexdigest()
+        self.digest.update(data + picture.to_bytes(8, "little", signed=True))
 
 
 class _Look:
-    """Whether a list names pictures and captions at all."""
+    """Whether a list names pictures, captions and the columns to keep at all."""
 
-    def __init__(self, path: Path, caption_columns: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, caption_columns: tuple[str, ...], header: tuple[str, ...]) -> None:
         self.path, self.caption_columns = path, caption_columns
-        self.named = self.captioned = False
-        self.first: Mapping[str, Any] | None = None
+        self.captioned = False
+        self.columns: dict[str, None] = dict.fromkeys(header)
+        """All columns, in the order in which they occur."""
+        self.first: Mapping[str, Any] = {}
 
     def at(self, row: Mapping[str, Any] | str) -> None:
         if isinstance(row, str) or not row:
             return
-        self.first = row if self.first is None else self.first
-        self.named = self.named or NAME in row
+        self.first = self.first or row
+        self.columns |= dict.fromkeys(row)
         self.captioned = self.captioned or bool(caption_fields(row, self.caption_columns))
 
-    def judge(self) -> None:
-        if self.first is None:
+    def check(self, keep: tuple[str, ...]) -> None:
+        if not self.first:
             return
-        has = f"It has: {', '.join(self.first)}."
-        several = [name for name, value in self.first.items() if isinstance(value, list) and "conversation" not in name]
-        if not self.named and "conversations" in self.first:
-            raise UserError(f"{self.path} holds conversations. {CONVERSATIONS}")
-        if not self.named and several:
-            raise UserError(
-                f"{self.path} has no column {NAME}, and {several[0]!r} is a list. A pair has one picture: write a row for "
-                f"each, with its name in {NAME}. {has}"
-            )
-        if not self.named:
+        has = f"It has: {', '.join(self.columns)}."
+        if NAME not in self.columns:
+            several = [
+                name for name, value in self.first.items() if isinstance(value, list) and "conversation" not in name
+            ]
+            if "conversations" in self.first:
+                raise UserError(f"{self.path} holds conversations. {CONVERSATIONS}")
+            if several:
+                raise UserError(
+                    f"{self.path} has no column {NAME}, and {several[0]!r} is a list. A pair has one picture: write a row for "
+                    f"each, with its name in {NAME}. {has}"
+                )
             raise UserError(
                 f"{self.path} has no column {NAME}. {has} Rename the one that holds the pictures' names, within {self.path.parent}."
             )
         if not self.captioned:
             named = ", ".join(map(repr, self.caption_columns))
-            lacks = (
-                f"has no column {named} (--caption-column)" if named else "has no column that is called caption or text"
-            )
+            lacks = f"has no column {named} (--caption-column)" if named else "has no column called caption or text"
             texts = ", ".join(name for name in texts_in(self.first) if name != NAME) or "none"
             hint = "" if named else " Name the one that holds the captions with --caption-column."
             raise UserError(f"{self.path} {lacks}.{hint} Its columns with text: {texts}.")
-
-
-CONVERSATIONS = (
-    "They are for training assistants (LLaVA's format), and are not read. Write one line for each picture into "
-    f'{LINES}: {{"{NAME}": "a.jpg", "text": "the caption"}}.'
-)
+        missing = [name for name in keep if name not in self.columns]
+        if missing:
+            raise UserError(f"{self.path} has no column {missing[0]!r} (--keep). {has}")
 
 
 def _check_text(path: Path) -> None:
-    """Refuse what is not lines of UTF-8, by name."""
+    """Refuse what is not lines of UTF-8, and name what it is."""
     with path.open("rb") as file:
         begins = file.read(4096)
-    if begins.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if begins.startswith(UTF_16):
         raise UserError(
             f"{path} is in UTF-16. Save it as UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > new, then rename new to {path.name}."
         )
@@ -315,11 +293,13 @@ def _check_text(path: Path) -> None:
         what = f"{path} holds one JSON array"
         if b'"conversations"' in begins:
             raise UserError(f"{what} of conversations. {CONVERSATIONS}")
-        raise UserError(f"{what}. Write one JSON object a line: jq -c '.[]' {path.name} > new, then rename new.")
+        raise UserError(
+            f"{what}. Write one JSON object on each line: jq -c '.[]' {path.name} > new, then rename new to {path.name}."
+        )
 
 
-def _table(path: Path) -> tuple[Table, int, int]:
-    """(how the table is read, where its first row begins, its number)."""
+def _table(path: Path) -> tuple[RowList, int, int]:
+    """(the table, the byte at which its first row begins, the number of that row)."""
     with path.open("rb") as file:
         line = file.readline()
     text = line.decode("utf-8-sig", errors="surrogateescape")
@@ -327,18 +307,15 @@ def _table(path: Path) -> tuple[Table, int, int]:
         for delimiter in DELIMITERS:
             header = tuple(cell.strip() for cell in next(csv.reader([text], delimiter=delimiter), []))
             if NAME in header:
-                _check_names(path, header)
-                return Table(header, delimiter), len(line), 2
-        header = ", ".join(next(csv.reader([text]), [])) or "nothing"
+                twice = next((name for name in header if name and header.count(name) > 1), None)
+                if twice is not None:  # only one of them would be read
+                    raise UserError(
+                        f"{path} has several columns called {twice!r}. Give each its own name in the first line."
+                    )
+                return RowList(path, header, delimiter), len(line), 2
+        found = ", ".join(next(csv.reader([text]), [])) or "nothing"
     except csv.Error as error:
         raise UserError(f"the first line of {path} cannot be read as CSV: {error}.") from None
     raise UserError(
-        f"{path} has no column {NAME} in its first line. It has: {header}. Rename the one with the pictures' names."
+        f"{path} has no column {NAME} in its first line. It has: {found}. Rename the one with the pictures' names."
     )
-
-
-def _check_names(path: Path, header: tuple[str, ...]) -> None:
-    """Refuse two columns of one name, of which only one would be read."""
-    twice = next((name for name in header if name and header.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path} has several columns called {twice!r}. Give each its own name in the first line.")

@@ -1,21 +1,33 @@
-"""Parquet as Hugging Face publishes it: encoded pictures in one column, captions in others. Needs the extra `parquet`."""
+"""Parquet as Hugging Face publishes it: encoded pictures in one column, captions in others. It needs the extra `parquet`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from syzygy.core.errors import UserError
-from syzygy.data.fingerprints import file_fingerprint
-from syzygy.data.pair import CAPTION_NAMES, WHOLE_FILE, Bad, Sample, Skipped, clean, listed, pair_of
+from syzygy.data.pair import (
+    CAPTION_NAMES,
+    WHOLE_FILE,
+    Bad,
+    Sample,
+    Skipped,
+    Unused,
+    clean,
+    file_fingerprint,
+    listed,
+    pair_of,
+)
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture")
 STATUS = "status"
 """img2dataset's column: "success", or why a row has no picture."""
 ROWS = 64
-"""Read at once."""
+"""Rows that are read at once."""
 SHARD = 512
-"""Rows that a shard has at least, if the file has so many: whole row groups, which several workers share out."""
+"""Rows that a shard has at least, if the file has so many. A shard consists of whole row groups, which several workers share out."""
+TEXT, TEXTS, PICTURE, PICTURES, NUMBER = "text", "texts", "picture", "pictures", "number"
+"""What a column can hold, by its type; see `_holds`."""
 
 
 @dataclass(frozen=True)
@@ -55,42 +67,46 @@ class ParquetShard:
     """None: all."""
     samples: int | None = None
     """None for a damaged file."""
+    unused: tuple[Unused, ...] = ()
+    """Further files of the source, if this is its last shard."""
 
     def read(self) -> Iterator[Sample]:
-        """Streams it, a few rows at a time. What a damaged row group lost is one `Bad`.
+        """Stream it, a few rows at a time. What a damaged row group lost is one `Bad`.
 
-        Raises:
-            UserError: the file is gone, or lacks a column.
+        Raises `UserError` if the file is gone, or lacks a column.
         """
         for number, row in rows(self.path, self.columns, self.groups):
             yield Bad(WHOLE_FILE, row) if isinstance(row, str) else self._sample(f"{number:08}", row)
+        yield from self.unused
 
     def _sample(self, key: str, row: Mapping[str, Any]) -> Sample:
         assert self.columns.image is not None, "it was opened for its pictures"
         cell = row[self.columns.image]
         picture = cell.get("bytes") if isinstance(cell, Mapping) else cell
-        if not picture:
-            if row.get(STATUS, b"success") != b"success":
-                return Skipped(key)
-            by_path = isinstance(cell, Mapping) and cell.get("path")
-            return Bad(key, "it has a picture's path, not its bytes" if by_path else "there is no picture")
-        columns, captions = self.columns, captions_of(row, self.columns)
-        return pair_of(
-            key,
-            captions,
-            metadata_of(row, columns),
-            columns.keep,
-            picture=picture,
-            taken=columns.captions,
-            left=columns.left,
-        )
+        if picture:
+            return pair_in(key, row, self.columns, picture=picture)
+        if row.get(STATUS, b"success") != b"success":
+            return Skipped(key)
+        by_path = isinstance(cell, Mapping) and cell.get("path")
+        return Bad(key, "it has a picture's path, not its bytes" if by_path else "there is no picture")
+
+
+def pair_in(key: str, row: Mapping[str, Any], columns: Columns, **picture: Any) -> Sample:
+    """The pair in a row, with its `picture` or its `embedding`; see `pair_of`."""
+    captions = [caption for name in columns.captions for caption in listed(row[name])]
+    used = {columns.image, *columns.captions, *({STATUS} - set(columns.keep))}
+    metadata = {
+        name: clean(value.decode(errors="surrogateescape")) if isinstance(value, bytes) else value
+        for name, value in row.items()
+        if name not in used
+    }
+    return pair_of(key, captions, metadata, columns.keep, taken=columns.captions, left=columns.left, **picture)
 
 
 def parquet_shards(path: Path, name: str, columns: Columns) -> list[ParquetShard]:
-    """A file in shards of some hundred rows, as far as its row groups allow; one that is damaged is one shard.
+    """A file in shards of some hundred rows, as far as its row groups allow. A damaged file is one shard.
 
-    Raises:
-        UserError: it cannot be read.
+    Raises `UserError` if it cannot be read.
     """
     arrow, parquet = _pyarrow()
     size, fingerprint = path.stat().st_size, file_fingerprint(path)
@@ -114,22 +130,8 @@ def parquet_shards(path: Path, name: str, columns: Columns) -> list[ParquetShard
     ]
 
 
-def captions_of(row: Mapping[str, Any], columns: Columns) -> list[Any]:
-    """All captions of a row, as bytes."""
-    return [caption for name in columns.captions for caption in listed(row[name])]
-
-
-def metadata_of(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-    """The other columns of a row."""
-    used = (columns.image, *columns.captions)
-    found = {
-        name: value for name, value in row.items() if name not in used and (name != STATUS or name in columns.keep)
-    }
-    return {name: clean(x.decode(errors="surrogateescape")) if isinstance(x, bytes) else x for name, x in found.items()}
-
-
 def rows(path: Path, columns: Columns, groups: Groups | None = None) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(number, row), streamed; text comes as bytes. In place of rows that cannot be read, why.
+    """(number, row), streamed; text comes as bytes. A reason replaces rows that cannot be read.
 
     Args:
         groups: those to read; None for all.
@@ -166,36 +168,28 @@ def _first_line(error: Exception) -> str:
 
 
 def _wanted(schema: Any, columns: Columns, path: Path) -> list[str]:
-    """What is named, and all numbers and booleans."""
+    """The columns that are named, and all numbers and booleans."""
     named = [name for name in (columns.image, *columns.captions, *columns.keep) if name is not None]
     missing = [name for name in named if name not in schema.names]
     if missing:
         raise UserError(f"{path} has no column {missing[0]!r}. It has: {_described(schema)}.")
     also = [STATUS] if STATUS in schema.names else []
-    numbers = [field.name for field in schema if _is_number(field.type)]
+    numbers = [field.name for field in schema if _holds(field.type) == NUMBER]
     return list(dict.fromkeys([*named, *also, *numbers]))
 
 
 def _as_bytes(array: Any) -> Any:
     """Text as bytes, also in lists: Arrow does not check that it is UTF-8, and fails on a whole batch when it is not."""
     arrow, _ = _pyarrow()
-    types = arrow.types
-    if types.is_dictionary(array.type):
+    if arrow.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    kind = array.type
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-        return array.cast(arrow.large_binary())
-    if _is_list(kind) and _is_text(kind.value_type):
-        return array.cast(arrow.large_list(arrow.large_binary()))
-    return array
+    binary = {TEXT: arrow.large_binary(), TEXTS: arrow.large_list(arrow.large_binary())}
+    kind = _holds(array.type)
+    return array.cast(binary[kind]) if kind in binary else array
 
 
 def first_readable(paths: Sequence[Path]) -> Path:
-    """The first of these files whose columns can be read; damaged ones become `Bad` later.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The first of these files whose columns can be read. Damaged ones become `Bad` later. Raises `UserError` if there is none."""
     arrow, parquet = _pyarrow()
     reason = ""
     for path in paths:
@@ -216,17 +210,20 @@ def choose_columns(
         pictures: whether the table must hold pictures.
 
     Raises:
-        UserError: the file cannot be read; or a column is missing, of another type, or not clear: names those there are.
+        UserError: the file cannot be read; or a column is missing, of another type, or not clear. The message lists those there are.
     """
     schema = _pyarrow()[1].read_schema(first_readable([path]))
-    found = (
-        _chosen(schema, (image,) if image else (), IMAGE_NAMES, _is_picture, "--image-column", path) if pictures else ()
-    )
-    if len(found) > 1:
-        raise UserError(_unclear("--image-column", found, schema, path))
+    found: Sequence[str] = ()
+    if pictures:
+        named = (image,) if image else ()
+        found = _chosen(schema, named, IMAGE_NAMES, _is_picture, "--image-column", path)
     texts = _chosen(schema, captions, CAPTION_NAMES, _is_caption, "--caption-column", path)
-    if len(texts) > 1 and not captions:
-        raise UserError(_unclear("--caption-column", texts, schema, path))
+    for option, several in (("--image-column", found), ("--caption-column", () if captions else texts)):
+        if len(several) > 1:
+            names = " and ".join(map(repr, several))
+            raise UserError(
+                f"{path} has several columns to choose from, {names}: name one with {option}. It has: {_described(schema)}."
+            )
     used = (*texts, *found, *keep, STATUS)
     left = tuple(field.name for field in schema if _is_caption(field.type) and field.name not in used)
     columns = Columns(tuple(texts), found[0] if found else None, keep, left)
@@ -235,37 +232,29 @@ def choose_columns(
 
 
 def _chosen(
-    schema: Any, named: Sequence[str], usual: Sequence[str], fits: Any, option: str, path: Path
+    schema: Any, named: Sequence[str], usual: Sequence[str], fits: Callable[[Any], bool], option: str, path: Path
 ) -> Sequence[str]:
+    has = f"It has: {_described(schema)}."
     for name in named:
         if name not in schema.names:
-            raise UserError(f"{path} has no column {name!r} ({option}). It has: {_described(schema)}.")
+            raise UserError(f"{path} has no column {name!r} ({option}). {has}")
         if not fits(schema.field(name).type):
             kind = schema.field(name).type
-            raise UserError(
-                f"column {name!r} of {path} is {kind}, which {option} cannot use. It has: {_described(schema)}."
-            )
+            raise UserError(f"column {name!r} of {path} is {kind}, which {option} cannot use. {has}")
     if named:
         return named
     fitting = [field.name for field in schema if fits(field.type)]
     found = [name for name in fitting if name.lower() in usual]
-    if not found and usual is IMAGE_NAMES and len(fitting) == 1:  # encoded pictures are known by their type
-        found = fitting
-    if not found:
-        several = next((field.name for field in schema if _is_pictures(field.type)), None)
-        if usual is IMAGE_NAMES and several:
-            raise UserError(
-                f"column {several!r} of {path} holds a list of pictures. A pair has one picture: write a row for each of them."
-            )
+    if found:
+        return found
+    if usual is IMAGE_NAMES and len(fitting) == 1:  # encoded pictures are recognised by their type
+        return fitting
+    several = next((field.name for field in schema if _holds(field.type) == PICTURES), None)
+    if usual is IMAGE_NAMES and several:
         raise UserError(
-            f"{path} has no column that is clearly the right one: name it with {option}. It has: {_described(schema)}."
+            f"column {several!r} of {path} holds a list of pictures. A pair has one picture: write a row for each of them."
         )
-    return found
-
-
-def _unclear(option: str, found: Sequence[str], schema: Any, path: Path) -> str:
-    names = " and ".join(map(repr, found))
-    return f"{path} has several columns to choose from, {names}: name one with {option}. It has: {_described(schema)}."
+    raise UserError(f"{path} has no column that is clearly the right one: name it with {option}. {has}")
 
 
 def _described(schema: Any) -> str:
@@ -273,49 +262,31 @@ def _described(schema: Any) -> str:
 
 
 def _is_picture(kind: Any) -> bool:
-    types = _pyarrow()[0].types
-    if types.is_struct(kind):
-        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
-    return _is_binary(kind)
-
-
-def _is_pictures(kind: Any) -> bool:
-    """A list of them."""
-    return _is_list(kind) and _is_picture(kind.value_type)
-
-
-def _is_binary(kind: Any) -> bool:
-    types = _pyarrow()[0].types
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return _holds(kind) == PICTURE
 
 
 def _is_caption(kind: Any) -> bool:
-    return _is_text(kind) or (_is_list(kind) and _is_text(kind.value_type))
+    return _holds(kind) in (TEXT, TEXTS)
 
 
-def _is_text(kind: Any) -> bool:
+def _holds(kind: Any) -> str | None:
+    """What a column of this type of Arrow's can be used as. Binary data, alone or in a struct's field `bytes`, are a picture."""
     types = _pyarrow()[0].types
     if types.is_dictionary(kind):
-        kind = kind.value_type
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def _is_list(kind: Any) -> bool:
-    types = _pyarrow()[0].types
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-
-
-def _is_number(kind: Any) -> bool:
-    types = _pyarrow()[0].types
-    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+        return TEXT if _holds(kind.value_type) == TEXT else None
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return {TEXT: TEXTS, PICTURE: PICTURES}.get(_holds(kind.value_type) or "")
+    if types.is_struct(kind):
+        return next((PICTURE for field in kind if field.name == "bytes" and _holds(field.type) == PICTURE), None)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return TEXT
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return PICTURE
+    return NUMBER if types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) else None
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    """The modules `pyarrow` and `pyarrow.parquet`.
-
-    Raises:
-        UserError: they are not installed.
-    """
+    """The modules `pyarrow` and `pyarrow.parquet`. Raises `UserError` if they are not installed."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -1,6 +1,6 @@
-"""Reading an embedding store: mapped into memory, so that it may be larger than the memory is.
+"""Reading of an embedding store. It is mapped into memory, so it may be larger than the memory is.
 
-Legend: N pictures, M captions, B rows that are asked for, D width of the joint space, W of token states.
+Legend: N pictures, M captions, B rows that are asked for, T tokens, D width of the joint space, W of token states.
 """
 
 import hashlib
@@ -15,22 +15,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from syzygy.core.contracts import PackedText
+from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError, unknown
-from syzygy.data import building, store_layout
-from syzygy.data.captions import TokenStates, joined
-from syzygy.data.empty_text import RECORD
-from syzygy.data.pair_encoder import DTYPES
-from syzygy.data.store_files import mapped, mend, unpacked_string
-from syzygy.data.store_part import BOOLEAN, CONTENT, NUMBER, TEXT
-from syzygy.data.store_statistics import ImageStatistics
+from syzygy.core.packed_attention import PackedText
+from syzygy.data import store_building
+from syzygy.data.encoding import DTYPES, joined
+from syzygy.data.store_files import DEFAULT_SET, PAIRS, SHARDS, repair, stored_tensors, unpacked_string
+from syzygy.data.store_part import BOOLEAN, CONTENT, EMPTY, NUMBER, TEXT, ImageStatistics
 
 Index = Tensor | Sequence[int] | np.ndarray
-"""Numbers of captions or pictures, on the CPU; a result has their order, and a number may come several times."""
+"""Numbers of captions or pictures, on the CPU. A result has their order, and a number may come several times."""
 
 
 class _Part:
-    """The mapped tensors of one part, as numpy arrays; features as 16-bit patterns, since numpy knows no bf16."""
+    """The mapped tensors of one part as numpy arrays; features as 16-bit patterns, since numpy knows no bf16."""
 
     def __init__(self, pairs: Mapping[str, Tensor], images: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> None:
         self.pairs = pairs
@@ -45,47 +43,46 @@ class _Part:
 class EmbeddingStore:
     """M captions of N pictures, embedded. Captions and pictures have numbers from 0, in the source's order.
 
-    Features come as they are stored (fp16 or bf16): raw, that is projected but not normalised. Can be sent to other processes.
+    Features come as they are stored (fp16 or bf16): raw, that is projected but not normalised. A store can be sent to other processes.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any], features: str) -> None:
         """Use `open`."""
         self.path, self.manifest, self.features = path, manifest, features
-        self._parts = [part for shard in manifest["shards"] for part in shard["parts"]]
-        self._open: list[_Part | None] = [None] * len(self._parts)
-        self._first_caption = np.cumsum([0, *(part["captions"] for part in self._parts)])
-        self._first_image = np.cumsum([0, *(part["pictures"] for part in self._parts)])
+        self._records = [part for shard in manifest["shards"] for part in shard["parts"]]
+        self._open: list[_Part | None] = [None] * len(self._records)
+        self._first_caption = np.cumsum([0, *(part["captions"] for part in self._records)])
+        self._first_image = np.cumsum([0, *(part["pictures"] for part in self._records)])
 
     @classmethod
-    def open(cls, path: str | Path, features: str = store_layout.DEFAULT_SET) -> "EmbeddingStore":
-        """Open a finished store; `features` names the set that captions are read from (image embeddings are always CLIP's).
+    def open(cls, path: str | Path, features: str = DEFAULT_SET) -> "EmbeddingStore":
+        """Open a finished store.
+
+        Args:
+            path: the store's folder.
+            features: the feature set that captions are read from. Image embeddings are always CLIP's.
 
         Raises:
             UserError: there is no store, it is unfinished, of a newer schema, a file is missing or truncated, or it has
                 no such set.
         """
         path = Path(path)
-        manifest = building.read_manifest(path)
+        manifest = store_building.read_manifest(path)
         if features not in manifest["features"]:
             raise unknown(f"feature set of {path}", features, manifest["features"])
-        store = cls(path, manifest, features)
-        store._check_sizes()
-        return store
+        sizes = {entry.name: entry.stat().st_size for entry in (path / SHARDS).iterdir()}
+        for file in store_building.files_in(manifest):
+            size = sizes.get(file["name"])
+            if size != file["size"]:
+                what = "is missing" if size is None else f"has {size:,} bytes instead of {file['size']:,}"
+                raise UserError(f"{path / SHARDS / file['name']} {what}. {repair(path / SHARDS / file['name'])}")
+        return cls(path, manifest, features)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EmbeddingStore.open, (self.path, self.features)
 
     def __repr__(self) -> str:
         return f"EmbeddingStore({str(self.path)!r}, {len(self)} captions, {self.number_of_images} pictures, {self.features})"
-
-    def _check_sizes(self) -> None:
-        found = {entry.name: entry.stat().st_size for entry in (self.path / store_layout.SHARDS).iterdir()}
-        for file in building.files_in(self.manifest):
-            size = found.get(file["name"])
-            if size != file["size"]:
-                path = self.path / store_layout.SHARDS / file["name"]
-                what = "is missing" if size is None else f"has {size:,} bytes instead of {file['size']:,}"
-                raise UserError(f"{path} {what}. {mend(path)}")
 
     def __len__(self) -> int:
         """M."""
@@ -115,7 +112,7 @@ class EmbeddingStore:
     @property
     def dtype(self) -> torch.dtype:
         """How this feature set is stored."""
-        return _dtype(self.manifest, self.features)
+        return DTYPES[self.manifest["features"][self.features]["dtype"]]
 
     @property
     def columns(self) -> dict[str, str]:
@@ -124,13 +121,13 @@ class EmbeddingStore:
 
     @cached_property
     def statistics(self) -> ImageStatistics:
-        """Of all N image embeddings."""
-        return ImageStatistics.from_config(self.manifest["features"][store_layout.DEFAULT_SET]["images"])
+        """Statistics of all N image embeddings."""
+        return ImageStatistics.from_config(self.manifest["features"][DEFAULT_SET]["images"])
 
     @property
     def digest(self) -> str:
-        """Sixteen hex digits over what is stored: the same where the stores are, wherever they lie."""
-        sums = [file["sha256"] for file in building.files_in(self.manifest)]
+        """Sixteen hex digits over what is stored: equal for equal stores, wherever they lie."""
+        sums = [file["sha256"] for file in store_building.files_in(self.manifest)]
         return hashlib.blake2b("".join(sums).encode(), digest_size=8).hexdigest()
 
     @cached_property
@@ -140,14 +137,21 @@ class EmbeddingStore:
 
     def all_lengths(self) -> Int[Tensor, "M"]:
         """Tokens of every caption."""
-        return torch.from_numpy(np.concatenate([np.diff(self._part(i).offsets) for i in range(len(self._parts))]))
+        return torch.from_numpy(np.concatenate([np.diff(part.offsets) for part in self._parts()]))
 
     def all_ids(self) -> Int[Tensor, "M"]:
         """A number for every caption, equal where the captions' words are."""
-        return torch.from_numpy(np.concatenate([self._part(i).hashes for i in range(len(self._parts))]))
+        return torch.from_numpy(np.concatenate([part.hashes for part in self._parts()]))
+
+    def all_images_of(self) -> Int[Tensor, "M"]:
+        """For every caption the number of the picture that it describes."""
+        parts = zip(self._first_image, self._parts(), strict=False)
+        return torch.from_numpy(
+            np.concatenate([first + part.image_of_caption.astype(np.int64) for first, part in parts])
+        )
 
     def shard_of(self, image: int) -> dict[str, Any]:
-        """What the manifest says of the source's shard that this picture is from: its `source` is the shard's name."""
+        """The manifest's entry for the source's shard that this picture is from. Its `source` is the shard's name."""
         first = 0
         for shard in self.manifest["shards"]:
             first += sum(part["pictures"] for part in shard["parts"])
@@ -155,22 +159,15 @@ class EmbeddingStore:
                 return shard
         raise IndexError(f"pictures have numbers from 0 to {self.number_of_images - 1}; got {image}.")
 
-    def all_images_of(self) -> Int[Tensor, "M"]:
-        """For every caption the number of the picture that it describes."""
-        parts = [
-            self._first_image[i] + self._part(i).image_of_caption.astype(np.int64) for i in range(len(self._parts))
-        ]
-        return torch.from_numpy(np.concatenate(parts))
-
     @cached_property
     def same_picture(self) -> Int[Tensor, "N"]:
-        """For every picture the number of the first one that is the same: by its file's content.
+        """For every picture the number of the first one whose file has the same content.
 
-        An older version stored no hashes of the files. Then a folder's pictures are the same where their names are, and any others differ.
+        An older version stored no hashes of the files. Then a folder's pictures are the same if their names are, and any others differ.
         """
         N = self.number_of_images
         if self.has_contents:
-            keys = np.concatenate([self._part(i).pairs[CONTENT].numpy() for i in range(len(self._parts))])
+            keys = np.concatenate([part.pairs[CONTENT].numpy() for part in self._parts()])
         elif self.manifest["kind_of_source"] == "folder":
             keys = np.array(self.keys(range(N)))
         else:
@@ -180,13 +177,13 @@ class EmbeddingStore:
 
     @property
     def different_images(self) -> int:
-        """How many pictures there are if those that are the same count once."""
+        """How many different pictures there are."""
         return len(self.same_picture.unique())
 
     @property
     def has_contents(self) -> bool:
         """Whether the store knows which of its pictures are the same file."""
-        return all(CONTENT in self._part(i).pairs for i in range(len(self._parts)))
+        return all(CONTENT in part.pairs for part in self._parts())
 
     def captions(self, index: Index) -> PackedText:
         """Text features of these captions.
@@ -194,8 +191,7 @@ class EmbeddingStore:
         Raises:
             UserError: the set has no pooled embeddings.
         """
-        tokens = self.tokens(index)
-        return PackedText(tokens.states, tokens.offsets, self.pooled(index))
+        return PackedText(*self._states(index), self.pooled(index))
 
     def pooled(self, index: Index) -> Float[Tensor, "B W"]:
         """Pooled embeddings of these captions, projected but not normalised.
@@ -203,7 +199,7 @@ class EmbeddingStore:
         Raises:
             UserError: the set has none.
         """
-        rows = [(part.pooled, i) for part, i in zip(*self._caption_places(index), strict=True)]
+        rows = [(part.pooled, i) for part, i in self._captions(index)]
         if any(pooled is None for pooled, _ in rows):
             raise self._no_pooled()
         pooled = np.concatenate([x[i : i + 1] for x, i in rows if x is not None])
@@ -212,58 +208,58 @@ class EmbeddingStore:
     def _no_pooled(self) -> UserError:
         return UserError(f"the feature set {self.features!r} has no pooled embeddings. Read its `tokens`.")
 
-    def tokens(self, index: Index) -> TokenStates:
-        """Token states of these captions."""
-        return self._tokens(*self._caption_places(index))
+    def tokens(self, index: Index) -> TextStates:
+        """Token states of these captions, padded with zeros on the right."""
+        states, offsets = self._states(index)
+        lengths = offsets.diff()
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        padded = states.new_zeros(*mask.shape, states.shape[1])
+        padded[mask] = states
+        return TextStates(padded, mask)
 
-    def _tokens(self, parts: list[_Part], local: list[int]) -> TokenStates:
-        bounds = [part.offsets[i : i + 2].tolist() for part, i in zip(parts, local, strict=True)]
-        return joined([part.states[a:b] for part, (a, b) in zip(parts, bounds, strict=True)], self.dtype)
+    def _states(self, index: Index) -> tuple[Float[Tensor, "T W"], Int[Tensor, "B_plus_1"]]:
+        """(token states of these captions, where each caption begins in them)."""
+        bounds = [(part.states, *part.offsets[i : i + 2].tolist()) for part, i in self._captions(index)]
+        return joined([states[a:b] for states, a, b in bounds], self.dtype)
 
     def empty_text(self) -> PackedText:
         """Features of the empty text, as one caption.
 
         Raises:
-            UserError: an older version wrote the store, without them: says how to add them; the set has no pooled embeddings.
+            UserError: an older version wrote the store, without them (the message says how to add them); the set has no pooled embeddings.
         """
         tensors = self._empty()
         if "pooled" not in tensors:
             raise self._no_pooled()
         return PackedText(tensors["states"], tensors["offsets"], tensors["pooled"])
 
-    def empty_tokens(self) -> TokenStates:
-        """Token states of the empty text, as one caption.
+    def empty_tokens(self) -> Float[Tensor, "T W"]:
+        """Token states of the empty text.
 
         Raises:
             UserError: an older version wrote the store, without them.
         """
-        tensors = self._empty()
-        return TokenStates(tensors["states"], tensors["offsets"])
+        return self._empty()["states"]
 
     def _empty(self) -> Mapping[str, Tensor]:
-        file = self.manifest["features"][self.features].get(RECORD)
-        if file is None:
-            raise UserError(
-                f"{self.path} holds no features of the empty text: an older version wrote it. {self._remedy()}"
+        file = self.manifest["features"][self.features].get(EMPTY)
+        if file is not None:
+            return stored_tensors(self.path, file)
+        command = f"{self.manifest['command']} --out STORE"
+        if self.features != DEFAULT_SET:
+            remedy = "Add the feature set again, under another name."
+        elif store_building.read_plan(self.path) is None:
+            remedy = (
+                f"Embed the source of each store that it was merged from into a new store, then merge them: {command}"
             )
-        return mapped(self.path / store_layout.SHARDS / file["name"], file["size"])
-
-    def _remedy(self) -> str:
-        """How features of the empty text come into a store of schema 1."""
-        if self.features != store_layout.DEFAULT_SET:
-            return "Add the feature set anew, under another name."
-        if building.read_plan(self.path) is None:
-            return (
-                "Embed the source of each store that it was merged from anew, into a new one, then merge them with: "
-                f"{self.manifest['command']} --out STORE"
-            )
-        return f"Embed its source anew: {self.manifest['command']} --out STORE"
+        else:
+            remedy = f"Embed its source again: {command}"
+        raise UserError(f"{self.path} holds no features of the empty text, because an older version wrote it. {remedy}")
 
     def images(self, index: Index) -> Float[Tensor, "B D"]:
         """Raw embeddings of these pictures."""
-        parts, local = self._places(index, self._first_image, "picture")
-        rows = np.concatenate([part.images[i : i + 1] for part, i in zip(parts, local, strict=True)])
-        return torch.from_numpy(rows).view(_dtype(self.manifest, store_layout.DEFAULT_SET))
+        rows = np.concatenate([part.images[i : i + 1] for part, i in self._pictures(index)])
+        return torch.from_numpy(rows).view(DTYPES[self.manifest["features"][DEFAULT_SET]["dtype"]])
 
     def images_of(self, index: Index) -> Float[Tensor, "B D"]:
         """Raw embeddings of the pictures that these captions describe."""
@@ -271,84 +267,71 @@ class EmbeddingStore:
 
     def image_of(self, index: Index) -> Int[Tensor, "B"]:
         """The numbers of the pictures that these captions describe."""
-        numbers = _numbers(index, len(self), "caption")
-        which = np.searchsorted(self._first_caption, numbers, side="right") - 1
-        parts, local = self._caption_places(numbers)
-        inside = [part.image_of_caption[i] for part, i in zip(parts, local, strict=True)]
+        which, local = _places(index, self._first_caption, "caption")
+        inside = [self._part(w).image_of_caption[i] for w, i in zip(which.tolist(), local.tolist(), strict=True)]
         return torch.from_numpy(self._first_image[which] + np.array(inside, np.int64))
 
     def ids(self, index: Index) -> Int[Tensor, "B"]:
         """A number for each caption, equal where the captions' words are."""
-        parts, local = self._caption_places(index)
-        return torch.from_numpy(np.array([part.hashes[i] for part, i in zip(parts, local, strict=True)], np.int64))
+        return torch.from_numpy(np.array([part.hashes[i] for part, i in self._captions(index)], np.int64))
 
     def texts(self, index: Index) -> list[str]:
         """The captions themselves."""
-        parts, local = self._caption_places(index)
-        return [_string(part, "caption", i) for part, i in zip(parts, local, strict=True)]
+        return [unpacked_string(part.pairs, "caption", i) for part, i in self._captions(index)]
 
     def keys(self, index: Index) -> list[str]:
         """What the source calls these pictures."""
-        parts, local = self._places(index, self._first_image, "picture")
-        return [_string(part, "key", i) for part, i in zip(parts, local, strict=True)]
+        return [unpacked_string(part.pairs, "key", i) for part, i in self._pictures(index)]
 
     def column(self, name: str) -> Tensor | list[str]:
-        """A metadata column of all N pictures: float64 with NaN where a value is missing, bool, or a list of text.
+        """A metadata column of all N pictures: float64 with NaN where a value is missing, bool, or a list of texts.
 
         Raises:
             UserError: there is no such column.
         """
         if name not in self.columns:
             raise unknown(f"column of {self.path}", name, self.columns)
-        parts = [(self._part(i), self._parts[i]["pictures"]) for i in range(len(self._parts))]
+        parts = [(part.pairs, record["pictures"]) for part, record in zip(self._parts(), self._records, strict=True)]
         if self.columns[name] == TEXT:
-            return [text for part, number in parts for text in _text_column(part.pairs, name, number)]
-        found = [_number_column(part.pairs, name, number) for part, number in parts]
-        whole = torch.cat([values.double() for values in found])
-        return whole.bool() if self.columns[name] == BOOLEAN else whole
+            return [text for pairs, number in parts for text in _text_column(pairs, f"{TEXT}/{name}", number)]
+        found = torch.cat([_number_column(pairs, name, number).double() for pairs, number in parts])
+        return found.bool() if self.columns[name] == BOOLEAN else found
 
-    def _caption_places(self, index: Index) -> tuple[list[_Part], list[int]]:
-        return self._places(index, self._first_caption, "caption")
+    def _captions(self, index: Index) -> list[tuple[_Part, int]]:
+        """For each caption its part, and its number in it."""
+        which, local = _places(index, self._first_caption, "caption")
+        return [(self._part(w), i) for w, i in zip(which.tolist(), local.tolist(), strict=True)]
 
-    def _places(self, index: Index, first: np.ndarray, what: str) -> tuple[list[_Part], list[int]]:
-        """For each number its part, and its number in it."""
-        numbers = _numbers(index, int(first[-1]), what)
-        which = np.searchsorted(first, numbers, side="right") - 1
-        return [self._part(i) for i in which.tolist()], (numbers - first[which]).tolist()
+    def _pictures(self, index: Index) -> list[tuple[_Part, int]]:
+        """For each picture its part, and its number in it."""
+        which, local = _places(index, self._first_image, "picture")
+        return [(self._part(w), i) for w, i in zip(which.tolist(), local.tolist(), strict=True)]
+
+    def _parts(self) -> list[_Part]:
+        return [self._part(number) for number in range(len(self._records))]
 
     def _part(self, number: int) -> _Part:
         part = self._open[number]
         if part is None:
-            record = self._parts[number]
-            files = {store_layout.PAIRS: record["pairs"], **record["features"]}
-            tensors = {
-                name: mapped(self.path / store_layout.SHARDS / files[name]["name"], files[name]["size"])
-                for name in {store_layout.PAIRS, store_layout.DEFAULT_SET, self.features}
-            }
-            part = _Part(tensors[store_layout.PAIRS], tensors[store_layout.DEFAULT_SET], tensors[self.features])
-            self._open[number] = part
+            record = self._records[number]
+            files = {PAIRS: record["pairs"], **record["features"]}
+            tensors = {name: stored_tensors(self.path, files[name]) for name in {PAIRS, DEFAULT_SET, self.features}}
+            part = self._open[number] = _Part(tensors[PAIRS], tensors[DEFAULT_SET], tensors[self.features])
         return part
 
 
-def _dtype(manifest: Mapping[str, Any], features: str) -> torch.dtype:
-    return DTYPES[manifest["features"][features]["dtype"]]
-
-
-def _numbers(index: Index, limit: int, what: str) -> np.ndarray:
-    numbers = np.asarray(index, dtype=np.int64)
+def _places(index: Index, first: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """(the part of each number, its place in that part), where `first` is the first number of each part."""
+    numbers, limit = np.asarray(index, dtype=np.int64), int(first[-1])
     assert numbers.ndim == 1 and len(numbers), "one number for each row, and at least one row"
-    if len(numbers) and (numbers.min() < 0 or numbers.max() >= limit):
+    if numbers.min() < 0 or numbers.max() >= limit:
         raise IndexError(f"{what}s have numbers from 0 to {limit - 1}; got {numbers.min()} to {numbers.max()}.")
-    return numbers
-
-
-def _string(part: _Part, name: str, i: int) -> str:
-    return unpacked_string(part.pairs[f"{name}/data"], part.pairs[f"{name}/offsets"], i)
+    which = np.searchsorted(first, numbers, side="right") - 1
+    return which, numbers - first[which]
 
 
 def _text_column(pairs: Mapping[str, Tensor], name: str, number: int) -> list[str]:
-    data, offsets = f"{TEXT}/{name}/data", f"{TEXT}/{name}/offsets"
-    return [unpacked_string(pairs[data], pairs[offsets], i) if data in pairs else "" for i in range(number)]
+    return [unpacked_string(pairs, name, i) if f"{name}/data" in pairs else "" for i in range(number)]
 
 
 def _number_column(pairs: Mapping[str, Tensor], name: str, number: int) -> Tensor:

@@ -1,9 +1,9 @@
-"""What a person wants to see of an embedding store: sample pairs with their pictures, caption lengths, duplicates, columns."""
+"""An overview of an embedding store: sample pairs with their pictures, caption lengths, duplicates, columns."""
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,16 +11,17 @@ from PIL import Image
 
 from syzygy.core.config import parse
 from syzygy.core.errors import UserError
-from syzygy.core.image_reading import FORMATS, loaded, quiet, read_bytes
+from syzygy.core.image_reading import loaded, quiet
 from syzygy.core.randomness import generator
 from syzygy.data.pair import RawPair, Shard
+from syzygy.data.prefetch import picture_data
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.data.store import EmbeddingStore
 
 BINS = 12
 """Of the histogram of caption lengths, at most."""
 SHARDS = 4
-"""Shards of the source that samples come from: each is read up to its last sample."""
+"""Shards of the source that samples come from. Each is read up to its last sample."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class View:
-    """What there is to see."""
+    """What `syzygy store show` shows."""
 
     pairs: list[Pair]
     missing: str | None
@@ -50,10 +51,10 @@ class View:
 
 
 def view(store: EmbeddingStore, number: int, seed: int, source: str | None = None) -> View:
-    """Look at a store, and at `number` of its pictures, chosen at random.
+    """Summarise a store, and show `number` of its pictures, chosen at random.
 
     Args:
-        source: where the pictures are; None: where they were when they were embedded.
+        source: where the pictures are. None: where they were when they were embedded.
 
     Raises:
         UserError: a file of the store is damaged; `source` is given and cannot be opened.
@@ -100,16 +101,20 @@ def _pictures(
         if source is not None:
             raise
         return {}, str(error)
-    names = dict(zip(wanted, store.keys(wanted), strict=True))
+    images_of: dict[str, dict[str, int]] = {}
+    fingerprints: dict[str, str] = {}
+    for image, key in zip(wanted, store.keys(wanted), strict=True):
+        shard = store.shard_of(image)
+        images_of.setdefault(shard["source"], {})[key] = image
+        fingerprints[shard["source"]] = shard["fingerprint"]
     found: dict[int, Image.Image] = {}
     changed = False
-    for image_shard in {store.shard_of(image)["source"]: store.shard_of(image) for image in wanted}.values():
-        shard = shards.get(image_shard["source"])
-        if shard is None or shard.fingerprint != image_shard["fingerprint"]:
+    for name, images in images_of.items():
+        shard = shards.get(name)
+        if shard is None or shard.fingerprint != fingerprints[name]:
             changed = True
             continue
-        mine = {names[image]: image for image in wanted if store.shard_of(image)["source"] == image_shard["source"]}
-        found |= {mine[key]: image for key, image in _read(shard, set(mine)).items()}
+        found |= {images[key]: image for key, image in _read(shard, set(images)).items()}
     if changed:
         return found, "the source has changed since it was embedded, or is another one"
     return found, None if len(found) == len(wanted) else "the source holds no pictures for them, or they cannot be read"
@@ -120,7 +125,7 @@ def _source(store: EmbeddingStore, source: str | None) -> Mapping[str, Shard]:
     source = source or store.source
     if source is None:
         made = " ".join(shlex.split(store.manifest["command"])[:3])
-        raise UserError(f"it was made by {made}, which does not say where pictures are; --source SOURCE does")
+        raise UserError(f"it was made by {made}, which does not name the pictures' place. Name it with --source SOURCE")
     options = parse(SourceOptions, store.manifest["options"] or {}, "store show")
     return {shard.name: shard for shard in open_source(source, options).shards}
 
@@ -133,11 +138,8 @@ def _read(shard: Shard, keys: set[str]) -> dict[str, Image.Image]:
             if not isinstance(sample, RawPair) or sample.key not in left or sample.picture is None:
                 continue
             left.discard(sample.key)
-            try:
-                data = read_bytes(sample.picture) if isinstance(sample.picture, Path) else sample.picture
-                found[sample.key] = loaded(data, "the picture", FORMATS)
-            except UserError:
-                pass  # it was readable when it was embedded; its place stays empty
+            with suppress(UserError):  # it was readable when it was embedded; otherwise its cell stays empty
+                found[sample.key] = loaded(picture_data(sample.picture), "the picture")
             if not left:
                 break
     return found

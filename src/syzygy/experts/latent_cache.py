@@ -185,7 +185,7 @@ def _encode_shard(
         rows, captions, contents = zip(*samples, strict=True)
         tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         file = write_tensors(folder / f"{number:05}-{len(parts):05}.safetensors", tensors)
-        parts.append({"file": file.to_config(), "captions": captions, "contents": contents})
+        parts.append({"file": file, "captions": captions, "contents": contents})
     return {"source": shard.name, "seen": seen, "bad": bad, "parts": parts}
 
 

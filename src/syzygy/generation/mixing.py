@@ -1,28 +1,23 @@
-"""What unCLIP is loved for: variations of a picture, mixtures of pictures and texts, paths between two. And the best of several.
+"""Mixing of image embeddings on the sphere, and the sources of a mixture: texts and pictures, told apart and read.
 
-All of them paint from image embeddings: a picture's is CLIP's, a text's is what the prior predicts of it.
-Shapes: K sources, N pictures, F frames, D width of CLIP's joint space.
+A picture's embedding is CLIP's; a text's is what the prior predicts from it.
+Shapes: K sources, N images, F frames, D width of CLIP's joint space.
 """
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from syzygy.core import arguments
-from syzygy.core.contracts import ImageEncoder, Progress, Sampling
-from syzygy.core.errors import HALF_PRECISION, UserError
+from syzygy.core.errors import UserError
 from syzygy.core.image_reading import FOREIGN_SUFFIXES, SUFFIXES, as_rgb
-from syzygy.generation.image_files import open_picture, to_tensor
-from syzygy.generation.pipeline import Pipeline, PipelineOutput, check_number, check_texts, one_each, seeds_of
+from syzygy.generation.image_files import open_picture
 
 _PATH = re.compile(r".*[/\\][^/\\\s]*\.[a-z][a-z0-9]{1,4}", re.IGNORECASE | re.DOTALL)
 """A path whose last part is one word with an ending, such as `photos/cat.xyz`."""
@@ -31,7 +26,7 @@ OPPOSITE = 1e-6
 ROUNDS, SETTLED = 200, 1e-10
 
 Picture = str | Path | Image.Image | Tensor
-"""A picture: its file, a Pillow image of any mode, or a tensor [3, H, W] of RGB in [0, 1]."""
+"""A picture: its file, a Pillow image of any mode, a tensor [3, H, W] of RGB in [0, 1], or its image embedding as a tensor [1, D]."""
 KINDS = (str, Path, Image.Image, Tensor)
 Source = str | Path | Image.Image | Tensor
 """A picture, or a text: a `str` that neither names a file nor looks like a picture's file name (`read_source`)."""
@@ -66,11 +61,6 @@ def check_there(path: Path) -> Path:
     return path
 
 
-def texts_of(sources: Sequence[Source]) -> list[str]:
-    """The texts among them."""
-    return [one for one in sources if isinstance(one, str) and isinstance(read_source(one), str)]
-
-
 def pictures_of(given: Picture | Sequence[Picture]) -> list[Picture]:
     """One picture or several, a tensor [B, 3, H, W] among the latter, as a list.
 
@@ -103,11 +93,27 @@ def image_of(given: object) -> Image.Image:
     )
 
 
-def weighted(sources: Sequence[tuple[Source, float]]) -> list[tuple[Source, float]]:
-    """Sources with their weights, as a list. Whether the weights can be mixed is checked later (`shares`).
+def checked(picture: Tensor) -> Float[Tensor, "3 H W"]:
+    """A picture as a tensor.
 
     Raises:
-        UserError: not a list of pairs; a source that is neither text nor picture; a weight that is not a number.
+        UserError: it has another shape, type or range.
+    """
+    if picture.ndim != 3 or len(picture) != 3 or not picture.numel() or not picture.is_floating_point():
+        raise UserError(
+            f"a picture is a tensor [3, H, W] of floating-point numbers, not {list(picture.shape)} of {picture.dtype}."
+        )
+    low, high = float(picture.min()), float(picture.max())
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"a picture's numbers are from 0 to 1; this one's are from {low:g} to {high:g}.")
+    return picture
+
+
+def weighted(sources: Sequence[tuple[Source, float]]) -> list[tuple[Source, float]]:
+    """Sources with their weights, where a `str` that means a file has become a path. Whether weights can be mixed says `shares`.
+
+    Raises:
+        UserError: not a list of pairs; a source that is neither text nor picture, or a file that is missing; a weight that is no number.
     """
     if not isinstance(sources, (list, tuple)) or not all(
         isinstance(one, (list, tuple)) and len(one) == 2 for one in sources
@@ -122,7 +128,12 @@ def weighted(sources: Sequence[tuple[Source, float]]) -> list[tuple[Source, floa
             )
         if isinstance(weight, bool) or not isinstance(weight, Real):
             raise UserError(f"the weight of source {place} must be a number from 0 to 1, got {weight!r:.40}.")
-    return [(source, float(weight)) for source, weight in sources]
+    return [(_read(source), float(weight)) for source, weight in sources]
+
+
+def _read(source: Source) -> Source:
+    found = read_source(source) if isinstance(source, str) else source
+    return check_there(found) if isinstance(found, Path) and isinstance(source, str) else found
 
 
 def shares(weights: Sequence[float]) -> list[float]:
@@ -215,211 +226,3 @@ def path(start: Float[Tensor, "N D"], end: Float[Tensor, "N D"], frames: int) ->
         raise UserError(f"{frames} frames are no path: ask for 2 or more.")
     both = torch.stack([start, end])
     return torch.stack([mixed(both, [1 - i / (frames - 1), i / (frames - 1)]) for i in range(frames)])
-
-
-@runtime_checkable
-class Preparing(Protocol):
-    """What a CLIP does to a photograph before its image tower."""
-
-    def prepare(self, image: Image.Image) -> Float[Tensor, "3 S S"]: ...
-
-
-@runtime_checkable
-class PictureEncoder(ImageEncoder, Protocol):
-    """An image encoder that also takes photographs, as its CLIP prepares them."""
-
-    @property
-    def preparation(self) -> Preparing: ...
-
-    def encode_pixels(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """How to paint, whatever the pictures are of."""
-
-    generator: torch.Generator | Sequence[torch.Generator] | None = None
-    """As of `Pipeline`; with the best of k, one for each of the k candidates, those of one picture together."""
-    best_of: int = 1
-    negative_prompt: str | Sequence[str] | None = None
-    """One for all; in `Blender.vary` also a list with one for each given picture."""
-    sampling: Sampling = field(default_factory=Sampling)
-    callback: Callable[[Progress], None] | None = None
-
-
-@dataclass(frozen=True)
-class Blender:
-    """A pipeline with an eye: paints from pictures as from texts. The decoder reads image embeddings alone, no text."""
-
-    pipeline: Pipeline
-    encoder: PictureEncoder
-
-    @torch.inference_mode()
-    def vary(self, pictures: Sequence[Picture], num_images: int, request: Request) -> PipelineOutput:
-        """Each picture `num_images` times anew, from its embedding and noise of its own (DALL·E 2, section 3.1).
-
-        Raises:
-            UserError: no picture, one that cannot be read, fewer than one to paint, a setting out of range.
-        """
-        if not len(pictures):
-            raise UserError("no picture to vary: give one or more.")
-        check_number(num_images, "of a picture")
-        negatives = arguments.negatives(request.negative_prompt, len(pictures), "picture")
-        if isinstance(negatives, list):
-            request = replace(request, negative_prompt=[text for text in negatives for _ in range(num_images)])
-        embeddings = torch.cat([self.embedded(picture) for picture in pictures]).repeat_interleave(num_images, 0)
-        return self._painted(lambda noise: embeddings, len(embeddings), request)
-
-    @torch.inference_mode()
-    def mix(self, sources: Sequence[tuple[Source, float]], num_images: int, request: Request) -> PipelineOutput:
-        """`num_images` pictures of one mixture (`mixed`); the prior predicts all texts of a picture from one ε.
-
-        Raises:
-            UserError: no source, an empty text, a picture that cannot be read, weights as of `shares`, fewer than one picture.
-        """
-        shares([weight for _, weight in sources])
-        check_number(num_images, "of a mixture")
-        given = [self._embedding(source) for source, _ in sources]
-
-        def embed(noise: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-            return mixed(torch.stack([one(noise) for one in given]), [weight for _, weight in sources])
-
-        return self._painted(embed, num_images, request)
-
-    @torch.inference_mode()
-    def interpolate(self, start: Source, end: Source, frames: int, batch_size: int, request: Request) -> PipelineOutput:
-        """`frames` pictures on the way from one source to the other, all from the same noise, `batch_size` at a time.
-
-        Raises:
-            UserError: as `mix` and `path`.
-        """
-        assert request.best_of == 1, "frames share their noise: there is nothing to choose from"
-        (generator,) = one_each(request.generator, 1)
-        (seed,) = seeds_of([generator])
-        noise = self.pipeline.noise([generator])
-        first, last = (self._embedding(source)(noise) for source in (start, end))
-        embeddings = path(first, last, frames)[:, 0]
-        outputs = []
-        for some in embeddings.split(batch_size):
-            same = [torch.Generator(generator.device).set_state(generator.get_state()) for _ in some]
-            outputs.append(self._paint(some, same, [seed] * len(same), request))
-        return _joined(outputs)
-
-    def embedded(self, picture: Picture) -> Float[Tensor, "1 D"]:
-        """A picture's raw embedding: a file or a Pillow image through the one reader and CLIP's own preparation, a tensor as it is.
-
-        Raises:
-            UserError: a file or image that cannot be read, a tensor of another shape or range, a value of another type.
-        """
-        if isinstance(picture, Tensor):
-            found = self.encoder.encode_image(_checked(picture)[None])
-        else:
-            found = self.encoder.encode_pixels(self.encoder.preparation.prepare(image_of(picture))[None])
-        return found.to(self.pipeline.device, torch.float32)
-
-    def _embedding(self, source: Source) -> Callable[[Float[Tensor, "N D"]], Float[Tensor, "N D"]]:
-        """What makes N embeddings of the source, of the prior's ε for each."""
-        if isinstance(source, str):
-            source = read_source(source)
-            source = check_there(source) if isinstance(source, Path) else source
-        if not isinstance(source, str):
-            embedding = self.embedded(source)
-            return lambda noise: embedding.expand(len(noise), -1)
-        check_texts([source])
-        return lambda noise: self.pipeline.predict([source], [0] * len(noise), noise)[1].float()
-
-    def _painted(
-        self, embed: Callable[[Float[Tensor, "N D"]], Float[Tensor, "N D"]], number: int, request: Request
-    ) -> PipelineOutput:
-        def paint(generators: Sequence[torch.Generator]) -> PipelineOutput:
-            seeds = seeds_of(generators)
-            return self._paint(embed(self.pipeline.noise(generators)), generators, seeds, request)
-
-        def score(output: PipelineOutput) -> Float[Tensor, "N"]:
-            return clip_scores(output.images, output.image_embeddings, self.encoder)
-
-        return best(paint, number, request.generator, request.best_of, score)
-
-    def _paint(
-        self,
-        embeddings: Float[Tensor, "N D"],
-        generators: Sequence[torch.Generator],
-        seeds: Sequence[int | None],
-        request: Request,
-    ) -> PipelineOutput:
-        return self.pipeline.paint(
-            embeddings,
-            generators,
-            negative_prompt=request.negative_prompt,
-            sampling=request.sampling,
-            seeds=seeds,
-            callback=request.callback,
-        )
-
-
-def _checked(picture: Tensor) -> Float[Tensor, "3 H W"]:
-    if picture.ndim != 3 or len(picture) != 3 or not picture.numel() or not picture.is_floating_point():
-        raise UserError(
-            f"a picture is a tensor [3, H, W] of floating-point numbers, not {list(picture.shape)} of {picture.dtype}."
-        )
-    low, high = float(picture.min()), float(picture.max())
-    if not (low >= 0 and high <= 1):
-        raise UserError(f"a picture's numbers are from 0 to 1; this one's are from {low:g} to {high:g}.")
-    return picture
-
-
-def best(
-    paint: Callable[[list[torch.Generator]], PipelineOutput],
-    number: int,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-    best_of: int,
-    score: Callable[[PipelineOutput], Float[Tensor, "N"]],
-) -> PipelineOutput:
-    """`number` pictures, each the one with the highest score among `best_of`, which only their noise tells apart.
-
-    Candidates are painted `number` at a time. A picture's own seed paints it again without the others.
-
-    Args:
-        paint: `number` pictures from as many generators.
-        generator: one a candidate (`number` × `best_of`, those of one picture together), or one for all; None is a fresh seed.
-
-    Raises:
-        UserError: fewer than one candidate, another number of generators.
-    """
-    if best_of < 1:
-        raise UserError(f"the best of {best_of} pictures cannot be kept; paint 1 or more.")
-    generators = one_each(generator, number * best_of)
-    if best_of == 1:
-        return paint(generators)
-    outputs = [paint(generators[candidate::best_of]) for candidate in range(best_of)]
-    found = torch.stack([score(output) for output in outputs])
-    if not torch.isfinite(found).all():
-        raise UserError(
-            f"the CLIP scores that choose the best of {best_of} are not finite (NaN or infinity). {HALF_PRECISION}"
-        )
-    scores, kept = found.max(0)
-    chosen = [(outputs[candidate], row) for row, candidate in enumerate(kept.tolist())]
-    return PipelineOutput(
-        [output.images[row] for output, row in chosen],
-        torch.stack([output.image_embeddings[row] for output, row in chosen]),
-        [output.seeds[row] for output, row in chosen],
-        scores,
-    )
-
-
-def clip_scores(
-    images: Sequence[Image.Image], embeddings: Float[Tensor, "N D"], encoder: ImageEncoder
-) -> Float[Tensor, "N"]:
-    """Cosine of each picture's own embedding with a text's or an image's (Hessel et al. 2021, unscaled), on the CPU."""
-    seen = encoder.encode_image(torch.stack([to_tensor(image) for image in images])).cpu()
-    return torch.nn.functional.cosine_similarity(seen, embeddings.cpu())
-
-
-def _joined(outputs: Sequence[PipelineOutput]) -> PipelineOutput:
-    first = outputs[0]
-    return replace(
-        first,
-        images=[image for output in outputs for image in output.images],
-        image_embeddings=torch.cat([output.image_embeddings for output in outputs]),
-        seeds=[seed for output in outputs for seed in output.seeds],
-    )

@@ -22,6 +22,7 @@ from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.core.pixels import check_finite
 from syzygy.core.randomness import per_sample_noise
 from syzygy.generation.replaced_text_encoder import adapter_folder, llm_beside
+from syzygy.generation.request import check_generator
 from syzygy.pretrained.repositories import KANDINSKY, KARLO, PUBLISHED, identity
 from syzygy.prior.diffusion_prior import PriorSampling, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
@@ -155,7 +156,7 @@ class PriorPipeline:
         """
         prompts = arguments.texts(prompt)
         num_images_per_prompt = arguments.whole(num_images_per_prompt, "num_images_per_prompt")
-        generator = arguments.generators(generator)
+        generator = check_generator(generator)
         prior = self._sampled(num_inference_steps, guidance_scale)
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
         if not rows:

@@ -1,41 +1,34 @@
 """The facade that loads: `TextToImage.from_pretrained("starter")`."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core import arguments, artifacts, model_parts
-from syzygy.core.contracts import Prior, Progress, Region, TextFeatures
-from syzygy.core.errors import UserError
+from syzygy.core.contracts import ImageEncoder, Prior, Progress, Region, TextFeatures
+from syzygy.core.errors import HALF_PRECISION, UserError
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.routing import Experts
 from syzygy.generation import load_pretrained, own_models
-from syzygy.generation.mixing import (
-    Blender,
-    Picture,
-    Request,
-    Source,
-    best,
-    clip_scores,
-    pictures_of,
-    texts_of,
-    weighted,
-)
-from syzygy.generation.pipeline import Pipeline, PipelineOutput, check_number
+from syzygy.generation.image_files import to_tensor
+from syzygy.generation.mixing import Picture, Source, checked, image_of, path, pictures_of, weighted
+from syzygy.generation.pipeline import Pipeline, PipelineOutput
 from syzygy.generation.replaced_text_encoder import adapt
+from syzygy.generation.request import GenerationRequest, one_each
 from syzygy.lab.world.language import detect_language, language
 from syzygy.lab.world.reader import Reader
 from syzygy.pretrained import repositories
 from syzygy.prior.diffusion_prior import SampledPrior
-from syzygy.regions.phrases import for_each
 from syzygy.regions.region_bias import REGION_STRENGTH
 
 
@@ -194,173 +187,182 @@ class TextToImage:
         callback: Callable[[Progress], None] | None = None,
         **options: Any,
     ) -> PipelineOutput:
-        """Paint prompts; arguments as of `Pipeline`; steps, guidance scale and sampler by default those that suit the model.
+        """Generate images from prompts. Steps, guidance scale and sampler are by default those that suit the model.
 
-        Warns of words that the embedded world does not know, where the model paints that world.
-
-        Args:
-            negative_prompt: what the images should avoid: one text for all prompts, or a list with one for each.
-            best_of: of so many candidates a picture, the one whose CLIP score against its prompt is best is kept; generators are
-                then one for all, or one for each candidate, those of one picture together. CLIP's text encoder reads English alone:
-                where an adapter reads the prompts, the score is against the image embedding that was predicted of them, and a style,
-                which takes that embedding's place, is refused.
-            regions: where phrases of a prompt shall be (paint-with-words): some for all prompts, or a list for each.
-            style: a picture to paint in the manner of: a file, Pillow picture, or tensor [3, H, W] in [0, 1].
-            options: `region_strength` (how strongly regions pull), `style_guidance`, `height` and `width` in pixels, and what the decoder
-                alone knows (Stable unCLIP's `noise_level`, Karlo's `super_res_steps`).
-        """
-        prompts = arguments.texts(prompt)
-        num_images_per_prompt = arguments.whole(num_images_per_prompt, "num_images_per_prompt")
-        best_of, generator = arguments.whole(best_of, "best_of"), arguments.generators(generator)
-        negative_prompt = arguments.negatives(negative_prompt, len(prompts))
-        callback, conditions = arguments.callback(callback), arguments.names_of(conditions)
-        sampling = arguments.sampling(num_inference_steps, guidance_scale, sampler, options)
-        self._warn_of(prompts)
-        check_number(num_images_per_prompt)
-        regions = arguments.regions(regions)
-        painted = None if regions is None else for_each(regions, len(prompts))
-        manner = None if style is None else self.blender.embedded(style)
-        if manner is not None and self.adapter and best_of > 1:
-            raise UserError(
-                "with an adapter the best of several pictures is the one nearest to the embedding predicted of the prompt, whose place a "
-                "style takes: leave the style, the adapter or the choice out."
-            )
-        if style is None and options.get("style_guidance") is not None:
-            raise UserError("style guidance is for a style: give a picture, or leave it out.")
-
-        def paint(generators: list[torch.Generator]) -> PipelineOutput:
-            return self.pipeline(
-                prompts,
-                negative_prompt=negative_prompt,
-                num_images_per_prompt=num_images_per_prompt,
-                sampling=sampling,
-                generator=generators,
-                conditions=conditions,
-                regions=painted,
-                style=manner,
-                callback=callback,
-            )
-
-        def score(output: PipelineOutput) -> torch.Tensor:
-            if self.adapter:
-                return clip_scores(output.images, output.image_embeddings, self.clip)
-            texts = self.clip.encode_text(prompts).pooled.repeat_interleave(num_images_per_prompt, 0)
-            return clip_scores(output.images, texts, self.clip)
-
-        return best(paint, len(prompts) * num_images_per_prompt, generator, best_of, score)
-
-    def vary(
-        self,
-        image: Picture | Sequence[Picture],
-        *,
-        num_images: int = 1,
-        best_of: int = 1,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        sampler: str | None = None,
-        callback: Callable[[Progress], None] | None = None,
-        **options: Any,
-    ) -> PipelineOutput:
-        """Paint pictures anew, each `num_images` times: what its CLIP embedding holds, from noise of its own.
+        Warns of words that the model's world does not have, if it was trained on one.
 
         Args:
-            image: file, Pillow picture or tensor [3, H, W] in [0, 1]; or several.
-            best_of: the best of so many is kept, by cosine with the embedding that it was painted from.
-            negative_prompt: one text for all pictures, or a list with one for each.
-
-        Other arguments as of `__call__`. The decoder is told no text.
-        """
-        pictures = pictures_of(image)
-        request = Request(
-            generator=arguments.generators(generator),
-            best_of=arguments.whole(best_of, "best_of"),
-            negative_prompt=arguments.negatives(negative_prompt, len(pictures), "picture"),
-            sampling=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
-            callback=arguments.callback(callback),
-        )
-        return self.blender.vary(pictures, arguments.whole(num_images, "num_images"), request)
-
-    def mix(
-        self,
-        sources: Sequence[tuple[Source, float]],
-        *,
-        num_images: int = 1,
-        best_of: int = 1,
-        negative_prompt: str | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        sampler: str | None = None,
-        callback: Callable[[Progress], None] | None = None,
-        **options: Any,
-    ) -> PipelineOutput:
-        """Paint what lies between pictures and texts, with weights from 0 to 1 of which the proportions count.
-
-        Args:
-            sources: with weights: texts, and pictures as for `vary`. A `str` is a picture if it names a file or ends as
-                a picture's name does.
-
-        Other arguments as of `vary`. How they are mixed: `syzygy.generation.mixing.mixed`.
-        """
-        sources = weighted(sources)
-        request = Request(
-            generator=arguments.generators(generator),
-            best_of=arguments.whole(best_of, "best_of"),
-            negative_prompt=arguments.negatives(negative_prompt, None),
-            sampling=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
-            callback=arguments.callback(callback),
-        )
-        num_images = arguments.whole(num_images, "num_images")
-        self._warn_of(texts_of([source for source, _ in sources]))
-        return self.blender.mix(sources, num_images, request)
-
-    def interpolate(
-        self,
-        start: Source,
-        end: Source,
-        frames: int,
-        *,
-        batch_size: int = 16,
-        negative_prompt: str | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        sampler: str | None = None,
-        callback: Callable[[Progress], None] | None = None,
-        **options: Any,
-    ) -> PipelineOutput:
-        """Paint the way from one source to another, ends included, all frames from one noise, `batch_size` at a time.
-
-        Sources as of `mix`, other arguments as of `__call__`.
-        """
-        (start, _), (end, _) = weighted([(start, 1.0), (end, 1.0)])
-        frames, batch_size = arguments.whole(frames, "frames"), arguments.whole(batch_size, "batch_size", 1)
-        request = Request(
-            generator=arguments.generators(generator),
-            negative_prompt=arguments.negatives(negative_prompt, None),
-            sampling=arguments.sampling(num_inference_steps, guidance_scale, sampler, options),
-            callback=arguments.callback(callback),
-        )
-        self._warn_of(texts_of([start, end]))
-        return self.blender.interpolate(start, end, frames, batch_size, request)
-
-    @property
-    def blender(self) -> Blender:
-        """What paints from pictures, with this model's image encoder.
+            negative_prompt: what the images should avoid: one text for all prompts, or a list with one for each. It goes through the same
+                text encoder and prior, and needs guidance (a scale other than 1).
+            best_of: candidates for each image. The one whose CLIP score with its prompt is best is kept. Generators are then one for all, or
+                one for each candidate, those of one image together. CLIP's text encoder reads English alone: where an adapter reads the
+                prompts, the score is with the predicted image embedding, and a style, which replaces it, is refused.
+            generator: one for each image, or one from which each image's own is drawn in turn. None draws a fresh seed.
+            conditions: what the decoder reads: "image" (the predicted embedding), "text", or both.
+            regions: where phrases of a prompt should be (paint-with-words): a list for all prompts, or a list for each.
+            style: a picture whose style the images should have: a file, a Pillow image, or a tensor [3, H, W] in [0, 1].
+            callback: is called with a `Progress` after each sampling step.
+            options: `region_strength`, `style_guidance`, `height` and `width` in pixels, `batch_size` (images at once; default all), and
+                options of the decoder (`noise_level` of Stable unCLIP, `super_res_steps` of Karlo).
 
         Raises:
-            UserError: the decoder reads no image embedding.
+            UserError: a value has another type, is out of range, or has no effect with this model.
+            NonFiniteError: the model computes NaN or infinity; the message names the images.
         """
+        request = GenerationRequest.from_keywords(
+            prompts=prompt,
+            num_images=arguments.whole(num_images_per_prompt, "num_images_per_prompt", 1),
+            negative_prompt=negative_prompt,
+            best_of=best_of,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=generator,
+            sampler=sampler,
+            conditions=conditions,
+            regions=regions,
+            style=style,
+            callback=callback,
+            **options,
+        )
+        self.warn_of(request.prompts)
+        return self.generate(request)
+
+    def vary(self, image: Picture | Sequence[Picture], *, num_images: int = 1, **settings: Any) -> PipelineOutput:
+        """Generate variations of pictures, `num_images` of each: what its CLIP embedding holds, from new noise (DALL·E 2, section 3.1).
+
+        The decoder reads no text.
+
+        Args:
+            image: a file, a Pillow image or a tensor [3, H, W] in [0, 1]; or several.
+            settings: as of `__call__`: `negative_prompt`, `best_of` (by the cosine with the picture's embedding), `num_inference_steps`,
+                `guidance_scale`, `sampler`, `generator`, `callback`, and options.
+        """
+        mixtures = [[(picture, 1.0)] for picture in pictures_of(image)]
+        if not mixtures:
+            raise UserError("no picture to vary: give one or more.")
+        return self.generate(GenerationRequest.from_keywords(mixtures=mixtures, num_images=num_images, **settings))
+
+    def mix(self, sources: Sequence[tuple[Source, float]], *, num_images: int = 1, **settings: Any) -> PipelineOutput:
+        """Generate images of a mixture of pictures and texts, with weights from 0 to 1 of which the proportions count.
+
+        Args:
+            sources: with weights: texts, and pictures as for `vary`. A `str` is a picture if it names a file or ends as a picture's name
+                does. How they are mixed: `syzygy.generation.mixing.mixed`.
+            settings: as of `vary`; one negative prompt for all.
+        """
+        mixture = weighted(sources)
+        request = GenerationRequest.from_keywords(mixtures=[mixture], num_images=num_images, **_one_negative(settings))
+        self.warn_of([source for source, _ in mixture if isinstance(source, str)])
+        return self.generate(request)
+
+    def interpolate(self, start: Source, end: Source, frames: int, **settings: Any) -> PipelineOutput:
+        """Generate the way from one source to another in `frames` images, ends included, all from the same noise.
+
+        Args:
+            start, end: as the sources of `mix`.
+            settings: as of `mix`, and `batch_size`, 16 by default. There is nothing to choose from, so there is no `best_of`.
+        """
+        return self.generate(self.interpolation(start, end, frames, **settings))
+
+    def interpolation(self, start: Source, end: Source, frames: int, **settings: Any) -> GenerationRequest:
+        """The request of `interpolate`: a mixture for each frame."""
+        frames = arguments.whole(frames, "frames", 2)
+        if {"num_images", "best_of"} & settings.keys():
+            raise UserError("the frames of an interpolation share their noise: leave out num_images and best_of.")
+        ends = weighted([(start, 1.0), (end, 1.0)])
+        settings = {"batch_size": 16} | _one_negative(settings)
+        request = self._embedded(GenerationRequest.from_keywords(mixtures=[[one] for one in ends], **settings))
+        self.warn_of([source for source, _ in ends if isinstance(source, str)])
+        (generator,) = one_each(request.generator, 1)
+        state = generator.get_state()
+        noise = self.pipeline.noise([generator])
+        with torch.inference_mode():
+            first, last = (self.pipeline.embedding_of(source, noise) for ((source, _),) in request.mixtures)
+            way = path(first, last, frames)
+        same = [torch.Generator(generator.device).set_state(state) for _ in range(frames)]
+        return replace(request, mixtures=[[(embedding, 1.0)] for embedding in way], generator=same)
+
+    def generate(self, request: GenerationRequest) -> PipelineOutput:
+        """Generate the images of a request."""
+        outputs = list(self.batches(request))
+        return PipelineOutput(
+            [image for output in outputs for image in output.images],
+            torch.cat([output.image_embeddings for output in outputs]),
+            [seed for output in outputs for seed in output.seeds],
+            None if outputs[0].scores is None else torch.cat([o.scores for o in outputs if o.scores is not None]),
+        )
+
+    def batches(self, request: GenerationRequest) -> Iterator[PipelineOutput]:
+        """Generate the images of a request `batch_size` at a time, so that each batch can be saved when it is done."""
+        for batch in self._embedded(request).batches():
+            outputs = [self.pipeline(candidate) for candidate in batch.candidates()]
+            yield outputs[0] if len(outputs) == 1 else self._best(batch, outputs)
+
+    def _best(self, batch: GenerationRequest, outputs: Sequence[PipelineOutput]) -> PipelineOutput:
+        """For each image the candidate whose CLIP score is best. A candidate's own seed makes its image again without the others."""
+        texts = None
+        if batch.prompts and not self.adapter:
+            texts = self.clip.encode_text([*batch.prompts]).pooled[batch.rows]
+        scores = torch.stack(
+            [clip_scores(one.images, one.image_embeddings if texts is None else texts, self.clip) for one in outputs]
+        )
+        return best(outputs, scores)
+
+    @torch.inference_mode()
+    def _embedded(self, request: GenerationRequest) -> GenerationRequest:
+        """The request with the embeddings of its pictures in their place.
+
+        Raises:
+            UserError: the decoder reads no image embedding; a picture cannot be read; the best of several cannot be chosen.
+        """
+        if request.style is None and not request.mixtures:
+            return request
         if "image" not in self.pipeline.decoder.conditions:
             raise UserError(
                 f"{self.name} reads texts alone: it cannot vary or mix pictures, nor take a style from one. Models that can: "
                 "starter, kandinsky-2.2, karlo, stable-unclip."
             )
-        return Blender(self.pipeline, self.clip)
+        if request.style is not None and self.adapter and request.best_of > 1:
+            raise UserError(
+                "with an adapter the best image is the one nearest to the embedding that was predicted from the prompt, and a style "
+                "replaces this embedding: leave out the style, the adapter or best_of."
+            )
+        style = request.style
+        if style is not None and not (
+            isinstance(style, Tensor) and style.ndim == 2 and len(style) == len(request.rows)
+        ):
+            style = self.embed_image(style)
+        known: dict[int, Tensor] = {}
 
-    def _warn_of(self, texts: Sequence[str]) -> None:
+        def embedding(source: Source) -> Tensor:
+            if id(source) not in known:
+                known[id(source)] = self.embed_image(source)
+            return known[id(source)]
+
+        mixtures = {
+            id(one): [(s if isinstance(s, str) else embedding(s), w) for s, w in one] for one in request.mixtures
+        }
+        return replace(request, style=style, mixtures=[mixtures[id(one)] for one in request.mixtures])
+
+    @torch.inference_mode()
+    def embed_image(self, picture: Picture) -> Float[Tensor, "1 D"]:
+        """A picture's CLIP image embedding: a file or a Pillow image through CLIP's own preparation, a tensor [3, H, W] as it is.
+
+        A tensor [1, D] is an embedding already.
+
+        Raises:
+            UserError: it cannot be read, or is a tensor of another shape or range, or of another type.
+        """
+        if isinstance(picture, Tensor) and picture.shape == (1, self.clip.width):
+            return picture.to(self.pipeline.device, torch.float32)
+        if isinstance(picture, Tensor):
+            found = self.clip.encode_image(checked(picture)[None])
+        else:
+            found = self.clip.encode_pixels(self.clip.preparation.prepare(image_of(picture))[None])
+        return found.to(self.pipeline.device, torch.float32)
+
+    def warn_of(self, texts: Sequence[str]) -> None:
+        """Warn of what the model does not understand in these texts (`notes`)."""
         for note in [note for text in texts for note in self.notes(text)]:
             warnings.warn(note, stacklevel=3)
 
@@ -371,7 +373,7 @@ class TextToImage:
             UserError: the model has no prior, and its decoder reads texts with encoders of its own.
         """
         if self.pipeline.text_encoder is None:
-            raise UserError(f"{self.name} paints from texts alone, with encoders of its own.")
+            raise UserError(f"{self.name} reads texts alone, with text encoders of its own.")
         return self.pipeline.text_encoder.encode_text(texts)
 
     @property
@@ -430,3 +432,40 @@ class TextToImage:
         if self.identities is not None:
             raise UserError(f"{self.name} has no reader: only pictures of the embedded world can be read exactly.")
         return Reader.from_pretrained(self.folder / "reader").to(self.pipeline.device)
+
+
+def _one_negative(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a mixture, which has one negative prompt for all its images."""
+    if isinstance(settings.get("negative_prompt"), list | tuple):
+        raise UserError(
+            "negative_prompt must be a single text (str) here, got a list: a mixture or an interpolation has one for all its images."
+        )
+    return dict(settings)
+
+
+def best(outputs: Sequence[PipelineOutput], scores: Float[Tensor, "K N"]) -> PipelineOutput:
+    """Of K candidates for each of N images the one with the highest score.
+
+    Raises:
+        UserError: a score is not finite.
+    """
+    if not torch.isfinite(scores).all():
+        raise UserError(
+            f"the CLIP scores that choose the best of {len(outputs)} are not finite (NaN or infinity). {HALF_PRECISION}"
+        )
+    highest, kept = scores.max(0)
+    chosen = [(outputs[candidate], row) for row, candidate in enumerate(kept.tolist())]
+    return PipelineOutput(
+        [output.images[row] for output, row in chosen],
+        torch.stack([output.image_embeddings[row] for output, row in chosen]),
+        [output.seeds[row] for output, row in chosen],
+        highest,
+    )
+
+
+def clip_scores(
+    images: Sequence[Image.Image], embeddings: Float[Tensor, "N D"], encoder: ImageEncoder
+) -> Float[Tensor, "N"]:
+    """Cosine of each image's own embedding with that of a text or a picture (Hessel et al. 2021, unscaled), on the CPU."""
+    seen = encoder.encode_image(torch.stack([to_tensor(image) for image in images])).cpu()
+    return torch.nn.functional.cosine_similarity(seen, embeddings.cpu())

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from syzygy.core.contracts import Progress
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.samplers import SAMPLERS
 from syzygy.generation.image_files import png_bytes
-from syzygy.generation.mixing import mixed
 from syzygy.generation.pipeline import to_pil
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.server.problems import about
-from syzygy.server.requests import Order, Source, Upload
+from syzygy.server.requests import Order, Upload
 
 
 @dataclass(frozen=True)
@@ -102,43 +103,31 @@ class Studio:
         Raises:
             UserError: what the model refuses; `on_step`'s own errors end the sampling.
         """
-        first, model = orders[0], self.model
+        first = orders[0]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        subject: dict[str, Any] = {}
         if first.prompt is None:
-            with about("sources"):
-                embeddings = self._mixed(first.sources, model.pipeline.noise(generators))
-            return model.pipeline.paint(
-                embeddings,
-                generators,
-                negative_prompt=first.negative_prompt,
-                sampling=first.sampling,
-                seeds=seeds,
-                callback=on_step,
-            ).images
-        return model.pipeline(
-            [order.prompt or "" for order in orders],
+            subject["mixtures"] = [[(self._embedded(one.what), one.weight) for one in first.sources]] * len(orders)
+        else:
+            subject = {
+                "prompts": [order.prompt or "" for order in orders],
+                "conditions": self.record.get("conditions"),
+                "regions": [order.regions for order in orders] if first.regions else None,
+                "style": None if first.style is None else self._embedded(first.style),
+            }
+        request = GenerationRequest(
+            **subject,
             negative_prompt=first.negative_prompt,
             sampling=first.sampling,
             generator=generators,
-            conditions=self.record.get("conditions"),
-            regions=[order.regions for order in orders] if first.regions else None,
-            style=None if first.style is None else self._embedded(first.style),
             callback=on_step,
-        ).images
+        )
+        with about("sources") if first.prompt is None else nullcontext():
+            return self.model.generate(request).images
 
-    def _mixed(self, sources: Sequence[Source], noise: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """As `Blender.mix` does, but that a text is never taken for the name of a file."""
-
-        def embedding(what: str | Upload) -> Float[Tensor, "N D"]:
-            if isinstance(what, Upload):
-                return self._embedded(what).expand(len(noise), -1)
-            return self.model.pipeline.predict([what], [0] * len(noise), noise)[1].float()
-
-        return mixed(torch.stack([embedding(one.what) for one in sources]), [one.weight for one in sources])
-
-    def _embedded(self, upload: Upload) -> Float[Tensor, "1 D"]:
-        found = self.model.blender.encoder.encode_pixels(upload.pixels[None])
-        return found.to(self.model.pipeline.device, torch.float32)
+    def _embedded(self, what: str | Upload) -> Any:
+        """A text as it is; a client's picture as its image embedding [1, D]."""
+        return what if isinstance(what, str) else self.model.clip.encode_pixels(what.pixels[None])
 
     @torch.inference_mode()
     def preview(self, denoised: Float[Tensor, "B C H W"]) -> list[Image.Image]:

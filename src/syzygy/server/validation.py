@@ -14,7 +14,7 @@ from syzygy.core.config import Config
 from syzygy.core.contracts import Region, Sampling
 from syzygy.core.errors import UserError, unknown
 from syzygy.generation.mixing import shares
-from syzygy.generation.pipeline import check_texts
+from syzygy.generation.request import check_texts
 from syzygy.server import uploads
 from syzygy.server.engine import Studio
 from syzygy.server.limits import Limits

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core.config import Config
-from syzygy.core.contracts import PackedText, StatesEncoder, TextFeatures, TextStates
+from syzygy.core.contracts import StatesEncoder, TextFeatures, TextStates
 from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedText
 from syzygy.prior.eclipse import EclipsePrior, contrastive_loss
 from syzygy.prior.embedding_pairs import caption_ids
 from syzygy.text_encoders.adapter import AdapterSizes, TextAdapter

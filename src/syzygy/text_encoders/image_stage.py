@@ -14,10 +14,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from syzygy.core.config import Config
-from syzygy.core.contracts import PackedText, TextStates
+from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedText
 from syzygy.core.wording import counted
-from syzygy.data.captions import TokenStates
 from syzygy.data.filtering import passing
 from syzygy.data.store import EmbeddingStore
 from syzygy.prior.eclipse import EclipsePrior, eclipse_loss
@@ -265,7 +265,7 @@ class StoreImages:
 
     def text(self, index: Int[Tensor, "B"], first: int, empty: Bool[Tensor, "B"], step: int) -> TextStates:
         found = self.features.tokens(self.pairs.chosen[index])
-        return padded_tokens(found, self.features.empty_tokens() if empty.any() else None, empty)
+        return with_empty(found, self.features.empty_tokens() if empty.any() else None, empty)
 
     def images(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
         return self.pairs.images(index)
@@ -277,13 +277,16 @@ class StoreImages:
         return self.pairs.ids(index) if self.by_text else self.pairs.image_numbers(index)
 
 
-def padded_tokens(found: TokenStates, instead: TokenStates | None, empty: Bool[Tensor, "B"]) -> TextStates:
-    """Captions without padding → padded on the right with zeros; the one caption of `instead` where `empty`."""
-    rows = [found.states[a:b] for a, b in found.offsets.unfold(0, 2, 1).tolist()]
-    if instead is not None:
-        rows = [instead.states if none else row for row, none in zip(rows, empty.tolist(), strict=True)]
+def with_empty(found: TextStates, instead: Float[Tensor, "T W"] | None, empty: Bool[Tensor, "B"]) -> TextStates:
+    """The captions with the token states `instead` where `empty`, padded on the right with zeros."""
+    if instead is None:
+        return found
+    rows = [
+        instead if none else states[mask]
+        for states, mask, none in zip(found.states, found.mask, empty.tolist(), strict=True)
+    ]
     mask = torch.arange(max(map(len, rows))) < torch.tensor([len(row) for row in rows])[:, None]
-    states = found.states.new_zeros(*mask.shape, found.states.shape[1])
+    states = found.states.new_zeros(*mask.shape, found.states.shape[2])
     states[mask] = torch.cat(rows)
     return TextStates(states, mask)
 

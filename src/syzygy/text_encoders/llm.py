@@ -25,7 +25,7 @@ from syzygy.core.config import Config
 from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import part_or_id
-from syzygy.data.building import encoder_difference
+from syzygy.data.store_building import encoder_difference
 from syzygy.text_encoders.transformers_loading import load_model
 
 EXAMPLE = "Qwen/Qwen3-0.6B"

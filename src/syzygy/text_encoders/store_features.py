@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from syzygy.data.captions import CaptionFeatures
-from syzygy.data.features import add_features
+from syzygy.data.feature_sets import add_features
 from syzygy.data.store import EmbeddingStore
-from syzygy.text_encoders.llm import Llm, LlmIdentity, check_same
+from syzygy.text_encoders.llm import Llm, check_same
 
 
 @dataclass(frozen=True)
@@ -20,20 +19,6 @@ class FeaturesResult:
     """Tokens of the longest caption's features."""
     positions: int
     """The most tokens that a caption can have; a caption of that length may have been cut."""
-
-
-@dataclass(frozen=True)
-class _Captions:
-    """A language model as `add_features` needs it, without pooled embeddings."""
-
-    llm: Llm
-
-    def encode_text(self, texts: list[str]) -> CaptionFeatures:
-        found = self.llm.encode_states(texts)
-        return CaptionFeatures(found.states, found.mask, None)
-
-    def identity(self) -> LlmIdentity:
-        return self.llm.identity()
 
 
 def add_llm_features(
@@ -60,7 +45,7 @@ def add_llm_features(
         UserError: the store is unfinished or damaged, has such a set already, or the features cannot be stored (`add_features`).
     """
     manifest = add_features(
-        store, name, _Captions(llm),
+        store, name, llm.encode_states, llm.identity().to_config(),
         dtype=dtype, batch_size=batch_size, threads=threads, device=llm.device.type, watch=watch,
     )  # fmt: skip
     return FeaturesResult(manifest, EmbeddingStore.open(store, features=name).longest, llm.positions)

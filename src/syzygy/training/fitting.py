@@ -12,7 +12,7 @@ VALIDATION_PART = 5
 """At most one in five images is used for validation, unless the user asks for more."""
 MANY_EPOCHS = 300
 """With more passes over the data than this, a line warns of overfitting."""
-GUIDE = "docs/train-your-own-prior.md"
+GUIDE = "docs/tutorials/train-your-own-prior.md"
 
 
 @dataclass(frozen=True)

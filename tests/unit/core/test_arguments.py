@@ -13,6 +13,7 @@ from PIL import Image
 from syzygy.core import arguments
 from syzygy.core.contracts import Region
 from syzygy.core.errors import UserError
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 
 PROMPT = "a red circle"
@@ -43,9 +44,9 @@ def test_a_whole_number_is_one(value: Any, model: TextToImage) -> None:
         "best_of": lambda: model(PROMPT, best_of=value),
         "num_images": lambda: model.vary(Image.new("RGB", (8, 8)), num_images=value),
         "frames": lambda: model.interpolate("a", "b", value),
-        "batch_size": lambda: model.interpolate("a", "b", 2, batch_size=value),
     }
     if value is not None:
+        calls["batch_size"] = lambda: model(PROMPT, batch_size=value)
         calls["num_inference_steps"] = lambda: model(PROMPT, num_inference_steps=value)
         calls["height"] = lambda: model(PROMPT, height=value, width=8)
     for name, call in calls.items():
@@ -121,7 +122,7 @@ REGION = Region("red", torch.ones(4, 4))
 @pytest.mark.parametrize("value", ["x", {}, REGION, [None], [REGION, None], [REGION, [REGION]], [[None]]], ids=str)
 def test_regions_are_regions(value: Any) -> None:
     with pytest.raises(UserError, match="regions must be a list of Region, or one such list for each prompt"):
-        arguments.regions(value)
+        GenerationRequest([PROMPT], regions=value)
 
 
 def test_a_picture_without_pixels_is_none(model: TextToImage) -> None:

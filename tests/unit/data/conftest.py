@@ -15,9 +15,9 @@ from PIL import Image
 
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.data import building
+from syzygy.data import store_building
 from syzygy.data.embed_shard import embed_shard
-from syzygy.data.pair_encoder import EmbedSettings
+from syzygy.data.encoding import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 
 WIDTH, POSITIONS = 4, 8
@@ -106,12 +106,12 @@ def fill(
     chosen = EmbedSettings(**{"batch_size": 3, **settings})
     options = options or SourceOptions()
     found = open_source(str(source), options)
-    plan = building.begin(out, found, options, chosen, encoder.identity().to_config(), "syzygy embed SOURCE")
-    done = {record["number"] for record in building.finished(out, plan)}
+    plan = store_building.begin(out, found, options, chosen, encoder.identity().to_config(), "syzygy embed SOURCE")
+    done = {record["number"] for record in store_building.finished(out, plan)}
     for number, shard in enumerate(found.shards):
         if number not in done:
             embed_shard(shard, number, encoder, chosen, out)
-    return building.finish(out, plan, max_bad)
+    return store_building.finish(out, plan, max_bad)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.image_reading import quiet
 from syzygy.data import embed_shard as embedding
 from syzygy.data.embed_shard import embed_shard
-from syzygy.data.pair_encoder import EmbedSettings
+from syzygy.data.encoding import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 from syzygy.data.store import EmbeddingStore
 

@@ -11,10 +11,10 @@ import torch
 
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
-from syzygy.data.checking import verify
-from syzygy.data.features import add_features
-from syzygy.data.merging import merge
+from syzygy.data.feature_sets import add_features
 from syzygy.data.store import EmbeddingStore
+from syzygy.data.store_checking import verify
+from syzygy.data.store_merging import merge
 
 FILE = "00000-empty.clip.safetensors"
 
@@ -53,7 +53,7 @@ def test_they_are_what_the_encoder_gives(path: Path, encoder: Any) -> None:
 
 
 def test_they_are_encoded_in_the_shape_of_any_captions(path: Path, tars: Path, make_encoder: Callable) -> None:
-    from syzygy.data.empty_text import write_empty
+    from syzygy.data.store_part import write_empty
 
     encoder = make_encoder()
     write_empty(encoder.encode_text, "fp16", 5, path.parent / "s")
@@ -75,7 +75,7 @@ def test_ready_made_embeddings_have_them_too(tmp_path: Path, encoder: Any, make_
 def test_the_first_shard_is_unfinished_without_them(path: Path, tars: Path, encoder: Any, make_store: Callable) -> None:
     before = contents(path)
     (path / "shards" / FILE).unlink()
-    with pytest.raises(UserError, match=rf"{FILE} is missing\. Copy it again; or delete .*/00000\.json and run"):
+    with pytest.raises(UserError, match=rf"{FILE} is missing\. Copy it again; or delete .*/00000\.json and repeat"):
         EmbeddingStore.open(path)
     encoder.batches.clear()
     make_store(tars, path, encoder, shard_size=3)
@@ -105,13 +105,13 @@ def test_an_older_store_is_read_but_not_continued(
     assert store.captions(range(14)).states.shape[1] == 4
     assert store.digest != digest
     assert verify(path) == []
-    says = r"an older version wrote it\. Embed its source anew: syzygy embed SOURCE --out STORE"
+    says = r"because an older version wrote it\. Embed its source again: syzygy embed SOURCE --out STORE"
     with pytest.raises(UserError, match=says):
         store.empty_text()
     answer = syzygy("store", "info", path)
-    assert "    without the empty text, which a diffusion prior needs: an older version wrote it\n" in answer.out
+    assert "    no features of the empty text, which a diffusion prior needs: an older version wrote it\n" in answer.out
     before = contents(path)
-    with pytest.raises(UserError, match=r"begun by an older version, .* not continued: choose another --out"):
+    with pytest.raises(UserError, match=r"begun by an older version, .* not continued. Choose another --out"):
         make_store(tars, path, encoder, shard_size=3)
     assert contents(path) == before
     assert json.loads(syzygy("store", "info", path, "--json").out)["features"]["clip"]["empty_text"] is False
@@ -122,8 +122,8 @@ def test_merged_stores_have_those_of_the_first_that_has_them(
 ) -> None:
     other = tmp_path / "other"
     make_store(tars, other, encoder)
-    add_features(path, "second", encoder)
-    add_features(other, "second", encoder)
+    add_features(path, "second", encoder.encode_text, encoder.identity().to_config())
+    add_features(other, "second", encoder.encode_text, encoder.identity().to_config())
     expected = EmbeddingStore.open(path).empty_text()
     for oldest, first in ((None, 0), (path, 3), (other, None)):  # `path` has three shards
         if oldest is not None:
@@ -137,18 +137,18 @@ def test_merged_stores_have_those_of_the_first_that_has_them(
             assert torch.equal(EmbeddingStore.open(out).empty_text().states, expected.states)
             assert torch.equal(EmbeddingStore.open(out, features="second").empty_text().states, expected.states)
     assert files == []
-    says = r"each store that it was merged from anew, into a new one, then merge them with: syzygy store merge .* --out STORE"
+    says = r"each store that it was merged from into a new store, then merge them: syzygy store merge .* --out STORE"
     with pytest.raises(UserError, match=says):
         EmbeddingStore.open(out).empty_text()
 
 
 def test_a_set_that_was_added_has_its_own(path: Path, make_encoder: Callable, tars: Path) -> None:
     encoder = make_encoder("second")
-    add_features(path, "second", encoder, batch_size=4)
+    add_features(path, "second", encoder.encode_text, encoder.identity().to_config(), batch_size=4)
     assert set(encoder.batches) == {4}
     assert (path / "shards" / "00000-empty.second.safetensors").is_file()
     store = EmbeddingStore.open(path, features="second")
     assert torch.equal(store.empty_text().states, EmbeddingStore.open(path).empty_text().states)
     aged(path)
-    with pytest.raises(UserError, match=r"Add the feature set anew, under another name"):
+    with pytest.raises(UserError, match=r"Add the feature set again, under another name"):
         EmbeddingStore.open(path, features="second").empty_text()

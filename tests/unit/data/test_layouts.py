@@ -75,10 +75,10 @@ def test_pictures_with_caption_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         Bad("c.webp", "there is no caption file of its name (.txt or .caption)"),
         Bad("d.gif", "the caption is empty"),
     ]
-    reason = "no picture has the name of this caption file, or another caption file is taken"
+    reason = "no picture has the name of this caption file, or another caption file is used"
     assert found[5:] == [Unused("E.Caption", reason, 3)]
     for options in ({"caption_columns": ("a",)}, {"keep": ("a",)}):
-        with pytest.raises(UserError, match=r"is for metadata; here each picture has a caption file"):
+        with pytest.raises(UserError, match=r"is for metadata, but here each picture has a caption file"):
             opened(tmp_path, **options)
 
 
@@ -134,14 +134,14 @@ CONVERSATIONS = [{"id": "1", "image": "a.jpg", "conversations": [{"from": "human
         ({"metadata.csv": "file_name,text\n".encode("utf-16")}, r"is in UTF-16\. Save it as UTF-8: iconv"),
         (
             {"metadata.jsonl": json.dumps([{"file_name": "a"}])},
-            r"holds one JSON array\. Write one JSON object a line: jq",
+            r"holds one JSON array\. Write one JSON object on each line: jq",
         ),
         ({"metadata.jsonl": json.dumps(CONVERSATIONS)}, r"one JSON array of conversations\. They are for .*LLaVA"),
         ({"metadata.jsonl": lines(*CONVERSATIONS)}, r"holds conversations\. They are for .*LLaVA"),
         ({"chat.json": json.dumps(CONVERSATIONS), "a.jpg": b""}, r"chat\.json holds conversations\. .*LLaVA"),
         (
             {"list.json": "[{}]"},
-            r"list\.json is a JSON array\. Write one object a line: jq -c '\.\[\]' list\.json > metadata",
+            r"list\.json is a JSON array\. Write one object on each line: jq -c '\.\[\]' list\.json > metadata",
         ),
         ({"captions.jsonl": "{}"}, r"captions\.jsonl is not read: .* is called metadata\.jsonl"),
         (
@@ -163,7 +163,7 @@ CONVERSATIONS = [{"id": "1", "image": "a.jpg", "conversations": [{"from": "human
         ({"metadata.csv": 'file_name,text\nc,a "d" "e\nf,"g""'}, r"a quotation mark in row 3 opens a cell"),
         (
             {"metadata.jsonl": lines({"file_name": "a", "url": "u", "alt": "b", "n": 1})},
-            r"no column that is called caption or text\. Name .* with --caption-column\. Its columns with text: url, alt\.",
+            r"no column called caption or text\. Name .* with --caption-column\. Its columns with text: url, alt\.",
         ),
         (
             {"train/metadata.jsonl": "", "test/metadata.csv": "file_name"},
@@ -193,7 +193,7 @@ def test_a_column_that_no_row_has(tmp_path: Path) -> None:
 def test_addresses_are_named_as_they_were_written(text: str) -> None:
     with pytest.raises(UserError) as error:
         opened(text)
-    assert str(error.value).startswith(f"{text} is an address. A source is on this machine: download it first")
+    assert str(error.value).startswith(f"{text} is an address, and a source must be on this machine: download it first")
 
 
 def test_compressed_tars_are_named(tmp_path: Path, write_tar: Callable[..., Path]) -> None:
@@ -265,7 +265,7 @@ def test_a_member_that_another_of_its_name_replaces_is_counted(tmp_path: Path) -
             tar.addfile(info, io.BytesIO(data))
     pair, unused = samples(tmp_path / "a.tar")
     assert (pair.captions, pair.picture) == (("b",), b"B")
-    assert unused == Unused("0.txt", "a later member has the same name, and is taken in its place", 2)
+    assert unused == Unused("0.txt", "a later member has the same name, and is used instead", 2)
 
 
 def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:

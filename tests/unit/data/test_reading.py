@@ -186,7 +186,7 @@ def test_other_formats_are_refused_with_the_way_to_convert(kind: str, tmp_path: 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none.png", "there is no file"), (".", "is a folder, not a picture"), ("text.png", "may be damaged, or no picture"),
+    [("none.png", "there is no file"), (".", "is a folder, not a picture"), ("text.png", "may be damaged, or not a picture"),
      ("a\0b.png", "cannot be read as a picture"), ("n" * 300, "cannot be read as a picture")],
 )  # fmt: skip
 def test_what_is_no_picture_file_is_named(name: str, message: str, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from syzygy.core.errors import UserError
-from syzygy.data import building, fingerprints
+from syzygy.data import pair, store_building
 from syzygy.data.embed_shard import embed_shard
-from syzygy.data.pair_encoder import EmbedSettings
+from syzygy.data.encoding import EmbedSettings
 from syzygy.data.sources import SourceOptions, open_source
 
 NUMBER = 11
@@ -36,7 +36,7 @@ def embed(source: Path, out: Path, encoder: Any, stop: int | None = None, size: 
     """Embed it; the value is which captions went through the encoder. `stop` raises after so many samples."""
     options, settings = SourceOptions(), EmbedSettings(batch_size=2, shard_size=size)
     found = open_source(str(source), options)
-    plan = building.begin(out, found, options, settings, encoder.identity().to_config(), "syzygy embed SOURCE")
+    plan = store_building.begin(out, found, options, settings, encoder.identity().to_config(), "syzygy embed SOURCE")
     encoded: list[str] = []
 
     class Spy:
@@ -52,11 +52,11 @@ def embed(source: Path, out: Path, encoder: Any, stop: int | None = None, size: 
             raise KeyboardInterrupt
 
     try:
-        done = {record["number"] for record in building.finished(out, plan)}
+        done = {record["number"] for record in store_building.finished(out, plan)}
         for number, shard in enumerate(found.shards):
             if number not in done:
                 embed_shard(shard, number, Spy(), settings, out, watch)
-        building.finish(out, plan, 0.5)
+        store_building.finish(out, plan, 0.5)
     except KeyboardInterrupt:
         pass
     return encoded
@@ -127,7 +127,7 @@ def test_a_caption_or_picture_that_was_changed_is_another_source(
     make_store(folder, tmp_path / "store", encoder)
     make_store(folder, tmp_path / "store", encoder)
     before, metadata, data = contents(tmp_path / "store"), folder / "metadata.jsonl", (folder / "a.png").read_bytes()
-    says = r"begun with another metadata\.jsonl 00000: it has as many bytes as before, but they, or the pictures that"
+    says = r"begun with another metadata\.jsonl 00000: its size is as before, but its content, or the pictures that"
     metadata.write_text('{"file_name": "a.png", "text": "a dog"}\n')
     with pytest.raises(UserError, match=says):
         make_store(folder, tmp_path / "store", encoder)
@@ -154,20 +154,20 @@ def test_files_are_recognised_by_content_and_not_by_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """A large file by a sample of blocks, its ends among them."""
-    monkeypatch.setattr(fingerprints, "WHOLE", 2000)
-    monkeypatch.setattr(fingerprints, "BLOCK", 10)
+    monkeypatch.setattr(pair, "WHOLE", 2000)
+    monkeypatch.setattr(pair, "BLOCK", 10)
     path, data = tmp_path / "a", bytearray(range(250)) * (size // 250)
     path.write_bytes(data)
-    before = fingerprints.file_fingerprint(path)
+    before = pair.file_fingerprint(path)
     path.write_bytes(data)
-    assert fingerprints.file_fingerprint(path) == before
+    assert pair.file_fingerprint(path) == before
     for place in (0, size - 1):
         changed = data.copy()
         changed[place] ^= 1
         path.write_bytes(changed)
-        assert fingerprints.file_fingerprint(path) != before
+        assert pair.file_fingerprint(path) != before
     path.write_bytes(data + b"\0")
-    assert fingerprints.file_fingerprint(path) != before
+    assert pair.file_fingerprint(path) != before
 
 
 def test_an_edited_tar_of_the_same_size_is_another_source(
@@ -178,5 +178,5 @@ def test_an_edited_tar_of_the_same_size_is_another_source(
         write_tar(tmp_path / "a.tar", [("a", {"png": picture(), "txt": text})])
         if text == b"a cat":
             make_store(tmp_path / "a.tar", tmp_path / "store", encoder)
-    with pytest.raises(UserError, match=r"begun with another a\.tar: it has as many bytes as before"):
+    with pytest.raises(UserError, match=r"begun with another a\.tar: its size is as before"):
         make_store(tmp_path / "a.tar", tmp_path / "store", encoder)

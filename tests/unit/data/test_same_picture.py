@@ -10,10 +10,10 @@ import torch
 
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
-from syzygy.data.checking import verify
-from syzygy.data.merging import merge
 from syzygy.data.store import EmbeddingStore
+from syzygy.data.store_checking import verify
 from syzygy.data.store_files import mapped, write_tensors
+from syzygy.data.store_merging import merge
 from syzygy.lab.evaluate.held_out import common, rest_of
 from syzygy.prior.embedding_pairs import split
 
@@ -109,7 +109,7 @@ def without_hashes(store: Path) -> EmbeddingStore:
         for part in shard["parts"]:
             path = store / "shards" / part["pairs"]["name"]
             tensors = {name: x.clone() for name, x in mapped(path).items() if name != "content"}
-            part["pairs"] = write_tensors(path, tensors).to_config()
+            part["pairs"] = write_tensors(path, tensors)
     for name in ("repeated", "duplicates", "captions_from", "text_left"):
         del manifest[name]
     artifacts.write_json(store / "manifest.json", manifest)

@@ -64,8 +64,8 @@ def test_raw_embeddings_are_taken_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scale", "norm", "message"),
     [
-        (1, None, "are of unit length, and priors learn raw ones: give --image-norm"),
-        (9, 20.0, "have a norm of 9 and are taken as they are"),
+        (1, None, "have unit length, and priors learn raw ones: give --image-norm"),
+        (9, 20.0, "have a norm of 9 and are used as they are"),
     ],
 )
 def test_the_scale_must_be_clear(tmp_path: Path, scale: int, norm: float | None, message: str) -> None:
@@ -116,7 +116,7 @@ def test_values_that_are_not_finite_are_bad(tmp_path: Path, encoder: Any, make_s
 
 def test_another_clips_embeddings(tmp_path: Path, encoder: Any, make_store: Callable) -> None:
     x = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32) * 9
-    with pytest.raises(UserError, match="embeddings are 5 wide, the encoder's 4: they are another CLIP's"):
+    with pytest.raises(UserError, match="embeddings are 5 wide and the encoder's 4, so another CLIP made them"):
         make_store(write(tmp_path / "in", "0", x), tmp_path / "store", encoder)
 
 

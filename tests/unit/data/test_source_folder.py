@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from syzygy.core.errors import UserError
 from syzygy.data import source_folder
 from syzygy.data.pair import Bad, RawPair, Unused
 from syzygy.data.sources import SourceOptions, open_source
@@ -102,5 +103,17 @@ def test_what_no_row_names_is_counted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [pair.key for pair in (*first, *last[:1])] == ["b.png", "./sub/c.JPG", "gone.png"]
     assert last[1:] == [
         Unused(str(Path("sub/d.PNG")), "no row of metadata.jsonl names this picture", 2),
-        Unused("metadata.csv", "metadata.jsonl is read in its place", 1),
+        Unused("metadata.csv", "metadata.jsonl is read instead", 1),
     ]
+
+
+def test_a_column_to_keep_that_no_row_has_is_found_before_the_work(tmp_path: Path) -> None:
+    write(tmp_path, {"file_name": "a.png", "text": "a"}, {"file_name": "b.png", "text": "b", "license": "cc0"})
+    assert len(read(tmp_path, keep=("license",))[0]) == 2
+    with pytest.raises(UserError, match=r"no column 'licence' \(--keep\)\. It has: file_name, text, license\."):
+        read(tmp_path, keep=("licence",))
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text("file_name,text,license\na.png,a,\n")
+    assert len(read(tmp_path, keep=("license",))[0]) == 1  # the column is there, though empty
+    with pytest.raises(UserError, match=r"no column 'licence' \(--keep\)"):
+        read(tmp_path, keep=("licence",))

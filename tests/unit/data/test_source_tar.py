@@ -184,7 +184,7 @@ def test_further_members_of_a_sample_are_counted(tar: Callable[..., Path]) -> No
     *pairs, unknown, further = samples(path)
     assert [(p.key, p.picture) for p in pairs] == [(f"{i}", b"A") for i in range(3)]
     assert unknown == Unused("0.cls", "its ending .cls is neither a picture's nor a caption's", 3)
-    assert further == Unused("0.seg.png", "its sample has another member that is taken in place of .seg.png", 3)
+    assert further == Unused("0.seg.png", "another member of its sample is used instead of .seg.png", 3)
 
 
 def test_many_pictures_of_one_name_do_not_lie_in_memory(tar: Callable[..., Path]) -> None:
@@ -233,4 +233,4 @@ def test_a_member_that_comes_twice_is_counted(tmp_path: Path) -> None:
             file.addfile(info, io.BytesIO(content))
     pair, twice = samples(tmp_path / "a.tar")
     assert pair.picture == b"new"
-    assert twice == Unused("1.jpg", "a later member has the same name, and is taken in its place", 1)
+    assert twice == Unused("1.jpg", "a later member has the same name, and is used instead", 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from syzygy.core.errors import UserError
+from syzygy.data.pair import RawPair, Unused
 from syzygy.data.sources import SourceOptions, expand, open_source
 
 
@@ -58,7 +59,7 @@ def test_what_is_no_source(tmp_path: Path, write_tar: Callable[..., Path]) -> No
         ("sub/{0..3}.tar", r"there is no .*1\.tar \(3 of 4 are missing\)\."),
         ("none", r"there is no .*none\. A source is img2dataset's tars"),
         ("empty", r"empty holds no pairs\. A source is"),
-        ("a.zip", "is no source of pairs"),
+        ("a.zip", "is not a source of pairs"),
         ("{sub,b.parquet}", r"several kinds \(parquet, tar\)"),
         ("sub/{0,0}.tar", r"0\.tar is named twice"),
     ):
@@ -77,3 +78,25 @@ def test_an_option_without_effect_is_an_error(tmp_path: Path, write_tar: Callabl
         names(tmp_path, image_column="image")
     with pytest.raises(UserError, match="--image-norm is for ready-made embeddings; this source is of kind tar"):
         names(tmp_path, image_norm=20.0)
+
+
+def test_pairs_that_a_folder_of_tars_holds_besides_are_counted(
+    tmp_path: Path, write_tar: Callable, picture: Callable
+) -> None:
+    for name in ("00000.tar", "00001.tar", "deep/00000.tar", ".hidden/00000.tar"):
+        write_tar(tmp_path / name, [(name[-5], {"png": picture(), "txt": b"a"})])
+    for name in ("00000.parquet", "other.parquet", "deep/metadata.jsonl", "pairs/a.png", "pairs/b.png", "pairs/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("a", "b"):
+        (tmp_path / "pairs" / f"{name}.txt").write_text(name)
+    first, last = (list(shard.read()) for shard in open_source(str(tmp_path), SourceOptions()).shards)
+    assert [type(sample) for sample in (*first, *last)] == [RawPair, RawPair, Unused, Unused]
+    files, pictures = last[1:]
+    assert isinstance(files, Unused)
+    assert isinstance(pictures, Unused)
+    # img2dataset's table next to its tar, and what is hidden, are no pairs that are left out
+    assert (files.key, files.number) == ("other.parquet", 3)
+    assert (pictures.key, pictures.number) == (str(Path("pairs/a.png")), 2)
+    named = open_source(str(tmp_path / "0000{0..1}.tar"), SourceOptions()).shards
+    assert [type(sample) for shard in named for sample in shard.read()] == [RawPair, RawPair]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.data import store_layout
-from syzygy.data.captions import TokenStates
+from syzygy.core.packed_attention import PackedText
+from syzygy.data import store_files
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_files import write_tensors
 from syzygy.data.store_part import Part, write_part
@@ -38,8 +38,8 @@ def test_any_index_in_its_order(store: EmbeddingStore, encoder: Any) -> None:
         assert torch.equal(found.lengths, expected.mask.sum(1))
         assert torch.equal(found.pooled, expected.pooled.half())
     tokens = store.tokens(index)
-    assert torch.equal(tokens.states, found.states)
-    assert torch.equal(tokens.offsets, found.offsets)
+    assert torch.equal(tokens.states, found.padded().states)
+    assert torch.equal(tokens.mask, found.padded().mask)
 
 
 def test_pictures_of_captions(store: EmbeddingStore) -> None:
@@ -117,7 +117,7 @@ def test_a_store_can_be_sent_to_other_processes(store: EmbeddingStore) -> None:
 def test_what_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no embedding store .*none"):
         EmbeddingStore.open(tmp_path / "none")
-    with pytest.raises(UserError, match=r"is no embedding store. `syzygy embed` makes one"):
+    with pytest.raises(UserError, match=r"is not an embedding store. `syzygy embed` makes one"):
         EmbeddingStore.open(tmp_path)
 
 
@@ -149,7 +149,7 @@ def test_equal_tensors_are_equal_files(tmp_path: Path) -> None:
     one = write_tensors(tmp_path / "1" / "x.safetensors", tensors)
     two = write_tensors(tmp_path / "2" / "x.safetensors", dict(reversed(tensors.items())))
     assert one == two
-    assert (tmp_path / "1" / "x.safetensors").stat().st_size == one.size
+    assert (tmp_path / "1" / "x.safetensors").stat().st_size == one["size"]
     from safetensors.torch import load_file
 
     found = load_file(tmp_path / "1" / "x.safetensors")
@@ -167,15 +167,14 @@ def part(captions: int, width: int, tokens: int = 13) -> Part:
         images=torch.ones(captions, width, dtype=torch.float16),
         captions=[f"a caption of usual length, number {i}" for i in range(captions)],
         image_of_caption=list(range(captions)),
-        text=TokenStates(states, offsets),
-        pooled=torch.zeros(captions, width, dtype=torch.float16),
+        text=PackedText(states, offsets, torch.zeros(captions, width, dtype=torch.float16)),
     )
 
 
 def test_files_are_hardly_larger_than_what_they_hold(tmp_path: Path) -> None:
     made = part(500, 64)
     record = write_part(made, tmp_path, 0, 0)
-    tensors: list[Tensor] = [made.images, made.text.states, made.pooled]
+    tensors: list[Tensor] = [made.images, made.text.states, made.text.pooled]
     payload = sum(x.numel() * x.element_size() for x in tensors)
     payload += sum(len(text) for text in made.captions + made.keys) + 3 * 8 * 500
     size = record["pairs"]["size"] + record["features"]["clip"]["size"]
@@ -245,7 +244,7 @@ def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
         features = {"clip": {"encoder": {}, "dtype": "fp16", "tokens": 0, "images": images}}
         from syzygy.core import artifacts
 
-        manifest = store_layout.stamped({"columns": {}, "features": features, "shards": shards})
+        manifest = store_files.stamped({"columns": {}, "features": features, "shards": shards})
         artifacts.write_json(tmp_path / name / "manifest.json", manifest)
     size = sum(path.stat().st_size for path in (tmp_path / "large").rglob("*.safetensors"))
     assert size > 40e6

@@ -68,7 +68,7 @@ def test_a_folders_store(embedded: Callable, syzygy: Callable, tmp_path: Path) -
     with Image.open(out) as sheet:
         assert sheet.width > 5 * 192
     text = syzygy("store", "show", store, "--out", out).out
-    assert "5 pictures with 6 captions (1.2 a picture, 2 at most)" in text
+    assert "5 pictures with 6 captions (1.2 per picture, 2 at most)" in text
     assert "captions come from: text" in text
     assert "duplicates: 0 pictures, 1 caption with the words of an earlier one" in text
     assert "0.png: word same (and 1 more)" in text

@@ -9,7 +9,8 @@ from syzygy.core.contracts import Conditioning, Guide, Sampling, TextFeatures
 from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.core.randomness import generator
 from syzygy.decoder.latent_decoder import LatentDecoder, conditioning_of
-from syzygy.generation.pipeline import Pipeline, one_each, to_pil
+from syzygy.generation.pipeline import Pipeline, PipelineOutput, to_pil
+from syzygy.generation.request import GenerationRequest, one_each
 
 WIDTH = 4
 PROMPTS = ["a red circle", "a blue star"]
@@ -65,32 +66,36 @@ def seeds(*numbers: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(number) for number in numbers]
 
 
+def run(pipeline: Pipeline, *prompts: str, **settings) -> PipelineOutput:
+    return pipeline(GenerationRequest(prompts, **settings))
+
+
 def bits(images) -> list[bytes]:
     return [image.tobytes() for image in images]
 
 
 def test_pictures_of_one_prompt_stay_together(pipeline: Pipeline) -> None:
-    output = pipeline(PROMPTS, num_images_per_prompt=2, generator=seeds(0, 1, 0, 1))
+    output = run(pipeline, *PROMPTS, num_images=2, generator=seeds(0, 1, 0, 1))
     assert len(output.images) == 4
     assert output.images[0].size == (8, 8)
     pooled = Encoder().encode_text(PROMPTS).pooled[[0, 0, 1, 1]]
     assert (output.image_embeddings - pooled).abs().max() < 0.1
-    alone = pipeline(PROMPTS[1], generator=seeds(1))
+    alone = run(pipeline, PROMPTS[1], generator=seeds(1))
     assert bits(alone.images) == bits(output.images)[3:]
     assert torch.equal(alone.image_embeddings[0], output.image_embeddings[3])
 
 
 def test_one_generator_serves_each_picture_in_turn(pipeline: Pipeline) -> None:
-    two, three = (pipeline(PROMPTS[0], num_images_per_prompt=n, generator=seeds(5)[0]) for n in (2, 3))
+    two, three = (run(pipeline, PROMPTS[0], num_images=n, generator=seeds(5)[0]) for n in (2, 3))
     assert bits(two.images) == bits(three.images)[:2]
     assert len(set(bits(three.images))) == 3
-    fresh = [pipeline(PROMPTS[0]) for _ in range(2)]
+    fresh = [run(pipeline, PROMPTS[0]) for _ in range(2)]
     assert bits(fresh[0].images) != bits(fresh[1].images)
 
 
 def test_conditions_and_guidance_reach_the_denoiser(pipeline: Pipeline) -> None:
     def paint(**settings) -> bytes:
-        return bits(pipeline(PROMPTS[0], generator=seeds(0), **settings).images)[0]
+        return bits(run(pipeline, PROMPTS[0], generator=seeds(0), **settings).images)[0]
 
     pictures = [
         paint(),
@@ -106,15 +111,18 @@ def test_conditions_and_guidance_reach_the_denoiser(pipeline: Pipeline) -> None:
 
 
 def test_negative_prompt_is_predicted_without_noise(pipeline: Pipeline) -> None:
-    together = pipeline(PROMPTS[0], num_images_per_prompt=2, generator=seeds(0, 1), negative_prompt=PROMPTS[1])
-    alone = pipeline(PROMPTS[0], generator=seeds(1), negative_prompt=PROMPTS[1])
+    together = run(pipeline, PROMPTS[0], num_images=2, generator=seeds(0, 1), negative_prompt=PROMPTS[1])
+    alone = run(pipeline, PROMPTS[0], generator=seeds(1), negative_prompt=PROMPTS[1])
     assert bits(alone.images) == bits(together.images)[1:]
 
 
 def test_the_callback_is_told_every_step(pipeline: Pipeline) -> None:
     told = []
-    pipeline(
-        PROMPTS[0], sampling=Sampling(steps=4), callback=lambda progress: told.append((progress.step, progress.steps))
+    run(
+        pipeline,
+        PROMPTS[0],
+        sampling=Sampling(steps=4),
+        callback=lambda progress: told.append((progress.step, progress.steps)),
     )
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
@@ -126,20 +134,20 @@ def test_the_callback_is_told_every_step(pipeline: Pipeline) -> None:
         ("  ", {}, "the prompt is empty"),
         (["a star", ""], {}, "the prompt is empty"),
         ("\udcff", {}, "the prompt is not text"),
-        ("a star", {"num_images_per_prompt": 0}, "0 pictures a prompt"),
+        ("a star", {"num_images": 0}, "num_images must be a whole number of at least 1, got 0"),
         ("a star", {"sampling": Sampling(steps=0)}, "0 steps"),
         ("a star", {"sampling": Sampling(size=(64, 64))}, "pictures of one size"),
         ("a star", {"sampling": Sampling(options={"noise_level": 3})}, "no options noise_level"),
         ("a star", {"conditions": []}, r"conditions \[\] must be"),
         ("a star", {"conditions": ["image", "depth"]}, "must be one or more of what the decoder reads: image, text"),
-        ("a star", {"generator": seeds(0, 1)}, "2 generators for 1 pictures"),
+        ("a star", {"generator": seeds(0, 1)}, "2 generators for 1 images"),
         ("a star", {"sampling": Sampling(guidance_scale=float("nan"))}, "guidance scale"),
         ("a star", {"sampling": Sampling(sampler="none")}, "unknown sampler 'none'"),
     ],
 )
 def test_wrong_input(pipeline: Pipeline, prompt, settings, message) -> None:
     with pytest.raises(UserError, match=message):
-        pipeline(prompt, **settings)
+        pipeline(GenerationRequest(prompt, **settings))
 
 
 def test_pictures_are_rounded_to_the_nearest_grey() -> None:
@@ -176,20 +184,18 @@ def test_one_each_gives_independent_generators() -> None:
 
 
 def test_a_list_of_negative_prompts_is_one_for_each(pipeline: Pipeline) -> None:
-    both = pipeline(
-        PROMPTS, num_images_per_prompt=2, generator=seeds(0, 1, 0, 1), negative_prompt=["a ring", "a heart"]
-    )
+    both = run(pipeline, *PROMPTS, num_images=2, generator=seeds(0, 1, 0, 1), negative_prompt=["a ring", "a heart"])
     for place, (prompt, negative) in enumerate(zip(PROMPTS, ["a ring", "a heart"], strict=True)):
-        alone = pipeline(prompt, num_images_per_prompt=2, generator=seeds(0, 1), negative_prompt=negative)
+        alone = run(pipeline, prompt, num_images=2, generator=seeds(0, 1), negative_prompt=negative)
         assert bits(alone.images) == bits(both.images)[2 * place : 2 * place + 2]
-    one = pipeline(PROMPTS, generator=seeds(0, 1), negative_prompt="a ring")
+    one = run(pipeline, *PROMPTS, generator=seeds(0, 1), negative_prompt="a ring")
     assert bits(one.images)[0] == bits(both.images)[0]
     assert bits(one.images)[1] != bits(both.images)[3]
     for wrong in ([], ["a ring"], ["a"] * 3):
         with pytest.raises(UserError, match=rf"a list of {len(wrong)} for 2 prompts: give one text for all, or a list"):
-            pipeline(PROMPTS, negative_prompt=wrong)
+            run(pipeline, *PROMPTS, negative_prompt=wrong)
     with pytest.raises(UserError, match="the negative prompt is not text"):
-        pipeline(PROMPTS, negative_prompt=["a", "\udcff"])
+        run(pipeline, *PROMPTS, negative_prompt=["a", "\udcff"])
 
 
 def test_seeds_are_of_generators_that_make_the_image_again(pipeline: Pipeline) -> None:
@@ -197,10 +203,10 @@ def test_seeds_are_of_generators_that_make_the_image_again(pipeline: Pipeline) -
     torch.rand(1, generator=used)
     state.set_state(used.get_state())
     twice = seeds(4)[0]
-    output = pipeline([PROMPTS[0]] * 5, generator=[seeds(1)[0], used, state, twice, twice])
+    output = run(pipeline, *[PROMPTS[0]] * 5, generator=[seeds(1)[0], used, state, twice, twice])
     assert output.seeds == [1, None, None, None, None]
-    drawn = pipeline([PROMPTS[0]] * 2, generator=seeds(5)[0])
-    again = pipeline([PROMPTS[0]] * 2, generator=seeds(*drawn.seeds))
+    drawn = run(pipeline, *[PROMPTS[0]] * 2, generator=seeds(5)[0])
+    again = run(pipeline, *[PROMPTS[0]] * 2, generator=seeds(*drawn.seeds))
     assert bits(again.images) == bits(drawn.images)
 
 
@@ -219,14 +225,15 @@ def test_images_that_are_not_finite_are_named(pipeline: Pipeline) -> None:
     with pytest.raises(
         NonFiniteError, match=r"image embeddings .*image 1 of 'a blue star' \(seed 8\), image 2 of 'a blue st"
     ) as error:
-        broken(PROMPTS, num_images_per_prompt=2, generator=given)
+        run(broken, *PROMPTS, num_images=2, generator=given)
     assert error.value.rows == (2, 3)
     assert "--dtype" in str(error.value)
     with pytest.raises(NonFiniteError, match=r"image embeddings hold .*: negative prompt 'a blue star'"):
-        broken(PROMPTS[0], negative_prompt=PROMPTS[1])
-    assert broken(PROMPTS, conditions=["text"]).images  # nothing is made of them
+        run(broken, PROMPTS[0], negative_prompt=PROMPTS[1])
+    assert run(broken, *PROMPTS, conditions=["text"]).images  # nothing is made of them
+    mixtures = [[(torch.full((1, WIDTH), value), 1.0)] for value in (0.0, float("nan"))]
     with pytest.raises(NonFiniteError, match=r"image 2 of 2 \(seed 1\)"):
-        pipeline.paint(torch.tensor([[0.0] * WIDTH, [float("nan")] * WIDTH]), seeds(0, 1))
+        pipeline(GenerationRequest(mixtures=mixtures, generator=seeds(0, 1)))
 
 
 @pytest.mark.parametrize("part", ["states", "pooled"])
@@ -238,7 +245,7 @@ def test_texts_whose_features_are_not_finite_are_named(pipeline: Pipeline, part:
             return found
 
     with pytest.raises(NonFiniteError, match=r"text features hold .*: 'a blue star'"):
-        replace(pipeline, text_encoder=Broken())(PROMPTS)
+        run(replace(pipeline, text_encoder=Broken()), *PROMPTS)
 
 
 def test_a_decoder_that_does_not_check_is_checked(pipeline: Pipeline) -> None:
@@ -247,4 +254,6 @@ def test_a_decoder_that_does_not_check_is_checked(pipeline: Pipeline) -> None:
             return super().decode(latents) * float("nan")
 
     with pytest.raises(NonFiniteError, match=r"images hold .*image 1 of 'a red circle' \(seed 3\)"):
-        replace(pipeline, decoder=replace(pipeline.decoder, autoencoder=Careless()))(PROMPTS[0], generator=seeds(3))
+        run(
+            replace(pipeline, decoder=replace(pipeline.decoder, autoencoder=Careless())), PROMPTS[0], generator=seeds(3)
+        )

@@ -155,7 +155,7 @@ def test_statistics_that_are_none() -> None:
     with pytest.raises(UserError, match="NaN"):
         TextStatistics.of(TextFeatures(same.states * math.nan, same.mask, same.pooled))
     wide = torch.ones(9)
-    with pytest.raises(UserError, match="9 wide; this adapter speaks to a CLIP of 8"):
+    with pytest.raises(UserError, match="9 wide; this adapter is for a CLIP of width 8"):
         made().set_statistics(TextStatistics(wide, wide, wide, wide))
 
 
@@ -235,7 +235,7 @@ def test_both_together_are_a_text_encoder() -> None:
 
 
 def test_a_language_model_of_another_width() -> None:
-    message = "features are 12 wide; this adapter reads 13. Take the model that it was trained on"
+    message = "features are 12 wide; this adapter reads 13. Use the model that it was trained on"
     other = made(CONFIG.model_copy(update={"llm_width": 13}))
     with pytest.raises(UserError, match=message):
         AdaptedText(Letters(), other)

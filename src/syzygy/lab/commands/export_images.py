@@ -25,7 +25,7 @@ PROMPTS are the benchmark's own file:
 \b
 On several GPUs:  torchrun --nproc-per-node 4 -m syzygy.cli export-images …
 The same command makes what is missing, after an interruption or beside other processes; with the same batch size
-neither changes a byte. docs/official-judges.md goes on to the judges' own commands.
+neither changes a byte. docs/how-to/benchmark-images.md goes on to the judges' own commands.
 """
 
 
