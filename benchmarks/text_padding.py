@@ -12,7 +12,7 @@ from padded import conditions, options, seconds, write
 
 from syzygy.core.contracts import TextFeatures
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate.text_encoder import lines, said
+from syzygy.lab.evaluate.text_encoder import caption_pairs, captions_in
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.language.base import Length
 from syzygy.text_encoders.adapter import AdaptedText
@@ -23,8 +23,8 @@ LENGTHS: tuple[Length, ...] = ("short", "medium", "long")
 
 def captions(number: int, length: Length) -> list[str]:
     """Languages in turn."""
-    pairs = lines(number, 0)
-    by_language = [said(pairs, code, length, 0) for code in LANGUAGES]
+    pairs = caption_pairs(number, 0)
+    by_language = [captions_in(pairs, code, length, 0) for code in LANGUAGES]
     return [by_language[i % len(by_language)][i] for i in range(number)]
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     assert isinstance(encoder, AdaptedText)
     assert isinstance(encoder.llm, Llm)
     llm, adapter = encoder.llm, encoder.adapter.requires_grad_(True)
-    english = said(lines(number, 0), "en", "short", 0)
+    english = captions_in(caption_pairs(number, 0), "en", "short", 0)
 
     def step(mask: torch.Tensor) -> None:
         found: TextFeatures = adapter(states, mask)

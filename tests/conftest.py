@@ -187,7 +187,7 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, number in {
         "starter.decoder_training.SCALE_PAIRS": 16,
         "starter.decoder_training.VALIDATION_PICTURES": 8,
-        "evaluate.evaluate_composition.NORM_PAIRS": 40,
+        "evaluate.composition.NORM_PAIRS": 40,
     }.items():
         monkeypatch.setattr(f"syzygy.lab.{name}", number)
 

@@ -23,11 +23,11 @@ def test_demo_writes_a_page_that_needs_nothing_else(syzygy, tiny_model: Path, ou
     result = json.loads(answer.out.splitlines()[-1])
     page = Path(result["page"]).read_text()
     assert page.count("data:image/png;base64,") == 12 * 5  # twelve prompts × reference and four priors
-    assert page.count("held out</small>") == 6
+    assert page.count("unseen</small>") == 6
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("<svg") == 5
     assert {row["candidate"] for row in result["rows"]} == {"reference", "ECLIPSE", "projection only", *IDENTITIES}
-    assert {row["held_out"] for row in result["rows"]} == {True, False}
+    assert {row["side"] for row in result["rows"]} == {"all", "seen", "unseen"}
     assert json.loads((out / "results.json").read_text())["rows"] == result["rows"]
 
 
@@ -44,19 +44,18 @@ def test_its_priors_load_in_other_commands(syzygy, tiny_model: Path, out: Path, 
     assert names == ["reference", "contrast", "plain", *IDENTITIES, "shuffled prompts"]
     assert list(found["embeddings"]) == ["contrast", "plain", *IDENTITIES]
     assert found["embeddings"]["text identity"].keys() == {"cosine", "recall_at_1", "frechet"}
-    assert {row["candidate"] for row in found["against_reference"]} == set(names) - {"reference"}
-    assert found["rows_with_text"] == []
+    assert {row["candidate"] for row in found["rows"] if "against_reference" in row} == set(names) - {"reference"}
     preferred = syzygy("evaluate", "preference", "--model", tiny_model, *named, "--prompts", 1, "--steps", 1)
     assert preferred.code == 0, preferred.err
     assert "How often contrast is preferred to plain:" in preferred.out
-    assert {line.split()[0] for line in preferred.out.splitlines()[1:]} == {"agreement", "clip_score"}
+    assert {line.split()[0] for line in preferred.out.splitlines()[3:]} == {"fact_accuracy", "clip_score"}
     judges = ("--pickscore", tiny_model / "clip", "--json", tmp_path / "rates.json")
     same = [part for name in ("a", "b") for part in ("--prior", f"{name}={out / 'eclipse'}")]
     answer = syzygy("evaluate", "preference", "--model", tiny_model, *same, "--prompts", 1, "--steps", 1, *judges)
     assert answer.code == 0, answer.err
     rates = json.loads((tmp_path / "rates.json").read_text())["rows"]
-    assert {row["judge"] for row in rates} == {"agreement", "clip_score", "pickscore"}
-    assert all((row["rate"], row["ties"]) == (0.5, 1.0) for row in rates), "a prior against itself"
+    assert {row["judge"] for row in rates} == {"fact_accuracy", "clip_score", "pickscore"}
+    assert all((row["rate"]["mean"], row["ties"]) == (0.5, 1.0) for row in rates), "a prior against itself"
 
 
 def test_a_demo_run_again_trains_anew_and_finds_the_same(syzygy, tiny_model: Path, out: Path) -> None:
@@ -64,22 +63,23 @@ def test_a_demo_run_again_trains_anew_and_finds_the_same(syzygy, tiny_model: Pat
     answer = syzygy("demo", "--model", tiny_model, "--quick", "--out", out, *TINIER)
     assert answer.code == 0, answer.err
     assert "Try next" in answer.out
-    assert "held out" in answer.out
+    assert "unseen" in answer.out
     assert json.loads((out / "results.json").read_text())["rows"] == before
 
 
 def test_score_as_text_and_page(syzygy, tiny_model: Path, tmp_path: Path) -> None:
-    files = ("--html", tmp_path / "page.html", "--json", tmp_path / "scores.json")
+    files = ("--page", tmp_path / "page.html", "--json", tmp_path / "scores.json")
     few = ("--prompts", 1, "--draws", 2, "--steps", 1, "--pairs", 40)
     answer = syzygy("evaluate", "composition", "--model", tiny_model, *few, "--with-text", *files)
     assert answer.code == 0, answer.err
-    assert answer.out.count("Reference, one object: colour") == 2
-    assert "with text:" in answer.out
+    assert "Reference, one object: colour" in answer.out
+    assert "reference, with text" in answer.out
     assert "Fréchet" in answer.out
     found = json.loads((tmp_path / "scores.json").read_text())
-    assert len(found["rows"]) == len(found["rows_with_text"]) > 0
+    names = list(dict.fromkeys(row["candidate"] for row in found["rows"]))
+    assert names == [f"{name}{text}" for text in ("", ", with text") for name in names[:5]]
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 2
     assert page.count("data:image/png;base64,") == 13 * 5  # a prompt a category and side × candidates
     assert "http" not in page
 
@@ -91,7 +91,8 @@ def test_score_as_text_and_page(syzygy, tiny_model: Path, tmp_path: Path) -> Non
         (("--quick", "--pairs", "3"), "--quick sets --pairs itself"),
         (("--prior", "shuffled prompts={prior}"), "'shuffled prompts' is the name of a control"),
         (("--prior", "{prior}", "--prior", "{prior}"), "two priors are called 'prior'"),
-        (("--html", "/dev/null/page.html"), "cannot write"),
+        (("--page", "/dev/null/page.html"), "cannot write"),
+        (("--html", "/dev/null/page.html"), "is now called --page"),
         (("--prior", "nowhere"), "nowhere"),
         (("--prior", "reference=nowhere"), "nowhere"),
         (("--guidance-scale", "nan"), "guidance"),

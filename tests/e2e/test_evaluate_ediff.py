@@ -17,12 +17,14 @@ from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import build_decoder, save_decoder
 from syzygy.decoder.network import DecoderConfig, SlotConfig, UNetConfig
 from syzygy.decoder.noise_levels import KarrasSchedule
+from syzygy.generation.pipeline import to_pil
 from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import encoders, region_accuracy, temporal
 from syzygy.lab.evaluate import style as evaluate_style
-from syzygy.lab.evaluate.region_accuracy import PaintingScoring
-from syzygy.lab.evaluate.temporal import TemporalScoring
+from syzygy.lab.evaluate.harness import FILE
+from syzygy.lab.evaluate.region_accuracy import RegionsConfig
+from syzygy.lab.evaluate.temporal import TemporalConfig
 from syzygy.lab.world import scene_source
 from syzygy.text_encoders.t5 import T5Config, build_t5
 
@@ -123,9 +125,9 @@ def test_style_is_measured_beside_its_controls(syzygy, with_t5: Path, tmp_path: 
     command = ("evaluate", "style", "--model", with_t5, *FEW, "--style-guidance", "1,4", "--out", tmp_path)
     answer = syzygy(*command)
     assert answer.code == 0, answer.err
-    assert "Best style guidance" in answer.out
+    assert "Best on seen prompts:" in answer.out
     found = json.loads((tmp_path / "results.json").read_text())
-    pictures = ["style picture", "style picture, W 1", "style picture, W 4"]
+    pictures = ["style reference", "style reference, W 1", "style reference, W 4"]
     assert list(dict.fromkeys(row["candidate"] for row in found["rows"])) == [
         "no style",
         "text alone",
@@ -133,8 +135,8 @@ def test_style_is_measured_beside_its_controls(syzygy, with_t5: Path, tmp_path: 
         *pictures,
     ]
     assert found["conditions"] == ["image", "text", "t5"]
-    assert {row["side"] for row in found["rows"]} == {"all", "seen", "held out"}
-    assert all({"style", "agreement", "leaked"} <= row.keys() for row in found["rows"])
+    assert {row["side"] for row in found["rows"]} == {"all", "seen", "unseen"}
+    assert all({"style", "prompt_accuracy", "leaked"} <= row.keys() for row in found["rows"])
     assert all("against_text_alone" in row for row in found["rows"] if row["candidate"] in pictures)
     with Image.open(tmp_path / "grid.png") as sheet:
         assert sheet.width > 600
@@ -143,12 +145,10 @@ def test_style_is_measured_beside_its_controls(syzygy, with_t5: Path, tmp_path: 
     assert "://" not in page
 
 
-def test_painting_is_measured_beside_the_unpainted_and_with_masks_exchanged(
-    syzygy, with_t5: Path, tmp_path: Path
-) -> None:
+def test_regions_are_measured_with_their_controls(syzygy, with_t5: Path, tmp_path: Path) -> None:
     command = (
         "evaluate",
-        "painting",
+        "regions",
         "--model",
         with_t5,
         *FEW,
@@ -161,17 +161,17 @@ def test_painting_is_measured_beside_the_unpainted_and_with_masks_exchanged(
     )
     answer = syzygy(*command)
     assert answer.code == 0, answer.err
-    assert "Most in place on seen prompts: w'" in answer.out
+    assert "Strength with most objects in place on seen prompts: w'" in answer.out
     found = json.loads((tmp_path / "results.json").read_text())
     painted = ["w' 1", "w' 3"]
     assert list(dict.fromkeys(row["candidate"] for row in found["rows"])) == [
-        "unpainted",
+        "no regions",
         *painted,
-        *(f"{name}, masks exchanged" for name in painted),
+        *(f"{name}, exchanged" for name in painted),
     ]
     assert (found["conditions"], found["prompts"], found["experts"]) == (["text", "t5"], 8, None)
     assert found["chosen_strength"] in (1.0, 3.0)
-    assert all("against_unpainted" in row for row in found["rows"] if row["candidate"] in painted)
+    assert all("against_no_regions" in row for row in found["rows"] if row["candidate"] in painted)
     with Image.open(tmp_path / "grid.png") as sheet:
         assert sheet.width > 600
     page = (tmp_path / "index.html").read_text()
@@ -181,13 +181,13 @@ def test_painting_is_measured_beside_the_unpainted_and_with_masks_exchanged(
     assert json.loads(again.out) == found, "read from what was kept"
 
 
-def test_the_control_is_unpainted_and_all_read_what_they_are_told_to(with_t5: Path) -> None:
+def test_the_control_has_no_regions_and_all_read_the_same_conditions(with_t5: Path) -> None:
     model, scoring = (
         TextToImage.from_pretrained(with_t5),
-        PaintingScoring(prompts=1, steps=2, conditions=("text", "t5")),
+        RegionsConfig(prompts=1, steps=2, conditions=("text", "t5")),
     )
-    asked = region_accuracy.ask(region_accuracy.wanted(scoring), 0)[:2]
-    control, painted, *_ = (one.paint(range(2)) for one in region_accuracy.series(model, asked, scoring))
+    asked = region_accuracy.region_cases(region_accuracy.region_prompts(scoring), 0)[:2]
+    control, painted, *_ = (to_pil(one.generate(range(2))) for one in region_accuracy.candidates(model, asked, scoring))
     texts = [one.prompt.text for one in asked]
     sampling = Sampling(steps=2, guidance_scale=scoring.guidance_scale)
 
@@ -210,10 +210,18 @@ def test_the_control_is_unpainted_and_all_read_what_they_are_told_to(with_t5: Pa
         (("--conditions", "image"), "--conditions must name text or t5"),
     ],
 )
-def test_wrong_paintings_are_refused(syzygy, tiny_model: Path, wrong: tuple[str, str], said: str) -> None:
-    answer = syzygy("evaluate", "painting", "--model", tiny_model, *FEW, *wrong)
+def test_wrong_regions_are_refused(syzygy, tiny_model: Path, wrong: tuple[str, str], said: str) -> None:
+    answer = syzygy("evaluate", "regions", "--model", tiny_model, *FEW, *wrong)
     assert (answer.code, answer.out) == (2, "")
     assert said in answer.err
+
+
+def test_the_former_name_of_regions_works_and_warns(syzygy, tiny_model: Path) -> None:
+    answer = syzygy("evaluate", "painting", "--model", tiny_model, *FEW, "--strengths", "0")
+    warning, error = answer.err.splitlines()
+    assert warning == "warning: the command 'painting' is now called 'regions'; the old name will be removed."
+    assert (answer.code, "strengths must be more than 0" in error) == (2, True)
+    assert "painting" not in syzygy("evaluate", "--help").out
 
 
 def test_swapped_prompts_are_measured_over_the_steps(syzygy, tiny_model: Path, tmp_path: Path) -> None:
@@ -221,7 +229,7 @@ def test_swapped_prompts_are_measured_over_the_steps(syzygy, tiny_model: Path, t
     command = (*command, "--conditions", "text", "--out", tmp_path)
     answer = syzygy(*command)
     assert answer.code == 0, answer.err
-    assert "a swap in the last 7 % of the steps changes nothing (by agreement)" in answer.out
+    assert "a swap in the last 7 % of the steps changes nothing" in answer.out
     found = json.loads((tmp_path / "results.json").read_text())
     rows = [row for row in found["rows"] if (row["category"], row["side"]) == ("all", "all")]
     assert [row["steps"] for row in rows] == [0, 2, 3, 4]
@@ -230,18 +238,18 @@ def test_swapped_prompts_are_measured_over_the_steps(syzygy, tiny_model: Path, t
     assert (rows[-1]["unchanged"]["mean"], rows[-1]["first_less_never_swapped"]["mean"]) == (1.0, 0.0)
     assert rows[0]["second_less_from_the_start"]["mean"] == 0.0
     assert (found["conditions"], len(found["statements"]), found["prompts"]) == (["text"], 4, 8)
-    assert (tmp_path / "agreement.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    assert (tmp_path / "prompt_accuracy.svg").read_text().startswith("<svg ")
     assert (tmp_path / "index.html").read_text().count("data:image/png;base64,") == 4 * 4
     again = syzygy(*command, "--json", "-")
     assert json.loads(again.out) == found, "read from what was kept"
 
 
-def test_what_is_swapped_is_what_is_painted(with_t5: Path) -> None:
-    model, scoring = TextToImage.from_pretrained(with_t5), TemporalScoring(prompts=2, steps=4)
-    asked = temporal.ask(scoring)[:4]
+def test_what_is_swapped_is_what_is_generated(with_t5: Path) -> None:
+    model, scoring = TextToImage.from_pretrained(with_t5), TemporalConfig(prompts=2, steps=4)
+    asked = temporal.paired_prompts(scoring)[:4]
 
     def pictures(prompts, before: int) -> list[bytes]:
-        return [one.tobytes() for one in temporal.paint(model, prompts, scoring, before)]
+        return [one.tobytes() for one in to_pil(temporal.generate(model, prompts, scoring, before))]
 
     never, late, always = (pictures(asked, before) for before in (4, 2, 0))
     noise = [generator(0, "temporal", prompt.text) for prompt in asked]
@@ -250,7 +258,7 @@ def test_what_is_swapped_is_what_is_painted(with_t5: Path) -> None:
         one.tobytes()
         for one in model.pipeline(GenerationRequest([p.text for p in asked], sampling=sampling, generator=noise)).images
     ]
-    assert never == plain, "no swap is what generate paints"
+    assert never == plain, "without a swap it is what generate gives"
     assert all(len({a, b, c}) == 3 for a, b, c in zip(never, late, always, strict=True))
 
 
@@ -259,7 +267,7 @@ def test_encoders_are_compared_on_short_and_long_prompts(
 ) -> None:
     answer = syzygy("evaluate", "encoders", "--model", with_t5, *FEW, "--out", tmp_path)
     assert answer.code == 0, answer.err
-    assert "left out" not in answer.out
+    assert "Left out" not in answer.out
     found = json.loads((tmp_path / "results.json").read_text())
     names = ["CLIP text", "T5", "both texts", "image of the prior", "everything"]
     expected = ["nothing read", *(f"{name}, {length}" for length in ("short", "long") for name in names)]
@@ -299,18 +307,18 @@ def test_wrong_input_is_answered_in_two_lines(syzygy, tiny_model: Path, argument
 
 
 def test_another_evaluations_folder_is_refused(syzygy, tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "readings.jsonl").write_text('{"evaluation": "style"}\n')
+    (tmp_path / FILE).write_text('{"evaluation": "style"}\n')
     answer = syzygy("evaluate", "temporal", "--model", tiny_model, *FEW, "--out", tmp_path)
     assert (answer.code, answer.out) == (2, "")
-    assert "readings of another evaluation" in answer.err
+    assert "predictions of another evaluation" in answer.err
 
 
 def test_decoders_that_read_no_text_are_refused(tiny_kandinsky) -> None:
     decoder, clip, prior = tiny_kandinsky
     model = TextToImage.from_pretrained(decoder, clip=clip, prior=prior)
-    with pytest.raises(UserError, match=r"needs a decoder that reads image and text; that of .* reads image"):
+    with pytest.raises(UserError, match=r"needs a decoder that reads image and text; the decoder of .* reads image"):
         evaluate_style.check(model)
-    with pytest.raises(UserError, match="in decoders of ours only"):
+    with pytest.raises(UserError, match="only in Syzygy's own decoders"):
         temporal.check(model)
     with pytest.raises(UserError, match="no text encoders to compare"):
-        encoders.candidates(model.pipeline.decoder.conditions)
+        encoders.conditions_compared(model.pipeline.decoder.conditions)

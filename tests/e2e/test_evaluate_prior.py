@@ -73,12 +73,12 @@ def test_two_runs_are_compared_on_what_both_held_out(
         "--prior",
         f"other={places / 'b'}",
     )
-    answer = syzygy(*arguments, "--json", tmp_path / "x.json", "--html", tmp_path / "x.html")
+    answer = syzygy(*arguments, "--json", tmp_path / "x.json", "--page", tmp_path / "x.html")
     assert answer.code == 0, answer.err
     found = artifacts.read_json(tmp_path / "x.json")
     both = set(split(store, 40)[1].chosen.tolist()) & set(split(store, 36)[1].chosen.tolist())
-    assert (found["captions"], found["pictures"]) == (len(both), len(both))
-    assert f"Measured on {len(both)} pictures of" in answer.out
+    assert (found["captions"], found["images"]) == (len(both), len(both))
+    assert f"Measured on {len(both)} images of" in answer.out
     assert "the training of a and of other held them out" in answer.out
     names = [row["name"] for row in found["candidates"]]
     assert names == ["a", "other", "text identity", SHIFTED, SHUFFLED, "mean image"]
@@ -133,7 +133,7 @@ def test_controls_are_what_they_are_called(store: EmbeddingStore) -> None:
     first = torch.randn(len(truth), store.width, generator=torch.Generator().manual_seed(0))
     found = controls(truth, first)
     rest = rest_of(store, truth.pairs)
-    assert not torch.isin(rest.image_numbers(torch.arange(len(rest))), truth.pictures).any()
+    assert not torch.isin(rest.image_numbers(torch.arange(len(rest))), truth.image_numbers).any()
     rows = torch.arange(len(rest))
     identity = TextIdentity.fit(rest.pooled(rows).float(), rest.images(rows).float(), shifted=True)
     features = truth.pairs.text(truth.everything).padded().to(dtype=torch.float32)
@@ -148,7 +148,7 @@ def test_controls_are_what_they_are_called(store: EmbeddingStore) -> None:
 def test_captions_of_one_picture_count_as_one(store: EmbeddingStore) -> None:
     """Two captions of the first picture, one of the second."""
     truth = Truth(StorePairs(store, torch.tensor([0, 0, 1])))
-    assert truth.by_picture(torch.tensor([0.0, 1.0, 0.25])) == [[0.5], [0.25]]
+    assert truth.by_image(torch.tensor([0.0, 1.0, 0.25])) == [[0.5], [0.25]]
     assert truth.right.tolist() == [[True, False], [True, False], [False, True]]
     assert truth.other is None, "most captions have the same words"
 
@@ -188,7 +188,7 @@ def test_a_prior_whose_held_out_pairs_are_not_known_gets_a_warning(
     assert found["candidates"][0]["trained_on"] == kind
     assert said in answer.err
     assert said in " ".join(found["notes"])
-    assert found["pictures"] == 20
+    assert found["images"] == 20
 
 
 def test_a_number_of_pictures_is_chosen_by_the_seed_among_those_held_out(
@@ -202,7 +202,7 @@ def test_a_number_of_pictures_is_chosen_by_the_seed_among_those_held_out(
     assert len(common(store, [past], None, 0)) == 7
     assert len(common(store, [], None, 0)) == 7
     assert len(common(store, [past], 40, 0)) == 40, "the user may ask for more"
-    with pytest.raises(UserError, match=r"--images 41 is more.*the priors held out 40 pictures"):
+    with pytest.raises(UserError, match=r"--images 41 is more.*the priors held out 40 images"):
         common(store, [past], 41, 0)
     with pytest.raises(UserError, match="in common"):
         common(store, [Past("this store", torch.tensor([0])), Past("this store", torch.tensor([1]))], None, 0)
@@ -244,7 +244,7 @@ def test_another_clips_prior_is_refused(syzygy: Callable[..., Any], places: Path
     artifacts.write_json(path, artifacts.read_json(path) | {"clip": "0" * 16})
     answer = syzygy("evaluate", "prior", "--data", places / "store", "--prior", tmp_path / "run")
     assert answer.code == 2
-    assert "its space is different" in answer.err
+    assert "its embedding space is different" in answer.err
 
 
 def test_controls_alone(syzygy: Callable[..., Any], places: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from syzygy.clip.clip_model import Clip
 from syzygy.generation.image_files import MARGIN, read_record
-from syzygy.lab.evaluate.predictions import FILE
+from syzygy.lab.evaluate.harness import FILE
 from syzygy.lab.evaluate.text_encoder_images import CLIP_ENGLISH, SHOWN_SIZE
 from tests.tiny_adapter import save_tiny_adapter, with_adapter
 from tests.tiny_unclip import Tiny
@@ -24,9 +24,7 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_adapter(tiny_model, tmp_path_factory.mktemp("models") / "adapted", languages=("en", "de", "zh"))
 
 
-def test_everything_is_measured_and_goes_on_where_it_was(
-    syzygy: Callable[..., Any], model: Path, tmp_path: Path
-) -> None:
+def test_everything_is_measured_and_resumes(syzygy: Callable[..., Any], model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("evaluate", "text-encoder", "--model", model, *FEW, "--out", out)
     answer = syzygy(*arguments)
@@ -34,7 +32,8 @@ def test_everything_is_measured_and_goes_on_where_it_was(
     assert {file.name for file in out.iterdir()} == {
         "results.json",
         "index.html",
-        "agreement.svg",
+        "prompt_accuracy.svg",
+        "report.md",
         "retrieval.svg",
         "languages.png",
         FILE,
@@ -45,7 +44,7 @@ def test_everything_is_measured_and_goes_on_where_it_was(
     assert read_record(out / "languages.png")["text_encoder"] == "adapter"
     found = json.loads((out / "results.json").read_text())
     page = (out / "index.html").read_text()
-    assert "src='languages.png'" in page
+    assert page.count("data:image/png;base64,") == 1
     for one in found["shown"]:
         assert one["said"].keys() == {"en", "zh"}
         assert one["paragraph"].endswith(one["said"]["en"])
@@ -69,11 +68,11 @@ def test_everything_is_measured_and_goes_on_where_it_was(
     assert tail["CLIP", "en"]["fewest"] > 77
     for code in ("en", "zh"):
         assert tail["adapter", code]["changed_most"] > 0
-    names = {row["candidate"] for row in found["agreement"]}
+    names = {row["candidate"] for row in found["rows"]}
     assert names == {
         CLIP_ENGLISH, "CLIP, en, long", "CLIP, zh", "adapter, en", "adapter, zh", "adapter, en, long", "adapter, zh, long"
     }  # fmt: skip
-    assert "of_clip_english" in next(row for row in found["agreement"] if row["candidate"] == "adapter, zh")
+    assert "of_clip_english" in next(row for row in found["rows"] if row["candidate"] == "adapter, zh")
     kept = (out / FILE).read_text().splitlines()
     (out / FILE).write_text("\n".join(kept[:3]) + '\n{"candidate"')  # as a killed process leaves it
     again = syzygy(*arguments, "--json", "-")
@@ -81,7 +80,7 @@ def test_everything_is_measured_and_goes_on_where_it_was(
     assert json.loads(again.out) == found
     assert (out / FILE).read_text().splitlines() == kept
     other = syzygy(*arguments, "--seed", 1)
-    assert (other.code, "holds readings of another evaluation (settings differ)" in other.err) == (2, True)
+    assert (other.code, "holds predictions of another evaluation (settings differ)" in other.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_a_published_model_is_measured_without_pictures(
     answer = syzygy(*arguments, "--prompts", 0)
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
-    assert (found["agreement"], len(found["captions"]), len(found["tail"])) == ([], 6, 2)
+    assert (found["rows"], len(found["captions"]), len(found["tail"])) == ([], 6, 2)
     assert all(-1 <= row["token_cosine"] <= 1 for row in found["captions"] if row["reader"] == "adapter")
     refused = syzygy(*arguments)
     assert (refused.code, "only pictures of the embedded world can be read exactly" in refused.err) == (2, True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from syzygy.lab.evaluate import evaluate_composition, probe
+from syzygy.lab.evaluate import composition, probe
 from syzygy.lab.reproduce import presets
 from syzygy.lab.reproduce.eclipse_experiment import Job, jobs
 
@@ -41,7 +41,7 @@ SMALL = (
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "STEPS", 5)
-    monkeypatch.setattr(evaluate_composition, "NORM_PAIRS", 40)
+    monkeypatch.setattr(composition, "NORM_PAIRS", 40)
 
 
 def test_the_comparison_is_whole_and_goes_on_where_it_stopped(

@@ -9,8 +9,8 @@ from PIL import Image
 from syzygy.core.randomness import Draw, generator
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate.region_accuracy import Asked, PaintingScoring, ask, paint, placed
-from syzygy.lab.evaluate.text_encoder import CUT, tailed
+from syzygy.lab.evaluate.region_accuracy import RegionCase, RegionsConfig, generate, in_place, region_cases
+from syzygy.lab.evaluate.text_encoder import CUT, long_prompt
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.description import Description, Mention, check_facts
 from syzygy.lab.world.language import LANGUAGES, language
@@ -50,12 +50,12 @@ def read(model: TextToImage, images: Sequence[Image.Image]) -> list[Prediction]:
 
 
 def test_what_is_painted_is_where_it_was_painted(model: TextToImage) -> None:
-    scoring = PaintingScoring(steps=STEPS)
-    one = ask(prompts("colour", 16, 0, False), 0)
+    config = RegionsConfig(steps=STEPS)
+    one = region_cases(prompts("colour", 16, 0, False), 0)
 
-    def share(asked: Sequence[Asked], strength: float) -> float:
-        found = read(model, paint(model, asked, scoring, strength))
-        return sum(map(placed, asked, found)) / len(asked)
+    def share(cases: Sequence[RegionCase], strength: float) -> float:
+        found = model.reader().read(generate(model, cases, config, strength))
+        return sum(map(in_place, cases, found)) / len(cases)
 
     strength, turned = model.defaults["region_strength"], [each.exchanged() for each in one]
     unpainted, painted, exchanged = share(one, 0.0), share(one, strength), share(turned, strength)
@@ -88,7 +88,7 @@ def test_it_reads_all_its_languages(speaking: TextToImage, code: str) -> None:
 
 def test_it_reads_paragraphs_to_their_end(speaking: TextToImage, model: TextToImage) -> None:
     wanted = [Description((one,)) for one in LOOKS]
-    texts = [tailed(one, "en", 0, "tail", i).long for i, one in enumerate(wanted)]
+    texts = [long_prompt(one, "en", 0, "tail", i).long for i, one in enumerate(wanted)]
 
     def right(one: TextToImage) -> int:
         noise = [generator(0, "tail", text) for text in texts]

@@ -22,7 +22,8 @@ from syzygy.generation.image_files import read_record
 from syzygy.generation.prior_pipeline import PriorPipeline
 from syzygy.generation.replaced_text_encoder import adapt, with_text
 from syzygy.generation.text_to_image import TextToImage, clip_scores
-from syzygy.lab.evaluate import evaluate_composition
+from syzygy.lab.evaluate.composition import candidate_embeddings
+from syzygy.lab.evaluate.harness import evaluation_prompts
 from syzygy.lab.starter.prior_training import embed
 from syzygy.lab.world import scene_source as source
 from syzygy.pretrained.karlo import KarloDecoder
@@ -309,10 +310,10 @@ def test_a_prior_that_was_trained_beside_it_is_missed(model: Path, adapted: Text
 
 
 def test_priors_are_scored_on_its_features(syzygy: Callable[..., Any], model: Path, adapted: TextToImage) -> None:
-    wanted = evaluate_composition.asked(["single"], 2, 0)
+    wanted = evaluation_prompts(["single"], 2, 0)
     prior = {"own": adapted.pipeline.prior}
     plain = replace(adapted, pipeline=with_text(adapted.pipeline, adapted.clip))
-    read, by_clip = (evaluate_composition.candidates(one, prior, wanted, 0) for one in (adapted, plain))
+    read, by_clip = (candidate_embeddings(one, prior, wanted, 0) for one in (adapted, plain))
     assert torch.equal(read["reference"], by_clip["reference"])
     assert not torch.allclose(read["own"], by_clip["own"])
     pairs = embed(adapted.clip, 0, 3, encoder=adapted.pipeline.text_encoder)

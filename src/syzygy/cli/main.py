@@ -31,6 +31,8 @@ class Branch(NamedTuple):
 
     help: str
     table: "Table"
+    renamed: Mapping[str, str] = {}
+    """Old name → name. Old names are not listed and work for one release, with a warning."""
 
 
 Table = Mapping[str, Leaf | Branch]
@@ -95,28 +97,31 @@ COMMANDS: Table = {
         "Measure a prior or a decoder.",
         {
             "prior": Leaf(
-                "syzygy.lab.commands.evaluate_prior:prior", "How near are a prior's predictions to held-out pictures?"
+                "syzygy.lab.commands.evaluate_commands:prior",
+                "Measure priors on pairs that they were not trained on.",
             ),
             "composition": Leaf(
-                "syzygy.lab.commands.evaluate_images:composition", "Does the picture hold what the prompt says?"
+                "syzygy.lab.commands.evaluate_commands:composition", "Does the image show what the prompt names?"
             ),
-            "reader": Leaf("syzygy.lab.commands.evaluate_reader:reader", "How well does the reader read?"),
-            "painting": Leaf(
-                "syzygy.lab.commands.evaluate_ediff:painting", "Does what is painted come where it was painted?"
+            "reader": Leaf(
+                "syzygy.lab.commands.evaluate_commands:reader", "How accurate is the reader, which classifies scenes?"
             ),
+            "regions": Leaf("syzygy.lab.commands.evaluate_commands:regions", "Do objects appear inside their regions?"),
             "style": Leaf(
-                "syzygy.lab.commands.evaluate_ediff:style", "Does a picture take the style of a reference picture?"
+                "syzygy.lab.commands.evaluate_commands:style", "Does an image take the style of a reference image?"
             ),
-            "temporal": Leaf("syzygy.lab.commands.evaluate_ediff:temporal", "When in sampling is the prompt read?"),
-            "encoders": Leaf("syzygy.lab.commands.evaluate_ediff:encoders", "What do T5 and CLIP tell a decoder?"),
+            "temporal": Leaf("syzygy.lab.commands.evaluate_commands:temporal", "When in sampling is the prompt read?"),
+            "encoders": Leaf("syzygy.lab.commands.evaluate_commands:encoders", "What do T5 and CLIP give a decoder?"),
             "text-encoder": Leaf(
-                "syzygy.lab.commands.evaluate_text:text_encoder", "How well does an adapter take CLIP's place?"
+                "syzygy.lab.commands.evaluate_commands:text_encoder",
+                "How well does an adapter replace CLIP's text encoder?",
             ),
             "preference": Leaf(
-                "syzygy.lab.commands.evaluate_images:preference",
-                "How often is one prior's picture preferred to another's?",
+                "syzygy.lab.commands.evaluate_commands:preference",
+                "How often is one prior's image preferred to another's?",
             ),
         },
+        renamed={"painting": "regions"},
     ),
     "reproduce": Branch(
         "Repeat a paper's experiment in small.",
@@ -169,26 +174,32 @@ def _with_new_names(args: list[str]) -> list[str]:
 class LazyGroup(click.Group):
     """A click group over a `Table`: lists its commands without importing them."""
 
-    def __init__(self, table: Table, **settings: Any) -> None:
+    def __init__(self, table: Table, *, renamed: Mapping[str, str] = {}, **settings: Any) -> None:
         super().__init__(**settings)
-        self.table = table
+        self.table, self.renamed = table, renamed
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.renamed:
+            now = self.renamed[cmd_name]
+            click.echo(
+                f"warning: the command {cmd_name!r} is now called {now!r}; the old name will be removed.", err=True
+            )
+            cmd_name = now
         row = self.table.get(cmd_name)
         if row is None:
             return None
         if isinstance(row, Branch):
-            return LazyGroup(row.table, name=cmd_name, help=row.help)
+            return LazyGroup(row.table, renamed=row.renamed, name=cmd_name, help=row.help)
         module, _, attribute = row.target.partition(":")
         return getattr(import_module(module), attribute)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.table and not args[0].startswith("-"):
+        if args[0] not in {**self.table, **self.renamed} and not args[0].startswith("-"):
             raise unknown("command", args[0], self.table)
         return super().resolve_command(ctx, [args[0], *_with_new_names(args[1:])])
 

@@ -17,9 +17,15 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import seed_of
 from syzygy.core.wording import counted
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate import composition, report
-from syzygy.lab.evaluate.composition import Painted, Row
-from syzygy.lab.evaluate.evaluate_composition import Scoring, asked, candidates, controls, paint
+from syzygy.lab.evaluate import composition, harness, report
+from syzygy.lab.evaluate.composition import (
+    CompositionConfig,
+    ScoredImage,
+    candidate_embeddings,
+    control_priors,
+    generate_and_score,
+)
+from syzygy.lab.evaluate.harness import Row, evaluation_prompts
 from syzygy.lab.starter import prior_training as prior_run
 from syzygy.lab.world.prompts import CATEGORIES
 from syzygy.prior.eclipse import PriorTaskConfig
@@ -37,7 +43,7 @@ class DemoRun(Config):
 
     prior: PriorRun
     """The ECLIPSE prior; projection-only is the same run with λ = 0."""
-    scoring: Scoring = Scoring(prompts=6, steps=12)
+    scoring: CompositionConfig = CompositionConfig(prompts=6, steps=12)
     """The sample that is scored."""
     shown_steps: int = Field(default=25, gt=0)
     """Sampling steps of the pictures shown."""
@@ -53,7 +59,7 @@ def demo_quick() -> DemoRun:
     """A shortened demo that tests that everything works: its prior learns next to nothing."""
     loop = {"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20}
     small = prior_starter().changed(scenes=1000, validation_images=128, loop=loop)
-    return DemoRun(prior=small, scoring=Scoring(prompts=1, steps=6), shown_steps=8)
+    return DemoRun(prior=small, scoring=CompositionConfig(prompts=1, steps=6), shown_steps=8)
 
 
 PRESETS = {"full": demo_full, "quick": demo_quick}
@@ -90,31 +96,37 @@ def run(
     priors: dict[str, Prior] = {
         name: load_prior(result.folder, loaded.clip, device) for name, result in trained.items()
     }
-    priors |= controls(loaded, demo.scoring.seed)
+    priors |= control_priors(loaded, demo.scoring.seed)
     say("3/4  painting twelve prompts, half of them compositions that no prior saw")
     scoring = demo.scoring
-    twelve = asked(SHOWN_CATEGORIES, 1, seed_of(scoring.seed, "shown"))
+    twelve = evaluation_prompts(SHOWN_CATEGORIES, 1, seed_of(scoring.seed, "shown"))
     with bar("painting", len(twelve) * (len(priors) + 1)) as progress:
-        embeddings = candidates(loaded, priors, twelve, scoring.seed)
-        shown = paint(loaded, embeddings, twelve, scoring.model_copy(update={"steps": demo.shown_steps}), progress)
-    sample = asked(CATEGORIES, scoring.prompts, scoring.seed)
+        embeddings = candidate_embeddings(loaded, priors, twelve, scoring.seed)
+        shown = generate_and_score(
+            loaded, embeddings, twelve, scoring.model_copy(update={"steps": demo.shown_steps}), progress
+        )
+    sample = evaluation_prompts(CATEGORIES, scoring.prompts, scoring.seed)
     say(f"4/4  scoring {counted(len(sample), 'prompt')} with each prior, read from the pictures")
     with bar("painting", len(sample) * (len(priors) + 1)) as progress:
-        scored = paint(loaded, candidates(loaded, priors, sample, scoring.seed), sample, scoring, progress)
+        scored = generate_and_score(
+            loaded, candidate_embeddings(loaded, priors, sample, scoring.seed), sample, scoring, progress
+        )
     seconds = time.perf_counter() - began
-    rows = composition.table(scored)
+    rows = composition.table(sample, composition.scenes_of(scored))
     artifacts.write_json(
         out / "results.json",
         {
             "run": demo.model_dump(mode="json"),
-            "rows": rows,
+            "rows": harness.plain(rows),
             "priors": {name: result.metrics for name, result in trained.items()},
             "seconds": round(seconds, 1),
             "machine": artifacts.machine(),
         },
     )
     page = out / "index.html"
-    artifacts.write_bytes(page, report.page("Syzygy: the demo", _body(demo, trained, shown, scored, seconds)).encode())
+    artifacts.write_bytes(
+        page, report.page("Syzygy: the demo", _body(demo, trained, shown, rows, len(sample), seconds)).encode()
+    )
     return DemoResult(page, rows, seconds)
 
 
@@ -129,9 +141,13 @@ def _without_contrast(run: PriorRun) -> PriorRun:
 
 
 def _body(
-    demo: DemoRun, trained: dict[str, RunResult], shown: list[Painted], scored: list[Painted], seconds: float
+    demo: DemoRun,
+    trained: dict[str, RunResult],
+    shown: list[ScoredImage],
+    rows: list[Row],
+    number: int,
+    seconds: float,
 ) -> str:
-    number = len({p.prompt.text for p in scored})
     contrast = _eclipse(demo.prior).lambda_contrastive
     return f"""
 <h1>From a caption to a picture, trained before your eyes</h1>
@@ -146,7 +162,7 @@ def _body(
 <b>Reference</b> decodes the true embedding of a scene that shows just what the prompt says.</p>
 {_pictures(shown)}
 <h2>Scored on {number} prompts, one picture each</h2>
-{_scores(scored)}
+{_scores(rows)}
 <p class='note'>A picture counts when every named shape, colour, texture, relation, count and style is right, bound to the
 right object. Intervals: 95 % bootstrap over prompts. What this does not show: one training seed, one small world, a tiny CLIP
 and {number} prompts in all; differences within the intervals are no findings.
@@ -168,31 +184,30 @@ def _training_plots(trained: dict[str, RunResult]) -> str:
     )
 
 
-def _pictures(shown: list[Painted]) -> str:
+def _pictures(shown: list[ScoredImage]) -> str:
     candidates = list(dict.fromkeys(p.candidate for p in shown))
     lines = []
     for prompt in dict.fromkeys(p.prompt for p in shown):
-        cells = {p.candidate: report.picture(p.picture, agrees=p.agrees) for p in shown if p.prompt == prompt}
-        kind = "held out" if prompt.unseen else "seen"
+        cells = {p.candidate: report.picture(p.image, agrees=p.correct) for p in shown if p.prompt == prompt}
+        kind = harness.side_of(prompt)
         lines.append(
             [f"{html.escape(prompt.text)}<br><small>{prompt.category}, {kind}</small>", *(cells[c] for c in candidates)]
         )
     return report.rows(["prompt", *candidates], lines)
 
 
-def _scores(scored: list[Painted]) -> str:
-    candidates = list(dict.fromkeys(p.candidate for p in scored))
+def _scores(rows: list[Row]) -> str:
     plots, lines = "", []
-    for held_out in (False, True):
-        side = {c: [p for p in scored if p.candidate == c and p.prompt.unseen == held_out] for c in candidates}
-        scores = {c: composition.agreement(some) for c, some in side.items()}
-        title = "held-out compositions" if held_out else "seen compositions"
-        plots += report.bars(f"agreement, {title}", {c: (s.mean, s.low, s.high) for c, s in scores.items()})
-        for c, some in side.items():
-            kinds = composition.by_kind(some)
-            parts = (
-                f"{100 * kinds[k]:.0f} %" if k in kinds else "" for k in ("shape", "colour", "texture", "relation")
-            )
-            lines.append([title, html.escape(c), str(scores[c].number), str(scores[c]), *parts])
-    header = ["compositions", "prior", "prompts", "agreement", "shape", "colour", "texture", "relation"]
+    for side in (harness.SEEN, harness.UNSEEN):
+        some = harness.overall(rows, side)
+        accuracy = {row["candidate"]: row["prompt_accuracy"] for row in some}
+        plots += report.bars(
+            f"prompt accuracy, {side} compositions", {c: (one.mean, one.low, one.high) for c, one in accuracy.items()}
+        )
+        for row in some:
+            kinds = (row["atoms"].get(kind) for kind in ("shape", "colour", "texture", "relation"))
+            parts = ("" if share is None else f"{100 * share:.0f} %" for share in kinds)
+            one = accuracy[row["candidate"]]
+            lines.append([f"{side} compositions", html.escape(row["candidate"]), str(one.number), str(one), *parts])
+    header = ["compositions", "prior", "prompts", "prompt accuracy", "shape", "colour", "texture", "relation"]
     return plots + report.rows(header, lines, numbers_from=2)

@@ -6,47 +6,68 @@ import torch
 
 from syzygy.core.randomness import Draw
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate import composition
-from syzygy.lab.evaluate.composition import Painted
-from syzygy.lab.world.description import Description, Mention, check_facts
+from syzygy.lab.evaluate import composition, harness
+from syzygy.lab.evaluate.composition import CompositionConfig, ScoredImage
+from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.prompts import Prompt, prompts
+from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.scene_sampling import scene_for
 
 
-def painted(candidate: str, prompt: Prompt, right: bool, draw: int = 0) -> Painted:
+def scored(candidate: str, prompt: Prompt, right: bool, draw: int = 0) -> ScoredImage:
     scene = scene_for(prompt.description, Draw(1, prompt.text))
     wrong = Description(tuple(Mention("star" if m.shape != "star" else "ring") for m in prompt.description.mentions))
     other = scene_for(wrong, Draw(1, "other"))
-    atoms = check_facts(prompt.description, scene if right else other)
-    return Painted(candidate, prompt, draw, torch.zeros(3, 8, 8, dtype=torch.uint8), atoms, 0)
+    shown = scene if right else other
+    seen = Prediction(shown.things, shown.style, (0.9,) * len(shown.things))
+    return ScoredImage(candidate, prompt, draw, torch.zeros(3, 8, 8, dtype=torch.uint8), seen)
 
 
-def test_table_keeps_seen_and_held_out_apart() -> None:
-    seen, unseen = prompts("colour", 4, 0, False), prompts("colour", 4, 0, True)
-    rows = composition.table([painted("a", p, True) for p in seen] + [painted("a", p, False) for p in unseen])
-    shares = {(r["category"], r["held_out"]): r["agreement"] for r in rows}
-    assert shares == {("colour", False): 1.0, ("colour", True): 0.0, ("all", False): 1.0, ("all", True): 0.0}
-    assert all(r["prompts"] == 4 for r in rows)
+def test_table_keeps_seen_and_unseen_apart() -> None:
+    wanted = prompts("colour", 4, 0, False) + prompts("colour", 4, 0, True)
+    found = [scored("a", prompt, not prompt.unseen) for prompt in wanted]
+    rows = composition.table(wanted, composition.scenes_of(found))
+    shares = {(r["category"], r["side"]): r["prompt_accuracy"].mean for r in rows if r["side"] != "all"}
+    assert shares == {("colour", "seen"): 1, ("colour", "unseen"): 0, ("all", "seen"): 1, ("all", "unseen"): 0}
+    assert all(r["prompt_accuracy"].number == (8 if r["side"] == "all" else 4) for r in rows)
+    kinds = {r["side"]: r["atoms"] for r in rows if r["category"] == "all"}
+    assert kinds["seen"] == {"shape": 1.0, "colour": 1.0}
+    assert kinds["all"]["shape"] == 0.5
+    assert [one.correct for one in found] == [True] * 4 + [False] * 4
 
 
-def test_pictures_of_a_prompt_stay_together() -> None:
-    asked = prompts("colour", 3, 0, False)
-    several = [painted("a", p, (i + draw) % 2 == 0, draw) for draw in range(2) for i, p in enumerate(asked)]
-    assert composition.by_prompt(several, lambda one: float(one.agrees)) == [[1, 0], [0, 1], [1, 0]]
-    assert composition.agreement(several).number == 3
+def test_images_of_a_prompt_stay_together_and_differences_are_paired() -> None:
+    wanted = prompts("colour", 3, 0, False)
+    several = {
+        name: [scored(name, p, (i + draw) % 2 == right, draw).scene for i, p in enumerate(wanted) for draw in range(2)]
+        for right, name in enumerate((composition.REFERENCE, "a"))
+    }
+    assert harness.accuracies(wanted, several["reference"])["prompt_accuracy"] == [[1, 0], [0, 1], [1, 0]]
+    rows = {(row["candidate"], row["category"], row["side"]): row for row in composition.table(wanted, several)}
+    assert rows["a", "all", "all"]["against_reference"].number == 3
+    assert rows["a", "all", "all"]["against_reference"].mean == 0
+    assert "against_reference" not in rows["reference", "all", "all"]
 
 
-def test_each_picture_of_a_prompt_has_noise_of_its_own(tiny_model: Path) -> None:
+def test_each_image_of_a_prompt_has_noise_of_its_own(tiny_model: Path) -> None:
     model = TextToImage.from_pretrained(tiny_model)
-    asked = prompts("single", 2, 0, False)
-    embeddings = {"reference": composition.reference_embeddings(asked, model.clip, 0, 32)}
+    wanted = prompts("single", 2, 0, False)
+    embeddings = {"reference": composition.reference_embeddings(wanted, model.clip, 0, 32)}
     one, two = (
-        composition.paint_and_judge(
-            asked, embeddings, model.pipeline, model.reader(), composition.Painting(0, 2, 1.0, n)
+        composition.generate_and_score(
+            model, embeddings, wanted, CompositionConfig(steps=2, guidance_scale=1.0, draws=draws)
         )
-        for n in (1, 2)
+        for draws in (1, 2)
     )
-    assert [p.draw for p in two] == [0, 1, 0, 1]
-    assert not torch.equal(two[0].picture, two[1].picture)
+    assert [(p.prompt, p.draw) for p in two] == [(wanted[0], 0), (wanted[0], 1), (wanted[1], 0), (wanted[1], 1)]
+    assert not torch.equal(two[0].image, two[1].image)
     for first, again in zip(one, two[::2], strict=True):
-        assert (first.picture.int() - again.picture.int()).abs().max() <= 1
+        assert (first.image.int() - again.image.int()).abs().max() <= 1
+
+
+def test_shuffled_prompts_are_others_of_the_same_category_and_side() -> None:
+    wanted = prompts("colour", 5, 0, False) + prompts("single", 4, 0, True)
+    other = composition.shuffled_prompts(wanted, 0)
+    assert sorted(other) == list(range(9))
+    assert all(i != j for i, j in enumerate(other))
+    assert all(wanted[i].category == wanted[j].category for i, j in enumerate(other))

@@ -6,8 +6,8 @@ from syzygy.core.errors import UserError
 from syzygy.lab.evaluate import encoders, temporal
 from syzygy.lab.evaluate import style as evaluate_style
 from syzygy.lab.evaluate.bootstrap import Interval
-from syzygy.lab.evaluate.style import PICTURE, TEXT, WITHOUT, StyleScoring
-from syzygy.lab.evaluate.temporal import FEW, TemporalScoring, steps_of, verdict
+from syzygy.lab.evaluate.style import REFERENCE, TEXT, WITHOUT, StyleConfig
+from syzygy.lab.evaluate.temporal import FEW, TemporalConfig, steps_of, verdict
 from syzygy.lab.world.language import language
 from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.scene import COLOURS, STYLES, Thing
@@ -20,11 +20,11 @@ def seen(style, *looks) -> Prediction:
 
 
 @pytest.fixture(scope="module")
-def asked() -> list[evaluate_style.Asked]:
-    return evaluate_style.ask(StyleScoring(prompts=4, references=2))
+def asked() -> list[evaluate_style.StyleCase]:
+    return evaluate_style.style_cases(StyleConfig(prompts=4, references=2))
 
 
-def test_references_have_another_content_and_take_styles_in_turn(asked: list[evaluate_style.Asked]) -> None:
+def test_references_have_another_content_and_take_styles_in_turn(asked: list[evaluate_style.StyleCase]) -> None:
     assert len(asked) == 4 * 13
     assert {one.prompt.unseen for one in asked} == {True, False}
     for row, one in enumerate(asked):
@@ -41,7 +41,7 @@ def test_references_have_another_content_and_take_styles_in_turn(asked: list[eva
             assert {m.shape for m in told.mentions} == {m.shape for m in named}
 
 
-def test_style_and_leaks_are_counted_beside_each_reference(asked: list[evaluate_style.Asked]) -> None:
+def test_style_and_leaks_are_counted_beside_each_reference(asked: list[evaluate_style.StyleCase]) -> None:
     one = next(one for one in asked if len(one.references[0].things) == 1)
     thing = one.references[0].things[0]
     own = [(m.shape, m.colour or "red", m.texture or "plain") for m in one.prompt.description.mentions]
@@ -50,26 +50,26 @@ def test_style_and_leaks_are_counted_beside_each_reference(asked: list[evaluate_
     another = next(colour for colour in COLOURS if colour != thing.colour)
     found = {
         WITHOUT: [seen(first, *own)],
-        PICTURE: [seen(first, thing.appearance), seen(other, (thing.shape, another, "plain"))],
+        REFERENCE: [seen(first, thing.appearance), seen(other, (thing.shape, another, "plain"))],
     }
     scores = evaluate_style.scores([one], found)
     assert scores[WITHOUT]["style"] == [[1.0, 0.0]]
-    assert scores[PICTURE]["style"] == [[1.0, 0.0]]
+    assert scores[REFERENCE]["style"] == [[1.0, 0.0]]
     assert scores[WITHOUT]["leaked"] == scores[WITHOUT]["leaked_shape"] == [[0.0, 0.0]]
-    assert (scores[PICTURE]["leaked"], scores[PICTURE]["leaked_shape"]) == ([[1.0, 0.0]], [[1.0, 1.0]])
-    assert scores[WITHOUT]["agreement"] == [[1.0, 1.0]]
-    assert scores[PICTURE]["agreement"] == [[0.0, 0.0]]
+    assert (scores[REFERENCE]["leaked"], scores[REFERENCE]["leaked_shape"]) == ([[1.0, 0.0]], [[1.0, 1.0]])
+    assert scores[WITHOUT]["prompt_accuracy"] == [[1.0, 1.0]]
+    assert scores[REFERENCE]["prompt_accuracy"] == [[0.0, 0.0]]
     rows = evaluate_style.table([one], found | {TEXT: found[WITHOUT]})
-    assert {row["candidate"] for row in rows if "against_no_style" in row} == {PICTURE}
+    assert {row["candidate"] for row in rows if "against_no_style" in row} == {REFERENCE}
 
 
-def test_the_guidance_with_most_agreement_that_keeps_the_style_is_chosen() -> None:
+def test_the_guidance_with_most_accuracy_that_keeps_the_style_is_chosen() -> None:
     def row(candidate: str, style: float, agreement: float) -> dict:
         return {"candidate": candidate, "category": "all", "side": "seen"} | {
-            name: Interval(mean, 0.0, 1.0, 9) for name, mean in (("style", style), ("agreement", agreement))
+            name: Interval(mean, 0.0, 1.0, 9) for name, mean in (("style", style), ("prompt_accuracy", agreement))
         }
 
-    scoring = StyleScoring(weights=(0.5, 2.0))
+    scoring = StyleConfig(weights=(0.5, 2.0))
     names = [evaluate_style.name_of(weight) for weight in (None, 0.5, 2.0)]
     good = [row(name, *values) for name, values in zip(names, ((0.95, 0.2), (0.5, 0.9), (0.92, 0.4)), strict=True)]
     assert evaluate_style.chosen(good, scoring) == 2.0
@@ -78,7 +78,7 @@ def test_the_guidance_with_most_agreement_that_keeps_the_style_is_chosen() -> No
 
 
 def test_pairs_differ_in_everything() -> None:
-    asked = temporal.ask(TemporalScoring(prompts=50))
+    asked = temporal.paired_prompts(TemporalConfig(prompts=50))
     assert len(asked) == 200
     for first, second in zip(asked[::2], asked[1::2], strict=True):
         assert (first.category, first.unseen) == (second.category, second.unseen)
@@ -93,7 +93,7 @@ def test_pairs_differ_in_everything() -> None:
 
 def test_shares_of_the_steps_are_whole_steps() -> None:
     assert [steps_of(share, 25) for share in (0.0, 40.0, 93.0, 100.0)] == [0, 10, 23, 25]
-    assert list(TemporalScoring(swaps=(20, 40, 93.5)).steps_before) == [0, 5, 10, 23, 25]
+    assert list(TemporalConfig(swaps=(20, 40, 93.5)).steps_before) == [0, 5, 10, 23, 25]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_shares_of_the_steps_are_whole_steps() -> None:
         ((-0.04, -0.08, 0.01), 0.2, "undecided"),
         ((-0.2, -0.3, -0.1), 0.2, "refuted"),
         ((-0.06, -0.07, -0.04), 0.2, "undecided"),
-        ((0.0, 0.0, 0.0), 0.0, "cannot be told"),
+        ((0.0, 0.0, 0.0), 0.0, "cannot be decided"),
     ],
 )
 def test_a_verdict_needs_the_whole_interval(value, told: float, said: str) -> None:
@@ -111,8 +111,8 @@ def test_a_verdict_needs_the_whole_interval(value, told: float, said: str) -> No
 
 
 def test_the_papers_statements_on_pictures_that_bear_them_out() -> None:
-    scoring = TemporalScoring(prompts=4, steps=25, swaps=(60,))
-    asked = temporal.ask(scoring)
+    scoring = TemporalConfig(prompts=4, steps=25, swaps=(60,))
+    asked = temporal.paired_prompts(scoring)
     exact = [
         seen("flat", *((m.shape, m.colour or "red", m.texture or "plain") for m in p.description.mentions))
         for p in asked
@@ -123,20 +123,20 @@ def test_the_papers_statements_on_pictures_that_bear_them_out() -> None:
     assert measured["swapped after 10"]["second"] == measured["swapped after 15"]["first"] == [[1.0]] * len(asked)
     assert measured["swapped after 10"]["unchanged"] == [[0.0]] * len(asked)
     assert measured["swapped after 23"]["unchanged"] == [[1.0]] * len(asked)
-    said = temporal.statements(asked, measured, scoring)
+    said = temporal.statements(measured, scoring)
     assert [one["verdict"] for one in said] == ["confirmed"] * 4
     found["swapped after 23"] = swapped
     found["swapped after 10"] = exact
-    said = temporal.statements(asked, temporal.scores(asked, found, 25), scoring)
+    said = temporal.statements(temporal.scores(asked, found, 25), scoring)
     assert [one["verdict"] for one in said] == ["refuted"] * 4
-    few = TemporalScoring(prompts=4, steps=1)
+    few = TemporalConfig(prompts=4, steps=1)
     found = {temporal.name_of(before): exact for before in few.steps_before}
-    said = temporal.statements(asked, temporal.scores(asked, found, 1), few)
+    said = temporal.statements(temporal.scores(asked, found, 1), few)
     assert {one["verdict"] for one in said} == {FEW}
 
 
 def test_long_prompts_end_with_the_short_ones() -> None:
-    asked = encoders.ask(encoders.EncodersScoring(prompts=4))
+    asked = encoders.length_cases(encoders.EncodersConfig(prompts=4))
     for one in asked:
         assert one.long.endswith(one.prompt.text)
         head = one.long.removesuffix(one.prompt.text)
@@ -150,14 +150,14 @@ def test_long_prompts_end_with_the_short_ones() -> None:
 
 
 def test_what_is_compared_is_what_the_decoder_reads() -> None:
-    whole = encoders.candidates(("image", "text", "t5"))
+    whole = encoders.conditions_compared(("image", "text", "t5"))
     assert whole == {
         "CLIP text": ("text",), "T5": ("t5",), "both texts": ("text", "t5"),
         "image of the prior": ("image",), "everything": ("image", "text", "t5"),
     }  # fmt: skip
-    assert list(encoders.candidates(("image", "text"))) == ["CLIP text", "image of the prior", "everything"]
-    assert list(encoders.candidates(("text", "t5"))) == ["CLIP text", "T5", "both texts"]
+    assert list(encoders.conditions_compared(("image", "text"))) == ["CLIP text", "image of the prior", "everything"]
+    assert list(encoders.conditions_compared(("text", "t5"))) == ["CLIP text", "T5", "both texts"]
     assert encoders.left_out(("image", "text", "t5")) == []
     assert "reads no T5" in encoders.left_out(("image", "text"))[0]
-    with pytest.raises(UserError, match="image embeddings alone"):
-        encoders.candidates(("image",))
+    with pytest.raises(UserError, match="only image embeddings"):
+        encoders.conditions_compared(("image",))

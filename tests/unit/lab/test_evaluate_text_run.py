@@ -8,7 +8,7 @@ from syzygy.core.errors import UserError
 from syzygy.generation.replaced_text_encoder import with_text
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import text_encoder as run
-from syzygy.lab.evaluate.text_encoder_images import CLIP_ENGLISH, ask, candidates
+from syzygy.lab.evaluate.text_encoder_images import CLIP_ENGLISH, candidates, language_cases
 from syzygy.lab.world.description import Description, Mention, Placed
 from syzygy.lab.world.language import LANGUAGES, language
 from tests.closeness import NETWORK, assert_close
@@ -17,19 +17,19 @@ STAR, RING = Mention("star", "red"), Mention("ring", None, "striped")
 
 
 def test_captions_all_say_something_else() -> None:
-    pairs = run.lines(200, 0)
-    assert len({run.meaning(one.caption.description) for one in pairs}) == 200
-    assert [one.caption.text for one in run.lines(20, 0)] == [one.caption.text for one in pairs[:20]]
+    pairs = run.caption_pairs(200, 0)
+    assert len({one.caption.description.key for one in pairs}) == 200
+    assert [one.caption.text for one in run.caption_pairs(20, 0)] == [one.caption.text for one in pairs[:20]]
     told = Description((STAR, RING), (Placed(0, "left of", 1),))
     turned = Description((RING, STAR), (Placed(0, "right of", 1),))
-    assert run.meaning(told) == run.meaning(turned)
-    assert run.meaning(told) != run.meaning(Description((RING, STAR), (Placed(0, "left of", 1),)))
-    assert run.meaning(told) != run.meaning(Description((STAR, RING)))
+    assert told.key == turned.key
+    assert told.key != Description((RING, STAR), (Placed(0, "left of", 1),)).key
+    assert told.key != Description((STAR, RING)).key
 
 
 @pytest.mark.parametrize("code", list(LANGUAGES))
 def test_decisive_words_come_last_behind_the_same_head(code: str) -> None:
-    first, second = (run.tailed(Description((one,)), code, 0, "tail", 7) for one in (STAR, RING))
+    first, second = (run.long_prompt(Description((one,)), code, 0, "tail", 7) for one in (STAR, RING))
     assert first.long == first.long[: first.head] + first.sentence
     assert first.long[: first.head] == second.long[: second.head]
     assert (first.head if code == "zh" else len(first.long[: first.head].split())) > 77
@@ -40,20 +40,20 @@ def test_decisive_words_come_last_behind_the_same_head(code: str) -> None:
 
 def test_order_and_batches_change_nothing(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TextToImage.from_pretrained(tiny_model)
-    texts = [one.caption.text for one in run.lines(9, 0)]
+    texts = [one.caption.text for one in run.caption_pairs(9, 0)]
     told: list[int] = []
-    whole = run.read(model.pipeline, texts, 0, told.append)
+    whole = run.encode_texts(model.pipeline, texts, 0, told.append)
     assert_close(whole.features.pooled, model.clip.encode_text(texts).pooled, depth=NETWORK)
     monkeypatch.setattr(run, "CHUNK", 4)
-    parts = run.read(model.pipeline, texts, 0, told.append)
+    parts = run.encode_texts(model.pipeline, texts, 0, told.append)
     assert_close(parts.features.pooled, whole.features.pooled, depth=NETWORK)
     assert_close(parts.predicted, whole.predicted, depth=NETWORK)
     assert told == [9, 4, 4, 1]
-    assert run.read(model.pipeline, ["a star " * 90, "a star"], 0, told.append).cut == 1
+    assert run.encode_texts(model.pipeline, ["a star " * 90, "a star"], 0, told.append).cut == 1
 
 
 def test_what_is_painted() -> None:
-    scoring = run.TextScoring(languages=("de", "en"), prompts=1)
+    scoring = run.TextEncoderConfig(languages=("de", "en"), prompts=1)
     names = list(candidates(scoring))
     assert names == [
         "CLIP, en",
@@ -65,13 +65,13 @@ def test_what_is_painted() -> None:
         "adapter, en, long",
     ]
     assert names[0] == CLIP_ENGLISH
-    asked = ask(scoring)
+    asked = language_cases(scoring)
     assert len(asked) * 16 >= 200  # as many as there are by default
     for one in asked:
         assert one.text("de", "long").endswith(one.text("de", "short"))
         read = language("de").parse(one.text("de", "short")).description
-        assert run.meaning(read) == run.meaning(one.prompt.description)
-    assert ask(run.TextScoring(languages=("en",), prompts=0)) == []
+        assert read.key == one.prompt.description.key
+    assert language_cases(run.TextEncoderConfig(languages=("en",), prompts=0)) == []
 
 
 def test_languages_are_those_taught_unless_named(tiny_model: Path) -> None:

@@ -30,7 +30,7 @@ def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: 
     from syzygy.core.config import override
     from syzygy.core.registry import preset
     from syzygy.lab import demo as demo_run
-    from syzygy.lab.evaluate.composition import cell
+    from syzygy.lab.evaluate.harness import SEEN, UNSEEN, overall, plain
 
     writable_folder(out)
     run = override(preset("syzygy.lab.demo:PRESETS", "quick" if quick else "full"), settings, note)
@@ -40,13 +40,15 @@ def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: 
 
     result = demo_run.run(run, out, device=device, model=model, say=say, bar=progress_bar)
     if as_json:
-        json.dump({"page": str(result.page), "rows": result.rows, "seconds": round(result.seconds, 1)}, sys.stdout)
+        json.dump(
+            {"page": str(result.page), "rows": plain(result.rows), "seconds": round(result.seconds, 1)}, sys.stdout
+        )
         click.echo()
         return
-    click.echo(f"\n{'':>16}{'seen':>22}{'held out':>22}")
-    shares = {(row["candidate"], row["held_out"]): row for row in result.rows if row["category"] == "all"}
+    click.echo(f"\n{'':>16}{SEEN:>22}{UNSEEN:>22}")
+    shares = {(row["candidate"], row["side"]): str(row["prompt_accuracy"]) for row in overall(result.rows, None)}
     for candidate in dict.fromkeys(row["candidate"] for row in result.rows):
-        texts = (cell(shares.get((candidate, held_out))) for held_out in (False, True))
+        texts = (shares.get((candidate, side), "") for side in (SEEN, UNSEEN))
         click.echo(f"{candidate:>16}" + "".join(f"{text:>22}" for text in texts))
     click.echo(f"\nDone in {result.seconds:.0f} s. Look at {result.page}")
     click.echo("Try next:")

@@ -1,30 +1,232 @@
-"""What the commands share that evaluate pictures of the embedded world: places for results, readings that are kept, files."""
+"""What the commands `syzygy evaluate …` share: options, and how results are printed and written."""
 
-from collections.abc import Collection, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from syzygy.cli.common import paced, writable_folder
+from syzygy.cli.common import Whole, device_option, note, seed_option, stacked, writable_folder
 from syzygy.core.errors import UserError
 
 if TYPE_CHECKING:
+    from syzygy.core.contracts import Prior
     from syzygy.generation.text_to_image import TextToImage
-    from syzygy.lab.evaluate.predictions import Series
-    from syzygy.lab.world.reader import Prediction
+    from syzygy.lab.evaluate.harness import EvaluationContext, Outcome, SamplingConfig
+    from syzygy.lab.report import Table
+
+Option = Callable[[Any], Any]
+C = TypeVar("C", bound="SamplingConfig")
+PARTS = ("text_encoder", "llm", "clip", "prior", "decoder", "experts", "device")
+"""Options that say what a model is loaded with."""
 
 
-def check_places(json_file: Path | None, out: Path | None) -> None:
+class Names(click.ParamType):
+    """Names joined by commas."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        return tuple(name.strip() for name in value.split(","))
+
+
+class Numbers(click.ParamType):
+    """Numbers joined by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        try:
+            return tuple(float(one) for one in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} must be numbers joined by commas, such as 0.5,1,2.", param, ctx)
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What a command was called with."""
+
+    model: str
+    parts: Mapping[str, Any]
+    """Arguments of `TextToImage.from_pretrained`."""
+    settings: dict[str, Any]
+    """The values of all other options."""
+    out: Path | None
+
+    def load(self) -> "TextToImage":
+        """The model."""
+        from syzygy.generation.text_to_image import TextToImage
+
+        return TextToImage.from_pretrained(self.model, **self.parts)
+
+    def context(
+        self, name: str, config: type[C], model: "TextToImage | None" = None, **more: Any
+    ) -> "EvaluationContext[C]":
+        """Settings, and then the model, which is loaded unless it is given; `more` are further settings."""
+        from syzygy.core.config import parse
+        from syzygy.lab.evaluate.harness import EvaluationContext
+
+        settings = parse(config, self.settings | more, "options")
+        return EvaluationContext(name, model or self.load(), settings, self.out)
+
+    def priors(self, model: "TextToImage", controls: Collection[str], sources: Sequence[str]) -> "dict[str, Prior]":
+        """The priors of --prior, for a model."""
+        from syzygy.prior.prior_loading import load_prior
+
+        named = named_priors(sources, controls)
+        return {name: load_prior(source, model.clip, self.parts["device"]) for name, source in named.items()}
+
+
+OUTPUTS = (
+    click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="FOLDER",
+        help="Write results.json, a page (index.html), a report in Markdown and figures. The predictions for generated images are kept "
+        "there too, so that an interrupted evaluation resumes.",
+    ),
+    click.option(
+        "--json",
+        "json_file",
+        type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+        metavar="FILE",
+        help="Write the results as JSON; - prints them and nothing else.",
+    ),
+    click.option(
+        "--page", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the page to this file."
+    ),
+)
+
+
+def _renamed_to_page(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        note("warning: the option --html is now called --page; the old name will be removed.")
+        ctx.params["page"] = value
+
+
+HTML = click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    hidden=True,
+    expose_value=False,
+    callback=_renamed_to_page,
+)
+"""The old name of --page."""
+
+
+def sampling_options(prompts: int, steps: int, *, least: int = 2, help: str = "") -> tuple[Option, ...]:
+    """Options of every evaluation that generates images.
+
+    Args:
+        help: of --prompts.
+    """
+    text = help or "Prompts of each category, seen and unseen each, or as many as exist."
+    return (
+        click.option(
+            "--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder."
+        ),
+        click.option("--prompts", type=Whole(least), default=prompts, show_default=True, help=text),
+        click.option("--steps", type=Whole(1), default=steps, show_default=True, help="Sampling steps."),
+        click.option("--guidance-scale", type=float, default=3.0, show_default=True, help="Guidance; 1 means off."),
+    )
+
+
+def evaluation(
+    *options: Option, quick: Mapping[str, int] | None = None
+) -> Callable[[Callable[[EvaluationRequest], "Outcome"]], click.Command]:
+    """A command from a function that gets the request and returns what was found.
+
+    Args:
+        quick: the settings of --quick, which the command then has.
+    """
+    settings = dict(quick or {})
+    numbers = ", ".join(f"{value} {name}" for name, value in settings.items())
+    flag = click.option("--quick", is_flag=True, help=f"Use {numbers}: a first look, with wide intervals.")
+
+    def decorate(function: Callable[[EvaluationRequest], "Outcome"]) -> click.Command:
+        @click.pass_context
+        @functools.wraps(function)
+        def command(
+            ctx: click.Context, json_file: Path | None, page: Path | None, out: Path | None, **values: Any
+        ) -> None:
+            for name, value in settings.items() if values.pop("quick", False) else ():
+                if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+                    raise click.UsageError(f"--quick sets --{name} itself: give one of the two.")
+                values[name] = value
+            _check_places(json_file, page, out)
+            parts = {name: values.pop(name) for name in PARTS if name in values}
+            if "download" in values:
+                parts["local_files_only"] = not values.pop("download")
+            request = EvaluationRequest(values.pop("model", ""), parts, values, out)
+            _publish(function(request), json_file, page, out)
+
+        every = (*options, *[flag] * bool(settings), seed_option, device_option, *OUTPUTS)
+        return click.command()(stacked(*every)(command))
+
+    return decorate
+
+
+def _check_places(json_file: Path | None, page: Path | None, out: Path | None) -> None:
     """Fail before the work, not after it."""
-    if json_file is not None and str(json_file) != "-":
-        writable_folder(json_file.parent)
+    from syzygy.lab.report import require_lab
+
+    if page is not None or out is not None:
+        require_lab()
+    for file in (json_file, page):
+        if file is not None and str(file) != "-":
+            writable_folder(file.parent)
     if out is not None:
         writable_folder(out)
 
 
+def _publish(found: "Outcome", json_file: Path | None, page: Path | None, out: Path | None) -> None:
+    """Print first, as writing a file may fail; then write what was asked for."""
+    import json
+
+    from syzygy.core import artifacts
+    from syzygy.generation.image_files import save_png
+    from syzygy.lab.report import PAGE
+
+    if str(json_file) == "-":
+        for line in found.result.get("notes", ()):
+            note(line)
+        click.echo(json.dumps(found.result))
+    else:
+        click.echo("\n\n".join(_printed(block) for block in found.summary))
+        if json_file is not None:
+            artifacts.write_json(json_file, found.result)
+    if page is None and out is None:
+        return
+    sheet = None if found.sheet is None else found.sheet()
+    report = found.report(sheet)
+    if out is not None:
+        if sheet is not None:
+            save_png(sheet, out / found.sheet_file, found.record())
+        report.write(out, found.result)
+        note(f"page: {out / PAGE}")
+    if page is not None:
+        report.write_page(page)
+        note(f"page: {page}")
+
+
+def _printed(block: "str | Table") -> str:
+    """For a terminal: marks of emphasis are left out, columns are aligned."""
+    if isinstance(block, str):
+        return block.replace("**", "")
+    lines = [block.header, *block.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [str.ljust if place < block.first_number else str.rjust for place in range(len(widths))]
+    aligned = [
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*[block.caption] * bool(block.caption), *aligned])
+
+
 def named_priors(priors: Sequence[str], controls: Collection[str]) -> dict[str, str]:
-    """`NAME=RUN`, or a run under the name of its folder, which may hold a "=".
+    """`NAME=RUN`, or a run by the name of its folder, which may contain a "=".
 
     Raises:
         UserError: two have the same name, or one has that of a control; a name or a run is empty.
@@ -42,43 +244,3 @@ def named_priors(priors: Sequence[str], controls: Collection[str]) -> dict[str, 
             raise UserError(f"two priors are called {name!r}: give them names, --prior NAME=RUN.")
         found[name] = source
     return found
-
-
-def read_pictures(
-    model: "TextToImage", series: "Sequence[Series]", out: Path | None, command: str, settings: Mapping[str, Any]
-) -> "dict[str, list[Prediction]]":
-    """Paint and read all of it, or what an interrupted command left."""
-    from syzygy.lab.evaluate import predictions
-
-    reader = model.reader()
-    kept = predictions.Kept(out, predictions.about(model, reader, {"evaluation": command, "settings": dict(settings)}))
-    with paced("painting", sum(one.number for one in series), "pictures") as advance:
-        return predictions.read(series, reader, kept, lambda done: advance(float(done)))
-
-
-def write_json(file: Path | None, found: Mapping[str, Any]) -> None:
-    import json
-
-    from syzygy.core import artifacts
-
-    if str(file) == "-":
-        click.echo(json.dumps(found))
-    elif file is not None:
-        artifacts.write_json(file, found)
-
-
-def write_page(out: Path, found: Mapping[str, Any], page: str) -> None:
-    from syzygy.core import artifacts
-
-    artifacts.write_json(out / "results.json", found)
-    artifacts.write_bytes(out / "index.html", page.encode())
-    click.echo(f"page: {out / 'index.html'}", err=True)
-
-
-def write_svg(path: Path, figure: str) -> None:
-    """The SVG inside a figure of a page, as a file of its own."""
-    from syzygy.core import artifacts
-
-    inside = figure[figure.index("<svg ") + 5 : figure.index("</svg>") + 6]
-    text = f'<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="12" {inside}\n'
-    artifacts.write_bytes(path, text.encode())

@@ -1,4 +1,4 @@
-"""Means with intervals: a percentile bootstrap over prompts, and over the pictures of a prompt or over trainings."""
+"""Means with intervals: a percentile bootstrap over prompts, and over the images of a prompt or over trainings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,20 +19,27 @@ class Interval:
     low: float
     high: float
     number: int
-    """How many prompts it is the mean over."""
+    """The number of prompts."""
 
     def __str__(self) -> str:
         return f"{100 * self.mean:.0f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
 
 
-def interval(values: Sequence[Sequence[float]], seed: int = 0, *, trainings: bool = False) -> Interval:
-    """Mean over prompts (rows) and the pictures of each, equally many; both are drawn with replacement, prompts first.
+@dataclass(frozen=True)
+class Difference(Interval):
+    """A mean difference of two shares."""
 
-    For two candidates on the same prompts and noise, pass the differences: the interval is then a paired one.
+    def __str__(self) -> str:
+        """In points, with its sign."""
+        return f"{100 * self.mean:+.0f} [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
+
+
+def interval(values: Sequence[Sequence[float]], seed: int = 0, *, trainings: bool = False) -> Interval:
+    """Mean over prompts (rows) and the images of each, equally many; both are drawn with replacement, prompts first.
 
     Args:
-        trainings: a column is one training, the same for all prompts, and is drawn for all of them at once: what a
-            training does to every picture then widens the interval. Otherwise a prompt's pictures are its own.
+        trainings: a column is one training, the same for all prompts, and is drawn for all of them at once, so that what a training does to
+            all images widens the interval. Otherwise the images of each prompt are drawn on their own.
 
     Raises:
         UserError: no values.
@@ -50,16 +57,17 @@ def interval(values: Sequence[Sequence[float]], seed: int = 0, *, trainings: boo
 
 def difference(
     first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0, *, trainings: bool = False
-) -> Interval:
+) -> Difference:
     """Mean of first − second on the same prompts and noise, with a paired interval."""
     pairs = zip(first, second, strict=True)
-    return interval([[a - b for a, b in zip(*rows, strict=True)] for rows in pairs], seed, trainings=trainings)
+    found = interval([[a - b for a, b in zip(*rows, strict=True)] for rows in pairs], seed, trainings=trainings)
+    return Difference(**vars(found))
 
 
 def win_rate(
     first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0, *, trainings: bool = False
 ) -> Interval:
-    """How often a picture of `first` scores above `second`'s of the same prompt and noise; a tie counts half."""
+    """How often an image of `first` scores above `second`'s of the same prompt and noise; a tie counts half."""
     won = [
         [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(*rows, strict=True)]
         for rows in zip(first, second, strict=True)
@@ -68,9 +76,9 @@ def win_rate(
 
 
 def share(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
-    """The mean of `first` as a part of that of `second` on the same prompts, with a paired interval; None where the second's is 0.
+    """The mean of `first` divided by that of `second` on the same prompts, with a paired interval; None if the second's is 0.
 
-    Resamples in which the second's mean is 0 tell nothing, and are left out.
+    Resamples in which the second's mean is 0 are omitted.
 
     Raises:
         UserError: no values.
@@ -82,6 +90,8 @@ def share(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], s
         return None
     rows = torch.randint(len(below), (RESAMPLES, len(below)), generator=generator(seed, "share", len(below)))
     means = below[rows].mean(1)
-    told = means != 0
-    low, high = (above[rows].mean(1)[told] / means[told]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    defined = means != 0
+    low, high = (above[rows].mean(1)[defined] / means[defined]).quantile(
+        torch.tensor([0.025, 0.975], dtype=torch.float64)
+    )
     return Interval(float(above.mean() / below.mean()), float(low), float(high), len(below))

@@ -1,211 +1,371 @@
-"""Does the picture hold what the prompt says? Exact scores on the embedded world, with controls and intervals.
+"""Does the image show what the prompt names? Priors on prompts of the embedded world, with controls and intervals.
 
-Every prior is decoded from the same noise, the decoder reading the image embedding alone (as Kandinsky does): with text states
-beside it, text would slip past the prior.
+The decoder reads only the image embedding (as Kandinsky's does): with token states it would get the text without the prior. The embeddings of
+all candidates are decoded from the same noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict, runtime_checkable
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from pydantic import Field
 from torch import Tensor
 
-from syzygy.core.contracts import Guide, ImageEncoder, Prior, Sampling, TextEncoder, TextFeatures
-from syzygy.core.randomness import Draw, generator
-from syzygy.generation.pipeline import Pipeline, to_uint8
-from syzygy.lab.evaluate.bootstrap import Interval, interval
-from syzygy.lab.world.description import Fact, check_facts, extra_things
-from syzygy.lab.world.prompts import Prompt
-from syzygy.lab.world.reader import Reader
+from syzygy.core import artifacts
+from syzygy.core.contracts import Guide, ImageEncoder, Prior, Sampling, TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.core.pixels import to_uint8
+from syzygy.core.randomness import Draw, generator, seed_of
+from syzygy.core.wording import counted
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate import distance, harness
+from syzygy.lab.evaluate.harness import ALL, BATCH, SEEN, UNSEEN, Candidate, EvaluationContext, Outcome, Row
+from syzygy.lab.report import Gallery, GalleryRow, Note, Report, Section, Table, generated
+from syzygy.lab.starter.prior_training import embed
+from syzygy.lab.world.description import Fact, extra_things
+from syzygy.lab.world.prompts import CATEGORIES, Prompt
+from syzygy.lab.world.reader import Prediction, Reader
 from syzygy.lab.world.render import render
 from syzygy.lab.world.scene_sampling import scene_for
+from syzygy.prior.baselines import TextIdentity
+from syzygy.prior.diffusion_prior import SampledPrior
+from syzygy.training.run_records import Bar, no_bar
 
 REFERENCE = "reference"
-BATCH = 32
-COUNTED = "numeracy"
+IDENTITY, SHIFTED, SHUFFLED = "text identity", "text identity, shifted", "shuffled prompts"
+TEXT = ", with text"
+"""Ends the name of a candidate whose decoder also reads the text states."""
+CONTROLS = (IDENTITY, SHIFTED, SHUFFLED)
+NORM_PAIRS = 1024
+CHUNK = 256
+SHOWN = 2
+"""Prompts of each category and side whose images are on the page."""
 
 
-@dataclass(frozen=True)
-class Painted:
-    """What one candidate made of one prompt."""
+class CompositionConfig(harness.SamplingConfig):
+    """How images are generated and how many are scored."""
 
-    candidate: str
-    prompt: Prompt
-    draw: int
-    """Which of the prompt's noises it was painted from."""
-    picture: UInt8[Tensor, "3 H W"]
-    atoms: tuple[Fact, ...]
-    extra: int
-    """Things in the picture that the prompt does not name."""
-
-    @property
-    def agrees(self) -> bool:
-        """Whether every named atom holds."""
-        return all(atom.holds for atom in self.atoms)
+    prompts: int = Field(default=200, gt=0)
+    """Prompts of each category, seen and unseen each, or as many as exist."""
+    draws: int = Field(default=1, gt=0)
+    """Images for each prompt, each from its own noise."""
+    pairs: int = Field(default=5000, ge=0)
+    """Pairs of the world on which predicted embeddings are compared; 0 skips this."""
+    with_text: bool = False
+    """Generate a second time with a decoder that also reads the text states, which gives it the text without the prior."""
 
 
-@runtime_checkable
-class ClipJudge(ImageEncoder, TextEncoder, Protocol):
-    """Both towers of a CLIP."""
+def control_priors(model: TextToImage, seed: int) -> dict[str, Prior]:
+    """Text-identity: the text embedding itself, scaled to the images' mean norm; as it is, and moved to the images' mean."""
+    pairs = embed(model.clip, seed_of(seed, "mean norm"), NORM_PAIRS)
+    fitted = pairs.captions.pooled, pairs.image_embeddings
+    return {IDENTITY: TextIdentity.fit(*fitted), SHIFTED: TextIdentity.fit(*fitted, shifted=True)}
 
 
-@dataclass(frozen=True)
-class Painting:
-    """How every candidate's embeddings are decoded."""
-
-    seed: int
-    steps: int
-    guidance_scale: float
-    draws: int = 1
-    """Pictures a prompt, each from noise of its own."""
-
-
-def reference_embeddings(
-    prompts: Sequence[Prompt], encoder: ImageEncoder, seed: int, size: int
-) -> Float[Tensor, "P D"]:
-    """CLIP embeddings of pictures that show just what the prompts say: a reference, not an upper bound."""
-    return torch.cat([encoder.encode_image(x) for x in reference_pictures(prompts, seed, size).split(8 * BATCH)])
-
-
-def reference_pictures(prompts: Sequence[Prompt], seed: int, size: int) -> Float[Tensor, "P 3 H W"]:
-    """Renders, in [0, 1], of scenes that show just what the prompts say; what they leave open is drawn at random."""
+def reference_images(prompts: Sequence[Prompt], seed: int, size: int) -> Float[Tensor, "P 3 H W"]:
+    """Renders, in [0, 1], of scenes that show exactly what the prompts name; what they leave open is random."""
     scenes = [scene_for(p.description, Draw(seed, "reference", p.text)) for p in prompts]
     return torch.cat([render(scenes[i : i + BATCH], size) for i in range(0, len(scenes), BATCH)])
 
 
-def predictions(
-    prompts: Sequence[Prompt], features: TextFeatures, priors: Mapping[str, Prior], seed: int
+def reference_embeddings(prompts: Sequence[Prompt], clip: ImageEncoder, seed: int, size: int) -> Float[Tensor, "P D"]:
+    """CLIP embeddings of the reference images."""
+    return torch.cat([clip.encode_image(x) for x in reference_images(prompts, seed, size).split(CHUNK)])
+
+
+def candidate_embeddings(
+    model: TextToImage, priors: Mapping[str, Prior], wanted: Sequence[Prompt], seed: int, *, shuffled: str | None = None
 ) -> dict[str, Float[Tensor, "P D"]]:
-    """Every prior's embeddings of the prompts, from the same noise."""
-    width = features.pooled.shape[1]
-    draws = [torch.randn(width, generator=generator(seed, "epsilon", p.text)) for p in prompts]
-    noise = torch.stack(draws).to(features.pooled)
-    return {name: prior.predict(features, noise=noise) for name, prior in priors.items()}
+    """Embeddings of the prompts: the reference's, each prior's from the same noise, and those of the prior `shuffled` for other prompts.
 
-
-@torch.inference_mode()
-def paint_and_judge(
-    prompts: Sequence[Prompt],
-    embeddings: Mapping[str, Float[Tensor, "P D"]],
-    pipeline: Pipeline,
-    reader: Reader,
-    how: Painting,
-    *,
-    features: TextFeatures | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> list[Painted]:
-    """Decode each candidate's embeddings, read the pictures, judge them against the prompts.
-
-    Args:
-        embeddings: candidate → embeddings of the prompts.
-        how: all candidates start from the same noise.
-        features: where given, the decoder reads the prompts' text states as well.
-        progress: told the number of pictures done since the last call.
+    Raises:
+        UserError: a prior has the reference's name.
     """
-    asked = [(row, draw) for row in range(len(prompts)) for draw in range(how.draws)]
-    found = []
-    for name, all_embeddings in embeddings.items():
-        for start in range(0, len(asked), BATCH):
-            some = asked[start : start + BATCH]
-            rows = [row for row, _ in some]
-            pictures = pipeline.decoder.generate(
-                Guide(all_embeddings[rows], None if features is None else features[rows]),
-                [generator(how.seed, "picture", prompts[row].text, draw) for row, draw in some],
-                sampling=Sampling(steps=how.steps, guidance_scale=how.guidance_scale),
-            )
-            for (row, draw), picture, reading in zip(some, to_uint8(pictures), reader.read(pictures), strict=True):
-                prompt = prompts[row]
-                atoms = check_facts(prompt.description, reading, exact_counts=prompt.category == COUNTED)
-                extra = extra_things(prompt.description, reading)
-                found.append(Painted(name, prompt, draw, picture, atoms, extra))
-            progress(len(some))
+    if REFERENCE in priors:
+        raise UserError(f"{REFERENCE!r} is the name of the true embeddings: give the prior another name.")
+    features = model.encode_text([p.text for p in wanted])
+    found = {REFERENCE: reference_embeddings(wanted, model.clip, seed, model.clip.image_size)}
+    draws = [torch.randn(features.pooled.shape[1], generator=generator(seed, "epsilon", p.text)) for p in wanted]
+    noise = torch.stack(draws).to(features.pooled)
+    found |= {name: prior.predict(features, noise=noise) for name, prior in priors.items()}
+    if shuffled is not None:
+        found[SHUFFLED] = found[shuffled][shuffled_prompts(wanted, seed)]
     return found
 
 
-def by_prompt(painted: Sequence[Painted], score: Callable[[Painted], float]) -> list[list[float]]:
-    """A score of every picture, those of one prompt together: what intervals are made of."""
-    rows: dict[str, list[float]] = {}
-    for one in painted:
-        rows.setdefault(one.prompt.text, []).append(score(one))
-    return list(rows.values())
+def shuffled_prompts(wanted: Sequence[Prompt], seed: int) -> list[int]:
+    """For each prompt the number of another one of its category and side (its own if it is alone)."""
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for i, prompt in enumerate(wanted):
+        groups.setdefault((prompt.category, prompt.unseen), []).append(i)
+    other = [0] * len(wanted)
+    for key, rows in groups.items():
+        order = torch.randperm(len(rows), generator=generator(seed, "shuffled", *map(str, key))).tolist()
+        for place, nth in enumerate(order):
+            other[rows[nth]] = rows[order[(place + 1) % len(rows)]]
+    return other
 
 
-def agreement(painted: Sequence[Painted]) -> Interval:
-    """Share of pictures in which every named atom holds."""
-    return interval(by_prompt(painted, lambda one: float(one.agrees)))
+def decoded(
+    model: TextToImage,
+    embeddings: Mapping[str, Float[Tensor, "P D"]],
+    wanted: Sequence[Prompt],
+    config: CompositionConfig,
+    features: TextFeatures | None = None,
+) -> list[Candidate]:
+    """Candidates that decode embeddings; case i is image `i % draws` of prompt `i // draws`.
+
+    Args:
+        features: if given, the decoder also reads the prompts' text states.
+    """
+
+    def candidate(name: str, vectors: Float[Tensor, "P D"]) -> Candidate:
+        @torch.inference_mode()
+        def generate(cases: Sequence[int]) -> Float[Tensor, "B 3 H W"]:
+            rows = [case // config.draws for case in cases]
+            noise = [generator(config.seed, "picture", wanted[i // config.draws].text, i % config.draws) for i in cases]
+            guide = Guide(vectors[rows], None if features is None else features[rows])
+            sampling = Sampling(steps=config.steps, guidance_scale=config.guidance_scale)
+            return model.pipeline.decoder.generate(guide, noise, sampling=sampling)
+
+        return Candidate(name, len(wanted) * config.draws, generate)
+
+    return [candidate(name, vectors) for name, vectors in embeddings.items()]
 
 
-def clip_scores(painted: Sequence[Painted], clip: ClipJudge) -> list[list[float]]:
-    """Cosine of each picture's embedding with its prompt's, those of one prompt together (Hessel et al. 2021, unscaled)."""
-    scores: list[float] = []
-    for start in range(0, len(painted), 8 * BATCH):
-        some = painted[start : start + 8 * BATCH]
-        image = clip.encode_image(torch.stack([p.picture for p in some]) / 255)
-        text = clip.encode_text([p.prompt.text for p in some]).pooled
-        scores += torch.nn.functional.cosine_similarity(image, text).tolist()
-    of = {id(p): value for p, value in zip(painted, scores, strict=True)}
-    return by_prompt(painted, lambda one: of[id(one)])
-
-
-def by_kind(painted: Sequence[Painted]) -> dict[str, float]:
-    """Share of the atoms of each kind (shape, colour, texture, relation, count, style) that hold."""
-    kinds: dict[str, list[bool]] = {}
-    for one in painted:
-        for atom in one.atoms:
-            kinds.setdefault(atom.kind, []).append(atom.holds)
-    return {kind: sum(held) / len(held) for kind, held in kinds.items()}
-
-
-class Row(TypedDict):
-    """One line of a table, as plain JSON values; shares are in [0, 1]."""
+@dataclass(frozen=True)
+class ScoredImage:
+    """An image, and what the scene classifier predicts for it."""
 
     candidate: str
-    category: str
-    held_out: bool
-    prompts: int
-    agreement: float
-    low: float
-    high: float
-    atoms: dict[str, float]
-    extra: float
-    """Things a picture that its prompt does not name."""
+    prompt: Prompt
+    draw: int
+    """Which of the prompt's images it is."""
+    image: UInt8[Tensor, "3 H W"]
+    scene: Prediction
+
+    @cached_property
+    def atoms(self) -> tuple[Fact, ...]:
+        """The facts that the prompt names."""
+        return harness.facts(self.prompt, self.scene)
+
+    @property
+    def correct(self) -> bool:
+        """Whether it shows every fact that the prompt names."""
+        return all(fact.holds for fact in self.atoms)
+
+    @property
+    def extra(self) -> int:
+        """Objects that the prompt does not name."""
+        return extra_things(self.prompt.description, self.scene)
 
 
-def table(painted: Sequence[Painted]) -> list[Row]:
-    """A row a candidate and category (and all categories), seen and held-out prompts apart."""
-    rows: list[Row] = []
-    candidates = list(dict.fromkeys(p.candidate for p in painted))
-    categories = [*dict.fromkeys(p.prompt.category for p in painted), "all"]
-    for candidate in candidates:
-        for category in categories:
-            for held_out in (False, True):
-                some = [
-                    p
-                    for p in painted
-                    if p.candidate == candidate
-                    and p.prompt.unseen == held_out
-                    and category in (p.prompt.category, "all")
-                ]
-                if some:
-                    score = agreement(some)
-                    rows.append(
-                        {
-                            "candidate": candidate,
-                            "category": category,
-                            "held_out": held_out,
-                            "prompts": score.number,
-                            "agreement": round(score.mean, 4),
-                            "low": round(score.low, 4),
-                            "high": round(score.high, 4),
-                            "atoms": {kind: round(share, 4) for kind, share in by_kind(some).items()},
-                            "extra": round(sum(p.extra for p in some) / len(some), 4),
-                        }
-                    )
+def generate_and_score(
+    model: TextToImage,
+    embeddings: Mapping[str, Float[Tensor, "P D"]],
+    wanted: Sequence[Prompt],
+    config: CompositionConfig,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[ScoredImage]:
+    """Images of every prompt from each candidate's embeddings, in memory."""
+    images = {"image": lambda pictures, cases: list(to_uint8(pictures).cpu())}
+    store = harness.PredictionStore(None, {})
+    candidates = decoded(model, embeddings, wanted, config)
+    found = harness.predict(candidates, model.reader(), store, also=images, progress=progress)
+    return [
+        ScoredImage(name, wanted[i // config.draws], i % config.draws, image, scene)
+        for name, one in found.items()
+        for i, (image, scene) in enumerate(zip(one.values["image"], one.scenes, strict=True))
+    ]
+
+
+def scenes_of(scored: Sequence[ScoredImage]) -> dict[str, list[Prediction]]:
+    """The predictions of each candidate, for `table`."""
+    names = dict.fromkeys(one.candidate for one in scored)
+    return {name: [one.scene for one in scored if one.candidate == name] for name in names}
+
+
+def table(wanted: Sequence[Prompt], scenes: Mapping[str, Sequence[Prediction]]) -> list[Row]:
+    """The harness's rows; `against_reference`: prompt accuracy minus the reference's; `atoms`: the part of the facts of each kind that is
+    right; `extra`: objects in an image that the prompt does not name.
+    """
+    scores = {name: harness.accuracies(wanted, found) for name, found in scenes.items()}
+    against = {name: {"against_reference": REFERENCE} for name in scenes if name != REFERENCE and REFERENCE in scenes}
+    groups = harness.groups(wanted)
+    rows = harness.table(scores, wanted, against)
+    for row in rows:
+        found = scenes[row["candidate"]]
+        each = len(found) // len(wanted)
+        some = [
+            (wanted[i], scene)
+            for i in groups[row["category"], row["side"]]
+            for scene in found[each * i : each * (i + 1)]
+        ]
+        kinds: dict[str, list[bool]] = {}
+        for prompt, scene in some:
+            for fact in harness.facts(prompt, scene):
+                kinds.setdefault(fact.kind, []).append(fact.holds)
+        row["atoms"] = {kind: round(sum(held) / len(held), 4) for kind, held in kinds.items()}
+        row["extra"] = round(sum(extra_things(prompt.description, scene) for prompt, scene in some) / len(some), 4)
     return rows
 
 
-def cell(row: Row | None) -> str:
-    """A row's agreement and interval in per cent, for a table of text; empty for no row."""
-    return f"{100 * row['agreement']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]" if row else ""
+def on_pairs(
+    model: TextToImage, priors: Mapping[str, Prior], config: CompositionConfig, bar: Bar = no_bar
+) -> dict[str, dict[str, float]]:
+    """Cosine, R@1 and Fréchet distance of predicted embeddings, on unseen pairs whose captions omit some of what the images show."""
+    with bar("embedding", config.pairs) as progress:
+        encoder = model.pipeline.text_encoder
+        pairs = embed(model.clip, seed_of(config.seed, "pairs"), config.pairs, progress, encoder=encoder)
+    true = pairs.image_embeddings
+    noise = torch.randn(true.shape, generator=generator(config.seed, "pairs", "noise"))
+    return {
+        name: distance.embedding_scores(predict_all(prior, pairs.captions, noise), true)
+        for name, prior in priors.items()
+    }
+
+
+def predict_all(prior: Prior, features: TextFeatures, noise: Tensor) -> Tensor:
+    """harness.Predictions for any number of texts, in batches, on the CPU."""
+    rows = (slice(start, start + CHUNK) for start in range(0, len(features), CHUNK))
+    return torch.cat([prior.predict(features[part], noise=noise[part].to(features.pooled)).cpu() for part in rows])
+
+
+def reader_features(reader: Reader, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
+    """The scene classifier's features of images with 8 bits a channel, on the CPU."""
+    device = next(reader.parameters()).device
+    return torch.cat([reader.features(part.to(device)).cpu() for part in images.split(CHUNK)])
+
+
+def frechet_to_renders(
+    model: TextToImage, found: Mapping[str, harness.Predictions], wanted: Sequence[Prompt], config: CompositionConfig
+) -> dict[str, float]:
+    """Fréchet distance of each candidate's first images to renders of the same prompts, in the features of the scene classifier.
+
+    Empty if there are fewer images than features.
+    """
+    true = reader_features(model.reader(), reference_images(wanted, config.seed, model.clip.image_size))
+    if len(wanted) <= true.shape[1]:
+        return {}
+    ours = {name: torch.tensor(one.values["features"][:: config.draws]) for name, one in found.items()}
+    return {name: distance.frechet_distance(features, true) for name, features in ours.items()}
+
+
+def weights_of(priors: Mapping[str, Prior]) -> dict[str, str]:
+    """Fingerprints of priors, for the store of predictions."""
+    networks = {name: prior.network if isinstance(prior, SampledPrior) else prior for name, prior in priors.items()}
+    return {
+        name: artifacts.fingerprint(network.state_dict()) if isinstance(network, torch.nn.Module) else repr(network)
+        for name, network in networks.items()
+    }
+
+
+def evaluate(context: EvaluationContext[CompositionConfig], priors: Mapping[str, Prior], bar: Bar = no_bar) -> Outcome:
+    """Score priors and controls. The first prior also predicts for shuffled prompts, which gives the level of chance."""
+    model, config, reader = context.model, context.config, context.model.reader()
+    wanted = harness.evaluation_prompts(CATEGORIES, config.prompts, config.seed)
+    everyone = dict(priors) | control_priors(model, config.seed)
+    distances = on_pairs(model, everyone, config, bar) if config.pairs else {}
+    embeddings = candidate_embeddings(model, everyone, wanted, config.seed, shuffled=next(iter(priors), None))
+
+    def features(images: Tensor, cases: Sequence[int]) -> list[Any]:
+        return reader_features(reader, to_uint8(images) / 255).tolist()
+
+    candidates = decoded(model, embeddings, wanted, config)
+    if config.with_text:
+        read, named = (
+            model.encode_text([p.text for p in wanted]),
+            {f"{name}{TEXT}": x for name, x in embeddings.items()},
+        )
+        candidates += decoded(model, named, wanted, config, read)
+    found = context.predict(candidates, also={"features": features}, priors=weights_of(priors))
+    scenes = {name: one.scenes for name, one in found.items()}
+    rows = table(wanted, scenes)
+    alone = {name: found[name] for name in embeddings}
+    pictures = frechet_to_renders(model, alone, wanted, config)
+    result = context.header(rows=harness.plain(rows), embeddings=distances, fid_reader=pictures)
+    single = next(
+        row for row in rows if (row["candidate"], row["category"], row["side"]) == (REFERENCE, "single", SEEN)
+    )
+    sanity = ", ".join(f"{kind} {100 * single['atoms'][kind]:.0f} %" for kind in ("colour", "shape"))
+    compared = [_distances(distances, pictures)] * bool(distances or pictures)
+
+    def report(_sheet: Any) -> Report:
+        plots = [
+            harness.accuracy_plot(rows, f"prompt accuracy, {side} compositions", side=side)
+            for side in (SEEN, UNSEEN)
+            if harness.overall(rows, side)
+        ]
+        number = f"{counted(len(wanted), 'prompt')}, {counted(config.draws, 'image')} for each."
+        return Report(
+            f"Composition: {model.name}",
+            context.lead(
+                f"{number} The decoder reads only the image embedding, unless a candidate is named with text."
+            ),
+            [
+                Section("Prompt accuracy", [*plots, Note(f"{LEGEND} {EXPLAINED}")]),
+                Section("By category", [harness.category_table(rows)]),
+                *[Section("Embeddings and images as distributions", compared)] * bool(compared),
+                Section("Images", [_gallery(candidates[: len(embeddings)], wanted, scenes, config)]),
+            ],
+            limits=LIMITS,
+        )
+
+    return Outcome(result, [_by_side(rows), f"Reference, one object: {sanity}.", *compared, LEGEND], report)
+
+
+LEGEND = "**Prompt accuracy**: every fact that the prompt names is right. Brackets: 95 % bootstrap over prompts and their images."
+EXPLAINED = (
+    "**Reference** decodes the true embedding of a scene that shows exactly what the prompt names; it is not an upper bound. "
+    "**Text identity** decodes the text embedding itself, also moved to the mean of image embeddings. **Shuffled prompts** scores the first "
+    "prior's images of other prompts of the same category: the level of chance."
+)
+LIMITS = (
+    "This is a world of eight shapes with a tiny CLIP and a tiny decoder. What holds here need not hold for photographs. The intervals cover "
+    "the choice of prompts and noise, not the training of the priors: compare several trainings for that."
+)
+
+
+def _by_side(rows: Sequence[Row]) -> Table:
+    cells = {(row["candidate"], row["category"], row["side"]): str(row["prompt_accuracy"]) for row in rows}
+    lines = [
+        [name, category, *(cells.get((name, category, side), "") for side in (SEEN, UNSEEN))]
+        for name in dict.fromkeys(row["candidate"] for row in rows)
+        for category in (*CATEGORIES, ALL)
+    ]
+    return Table(["candidate", "category", SEEN, UNSEEN], lines, first_number=2)
+
+
+def _distances(embeddings: Mapping[str, Mapping[str, float]], pictures: Mapping[str, float]) -> Table:
+    lines = []
+    for name in dict.fromkeys([*embeddings, *pictures]):
+        values = embeddings.get(name, {})
+        cells = [f"{values[key]:.3f}" if key in values else "" for key in ("cosine", "recall_at_1", "frechet")]
+        lines.append([name, *cells, f"{pictures[name]:.2f}" if name in pictures else ""])
+    return Table(["candidate", "cosine to true", "R@1", "Fréchet, CLIP embeddings", "FID-reader"], lines)
+
+
+def _gallery(
+    candidates: Sequence[Candidate],
+    wanted: Sequence[Prompt],
+    scenes: Mapping[str, Sequence[Prediction]],
+    config: CompositionConfig,
+) -> Gallery:
+    """The first prompts of each category and side."""
+    kinds = harness.groups(wanted)
+    shown = [i for (category, side), rows in kinds.items() if ALL not in (category, side) for i in rows[:SHOWN]]
+    columns = []
+    for one in candidates:
+        cases = [config.draws * i for i in shown]
+        images = torch.cat([one.generate(cases[i : i + BATCH]).cpu() for i in range(0, len(cases), BATCH)])
+        right = [harness.prompt_accuracy(wanted[i], scenes[one.name][config.draws * i]) == 1 for i in shown]
+        texts = [wanted[i].text for i in shown]
+        columns.append([generated(*cell) for cell in zip(to_uint8(images), texts, right, strict=True)])
+    lines = [
+        GalleryRow(wanted[i].text, f"{wanted[i].category}, {harness.side_of(wanted[i])}", cells)
+        for i, cells in zip(shown, zip(*columns, strict=True), strict=True)
+    ]
+    return Gallery([one.name for one in candidates], lines, "A green frame: every fact that the prompt names is right.")

@@ -1,24 +1,24 @@
-"""T5's states, CLIP's, or both: what does each tell a decoder, of short and of long prompts? Exact scores on the embedded world (eDiff-I)."""
+"""T5's states, CLIP's, or both: what does each give a decoder, from short and from long prompts? On the embedded world (eDiff-I)."""
 
-import html
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
-from syzygy.core import artifacts
 from syzygy.core.contracts import Sampling, TextFeatures, TextStates
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator
+from syzygy.core.wording import counted
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate import predictions, report
-from syzygy.lab.evaluate.evaluate_composition import asked as prompts_asked
-from syzygy.lab.evaluate.predictions import ALL, BATCH, Sampled, Series
+from syzygy.lab.evaluate import harness
+from syzygy.lab.evaluate.harness import BATCH, Candidate, EvaluationContext, Outcome, Row, tensors
+from syzygy.lab.report import Note, Report, Section
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
 from syzygy.lab.world.reader import Prediction
@@ -26,20 +26,20 @@ from syzygy.lab.world.reader import Prediction
 LENGTHS = ("short", "long")
 NOTHING = "nothing read"
 CUT = "the prompt has"
-"""How the warning begins that an encoder cuts a prompt."""
+"""How the warning begins that an encoder truncates a prompt."""
 TITLES = {"text": "CLIP text", "t5": "T5", "image": "image of the prior"}
 
 
-class EncodersScoring(Sampled):
-    """What is painted and scored."""
+class EncodersConfig(harness.SamplingConfig):
+    """What is generated and scored."""
 
     prompts: int = Field(default=16, gt=0)
-    """Prompts a category, seen and held-out each, or as many as there are; each is painted short and long."""
+    """Prompts of each category, seen and unseen each, or as many as exist; each is used short and long."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt as it is, and after sentences that say nothing of the picture: the decisive words come last."""
+class LengthCase:
+    """A prompt as it is, and after sentences that say nothing about the image: the decisive words come last."""
 
     prompt: Prompt
     long: str
@@ -48,30 +48,26 @@ class Asked:
         return self.prompt.text if length == "short" else self.long
 
 
-def ask(scoring: EncodersScoring) -> list[Asked]:
-    """Prompts of every category, seen and held-out, short and long."""
+def length_cases(config: EncodersConfig) -> list[LengthCase]:
+    """Prompts of every category, seen and unseen, short and long."""
     found = []
-    for prompt in prompts_asked(CATEGORIES, scoring.prompts, scoring.seed):
-        said = language("en").caption(prompt.description, Draw(scoring.seed, "length", prompt.text), "long")
+    for prompt in harness.evaluation_prompts(CATEGORIES, config.prompts, config.seed):
+        said = language("en").caption(prompt.description, Draw(config.seed, "length", prompt.text), "long")
         before = said.text[: min(span.start for span in said.spans)]
-        found.append(Asked(prompt, _sentences(before, said.text) + prompt.text))
+        whole_sentences = said.text[: before.rfind(". ") + 2]
+        found.append(LengthCase(prompt, whole_sentences + prompt.text))
     return found
 
 
-def _sentences(before: str, text: str) -> str:
-    """The whole sentences that come before the decisive one."""
-    return text[: before.rfind(". ") + 2]
-
-
-def candidates(conditions: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """What is compared of a decoder that reads these: each text encoder, all of them, the prior's embedding alone, and everything.
+def conditions_compared(conditions: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What a decoder with these conditions is compared with: each text encoder, all of them, the prior's embedding, and everything.
 
     Raises:
         UserError: the decoder reads no text.
     """
     texts = tuple(name for name in conditions if name != "image")
     if not texts:
-        raise UserError("this decoder reads image embeddings alone: there are no text encoders to compare.")
+        raise UserError("this decoder reads only image embeddings: there are no text encoders to compare.")
     found: dict[str, tuple[str, ...]] = {TITLES.get(name, name): (name,) for name in texts}
     if len(texts) > 1:
         found["both texts" if len(texts) == 2 else "all texts"] = texts
@@ -81,7 +77,7 @@ def candidates(conditions: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def left_out(conditions: Sequence[str]) -> list[str]:
-    """What a decoder with T5 beside CLIP would have, and this one has not."""
+    """What a decoder with T5 and CLIP would have, and this one lacks."""
     return [] if "t5" in conditions else [f"{TITLES['t5']}, and both texts: this decoder reads no T5"]
 
 
@@ -90,50 +86,42 @@ def name_of(candidate: str, length: str) -> str:
     return f"{candidate}, {length}"
 
 
-def series(model: TextToImage, asked: Sequence[Asked], scoring: EncodersScoring) -> list[Series]:
-    """A picture a prompt for each candidate and length, and one that reads nothing (guidance 0). Same noise for a prompt everywhere."""
+def candidates(model: TextToImage, cases: Sequence[LengthCase], config: EncodersConfig) -> list[Candidate]:
+    """An image of each prompt for each set of conditions and length, and one with all conditions dropped (guidance 0)."""
 
-    def painted(rows: Sequence[int], length: str, reads: Sequence[str] | None, guidance: float) -> list[Image.Image]:
-        some = [asked[row] for row in rows]
-        with warnings.catch_warnings():  # that CLIP cuts long prompts is what is measured; `tokens` counts it
+    def generate(
+        rows: Sequence[int], length: str, reads: Sequence[str] | None, guidance: float
+    ) -> Float[Tensor, "B 3 H W"]:
+        some = [cases[row] for row in rows]
+        with warnings.catch_warnings():  # that CLIP truncates long prompts is what is measured; `tokens` counts it
             warnings.filterwarnings("ignore", message=CUT)
-            return model.pipeline(
-                GenerationRequest(
-                    [one.text(length) for one in some],
-                    sampling=Sampling(steps=scoring.steps, guidance_scale=guidance),
-                    conditions=reads,
-                    generator=[generator(scoring.seed, "encoders", one.prompt.text) for one in some],
-                )
-            ).images
+            request = GenerationRequest(
+                [one.text(length) for one in some],
+                sampling=Sampling(steps=config.steps, guidance_scale=guidance),
+                conditions=reads,
+                generator=[generator(config.seed, "encoders", one.prompt.text) for one in some],
+            )
+            return tensors(model.pipeline(request).images)
 
-    def of(length: str, reads: Sequence[str] | None, guidance: float, name: str) -> Series:
-        return Series(name, len(asked), lambda rows: painted(rows, length, reads, guidance))
+    def one(name: str, *how: Any) -> Candidate:
+        return Candidate(name, len(cases), lambda rows: generate(rows, *how))
 
-    own = candidates(model.pipeline.decoder.conditions)
+    own = conditions_compared(model.pipeline.decoder.conditions)
     return [
-        of("short", None, 0.0, NOTHING),
+        one(NOTHING, "short", None, 0.0),
         *(
-            of(length, reads, scoring.guidance_scale, name_of(name, length))
+            one(name_of(name, length), length, reads, config.guidance_scale)
             for length in LENGTHS
             for name, reads in own.items()
         ),
     ]
 
 
-def table(
-    model: TextToImage, asked: Sequence[Asked], found: Mapping[str, Sequence[Prediction]]
-) -> list[dict[str, Any]]:
-    """A row a candidate and length, category and side: agreement (less that of all texts, of nothing read, of the short prompts) and facts."""
-    own = candidates(model.pipeline.decoder.conditions)
+def table(model: TextToImage, cases: Sequence[LengthCase], scenes: Mapping[str, Sequence[Prediction]]) -> list[Row]:
+    """The harness's rows; prompt accuracy minus that with all texts, with nothing read, and on the short prompts."""
+    own = conditions_compared(model.pipeline.decoder.conditions)
     texts = next(reversed([name for name, reads in own.items() if "image" not in reads]))
-    wanted = [one.prompt for one in asked]
-    measured = {
-        candidate: {
-            "agreement": [[predictions.agrees(prompt, one)] for prompt, one in zip(wanted, read, strict=True)],
-            "facts": [[predictions.facts(prompt, one)] for prompt, one in zip(wanted, read, strict=True)],
-        }
-        for candidate, read in found.items()
-    }
+    wanted = [one.prompt for one in cases]
     against: dict[str, dict[str, str]] = {}
     for name in own:
         for length in LENGTHS:
@@ -142,11 +130,11 @@ def table(
                 other["against_texts"] = name_of(texts, length)
             if length != "short":
                 other["against_short"] = name_of(name, "short")
-    return predictions.table(measured, wanted, against)
+    return harness.table({name: harness.accuracies(wanted, found) for name, found in scenes.items()}, wanted, against)
 
 
-def tokens(model: TextToImage, asked: Sequence[Asked]) -> list[dict[str, Any]]:
-    """A row an encoder and length: fewest and most tokens that it read of a prompt, and how many prompts it cut."""
+def tokens(model: TextToImage, cases: Sequence[LengthCase]) -> list[dict[str, Any]]:
+    """A row for each encoder and length: fewest and most tokens that it reads of a prompt, and how many prompts it truncates."""
     decoder = model.pipeline.decoder
     encoders: dict[str, Callable[[list[str]], TextFeatures | TextStates]] = {"text": model.clip.encode_text}
     if isinstance(decoder, LatentDecoder):
@@ -155,74 +143,72 @@ def tokens(model: TextToImage, asked: Sequence[Asked]) -> list[dict[str, Any]]:
     for name, encode in encoders.items():
         for length in LENGTHS:
             numbers, cut = [], 0
-            for start in range(0, len(asked), BATCH):
-                with warnings.catch_warnings(record=True) as said:
+            for start in range(0, len(cases), BATCH):
+                with warnings.catch_warnings(record=True) as warned:
                     warnings.simplefilter("always")
-                    read = encode([one.text(length) for one in asked[start : start + BATCH]])
+                    read = encode([one.text(length) for one in cases[start : start + BATCH]])
                 numbers += read.mask.sum(1).tolist()
-                cut += sum(str(one.message).startswith(CUT) for one in said)
+                cut += sum(str(one.message).startswith(CUT) for one in warned)
             row = {"encoder": TITLES.get(name, name), "length": length}
             found.append(row | {"fewest": min(numbers), "most": max(numbers), "cut": cut})
     return found
 
 
-def result(
-    model: TextToImage, scoring: EncodersScoring, asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """All scores as JSON values."""
-    conditions = model.pipeline.decoder.conditions
-    return {
-        "model": model.name,
-        "scoring": scoring.model_dump(mode="json"),
-        "conditions": list(conditions),
-        "candidates": {name: list(reads) for name, reads in candidates(conditions).items()},
-        "left_out": left_out(conditions),
-        "prompts": len(asked),
-        "tokens": tokens(model, asked),
-        "machine": artifacts.machine(),
-        "versions": artifacts.versions(),
-        "rows": predictions.plain(rows),
-    }
+COLUMNS: harness.Columns = {
+    "candidate": "candidate",
+    "prompts": "side",
+    "prompt accuracy": "prompt_accuracy",
+    "fact accuracy": "fact_accuracy",
+    "minus all texts": "against_texts",
+    "minus short": "against_short",
+    "minus nothing read": "against_nothing",
+}
+TOKENS: harness.Columns = {
+    "encoder": "encoder",
+    "prompts": "length",
+    "tokens read": lambda row: f"{row['fewest']} to {row['most']}",
+    "prompts truncated": "cut",
+}
+LEGEND = (
+    "**Prompt accuracy**: every fact that the prompt names is right; **fact accuracy**: the part of the facts that is. Differences in points, "
+    "on the same prompts and noise. **Nothing read**: all conditions dropped, the level of chance. Brackets: 95 % bootstrap over prompts."
+)
 
 
-def plot(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Agreement of every candidate, seen and held-out prompts together, as HTML with an SVG."""
-    whole = {row["candidate"]: row["agreement"] for row in rows if (row["category"], row["side"]) == (ALL, ALL)}
-    return report.bars("agreement", {name: (one.mean, one.low, one.high) for name, one in whole.items()})
+def evaluate(context: EvaluationContext[EncodersConfig]) -> Outcome:
+    """Compare the conditions of the model's decoder."""
+    model, config = context.model, context.config
+    compared = conditions_compared(model.pipeline.decoder.conditions)
+    cases = length_cases(config)
+    rows = table(model, cases, context.scenes(candidates(model, cases, config)))
+    missing, read = left_out(model.pipeline.decoder.conditions), tokens(model, cases)
+    result = context.header(
+        conditions=list(model.pipeline.decoder.conditions),
+        candidates={name: list(reads) for name, reads in compared.items()},
+        left_out=missing,
+        prompts=len(cases),
+        tokens=read,
+        rows=harness.plain(rows),
+    )
+    omitted = [f"Left out: {one}." for one in missing]
+    token_table, whole = harness.as_table(read, TOKENS), harness.as_table(harness.overall(rows, None), COLUMNS)
 
+    def report(_sheet: Any) -> Report:
+        return Report(
+            f"Text encoders: {model.name}",
+            context.lead(
+                f"{counted(len(cases), 'prompt')}, each short and long (the same words after sentences that say nothing about the image).",
+                *omitted,
+            ),
+            [
+                Section("", [harness.accuracy_plot(rows, file="prompt_accuracy.svg"), token_table]),
+                Section("Prompt accuracy", [whole, Note(LEGEND)]),
+                Section("By category", [harness.category_table(rows)]),
+            ],
+            limits=(
+                "One decoder is measured, which was trained with all of its conditions: one that is trained with a single text encoder may do "
+                "better with it. The prompts are those of a small world."
+            ),
+        )
 
-def page(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """A self-contained page: bars, tables."""
-    scoring = found["scoring"]
-    lines = [
-        [html.escape(row["candidate"]), row["side"], str(row["agreement"]), str(row["facts"]),
-         *(predictions.points(row[key]) if key in row else "" for key in ("against_texts", "against_short", "against_nothing"))]
-        for row in rows
-        if row["category"] == ALL
-    ]  # fmt: skip
-    counts = [
-        [one["encoder"], one["length"], f"{one['fewest']} to {one['most']}", str(one["cut"])] for one in found["tokens"]
-    ]
-    body = f"""
-<h1>Text encoders: {html.escape(found["model"])}</h1>
-<p>{found["prompts"]} prompts, each short and long (the same words after sentences that say nothing of the picture); {scoring["steps"]} steps,
-guidance {scoring["guidance_scale"]:g}, seed {scoring["seed"]}, on {html.escape(found["machine"])}. A prompt's pictures all start from the same
-noise. {html.escape("; ".join(f"Left out: {one}." for one in found["left_out"]))}</p>
-{plot(rows)}
-{report.rows(["encoder", "prompts", "tokens read", "prompts cut"], counts, numbers_from=2)}
-<h2>Agreement</h2>
-{report.rows(["", "prompts", "agreement", "facts", "less all texts", "less short", "less nothing read"], lines, numbers_from=2)}
-<h2>By category</h2>
-{_categories(rows)}
-<p class='note'><b>Agreement</b>: every named thing is right; <b>facts</b>: the part of them that is. Differences in points, on the same
-prompts and noise. <b>Nothing read</b>: all conditions dropped, the level of chance. Brackets: 95 % bootstrap over prompts.</p>
-"""
-    return report.page(f"Text encoders: {found['model']}", body)
-
-
-def _categories(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = list(dict.fromkeys(row["candidate"] for row in rows))
-    cells = {(row["candidate"], row["category"], row["side"]): str(row["agreement"]) for row in rows}
-    kinds = dict.fromkeys((row["category"], row["side"]) for row in rows if ALL not in (row["category"], row["side"]))
-    lines = [[category, side, *(cells[name, category, side] for name in names)] for category, side in kinds]
-    return report.rows(["category", "", *map(html.escape, names)], lines, numbers_from=2)
+    return Outcome(result, [*omitted, token_table, whole, LEGEND], report)

@@ -1,9 +1,9 @@
-"""How near are a prior's predictions to the embeddings of held-out pictures? Against controls that need no training.
+"""How near are a prior's predictions to the embeddings of held-out images? Compared with controls that need no training.
 
-Legend: M captions of G pictures, D width of CLIP's joint space.
+Legend: M captions of G images, D width of CLIP's joint space.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,27 +19,40 @@ from syzygy.core.contracts import Prior, TextFeatures
 from syzygy.core.randomness import generator
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
-from syzygy.lab.evaluate.bootstrap import Interval, difference, interval
+from syzygy.lab import plots
+from syzygy.lab.evaluate.bootstrap import Difference, Interval, difference, interval
+from syzygy.lab.evaluate.harness import Outcome
 from syzygy.lab.evaluate.held_out import Past, common, past_of, record_of, rest_of
 from syzygy.lab.evaluate.retrieval import ranks_among
+from syzygy.lab.report import Block, Items, Note, Report, Section, Table
 from syzygy.prior.embedding_pairs import StorePairs
 from syzygy.prior.embedding_statistics import frechet_distance
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.prior_network import PART, find_prior
 from syzygy.training.checkpoints import METRICS_FILE, read_lines
+from syzygy.training.loop import VALIDATION
+from syzygy.training.run_records import Bar
 
 BATCH = 256
 IDENTITY, SHIFTED, SHUFFLED, MEAN = "text identity", "text identity, shifted", "shuffled captions", "mean image"
 CONTROLS = {
     IDENTITY: "The caption's own text embedding, rescaled to the mean length of image embeddings.",
     SHIFTED: "The same, moved so that the mean over texts is the mean image embedding.",
-    SHUFFLED: "The first prior's predictions for other captions: what a prior scores that ignores the caption.",
+    SHUFFLED: "The first prior's predictions for other captions: the score of a prior that ignores the caption.",
     MEAN: "The mean image embedding, for every caption.",
 }
 MEANS = {"cosine": "cosine to true", "cosine_text": "cosine to text", "R@1": "R@1", "R@5": "R@5"}
-"""Metrics that are means over pictures → their headings."""
+"""Metrics that are means over images → their headings."""
+SHARES = ("R@1", "R@5")
+"""Metrics that are shown in per cent."""
 FRECHET = "frechet"
 EXAMPLES = 12
+CURVES = {
+    "cosine": "validation cosine to the true image embedding",
+    "recall_at_1": "validation R@1",
+    "cosine_text": "validation cosine to the text embedding",
+    "frechet": "validation Fréchet distance",
+}
 
 
 @dataclass(frozen=True)
@@ -56,20 +69,20 @@ class StoreClip:
         return self.store.encoder["fingerprint"]
 
     def encode_text(self, texts: list[str]) -> TextFeatures:
-        """Only of the empty text."""
+        """Only the empty text."""
         assert texts == [""], "a store holds the features of the empty text alone"
         return self.store.empty_text().padded()
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredPrior:
     """A prior under comparison."""
 
     prior: Prior
     source: str
     past: Past
     metrics: list[dict[str, Any]]
-    """The lines of its run's metrics.jsonl; empty where there are none."""
+    """The lines of its run's metrics.jsonl; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,7 @@ class Truth:
 
     @cached_property
     def images(self) -> Float[Tensor, "M D"]:
-        """Of each caption's picture, raw."""
+        """Of each caption's image, raw."""
         return self.pairs.images(self.everything).float()
 
     @cached_property
@@ -97,14 +110,14 @@ class Truth:
         return self.pairs.pooled(self.everything).float()
 
     @cached_property
-    def pictures(self) -> Int[Tensor, "G"]:
+    def image_numbers(self) -> Int[Tensor, "G"]:
         """Their numbers in the store."""
         return self.pairs.image_numbers(self.everything).unique()
 
     @cached_property
-    def picture(self) -> Int[Tensor, "M"]:
-        """Of each caption its picture's place among `pictures`."""
-        return torch.searchsorted(self.pictures, self.pairs.image_numbers(self.everything))
+    def image_of(self) -> Int[Tensor, "M"]:
+        """For each caption its image's place among `image_numbers`."""
+        return torch.searchsorted(self.image_numbers, self.pairs.image_numbers(self.everything))
 
     @cached_property
     def ids(self) -> Int[Tensor, "M"]:
@@ -113,28 +126,28 @@ class Truth:
 
     @cached_property
     def right(self) -> Bool[Tensor, "M G"]:
-        """Which pictures a caption describes: its own, and those that have a caption with the same words."""
-        described = torch.zeros(int(self.ids.max()) + 1, len(self.pictures), dtype=torch.bool)
-        described[self.ids, self.picture] = True
+        """Which images a caption describes: its own, and those that have a caption with the same words."""
+        described = torch.zeros(int(self.ids.max()) + 1, len(self.image_numbers), dtype=torch.bool)
+        described[self.ids, self.image_of] = True
         return described[self.ids]
 
     @cached_property
     def gallery(self) -> Float[Tensor, "G D"]:
-        return self.pairs.store.images(self.pictures).float()
+        return self.pairs.store.images(self.image_numbers).float()
 
     @cached_property
     def other(self) -> Int[Tensor, "M"] | None:
-        """Of each caption another one with other words; None where there is none for some."""
+        """For each caption another one with other words; None if some have none."""
         most = int(self.ids.bincount().max())
         if 2 * most > len(self):
             return None
         order = self.ids.argsort(stable=True)
         return torch.empty_like(order).scatter_(0, order, order.roll(most))
 
-    def by_picture(self, values: Float[Tensor, "M"]) -> list[list[float]]:
-        """Means over the captions of each picture, as rows for the bootstrap."""
-        sums = torch.zeros(len(self.pictures), dtype=torch.float64).index_add_(0, self.picture, values.double())
-        return [[value] for value in (sums / self.picture.bincount()).tolist()]
+    def by_image(self, values: Float[Tensor, "M"]) -> list[list[float]]:
+        """Means over the captions of each image, as rows for the bootstrap."""
+        sums = torch.zeros(len(self.image_numbers), dtype=torch.float64).index_add_(0, self.image_of, values.double())
+        return [[value] for value in (sums / self.image_of.bincount()).tolist()]
 
 
 @dataclass(frozen=True)
@@ -142,7 +155,7 @@ class Score:
     """One row of the table."""
 
     values: dict[str, list[list[float]]]
-    """Metric → a value a picture."""
+    """Metric → a value for each image."""
     frechet: float | None
     cosines: Float[Tensor, "M"]
     ranks: Int[Tensor, "M"]
@@ -162,13 +175,13 @@ def scored(truth: Truth, predicted: Float[Tensor, "M D"]) -> Score:
         "R@1": (ranks < 1).double(),
         "R@5": (ranks < 5).double(),
     }
-    values = {name: truth.by_picture(one) for name, one in each.items()}
+    values = {name: truth.by_image(one) for name, one in each.items()}
     enough = len(truth) > predicted.shape[1]
     return Score(values, frechet_distance(predicted, truth.images) if enough else None, cosines, ranks)
 
 
-def measured(source: str, store: EmbeddingStore, device: str) -> Measured:
-    """A prior with what is known of its training; `source` as of `load_prior`.
+def measured(source: str, store: EmbeddingStore, device: str) -> MeasuredPrior:
+    """A prior and what is known about its training; `source` as in `load_prior`.
 
     Raises:
         UserError: as `load_prior`; it belongs to another CLIP than the store.
@@ -177,7 +190,7 @@ def measured(source: str, store: EmbeddingStore, device: str) -> Measured:
     folder = find_prior(source)
     lines = folder.parent / METRICS_FILE
     metrics = read_lines(lines) if folder.name == PART and lines.is_file() else []
-    return Measured(prior, source, past_of(record_of(folder), store), metrics)
+    return MeasuredPrior(prior, source, past_of(record_of(folder), store), metrics)
 
 
 @torch.no_grad()
@@ -193,7 +206,7 @@ def predictions(prior: Prior, truth: Truth, seed: int, progress: Callable[[int],
 
 
 def controls(truth: Truth, first: Float[Tensor, "M D"] | None) -> dict[str, Float[Tensor, "M D"]]:
-    """What costs no training; `first` are the first prior's predictions."""
+    """The controls; `first` are the first prior's predictions."""
     fit = rest_of(truth.pairs.store, truth.pairs)
     rows = torch.arange(len(fit))
     images, texts = fit.images(rows).float(), fit.pooled(rows).float()
@@ -212,7 +225,7 @@ class Evaluation:
 
     store: EmbeddingStore
     truth: Truth
-    priors: Mapping[str, Measured]
+    priors: Mapping[str, MeasuredPrior]
     scores: Mapping[str, Score]
     """Of priors, then of controls."""
     seed: int
@@ -220,14 +233,14 @@ class Evaluation:
     @property
     def about(self) -> str:
         """What was measured on, as a sentence."""
-        pictures, captions = counted(len(self.truth.pictures), "picture"), counted(len(self.truth), "caption")
+        images, captions = counted(len(self.truth.image_numbers), "image"), counted(len(self.truth), "caption")
         known = [name for name, one in self.priors.items() if one.past.held_out is not None]
         kept = f"; the training of {' and of '.join(known)} held them out" if known else ""
-        return f"Measured on {pictures} of {self.store.path} with {captions}{kept}."
+        return f"Measured on {images} of {self.store.path} with {captions}{kept}."
 
     @cached_property
     def notes(self) -> list[str]:
-        """What a reader must know of the figures."""
+        """What a reader must know about the numbers."""
         found = [one.past.warning(name) for name, one in self.priors.items()]
         if len(self.truth) <= self.store.width:
             found.append(
@@ -239,17 +252,17 @@ class Evaluation:
         return [line for line in found if line]
 
     @cached_property
-    def differences(self) -> list[dict[str, Any]]:
-        """Paired differences: each prior to the shifted text identity, and the first prior to each other one."""
+    def differences(self) -> dict[tuple[str, str], dict[str, Difference]]:
+        """(first, second) → metric → paired difference: each prior to the shifted text identity, and the first prior to each other one."""
         names = list(self.priors)
         pairs = [(name, SHIFTED) for name in names] + [(names[0], other) for other in names[1:]]
-        rows: list[dict[str, Any]] = []
-        for first, second in pairs:
-            one, other = self.scores[first], self.scores[second]
-            for metric in MEANS:
-                found = difference(one.values[metric], other.values[metric])
-                rows.append({"first": first, "second": second, "metric": metric, **rounded(found)})
-        return rows
+        return {
+            (one, other): {
+                metric: difference(self.scores[one].values[metric], self.scores[other].values[metric])
+                for metric in MEANS
+            }
+            for one, other in pairs
+        }
 
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
@@ -259,17 +272,11 @@ class Evaluation:
         score = self.scores[next(iter(self.priors))]
         places = torch.linspace(0, len(self.truth) - 1, min(EXAMPLES, len(self.truth))).long()
         rows = score.cosines.argsort(descending=True)[places]
-        texts = self.store.texts(self.truth.pairs.chosen[rows])
-        keys = self.truth.pairs.keys(rows)
+        texts, keys = self.store.texts(self.truth.pairs.chosen[rows]), self.truth.pairs.keys(rows)
         return [
-            {
-                "caption": text,
-                "picture": key,
-                "cosine": round(float(score.cosines[row]), 4),
-                "rank": int(score.ranks[row]) + 1,
-            }
+            {"caption": text, "image": key, "cosine": round(float(score.cosines[row]), 4), "rank": int(score.ranks[row]) + 1}
             for text, key, row in zip(texts, keys, rows.tolist(), strict=True)
-        ]
+        ]  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""
@@ -277,13 +284,17 @@ class Evaluation:
             "about": self.about,
             "store": str(self.store.path),
             "data": self.store.digest,
-            "pictures": len(self.truth.pictures),
+            "images": len(self.truth.image_numbers),
             "captions": len(self.truth),
             "seed": self.seed,
             "machine": artifacts.machine(),
             "versions": artifacts.versions(),
             "candidates": [self._row(name) for name in self.scores],
-            "differences": self.differences,
+            "differences": [
+                {"first": first, "second": second, "metric": metric, **rounded(found)}
+                for (first, second), row in self.differences.items()
+                for metric, found in row.items()
+            ],
             "examples": self.examples,
             "notes": self.notes,
         }
@@ -293,6 +304,103 @@ class Evaluation:
         about = {"control": CONTROLS[name]} if own is None else {"source": own.source, "trained_on": own.past.kind}
         means = {metric: rounded(found) for metric, found in score.intervals.items()}
         return {"name": name, **about, **means, FRECHET: None if score.frechet is None else round(score.frechet, 4)}
+
+    def tables(self) -> list[Table]:
+        """The scores, and the differences if there are some."""
+        rows = [
+            [name, *(cell(metric, one.intervals[metric]) for metric in MEANS), "" if one.frechet is None else f"{one.frechet:.2f}"]
+            for name, one in self.scores.items()
+        ]  # fmt: skip
+        compared = [
+            [f"{first} − {second}", *(cell(metric, found) for metric, found in row.items())]
+            for (first, second), row in self.differences.items()
+        ]
+        scores = Table(["candidate", *MEANS.values(), "Fréchet"], rows)
+        return [scores, *[Table(["paired difference", *MEANS.values()], compared, PAIRED)] * bool(compared)]
+
+    def outcome(self) -> Outcome:
+        """Results, tables and page."""
+        scores, *differences = self.tables()
+
+        def report(_sheet: Any) -> Report:
+            controls = [f"**{name}**: {CONTROLS[name]}" for name in self.scores if name in CONTROLS]
+            examples = (
+                f"Captions from the best to the worst prediction of {next(iter(self.priors), '')}. The rank is the image's place among all "
+                "measured images."
+            )
+            cells = [[x["caption"], x["image"], f"{x['cosine']:.3f}", f"{x['rank']:,}"] for x in self.examples]
+            listed = Table(["caption", "image", "cosine", "rank"], cells, first_number=2)
+            return Report(
+                f"Prior on held-out pairs: {self.store.path}",
+                [f"{self.about} Seed {self.seed}, on {artifacts.machine()}.", *self.notes],
+                [
+                    Section("Scores", [scores, Note(LEGEND), Items(controls)]),
+                    *[Section("Paired differences", differences)] * bool(differences),
+                    *self._learning(),
+                    *[Section("Examples", [examples, listed])] * bool(self.examples),
+                ],
+                limits=(
+                    "Embeddings are compared, not images: what a decoder generates from them is not measured. The intervals cover the choice "
+                    "of images, not the training of the priors."
+                ),
+            )
+
+        return Outcome(self.to_json(), [self.about, scores, *differences, LEGEND, *self.notes], report)
+
+    def _learning(self) -> Iterator[Section]:
+        """The validations of the runs while they were trained."""
+        runs = {name: one.metrics for name, one in self.priors.items() if one.metrics}
+        if not runs:
+            return
+        blocks: list[Block] = []
+        for name, rows in runs.items():
+            lines = {"training": _points(rows, "loss"), "validation": _points(rows, f"{VALIDATION}loss")}
+            blocks.append(
+                plots.line_plot(f"{name}: loss", {key: line for key, line in lines.items() if line}, x="steps")
+            )
+        for metric, title in CURVES.items():
+            lines = {name: _points(rows, f"{VALIDATION}{metric}") for name, rows in runs.items()}
+            if lines := {name: line for name, line in lines.items() if line}:
+                blocks.append(plots.line_plot(title, lines, x="steps"))
+        text = (
+            "Each run's own validation during its training. If the training loss falls and the validation loss rises, the run overfits: train "
+            "for fewer steps, or keep the best weights with loop.best."
+        )
+        yield Section("Learning curves", [*blocks, Items(list(_best(runs))), Note(text)])
+
+
+PAIRED = (
+    "Both score the same captions. An interval without 0 is a difference that the choice of images does not explain."
+)
+LEGEND = (
+    "Brackets: 95 % bootstrap intervals over images. **Cosine to true**: of the predicted to the true image embedding. **Cosine to text**: "
+    "to the caption's own text embedding; near 1, predictions have become text embeddings. **R@1, R@5**: the image is the nearest, or among "
+    "the five nearest, of all measured images; an image whose caption has the same words counts as right. **Fréchet**: distance of predicted "
+    "from true embeddings as distributions; smaller is better, and only rows of this table can be compared."
+)
+
+
+def cell(metric: str, value: Interval) -> str:
+    """A mean or difference with its interval."""
+    sign = "+" if isinstance(value, Difference) else ""
+    if metric in SHARES:
+        unit = "" if sign else " %"
+        return f"{100 * value.mean:{sign}.1f}{unit} [{100 * value.low:{sign}.1f}, {100 * value.high:{sign}.1f}]"
+    return f"{value.mean:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
+
+
+def _points(rows: Sequence[Mapping[str, Any]], name: str) -> list[plots.Point]:
+    return [(float(row["step"]), float(row[name])) for row in rows if name in row]
+
+
+def _best(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """The step of each run's best validation."""
+    for name, rows in runs.items():
+        points = _points(rows, f"{VALIDATION}cosine")
+        if points:
+            best, last = max(points, key=lambda point: point[1]), points[-1]
+            end = f"after the last, {last[0]:,.0f}, it is {last[1]:.3f}"
+            yield f"{name}: the validation cosine was highest after step {best[0]:,.0f} ({best[1]:.3f}); {end}."
 
 
 def rounded(found: Interval) -> dict[str, float]:
@@ -307,17 +415,17 @@ def evaluate(
     images: int | None = None,
     seed: int = 0,
     device: str = "cpu",
-    bar: Callable[[str, int], Any],
+    bar: Bar,
 ) -> Evaluation:
     """Measure priors and controls on pairs of the store that none of the priors was trained on.
 
     Args:
         store: folder of an embedding store.
-        sources: name → prior, as of `load_prior`.
-        images: how many held-out pictures; None is all of them, 4,096 at most.
+        sources: name → prior, as in `load_prior`.
+        images: how many held-out images; None is all of them, 4,096 at most.
         seed: of the choice and of the noise.
         device: where the priors compute.
-        bar: shows progress (see `runs.common.Bar`).
+        bar: shows progress.
 
     Raises:
         UserError: as `measured` and `held_out.common`.

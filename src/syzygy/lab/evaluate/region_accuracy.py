@@ -1,9 +1,8 @@
-"""Does a painted phrase's object lie where it was painted? Exact scores on the embedded world (paint-with-words, eDiff-I section 4.3)."""
+"""Do objects appear inside their regions? Exact scores on the embedded world (paint-with-words, eDiff-I section 4.3)."""
 
-import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -11,15 +10,18 @@ from PIL import Image
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from syzygy.core import artifacts
 from syzygy.core.contracts import Region, Sampling
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator
-from syzygy.generation.image_files import card, contact_sheet, to_tensor
+from syzygy.core.wording import counted
+from syzygy.generation.image_files import card, contact_sheet
+from syzygy.generation.pipeline import to_pil
 from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate import predictions, report
-from syzygy.lab.evaluate.predictions import ALL, SEEN, Sampled, Series, Values
+from syzygy.lab import plots
+from syzygy.lab.evaluate import harness
+from syzygy.lab.evaluate.harness import ALL, SEEN, Candidate, EvaluationContext, Outcome, Row, SamplingConfig, tensors
+from syzygy.lab.report import Note, Picture, Report, Section
 from syzygy.lab.world.description import Mention
 from syzygy.lab.world.prompts import Prompt, prompts
 from syzygy.lab.world.reader import Prediction
@@ -27,62 +29,67 @@ from syzygy.regions.canvas import drawn
 from syzygy.regions.phrases import places
 
 CATEGORIES = ("single", "colour")
-"""Prompts of one object, and of two in colours."""
+"""Prompts that name one object, and two coloured objects."""
 SIDE, MARGIN = 64, 0.06
 HALVES = (((0.0, 0.5), (0.0, 1.0)), ((0.5, 1.0), (0.0, 1.0)), ((0.0, 1.0), (0.0, 0.5)), ((0.0, 1.0), (0.5, 1.0)))
 """Left, right, above, below: (from, to) across and down. Neighbours in pairs face each other."""
-UNPAINTED = "unpainted"
+WITHOUT = "no regions"
 SHOWN = 6
-"""Prompts in the grid of pictures."""
+"""Prompts in the grid of images."""
 
 
-class PaintingScoring(Sampled):
-    """What is painted and scored."""
+class RegionsConfig(SamplingConfig):
+    """What is generated and scored."""
 
     prompts: int = Field(default=100, gt=0)
-    """Prompts a category, seen and held-out each, or as many as there are."""
+    """Prompts of each category, seen and unseen each, or as many as exist."""
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """w' of paint-with-words."""
+    """Region strengths, w' of paint-with-words."""
     conditions: tuple[str, ...] | None = None
     """What the decoder reads; null is all that it can."""
 
     @field_validator("strengths")
     @classmethod
-    def _pull(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
+    def _are_strengths(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
         if not strengths or not all(0 < strength <= 100 for strength in strengths):
-            raise ValueError("strengths must be more than 0, at most 100; the unpainted control is always measured")
+            raise ValueError(
+                "strengths must be more than 0, at most 100; the control without regions is always measured"
+            )
         return tuple(dict.fromkeys(strengths))
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt, and where each of its objects shall be."""
+class RegionCase:
+    """A prompt, and a region for each of its objects."""
 
     prompt: Prompt
     mentions: tuple[Mention, ...]
     regions: tuple[Region, ...]
 
-    def exchanged(self) -> "Asked":
+    def exchanged(self) -> "RegionCase":
         """The same with the masks exchanged."""
         masks = [region.mask for region in reversed(self.regions)]
         moved = tuple(Region(one.phrase, mask) for one, mask in zip(self.regions, masks, strict=True))
-        return Asked(self.prompt, self.mentions, moved)
+        return RegionCase(self.prompt, self.mentions, moved)
 
 
-def wanted(scoring: PaintingScoring) -> list[Prompt]:
-    """Prompts of one and of two objects, seen and held-out."""
+def region_prompts(config: RegionsConfig) -> list[Prompt]:
+    """Prompts that name one and two objects, seen and unseen."""
     return [
         prompt
         for category in CATEGORIES
         for held_out in (False, True)
-        for prompt in prompts(category, scoring.prompts, scoring.seed, held_out, fewer=True)
+        for prompt in prompts(category, config.prompts, config.seed, held_out, fewer=True)
     ]
 
 
-def ask(wanted: Sequence[Prompt], seed: int) -> list[Asked]:
-    """Regions for prompts of one or two objects: opposite halves of the picture, drawn for each prompt.
+def region_cases(wanted: Sequence[Prompt], seed: int) -> list[RegionCase]:
+    """Regions for prompts that name one or two objects: opposite halves of the image, drawn for each prompt.
 
-    Prompts are left out whose words for an object stand twice in them: a region is for every place where its phrase stands.
+    Prompts in which the words of an object occur twice are omitted: a region applies to every occurrence of its phrase.
+
+    Raises:
+        UserError: no prompt names one or two objects.
     """
     found = []
     for prompt in wanted:
@@ -90,13 +97,12 @@ def ask(wanted: Sequence[Prompt], seed: int) -> list[Asked]:
         phrases = [prompt.text[span.start : span.stop] for span in sorted(prompt.spans, key=lambda span: span.mention)]
         if not 1 <= len(mentions) == len(phrases) <= 2 or any(len(places(prompt.text, one)) > 1 for one in phrases):
             continue
-        draw = Draw(seed, "regions", prompt.text)
-        first = draw.pick((0, 1, 2, 3))
+        first = Draw(seed, "regions", prompt.text).pick((0, 1, 2, 3))
         halves = (HALVES[first], HALVES[first ^ 1])
         regions = tuple(Region(phrase, _half(*half)) for phrase, half in zip(phrases, halves, strict=False))
-        found.append(Asked(prompt, mentions, regions))
+        found.append(RegionCase(prompt, mentions, regions))
     if not found:
-        raise UserError("none of these prompts has one or two objects: nothing to paint.")
+        raise UserError("none of these prompts names one or two objects, so there are no regions to evaluate.")
     return found
 
 
@@ -108,177 +114,167 @@ def _half(across: tuple[float, float], down: tuple[float, float]) -> Float[Tenso
     return mask
 
 
-def check(model: TextToImage, scoring: PaintingScoring) -> None:
-    """Fails where a decoder reads no words, or where it is told to read none."""
+def check(model: TextToImage, config: RegionsConfig) -> None:
+    """Fail if the decoder reads no token states, or the settings leave them out."""
     reads = model.pipeline.decoder.conditions
-    if not {"text", "t5"} & set(scoring.conditions or reads):
+    if not {"text", "t5"} & set(config.conditions or reads):
         raise UserError(
-            f"words are painted where a decoder reads them: --conditions must name text or t5; that of {model.name} reads "
+            f"regions need a decoder that reads token states: --conditions must name text or t5; the decoder of {model.name} reads "
             f"{', '.join(reads)}."
         )
 
 
 def name_of(strength: float, exchanged: bool = False) -> str:
-    """The candidate of a strength."""
-    return f"w' {strength:g}" + (", masks exchanged" if exchanged else "")
+    """The candidate with a region strength."""
+    return f"w' {strength:g}" + (", exchanged" if exchanged else "")
 
 
-def series(model: TextToImage, asked: Sequence[Asked], scoring: PaintingScoring) -> list[Series]:
-    """All that is painted, a prompt's pictures from the same noise: unpainted, with each strength; of two objects, with masks exchanged."""
-    two = pairs(asked)
+def with_two(cases: Sequence[RegionCase]) -> list[RegionCase]:
+    """The cases of two objects, with their masks exchanged."""
+    return [one.exchanged() for one in cases if len(one.regions) == 2]
 
-    def one(strength: float, some: Sequence[Asked]) -> Callable[[Sequence[int]], list[Image.Image]]:
-        return lambda rows: paint(model, [some[row] for row in rows], scoring, strength)
+
+def candidates(model: TextToImage, cases: Sequence[RegionCase], config: RegionsConfig) -> list[Candidate]:
+    """Without regions, with each strength, and (two objects) with each strength and exchanged masks."""
+    two = with_two(cases)
+
+    def one(name: str, some: Sequence[RegionCase], strength: float) -> Candidate:
+        return Candidate(name, len(some), lambda rows: generate(model, [some[row] for row in rows], config, strength))
 
     return [
-        Series(UNPAINTED, len(asked), one(0.0, asked)),
-        *(Series(name_of(strength), len(asked), one(strength, asked)) for strength in scoring.strengths),
-        *(Series(name_of(strength, True), len(two), one(strength, two)) for strength in scoring.strengths if two),
+        one(WITHOUT, cases, 0.0),
+        *(one(name_of(strength), cases, strength) for strength in config.strengths),
+        *(one(name_of(strength, True), two, strength) for strength in config.strengths if two),
     ]
 
 
-def pairs(asked: Sequence[Asked]) -> list[Asked]:
-    """Those of two objects, with their masks exchanged."""
-    return [one.exchanged() for one in asked if len(one.regions) == 2]
+def generate(
+    model: TextToImage, cases: Sequence[RegionCase], config: RegionsConfig, strength: float
+) -> Float[Tensor, "B 3 H W"]:
+    """An image for each case; strength 0 ignores the regions."""
+    return tensors(
+        model.pipeline(
+            GenerationRequest(
+                [one.prompt.text for one in cases],
+                sampling=Sampling(steps=config.steps, guidance_scale=config.guidance_scale, region_strength=strength),
+                conditions=config.conditions,
+                generator=[generator(config.seed, "painting", one.prompt.text) for one in cases],
+                regions=[list(one.regions) for one in cases],
+            )
+        ).images
+    )
 
 
-def paint(model: TextToImage, asked: Sequence[Asked], scoring: PaintingScoring, strength: float) -> list[Image.Image]:
-    """A picture of each prompt, its phrases painted where they shall be; strength 0 paints nothing."""
-    return model.pipeline(
-        GenerationRequest(
-            [one.prompt.text for one in asked],
-            sampling=Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale, region_strength=strength),
-            conditions=scoring.conditions,
-            generator=[generator(scoring.seed, "painting", one.prompt.text) for one in asked],
-            regions=[list(one.regions) for one in asked],
-        )
-    ).images
+def in_place(case: RegionCase, scene: Prediction) -> float:
+    """The part of the objects that appear, with all named attributes, with their centre inside their region."""
+    inside = map(lambda mention, region: _inside(mention, region, scene), case.mentions, case.regions)
+    return sum(inside) / len(case.mentions)
 
 
-def placed(one: Asked, reading: Prediction) -> float:
-    """Part of the phrases whose object, with all told attributes, has its centre in its mask."""
-    return sum(map(lambda m, r: _inside(m, r, reading), one.mentions, one.regions)) / len(one.mentions)
-
-
-def _inside(mention: Mention, region: Region, reading: Prediction) -> bool:
-    """Whether a thing with all told attributes has its centre in the mask."""
+def _inside(mention: Mention, region: Region, scene: Prediction) -> bool:
     height, width = region.mask.shape
     return any(
         mention.fits(thing)
         and bool(region.mask[min(int(thing.y * height), height - 1), min(int(thing.x * width), width - 1)])
-        for thing in reading.things
+        for thing in scene.things
     )
 
 
-def table(
-    asked: Sequence[Asked], found: Mapping[str, Sequence[Prediction]], scoring: PaintingScoring
-) -> list[dict[str, Any]]:
-    """A row a candidate, category and side: phrases in place, agreement, and the latter less that of the unpainted."""
-    two = pairs(asked)
-    whole = [UNPAINTED, *map(name_of, scoring.strengths)]
-    rows = predictions.table(
-        {name: _scores(asked, found[name]) for name in whole},
-        [one.prompt for one in asked],
-        {name: {"against_unpainted": UNPAINTED} for name in whole[1:]},
-    )
-    if two:
-        turned = [name_of(strength, True) for strength in scoring.strengths]
-        rows += predictions.table({name: _scores(two, found[name]) for name in turned}, [one.prompt for one in two], {})
-    return rows
+def table(cases: Sequence[RegionCase], scenes: Mapping[str, Sequence[Prediction]], config: RegionsConfig) -> list[Row]:
+    """The harness's rows: `in_place`, prompt and fact accuracy; prompt accuracy minus that without regions."""
+
+    def rows(some: Sequence[RegionCase], names: Sequence[str], against: Mapping[str, Mapping[str, str]]) -> list[Row]:
+        wanted = [one.prompt for one in some]
+        scores = {
+            name: {"in_place": [[in_place(one, scene)] for one, scene in zip(some, scenes[name], strict=True)]}
+            | harness.accuracies(wanted, scenes[name])
+            for name in names
+        }
+        return harness.table(scores, wanted, against)
+
+    whole = [WITHOUT, *map(name_of, config.strengths)]
+    found = rows(cases, whole, {name: {"against_no_regions": WITHOUT} for name in whole[1:]})
+    two = with_two(cases)
+    return found + (rows(two, [name_of(strength, True) for strength in config.strengths], {}) if two else [])
 
 
-def _scores(asked: Sequence[Asked], read: Sequence[Prediction]) -> dict[str, Values]:
-    return {
-        "placed": [[placed(one, reading)] for one, reading in zip(asked, read, strict=True)],
-        "agreement": [[predictions.agrees(one.prompt, reading)] for one, reading in zip(asked, read, strict=True)],
-    }
-
-
-def chosen(rows: Sequence[Mapping[str, Any]], scoring: PaintingScoring) -> float:
-    """The strength with most phrases in place, of seen prompts."""
-    by = {row["candidate"]: row for row in rows if (row["category"], row["side"]) == (ALL, SEEN)}
-    return max(scoring.strengths, key=lambda strength: by[name_of(strength)]["placed"].mean)
+def chosen(rows: Sequence[Row], config: RegionsConfig) -> float:
+    """The strength with most objects in place, on seen prompts."""
+    by = {row["candidate"]: row for row in harness.overall(rows, SEEN)}
+    return max(config.strengths, key=lambda strength: by[name_of(strength)]["in_place"].mean)
 
 
 @torch.inference_mode()
-def grid(model: TextToImage, asked: Sequence[Asked], scoring: PaintingScoring, strength: float) -> Image.Image:
-    """Prompts of two objects (or what there is): unpainted, masks, painted, exchanged masks, painted; with what is in place."""
+def grid(model: TextToImage, cases: Sequence[RegionCase], config: RegionsConfig, strength: float) -> Image.Image:
+    """Prompts that name two objects (or any): without regions; masks, image; exchanged masks, image. Labels count objects in place."""
     reader = model.reader()
-    two = [one for one in asked if len(one.regions) == 2]
+    two = [one for one in cases if len(one.regions) == 2]
     lines, labels = [], []
-    for one in (two or list(asked))[:SHOWN]:
-        turned = one.exchanged()
-        images = [
-            paint(model, [which], scoring, w)[0] for which, w in ((one, 0.0), (one, strength), (turned, strength))
-        ]
-        read = reader.read(torch.stack([to_tensor(image) for image in images]).to(model.pipeline.device))
-        told = [
-            f"{placed(w, r) * len(w.regions):.0f} of {len(w.regions)} in place"
-            for w, r in zip((one, one, turned), read, strict=True)
-        ]
-        lines.append(
-            [card(one.prompt.text), images[0], drawn(one.regions), images[1], drawn(turned.regions), images[2]]
-        )
-        labels.append(["", f"unpainted: {told[0]}", "", f"painted: {told[1]}", "", f"painted: {told[2]}"])
+    for one in (two or list(cases))[:SHOWN]:
+        other = one.exchanged()
+        drawings = ((one, 0.0), (one, strength), (other, strength))
+        images = torch.cat([generate(model, [which], config, w) for which, w in drawings])
+        scenes = reader.read(images.to(model.pipeline.device))
+        number = len(one.regions)
+        counts = [f"{in_place(w, scene) * number:.0f} of {number} in place"
+                  for (w, _), scene in zip(drawings, scenes, strict=True)]  # fmt: skip
+        without, first, second = to_pil(images)
+        lines.append([card(one.prompt.text), without, drawn(one.regions), first, drawn(other.regions), second])
+        labels.append(["", f"no regions: {counts[0]}", "regions", counts[1], "exchanged", counts[2]])
     return contact_sheet(lines, labels, cell=112)
 
 
-def result(
-    model: TextToImage, scoring: PaintingScoring, asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """All scores as JSON values."""
-    return {
-        "model": model.name,
-        "scoring": scoring.model_dump(mode="json"),
-        "conditions": list(scoring.conditions or model.pipeline.decoder.conditions),
-        "prompts": len(asked),
-        "machine": artifacts.machine(),
-        "versions": artifacts.versions(),
-        "chosen_strength": chosen(rows, scoring),
-        "rows": predictions.plain(rows),
-    }
+COLUMNS: harness.Columns = {
+    "candidate": "candidate",
+    "category": "category",
+    "prompts": "side",
+    "in place": "in_place",
+    "prompt accuracy": "prompt_accuracy",
+    "minus no regions": "against_no_regions",
+}
+LEGEND = (
+    "**In place**: the object of a region appears, with all named attributes, with its centre in the region's mask. **Prompt accuracy**: every "
+    "fact that the prompt names is right, wherever it is; differences in points, paired. **Exchanged**: two objects, in place by the exchanged "
+    "masks. Brackets: 95 % bootstrap over prompts."
+)
 
 
-def page(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], sheet: Image.Image) -> str:
-    """A self-contained page: pictures, curves over the strength, table."""
-    scoring = found["scoring"]
-    by = {(row["candidate"], row["category"]): row for row in rows if row["side"] == ALL}
-    swept = [(0.0, UNPAINTED), *((w, name_of(w)) for w in scoring["strengths"])]
-    lines = {
-        f"{what}, {category}": [
-            (w, 100 * value.mean, 50 * (value.high - value.low))
-            for w, name in swept
-            if (value := by[name, category][key])
-        ]
-        for category in CATEGORIES
-        if (UNPAINTED, category) in by
-        for what, key in (("in place", "placed"), ("all right", "agreement"))
-    }
-    body = f"""
-<h1>Paint-with-words: {html.escape(found["model"])}</h1>
-<p>{found["prompts"]} prompts of one and of two objects, each object painted into a half of the picture; {scoring["steps"]} steps, guidance
-{scoring["guidance_scale"]:g}, seed {scoring["seed"]}, on {html.escape(found["machine"])}. A prompt's pictures all start from the same noise.
-The decoder reads {", ".join(found["conditions"])}.</p>
-{report.picture(sheet, width=sheet.width)}
-<p class='note'>The first prompts of two objects, w' {found["chosen_strength"]:g}, the strength with most phrases in place.</p>
-{report.curves("per cent, over the strength", lines, x="w'")}
-{report.rows(["", "category", "side", "in place", "all right", "less unpainted"], _cells(rows), numbers_from=3)}
-<p class='note'><b>In place</b>: painted phrases whose object, with all told attributes, has its centre in its mask. <b>All right</b>:
-everything that the prompt names is there, wherever; differences in points, paired. <b>Masks exchanged</b>: prompts of two objects, in place
-by the exchanged masks. Brackets: 95 % bootstrap over prompts.</p>
-"""
-    return report.page(f"Paint-with-words: {found['model']}", body)
+def evaluate(context: EvaluationContext[RegionsConfig], experts: str | None = None) -> Outcome:
+    """Generate with each region strength and the controls; `experts` is recorded in the results."""
+    model, config = context.model, context.config
+    check(model, config)
+    cases = region_cases(region_prompts(config), config.seed)
+    rows = table(cases, context.scenes(candidates(model, cases, config)), config)
+    best, reads = chosen(rows, config), list(config.conditions or model.pipeline.decoder.conditions)
+    result = context.header(
+        conditions=reads, prompts=len(cases), experts=experts, chosen_strength=best, rows=harness.plain(rows)
+    )
+    printed = harness.as_table([row for row in rows if row["category"] != ALL], COLUMNS, first_number=3)
+    said = f"Strength with most objects in place on seen prompts: w' {best:g}."
 
+    def report(sheet: Image.Image | None) -> Report:
+        curves = {}
+        for category in CATEGORIES:
+            of = {row["candidate"]: row for row in rows if (row["category"], row["side"]) == (category, ALL)}
+            swept = [(0.0, WITHOUT), *((w, name_of(w)) for w in config.strengths)]
+            titles = {f"in place, {category}": "in_place", f"prompt accuracy, {category}": "prompt_accuracy"}
+            curves |= harness.sweep([(w, of[name]) for w, name in swept], titles) if of else {}
+        shown = f"The first prompts that name two objects, with w' {best:g}, the strength with most objects in place."
+        return Report(
+            f"Regions: {model.name}",
+            context.lead(
+                f"{counted(len(cases), 'prompt')} that name one or two objects, each with a region in one half of the image. The decoder "
+                f"reads {', '.join(reads)}."
+            ),
+            [
+                Section("Examples", [Picture(sheet, "Images without and with regions", shown)] if sheet else []),
+                Section("By strength", [plots.line_plot("per cent, by region strength", curves, x="w'")]),
+                Section("Numbers", [harness.as_table(rows, COLUMNS, first_number=3), Note(LEGEND)]),
+            ],
+            limits=(
+                "Regions are halves of the image and prompts name at most two objects of the embedded world: other shapes of masks, more "
+                "regions and photographs are not measured. Only one decoder is."
+            ),
+        )
 
-def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    return [
-        [
-            html.escape(row["candidate"]),
-            row["category"],
-            row["side"],
-            str(row["placed"]),
-            str(row["agreement"]),
-            predictions.points(row["against_unpainted"]) if "against_unpainted" in row else "",
-        ]
-        for row in rows
-    ]
+    return Outcome(result, [printed, said, LEGEND], report, partial(grid, model, cases, config, best))

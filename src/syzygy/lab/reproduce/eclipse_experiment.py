@@ -20,8 +20,15 @@ from syzygy.core.randomness import generator, seed_of
 from syzygy.core.wording import counted
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import distance, probe
-from syzygy.lab.evaluate.composition import REFERENCE
-from syzygy.lab.evaluate.evaluate_composition import Scoring, asked, candidates, controls, paint, predict_all
+from syzygy.lab.evaluate.composition import (
+    REFERENCE,
+    CompositionConfig,
+    candidate_embeddings,
+    control_priors,
+    generate_and_score,
+    predict_all,
+)
+from syzygy.lab.evaluate.harness import evaluation_prompts
 from syzygy.lab.evaluate.probe import Probe, fit_probe
 from syzygy.lab.reproduce import score_files
 from syzygy.lab.reproduce.score_files import CATEGORIES
@@ -128,7 +135,7 @@ def prepare(run: ReproduceRun, model: TextToImage, bar: Bar = no_bar) -> Bench:
     """Embed the pairs, train the probe, choose the prompts."""
     data, validation = prior_run.embedded(run.prior, model.clip, bar)
     pairs = prior_run.embed(model.clip, seed_of(run.seed, "pairs"), run.pairs)
-    wanted = asked(CATEGORIES, run.prompts, run.seed)
+    wanted = evaluation_prompts(CATEGORIES, run.prompts, run.seed)
     features = model.clip.encode_text([p.text for p in wanted])
     return Bench(model, data, validation, pairs, _probe(run, model), wanted, features)
 
@@ -208,25 +215,27 @@ def sweep_sampling(run: ReproduceRun, bench: Bench, out: Path) -> None:
 
 def score_controls(run: ReproduceRun, bench: Bench, out: Path) -> None:
     """The same scores for text-identity, and the probe's for the reference."""
-    for name, prior in controls(bench.model, run.seed).items():
+    for name, prior in control_priors(bench.model, run.seed).items():
         file = out / "scores" / f"{name}.json"
         if not file.is_file():
             artifacts.write_json(file, score_embeddings(prior, bench, run.seed))
     file = out / "scores" / f"{REFERENCE}.json"
     if not file.is_file():
-        artifacts.write_json(file, probed(candidates(bench.model, {}, bench.wanted, run.seed)[REFERENCE], bench))
+        artifacts.write_json(
+            file, probed(candidate_embeddings(bench.model, {}, bench.wanted, run.seed)[REFERENCE], bench)
+        )
 
 
 def paint_all(run: ReproduceRun, bench: Bench, out: Path, bar: Bar = no_bar) -> None:
     """Decode the comparison's first trainings and the controls, a file of judgements and one of pictures each."""
-    scoring = Scoring(prompts=run.prompts, steps=run.steps, guidance_scale=1.0, seed=run.seed)
+    scoring = CompositionConfig(prompts=run.prompts, steps=run.steps, guidance_scale=1.0, seed=run.seed)
     for name, prior in _to_paint(run, bench, out):
         if score_files.painted_file(out, name).is_file():
             continue
-        found = candidates(bench.model, {} if prior is None else {name: prior()}, bench.wanted, run.seed)
+        found = candidate_embeddings(bench.model, {} if prior is None else {name: prior()}, bench.wanted, run.seed)
         only = {name: found[name]}
         with bar(f"painting {name}", len(bench.wanted)) as progress:
-            painted = paint(bench.model, only, bench.wanted, scoring, progress)
+            painted = generate_and_score(bench.model, only, bench.wanted, scoring, progress)
         score_files.keep(out, name, painted, bench.wanted)
 
 
@@ -234,7 +243,7 @@ def _to_paint(run: ReproduceRun, bench: Bench, out: Path) -> Iterator[tuple[str,
     """Candidates with what makes their prior (none for the reference)."""
     assert isinstance(run.prior.task, PriorTaskConfig)
     yield REFERENCE, None
-    for name, prior in controls(bench.model, run.seed).items():
+    for name, prior in control_priors(bench.model, run.seed).items():
         yield name, lambda prior=prior: prior
     for seed in range(min(run.painted_seeds, run.seeds)):
         for method in METHODS:

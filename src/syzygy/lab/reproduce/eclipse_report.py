@@ -8,8 +8,7 @@ from typing import Any
 
 from syzygy.core import artifacts
 from syzygy.lab.evaluate import report
-from syzygy.lab.evaluate.composition import REFERENCE
-from syzygy.lab.evaluate.evaluate_composition import IDENTITY, SHIFTED
+from syzygy.lab.evaluate.composition import IDENTITY, REFERENCE, SHIFTED
 from syzygy.lab.reproduce import score_files
 from syzygy.lab.reproduce.eclipse_experiment import DIFFUSION, ECLIPSE, METHODS, PROJECTION, Job, ReproduceRun
 from syzygy.lab.reproduce.score_files import (

@@ -24,7 +24,7 @@ from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.experts.expert_folders import TRUNK, build_lora, load_experts, load_lora
 from syzygy.experts.training import GROWN, Growth, growth
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate.evaluate_composition import asked
+from syzygy.lab.evaluate.harness import evaluation_prompts
 from syzygy.lab.reproduce.score_files import CATEGORIES
 from syzygy.lab.starter import experts_training as experts_run
 from syzygy.lab.starter.experts_training import ExpertsRun
@@ -154,7 +154,7 @@ def prepare(run: ReproduceExpertsRun, model: TextToImage, out: Path) -> Bench:
     painter = model.pipeline.decoder
     if not isinstance(painter, LatentDecoder) or not isinstance(painter.autoencoder, Autoencoder):
         raise UserError(f"{model.name} has no decoder that experts of the embedded world can be grown from.")
-    return Bench(run, model, painter, painter.autoencoder, asked(CATEGORIES, run.prompts, run.seed), out)
+    return Bench(run, model, painter, painter.autoencoder, evaluation_prompts(CATEGORIES, run.prompts, run.seed), out)
 
 
 def train(job: Job, bench: Bench, say: Callable[[str], None]) -> Path:

@@ -26,7 +26,7 @@ from syzygy.generation.pipeline import to_uint8
 from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import composition
-from syzygy.lab.evaluate.composition import COUNTED, REFERENCE, Painted
+from syzygy.lab.evaluate.composition import REFERENCE, ScoredImage
 from syzygy.lab.reproduce import score_files
 from syzygy.lab.reproduce.experts_candidates import (
     LOSS_BATCH,
@@ -43,7 +43,6 @@ from syzygy.lab.reproduce.experts_candidates import (
     train,
 )
 from syzygy.lab.starter.decoder_training import Encoding
-from syzygy.lab.world.description import check_facts, extra_things
 from syzygy.lab.world.reader import Reader
 from syzygy.prior.embedding_statistics import frechet_distance
 from syzygy.training.precision import precision_on
@@ -79,8 +78,7 @@ def keep(bench: Bench, name: str, pictures: Float[Tensor, "P 3 H W"], seconds: f
         some = pictures[start : start + PAINT_BATCH]
         readings = reader.read(some.to(device))
         for prompt, picture, reading in zip(bench.wanted[start:], to_uint8(some), readings, strict=False):
-            atoms = check_facts(prompt.description, reading, exact_counts=prompt.category == COUNTED)
-            painted.append(Painted(name, prompt, 0, picture, atoms, extra_things(prompt.description, reading)))
+            painted.append(ScoredImage(name, prompt, 0, picture, reading))
     distances = {} if name == REFERENCE else frechet(bench, reader, pictures)
     score_files.keep(bench.out, name, painted, bench.wanted, frechet=distances, seconds=seconds)
 
@@ -90,7 +88,7 @@ def frechet(bench: Bench, reader: Reader, pictures: Float[Tensor, "P 3 H W"]) ->
     """Distance of the pictures to renders of the same prompts, in the reader's and in CLIP's features; where there are more prompts
     than features.
     """
-    renders = composition.reference_pictures(bench.wanted, bench.run.seed, bench.model.clip.image_size)
+    renders = composition.reference_images(bench.wanted, bench.run.seed, bench.model.clip.image_size)
     found = {}
     for name, features in (("reader", reader.features), ("CLIP", bench.model.clip.encode_image)):
         ours, true = (
@@ -222,7 +220,7 @@ def reproduce(
 def paint_all(bench: Bench, folders: dict[Job, Path], bar: Bar = no_bar) -> None:
     """The reference's judgements, and pictures of the start and of every training."""
     if not score_files.painted_file(bench.out, REFERENCE).is_file():
-        renders = composition.reference_pictures(bench.wanted, bench.run.seed, bench.model.clip.image_size)
+        renders = composition.reference_images(bench.wanted, bench.run.seed, bench.model.clip.image_size)
         keep(bench, REFERENCE, renders, 0.0)
     everyone = [(START, START, bench.root), *((job.name, job.candidate, folder) for job, folder in folders.items())]
     for name, candidate, folder in everyone:

@@ -2,7 +2,7 @@
 
 from syzygy.experts.routing import COMPLEMENT
 from syzygy.lab.demo import demo_full
-from syzygy.lab.evaluate.text_encoder import TextScoring
+from syzygy.lab.evaluate.text_encoder import TextEncoderConfig
 from syzygy.lab.reproduce.eclipse_experiment import ReproduceRun
 from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
 from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
@@ -68,7 +68,7 @@ def reproduce_text_encoder_full() -> ReproduceTextRun:
         align=align_starter().changed(loop=_brief(steps=400, lr=1e-3)),
         image=image_starter().changed(loop=_brief(steps=200, lr=4e-4), **scenes),
         quality=quality_starter().changed(loop=_brief(steps=50, lr=1e-4), **scenes),
-        scoring=TextScoring(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
+        scoring=TextEncoderConfig(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
     )
 
 

@@ -19,7 +19,7 @@ from syzygy.core import artifacts
 from syzygy.generation.image_files import card, contact_sheet
 from syzygy.lab.evaluate import report
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval, win_rate
-from syzygy.lab.evaluate.composition import Painted
+from syzygy.lab.evaluate.composition import ScoredImage
 from syzygy.lab.world.prompts import Prompt
 
 CATEGORIES = ("colour", "shape", "texture", "spatial", "numeracy")
@@ -39,18 +39,18 @@ def painted_file(out: Path, name: str) -> Path:
     return out / "painted" / f"{name}.json"
 
 
-def keep(out: Path, name: str, painted: Sequence[Painted], wanted: list[Prompt], **more: Any) -> None:
+def keep(out: Path, name: str, painted: Sequence[ScoredImage], wanted: list[Prompt], **more: Any) -> None:
     """Write the judgements of one training's pictures, a prompt each, and the pictures that are shown; the former last."""
-    pictures = torch.stack([painted[i].picture for i in shown_rows(wanted)])
+    pictures = torch.stack([painted[i].image for i in shown_rows(wanted)])
     artifacts.write_tensors(painted_file(out, name).with_suffix(".safetensors"), {"pictures": pictures})
     artifacts.write_json(painted_file(out, name), {"prompts": [_judged(one) for one in painted], **more})
 
 
-def _judged(one: Painted) -> Judged:
+def _judged(one: ScoredImage) -> Judged:
     prompt = one.prompt
     atoms = [[atom.kind, atom.holds] for atom in one.atoms]
     record = {"text": prompt.text, "category": prompt.category, "held_out": prompt.unseen}
-    return record | {"agrees": one.agrees, "atoms": atoms, "extra": one.extra}
+    return record | {"agrees": one.correct, "atoms": atoms, "extra": one.extra}
 
 
 def read(out: Path, name: str) -> list[Judged]:

@@ -14,7 +14,7 @@ from syzygy.core import artifacts
 from syzygy.core.config import Config
 from syzygy.core.errors import UserError
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate.text_encoder import TextScoring
+from syzygy.lab.evaluate.text_encoder import TextEncoderConfig
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.text_encoders import training as adapter_run
@@ -50,7 +50,7 @@ class ReproduceTextRun(Config):
     """Trainings of each candidate."""
     probe_scenes: int = Field(default=8000, gt=0)
     """Scenes that the probe learns on."""
-    scoring: TextScoring
+    scoring: TextEncoderConfig
     """What is read, painted and scored, as by `syzygy evaluate text-encoder`."""
 
     @model_validator(mode="after")

@@ -24,12 +24,21 @@ from syzygy.generation.replaced_text_encoder import with_text
 from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import probe
-from syzygy.lab.evaluate.composition import COUNTED, Painted
-from syzygy.lab.evaluate.evaluate_composition import exchanged
+from syzygy.lab.evaluate.composition import ScoredImage, shuffled_prompts
+from syzygy.lab.evaluate.harness import prompt_accuracy
 from syzygy.lab.evaluate.probe import Probe, fit_probe
 from syzygy.lab.evaluate.retrieval import ranks
-from syzygy.lab.evaluate.text_encoder import CUT, ENGLISH, LENGTHS, Read, lines, read, said, tailed
-from syzygy.lab.evaluate.text_encoder_images import SHORT, Asked, ask
+from syzygy.lab.evaluate.text_encoder import (
+    CUT,
+    ENGLISH,
+    LENGTHS,
+    EncodedTexts,
+    caption_pairs,
+    captions_in,
+    encode_texts,
+    long_prompt,
+)
+from syzygy.lab.evaluate.text_encoder_images import SHORT, LanguageCase, language_cases
 from syzygy.lab.reproduce import score_files
 from syzygy.lab.reproduce.experts_experiment import counted
 from syzygy.lab.reproduce.text_encoder_candidates import (
@@ -48,10 +57,9 @@ from syzygy.lab.reproduce.text_encoder_candidates import (
     trained,
 )
 from syzygy.lab.world import scene_source
-from syzygy.lab.world.description import Fact, check_facts, extra_things
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import Prompt
-from syzygy.lab.world.reader import Prediction, Reader
+from syzygy.lab.world.reader import Reader
 from syzygy.text_encoders.adapter import AdaptedText
 from syzygy.training.run_records import Bar, no_bar
 
@@ -95,7 +103,7 @@ class Bench:
     """CLIP's pooled embeddings of the short English captions."""
     images: Float[Tensor, "N D"]
     probe: Probe
-    asked: list[Asked]
+    asked: list[LanguageCase]
     """What is painted."""
 
     @property
@@ -111,14 +119,14 @@ class Bench:
         return [one.prompt for one in self.asked]
 
 
-def prepare(shop: Shop, asked: list[Asked]) -> Bench:
+def prepare(shop: Shop, asked: list[LanguageCase]) -> Bench:
     """Say and embed the captions, train the probe; `asked` is what is painted."""
     scoring, clip = shop.run.scoring, shop.model.clip
-    pairs = lines(scoring.captions, scoring.seed)
+    pairs = caption_pairs(scoring.captions, scoring.seed)
     texts: dict[tuple[str, str], list[str]] = {}
     for code in scoring.languages:
-        texts |= {(code, length): said(pairs, code, length, scoring.seed) for length in LENGTHS}
-        tails = [tailed(one.caption.description, code, scoring.seed, "tail", i) for i, one in enumerate(pairs)]
+        texts |= {(code, length): captions_in(pairs, code, length, scoring.seed) for length in LENGTHS}
+        tails = [long_prompt(one.caption.description, code, scoring.seed, "tail", i) for i, one in enumerate(pairs)]
         texts[code, TAIL] = [one.long for one in tails]
         others = [*tails[1:], tails[0]]
         texts[code, CHANGED] = [a.long[: a.head] + b.sentence for a, b in zip(tails, others, strict=True)]
@@ -164,7 +172,7 @@ def score(bench: Bench, name: str, path: Pipeline, progress: Callable[[int], Non
         for kind in (*KINDS, CHANGED):
             with warnings.catch_warnings():  # that CLIP cuts long prompts is what is measured
                 warnings.filterwarnings("ignore", message=CUT)
-                reads[kind] = read(path, bench.texts[code, kind], seed, progress)
+                reads[kind] = encode_texts(path, bench.texts[code, kind], seed, progress)
         for kind in KINDS:
             found |= {f"{code}/{kind}/{measure}": x for measure, x in _measured(reads[kind], bench).items()}
         both = (reads[kind].features.pooled for kind in (TAIL, CHANGED))
@@ -179,12 +187,12 @@ def score_controls(bench: Bench, progress: Callable[[int], None] = lambda done: 
         score(bench, CLIP, path, progress)
     if all(scores_file(bench.out, name).is_file() for name in (SHUFFLED, MEAN_VECTOR)):
         return
-    own = read(path, [one.caption.text for one in bench.pairs], bench.run.scoring.seed, lambda done: None)
+    own = encode_texts(path, [one.caption.text for one in bench.pairs], bench.run.scoring.seed, lambda done: None)
     features, predicted = own.features, own.predicted
     middle = replace(features, pooled=features.pooled.mean(0).expand_as(features.pooled))
     controls = {
-        MEAN_VECTOR: Read(middle, predicted.mean(0).expand_as(predicted), 0),
-        SHUFFLED: Read(replace(features, pooled=features.pooled.roll(1, 0)), predicted.roll(1, 0), 0),
+        MEAN_VECTOR: EncodedTexts(middle, predicted.mean(0).expand_as(predicted), 0),
+        SHUFFLED: EncodedTexts(replace(features, pooled=features.pooled.roll(1, 0)), predicted.roll(1, 0), 0),
     }
     for name, instead in controls.items():
         measured = _measured(instead, bench)
@@ -193,7 +201,7 @@ def score_controls(bench: Bench, progress: Callable[[int], None] = lambda done: 
         )
 
 
-def _measured(found: Read, bench: Bench) -> dict[str, Float[Tensor, "N"]]:
+def _measured(found: EncodedTexts, bench: Bench) -> dict[str, Float[Tensor, "N"]]:
     """Cosine and norm to CLIP's embedding of the short English caption; the ranks (0: nearest) of that, and of the picture by the embedding
     and by the prior's prediction; the named combinations that the probe finds in the prediction, NaN where none is named."""
     pooled = found.features.pooled
@@ -241,19 +249,14 @@ def _keep(bench: Bench, name: str, pictures: Float[Tensor, "P 3 H W"], reader: R
     device = next(reader.parameters()).device
     seen = [one for some in pictures.split(PAINT_BATCH) for one in reader.read(some.to(device))]
     painted = [
-        Painted(name, prompt, 0, picture, _atoms(prompt, one), extra_things(prompt.description, one))
+        ScoredImage(name, prompt, 0, picture, one)
         for prompt, picture, one in zip(bench.wanted, to_uint8(pictures), seen, strict=True)
     ]
-    other = exchanged(bench.wanted, bench.run.scoring.seed)
+    other = shuffled_prompts(bench.wanted, bench.run.scoring.seed)
     by_chance = [  # none where a prompt is alone in its kind
-        None if i == place else all(atom.holds for atom in _atoms(bench.wanted[place], seen[i]))
-        for place, i in enumerate(other)
+        None if i == place else prompt_accuracy(bench.wanted[place], seen[i]) == 1 for place, i in enumerate(other)
     ]
     score_files.keep(bench.out, name, painted, bench.wanted, by_chance=by_chance)
-
-
-def _atoms(prompt: Prompt, seen: Prediction) -> tuple[Fact, ...]:
-    return check_facts(prompt.description, seen, exact_counts=prompt.category == COUNTED)
 
 
 def seconds(job: Job, run: ReproduceTextRun) -> float:
@@ -303,7 +306,7 @@ def reproduce(
         raise UserError(f"{out} holds a comparison with other settings. Choose another --out, or the settings it has.")
     artifacts.write_json(out / "run.json", plain)
     with counted(out):
-        todo, asked = jobs(run), ask(run.scoring)
+        todo, asked = jobs(run), language_cases(run.scoring)
         estimate = minutes(run, len(asked))
         say(f"about {estimate:.0f} minutes with one thread on one core, if nothing is there yet; twice on a busy one")
         say(f"1/3  captions, and the probe on {wording.counted(run.probe_scenes, 'scene')}")

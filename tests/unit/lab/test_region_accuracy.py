@@ -1,4 +1,4 @@
-"""What "in its place" means: the right thing, with its centre in the mask."""
+"""What "in place" means: the right object, with its centre in the mask."""
 
 import pytest
 import torch
@@ -7,13 +7,13 @@ from syzygy.core.contracts import Region
 from syzygy.core.errors import UserError
 from syzygy.lab.evaluate.region_accuracy import (
     HALVES,
-    UNPAINTED,
-    Asked,
-    PaintingScoring,
-    ask,
+    WITHOUT,
+    RegionCase,
+    RegionsConfig,
     chosen,
+    in_place,
     name_of,
-    placed,
+    region_cases,
     table,
 )
 from syzygy.lab.world.description import Description, Mention
@@ -33,7 +33,7 @@ def read(*things: Thing) -> Prediction:
 
 def test_every_prompt_gets_opposite_halves() -> None:
     wanted = prompts("single", 20, 0, False) + prompts("colour", 20, 0, False)
-    asked = ask(wanted, 0)
+    asked = region_cases(wanted, 0)
     assert len(asked) > 30
     for one in asked:
         for mention, region in zip(one.mentions, one.regions, strict=True):
@@ -53,20 +53,20 @@ def test_a_thing_counts_where_it_is_and_as_what_it_is() -> None:
     left[:, :4] = 1
     told = Description((Mention("star", "red"), Mention("ring", "blue")))
     regions = (Region("red star", left), Region("blue ring", left.flip(1)))
-    one = Asked(Prompt("colour", "a red star and a blue ring", told, False), told.mentions, regions)
+    one = RegionCase(Prompt("colour", "a red star and a blue ring", told, False), told.mentions, regions)
     star, ring = thing("star", "red", 0.2, 0.5), thing("ring", "blue", 0.9, 0.5)
-    assert placed(one, read(star, ring)) == 1.0
-    assert placed(one.exchanged(), read(star, ring)) == 0.0
-    assert placed(one, read(star)) == 0.5
-    assert placed(one, read(thing("star", "green", 0.2, 0.5), ring)) == 0.5
-    assert placed(one, read(thing("star", "red", 0.8, 0.5), ring)) == 0.5
+    assert in_place(one, read(star, ring)) == 1.0
+    assert in_place(one.exchanged(), read(star, ring)) == 0.0
+    assert in_place(one, read(star)) == 0.5
+    assert in_place(one, read(thing("star", "green", 0.2, 0.5), ring)) == 0.5
+    assert in_place(one, read(thing("star", "red", 0.8, 0.5), ring)) == 0.5
 
 
-def test_the_table_compares_with_the_unpainted_and_by_the_exchanged_masks() -> None:
-    asked = ask(prompts("single", 3, 0, False) + prompts("colour", 3, 0, False), 0)
-    scoring = PaintingScoring(strengths=(0.5, 2.0))
+def test_the_table_compares_with_no_regions_and_by_the_exchanged_masks() -> None:
+    asked = region_cases(prompts("single", 3, 0, False) + prompts("colour", 3, 0, False), 0)
+    scoring = RegionsConfig(strengths=(0.5, 2.0))
 
-    def perfect(one: Asked) -> Prediction:
+    def perfect(one: RegionCase) -> Prediction:
         things = []
         for mention, region in zip(one.mentions, one.regions, strict=True):
             down, across = (region.mask.nonzero().float().mean(0) / 64).tolist()
@@ -79,19 +79,24 @@ def test_the_table_compares_with_the_unpainted_and_by_the_exchanged_masks() -> N
         [perfect(one.exchanged()) for one in asked],
         [read()] * len(asked),
     )
-    found = {UNPAINTED: nothing, name_of(0.5): wrong, name_of(2.0): right}
+    found = {WITHOUT: nothing, name_of(0.5): wrong, name_of(2.0): right}
     found |= {
         name_of(0.5, True): [perfect(one.exchanged()) for one in two],
         name_of(2.0, True): [perfect(one) for one in two],
     }
     rows = {(row["candidate"], row["category"]): row for row in table(asked, found, scoring) if row["side"] == "all"}
-    assert rows[UNPAINTED, "all"]["placed"].mean == 0
-    assert rows[name_of(2.0), "single"]["placed"].mean == rows[name_of(2.0), "colour"]["placed"].mean == 1
+    assert rows[WITHOUT, "all"]["in_place"].mean == 0
+    assert rows[name_of(2.0), "single"]["in_place"].mean == rows[name_of(2.0), "colour"]["in_place"].mean == 1
     assert (
-        rows[name_of(2.0), "all"]["against_unpainted"].mean == rows[name_of(0.5), "all"]["against_unpainted"].mean == 1
+        rows[name_of(2.0), "all"]["against_no_regions"].mean
+        == rows[name_of(0.5), "all"]["against_no_regions"].mean
+        == 1
     )
-    assert rows[name_of(0.5), "colour"]["placed"].mean == 0, "all right, but elsewhere"
-    assert (rows[name_of(0.5, True), "colour"]["placed"].mean, rows[name_of(2.0, True), "colour"]["placed"].mean) == (
+    assert rows[name_of(0.5), "colour"]["in_place"].mean == 0, "all right, but elsewhere"
+    assert (
+        rows[name_of(0.5, True), "colour"]["in_place"].mean,
+        rows[name_of(2.0, True), "colour"]["in_place"].mean,
+    ) == (
         0,
         1,
     )
@@ -99,11 +104,11 @@ def test_the_table_compares_with_the_unpainted_and_by_the_exchanged_masks() -> N
     assert chosen(table(asked, found, scoring), scoring) == 2.0
 
 
-def test_nothing_to_paint_is_refused() -> None:
-    with pytest.raises(UserError, match="nothing to paint"):
-        ask([], 0)
+def test_prompts_without_regions_are_refused() -> None:
+    with pytest.raises(UserError, match="no regions to evaluate"):
+        region_cases([], 0)
     told = Description((Mention("star"), Mention("ring")))
     spans = (Span(0, 0, 6), Span(1, 11, 17))
     twice = Prompt("colour", "a star and a ring, no: a star", told, False, spans)
-    with pytest.raises(UserError, match="nothing to paint"):
-        ask([twice], 0)
+    with pytest.raises(UserError, match="no regions to evaluate"):
+        region_cases([twice], 0)

@@ -1,0 +1,372 @@
+"""`syzygy evaluate …`: each command reads its options, loads what it measures and calls one evaluation."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from syzygy.cli.common import Whole, device_option, json_option, progress_bar, seed_option
+from syzygy.cli.generation_options import text_encoder_options
+from syzygy.core.errors import UserError
+from syzygy.lab.commands.evaluation_options import (
+    HTML,
+    EvaluationRequest,
+    Names,
+    Numbers,
+    evaluation,
+    named_priors,
+    sampling_options,
+)
+
+if TYPE_CHECKING:
+    from syzygy.lab.evaluate.harness import Outcome
+    from syzygy.lab.starter.reader_training import ReaderScores
+
+COMPOSITION = (
+    *sampling_options(200, 10, least=1),
+    click.option("--draws", type=Whole(1), default=1, show_default=True, help="Images for each prompt."),
+)
+QUICK = {"prompts": 8, "pairs": 1000}
+CONDITIONS = click.option(
+    "--conditions",
+    type=Names(),
+    metavar="NAMES",
+    help="What the decoder reads, such as text,t5. Default: all that it can.",
+)
+
+
+@evaluation(
+    *COMPOSITION,
+    text_encoder_options,
+    click.option(
+        "--prior",
+        "priors",
+        multiple=True,
+        metavar="[NAME=]RUN",
+        help="Prior to score; may be repeated. Default: the model's own.",
+    ),
+    click.option(
+        "--pairs",
+        type=Whole(0),
+        default=5000,
+        show_default=True,
+        help="Pairs on which predicted embeddings are compared with true ones; 0 skips this.",
+    ),
+    click.option(
+        "--with-text",
+        is_flag=True,
+        help="Generate a second time with a decoder that also reads the text, which gives it the text without the prior.",
+    ),
+    HTML,
+    quick=QUICK,
+)
+def composition(request: EvaluationRequest) -> "Outcome":
+    """Does the image show what the prompt names?
+
+    Generates images from prompts of the embedded world and classifies what they show. Each prior is compared with the reference (the true
+    embedding of a scene that shows exactly what the prompt names), text identity (the text embedding itself, also moved to the images'
+    mean) and the first prior's images of shuffled prompts. Unseen compositions, which no prior was trained on, are scored separately.
+
+    \b
+      syzygy evaluate composition --out out/composition
+    """
+    from syzygy.lab.evaluate import composition as run
+
+    sources = request.settings.pop("priors")
+    context = request.context("composition", run.CompositionConfig)
+    if (own := context.model.pipeline.prior) is None:
+        raise UserError(f"{request.model} generates images from texts alone: it has no prior to evaluate.")
+    return run.evaluate(context, request.priors(context.model, run.CONTROLS, sources) or {"prior": own}, progress_bar)
+
+
+@evaluation(
+    *COMPOSITION,
+    text_encoder_options,
+    click.option(
+        "--prior",
+        "priors",
+        multiple=True,
+        metavar="[NAME=]RUN",
+        help="Give two: the first is compared with the second.",
+    ),
+    click.option(
+        "--pickscore",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        metavar="FOLDER",
+        help="A PickScore checkpoint (or any CLIP) on disk, as a further judge.",
+    ),
+    quick={"prompts": 8},
+)
+def preference(request: EvaluationRequest) -> "Outcome":
+    """How often is one prior's image preferred to another's?
+
+    Both generate from the same prompts and noise. The judges are the scene classifier (which image shows more of the prompt's facts) and the
+    model's CLIP (which image is nearer to the prompt). A tie counts half for each.
+
+    \b
+      syzygy evaluate preference --prior runs/a --prior runs/b
+    """
+    from syzygy.clip.clip_model import Clip
+    from syzygy.lab.evaluate import preference as run
+    from syzygy.lab.evaluate.composition import CONTROLS, CompositionConfig
+
+    sources, folder = (request.settings.pop(name) for name in ("priors", "pickscore"))
+    if len(sources) != 2:
+        raise UserError(f"give --prior twice, the two to compare; got {len(sources)}.")
+    pickscore = None if folder is None else Clip.from_pretrained(folder).to(request.parts["device"])
+    context = request.context("preference", CompositionConfig)
+    return run.evaluate(context, request.priors(context.model, CONTROLS, sources), pickscore)
+
+
+@evaluation(
+    *sampling_options(100, 10),
+    click.option(
+        "--strengths",
+        type=Numbers(),
+        default="0.5,1,2",
+        show_default=True,
+        metavar="W,…",
+        help="Region strengths, w'; images without regions are always measured.",
+    ),
+    CONDITIONS,
+    click.option("--experts", metavar="RUN|FOLDER", help="Expert denoisers instead of the model's decoder."),
+)
+def regions(request: EvaluationRequest) -> "Outcome":
+    """Do objects appear inside their regions?
+
+    Prompts name one object or two coloured ones, and each object has a region in one half of the image. Measured are the objects that appear
+    in their region with all named attributes, and the images that show all that is named, compared with the same noise without regions and,
+    for two objects, with exchanged masks, when the objects should change places.
+
+    \b
+      syzygy evaluate regions --out out/regions       # the grid of images is out/regions/grid.png
+    """
+    from syzygy.lab.evaluate import region_accuracy as run
+
+    return run.evaluate(request.context("regions", run.RegionsConfig), request.parts["experts"])
+
+
+@evaluation(
+    *sampling_options(16, 10),
+    click.option(
+        "--style-guidance",
+        "weights",
+        type=Numbers(),
+        default="0.5,1,2",
+        show_default=True,
+        metavar="W,…",
+        help="Guidance of the style apart from the text; the joint guidance of both is always measured.",
+    ),
+    click.option(
+        "--references",
+        type=Whole(1, 4),
+        default=1,
+        show_default=True,
+        help="Style references for each prompt, each in another style.",
+    ),
+)
+def style(request: EvaluationRequest) -> "Outcome":
+    """Does an image take the style of a reference image, and only that?
+
+    Prompts that name no style are used with an image of another scene as style reference (as with --style of syzygy generate), in each of
+    four styles in turn, and from the same noise without it, with the text alone, and with the style in their words. Measured are style, prompt
+    accuracy, and how often the reference's objects appear.
+
+    \b
+      syzygy evaluate style --out out/style       # the grid of images is out/style/grid.png
+    """
+    from syzygy.lab.evaluate import style as run
+
+    return run.evaluate(request.context("style", run.StyleConfig))
+
+
+@evaluation(
+    *sampling_options(50, 25),
+    click.option(
+        "--swaps",
+        type=Numbers(),
+        default="20,60,80",
+        show_default=True,
+        metavar="K,…",
+        help="Per cent of the steps after which the prompt is swapped; 0, 40, 93 and 100 are added.",
+    ),
+    CONDITIONS,
+)
+def temporal(request: EvaluationRequest) -> "Outcome":
+    """When in sampling is the prompt read?
+
+    Each image begins with one prompt and ends with another, which shares no shape and no colour with it. Measured is the accuracy for both,
+    by the part of the steps before the swap. eDiff-I states that a swap in the last 7 % of the steps changes nothing, and that after one in
+    the first 40 % the image follows the new prompt fully: the evaluation confirms or refutes this.
+
+    \b
+      syzygy evaluate temporal --out out/temporal       # the plot is out/temporal/prompt_accuracy.svg
+    """
+    from syzygy.lab.evaluate import temporal as run
+
+    return run.evaluate(request.context("temporal", run.TemporalConfig))
+
+
+@evaluation(*sampling_options(16, 10))
+def encoders(request: EvaluationRequest) -> "Outcome":
+    """What do T5 and CLIP give a decoder, from short and from long prompts?
+
+    The decoder reads T5's states alone, CLIP's alone, both, the prior's image embedding alone, and everything, of prompts as they are and
+    after 100 to 220 words that say nothing about the image (CLIP reads 77 tokens). The control is a decoder that reads nothing. A decoder
+    without T5 is measured on what it reads.
+
+    \b
+      syzygy evaluate encoders --model RUN --out out/encoders
+    """
+    from syzygy.lab.evaluate import encoders as run
+
+    return run.evaluate(request.context("encoders", run.EncodersConfig))
+
+
+@evaluation(
+    click.option(
+        "--text-encoder",
+        default="adapter",
+        show_default=True,
+        metavar="adapter|MODEL|RUN|FOLDER",
+        help="The adapter to measure; adapter: the model's own.",
+    ),
+    click.option("--llm", metavar="FOLDER|ID", help="Its language model, if that is not where it was during training."),
+    *sampling_options(
+        16,
+        10,
+        least=0,
+        help="Prompts of each category, seen and unseen each, for images in each language; 0 generates no images, which a published model "
+        "needs, as its images cannot be scored.",
+    ),
+    click.option(
+        "--clip", metavar="FOLDER|ID", help="CLIP checkpoint to use instead of the published model's default."
+    ),
+    click.option("--prior", metavar="RUN|FOLDER|ID", help="Prior to use instead of the model's own."),
+    click.option(
+        "--decoder",
+        metavar="RUN|FOLDER",
+        help="Decoder to use instead of the model's own, such as one that was trained with the adapter.",
+    ),
+    click.option(
+        "--languages",
+        type=Names(),
+        metavar="CODES",
+        help="Such as en,de,es,fr,ru,zh. Default: those that the adapter was trained on.",
+    ),
+    click.option(
+        "--captions",
+        type=Whole(2),
+        default=512,
+        show_default=True,
+        help="Captions for each language and length, which are also the candidates in retrieval.",
+    ),
+    CONDITIONS,
+    click.option(
+        "--download", is_flag=True, help="Download what is missing from the hub; else its cache must have it."
+    ),
+    quick={"captions": 64, "prompts": 2},
+)
+def text_encoder(request: EvaluationRequest) -> "Outcome":
+    """How well does a language model's adapter replace CLIP's text encoder?
+
+    By language and length of captions: how near its embedding is to CLIP's of the English caption; how often that caption and the image are
+    found by it, directly and through the prior; whether words after CLIP's 77 tokens are read; and how often images that are generated from
+    it show what is named. Controls are the mean embedding, other captions' embeddings, and CLIP on the same texts.
+
+    \b
+      syzygy evaluate text-encoder --out out/text-encoder
+      syzygy evaluate text-encoder --text-encoder RUN --languages en,de --quick
+      syzygy evaluate text-encoder --model kandinsky-2.2 --text-encoder RUN --prompts 0
+    """
+    from syzygy.lab.evaluate import text_encoder as encoding
+    from syzygy.lab.evaluate import text_encoder_images as run
+
+    model = request.load()
+    languages = encoding.checked_languages(model, request.settings["languages"])
+    conditions = model.pipeline.chosen(request.settings["conditions"])
+    more = {"languages": languages, "conditions": conditions}
+    context = request.context("text-encoder", encoding.TextEncoderConfig, model, **more)
+    return run.evaluate(context, request.parts["text_encoder"])
+
+
+@evaluation(
+    click.option(
+        "--data",
+        "store",
+        type=click.Path(path_type=Path),
+        metavar="STORE",
+        required=True,
+        help="Embedding store to measure on.",
+    ),
+    click.option(
+        "--prior",
+        "priors",
+        multiple=True,
+        metavar="[NAME=]RUN|FOLDER|HUB-ID",
+        help="Prior to measure; may be repeated. Without one, only the controls are measured.",
+    ),
+    click.option(
+        "--images",
+        type=Whole(1),
+        metavar="N",
+        help="Number of held-out images, chosen by --seed.  [default: all, at most 4096]",
+    ),
+    HTML,
+)
+def prior(request: EvaluationRequest) -> "Outcome":
+    """Measure priors on pairs of an embedding store that they were not trained on.
+
+    The images are those that the runs held out for validation; with several priors, those that all of them held out. Each prior is compared
+    with controls that need no training: the text embedding itself (as it is, and moved to the images' mean), the first prior's predictions
+    for shuffled captions, and the mean image embedding.
+
+    \b
+      syzygy evaluate prior --data STORE --prior RUN
+      syzygy evaluate prior --data STORE --prior mine=RUN --prior other=RUN2 --page prior.html
+    """
+    from syzygy.lab.evaluate.prior_retrieval import CONTROLS, evaluate
+
+    priors = named_priors(request.settings.pop("priors"), CONTROLS)
+    return evaluate(**request.settings, sources=priors, device=request.parts["device"], bar=progress_bar).outcome()
+
+
+@click.command()
+@click.option("--model", default="starter", show_default=True, help="The model whose reader is measured, or a folder.")
+@click.option("--num", type=Whole(1), default=2048, show_default=True, metavar="N", help="Number of unseen images.")
+@seed_option
+@device_option
+@json_option
+def reader(model: str, num: int, seed: int, device: str, as_json: bool) -> None:
+    """How accurate is the reader, which classifies scenes?
+
+    The part of attributes, counts and styles that it predicts correctly on unseen renders, as they are and with mild blur, noise and shift; and
+    confusion matrices. All scores of images depend on it.
+    """
+    import json
+    from dataclasses import asdict
+
+    from syzygy.core.model_parts import model_folder
+    from syzygy.core.randomness import seed_of
+    from syzygy.lab.starter.reader_training import measure
+    from syzygy.lab.world.reader import Reader
+
+    loaded = Reader.from_pretrained(model_folder(model) / "reader").to(device)
+    scores = measure(loaded, seed_of(seed, "evaluate reader"), num)
+    if as_json:
+        click.echo(json.dumps({"model": model, "pictures": num, "threshold": loaded.config.threshold} | asdict(scores)))
+    else:
+        _print_reader(scores)
+
+
+def _print_reader(scores: "ReaderScores") -> None:
+    kinds = list(next(iter(scores.accuracy.values())))
+    click.echo(" " * 8 + "".join(f"{kind:>12}" for kind in kinds))
+    for condition, found in scores.accuracy.items():
+        click.echo(f"{condition:>8}" + "".join(f"{100 * found[kind]:>10.1f} %" for kind in kinds))
+    for kind, table in scores.confusion.items():
+        predicted = list(next(iter(table.values())))
+        click.echo(f"\n{kind}: true values in rows, predictions in columns")
+        click.echo(" " * 10 + "".join(f"{name:>10}" for name in predicted))
+        for true, row in table.items():
+            click.echo(f"{true:>10}" + "".join(f"{row[name] or '.':>10}" for name in predicted))
