@@ -91,7 +91,7 @@ COMMANDS: Table = {
     ),
     "export": Leaf("syzygy.cli.export:export", "Export a trained prior as a folder to share."),
     "export-images": Leaf(
-        "syzygy.lab.commands.export_images:export_images", "Paint a benchmark's prompts for its official judge."
+        "syzygy.lab.commands.export_images:export_images", "Generate images for a benchmark's official evaluation."
     ),
     "evaluate": Branch(
         "Measure a prior or a decoder.",
@@ -127,15 +127,16 @@ COMMANDS: Table = {
         "Repeat a paper's experiment in small.",
         {
             "eclipse": Leaf(
-                "syzygy.lab.commands.reproduce_commands:eclipse", "ECLIPSE against projection, diffusion and controls."
+                "syzygy.lab.commands.reproduce_commands:eclipse",
+                "Compare ECLIPSE with projection, diffusion and controls.",
             ),
             "experts": Leaf(
                 "syzygy.lab.commands.reproduce_commands:experts",
-                "eDiff-I's experts against one model of equal samples.",
+                "Compare eDiff-I's experts with one model of equal samples.",
             ),
             "text-encoder": Leaf(
                 "syzygy.lab.commands.reproduce_commands:text_encoder",
-                "An adapter's stages, and layers, against each other.",
+                "Compare an adapter's stages and a language model's layers.",
             ),
         },
     ),
@@ -143,13 +144,13 @@ COMMANDS: Table = {
         "Look into the embedded world of scenes.",
         {
             "sample": Leaf(
-                "syzygy.lab.commands.world_commands:sample", "Write scenes and captions as an image folder."
+                "syzygy.lab.commands.world_commands:sample", "Write images of scenes with captions to a folder."
             ),
             "corpus": Leaf(
-                "syzygy.lab.commands.world_corpus:corpus", "Write captions in several languages, line by line parallel."
+                "syzygy.lab.commands.world_commands:corpus", "Write parallel captions in several languages."
             ),
             "show": Leaf("syzygy.lab.commands.world_commands:show", "Render a scene that a caption describes."),
-            "read": Leaf("syzygy.lab.commands.world_read:read", "Say what is in pictures of this world."),
+            "read": Leaf("syzygy.lab.commands.world_commands:read", "Predict what images of this world show."),
         },
     ),
 }
