@@ -113,7 +113,7 @@ def test_what_a_text_alone_cannot_do(
         (["generate", PROMPT, "--model", xl, "--region-strength", 1], "no effect without regions"),
         (["vary", canvas, "--model", xl], "cannot vary or mix pictures"),
         (["mix", "a ring", canvas, "--model", sd], "cannot vary or mix pictures"),
-        (["evaluate", "composition", "--model", sd], "paints from texts alone: it has no prior to evaluate"),
+        (["evaluate", "composition", "--model", sd], "generates images from texts alone: it has no prior to evaluate"),
     ):
         out = [] if command[0] == "evaluate" else ["--out", tmp_path / "out"]
         answer = syzygy(*command, "--device", "cpu", *out)

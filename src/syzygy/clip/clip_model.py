@@ -178,7 +178,7 @@ class Clip(nn.Module):
         return TextFeatures(states, mask, pooled, found.spans)
 
     def image_embeddings(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Pictures in [0, 1] → raw projected embeddings; other sizes than the tower's are resized (bicubic, antialiased)."""
+        """Images in [0, 1] → raw projected embeddings; other sizes than the tower's are resized (bicubic, antialiased)."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = nn.functional.interpolate(
                 images, (self.image_size, self.image_size), mode="bicubic", antialias=True
@@ -191,7 +191,7 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Pictures in [0, 1] → raw CLIP image embeddings (projected, not normalised), in fp32.
+        """Images in [0, 1] → raw CLIP image embeddings (projected, not normalised), in fp32.
 
         For rendered and generated images, as tensors. Photographs go through `preparation` and `encode_pixels`.
         """

@@ -19,7 +19,7 @@ from syzygy.experts.latent_cache import Latents
 from syzygy.experts.unet_expert_training import ExpertUNetsRun
 from syzygy.pretrained.training_families import load_beside
 from syzygy.pretrained.unet_task import UNetTaskConfig
-from syzygy.pretrained.unet_training import Beside, load_unet
+from syzygy.pretrained.unet_training import TrainingParts, load_unet
 from syzygy.training.schedule import LoopConfig
 from tests.closeness import NETWORK, assert_close
 from tests.tiny_unclip import Tiny, tiny_clip_pipeline
@@ -58,7 +58,7 @@ def train(what: ExpertUNetsRun, model: Path, data: Path, out: Path, clip: Path |
     return unet_expert_training.train(what, model, str(data), out, CPU, lambda line: None, clip)
 
 
-def made(beside: Beside, image: Image.Image) -> dict[str, Tensor]:
+def made(beside: TrainingParts, image: Image.Image) -> dict[str, Tensor]:
     """What is kept of one picture."""
     prepared = {name: x[None] for name, x in beside.pictures.prepare(image).items()}
     return dict(beside.pictures.encode(prepared))
@@ -150,7 +150,7 @@ def test_whole_networks_of_kandinsky(tiny_kandinsky: Tiny, pictures: Path, tmp_p
     assert {name: record[name] for name in told} == told
     found = Latents(tmp_path / "latents", [artifacts.read_json(tmp_path / "latents" / "00000.json")])
     alone = made(beside, Image.open(pictures / "4.png"))
-    assert_close(found.beside([0, 4])["embedding"][1:], alone["embedding"], depth=NETWORK)
+    assert_close(found.extras([0, 4])["embedding"][1:], alone["embedding"], depth=NETWORK)
     assert torch.equal(found.sampled([4], 1), found.sampled([4], 2)), "MOVQ draws nothing"
 
 
@@ -162,7 +162,7 @@ def test_another_clip_is_another_run(tiny_kandinsky: Tiny, pictures: Path, tmp_p
     nodes = [path for path in before if "experts" not in path.parts]
     assert {path: path.stat().st_mtime_ns for path in nodes} == {path: before[path] for path in nodes}
     other = tiny_clip_pipeline(tmp_path / "clip", seed=1)
-    with pytest.raises(UserError, match=r"made otherwise \(clip differ\)"):
+    with pytest.raises(UserError, match=r"made differently \(clip differ\)"):
         train(run(), tiny_kandinsky.decoder, pictures, out, other)
 
 

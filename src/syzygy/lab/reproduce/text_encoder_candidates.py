@@ -30,6 +30,7 @@ from syzygy.lab.evaluate.text_encoder import (
 )
 from syzygy.lab.evaluate.text_encoder_images import LanguageCase
 from syzygy.lab.reproduce.experiment import CHUNK, ExperimentFolder, embedded_images, trained_probe
+from syzygy.lab.starter.world_captions import world_images
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.prompts import Prompt
@@ -37,8 +38,7 @@ from syzygy.prior.eclipse import EclipsePrior
 from syzygy.text_encoders import training as adapter_training
 from syzygy.text_encoders.adapter import AdaptedText, TextAdapter
 from syzygy.text_encoders.adapter_folders import PART
-from syzygy.text_encoders.llm import Llm, LlmRecipe
-from syzygy.text_encoders.store_features import COMPUTE, load_llm
+from syzygy.text_encoders.llm import COMPUTE, Llm, LlmRecipe, load_llm
 from syzygy.text_encoders.training import AlignRun, ImageRun, PreviousStage
 from syzygy.training.parallel import World
 from syzygy.training.run_records import Bar
@@ -290,9 +290,9 @@ class TextEncoderContext:
             return PreviousStage.load(self.place(training.previous), training.stage)
         clip, llm = self.model.clip, self.llms[training.candidate.features]
         run = self.run.align.model_copy(update={"seed": self.run.align.seed + training.seed})
-        untrained = adapter_training.fresh(run, llm.width, clip, adapter_training.captions_of(run, None, clip))
+        untrained = adapter_training.untrained(run, llm.width, clip, adapter_training.captions_of(run, None, clip))
         record = {"stage": UNTRAINED, "clip": clip.fingerprint(), "languages": list(self.run.languages)}
-        return PreviousStage(self.place(training), untrained, record, llm.identity().to_config())
+        return PreviousStage(self.place(training), untrained, record, llm.identity().to_config(), training.stage)
 
     def path(self, training: Training, llm: StatesEncoder) -> Pipeline:
         """The pipeline with a finished training's adapter and prior."""
@@ -330,4 +330,5 @@ def train(training: Training, context: TextEncoderContext, bar: Bar) -> None:
         adapter_training.align(own, llm, model.clip, prior, out, world)
         return
     previous, prior = context.previous(training), context.prior(training.previous)
-    adapter_training.image(own, previous, llm, model.clip, prior, out, world, stage=training.stage, bar=bar)
+    data = world_images(own, previous, llm, model.clip, world.device, bar)
+    adapter_training.image(own, previous, data, prior, out, world)
