@@ -23,13 +23,13 @@ GENERATIONS = "/v1/images/generations"
 
 def studio_of(model: str, *options: str):
     """The model as the server uses it, with its own settings but for these options of `syzygy serve`."""
-    from syzygy.cli.generation_options import Painter
+    from syzygy.cli.generation_options import load_model
     from syzygy.cli.serve import serve
     from syzygy.server.engine import Studio
 
     context = serve.make_context("serve", ["--model", model, "--device", "cpu", *options])
-    painter = Painter.load(context.params, "cpu")
-    return Studio.of(painter.model, painter.record)
+    loaded = load_model(context.params, "cpu")
+    return Studio.of(loaded.model, loaded.record)
 
 
 def resident(process: int) -> float:

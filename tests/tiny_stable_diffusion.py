@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny_unclip import SIZE, WIDTH, _clip, _heed_conditions, _rename
+from tests.tiny_unclip import SIZE, WIDTH, _heed_conditions, _rename, random_clip
 
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -18,7 +18,7 @@ def tiny_stable_diffusion(folder: Path, prediction: str = "epsilon", **more: Any
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from transformers import CLIPTextModel
 
-    whole = _clip(WIDTH, 0)
+    whole = random_clip(WIDTH, 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         text = CLIPTextModel(whole.model.config.text_config)

@@ -50,7 +50,7 @@ class Tiny(NamedTuple):
 
 
 @cache
-def _clip(width: int, seed: int) -> Any:
+def random_clip(width: int = WIDTH, seed: int = 0) -> Any:
     config = ClipConfig(
         width=width, text_layers=2, text_heads=2, vision_width=32, vision_layers=1, vision_heads=2, image_size=24,
         patch_size=8, positions=POSITIONS,
@@ -60,7 +60,7 @@ def _clip(width: int, seed: int) -> Any:
 
 def tiny_clip(folder: Path, width: int = WIDTH, seed: int = 0) -> Path:
     """As openai/clip-vit-large-patch14: one `CLIPModel` with tokenizer and preparation. Equal seeds give equal weights in both layouts."""
-    _clip(width, seed).save_pretrained(folder, {})
+    random_clip(width, seed).save_pretrained(folder, {})
     (folder / "provenance.json").unlink()
     return folder
 
@@ -73,7 +73,7 @@ def tiny_clip_pipeline(folder: Path, width: int = WIDTH, seed: int = 0) -> Path:
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    whole = _clip(width, seed)
+    whole = random_clip(width, seed)
     stored = whole.model.state_dict()
     towers = [
         kind(config)
@@ -173,7 +173,7 @@ def tiny_stable_unclip(folder: Path, width: int = WIDTH, seed: int = 0) -> Tiny:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionModelWithProjection
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    whole = _clip(width, seed)
+    whole = random_clip(width, seed)
     own, noise = 24, {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -256,7 +256,7 @@ def _publish_processor(folder: Path, part: str) -> None:
     """transformers 5 writes another class and file than everybody has published."""
     for path in (folder / part).iterdir():
         path.unlink()
-    config = _clip(WIDTH, 0).preparation.to_config()
+    config = random_clip(WIDTH, 0).preparation.to_config()
     (folder / part / "preprocessor_config.json").write_text(json.dumps(config))
     index = folder / "model_index.json"
     index.write_text(

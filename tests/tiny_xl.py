@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny_unclip import SIZE, WIDTH, _clip, _heed_conditions
+from tests.tiny_unclip import SIZE, WIDTH, _heed_conditions, random_clip
 
 WIDTHS = (24, 16)
 """Of the text encoders' states."""
@@ -14,7 +14,7 @@ WIDTHS = (24, 16)
 def _text(kind: Any, width: int, **more: Any) -> Any:
     from transformers import CLIPTextConfig
 
-    own = _clip(WIDTH, 0).model.config.text_config.to_dict()
+    own = random_clip(WIDTH, 0).model.config.text_config.to_dict()
     return kind(
         CLIPTextConfig(**own | {"hidden_size": width, "intermediate_size": 48, "projection_dim": width} | more)
     ).eval()
@@ -28,7 +28,7 @@ def tiny_xl(folder: Path) -> Path:
     from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    first = _clip(WIDTH, 0).tokenizer
+    first = random_clip(WIDTH, 0).tokenizer
     first.save_pretrained(folder / "tokenizer")
     second = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, pad_token="!")
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Train the text side of an image generator on one GPU or a laptop, then paint with it.
+"""Train the text side of an image generator on one GPU or a laptop, and generate images with it.
 
 Public names are imported on first use, so that `import syzygy` costs nothing.
 """
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from syzygy.generation.prior_pipeline import PriorPipeline
     from syzygy.generation.text_to_image import TextToImage
     from syzygy.prior.eclipse import EclipsePrior
-    from syzygy.regions.diffusers_hook import painted
+    from syzygy.regions.diffusers_hook import region_conditioning
 
     __version__: str
 
@@ -24,7 +24,7 @@ __all__ = [
     "TextFeatures",
     "TextToImage",
     "__version__",
-    "painted",
+    "region_conditioning",
 ]
 
 _HOMES = {
@@ -34,8 +34,9 @@ _HOMES = {
     "Region": "syzygy.core.contracts",
     "TextFeatures": "syzygy.core.contracts",
     "TextToImage": "syzygy.generation.text_to_image",
-    "painted": "syzygy.regions.diffusers_hook",
+    "region_conditioning": "syzygy.regions.diffusers_hook",
 }
+_RENAMED = {"painted": "region_conditioning"}
 
 
 def __getattr__(name: str) -> Any:
@@ -43,6 +44,11 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("syzygy")
+    if name in _RENAMED:
+        from syzygy.core.deprecation import warn_renamed
+
+        warn_renamed(f"syzygy.{name}", f"syzygy.{_RENAMED[name]}")
+        name = _RENAMED[name]
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

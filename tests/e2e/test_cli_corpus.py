@@ -89,7 +89,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("mine")
     result = run("--num", "3", "--out", tmp_path / "a.jsonl")
     assert isinstance(result.exception, UserError)
-    assert "exists already. Name another file, or delete it." in str(result.exception)
+    assert "already exists. Choose another file, or delete it." in str(result.exception)
     assert (tmp_path / "a.jsonl").read_text() == "mine"
     assert isinstance(run("--num", "3", "--out", tmp_path / "a.jsonl" / "b").exception, UserError)
 

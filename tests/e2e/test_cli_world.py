@@ -66,7 +66,7 @@ def test_sample_writes_the_pairs_of_its_seed(tmp_path: Path, monkeypatch: pytest
 
 def test_sample_settings_take_effect(tmp_path: Path) -> None:
     result = run("sample", "--num", "12", "--out", tmp_path / "a", "--held-out", "exclude", "--length", "long")
-    assert "12 pictures (0 with an unseen composition)" in result.stdout
+    assert "12 images (0 with an unseen composition)" in result.stdout
     assert all(len(row["text"].split()) >= 100 for row in rows(tmp_path / "a"))
     run("sample", "--num", "12", "--out", tmp_path / "b")
     assert [row["things"] for row in rows(tmp_path / "a")] != [row["things"] for row in rows(tmp_path / "b")]
@@ -97,11 +97,11 @@ def test_sample_keeps_its_hands_off_other_folders(tmp_path: Path) -> None:
     run("sample", "--num", "2", "--size", "16", "--out", tmp_path / "a")
     before = contents(tmp_path / "a")
     message = refused("sample", "--num", "2", "--size", "16", "--seed", "1", "--out", tmp_path / "a")
-    assert message.endswith("holds a sample of other settings (seed 0). Choose another folder.")
+    assert message.endswith("contains a sample with other settings (seed 0). Choose another folder.")
     assert contents(tmp_path / "a") == before
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "letter.txt").write_text("mine")
-    assert "holds other files" in refused("sample", "--num", "2", "--out", tmp_path / "b")
+    assert "contains other files" in refused("sample", "--num", "2", "--out", tmp_path / "b")
     assert list(contents(tmp_path / "b")) == ["letter.txt"]
     assert "cannot write to" in refused("sample", "--num", "2", "--out", tmp_path / "b" / "letter.txt")
 
@@ -158,8 +158,12 @@ def test_show_warns_of_words_without_effect(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith("understood: blue circle\n")
     lines = result.stderr.splitlines()
-    assert lines[0].startswith("warning: this world does not know the word 'purpel'; nearest known: purple, ")
-    assert lines[1:] == [f"warning: {word!r} belongs to no object here and is left out." for word in ("red", "above")]
+    assert lines[0].startswith(
+        "warning: this world does not know the word 'purpel'; the nearest known words are purple, "
+    )
+    assert lines[1:] == [
+        f"warning: {word!r} belongs to no object of the caption and is ignored." for word in ("red", "above")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from syzygy.clip.clip_model import Clip
-from syzygy.core.contracts import Guide, Sampling
+from syzygy.core.contracts import Guide, ImageDecoder, Sampling
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.decoder.autoencoder import Autoencoder
@@ -58,12 +58,16 @@ def with_t5(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Recording:
+class Recording(ImageDecoder):
     """A decoder that keeps the guide it was given."""
 
     def __init__(self, decoder) -> None:
         self.decoder, self.guides = decoder, []
-        self.conditions, self.defaults = decoder.conditions, decoder.defaults
+        self.defaults = decoder.defaults
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.decoder.conditions
 
     def generate(self, positive: Guide, generators, **settings):
         self.guides.append(positive)

@@ -26,7 +26,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> dict[str, Path]:
-    """A file of prompts a layout."""
+    """A prompt file for each layout."""
     files = {layout: tmp_path / f"{layout}.prompts" for layout in ("t2i-compbench", "geneval")}
     files["t2i-compbench"].write_text("\n".join(TEXTS) + "\n")
     lines = [json.dumps({"tag": "two_object", "include": [], "prompt": text}) for text in TEXTS]
@@ -35,7 +35,7 @@ def prompts(tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def paint(
+def export(
     syzygy: Callable[..., Any], tiny_model: Path, prompts: dict[str, Path], tmp_path: Path
 ) -> Callable[..., dict[str, Any]]:
     """Run `export-images --json` on the tiny model, expecting success."""
@@ -54,12 +54,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def counts(result: dict[str, Any]) -> tuple[int, int, int]:
-    return result["painted"], result["kept"], result["missing"]
+    assert (result["painted"], result["pictures"]) == (result["generated"], result["images"]), "keys of version 0.1"
+    return result["generated"], result["kept"], result["missing"]
 
 
-def test_t2i_compbench(paint: Callable[..., Any], tmp_path: Path) -> None:
-    result = paint("t2i-compbench")
-    assert (result["prompts"], result["pictures"], counts(result)) == (3, 30, (30, 0, 0))
+def test_t2i_compbench(export: Callable[..., Any], tmp_path: Path) -> None:
+    result = export("t2i-compbench")
+    assert (result["prompts"], result["images"], counts(result)) == (3, 30, (30, 0, 0))
     expected = {f"samples/{TEXTS[k // 10]}_{k:06}.png" for k in range(30)}
     whole = contents(tmp_path / "out")
     assert {*whole} == expected | {"export-images.json"}
@@ -68,9 +69,9 @@ def test_t2i_compbench(paint: Callable[..., Any], tmp_path: Path) -> None:
     assert len({whole[name] for name in expected}) == 30
 
 
-def test_geneval(paint: Callable[..., Any], prompts: dict[str, Path], tmp_path: Path) -> None:
-    result = paint("geneval")
-    assert (result["pictures"], counts(result)) == (12, (12, 0, 0))
+def test_geneval(export: Callable[..., Any], prompts: dict[str, Path], tmp_path: Path) -> None:
+    result = export("geneval")
+    assert (result["images"], counts(result)) == (12, (12, 0, 0))
     whole = contents(tmp_path / "out")
     pictures = {f"{i:05}/samples/{j:04}.png" for i in range(3) for j in range(4)}
     assert {*whole} == pictures | {f"{i:05}/metadata.jsonl" for i in range(3)} | {"export-images.json"}
@@ -80,30 +81,30 @@ def test_geneval(paint: Callable[..., Any], prompts: dict[str, Path], tmp_path: 
 
 @pytest.mark.parametrize("layout", ["t2i-compbench", "geneval"])
 def test_neither_ranks_nor_interruptions_change_a_byte(
-    layout: str, paint: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: str, export: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = ("--images-per-prompt", "3", "--batch-size", "2")
-    paint(layout, *small)
+    export(layout, *small)
     whole = contents(tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    second = paint(layout, *small, out=tmp_path / "ranks")
+    second = export(layout, *small, out=tmp_path / "ranks")
     assert (second["rank"], second["ranks"], counts(second)) == (1, 2, (4, 0, 5))
     monkeypatch.setenv("RANK", "0")
-    assert counts(paint(layout, *small, out=tmp_path / "ranks")) == (5, 0, 0)
+    assert counts(export(layout, *small, out=tmp_path / "ranks")) == (5, 0, 0)
     assert contents(tmp_path / "ranks") == whole
     monkeypatch.delenv("WORLD_SIZE")
     for path in sorted((tmp_path / "ranks").rglob("*.png"))[1::2]:
         path.unlink()
-    assert counts(paint(layout, *small, out=tmp_path / "ranks")) == (4, 5, 0)
+    assert counts(export(layout, *small, out=tmp_path / "ranks")) == (4, 5, 0)
     assert contents(tmp_path / "ranks") == whole
-    assert counts(paint(layout, *small, out=tmp_path / "ranks")) == (0, 9, 0)
+    assert counts(export(layout, *small, out=tmp_path / "ranks")) == (0, 9, 0)
 
 
-def test_a_picture_tells_how_to_make_it_again(
-    paint: Callable[..., Any], syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path
+def test_the_record_of_an_image_is_enough_to_generate_it_again(
+    export: Callable[..., Any], syzygy: Callable[..., Any], tiny_model: Path, tmp_path: Path
 ) -> None:
-    paint("t2i-compbench", "--images-per-prompt", "2", "--steps", "2", "--seed", "5")
+    export("t2i-compbench", "--images-per-prompt", "2", "--steps", "2", "--seed", "5")
     path = tmp_path / "out" / "samples" / "a green moon_000003.png"
     record = read_record(path)
     assert (record["prompt"], record["steps"]) == ("a green moon", 2)
@@ -126,33 +127,31 @@ def test_it_says_what_it_did_and_what_is_missing(
     answer = syzygy("export-images", *where, "--images-per-prompt", "2")
     assert answer.code == 0
     first, second = answer.out.splitlines()
-    assert first.startswith(
-        "rank 0 of 2: 16 pictures generated, 0 already there, 4 missing; 20 pictures of 10 prompts in "
-    )
-    assert second.startswith("Other processes paint these;")
+    assert first.startswith("rank 0 of 2: 16 images generated, 0 kept, 4 missing; 20 images of 10 prompts in ")
+    assert second.startswith("Other processes generate these.")
     blank, *unknown, more = answer.err.splitlines()
     assert blank.endswith("1 blank line is skipped.")
     assert len(unknown) == 5
     assert more == "warning: and 2 more such lines."
 
 
-def test_other_settings_are_refused(paint: Callable[..., Any], syzygy: Callable[..., Any], tmp_path: Path) -> None:
-    result = paint("geneval", "--images-per-prompt", "1")
+def test_other_settings_are_refused(export: Callable[..., Any], syzygy: Callable[..., Any], tmp_path: Path) -> None:
+    result = export("geneval", "--images-per-prompt", "1")
     model, file = result["settings"]["model"], tmp_path / "geneval.prompts"
     where = ("--prompts", file, "--layout", "geneval", "--out", tmp_path / "out", "--model", model)
     before = contents(tmp_path)
     answer = syzygy("export-images", *where, "--images-per-prompt", "1", "--steps", "4", "--seed", "1")
     assert (answer.code, answer.out) == (2, "")
     assert answer.err.startswith("error: ")
-    assert "was begun with other settings: seed was 0, now 1; steps was 3, now 4. Give the same ones" in answer.err
+    assert "was started with other settings: seed was 0, now 1; steps was 3, now 4. Use the same settings" in answer.err
     assert len(answer.err.splitlines()) == 1
     assert contents(tmp_path) == before
 
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
-    "missing file": (("--prompts", "nowhere.txt"), "there is no file of prompts nowhere.txt"),
+    "missing file": (("--prompts", "nowhere.txt"), "the prompt file nowhere.txt does not exist"),
     "layout": (("--layout", "coco"), "'coco' is not one of 't2i-compbench', 'geneval'"),
-    "another layout's file": (("--layout", "geneval"), "line 1 is no JSON object"),
+    "another layout's file": (("--layout", "geneval"), "line 1 is not a JSON object"),
     "out": (("--out", __file__), "cannot write to"),
     "no pictures": (("--images-per-prompt", "0"), "0 is out of range"),
     "model": (("--model", "starterr"), "model 'starterr' is neither a folder nor a known model"),
@@ -220,7 +219,7 @@ def test_two_processes_at_once_on_the_starter(
         out, err = process.communicate()
     assert (process.returncode, err, other.code, other.err) == (0, "", 0, "")
     results = json.loads(out), json.loads(other.out)
-    assert [result["painted"] for result in results] == [4, 2]
+    assert [result["generated"] for result in results] == [4, 2]
     assert min(result["missing"] for result in results) == 0
     names = [f"samples/{TEXTS[k // 2]}_{k:06}.png" for k in range(6)]
     assert sorted(contents(tmp_path / "out")) == sorted([*names, "export-images.json"])

@@ -41,11 +41,24 @@ def test_what_is_painted_is_painted_elsewhere(syzygy, tiny_model: Path, canvas: 
     assert painted != plain
     assert [region["phrase"] for region in record["regions"]] == ["red star", "blue ring"]
     strong, record = paint(
-        syzygy, tiny_model, tmp_path / "strong", "--canvas", canvas, "--paint-strength", 3, "--mask-blur", 0.1, *REGIONS
+        syzygy,
+        tiny_model,
+        tmp_path / "strong",
+        "--canvas",
+        canvas,
+        "--region-strength",
+        3,
+        "--mask-blur",
+        0.1,
+        *REGIONS,
     )
     assert strong not in (plain, painted)
     assert record["region_strength"] == 3
-    none, _ = paint(syzygy, tiny_model, tmp_path / "none", "--canvas", canvas, "--paint-strength", 0, *REGIONS)
+    old, _ = paint(
+        syzygy, tiny_model, tmp_path / "old", "--canvas", canvas, "--paint-strength=3", "--mask-blur", 0.1, *REGIONS
+    )
+    assert old == strong
+    none, _ = paint(syzygy, tiny_model, tmp_path / "none", "--canvas", canvas, "--region-strength", 0, *REGIONS)
     assert max(abs(a - b) for a, b in zip(none, plain, strict=True)) <= 1
 
 
@@ -55,7 +68,7 @@ def test_a_model_has_strengths_of_its_own(syzygy, tiny_model: Path, canvas: Path
         shutil.copytree(tiny_model, model)
         index = artifacts.read_json(model / "model_index.json")
         artifacts.write_json(model / "model_index.json", index | {"defaults": index["defaults"] | strengths})
-    told, _ = paint(syzygy, tiny_model, tmp_path / "t", "--canvas", canvas, "--paint-strength", 3, *REGIONS)
+    told, _ = paint(syzygy, tiny_model, tmp_path / "t", "--canvas", canvas, "--region-strength", 3, *REGIONS)
     weak, usual = paint(syzygy, tiny_model, tmp_path / "w", "--canvas", canvas, *REGIONS)
     found, record = paint(syzygy, own, tmp_path / "o", "--canvas", canvas, *REGIONS)
     assert (record["region_strength"], usual["region_strength"]) == (3.0, REGION_STRENGTH)
@@ -88,8 +101,8 @@ def test_no_strength_is_unpainted_to_the_bit(tiny_model: Path) -> None:
         (("--canvas", "CANVAS", "--region", "#ff0000=red star"), "#0000ff, which no region names"),
         (("--canvas", "CANVAS", *REGIONS[:3], "#0000ff=green ring"), "does not contain the phrase 'green ring'"),
         (("--canvas", "CANVAS", *REGIONS, "--mask-blur", "2"), "below 1"),
-        (("--canvas", "CANVAS", *REGIONS, "--paint-strength", "-1"), "at least 0"),
-        (("--paint-strength", "1"), "nothing is painted"),
+        (("--canvas", "CANVAS", *REGIONS, "--region-strength", "-1"), "at least 0"),
+        (("--region-strength", "1"), "no effect without regions"),
         (("--canvas", "CANVAS", *REGIONS, "--conditions", "image"), "let it read the text"),
         (("--canvas", "nowhere.png", *REGIONS), "nowhere.png"),
     ],
@@ -127,9 +140,9 @@ def test_a_style_takes_the_priors_place(syzygy, tiny_model: Path, canvas: Path, 
     assert record["style_guidance"] == 0
     for arguments, message in (
         (("--style", "nowhere.png"), "nowhere.png"),
-        (("--style-guidance", "2"), "style guidance is for a style"),
+        (("--style-guidance", "2"), "style_guidance has no effect without a style"),
         (("--style", canvas, "--style-guidance", "-1"), "at least 0"),
-        (("--style", canvas, "--conditions", "image"), "a style goes in beside the text"),
+        (("--style", canvas, "--conditions", "image"), "a style is read with the text"),
     ):
         answer = syzygy("generate", PROMPT, "--model", tiny_model, "--out", tmp_path / "wrong", *arguments)
         assert (answer.code, answer.out) == (2, "")

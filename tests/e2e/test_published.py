@@ -20,13 +20,14 @@ from syzygy.core.errors import UserError
 from syzygy.generation import load_pretrained
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.pretrained import repositories
+from syzygy.pretrained.families import families, family
 from tests import tiny_unclip
 from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_karlo import tiny_karlo
 from tests.tiny_unclip import WIDTH, Tiny
 
 PROMPTS = ["a red circle", "two blue stars"]
-UNCLIP = [name for name, one in repositories.PUBLISHED.items() if one.prior is not None]
+UNCLIP = [one.name for one in families() if one.prior is not None]
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +38,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def publish_all(cache: Path, name: str, tiny: Tiny) -> None:
-    one = repositories.PUBLISHED[name]
-    for hub_id, folder in zip((one.decoder, one.clip, one.prior), tiny, strict=True):
+    one = family(name)
+    for hub_id, folder in zip((one.hub_id, one.clip, one.prior), tiny, strict=True):
         add_snapshot(cache, folder, hub_id, COMMIT, "main")
 
 
@@ -152,8 +153,8 @@ def test_a_published_name_is_found_in_the_hubs_cache(
     answer = syzygy("generate", *PROMPTS, "--model", name, "--steps", 2, "--out", out, "--json", "--device", "cpu")
     assert answer.code == 0, answer.err
     said = json.loads(answer.out)
-    one = repositories.PUBLISHED[name]
-    assert said["settings"]["fingerprints"]["decoder"] == f"{one.decoder}@{COMMIT}"
+    one = family(name)
+    assert said["settings"]["fingerprints"]["decoder"] == f"{one.hub_id}@{COMMIT}"
     assert said["settings"]["fingerprints"]["clip"] == f"{one.clip}@{COMMIT}"
     by_folder = load(tiny)(PROMPTS[0], generator=torch.Generator().manual_seed(0), num_inference_steps=2)
     seeded = load(tiny)([PROMPTS[0]], generator=[torch.Generator().manual_seed(0)], num_inference_steps=2)
@@ -161,8 +162,8 @@ def test_a_published_name_is_found_in_the_hubs_cache(
         assert np.abs(pixels([painted]) - pixels(seeded.images)).max() <= 1
         assert np.abs(pixels([painted]) - pixels(by_folder.images)).max() > 1  # one generator for all seeds another
     # By the decoder's hub id, too.
-    model = TextToImage.from_pretrained(one.decoder)
-    assert model.fingerprints()["decoder"] == f"{one.decoder}@{COMMIT}"
+    model = TextToImage.from_pretrained(one.hub_id or "")
+    assert model.fingerprints()["decoder"] == f"{one.hub_id}@{COMMIT}"
     with pytest.raises(UserError, match="has no reader"):
         model.reader()
 
@@ -225,7 +226,7 @@ def test_what_belongs_to_another_clip_is_refused(
     other = tiny_unclip.tiny_clip(tmp_path / "clip", width=48)
     with pytest.raises(UserError, match=r"the CLIP .* makes embeddings 48 wide.*such as kandinsky-community"):
         load(tiny_kandinsky, clip=other)
-    assert "768 wide (CLIP ViT-L/14" in load_pretrained.decoder_validation.which_clip(768)
+    assert "768 wide (CLIP ViT-L/14" in load_pretrained.which_clip(768)
 
 
 def test_what_is_missing_is_named(
@@ -253,7 +254,7 @@ def test_what_is_missing_is_named(
     shutil.rmtree(decoder / "movq")
     said = syzygy(*run, *arguments(tiny_kandinsky, decoder=decoder))
     assert f"{decoder} has no movq" in " ".join(said.err.split())
-    add_snapshot(cache, tiny_kandinsky.decoder, repositories.PUBLISHED["kandinsky-2.2"].decoder, COMMIT, "main")
+    add_snapshot(cache, tiny_kandinsky.decoder, family("kandinsky-2.2").hub_id or "", COMMIT, "main")
     said = syzygy(*run, "--model", "kandinsky-2.2")  # the prior and the CLIP are missing yet
     assert "hf download ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior" in " ".join(said.err.split())
 
@@ -281,7 +282,7 @@ def test_a_download_takes_the_parts_that_are_needed(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     found = repositories.find_decoder("stable-unclip", local_files_only=False)
-    assert found.name == "stable-unclip"
+    assert found.family.name == "stable-unclip"
     assert found.at.revision == COMMIT
     assert asked[0] == (None, False)
     assert {revision for revision, _ in asked[1:]} == {COMMIT}  # a push in between must not mix two commits
@@ -308,7 +309,7 @@ def test_our_own_models_refuse_what_is_not_for_them(tiny_model: Path) -> None:
             TextToImage.from_pretrained(tiny_model, **settings)
     with pytest.raises(UserError, match="dtype 'int8' is unknown"):
         TextToImage.from_pretrained(tiny_model, dtype="int8")
-    with pytest.raises(UserError, match="paints pictures of one size"):
+    with pytest.raises(UserError, match="generates images of one size"):
         TextToImage.from_pretrained(tiny_model)("a red circle", height=64, width=64)
 
 

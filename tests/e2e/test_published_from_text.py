@@ -18,6 +18,7 @@ from syzygy.core.errors import UserError
 from syzygy.generation.image_files import read_record
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.pretrained import repositories
+from syzygy.pretrained.families import families, family
 from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_karlo import tiny_karlo
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
@@ -25,7 +26,7 @@ from tests.tiny_unclip import Tiny, tiny_clip
 from tests.tiny_xl import tiny_xl
 
 PROMPT = "a red circle above a ring"
-NAMES = [name for name, one in repositories.PUBLISHED.items() if one.prior is None]
+NAMES = [one.name for one in families() if one.prior is None]
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
 )  # diffusers' own arithmetic
@@ -68,21 +69,21 @@ def test_a_text_becomes_the_picture_that_diffusers_makes(
 ) -> None:
     from diffusers import DiffusionPipeline
 
-    one = repositories.PUBLISHED[name]
-    add_snapshot(cache, folders[name], one.decoder, COMMIT, "main")
+    one = family(name)
+    add_snapshot(cache, folders[name], one.hub_id or "", COMMIT, "main")
     made, record = run(syzygy, tmp_path / "plain", name, "--seed", 5)
-    assert record["fingerprints"] == {"decoder": f"{one.decoder}@{COMMIT}"}
+    assert record["fingerprints"] == {"decoder": f"{one.hub_id}@{COMMIT}"}
     assert record["conditions"] == ["text"]
     pipeline = DiffusionPipeline.from_pretrained(folders[name], low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(5)).images[0]
     apart = np.frombuffer(made, np.uint8).astype(int) - np.frombuffer(theirs.tobytes(), np.uint8)
     assert np.abs(apart).max() <= 1
-    painted, record = run(syzygy, tmp_path / "painted", name, "--seed", 5, "--paint-strength", 3, *regions(canvas))
+    painted, record = run(syzygy, tmp_path / "painted", name, "--seed", 5, "--region-strength", 3, *regions(canvas))
     assert painted != made
     assert record["region_strength"] == 3
     assert [(one["phrase"], one["weight"]) for one in record["regions"]] == [("red circle", 1.0), ("ring", 2.0)]
-    none, _ = run(syzygy, tmp_path / "none", name, "--seed", 5, "--paint-strength", 0, *regions(canvas))
+    none, _ = run(syzygy, tmp_path / "none", name, "--seed", 5, "--region-strength", 0, *regions(canvas))
     assert none == made
 
 
@@ -109,17 +110,17 @@ def test_what_a_text_alone_cannot_do(
         (["generate", PROMPT, "--model", sd, "--style", canvas], "cannot vary or mix pictures, nor take a style"),
         (["generate", PROMPT, "--model", sd, "--conditions", "image"], "what the decoder reads: text."),
         (["generate", PROMPT, "--model", xl, "--noise-level", 3], "no option noise_level; it has none"),
-        (["generate", PROMPT, "--model", xl, "--paint-strength", 1], "nothing is painted"),
+        (["generate", PROMPT, "--model", xl, "--region-strength", 1], "no effect without regions"),
         (["vary", canvas, "--model", xl], "cannot vary or mix pictures"),
         (["mix", "a ring", canvas, "--model", sd], "cannot vary or mix pictures"),
-        (["evaluate", "composition", "--model", sd], "paints from texts alone: it has no prior to evaluate"),
+        (["evaluate", "composition", "--model", sd], "generates images from texts alone: it has no prior to evaluate"),
     ):
         out = [] if command[0] == "evaluate" else ["--out", tmp_path / "out"]
         answer = syzygy(*command, "--device", "cpu", *out)
         assert (answer.code, answer.out) == (2, ""), command
         assert message in " ".join(answer.err.split()), answer.err
         assert "Traceback" not in answer.err
-    with pytest.raises(UserError, match="has no prior that would predict image embeddings"):
+    with pytest.raises(UserError, match="has no prior that predicts image embeddings"):
         TextToImage.from_pretrained(sd).pipeline.predict(["a"], [0], torch.zeros(1, 0))
 
 
@@ -135,7 +136,7 @@ def test_words_of_karlo_stable_unclip_and_kandinsky(
     for name, tiny, more in (("karlo", karlo, ["--super-res-steps", 1]), ("unclip", tiny_stable_unclip, [])):
         parts = ["--clip", tiny.clip, "--prior", tiny.prior, *more]
         plain, _ = run(syzygy, tmp_path / name / "plain", tiny.decoder, *parts)
-        strong = ["--paint-strength", 4, *regions(canvas)]
+        strong = ["--region-strength", 4, *regions(canvas)]
         painted, _ = run(syzygy, tmp_path / name / "painted", tiny.decoder, *parts, *strong)
         assert np.abs(np.frombuffer(plain, np.uint8).astype(int) - np.frombuffer(painted, np.uint8)).max() > 2
     answer = syzygy(
@@ -143,7 +144,7 @@ def test_words_of_karlo_stable_unclip_and_kandinsky(
         tiny_kandinsky.prior, "--device", "cpu", "--out", tmp_path / "out", *regions(canvas),
     )  # fmt: skip
     assert (answer.code, answer.out) == (2, "")
-    assert "this decoder cannot paint with words" in answer.err
+    assert "this decoder cannot take regions" in answer.err
 
 
 def test_several_pictures_of_several_prompts(folders: dict[str, Path]) -> None:

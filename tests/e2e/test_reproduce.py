@@ -10,7 +10,7 @@ from PIL import Image
 
 from syzygy.lab.evaluate import composition, probe
 from syzygy.lab.reproduce import presets
-from syzygy.lab.reproduce.eclipse_experiment import Job, jobs
+from syzygy.lab.reproduce.eclipse_candidates import Training, all_trainings
 
 SMALL = (
     "prior.scenes=60",
@@ -81,10 +81,10 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     assert page.count("data:image/png;base64,") == 9 * 6  # a prompt a category and side × candidates
     report = (tmp_path / "out" / "report.md").read_text()
     for said in (
-        "ECLIPSE's agreement less the others', in points",
-        "| colour, held out |",
-        "how often ECLIPSE's",
-        "cannot show",
+        "ECLIPSE's prompt accuracy minus the others', in points",
+        "| colour, unseen |",
+        "How often more facts are right in ECLIPSE's image",
+        "What this does not show",
         "](eclipse.jpg)",
     ):
         assert said in report, said
@@ -95,16 +95,16 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
 
     other = syzygy(*command, "prompts=2")
     assert other.code == 2
-    assert "holds a comparison with other settings" in other.err
+    assert "holds an experiment with other settings" in other.err
 
 
 def test_every_training_is_needed_once_and_budgets_are_equal() -> None:
     run = presets.reproduce_full()
-    todo = jobs(run)
-    assert len({job.name for job in todo}) == len(todo) == 5 * 3 + 2 * 4 + 2 * 4 * 3
-    settings = [job.settings(run) for job in todo]
+    todo = all_trainings(run)
+    assert len({one.name for one in todo}) == len(todo) == 5 * 3 + 2 * 4 + 2 * 4 * 3
+    settings = [one.settings(run) for one in todo]
     assert len({(s.loop, s.num_layers, s.scenes, s.task.batch_size) for s in settings}) == 1
-    assert Job("projection", 0, 0.2).settings(run).task.lambda_contrastive == 0  # pyright: ignore
+    assert Training("projection", 0, 0.2).settings(run).task.lambda_contrastive == 0  # pyright: ignore
     assert type(presets.reproduce_quick()).model_validate_json(presets.reproduce_quick().model_dump_json())
 
 
@@ -124,3 +124,16 @@ def test_wrong_input(
     assert (answer.code, answer.out) == (2, "")
     assert said in answer.err
     assert len(answer.err.splitlines()[-2:]) <= 2
+
+
+@pytest.mark.parametrize("command", ["demo", "reproduce eclipse", "reproduce experts", "reproduce text-encoder"])
+def test_a_missing_extra_is_named_before_any_work(
+    syzygy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("syzygy.lab.report.find_spec", lambda name: None)
+    answer = syzygy(*command.split(), "--out", tmp_path / "out")
+    assert (answer.code, answer.out) == (2, "")
+    assert (
+        "pages need the extra lab, and jinja2 and matplotlib cannot be found: pip install 'syzygy[lab]'" in answer.err
+    )
+    assert not list((tmp_path / "out").rglob("*"))

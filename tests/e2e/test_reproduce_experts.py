@@ -50,7 +50,7 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     syzygy: Callable[..., Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syzygy.lab.reproduce.experts_experiment.TIMED", 2)
+    monkeypatch.setattr("syzygy.lab.reproduce.experts_candidates.TIMED", 2)
     out = tmp_path / "out"
     command = ("reproduce", "experts", "--model", model, "--out", out, "--json", *SMALL)
 
@@ -66,14 +66,15 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
         path: path.stat().st_mtime_ns for part in ("trained", "losses") for path in (out / part).rglob("*.safetensors")
     }
     assert {path.stem for path in done if path.parent.name == "losses"} == {"start", *names}
-    painted: list[str] = []
+    generated: list[str] = []
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "syzygy.lab.reproduce.experts_experiment.paint", lambda bench, name, *_: painted.append(name) or stop()
+            "syzygy.lab.reproduce.experts_candidates.generate",
+            lambda context, name, *_: generated.append(name) or stop(),
         )
         assert syzygy(*command).code == 130
-    assert painted == ["start"]
+    assert generated == ["reference"]
     answer = syzygy(*command)
     assert answer.code == 0, answer.err
     assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "a finished step was done again"
@@ -82,8 +83,8 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     _check_trainings(out)
     report = (out / "report.md").read_text()
     for said in (
-        "Loss against shared",
-        "agreement less that of re-weighted",
+        "Loss compared with shared",
+        "Prompt accuracy minus that of re-weighted",
         "What this does not show",
         "(experts-loss.svg)",
     ):
@@ -93,14 +94,14 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     ) == 9 * 5  # a prompt a category and side × candidates
     with Image.open(out / "experts.jpg") as sheet:
         assert sheet.width > 5 * 112
-    assert (out / "experts-loss.svg").read_text().startswith("<svg xmlns=")
+    assert (out / "experts-loss.svg").read_text().startswith("<svg ")
 
     pictures = {path: path.stat().st_mtime_ns for path in (out / "painted").iterdir()}
     assert syzygy(*command).code == 0
     assert all(path.stat().st_mtime_ns == when for path, when in pictures.items())
     other = syzygy(*command, "prompts=2")
     assert other.code == 2
-    assert "holds a comparison with other settings" in other.err
+    assert "holds an experiment with other settings" in other.err
 
 
 def _check_numbers(found: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("syzygy.lab.reproduce.text_encoder_experiment.score_controls", stop)
+        patch.setattr("syzygy.lab.reproduce.text_encoder_measures.score_controls", stop)
         answer = syzygy(*command)
     assert answer.code == 130, answer.err
     assert "minutes with one thread on one core" in answer.err
@@ -106,7 +106,7 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     assert json.loads(syzygy(*command).out)["scores"] == found["scores"]
     assert kept.items() <= _times(out, "painted", "scores").items()
     other = syzygy(*command, "scoring.captions=7")
-    assert (other.code, "holds a comparison with other settings" in other.err) == (2, True)
+    assert (other.code, "holds an experiment with other settings" in other.err) == (2, True)
 
 
 def _times(out: Path, *parts: str) -> dict[Path, int]:
@@ -167,12 +167,12 @@ def _check_trainings(out: Path) -> None:
 def _check_pages(out: Path) -> None:
     report = (out / "report.md").read_text()
     for said in (
-        "Picture found (R@1) by the prior's prediction: differences in points, all languages",
-        "1+2+3 less 2+3",
-        "Pictures: agreement",
+        "Image found (R@1) by the prior's prediction: differences in points, all languages",
+        "1+2+3 minus 2+3",
+        "Prompt accuracy in per cent",
         "mean vector",
         "What this does not show",
-        "The prior stays as it is",
+        "The prior is frozen",
         "(text-encoder-tail.svg)",
     ):
         assert said in report, said
@@ -180,19 +180,19 @@ def _check_pages(out: Path) -> None:
     assert (out / "index.html").read_text().count("data:image/png;base64,") == 9 * 10 + 4 * 10
     with Image.open(out / "text-encoder.jpg") as sheet:
         assert sheet.width > 10 * 112
-    assert (out / "text-encoder-agreement.svg").read_text().startswith("<svg xmlns=")
+    assert (out / "text-encoder-agreement.svg").read_text().startswith("<svg ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "holds no language model: give --llm"),
-        (("align.lengths=null",), "all stages learn on the embedded world"),
-        (("quality.filter=null",), "stage 3 alone chooses among pictures"),
+        ((), "has no language model: set --llm"),
+        (("align.lengths=null",), "all stages are trained on the embedded world"),
+        (("quality.filter=null",), "only stage 3 selects images"),
         (('image.languages=["en"]',), "set those of align, image and quality alike"),
         (
             ("align.recipe.layers=last", "align.recipe.normalise=false"),
-            "the last layer is what align.recipe is compared with",
+            "align.recipe is compared with the last layer",
         ),
         (('scoring.languages=["en","xx"]',), "unknown language 'xx'"),
         (('scoring.conditions=["smell"]',), "must be one or more of what the decoder reads"),

@@ -127,7 +127,7 @@ def test_what_was_taught_is_understood(adapted: TextToImage) -> None:
     assert adapted.languages == ("en", "de")
     assert adapted.notes(GERMAN) == []
     (note,) = adapted.notes("un cercle rouge")
-    assert note.endswith("is French; this model was taught English and German only.")
+    assert note.endswith("is French; this model was trained on English and German only.")
     (note,) = adapted.notes("ein roter Krais und ein Stern")
     assert "'krais'; nearest known: kreis" in note
 

@@ -3,6 +3,7 @@
 import copy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from syzygy.experts.expert_unets import ExpertUNet, with_experts
 from syzygy.experts.routing import Stages
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.pretrained import kandinsky
+from syzygy.pretrained.families import LoadContext
 from tests.closeness import NETWORK, assert_close
+from tests.tiny_unclip import random_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # diffusers' arithmetic with numpy 2
 
@@ -192,14 +195,8 @@ def test_stable_diffusion_xl(vae: Any) -> None:
 
 
 def test_kandinsky_by_diffusers_and_by_ours(tiny_kandinsky: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = kandinsky.load_kandinsky(
-        tiny_kandinsky.decoder,
-        unconditional=lambda: torch.zeros(1, 32),
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        offload=False,
-        tiling=False,
-    )
+    own = kandinsky.KandinskyDecoder.load(LoadContext(folder=tiny_kandinsky.decoder, clip=random_clip()))
+    own = replace(own, unconditional=lambda: torch.zeros(1, 32))
     experts = ExpertUNet(CUT, {name: copy.deepcopy(own.unet) for name in CUT.experts}, own.scheduler)
     calls, embedding = watched(experts, monkeypatch), torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
     pictures = [
@@ -212,7 +209,8 @@ def test_kandinsky_by_diffusers_and_by_ours(tiny_kandinsky: Any, monkeypatch: py
     assert [name for name, _ in calls] == ["high", "middle", "middle", "low", "low"]
     calls.clear()
     pipes = [
-        diffusers.KandinskyV22Pipeline(unet=u, scheduler=own.scheduler, movq=own.movq) for u in (own.unet, experts)
+        diffusers.KandinskyV22Pipeline(unet=u, scheduler=own.scheduler, movq=own.autoencoder)
+        for u in (own.unet, experts)
     ]
     painted = []
     for pipe in pipes:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from syzygy.core import diffusers_schedulers
 from syzygy.core.contracts import Guide, Progress, Sampling
 from syzygy.core.diffusers_weights import load_model
 from syzygy.core.errors import UserError
-from syzygy.pretrained.kandinsky import KandinskyDecoder, embedding_width, load_kandinsky
-from tests.tiny_unclip import SIZE, WIDTH, Tiny
+from syzygy.pretrained.families import LoadContext
+from syzygy.pretrained.kandinsky import KandinskyDecoder
+from tests.tiny_unclip import SIZE, WIDTH, Tiny, random_clip
 
 LEVEL = 1 / 255
 ZERO = torch.full((1, WIDTH), 0.3)
@@ -26,8 +28,8 @@ def change_json(path: Path, **changes: Any) -> None:
 
 
 def load(folder: Path, **settings: Any) -> KandinskyDecoder:
-    own = {"unconditional": lambda: ZERO, "dtype": torch.float32, "device": torch.device("cpu")}
-    return load_kandinsky(folder, **own | {"offload": False, "tiling": False} | settings)
+    context = LoadContext(folder=folder, clip=random_clip(), **settings)
+    return replace(KandinskyDecoder.load(context), unconditional=lambda: ZERO)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_pictures_are_those_of_diffusers(
     difference = (torch.from_numpy(theirs).permute(0, 3, 1, 2) - ours).abs().max()
     assert difference <= LEVEL
     if scale != 1:  # and can fail: another picture of zeros makes other pictures
-        other = load(folder, unconditional=lambda: -ZERO)
+        other = replace(load(folder), unconditional=lambda: -ZERO)
         moved = other.generate(
             Guide(embeddings()), generators(3, 4), sampling=Sampling(steps=4, guidance_scale=scale, size=size)
         )
@@ -132,7 +134,7 @@ def test_away_is_the_zero_picture_asked_for_only_when_needed(tiny_kandinsky: Tin
         asked.append(1)
         return ZERO
 
-    decoder = load(tiny_kandinsky.decoder, unconditional=zero)
+    decoder = replace(load(tiny_kandinsky.decoder), unconditional=zero)
     sampling = Sampling(steps=2, guidance_scale=3.0)
     negative = decoder.generate(Guide(embeddings()), generators(1, 2), negative=Guide(ZERO), sampling=sampling)
     decoder.generate(Guide(embeddings()), generators(1, 2), sampling=Sampling(steps=2, guidance_scale=1.0))
@@ -147,9 +149,9 @@ def test_away_is_the_zero_picture_asked_for_only_when_needed(tiny_kandinsky: Tin
         ({"steps": 0}, "0 steps are not possible; allowed are 1 to 1000"),
         ({"guidance_scale": 0.5}, r"at least 1, got 0\.5"),
         ({"guidance_scale": float("nan")}, "finite"),
-        ({"size": (30, 32)}, "30 × 32 pixels cannot be painted; both must be multiples of 4"),
+        ({"size": (30, 32)}, "30 × 32 pixels are not possible; both sides must be multiples of 4"),
         ({"options": {"noise_level": 3}}, "no option noise_level; it has none"),
-        ({"region_strength": 0.5}, "cannot paint with words"),
+        ({"region_strength": 0.5}, "cannot take regions"),
     ],
 )
 def test_what_cannot_be_done_is_refused(settings: dict[str, Any], message: str, decoder: KandinskyDecoder) -> None:
@@ -162,7 +164,7 @@ def test_a_guide_must_fit(decoder: KandinskyDecoder) -> None:
         decoder.generate(Guide(texts=["a"]), generators(1))
     with pytest.raises(UserError, match=r"reads image embeddings 32 wide; these are 768 wide \(CLIP ViT-L/14"):
         decoder.generate(Guide(torch.zeros(1, 768)), generators(1))
-    with pytest.raises(UserError, match="3 embeddings for 2 pictures"):
+    with pytest.raises(UserError, match="3 embeddings for 2 images"):
         decoder.generate(Guide(embeddings(3)), generators(1, 2))
     with pytest.raises(UserError, match="no effect at guidance scale 1"):
         decoder.generate(
@@ -172,7 +174,7 @@ def test_a_guide_must_fit(decoder: KandinskyDecoder) -> None:
 
 def test_half_precision_paints_nearly_the_same(decoder: KandinskyDecoder, tiny_kandinsky: Tiny) -> None:
     half = load(tiny_kandinsky.decoder, dtype=torch.bfloat16)
-    assert half.unet.dtype == half.movq.dtype == torch.bfloat16
+    assert half.unet.dtype == half.autoencoder.dtype == torch.bfloat16
     sampling = Sampling(steps=3, sampler="ddim", guidance_scale=1.0)
     ours, full = (x.generate(Guide(embeddings()), generators(3, 4), sampling=sampling) for x in (half, decoder))
     assert ours.dtype == torch.float32
@@ -182,7 +184,7 @@ def test_half_precision_paints_nearly_the_same(decoder: KandinskyDecoder, tiny_k
 def test_files_that_are_not_a_decoder_are_refused(
     tiny_kandinsky: Tiny, copy_of: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    assert embedding_width(tiny_kandinsky.decoder) == WIDTH
+    assert KandinskyDecoder.embedding_width(tiny_kandinsky.decoder) == WIDTH
     with pytest.raises(UserError, match="diffusers has no tiling for Kandinsky"):
         load(tiny_kandinsky.decoder, tiling=True)
     folder = copy_of(tiny_kandinsky.decoder)

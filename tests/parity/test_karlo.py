@@ -20,7 +20,8 @@ from syzygy.clip.clip_model import Clip
 from syzygy.core.contracts import Guide, ImageDecoder, Progress, Region, Sampling, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator, per_sample_noise
-from syzygy.pretrained.karlo import KarloDecoder, embedding_width, load_karlo
+from syzygy.pretrained.families import LoadContext
+from syzygy.pretrained.karlo import KarloDecoder
 from syzygy.prior.unclip_sampling import Ancestral, alphas_bar, visited, walk
 from syzygy.regions import region_bias as paint
 from tests.closeness import LEVEL, NETWORK, assert_close
@@ -47,7 +48,7 @@ def decoder(karlo: Tiny, clip: Clip) -> KarloDecoder:
 
 
 def load(folder: Path, clip: Clip, **settings: Any) -> KarloDecoder:
-    return load_karlo(folder, **{"empty": clip.encode_text([""]), "dtype": torch.float32, "device": CPU} | settings)
+    return KarloDecoder.load(LoadContext(folder=folder, clip=clip, **settings))
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -200,19 +201,19 @@ def test_steps_are_those_of_diffusers_scheduler(kind: Any, steps: int, monkeypat
         ({}, Guide(torch.zeros(1, 12)), {}, "these are 12 wide"),
         ({}, Guide(torch.zeros(1, WIDTH)), {"guidance_scale": 1.0}, "no effect at guidance scale 1"),
         ({}, None, {"guidance_scale": 0.5}, "at least 1"),
-        ({}, None, {"size": (256, 256)}, f"{LARGE} × {LARGE} pixels in ancestral steps: leave size and sampler out"),
-        ({}, None, {"sampler": "ddim"}, "leave size and sampler out"),
+        ({}, None, {"size": (256, 256)}, f"{LARGE} × {LARGE} pixels only: leave the size out"),
+        ({}, None, {"sampler": "ddim"}, "leave the sampler out"),
         ({}, None, {"steps": 0}, r"0 steps are not possible; allowed are 1 to 1000"),
         (
             {},
             None,
             {"options": {"super_res_steps": 0}},
-            r"0 steps \(super_res_steps\) are not possible; allowed are 1 to 1000",
+            "super_res_steps must be a whole number of at least 1, got 0",
         ),
         ({}, None, {"options": {"super_res_steps": 1001}}, r"1001 steps \(super_res_steps\) are not possible"),
-        ({}, None, {"options": {"super_res_steps": 2.5}}, "must be a whole number, got 2.5"),
+        ({}, None, {"options": {"super_res_steps": 2.5}}, "must be a whole number of at least 1, got 2.5"),
         ({}, None, {"options": {"noise": 1}}, "no option noise; its own are super_res_steps"),
-        ({}, None, {"region_strength": 0.4}, "nothing is painted"),
+        ({}, None, {"region_strength": 0.4}, "no effect without regions"),
         ({"regions": [[Region("ring", torch.ones(2, 2))]]}, None, {}, "does not contain the phrase 'ring'"),
         ({"regions": [[Region("circle", torch.ones(2, 2))]], "texts": None}, None, {}, "let it read the text"),
         ({"regions": [[Region("circle", torch.ones(2, 2))]], "features": None}, None, {}, "a state for each word"),
@@ -292,7 +293,7 @@ def test_the_bias_is_on_the_words_keys_alone(
 
 def test_an_unpainted_row_is_as_it_was(decoder: KarloDecoder, clip: Clip) -> None:
     found: list[Tensor] = []
-    hook = decoder.base.register_forward_hook(lambda _m, _i, output: found.append(output[0].clone()))
+    hook = decoder.unet.register_forward_hook(lambda _m, _i, output: found.append(output[0].clone()))
     for regions in (None, [[Region("circle", half())]]):
         told = Guide(embeddings(1), clip.encode_text(PROMPTS[:1]), PROMPTS[:1], regions)
         decoder.generate(told, generators(0), sampling=Sampling(steps=1, options={"super_res_steps": 1}))
@@ -312,7 +313,7 @@ def test_prompts_must_fit(decoder: KarloDecoder, clip: Clip) -> None:
             f"whose embeddings are {WIDTH} wide; these features are 12 wide",
         ),
         (Guide(embeddings(), features(2, 78, WIDTH)), None, "78 tokens; Karlo reads at most 77"),
-        (Guide(embeddings()), Guide(features=features(3, 5, WIDTH)), "3 prompts for 2 pictures"),
+        (Guide(embeddings()), Guide(features=features(3, 5, WIDTH)), "3 prompts for 2 images"),
     ):
         with pytest.raises(UserError, match=message):
             decoder.generate(guide, generators(0, 1), negative=negative)
@@ -353,7 +354,7 @@ def set_json(path: Path, **values: Any) -> None:
         ),
         (
             lambda f: set_json(f / "super_res_last/config.json", sample_size=32),
-            "super_res_first and super_res_last work on pictures of different sizes",
+            "super_res_first and super_res_last work on images of different sizes",
         ),
         (
             lambda f: (f / "super_res_first/diffusion_pytorch_model.safetensors").rename(
@@ -372,7 +373,9 @@ def test_a_broken_folder_is_told(
 
 def test_its_width_is_known_without_its_weights(karlo: Tiny, tmp_path: Path) -> None:
     assert (
-        embedding_width(broken(karlo.decoder, tmp_path, lambda f: [p.unlink() for p in f.rglob("*.safetensors")]))
+        KarloDecoder.embedding_width(
+            broken(karlo.decoder, tmp_path, lambda f: [p.unlink() for p in f.rglob("*.safetensors")])
+        )
         == WIDTH
     )
 

@@ -14,18 +14,18 @@ from syzygy.core.contracts import Guide, ImageDecoder, Sampling
 from syzygy.core.errors import NonFiniteError
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation import own_models
-from syzygy.pretrained.kandinsky import load_kandinsky
-from syzygy.pretrained.karlo import load_karlo
-from syzygy.pretrained.stable_diffusion import load_stable_diffusion
-from syzygy.pretrained.stable_unclip import load_stable_unclip
+from syzygy.pretrained.families import LoadContext
+from syzygy.pretrained.kandinsky import KandinskyDecoder
+from syzygy.pretrained.karlo import KarloDecoder
+from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder
+from syzygy.pretrained.stable_unclip import StableUnclipDecoder
 from tests.tiny_karlo import tiny_karlo
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
-from tests.tiny_unclip import WIDTH, Tiny
+from tests.tiny_unclip import WIDTH, Tiny, random_clip
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
 )  # diffusers' own arithmetic
-HOW = {"dtype": torch.float32, "device": torch.device("cpu"), "offload": False}
 Case = tuple[ImageDecoder, list[nn.Module], Guide, Sampling]
 """A decoder, its networks, what to decode, and how."""
 
@@ -35,26 +35,30 @@ def guide() -> Guide:
 
 
 def kandinsky(tmp_path: Path, tiny_kandinsky: Tiny, **_: Any) -> Case:
-    zero = torch.zeros(1, WIDTH)
-    found = load_kandinsky(tiny_kandinsky.decoder, unconditional=lambda: zero, tiling=False, **HOW)
-    return found, [found.unet, found.movq.decoder], guide(), Sampling(steps=3, guidance_scale=1.0)
+    found = KandinskyDecoder.load(LoadContext(folder=tiny_kandinsky.decoder, clip=random_clip()))
+    return found, [found.unet, found.autoencoder.decoder], guide(), Sampling(steps=3, guidance_scale=1.0)
 
 
 def stable_unclip(tmp_path: Path, tiny_stable_unclip: Tiny, **_: Any) -> Case:
-    found = load_stable_unclip(tiny_stable_unclip.decoder, tiling=False, **HOW)
-    return found, [found.unet, found.vae.decoder], guide(), Sampling(steps=3, guidance_scale=1.0)
+    found = StableUnclipDecoder.load(LoadContext(folder=tiny_stable_unclip.decoder))
+    return found, [found.unet, found.autoencoder.decoder], guide(), Sampling(steps=3, guidance_scale=1.0)
 
 
 def stable_diffusion(tmp_path: Path, **_: Any) -> Case:
-    found = load_stable_diffusion(tiny_stable_diffusion(tmp_path / "sd"), tiling=False, **HOW)
-    return found, [found.unet, found.vae.decoder], Guide(texts=["a", "b"]), Sampling(steps=3, guidance_scale=1.0)
+    found = StableDiffusionDecoder.load(LoadContext(folder=tiny_stable_diffusion(tmp_path / "sd")))
+    return (
+        found,
+        [found.unet, found.autoencoder.decoder],
+        Guide(texts=["a", "b"]),
+        Sampling(steps=3, guidance_scale=1.0),
+    )
 
 
 def karlo(tmp_path: Path, **_: Any) -> Case:
     tiny = tiny_karlo(tmp_path / "karlo")
-    found = load_karlo(tiny.decoder, empty=Clip.from_pretrained(tiny.clip).encode_text([""]), **HOW)
+    found = KarloDecoder.load(LoadContext(folder=tiny.decoder, clip=Clip.from_pretrained(tiny.clip)))
     sampling = Sampling(steps=3, guidance_scale=1.0, options={"super_res_steps": 2})
-    return found, [found.base, found.fine_first, found.fine_last], guide(), sampling
+    return found, [found.unet, found.fine_first, found.fine_last], guide(), sampling
 
 
 def ours(tmp_path: Path, tiny_model: Path, **_: Any) -> Case:

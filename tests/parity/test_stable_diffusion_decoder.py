@@ -13,7 +13,9 @@ from torch import Tensor
 from syzygy.core import diffusers_schedulers
 from syzygy.core.contracts import Guide, ImageDecoder, Progress, Region, Sampling
 from syzygy.core.errors import UserError
-from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder, load_stable_diffusion
+from syzygy.pretrained.families import LoadContext
+from syzygy.pretrained.repositories import family_of
+from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder
 from syzygy.regions.diffusers_hook import region_conditioning
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 from tests.tiny_unclip import SIZE
@@ -49,8 +51,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, **settings: Any) -> StableDiffusionDecoder:
-    own = {"dtype": torch.float32, "device": torch.device("cpu"), "offload": False, "tiling": False}
-    return load_stable_diffusion(folder, **own | settings)
+    decoder = family_of(folder).decoder
+    assert issubclass(decoder, StableDiffusionDecoder)
+    return decoder.load(LoadContext(folder=folder, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +116,6 @@ def test_pictures_are_those_of_diffusers(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_regions_are_the_same_as_in_diffusers_pipeline(kind: str, folders: dict[str, Path], decoders: Any) -> None:
-
     pipeline, regions = theirs(folders[kind]), [Region("red circle", half())]
     sampling: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}
     with region_conditioning(pipeline, TEXTS[0], regions, strength=1.5):
@@ -157,14 +159,14 @@ def test_precision_and_offloading(folders: dict[str, Path], decoders: Any) -> No
         guide, sampling = Guide(texts=TEXTS), Sampling(steps=2)
         full = decoders[kind].generate(guide, generators(3, 4), sampling=sampling)
         parked = load(folders[kind], offload=True, tiling=True)
-        assert parked.vae.use_tiling
+        assert parked.autoencoder.use_tiling
         torch.testing.assert_close(
             parked.generate(guide, generators(3, 4), sampling=sampling), full, rtol=0, atol=LEVEL
         )
         low = load(folders[kind], dtype=torch.bfloat16).generate(guide, generators(3, 4), sampling=sampling)
         assert 0 < (low - full).abs().mean() < 0.1
-    assert load(folders["xl"], dtype=torch.float16).vae.dtype == torch.float32  # it would overflow
-    assert load(folders["1.5"], dtype=torch.float16).vae.dtype == torch.float16
+    assert load(folders["xl"], dtype=torch.float16).autoencoder.dtype == torch.float32  # it would overflow
+    assert load(folders["1.5"], dtype=torch.float16).autoencoder.dtype == torch.float16
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -205,10 +207,10 @@ def test_long_prompts_are_cut_with_a_warning(decoders: Any) -> None:
 @pytest.mark.parametrize(
     ("guide", "sampling", "message"),
     [
-        (Guide(torch.zeros(1, 32)), {}, "paints from texts: tell it one"),
-        (Guide(texts=["a", "b", "c"]), {}, "3 texts for 1 pictures"),
-        (Guide(texts=["a"]), {"size": (33, 32)}, "33 × 32 pixels cannot be painted"),
-        (Guide(texts=["a"]), {"region_strength": 0.4}, "nothing is painted"),
+        (Guide(torch.zeros(1, 32)), {}, "generates images from texts: give it one"),
+        (Guide(texts=["a", "b", "c"]), {}, "3 texts for 1 images"),
+        (Guide(texts=["a"]), {"size": (33, 32)}, "33 × 32 pixels are not possible"),
+        (Guide(texts=["a"]), {"region_strength": 0.4}, "no effect without regions"),
         (Guide(texts=["a"], regions=[[Region("ring", half())]]), {}, "does not contain the phrase 'ring'"),
         (Guide(texts=["a"], regions=[[Region("a", half())]]), {"region_strength": -1.0}, "at least 0, got -1"),
         (Guide(texts=["a"]), {"options": {"noise_level": 3}}, "no option noise_level; it has none"),
@@ -230,7 +232,7 @@ def test_what_cannot_be_done_is_refused(guide: Guide, sampling: dict[str, Any], 
         ("1.5", lambda f: set_json(f / "unet/config.json", time_cond_proj_dim=8), "do not fit UNet2D"),
         ("1.5", lambda f: set_json(f / "vae/config.json", latents_mean=[0.0]), "shifted latents are other kinds"),
         ("1.5", lambda f: set_json(f / "scheduler/scheduler_config.json", _class_name="LCM"), "is for 'LCM'"),
-        ("xl", lambda f: shutil.rmtree(f / "text_encoder_2"), "reads text states 40 wide, its text encoder makes 24"),
+        ("xl", lambda f: shutil.rmtree(f / "text_encoder_2"), "has no text_encoder_2: Stable Diffusion XL needs"),
         (
             "1.5",
             lambda f: (f / "unet/diffusion_pytorch_model.safetensors").rename(f / "unet/diffusion_pytorch_model.bin"),

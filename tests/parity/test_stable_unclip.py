@@ -13,7 +13,8 @@ from torch import Tensor
 from syzygy.core import diffusers_schedulers
 from syzygy.core.contracts import Guide, Region, Sampling
 from syzygy.core.errors import UserError
-from syzygy.pretrained.stable_unclip import StableUnclipDecoder, embedding_width, load_stable_unclip
+from syzygy.pretrained.families import LoadContext
+from syzygy.pretrained.stable_unclip import StableUnclipDecoder
 from tests.tiny_unclip import SIZE, WIDTH, Tiny
 
 LEVEL = 1 / 255
@@ -21,8 +22,7 @@ TEXTS = ["a red circle", "two blue stars"]
 
 
 def load(folder: Path, **settings: Any) -> StableUnclipDecoder:
-    own = {"dtype": torch.float32, "device": torch.device("cpu"), "offload": False, "tiling": False}
-    return load_stable_unclip(folder, **own | settings)
+    return StableUnclipDecoder.load(LoadContext(folder=folder, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_a_batch_is_its_pictures_one_by_one(decoder: StableUnclipDecoder, tiny_s
     ]
     torch.testing.assert_close(together, torch.stack(apart), rtol=0, atol=LEVEL)
     parked = load(tiny_stable_unclip.decoder, offload=True, tiling=True)
-    assert parked.vae.use_tiling
+    assert parked.autoencoder.use_tiling
     again = parked.generate(Guide(embeddings(), texts=TEXTS), generators(3, 4), sampling=sampling)
     torch.testing.assert_close(again, together, rtol=0, atol=LEVEL)
 
@@ -132,14 +132,14 @@ def test_a_noise_level_is_a_timestep(level: Any, decoder: StableUnclipDecoder) -
 def test_what_cannot_be_done_is_refused(decoder: StableUnclipDecoder) -> None:
     with pytest.raises(UserError, match="no option tiles; its own are noise_level"):
         decoder.generate(Guide(embeddings(1)), generators(1), sampling=Sampling(options={"tiles": 3}))
-    with pytest.raises(UserError, match="33 × 32 pixels cannot be painted; both must be multiples of 2"):
+    with pytest.raises(UserError, match="33 × 32 pixels are not possible; both sides must be multiples of 2"):
         decoder.generate(Guide(embeddings(1)), generators(1), sampling=Sampling(size=(33, 32)))
-    with pytest.raises(UserError, match="2 texts for 3 pictures"):
+    with pytest.raises(UserError, match="2 texts for 3 images"):
         decoder.generate(Guide(embeddings(1)), generators(1, 2, 3), negative=Guide(texts=TEXTS))
 
 
 def test_files_that_do_not_fit_are_refused(tiny_stable_unclip: Tiny, copy_of: Callable[[Path], Path]) -> None:
-    assert embedding_width(tiny_stable_unclip.decoder) == WIDTH
+    assert StableUnclipDecoder.embedding_width(tiny_stable_unclip.decoder) == WIDTH
     folder = copy_of(tiny_stable_unclip.decoder)
     shutil.rmtree(folder / "image_encoder")  # not needed
     load(folder)

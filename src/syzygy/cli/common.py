@@ -50,12 +50,12 @@ def stacked(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 def json_option(command: F) -> F:
     """`--json`, passed as `as_json`: one JSON object on standard output, progress on standard error."""
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")(command)
 
 
 def seed_option(command: F) -> F:
     """`--seed`, passed as `seed`: a whole number from 0, default 0."""
-    text = "Equal seeds give equal results, whatever the batch size."
+    text = "Seed of all random numbers. Equal seeds give equal results, whatever the batch size."
     return click.option("--seed", type=Whole(0), default=0, show_default=True, metavar="N", help=text)(command)
 
 
@@ -71,7 +71,7 @@ def device_option(command: F) -> F:
         default="auto",
         show_default=True,
         callback=resolve,
-        help="Where to compute; auto takes the fastest there is.",
+        help="Device to compute on; auto chooses the fastest one available.",
     )(command)
 
 
@@ -113,7 +113,7 @@ def writable_folder(path: Path) -> Path:
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, if that is a terminal; the value is a function that is told how many more are done."""
+    """A bar on standard error, if that is a terminal. The value is a function to call with how many more are done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -128,7 +128,7 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 def paced(title: str, total: int, what: str, *, live: bool = True) -> Iterator[Callable[[float], None]]:
     """How much of `total` is done, rate and time left, on standard error: live on a terminal, else a line now and then.
 
-    The value is a function that is told how much more is done.
+    The value is a function to call with how much more is done.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn

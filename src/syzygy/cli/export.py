@@ -15,22 +15,31 @@ from syzygy.cli.common import json_option, tell_next
 """
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", required=True, help="Where to; new or empty.")
 @click.option(
-    "--best", is_flag=True, help="The weights that validated best (runs with loop.best set) instead of the last."
-)
-@click.option("--dtype", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="Of the weights.")
-@click.option(
-    "--license", "licence", metavar="NAME", help="Licence for the model card, such as cc-by-4.0.  [default: not stated]"
+    "--out", type=click.Path(path_type=Path), metavar="FOLDER", required=True, help="New or empty folder to write."
 )
 @click.option(
-    "--source", metavar="TEXT", help="Source of the training data for the model card.  [default: as recorded]"
+    "--best",
+    is_flag=True,
+    help="Export the weights with the best validation (runs with loop.best) instead of the last ones.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="Precision of the weights."
+)
+@click.option(
+    "--license",
+    "licence",
+    metavar="NAME",
+    help="Licence to state in the model card, such as cc-by-4.0.  [default: not stated]",
+)
+@click.option(
+    "--source", metavar="TEXT", help="Source of the training data to state in the model card.  [default: as recorded]"
 )
 @json_option
 def export(
     run: Path, out: Path, best: bool, dtype: str, licence: str | None, source: str | None, as_json: bool
 ) -> None:
-    """Write the prior of a finished training RUN as a folder to pass on, with a model card."""
+    """Export the prior of a finished training RUN as a folder to share, with a model card."""
     import json
 
     from syzygy.prior import export_prior as exports

@@ -1,77 +1,92 @@
-"""What every command shares that paints with a whole model: the options, the model they choose, and the call."""
+"""What every command shares that generates with a whole model: its options, and the model and settings that they choose."""
 
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from syzygy.cli.common import Whole, stacked
+from syzygy.core.errors import UserError
+from syzygy.pretrained.options import Option, decoder_options
 
 if TYPE_CHECKING:
-    import torch
-    from PIL import Image
-
-    from syzygy.core.contracts import Region
-    from syzygy.generation.pipeline import PipelineOutput
     from syzygy.generation.text_to_image import TextToImage
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-_PUBLISHED = (
-    click.option(
-        "--clip",
-        metavar="FOLDER|ID",
-        help="Of a published model: another place of its CLIP; of Stable Diffusion: the CLIP for --best-of.",
-    ),
-    click.option("--height", type=Whole(1), metavar="PIXELS", help="Of a published model; with --width."),
-    click.option("--width", type=Whole(1), metavar="PIXELS", help="Of a published model; with --height."),
-    click.option(
-        "--noise-level", type=Whole(0), metavar="N", help="Of Stable unCLIP: noise on the embedding, 0 to 999."
-    ),
-    click.option("--super-res-steps", type=Whole(1), metavar="N", help="Of Karlo: steps from 64 to 256 pixels."),
-    click.option(
-        "--dtype",
-        type=click.Choice(["fp32", "fp16", "bf16"]),
-        default="fp32",
-        show_default=True,
-        help="Of a published model: what its CLIP and decoder compute in.",
-    ),
-    click.option("--offload", is_flag=True, help="Of a published model: parts are on the GPU only while they compute."),
-    click.option(
-        "--tiling", is_flag=True, help="Of Stable unCLIP and Stable Diffusion: decode tile by tile, for big pictures."
-    ),
-    click.option("--download", is_flag=True, help="Fetch from the hub what is missing; else its cache must hold it."),
+DECODER_OPTIONS = decoder_options()
+"""As the decoders declare them, those of other packages included."""
+CALL_OPTIONS = (*(option.name for option in DECODER_OPTIONS), "region_strength", "style_guidance")
+"""What a call takes as keywords, besides what `LoadedModel.settings` names."""
+LOADING = (
+    "prior",
+    "clip",
+    "text_encoder",
+    "llm",
+    "decoder",
+    "experts",
+    "experts_memory",
+    "compile_experts",
+    "dtype",
+    "offload",
+    "tiling",
 )
-"""What only published models take."""
-OPTIONS = ("height", "width", "noise_level", "super_res_steps", "region_strength", "style_guidance")
-"""Of those (and of `region_options`), what a call takes; the rest is for loading."""
+"""What `TextToImage.from_pretrained` takes."""
 LEAVE_NO_TRACE = ("offload", "download", "experts_memory")
-"""Of those, what changes no picture."""
+"""Of those, what changes no image and is not recorded."""
+ALWAYS_RECORDED = ("model", "prior", "dtype", "negative_prompt")
+"""What a record names even if nothing was given."""
+
+
+class OptionValue(click.ParamType):
+    """A value that a decoder's option allows."""
+
+    def __init__(self, option: Option) -> None:
+        self.option, self.name = option, option.type.__name__
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.option.checked(self.option.type(value))
+        except ValueError as error:
+            reason = str(error) if isinstance(error, UserError) else f"{value!r} is not {self.option.allowed}."
+            self.fail(reason, param, ctx)
+
+
+def flag(option: Option) -> Callable[[F], F]:
+    """The command line's option for one of a decoder."""
+    if option.type is bool:
+        return click.option(option.flag, is_flag=True, default=None, help=option.help)
+    kind = click.Choice(option.choices) if option.choices else OptionValue(option)
+    return click.option(option.flag, type=kind, metavar=option.metavar, help=option.help)
 
 
 def text_encoder_options(command: F) -> F:
-    """Who reads the prompts in CLIP's place: `text_encoder`, `llm`."""
+    """The text encoder that reads prompts instead of CLIP's: `text_encoder`, `llm`."""
     options = (
         click.option(
             "--text-encoder",
             metavar="adapter|MODEL|RUN|FOLDER",
-            help="A language model's adapter that reads the prompts in CLIP's place, in its languages and past 77 tokens; adapter: the "
-            "model's own, as starter is the starter's. Stable unCLIP's U-Net goes on reading them with its own CLIP, too.",
+            help="Read prompts with a language model and its adapter instead of CLIP's text encoder: in the languages that the adapter "
+            "learned, and past 77 tokens. adapter means the model's own; the starter has one. Stable unCLIP's U-Net continues to read "
+            "prompts with its own CLIP as well.",
         ),
         click.option(
-            "--llm", metavar="FOLDER|ID", help="Where the adapter's language model is now, if it is not where it was."
+            "--llm",
+            metavar="FOLDER|ID",
+            help="Load the adapter's language model from here, if it has moved since the training.",
         ),
     )
     return stacked(*options)(command)
 
 
 def region_options(command: F) -> F:
-    """Options for regions and for the style: `regions`, `canvas`, `mask_blur`, `painting`, `style`, `style_guidance`."""
+    """Options for regions and for the style: `regions`, `canvas`, `mask_blur`, `region_strength`, `style`, `style_guidance`."""
     file = click.Path(path_type=Path)
     options = (
         click.option(
@@ -79,175 +94,190 @@ def region_options(command: F) -> F:
             "regions",
             multiple=True,
             metavar="COLOUR|MASK=PHRASE",
-            help="Where a phrase of the prompt should be: its colour on the canvas, such as '#ff0000=a red star', or the file of a mask "
-            "(white is here, black or transparent elsewhere). @2 after the phrase makes it twice as strong. Can be given several times.",
+            help="Place a phrase of the prompt (paint-with-words): give its colour on the canvas, such as '#ff0000=a red star', or the "
+            "file of a mask, in which white means here and black or transparent means elsewhere. @2 after the phrase doubles its "
+            "weight. Can be given several times.",
         ),
         click.option(
             "--canvas",
             type=file,
             metavar="PICTURE",
-            help="Picture in which colours stand for phrases; edges may be soft. White, black and transparent stand for none.",
+            help="Picture whose colours stand for phrases; edges may be soft. White, black and transparent stand for no phrase.",
         ),
         click.option(
             "--mask-blur",
             type=float,
             metavar="FRACTION",
-            help="Softness of the regions' borders, as a fraction of the longer side, such as 0.05.",
+            help="Soften the borders of regions by this fraction of the longer side, such as 0.05.",
         ),
-        click.option("--style", type=file, metavar="PICTURE", help="Picture whose style the images should have."),
+        click.option(
+            "--style", type=file, metavar="PICTURE", help="Style reference: picture whose style the images should have."
+        ),
         click.option(
             "--style-guidance",
             type=float,
             metavar="W",
-            help="Guidance scale of the style. Default: the model's own, or that of the text.",
+            help="Guidance scale of the style reference. Default: the model's own, or that of the text.",
         ),
         click.option(
-            "--paint-strength",
-            "region_strength",
+            "--region-strength",
             type=float,
             metavar="W",
-            help="Strength of the regions; 0 switches them off.",
+            help="Strength of the regions; 0 switches them off. Default: the model's own.",
         ),
     )
     return stacked(*options)(command)
 
 
-def painting_options(command: F) -> F:
+def prompt_options(command: F) -> F:
     """As `model_options`; and what the decoder reads of prompts."""
     text = "What the decoder reads of prompts: image, text, or image,text. Default: all that it can."
     return model_options(click.option("--conditions", metavar="NAMES", help=text)(command))
 
 
 def model_options(command: F) -> F:
-    """Which model paints and how, passed as keyword arguments for `Painter.load`; and `--batch-size`, as `batch_size`."""
+    """The model and its settings, passed as keyword arguments for `load_model`; and `--batch-size`, as `batch_size`."""
     options = (
         click.option(
             "--model",
             default="starter",
             show_default=True,
-            help="starter, kandinsky-2.2, karlo, stable-unclip, stable-diffusion-1.5 or stable-diffusion-xl; a folder of ours or in "
-            "diffusers' layout; or a hub id.",
+            help="Model to generate with: starter, kandinsky-2.2, karlo, stable-unclip, stable-diffusion-1.5 or stable-diffusion-xl; "
+            "a folder of a model trained here or in diffusers' layout; or a hub id.",
         ),
         click.option(
-            "--prior", metavar="RUN|FOLDER|ID", help="Another prior: a training run, a folder of weights, or a hub id."
+            "--prior",
+            metavar="RUN|FOLDER|ID",
+            help="Prior to use instead of the model's own: a training run, a folder of weights, or a hub id.",
         ),
         click.option(
             "--decoder",
             metavar="RUN|FOLDER",
-            help="Of a model of ours: another decoder, such as one trained with an adapter.",
+            help="Decoder to use instead of the model's own, such as one trained with an adapter. For models trained here.",
         ),
         text_encoder_options,
         click.option("--steps", type=Whole(1), metavar="N", help="Sampling steps. Default: what suits the model."),
-        click.option("--guidance-scale", type=float, help="Guidance; 1 means off. Default: what suits the model."),
         click.option(
-            "--sampler", metavar="NAME", help="euler, heun, dpm++2m, ddim, …: the model names its own if it lacks one."
-        ),
-        click.option("--negative-prompt", metavar="TEXT", help="What to move away from."),
-        click.option(
-            "--batch-size", type=Whole(1), default=16, show_default=True, metavar="N", help="Pictures at a time."
+            "--guidance-scale",
+            type=float,
+            help="Guidance scale; 1 switches guidance off. Default: what suits the model.",
         ),
         click.option(
-            "--experts", metavar="RUN|FOLDER", help="Expert denoisers in the place of the decoder, or of its U-Net."
+            "--sampler",
+            metavar="NAME",
+            help="Sampler, such as euler, heun, dpm++2m or ddim. An unknown name lists those of the model.",
+        ),
+        click.option("--negative-prompt", metavar="TEXT", help="Text the image should avoid (negative prompt)."),
+        click.option(
+            "--batch-size",
+            type=Whole(1),
+            default=16,
+            show_default=True,
+            metavar="N",
+            help="Images to generate at once. Lower it if memory runs out.",
+        ),
+        click.option(
+            "--experts",
+            metavar="RUN|FOLDER",
+            help="Use an ensemble of expert denoisers instead of the decoder, or instead of a published decoder's U-Net.",
         ),
         click.option(
             "--experts-memory",
             type=click.Choice(["all", "offload", "lazy"]),
             default="all",
             show_default=True,
-            help="Where experts are: all on the device; one there and the others in memory (for a GPU), or on disk.",
+            help="Where experts are kept: all on the device, or one there and the others in memory (offload, for a GPU) or on disk "
+            "(lazy).",
         ),
-        click.option("--compile-experts", is_flag=True, help="Compile each expert when it first runs: minutes, once."),
-        *_PUBLISHED,
+        click.option(
+            "--compile-experts",
+            is_flag=True,
+            help="Compile each expert with torch.compile when it first runs. Takes minutes, once.",
+        ),
+        click.option(
+            "--clip",
+            metavar="FOLDER|ID",
+            help="CLIP checkpoint to use instead of a published model's default (folder or hub id). With Stable Diffusion, used only "
+            "by --best-of.",
+        ),
+        *map(flag, DECODER_OPTIONS),
+        click.option(
+            "--dtype",
+            type=click.Choice(["fp32", "fp16", "bf16"]),
+            default="fp32",
+            show_default=True,
+            help="Precision of CLIP and decoder of a published model.",
+        ),
+        click.option(
+            "--offload",
+            is_flag=True,
+            help="Keep the parts of a published model on the CPU and move each to the GPU only while it computes.",
+        ),
+        click.option(
+            "--tiling",
+            is_flag=True,
+            help="Decode latents tile by tile, which saves memory with large images (Stable unCLIP and Stable Diffusion).",
+        ),
+        click.option(
+            "--download",
+            is_flag=True,
+            help="Download from the hub what is missing. Without it, only the local cache is searched.",
+        ),
     )
     return stacked(*options)(command)
 
 
-class Painter(NamedTuple):
-    """A loaded model and the settings to call it with."""
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and the settings to generate with."""
 
     model: "TextToImage"
     record: Mapping[str, Any]
-    """All that decides a picture but what it is of and its seed, as plain JSON values."""
+    """All that decides an image but its subject and its seed, as plain JSON values."""
+    load_seconds: float = 0.0
 
-    @classmethod
-    def load(cls, settings: Mapping[str, Any], device: str) -> "Painter":
-        """The model that `painting_options` or `model_options` chose, with its own settings where nothing was said.
-
-        Raises:
-            UserError: no such model, or a broken one.
-        """
-        from syzygy.core import artifacts
-        from syzygy.generation.text_to_image import TextToImage
-
-        model = TextToImage.from_pretrained(
-            settings["model"],
-            prior=settings["prior"],
-            clip=settings["clip"],
-            text_encoder=settings["text_encoder"],
-            llm=settings["llm"],
-            decoder=settings["decoder"],
-            experts=settings["experts"],
-            experts_memory=settings["experts_memory"],
-            compile_experts=settings["compile_experts"],
-            device=device,
-            dtype=settings["dtype"],
-            offload=settings["offload"],
-            tiling=settings["tiling"],
-            local_files_only=not settings["download"],
-        )
-        names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "sampler": "sampler"}
-        own: dict[str, Any] = {
-            name: model.defaults[theirs] if settings[name] is None else settings[name] for name, theirs in names.items()
-        }
-        own |= {"fingerprints": model.fingerprints(), "versions": artifacts.versions()}
-        if "conditions" in settings:
-            chosen = settings["conditions"]
-            own["conditions"] = (
-                list(model.pipeline.conditions) if chosen is None else [name.strip() for name in chosen.split(",")]
-            )
-        said = {
-            name: value
-            for name, value in settings.items()
-            if name not in LEAVE_NO_TRACE
-            and not (
-                name in (*OPTIONS, "clip", "text_encoder", "llm", "decoder", "experts", "compile_experts", "tiling")
-                and (value is None or value is False)
-            )
-        }
-        return cls(model, said | own)
+    def recording(self, **more: Any) -> "LoadedModel":
+        """The same with `more` in the record."""
+        return LoadedModel(self.model, {**self.record, **more}, self.load_seconds)
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """The record's settings as keyword arguments of the model's methods that paint."""
+    def settings(self) -> dict[str, Any]:
+        """The record's settings as keyword arguments of `TextToImage`'s methods."""
         names = {"num_inference_steps": "steps"}
-        names |= {name: name for name in ("negative_prompt", "guidance_scale", "sampler", "conditions", *OPTIONS)}
+        names |= {name: name for name in ("negative_prompt", "guidance_scale", "sampler", "conditions", *CALL_OPTIONS)}
         return {argument: self.record[name] for argument, name in names.items() if name in self.record}
 
-    def paint(
-        self, prompts: Sequence[str], generators: "Sequence[torch.Generator]", on_step: Callable[[], None]
-    ) -> "list[Image.Image]":
-        """A picture a prompt, each from its own generator."""
-        return self.output(prompts, generators, on_step).images
 
-    def output(
-        self,
-        prompts: Sequence[str],
-        generators: "Sequence[torch.Generator]",
-        on_step: Callable[[], None],
-        best_of: int = 1,
-        regions: "Sequence[Region] | None" = None,
-        style: "Image.Image | None" = None,
-    ) -> "PipelineOutput":
-        """The same with all that is known of the pictures; of `best_of` candidates each, from a generator for every candidate."""
-        return self.model(
-            prompts,
-            generator=generators,
-            callback=lambda _: on_step(),
-            best_of=best_of,
-            regions=regions,
-            style=style,
-            **self.arguments,
+def load_model(settings: Mapping[str, Any], device: str) -> LoadedModel:
+    """The model that `prompt_options` or `model_options` chose, with its own settings where none were given.
+
+    Raises:
+        UserError: no such model, or a broken one.
+    """
+    began = time.perf_counter()
+    from syzygy.core import artifacts
+    from syzygy.generation.text_to_image import TextToImage
+
+    model = TextToImage.from_pretrained(
+        settings["model"],
+        device=device,
+        local_files_only=not settings["download"],
+        **{name: settings[name] for name in LOADING},
+    )
+    record = {
+        name: value
+        for name, value in settings.items()
+        if name not in LEAVE_NO_TRACE and (name in ALWAYS_RECORDED or (value is not None and value is not False))
+    }
+    names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "sampler": "sampler"}
+    record |= {name: model.defaults[own] if settings[name] is None else settings[name] for name, own in names.items()}
+    record |= {"fingerprints": model.fingerprints(), "versions": artifacts.versions()}
+    if "conditions" in settings:
+        given = settings["conditions"]
+        record["conditions"] = (
+            list(model.pipeline.conditions) if given is None else [name.strip() for name in given.split(",")]
         )
+    return LoadedModel(model, record, time.perf_counter() - began)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from syzygy.core.deprecation import renamed
 from syzygy.core.errors import UserError, unknown
 from syzygy.core.wording import printable
 
@@ -37,11 +38,11 @@ class Branch(NamedTuple):
 Table = Mapping[str, Leaf | Branch]
 
 COMMANDS: Table = {
-    "demo": Leaf("syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and paint with it, in minutes."),
-    "generate": Leaf("syzygy.cli.generate:generate", "Paint pictures of prompts."),
-    "vary": Leaf("syzygy.cli.vary:vary", "Paint pictures anew."),
-    "mix": Leaf("syzygy.cli.mix:mix", "Paint what lies between pictures and texts."),
-    "serve": Leaf("syzygy.cli.serve:serve", "Open a page to paint with words, and OpenAI's images API."),
+    "demo": Leaf("syzygy.lab.commands.demo_command:demo", "Train a prior from scratch and generate images with it."),
+    "generate": Leaf("syzygy.cli.generate:generate", "Generate images from prompts."),
+    "vary": Leaf("syzygy.cli.vary:vary", "Generate variations of images."),
+    "mix": Leaf("syzygy.cli.mix:mix", "Generate images of mixtures of pictures and texts."),
+    "serve": Leaf("syzygy.cli.serve:serve", "Serve a web page and an OpenAI-compatible images API."),
     "embed": Leaf("syzygy.cli.embed:embed", "Embed pairs of pictures and captions, to train on."),
     "store": Branch(
         "Inspect, verify, merge and extend embedding stores.",
@@ -56,33 +57,41 @@ COMMANDS: Table = {
     "train": Branch(
         "Train a part of the system, or all of the starter.",
         {
-            "clip": Leaf("syzygy.lab.commands.train_starter:clip", "CLIP on the embedded world."),
-            "prior": Leaf("syzygy.cli.train:prior", "A prior: text features to image embedding."),
+            "clip": Leaf("syzygy.lab.commands.train_starter:clip", "Train CLIP on the embedded world."),
+            "prior": Leaf("syzygy.cli.train:prior", "Train a prior: text features to image embedding."),
             "autoencoder": Leaf(
-                "syzygy.lab.commands.train_starter:autoencoder", "An autoencoder: picture to latents and back."
+                "syzygy.lab.commands.train_starter:autoencoder", "Train an autoencoder: image to latents and back."
             ),
-            "decoder": Leaf("syzygy.lab.commands.train_starter:decoder", "A decoder: embedding and text to latents."),
-            "experts": Leaf("syzygy.cli.train_experts:experts", "Expert denoisers for stages of the noise."),
-            "t5": Leaf("syzygy.lab.commands.train_starter:t5", "A T5 text encoder, for prompts of any length."),
+            "decoder": Leaf(
+                "syzygy.lab.commands.train_starter:decoder", "Train a decoder: image embedding and text to latents."
+            ),
+            "experts": Leaf(
+                "syzygy.cli.train_experts:experts", "Train expert denoisers for intervals of the noise level."
+            ),
+            "t5": Leaf("syzygy.lab.commands.train_starter:t5", "Train a T5 text encoder, for prompts of any length."),
             "lm": Leaf(
-                "syzygy.lab.commands.train_starter:lm", "A language model that reads all languages of the world."
+                "syzygy.lab.commands.train_starter:lm", "Train a language model on all languages of the embedded world."
             ),
-            "adapter": Leaf("syzygy.cli.train_adapter:adapter", "An adapter: other languages, prompts past 77 tokens."),
+            "adapter": Leaf(
+                "syzygy.cli.train_adapter:adapter", "Train an adapter: other languages, prompts past 77 tokens."
+            ),
             "reader": Leaf(
-                "syzygy.lab.commands.train_starter:reader", "The reader that judges pictures: picture to attributes."
+                "syzygy.lab.commands.train_starter:reader",
+                "Train the reader, which classifies scenes: image to attributes.",
             ),
             "starter": Leaf(
-                "syzygy.lab.commands.train_starter:starter", "The starter weights, from nothing, in resumable stages."
+                "syzygy.lab.commands.train_starter:starter",
+                "Train the starter's weights from nothing, in resumable stages.",
             ),
         },
     ),
     "experts": Branch(
-        "Look into ensembles of expert denoisers.",
-        {"plan": Leaf("syzygy.cli.experts:plan", "Say which evaluations of a schedule each expert serves.")},
+        "Inspect ensembles of expert denoisers.",
+        {"plan": Leaf("syzygy.cli.experts:plan", "Show which evaluations of a schedule each expert serves.")},
     ),
-    "export": Leaf("syzygy.cli.export:export", "Write a trained prior as a folder to pass on."),
+    "export": Leaf("syzygy.cli.export:export", "Export a trained prior as a folder to share."),
     "export-images": Leaf(
-        "syzygy.lab.commands.export_images:export_images", "Paint a benchmark's prompts for its official judge."
+        "syzygy.lab.commands.export_images:export_images", "Generate images for a benchmark's official evaluation."
     ),
     "evaluate": Branch(
         "Measure a prior or a decoder.",
@@ -118,15 +127,16 @@ COMMANDS: Table = {
         "Repeat a paper's experiment in small.",
         {
             "eclipse": Leaf(
-                "syzygy.lab.commands.reproduce_commands:eclipse", "ECLIPSE against projection, diffusion and controls."
+                "syzygy.lab.commands.reproduce_commands:eclipse",
+                "Compare ECLIPSE with projection, diffusion and controls.",
             ),
             "experts": Leaf(
                 "syzygy.lab.commands.reproduce_commands:experts",
-                "eDiff-I's experts against one model of equal samples.",
+                "Compare eDiff-I's experts with one model of equal samples.",
             ),
             "text-encoder": Leaf(
                 "syzygy.lab.commands.reproduce_commands:text_encoder",
-                "An adapter's stages, and layers, against each other.",
+                "Compare an adapter's stages and a language model's layers.",
             ),
         },
     ),
@@ -134,16 +144,32 @@ COMMANDS: Table = {
         "Look into the embedded world of scenes.",
         {
             "sample": Leaf(
-                "syzygy.lab.commands.world_commands:sample", "Write scenes and captions as an image folder."
+                "syzygy.lab.commands.world_commands:sample", "Write images of scenes with captions to a folder."
             ),
             "corpus": Leaf(
-                "syzygy.lab.commands.world_corpus:corpus", "Write captions in several languages, line by line parallel."
+                "syzygy.lab.commands.world_commands:corpus", "Write parallel captions in several languages."
             ),
             "show": Leaf("syzygy.lab.commands.world_commands:show", "Render a scene that a caption describes."),
-            "read": Leaf("syzygy.lab.commands.world_read:read", "Say what is in pictures of this world."),
+            "read": Leaf("syzygy.lab.commands.world_commands:read", "Predict what images of this world show."),
         },
     ),
 }
+
+
+RENAMED_OPTIONS = {"--paint-strength": "--region-strength"}
+"""Old name of an option → its name. Old names are not listed; they work for one release, with a warning."""
+
+
+def _with_new_names(args: list[str]) -> list[str]:
+    found = list(args)
+    for i, word in enumerate(args):
+        name, equals, value = word.partition("=")
+        if word == "--":
+            break
+        if name in RENAMED_OPTIONS:
+            click.echo(f"warning: {renamed(name, RENAMED_OPTIONS[name])}", err=True)
+            found[i] = RENAMED_OPTIONS[name] + equals + value
+    return found
 
 
 class LazyGroup(click.Group):
@@ -176,7 +202,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in {**self.table, **self.renamed} and not args[0].startswith("-"):
             raise unknown("command", args[0], self.table)
-        return super().resolve_command(ctx, args)
+        return super().resolve_command(ctx, [args[0], *_with_new_names(args[1:])])
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -194,7 +220,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
 cli = LazyGroup(
     COMMANDS,
     name="syzygy",
-    help="Train the text side of an image generator on one GPU or a laptop, then paint with it.",
+    help="Train the text side of an image generator on one GPU or a laptop, and generate images with it.",
     context_settings={"help_option_names": ["-h", "--help"]},
     params=[
         click.Option(

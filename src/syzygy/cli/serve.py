@@ -7,21 +7,21 @@ from typing import Any, TypeVar
 import click
 
 from syzygy.cli.common import Whole, device_option, json_option
-from syzygy.cli.generation_options import Painter, painting_options
+from syzygy.cli.generation_options import load_model, prompt_options
 from syzygy.core.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 LIMITS = {
-    "max_prompt": ("prompt", 2000, "Characters of a prompt."),
-    "max_number": ("number", 8, "Pictures a request."),
-    "max_steps": ("steps", 100, "Sampling steps."),
-    "max_pixels": ("pixels", 2**20, "Pixels of a picture to paint."),
-    "max_regions": ("regions", 16, "Painted phrases a request."),
-    "max_sources": ("sources", 8, "Texts and pictures of a mixture."),
-    "max_upload": ("upload", 8 * 2**20, "Bytes of a request's body."),
-    "max_upload_pixels": ("upload_pixels", 2**24, "Pixels of an uploaded picture."),
-    "queue": ("queue", 32, "Requests that may wait; more are told to come again (429)."),
+    "max_prompt": ("prompt", 2000, "Largest number of characters in a prompt."),
+    "max_number": ("number", 8, "Largest number of images in a request."),
+    "max_steps": ("steps", 100, "Largest number of sampling steps."),
+    "max_pixels": ("pixels", 2**20, "Largest number of pixels in a generated image."),
+    "max_regions": ("regions", 16, "Largest number of regions in a request."),
+    "max_sources": ("sources", 8, "Largest number of texts and pictures in a mixture."),
+    "max_upload": ("upload", 8 * 2**20, "Largest number of bytes in a request's body."),
+    "max_upload_pixels": ("upload_pixels", 2**24, "Largest number of pixels in an uploaded picture."),
+    "queue": ("queue", 32, "Number of requests that may wait; further ones get status 429 and may try again later."),
 }
 """Option → the limit's name, its default, its help."""
 
@@ -38,22 +38,33 @@ def limit_options(command: F) -> F:
 
 
 @click.command()
-@painting_options
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=Whole(0, 65535), default=7860, show_default=True, help="Port; 0 takes a free one.")
-@click.option("--api-key", envvar="SYZYGY_API_KEY", help="What clients must send; or set SYZYGY_API_KEY.")
-@click.option("--no-api-key", is_flag=True, help="Let everybody in, also beyond this machine.")
+@prompt_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option(
-    "--allow-host", multiple=True, metavar="NAME", help="A name that a proxy asks by. Can be given several times."
+    "--port", type=Whole(0, 65535), default=7860, show_default=True, help="Listen on this port; 0 takes a free one."
 )
-@click.option("--proxy", multiple=True, metavar="ADDRESS", help="A proxy whose X-Forwarded headers are believed.")
+@click.option(
+    "--api-key",
+    envvar="SYZYGY_API_KEY",
+    help="Require this key from clients. The environment variable SYZYGY_API_KEY does the same.",
+)
+@click.option("--no-api-key", is_flag=True, help="Require no key, even from clients on other machines.")
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Answer requests for this host name, such as the one a proxy uses. Can be given several times.",
+)
+@click.option(
+    "--proxy", multiple=True, metavar="ADDRESS", help="Trust the X-Forwarded headers of the proxy at this address."
+)
 @click.option(
     "--grace",
     type=Whole(1),
     default=30,
     show_default=True,
     metavar="SECONDS",
-    help="For requests under way at the end.",
+    help="Wait this long for requests under way when the server stops.",
 )
 @click.option("--verbose", is_flag=True, help="Log every request.")
 @limit_options
@@ -73,9 +84,10 @@ def serve(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Open a page to paint with words, and answer programs in the dialect of OpenAI's images API.
+    """Serve a web page for painting with words, and an HTTP API compatible with OpenAI's images API.
 
-    Settings such as --steps are what a request gets that does not say its own. Ctrl-C stops: what is under way is finished first.
+    Settings such as --steps are defaults for requests that do not give their own. Ctrl-C stops the server after the requests
+    under way have finished.
 
     \b
     Examples:
@@ -94,7 +106,7 @@ def serve(
     if api_key is not None and not (api_key.isascii() and api_key.strip() == api_key != ""):
         raise UserError("an API key is made of ASCII characters, without blanks at its ends.")
     if not local and api_key is None and not no_api_key:
-        raise UserError(f"--host {host} lets other machines in: give an --api-key, or say --no-api-key.")
+        raise UserError(f"--host {host} lets other machines in: give an --api-key, or --no-api-key.")
     try:
         from syzygy.server.http_server import listening, server_of, url_of
     except ImportError as error:
@@ -106,16 +118,16 @@ def serve(
 
     limits = Limits(**{limit: settings.pop(name) for name, (limit, _, _) in LIMITS.items()})
     with listening(host, port) as bound:
-        painter = Painter.load(settings, device)
+        loaded = load_model(settings, device)
         hosts = [*LOOPBACK, host, *allow_host] if local or allow_host else None
-        studio = Studio.of(painter.model, painter.record)
+        studio = Studio.of(loaded.model, loaded.record)
         app = create_app(studio, limits, batch_size=batch_size, api_key=api_key, hosts=hosts)
         server = server_of(app, grace=float(grace), proxies=",".join(proxy) or "127.0.0.1", verbose=verbose)
         url = url_of(bound)
-        about = {"url": url, "model": painter.model.name, "api_key": api_key is not None, **limits.model_dump()}
+        about = {"url": url, "model": loaded.model.name, "api_key": api_key is not None, **limits.model_dump()}
         click.echo(
             json.dumps(about)
             if as_json
-            else f"{painter.model.name} paints: open {url} in a browser. For programs: {url}/v1, as {url}/docs says."
+            else f"Serving {loaded.model.name}: open {url} in a browser. Programs use {url}/v1, documented at {url}/docs."
         )
         server.run(sockets=[bound])

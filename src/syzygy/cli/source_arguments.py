@@ -1,4 +1,4 @@
-"""Pictures and texts as arguments of a command: how they are read, recorded, and shown on a contact sheet."""
+"""Pictures and texts as arguments of a command: they are read, recorded, and shown on a contact sheet."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from syzygy.cli.image_folder import Cell
 
 NUMERIC = re.compile(r"[-+.,\d%]*\d[-+.,\d%]*|[-+]?(nan|inf(inity)?)", re.IGNORECASE)
-"""What after the last @ is meant as a weight."""
+"""What counts as a weight after the last @."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class Given:
 
     @property
     def source(self) -> "str | Image.Image":
-        """For the model."""
+        """What the model reads."""
         found = self.text if self.image is None else self.image
         assert found is not None
         return found
 
     @property
     def name(self) -> str:
-        """For the name of a file."""
+        """A name for files made from it."""
         return (self.text or "") if self.file is None else self.file.stem
 
     @property
     def about(self) -> dict[str, Any]:
-        """For a record: the text; or the file and the first sixteen hex digits of its SHA-256."""
+        """Its entry in a record: the text; or the file and the first sixteen hex digits of its SHA-256."""
         if self.file is None:
             return {"text": self.text}
         import hashlib
@@ -52,7 +52,7 @@ class Given:
             return {"picture": str(self.file), "sha256": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
 
     def cell(self, share: str = "") -> "Cell":
-        """For a contact sheet."""
+        """Its place on a contact sheet."""
         from syzygy.generation.image_files import card
 
         if self.image is None:
@@ -75,7 +75,7 @@ def picture(file: Path) -> Given:
 def source(argument: str) -> Given:
     """Read an argument `TEXT`, `FILE`, `TEXT@WEIGHT` or `FILE@WEIGHT`.
 
-    `blend.read_source` tells files from texts. If the whole argument names no file, what follows its last @ is a weight if it looks
+    `mixing.read_source` tells files from texts. If the whole argument names no file, what follows its last @ is a weight if it looks
     like a number, or if what precedes the @ names a file.
 
     Raises:
@@ -107,7 +107,7 @@ def weights(given: Sequence[Given]) -> list[float]:
     """Their weights; equal ones where none was given.
 
     Raises:
-        UserError: some have one and others not; or as `blend.shares`.
+        UserError: some have one and others not; or as `mixing.shares`.
     """
     from syzygy.generation.mixing import shares
 

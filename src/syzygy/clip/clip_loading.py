@@ -1,4 +1,4 @@
-"""A published CLIP's two towers, tokenizer and picture preparation, loaded strictly from either layout."""
+"""A published CLIP's two towers, tokenizer and image preparation, loaded strictly from either layout."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,12 @@ from syzygy.core.model_files import Located
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLD_BUFFERS = tuple(f"{tower}embeddings.position_ids" for tower in ("text_model.", "vision_model.", ""))
 """0, 1, 2, …: stored by checkpoints from before transformers 4.31, made anew by the classes since."""
-IMAGE_NAMES = ("vision_model", "visual_projection")
+IMAGE_NAMES = ("vision_model.", "visual_projection.")
+TOWERS = {
+    checkpoint_files.TEXT: ("CLIPTextModelWithProjection", "CLIPTextConfig", ("text_model.", "text_projection.")),
+    checkpoint_files.IMAGE: ("CLIPVisionModelWithProjection", "CLIPVisionConfig", IMAGE_NAMES),
+}
+"""transformers' classes by the folder of a tower, and how the names of its weights begin in a whole `CLIPModel`."""
 OLD_END = 2
 """`eos_token_id` of configurations from before transformers 4.31. It is wrong; the class then pools at the highest id."""
 
@@ -45,7 +50,7 @@ class Towers(nn.Module):
 
 
 class TextFirst(Towers):
-    """The same, of either layout; the image tower is loaded when it is first asked for, so that painting texts never pays for it."""
+    """The same, of either layout; the image tower is loaded when it is first asked for, so that generating from texts never pays for it."""
 
     def __init__(self, text: Any, load_image: Callable[[], Any]) -> None:
         nn.Module.__init__(self)
@@ -53,7 +58,7 @@ class TextFirst(Towers):
         self._load_image = load_image
 
     def __getattr__(self, name: str) -> Any:
-        if name in IMAGE_NAMES and not self.has_images:
+        if f"{name}." in IMAGE_NAMES and not self.has_images:
             image = self._load_image().to(self.text_projection.weight.device)
             self.vision_model, self.visual_projection = image.vision_model, image.visual_projection
         return super().__getattr__(name)
@@ -61,12 +66,12 @@ class TextFirst(Towers):
     @property
     def has_images(self) -> bool:
         """Whether the image tower is in memory."""
-        return IMAGE_NAMES[0] in self._modules
+        return "vision_model" in self._modules
 
     def forget_images(self) -> None:
         """Free the image tower; it would be loaded again."""
         for name in IMAGE_NAMES:
-            self._modules.pop(name, None)
+            self._modules.pop(name.removesuffix("."), None)
 
 
 @dataclass(frozen=True)
@@ -84,54 +89,40 @@ class Part:
         return checkpoint_files.read_weights(self.folder, keep=lambda name: name.startswith(self.names))
 
 
-def load(found: Located, dtype: torch.dtype) -> Loaded:
+def load(found: Located, dtype: torch.dtype, *, text_first: bool = False) -> Loaded:
     """Everything a `Clip` is made of. Weights of any precision are converted to `dtype`.
+
+    Args:
+        text_first: load the image tower (`TextFirst`) when it is first asked for; it may even be missing until then.
 
     Raises:
         UserError: a file is missing, truncated or of another kind of model; a weight is missing, unexpected or
-            misshapen; the parts do not belong together.
+            misshapen; the parts do not belong together. With `text_first`, what is wrong with the image tower is raised
+            when that is asked for.
     """
     _check_dtype(dtype)
-    parts = _pipeline_parts(found.folder) if checkpoint_files.is_pipeline(found.folder) else _whole(found.folder)
+    folder, pipeline = found.folder, checkpoint_files.is_pipeline(found.folder)
+    parts = [_tower(folder, checkpoint_files.TEXT)] if text_first else _parts(folder)
     preparation = _preparation(found)
-    tokenizer = read_tokenizer(
-        found.folder / checkpoint_files.TOKENIZER if checkpoint_files.is_pipeline(found.folder) else found.folder
-    )
-    tensors = [checkpoint_files.read_weights(part.folder) for part in parts]
+    tokenizer = read_tokenizer(folder / checkpoint_files.TOKENIZER if pipeline else folder)
+    tensors = [part.stored() for part in parts]
     models = [filled(part, stored, dtype) for part, stored in zip(parts, tensors, strict=True)]
-    model = Towers(*models) if checkpoint_files.is_pipeline(found.folder) else models[0]
-    _check_text(model, tokenizer, found.folder)
-    _check_image(model, model, preparation, found.folder)
-    fingerprint = None if dtype == torch.float32 else _fingerprint(tensors)
-    return Loaded(model, tokenizer, preparation, fingerprint)
-
-
-def load_text_first(found: Located, dtype: torch.dtype) -> Loaded:
-    """The same, but the image tower (`TextFirst`): it may even be missing, until it is asked for.
-
-    Raises:
-        UserError: as `load`; what is wrong with the image tower, when that is asked for.
-    """
-    _check_dtype(dtype)
-    preparation = _preparation(found)
-    tokenizer = read_tokenizer(
-        found.folder / checkpoint_files.TOKENIZER if checkpoint_files.is_pipeline(found.folder) else found.folder
-    )
-    text = _tower(found, checkpoint_files.TEXT)
-    text_model = filled(text, text.stored(), dtype)
-    _check_text(text_model, tokenizer, found.folder)
+    _check_text(models[0], tokenizer, folder)
+    if not text_first:
+        model = Towers(*models) if pipeline else models[0]
+        _check_image(model, model, preparation, folder)
+        return Loaded(model, tokenizer, preparation, None if dtype == torch.float32 else _fingerprint(tensors))
 
     def load_image() -> nn.Module:
-        part = _tower(found, checkpoint_files.IMAGE)
+        part = _tower(folder, checkpoint_files.IMAGE)
         image = filled(part, part.stored(), dtype).eval()
-        _check_image(text_model, image, preparation, found.folder)
+        _check_image(models[0], image, preparation, folder)
         return image
 
     def fingerprint() -> str:
-        parts = _pipeline_parts(found.folder) if checkpoint_files.is_pipeline(found.folder) else _whole(found.folder)
-        return _fingerprint([checkpoint_files.read_weights(part.folder) for part in parts])
+        return _fingerprint([part.stored() for part in _parts(folder)])
 
-    return Loaded(TextFirst(text_model, load_image), tokenizer, preparation, fingerprint)
+    return Loaded(TextFirst(models[0], load_image), tokenizer, preparation, fingerprint)
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
@@ -145,54 +136,28 @@ def _fingerprint(stored: list[dict[str, Tensor]]) -> str:
     )
 
 
-def _tower(found: Located, tower: str) -> Part:
+def _tower(folder: Path, tower: str) -> Part:
     """One tower of either layout, as the class that has nothing else."""
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModelWithProjection,
-        CLIPVisionConfig,
-        CLIPVisionModelWithProjection,
-    )
+    import transformers
 
-    kind, config_kind = {
-        checkpoint_files.TEXT: (CLIPTextModelWithProjection, CLIPTextConfig),
-        checkpoint_files.IMAGE: (CLIPVisionModelWithProjection, CLIPVisionConfig),
-    }[tower]
-    if checkpoint_files.is_pipeline(found.folder):
-        if not (found.folder / tower).is_dir():
-            raise UserError(_half(found.folder, tower))
-        return _part(kind, config_kind, found.folder / tower)
-    whole = _config(_whole(found.folder)[0])
+    kind_name, config_name, names = TOWERS[tower]
+    kind, config_kind = getattr(transformers, kind_name), getattr(transformers, config_name)
+    if checkpoint_files.is_pipeline(folder):
+        if not (folder / tower).is_dir():
+            raise UserError(_half(folder, tower))
+        return _part(kind, config_kind, folder / tower)
+    whole = _config(_parts(folder)[0])
     values = (whole.text_config if tower == checkpoint_files.TEXT else whole.vision_config).to_dict()
-    names = (
-        ("text_model.", "text_projection.")
-        if tower == checkpoint_files.TEXT
-        else ("vision_model.", "visual_projection.")
-    )
-    return Part(kind, config_kind, found.folder, values | {"projection_dim": whole.projection_dim}, names)
+    return Part(kind, config_kind, folder, values | {"projection_dim": whole.projection_dim}, names)
 
 
-def _whole(folder: Path) -> list[Part]:
+def _parts(folder: Path) -> list[Part]:
+    """The towers of a pipeline; or the one model that is the whole CLIP."""
     from transformers import CLIPConfig, CLIPModel
 
+    if checkpoint_files.is_pipeline(folder):
+        return [_tower(folder, tower) for tower in TOWERS]
     return [_part(CLIPModel, CLIPConfig, folder)]
-
-
-def _pipeline_parts(folder: Path) -> list[Part]:
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModelWithProjection,
-        CLIPVisionConfig,
-        CLIPVisionModelWithProjection,
-    )
-
-    lacking = [name for name in (checkpoint_files.TEXT, checkpoint_files.IMAGE) if not (folder / name).is_dir()]
-    if lacking:
-        raise UserError(_half(folder, lacking[0]))
-    return [
-        _part(CLIPTextModelWithProjection, CLIPTextConfig, folder / checkpoint_files.TEXT),
-        _part(CLIPVisionModelWithProjection, CLIPVisionConfig, folder / checkpoint_files.IMAGE),
-    ]
 
 
 def _half(folder: Path, lacking: str) -> str:
@@ -269,7 +234,7 @@ def _preparation(found: Located) -> Preparation:
             if isinstance(nested := values.get("image_processor"), dict):
                 return Preparation.from_config(nested, path)
     raise UserError(
-        f"{paths[1]} is missing: {found.folder} is not a complete CLIP. It says how pictures are prepared; copy the one "
+        f"{paths[1]} is missing: {found.folder} is not a complete CLIP. It says how images are prepared; copy the one "
         "of the CLIP that this one was trained from."
     )
 
@@ -313,9 +278,7 @@ def _check_image(text_model: Any, model: Any, preparation: Preparation, folder: 
         raise UserError(f"{folder}: text embeddings are {text} wide, image embeddings {image}: not one CLIP's towers.")
     side = model.vision_model.config.image_size
     if preparation.side != side:
-        raise UserError(
-            f"{folder}: pictures are prepared {preparation.side} pixels wide, the image tower reads {side}."
-        )
+        raise UserError(f"{folder}: images are prepared {preparation.side} pixels wide, the image tower reads {side}.")
 
 
 def _check_end(config: Any, tokenizer: Any, folder: Path) -> None:

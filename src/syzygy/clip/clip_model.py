@@ -41,7 +41,7 @@ class ClipConfig(Config):
     vision_heads: int = 6
     """Attention heads of the vision tower."""
     image_size: int = 64
-    """Side of a picture in pixels."""
+    """Side of an image in pixels."""
     patch_size: int = 16
     """Side of a patch in pixels."""
     positions: int = 77
@@ -81,9 +81,9 @@ class ClipIdentity:
 
 
 class Clip(nn.Module):
-    """CLIP's two towers with its tokenizer and picture preparation (`TextEncoder` and `ImageEncoder`).
+    """CLIP's two towers with its tokenizer and image preparation (`TextEncoder` and `ImageEncoder`).
 
-    Legend: B batch, T tokens, D joint width, S side of a prepared picture.
+    Legend: B batch, T tokens, D joint width, S side of a prepared image.
     """
 
     mean: Tensor
@@ -178,7 +178,7 @@ class Clip(nn.Module):
         return TextFeatures(states, mask, pooled, found.spans)
 
     def image_embeddings(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Pictures in [0, 1] → raw projected embeddings; other sizes than the tower's are resized (bicubic, antialiased)."""
+        """Images in [0, 1] → raw projected embeddings; other sizes than the tower's are resized (bicubic, antialiased)."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = nn.functional.interpolate(
                 images, (self.image_size, self.image_size), mode="bicubic", antialias=True
@@ -191,9 +191,9 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Pictures in [0, 1] → raw CLIP image embeddings (projected, not normalised), in fp32.
+        """Images in [0, 1] → raw CLIP image embeddings (projected, not normalised), in fp32.
 
-        For rendered and generated pictures, as tensors. Photographs go through `preparation` and `encode_pixels`.
+        For rendered and generated images, as tensors. Photographs go through `preparation` and `encode_pixels`.
         """
         return self.image_embeddings(images.to(self.device)).float()
 
@@ -226,7 +226,7 @@ class Clip(nn.Module):
         return torch.cat(parts)[order.argsort()]
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits over all weights in fp32: which CLIP a prior or decoder was trained beside.
+        """Sixteen hex digits over all weights in fp32: which CLIP a prior or decoder was trained with.
 
         The same however it was loaded, if the files are: in bf16 it is the one that the files have in fp32.
         """
@@ -296,16 +296,16 @@ class Clip(nn.Module):
         Args:
             source: a folder, or a hub id.
             revision: of a hub id: commit, tag or branch; None is its main branch. The commit is then `self.revision`.
-            dtype: what the towers shall compute in; files may hold fp32, fp16 or bf16.
+            dtype: what the towers compute in; files may hold fp32, fp16 or bf16.
             local_files_only: take a hub id from the hub's cache only; else download what is missing.
-            text_first: load the image tower when it is first needed; what is wrong with it is told then.
+            text_first: load the image tower when it is first needed; what is wrong with it is raised then.
 
         Raises:
             UserError: it is not found, a file is missing, truncated or pickle, weights do not fit the configuration,
                 or the parts do not belong together.
         """
         found = checkpoint_files.locate(source, revision, local_files_only)
-        parts = (clip_loading.load_text_first if text_first else clip_loading.load)(found, dtype)
+        parts = clip_loading.load(found, dtype, text_first=text_first)
         own = (parts.model, parts.tokenizer, parts.preparation, found.source)
         return cls(*own, revision=found.revision, fingerprint=parts.fingerprint).eval()
 

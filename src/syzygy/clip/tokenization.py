@@ -132,7 +132,7 @@ def around_ids(tokenizer: Any) -> tuple[int | None, ...]:
 def check_vocabulary(tokenizer: Any, rows: int, source: str, used: Iterable[int | None]) -> None:
     """Refuse a tokenizer whose tokens a model has no embeddings for.
 
-    Special tokens (as Gemma 3's for pictures) may be more, as no text can hold them.
+    Special tokens (as Gemma 3's for images) may be more, as no text can hold them.
 
     Args:
         used: ids of the special tokens that are put around texts all the same.

@@ -13,7 +13,7 @@ from syzygy.training.precision import autocast
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Pictures in [0, 1] and token ids; the first B texts are the pictures' captions, further ones are negatives only."""
+    """Images in [0, 1] and token ids; the first B texts are the images' captions, further ones are negatives only."""
 
     images: Float[Tensor, "B 3 H W"]
     ids: Int[Tensor, "N T"]

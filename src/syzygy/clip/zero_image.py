@@ -1,4 +1,4 @@
-"""What Kandinsky's guidance moves away from: the image encoder's output for an all-zero normalised picture, computed once and kept.
+"""Kandinsky's unconditional embedding: the image encoder's output for an all-zero normalised image, computed once and cached.
 
 The image encoder has 1.8B parameters; it is never loaded again just for this one vector.
 """
@@ -24,7 +24,7 @@ NAME = "embedding"
 
 
 def cache_folder() -> Path:
-    """Where what is dear to compute is kept: `SYZYGY_CACHE`, or `syzygy` in the user's cache folder."""
+    """Where expensive results are cached: `SYZYGY_CACHE`, or `syzygy` in the user's cache folder."""
     if own := os.environ.get(FOLDER_VARIABLE):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "syzygy"

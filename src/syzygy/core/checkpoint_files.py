@@ -22,10 +22,10 @@ TEXT, IMAGE = "text_encoder", "image_encoder"
 """Folders of the two towers in a diffusers pipeline. A folder without them holds both towers in one `CLIPModel`."""
 TOKENIZER = "tokenizer"
 PREPARATIONS = ("image_processor", "feature_extractor")
-"""Where pipelines keep how pictures are prepared: Kandinsky and Stable unCLIP."""
+"""Where pipelines keep the settings of image preparation: Kandinsky and Stable unCLIP."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 PREPARATION_FILES = ("processor_config.json", "preprocessor_config.json")
-"""As transformers 5 saves a processor of text and pictures, and as everybody publishes it."""
+"""As transformers 5 saves a processor of text and images, and as checkpoints are published."""
 
 
 def is_pipeline(folder: Path) -> bool:

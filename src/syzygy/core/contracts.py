@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from syzygy.core.errors import UserError
 
@@ -327,17 +327,40 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class ImageDecoder(Protocol):
-    """Image embedding (and text, where it reads it) → picture: the second half of unCLIP."""
+    """Image embedding, text, or both → image: the second half of unCLIP, or a whole text-to-image model.
+
+    What a decoder can do is said by attributes, so that no caller asks for its class. A subclass inherits those that it
+    does not set.
+    """
+
+    reads_image_embedding: bool = True
+    """Whether it reads CLIP image embeddings, so that it needs a prior and takes images as input (variations, mixtures)."""
+    reads_text: bool = False
+    """Whether it reads the prompt: features of the CLIP, or the text itself with a text encoder of its own."""
+    takes_regions: bool = False
+    """Whether it can put phrases of the prompt into regions (paint-with-words)."""
+    takes_style_guidance: bool = False
+    """Whether the guidance of a style reference can differ from that of the text."""
+    own_text_encoder: str | None = None
+    """A sentence about the text encoder that it uses for the prompt besides the image embedding, where it has one of its own."""
+
+    defaults: Sampling
+    """Steps, guidance scale and so on that suit it; `sampler` is None where it has no choice of samplers."""
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """What it reads of a guide: "image" (embeddings), "text" (features or texts)."""
-        ...
+        """The names of what it reads of a guide: "image" (embeddings), "text" (features or texts), names of text encoders."""
+        return ("image",) * self.reads_image_embedding + ("text",) * self.reads_text
 
     @property
-    def defaults(self) -> Sampling:
-        """What suits it."""
-        ...
+    def samplers(self) -> tuple[str, ...]:
+        """The samplers that a call may name; none: there is no choice."""
+        return ()
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Height and width of all its images, where a call cannot choose them."""
+        return None
 
     def generate(
         self,
@@ -348,15 +371,28 @@ class ImageDecoder(Protocol):
         sampling: Sampling = Sampling(),
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """N pictures in [0, 1], on the decoder's device, each from its own generator's noise (drawn where that lives).
+        """N images in [0, 1], on the decoder's device, each from its own generator's noise (drawn where that lives).
 
         Args:
-            negative: one guide for all, or one each, to move away from; None is the decoder's own unconditional branch.
+            positive: what the images should show.
+            negative: what they should avoid, one guide for all or one each; None is the decoder's own unconditional branch.
 
         Raises:
             UserError: the guide lacks what the decoder needs, widths do not fit, a setting is out of range or unknown to it, or has no effect.
         """
         ...
+
+    def preview(self, denoised: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H W"] | None:
+        """Images of what `Progress.denoised` shows; None where a decoder has no quick way to make them."""
+        return None
+
+    def with_empty_text(self, features: TextFeatures) -> "ImageDecoder":
+        """The same decoder for another text encoder, whose features of the empty prompt these are."""
+        return self
+
+    def weights(self) -> Mapping[str, nn.Module]:
+        """Networks by name whose weights identify a model of ours; empty where its identity is its repository."""
+        return {}
 
 
 @runtime_checkable

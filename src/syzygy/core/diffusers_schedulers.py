@@ -1,6 +1,6 @@
 """diffusers' schedulers as samplers, and one walk from noise to latents for all of them.
 
-Shapes: N pictures, C latent channels, h × w latent positions.
+Shapes: N images, C latent channels, h × w latent positions.
 """
 
 import warnings
@@ -87,14 +87,14 @@ def fresh(scheduler: Any, sampler: str | None) -> Any:
     if name != name_of(scheduler):
         # Others than DDPM do not know a learned variance, but would keep its name and then misread the network's output.
         values.pop(VARIANCE, None)
-        values.setdefault("clip_sample", False)  # latents are not confined to [-1, 1], as DDIM believes unless told
+        values.setdefault("clip_sample", False)  # latents are not confined to [-1, 1], as DDIM assumes by default
         values["skip_prk_steps"] = True  # of PNDM alone: its Runge-Kutta steps are for other models
     with quiet():
         return getattr(diffusers, SAMPLERS[name]).from_config(values)
 
 
 def learns_variance(scheduler: Any) -> bool:
-    """Whether a step takes the network's variance beside its prediction."""
+    """Whether a step uses a variance that the network predicts."""
     return scheduler.config.get(VARIANCE) in ("learned", "learned_range")
 
 
@@ -189,9 +189,9 @@ def walk(
     generators: Sequence[torch.Generator],
     on_step: Callable[[Progress], None] | None = None,
 ) -> Float[Tensor, "N C h w"]:
-    """From standard normal noise to latents; what is added on the way comes from each picture's own generator.
+    """From standard normal noise to latents; what is added on the way comes from each image's own generator.
 
-    Latents stay in the noise's precision, whatever the network computes in. Those of a picture for which the network gave NaN or
+    Latents stay in the noise's precision, whatever the network computes in. Those of an image for which the network gave NaN or
     infinity in any step are NaN: a scheduler that clips would hide it.
 
     Raises:

@@ -1,7 +1,7 @@
 """What the timesteps of diffusers' networks mean: noise levels in EDM's convention, whatever scheduler counts them.
 
-A network is told how noisy its input is by a timestep, and has learned what each means. So the noise level follows from the timestep
-alone: it is the same with every sampler, number of steps, shift of the schedule, and for a part of one (a picture to begin from).
+A timestep says how noisy a network's input is, and the network has learned what each means. So the noise level follows from the timestep
+alone: it is the same with every sampler, number of steps, shift of the schedule, and for a part of one (an image to begin from).
 """
 
 import inspect
@@ -75,7 +75,7 @@ def _of_signal(kept: list[float]) -> Sigma:
 
 
 def _of_flow(number: int, inverted: bool) -> Sigma:
-    """σ = s / (1 − s) of a picture (1 − s)·x + s·noise."""
+    """σ = s / (1 − s) of an image (1 − s)·x + s·noise."""
 
     def sigma(t: float) -> float:
         share = min(max(t / number, 0.0), 1.0)

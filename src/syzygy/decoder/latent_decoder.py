@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from syzygy.core import arguments
 from syzygy.core.contracts import (
@@ -13,6 +13,7 @@ from syzygy.core.contracts import (
     Denoiser,
     Guide,
     ImageAutoencoder,
+    ImageDecoder,
     Progress,
     Sampling,
     StatesEncoder,
@@ -23,6 +24,7 @@ from syzygy.core.contracts import (
 )
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import per_sample_noise
+from syzygy.core.registry import SAMPLERS
 from syzygy.decoder.guidance import Guided, StyleGuided
 from syzygy.decoder.noise_levels import KarrasSchedule
 from syzygy.decoder.samplers import sample
@@ -36,7 +38,7 @@ NO_WORDS = (
 
 
 @dataclass(frozen=True)
-class LatentDecoder:
+class LatentDecoder(ImageDecoder):
     """An `ImageDecoder` that reads any subset of image embeddings, text features and texts; what a guide does not provide is absent."""
 
     denoiser: Denoiser
@@ -47,9 +49,29 @@ class LatentDecoder:
     encoders: Mapping[str, StatesEncoder] = field(default_factory=dict)
     """Its own text encoders, by the name of the condition that they provide: `t5`."""
 
+    reads_text = takes_regions = takes_style_guidance = True
+
     @property
     def conditions(self) -> tuple[str, ...]:
         return ("image", "text", *self.encoders)
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        return tuple(SAMPLERS)
+
+    @property
+    def fixed_size(self) -> tuple[int, int]:
+        """The autoencoder's."""
+        height, width = self.preview(torch.zeros(1, *self.autoencoder.latent_shape, device=self.device)).shape[2:]
+        return height, width
+
+    @torch.inference_mode()
+    def preview(self, denoised: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        return self.autoencoder.decode(denoised)
+
+    def weights(self) -> dict[str, nn.Module]:
+        parts = {"decoder": self.denoiser, "autoencoder": self.autoencoder}
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
     @torch.inference_mode()
     def generate(

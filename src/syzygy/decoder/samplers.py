@@ -1,5 +1,7 @@
 """Samplers: plain functions that walk a denoiser down the noise levels along the probability-flow ODE
 dx/dσ = (x − D(x; σ)) / σ (EDM, Karras et al. 2022, eq. 1 and 3). They depend on no model.
+
+A sampler is a function that takes one step, as `euler` does; `core.registry.register_sampler` adds one by name.
 """
 
 import math
@@ -11,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.core.contracts import Conditioning, Denoiser, Progress, Staged
-from syzygy.core.errors import UserError, unknown
+from syzygy.core.errors import UserError
+from syzygy.core.registry import SAMPLERS
 
 Denoise = Callable[[Float[Tensor, "B C H W"], float], Float[Tensor, "B C H W"]]
 """(x, σ) → denoised x: a `Denoiser` with its conditioning in place."""
@@ -61,9 +64,6 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, sigma: float, sigma_next: float, 
     return Step(sigma_next / sigma * x - math.expm1(-h) * target, sigma, denoised)
 
 
-SAMPLERS = {"euler": euler, "heun": heun, "dpm++2m": dpm_solver_2m}
-
-
 def sample(
     denoiser: Denoiser,
     noise_unit: Float[Tensor, "B C H W"],
@@ -80,8 +80,7 @@ def sample(
 
     Raises UserError for an unknown sampler, or noise levels that do not fall.
     """
-    if sampler not in SAMPLERS:
-        raise unknown("sampler", sampler, SAMPLERS)
+    take_step = SAMPLERS.get(sampler)
     levels = [float(sigma) for sigma in sigmas.tolist()]
     falling = all(high > low for high, low in pairwise(levels))
     if len(levels) < 2 or not falling or not (levels[-1] >= 0 and math.isfinite(levels[0])):
@@ -93,7 +92,7 @@ def sample(
 
     x, taken = noise_unit * levels[0], None
     for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
-        taken = SAMPLERS[sampler](denoise, x, sigma, sigma_next, taken)
+        taken = take_step(denoise, x, sigma, sigma_next, taken)
         x = taken.x
         if on_step is not None:
             on_step(Progress(index + 1, len(levels) - 1, sigma, taken.denoised))

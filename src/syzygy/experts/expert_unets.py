@@ -226,10 +226,9 @@ def with_experts(decoder: D, experts: ExpertUNet) -> D:
     Raises:
         UserError: the experts are of another U-Net.
     """
-    part = "unet" if hasattr(decoder, "unet") else "base"
-    if apart := _apart(getattr(decoder, part).config, experts.config):
+    if apart := _apart(cast(Any, decoder).unet.config, experts.config):
         raise UserError(f"these experts are of another U-Net than the model's: they differ in {', '.join(apart[:5])}.")
-    return replace(cast(Any, decoder), **{part: experts})
+    return replace(cast(Any, decoder), unet=experts)
 
 
 def _check_same(config: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:

@@ -1,4 +1,4 @@
-"""Pictures as files: PNG with the record of how they were made inside, and contact sheets."""
+"""Images as files: PNG that record how they were made, animations and contact sheets."""
 
 import io
 import json
@@ -20,13 +20,13 @@ from syzygy.core.errors import UserError
 from syzygy.core.image_reading import FORMATS, as_rgb, open_file
 
 RECORD_KEY = "syzygy"
-"""PNG text chunk that holds the record, as JSON."""
+"""The PNG text chunk with the record, as JSON."""
 FONT_SIZE, LABEL_LINES, MARGIN = 14, 3, 8
 CARD_FONT_SIZE, CARD_LINES = 20, 6
 FRAME_MS, END_MS = 120, 600
 FONTS = ("DejaVuSans.ttf", "arial.ttf", "NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc",
          "Hiragino Sans GB.ttc", "Arial Unicode.ttf")  # fmt: skip
-"""Where labels in other scripts than Pillow's own font has may find their letters, on Linux, Windows and macOS."""
+"""Fonts for labels in scripts that Pillow's own font lacks, on Linux, Windows and macOS."""
 NOWHERE = "\U0010fffe"
 """A character that no font has."""
 
@@ -41,14 +41,14 @@ def save_png(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
 
 
 def png_bytes(image: Image.Image, record: Mapping[str, Any]) -> bytes:
-    """What `save_png` writes."""
+    """The bytes that `save_png` writes."""
     data = io.BytesIO()
     image.save(data, "PNG", pnginfo=_chunks(record))
     return data.getvalue()
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path, record: Mapping[str, Any]) -> None:
-    """Write frames as an animated PNG that runs there and back for ever, resting at the ends; with `record`, as `save_png`.
+    """Write frames as an animated PNG that runs there and back in a loop and rests at the ends; with `record`, as `save_png`.
 
     Raises:
         UserError: the file cannot be written.
@@ -71,7 +71,7 @@ def _chunks(record: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """How the picture in this PNG was made.
+    """Read how the image in this PNG was made.
 
     Raises:
         UserError: no picture, or one that `save_png` did not write.
@@ -84,7 +84,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def record_of(image: Image.Image, name: str) -> dict[str, Any]:
-    """How a picture was made that was opened as `name`.
+    """Read how an image was made that was opened as `name`.
 
     Raises:
         UserError: `save_png` did not write it.
@@ -113,7 +113,7 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 H W"]:
 
 
 def place_for(path: Path, record: Mapping[str, Any]) -> Path:
-    """`path`, or the first of `…-2`, `…-3` that is free: another picture is never overwritten, the same one may be."""
+    """`path`, or the first of `…-2`, `…-3` that is free. Only a file with the same record may be overwritten."""
     same = json.loads(json.dumps(record))
     names = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
     return next(name for name in names if not name.exists() or _record_or_none(name) == same)
@@ -160,7 +160,7 @@ def contact_sheet(
 
 
 def card(text: str, side: int = 192) -> Image.Image:
-    """A text as a picture, to stand among others on a contact sheet."""
+    """A text as an image, for a contact sheet."""
     image = Image.new("RGB", (side, side), "#f4f4f4")
     font = font_for(text, CARD_FONT_SIZE)
     lines = "\n".join(_wrapped(text, font, side - 2 * MARGIN, CARD_LINES))

@@ -1,4 +1,4 @@
-"""A published decoder, the CLIP that it reads, and a prior, put together as one path of a prompt."""
+"""Published models: a decoder, the CLIP that it was trained with, and a prior are loaded and joined to a pipeline."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,31 +8,31 @@ import torch
 from torch import nn
 
 from syzygy.clip.clip_model import Clip
-from syzygy.clip.zero_image import ZeroImage
 from syzygy.core import artifacts, checkpoint_files
-from syzygy.core.contracts import ImageDecoder, Prior
+from syzygy.core.contracts import Prior
 from syzygy.core.errors import UserError
+from syzygy.core.offload import HOME
+from syzygy.core.registry import PRIORS, by_name
 from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.expert_unets import ExpertUNet, with_experts
 from syzygy.generation.pipeline import Pipeline
-from syzygy.pretrained import decoder_validation, kandinsky, karlo, repositories, stable_diffusion, stable_unclip
-from syzygy.pretrained.repositories import KANDINSKY, KARLO, Found, identity
-from syzygy.pretrained.visiting import HOME, VisitingPrior, VisitingText
-from syzygy.prior.diffusion_prior import SampledPrior
-from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.prior_loading import load_prior
+from syzygy.pretrained import repositories
+from syzygy.pretrained.decoder_validation import which_clip
+from syzygy.pretrained.families import LoadContext
+from syzygy.pretrained.repositories import FoundDecoder, identity
+from syzygy.pretrained.visiting import VisitingPrior, VisitingText
+from syzygy.prior.prior_loading import load_any_prior
 from syzygy.prior.prior_network import find_prior, holds_diffusion
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-WIDTH_OF = {KANDINSKY: kandinsky.embedding_width, KARLO: karlo.embedding_width}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What of a model is where, and in which precision."""
+    """Where the parts of a model are kept, and in which precision."""
 
     dtype: str = "fp32"
-    """What CLIP and decoder compute in: fp32, fp16 or bf16. ECLIPSE is small and stays in fp32."""
+    """Precision of CLIP and decoder: fp32, fp16 or bf16. ECLIPSE is small and stays in fp32."""
     offload: bool = False
     """Text encoder, prior and the decoder's parts are on the device only while they compute."""
     tiling: bool = False
@@ -45,10 +45,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Assembled:
-    """All that a `TextToImage` is made of."""
+    """The parts of a `TextToImage` that was published."""
 
     clip: Callable[[], Clip]
-    """Gives text and image encoder. Of a decoder that reads texts with its own: loads another, to judge pictures."""
+    """Gives text and image encoder. For a decoder with its own text encoder it loads a CLIP that scores images."""
     pipeline: Pipeline
     folder: Path
     """Of the decoder."""
@@ -67,7 +67,7 @@ def assemble(
     offload_policy: OffloadPolicy = OffloadPolicy(),  # noqa: B008 (frozen)
     local_files_only: bool = True,
 ) -> Assembled:
-    """Load a published model; what is not given is what belongs to it (`repositories.PUBLISHED`).
+    """Load a published model; what is not given is what its family declares (`pretrained.families`).
 
     Args:
         model: a name, a folder in diffusers' layout, or a hub id.
@@ -83,14 +83,21 @@ def assemble(
     where = _Place(torch.device(device), DTYPES[memory.dtype], memory, local_files_only)
     if memory.offload and where.device.type == "cpu":
         raise UserError(
-            "offloading moves parts off a GPU between their turns; on the CPU it has no effect: leave it out."
+            "offloading moves parts off a GPU while others compute. On the CPU it has no effect: leave it out."
         )
     found = repositories.find_decoder(model, local_files_only=local_files_only)
-    if found.published.prior is None and prior is not None:
-        raise UserError(f"{found.at.source} paints from texts alone and has no place for a prior: leave the prior out.")
-    source = prior if prior is not None else found.published.prior
-    clip = clip or found.published.clip
-    made = _of_texts(found, clip, where) if source is None else _of_embeddings(found, source, clip, where)
+    family, reads_embedding = found.family, found.family.decoder.reads_image_embedding
+    if not reads_embedding and prior is not None:
+        raise UserError(f"{found.at.source} reads texts alone and has no place for a prior: leave the prior out.")
+    clip = clip or family.clip
+    if clip is None:
+        raise UserError(f"the decoder {family.name} names no CLIP of its own: give one (--clip, or clip=…).")
+    if not reads_embedding:
+        made = _of_texts(found, clip, where)
+    elif (prior := family.prior if prior is None else prior) is None:
+        raise UserError(f"the decoder {family.name} names no prior of its own: give one (--prior, or prior=…).")
+    else:
+        made = _of_embeddings(found, prior, clip, where)
     if experts is None:
         return made
     unets = ExpertUNet.from_pretrained(experts, device=where.device, dtype=where.dtype, offload_policy=offload_policy)
@@ -113,42 +120,48 @@ class _Place:
         """Where parts are that do not compute."""
         return torch.device(HOME) if self.memory.offload else self.device
 
+    def context(self, folder: Path, clip: Clip | None = None, clip_identity: str = "") -> LoadContext:
+        """What a decoder is loaded with."""
+        return LoadContext(
+            folder=folder,
+            device=self.device,
+            dtype=self.dtype,
+            offload=self.memory.offload,
+            tiling=self.memory.tiling,
+            clip=clip,
+            clip_identity=clip_identity,
+        )
 
-def _of_texts(found: Found, clip: str | Path, where: _Place) -> Assembled:
+
+def _of_texts(found: FoundDecoder, clip: str | Path, where: _Place) -> Assembled:
     """A decoder that reads texts alone."""
 
-    def judge() -> Clip:
+    def load_clip() -> Clip:
         read = Clip.from_pretrained(clip, dtype=where.dtype, local_files_only=where.local_files_only)
         return read.requires_grad_(False).to(where.home)
 
-    decoder = stable_diffusion.load_stable_diffusion(
-        found.at.folder,
-        dtype=where.dtype,
-        device=where.device,
-        offload=where.memory.offload,
-        tiling=where.memory.tiling,
-    )
+    decoder = found.family.decoder.load(where.context(found.at.folder))
     path = Pipeline(None, None, decoder, where.device)
-    return Assembled(judge, path, found.at.folder, {"decoder": identity(found.at)})
+    return Assembled(load_clip, path, found.at.folder, {"decoder": identity(found.at)})
 
 
-def _of_embeddings(found: Found, prior: str | Path | Prior, clip: str | Path, where: _Place) -> Assembled:
+def _of_embeddings(found: FoundDecoder, prior: str | Path | Prior, clip: str | Path, where: _Place) -> Assembled:
     """A decoder that reads image embeddings, with a CLIP and a prior."""
-    width = WIDTH_OF.get(found.name, stable_unclip.embedding_width)(found.at.folder)
+    width = found.family.decoder.embedding_width(found.at.folder)
     named = isinstance(prior, (str, Path))
-    if named:
+    if named and by_name(PRIORS, prior) is None:
         _check_prior(found, width, prior, where.local_files_only)
     encoder = Clip.from_pretrained(clip, dtype=where.dtype, text_first=True, local_files_only=where.local_files_only)
     if encoder.width != width:
         raise UserError(
-            f"the decoder {found.at.source} reads image embeddings {decoder_validation.which_clip(width)}; the CLIP {clip} makes "
-            f"embeddings {decoder_validation.which_clip(encoder.width)}. Give the CLIP that the decoder was trained with, such as "
-            f"{found.published.clip}."
+            f"the decoder {found.at.source} reads image embeddings {which_clip(width)}; the CLIP {clip} makes "
+            f"embeddings {which_clip(encoder.width)}. Give the CLIP that the decoder was trained with"
+            f"{_such_as(found.family.clip)}."
         )
     encoder = encoder.requires_grad_(False).to(where.home)
     loaded = _prior(prior, encoder, str(where.home), where.dtype, where.local_files_only) if named else prior
     clip_at = checkpoint_files.locate(clip, None, local_files_only=True)
-    decoder = _decoder(found, encoder, identity(clip_at), where.device, where.memory)
+    decoder = found.family.decoder.load(where.context(found.at.folder, encoder, identity(clip_at)))
     path = (
         Pipeline(VisitingText(encoder, where.device), VisitingPrior(loaded, where.device), decoder, where.device)
         if where.memory.offload
@@ -158,52 +171,32 @@ def _of_embeddings(found: Found, prior: str | Path | Prior, clip: str | Path, wh
     return Assembled(lambda: encoder, path, found.at.folder, identities)
 
 
-def _decoder(found: Found, clip: Clip, clip_identity: str, device: torch.device, memory: Memory) -> ImageDecoder:
-    folder, dtype = found.at.folder, DTYPES[memory.dtype]
-    if found.name == KANDINSKY:
-        return kandinsky.load_kandinsky(
-            folder,
-            unconditional=ZeroImage(clip, clip_identity),
-            dtype=dtype,
-            device=device,
-            offload=memory.offload,
-            tiling=memory.tiling,
-        )
-    if found.name == KARLO:
-        if memory.tiling:
-            raise UserError("Karlo paints pixels, without an autoencoder: there is nothing to tile. Leave tiling out.")
-        return karlo.load_karlo(
-            folder, empty=clip.encode_text([""]), dtype=dtype, device=device, offload=memory.offload
-        )
-    return stable_unclip.load_stable_unclip(
-        folder, dtype=dtype, device=device, offload=memory.offload, tiling=memory.tiling
-    )
+def _such_as(example: str | None) -> str:
+    return "" if example is None else f", such as {example}"
 
 
-def _check_prior(found: Found, width: int, source: str | Path, local_files_only: bool) -> None:
+def _check_prior(found: FoundDecoder, width: int, source: str | Path, local_files_only: bool) -> None:
     """Refuse a prior for another CLIP before gigabytes are read."""
     folder = find_prior(source, local_files_only=local_files_only)
     predicts = artifacts.read_json(folder / artifacts.CONFIG_FILE).get("embedding_dim")
     if isinstance(predicts, int) and predicts != width:
         raise UserError(
-            f"the decoder {found.at.source} reads image embeddings {decoder_validation.which_clip(width)}; the prior {source} predicts "
-            f"embeddings {decoder_validation.which_clip(predicts)}. Give a prior trained with the decoder's CLIP, such as "
-            f"{found.published.prior}."
+            f"the decoder {found.at.source} reads image embeddings {which_clip(width)}; the prior {source} predicts "
+            f"embeddings {which_clip(predicts)}. Give a prior trained with the decoder's CLIP"
+            f"{_such_as(found.family.prior)}."
         )
 
 
-def _prior(
-    source: str | Path, clip: Clip, device: str, dtype: torch.dtype, local_files_only: bool
-) -> EclipsePrior | SampledPrior:
-    if not holds_diffusion(find_prior(source, local_files_only=local_files_only)):
+def _prior(source: str | Path, clip: Clip, device: str, dtype: torch.dtype, local_files_only: bool) -> Prior:
+    if by_name(PRIORS, source) is None and not holds_diffusion(find_prior(source, local_files_only=local_files_only)):
         dtype = torch.float32
-    return load_prior(source, clip, device, dtype=dtype, local_files_only=local_files_only)
+    return load_any_prior(source, clip, device, dtype=dtype, local_files_only=local_files_only)
 
 
 def _prior_identity(source: str | Path | Prior, loaded: Prior) -> str:
     """The weights' fingerprint where they are few; the commit or folder of a prior of a billion."""
     if isinstance(loaded, nn.Module):
         return artifacts.fingerprint(loaded.state_dict())
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, Path)) and by_name(PRIORS, source) is None:
         return identity(checkpoint_files.locate(source, None, local_files_only=True))
-    return type(source).__name__
+    return source if isinstance(source, str) else type(source).__name__

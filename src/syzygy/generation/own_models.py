@@ -1,4 +1,4 @@
-"""Models of our own as folders: which parts there are, whether they belong together, and how a path of a prompt is made of them."""
+"""Models trained with this package, as folders: their parts are loaded, checked to belong together, and joined to a pipeline."""
 
 import shutil
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from syzygy.core import artifacts
 from syzygy.core.contracts import Prior, Sampling
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import CLASS_NAME, COMPONENTS, INDEX_FILE, OPTIONAL, model_folder, part_folder, read_index
+from syzygy.core.registry import DECODERS
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import load_config, load_decoder
 from syzygy.decoder.latent_decoder import LatentDecoder
@@ -21,7 +22,7 @@ from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.experts.expert_folders import OffloadPolicy, decoders_of, experts_folder, load_experts
 from syzygy.generation.pipeline import Pipeline
 from syzygy.pretrained import repositories
-from syzygy.prior.prior_loading import check_trained_with, load_prior
+from syzygy.prior.prior_loading import check_trained_with, load_any_prior
 from syzygy.regions.region_bias import REGION_STRENGTH
 from syzygy.text_encoders.t5 import T5Text
 
@@ -32,18 +33,18 @@ DEFAULTS: dict[str, Any] = {
     "region_strength": REGION_STRENGTH,
     "style_guidance": None,
 }
-"""Where a model says nothing else."""
+"""Used where a model's index names no other."""
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """All that a `TextToImage` of our own is made of."""
+class OwnModel:
+    """The parts of a `TextToImage` that was trained with this package."""
 
     clip: Clip
     pipeline: Pipeline
     folder: Path
     world: bool
-    """Whether it paints the embedded world."""
+    """Whether it was trained on the embedded world alone."""
 
 
 def load(
@@ -55,26 +56,26 @@ def load(
     device: str,
     local_files_only: bool,
     offload_policy: OffloadPolicy = OffloadPolicy(),  # noqa: B008 (frozen)
-) -> Bundle:
+) -> OwnModel:
     """Load a model that comes with the package, or a folder with the same layout.
 
     Args:
         prior: another prior than the model's own.
-        decoder: another decoder: its folder, or that of the run that trained it.
-        experts: an ensemble in place of the model's decoder: its folder, or that of the run that grew it.
+        decoder: another decoder: its folder, or the run that trained it.
+        experts: an ensemble instead of the model's decoder: its folder, or the run that trained it.
         offload_policy: where the experts are.
 
     Raises:
         UserError: an unknown name, a missing, truncated or mismatched part.
     """
-    folder = model_folder(model, repositories.PUBLISHED)
+    folder = model_folder(model, DECODERS)
     index = read_index(folder, repositories.known_classes())
     clip = Clip.from_pretrained(folder / "clip").to(device)
     autoencoder = Autoencoder.from_pretrained(folder / "autoencoder").to(device)
     chosen = prior if prior is not None else folder / "prior"
     loaded: Any = chosen
     if isinstance(chosen, (str, Path)):
-        loaded = load_prior(chosen, clip, device, local_files_only=local_files_only)
+        loaded = load_any_prior(chosen, clip, device, local_files_only=local_files_only)
     said = index.get("defaults", {})
     own = DEFAULTS | {"region_strength" if name == "painting" else name: value for name, value in said.items()}
     defaults = Sampling(
@@ -96,8 +97,8 @@ def load(
             _check_decoder(load_config(grown / name), grown / name, clip, autoencoder)
         denoiser = load_experts(grown, device, offload_policy)
     encoders = own_encoders(folder, trained, device)
-    painter = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults, encoders=encoders)
-    return Bundle(clip, Pipeline(clip, loaded, painter, torch.device(device)), folder, bool(index.get("world")))
+    image_decoder = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults, encoders=encoders)
+    return OwnModel(clip, Pipeline(clip, loaded, image_decoder, torch.device(device)), folder, bool(index.get("world")))
 
 
 def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder: Autoencoder) -> None:
@@ -118,7 +119,7 @@ def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder:
 
 
 def own_encoders(folder: Path, decoder: Path, device: str) -> dict[str, T5Text]:
-    """The text encoders that a decoder reads beside the model's CLIP: the same as in its training."""
+    """The text encoders that a decoder reads besides the model's CLIP: the same as in its training."""
     reads = {slot.name for slot in load_config(decoder).slots} - {"image", "text"}
     if strange := sorted(reads - {"t5"}):
         raise UserError(f"the decoder in {decoder} reads {', '.join(strange)}, which this version does not know.")
@@ -148,7 +149,7 @@ def assemble(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Map
 
 
 def _move_language_model(adapter: Path) -> None:
-    """The adapter's record names where its language model lies: beside it from now on."""
+    """Record that the adapter's language model is next to it from now on."""
     path = adapter / artifacts.PROVENANCE_FILE
     record = artifacts.read_json(path)
     artifacts.write_json(path, record | {"llm": record["llm"] | {"source": "llm"}})

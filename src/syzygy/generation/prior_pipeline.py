@@ -1,4 +1,4 @@
-"""A prior with its CLIP in the place of diffusers' `KandinskyV22PriorPipeline`: same call, same output, another prior.
+"""A prior with its CLIP, called as diffusers' `KandinskyV22PriorPipeline` is, with the same output.
 
 Shapes: P prompts, N pictures (prompts × pictures a prompt, those of one prompt together), R rows that the prior predicts (N, or 2 N
 with negative prompts, whose rows come last), D width of the embeddings.
@@ -23,7 +23,7 @@ from syzygy.core.pixels import check_finite
 from syzygy.core.randomness import per_sample_noise
 from syzygy.generation.replaced_text_encoder import adapter_folder, llm_beside
 from syzygy.generation.request import check_generator
-from syzygy.pretrained.repositories import KANDINSKY, KARLO, PUBLISHED, identity
+from syzygy.pretrained.repositories import identity
 from syzygy.prior.diffusion_prior import PriorSampling, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.prior_loading import load_prior
@@ -35,23 +35,23 @@ from syzygy.text_encoders.adapter_folders import load_adapted
 if TYPE_CHECKING:
     from diffusers.pipelines.kandinsky.pipeline_kandinsky_prior import KandinskyPriorPipelineOutput
 
-CLIPS = {1280: PUBLISHED[KANDINSKY].clip, 768: PUBLISHED[KARLO].clip}
+CLIPS = {1280: "kandinsky-community/kandinsky-2-2-prior", 768: "openai/clip-vit-large-patch14"}
 """Whose embeddings published priors predict, by their width."""
 
 
 @dataclass
 class PriorPipeline:
-    """Prompts → `image_embeds, negative_image_embeds`, for any decoder of diffusers that takes these (Kandinsky 2.2's, and others).
+    """Prompts → `image_embeds, negative_image_embeds`, for every decoder of diffusers that takes these, such as Kandinsky 2.2's.
 
-    It is made by `from_pretrained`, and called as diffusers' pipeline is.
+    Make it with `from_pretrained`, and call it as diffusers' pipeline.
     """
 
     clip: Clip
     prior: EclipsePrior | SampledPrior
     zero_image: ZeroImage
-    """The image encoder's output for a picture of zeros: what pictures move away from without a negative prompt."""
+    """The image encoder's output for a picture of zeros: the negative conditioning where there is no negative prompt."""
     dtype: torch.dtype
-    """Of the embeddings given out."""
+    """The precision of the returned embeddings."""
     text_encoder: Clip | AdaptedText
     """What reads prompts: the CLIP, or a language model with its adapter."""
 
@@ -73,13 +73,13 @@ class PriorPipeline:
             prior: an ECLIPSE prior or a stock one: hub id (`@` and a revision may follow), folder, or finished training run.
             clip: folder or hub id of the CLIP that the prior was trained with. By default the prior's own repository, where it
                 holds one; else, by the width of its embeddings, Kandinsky 2.2's or OpenAI's ViT-L/14.
-            text_encoder: a language model's adapter that reads prompts, negative ones too, in CLIP's place: its folder, or that of the
-                run that trained it.
-            llm: where the adapter's language model is, a folder or a hub id, if neither beside it nor where it was in training.
+            text_encoder: a language model's adapter that reads prompts, negative ones too, instead of CLIP: its folder, or the run that
+                trained it.
+            llm: the adapter's language model (folder or hub id), if it has moved since the training.
             dtype: what text encoder and stock prior compute in, and of the embeddings; fp32 by default. ECLIPSE is small and
                 computes in fp32 always.
             torch_dtype: the same, by the name that it had before diffusers 0.42.
-            local_files_only: look in the hub's cache only. As in diffusers, what is missing is else downloaded.
+            local_files_only: search the local cache only. By default, as in diffusers, what is missing is downloaded.
 
         Raises:
             UserError: a part is not found, broken, or does not fit the other.
@@ -136,7 +136,7 @@ class PriorPipeline:
         output_type: str = "pt",
         return_dict: bool = True,
     ) -> "KandinskyPriorPipelineOutput | tuple[Any, Any]":
-        """Image embeddings of prompts, and what their pictures shall move away from.
+        """Image embeddings of prompts, and their negative conditioning.
 
         Args:
             prompt: one, or P.
@@ -189,7 +189,7 @@ class PriorPipeline:
         return _output(found, away, output_type, return_dict)
 
     def _sampled(self, steps: int | None, scale: float | None) -> EclipsePrior | SampledPrior:
-        """The prior with what was asked for."""
+        """The prior with the given settings."""
         asked: dict[str, Any] = {}
         if steps is not None:
             asked["steps"] = arguments.whole(steps, "num_inference_steps", 1, TIMESTEPS)

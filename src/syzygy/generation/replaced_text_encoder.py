@@ -1,4 +1,4 @@
-"""A language model with its adapter in the place of a model's CLIP: whatever read CLIP's text features then reads the adapter's."""
+"""Another text encoder instead of a model's CLIP, such as a language model with its adapter: prior and decoder then read its features."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,30 +11,29 @@ from syzygy.core import artifacts
 from syzygy.core.contracts import ImageDecoder, Prior, TextEncoder, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import INDEX_FILE, part_folder
+from syzygy.core.offload import HOME
+from syzygy.core.registry import TEXT_ENCODERS, Named, by_name, imported
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation.pipeline import Pipeline
-from syzygy.lab.world.language import LANGUAGES
-from syzygy.pretrained.karlo import KarloDecoder
-from syzygy.pretrained.stable_unclip import StableUnclipDecoder
-from syzygy.pretrained.visiting import HOME, VisitingPrior, VisitingText
+from syzygy.pretrained.visiting import VisitingPrior, VisitingText
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.text_encoders.adapter_folders import PART, identity_of, load_adapted
 from syzygy.text_encoders.llm import Llm
 
 OWN = "adapter"
-"""Asks for the adapter in the model's own folder."""
+"""The name of the adapter in the model's own folder."""
 LLM = "llm"
 """Where a model's folder keeps its adapter's language model."""
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A path of a prompt with an adapter in it."""
+    """A pipeline with another text encoder."""
 
     pipeline: Pipeline
     languages: tuple[str, ...]
-    """Codes of the world's languages that the adapter was taught."""
+    """Codes of the languages that the adapter was trained on."""
     fingerprints: Mapping[str, str]
     """Of the adapter (`text_encoder`) and of its language model (`llm`)."""
     foreign_llm: bool
@@ -59,36 +58,52 @@ def adapt(
     Args:
         clip: gives the one in whose place it comes.
         model: the folder of the model, in case the adapter is its own (`OWN`).
-        source: "adapter", the adapter's folder, that of its run, or of a model that has one.
+        source: "adapter", the adapter's folder, that of its run, or of a model that has one; or the name of a registered text encoder,
+            perhaps followed by ":" and what it reads.
         llm: where its language model is; None: beside the adapter in a model's folder, or else where it was in training.
         offload: on the device only while it reads.
 
     Raises:
-        UserError: the model paints from texts alone; as `load_adapted`.
+        UserError: the model has no text encoder that can be replaced; and as `load_adapted`.
     """
     if path.text_encoder is None:
         raise UserError(
-            "this model paints from texts alone, with encoders of its own, and has no place for another: leave the text encoder out. "
+            "this model reads prompts with text encoders of its own, which cannot be replaced: leave the text encoder out. "
             "Models that take one: starter, kandinsky-2.2, karlo, stable-unclip."
         )
-    folder = adapter_folder(source, model)
     device = HOME if offload else str(path.device)
+    if (named := by_name(TEXT_ENCODERS, source)) is not None:
+        return _registered(path, clip(), str(source), named, device, llm)
+    folder = adapter_folder(source, model)
     found = load_adapted(
         folder, clip(), llm=llm or llm_beside(folder), device=device, local_files_only=local_files_only
     )
     encoder: TextEncoder = VisitingText(found, path.device) if offload else found
-    if isinstance(path.decoder, StableUnclipDecoder):
-        warnings.warn(
-            "Stable unCLIP's U-Net reads the prompt with a CLIP of its own (English, 77 tokens), beside the image embedding that the "
-            "prior predicts from the text encoder's features. To leave that text out: conditions image.",
-            stacklevel=3,
-        )
+    _warn_of_own_text_encoder(path.decoder)
     _warn_of_prior(folder, path.prior)
     own = {"text_encoder": artifacts.fingerprint(found.adapter.state_dict()), "llm": identity_of(folder)["fingerprint"]}
     together = _trained_together(folder, path.decoder)
     assert isinstance(found.llm, Llm)
     foreign = not (Path(found.llm.source) / artifacts.PROVENANCE_FILE).is_file()
     return Adapted(with_text(path, encoder, decoder_knows=together), languages_of(folder), own, foreign)
+
+
+def _registered(path: Pipeline, clip: Clip, source: str, named: Named, device: str, llm: str | Path | None) -> Adapted:
+    """With a text encoder that was registered by name."""
+    if llm is not None:
+        raise UserError(f"the text encoder {source} is no adapter of a language model: leave the language model out.")
+    make, rest = named
+    _warn_of_own_text_encoder(path.decoder)
+    return Adapted(with_text(path, make(rest, clip, device)), (), {"text_encoder": source}, True)
+
+
+def _warn_of_own_text_encoder(decoder: ImageDecoder) -> None:
+    if decoder.own_text_encoder is not None:
+        warnings.warn(
+            f"{decoder.own_text_encoder}, besides the image embedding that the prior predicts from the text encoder's features. "
+            "To leave that text out: conditions image.",
+            stacklevel=4,
+        )
 
 
 def _trained_together(folder: Path, decoder: ImageDecoder) -> bool:
@@ -108,7 +123,7 @@ def _warn_of_prior(folder: Path, prior: Prior | None) -> None:
         own = folder.parent / "prior"
         which = f"that of its run (prior {own})" if own.is_dir() else f"the one with the fingerprint {trained_with}"
         warnings.warn(
-            f"the adapter in {folder} was trained with another prior than this model's: pictures may be worse. Take {which}.",
+            f"the adapter in {folder} was trained with another prior than this model's, so images may be worse. Use {which}.",
             stacklevel=4,
         )
 
@@ -125,7 +140,7 @@ def with_text(path: Pipeline, encoder: TextEncoder, *, decoder_knows: bool = Fal
     if isinstance(path.decoder, LatentDecoder):
         reads = ("image", "text") if decoder_knows else ("image",)
     prior = None if path.prior is None else _prior_with(path.prior, nothing)
-    return replace(path, text_encoder=encoder, prior=prior, decoder=_decoder_with(path.decoder, nothing), reads=reads)
+    return replace(path, text_encoder=encoder, prior=prior, decoder=path.decoder.with_empty_text(nothing), reads=reads)
 
 
 def _prior_with(prior: Prior, nothing: TextFeatures) -> Prior:
@@ -133,10 +148,6 @@ def _prior_with(prior: Prior, nothing: TextFeatures) -> Prior:
     if isinstance(prior, VisitingPrior):
         return replace(prior, prior=_prior_with(prior.prior, nothing))
     return replace(prior, unconditional=nothing) if isinstance(prior, SampledPrior) else prior
-
-
-def _decoder_with(decoder: ImageDecoder, nothing: TextFeatures) -> ImageDecoder:
-    return replace(decoder, empty=nothing) if isinstance(decoder, KarloDecoder) else decoder
 
 
 def adapter_folder(source: str | Path, model: Path) -> Path:
@@ -162,7 +173,6 @@ def llm_beside(folder: Path) -> Path | None:
 
 
 def languages_of(folder: Path) -> tuple[str, ...]:
-    """The world's languages that an adapter was taught, by its record; where it does not say, all."""
+    """The languages that an adapter was trained on, by its record; where it names none, all of the embedded world."""
     record: dict[str, Any] = artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
-    taught = record.get("languages")
-    return tuple(LANGUAGES) if taught is None else tuple(code for code in LANGUAGES if code in taught)
+    return tuple(record.get("languages") or imported("syzygy.lab.world.language:LANGUAGES"))

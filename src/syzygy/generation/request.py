@@ -75,6 +75,8 @@ class GenerationRequest:
                 f"negative_prompt is a list of {len(self.negative_prompt)} for {len(self.subjects)} "
                 f"{each}{'' if len(self.subjects) == 1 else 's'}: give one text for all, or a list with one for each {each}."
             )
+        if self.regions is None and self.sampling.region_strength is not None:
+            raise UserError("region_strength has no effect without regions: give regions, or leave it out.")
         if self.style is None and self.sampling.style_guidance is not None:
             raise UserError(
                 "style_guidance has no effect without a style: give a picture as the style, or leave it out."
@@ -148,7 +150,7 @@ class GenerationRequest:
                 value if value is None or isinstance(value, str) or not len(value) else [value[row] for row in rows]
             )
         if own["regions"] is not None and not any(own["regions"]):
-            own["regions"] = None
+            own |= {"regions": None, "sampling": replace(self.sampling, region_strength=None)}
         style = self.style
         if isinstance(style, Tensor) and style.ndim == 2 and len(style) > 1:
             style = style[start:stop]

@@ -1,4 +1,4 @@
-"""The facade that loads: `TextToImage.from_pretrained("starter")`."""
+"""`TextToImage`: load a text-to-image model, and generate, vary, mix and interpolate images with it."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from syzygy.clip.clip_model import Clip
 from syzygy.core import arguments, artifacts, model_parts
 from syzygy.core.contracts import ImageEncoder, Prior, Progress, Region, TextFeatures
 from syzygy.core.errors import HALF_PRECISION, UserError
+from syzygy.core.registry import imported
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.routing import Experts
@@ -25,8 +26,6 @@ from syzygy.generation.mixing import Picture, Source, checked, image_of, path, p
 from syzygy.generation.pipeline import Pipeline, PipelineOutput
 from syzygy.generation.replaced_text_encoder import adapt
 from syzygy.generation.request import GenerationRequest, one_each
-from syzygy.lab.world.language import detect_language, language
-from syzygy.lab.world.reader import Reader
 from syzygy.pretrained import repositories
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.regions.region_bias import REGION_STRENGTH
@@ -39,26 +38,25 @@ class TextToImage:
     name: str
     """The name or folder it was loaded from."""
     find_clip: Callable[[], Clip]
-    """Gives `clip`."""
+    """Loads `clip`."""
     pipeline: Pipeline
-    """The path of a prompt."""
+    """Text encoder, prior and decoder."""
     folder: Path
-    """Where its parts are."""
+    """The folder of its parts, or of a published decoder."""
     world: bool
-    """Whether it paints the embedded world, so that unknown words can be told."""
+    """Whether it was trained on the embedded world alone, so that unknown words can be named."""
     identities: Mapping[str, str] | None = None
-    """Of a published model: where each part is from, and at which commit. Ours are told by their weights."""
+    """For a published model: the source and commit of each part. Models trained here are identified by their weights instead."""
     languages: tuple[str, ...] = ("en",)
-    """Codes of the world's languages that its text encoder was taught."""
+    """Codes of the languages that its text encoder was trained on."""
     adapter: Mapping[str, str] = field(default_factory=dict)
-    """Where an adapter reads the prompts in CLIP's place: fingerprints of it (`text_encoder`) and of its language model (`llm`)."""
-
+    """Where another text encoder reads the prompts: fingerprints of the adapter (`text_encoder`) and of its language model (`llm`)."""
     foreign_llm: bool = False
     """Whether that language model was not trained here: it may understand words and languages that the world does not have."""
 
     @cached_property
     def clip(self) -> Clip:
-        """Text and image encoder. Of a model that reads texts with encoders of its own it is loaded when it is first asked for."""
+        """Text and image encoder. For a model with text encoders of its own it is loaded when it is first used."""
         return self.find_clip()
 
     @classmethod
@@ -85,26 +83,26 @@ class TextToImage:
         Args:
             model: "starter", "kandinsky-2.2", "karlo", "stable-unclip", "stable-diffusion-1.5", "stable-diffusion-xl"; a folder of ours
                 or in diffusers' layout; or a hub id.
-            prior: another prior than the model's own: a folder or hub id as of `load_prior`, or any object with
-                `predict`.
-            clip: of a published model: another place of its CLIP, a folder or hub id. Of one that reads texts alone (Stable Diffusion):
-                the CLIP that chooses the best of several pictures.
-            text_encoder: a language model's adapter that reads the prompts, negative ones too, in CLIP's place: "adapter" (the model's
-                own), a folder, the run that trained it, or another model that has one. Prior and decoder then read its features where
-                they read CLIP's; Stable unCLIP's U-Net and the T5 of a decoder of ours have texts of their own, the latter only where
-                `conditions` names it.
-            llm: where the adapter's language model is, a folder or a hub id, if neither beside it nor where it was in training.
-            decoder: of a model of ours: another decoder, its folder or the run that trained it, beside the same CLIP and autoencoder.
-            experts: an ensemble in the place of the decoder (of a published model: of its U-Net), the folder of it or of the run that
-                grew it.
-            experts_memory: where experts are: "all" on the device, "offload" (one there, the others in the computer's memory, for a
-                GPU) or "lazy" (one there, the others on disk).
+            prior: a prior to use instead of the model's own: a folder, hub id or registered name, or any object with `predict`.
+            clip: CLIP checkpoint to use instead of a published model's default (folder or hub id). With Stable Diffusion, used only to
+                choose the best of several images.
+            text_encoder: a text encoder that reads all prompts instead of CLIP's: "adapter" (a language model with the model's own
+                adapter), an adapter's folder, the run that trained it, another model that has one, or a registered name. Prior and
+                decoder then read its features. Stable unCLIP's U-Net continues to read prompts with its own CLIP, and a decoder trained
+                with T5 reads it only where `conditions` names it.
+            llm: the adapter's language model (folder or hub id), if it has moved since the training.
+            decoder: for a model trained here, a decoder to use instead of its own: a folder, or the run that trained it with the same
+                CLIP and autoencoder.
+            experts: an ensemble of expert denoisers to use instead of the decoder, or of a published decoder's U-Net: its folder, or
+                the run that trained it.
+            experts_memory: where experts are kept: "all" on the device, "offload" (one there, the others in memory, for a GPU) or
+                "lazy" (one there, the others on disk).
             compile_experts: compile each expert's U-Net with torch.compile when it first runs.
             device: "cpu", "cuda", "mps".
-            dtype: of a published model: what CLIP and decoder compute in, "fp32", "fp16" or "bf16".
-            offload: of a published model: parts are on the device only while they compute.
-            tiling: decode tile by tile, where diffusers has it (Stable Diffusion and unCLIP).
-            local_files_only: take hub ids from the hub's cache only; else download what is missing.
+            dtype: precision of a published model's CLIP and decoder: "fp32", "fp16" or "bf16".
+            offload: keep the parts of a published model on the CPU and move each to the device only while it computes.
+            tiling: decode latents tile by tile, where diffusers can (Stable Diffusion and Stable unCLIP).
+            local_files_only: search hub ids in the local cache only, instead of downloading what is missing.
 
         Raises:
             UserError: an unknown name, a missing, truncated or mismatched part, a setting without effect.
@@ -116,13 +114,13 @@ class TextToImage:
                 "memory and compilation of experts have no effect without experts: give them, or leave it out."
             )
         if decoder is not None and experts is not None:
-            raise UserError("experts take the decoder's place: give one of the two.")
+            raise UserError("experts replace the decoder: give one of the two.")
         if text_encoder is None and llm is not None:
             raise UserError("a language model has no effect without its adapter: name a text encoder, or leave it out.")
-        if str(model) not in model_parts.BUNDLED and repositories.is_foreign(model):
+        if str(model) not in model_parts.BUNDLED and repositories.is_published(model):
             if decoder is not None:
                 raise UserError(
-                    f"{model} is no model of ours, whose decoder could be exchanged: leave the decoder out."
+                    f"{model} was not trained with this package, so its decoder cannot be exchanged: leave the decoder out."
                 )
             found = load_pretrained.assemble(
                 model,
@@ -138,7 +136,7 @@ class TextToImage:
             return loaded._reading_with(text_encoder, llm, offload, local_files_only)
         if clip is not None or memory != load_pretrained.Memory():
             raise UserError(
-                f"{model} is small, and has its own CLIP: another CLIP, dtype, offloading and tiling are for published models."
+                f"{model} is small and has its own CLIP: another CLIP, dtype, offloading and tiling are for published models. Leave them out."
             )
         own = own_models.load(
             model,
@@ -155,7 +153,7 @@ class TextToImage:
     def _reading_with(
         self, source: str | Path | None, llm: str | Path | None, offload: bool, local_files_only: bool
     ) -> "TextToImage":
-        """The same with another text encoder, if one is asked for."""
+        """The same with another text encoder, if one is given."""
         if source is None:
             return self
         found = adapt(
@@ -295,7 +293,7 @@ class TextToImage:
     def batches(self, request: GenerationRequest) -> Iterator[PipelineOutput]:
         """Generate the images of a request `batch_size` at a time, so that each batch can be saved when it is done."""
         for batch in self._embedded(request).batches():
-            outputs = [self.pipeline(candidate) for candidate in batch.candidates()]
+            outputs = list(map(self.pipeline, batch.candidates()))
             yield outputs[0] if len(outputs) == 1 else self._best(batch, outputs)
 
     def _best(self, batch: GenerationRequest, outputs: Sequence[PipelineOutput]) -> PipelineOutput:
@@ -367,7 +365,7 @@ class TextToImage:
             warnings.warn(note, stacklevel=3)
 
     def encode_text(self, texts: list[str]) -> TextFeatures:
-        """Texts as the prior reads them: by CLIP, or by the adapter in its place.
+        """Features of texts as the prior reads them.
 
         Raises:
             UserError: the model has no prior, and its decoder reads texts with encoders of its own.
@@ -389,27 +387,13 @@ class TextToImage:
         }
 
     def notes(self, prompt: str) -> list[str]:
-        """What this model will not understand of a prompt, a line each; unknown where a language model from elsewhere reads it."""
+        """What this model does not understand in a prompt, one sentence each. Models that are not limited to a world have none."""
         if not self.world or self.foreign_llm or not prompt.strip():
             return []
-        code = detect_language(prompt)
-        if code not in self.languages:
-            names = [language(known).name for known in self.languages]
-            taught = (
-                " and ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]]) or "none of the world's languages"
-            )
-            return [f"{prompt.strip()[:80]!r} is {language(code).name}; this model was taught {taught} only."]
-        try:
-            unknown = language(code).parse(prompt).unknown
-        except UserError as error:
-            return [str(error)]
-        return [
-            f"this model's world does not know the word {word!r}; nearest known: {', '.join(near)}."
-            for word, near in unknown.items()
-        ]
+        return imported("syzygy.lab.world.vocabulary:notes")(prompt, self.languages)
 
     def fingerprints(self) -> dict[str, str]:
-        """Sixteen hex digits a part that paints, or where it is from: with equal ones, equal settings give equal pictures."""
+        """Sixteen hex digits of each part's weights, or the part's source. With equal ones, equal settings give equal images."""
         if self.identities is not None:
             return {**self.identities, **self.adapter}
         found = {"clip": self.clip.fingerprint(), **self.adapter}
@@ -423,15 +407,16 @@ class TextToImage:
                 found[name] = artifacts.fingerprint(part.weights if isinstance(part, Experts) else part.state_dict())
         return found
 
-    def reader(self) -> Reader:
-        """The reader that judges this model's pictures.
+    def reader(self) -> Any:
+        """The scene classifier that comes with a model of the embedded world (`syzygy.lab.world.reader.Reader`).
 
         Raises:
-            UserError: it has none, as it paints more than the embedded world.
+            UserError: it has none, because it is not limited to that world.
         """
         if self.identities is not None:
-            raise UserError(f"{self.name} has no reader: only pictures of the embedded world can be read exactly.")
-        return Reader.from_pretrained(self.folder / "reader").to(self.pipeline.device)
+            raise UserError(f"{self.name} has no reader: only images of the embedded world can be read exactly.")
+        reader = imported("syzygy.lab.world.reader:Reader")
+        return reader.from_pretrained(self.folder / "reader").to(self.pipeline.device)
 
 
 def _one_negative(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What the official judges of T2I-CompBench and GenEval read: their files of prompts, and how they want pictures named.
+"""File layouts that the official evaluations of T2I-CompBench and GenEval read: their prompt files and the names of image files.
 
-Read from their code (Karine-Huang/T2I-CompBench, djghosh13/geneval) in November 2026. T2I-CompBench lists `samples/` and
-takes from each file name the prompt (all before the first "_") and the question (the number after it); whatever else
-lies in that folder breaks it. GenEval looks into folders named by digits only, and there at `metadata.jsonl` and `samples/<digits>.png`.
+They follow the code of Karine-Huang/T2I-CompBench and djghosh13/geneval as of November 2026. T2I-CompBench lists `samples/` and takes
+the prompt (all before the first "_") and the number of the question (after it) from each file name; any other file in that folder breaks
+it. GenEval looks only into folders named by digits, for `metadata.jsonl` and `samples/<digits>.png`.
 """
 
 import json
@@ -16,58 +16,58 @@ from syzygy.core.errors import UserError
 from syzygy.core.wording import counted
 
 NAME_BYTES = 255
-"""The longest name of a file, on every common file system."""
+"""The longest file name on common file systems."""
 NUMBER = "_{:06}.png"
 UNREADABLE = re.compile(r"[/_\x00-\x1f\x7f]|\.png")
-"""What a file name cannot hold, or where the judges cut it."""
+"""What a file name cannot hold, and where T2I-CompBench cuts it."""
 
 
 class Entry(NamedTuple):
     """A prompt of a benchmark."""
 
     text: str
-    """What to paint."""
+    """The prompt."""
     source: str
-    """The line as the benchmark has it, without the end of line."""
+    """The line of the benchmark's file, without its end."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A file of prompts, read."""
+    """The contents of a prompt file."""
 
     entries: Sequence[Entry]
     notes: Sequence[str] = ()
-    """What was not taken as it stands, a line each."""
+    """A line for each kind of change that was made to them."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a picture goes, relative to the exported folder."""
+    """The files of an image, relative to the exported folder."""
 
-    picture: str
-    beside: Mapping[str, str]
-    """Other files that the judge wants with it, and what is in them."""
+    image: str
+    metadata: Mapping[str, str]
+    """Other files that the evaluation reads with it, and their contents."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a judge reads."""
+    """The files that an evaluation reads."""
 
     name: str
     images_per_prompt: int
-    """As in the benchmark's paper."""
+    """The number that the benchmark's paper uses."""
     read: Callable[[Path], Prompts]
     place: Callable[[Entry, int, int, int], Place]
-    """Of an entry, the index of its prompt, that of the picture among the prompt's, and pictures a prompt."""
+    """Takes an entry, its index, the index of the image for it, and the number of images for each prompt."""
     occupied: Callable[[Path], bool]
-    """Whether the judge would find something in a folder."""
+    """Whether the evaluation would find images in a folder."""
 
 
 def _lines(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"there is no file of prompts {path}. --prompts names the benchmark's own file.") from None
+        raise UserError(f"the prompt file {path} does not exist. --prompts takes the benchmark's own file.") from None
     except OSError as error:
         raise UserError(f"the prompts in {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
@@ -78,16 +78,16 @@ def _lines(path: Path) -> str:
 
 def _filled(path: Path, entries: Sequence[Entry], blank: int, notes: Sequence[str] = ()) -> Prompts:
     if not entries:
-        raise UserError(f"{path} holds no prompts: it is empty.")
+        raise UserError(f"{path} contains no prompts.")
     skipped = [f"{path}: {blank} blank line{'s are' if blank > 1 else ' is'} skipped."] if blank else []
     return Prompts(entries, [*skipped, *notes])
 
 
 def read_t2i_compbench(path: Path) -> Prompts:
-    """A prompt a line; what follows a tab is no part of it, as in the benchmark's own generator.
+    """Read one prompt from each line. Text after a tab is ignored, as in the benchmark's own generator.
 
     Raises:
-        UserError: missing, empty or not UTF-8; or a prompt that a file name cannot hold (the line is named).
+        UserError: the file is missing, empty or not UTF-8, or a prompt does not fit a file name (names the line).
     """
     entries, blank, tabs, renamed = [], 0, 0, []
     for number, line in enumerate(_lines(path).splitlines(), 1):
@@ -97,49 +97,51 @@ def read_t2i_compbench(path: Path) -> Prompts:
             blank += 1
             continue
         if not entries and text.startswith("{"):
-            raise UserError(f"{path} line {number} is JSON, not a prompt. GenEval's prompts need --layout geneval.")
-        name = spoken(text)
+            raise UserError(f"{path} line {number} is JSON, not a prompt. For GenEval's prompts use --layout geneval.")
+        name = file_text(text)
         longest = NAME_BYTES - len(NUMBER.format(0))
         if not name or len(name.encode()) > longest:
-            size = f"has {len(name.encode())} bytes" if name else "has no letter that a file name can hold"
+            size = f"has {len(name.encode())} bytes" if name else "has no character that a file name can hold"
             raise UserError(
-                f"{path} line {number} {size}: the judge reads prompts from file names, so 1 to {longest} bytes are "
-                f"allowed. Shorten or drop the prompt {text[:40]!r}…"
+                f"{path} line {number} {size}. T2I-CompBench reads prompts from file names, so 1 to {longest} bytes are "
+                f"allowed. Shorten or remove the prompt {text[:40]!r}…"
             )
         tabs += bool(tab)
         if name != text:
             renamed.append(number)
         entries.append(Entry(text, text))
     notes = [
-        f"{path}: in {counted(tabs, 'line')} what follows a tab is left out, as the benchmark's generator does."
+        f"{path}: text after a tab was ignored in {counted(tabs, 'line')}, as the benchmark's generator does."
     ] * bool(tabs)
     if renamed:
         notes.append(
-            f"{path}: the judge reads prompts from file names, which cannot hold '/' or '_': {len(renamed)} of them have "
-            f"spaces there instead (line {renamed[0]} first). They are painted as written."
+            f"{path}: T2I-CompBench reads prompts from file names, which cannot contain '/' or '_'. The file names of "
+            f"{counted(len(renamed), 'prompt')} have spaces instead (first: line {renamed[0]}). Images follow the prompts as written."
         )
     return _filled(path, entries, blank, notes)
 
 
-def spoken(text: str) -> str:
-    """A prompt as the judge of T2I-CompBench shall read it from a file name: itself, or with spaces for `UNREADABLE`."""
+def file_text(text: str) -> str:
+    """A prompt as it stands in T2I-CompBench's file names: with spaces in place of what is `UNREADABLE`."""
     return " ".join(UNREADABLE.sub(" ", text).split()) if UNREADABLE.search(text) else text
 
 
 def read_geneval(path: Path) -> Prompts:
-    """`evaluation_metadata.jsonl`: a JSON object a line with `prompt`, `tag` and what else the judge wants.
+    """Read `evaluation_metadata.jsonl`: one JSON object in each line, with `prompt`, `tag` and other keys that GenEval reads.
 
     Raises:
-        UserError: missing, empty or not UTF-8; or a line without these (its number is named).
+        UserError: the file is missing, empty or not UTF-8, or a line lacks one of these keys (names the line).
     """
     entries, blank = [], 0
-    for number, line in enumerate(_lines(path).split("\n"), 1):  # JSON may hold what splitlines takes for an end
+    for number, line in enumerate(
+        _lines(path).split("\n"), 1
+    ):  # JSON strings may contain characters at which splitlines cuts
         source = line.strip()
         if not source:
             blank += 1
             continue
         entries.append(Entry(_metadata(source, f"{path} line {number}"), source))
-    return _filled(path, entries, max(blank - 1, 0))  # after the last end of line there is nothing
+    return _filled(path, entries, max(blank - 1, 0))  # what follows the last end of line is not a blank line
 
 
 def _metadata(source: str, where: str) -> str:
@@ -149,17 +151,17 @@ def _metadata(source: str, where: str) -> str:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{where} is no JSON object. GenEval's file is evaluation_metadata.jsonl.")
-    for key in ("prompt", "tag"):  # the judge fails without a tag
+        raise UserError(f"{where} is not a JSON object. GenEval's file is evaluation_metadata.jsonl.")
+    for key in ("prompt", "tag"):  # GenEval fails without a tag
         if not isinstance(value.get(key), str) or not value[key].strip():
-            raise UserError(f"{where} has no text {key!r}, which GenEval's judge needs: {source[:60]}")
+            raise UserError(f"{where} has no text under {key!r}, which GenEval needs: {source[:60]}")
     if any("\ud800" <= c <= "\udfff" for c in source + value["prompt"]):
-        raise UserError(f"{where}: the prompt is not text, it holds broken characters: {value['prompt']!r}.")
+        raise UserError(f"{where}: the prompt contains characters that are not valid text: {value['prompt']!r}.")
     return value["prompt"]
 
 
 def _t2i_compbench_place(entry: Entry, prompt: int, image: int, images: int) -> Place:
-    return Place("samples/" + spoken(entry.text) + NUMBER.format(prompt * images + image), {})
+    return Place("samples/" + file_text(entry.text) + NUMBER.format(prompt * images + image), {})
 
 
 def _geneval_place(entry: Entry, prompt: int, image: int, images: int) -> Place:

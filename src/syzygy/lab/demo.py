@@ -1,9 +1,8 @@
-"""The demo: train an ECLIPSE prior from scratch on a frozen CLIP, and see what it and its controls paint."""
+"""The demo: train an ECLIPSE prior from scratch on a frozen CLIP, and compare its images with those of its controls."""
 
-import html
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import seed_of
 from syzygy.core.wording import counted
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate import composition, harness, report
+from syzygy.lab.evaluate import composition, harness
 from syzygy.lab.evaluate.composition import (
     CompositionConfig,
     ScoredImage,
@@ -26,8 +25,10 @@ from syzygy.lab.evaluate.composition import (
     generate_and_score,
 )
 from syzygy.lab.evaluate.harness import Row, evaluation_prompts
-from syzygy.lab.starter import prior_training as prior_run
-from syzygy.lab.world.prompts import CATEGORIES
+from syzygy.lab.plots import Point, line_plot
+from syzygy.lab.report import PAGE, RESULTS, Figure, Gallery, GalleryRow, Report, Section, Table, generated, require_lab
+from syzygy.lab.starter import prior_training
+from syzygy.lab.world.prompts import CATEGORIES, Prompt
 from syzygy.prior.eclipse import PriorTaskConfig
 from syzygy.prior.presets import prior_starter
 from syzygy.prior.prior_loading import load_prior
@@ -35,18 +36,31 @@ from syzygy.prior.training import PriorRun
 from syzygy.training.run_records import Bar, RunResult, no_bar, reporter
 
 ECLIPSE, PROJECTION = "ECLIPSE", "projection only"
-SHOWN_CATEGORIES = ("single", "colour", "texture", "spatial", "numeracy", "complex")
+EXAMPLE_CATEGORIES = ("single", "colour", "texture", "spatial", "numeracy", "complex")
+KINDS = ("shape", "colour", "texture", "relation")
+"""Facts that have a column of their own."""
 
 
 class DemoRun(Config):
-    """Everything that the demo does."""
+    """Settings of the demo."""
 
     prior: PriorRun
     """The ECLIPSE prior; projection-only is the same run with λ = 0."""
     scoring: CompositionConfig = CompositionConfig(prompts=6, steps=12)
-    """The sample that is scored."""
+    """The images that are scored."""
     shown_steps: int = Field(default=25, gt=0)
-    """Sampling steps of the pictures shown."""
+    """Sampling steps of the images on the page."""
+
+    @property
+    def contrast(self) -> float:
+        """The λ of the ECLIPSE prior.
+
+        Raises:
+            UserError: the prior is a diffusion prior.
+        """
+        if not isinstance(self.prior.task, PriorTaskConfig):
+            raise UserError("the demo trains an ECLIPSE prior; these are the settings of a diffusion prior.")
+        return self.prior.task.lambda_contrastive
 
 
 def demo_full() -> DemoRun:
@@ -77,137 +91,130 @@ class DemoResult:
 def run(
     demo: DemoRun, out: Path, *, device: str, say: Callable[[str], None], model: str = "starter", bar: Bar = no_bar
 ) -> DemoResult:
-    """Train, paint, score; write `out/index.html` and `out/results.json`. Trained priors stay in `out/eclipse`, `out/projection`."""
-    began = time.perf_counter()
+    """Train, generate, score, and write the page and the results. The trained priors stay in `out/eclipse` and `out/projection`.
+
+    Raises:
+        UserError: the prior is a diffusion prior, or the extra "lab" is missing.
+    """
+    require_lab()
+    began, scoring, contrast = time.perf_counter(), demo.scoring, demo.contrast
     loaded = TextToImage.from_pretrained(model, device=device)
-    say(f"1/4  embedding {counted(demo.prior.scenes or 0, 'captioned picture')} with the frozen CLIP")
-    data = prior_run.embedded(demo.prior, loaded.clip, bar)
+    say(f"1/4  embedding {counted(demo.prior.scenes or 0, 'image')} and captions with the frozen CLIP")
+    data = prior_training.embedded(demo.prior, loaded.clip, bar)
     say("2/4  training the ECLIPSE prior, then projection-only with the same budget")
     trained: dict[str, RunResult] = {}
-    for name, place, settings in (
-        (ECLIPSE, "eclipse", demo.prior),
-        (PROJECTION, "projection", _without_contrast(demo.prior)),
-    ):
-        where = out / place
-        if (where / "prior").is_dir():  # a finished demo trains anew, an interrupted one resumes
+    for name, place, value in ((ECLIPSE, "eclipse", contrast), (PROJECTION, "projection", 0.0)):
+        where, task = out / place, demo.prior.task.model_copy(update={"lambda_contrastive": value})
+        if (where / "prior").is_dir():  # a finished demo trains again, an interrupted one resumes
             shutil.rmtree(where)
-        live = reporter(name, settings.task.batch_size)
-        trained[name] = prior_run.train(settings, loaded.clip, where, torch.device(device), data=data, report=live)
+        settings, live = demo.prior.model_copy(update={"task": task}), reporter(name, task.batch_size)
+        trained[name] = prior_training.train(settings, loaded.clip, where, torch.device(device), data=data, report=live)
     priors: dict[str, Prior] = {
         name: load_prior(result.folder, loaded.clip, device) for name, result in trained.items()
     }
-    priors |= control_priors(loaded, demo.scoring.seed)
-    say("3/4  painting twelve prompts, half of them compositions that no prior saw")
-    scoring = demo.scoring
-    twelve = evaluation_prompts(SHOWN_CATEGORIES, 1, seed_of(scoring.seed, "shown"))
-    with bar("painting", len(twelve) * (len(priors) + 1)) as progress:
-        embeddings = candidate_embeddings(loaded, priors, twelve, scoring.seed)
-        shown = generate_and_score(
-            loaded, embeddings, twelve, scoring.model_copy(update={"steps": demo.shown_steps}), progress
-        )
+    priors |= control_priors(loaded, scoring.seed)
+
+    def images(prompts: list[Prompt], config: CompositionConfig) -> list[ScoredImage]:
+        with bar("generating", len(prompts) * (len(priors) + 1)) as progress:
+            embeddings = candidate_embeddings(loaded, priors, prompts, config.seed)
+            return generate_and_score(loaded, embeddings, prompts, config, progress)
+
+    say("3/4  generating images of twelve prompts, half of them compositions that no prior saw")
+    twelve = evaluation_prompts(EXAMPLE_CATEGORIES, 1, seed_of(scoring.seed, "shown"))
+    examples = images(twelve, scoring.model_copy(update={"steps": demo.shown_steps}))
     sample = evaluation_prompts(CATEGORIES, scoring.prompts, scoring.seed)
-    say(f"4/4  scoring {counted(len(sample), 'prompt')} with each prior, read from the pictures")
-    with bar("painting", len(sample) * (len(priors) + 1)) as progress:
-        scored = generate_and_score(
-            loaded, candidate_embeddings(loaded, priors, sample, scoring.seed), sample, scoring, progress
-        )
+    say(f"4/4  scoring {counted(len(sample), 'prompt')} with each prior")
+    rows = composition.table(sample, composition.scenes_of(images(sample, scoring)))
     seconds = time.perf_counter() - began
-    rows = composition.table(sample, composition.scenes_of(scored))
-    artifacts.write_json(
-        out / "results.json",
-        {
-            "run": demo.model_dump(mode="json"),
-            "rows": harness.plain(rows),
-            "priors": {name: result.metrics for name, result in trained.items()},
-            "seconds": round(seconds, 1),
-            "machine": artifacts.machine(),
-        },
-    )
-    page = out / "index.html"
-    artifacts.write_bytes(
-        page, report.page("Syzygy: the demo", _body(demo, trained, shown, rows, len(sample), seconds)).encode()
-    )
-    return DemoResult(page, rows, seconds)
+    results = {
+        "run": demo.model_dump(mode="json"),
+        "rows": harness.plain(rows),
+        "priors": {name: result.metrics for name, result in trained.items()},
+        "seconds": round(seconds, 1),
+        "machine": artifacts.machine(),
+    }
+    artifacts.write_json(out / RESULTS, results)
+    report(demo, trained, examples, rows, len(sample), seconds).write_page(out / PAGE)
+    return DemoResult(out / PAGE, rows, seconds)
 
 
-def _eclipse(run: PriorRun) -> PriorTaskConfig:
-    if not isinstance(run.task, PriorTaskConfig):
-        raise UserError("the demo trains an ECLIPSE prior; these settings are a diffusion prior's.")
-    return run.task
-
-
-def _without_contrast(run: PriorRun) -> PriorRun:
-    return run.model_copy(update={"task": _eclipse(run).model_copy(update={"lambda_contrastive": 0.0})})
-
-
-def _body(
+def report(
     demo: DemoRun,
-    trained: dict[str, RunResult],
-    shown: list[ScoredImage],
+    trained: Mapping[str, RunResult],
+    examples: Sequence[ScoredImage],
     rows: list[Row],
     number: int,
     seconds: float,
-) -> str:
-    contrast = _eclipse(demo.prior).lambda_contrastive
-    return f"""
-<h1>From a caption to a picture, trained before your eyes</h1>
-<p>A small ECLIPSE prior was just trained from scratch: {demo.prior.scenes:,} pairs of the embedded world,
-{demo.prior.loop.steps} steps of {demo.prior.task.batch_size}, against a frozen CLIP. A frozen decoder paints what it predicts. All of it took
-{seconds:.0f} s on {html.escape(artifacts.machine())}.</p>
-<h2>Training</h2>
-<p>Projection-only is the same prior without the contrastive term (λ = 0 in place of {contrast:g}); same pairs, steps and noise.</p>
-{_training_plots(trained)}
-<h2>Twelve prompts</h2>
-<p>All from the same noise, the decoder reading the image embedding alone. A green frame: the reader found every thing that the prompt names.
-<b>Reference</b> decodes the true embedding of a scene that shows just what the prompt says.</p>
-{_pictures(shown)}
-<h2>Scored on {number} prompts, one picture each</h2>
-{_scores(rows)}
-<p class='note'>A picture counts when every named shape, colour, texture, relation, count and style is right, bound to the
-right object. Intervals: 95 % bootstrap over prompts. What this does not show: one training seed, one small world, a tiny CLIP
-and {number} prompts in all; differences within the intervals are no findings.
-<code>syzygy evaluate composition</code> asks more prompts.</p>
-"""
-
-
-def _training_plots(trained: dict[str, RunResult]) -> str:
-    def series(key: str) -> dict[str, list[tuple[float, float]]]:
-        return {
-            name: [(float(row["step"]), float(row[key])) for row in result.history if key in row]
-            for name, result in trained.items()
-        }
-
-    return (
-        report.curves("training loss: projection part", series("projection"), x="steps")
-        + report.curves("validation: cosine to the true image embedding", series("validation/cosine"), x="steps")
-        + report.curves("validation: R@1 of the true image", series("validation/recall_at_1"), x="steps")
+) -> Report:
+    """The page of a demo that scored a number of prompts."""
+    prior = demo.prior
+    sides = {side: harness.overall(rows, side) for side in (harness.SEEN, harness.UNSEEN)}
+    plots = [harness.accuracy_plot(rows, f"prompt accuracy, {side} compositions", side=side) for side in sides]
+    lines = [[side, *_score_line(row)] for side, some in sides.items() for row in some]
+    return Report(
+        "From a caption to an image: a prior trained in minutes",
+        [
+            f"A small ECLIPSE prior was just trained from scratch: {prior.scenes:,} pairs of the embedded world, {prior.loop.steps} steps of "
+            f"{prior.task.batch_size}, with a frozen CLIP. A frozen decoder turns its predictions into images. The demo took {seconds:.0f} s "
+            f"on {artifacts.machine()}."
+        ],
+        [
+            Section(
+                "Training",
+                [
+                    f"Projection-only is the same prior without the contrastive term (λ = 0 instead of {demo.contrast:g}), trained on the same "
+                    "pairs for as many steps with the same noise.",
+                    *_training_plots(trained),
+                ],
+            ),
+            Section(
+                "Twelve prompts",
+                [
+                    "All images start from the same noise, and the decoder reads only the image embedding. A green frame: the scene classifier "
+                    "found everything that the prompt names. **Reference** decodes the true embedding of a scene that shows exactly what the "
+                    "prompt names.",
+                    _gallery(examples),
+                ],
+            ),
+            Section(
+                f"Scored on {number} prompts, one image each",
+                [
+                    *plots,
+                    Table(["compositions", "prior", "prompts", "prompt accuracy", *KINDS], lines, first_number=2),
+                    "An image counts if every shape, colour, texture, relation, count and style that the prompt names is right and belongs to "
+                    "the right object. Brackets: 95 % bootstrap over prompts.",
+                ],
+            ),
+        ],
+        limits=(
+            f"This is one training of each prior, in one small world, with a tiny CLIP and {number} prompts in all. Differences within the "
+            "intervals are no findings. `syzygy evaluate composition` scores more prompts."
+        ),
     )
 
 
-def _pictures(shown: list[ScoredImage]) -> str:
-    candidates = list(dict.fromkeys(p.candidate for p in shown))
-    lines = []
-    for prompt in dict.fromkeys(p.prompt for p in shown):
-        cells = {p.candidate: report.picture(p.image, agrees=p.correct) for p in shown if p.prompt == prompt}
-        kind = harness.side_of(prompt)
-        lines.append(
-            [f"{html.escape(prompt.text)}<br><small>{prompt.category}, {kind}</small>", *(cells[c] for c in candidates)]
-        )
-    return report.rows(["prompt", *candidates], lines)
+def _training_plots(trained: Mapping[str, RunResult]) -> list[Figure]:
+    def lines(key: str) -> dict[str, list[Point]]:
+        histories = {name: [row for row in result.history if key in row] for name, result in trained.items()}
+        return {name: [(float(row["step"]), float(row[key])) for row in rows] for name, rows in histories.items()}
+
+    titles = {
+        "projection": "training loss: projection part",
+        "validation/cosine": "validation: cosine to the true image embedding",
+        "validation/recall_at_1": "validation: R@1 of the true image",
+    }
+    return [line_plot(title, lines(key), x="steps") for key, title in titles.items()]
 
 
-def _scores(rows: list[Row]) -> str:
-    plots, lines = "", []
-    for side in (harness.SEEN, harness.UNSEEN):
-        some = harness.overall(rows, side)
-        accuracy = {row["candidate"]: row["prompt_accuracy"] for row in some}
-        plots += report.bars(
-            f"prompt accuracy, {side} compositions", {c: (one.mean, one.low, one.high) for c, one in accuracy.items()}
-        )
-        for row in some:
-            kinds = (row["atoms"].get(kind) for kind in ("shape", "colour", "texture", "relation"))
-            parts = ("" if share is None else f"{100 * share:.0f} %" for share in kinds)
-            one = accuracy[row["candidate"]]
-            lines.append([f"{side} compositions", html.escape(row["candidate"]), str(one.number), str(one), *parts])
-    header = ["compositions", "prior", "prompts", "prompt accuracy", "shape", "colour", "texture", "relation"]
-    return plots + report.rows(header, lines, numbers_from=2)
+def _gallery(examples: Sequence[ScoredImage]) -> Gallery:
+    rows = []
+    for prompt in dict.fromkeys(one.prompt for one in examples):
+        images = [generated(one.image, prompt.text, one.correct) for one in examples if one.prompt == prompt]
+        rows.append(GalleryRow(prompt.text, f"{prompt.category}, {harness.side_of(prompt)}", images))
+    return Gallery(list(dict.fromkeys(one.candidate for one in examples)), rows)
+
+
+def _score_line(row: Row) -> list[str]:
+    accuracy, facts = row["prompt_accuracy"], row["atoms"]
+    shares = (f"{100 * facts[kind]:.0f} %" if kind in facts else "" for kind in KINDS)
+    return [row["candidate"], str(accuracy.number), str(accuracy), *shares]

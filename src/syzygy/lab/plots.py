@@ -119,5 +119,5 @@ def _svg(draw: Callable[["Axes"], None], size: tuple[float, float]) -> str:
         canvas = Canvas(figsize=size, layout="constrained")
         draw(canvas.add_subplot())
         canvas.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    text = DROPPED.sub("", out.getvalue())
-    return text.replace(INK, "currentColor")
+    text = DROPPED.sub("", out.getvalue()).replace(INK, "currentColor")
+    return re.sub(r"\s*\n\s*", " ", text)

@@ -3,30 +3,31 @@
 The arithmetic is that of diffusers' `UnCLIPPipeline`, whose class cannot load its own repository any more; parts are loaded one
 by one and the loop is ours. Both stages work on pixels; there is no autoencoder.
 
-Shapes: N pictures, M rows that the U-Net sees at once (2 N with guidance), T tokens, D width of the embeddings (768).
+Shapes: N images, M rows that the U-Net sees at once (2 N with guidance), T tokens, D width of the embeddings (768).
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from syzygy.core import arguments
 from syzygy.core.contracts import Guide, Progress, Sampling, TextFeatures
-from syzygy.core.diffusers_weights import SCHEDULER_FILE, check_parts, load_model
+from syzygy.core.diffusers_weights import SCHEDULER_FILE, check_parts
 from syzygy.core.errors import UserError
 from syzygy.core.pixels import to_unit
-from syzygy.pretrained import decoder_validation
+from syzygy.pretrained.decoder_validation import DecoderRequest, checked_request, which_clip
+from syzygy.pretrained.diffusers_decoder import UNetInputs, sample_positions
+from syzygy.pretrained.families import LoadContext, PretrainedDecoder, register_decoder
 from syzygy.pretrained.karlo_text import PART as TEXT_PROJECTION
 from syzygy.pretrained.karlo_text import TextProjection, load_text_projection, read_config
-from syzygy.pretrained.latent_diffusion import sample_positions
+from syzygy.pretrained.options import SUPER_RES_STEPS
 from syzygy.pretrained.visiting import visiting
 from syzygy.prior.unclip_sampling import Ancestral, sigma_of, visited, walk
 from syzygy.regions.attention_processors import add_region_processors, region_bias_of, region_kwargs
@@ -34,35 +35,36 @@ from syzygy.regions.region_bias import RegionBias
 
 BASE, FINE_FIRST, FINE_LAST = "decoder", "super_res_first", "super_res_last"
 BASE_SIDE, FINE_SIDE = 64, 256
-"""Pixels along each side of what both stages make, where their configurations do not say it: those of the published model."""
+"""Sides in pixels of what both stages make, where their configurations do not say it: those of the published model."""
 BASE_STEPS, FINE_STEPS = "decoder_scheduler", "super_res_scheduler"
 PARTS = (BASE, TEXT_PROJECTION, FINE_FIRST, FINE_LAST, BASE_STEPS, FINE_STEPS)
-SUPER_RES_STEPS = "super_res_steps"
-"""The option of `Sampling` that Karlo knows: steps of the second stage, 7 by default."""
+DEFAULTS = Sampling(steps=25, guidance_scale=8.0, options={SUPER_RES_STEPS.name: 7})
 POSITIONS = 77
-"""Prompts are padded to as many tokens, and the pads hidden. They have no influence, but diffusers' attention takes a mask as long
-as the picture has places for one that is complete already, and this length never is."""
+"""Prompts are padded to as many tokens, and the padding is hidden. It has no influence, but diffusers' attention takes a mask as long
+as the image has places for one that is complete already, and this length never is."""
 
 
-class _Read(NamedTuple):
-    """A guide as the U-Net reads it."""
+@register_decoder(
+    "karlo",
+    hub_id="kakaobrain/karlo-v1-alpha",
+    pipeline_class=("UnCLIPPipeline", "UnCLIPImageVariationPipeline"),
+    parts=PARTS,
+    # Karlo's own text encoder is the text tower of this CLIP, whose image tower it does not publish.
+    clip="openai/clip-vit-large-patch14",
+    prior="ECLIPSE-Community/ECLIPSE_Karlo_Prior",
+    options=(SUPER_RES_STEPS,),
+)
+@dataclass(frozen=True, kw_only=True)
+class KarloDecoder(PretrainedDecoder):
+    """A decoder that reads image embeddings, and prompts as CLIP ViT-L/14 reads them.
 
-    context: Float[Tensor, "M K_plus_T C"]
-    real: Bool[Tensor, "M K_plus_T"]
-    time: Float[Tensor, "M E"]
-
-
-@dataclass(frozen=True)
-class KarloDecoder:
-    """A `ImageDecoder` that reads image embeddings, and prompts as CLIP ViT-L/14 reads them.
-
-    Without a prompt it reads the empty one. To move away from, it takes the prior's prediction for a negative prompt together with
-    that prompt's features; what is not told is what it was trained to take for nothing: a learned embedding, and the empty text.
+    Without a prompt it reads the empty one. The negative conditioning is the prior's prediction for a negative prompt together
+    with that prompt's features; what is missing is what it was trained to take for nothing: a learned embedding, and the empty text.
     """
 
     projection: TextProjection
-    base: Any
-    """U-Net of the first stage."""
+    unet: Any
+    """Of the first stage."""
     fine_first: Any
     """U-Net of all steps of the second stage but the last."""
     fine_last: Any
@@ -73,21 +75,63 @@ class KarloDecoder:
     device: torch.device
     offload: bool = False
     """Each part is on the device only while it computes."""
-    defaults: Sampling = field(
-        default_factory=lambda: Sampling(steps=25, guidance_scale=8.0, options={SUPER_RES_STEPS: 7})
-    )
+    defaults: Sampling = field(init=False, default=DEFAULTS)
+
+    reads_text = takes_regions = True
 
     def __post_init__(self) -> None:
-        add_region_processors(self.base)
+        add_region_processors(self.unet)
 
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        return ("image", "text")
+    @classmethod
+    def load(cls, context: LoadContext) -> "KarloDecoder":
+        """See `PretrainedDecoder`; layout of kakaobrain/karlo-v1-alpha, whose prior and text encoder are not read."""
+        from diffusers.models.unets.unet_2d import UNet2DModel
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        if context.tiling:
+            raise UserError(
+                "Karlo generates pixels, without an autoencoder: there is nothing to tile. Leave tiling out."
+            )
+        folder = context.folder
+        cls.embedding_width(folder)
+        assert context.clip is not None
+        decoder = cls(
+            base_steps=Ancestral.from_config(folder / BASE_STEPS / SCHEDULER_FILE),
+            fine_steps=Ancestral.from_config(folder / FINE_STEPS / SCHEDULER_FILE),
+            projection=context.placed(load_text_projection(folder, context.dtype)),
+            unet=context.model(UNet2DConditionModel, BASE),
+            fine_first=context.model(UNet2DModel, FINE_FIRST),
+            fine_last=context.model(UNet2DModel, FINE_LAST),
+            empty=context.clip.encode_text([""]),
+            device=context.device,
+            offload=context.offload,
+        )
+        decoder._check(folder)
+        return decoder
+
+    @classmethod
+    def embedding_width(cls, folder: Path) -> int:
+        """D of the decoder in a folder, without its weights.
+
+        Raises:
+            UserError: a part is missing, or is another kind of model.
+        """
+        check_parts(folder, PARTS, "Karlo's decoder")
+        return read_config(folder).clip_embeddings_dim
 
     @property
     def width(self) -> int:
         """D."""
         return self.projection.config.clip_embeddings_dim
+
+    @property
+    def fixed_size(self) -> tuple[int, int]:
+        """The second stage's."""
+        side = sample_positions(self.fine_first.config, FINE_SIDE)[0]
+        return side, side
+
+    def with_empty_text(self, features: TextFeatures) -> "KarloDecoder":
+        return replace(self, empty=features)
 
     @torch.inference_mode()
     def generate(
@@ -99,64 +143,54 @@ class KarloDecoder:
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `ImageDecoder`. Pictures have the second stage's size; progress counts the steps of both stages."""
-        steps, scale = decoder_validation.settings(
-            positive, sampling, self.defaults, negative, [SUPER_RES_STEPS], paints=True
-        )
-        base_times, fine_times = visited(steps), visited(self._fine_steps(sampling), f" ({SUPER_RES_STEPS})")
-        number, taken, total = len(generators), count(1), len(base_times) + len(fine_times)
+        """See `ImageDecoder`. Progress counts the steps of both stages, which are ancestral."""
+        request = checked_request(self, positive, negative, generators, sampling)
+        base_times = visited(request.steps)
+        fine_times = visited(request.options[SUPER_RES_STEPS.name], f" ({SUPER_RES_STEPS.name})")
+        taken, total = count(1), len(base_times) + len(fine_times)
 
-        def told(sigma: float, clean: Tensor) -> None:
+        def report(sigma: float, clean: Tensor) -> None:
             if on_step is not None:
                 on_step(Progress(next(taken), total, sigma, clean))
 
+        side = sample_positions(self.unet.config, BASE_SIDE)[0]
         with visiting(self.device, self.projection, offload=self.offload):
-            read = self._read(positive, negative, number, scale)
-        side = sample_positions(self.base.config, BASE_SIDE)[0]
-        bias = self._region_bias(positive, sampling, side, 0 if scale == 1 else number)
-        with visiting(self.device, self.base, offload=self.offload):
-            predict, shape = self._base_predictor(read, scale, bias), (3, side, side)
-            small = walk(self.base_steps, predict, shape, base_times, generators, self.device, told)
-        large = self._upscaled(small.clamp(-1, 1), fine_times, generators, told)
-        return to_unit(large)
+            inputs = self._read(request, side)
+        with visiting(self.device, self.unet, offload=self.offload):
+            predict, shape = self._base_predictor(inputs, request.guidance_scale), (3, side, side)
+            small = walk(self.base_steps, predict, shape, base_times, generators, self.device, report)
+        return to_unit(self._upscaled(small.clamp(-1, 1), fine_times, generators, report))
 
-    def _fine_steps(self, sampling: Sampling) -> int:
-        if sampling.size is not None or sampling.sampler is not None:
-            side = sample_positions(self.fine_first.config, FINE_SIDE)[0]
-            raise UserError(
-                f"Karlo paints pictures of {side} × {side} pixels in ancestral steps: leave size and sampler out."
-            )
-        steps = sampling.options.get(SUPER_RES_STEPS, self.defaults.options[SUPER_RES_STEPS])
-        return arguments.whole(steps, SUPER_RES_STEPS)
-
-    def _read(self, positive: Guide, negative: Guide | None, number: int, scale: float) -> _Read:
-        """What to move away from first, where guidance is on."""
-        embeddings = decoder_validation.embeddings_of(positive, number, self.width, self.device)
-        features = self._features(positive, number)
-        if scale != 1:
+    def _read(self, request: DecoderRequest, side: int) -> UNetInputs:
+        """What the first stage reads; the second one reads images alone."""
+        positive, negative = request.positive, request.negative
+        embeddings = request.embeddings(positive, self.width, self.device)
+        features = self._features(positive, request.number)
+        if request.guided:
             if negative is None or negative.embeddings is None:
-                nothing = self.projection.nothing.float().expand(number, -1)
+                nothing = self.projection.nothing.float().expand(request.number, -1)
             else:
-                nothing = decoder_validation.embeddings_of(negative, number, self.width, self.device)
+                nothing = request.embeddings(negative, self.width, self.device)
             embeddings = torch.cat([nothing, embeddings])
-            features = TextFeatures.cat([self._features(negative, number), features])
-        dtype = self.base.dtype
-        # What a pad holds must not matter, and 0 × infinity would.
+            features = TextFeatures.cat([self._features(negative, request.number), features])
+        dtype = self.unet.dtype
+        # What padding holds must not matter, and 0 × infinity would.
         states = features.states.masked_fill(~features.mask[..., None], 0.0)
         context, time = self.projection(embeddings.to(dtype), features.pooled.to(dtype), states.to(dtype))
-        real = F.pad(features.mask, (self.projection.config.clip_extra_context_tokens, 0), value=True)
-        return _Read(context, real, time)
+        mask = F.pad(features.mask, (self.projection.config.clip_extra_context_tokens, 0), value=True)
+        more = {"class_labels": time, "attention_mask": mask}
+        return UNetInputs(states=context, arguments=more, regions=self._regions(request, side))
 
     def _features(self, guide: Guide | None, number: int) -> TextFeatures:
-        """The prompt of each picture (the empty one, where none is told), padded to `POSITIONS`."""
+        """The prompt of each image (the empty one, where there is none), padded to `POSITIONS`."""
         found = self.empty if guide is None or guide.features is None else guide.features
         if found.pooled.shape[1] != self.width:
             raise UserError(
-                f"Karlo reads prompts as a CLIP does whose embeddings are {decoder_validation.which_clip(self.width)}; these features are "
-                f"{decoder_validation.which_clip(found.pooled.shape[1])}."
+                f"Karlo reads prompts as a CLIP does whose embeddings are {which_clip(self.width)}; these features are "
+                f"{which_clip(found.pooled.shape[1])}."
             )
         if len(found) not in (1, number):
-            raise UserError(f"{len(found)} prompts for {number} pictures: give one for all, or one each.")
+            raise UserError(f"{len(found)} prompts for {number} images: give one for all, or one each.")
         if len(found) != number:
             found = found[[0] * number]
         length = found.states.shape[1]
@@ -166,36 +200,38 @@ class KarloDecoder:
         states, mask = F.pad(found.states, (0, 0, 0, POSITIONS - length)), F.pad(found.mask, (0, POSITIONS - length))
         return TextFeatures(states, mask, found.pooled)
 
-    def _region_bias(self, positive: Guide, sampling: Sampling, side: int, negatives: int) -> RegionBias | None:
-        """Of the first stage alone: the second sees pictures, no words."""
-        found = None if positive.features is None else positive.features.spans
+    def _regions(self, request: DecoderRequest, side: int) -> RegionBias | None:
+        features = request.positive.features
+        found = None if features is None else features.spans
+        spans = None if found is None else F.pad(found, (0, 0, 0, POSITIONS - found.shape[1]))
         # Tokens of the image come before those of the text.
-        start, room = (
-            self.projection.config.clip_extra_context_tokens,
-            0 if found is None else POSITIONS - found.shape[1],
+        start = self.projection.config.clip_extra_context_tokens
+        return region_bias_of(
+            request.positive,
+            request.sampling,
+            [spans],
+            (side, side),
+            self.device,
+            start=start,
+            negatives=request.negative_rows,
         )
-        spans = [None if found is None else F.pad(found, (0, 0, 0, room))]
-        return region_bias_of(positive, sampling, spans, (side, side), self.device, start=start, negatives=negatives)
 
-    def _base_predictor(
-        self, read: _Read, scale: float, bias: RegionBias | None
-    ) -> Callable[[Tensor, int, bool], Tensor]:
+    def _base_predictor(self, inputs: UNetInputs, scale: float) -> Callable[[Tensor, int, bool], Tensor]:
         def predict(x: Tensor, t: int, last: bool) -> Tensor:
             both = x if scale == 1 else torch.cat([x, x])
-            found = self.base(
-                both.to(self.base.dtype),
+            found = self.unet(
+                both.to(self.unet.dtype),
                 t,
-                encoder_hidden_states=read.context,
-                class_labels=read.time,
-                attention_mask=read.real,
-                cross_attention_kwargs=region_kwargs(bias, sigma_of(t)),
+                encoder_hidden_states=inputs.states,
+                cross_attention_kwargs=region_kwargs(inputs.regions, sigma_of(t)),
                 return_dict=False,
+                **inputs.arguments,
             )[0].float()
             if scale == 1:
                 return found
-            from_, positive = found.chunk(2)
-            # Guidance moves the noise alone; where its variance lies is the guided half's to say.
-            eps = from_[:, :3] + scale * (positive[:, :3] - from_[:, :3])
+            negative, positive = found.chunk(2)
+            # Guidance moves the noise alone; where its variance lies is the positive half's to say.
+            eps = negative[:, :3] + scale * (positive[:, :3] - negative[:, :3])
             return torch.cat([eps, positive[:, 3:]], 1)
 
         return predict
@@ -205,10 +241,10 @@ class KarloDecoder:
         small: Float[Tensor, "N 3 h w"],
         times: Sequence[int],
         generators: Sequence[torch.Generator],
-        told: Callable[[float, Tensor], None],
+        report: Callable[[float, Tensor], None],
     ) -> Float[Tensor, "N 3 H W"]:
-        """The second stage: no guidance, no prompt; it sees the first stage's pictures beside its own noisy ones."""
-        side = sample_positions(self.fine_first.config, FINE_SIDE)[0]
+        """The second stage, without guidance or prompt: it reads the first stage's images next to its own noisy ones."""
+        side = self.fixed_size[0]
         below = F.interpolate(small, (side, side), mode="bicubic", align_corners=False, antialias=True)
 
         with ExitStack() as here:
@@ -221,77 +257,27 @@ class KarloDecoder:
                     here.enter_context(visiting(self.device, unet, offload=self.offload))
                 return unet(torch.cat([x, below], 1).to(unet.dtype), t, return_dict=False)[0]
 
-            return walk(self.fine_steps, predict, (3, side, side), times, generators, self.device, told)
+            return walk(self.fine_steps, predict, (3, side, side), times, generators, self.device, report)
 
-
-def embedding_width(folder: Path) -> int:
-    """D of the decoder in a folder, without its weights.
-
-    Raises:
-        UserError: a part is missing, or is another kind of model.
-    """
-    check_parts(folder, PARTS, "Karlo's decoder")
-    return read_config(folder).clip_embeddings_dim
-
-
-def load_karlo(
-    folder: Path, *, empty: TextFeatures, dtype: torch.dtype, device: torch.device, offload: bool = False
-) -> KarloDecoder:
-    """The decoder in a folder with the layout of kakaobrain/karlo-v1-alpha; its prior and text encoder are not looked at.
-
-    Args:
-        folder: with a folder each for `PARTS`.
-        empty: features of the empty prompt, one row, as the CLIP reads it that reads prompts.
-        dtype: what the networks compute in; each step is taken in fp32.
-        device: where they compute.
-        offload: bring each there only while it does.
-
-    Raises:
-        UserError: a part is missing, truncated, pickle or another kind; parts do not fit together.
-    """
-    from diffusers.models.unets.unet_2d import UNet2DModel
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    embedding_width(folder)
-    base_steps, fine_steps = (
-        Ancestral.from_config(folder / name / SCHEDULER_FILE) for name in (BASE_STEPS, FINE_STEPS)
-    )
-    projection = load_text_projection(folder, dtype)
-    base: Any = load_model(UNet2DConditionModel, folder, BASE, dtype)
-    first, last = (load_model(UNet2DModel, folder, name, dtype) for name in (FINE_FIRST, FINE_LAST))
-    _check(folder, projection, base, first, last, base_steps, fine_steps)
-    if not offload:
-        parts: tuple[Any, ...] = (projection, base, first, last)
-        for part in parts:
-            part.to(device)
-    return KarloDecoder(projection, base, first, last, base_steps, fine_steps, empty, device, offload)
-
-
-def _check(
-    folder: Path,
-    projection: TextProjection,
-    base: Any,
-    first: Any,
-    last: Any,
-    base_steps: Ancestral,
-    fine_steps: Ancestral,
-) -> None:
-    """Whether the parts belong together."""
-    made, read = projection.config.cross_attention_dim, base.config.cross_attention_dim
-    if made != read:
-        raise UserError(
-            f"{folder}: {TEXT_PROJECTION} makes a context {made} wide, {BASE} reads {read}: not one model's."
-        )
-    if first.config.sample_size != last.config.sample_size:
-        raise UserError(f"{folder}: {FINE_FIRST} and {FINE_LAST} work on pictures of different sizes: not one model's.")
-    for name, unet, steps, inputs in (
-        (BASE, base, base_steps, 3),
-        (FINE_FIRST, first, fine_steps, 6),
-        (FINE_LAST, last, fine_steps, 6),
-    ):
-        found, needed = (unet.config.in_channels, unet.config.out_channels), (inputs, 6 if steps.learned else 3)
-        if found != needed:
+    def _check(self, folder: Path) -> None:
+        """Whether the parts belong together."""
+        made, read = self.projection.config.cross_attention_dim, self.unet.config.cross_attention_dim
+        if made != read:
             raise UserError(
-                f"{folder}: {name} reads and makes {found[0]} and {found[1]} channels; with its scheduler {needed[0]} and "
-                f"{needed[1]} are needed."
+                f"{folder}: {TEXT_PROJECTION} makes a context {made} wide, {BASE} reads {read}: not one model's."
             )
+        if self.fine_first.config.sample_size != self.fine_last.config.sample_size:
+            raise UserError(
+                f"{folder}: {FINE_FIRST} and {FINE_LAST} work on images of different sizes: not one model's."
+            )
+        for name, unet, steps, inputs in (
+            (BASE, self.unet, self.base_steps, 3),
+            (FINE_FIRST, self.fine_first, self.fine_steps, 6),
+            (FINE_LAST, self.fine_last, self.fine_steps, 6),
+        ):
+            found, needed = (unet.config.in_channels, unet.config.out_channels), (inputs, 6 if steps.learned else 3)
+            if found != needed:
+                raise UserError(
+                    f"{folder}: {name} reads and makes {found[0]} and {found[1]} channels; with its scheduler {needed[0]} and "
+                    f"{needed[1]} are needed."
+                )

@@ -3,7 +3,7 @@
 The module is diffusers' `UnCLIPTextProjModel` name for name. That class lives among diffusers' deprecated pipelines, and a pipeline
 saved with it does not load again; hence these are our own lines.
 
-Legend: B pictures, T tokens, D width of CLIP's joint space, C width of the U-Net's context, K extra tokens.
+Legend: B images, T tokens, D width of CLIP's joint space, C width of the U-Net's context, K extra tokens.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Training task of a diffusers U-Net: predict what its own scheduler's parametrisation asks for, on timesteps of a part of the noise.
 
-Shapes: B pictures of a step, C latent channels, h × w latent positions, T timesteps of the scheduler's training.
+Shapes: B images of a step, C latent channels, h × w latent positions, T timesteps of the scheduler's training.
 """
 
 import math
@@ -25,16 +25,16 @@ from syzygy.training.precision import autocast
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a network may be trained to predict, by diffusers' names."""
 LEAST_KEPT = 1e-12
-"""Schedules with zero terminal SNR keep nothing of the picture at their last timestep; its σ would be infinite."""
+"""Schedules with zero terminal SNR keep nothing of the image at their last timestep; its σ would be infinite."""
 
 
 class UNetTaskConfig(Config):
     """What one training step of a U-Net sees."""
 
     batch_size: int = Field(default=8, ge=1)
-    """Noisy pictures a step."""
+    """Noisy images in each step."""
     dropped: float = Field(default=0.1, ge=0, le=1)
-    """Part of the samples that are told nothing: the empty prompt (XL: zeros), or the embedding of a picture of zeros. Guidance needs it."""
+    """Fraction of the samples that train guidance's unconditional branch: the empty prompt (XL: zeros), or the embedding of a zero image."""
     checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
 
@@ -47,7 +47,7 @@ class DiscreteNoise:
     """
 
     kept: Float[Tensor, "T"]
-    """ᾱ, the share of the picture's variance that is kept; float64, falling, on the CPU."""
+    """ᾱ, the share of the image's variance that is kept; float64, falling, on the CPU."""
     prediction: str
     """One of `PREDICTIONS`."""
 
@@ -100,7 +100,7 @@ class DiscreteNoise:
     def target(
         self, x: Float[Tensor, "B C h w"], noise: Float[Tensor, "B C h w"], timesteps: Int[Tensor, "B"]
     ) -> Float[Tensor, "B C h w"]:
-        """What the network should predict: the noise, the picture, or v = √ᾱ·noise − √(1 − ᾱ)·x (Salimans and Ho 2022, appendix D)."""
+        """What the network should predict: the noise, the image, or v = √ᾱ·noise − √(1 − ᾱ)·x (Salimans and Ho 2022, appendix D)."""
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "sample":
@@ -115,10 +115,10 @@ class DiscreteNoise:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Pictures' latents, with what else the U-Net reads, on the device that trains."""
+    """Latents of images, with what else the U-Net reads, on the device that trains."""
 
     latents: Float[Tensor, "B C h w"]
-    """As the U-Net wants them: scaled."""
+    """Scaled for the U-Net."""
     conditions: Mapping[str, Any]
     """Further arguments of the U-Net, such as `encoder_hidden_states`."""
 
@@ -129,7 +129,7 @@ class LatentBatch:
 class UNetTask:
     """The training loop's `Task` for a network that is called as diffusers' U-Nets are: `unet(x, timesteps, …, return_dict=False)[0]`.
 
-    `batches(step)` gives a step's pictures; timesteps and noise depend on (seed, step) alone. With `lora`, an adaptation of the network, that
+    `batches(step)` gives a step's images; timesteps and noise depend on (seed, step) alone. With `lora`, an adaptation of the network, that
     alone is trained. What a network predicts beyond the latents' channels, a variance, is not trained.
     """
 
@@ -177,7 +177,7 @@ class UNetTask:
         return self._timesteps[(levels * len(self._timesteps)).long().clamp_max(len(self._timesteps) - 1)]
 
     def validate(self) -> dict[str, float]:
-        """The loss on unseen pictures, at fixed noise and at timesteps spread evenly over what is seen."""
+        """The loss on unseen images, at fixed noise and at timesteps spread evenly over what is seen."""
         total = 0.0
         for index, batch in enumerate(self._validation):
             random = generator(self._seed, "unet", "validation", index, device=batch.latents.device)

@@ -1,9 +1,9 @@
-"""What a published U-Net is trained beside, whichever family it is of, and the U-Net's own files.
+"""What training a published U-Net needs, the same for all families (`training_families`), and the U-Net's own files.
 
-A family tells how pictures become what is kept of them (`Pictures`), and how that and captions become the U-Net's further arguments
-(`Conditions`). Both are frozen, in fp32.
+A family defines how images become the tensors that are kept (`Pictures`), and how these and captions become the U-Net's further
+arguments (`Conditions`). Both are frozen, in fp32.
 
-Shapes: B pictures, C latent channels, h × w latent positions, S side of a prepared picture.
+Shapes: B images, C latent channels, h × w latent positions, S side of a prepared image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,29 +20,29 @@ from syzygy.clip.image_processing import Preparation
 from syzygy.core import artifacts, checkpoint_files, diffusers_schedulers
 from syzygy.core.diffusers_weights import load_model, renamed
 from syzygy.core.errors import UserError
-from syzygy.pretrained.latent_diffusion import sample_positions
+from syzygy.pretrained.diffusers_decoder import sample_positions
 from syzygy.pretrained.unet_task import DiscreteNoise
 
 SCHEDULER = "scheduler"
 UNET = "UNet2DConditionModel"
 WEIGHTS_FILE = f"{checkpoint_files.DIFFUSERS}.safetensors"
 MEAN, STD = "mean", "std"
-"""Of a picture's latents, among what is kept of it. What an autoencoder that draws nothing makes has a mean alone."""
+"""Mean and standard deviation of an image's latents, as they are kept. A deterministic autoencoder gives the mean alone."""
 LANCZOS = 1
-"""Pillow's number of the filter that makes pictures smaller."""
+"""Pillow's number of the filter that makes images smaller."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures → what is kept of them, so that neither they nor an autoencoder are needed again."""
+    """Images → the tensors that are kept, so that neither the images nor an autoencoder are needed again."""
 
     side: int
     """S."""
     prepare: Callable[[Image.Image], Mapping[str, Tensor]]
-    """A picture → tensors of one shape for all pictures, on the CPU."""
+    """An image → tensors, of one shape for all images, on the CPU."""
     encode: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-    """Prepared pictures, stacked → `MEAN` and perhaps `STD` of their latents in fp16, scaled as the U-Net wants them; and what else it
-    reads of a picture, under other names.
+    """Stacked tensors of prepared images → `MEAN` and perhaps `STD` of their latents in fp16, scaled for the U-Net; and what else it
+    reads about an image, under other names.
     """
     fingerprints: Mapping[str, str]
     """Of the networks that encode."""
@@ -50,35 +50,35 @@ class Pictures:
 
 @runtime_checkable
 class Conditions(Protocol):
-    """What a U-Net reads beside latents and timesteps."""
+    """What a U-Net reads besides latents and timesteps: captions (Stable Diffusion) or image embeddings (Kandinsky)."""
 
     @property
     def device(self) -> torch.device: ...
 
     def __call__(self, captions: Sequence[str | None], kept: Mapping[str, Float[Tensor, "B ..."]]) -> Mapping[str, Any]:
-        """Further arguments of the U-Net, on the device, for B pictures.
+        """Further arguments of the U-Net, on the device, for B images.
 
         Args:
-            captions: None: the picture is told nothing, as guidance needs it.
-            kept: what `Pictures` made beside latents, in fp32, on the CPU.
+            captions: None where the unconditional branch of guidance is trained.
+            kept: what `Pictures` kept besides latents, in fp32, on the CPU.
         """
         ...
 
     def fingerprints(self) -> dict[str, str]:
-        """What tells its networks from others."""
+        """Of the networks that it uses."""
         ...
 
 
 @dataclass(frozen=True)
-class Beside:
-    """All of it."""
+class TrainingParts:
+    """Everything that a U-Net is trained with."""
 
     pictures: Pictures
     conditions: Conditions
     noise: DiscreteNoise
 
     def fingerprints(self) -> dict[str, str]:
-        """What tells its parts from others'."""
+        """Of all parts."""
         scheduler = f"{self.noise.prediction} {artifacts.fingerprint({'kept': self.noise.kept})}"
         return {**self.pictures.fingerprints, **self.conditions.fingerprints(), "scheduler": scheduler}
 
@@ -98,7 +98,7 @@ def training_noise(folder: Path) -> DiscreteNoise:
 
 
 def square(unet: Mapping[str, Any], size: int | None, scale: int) -> Preparation:
-    """How pictures become `size` × `size` pixels (None: as many as the U-Net was made for): resized by the shorter side, cut from the
+    """How images become `size` × `size` pixels (None: as many as the U-Net was made for): resized by the shorter side, cut from the
     middle, in [-1, 1].
 
     Args:
@@ -109,7 +109,7 @@ def square(unet: Mapping[str, Any], size: int | None, scale: int) -> Preparation
     """
     side = min(sample_positions(unet)) * scale if size is None else size
     if side % scale:
-        raise UserError(f"size={side}: pictures of this model have sides that are multiples of {scale}.")
+        raise UserError(f"size={side}: images of this model have sides that are multiples of {scale}.")
     half = (0.5, 0.5, 0.5)
     return Preparation(resize=side, crop=side, resample=LANCZOS, mean=half, std=half)
 

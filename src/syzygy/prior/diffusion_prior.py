@@ -5,10 +5,11 @@ L tokens now, P before them, K all of them, H heads of width E.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -294,6 +295,24 @@ class DiffusionTaskConfig(Config):
     """Share of the captions that are replaced by the empty text, which guidance needs (paper: 0.1)."""
     sampling: PriorSampling = PriorSampling()
     """Steps, guidance and noise of its predictions."""
+
+    def objective(
+        self,
+        sizes: Mapping[str, Any],
+        logit_scale: float,
+        unconditional: Callable[[], TextFeatures],
+        device: torch.device,
+        init: str | Path | None,
+    ) -> "DiffusionObjective":
+        """A diffusion prior of these sizes with random weights, and its loss.
+
+        Raises:
+            UserError: there is an `init`.
+        """
+        if init is not None:
+            raise UserError("--init continues an ECLIPSE prior; a diffusion baseline starts from random weights.")
+        network = DiffusionPrior(DiffusionPriorConfig(**sizes)).to(device)
+        return DiffusionObjective(network, self, unconditional())
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ Legend: B captions, N text tokens of all of them, M = N + 3 B all tokens, C inne
 training step.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -211,6 +212,27 @@ class PriorTaskConfig(Config):
     """What the network computes in (weights and losses stay fp32); "auto" is bf16 on CUDA and fp32 elsewhere."""
     temperature: Literal["clip"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "clip"
     """τ of the contrastive loss: "clip" takes the frozen CLIP's own (the paper does not say), a number replaces it."""
+
+    def objective(
+        self,
+        sizes: Mapping[str, Any],
+        logit_scale: float,
+        unconditional: Callable[[], TextFeatures],
+        device: torch.device,
+        init: str | Path | None,
+    ) -> "EclipseObjective":
+        """A prior of these sizes with its loss. Its weights are random, or those of the prior `init`.
+
+        Raises:
+            UserError: `init` is not found, or has other sizes.
+        """
+        wanted = EclipsePriorConfig(**sizes)
+        prior = EclipsePrior(wanted) if init is None else EclipsePrior.from_pretrained(init)
+        other = [name for name in sizes if getattr(prior.config, name) != getattr(wanted, name)]
+        if other:
+            differ = ", ".join(f"{n} is {getattr(prior.config, n)} there and {getattr(wanted, n)} here" for n in other)
+            raise UserError(f"the prior in {init} has other sizes: {differ}. Set them alike, or choose other data.")
+        return EclipseObjective(prior.to(device), self, logit_scale=logit_scale)
 
 
 class EclipseObjective:

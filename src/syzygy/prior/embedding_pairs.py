@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -23,57 +23,9 @@ FEW_IMAGES = 100
 """Fewer images than this may have equal values in a dimension by chance, because embeddings are stored in 16 bits."""
 
 
-@runtime_checkable
-class Pairs(Protocol):
-    """M captions and the embeddings of their images, by one CLIP. Tensors are on the CPU and may be fp16 or bf16."""
-
-    def __len__(self) -> int:
-        """M."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """D, the width of CLIP's joint space."""
-        ...
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest caption."""
-        ...
-
-    @property
-    def statistics(self) -> EmbeddingStatistics:
-        """Statistics of the image embeddings."""
-        ...
-
-    def text(self, index: Int[Tensor, "B"]) -> PackedText:
-        """These captions, embedded."""
-        ...
-
-    def pooled(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
-        """Only the pooled embeddings of these captions."""
-        ...
-
-    def images(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
-        """Raw embeddings of the images that these captions describe."""
-        ...
-
-    def image_numbers(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-        """A number for each caption, equal if two describe the same image."""
-        ...
-
-    def ids(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-        """A number for each caption, equal if the words of two are equal."""
-        ...
-
-    def keys(self, index: Int[Tensor, "B"]) -> list[str]:
-        """The keys of these samples."""
-        ...
-
-
 @dataclass(frozen=True)
 class PriorData:
-    """`Pairs` in memory: N images and their M captions. Floating-point tensors may be fp16.
+    """Pairs in memory: N images and their M captions. Floating-point tensors may be fp16.
 
     Raises:
         UserError: no captions, lengths or widths that do not match, an image that does not exist, NaN or infinity.
@@ -107,14 +59,17 @@ class PriorData:
 
     @property
     def width(self) -> int:
+        """D, the width of CLIP's joint space."""
         return self.image_embeddings.shape[1]
 
     @property
     def longest(self) -> int:
+        """Tokens of the longest caption."""
         return int(self._packed.lengths.max())
 
     @property
     def statistics(self) -> EmbeddingStatistics:
+        """Statistics of the image embeddings."""
         return EmbeddingStatistics.of(self.image_embeddings)
 
     @cached_property
@@ -122,21 +77,27 @@ class PriorData:
         return PackedText.of(self.captions)
 
     def text(self, index: Int[Tensor, "B"]) -> PackedText:
+        """These captions, embedded."""
         return self._packed[index]
 
     def pooled(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
+        """Only the pooled embeddings of these captions."""
         return self.captions.pooled[index]
 
     def images(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
+        """Raw embeddings of the images that these captions describe."""
         return self.image_embeddings[self.image_of_caption[index]]
 
     def image_numbers(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+        """A number for each caption, equal if two describe the same image."""
         return self.image_of_caption[index]
 
     def ids(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+        """A number for each caption, equal if the words of two are equal."""
         return self.caption_ids[index]
 
     def keys(self, index: Int[Tensor, "B"]) -> list[str]:
+        """The keys of these samples."""
         return [f"caption {i}" for i in index.tolist()]
 
     def first(self, number: int) -> "PriorData":
@@ -154,7 +115,7 @@ def caption_ids(captions: Sequence[str]) -> Int[Tensor, "M"]:
 
 @dataclass(frozen=True)
 class StorePairs:
-    """`Pairs` of an embedding store, or of some of its captions. Only their numbers are in memory."""
+    """Pairs of an embedding store, or of some of its captions, with the methods of `PriorData`. Only their numbers are in memory."""
 
     store: EmbeddingStore
     chosen: Int[Tensor, "M"]
@@ -197,6 +158,10 @@ class StorePairs:
 
     def keys(self, index: Int[Tensor, "B"]) -> list[str]:
         return self.store.keys(self.store.image_of(self.chosen[index]))
+
+
+Pairs: TypeAlias = PriorData | StorePairs
+"""M captions and the embeddings of their images, by one CLIP. Tensors are on the CPU and may be fp16 or bf16."""
 
 
 def split(store: EmbeddingStore, validation_images: int) -> tuple[StorePairs, StorePairs]:

@@ -9,8 +9,9 @@ import torch
 
 from syzygy.core import artifacts
 from syzygy.core.config import parse
-from syzygy.core.contracts import TextFeatures
+from syzygy.core.contracts import Prior, TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.core.registry import PRIORS, by_name
 from syzygy.prior.diffusion_prior import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.prior_network import SCHEDULER_FILE, SCHEDULERS, find_prior, holds_diffusion
@@ -66,6 +67,26 @@ def load_prior(
         return prior
     sampling, schedule = _sampling(folder, prior)
     return SampledPrior(prior, clip.encode_text([""]), sampling, schedule)
+
+
+def load_any_prior(
+    source: str | Path,
+    clip: ClipSpace,
+    device: str = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    local_files_only: bool = True,
+) -> Prior:
+    """A registered prior, as "NAME" or "NAME:SOURCE" (`core.registry.register_prior`), or else one as of `load_prior`.
+
+    Raises:
+        UserError: as `load_prior`, or as the registered function.
+    """
+    named = by_name(PRIORS, source)
+    if named is None:
+        return load_prior(source, clip, device, dtype=dtype, local_files_only=local_files_only)
+    make, rest = named
+    return make(rest, clip, device)
 
 
 def _read_prior(folder: Path, dtype: torch.dtype) -> EclipsePrior | DiffusionPrior:

@@ -15,8 +15,8 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import seed_of
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
-from syzygy.prior.diffusion_prior import DiffusionObjective, DiffusionPrior, DiffusionPriorConfig, DiffusionTaskConfig
-from syzygy.prior.eclipse import EclipseObjective, EclipsePrior, EclipsePriorConfig, PriorTaskConfig
+from syzygy.prior.diffusion_prior import DiffusionTaskConfig
+from syzygy.prior.eclipse import PriorTaskConfig
 from syzygy.prior.embedding_pairs import Pairs, split, split_digest
 from syzygy.prior.next_steps import (
     ABOUT,
@@ -58,7 +58,7 @@ class PriorRun(Config):
     validation_images: int = Field(default=512, gt=0)
     """Number of images for validation, with their captions. They come from the store, or are new images of the world; training omits them."""
     task: PriorTaskConfig | DiffusionTaskConfig
-    """Loss and batch; which of the two it is decides which prior is trained."""
+    """Loss and batch; they decide which prior is trained. (A new kind of prior adds its task here, and its preset to `presets.py`.)"""
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
@@ -151,7 +151,16 @@ def train_prior(
     run = fitting.batch(run, len(data.training), world.size)
     if run.scenes is None or not is_dry_run():  # a dry run embeds some of the scenes only
         fitting.passes(len(data.training), len(data.validation), run.loop.steps * run.task.batch_size)
-    objective = _objective(run, data, world.device, init)
+    sizes: dict[str, Any] = {
+        "embedding_dim": data.training.width,
+        "num_layers": run.num_layers,
+        "num_attention_heads": run.num_attention_heads,
+        "attention_head_dim": run.attention_head_dim,
+        "num_embeddings": data.positions,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(run.seed, "prior weights"))
+        objective = run.task.objective(sizes, data.logit_scale, data.unconditional, world.device, init)
     task = PriorTask(
         objective,
         data.training,
@@ -187,36 +196,3 @@ def _check_width(run: PriorRun, width: int) -> None:
             f"this preset is for embeddings of width {run.embedding_dim}; the data's are {width} wide. "
             "Embed the pairs with the CLIP of the generator, or choose its preset."
         )
-
-
-def _objective(
-    run: PriorRun, data: PriorTrainingData, device: torch.device, init: str | Path | None
-) -> EclipseObjective | DiffusionObjective:
-    """The run's prior, with fresh weights or those of `init`, and its loss."""
-    sizes: dict[str, Any] = {
-        "embedding_dim": data.training.width,
-        "num_layers": run.num_layers,
-        "num_attention_heads": run.num_attention_heads,
-        "attention_head_dim": run.attention_head_dim,
-        "num_embeddings": data.positions,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(run.seed, "prior weights"))
-        if isinstance(run.task, PriorTaskConfig):
-            prior = _eclipse(EclipsePriorConfig(**sizes), init).to(device)
-            return EclipseObjective(prior, run.task, logit_scale=data.logit_scale)
-        if init is not None:
-            raise UserError("--init continues an ECLIPSE prior; a diffusion baseline starts from random weights.")
-        network = DiffusionPrior(DiffusionPriorConfig(**sizes)).to(device)
-        return DiffusionObjective(network, run.task, data.unconditional())
-
-
-def _eclipse(wanted: EclipsePriorConfig, init: str | Path | None) -> EclipsePrior:
-    if init is None:
-        return EclipsePrior(wanted)
-    prior = EclipsePrior.from_pretrained(init)
-    other = [n for n in type(wanted).model_fields if getattr(prior.config, n) != getattr(wanted, n)]
-    if other:
-        differ = ", ".join(f"{n} is {getattr(prior.config, n)} there and {getattr(wanted, n)} here" for n in other)
-        raise UserError(f"the prior in {init} has other sizes: {differ}. Set them alike, or choose other data.")
-    return prior

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from syzygy.clip.clip_model import Clip
 from syzygy.clip.tokenization import encoded
-from syzygy.pretrained.stable_unclip import OwnText
+from syzygy.pretrained.text_reader import TextReader
 from syzygy.regions.attention_processors import padded_tokens
 from syzygy.text_encoders.llm import Llm, LlmRecipe
 from syzygy.text_encoders.t5 import T5Config, build_t5
@@ -108,10 +108,10 @@ def test_readers_of_published_decoders(clip: Clip) -> None:
     words = padded_tokens(tokenizer, [prompt], most=most)
     real = int(words.mask.sum())
     assert (words.ids[0, : real - 1] != end).all()
-    reader = OwnText(clip.model.text_model, tokenizer, torch.device("cpu"), offload=False)
+    reader = TextReader([clip.model.text_model], [tokenizer], torch.device("cpu"), most=most)
     expected = clip.model.text_model(words.ids, attention_mask=None)[0]
-    torch.testing.assert_close(reader([prompt]), expected)
-    assert torch.equal(reader.tokens([prompt]).spans, words.spans)
+    torch.testing.assert_close(reader([prompt]).states, expected)
+    assert torch.equal(reader([prompt]).spans[0], words.spans)
     acting = padded_tokens(tokenizer, [prompt], most=most, control=True)
     assert acting.ids.tolist() == tokenizer([prompt], padding="max_length", max_length=most)["input_ids"]
     assert not torch.equal(acting.ids, words.ids)

@@ -37,7 +37,7 @@ def test_full_precision_goes_before_half(tmp_path: Path) -> None:
 
 
 def test_sizes_of_samples() -> None:
-    from syzygy.pretrained.latent_diffusion import sample_positions
+    from syzygy.pretrained.diffusers_decoder import sample_positions
 
     assert sample_positions({"sample_size": 96}) == (96, 96)
     assert sample_positions({"sample_size": [32, 48]}) == (32, 48)

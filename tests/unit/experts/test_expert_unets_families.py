@@ -19,7 +19,7 @@ from syzygy.experts.latent_cache import Latents
 from syzygy.experts.unet_expert_training import ExpertUNetsRun
 from syzygy.pretrained.training_families import load_beside
 from syzygy.pretrained.unet_task import UNetTaskConfig
-from syzygy.pretrained.unet_training import Beside, load_unet
+from syzygy.pretrained.unet_training import TrainingParts, load_unet
 from syzygy.training.schedule import LoopConfig
 from tests.closeness import NETWORK, assert_close
 from tests.tiny_unclip import Tiny, tiny_clip_pipeline
@@ -58,7 +58,7 @@ def train(what: ExpertUNetsRun, model: Path, data: Path, out: Path, clip: Path |
     return unet_expert_training.train(what, model, str(data), out, CPU, lambda line: None, clip)
 
 
-def made(beside: Beside, image: Image.Image) -> dict[str, Tensor]:
+def made(beside: TrainingParts, image: Image.Image) -> dict[str, Tensor]:
     """What is kept of one picture."""
     prepared = {name: x[None] for name, x in beside.pictures.prepare(image).items()}
     return dict(beside.pictures.encode(prepared))

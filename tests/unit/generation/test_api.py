@@ -35,7 +35,7 @@ def test_a_bundled_model_is_known_by_name(tiny_model: Path, tmp_path: Path, monk
     assert model_folder("starter") == tiny_model
     assert part_folder("starter", "clip") == tiny_model / "clip"
     monkeypatch.setitem(model_parts.BUNDLED, "starter", tmp_path)
-    with pytest.raises(UserError, match=r"the weights of 'starter' are not here.*syzygy train starter"):
+    with pytest.raises(UserError, match=r"the weights of 'starter' are missing.*syzygy train starter"):
         TextToImage.from_pretrained()
 
 
@@ -103,7 +103,7 @@ def test_notes_tell_what_the_world_does_not_know(model: TextToImage, tiny_model:
     assert "'cirkle'; nearest known: circle" in note
     (note,) = model.notes("a storm")
     assert "names no object of this world" in note
-    assert model.notes("ein roter Kreis") == ["'ein roter Kreis' is German; this model was taught English only."]
+    assert model.notes("ein roter Kreis") == ["'ein roter Kreis' is German; this model was trained on English only."]
     taught = replace(model, languages=("en", "de"))
     assert taught.notes("ein roter Kreis") == []
     (note,) = taught.notes("ein roter Krais und ein Stern")
@@ -135,8 +135,8 @@ def test_another_decoder(tiny_model: Path, tmp_path: Path) -> None:
     same = TextToImage.from_pretrained(tiny_model, decoder=tiny_model)
     assert same.fingerprints() == TextToImage.from_pretrained(tiny_model).fingerprints()
     for model, more, message in (
-        (tiny_model, {"decoder": tiny_model, "experts": tmp_path}, "experts take the decoder's place"),
-        ("karlo", {"decoder": tiny_model}, "no model of ours"),
+        (tiny_model, {"decoder": tiny_model, "experts": tmp_path}, "experts replace the decoder"),
+        ("karlo", {"decoder": tiny_model}, "was not trained with this package"),
         (tiny_model, {"decoder": tmp_path / "none"}, "neither a folder nor a known model"),
         (tiny_model, {"decoder": tiny_model / "prior"}, "prior"),
     ):

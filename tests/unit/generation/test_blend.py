@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from syzygy.core.contracts import Guide, Progress, Sampling, TextFeatures
+from syzygy.core.contracts import Guide, ImageDecoder, Progress, Sampling, TextFeatures
 from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.core.randomness import generator
 from syzygy.generation.mixing import image_of, mixed, pictures_of, read_source
@@ -61,10 +61,10 @@ class Eye:
         return -self.encode_image(2 * pixels)
 
 
-class Decoder:
+class Decoder(ImageDecoder):
     """Paints the embedding as colours, and each generator's next number into the blue corner. Remembers what it was told."""
 
-    conditions = ("image", "text")
+    reads_text = True
     defaults = Sampling(steps=2)
 
     def __init__(self) -> None:
@@ -349,7 +349,7 @@ def test_wrong_input(use: Callable[[TextToImage], Any], message: str, model: Tex
 
 
 def test_a_decoder_that_reads_no_embedding_cannot_vary(model: TextToImage, decoder: Decoder) -> None:
-    decoder.conditions = ("text",)
+    decoder.reads_image_embedding = False
     with pytest.raises(UserError, match="tiny reads texts alone: it cannot vary or mix"):
         model.vary([picture(0)], num_images=1)
 

@@ -136,8 +136,8 @@ def test_the_callback_is_told_every_step(pipeline: Pipeline) -> None:
         ("\udcff", {}, "the prompt is not text"),
         ("a star", {"num_images": 0}, "num_images must be a whole number of at least 1, got 0"),
         ("a star", {"sampling": Sampling(steps=0)}, "0 steps"),
-        ("a star", {"sampling": Sampling(size=(64, 64))}, "pictures of one size"),
-        ("a star", {"sampling": Sampling(options={"noise_level": 3})}, "no options noise_level"),
+        ("a star", {"sampling": Sampling(size=(64, 64))}, "images of one size"),
+        ("a star", {"sampling": Sampling(options={"noise_level": 3})}, "no option noise_level"),
         ("a star", {"conditions": []}, r"conditions \[\] must be"),
         ("a star", {"conditions": ["image", "depth"]}, "must be one or more of what the decoder reads: image, text"),
         ("a star", {"generator": seeds(0, 1)}, "2 generators for 1 images"),
@@ -172,7 +172,7 @@ def test_a_guide_tells_one_number_of_pictures() -> None:
     assert len(guide) == 3
     assert (guide[[2, 0]].texts, guide[[2, 0]].embeddings.tolist()) == (["c", "a"], [[4, 5], [0, 1]])
     for wrong in ({}, {"texts": ["a"], "embeddings": torch.zeros(2, 2)}):
-        with pytest.raises(AssertionError, match="one number of pictures"):
+        with pytest.raises(AssertionError, match="one number of images"):
             Guide(**wrong)
 
 

@@ -13,19 +13,18 @@ from syzygy.cli.common import device_option, json_option, note, progress_bar, wr
     "--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True, help="Folder to write."
 )
 @click.option("--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder.")
-@click.option("--quick", is_flag=True, help="A shortened run that shows only that everything works.")
+@click.option("--quick", is_flag=True, help="Run a shortened demo that only shows that everything works.")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
 @device_option
 @json_option
 def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: str, as_json: bool) -> None:
-    """Train an ECLIPSE prior from scratch and see what it paints.
+    """Train an ECLIPSE prior from scratch and generate images with it.
 
-    On the frozen starter, offline: trains the prior and its control (projection-only) before your eyes, paints twelve prompts, half of
-    them compositions that no prior saw, scores a sample, and writes a page with plots and pictures. Settings override the run's, such
-    as prior.loop.steps=300. An interrupted demo resumes.
+    The demo runs offline on the frozen starter. It trains the prior and its control (projection-only), generates images of twelve prompts,
+    half of them compositions that no prior saw, scores a sample of prompts, and writes a page with plots and images. KEY=VALUE overrides
+    settings, for example prior.loop.steps=300. An interrupted demo resumes.
     """
     import json
-    import sys
 
     from syzygy.core.config import override
     from syzygy.core.registry import preset
@@ -40,17 +39,15 @@ def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: 
 
     result = demo_run.run(run, out, device=device, model=model, say=say, bar=progress_bar)
     if as_json:
-        json.dump(
-            {"page": str(result.page), "rows": plain(result.rows), "seconds": round(result.seconds, 1)}, sys.stdout
-        )
-        click.echo()
+        found = {"page": str(result.page), "rows": plain(result.rows), "seconds": round(result.seconds, 1)}
+        click.echo(json.dumps(found))
         return
     click.echo(f"\n{'':>16}{SEEN:>22}{UNSEEN:>22}")
     shares = {(row["candidate"], row["side"]): str(row["prompt_accuracy"]) for row in overall(result.rows, None)}
     for candidate in dict.fromkeys(row["candidate"] for row in result.rows):
         texts = (shares.get((candidate, side), "") for side in (SEEN, UNSEEN))
         click.echo(f"{candidate:>16}" + "".join(f"{text:>22}" for text in texts))
-    click.echo(f"\nDone in {result.seconds:.0f} s. Look at {result.page}")
+    click.echo(f"\nDone in {result.seconds:.0f} s. Open {result.page}")
     click.echo("Try next:")
     click.echo(f"  syzygy generate 'a red striped heart left of a blue star' --prior {quote(str(out / 'eclipse'))}")
     click.echo("  syzygy train prior --preset starter --out my-prior task.lambda_contrastive=0.4")

@@ -16,6 +16,7 @@ from syzygy.lab.commands.evaluation_options import (
     evaluation,
     named_priors,
     sampling_options,
+    setting,
 )
 
 if TYPE_CHECKING:
@@ -24,14 +25,11 @@ if TYPE_CHECKING:
 
 COMPOSITION = (
     *sampling_options(200, 10, least=1),
-    click.option("--draws", type=Whole(1), default=1, show_default=True, help="Images for each prompt."),
+    setting("--draws", "Images for each prompt.", 1, type=Whole(1)),
 )
 QUICK = {"prompts": 8, "pairs": 1000}
-CONDITIONS = click.option(
-    "--conditions",
-    type=Names(),
-    metavar="NAMES",
-    help="What the decoder reads, such as text,t5. Default: all that it can.",
+CONDITIONS = setting(
+    "--conditions", "What the decoder reads, such as text,t5. Default: all that it can.", type=Names(), metavar="NAMES"
 )
 
 
@@ -45,12 +43,8 @@ CONDITIONS = click.option(
         metavar="[NAME=]RUN",
         help="Prior to score; may be repeated. Default: the model's own.",
     ),
-    click.option(
-        "--pairs",
-        type=Whole(0),
-        default=5000,
-        show_default=True,
-        help="Pairs on which predicted embeddings are compared with true ones; 0 skips this.",
+    setting(
+        "--pairs", "Pairs on which predicted embeddings are compared with true ones; 0 skips this.", 5000, type=Whole(0)
     ),
     click.option(
         "--with-text",
@@ -89,11 +83,11 @@ def composition(request: EvaluationRequest) -> "Outcome":
         metavar="[NAME=]RUN",
         help="Give two: the first is compared with the second.",
     ),
-    click.option(
+    setting(
         "--pickscore",
+        "A PickScore checkpoint (or any CLIP) on disk, as a further judge.",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         metavar="FOLDER",
-        help="A PickScore checkpoint (or any CLIP) on disk, as a further judge.",
     ),
     quick={"prompts": 8},
 )
@@ -120,16 +114,15 @@ def preference(request: EvaluationRequest) -> "Outcome":
 
 @evaluation(
     *sampling_options(100, 10),
-    click.option(
+    setting(
         "--strengths",
+        "Region strengths, w'; images without regions are always measured.",
+        "0.5,1,2",
         type=Numbers(),
-        default="0.5,1,2",
-        show_default=True,
         metavar="W,…",
-        help="Region strengths, w'; images without regions are always measured.",
     ),
     CONDITIONS,
-    click.option("--experts", metavar="RUN|FOLDER", help="Expert denoisers instead of the model's decoder."),
+    setting("--experts", "Expert denoisers instead of the model's decoder.", metavar="RUN|FOLDER"),
 )
 def regions(request: EvaluationRequest) -> "Outcome":
     """Do objects appear inside their regions?
@@ -143,7 +136,7 @@ def regions(request: EvaluationRequest) -> "Outcome":
     """
     from syzygy.lab.evaluate import region_accuracy as run
 
-    return run.evaluate(request.context("regions", run.RegionsConfig), request.parts["experts"])
+    return run.evaluate(request.context("regions", run.RegionsConfig))
 
 
 @evaluation(
@@ -157,13 +150,7 @@ def regions(request: EvaluationRequest) -> "Outcome":
         metavar="W,…",
         help="Guidance of the style apart from the text; the joint guidance of both is always measured.",
     ),
-    click.option(
-        "--references",
-        type=Whole(1, 4),
-        default=1,
-        show_default=True,
-        help="Style references for each prompt, each in another style.",
-    ),
+    setting("--references", "Style references for each prompt, each in another style.", 1, type=Whole(1, 4)),
 )
 def style(request: EvaluationRequest) -> "Outcome":
     """Does an image take the style of a reference image, and only that?
@@ -182,13 +169,12 @@ def style(request: EvaluationRequest) -> "Outcome":
 
 @evaluation(
     *sampling_options(50, 25),
-    click.option(
+    setting(
         "--swaps",
+        "Per cent of the steps after which the prompt is swapped; 0, 40, 93 and 100 are added.",
+        "20,60,80",
         type=Numbers(),
-        default="20,60,80",
-        show_default=True,
         metavar="K,…",
-        help="Per cent of the steps after which the prompt is swapped; 0, 40, 93 and 100 are added.",
     ),
     CONDITIONS,
 )
@@ -224,14 +210,13 @@ def encoders(request: EvaluationRequest) -> "Outcome":
 
 
 @evaluation(
-    click.option(
+    setting(
         "--text-encoder",
-        default="adapter",
-        show_default=True,
+        "The adapter to measure; adapter: the model's own.",
+        "adapter",
         metavar="adapter|MODEL|RUN|FOLDER",
-        help="The adapter to measure; adapter: the model's own.",
     ),
-    click.option("--llm", metavar="FOLDER|ID", help="Its language model, if that is not where it was during training."),
+    setting("--llm", "Its language model, if that is not where it was during training.", metavar="FOLDER|ID"),
     *sampling_options(
         16,
         10,
@@ -239,27 +224,24 @@ def encoders(request: EvaluationRequest) -> "Outcome":
         help="Prompts of each category, seen and unseen each, for images in each language; 0 generates no images, which a published model "
         "needs, as its images cannot be scored.",
     ),
-    click.option(
-        "--clip", metavar="FOLDER|ID", help="CLIP checkpoint to use instead of the published model's default."
-    ),
-    click.option("--prior", metavar="RUN|FOLDER|ID", help="Prior to use instead of the model's own."),
-    click.option(
+    setting("--clip", "CLIP checkpoint to use instead of the published model's default.", metavar="FOLDER|ID"),
+    setting("--prior", "Prior to use instead of the model's own.", metavar="RUN|FOLDER|ID"),
+    setting(
         "--decoder",
+        "Decoder to use instead of the model's own, such as one that was trained with the adapter.",
         metavar="RUN|FOLDER",
-        help="Decoder to use instead of the model's own, such as one that was trained with the adapter.",
     ),
-    click.option(
+    setting(
         "--languages",
+        "Such as en,de,es,fr,ru,zh. Default: those that the adapter was trained on.",
         type=Names(),
         metavar="CODES",
-        help="Such as en,de,es,fr,ru,zh. Default: those that the adapter was trained on.",
     ),
-    click.option(
+    setting(
         "--captions",
+        "Captions for each language and length, which are also the candidates in retrieval.",
+        512,
         type=Whole(2),
-        default=512,
-        show_default=True,
-        help="Captions for each language and length, which are also the candidates in retrieval.",
     ),
     CONDITIONS,
     click.option(
@@ -286,8 +268,7 @@ def text_encoder(request: EvaluationRequest) -> "Outcome":
     languages = encoding.checked_languages(model, request.settings["languages"])
     conditions = model.pipeline.chosen(request.settings["conditions"])
     more = {"languages": languages, "conditions": conditions}
-    context = request.context("text-encoder", encoding.TextEncoderConfig, model, **more)
-    return run.evaluate(context, request.parts["text_encoder"])
+    return run.evaluate(request.context("text-encoder", encoding.TextEncoderConfig, model, **more))
 
 
 @evaluation(
@@ -306,11 +287,11 @@ def text_encoder(request: EvaluationRequest) -> "Outcome":
         metavar="[NAME=]RUN|FOLDER|HUB-ID",
         help="Prior to measure; may be repeated. Without one, only the controls are measured.",
     ),
-    click.option(
+    setting(
         "--images",
+        "Number of held-out images, chosen by --seed.  [default: all, at most 4096]",
         type=Whole(1),
         metavar="N",
-        help="Number of held-out images, chosen by --seed.  [default: all, at most 4096]",
     ),
     HTML,
 )
@@ -332,8 +313,8 @@ def prior(request: EvaluationRequest) -> "Outcome":
 
 
 @click.command()
-@click.option("--model", default="starter", show_default=True, help="The model whose reader is measured, or a folder.")
-@click.option("--num", type=Whole(1), default=2048, show_default=True, metavar="N", help="Number of unseen images.")
+@setting("--model", "The model whose reader is measured, or a folder.", "starter")
+@setting("--num", "Number of unseen images.", 2048, type=Whole(1), metavar="N")
 @seed_option
 @device_option
 @json_option

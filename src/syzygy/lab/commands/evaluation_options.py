@@ -69,7 +69,9 @@ class EvaluationRequest:
         from syzygy.lab.evaluate.harness import EvaluationContext
 
         settings = parse(config, self.settings | more, "options")
-        return EvaluationContext(name, model or self.load(), settings, self.out)
+        record = {part: self.parts[part] for part in ("text_encoder", "experts") if part in self.parts}
+        record = {part: source for part, source in record.items() if source is not None or part == "experts"}
+        return EvaluationContext(name, model or self.load(), settings, self.out, record)
 
     def priors(self, model: "TextToImage", controls: Collection[str], sources: Sequence[str]) -> "dict[str, Prior]":
         """The priors of --prior, for a model."""
@@ -79,13 +81,22 @@ class EvaluationRequest:
         return {name: load_prior(source, model.clip, self.parts["device"]) for name, source in named.items()}
 
 
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def setting(name: str, help: str, default: Any = None, **more: Any) -> Option:
+    """An option whose help shows its default, if it has one."""
+    return click.option(name, default=default, show_default=default is not None, help=help, **more)
+
+
 OUTPUTS = (
-    click.option(
+    setting(
         "--out",
-        type=click.Path(file_okay=False, path_type=Path),
+        "Write results.json, a page (index.html), a report in Markdown and figures. The predictions for generated images are kept there too, "
+        "so that an interrupted evaluation resumes.",
+        type=FOLDER,
         metavar="FOLDER",
-        help="Write results.json, a page (index.html), a report in Markdown and figures. The predictions for generated images are kept "
-        "there too, so that an interrupted evaluation resumes.",
     ),
     click.option(
         "--json",
@@ -94,9 +105,7 @@ OUTPUTS = (
         metavar="FILE",
         help="Write the results as JSON; - prints them and nothing else.",
     ),
-    click.option(
-        "--page", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the page to this file."
-    ),
+    setting("--page", "Write the page to this file.", type=FILE, metavar="FILE"),
 )
 
 
@@ -106,13 +115,7 @@ def _renamed_to_page(ctx: click.Context, _param: click.Parameter, value: Path | 
         ctx.params["page"] = value
 
 
-HTML = click.option(
-    "--html",
-    type=click.Path(dir_okay=False, path_type=Path),
-    hidden=True,
-    expose_value=False,
-    callback=_renamed_to_page,
-)
+HTML = click.option("--html", type=FILE, hidden=True, expose_value=False, callback=_renamed_to_page)
 """The old name of --page."""
 
 
@@ -124,12 +127,10 @@ def sampling_options(prompts: int, steps: int, *, least: int = 2, help: str = ""
     """
     text = help or "Prompts of each category, seen and unseen each, or as many as exist."
     return (
-        click.option(
-            "--model", default="starter", show_default=True, help="A model that comes with syzygy, or a folder."
-        ),
-        click.option("--prompts", type=Whole(least), default=prompts, show_default=True, help=text),
-        click.option("--steps", type=Whole(1), default=steps, show_default=True, help="Sampling steps."),
-        click.option("--guidance-scale", type=float, default=3.0, show_default=True, help="Guidance; 1 means off."),
+        setting("--model", "A model that comes with syzygy, or a folder.", "starter"),
+        setting("--prompts", text, prompts, type=Whole(least)),
+        setting("--steps", "Sampling steps.", steps, type=Whole(1)),
+        setting("--guidance-scale", "Guidance; 1 means off.", 3.0, type=float),
     )
 
 

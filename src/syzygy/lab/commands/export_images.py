@@ -7,39 +7,39 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import Whole, device_option, json_option, paced, seed_option, writable_folder
-from syzygy.cli.generation_options import Painter, painting_options, warnings_as_lines
+from syzygy.cli.generation_options import load_model, prompt_options, warnings_as_lines
 from syzygy.core.wording import counted
 
 if TYPE_CHECKING:
-    from syzygy.lab.benchmark_images import Export, Share
+    from syzygy.lab.benchmark_images import Export, Rank
 
 LAYOUTS = ("t2i-compbench", "geneval")
 MOST_WARNINGS = 5
 
 EPILOG = """
 \b
-PROMPTS are the benchmark's own file:
-  t2i-compbench   a prompt a line (color_val.txt, …)
+PROMPTS is the benchmark's own file:
+  t2i-compbench   one prompt in each line (color_val.txt, …)
   geneval         evaluation_metadata.jsonl
 
 \b
 On several GPUs:  torchrun --nproc-per-node 4 -m syzygy.cli export-images …
-The same command makes what is missing, after an interruption or beside other processes; with the same batch size
-neither changes a byte. docs/how-to/benchmark-images.md goes on to the judges' own commands.
+Run the same command again to generate what is missing, after an interruption or while other processes run.
+With the same batch size neither changes a byte. docs/how-to/benchmark-images.md continues with the evaluations' own commands.
 """
 
 
 @click.command(epilog=EPILOG)
-@click.option("--prompts", type=click.Path(path_type=Path), required=True, metavar="FILE", help="What to paint.")
-@click.option("--layout", type=click.Choice(LAYOUTS), required=True, help="Whose judge reads the pictures.")
+@click.option("--prompts", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Prompt file.")
+@click.option("--layout", type=click.Choice(LAYOUTS), required=True, help="The evaluation that reads the images.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Folder to write.")
 @click.option(
     "--images-per-prompt",
     type=Whole(1),
     metavar="N",
-    help="Default: 10 for t2i-compbench, 4 for geneval, as published.",
+    help="Images for each prompt.  [default: 10 for t2i-compbench, 4 for geneval, as published]",
 )
-@painting_options
+@prompt_options
 @seed_option
 @device_option
 @json_option
@@ -54,62 +54,66 @@ def export_images(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Paint a benchmark's prompts into files that its official judge reads.
+    """Generate images of a benchmark's prompts in the files that its official evaluation reads.
 
-    Each picture has a seed of its own, made from --seed, its prompt's place in the file and its number.
+    Each image has its own seed, derived from --seed, the position of its prompt in the file, and its number.
     """
-    from syzygy.lab.benchmark_images import Export, missing, planned, share_of_environment, tidy
-    from syzygy.lab.benchmark_images import export_images as run
+    from syzygy.lab import benchmark_images
     from syzygy.lab.benchmark_layouts import LAYOUTS
 
-    share = share_of_environment()
+    rank = benchmark_images.rank_from_environment()
     chosen = LAYOUTS[layout]
     read = chosen.read(prompts)
     writable_folder(out)
-    for note in read.notes if share.rank == 0 else ():
+    for note in read.notes if rank.rank == 0 else ():
         click.echo(f"warning: {note}", err=True)
     began = time.perf_counter()
     with warnings_as_lines(MOST_WARNINGS):
-        painter = Painter.load(settings, _device_of(share, device))
-        each = chosen.images_per_prompt if images_per_prompt is None else images_per_prompt
-        export = Export(out, chosen, read, each, seed, painter.record)
-        work = planned(export, share, batch_size)
-        steps = painter.record["steps"]
-        with paced(_title(share), work.to_paint, "pictures", live=share.size == 1) as advance:
-            run(export, work, share, painter.paint, lambda pictures: advance(pictures / steps))
-    lacking = missing(export, work)
-    if not lacking:
-        tidy(export)
-    counts = {"painted": len(work.wanted), "kept": work.kept, "missing": lacking}
-    _tell(export, share, counts, time.perf_counter() - began, as_json)
+        loaded = load_model(settings, _device_of(rank, device))
+        number = chosen.images_per_prompt if images_per_prompt is None else images_per_prompt
+        export = benchmark_images.Export(out, chosen, read, number, seed, loaded.record)
+        work = benchmark_images.plan(export, rank, batch_size)
+        steps = loaded.record["steps"]
+
+        def generate(prompts: Any, generators: Any, on_step: Any) -> Any:
+            return loaded.model(prompts, generator=generators, callback=lambda _: on_step(), **loaded.settings).images
+
+        with paced(_title(rank), work.to_generate, "images", live=rank.size == 1) as advance:
+            benchmark_images.export_images(export, work, rank, generate, lambda images: advance(images / steps))
+    missing = benchmark_images.missing(export, work)
+    if not missing:
+        benchmark_images.remove_unfinished(export)
+    counts = {"generated": len(work.wanted), "kept": work.kept, "missing": missing}
+    _print(export, rank, counts, time.perf_counter() - began, as_json)
 
 
-def _tell(export: "Export", share: "Share", counts: dict[str, int], seconds: float, as_json: bool) -> None:
+def _print(export: "Export", rank: "Rank", counts: dict[str, int], seconds: float, as_json: bool) -> None:
     import json
 
     prompts = len(export.prompts.entries)
-    pictures = prompts * export.images_per_prompt
+    images = prompts * export.images_per_prompt
     if as_json:
-        where = {"out": str(export.folder), "layout": export.layout.name, "rank": share.rank, "ranks": share.size}
-        sizes = {"prompts": prompts, "pictures": pictures, **counts, "seconds": round(seconds, 3)}
+        where = {"out": str(export.folder), "layout": export.layout.name, "rank": rank.rank, "ranks": rank.size}
+        former = {"pictures": images, "painted": counts["generated"]}  # names of version 0.1, for one release
+        sizes = {"prompts": prompts, "images": images, **counts, **former, "seconds": round(seconds, 3)}
         click.echo(json.dumps({**where, **sizes, "settings": export.settings()}))
         return
     click.echo(
-        f"{_title(share)}: {counted(counts['painted'], 'picture')} generated, {counts['kept']:,} already there, {counts['missing']:,} missing; "
-        f"{counted(pictures, 'picture')} of {counted(prompts, 'prompt')} in {export.folder}"
+        f"{_title(rank)}: {counted(counts['generated'], 'image')} generated, {counts['kept']:,} kept, {counts['missing']:,} missing; "
+        f"{counted(images, 'image')} of {counted(prompts, 'prompt')} in {export.folder}"
     )
     if counts["missing"]:
-        click.echo("Other processes paint these; if none is running, the same command without torchrun makes them.")
+        click.echo("Other processes generate these. If none is running, run the same command without torchrun.")
 
 
-def _title(share: "Share") -> str:
-    return "painting" if share.size == 1 else f"rank {share.rank} of {share.size}"
+def _title(rank: "Rank") -> str:
+    return "generating" if rank.size == 1 else f"rank {rank.rank} of {rank.size}"
 
 
-def _device_of(share: "Share", device: str) -> str:
+def _device_of(rank: "Rank", device: str) -> str:
     """Each of several processes on CUDA takes the GPU of its local rank."""
-    if device != "cuda" or share.size == 1:
+    if device != "cuda" or rank.size == 1:
         return device
     import torch
 
-    return f"cuda:{share.local % torch.cuda.device_count()}"
+    return f"cuda:{rank.local % torch.cuda.device_count()}"

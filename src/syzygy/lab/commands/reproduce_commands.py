@@ -1,19 +1,21 @@
 """`syzygy reproduce …`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from syzygy.cli.common import device_option, json_option, note, progress_bar, stacked, writable_folder
 
+if TYPE_CHECKING:
+    from syzygy.lab.reproduce.experiment import Findings
+
 F = TypeVar("F", bound=Callable[..., Any])
-PRESETS = "syzygy.lab.reproduce.presets"
 
 
-def comparison_options(*own: Callable[[F], F], model: str, out: str, quick: str) -> Callable[[F], F]:
-    """What every comparison takes; `model` and `quick` say what those options mean, `own` are the command's, after --model."""
+def experiment_options(*own: Callable[[F], F], model: str, out: str, quick: str) -> Callable[[F], F]:
+    """The options of every experiment; `model` and `quick` are the help of these options, `own` are further options."""
     options = (
         click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…"),
         click.option("--model", default="starter", show_default=True, help=model),
@@ -23,7 +25,7 @@ def comparison_options(*own: Callable[[F], F], model: str, out: str, quick: str)
             type=click.Path(path_type=Path),
             default=Path(out),
             show_default=True,
-            help="Folder of the comparison.",
+            help="Folder of the experiment.",
         ),
         click.option("--quick", is_flag=True, help=quick),
         device_option,
@@ -33,110 +35,97 @@ def comparison_options(*own: Callable[[F], F], model: str, out: str, quick: str)
     return stacked(*options)
 
 
-def _say(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _tell(found: Mapping[str, Any], text: str, out: Path, as_json: bool) -> None:
+def _run(
+    reproduce: "Callable[..., Findings]",
+    settings: Any,
+    overrides: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Run an experiment with overridden settings, and print its results or its report."""
     import json
 
-    click.echo(json.dumps(found) if as_json else f"{text}\nLook at {out / 'index.html'}")
-
-
-@click.command()
-@comparison_options(
-    model="The frozen CLIP, decoder and reader.",
-    out="out/eclipse",
-    quick="Fewer pairs, seeds and prompts: sooner, wide intervals.",
-)
-def eclipse(overrides: tuple[str, ...], model: str, out: Path, quick: bool, device: str, as_json: bool) -> None:
-    """ECLIPSE's comparison, in small.
-
-    Projection, diffusion baseline and ECLIPSE with the same size, pairs, steps and hyperparameters, beside text-identity and the
-    reference: scored on embeddings and on pictures, on compositions seen and held out; sweeps over λ, data, steps and noise.
-    The same command continues an interrupted comparison. Writes index.html, results.json, report.md and its eclipse.jpg.
-    """
-    from syzygy.core import artifacts
     from syzygy.core.config import override
-    from syzygy.core.registry import preset
-    from syzygy.lab.reproduce import eclipse_experiment, score_files
-    from syzygy.lab.reproduce.eclipse_report import SHEET, markdown, page, results, shown
 
-    run = override(preset(f"{PRESETS}:ECLIPSE", "quick" if quick else "full"), overrides, note)
+    run = override(settings, overrides, note)
     writable_folder(out)
-    bench = eclipse_experiment.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
-    found = results(run, out)
-    artifacts.write_json(out / "results.json", found)
-    artifacts.write_bytes(out / "report.md", markdown(found).encode())
-    score_files.save_sheet(out / SHEET, shown(out, bench.wanted))
-    artifacts.write_bytes(out / "index.html", page(found, out, bench.wanted).encode())
-    _tell(found, markdown(found), out, as_json)
+    found = reproduce(run, out, say=lambda line: click.echo(line, err=True), bar=progress_bar, **how)
+    click.echo(json.dumps(found.results) if as_json else f"{found.report.markdown()}\nOpen {out / 'index.html'}")
 
 
 @click.command()
-@comparison_options(
-    model="The model whose decoder is grown, and its reader.",
-    out="out/experts",
-    quick="Short trainings and few prompts: shows that it works, and nothing else.",
+@experiment_options(
+    model="Model with the frozen CLIP, decoder and scene classifier.",
+    out="out/eclipse",
+    quick="Use fewer pairs, seeds and prompts: sooner, with wide intervals.",
 )
-def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, device: str, as_json: bool) -> None:
-    """eDiff-I's experts, in small.
+def eclipse(overrides: tuple[str, ...], out: Path, quick: bool, as_json: bool, **how: Any) -> None:
+    """Repeat ECLIPSE's comparison in small.
 
-    A model's decoder trained on for equal total samples as one model, as one model that sees each noise level as often as the experts
-    do, and as experts, whole and low-rank: loss at each expert's noise levels, agreement and Fréchet distance of the pictures, cost.
-    The tree is cut from the noise that the decoder was trained with, and sees the conditions that it saw.
-    The same command continues an interrupted comparison. Writes index.html, results.json, report.md and its pictures.
+    Projection, the diffusion baseline and ECLIPSE are trained with the same size, pairs, steps and hyperparameters, and scored with
+    text-identity and the reference on embeddings and images, on seen and unseen compositions; sweeps over λ, data, steps and noise.
+    Run the same command again to continue an interrupted experiment. Writes index.html, results.json, report.md and its eclipse.jpg.
+    """
+    from syzygy.lab.reproduce.eclipse_experiment import reproduce
+
+    _run(reproduce, _preset("ECLIPSE", quick), overrides, out, as_json, **how)
+
+
+@click.command()
+@experiment_options(
+    model="Model whose decoder is the start of all trainings.",
+    out="out/experts",
+    quick="Use short trainings and few prompts, which only shows that everything works.",
+)
+def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, as_json: bool, **how: Any) -> None:
+    """Repeat eDiff-I's comparison of experts with one model in small.
+
+    A model's decoder is trained further for equal total samples: as one model, as one model that sees each noise level as often as the
+    experts do, and as full and low-rank experts. Measures the loss at each expert's noise levels, prompt accuracy and Fréchet distance of
+    images, and cost. The tree divides the noise levels of the decoder's own training, and experts see the conditions that it saw.
+    Run the same command again to continue an interrupted experiment. Writes index.html, results.json, report.md and its images.
 
     \b
     Another tree, or longer trainings:
       syzygy reproduce experts 'experts.leaves=["E1_0", "E1_1"]' experts.loop.steps=600 --out out/two
     """
-    from syzygy.core.config import override
     from syzygy.core.model_parts import part_folder
-    from syzygy.core.registry import preset
-    from syzygy.lab.reproduce import experts_experiment
-    from syzygy.lab.reproduce.experts_report import markdown, write
+    from syzygy.lab.reproduce.experts_experiment import reproduce
     from syzygy.lab.starter.experts_training import as_trained
 
-    wanted = preset(f"{PRESETS}:EXPERTS", "quick" if quick else "full")
-    wanted = wanted.model_copy(update={"experts": as_trained(wanted.experts, part_folder(model, "decoder"))})
-    run = override(wanted, overrides, note)
-    writable_folder(out)
-    bench = experts_experiment.reproduce(run, out, model=model, device=device, say=_say, bar=progress_bar)
-    found = write(run, bench)
-    _tell(found, markdown(found), out, as_json)
+    preset = _preset("EXPERTS", quick)
+    preset = preset.model_copy(update={"experts": as_trained(preset.experts, part_folder(model, "decoder"))})
+    _run(reproduce, preset, overrides, out, as_json, model=model, **how)
 
 
 @click.command()
-@comparison_options(
-    click.option("--llm", metavar="RUN|FOLDER", help="The frozen language model.  [default: the model's own]"),
-    model="The frozen CLIP, prior, decoder and reader.",
+@experiment_options(
+    click.option("--llm", metavar="RUN|FOLDER", help="Frozen language model.  [default: the model's own]"),
+    model="Model with the frozen CLIP, prior, decoder and scene classifier.",
     out="out/text-encoders",
-    quick="Short trainings and few captions: shows that it works, and nothing else.",
+    quick="Use short trainings and few captions, which only shows that everything works.",
 )
-def text_encoder(
-    overrides: tuple[str, ...], model: str, llm: str | None, out: Path, quick: bool, device: str, as_json: bool
-) -> None:
-    """An adapter's stages and a language model's layers, in small.
+def text_encoder(overrides: tuple[str, ...], out: Path, quick: bool, as_json: bool, **how: Any) -> None:
+    """Compare an adapter's stages and a language model's layers in small.
 
-    Stage 1 (texts), 1+2 (and pictures), 1+2+3 (and chosen ones); 2 and 2+3 without stage 1 for equal total samples; the first three once
-    more on the last layer in place of the mean of layers: by language and length, with the measures of syzygy evaluate text-encoder, a
-    probe, and pictures that are read exactly. Beside them CLIP itself, shuffled captions and the mean vector.
-    Each training is a run of syzygy train adapter in a folder of its own; the same command continues an interrupted comparison.
-    Writes index.html, results.json, report.md and its pictures.
+    The candidates are stage 1 (texts), 1+2 (and images), 1+2+3 (and selected images); 2 and 2+3 without stage 1 for equal total samples; and
+    the first three on the last layer instead of the mean of layers. They are measured by language and length as in syzygy evaluate
+    text-encoder, with a linear probe, and on images. Controls are CLIP itself, shuffled captions and the mean vector.
+    Each training is a run of syzygy train adapter in its own folder. Run the same command again to continue an interrupted experiment.
+    Writes index.html, results.json, report.md and its images.
 
     \b
-    With a language model of your own, or longer trainings:
+    With your own language model, or longer trainings:
       syzygy reproduce text-encoder --llm RUN --out out/mine
       syzygy reproduce text-encoder align.loop.steps=900 image.loop.steps=400 seeds=3 --out out/long
     """
-    from syzygy.core.config import override
-    from syzygy.core.registry import preset
-    from syzygy.lab.reproduce import text_encoder_experiment
-    from syzygy.lab.reproduce.text_encoder_report import markdown, write
+    from syzygy.lab.reproduce.text_encoder_experiment import reproduce
 
-    run = override(preset(f"{PRESETS}:TEXT_ENCODER", "quick" if quick else "full"), overrides, note)
-    writable_folder(out)
-    bench = text_encoder_experiment.reproduce(run, out, model=model, llm=llm, device=device, say=_say, bar=progress_bar)
-    found = write(bench)
-    _tell(found, markdown(found), out, as_json)
+    _run(reproduce, _preset("TEXT_ENCODER", quick), overrides, out, as_json, **how)
+
+
+def _preset(table: str, quick: bool) -> Any:
+    from syzygy.core.registry import preset
+
+    return preset(f"syzygy.lab.reproduce.presets:{table}", "quick" if quick else "full")

@@ -1,4 +1,4 @@
-"""`syzygy world sample` and `syzygy world show`."""
+"""`syzygy world …`: commands of the embedded world, whose scenes and captions are generated."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from syzygy.cli.common import Whole, json_option, progress_bar, seed_option, writable_folder
+from syzygy.cli.common import Whole, device_option, json_option, progress_bar, seed_option, writable_folder
 from syzygy.core.errors import UserError
 from syzygy.core.wording import counted
 
@@ -17,19 +17,42 @@ if TYPE_CHECKING:
 
     from syzygy.lab.world.description import Description
     from syzygy.lab.world.language import Parsed
+    from syzygy.lab.world.parallel_corpus import Parallel
+    from syzygy.lab.world.reader import Prediction
     from syzygy.lab.world.scene_source import Pair
 
 METADATA, SETTINGS = "metadata.jsonl", "sample.json"
 BATCH_PIXELS = 256 * 64 * 64
 GAP = 2
+READ_BATCH = 64
+CORPUS_STEP = 200
+"""Lines of a corpus between two updates of the progress bar."""
+
+ALL_LANGUAGES = "en,de,es,fr,ru,zh"
+CORPUS_HELP = """Write parallel captions in several languages.
+
+\b
+Each line holds a description and its caption in each language:
+  {"id": 0, "description": {"mentions": [{"shape": "ring", "colour": "red", …}], "relations": […], "style": null},
+   "texts": {"en": "a red ring", "de": "ein roter Ring", …}, "length": "short"}
+
+\b
+All languages, 100,000 lines of all lengths, for training:
+  syzygy world corpus --num 100000 --length mixed --no-held-out --out corpus.jsonl
+Short captions in two languages:
+  syzygy world corpus --languages en,de --num 1000 --out en-de.jsonl
+
+Line number i of a seed is the caption of image number i that `syzygy world sample` writes with the same settings. The file
+appears when it is complete; an existing file is never overwritten.
+"""
 
 size_option = click.option(
-    "--size", type=Whole(16, 1024), default=64, show_default=True, metavar="PX", help="Side of a picture."
+    "--size", type=Whole(16, 1024), default=64, show_default=True, metavar="PX", help="Width and height of an image."
 )
 
 
 @click.command()
-@click.option("--num", type=Whole(1), required=True, metavar="N", help="Number of pictures.")
+@click.option("--num", type=Whole(1), required=True, metavar="N", help="Number of images.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @seed_option
 @size_option
@@ -38,22 +61,22 @@ size_option = click.option(
     type=click.Choice(["include", "exclude"]),
     default="include",
     show_default=True,
-    help="Whether to include scenes that show an unseen composition.",
+    help="Include or exclude scenes with an unseen composition.",
 )
 @click.option(
     "--length",
     type=click.Choice(["short", "medium", "long"]),
     default="short",
     show_default=True,
-    help="Captions: the decisive sentence alone, or after others (up to 77, or 100 to 300 tokens).",
+    help="Length of captions: only the sentence that describes the scene, or other sentences before it (up to 77, or 100 to 300 tokens).",
 )
 @json_option
 def sample(num: int, out: Path, seed: int, size: int, held_out: str, length: str, as_json: bool) -> None:
-    """Write scenes and captions as an image folder.
+    """Write images of scenes with captions to a folder.
 
-    The folder then holds PNG files and metadata.jsonl: file_name, text (the caption), the scene (things, style,
-    background), what the caption tells of it, and where it names what (spans). The file sample.json keeps the settings:
-    the same command may be run again, anything else wants another folder.
+    The folder contains PNG files and metadata.jsonl with these keys: file_name, text (the caption), things, style and background (the
+    scene), told (what the caption says about it) and spans (where the caption names which object). The file sample.json holds the
+    settings: the same command can be run again, other settings need another folder.
     """
     import json
 
@@ -67,28 +90,28 @@ def sample(num: int, out: Path, seed: int, size: int, held_out: str, length: str
         found = {"out": str(out), "metadata": str(out / METADATA), "pictures": num, "showing_held_out": showing}
         click.echo(json.dumps(found | {"settings": settings}))
     else:
-        click.echo(f"{counted(num, 'picture')} ({showing:,} with an unseen composition) and {METADATA} in {out}")
+        click.echo(f"{counted(num, 'image')} ({showing:,} with an unseen composition) and {METADATA} in {out}")
 
 
 def _claim(out: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder with anything in it but a sample of the same settings, finished or not."""
+    """Refuse a folder that contains anything else than a sample with the same settings, complete or not."""
     from syzygy.core import artifacts
 
     if not any(out.iterdir()):
         return
     if not (out / SETTINGS).is_file():
-        raise UserError(f"{out} holds other files. Choose a new or empty folder.")
+        raise UserError(f"{out} contains other files. Choose a new or empty folder.")
     before = artifacts.read_json(out / SETTINGS)
     if before != settings:
         names = [name for name in settings if before.get(name) != settings[name]]
         was = ", ".join(f"{name} {before.get(name)}" for name in names) or "others"
-        raise UserError(f"{out} holds a sample of other settings ({was}). Choose another folder.")
+        raise UserError(f"{out} contains a sample with other settings ({was}). Choose another folder.")
 
 
 def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any]) -> int:
-    """Write batch by batch, the metadata last; the value is how many scenes show an unseen composition.
+    """Write images in batches and the metadata last; returns the number of scenes with an unseen composition.
 
-    Files move to their places whole, but are not forced to the disk one by one (slow): they can be made again.
+    Files are moved into place when they are complete. They are not flushed one by one, which is slow: they can be generated again.
     """
     import json
     import os
@@ -112,7 +135,7 @@ def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any]) -
                 name = f"{index:08}.png"
                 image.save(png)
                 os.replace(png, out / name)
-                file.write(json.dumps(_row(name, pair), ensure_ascii=False) + "\n")
+                file.write(json.dumps(_sample_row(name, pair), ensure_ascii=False) + "\n")
                 showing += shows_unseen_composition(pair.scene)
             advance(len(found))
     with artifacts.writing("the metadata", out):
@@ -127,8 +150,8 @@ def _images(pictures: "Float[Tensor, 'B 3 H W']") -> "Iterator[Image.Image]":
     return (Image.fromarray(one.numpy()) for one in grey_levels)
 
 
-def _row(name: str, pair: "Pair") -> dict[str, Any]:
-    """A line of the metadata: `things`, `style`, `background` as in the picture, `told` as in the caption."""
+def _sample_row(name: str, pair: "Pair") -> dict[str, Any]:
+    """A line of the metadata: `things`, `style` and `background` of the scene, and `told`, what the caption says."""
     from dataclasses import asdict
 
     told = asdict(pair.caption.description)
@@ -151,7 +174,7 @@ def _row(name: str, pair: "Pair") -> dict[str, Any]:
 def show(caption: str, out: Path, num: int, seed: int, size: int) -> None:
     """Render a scene that a caption describes, in any language of this world.
 
-    What the caption leaves open is drawn at random. No other picture is overwritten.
+    What the caption leaves open is random. An image of another scene is never overwritten.
     """
     from syzygy.core.randomness import Draw
     from syzygy.generation.image_files import place_for, save_png
@@ -160,7 +183,7 @@ def show(caption: str, out: Path, num: int, seed: int, size: int) -> None:
     from syzygy.lab.world.scene_sampling import scene_for
 
     if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out} does not end in .png. Name a PNG file.")
+        raise UserError(f"--out {out} does not end in .png. Choose the name of a PNG file.")
     parsed = parse_caption(caption)
     _warn(parsed)
     click.echo(f"understood: {_understood(parsed.description)}")
@@ -175,13 +198,16 @@ def show(caption: str, out: Path, num: int, seed: int, size: int) -> None:
 
 def _warn(parsed: "Parsed") -> None:
     for word, near in parsed.unknown.items():
-        click.echo(f"warning: this world does not know the word {word!r}; nearest known: {', '.join(near)}.", err=True)
+        click.echo(
+            f"warning: this world does not know the word {word!r}; the nearest known words are {', '.join(near)}.",
+            err=True,
+        )
     for word in parsed.unused:
-        click.echo(f"warning: {word!r} belongs to no object here and is left out.", err=True)
+        click.echo(f"warning: {word!r} belongs to no object of the caption and is ignored.", err=True)
 
 
 def _understood(description: "Description") -> str:
-    """What will be drawn, in one line, independent of the language read."""
+    """The description in one line, in English whatever the caption's language."""
     mentions = [
         " ".join(filter(None, [f"{m.count} ×" if m.count > 1 else "", m.texture, m.colour, m.shape]))
         for m in description.mentions
@@ -192,7 +218,7 @@ def _understood(description: "Description") -> str:
 
 
 def _grid(images: "Sequence[Image.Image]") -> "Image.Image":
-    """Pictures of one size side by side, as many rows as columns or one row fewer."""
+    """Images of one size in a grid with as many rows as columns, or one row fewer."""
     from math import ceil, sqrt
 
     from PIL import Image
@@ -204,3 +230,129 @@ def _grid(images: "Sequence[Image.Image]") -> "Image.Image":
     for i, image in enumerate(images):
         sheet.paste(image, (i % columns * (side + GAP), i // columns * (side + GAP)))
     return sheet
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
+@click.option("--says", metavar="CAPTION", help="Also compare the images with this caption.")
+@click.option("--model", default="starter", show_default=True, help="Model whose scene classifier is used.")
+@device_option
+@json_option
+def read(images: tuple[Path, ...], says: str | None, model: str, device: str, as_json: bool) -> None:
+    """Predict what images of this world show: objects with shape, colour, texture and position, and the style.
+
+    x points to the right and y down, both from 0 to 1. Images of anything else are read as if they showed this world.
+    """
+    import json
+
+    from syzygy.core.model_parts import model_folder
+    from syzygy.generation.image_files import open_picture, to_tensor
+    from syzygy.lab.world.language import parse_caption
+    from syzygy.lab.world.reader import Reader
+
+    reader = Reader.from_pretrained(model_folder(model) / "reader").to(device)
+    description = None if says is None else parse_caption(says).description
+    found = []
+    for start in range(0, len(images), READ_BATCH):
+        pictures = [to_tensor(open_picture(path)).to(device) for path in images[start : start + READ_BATCH]]
+        found += [reader.read(picture[None])[0] for picture in pictures]  # sizes may differ
+    records = [_record(path, prediction, description) for path, prediction in zip(images, found, strict=True)]
+    if as_json:
+        click.echo(json.dumps({"model": model, "says": says, "pictures": records}))
+        return
+    for record in records:
+        _print_record(record)
+
+
+def _record(path: Path, prediction: "Prediction", description: "Description | None") -> dict[str, Any]:
+    """The prediction for an image as plain values and, given a description, whether each of its facts is right."""
+    from dataclasses import asdict
+
+    from syzygy.lab.world.description import check_facts, extra_things
+
+    things = [
+        asdict(thing) | {"confidence": round(confidence, 3)}
+        for thing, confidence in zip(prediction.things, prediction.confidence, strict=True)
+    ]
+    record: dict[str, Any] = {"path": str(path), "style": prediction.style, "things": things}
+    if description is not None:
+        atoms = check_facts(description, prediction)
+        record |= {
+            "agrees": all(atom.holds for atom in atoms),
+            "atoms": [asdict(atom) for atom in atoms],
+            "extra": extra_things(description, prediction),
+        }
+    return record
+
+
+def _print_record(record: dict[str, Any]) -> None:
+    click.echo(f"{record['path']}: {counted(len(record['things']), 'object')}, {record['style']} style")
+    for thing in record["things"]:
+        appearance = f"{thing['colour']} {thing['texture']} {thing['shape']}"
+        position = f"x {thing['x']:.2f}  y {thing['y']:.2f}  radius {thing['radius']:.2f}"
+        click.echo(f"  {appearance:<24} {position}  confidence {thing['confidence']:.0%}")
+    if "atoms" in record:
+        click.echo(f"  {'agrees' if record['agrees'] else 'does not agree'} with the caption")
+        for atom in record["atoms"]:
+            click.echo(f"    {'yes' if atom['holds'] else 'NO '}  {atom['kind']}: {atom['text']}")
+        if record["extra"]:
+            click.echo(f"    and {counted(record['extra'], 'object')} that the caption does not name")
+
+
+@click.command(help=CORPUS_HELP)
+@click.option(
+    "--languages",
+    default=ALL_LANGUAGES,
+    show_default=True,
+    metavar="CODES",
+    help="ISO 639-1 codes separated by commas; English must be among them.",
+)
+@click.option("--num", type=Whole(1), required=True, metavar="N", help="Number of lines.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="New JSON Lines file to write."
+)
+@seed_option
+@click.option(
+    "--length",
+    type=click.Choice(["short", "medium", "long", "mixed"]),
+    default="short",
+    show_default=True,
+    help="Length of captions: only the sentence that describes the scene, one or two others before it, or a paragraph before it (about 100 to "
+    "300 tokens); mixed draws a length for each line.",
+)
+@click.option(
+    "--held-out/--no-held-out",
+    default=True,
+    show_default=True,
+    help="Include scenes with an unseen composition; exclude them from training data.",
+)
+@json_option
+def corpus(languages: str, num: int, out: Path, seed: int, length: str, held_out: bool, as_json: bool) -> None:
+    import json
+
+    from syzygy.core import artifacts
+    from syzygy.lab.world.parallel_corpus import checked_languages, parallel
+
+    codes = checked_languages([code.strip() for code in languages.split(",") if code.strip()])
+    if out.exists():
+        raise UserError(f"{out} already exists. Choose another file, or delete it.")
+    writable_folder(out.parent)
+    settings: Any = {"length": length}
+    with artifacts.file_written(out, "the corpus") as file, progress_bar("writing", num) as advance:
+        for index in range(num):
+            row = _corpus_row(parallel(seed, index, codes, unseen=held_out, **settings))
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            if (index + 1) % CORPUS_STEP == 0 or index + 1 == num:
+                advance(index % CORPUS_STEP + 1)
+    if as_json:
+        settings |= {"held_out": held_out, "languages": codes, "num": num, "seed": seed}
+        click.echo(json.dumps({"out": str(out), "lines": num, "bytes": out.stat().st_size, "settings": settings}))
+    else:
+        click.echo(f"{counted(num, 'line')} in {', '.join(codes)} in {out}")
+
+
+def _corpus_row(found: "Parallel") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    texts = {code: caption.text for code, caption in found.captions.items()}
+    return {"id": found.index, "description": asdict(found.description), "texts": texts, "length": found.length}

@@ -186,6 +186,8 @@ class EvaluationContext(Generic[C]):
     model: TextToImage
     config: C
     out: Path | None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What the results also name, such as the text encoder that the model was loaded with."""
 
     def predict(
         self, candidates: Sequence[Candidate], *, also: Mapping[str, ImageValue] | None = None, **about: Any
@@ -209,7 +211,13 @@ class EvaluationContext(Generic[C]):
     def header(self, **more: Any) -> dict[str, Any]:
         """The first keys of the JSON results."""
         machine = {"machine": artifacts.machine(), "versions": artifacts.versions()}
-        return {"model": self.model.name, "scoring": self.config.model_dump(mode="json"), **more, **machine}
+        return {
+            "model": self.model.name,
+            **self.record,
+            "scoring": self.config.model_dump(mode="json"),
+            **more,
+            **machine,
+        }
 
     def lead(self, *texts: str) -> list[str]:
         """The first paragraphs of the page: `texts`, and how images were sampled."""

@@ -1,12 +1,16 @@
-"""Which pairs of an embedding store no prior under comparison was trained on."""
+"""Which pairs of an embedding store no prior under comparison was trained on.
+
+Legend: M captions of G images, D width of CLIP's joint space.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from syzygy.core import artifacts
@@ -109,3 +113,68 @@ def rest_of(store: EmbeddingStore, measured: StorePairs, number: int = MOST) -> 
         return measured
     order = torch.randperm(len(others), generator=generator(0, "captions for controls"))
     return StorePairs(store, others[order[:number]])
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The held-out pairs."""
+
+    pairs: StorePairs
+
+    def __len__(self) -> int:
+        """M."""
+        return len(self.pairs)
+
+    @cached_property
+    def everything(self) -> Int[Tensor, "M"]:
+        return torch.arange(len(self.pairs))
+
+    @cached_property
+    def images(self) -> Float[Tensor, "M D"]:
+        """Of each caption's image, raw."""
+        return self.pairs.images(self.everything).float()
+
+    @cached_property
+    def texts(self) -> Float[Tensor, "M D"]:
+        """Pooled text embeddings, raw."""
+        return self.pairs.pooled(self.everything).float()
+
+    @cached_property
+    def image_numbers(self) -> Int[Tensor, "G"]:
+        """Their numbers in the store."""
+        return self.pairs.image_numbers(self.everything).unique()
+
+    @cached_property
+    def image_of(self) -> Int[Tensor, "M"]:
+        """For each caption its image's place among `image_numbers`."""
+        return torch.searchsorted(self.image_numbers, self.pairs.image_numbers(self.everything))
+
+    @cached_property
+    def ids(self) -> Int[Tensor, "M"]:
+        """Equal where the words of two captions are equal, from 0."""
+        return self.pairs.ids(self.everything).unique(return_inverse=True)[1]
+
+    @cached_property
+    def right(self) -> Bool[Tensor, "M G"]:
+        """Which images a caption describes: its own, and those that have a caption with the same words."""
+        described = torch.zeros(int(self.ids.max()) + 1, len(self.image_numbers), dtype=torch.bool)
+        described[self.ids, self.image_of] = True
+        return described[self.ids]
+
+    @cached_property
+    def gallery(self) -> Float[Tensor, "G D"]:
+        return self.pairs.store.images(self.image_numbers).float()
+
+    @cached_property
+    def other(self) -> Int[Tensor, "M"] | None:
+        """For each caption another one with other words; None if some have none."""
+        most = int(self.ids.bincount().max())
+        if 2 * most > len(self):
+            return None
+        order = self.ids.argsort(stable=True)
+        return torch.empty_like(order).scatter_(0, order, order.roll(most))
+
+    def by_image(self, values: Float[Tensor, "M"]) -> list[list[float]]:
+        """Means over the captions of each image, as rows for the bootstrap."""
+        sums = torch.zeros(len(self.image_numbers), dtype=torch.float64).index_add_(0, self.image_of, values.double())
+        return [[value] for value in (sums / self.image_of.bincount()).tolist()]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from syzygy.core import artifacts
@@ -22,10 +22,9 @@ from syzygy.data.store import EmbeddingStore
 from syzygy.lab import plots
 from syzygy.lab.evaluate.bootstrap import Difference, Interval, difference, interval
 from syzygy.lab.evaluate.harness import Outcome
-from syzygy.lab.evaluate.held_out import Past, common, past_of, record_of, rest_of
+from syzygy.lab.evaluate.held_out import Past, Truth, common, past_of, record_of, rest_of
 from syzygy.lab.evaluate.retrieval import ranks_among
 from syzygy.lab.report import Block, Items, Note, Report, Section, Table
-from syzygy.prior.embedding_pairs import StorePairs
 from syzygy.prior.embedding_statistics import frechet_distance
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.prior_network import PART, find_prior
@@ -83,71 +82,6 @@ class MeasuredPrior:
     past: Past
     metrics: list[dict[str, Any]]
     """The lines of its run's metrics.jsonl; empty if there is none."""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The held-out pairs."""
-
-    pairs: StorePairs
-
-    def __len__(self) -> int:
-        """M."""
-        return len(self.pairs)
-
-    @cached_property
-    def everything(self) -> Int[Tensor, "M"]:
-        return torch.arange(len(self.pairs))
-
-    @cached_property
-    def images(self) -> Float[Tensor, "M D"]:
-        """Of each caption's image, raw."""
-        return self.pairs.images(self.everything).float()
-
-    @cached_property
-    def texts(self) -> Float[Tensor, "M D"]:
-        """Pooled text embeddings, raw."""
-        return self.pairs.pooled(self.everything).float()
-
-    @cached_property
-    def image_numbers(self) -> Int[Tensor, "G"]:
-        """Their numbers in the store."""
-        return self.pairs.image_numbers(self.everything).unique()
-
-    @cached_property
-    def image_of(self) -> Int[Tensor, "M"]:
-        """For each caption its image's place among `image_numbers`."""
-        return torch.searchsorted(self.image_numbers, self.pairs.image_numbers(self.everything))
-
-    @cached_property
-    def ids(self) -> Int[Tensor, "M"]:
-        """Equal where the words of two captions are equal, from 0."""
-        return self.pairs.ids(self.everything).unique(return_inverse=True)[1]
-
-    @cached_property
-    def right(self) -> Bool[Tensor, "M G"]:
-        """Which images a caption describes: its own, and those that have a caption with the same words."""
-        described = torch.zeros(int(self.ids.max()) + 1, len(self.image_numbers), dtype=torch.bool)
-        described[self.ids, self.image_of] = True
-        return described[self.ids]
-
-    @cached_property
-    def gallery(self) -> Float[Tensor, "G D"]:
-        return self.pairs.store.images(self.image_numbers).float()
-
-    @cached_property
-    def other(self) -> Int[Tensor, "M"] | None:
-        """For each caption another one with other words; None if some have none."""
-        most = int(self.ids.bincount().max())
-        if 2 * most > len(self):
-            return None
-        order = self.ids.argsort(stable=True)
-        return torch.empty_like(order).scatter_(0, order, order.roll(most))
-
-    def by_image(self, values: Float[Tensor, "M"]) -> list[list[float]]:
-        """Means over the captions of each image, as rows for the bootstrap."""
-        sums = torch.zeros(len(self.image_numbers), dtype=torch.float64).index_add_(0, self.image_of, values.double())
-        return [[value] for value in (sums / self.image_of.bincount()).tolist()]
 
 
 @dataclass(frozen=True)

@@ -239,16 +239,14 @@ LEGEND = (
 )
 
 
-def evaluate(context: EvaluationContext[RegionsConfig], experts: str | None = None) -> Outcome:
-    """Generate with each region strength and the controls; `experts` is recorded in the results."""
+def evaluate(context: EvaluationContext[RegionsConfig]) -> Outcome:
+    """Generate with each region strength and the controls."""
     model, config = context.model, context.config
     check(model, config)
     cases = region_cases(region_prompts(config), config.seed)
     rows = table(cases, context.scenes(candidates(model, cases, config)), config)
     best, reads = chosen(rows, config), list(config.conditions or model.pipeline.decoder.conditions)
-    result = context.header(
-        conditions=reads, prompts=len(cases), experts=experts, chosen_strength=best, rows=harness.plain(rows)
-    )
+    result = context.header(conditions=reads, prompts=len(cases), chosen_strength=best, rows=harness.plain(rows))
     printed = harness.as_table([row for row in rows if row["category"] != ALL], COLUMNS, first_number=3)
     said = f"Strength with most objects in place on seen prompts: w' {best:g}."
 

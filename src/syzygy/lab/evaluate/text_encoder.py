@@ -307,7 +307,7 @@ def checked_languages(model: TextToImage, wanted: Sequence[str] | None) -> tuple
         UserError: an unknown language, or one that is named twice.
     """
     if wanted is None:
-        return model.languages
+        return tuple(code for code in LANGUAGES if code in model.languages)
     for code in wanted:
         language(code)
         if wanted.count(code) > 1:

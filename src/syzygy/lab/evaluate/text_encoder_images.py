@@ -158,8 +158,8 @@ def sheet(subject: Subject, cases: Sequence[LanguageCase], config: TextEncoderCo
     return contact_sheet(rows, labels, cell=SHOWN_SIZE)
 
 
-def evaluate(context: EvaluationContext[TextEncoderConfig], source: str) -> Outcome:
-    """Everything: captions, the last words of long prompts, and images; `source` names the adapter."""
+def evaluate(context: EvaluationContext[TextEncoderConfig]) -> Outcome:
+    """Everything: captions, the last words of long prompts, and images."""
     config = context.config
     subject, cases = Subject.of(context.model), language_cases(config)
     if cases:
@@ -176,7 +176,6 @@ def evaluate(context: EvaluationContext[TextEncoderConfig], source: str) -> Outc
         ]  # fmt: skip
         rows = table(cases, context.scenes(every), config)
     result = context.header(
-        text_encoder=source,
         fingerprints=context.model.fingerprints(),
         taught=list(context.model.languages),
         captions=harness.plain(captions),
@@ -327,32 +326,7 @@ def _report(
         ),
     ]
     if rows and image is not None:
-        said = [
-            [code, text] for one in result["shown"] for code, text in {**one["said"], "paragraph": one["paragraph"]}.items()
-        ]  # fmt: skip
-        sections += [
-            Section(
-                "Images",
-                [
-                    f"{counted(harness.overall(rows)[0]['prompt_accuracy'].number, 'prompt')} in each language; the decoder reads "
-                    f"{', '.join(context.config.conditions)}.",
-                    harness.accuracy_plot(rows, file="prompt_accuracy.svg"),
-                    harness.as_table(harness.overall(rows), COLUMNS, first_number=1),
-                    Note(
-                        "**Prompt accuracy**: every fact that the prompt names is right; **fact accuracy**: the part of the facts that is. "
-                        "Differences in points and quotients are paired on the same prompts and noise. Brackets: 95 % bootstrap over prompts."
-                    ),
-                ],
-            ),
-            Section(
-                "Examples",
-                [
-                    Picture(image, "Images by language, with CLIP and with the adapter", "A green frame: every fact is right."),
-                    Table(["", "prompt, row by row"], said, first_number=2),
-                ],
-            ),
-            Section("By category", [harness.category_table(rows)]),
-        ]  # fmt: skip
+        sections += _image_sections(context.config, result, rows, image)
     return Report(
         f"Text encoder: {result['text_encoder']}",
         context.lead(
@@ -365,3 +339,34 @@ def _report(
             "languages. One adapter from one training is measured."
         ),
     )
+
+
+def _image_sections(
+    config: TextEncoderConfig, result: Mapping[str, Any], rows: Sequence[Row], image: Image.Image
+) -> list[Section]:
+    said = [
+        [code, text] for one in result["shown"] for code, text in {**one["said"], "paragraph": one["paragraph"]}.items()
+    ]  # fmt: skip
+    return [
+        Section(
+            "Images",
+            [
+                f"{counted(harness.overall(rows)[0]['prompt_accuracy'].number, 'prompt')} in each language; the decoder reads "
+                f"{', '.join(config.conditions)}.",
+                harness.accuracy_plot(rows, file="prompt_accuracy.svg"),
+                harness.as_table(harness.overall(rows), COLUMNS, first_number=1),
+                Note(
+                    "**Prompt accuracy**: every fact that the prompt names is right; **fact accuracy**: the part of the facts that is. "
+                    "Differences in points and quotients are paired on the same prompts and noise. Brackets: 95 % bootstrap over prompts."
+                ),
+            ],
+        ),
+        Section(
+            "Examples",
+            [
+                Picture(image, "Images by language, with CLIP and with the adapter", "A green frame: every fact is right."),
+                Table(["", "prompt, row by row"], said, first_number=2),
+            ],
+        ),
+        Section("By category", [harness.category_table(rows)]),
+    ]  # fmt: skip

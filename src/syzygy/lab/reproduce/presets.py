@@ -1,9 +1,9 @@
-"""Presets of the comparisons: ECLIPSE, eDiff-I's experts, language models as text encoders."""
+"""Presets of the experiments: ECLIPSE, eDiff-I's experts, language models as text encoders."""
 
 from syzygy.experts.routing import COMPLEMENT
 from syzygy.lab.demo import demo_full
 from syzygy.lab.evaluate.text_encoder import TextEncoderConfig
-from syzygy.lab.reproduce.eclipse_experiment import ReproduceRun
+from syzygy.lab.reproduce.eclipse_candidates import ReproduceRun
 from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
 from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
 from syzygy.lab.starter.presets import experts_full

@@ -1,4 +1,4 @@
-"""Names and files as the official judges read them, and what is refused of a file of prompts."""
+"""File names as the official evaluations read them, and prompt files that are refused."""
 
 import json
 from pathlib import Path
@@ -35,11 +35,11 @@ def question_by_parts(name: str) -> tuple[int, int]:
 def test_t2i_compbench_is_named_as_in_its_readme() -> None:
     entry = Entry("a green bench and a blue bowl", "")
     assert T2I.images_per_prompt == 10
-    names = [T2I.place(entry, 0, j, 10).picture for j in range(10)]
+    names = [T2I.place(entry, 0, j, 10).image for j in range(10)]
     assert names[0] == "samples/a green bench and a blue bowl_000000.png"
     assert names[9] == "samples/a green bench and a blue bowl_000009.png"
-    assert T2I.place(entry, 7, 3, 10).picture == "samples/a green bench and a blue bowl_000073.png"
-    assert T2I.place(entry, 7, 3, 10).beside == {}
+    assert T2I.place(entry, 7, 3, 10).image == "samples/a green bench and a blue bowl_000073.png"
+    assert T2I.place(entry, 7, 3, 10).metadata == {}
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_t2i_compbench_is_named_as_in_its_readme() -> None:
         ("../../etc/a cat", ".. .. etc a cat"),
     ],
 )
-def test_the_judge_reads_prompt_and_question_from_the_name(text: str, read: str) -> None:
-    path = Path(T2I.place(Entry(text, text), 12, 5, 10).picture)
+def test_the_evaluation_reads_prompt_and_question_from_the_name(text: str, read: str) -> None:
+    path = Path(T2I.place(Entry(text, text), 12, 5, 10).image)
     assert (path.parent, path.name.split("_")[0]) == (Path("samples"), read)
     assert (question(path.name), question_by_parts(path.name)) == (125, (125, 125))
 
@@ -66,16 +66,16 @@ def test_a_file_of_t2i_compbench(tmp_path: Path) -> None:
     assert [entry.text for entry in read.entries] == ["a dog.", "a cat", "a dog.", "a black/white cow"]
     blank, tab, renamed = read.notes
     assert "1 blank line is skipped" in blank
-    assert "in 1 line what follows a tab is left out" in tab
-    assert "1 of them have spaces there instead (line 5 first)" in renamed
-    names = [T2I.place(entry, i, 0, 2).picture for i, entry in enumerate(read.entries)]
+    assert "text after a tab was ignored in 1 line" in tab
+    assert "1 prompt have spaces instead (first: line 5)" in renamed
+    names = [T2I.place(entry, i, 0, 2).image for i, entry in enumerate(read.entries)]
     assert len(set(names)) == 4  # the two dogs differ in their number
 
 
 def test_prompts_fill_a_file_name_to_its_last_byte(tmp_path: Path) -> None:
     longest = "é" * 122
     (entry,) = read_t2i_compbench(written(tmp_path, longest)).entries
-    path = tmp_path / T2I.place(entry, 0, 0, 1).picture
+    path = tmp_path / T2I.place(entry, 0, 0, 1).image
     path.parent.mkdir()
     path.touch()
     assert len(path.name.encode()) == 255
@@ -87,34 +87,38 @@ def test_geneval_is_named_as_in_its_readme() -> None:
     entry = Entry("a photo of a bench", '{"prompt": "a photo of a bench", "tag": "single_object"}')
     assert GENEVAL.images_per_prompt == 4
     place = GENEVAL.place(entry, 12, 3, 4)
-    assert place.picture == "00012/samples/0003.png"
-    assert place.beside == {"00012/metadata.jsonl": entry.source + "\n"}
+    assert place.image == "00012/samples/0003.png"
+    assert place.metadata == {"00012/metadata.jsonl": entry.source + "\n"}
 
 
 def test_a_file_of_geneval(tmp_path: Path) -> None:
     text = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in LINES) + "\n"
     read = read_geneval(written(tmp_path, text))
     assert [entry.text for entry in read.entries] == ["a photo of a bench", "a photo of a réd cow"]
-    assert [json.loads(GENEVAL.place(e, 0, 0, 4).beside["00000/metadata.jsonl"]) for e in read.entries] == LINES
+    assert [json.loads(GENEVAL.place(e, 0, 0, 4).metadata["00000/metadata.jsonl"]) for e in read.entries] == LINES
     assert read.notes == [f"{tmp_path / 'prompts'}: 1 blank line is skipped."]
     unusual = json.dumps({"tag": "t", "prompt": "a\u2028dog"}, ensure_ascii=False)  # splitlines would cut it
     assert read_geneval(written(tmp_path, unusual)).notes == []
 
 
 WRONG = {
-    "empty": ("t2i-compbench", "", "holds no prompts: it is empty"),
-    "only blank": ("t2i-compbench", "\n \n", "holds no prompts"),
+    "empty": ("t2i-compbench", "", "contains no prompts"),
+    "only blank": ("t2i-compbench", "\n \n", "contains no prompts"),
     "not UTF-8": ("t2i-compbench", b"a dog\n\xff\xfe", r"is not text in UTF-8 \(byte 6\)"),
-    "nothing to name": ("t2i-compbench", "a dog\n_/_\n", "line 2 has no letter that a file name can hold"),
+    "nothing to name": ("t2i-compbench", "a dog\n_/_\n", "line 2 has no character that a file name can hold"),
     "GenEval's file": ("t2i-compbench", '{"prompt": "a dog"}', "line 1 is JSON, not a prompt.*--layout geneval"),
-    "empty JSON lines": ("geneval", "\n", "holds no prompts"),
-    "no JSON": ("geneval", '{"tag": "t", "prompt": "a dog"}\na dog', "line 2 is no JSON object"),
-    "deep JSON": ("geneval", "[" * 100_000, "line 1 is no JSON object"),
-    "no object": ("geneval", '["a dog"]', "line 1 is no JSON object"),
-    "no prompt": ("geneval", '{"tag": "t", "prompt": "a dog"}\n\n{"tag": "t"}', "line 3 has no text 'prompt'"),
-    "empty prompt": ("geneval", '{"tag": "t", "prompt": " "}', "line 1 has no text 'prompt'"),
-    "no tag": ("geneval", '{"prompt": "a dog"}', "line 1 has no text 'tag'"),
-    "broken characters": ("geneval", '{"tag": "t", "prompt": "a \\ud83d dog"}', "line 1: the prompt is not text"),
+    "empty JSON lines": ("geneval", "\n", "contains no prompts"),
+    "no JSON": ("geneval", '{"tag": "t", "prompt": "a dog"}\na dog', "line 2 is not a JSON object"),
+    "deep JSON": ("geneval", "[" * 100_000, "line 1 is not a JSON object"),
+    "no object": ("geneval", '["a dog"]', "line 1 is not a JSON object"),
+    "no prompt": ("geneval", '{"tag": "t", "prompt": "a dog"}\n\n{"tag": "t"}', "line 3 has no text under 'prompt'"),
+    "empty prompt": ("geneval", '{"tag": "t", "prompt": " "}', "line 1 has no text under 'prompt'"),
+    "no tag": ("geneval", '{"prompt": "a dog"}', "line 1 has no text under 'tag'"),
+    "broken characters": (
+        "geneval",
+        '{"tag": "t", "prompt": "a \\ud83d dog"}',
+        "line 1: the prompt contains characters that are not valid text",
+    ),
 }
 
 
@@ -126,7 +130,7 @@ def test_wrong_files(layout: str, data: str | bytes, message: str, tmp_path: Pat
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_files_that_cannot_be_read(layout: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no file of prompts"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         LAYOUTS[layout].read(tmp_path / "nowhere")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         LAYOUTS[layout].read(tmp_path)

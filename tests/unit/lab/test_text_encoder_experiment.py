@@ -8,17 +8,18 @@ from syzygy.lab.reproduce import presets
 from syzygy.lab.reproduce.text_encoder_candidates import (
     AGAINST,
     CANDIDATES,
+    IMAGES_ALONE,
     LAST,
-    PICTURES_ALONE,
     QUALITY,
-    Job,
     ReproduceTextRun,
-    jobs,
+    Training,
+    all_trainings,
+    minutes,
     samples,
     settings,
 )
-from syzygy.lab.reproduce.text_encoder_experiment import Remembered, minutes
-from syzygy.lab.reproduce.text_encoder_report import groups, shown_language, values
+from syzygy.lab.reproduce.text_encoder_experiment import groups, shown_language, values
+from syzygy.lab.reproduce.text_encoder_measures import CachedStates
 from syzygy.text_encoders.training import AlignRun, ImageRun
 
 
@@ -29,7 +30,7 @@ def run() -> ReproduceTextRun:
 
 def test_who_is_compared_saw_as_much_or_one_stage_more(run: ReproduceTextRun) -> None:
     for a, b in AGAINST:
-        first, second = (samples(Job(one, 0), run) for one in (a, b))
+        first, second = (samples(Training(one, 0), run) for one in (a, b))
         if b.stages == a.stages[:-1]:
             assert sum(first.values()) - sum(second.values()) == first[a.stages[-1]]
         else:
@@ -40,27 +41,27 @@ def test_a_part_of_a_batch_more_is_a_whole_step(run: ReproduceTextRun) -> None:
     odd = run.model_copy(
         update={"align": run.align.model_copy(update={"loop": run.align.loop.model_copy(update={"steps": 241})})}
     )
-    whole, alone = (samples(Job(one, 0), odd) for one in (CANDIDATES[1], PICTURES_ALONE[0]))
+    whole, alone = (samples(Training(one, 0), odd) for one in (CANDIDATES[1], IMAGES_ALONE[0]))
     assert 0 < sum(alone.values()) - sum(whole.values()) < odd.image.task.batch_size
 
 
-def test_jobs_follow_what_they_go_on_from(run: ReproduceTextRun) -> None:
-    todo = jobs(run)
-    assert len({job.name for job in todo}) == len(todo) == 16
-    for place, job in enumerate(todo):
-        assert job.former is None or job.former in todo[:place]
-    assert Job(CANDIDATES[2], 1).former == Job(CANDIDATES[1], 1)
-    assert Job(PICTURES_ALONE[0], 1).former is None
+def test_trainings_follow_those_that_they_continue(run: ReproduceTextRun) -> None:
+    todo = all_trainings(run)
+    assert len({training.name for training in todo}) == len(todo) == 16
+    for place, training in enumerate(todo):
+        assert training.previous is None or training.previous in todo[:place]
+    assert Training(CANDIDATES[2], 1).previous == Training(CANDIDATES[1], 1)
+    assert Training(IMAGES_ALONE[0], 1).previous is None
 
 
 def test_only_what_is_compared_differs(run: ReproduceTextRun) -> None:
-    align, last = (settings(Job(one, 1), run) for one in (CANDIDATES[0], CANDIDATES[5]))
+    align, last = (settings(Training(one, 1), run) for one in (CANDIDATES[0], CANDIDATES[5]))
     assert isinstance(align, AlignRun)
     assert isinstance(last, AlignRun)
     assert align == run.align.model_copy(update={"seed": run.align.seed + 1})
     assert (last.recipe.layers, last.recipe.normalise) == ("last", False)
     assert last.model_copy(update={"recipe": align.recipe}) == align
-    image, alone = (settings(Job(one, 1), run) for one in (CANDIDATES[1], PICTURES_ALONE[0]))
+    image, alone = (settings(Training(one, 1), run) for one in (CANDIDATES[1], IMAGES_ALONE[0]))
     assert image == run.image.model_copy(update={"seed": run.image.seed + 1})
     assert isinstance(alone, ImageRun)
     assert alone.model_copy(update={"loop": image.loop}) == image
@@ -68,7 +69,7 @@ def test_only_what_is_compared_differs(run: ReproduceTextRun) -> None:
     assert alone.loop.warmup == round(times * image.loop.warmup) > image.loop.warmup
     assert alone.loop.ema_half_life == pytest.approx(times * image.loop.ema_half_life)
     assert alone.loop.lr == run.untrained_lr
-    assert settings(Job(CANDIDATES[7], 0), run) == settings(Job(PICTURES_ALONE[1], 0), run) == run.quality
+    assert settings(Training(CANDIDATES[7], 0), run) == settings(Training(IMAGES_ALONE[1], 0), run) == run.quality
     assert [one.stages[-1] for one in CANDIDATES].count(QUALITY) == 3
     assert [one.features for one in CANDIDATES].count(LAST) == 3
 
@@ -111,8 +112,8 @@ def test_the_same_texts_are_read_once() -> None:
             )
 
     llm = Counting()
-    remembered = Remembered(llm)
-    first, again, other = (remembered.encode_states(texts) for texts in (["ab"], ["ab"], ["abc"]))
-    assert (llm.asked, remembered.width) == (2, 3)
+    cached = CachedStates(llm)
+    first, again, other = (cached.encode_states(texts) for texts in (["ab"], ["ab"], ["abc"]))
+    assert (llm.asked, cached.width) == (2, 3)
     assert torch.equal(first.states, again.states)
     assert other.states.shape == (1, 3, 3)

@@ -20,14 +20,14 @@ from syzygy.lab.reproduce.experts_candidates import (
     LORA,
     REWEIGHTED,
     SHARED,
-    Job,
     ReproduceExpertsRun,
-    jobs,
+    Training,
+    all_trainings,
     leaves,
     mixture,
 )
 from syzygy.lab.reproduce.experts_candidates import settings as settings_of
-from syzygy.lab.reproduce.experts_report import _differences, _relative
+from syzygy.lab.reproduce.experts_experiment import loss_differences, relative_differences
 from syzygy.lab.starter import presets
 from syzygy.lab.starter.experts_training import ExpertsRun, as_trained
 
@@ -72,18 +72,18 @@ def test_every_candidate_has_the_same_number_of_steps(every_level: bool) -> None
     run = full.model_copy(update={"experts": full.experts.model_copy(update={"every_level": every_level})})
     number = len(node_trainings(run.experts))
     assert number == (7 if every_level else 3)
-    found = {job: settings_of(job, run) for job in jobs(run)}
+    found = {one: settings_of(one, run) for one in all_trainings(run)}
     assert len(found) == 4 * run.seeds
-    for job, one in found.items():
-        times = number if job.candidate in (FULL, LORA) else 1
+    for training, one in found.items():
+        times = number if training.candidate in (FULL, LORA) else 1
         assert one.loop.steps * times == number * run.experts.loop.steps
         assert one.loop.warmup / one.loop.steps == pytest.approx(0.1)
         assert one.loop.ema_half_life / one.loop.steps == pytest.approx(0.1)
-        assert one.seed == run.experts.seed + job.seed
+        assert one.seed == run.experts.seed + training.seed
         assert one.task == run.experts.task
         assert type(one).model_validate(one.model_dump()) == one
-    assert found[Job(LORA, 0)].loop.lr == run.lora_lr != found[Job(FULL, 0)].loop.lr
-    assert found[Job(SHARED, 1)] == found[Job(REWEIGHTED, 1)], "the noise is told apart from the settings"
+    assert found[Training(LORA, 0)].loop.lr == run.lora_lr != found[Training(FULL, 0)].loop.lr
+    assert found[Training(SHARED, 1)] == found[Training(REWEIGHTED, 1)], "the noise is not part of the settings"
 
 
 def test_leaves_come_from_the_least_noise() -> None:
@@ -97,9 +97,9 @@ def test_one_form_alone_is_refused() -> None:
 
 def test_differences_are_paired_and_relative() -> None:
     shared = [[1.0, 3.0], [2.0, 2.0]]
-    assert _differences([[2.0, 3.0], [2.0, 4.0]], shared) == [[50.0, 0.0], [0.0, 100.0]]
-    assert _differences([[2.0], [1.0]], shared) == [[50.0, -50.0], [-50.0, -50.0]], (
-        "the start stands beside each training"
+    assert relative_differences([[2.0, 3.0], [2.0, 4.0]], shared) == [[50.0, 0.0], [0.0, 100.0]]
+    assert relative_differences([[2.0], [1.0]], shared) == [[50.0, -50.0], [-50.0, -50.0]], (
+        "the start is paired with each training"
     )
 
 
@@ -107,7 +107,7 @@ def test_the_whole_weighs_each_expert_by_what_it_serves() -> None:
     run = ReproduceExpertsRun(experts=tree("E3_0", COMPLEMENT, "E4_15"), pictures=64)
     one = {leaf.name: torch.full((64,), 1.0) for leaf in leaves(run)}
     other = one | {"E3_0": torch.full((64,), 1.08)}
-    found = _relative(run, [other], [one])
+    found = loss_differences(run, [other], [one])
     assert found["E3_0"]["mean"] == pytest.approx(8, abs=1e-3)
     assert found["E4_15"]["mean"] == 0
     assert found["all of p(σ)"]["mean"] == pytest.approx(1, abs=1e-3)

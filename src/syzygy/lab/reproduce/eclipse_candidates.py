@@ -1,0 +1,267 @@
+"""ECLIPSE's comparison in small (arXiv 2312.04655, tables 1–2, figures 2 and 5): the priors, their equal budgets, and how they are scored.
+
+Several trainings of each method, and controls that the paper lacks.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from syzygy.core import artifacts
+from syzygy.core.config import Config
+from syzygy.core.contracts import Prior, TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.core.randomness import generator, seed_of
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate import distance, probe
+from syzygy.lab.evaluate.composition import (
+    REFERENCE,
+    CompositionConfig,
+    candidate_embeddings,
+    control_priors,
+    generate_and_score,
+    predict_all,
+)
+from syzygy.lab.evaluate.harness import evaluation_prompts
+from syzygy.lab.evaluate.probe import Probe
+from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder, trained_probe
+from syzygy.lab.starter import prior_training
+from syzygy.lab.world.prompts import Prompt
+from syzygy.prior.diffusion_prior import DiffusionTaskConfig, SampledPrior
+from syzygy.prior.eclipse import EclipsePrior, PriorTaskConfig
+from syzygy.prior.embedding_pairs import PriorData
+from syzygy.prior.prior_loading import load_prior
+from syzygy.prior.training import PriorRun
+from syzygy.training.run_records import Bar, no_bar, reporter
+
+PROJECTION, DIFFUSION, ECLIPSE = "projection", "diffusion", "ECLIPSE"
+METHODS = (PROJECTION, DIFFUSION, ECLIPSE)
+
+
+class ReproduceRun(Config):
+    """Settings of the comparison."""
+
+    prior: PriorRun
+    """The ECLIPSE prior. The other methods have its size, pairs, steps, batch size and learning rate."""
+    diffusion: DiffusionTaskConfig
+    """Dropout and sampling of the diffusion baseline."""
+    seeds: int = Field(default=5, ge=2)
+    """Trainings of each method, which are scored on embeddings."""
+    painted_seeds: int = Field(default=3, ge=1)
+    """Trainings of each method that also generate images."""
+    prompts: int = Field(default=200, gt=0)
+    """Prompts of each category, seen and unseen each, or as many as exist."""
+    steps: int = Field(default=10, gt=0)
+    """Sampling steps of the decoder, without guidance."""
+    pairs: int = Field(default=5000, gt=0)
+    """Unseen pairs on which predicted embeddings are compared with true ones."""
+    probe_scenes: int = Field(default=20_000, gt=0)
+    """Scenes on which the linear probe is trained."""
+    lambdas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+    """Sweep of λ; 0 is projection."""
+    fractions: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    """Sweep of the share of the training pairs, for all methods."""
+    sampling_steps: tuple[int, ...] = (2, 5, 10, 25, 50)
+    """Sweep of the baseline's sampling steps."""
+    etas: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Sweep of the noise that the baseline adds at each step."""
+    sweep_seeds: int = Field(default=2, ge=1)
+    """Trainings for each point of a sweep."""
+    seed: int = 0
+    """Seed of prompts, scenes and noise."""
+
+    @property
+    def contrast(self) -> float:
+        """The λ of the ECLIPSE prior.
+
+        Raises:
+            UserError: the methods would not have equal budgets.
+        """
+        task = self.prior.task
+        if not isinstance(task, PriorTaskConfig) or task.batch_size != self.diffusion.batch_size:
+            raise UserError(
+                "the comparison has equal budgets: it needs an ECLIPSE prior and a diffusion baseline of one batch size."
+            )
+        return task.lambda_contrastive
+
+
+@dataclass(frozen=True)
+class Training:
+    """A prior to train."""
+
+    method: str
+    seed: int
+    contrast: float = 0.2
+    fraction: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        extra = "" if self.method != ECLIPSE else f"-lambda{self.contrast:g}"
+        return f"{self.method}{extra}-data{self.fraction:g}-seed{self.seed}"
+
+    def settings(self, run: ReproduceRun) -> PriorRun:
+        """The settings with this seed and objective, everything else equal for all."""
+        task = run.prior.task
+        assert isinstance(task, PriorTaskConfig)
+        contrast = 0.0 if self.method == PROJECTION else self.contrast
+        chosen = task.model_copy(update={"lambda_contrastive": contrast}) if self.method != DIFFUSION else run.diffusion
+        return run.prior.model_copy(update={"task": chosen, "seed": self.seed})
+
+
+def all_trainings(run: ReproduceRun) -> list[Training]:
+    """Every training of the comparison and its sweeps, each once, those of the comparison first."""
+    contrast = run.contrast
+    found = [Training(method, seed, contrast) for seed in range(run.seeds) for method in METHODS]
+    for seed in range(run.sweep_seeds):
+        found += [Training(ECLIPSE, seed, value) for value in run.lambdas if value > 0]
+        found += [Training(method, seed, contrast, fraction) for fraction in run.fractions for method in METHODS]
+    return list(dict.fromkeys(found))
+
+
+def image_trainings(run: ReproduceRun, method: str) -> dict[str, Training]:
+    """Name of the images → the training that generates them."""
+    seeds = range(min(run.painted_seeds, run.seeds))
+    return {f"{method}-seed{seed}": Training(method, seed, run.contrast) for seed in seeds}
+
+
+@dataclass(frozen=True)
+class EclipseContext:
+    """What all methods share."""
+
+    run: ReproduceRun
+    folder: ExperimentFolder
+    model: TextToImage
+    data: PriorData
+    validation: PriorData
+    pairs: PriorData
+    probe: Probe
+    prompts: list[Prompt]
+    features: TextFeatures
+    """Of the prompts."""
+
+    @classmethod
+    def prepare(
+        cls, run: ReproduceRun, folder: ExperimentFolder, model: TextToImage, bar: Bar = no_bar
+    ) -> "EclipseContext":
+        """Embed the pairs, train the probe, choose the prompts."""
+        data, validation = prior_training.embedded(run.prior, model.clip, bar)
+        pairs = prior_training.embed(model.clip, seed_of(run.seed, "pairs"), run.pairs)
+        prompts = evaluation_prompts(CATEGORIES, run.prompts, run.seed)
+        features = model.clip.encode_text([p.text for p in prompts])
+        probe = trained_probe(model.clip, run.probe_scenes, run.seed)
+        return cls(run, folder, model, data, validation, pairs, probe, prompts, features)
+
+    def prior(self, training: Training) -> EclipsePrior | SampledPrior:
+        """A trained prior."""
+        return load_prior(self.place(training) / "prior", self.model.clip, str(self.model.pipeline.device))
+
+    def place(self, training: Training) -> Path:
+        """The folder of a training."""
+        return self.folder.path / "priors" / training.name
+
+
+def train_and_score(training: Training, context: EclipseContext) -> None:
+    """Train a prior, or continue its training, and score its embeddings."""
+    run, where = context.run, context.place(training)
+    number = max(round(training.fraction * len(context.data)), 2)
+
+    def measure() -> dict[str, float]:
+        live = reporter(training.name, run.prior.task.batch_size)
+        data = (context.data.first(number), context.validation)
+        clip, device = context.model.clip, context.model.pipeline.device
+        prior_training.train(training.settings(run), clip, where, device, data=data, report=live)
+        prior = context.prior(training)
+        network = prior.network if isinstance(prior, SampledPrior) else prior
+        return {
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "samples": run.prior.loop.steps * run.prior.task.batch_size,
+            "pairs": number,
+            "seconds": artifacts.read_json(where / "prior" / artifacts.PROVENANCE_FILE)["seconds"],
+            "evaluations": prior.evaluations if isinstance(prior, SampledPrior) else 1,
+        } | score_embeddings(prior, context)
+
+    context.folder.score_once(training.name, measure, of=where / "prior")
+
+
+def score_embeddings(prior: Prior, context: EclipseContext) -> dict[str, float]:
+    """Cosine, R@1 and Fréchet distance on unseen pairs, and the combinations of the prompts that the probe finds."""
+    pairs = _predict(prior, context.pairs.captions, context.run.seed)
+    prompts = _predict(prior, context.features, context.run.seed)
+    return distance.embedding_scores(pairs, context.pairs.image_embeddings) | probe_scores(prompts, context)
+
+
+def probe_scores(embeddings: Tensor, context: EclipseContext) -> dict[str, float]:
+    """The mean share of the named combinations that the probe finds, for seen and unseen compositions."""
+    shares = probe.found(context.probe, embeddings.cpu(), context.prompts)
+    scores = {}
+    for name, unseen in (("probe_seen", False), ("probe_held_out", True)):
+        pairs = zip(shares, context.prompts, strict=True)
+        some = [share for share, prompt in pairs if share is not None and prompt.unseen == unseen]
+        scores[name] = sum(some) / len(some)
+    return scores
+
+
+def _predict(prior: Prior, features: TextFeatures, seed: int) -> Tensor:
+    """Predictions for all rows, from noise that is the same for every prior."""
+    noise = torch.randn(features.pooled.shape, generator=generator(seed, "reproduce", len(features)))
+    return predict_all(prior, features, noise)
+
+
+def score_controls(context: EclipseContext) -> None:
+    """The same scores for text-identity, and the probe's for the reference."""
+    run, folder = context.run, context.folder
+    for name, prior in control_priors(context.model, run.seed).items():
+        folder.score_once(name, lambda prior=prior: score_embeddings(prior, context))
+
+    def reference() -> dict[str, float]:
+        return probe_scores(candidate_embeddings(context.model, {}, context.prompts, run.seed)[REFERENCE], context)
+
+    folder.score_once(REFERENCE, reference)
+
+
+def sampling_name(key: str, value: float, seed: int) -> str:
+    """The name of the scores of a trained baseline with another sampling."""
+    return f"sampling-{key}{value:g}-seed{seed}"
+
+
+def sweep_sampling(context: EclipseContext) -> None:
+    """Score the trained baselines with other numbers of sampling steps and other amounts of added noise."""
+    run = context.run
+    for seed in range(run.sweep_seeds):
+        prior = context.prior(Training(DIFFUSION, seed, run.contrast))
+        assert isinstance(prior, SampledPrior)
+        for key, values in (("steps", run.sampling_steps), ("eta", run.etas)):
+            for value in values:
+                other = replace(prior, sampling=prior.sampling.model_copy(update={key: value}))
+                context.folder.score_once(
+                    sampling_name(key, value, seed), lambda other=other: score_embeddings(other, context)
+                )
+
+
+def generate_images(context: EclipseContext, bar: Bar = no_bar) -> None:
+    """Decode the first trainings of each method and the controls."""
+    run, model, prompts = context.run, context.model, context.prompts
+    config = CompositionConfig(prompts=run.prompts, steps=run.steps, guidance_scale=1.0, seed=run.seed)
+    for name, prior in _to_decode(context):
+        if context.folder.has_images(name):
+            continue
+        found = candidate_embeddings(model, {} if prior is None else {name: prior()}, prompts, run.seed)
+        with bar(f"generating {name}", len(prompts)) as progress:
+            scored = generate_and_score(model, {name: found[name]}, prompts, config, progress)
+        context.folder.keep_images(name, scored, prompts)
+
+
+def _to_decode(context: EclipseContext) -> Iterator[tuple[str, Callable[[], Prior] | None]]:
+    """Names of images and the functions that load their prior (None for the reference)."""
+    yield REFERENCE, None
+    for name, prior in control_priors(context.model, context.run.seed).items():
+        yield name, lambda prior=prior: prior
+    by_method = [image_trainings(context.run, method).items() for method in METHODS]
+    for same_seed in zip(*by_method, strict=True):
+        for name, training in same_seed:
+            yield name, lambda training=training: context.prior(training)
