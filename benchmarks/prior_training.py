@@ -13,7 +13,7 @@ import torch
 from padded import coco_lengths, conditions, options, over_all_80_tokens, prompts, published_prior, seconds, write
 from torch import Tensor
 
-from syzygy.core.contracts import PackedText
+from syzygy.core.packed_attention import PackedText
 from syzygy.prior.eclipse import eclipse_loss
 
 

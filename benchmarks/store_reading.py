@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from syzygy.core import artifacts
-from syzygy.core.contracts import PackedText
+from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_files
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_part import Part, statistics_of, write_part
@@ -32,7 +32,15 @@ def write(folder: Path) -> None:
         states = torch.randn(int(offsets[-1]), WIDTH, generator=random).half()
         images, pooled = (torch.randn(CAPTIONS, WIDTH, generator=random).half() for _ in range(2))
         names = [f"{number}-{i}" for i in range(CAPTIONS)]
-        part = Part(names, [{}] * CAPTIONS, images, names, list(range(CAPTIONS)), PackedText(states, offsets, pooled))
+        part = Part(
+            names,
+            [{}] * CAPTIONS,
+            list(range(CAPTIONS)),
+            images,
+            names,
+            list(range(CAPTIONS)),
+            PackedText(states, offsets, pooled),
+        )
         shards.append(
             {"number": number, "source": str(number), "fingerprint": 0, "parts": [write_part(part, folder, number, 0)]}
         )

@@ -17,7 +17,7 @@ import torch
 from padded import WIDTH, coco_lengths, conditions, options, published_prior, write
 
 from syzygy.core import artifacts
-from syzygy.core.contracts import PackedText
+from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_building, store_files
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_part import Part, write_part
@@ -43,7 +43,9 @@ def random_store(folder: Path, captions: int) -> EmbeddingStore:
         vectors = torch.randn(2, count, WIDTH, generator=draw).half()
         states = torch.randn(int(offsets[-1]), WIDTH, generator=draw).half()
         text = PackedText(states, offsets, vectors[1])
-        part = Part(names, [{} for _ in names], vectors[0], names, list(range(count)), text)
+        part = Part(
+            names, [{} for _ in names], list(range(start, start + count)), vectors[0], names, list(range(count)), text
+        )
         written = write_part(part, folder, number, 0)
         columns = written.pop("columns")
         record = {"number": number, "source": f"random-{number}", "fingerprint": 0, "parts": [written], "bad": []}

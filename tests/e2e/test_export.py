@@ -168,7 +168,7 @@ def test_training_goes_on_from_an_exported_prior(
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("missing", "is no training run of a prior"),
+        ("missing", "is not a training run of a prior"),
         ("unfinished", "is not finished"),
         ("full", "is not empty"),
         ("no best", "kept no best weights"),

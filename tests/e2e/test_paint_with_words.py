@@ -86,7 +86,7 @@ def test_no_strength_is_unpainted_to_the_bit(tiny_model: Path) -> None:
         (("--region", "#ff0000=red star"), "there is no canvas"),
         (("--canvas", "CANVAS"), "--canvas and --mask-blur are for regions"),
         (("--canvas", "CANVAS", "--region", "#ff0000=red star"), "#0000ff, which no region names"),
-        (("--canvas", "CANVAS", *REGIONS[:3], "#0000ff=green ring"), "does not hold the phrase 'green ring'"),
+        (("--canvas", "CANVAS", *REGIONS[:3], "#0000ff=green ring"), "does not contain the phrase 'green ring'"),
         (("--canvas", "CANVAS", *REGIONS, "--mask-blur", "2"), "below 1"),
         (("--canvas", "CANVAS", *REGIONS, "--paint-strength", "-1"), "at least 0"),
         (("--paint-strength", "1"), "nothing is painted"),

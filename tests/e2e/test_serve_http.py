@@ -117,7 +117,7 @@ def refused(answer: httpx.Response, param: str | None, message: str) -> None:
         ({"prompt": "a", "style_guidance": 2}, "style_guidance", "style_guidance is for a style: give a picture"),
         ({"prompt": "a", "painting": 2}, "painting", "painting is for regions: give regions"),
         ({"prompt": "a", "mask_blur": 0.1}, "mask_blur", "mask_blur is for regions"),
-        ({"prompt": "a ring", "regions": [WHOLE]}, "regions[0].phrase", "does not hold the phrase 'circle'"),
+        ({"prompt": "a ring", "regions": [WHOLE]}, "regions[0].phrase", "does not contain the phrase 'circle'"),
         ({"prompt": "a ring", "regions": [{**WHOLE, "phrase": " "}]}, "regions[0].phrase", "words of the prompt"),
         ({"prompt": "a circle", "regions": [{**WHOLE, "weight": -1}]}, "regions[0].weight", "greater than or equal"),
         ({"prompt": "a circle", "regions": [WHOLE, WHOLE]}, "regions", "2 painted phrases are too many"),

@@ -57,7 +57,7 @@ def test_other_recipes_by_other_names(syzygy, store: Path, tmp_path: Path) -> No
     one = ("store", "add", store, "--llm", folder, "--device", "cpu")
     answer = syzygy(*one, "--layers", "1,3", "--plain", "--template", "a {text}!", "--max-tokens", 8, "--dtype", "fp16")
     assert answer.code == 0, answer.err
-    assert "The longest may have been cut: 8 tokens are read" in answer.out
+    assert "The longest may have been cut: at most 8 tokens are read" in answer.out
     encoder = EmbeddingStore.open(store, features="llm").encoder
     told = {name: encoder[name] for name in ("layers", "normalise", "template", "max_tokens")}
     assert told == {"layers": [1, 3], "normalise": False, "template": "a {text}!", "max_tokens": 8}

@@ -145,9 +145,9 @@ def test_the_best_of_several_is_nearest_to_what_was_predicted(adapted: TextToIma
 
 def test_words_of_an_adapter_cannot_be_painted(adapted: TextToImage) -> None:
     region = Region("red circle", torch.ones(4, 4))
-    with pytest.raises(UserError, match=r"an adapter's states stand for none. Leave the text encoder out"):
+    with pytest.raises(UserError, match=r"do not belong to single words: leave the text encoder out"):
         adapted(ENGLISH, regions=[region])
-    with pytest.raises(UserError, match=r"an adapter's states stand for none. Leave the text encoder out"):
+    with pytest.raises(UserError, match=r"do not belong to single words: leave the text encoder out"):
         adapted(ENGLISH, regions=[region], conditions=["image", "text"])
 
 
@@ -246,7 +246,7 @@ def test_karlos_decoder_reads_it_too(llm: Path, tmp_path: Path) -> None:
     assert_close(
         model.pipeline.decoder.empty.states, model.pipeline.text_encoder.encode_text([""]).states, depth=NETWORK
     )
-    with pytest.raises(UserError, match="stand for none"):
+    with pytest.raises(UserError, match="do not belong to single words"):
         few(model, ENGLISH, regions=[Region("red", torch.ones(2, 2))])
 
 

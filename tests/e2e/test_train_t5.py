@@ -106,4 +106,4 @@ def test_a_decoder_goes_on_with_t5_beside(syzygy, tiny_model: Path, tmp_path: Pa
     without = [one for one in small if not one.startswith("task.subsets")]
     answer = syzygy("train", "decoder", *parts, "--out", tmp_path / "other", *without, "vector_width=64")
     assert answer.code == 2
-    assert "cannot be gone on from" in answer.err
+    assert "cannot continue from the decoder" in answer.err

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from syzygy.core.contracts import Condition, Conditioning, PackedText, TextFeatures, image_condition, text_condition
+from syzygy.core.contracts import Condition, Conditioning, TextFeatures, image_condition, text_condition
+from syzygy.core.packed_attention import PackedText
 from syzygy.core.randomness import generator, per_sample_noise
 from syzygy.decoder.backbone import build_decoder
 from syzygy.decoder.guidance import Guided

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
+from syzygy.core.packed_attention import PackedText
 from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig, contrastive_loss
 from tests.closeness import NETWORK, assert_close
 

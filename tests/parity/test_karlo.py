@@ -213,9 +213,9 @@ def test_steps_are_those_of_diffusers_scheduler(kind: Any, steps: int, monkeypat
         ({}, None, {"options": {"super_res_steps": 2.5}}, "must be a whole number, got 2.5"),
         ({}, None, {"options": {"noise": 1}}, "no option noise; its own are super_res_steps"),
         ({}, None, {"region_strength": 0.4}, "nothing is painted"),
-        ({"regions": [[Region("ring", torch.ones(2, 2))]]}, None, {}, "does not hold the phrase 'ring'"),
+        ({"regions": [[Region("ring", torch.ones(2, 2))]]}, None, {}, "does not contain the phrase 'ring'"),
         ({"regions": [[Region("circle", torch.ones(2, 2))]], "texts": None}, None, {}, "let it read the text"),
-        ({"regions": [[Region("circle", torch.ones(2, 2))]], "features": None}, None, {}, "tells no words apart"),
+        ({"regions": [[Region("circle", torch.ones(2, 2))]], "features": None}, None, {}, "a state for each word"),
     ],
 )
 def test_what_it_cannot_do_is_said(

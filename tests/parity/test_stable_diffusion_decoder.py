@@ -198,7 +198,7 @@ def test_long_prompts_are_cut_with_a_warning(decoders: Any) -> None:
     with pytest.warns(UserWarning, match="this encoder reads 77; cut:"):
         decoders["1.5"].generate(Guide(texts=[long]), generators(3), sampling=Sampling(steps=2))
     told = Guide(texts=[long], regions=[[Region("ring", half())]])
-    with pytest.warns(UserWarning, match="cut:"), pytest.raises(UserError, match="past the last token"):
+    with pytest.warns(UserWarning, match="cut:"), pytest.raises(UserError, match="after the last token"):
         decoders["xl"].generate(told, generators(3), sampling=Sampling(steps=1))
 
 
@@ -209,7 +209,7 @@ def test_long_prompts_are_cut_with_a_warning(decoders: Any) -> None:
         (Guide(texts=["a", "b", "c"]), {}, "3 texts for 1 pictures"),
         (Guide(texts=["a"]), {"size": (33, 32)}, "33 × 32 pixels cannot be painted"),
         (Guide(texts=["a"]), {"region_strength": 0.4}, "nothing is painted"),
-        (Guide(texts=["a"], regions=[[Region("ring", half())]]), {}, "does not hold the phrase 'ring'"),
+        (Guide(texts=["a"], regions=[[Region("ring", half())]]), {}, "does not contain the phrase 'ring'"),
         (Guide(texts=["a"], regions=[[Region("a", half())]]), {"region_strength": -1.0}, "at least 0, got -1"),
         (Guide(texts=["a"]), {"options": {"noise_level": 3}}, "no option noise_level; it has none"),
         (Guide(texts=["a"]), {"steps": 0}, "0 steps are not possible"),

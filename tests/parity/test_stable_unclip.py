@@ -172,6 +172,6 @@ def test_its_words_can_be_painted(decoder: StableUnclipDecoder) -> None:
     assert (painted[1] - plain[1]).abs().max() < LEVEL
     assert (paint([Region("red circle", mask.flip(1))], [])[0] - painted[0]).abs().max() > 3 * LEVEL
     assert torch.equal(paint([Region("red circle", mask)], [], strength=0.0), plain)
-    for texts, message in ((None, "let it read the text"), (["a ring"] * 2, "does not hold the phrase")):
+    for texts, message in ((None, "let it read the text"), (["a ring"] * 2, "does not contain the phrase")):
         with pytest.raises(UserError, match=message):
             paint([Region("red circle", mask)], [], texts=texts)

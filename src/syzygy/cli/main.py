@@ -42,15 +42,15 @@ COMMANDS: Table = {
     "vary": Leaf("syzygy.cli.vary:vary", "Paint pictures anew."),
     "mix": Leaf("syzygy.cli.mix:mix", "Paint what lies between pictures and texts."),
     "serve": Leaf("syzygy.cli.serve:serve", "Open a page to paint with words, and OpenAI's images API."),
-    "embed": Leaf("syzygy.cli.embed:embed", "Embed your own pairs with a CLIP, into a store to train on."),
+    "embed": Leaf("syzygy.cli.embed:embed", "Embed pairs of pictures and captions, to train on."),
     "store": Branch(
-        "Look after embedding stores.",
+        "Inspect, verify, merge and extend embedding stores.",
         {
-            "info": Leaf("syzygy.cli.store_commands:info", "Say what is in a store."),
+            "info": Leaf("syzygy.cli.store_commands:info", "Show what is in a store."),
             "show": Leaf("syzygy.cli.store_show:show", "Show sample pairs, caption lengths, duplicates and columns."),
-            "verify": Leaf("syzygy.cli.store_commands:verify", "Look for damage, byte by byte."),
-            "merge": Leaf("syzygy.cli.store_commands:merge", "Make one store of several."),
-            "add": Leaf("syzygy.cli.store_add:add", "Add a language model's features of the captions."),
+            "verify": Leaf("syzygy.cli.store_commands:verify", "Read every byte of a store and report damage."),
+            "merge": Leaf("syzygy.cli.store_commands:merge", "Merge several stores into one."),
+            "add": Leaf("syzygy.cli.store_add:add", "Add a language model's features of the captions to a store."),
         },
     ),
     "train": Branch(

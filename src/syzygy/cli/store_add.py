@@ -9,14 +9,14 @@ from syzygy.cli.common import Whole, device_option, json_option, progress_bar
 
 EPILOG = """
 \b
-Features are the mean of all layers, each normalised, so that they can be made once and trained on often:
+Features are the mean of all normalised layers. They are computed once and can be trained on many times:
   syzygy store add STORE --llm Qwen/Qwen3-0.6B --download
   syzygy store add STORE --llm RUN --name last --layers last --plain
   syzygy store add STORE --llm gemma/ --template 'Describe the image: {text}'
 
 \b
-Whoever reads them later needs the same model, recipe and precision; the store records all, and others are refused.
-The same command continues one that was interrupted.
+To read the features later, you need the same model, layers, template and precision. The store records them,
+and others are refused. To continue an interrupted run, repeat its command.
 """
 
 
@@ -36,30 +36,51 @@ class Layers(click.ParamType):
 
 @click.command(epilog=EPILOG)
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("--llm", required=True, metavar="RUN|FOLDER|HUB-ID", help="The language model.")
-@click.option("--name", default="llm", show_default=True, help="Of the feature set.")
 @click.option(
-    "--layers", type=Layers(), default="all", show_default=True, help="Hidden states to read: all, last, or 8,16,24."
+    "--llm", required=True, metavar="RUN|FOLDER|HUB-ID", help="The language model to encode the captions with."
 )
-@click.option("--plain", is_flag=True, help="Take the mean over layers without normalising each first.")
-@click.option("--template", metavar="TEXT", help="Put the caption where {text} stands; only its own tokens are kept.")
+@click.option("--name", default="llm", show_default=True, help="Name of the feature set.")
 @click.option(
-    "--max-tokens", type=Whole(4), default=512, show_default=True, metavar="N", help="Longest caption; more is cut."
+    "--layers",
+    type=Layers(),
+    default="all",
+    show_default=True,
+    help="Layers whose hidden states are used: all, last, or numbers such as 8,16,24.",
 )
-@click.option("--revision", metavar="COMMIT", help="Commit, tag or branch of a hub id.")
-@click.option("--download", is_flag=True, help="Download what of a hub id is not here.")
+@click.option("--plain", is_flag=True, help="Compute the mean over layers without normalising each layer first.")
 @click.option(
-    "--dtype", type=click.Choice(["fp16", "bf16"]), default="bf16", show_default=True, help="How to store them."
+    "--template",
+    metavar="TEXT",
+    help="Text around each caption, which replaces {text}; only the caption's own tokens are kept.",
+)
+@click.option(
+    "--max-tokens",
+    type=Whole(4),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Longest caption in tokens; the rest is cut.",
+)
+@click.option("--revision", metavar="COMMIT", help="Commit, tag or branch of the hub id.")
+@click.option("--download", is_flag=True, help="Download missing files of the hub id.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp16", "bf16"]),
+    default="bf16",
+    show_default=True,
+    help="Precision of the stored features.",
 )
 @click.option(
     "--compute",
     type=click.Choice(["fp32", "bf16"]),
-    help="What the model computes in, then and ever after.  [default: bf16 on a GPU, else fp32]",
+    help="Precision in which the model computes, now and whenever the features are used.  [default: bf16 on a GPU, else fp32]",
 )
 @click.option(
-    "--batch-size", type=Whole(1), default=32, show_default=True, metavar="N", help="Captions encoded together."
+    "--batch-size", type=Whole(1), default=32, show_default=True, metavar="N", help="Captions to encode together."
 )
-@click.option("--threads", type=Whole(1, 256), default=1, show_default=True, metavar="N", help="On a CPU.")
+@click.option(
+    "--threads", type=Whole(1, 256), default=1, show_default=True, metavar="N", help="Threads to compute with on a CPU."
+)
 @device_option
 @json_option
 def add(
@@ -74,7 +95,7 @@ def add(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Add a language model's features of all captions to a store, as one more set; nothing else in it changes."""
+    """Add a language model's features of all captions to a store, as another feature set. Nothing else in the store changes."""
     import json
 
     from syzygy.core.config import parse
@@ -103,6 +124,6 @@ def add(
     )
     if longest == result.positions:
         click.echo(
-            f"The longest may have been cut: {max_tokens} tokens are read (--max-tokens), special ones included."
+            f"The longest may have been cut: at most {max_tokens} tokens are read (--max-tokens), including special ones."
         )
     click.echo(f"Try next: syzygy store verify {store}")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +18,15 @@ class Config(BaseModel):
     def adapted(self, changes: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         """Settings that are not among the `changes` but contradict one of them: name → (new value, the change that requires it)."""
         return {}
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values, which are not validated. A mapping changes the settings inside a nested `Config`."""
+
+        def value(name: str, new: Any) -> Any:
+            inner = getattr(self, name)
+            return inner.changed(**new) if isinstance(inner, Config) and isinstance(new, Mapping) else new
+
+        return self.model_copy(update={name: value(name, new) for name, new in changes.items()})
 
 
 C = TypeVar("C", bound=Config)

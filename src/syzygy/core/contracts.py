@@ -1,4 +1,11 @@
-"""The values that cross module borders. Shapes: B batch, T tokens, D width of CLIP's joint space."""
+"""The contracts between slices: priors, denoisers, text encoders and image decoders, and the values that pass between them.
+
+Token containers, from the text to the denoiser: `TextFeatures` (an encoder in CLIP's space) and `TextStates` (an encoder outside of it) are
+what encoders return; `core.packed_attention.PackedText` is how stores and priors hold the former; a `Condition` adds which samples
+of a batch read it and the regions of its tokens; a `Conditioning` names the conditions that a denoiser reads.
+
+Shapes: B batch, T tokens, D width of CLIP's joint space, N images, H × W image or latent positions, C channels.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +21,7 @@ from syzygy.core.errors import UserError
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What a text encoder that speaks CLIP's space gives to a prior and a decoder.
+    """What a text encoder in CLIP's joint space returns for priors and decoders.
 
     `states` are the token states after the encoder's final normalisation, `mask` is true on real tokens (start and end
     tokens included), `pooled` is the projected, *not* L2-normalised text embedding.
@@ -24,7 +31,8 @@ class TextFeatures:
     mask: Bool[Tensor, "B T"]
     pooled: Float[Tensor, "B D"]
     spans: Int[Tensor, "B T 2"] | None = None
-    """Which characters of its text each token stands for (from, to; equal: none), on the CPU; None where tokens are not those of the text."""
+    """The characters [from, to) of its text that each token stands for, on the CPU; from = to means none. None where tokens do not stand for
+    parts of the text. Regions find the tokens of their phrases by it."""
 
     def __len__(self) -> int:
         return self.pooled.shape[0]
@@ -40,7 +48,7 @@ class TextFeatures:
 
     @staticmethod
     def cat(parts: "list[TextFeatures]") -> "TextFeatures":
-        """Joined along the batch; shorter ones are padded on the right."""
+        """Concatenate along the batch; shorter parts are padded on the right."""
         length = max(part.states.shape[1] for part in parts)
 
         def padded(x: Tensor) -> Tensor:
@@ -57,7 +65,10 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class TextStates:
-    """What a text encoder that does not speak CLIP's space (T5) gives to a decoder: token states, and no pooled embedding."""
+    """What a text encoder outside CLIP's space (T5, a language model) returns: token states in its own width D, without a pooled embedding.
+
+    Apart from `TextFeatures`, because no prior can read it.
+    """
 
     states: Float[Tensor, "B T D"]
     mask: Bool[Tensor, "B T"]
@@ -75,73 +86,11 @@ class TextStates:
 
 
 @dataclass(frozen=True)
-class PackedText:
-    """The same without padding: the real tokens of B captions one after another, the way to store them and to compute with them.
-
-    A caption's tokens count from 0, wherever padding stood between them.
-    """
-
-    states: Float[Tensor, "N D"]
-    offsets: Int[Tensor, "B_plus_1"]
-    """Where each caption begins in `states`, and at last N. int64, always on the CPU: how many tokens there are and where decides what a
-    device is asked to do, so it would have to be fetched from there at every step."""
-    pooled: Float[Tensor, "B D"]
-
-    def __post_init__(self) -> None:
-        assert self.offsets.device.type == "cpu", "offsets are kept on the CPU"
-        assert len(self.offsets) == len(self.pooled) + 1, "an offset for each caption, and one more"
-        assert (int(self.offsets[0]), int(self.offsets[-1])) == (0, len(self.states)), "offsets lead through all states"
-
-    def __len__(self) -> int:
-        return self.pooled.shape[0]
-
-    @property
-    def lengths(self) -> Int[Tensor, "B"]:
-        """Tokens of each caption."""
-        return self.offsets.diff()
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "PackedText":
-        return replace(self, states=self.states.to(device, dtype), pooled=self.pooled.to(device, dtype))
-
-    def __getitem__(self, index: slice | Tensor | list[int]) -> "PackedText":
-        """These captions, in this order; a tensor (integers, or booleans for each caption) must be on the CPU."""
-        lengths = self.lengths[index]
-        offsets = _offsets(lengths)
-        token = torch.arange(int(offsets[-1])) + (self.offsets[:-1][index] - offsets[:-1]).repeat_interleave(lengths)
-        return PackedText(self.states[token.to(self.states.device)], offsets, self.pooled[index])
-
-    @staticmethod
-    def cat(parts: "list[PackedText]") -> "PackedText":
-        """Joined along the batch."""
-        return PackedText(
-            torch.cat([part.states for part in parts]),
-            _offsets(torch.cat([part.lengths for part in parts])),
-            torch.cat([part.pooled for part in parts]),
-        )
-
-    @staticmethod
-    def of(features: TextFeatures) -> "PackedText":
-        """The real tokens of each row, in their order."""
-        return PackedText(features.states[features.mask], _offsets(features.mask.sum(1).cpu()), features.pooled)
-
-    def padded(self) -> TextFeatures:
-        """With zeros on the right, up to the longest caption."""
-        lengths = self.lengths
-        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(self.states.device)
-        states = self.states.new_zeros(*mask.shape, self.states.shape[1])
-        states[mask] = self.states
-        return TextFeatures(states, mask, self.pooled)
-
-
-def _offsets(lengths: Int[Tensor, "B"]) -> Int[Tensor, "B_plus_1"]:
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-
-
-@dataclass(frozen=True)
 class Condition:
-    """One embedding a decoder may read, batch of B. Token states, a pooled vector, or both; `present` false means dropped.
+    """One embedding that a denoiser can read, for a batch of B: token states [width C], a pooled vector [width E], or both.
 
-    A dropped sample's values have no influence: the decoder reads its learned null token instead (eDiff-I, section 3).
+    Where `present` is false the sample's values have no influence: the decoder reads its learned null token instead (eDiff-I, section 3).
+    So one batch holds samples with and without it, for training and guidance.
     """
 
     present: Bool[Tensor, "B"]
@@ -149,16 +98,17 @@ class Condition:
     mask: Bool[Tensor, "B T"] | None = None
     pooled: Float[Tensor, "B E"] | None = None
     region_maps: Float[Tensor, "B T H W"] | None = None
-    """Where each token is painted, and how strongly (paint-with-words' w'·A); any resolution, 0 for most tokens."""
+    """Where the region of each token lies, and how strongly it counts (w'·A of paint-with-words, ≥ 0), at any resolution H × W; 0 for tokens
+    without a region."""
 
     def __post_init__(self) -> None:
         if self.states is None and self.pooled is None:
             raise UserError("a condition needs token states, a pooled vector, or both; got neither.")
         assert (self.states is None) == (self.mask is None), "token states and their mask come together"
-        assert self.region_maps is None or self.mask is not None, "tokens are painted, so there must be some"
+        assert self.region_maps is None or self.mask is not None, "regions belong to tokens, so there must be some"
 
     def dropped(self) -> "Condition":
-        """The same, absent and unpainted for every sample: the unconditional branch of guidance."""
+        """The same, absent and without regions for every sample: the unconditional branch of guidance."""
         return replace(self, present=torch.zeros_like(self.present), region_maps=None)
 
     def kept(self, keep: Bool[Tensor, "B"]) -> "Condition":
@@ -177,7 +127,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Everything a denoiser may read besides the noisy picture: named conditions, such as `image`, `text`, `t5`."""
+    """Everything that a denoiser can read besides the noisy image: conditions by name, such as `image`, `text`, `t5`.
+
+    A class, so that guidance can drop, index and join all of them at once.
+    """
 
     conditions: Mapping[str, Condition]
 
@@ -189,7 +142,7 @@ class Conditioning:
 
 
 def image_condition(embedding: Float[Tensor, "B D"]) -> Condition:
-    """The CLIP image embedding (a prior's, or a reference picture's) as a condition."""
+    """A CLIP image embedding (predicted by a prior, or of a reference image) as a condition."""
     return Condition(torch.ones(len(embedding), dtype=torch.bool, device=embedding.device), pooled=embedding)
 
 
@@ -202,18 +155,18 @@ def text_condition(features: TextFeatures | TextStates) -> Condition:
 
 @dataclass(frozen=True)
 class Region:
-    """A phrase of the prompt, and where it shall be."""
+    """A phrase of the prompt, and the region of the image where it should appear (paint-with-words)."""
 
     phrase: str
-    """As it stands in the prompt; capitals do not matter. Where it stands several times, each is meant."""
+    """As it occurs in the prompt, in any case. If it occurs several times, all occurrences are meant."""
     mask: Float[Tensor, "H W"]
-    """From 0 (elsewhere) to 1 (here); its own size and shape do not matter, it covers the whole picture."""
+    """From 0 (outside) to 1 (inside). It covers the whole image, whatever its size and aspect ratio."""
     weight: float = 1.0
-    """How strongly, beside other regions."""
+    """Strength relative to other regions, at least 0."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.phrase, str) or not self.phrase.strip():
-            raise UserError("a region needs the phrase that it is for.")
+            raise UserError("a region needs the phrase that it is for: give words of the prompt.")
         if not isinstance(self.mask, Tensor) or self.mask.ndim != 2 or not self.mask.numel() or self.mask.is_complex():
             shape = (
                 f", got {[*self.mask.shape]}" if isinstance(self.mask, Tensor) else f", got {type(self.mask).__name__}"
@@ -222,7 +175,9 @@ class Region:
         if not (torch.isfinite(self.mask).all() and self.mask.min() >= 0 and self.mask.max() <= 1):
             raise UserError(f"the mask of {self.phrase!r} must hold numbers from 0 to 1.")
         if not self.mask.any():
-            raise UserError(f"the mask of {self.phrase!r} is empty: paint where it shall be, or leave the region out.")
+            raise UserError(
+                f"the mask of {self.phrase!r} is empty: mark where the phrase should appear, or leave the region out."
+            )
         if not isinstance(self.weight, Real) or not 0 <= self.weight < float("inf"):
             raise UserError(
                 f"the weight of {self.phrase!r} must be a finite number of at least 0, got {self.weight!r}."
@@ -231,22 +186,22 @@ class Region:
 
 @dataclass(frozen=True)
 class Guide:
-    """What N pictures shall be like, or move away from. A decoder takes of it what it reads; None is not told."""
+    """What N images should show, or should avoid (as a negative guide). A decoder uses what it can read of it; None is not provided."""
 
     embeddings: Float[Tensor, "N D"] | None = None
-    """Raw CLIP image embeddings: a prior's, those of pictures, or a mixture."""
+    """Raw CLIP image embeddings (not normalised): predicted by a prior, of images, or a mixture."""
     features: TextFeatures | None = None
-    """Prompts as the prior's text encoder reads them."""
+    """The prompts as the prior's text encoder encodes them."""
     texts: Sequence[str] | None = None
-    """The prompts themselves, for a decoder with a text encoder of its own, and to find phrases in."""
+    """The prompts themselves: for decoders with a text encoder of their own, and to find the phrases of regions in."""
     regions: Sequence[Sequence[Region]] | None = None
-    """Of each picture: where phrases of its text shall be (paint-with-words)."""
+    """The regions of each image; an empty list is none."""
     conditions: Sequence[str] | None = None
-    """Which of its conditions a decoder shall read; None is all that it can of what is told."""
+    """The names of the conditions that the decoder should read; None is all that it can read of what is provided."""
 
     def __post_init__(self) -> None:
-        told = {len(x) for x in (self.embeddings, self.features, self.texts, self.regions) if x is not None}
-        assert len(told) == 1, f"a guide tells one number of pictures, got {told or 'nothing'}"
+        numbers = {len(x) for x in (self.embeddings, self.features, self.texts, self.regions) if x is not None}
+        assert len(numbers) == 1, f"a guide is for one number of images, got {numbers or 'nothing'}"
 
     def __len__(self) -> int:
         return next(len(x) for x in (self.embeddings, self.features, self.texts) if x is not None)
@@ -263,39 +218,41 @@ class Guide:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a decoder walks from noise to pictures; None is what suits the decoder."""
+    """How a decoder samples. None is the decoder's default."""
 
     steps: int | None = None
+    """Sampling steps, at least 1."""
     guidance_scale: float | None = None
-    """1 is off."""
+    """Scale of classifier-free guidance; 1 is off."""
     style_guidance: float | None = None
-    """Of the image embedding apart from the text, where it is a style's; None is the decoder's own, or else `guidance_scale` for all."""
+    """The guidance scale of a style reference's image embedding; None is the decoder's default, or else `guidance_scale`."""
     sampler: str | None = None
+    """Its name in the decoder's registry of samplers or schedulers."""
     size: tuple[int, int] | None = None
     """Height and width in pixels."""
     region_strength: float | None = None
     """How strongly regions pull their phrases, w' of paint-with-words; 0 is not at all."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What one decoder alone knows. Others refuse it."""
+    """Options that only this decoder has. A decoder raises UserError for those that it does not know."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is told after each sampling step."""
+    """What `on_step` receives after each sampling step."""
 
     step: int
     """Steps taken."""
     steps: int
     """Steps in all."""
     sigma: float
-    """Noise level the step started from."""
+    """Noise level that the step started from, in EDM's convention."""
     denoised: Float[Tensor, "B C H W"] | None
-    """What the decoder sees already, in the space it works in; None where a scheduler does not tell."""
+    """The denoised estimate in the decoder's own space (latents or pixels); None where a scheduler does not provide it."""
 
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Text → `TextFeatures`. CLIP is one; an LLM through its adapter is another."""
+    """Texts → `TextFeatures` in CLIP's joint space: CLIP itself, or a language model with its adapter."""
 
     @property
     def width(self) -> int: ...
@@ -305,7 +262,7 @@ class TextEncoder(Protocol):
 
 @runtime_checkable
 class StatesEncoder(Protocol):
-    """Text → `TextStates`, for a decoder. T5 is one."""
+    """Texts → `TextStates` of width `width`: T5, or a language model without an adapter. Apart from `TextEncoder`, as no prior can read it."""
 
     @property
     def width(self) -> int: ...
@@ -315,7 +272,7 @@ class StatesEncoder(Protocol):
 
 @runtime_checkable
 class ImageEncoder(Protocol):
-    """Pictures in [0, 1] → raw CLIP image embeddings (projected, not normalised)."""
+    """Images in [0, 1] → raw CLIP image embeddings (projected, not normalised)."""
 
     @property
     def width(self) -> int: ...
@@ -325,7 +282,10 @@ class ImageEncoder(Protocol):
 
 @runtime_checkable
 class ImageAutoencoder(Protocol):
-    """Pictures in [0, 1] ↔ the latents that a decoder denoises, of zero mean and unit variance."""
+    """Images in [0, 1] ↔ the latents that a decoder denoises, of zero mean and unit variance.
+
+    A contract, so that decoders and their trainings work with any autoencoder of that kind.
+    """
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -339,7 +299,10 @@ class ImageAutoencoder(Protocol):
 
 @runtime_checkable
 class Prior(Protocol):
-    """Text → image embedding, in CLIP's raw (un-whitened, un-normalised) space, in one call."""
+    """Text features → image embedding in CLIP's raw space (neither whitened nor normalised), in one call.
+
+    `noise` is the prior's ε, one row a sample; without it `generator` draws it.
+    """
 
     def predict(
         self,
@@ -352,7 +315,10 @@ class Prior(Protocol):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """(x, sigma, conditioning) → denoised x, σ in EDM's convention (x = clean + σ·noise)."""
+    """(x, σ, conditioning) → denoised x, with σ > 0 in EDM's convention (x = clean + σ·noise).
+
+    Guidance wraps one, experts route several of them by σ, and samplers are plain functions over one.
+    """
 
     def __call__(
         self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], conditioning: Conditioning
@@ -395,6 +361,9 @@ class ImageDecoder(Protocol):
 
 @runtime_checkable
 class Staged(Protocol):
-    """A `Denoiser` that is another one at another noise level: samplers ask for it with the number that they hold."""
+    """A `Denoiser` that is a different one at each noise level, such as an ensemble of experts.
+
+    Samplers ask for it with σ as a number, so that no expert is chosen from a tensor on a device.
+    """
 
     def at(self, sigma: float) -> Denoiser: ...

@@ -1,7 +1,7 @@
-"""Low-rank adaptation (LoRA, Hu et al. 2021, arXiv 2106.09685) of a frozen network, from beside it: W + (α/r)·B·A.
+"""Low-rank adaptation (LoRA, Hu et al. 2021, arXiv 2106.09685) of a frozen network: W + (α/r)·B·A.
 
-The network is not changed, only listened to: hooks add what the adapters say. So several adaptations of one network can stay in
-memory together, and its own weights keep their names.
+Hooks add the updates to the outputs of its layers, so that the network itself does not change: several adaptations of one network can
+be in memory together, and its weights keep their names.
 """
 
 import re
@@ -16,7 +16,7 @@ from syzygy.core.errors import UserError
 
 
 class _Update(nn.Module):
-    """B·A of one layer; zero at first, so that adaptation begins with the network as it is."""
+    """B·A of one layer, initially zero, so that adaptation starts from the network as it is."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class _Update(nn.Module):
 
 
 class Lora(nn.Module):
-    """One adaptation of a network; it acts within `active()` alone.
+    """One adaptation of a network; it acts only inside `active()`.
 
     Raises:
         UserError: a rank below 1, or no layer whose name fits.
@@ -45,7 +45,7 @@ class Lora(nn.Module):
         Args:
             network: stays as it is; freeze it yourself (`requires_grad_(False)`).
             alpha: α; the updates are scaled by α / rank. None is α = rank.
-            layers: regular expression that the names of the linear and convolution layers to adapt must hold.
+            layers: a regular expression to find in the names of the linear and convolution layers to adapt.
         """
         super().__init__()
         if rank < 1:

@@ -1,13 +1,13 @@
-"""Sequences of different lengths without padding: their tokens stand one after another, and each reads its own sequence only.
+"""Sequences of different lengths without padding: their tokens follow one another, and each reads only its own sequence.
 
-ECLIPSE's prior and adapters compute so.
+The ECLIPSE prior and the text adapters use it.
 
 Legend: B sequences, M tokens of all of them, H heads of width D.
 """
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,73 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from syzygy.core.contracts import TextFeatures
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """`TextFeatures` without padding: the real tokens of B captions one after another.
+
+    Stores keep texts like this, and priors compute with them.
+
+    N counts the tokens of all captions. Positions count the real tokens of a caption from 0.
+    """
+
+    states: Float[Tensor, "N D"]
+    offsets: Int[Tensor, "B_plus_1"]
+    """Where each caption begins in `states`, and at last N. int64, always on the CPU: how many tokens there are and where decides what a
+    device is asked to do, so it would have to be fetched from there at every step."""
+    pooled: Float[Tensor, "B D"]
+
+    def __post_init__(self) -> None:
+        assert self.offsets.device.type == "cpu", "offsets are kept on the CPU"
+        assert len(self.offsets) == len(self.pooled) + 1, "an offset for each caption, and one more"
+        assert (int(self.offsets[0]), int(self.offsets[-1])) == (0, len(self.states)), "offsets lead through all states"
+
+    def __len__(self) -> int:
+        return self.pooled.shape[0]
+
+    @property
+    def lengths(self) -> Int[Tensor, "B"]:
+        """Tokens of each caption."""
+        return self.offsets.diff()
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "PackedText":
+        return replace(self, states=self.states.to(device, dtype), pooled=self.pooled.to(device, dtype))
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> "PackedText":
+        """These captions, in this order; a tensor (integers, or booleans for each caption) must be on the CPU."""
+        lengths = self.lengths[index]
+        offsets = _offsets(lengths)
+        token = torch.arange(int(offsets[-1])) + (self.offsets[:-1][index] - offsets[:-1]).repeat_interleave(lengths)
+        return PackedText(self.states[token.to(self.states.device)], offsets, self.pooled[index])
+
+    @staticmethod
+    def cat(parts: "list[PackedText]") -> "PackedText":
+        """Joined along the batch."""
+        return PackedText(
+            torch.cat([part.states for part in parts]),
+            _offsets(torch.cat([part.lengths for part in parts])),
+            torch.cat([part.pooled for part in parts]),
+        )
+
+    @staticmethod
+    def of(features: TextFeatures) -> "PackedText":
+        """The real tokens of each row, in their order."""
+        return PackedText(features.states[features.mask], _offsets(features.mask.sum(1).cpu()), features.pooled)
+
+    def padded(self) -> TextFeatures:
+        """With zeros on the right, up to the longest caption."""
+        lengths = self.lengths
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).to(self.states.device)
+        states = self.states.new_zeros(*mask.shape, self.states.shape[1])
+        states[mask] = self.states
+        return TextFeatures(states, mask, self.pooled)
+
+
+def _offsets(lengths: Int[Tensor, "B"]) -> Int[Tensor, "B_plus_1"]:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
 @dataclass(frozen=True)
@@ -108,5 +175,5 @@ def _kernel() -> Callable[..., Any] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # torch 2.9
         return None
-    # Where it first appeared, it was told to be causal in another way.
+    # Its first version had another argument for causal attention.
     return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None

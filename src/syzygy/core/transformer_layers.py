@@ -1,7 +1,7 @@
 """The transformer of unCLIP priors, with the names of diffusers' `PriorTransformer`.
 
-Legend: L tokens, Q of them that are asked for, C inner width, H heads of width D. What comes before is the caller's: rows of a
-batch, or nothing where all tokens of a batch stand one after another.
+Legend: L tokens, Q of them that are computed further, C inner width, H heads of width D. Dimensions before them belong to the caller: rows of a
+batch, or none where all tokens of a batch are packed one after another.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries [..., Q, H, D], keys and values [..., L, H, D] → what each query reads [..., Q, H, D]. Who may read whom, where sequences end and
-which tokens came before is its business: a block knows none of it."""
+"""Queries [..., Q, H, D], keys and values [..., L, H, D] → what each query reads [..., Q, H, D]. It decides which token reads
+which, where sequences end, and what is cached; a block knows none of it."""
 
 
 class _Attention(nn.Module):
@@ -25,8 +25,8 @@ class _Attention(nn.Module):
         self.to_v = nn.Linear(width, width)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    def forward(self, asking: Tensor, asked: Tensor, attend: Attend) -> Tensor:
-        q, k, v = self.to_q(asking), self.to_k(asked), self.to_v(asked)
+    def forward(self, queries: Tensor, tokens: Tensor, attend: Attend) -> Tensor:
+        q, k, v = self.to_q(queries), self.to_k(tokens), self.to_v(tokens)
         return self.to_out(attend(*(x.unflatten(-1, (self.heads, -1)) for x in (q, k, v))).flatten(-2))
 
 
@@ -62,10 +62,10 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "*B L C"], attend: Attend, kept: Int[Tensor, "Q"] | None = None
     ) -> Float[Tensor, "*B Q C"]:
-        """The tokens after this layer: all, or those at `kept` alone (the others are read, and not computed further)."""
-        asked = self.norm1(x)
-        asking = asked
+        """The tokens after this layer: all, or only those at `kept` (the others are read but not computed further)."""
+        tokens = self.norm1(x)
+        queries = tokens
         if kept is not None:
-            x, asking = x.index_select(-2, kept), asked.index_select(-2, kept)
-        x = x + self.attn1(asking, asked, attend)
+            x, queries = x.index_select(-2, kept), tokens.index_select(-2, kept)
+        x = x + self.attn1(queries, tokens, attend)
         return x + self.ff(self.norm3(x))

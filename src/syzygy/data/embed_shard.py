@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.core import artifacts
-from syzygy.core.contracts import PackedText
 from syzygy.core.errors import UserError
 from syzygy.core.image_reading import quiet
+from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_files
 from syzygy.data.encoding import (
     DTYPES,

@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from syzygy.core.contracts import PackedText, TextStates
+from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError, unknown
+from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_building
 from syzygy.data.encoding import DTYPES, joined
 from syzygy.data.store_files import DEFAULT_SET, PAIRS, SHARDS, repair, stored_tensors, unpacked_string

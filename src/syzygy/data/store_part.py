@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from syzygy.core.contracts import PackedText
 from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_files
 from syzygy.data.encoding import DTYPES, Encode, encode_captions, joined
 from syzygy.data.pair import Scalar

@@ -1,6 +1,6 @@
-"""diffusers' `AutoencoderKL` as the space that the decoder paints in: few numbers a picture, of unit variance, and back.
+"""diffusers' `AutoencoderKL` as the latent space of the decoder: images ↔ small latents of zero mean and unit variance.
 
-Shapes: B pictures, H × W pixels, C latent channels, h × w latent positions (H / patch × W / patch).
+Shapes: B images, H × W pixels, C latent channels, h × w latent positions (H / patch × W / patch).
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from syzygy.core.randomness import seed_of
 
 
 class AutoencoderConfig(Config):
-    """Sizes of an autoencoder to train from nothing. All of its layers work at latent resolution, which a CPU can afford."""
+    """Sizes of an autoencoder to train from scratch. All of its layers work at latent resolution, which is fast enough on a CPU."""
 
     image_size: int = Field(default=64, gt=0)
-    """Height and width of the pictures, in pixels."""
+    """Height and width of the images, in pixels."""
     patch: int = Field(default=4, gt=0)
-    """Pixels a latent position, along each side."""
+    """Pixels per latent position along each side."""
     latent_channels: int = Field(default=4, gt=0)
-    """Numbers a latent position."""
+    """Channels of the latents."""
     channels: int = Field(default=64, gt=0)
     """Width of the layers."""
     layers: int = Field(default=1, ge=1)
@@ -46,7 +46,7 @@ class AutoencoderConfig(Config):
 
 
 class Autoencoder(nn.Module):
-    """Pictures ↔ latents (`ImageAutoencoder`). Each latent channel has zero mean and unit variance over the training pictures."""
+    """Images ↔ latents (`ImageAutoencoder`). Each latent channel has zero mean and unit variance over the training images."""
 
     mean: Tensor
     std: Tensor
@@ -74,7 +74,7 @@ class Autoencoder(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Height and width of the pictures, in pixels."""
+        """Height and width of the images, in pixels."""
         return self.config.image_size
 
     @property
@@ -91,7 +91,7 @@ class Autoencoder(nn.Module):
         self.std.copy_(std[:, None, None])
 
     def raw_latents(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        """Posterior means of pictures in [0, 1], before normalisation."""
+        """Posterior means of images in [0, 1], before normalisation."""
         return self._posterior(images).mode()
 
     def _posterior(self, images: Tensor) -> Any:
@@ -104,7 +104,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        """Pictures in [0, 1] → latents."""
+        """Images in [0, 1] → latents."""
         return (self.raw_latents(images).float() - self.mean) / self.std
 
     @torch.no_grad()
@@ -119,7 +119,7 @@ class Autoencoder(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
     ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B"]]:
-        """Pictures in [0, 1] through the bottleneck: pictures in [-1, 1], not clamped, and the posterior's divergence in nats.
+        """Images in [0, 1] through the bottleneck: images in [-1, 1], not clamped, and the posterior's divergence in nats.
 
         `noise` (standard normal) draws the posterior's sample.
         """
@@ -127,7 +127,7 @@ class Autoencoder(nn.Module):
         return self._decoded(posterior.mean + posterior.std * noise), posterior.kl()
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits over all weights: which latents a decoder was trained on."""
+        """Sixteen hex digits over all weights: identifies the latent space that a decoder was trained on."""
         return artifacts.fingerprint(self.state_dict())
 
     def save_pretrained(self, folder: Path, provenance: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:

@@ -1,8 +1,7 @@
-"""Training task of the autoencoder: pictures through a narrow, noisy bottleneck (Kingma & Welling 2013)."""
+"""Training task of the autoencoder: images through a narrow, noisy bottleneck (Kingma & Welling 2013)."""
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,31 +10,17 @@ from torch import Tensor, nn
 
 from syzygy.core.config import Config
 from syzygy.core.randomness import generator
+from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.training.precision import autocast
 
 
-@runtime_checkable
-class Bottleneck(Protocol):
-    """A module that passes pictures in [0, 1] through latents of `latent_shape`, the sample drawn with `noise`.
-
-    It returns pictures in [-1, 1], not clamped, and the divergence of each picture's posterior from a standard normal, in nats.
-    """
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]: ...
-
-    def __call__(
-        self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
-    ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B"]]: ...
-
-
 class AutoencoderTaskConfig(Config):
-    """What a step sees."""
+    """The data and the loss of a step."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Pictures a step."""
+    """Images in each step."""
     kl_weight: float = Field(default=5e-3, ge=0)
-    """Weight of the divergence; 2 s² for pictures that may be off by Gaussian noise of standard deviation s (here 0.05)."""
+    """Weight of the divergence; 2 s² for images that may be off by Gaussian noise of standard deviation s (here 0.05)."""
 
 
 def autoencoder_loss(
@@ -54,7 +39,7 @@ class AutoencoderTask:
 
     def __init__(
         self,
-        autoencoder: Bottleneck,
+        autoencoder: Autoencoder,
         batches: Callable[[int], Float[Tensor, "B 3 H W"]],
         validation: Float[Tensor, "V 3 H W"],
         config: AutoencoderTaskConfig,
@@ -67,7 +52,6 @@ class AutoencoderTask:
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        assert isinstance(self.autoencoder, nn.Module)
         return {"autoencoder": self.autoencoder}
 
     def loss(self, step: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,18 +12,30 @@ from torch.nn import functional as F
 from syzygy.core.contracts import Condition, Conditioning, Denoiser, Staged
 from syzygy.core.errors import UserError
 
+W = TypeVar("W", bound="DenoiserWrapper")
+
 
 @dataclass(frozen=True)
-class Guided:
-    """D = D_away + scale·(D_towards − D_away), both branches in one batch of twice the size.
+class DenoiserWrapper:
+    """A denoiser around another one, which may differ between noise levels (`Staged`)."""
 
-    `negative` replaces the branch to move away from (all conditions dropped, if None); it holds one sample for
-    the whole batch, or one each. At scale 1 the away branch cancels out: guidance is off and costs nothing.
+    denoiser: Denoiser
+
+    def at(self: W, sigma: float) -> W:
+        """The same around the denoiser of this noise level."""
+        return replace(self, denoiser=self.denoiser.at(sigma)) if isinstance(self.denoiser, Staged) else self
+
+
+@dataclass(frozen=True)
+class Guided(DenoiserWrapper):
+    """D = D_negative + scale·(D_positive − D_negative), both branches in one batch of twice the size.
+
+    `negative` replaces the negative branch (by default all conditions dropped); it holds one sample for the whole batch, or one each.
+    At scale 1 the negative branch cancels out: guidance is off and costs nothing.
 
     Raises UserError for a scale that is negative or not finite, and for a negative that scale 1 would leave unused.
     """
 
-    denoiser: Denoiser
     scale: float
     negative: Conditioning | None = None
 
@@ -34,33 +47,28 @@ class Guided:
                 "a negative condition has no effect at guidance scale 1 (off): raise the scale or leave it out."
             )
 
-    def at(self, sigma: float) -> "Guided":
-        """The same around the denoiser of this noise level."""
-        return replace(self, denoiser=self.denoiser.at(sigma)) if isinstance(self.denoiser, Staged) else self
-
     def __call__(
         self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], conditioning: Conditioning
     ) -> Float[Tensor, "B C H W"]:
         """The guided denoised x."""
         if self.scale == 1:
             return self.denoiser(x, sigma, conditioning)
-        away = conditioning.dropped() if self.negative is None else _expanded(self.negative, len(x))
-        both = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), joined(conditioning, away, len(x)))
-        towards, away_from = both.chunk(2)
-        return away_from + self.scale * (towards - away_from)
+        both = joined(conditioning, _negative(self.negative, conditioning, len(x)), len(x))
+        positive, negative = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        return negative + self.scale * (positive - negative)
 
 
 @dataclass(frozen=True)
-class StyleGuided:
-    """Guidance by text and by a style apart: D = D_away + scale·(D_text − D_away) + style_scale·(D_both − D_text).
+class StyleGuided(DenoiserWrapper):
+    """Separate guidance scales for the text and for a style reference:
+    D = D_negative + scale·(D_text − D_negative) + style_scale·(D_both − D_text).
 
-    The style is what the condition `image` holds (eDiff-I, section 4.4, feeds it beside the text; its own scale is ours). With equal scales it
-    is `Guided`. All three branches are one batch of three times the size; the painted one is with the text.
+    The style is what the condition `image` holds (eDiff-I, section 4.4, adds it to the text; its own scale is ours). With equal scales this
+    is `Guided`. All three branches are one batch of three times the size. Regions belong to the branches that read the text.
 
     Raises UserError for a scale that is negative or not finite.
     """
 
-    denoiser: Denoiser
     scale: float
     style_scale: float
     negative: Conditioning | None = None
@@ -70,18 +78,14 @@ class StyleGuided:
             if not (scale >= 0 and math.isfinite(scale)):
                 raise UserError(f"{name} scale must be a finite number of at least 0, got {scale}.")
 
-    def at(self, sigma: float) -> "StyleGuided":
-        """The same around the denoiser of this noise level."""
-        return replace(self, denoiser=self.denoiser.at(sigma)) if isinstance(self.denoiser, Staged) else self
-
     def __call__(
         self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], conditioning: Conditioning
     ) -> Float[Tensor, "B C H W"]:
         """The guided denoised x."""
         named = conditioning.conditions
         text = Conditioning({name: c.dropped() if name == "image" else c for name, c in named.items()})
-        away = conditioning.dropped() if self.negative is None else _expanded(self.negative, len(x))
-        read = joined(joined(conditioning, text, len(x)), joined(away, away, len(x)), 2 * len(x))[: 3 * len(x)]
+        negative = _negative(self.negative, conditioning, len(x))
+        read = joined(joined(conditioning, text, len(x)), joined(negative, negative, len(x)), 2 * len(x))[: 3 * len(x)]
         both, texts, nothing = self.denoiser(torch.cat([x] * 3), torch.cat([sigma] * 3), read).chunk(3)
         return nothing + self.scale * (texts - nothing) + self.style_scale * (both - texts)
 
@@ -99,7 +103,7 @@ def _cat(name: str, first: Condition | None, second: Condition | None, batch: in
     a = stand_in.dropped() if first is None else first
     b = stand_in.dropped() if second is None else second
     if len(a.present) != batch or len(b.present) != batch:
-        raise UserError(f"condition {name!r} has {len(a.present)} and {len(b.present)} samples, the pictures {batch}.")
+        raise UserError(f"condition {name!r} has {len(a.present)} and {len(b.present)} samples, the images {batch}.")
     if (a.states is None) != (b.states is None) or (a.pooled is None) != (b.pooled is None):
         raise UserError(
             f"condition {name!r} and its negative must both have token states, or pooled vectors, or neither."
@@ -115,24 +119,22 @@ def _cat(name: str, first: Condition | None, second: Condition | None, batch: in
 
 
 def _joined_maps(a: Condition, b: Condition, length: int) -> Float[Tensor, "B T H W"] | None:
-    """Of both, where one of them is painted; the other one then is with nothing."""
+    """The region maps of both, with zeros for the one that has none; None where neither has any."""
     found = [c.region_maps for c in (a, b) if c.region_maps is not None]
     if not found:
         return None
-    size = found[0].shape[-2:]
-    nothing = found[0].new_zeros(len(a.present), length, *size)
-    parts = [
-        nothing if c.region_maps is None else F.pad(c.region_maps, (0,) * 5 + (length - c.region_maps.shape[1],))
-        for c in (a, b)
-    ]
-    return torch.cat(parts)
+    nothing = found[0].new_zeros(len(a.present), length, *found[0].shape[-2:])
+    maps = [c.region_maps for c in (a, b)]
+    return torch.cat([nothing if m is None else F.pad(m, (0,) * 5 + (length - m.shape[1],)) for m in maps])
 
 
-def _expanded(conditioning: Conditioning, batch: int) -> Conditioning:
-    """One sample for all becomes one each."""
+def _negative(negative: Conditioning | None, conditioning: Conditioning, batch: int) -> Conditioning:
+    """The negative branch, one sample for each of the batch."""
+    if negative is None:
+        return conditioning.dropped()
     return Conditioning(
         {
             name: c[torch.zeros(batch, dtype=torch.long, device=c.present.device)] if len(c.present) == 1 else c
-            for name, c in conditioning.conditions.items()
+            for name, c in negative.conditions.items()
         }
     )

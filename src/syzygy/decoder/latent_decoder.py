@@ -1,4 +1,4 @@
-"""Syzygy's own decoder: a denoiser of an autoencoder's latents, walked by a sampler, as one that paints pictures."""
+"""Syzygy's own image decoder: a sampler denoises latents, and an autoencoder turns them into images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,14 +30,14 @@ from syzygy.regions.phrases import check_read, region_maps
 from syzygy.regions.region_bias import REGION_STRENGTH
 
 NO_WORDS = (
-    "an adapter's states stand for none. Leave the text encoder out, or let a decoder with T5 read words by that alone "
-    "(conditions image,t5)."
+    "The states of an adapter do not belong to single words: leave the text encoder out, or let a decoder with T5 read words by "
+    "T5 alone (conditions image,t5)."
 )
 
 
 @dataclass(frozen=True)
 class LatentDecoder:
-    """A `ImageDecoder` that reads image embeddings, text features, texts, any of them: what a guide does not tell is absent."""
+    """An `ImageDecoder` that reads any subset of image embeddings, text features and texts; what a guide does not provide is absent."""
 
     denoiser: Denoiser
     autoencoder: ImageAutoencoder
@@ -45,7 +45,7 @@ class LatentDecoder:
     defaults: Sampling = field(default_factory=lambda: Sampling(steps=25, guidance_scale=2.0, sampler="dpm++2m"))
     schedule: KarrasSchedule = field(default_factory=KarrasSchedule)
     encoders: Mapping[str, StatesEncoder] = field(default_factory=dict)
-    """Text encoders of its own, by the condition that they make: `t5`."""
+    """Its own text encoders, by the name of the condition that they provide: `t5`."""
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ class LatentDecoder:
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `ImageDecoder`. Pictures have the autoencoder's size."""
+        """See `ImageDecoder`. Images have the autoencoder's size."""
         self._check(sampling)
         own = self.defaults
         steps = own.steps if sampling.steps is None else sampling.steps
@@ -77,8 +77,8 @@ class LatentDecoder:
         )
         return self.autoencoder.decode(latents)
 
-    def _conditioning(self, guide: Guide, painting: float = 0.0) -> Conditioning:
-        """What is told, and what the decoder's own encoders make of the texts."""
+    def _conditioning(self, guide: Guide, region_strength: float = 0.0) -> Conditioning:
+        """The conditions in a guide, and those that the decoder's own text encoders provide."""
         wanted = self.conditions if guide.conditions is None else guide.conditions
         texts = guide.texts
         own = {
@@ -86,7 +86,7 @@ class LatentDecoder:
             for name, encoder in self.encoders.items()
             if texts is not None and name in wanted
         }
-        return conditioning_of(guide, self.device, painting, own)
+        return conditioning_of(guide, self.device, region_strength, own)
 
     def _guided(
         self, positive: Guide, negative_conditioning: Conditioning | None, sampling: Sampling
@@ -96,33 +96,37 @@ class LatentDecoder:
         if sampling.style_guidance is None:
             return Guided(self.denoiser, scale, negative_conditioning)
         if positive.embeddings is None or positive.features is None:
-            raise UserError("style guidance weighs a style beside a text: let the decoder read both, image and text.")
+            raise UserError(
+                "style guidance weighs a style reference against the text: let the decoder read both (conditions image,text)."
+            )
         return StyleGuided(self.denoiser, scale, sampling.style_guidance, negative_conditioning)
 
     def _strength(self, positive: Guide, sampling: Sampling) -> float:
-        """w' of this picture."""
+        """The region strength w' of this call."""
         if sampling.region_strength is not None and positive.regions is None:
-            raise UserError("painting has a strength, but nothing is painted: give regions, or leave the strength out.")
+            raise UserError("a region strength has no effect without regions: give regions, or leave the strength out.")
         own = REGION_STRENGTH if self.defaults.region_strength is None else self.defaults.region_strength
         return own if sampling.region_strength is None else sampling.region_strength
 
     def _check(self, sampling: Sampling) -> None:
         if sampling.options:
-            raise UserError(f"this decoder has no options {', '.join(sampling.options)}: leave them out.")
+            raise UserError(
+                f"this decoder has no option {', '.join(sampling.options)}; it has none at all: leave it out."
+            )
         if sampling.size is not None:
-            raise UserError("this decoder paints pictures of one size: leave the size out.")
+            raise UserError("this decoder generates images of one size: leave the size out.")
 
 
 def conditioning_of(
-    guide: Guide, device: torch.device, painting: float = 0.0, states: Mapping[str, TextStates] | None = None
+    guide: Guide, device: torch.device, region_strength: float = 0.0, states: Mapping[str, TextStates] | None = None
 ) -> Conditioning:
-    """What a guide tells, as our decoder's conditions; regions paint the tokens of texts with the strength `painting` (w').
+    """The conditions of a guide for our decoder; its regions become maps of the tokens, times the strength `region_strength` (w').
 
     Args:
-        states: of the guide's texts, by the condition that they are.
+        states: the token states of the guide's texts, by the name of the condition.
 
     Raises:
-        UserError: nothing is told; regions without text, or for states that have no column a token.
+        UserError: the guide provides nothing that is read; regions without text, or for states that do not belong to single words.
     """
     read: dict[str, TextFeatures | TextStates] = dict(states or {})
     if guide.features is not None:
@@ -131,20 +135,18 @@ def conditioning_of(
     if guide.embeddings is not None:
         conditions = {"image": image_condition(guide.embeddings.to(device)), **conditions}
     if not conditions:
-        raise UserError("this decoder needs image embeddings or text features to paint; the guide has neither.")
+        raise UserError("this decoder needs image embeddings or text features; the guide has neither.")
     if guide.regions is not None and any(guide.regions):
         if not read or guide.texts is None:
             raise UserError(
-                f"regions are for words that the decoder reads: let it read the text (conditions image,text); {NO_WORDS}"
+                f"regions need words that the decoder reads: let it read the text (conditions image,text). {NO_WORDS}"
             )
         spans = {name: found.spans for name, found in read.items() if found.spans is not None}
         if len(spans) < len(read):
-            raise UserError(
-                f"regions need a text encoder with a state for each token; this one tells no words apart, as {NO_WORDS}"
-            )
+            raise UserError(f"regions need a text encoder with a state for each word. {NO_WORDS}")
         check_read(guide.texts, list(spans.values()), guide.regions)
         for name, own in spans.items():
-            maps = region_maps(guide.texts, own, guide.regions, painting).to(device)
-            if maps.any():  # of no strength, or no weight, it is unpainted to the bit
+            maps = region_maps(guide.texts, own, guide.regions, region_strength).to(device)
+            if maps.any():  # without strength or weight the result is the same to the bit
                 conditions[name] = replace(conditions[name], region_maps=maps)
     return Conditioning(conditions)

@@ -1,10 +1,10 @@
 """The decoder's network: noisy latents and any subset of embeddings in, EDM's F out (several embeddings: eDiff-I).
 
-It owns the condition slots; the backbone behind them is passed in and may come from anywhere.
+It owns the condition slots; the backbone behind them is passed in.
 Shapes: B batch, L latent channels, T tokens of all slots, C cross-attention width, V vector width, E pooled width.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,19 +22,19 @@ NULL_STD = 0.5  # about the spread of a fresh linear layer's output on unit-vari
 
 
 class SlotConfig(Config):
-    """One embedding the decoder can read. It reads what is declared here and nothing else that a condition carries."""
+    """One embedding the decoder can read. It reads only what is declared here, whatever else a condition carries."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_]+$")
     """Name of the condition, such as `image`, `text`, `t5`."""
     token_width: int | None = Field(default=None, gt=0)
-    """Width of the token states; null where the embedding has none."""
+    """Width of the token states; null if the embedding has none."""
     standardized: bool = False
-    """Bring each channel of the token states to zero mean and unit variance over training's tokens first. What all tokens share (three quarters
-    of the energy of a small T5's states) else drowns what tells words apart."""
+    """Normalise each channel of the token states to zero mean and unit variance over the training tokens. Otherwise the part that all tokens
+    share (three quarters of the energy of a small T5's states) hides the differences between words."""
     pooled_width: int | None = Field(default=None, gt=0)
     """Width of the pooled vector; null where the embedding has none."""
     pooled_tokens: int = Field(default=0, ge=0)
-    """How many cross-attention tokens the pooled vector becomes, besides its part in the time embedding."""
+    """How many cross-attention tokens the pooled vector becomes, in addition to its part in the time embedding."""
 
     @model_validator(mode="after")
     def _reads_something(self) -> "SlotConfig":
@@ -48,14 +48,14 @@ class SlotConfig(Config):
 
 
 class UNetConfig(Config):
-    """Size of a U-Net backbone; one entry a resolution, finest first."""
+    """Size of a U-Net backbone; one entry per resolution, finest first."""
 
     channels: tuple[int, ...] = Field(default=(64, 96), min_length=1)
     """Channels at each resolution; every further one halves height and width."""
     layers_per_block: int = Field(default=1, ge=1)
-    """Residual blocks a resolution on the way down (one more on the way up)."""
+    """Residual blocks per resolution on the way down (one more on the way up)."""
     attention: tuple[bool, ...] = (False, True)
-    """Whether a resolution has self- and cross-attention. The middle block always has."""
+    """Whether a resolution has self- and cross-attention. The middle block always has both."""
     head_width: int = Field(default=32, gt=0)
     """Channels of one attention head."""
     norm_groups: int = Field(default=16, gt=0)
@@ -79,7 +79,7 @@ class DecoderConfig(Config):
     """A decoder: its conditions, its latents, its backbone."""
 
     slots: tuple[SlotConfig, ...]
-    """The embeddings it can read; any subset may be present."""
+    """The embeddings that it can read; any subset may be present."""
     cross_attention_width: int = Field(default=128, gt=0)
     """Width of the tokens the backbone attends to."""
     vector_width: int = Field(default=128, gt=0)
@@ -111,21 +111,6 @@ class Tokens(NamedTuple):
     mask_BT: Bool[Tensor, "B T"]
     vector_BV: Float[Tensor, "B V"]
     maps_BTHW: Float[Tensor, "B T H W"] | None
-
-
-@runtime_checkable
-class Backbone(Protocol):
-    """Latents → latents of equal shape, given the noise level, masked tokens, a vector and perhaps a bias to regions."""
-
-    def __call__(
-        self,
-        x: Float[Tensor, "B L H W"],
-        c_noise: Float[Tensor, "B"],
-        tokens: Float[Tensor, "B T C"],
-        mask: Bool[Tensor, "B T"],
-        vector: Float[Tensor, "B V"],
-        region_bias: RegionBias | None = None,
-    ) -> Float[Tensor, "B L H W"]: ...
 
 
 class Slot(nn.Module):
@@ -193,7 +178,7 @@ class Slot(nn.Module):
             return [null], [torch.ones(batch, 1, dtype=torch.bool, device=null.device)], vector
         present_B1 = condition.present[:, None]
         if len(present_B1) != batch:
-            raise UserError(f"condition {self.config.name!r} has {len(present_B1)} samples, the pictures have {batch}.")
+            raise UserError(f"condition {self.config.name!r} has {len(present_B1)} samples, the images have {batch}.")
         tokens, masks, vector = [null], [~present_B1], None
         if self.config.token_width is not None:
             states = self._checked(condition.states, self.config.token_width, "token states")
@@ -220,6 +205,9 @@ class Decoder(nn.Module):
 
     A slot that is missing from the conditioning is absent; so is every sample whose `present` is false: its values have
     no influence. One learned token is always visible, so that attention has something to look at.
+
+    The backbone maps latents x [B L H W] to latents of the same shape, given c_noise [B], tokens [B T C], their mask [B T], a vector [B V]
+    and, where tokens have regions, a `RegionBias`; see `backbone.UNetBackbone`.
     """
 
     def __init__(self, config: DecoderConfig, backbone: nn.Module) -> None:
@@ -266,7 +254,7 @@ class Decoder(nn.Module):
         assert not self.has_statistics(name), f"the statistics of {name} are set already: trained weights rely on them"
         slot.states_mean.copy_(states.mean(0))
         spread = states.std(0)
-        slot.states_std.copy_(torch.where(spread > 0, spread, 1.0))  # a channel that never changes tells nothing
+        slot.states_std.copy_(torch.where(spread > 0, spread, 1.0))  # a constant channel carries no information
 
     def tokens(self, conditioning: Conditioning, batch: int) -> Tokens:
         """The cross-attention tokens, their mask, and the pooled vector for `batch` samples."""
@@ -276,7 +264,7 @@ class Decoder(nn.Module):
         tokens = [self.null_token.expand(batch, 1, -1)]
         masks = [torch.ones(batch, 1, dtype=torch.bool, device=self.null_token.device)]
         vector = self.null_token.new_zeros(batch, self.config.vector_width)
-        maps: dict[int, Tensor] = {}  # by the place of its first token
+        maps: dict[int, Tensor] = {}  # by the position of its first token
         for name, slot in self.slots.items():
             condition, place = conditioning.conditions.get(name), sum(group.shape[1] for group in tokens)
             slot_tokens, slot_masks, slot_vector = slot(condition, batch)
@@ -304,7 +292,7 @@ class Decoder(nn.Module):
 
 
 def _placed(maps: dict[int, Tensor], number: int) -> Float[Tensor, "B T H W"] | None:
-    """The painted tokens of all slots among all `number` tokens, the others with nothing; all in the finest resolution given."""
+    """The region maps of all slots at the places of their tokens among all `number` tokens, in the finest resolution given."""
     if not maps:
         return None
     finest = max((one.shape[-2:] for one in maps.values()), key=lambda size: size[0] * size[1])

@@ -1,9 +1,7 @@
 """EDM preconditioning: a network of unit-variance inputs and targets becomes a denoiser (Karras et al. 2022).
 
-σ_data is the standard deviation of the clean data (1 for an autoencoder's latents, 0.5 for pictures in [-1, 1]).
+σ_data is the standard deviation of the clean data (1 for an autoencoder's latents, 0.5 for images in [-1, 1]).
 """
-
-from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,17 +9,11 @@ from torch import Tensor, nn
 from syzygy.core.contracts import Conditioning
 
 
-@runtime_checkable
-class Network(Protocol):
-    """EDM's F: (x of unit variance, c_noise = ¼ ln σ, conditioning) → mix of picture and noise, of unit variance."""
-
-    def __call__(
-        self, x: Float[Tensor, "B C H W"], c_noise: Float[Tensor, "B"], conditioning: Conditioning
-    ) -> Float[Tensor, "B C H W"]: ...
-
-
 class Preconditioned(nn.Module):
-    """`Denoiser` from a network: D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise) (EDM eq. 7, coefficients of table 1)."""
+    """A `Denoiser` from a network F: D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise) (EDM eq. 7, coefficients of table 1).
+
+    F takes x of unit variance [B C H W], c_noise = ¼ ln σ [B] and the conditioning, and returns a mix of image and noise of unit variance.
+    """
 
     def __init__(self, network: nn.Module, sigma_data: float) -> None:
         super().__init__()

@@ -1,30 +1,26 @@
-"""Another prompt from some noise level on: which part of sampling reads the text (eDiff-I, arXiv 2211.01324, section 4 and figure 3)."""
+"""Change the prompt below a noise level, to see which part of sampling reads the text (eDiff-I, arXiv 2211.01324, section 4 and figure 3)."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from syzygy.core.contracts import Conditioning, Denoiser, Staged
+from syzygy.core.contracts import Conditioning
+from syzygy.decoder.guidance import DenoiserWrapper
 
 
 @dataclass(frozen=True)
-class Swapped:
+class Swapped(DenoiserWrapper):
     """A denoiser to which, below a noise level, neighbours in the batch change their conditions: 0 with 1, 2 with 3, and so on.
 
     A batch of the prompts A, B, C, D then ends as one of B, A, D, C: every pair is swapped in both directions at once. As the exchange stays
     among neighbours, it may stand inside guidance, whose branches are an even number of samples each.
     """
 
-    denoiser: Denoiser
     below: float
     """σ below which the neighbour's conditions are read: ∞ is always, 0 is never."""
-
-    def at(self, sigma: float) -> "Swapped":
-        """The same around the denoiser of this noise level."""
-        return replace(self, denoiser=self.denoiser.at(sigma)) if isinstance(self.denoiser, Staged) else self
 
     def __call__(
         self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], conditioning: Conditioning

@@ -1,5 +1,5 @@
 """Samplers: plain functions that walk a denoiser down the noise levels along the probability-flow ODE
-dx/dσ = (x − D(x; σ)) / σ (EDM, Karras et al. 2022, eq. 1 and 3). They know no model.
+dx/dσ = (x − D(x; σ)) / σ (EDM, Karras et al. 2022, eq. 1 and 3). They depend on no model.
 """
 
 import math
@@ -22,11 +22,11 @@ class Step:
     """One step taken, from `sigma` down to `x`."""
 
     x: Float[Tensor, "B C H W"]
-    """The picture at the next noise level."""
+    """The noisy image at the next noise level."""
     sigma: float
-    """The noise level the step started from."""
+    """The noise level that the step started from."""
     denoised: Float[Tensor, "B C H W"]
-    """What the denoiser saw in the picture at `sigma`: a preview of the result."""
+    """The denoised estimate at `sigma`: a preview of the result."""
 
 
 def euler(denoise: Denoise, x: Tensor, sigma: float, sigma_next: float, previous: Step | None) -> Step:
@@ -73,10 +73,10 @@ def sample(
     sampler: str = "dpm++2m",
     on_step: Callable[[Progress], None] | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """From standard normal noise to pictures, in the noise's dtype and on its device.
+    """Sample images from standard normal noise, in the noise's dtype and on its device.
 
-    `sigmas` are falling noise levels, such as `KarrasSchedule().sigmas(25)`; only the last may be 0 (a clean picture).
-    `conditioning` holds a condition for each of the B samples. Gradients are the caller's business.
+    `sigmas` are falling noise levels, such as `KarrasSchedule().sigmas(25)`; only the last may be 0 (a clean image).
+    `conditioning` holds a condition for each of the B samples. The caller decides about gradients.
 
     Raises UserError for an unknown sampler, or noise levels that do not fall.
     """

@@ -1,4 +1,4 @@
-"""Training task of the decoder: denoise pictures while a random subset of their conditions is present."""
+"""Training task of the decoder: denoise images while a random subset of their conditions is present."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -22,24 +22,24 @@ from syzygy.training.precision import autocast
 
 
 class DecoderTaskConfig(Config):
-    """What one training step of the decoder sees."""
+    """The data and the noise of a training step."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Noisy pictures a step."""
+    """Noisy images in each step."""
     draws: int = Field(default=1, ge=1)
-    """How many of them are made of one picture, each from noise of its own: rendering and encoding then cost less a step."""
+    """How many of them come from one image, each with its own noise: rendering and encoding then cost less per step."""
     noise: LogNormal = LogNormal()
     """Distribution of the noise levels."""
     subsets: dict[str, float] = {"image": 0.45, "text": 0.2, "image+text": 0.25, "": 0.1}
     """Probability of each subset of conditions, names joined by `+`, "" for none; they sum to 1."""
     painted: float = Field(default=0.0, ge=0, le=1)
-    """Part of the samples whose words are painted where their objects are (where the batches have regions)."""
+    """Fraction of the samples whose words get the regions of their objects (where the batches have regions)."""
     strengths: tuple[float, float] = (0.1, 1.0)
-    """The smallest and largest strength (w') that they are painted with."""
+    """The smallest and largest region strength (w') of these samples."""
 
     @property
     def pictures(self) -> int:
-        """Different pictures a step."""
+        """Different images in each step."""
         return self.batch_size // self.draws
 
     @model_validator(mode="after")
@@ -85,7 +85,7 @@ def independent_dropout(rates: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DecoderBatch:
-    """Pictures' latents with their embeddings, on the device that trains."""
+    """Latents of images with their conditions, on the device that trains."""
 
     latents: Float[Tensor, "B C H W"]
     conditioning: Conditioning
@@ -97,7 +97,7 @@ class DecoderBatch:
 class DecoderTask:
     """The training loop's `Task` for a decoder.
 
-    `batches(step)` gives a step's `config.pictures` pictures; noise level, noise and subset of a step depend on (seed, step) alone.
+    `batches(step)` gives the `config.pictures` images of a step; noise level, noise and subset of a step depend on (seed, step) alone.
     `precision` runs the network under autocast; weights, mixing and loss stay fp32. With `lora`, an adaptation of the decoder's network,
     that alone is trained.
     """
@@ -127,13 +127,13 @@ class DecoderTask:
         return {"loss": self.each(step).mean()}
 
     def each(self, step: int) -> Float[Tensor, "B"]:
-        """The loss of each sample of one batch, rising in σ where each is made of a picture of its own."""
+        """The loss of each sample of one batch, in rising order of σ where each comes from its own image."""
         batch = self._batches(step)
-        assert len(batch) == self._config.pictures, f"{len(batch)} pictures, configured {self._config.pictures}"
+        assert len(batch) == self._config.pictures, f"{len(batch)} images, configured {self._config.pictures}"
         device = batch.latents.device
         random = generator(self._seed, "decoder", step, device=device)
         sigma = self._config.noise.sample(self._config.batch_size, random)
-        # In turn, so that the rising noise levels of one picture lie far apart.
+        # In turn, so that the rising noise levels of one image lie far apart.
         of = torch.arange(len(batch), device=device).repeat(self._config.draws)
         latents = batch.latents[of]
         noise = torch.randn(latents.shape, generator=random, device=device)
@@ -145,13 +145,13 @@ class DecoderTask:
     def validate(self) -> dict[str, float]:
         """Loss for each subset of conditions, at fixed noise and at σ spread evenly over the training distribution.
 
-        `loss` weighs the subsets as training does. A condition is used if `loss/<subset>` falls below `loss/none`; where words are painted in
-        training, painting is used if `loss/<subset>/painted` falls below `loss/<subset>`.
+        `loss` weighs the subsets as training does. A condition is used if `loss/<subset>` falls below `loss/none`; where words have regions in
+        training, regions are used if `loss/<subset>/painted` falls below `loss/<subset>`.
         """
         losses = dict.fromkeys(self._config.subsets, 0.0)
         painted: dict[str, float] = {}
         pictures = sum(map(len, self._validation))
-        assert pictures, "validation needs pictures"
+        assert pictures, "validation needs images"
         for index, batch in enumerate(self._validation):
             random = generator(self._seed, "decoder", "validation", index, device=batch.latents.device)
             noise = torch.randn(batch.latents.shape, generator=random, device=batch.latents.device)
@@ -181,7 +181,7 @@ class DecoderTask:
         return Conditioning(kept)
 
     def _random_regions(self, conditioning: Conditioning, batch: int, random: torch.Generator) -> Conditioning:
-        """Some samples painted, each with a strength of its own."""
+        """Regions for some samples, each with its own strength."""
         low, high = self._config.strengths
         chosen = torch.rand(batch, generator=random, device=random.device) < self._config.painted
         strengths = low + (high - low) * torch.rand(batch, generator=random, device=random.device)
@@ -195,7 +195,7 @@ class DecoderTask:
 
 
 def with_region_strength(conditioning: Conditioning, strengths: Float[Tensor, "B"]) -> Conditioning:
-    """Each sample's painting as strong as told."""
+    """The region maps of each sample times its strength."""
 
     def one(condition: Condition) -> Condition:
         if condition.region_maps is None:
@@ -206,7 +206,7 @@ def with_region_strength(conditioning: Conditioning, strengths: Float[Tensor, "B
 
 
 def without_regions(conditioning: Conditioning) -> Conditioning:
-    """The same without its painting."""
+    """The same without regions."""
     return Conditioning({name: replace(c, region_maps=None) for name, c in conditioning.conditions.items()})
 
 

@@ -1,4 +1,4 @@
-"""Expert denoisers grown from one decoder (eDiff-I, arXiv 2211.01324, section 4.2): a tree over the noise levels, leaves kept."""
+"""Training of expert denoisers from one network (eDiff-I, arXiv 2211.01324, section 4.2): the leaves of a tree over the noise levels."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from syzygy.training.run_records import train_part
 from syzygy.training.schedule import LoopConfig
 
 GROWN = "expert"
-"""Where a node's weights are, in its run."""
+"""The folder of a node's weights in its run."""
 
 
 class TreeRun(Config):
@@ -42,39 +42,39 @@ class TreeRun(Config):
     loop: LoopConfig
     """Length and learning rate of each node's training."""
     seed: int = 0
-    """Samples and noise follow from it."""
+    """Seed of samples and noise."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """One training of the tree: which node, from which, on which part of the noise."""
+    """One training of the tree: the node, its parent, and its part of the noise levels."""
 
     name: str
     parent: str | None
-    """The node it starts from; None is the shared model itself."""
+    """The node that it starts from; None for the shared model."""
     shares: tuple[tuple[float, float], ...]
     """The part of the noise levels that it sees, as probabilities."""
     weights: tuple[float, ...] | None = None
-    """How often it sees each of them; None is as often as they are wide."""
+    """How often it sees each share; None means in proportion to their widths."""
 
 
 def noise_of(decoder: Path, otherwise: LogNormal) -> LogNormal:
-    """The distribution of noise levels that the decoder in a folder was trained with; `otherwise` where its record does not say."""
+    """The distribution of noise levels that the decoder in a folder was trained with; `otherwise` if that is not recorded."""
     place = decoder / artifacts.PROVENANCE_FILE
     recorded = artifacts.read_json(place).get("recipe", {}).get("task", {}).get("noise")
     return otherwise if recorded is None else parse(LogNormal, recorded, str(place))
 
 
 def stages_of(leaves: Sequence[str], noise: LogNormal) -> Stages:
-    """Who serves which noise level, for a tree that cuts this distribution."""
+    """The experts of the noise levels, for a tree that divides this distribution."""
     return Stages.of(leaves, lambda p: noise.quantile(torch.tensor(p, dtype=torch.float64)).item())
 
 
 def growth(run: TreeRun) -> list[Growth]:
-    """Every training, parents before children; a node on the way to several leaves once.
+    """All trainings, parents before children, and each node once.
 
     Raises:
-        UserError: leaves that overlap, leave gaps, or are no places in the tree.
+        UserError: the leaves overlap, leave gaps, or are not nodes of the tree.
     """
     Stages.of(run.leaves, lambda probability: probability)
     found: dict[str, Growth] = {}
@@ -100,15 +100,15 @@ def grow_tree(
     node: Callable[[Growth], Path],
     complete: Callable[[Path], None],
 ) -> Path:
-    """Train all nodes of a tree in `out`, or those that are not finished, and put the leaves together as `out/experts`.
+    """Train all nodes of a tree in `out` that are not finished, and collect the leaves in `out/experts`.
 
     Args:
-        stages: who serves which noise level.
-        node: trains one, its run being `out/nodes/NAME`, unless it is finished; the value is `out/nodes/NAME/expert`.
-        complete: adds what the ensemble needs besides, such as the shared model that low-rank experts adapt.
+        stages: the experts of the noise levels.
+        node: trains a node in `out/nodes/NAME` unless it is finished; returns `out/nodes/NAME/expert`.
+        complete: adds further files to the ensemble, such as the shared model that low-rank experts adapt.
 
     Raises:
-        UserError: leaves that are no tree's.
+        UserError: the leaves are not those of a tree.
     """
     todo = growth(run)
     for number, one in enumerate(todo, 1):

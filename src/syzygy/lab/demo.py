@@ -64,17 +64,15 @@ class DemoRun(Config):
 
 
 def demo_full() -> DemoRun:
-    """The demo, in at most five minutes on two CPU cores. The validation of so small a prior does not improve after 150 steps."""
-    run = prior_starter()
-    loop = run.loop.model_copy(update={"steps": 250, "warmup": 30, "validate_every": 25})
-    return DemoRun(prior=run.model_copy(update={"scenes": 20_000, "loop": loop}))
+    """The demo, in at most five minutes on two CPU cores. The validation of such a small prior does not improve after 150 steps."""
+    loop = {"steps": 250, "warmup": 30, "validate_every": 25}
+    return DemoRun(prior=prior_starter().changed(scenes=20_000, loop=loop))
 
 
 def demo_quick() -> DemoRun:
-    """A shortened demo that only shows that everything works: its prior learns next to nothing."""
-    few = prior_starter()
-    loop = few.loop.model_copy(update={"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20})
-    small = few.model_copy(update={"scenes": 1000, "validation_images": 128, "loop": loop})
+    """A shortened demo that tests that everything works: its prior learns next to nothing."""
+    loop = {"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20}
+    small = prior_starter().changed(scenes=1000, validation_images=128, loop=loop)
     return DemoRun(prior=small, scoring=CompositionConfig(prompts=1, steps=6), shown_steps=8)
 
 
@@ -106,10 +104,10 @@ def run(
     say("2/4  training the ECLIPSE prior, then projection-only with the same budget")
     trained: dict[str, RunResult] = {}
     for name, place, value in ((ECLIPSE, "eclipse", contrast), (PROJECTION, "projection", 0.0)):
-        where, task = out / place, demo.prior.task.model_copy(update={"lambda_contrastive": value})
+        where, settings = out / place, demo.prior.changed(task={"lambda_contrastive": value})
         if (where / "prior").is_dir():  # a finished demo trains again, an interrupted one resumes
             shutil.rmtree(where)
-        settings, live = demo.prior.model_copy(update={"task": task}), reporter(name, task.batch_size)
+        live = reporter(name, settings.task.batch_size)
         trained[name] = prior_training.train(settings, loaded.clip, where, torch.device(device), data=data, report=live)
     priors: dict[str, Prior] = {
         name: load_prior(result.folder, loaded.clip, device) for name, result in trained.items()
@@ -123,7 +121,7 @@ def run(
 
     say("3/4  generating images of twelve prompts, half of them compositions that no prior saw")
     twelve = evaluation_prompts(EXAMPLE_CATEGORIES, 1, seed_of(scoring.seed, "shown"))
-    examples = images(twelve, scoring.model_copy(update={"steps": demo.shown_steps}))
+    examples = images(twelve, scoring.changed(steps=demo.shown_steps))
     sample = evaluation_prompts(CATEGORIES, scoring.prompts, scoring.seed)
     say(f"4/4  scoring {counted(len(sample), 'prompt')} with each prior")
     rows = composition.table(sample, composition.scenes_of(images(sample, scoring)))

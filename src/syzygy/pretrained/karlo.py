@@ -166,7 +166,7 @@ class KarloDecoder:
         states, mask = F.pad(found.states, (0, 0, 0, POSITIONS - length)), F.pad(found.mask, (0, POSITIONS - length))
         return TextFeatures(states, mask, found.pooled)
 
-    def _region_bias(self, positive: Guide, sampling: Sampling, side: int, unpainted: int) -> RegionBias | None:
+    def _region_bias(self, positive: Guide, sampling: Sampling, side: int, negatives: int) -> RegionBias | None:
         """Of the first stage alone: the second sees pictures, no words."""
         found = None if positive.features is None else positive.features.spans
         # Tokens of the image come before those of the text.
@@ -175,7 +175,7 @@ class KarloDecoder:
             0 if found is None else POSITIONS - found.shape[1],
         )
         spans = [None if found is None else F.pad(found, (0, 0, 0, room))]
-        return region_bias_of(positive, sampling, spans, (side, side), self.device, start=start, negatives=unpainted)
+        return region_bias_of(positive, sampling, spans, (side, side), self.device, start=start, negatives=negatives)
 
     def _base_predictor(
         self, read: _Read, scale: float, bias: RegionBias | None

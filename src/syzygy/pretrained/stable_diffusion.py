@@ -156,8 +156,8 @@ class StableDiffusionDecoder:
         number, (h, w) = len(generators), (height // self.scale, width // self.scale)
         tokens, read = self._read(decoder_validation.texts_of(positive, number))
         spans = [own.spans for own in tokens]
-        unpainted = 0 if scale == 1 else number
-        bias = region_bias_of(positive, sampling, spans, (h, w), self.device, negatives=unpainted)
+        negatives = 0 if scale == 1 else number
+        bias = region_bias_of(positive, sampling, spans, (h, w), self.device, negatives=negatives)
         if scale != 1:
             nothing = negative is None and self.zeros
             read = read.after(read.zeros() if nothing else self._read(decoder_validation.texts_of(negative, number))[1])

@@ -164,12 +164,12 @@ class StableUnclipDecoder:
         return noise.new_zeros(number, 2 * self.width), texts
 
     def _region_bias(
-        self, positive: Guide, sampling: Sampling, texts: list[str], size: tuple[int, int], unpainted: int
+        self, positive: Guide, sampling: Sampling, texts: list[str], size: tuple[int, int], negatives: int
     ) -> RegionBias | None:
         if not positive.regions:
             return None
         spans = self.text.tokens(texts).spans
-        return region_bias_of(positive, sampling, [spans], size, self.device, negatives=unpainted)
+        return region_bias_of(positive, sampling, [spans], size, self.device, negatives=negatives)
 
     def _states(self, texts: list[str]) -> Float[Tensor, "M T C"]:
         """Each text is read once."""

@@ -1,4 +1,4 @@
-"""Controls behind the contract of a prior. (Projection-only is an `EclipsePrior` trained with λ = 0.)"""
+"""Baselines with the contract of a prior. (Projection-only is an `EclipsePrior` that is trained with λ = 0.)"""
 
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ class TextIdentity:
         noise: Float[Tensor, "B D"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "B D"]:
-        """The rescaled (and shifted) pooled embeddings, in fp32. Deterministic: noise is checked and has no part.
+        """The rescaled (and shifted) pooled embeddings, in fp32. The result is deterministic: noise is checked and not used.
 
         Raises:
             UserError: as `EclipsePrior.predict`.

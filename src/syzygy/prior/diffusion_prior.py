@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from syzygy.core.artifacts import CONFIG_FILE, load_strictly
 from syzygy.core.config import Config, parse
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedText
 from syzygy.core.randomness import generator
 from syzygy.prior.prior_network import (
     PriorBatch,
@@ -74,7 +75,7 @@ class DiffusionPrior(PriorNetwork):
         self.config, self.width = config, width
 
     def read(self, features: TextFeatures) -> "ReadText":
-        """Keys and values of text states and pooled embedding, in every layer."""
+        """Keys and values of text states and pooled embedding in every layer."""
         features = PackedText.of(features).padded()
         length, last = features.mask.shape[1], self.config.num_embeddings
         x = torch.cat(
@@ -138,7 +139,7 @@ class DiffusionPrior(PriorNetwork):
 
 
 class Past(NamedTuple):
-    """Keys and values of the tokens before, in one layer: computed once, read by any number of later tokens."""
+    """Keys and values of earlier tokens in one layer: computed once, and read by any number of later tokens."""
 
     keys: Float[Tensor, "B P H E"]
     values: Float[Tensor, "B P H E"]
@@ -171,15 +172,15 @@ def causal_mask(real_BL: Bool[Tensor, "B L"], past: int = 0) -> Bool[Tensor, "B 
 
 @dataclass(frozen=True)
 class ReadText:
-    """What a diffusion prior keeps of a batch of texts."""
+    """The part of a batch of texts that all steps of a diffusion prior share."""
 
     pasts: tuple[Past, ...]
-    """Keys and values, a layer each."""
+    """Keys and values of each layer."""
     real: Tensor
-    """[B, T + 1] bool: which of these tokens are no padding."""
+    """[B, T + 1] bool: true for tokens that are not padding."""
 
     def expanded(self, batch: int) -> "ReadText":
-        """One text, for a batch."""
+        """One text, repeated for a batch."""
         pasts = tuple(Past(p.keys.expand(batch, -1, -1, -1), p.values.expand(batch, -1, -1, -1)) for p in self.pasts)
         return ReadText(pasts, self.real.expand(batch, -1))
 
@@ -188,7 +189,7 @@ class PriorSampling(Config):
     """How a diffusion prior is sampled."""
 
     steps: PositiveInt = 25
-    """Steps, two evaluations each while guidance is on."""
+    """Number of steps, with two evaluations each if guidance is on."""
     guidance_scale: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     """Strength of classifier-free guidance; 1 means off."""
     eta: float = Field(default=1.0, ge=0, le=1)
@@ -210,7 +211,7 @@ class SampledPrior:
 
     @property
     def evaluations(self) -> int:
-        """Passes of the network a prediction."""
+        """Evaluations of the network per prediction."""
         return self.sampling.steps * (1 if self.sampling.guidance_scale == 1 else 2)
 
     @torch.no_grad()
@@ -221,7 +222,7 @@ class SampledPrior:
         noise: Float[Tensor, "B D"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "B D"]:
-        """Raw CLIP image embeddings. `noise` is where sampling starts; what is added on the way follows from it.
+        """Raw CLIP image embeddings. Sampling starts from `noise`, and the noise of later steps follows from it.
 
         Raises:
             UserError: as `EclipsePrior.predict`.
@@ -250,7 +251,7 @@ def sample(
 ) -> Float[Tensor, "B D"]:
     """From noise to a whitened embedding: DDIM with η (Song et al. 2021, eq. 12 and 16) on predictions of the clean one.
 
-    η = 1 is the ancestral step of DDPM, written otherwise. The noise of a step follows from a sample's first noise, so
+    η = 1 is the ancestral step of DDPM in another form. The noise of a step follows from a sample's first noise, so
     neither its batch nor any global state changes it. Computed in fp32, whatever the network computes in.
     """
     signal = alphas_bar(schedule)
@@ -281,7 +282,7 @@ def fresh_noise(noise: Float[Tensor, "B D"], step: int) -> Float[Tensor, "B D"]:
 
 
 class DiffusionTaskConfig(Config):
-    """What one step of a diffusion prior's training sees, and how validation samples it."""
+    """The batch of a diffusion prior's training step, and the sampling in validation."""
 
     batch_size: PositiveInt = 1024
     """Captions per step."""
@@ -290,7 +291,7 @@ class DiffusionTaskConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """What the network computes in (weights and losses stay fp32); "auto" is bf16 on CUDA and fp32 elsewhere."""
     condition_dropout: float = Field(ge=0, lt=1, default=0.1)
-    """Share of the captions replaced by the empty text, which makes guidance possible (paper: 0.1)."""
+    """Share of the captions that are replaced by the empty text, which guidance needs (paper: 0.1)."""
     sampling: PriorSampling = PriorSampling()
     """Steps, guidance and noise of its predictions."""
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from syzygy.core.artifacts import CONFIG_FILE, load_strictly
 from syzygy.core.config import Config, parse
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.core.packed_attention import PackedAttention, Packing
+from syzygy.core.packed_attention import PackedAttention, PackedText, Packing
 from syzygy.prior.prior_network import (
     PriorBatch,
     PriorConfig,
@@ -42,7 +42,7 @@ class EclipsePrior(PriorNetwork):
 
     The sequence is: text states, pooled text embedding, a noise vector ε ~ N(0, I), a learned token whose output is the
     prediction; a learned position is added to each; attention is causal. Padding would have no influence at all, so none is
-    computed, and the result is that of the published code with all its padding: text has the positions from 0, the last
+    computed, and the result is that of the published code with all its padding: text has the positions from 0, and the last
     three tokens keep `num_embeddings` … `num_embeddings + 2`.
 
     `clip_mean` and `clip_std` are not used here. They are published with the weights because stock diffusion pipelines apply them.
@@ -94,9 +94,9 @@ class EclipsePrior(PriorNetwork):
         """Raw CLIP image embeddings for these texts, on the prior's device and in its dtype, without gradient.
 
         Args:
-            features: CLIP text states, mask and pooled embedding; padding may stand anywhere and hold anything.
+            features: CLIP text states, mask and pooled embedding; padding may be anywhere and have any values.
             noise: the ε to use.
-            generator: where ε is drawn from otherwise, on the generator's device; none means torch's global one.
+            generator: draws ε if there is no `noise`, on the generator's device; None means torch's global generator.
 
         Raises:
             UserError: both `noise` and `generator`; NaN or infinity; a wrong width; more tokens than `num_embeddings`.
@@ -114,12 +114,12 @@ class EclipsePrior(PriorNetwork):
         """Read the published layout (`config.json`, `diffusion_pytorch_model.safetensors`) strictly, into fp32.
 
         Args:
-            source: a prior's own folder, that of a finished training run or of a diffusers pipeline, or a hub id of either such as
+            source: the folder of a prior, of a finished training run or of a diffusers pipeline, or a hub id such as
                 `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision to fix that.
             local_files_only: look for hub ids in the hub's cache only; else download what is missing.
 
         Raises:
-            UserError: it is not found; missing, truncated or mismatched files; a setting ECLIPSE does not have; a diffusion prior.
+            UserError: it is not found; missing, truncated or mismatched files; a setting that ECLIPSE does not have; a diffusion prior.
         """
         folder = find_prior(source, local_files_only=local_files_only)
         values, tensors = read_published(folder)
@@ -199,7 +199,7 @@ def eclipse_loss(
 
 
 class PriorTaskConfig(Config):
-    """What one step of ECLIPSE's training minimises, and over how many captions."""
+    """The loss and the batch of a training step of ECLIPSE."""
 
     lambda_contrastive: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
     """λ, the weight of the contrastive loss relative to the mean squared error (paper: 0.2). 0 trains projection-only."""

@@ -1,4 +1,4 @@
-"""What a prior is trained on: captions with the embeddings of their images, in memory or in an embedding store."""
+"""The training data of a prior: captions with the embeddings of their images, in memory or in an embedding store."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedText
 from syzygy.core.randomness import generator
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
@@ -19,12 +20,12 @@ from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from syzygy.prior.prior_network import check_features
 
 FEW_IMAGES = 100
-"""Fewer images than this may agree in a dimension by chance, as embeddings are stored in 16 bits."""
+"""Fewer images than this may have equal values in a dimension by chance, because embeddings are stored in 16 bits."""
 
 
 @runtime_checkable
 class Pairs(Protocol):
-    """M captions and the embeddings of their images, by one CLIP. What is asked for is on the CPU and may be fp16 or bf16."""
+    """M captions and the embeddings of their images, by one CLIP. Tensors are on the CPU and may be fp16 or bf16."""
 
     def __len__(self) -> int:
         """M."""
@@ -42,7 +43,7 @@ class Pairs(Protocol):
 
     @property
     def statistics(self) -> EmbeddingStatistics:
-        """Of the image embeddings."""
+        """Statistics of the image embeddings."""
         ...
 
     def text(self, index: Int[Tensor, "B"]) -> PackedText:
@@ -58,15 +59,15 @@ class Pairs(Protocol):
         ...
 
     def image_numbers(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-        """A number for each caption, equal where two describe one image."""
+        """A number for each caption, equal if two describe the same image."""
         ...
 
     def ids(self, index: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-        """A number for each caption, equal where the words of two are equal."""
+        """A number for each caption, equal if the words of two are equal."""
         ...
 
     def keys(self, index: Int[Tensor, "B"]) -> list[str]:
-        """What people call these samples."""
+        """The keys of these samples."""
         ...
 
 
@@ -85,7 +86,7 @@ class PriorData:
     image_of_caption: Int[Tensor, "M"]
     """Which of the N images each caption describes."""
     caption_ids: Int[Tensor, "M"]
-    """Equal where the words of two captions are equal; see `caption_ids`."""
+    """Equal if the words of two captions are equal; see `caption_ids`."""
 
     def __post_init__(self) -> None:
         lengths = len(self.captions), len(self.image_of_caption), len(self.caption_ids)
@@ -153,11 +154,11 @@ def caption_ids(captions: Sequence[str]) -> Int[Tensor, "M"]:
 
 @dataclass(frozen=True)
 class StorePairs:
-    """`Pairs` of an embedding store, or of some of its captions. Nothing is held in memory but their numbers."""
+    """`Pairs` of an embedding store, or of some of its captions. Only their numbers are in memory."""
 
     store: EmbeddingStore
     chosen: Int[Tensor, "M"]
-    """Numbers of the captions."""
+    """The numbers of the captions."""
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -172,7 +173,7 @@ class StorePairs:
 
     @property
     def statistics(self) -> EmbeddingStatistics:
-        """Of all images of the store. In a small one, a dimension in which the few images agree gets the mean deviation of the others."""
+        """Statistics of all images of the store. In a small store, a dimension without any deviation gets the mean deviation of the others."""
         found = self.store.statistics
         std = found.std.float()
         if found.number < FEW_IMAGES:
@@ -199,12 +200,12 @@ class StorePairs:
 
 
 def split(store: EmbeddingStore, validation_images: int) -> tuple[StorePairs, StorePairs]:
-    """A store's captions for training, and those of randomly chosen images for validation, always the same.
+    """A store's captions for training, and those of randomly chosen images for validation. The choice is always the same.
 
-    Images that are the same (`EmbeddingStore.same_picture`) count as one, so that none is both trained and validated on.
+    Equal images (`EmbeddingStore.same_picture`) count as one, so that none is both trained and validated on.
 
     Raises:
-        UserError: there are not more different images than that.
+        UserError: the store has no more different images than that.
     """
     same = store.same_picture
     different = same.unique()
@@ -221,5 +222,5 @@ def split(store: EmbeddingStore, validation_images: int) -> tuple[StorePairs, St
 
 
 def split_digest(validation: StorePairs) -> str:
-    """Sixteen hex digits over the numbers of the held-out captions; a run records it, so that its split can be found again."""
+    """Sixteen hex digits over the numbers of the validation captions; a run records them, so that its split can be found again."""
     return hashlib.blake2b(validation.chosen.sort().values.numpy().tobytes(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""Where the image embeddings of a CLIP lie: measured on data, never assumed."""
+"""Statistics of CLIP embeddings, which are measured on data."""
 
 from dataclasses import dataclass
 

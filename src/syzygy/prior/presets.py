@@ -1,4 +1,6 @@
-"""Priors: of the starter, the diffusion baseline, and those for published decoders."""
+"""Presets of priors: the starter's, its diffusion baseline, and ECLIPSE priors for published decoders."""
+
+from typing import Any
 
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig
 from syzygy.prior.eclipse import PriorTaskConfig
@@ -7,39 +9,32 @@ from syzygy.training.schedule import LoopConfig
 
 
 def prior_starter() -> PriorRun:
-    """The starter's ECLIPSE prior on two CPU cores: four minutes."""
+    """The starter's ECLIPSE prior, in four minutes on two CPU cores."""
+    times: dict[str, Any] = {"warmup": 60, "ema_half_life": 20, "validate_every": 100, "checkpoint_every": 100}
     return PriorRun(
         scenes=40_000,
         task=PriorTaskConfig(batch_size=256, lambda_contrastive=0.2),
-        loop=LoopConfig(
-            steps=600,
-            lr=1e-3,
-            warmup=60,
-            grad_clip=1.0,
-            ema_half_life=20,
-            validate_every=100,
-            checkpoint_every=100,
-        ),
+        loop=LoopConfig(steps=600, lr=1e-3, grad_clip=1.0, **times),
     )
 
 
 def prior_diffusion() -> PriorRun:
-    """The starter's diffusion baseline: the ECLIPSE prior's size, pairs, steps and learning rate, sampled in 25 steps."""
-    return prior_starter().model_copy(update={"task": DiffusionTaskConfig(batch_size=256)})
+    """The starter's diffusion baseline: size, pairs, steps and learning rate of the ECLIPSE prior, sampled in 25 steps."""
+    return prior_starter().changed(task=DiffusionTaskConfig(batch_size=256))
 
 
 def _prior_eclipse(embedding_dim: int) -> PriorRun:
     """ECLIPSE as published (arXiv 2312.04655 with its supplement), on an embedding store.
 
-    The paper tells: 10 layers of 16 heads × 32, λ 0.2, learning rate 5e-5, cosine annealing with warm restarts, 4 × 256
-    captions a step, about 60,000 steps. What it leaves open, with our choice:
+    The paper specifies 10 layers of 16 heads × 32, λ 0.2, learning rate 5e-5, cosine annealing with warm restarts, 4 × 256
+    captions per step, about 60,000 steps. It does not specify the following, which we chose:
 
     - temperature: the frozen CLIP's own;
-    - projection loss: mean over dimensions, not sum (λ has its meaning relative to it);
-    - negatives: all captions of the step, over all processes (they cost nothing, as texts are frozen);
-    - period of the restarts: 10,000 steps, so six in all; warm-up: 500 steps, as bf16 dislikes a cold start at full rate;
-    - weight decay: 0.01, AdamW's usual; clipping at norm 1, which guards 60,000 steps against one bad batch;
-    - averaged weights: half-life of 500 steps, which validate better than the last ones and cost one pass over the weights.
+    - projection loss: the mean over dimensions, not the sum (λ is relative to it);
+    - negatives: all captions of the step, over all processes (they cost nothing, because texts are frozen);
+    - period of the restarts: 10,000 steps, so six in total; warm-up: 500 steps, because bf16 needs a gentle start;
+    - weight decay: 0.01, the usual value of AdamW; clipping at norm 1, which guards 60,000 steps against one bad batch;
+    - averaged weights: half-life of 500 steps; they validate better than the last weights and cost one pass over the weights.
     """
     return PriorRun(
         num_layers=10,

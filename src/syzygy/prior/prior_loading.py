@@ -1,4 +1,4 @@
-"""Priors from wherever they are: a run's folder, one in the published layout, a pipeline's repository, the hub's cache."""
+"""Loading of priors: from a run, a folder in the published layout, a pipeline's repository, or the hub."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from syzygy.prior.unclip_sampling import Schedule, scheduler_settings
 
 
 class ClipSpace(Protocol):
-    """What a prior needs to know of its CLIP: a `Clip`, or the record of one in an embedding store."""
+    """The properties of a CLIP that a prior needs: a `Clip` has them, and so has the record of one in an embedding store."""
 
     @property
     def width(self) -> int: ...
@@ -36,29 +36,29 @@ def load_prior(
     dtype: torch.dtype = torch.float32,
     local_files_only: bool = True,
 ) -> EclipsePrior | SampledPrior:
-    """A prior that fits this CLIP: ECLIPSE, or a diffusion prior with all of its steps behind the same contract.
+    """A prior for this CLIP: ECLIPSE, or a diffusion prior with all of its steps behind the same contract.
 
-    A diffusion prior trained here is sampled as it was in its own validation; a published one as its pipeline's scheduler
-    says, in 25 steps with guidance 4.
+    A diffusion prior that was trained here is sampled as in its own validation. A published one follows its pipeline's scheduler,
+    with 25 steps and guidance 4.
 
     Args:
         source: a prior's own folder, that of a finished training run or of a diffusers pipeline, or a hub id of either
             such as `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision to fix that.
-        clip: the CLIP that made the embeddings which the prior was trained on.
+        clip: the CLIP that embedded the prior's training data.
         device: "cpu", "cuda", "mps".
         dtype: the dtype that it computes in; files may hold fp32, fp16 or bf16.
-        local_files_only: take a hub id from the hub's cache only; else download what is missing.
+        local_files_only: look for hub ids in the hub's cache only; otherwise download missing files.
 
     Raises:
-        UserError: it is not found, a file is missing, truncated or pickle, weights do not fit, or the prior belongs to
-            another CLIP.
+        UserError: it is not found, a file is missing, truncated or a pickle, weights do not fit, or the prior was trained with another
+            CLIP.
     """
     folder = find_prior(source, local_files_only=local_files_only)
     prior = _read_prior(folder, dtype)
     if prior.config.embedding_dim != clip.width:
         raise UserError(
-            f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, this model's CLIP makes "
-            f"{clip.width}. Use a prior that was trained with the same CLIP."
+            f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, and those of this model's CLIP are "
+            f"{clip.width} wide. Use a prior that was trained with the same CLIP."
         )
     check_trained_with(folder, "clip", clip.fingerprint)
     prior = prior.to(device, dtype).eval().requires_grad_(False)
@@ -74,14 +74,14 @@ def _read_prior(folder: Path, dtype: torch.dtype) -> EclipsePrior | DiffusionPri
     prior = DiffusionPrior.from_pretrained(folder, dtype)
     if not (prior.clip_std > 0).all():
         raise UserError(
-            f"the diffusion prior in {folder} has a clip_std of zero: its embeddings would all be one. Its statistics were "
-            "never set; take the published weights, or set them."
+            f"the diffusion prior in {folder} has a clip_std of zero: all its embeddings would be equal. Its statistics were "
+            "never set; use the published weights, or set them."
         )
     return prior
 
 
 def _sampling(folder: Path, prior: DiffusionPrior) -> tuple[PriorSampling, Schedule]:
-    """How to sample a diffusion prior: as recorded where it was trained here, or as the scheduler of its pipeline says."""
+    """The sampling of a diffusion prior: as recorded in training, or as in the scheduler of its pipeline."""
     record = folder / artifacts.PROVENANCE_FILE
     if record.is_file():
         task = artifacts.read_json(record).get("recipe", {}).get("task", {})
@@ -111,5 +111,5 @@ def check_trained_with(folder: Path, part: str, fingerprint: Callable[[], str] |
     recorded = artifacts.read_json(record).get(part) if record.is_file() else None
     if recorded is not None and recorded != (fingerprint() if callable(fingerprint) else fingerprint):
         raise UserError(
-            f"the weights in {folder} were trained with another {part} ({recorded}): its embedding space is different."
+            f"the weights in {folder} were trained with another {part} ({recorded}): its space is different."
         )

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from syzygy.core import artifacts
 from syzygy.core.artifacts import CONFIG_FILE, PROVENANCE_FILE, folder_written, read_json, write_json, write_tensors
 from syzygy.core.config import Config
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.model_files import DIFFUSERS, Located, fetch, fetch_weights, locate, read_weights
+from syzygy.core.packed_attention import PackedText
 from syzygy.core.transformer_layers import Block
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 
@@ -160,12 +161,12 @@ def find_prior(source: str | Path, *, local_files_only: bool = True) -> Path:
     """The folder that holds the prior itself.
 
     Args:
-        source: a prior's own folder, that of a finished training run or of a diffusers pipeline, or a hub id of either such as
+        source: the folder of a prior, of a finished training run or of a diffusers pipeline, or a hub id such as
             `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision to fix that.
         local_files_only: look for hub ids in the hub's cache only; else download what is missing.
 
     Raises:
-        UserError: it is not found, belongs to a run that is not finished, or is an embedding store.
+        UserError: it is not found, the run is not finished, or it is an embedding store.
     """
     folder = locate(source, None, local_files_only, EXAMPLE, _download).folder
     if (folder / PART / CONFIG_FILE).is_file():
@@ -180,7 +181,7 @@ def find_prior(source: str | Path, *, local_files_only: bool = True) -> Path:
 
 
 def _download(source: str, revision: str | None) -> Located:
-    """A prior's files, its own repository's or those in a pipeline's, and the settings of its sampling."""
+    """Download a prior's files, from its own repository or a pipeline's, and the settings of its sampling."""
     settings = [CONFIG_FILE, PROVENANCE_FILE]
     schedulers = [f"{name}/{SCHEDULER_FILE}" for name in SCHEDULERS]
     patterns = ["model_index.json", *settings, *(f"{PART}/{name}" for name in settings), *schedulers]
@@ -190,7 +191,7 @@ def _download(source: str, revision: str | None) -> Located:
 
 
 def read_published(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings (without diffusers' own, which begin with "_") and tensors, those in full precision where both are there.
+    """Settings (without diffusers' own, which begin with "_") and tensors, in full precision if the folder has that.
 
     Raises:
         UserError: missing, truncated or pickled files, or another class of model.
@@ -221,7 +222,7 @@ def _is_of_time(name: str) -> bool:
 def check_features(features: TextFeatures, width: int) -> None:
     """Raise a `UserError` unless the features have one batch size, this width, a boolean mask, and finite values.
 
-    Padded positions are not looked at: they have no influence.
+    Padded positions are not checked, because they have no influence.
     """
     states, mask, pooled = features.states, features.mask, features.pooled
     if states.ndim != 3 or pooled.ndim != 2 or mask.shape != states.shape[:2] or len(pooled) != len(states):
@@ -244,7 +245,7 @@ def check_features(features: TextFeatures, width: int) -> None:
 def check_request(
     features: TextFeatures, width: int, noise: Tensor | None = None, generator: torch.Generator | None = None
 ) -> None:
-    """What every prior checks before it predicts: the features, and noise [B, width] *or* a generator *or* neither."""
+    """The checks of every prediction: the features, and noise [B, width] *or* a generator *or* neither."""
     check_features(features, width)
     if noise is None:
         return

@@ -1,4 +1,4 @@
-"""Training of a prior against frozen CLIP embeddings: which captions a step sees, and what validation measures."""
+"""The task of training a prior on frozen CLIP embeddings: the captions of each step, and the metrics of validation."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,18 +19,18 @@ from syzygy.training.parallel import World, apart
 from syzygy.training.precision import autocast
 
 BLOCK = 64
-"""Samples whose randomness is drawn at once. It belongs to their places in the stream, so neither batch, part nor process changes it."""
+"""Samples whose randomness is drawn at once. It depends on their positions in the stream, and not on batch, part or process."""
 RETRIEVED = 4096
-"""Images, at most, among which validation looks for the true one."""
+"""Most images among which validation searches for the true one."""
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """What a prior is trained to do (`train/objectives.py`)."""
+    """The loss and the prediction of a prior in training: `EclipseObjective`, `DiffusionObjective`."""
 
     @property
     def prior(self) -> nn.Module:
-        """The network; its `config` tells `embedding_dim` and `num_embeddings`, and it has `set_statistics`."""
+        """The network. Its `config` has `embedding_dim` and `num_embeddings`."""
         ...
 
     def losses(self, batch: PriorBatch) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ class Objective(Protocol):
 
 
 class _Losses(nn.Module):
-    """An objective as a module, as torch's data parallelism wants it."""
+    """An objective as a module, which torch's data parallelism needs."""
 
     def __init__(self, objective: Objective, device: torch.device, precision: torch.dtype | None) -> None:
         super().__init__()
@@ -59,8 +59,8 @@ class PriorTask:
     """The task that a training loop runs: a pure function of the step, so a run resumes exactly from the step alone.
 
     Captions come as one endless stream of permutations, one an epoch, cut into batches: every caption is seen once an
-    epoch whatever the batch size. A caption's place in the stream decides its noise. Of a batch each process takes its
-    share, in parts that fit its memory; all of them see the texts of the whole batch, so neither changes the loss.
+    epoch whatever the batch size. A caption's position in the stream decides its noise. Each process takes its share of a
+    batch, in parts that fit into memory. All of them see the texts of the whole batch, so that the loss does not depend on either.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class PriorTask:
         precision: torch.dtype | None = None,
         world: World | None = None,
     ) -> None:
-        """Sets the prior's statistics to those of the training images. `micro_batch` 0 takes a process's share at once."""
+        """Sets the prior's statistics to those of the training images. With `micro_batch` 0, a share is one part."""
         prior: Any = objective.prior
         for name, part in (("training", data), ("validation", validation)):
             if part.width != prior.config.embedding_dim:
@@ -110,7 +110,7 @@ class PriorTask:
         return torch.randperm(len(self.data), generator=generator(self.seed, "prior", "epoch", epoch))
 
     def captions_at(self, step: int) -> Int[Tensor, "G"]:
-        """Which captions this step (from 0) trains on, in all processes together."""
+        """The captions of this step (from 0), in all processes together."""
         position, end = step * self.batch_size, (step + 1) * self.batch_size
         parts = []
         while position < end:
@@ -120,7 +120,7 @@ class PriorTask:
         return torch.cat(parts)
 
     def keys(self, step: int) -> list[str]:
-        """What people call this step's samples."""
+        """The keys of this step's samples."""
         return self.data.keys(self.captions_at(step))
 
     def loss(self, step: int) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ class PriorTask:
         return sums
 
     def parts(self, step: int) -> Iterator[dict[str, Tensor]]:
-        """The same, as parts that sum to it."""
+        """The terms of `loss`, as parts that sum to them."""
         batches = self._batches(step)
         whole = sum(map(len, batches))
         for batch in batches[:-1]:
@@ -143,7 +143,7 @@ class PriorTask:
         return {name: value * (len(batch) / whole) for name, value in self._losses(batch).items()}
 
     def _batches(self, step: int) -> list[PriorBatch]:
-        """This step's parts on the device; those of the next are read meanwhile."""
+        """This step's parts on the device; those of the next step are read meanwhile."""
         if self._next is None or self._next[0] != step:
             self._next = step, self._reader.submit(self._read, step)
         batches = self._next[1].result()
@@ -163,7 +163,7 @@ class PriorTask:
         return batches
 
     def _draws(self, what: str, start: int, number: int) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n 2"]]:
-        """Noise and uniform numbers of places `start` … of the stream."""
+        """Noise and uniform numbers of the positions from `start` in the stream."""
         noise, uniform = [], []
         for block in range(start // BLOCK, (start + number - 1) // BLOCK + 1):
             random = generator(self.seed, "prior", what, block)
@@ -183,7 +183,7 @@ class PriorTask:
 
     @property
     def unmeasured(self) -> str:
-        """Which metrics `validate` leaves out and why, as a sentence; empty where it measures all."""
+        """A sentence about the metrics that `validate` does not measure; empty if it measures all."""
         number, width = len(self.validation), self.validation.width
         if number > width:
             return ""

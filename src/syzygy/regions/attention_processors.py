@@ -1,4 +1,4 @@
-"""Paint-with-words in diffusers' U-Nets: attention processors around the ones they have, no class patched.
+"""Paint-with-words in diffusers' U-Nets: attention processors that wrap the existing ones. No class is patched.
 
 Legend: B samples, P prompts, T tokens, N heads, L positions, K tokens of the context, C channels, h × w latent positions.
 """
@@ -28,19 +28,19 @@ ADDED = (
     "SlicedAttnAddedKVProcessor",
     "XFormersAttnAddedKVProcessor",
 )
-"""Processors that compute the same function, each in its own way. Others add something to it, which bias would lose."""
+"""Processors that compute the same function, each in its own way. Others add something that would be lost with a region bias."""
 NOISIEST = 4096.0
-"""σ where a schedule ends in nothing but noise and σ is infinite: what diffusers' Euler takes there."""
+"""Stands for σ where a schedule starts from pure noise and σ is infinite, as in diffusers' Euler scheduler."""
 
 
 class RegionAttnProcessor:
-    """Computes a cross-attention with a bias in it, and leaves all else to the processor that was there."""
+    """Computes cross-attention with a region bias, and leaves every other call to the processor that it wraps."""
 
     def __init__(self, plain: Any) -> None:
         kind = type(plain).__name__
         if kind not in (*PLAIN, *ADDED):
             raise UserError(
-                f"attention by {kind} cannot be painted; known are {', '.join((*PLAIN, *ADDED))}. Unload what set it (an "
+                f"attention processor {kind} does not support regions; supported are {', '.join((*PLAIN, *ADDED))}. Unload what set it (an "
                 "IP-Adapter, old LoRA layers, fused projections) first."
             )
         self.plain = plain
@@ -63,10 +63,10 @@ class RegionAttnProcessor:
 
 
 def add_region_processors(unet: nn.Module) -> None:
-    """Let a U-Net, or an ensemble of them, take a `region_bias` in its `cross_attention_kwargs`; without one it computes what it did.
+    """Let a U-Net, or an ensemble of them, take a `region_bias` in its `cross_attention_kwargs`; calls without one do not change.
 
     Raises:
-        UserError: it attends in a way that is not known.
+        UserError: an attention processor that is not supported.
     """
     for module in _attentions(unet):
         if not isinstance(module.processor, RegionAttnProcessor):
@@ -76,7 +76,7 @@ def add_region_processors(unet: nn.Module) -> None:
 
 
 def remove_region_processors(unet: nn.Module) -> None:
-    """Take back what `add_region_processors` did."""
+    """Undo `add_region_processors`."""
     for module in _attentions(unet):
         if isinstance(module.processor, RegionAttnProcessor):
             module.set_processor(module.processor.plain)
@@ -116,10 +116,10 @@ def _shared_attention(
     mask_B1K: Tensor | None,
     bias: RegionBias,
 ) -> Tensor:
-    """As `AttnAddedKVProcessor2_0`: one softmax over the context's keys and the picture's own.
+    """As `AttnAddedKVProcessor2_0`: one softmax over the context's keys and the image's own.
 
-    The bias is on the words' keys, and its scale is their largest score. eDiff-I's maximum is over the scores of a cross-attention, which here
-    are those of the text; the picture's own keys answer to other projections, and their scores say nothing of how strong words can be.
+    The bias applies to the words' keys, and their largest score is its scale. eDiff-I takes the maximum over the scores of a
+    cross-attention, which here are those of the text; the image's own keys come from other projections, so their scores are no scale for words.
     """
     x = x_BCHW.flatten(2).transpose(1, 2)
     if attn.norm_cross:
@@ -142,7 +142,7 @@ def _heads(attn: Any, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B N L D"]:
 def _partly_biased(
     q: Tensor, k: Tensor, v: Tensor, bias: RegionBias, mask_B1K: Tensor | None
 ) -> Float[Tensor, "B L C"]:
-    """Samples before the painted ones are computed as diffusers does, to the bit."""
+    """Samples without a bias, which come first, are computed as in diffusers, to the bit."""
     first = bias.negatives
     mask = None if mask_B1K is None else mask_B1K[:, None]
     own = None if mask is None else mask[first:]
@@ -171,7 +171,7 @@ def combined_region_maps(
         size: of the maps: the latents'.
 
     Returns:
-        None where nothing is painted with any strength: to the bit as without.
+        None where no region has any strength: the result is then the same to the bit as without regions.
 
     Raises:
         UserError: as `region_maps`; a phrase that every encoder has cut off.
@@ -192,26 +192,26 @@ def region_bias_of(
     start: int = 0,
     negatives: int = 0,
 ) -> RegionBias | None:
-    """What a guide says of regions, for a published decoder's U-Net; `at_level` is to follow. None where nothing is painted.
+    """The region bias of a guide for a published decoder's U-Net, before `at_level`. None where there are no regions.
 
     Args:
-        spans: of each text encoder, where it tells words apart.
+        spans: of each text encoder; None where its states do not belong to single words.
         size: of the latents.
         start: tokens before the words' own.
-        negatives: samples before those of the guide.
+        negatives: samples of the negative branch, which come before those of the guide.
 
     Raises:
-        UserError: as `combined_region_maps`; the decoder reads no text, or an encoder does not tell words apart.
+        UserError: as `combined_region_maps`; the decoder reads no text, or an encoder's states do not belong to single words.
     """
     if guide.regions is None or not any(guide.regions):
         return None
     if guide.texts is None:
-        raise UserError("regions are for words that the decoder reads: let it read the text (conditions image,text).")
+        raise UserError("regions need words that the decoder reads: let it read the text (conditions image,text).")
     known = [one for one in spans if one is not None]
     if len(known) < len(spans):
         raise UserError(
-            "regions need a text encoder with a state for each token; this one tells no words apart, as an adapter's states stand for none. "
-            "Leave the text encoder out."
+            "regions need a text encoder with a state for each word, and the states of an adapter do not belong to single words: "
+            "leave the text encoder out."
         )
     strength = REGION_STRENGTH if sampling.region_strength is None else sampling.region_strength
     maps = combined_region_maps(guide.texts, known, guide.regions, strength, size)
@@ -229,11 +229,11 @@ def region_kwargs(bias: RegionBias | None, sigma: float) -> dict[str, Any] | Non
 def padded_tokens(
     tokenizer: Any, prompts: Sequence[str], *, most: int | None = None, control: bool = False
 ) -> Tokenized:
-    """Prompts padded to the longest that is read, as in diffusers' pipelines, and cut there (with a warning).
+    """Tokens of prompts, padded to the longest that the encoder reads as in diffusers' pipelines, and truncated there with a warning.
 
     Args:
-        most: tokens that are read; None: as many as the tokenizer says.
-        control: whether special tokens that are spelled out in a prompt act as such, as they do in diffusers' pipelines.
+        most: tokens that the encoder reads; None is the tokenizer's maximum.
+        control: whether special tokens that a prompt spells out act as such, as in diffusers' pipelines.
     """
     most = int(tokenizer.model_max_length if most is None else most)
     pad = tokenizer.pad_token_id
@@ -245,5 +245,5 @@ def padded_tokens(
 
 
 def at_level(bias: RegionBias, sigma: float) -> RegionBias:
-    """The same at another noise level, which is a tensor, as nothing shall be compiled again for it."""
+    """The same at another noise level. It is a tensor, so that compiled networks are not compiled again."""
     return replace(bias, level=torch.full_like(bias.level, math.log1p(min(sigma, NOISIEST))))

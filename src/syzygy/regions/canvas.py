@@ -1,4 +1,4 @@
-"""Canvases as regions: a picture in which each phrase has a colour, or a mask for each phrase (paint-with-words)."""
+"""Regions from a canvas, an image in which each phrase has a colour, or from one mask for each phrase (paint-with-words)."""
 
 import base64
 import io
@@ -19,8 +19,8 @@ from syzygy.core.image_reading import as_layers, as_mask, open_file
 from syzygy.regions.canvas_labels import OPAQUE, labels
 from syzygy.regions.phrases import blurred
 
-PAINTS = ("#e4572e", "#2e86de", "#2a9d57", "#8e5bd0", "#c98a00", "#d1478f")
-"""Colours in which regions are drawn, one after the other."""
+COLOURS = ("#e4572e", "#2e86de", "#2a9d57", "#8e5bd0", "#c98a00", "#d1478f")
+"""Colours of drawn regions, in turn."""
 LETTERING: dict[str, Any] = {"anchor": "mm", "align": "center", "spacing": 1}
 
 
@@ -55,7 +55,7 @@ def regions_of(specs: Sequence[str], canvas: Path | None, *, blur: float = 0.0) 
 
     Args:
         specs: one for each phrase: its colour on the canvas, or the file of its mask (bright and opaque is here; see `data.decode`).
-        canvas: the picture in which colours stand for phrases (`canvas_labels` has the rules).
+        canvas: the image in which colours stand for phrases (`canvas_labels` has the rules).
         blur: softness of the borders, as a fraction of the longer side.
 
     Raises:
@@ -66,7 +66,7 @@ def regions_of(specs: Sequence[str], canvas: Path | None, *, blur: float = 0.0) 
     colours = {spec: _colour(spec.key) for spec in read if spec.key.startswith("#")}
     if canvas is None and colours:
         raise UserError(
-            f"region {next(iter(colours)).key} is a colour, but there is no canvas: give the picture that it is in."
+            f"region {next(iter(colours)).key} is a colour, but there is no canvas: give the image that contains it."
         )
     if canvas is not None and not colours:
         raise UserError(
@@ -81,7 +81,7 @@ def regions_of(specs: Sequence[str], canvas: Path | None, *, blur: float = 0.0) 
                 if spec in colours
                 else f"{spec.key} is empty"
             )
-            raise UserError(f"{where}: paint where {spec.phrase!r} should be{'' if spec in colours else ', in white'}.")
+            raise UserError(f"{where}: mark where {spec.phrase!r} should be{'' if spec in colours else ', in white'}.")
     sizes = {tuple(mask.shape) for mask in masks.values()}
     if len(sizes) > 1:
         raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for h, w in sorted(sizes))}.")
@@ -89,7 +89,7 @@ def regions_of(specs: Sequence[str], canvas: Path | None, *, blur: float = 0.0) 
 
 
 def recorded(region: Region) -> dict[str, Any]:
-    """A region as JSON values, its mask as a PNG in base64, as the record of a picture keeps it."""
+    """A region as JSON values with its mask as a PNG in base64, as in the record of an image."""
     data = io.BytesIO()
     Image.fromarray((region.mask * 255).round().to(torch.uint8).numpy()).save(data, "PNG", optimize=True)
     mask = base64.b64encode(data.getvalue()).decode("ascii")
@@ -110,12 +110,12 @@ def _masks(canvas: Path, colours: dict[Spec, tuple[int, int, int]]) -> dict[Spec
 
 
 def drawn(regions: Sequence[Region], side: int = 192) -> Image.Image:
-    """Where phrases are painted, each in a colour and with its words."""
+    """An image of the regions, each in a colour and with its phrase."""
     picture = Image.new("RGB", (side, side), "white")
     draw, places = ImageDraw.Draw(picture), []
     for number, region in enumerate(regions):
         mask = Image.fromarray((region.mask.numpy() * 255).astype("uint8")).resize(picture.size)
-        picture.paste(PAINTS[number % len(PAINTS)], mask=mask)
+        picture.paste(COLOURS[number % len(COLOURS)], mask=mask)
         places.append(mask.getbbox() or (0, 0, *picture.size))
     for region, place in zip(regions, places, strict=True):
         words, middle = region.phrase.replace(" ", "\n"), ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
@@ -125,6 +125,6 @@ def drawn(regions: Sequence[Region], side: int = 192) -> Image.Image:
 
 
 def _fits(draw: ImageDraw.ImageDraw, words: str, size: int, place: tuple[int, int, int, int]) -> bool:
-    """Whether words of this size stay inside a place, also a round one."""
+    """Whether words of this size fit into a place, even a round one."""
     left, top, right, bottom = draw.multiline_textbbox((0, 0), words, font_size=size, **LETTERING)
     return right - left <= 0.85 * (place[2] - place[0]) and bottom - top <= 0.85 * (place[3] - place[1])

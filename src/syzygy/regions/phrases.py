@@ -1,4 +1,4 @@
-"""Phrases of a prompt and where they are painted, as maps over the prompt's tokens (eDiff-I, section 4.3).
+"""Phrases of a prompt and their regions, as maps over the prompt's tokens (eDiff-I, section 4.3).
 
 Legend: B prompts, T tokens, H × W the masks' resolution.
 """
@@ -16,9 +16,9 @@ from syzygy.core.errors import UserError
 
 
 def blurred(region: Region, radius: float) -> Region:
-    """The region with soft borders: a Gaussian of standard deviation `radius`, as a part of the mask's longer side."""
+    """The region with soft borders: a Gaussian of standard deviation `radius`, as a fraction of the mask's longer side."""
     if not 0 <= radius < 1:
-        raise UserError(f"the blur must be a part of the picture's side, from 0 to below 1; got {radius}.")
+        raise UserError(f"the blur is a fraction of the image's side and must be from 0 to below 1; got {radius}.")
     sigma = radius * max(region.mask.shape)
     if round(3 * sigma) == 0:  # less than a pixel
         return region
@@ -32,13 +32,13 @@ def blurred(region: Region, radius: float) -> Region:
 
 
 def resized(region: Region, size: tuple[int, int]) -> Region:
-    """The region with a mask of this height and width: bilinear, and what is small stays, paler."""
+    """The region with a mask of this height and width: bilinear, so that small regions stay, with lower values."""
     mask = torch.nn.functional.interpolate(region.mask[None, None].float(), size, mode="bilinear", antialias=True)
     return replace(region, mask=mask[0, 0].clamp(0, 1))
 
 
 def for_each(regions: Sequence[Region] | Sequence[Sequence[Region]], number: int) -> list[list[Region]]:
-    """A list of regions for each of `number` prompts: those for all, or the lists that are given.
+    """A list of regions for each of `number` prompts: the same regions for all, or the given lists.
 
     Raises:
         UserError: lists for another number of prompts; no region at all.
@@ -46,9 +46,11 @@ def for_each(regions: Sequence[Region] | Sequence[Sequence[Region]], number: int
     for_all = [one for one in regions if isinstance(one, Region)]
     own = [for_all] * number if for_all else [list(one) for one in regions if not isinstance(one, Region)]
     if len(own) != number:
-        raise UserError(f"regions are told for {len(own)} prompts, but there are {number}: give a list for each.")
+        raise UserError(
+            f"regions are given for {len(own)} prompts, but there are {number} prompts: give one list for each."
+        )
     if not any(own):
-        raise UserError("there is no region among the regions: give one, or leave them out.")
+        raise UserError("the list of regions is empty: give at least one region, or leave regions out.")
     return own
 
 
@@ -78,7 +80,7 @@ def places(prompt: str, phrase: str) -> list[tuple[int, int]]:
         start = text.find(wanted, start + 1)
     if not found:
         raise UserError(
-            f"the prompt {prompt!r} does not hold the phrase {phrase!r}: a region is for words of the prompt."
+            f"the prompt {prompt!r} does not contain the phrase {phrase!r}: a region needs words of the prompt."
         )
     return found
 
@@ -153,14 +155,14 @@ def region_maps(
         regions: those of each prompt; at least one in all.
 
     Raises:
-        UserError: a phrase that its prompt does not hold; masks of different sizes. One whose tokens were cut off is left unpainted: another
+        UserError: a phrase that its prompt does not contain; masks of different sizes. One whose tokens were truncated gets no map: another
             encoder may read it (`check_read`).
     """
     sizes = {tuple(region.mask.shape) for own in regions for region in own}
     if len(sizes) != 1:
         raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for h, w in sorted(sizes))}.")
     if not 0 <= strength < float("inf"):
-        raise UserError(f"the strength of painting must be a finite number of at least 0, got {strength}.")
+        raise UserError(f"the region strength must be a finite number of at least 0, got {strength}.")
     maps = torch.zeros(len(prompts), spans.shape[1], *sizes.pop())
     for row, (prompt, own) in enumerate(zip(prompts, regions, strict=True)):
         for region in own:
@@ -172,7 +174,7 @@ def region_maps(
 def check_read(
     prompts: Sequence[str], spans: Sequence[Int[Tensor, "B _ 2"]], regions: Sequence[Sequence[Region]]
 ) -> None:
-    """Refuse a phrase whose tokens every text encoder has cut off.
+    """Check that at least one text encoder reads the tokens of each phrase.
 
     Args:
         spans: of each encoder.
@@ -182,7 +184,7 @@ def check_read(
             read = [all(map(torch.any, _columns(prompt, one[row], region.phrase))) for one in spans]
             if not any(read):
                 raise UserError(
-                    f"the words {region.phrase!r} are past the last token that the text encoder reads: shorten the prompt."
+                    f"the words {region.phrase!r} come after the last token that the text encoder reads: shorten the prompt."
                 )
 
 

@@ -1,8 +1,8 @@
-"""Paint-with-words (eDiff-I, arXiv 2211.01324, section 4.3): where a word is painted, pictures attend to it more.
+"""Paint-with-words (eDiff-I, arXiv 2211.01324, section 4.3): inside the region of a word, images attend to it more.
 
-Every cross-attention becomes softmax((QKᵀ + w·A)/√d)·V with w = w'·log(1 + σ)·max(QKᵀ): A holds the painted mask in the columns of
-the phrase's tokens, so the noisier the picture, the stronger the pull.
-Legend: B samples, N heads, L positions of a picture, T words' tokens, K keys, D width of a head, h × w the masks' resolution.
+Every cross-attention becomes softmax((QKᵀ + w·A)/√d)·V with w = w'·log(1 + σ)·max(QKᵀ): A holds the region's mask in the columns of
+the phrase's tokens, so the effect is stronger at high noise.
+Legend: B samples, N heads, L positions of an image, T words' tokens, K keys, D width of a head, h × w the masks' resolution.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from syzygy.core.errors import UserError
 
 REGION_STRENGTH = 0.4
-"""Strength of regions (w') where a model names none; ports of paint-with-words use 0.1 to 0.4."""
+"""Region strength (w') where a model sets none; ports of paint-with-words use 0.1 to 0.4."""
 
 
 def strength(sigma: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
@@ -25,10 +25,10 @@ def strength(sigma: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 
 @dataclass(frozen=True)
 class RegionBias:
-    """What one evaluation of a decoder shall attend to: w'·log(1 + σ)·A of each sample that is painted."""
+    """The bias of one evaluation of a denoiser: w'·log(1 + σ)·A of each sample with regions."""
 
     weights: Float[Tensor, "B T h w"]
-    """w'·A: 0 where nothing is painted. Of any resolution: it covers the whole picture."""
+    """w'·A: 0 outside of regions. At any resolution: it covers the whole image."""
     size: tuple[int, int]
     """Height and width of what the network denoises. Further in, each resolution is half of the one before, rounded up."""
     level: Float[Tensor, "B"]
@@ -36,9 +36,9 @@ class RegionBias:
     start: int = 0
     """Keys before the words' own."""
     negatives: int = 0
-    """Samples of the batch before the painted ones: those to move away from."""
+    """Samples of the batch before those with regions: the negative branch of guidance."""
     _resized: dict[int, tuple[Tensor, tuple[int, int], Tensor]] = field(default_factory=dict, repr=False)
-    """By positions: weights, size, and what was made of them. Shared by all paintings made of one with `replace`."""
+    """By positions: weights, size, and what was made of them. Shared by all instances made from one with `replace`."""
 
     def at(self, positions: int) -> Float[Tensor, "B L T"]:
         """w'·A, resized bilinearly to the resolution that has this many positions; kept, as several layers and steps need each.
@@ -53,8 +53,8 @@ class RegionBias:
                 height, width = -(-height // 2), -(-width // 2)
             if height * width != positions:
                 raise UserError(
-                    f"this network attends at {positions} places, which is no half, quarter, … of a picture of "
-                    f"{self.size[0]} × {self.size[1]}: it cannot be painted."
+                    f"this network attends at {positions} positions, which is no half, quarter, … of an image of "
+                    f"{self.size[0]} × {self.size[1]}: it does not support regions."
                 )
             small = F.interpolate(self.weights, (height, width), mode="bilinear", antialias=True)
             found = small.flatten(2).transpose(1, 2).contiguous()
@@ -71,7 +71,7 @@ def attention(
 ) -> Float[Tensor, "B N L V"]:
     """softmax(QKᵀ/√d + w'·log(1 + σ)·max(QKᵀ/√d)·A)·V.
 
-    The maximum is of each sample and head, not over the batch as in other implementations: a picture would depend on its neighbours. It is over
+    The maximum is of each sample and head, not over the batch as in other implementations: an image would depend on its neighbours. It is over
     the words' keys that can be seen. Scores must be known before their maximum is; a fused attention would compute them again.
 
     Args:
@@ -81,6 +81,6 @@ def attention(
     if mask is not None:
         scores += mask
     words = scores[..., bias.start : bias.start + bias.weights.shape[1]]
-    largest = words.detach().amax((2, 3)) * bias.level[:, None]  # how strong a pull is, is no way to learn
+    largest = words.detach().amax((2, 3)) * bias.level[:, None]  # the scale of the bias gets no gradient
     words.addcmul_(bias.at(q.shape[2])[:, None], largest[:, :, None, None])
     return scores.softmax(-1).to(v.dtype) @ v

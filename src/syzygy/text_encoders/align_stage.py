@@ -14,8 +14,9 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from syzygy.core.config import Config
-from syzygy.core.contracts import PackedText, TextFeatures, TextStates
+from syzygy.core.contracts import TextFeatures, TextStates
 from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedText
 from syzygy.prior.eclipse import EclipsePrior, contrastive_loss
 from syzygy.text_encoders.adapter import TextAdapter
 

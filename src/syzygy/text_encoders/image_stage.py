@@ -14,7 +14,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from syzygy.core.config import Config
-from syzygy.core.contracts import PackedText, TextStates
+from syzygy.core.contracts import TextStates
+from syzygy.core.packed_attention import PackedText
 from syzygy.prior.eclipse import EclipsePrior, eclipse_loss
 from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.align_stage import check_fits

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from syzygy.core import packed_attention
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.core.packed_attention import PackedAttention, Packing, kernel_for
+from syzygy.core.packed_attention import PackedAttention, PackedText, Packing, kernel_for
 from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
 from tests.closeness import NETWORK, assert_close, largest_of
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from syzygy.core.contracts import PackedText, TextFeatures
+from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_files
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_files import write_tensors

@@ -123,7 +123,7 @@ def test_a_scale_must_be_set_before_use_and_only_once() -> None:
         ("image", image(width=9), "'image': pooled vectors have width 9, this decoder reads width 6"),
         ("t5", text([2, 2]), "'t5': token states have width 5, this decoder reads width 7"),
         ("text", image(), r"'text' lacks token states, which this decoder reads \(of width 5\)"),
-        ("image", image(batch=3), "'image' has 3 samples, the pictures have 2"),
+        ("image", image(batch=3), "'image' has 3 samples, the images have 2"),
     ],
 )
 def test_wrong_conditions_are_named(name: str, condition: Condition, message: str) -> None:

@@ -134,7 +134,7 @@ def test_bf16_trains_on_autocast() -> None:
 
 
 def test_batches_must_have_the_configured_size() -> None:
-    with pytest.raises(AssertionError, match="16 pictures, configured 8"):
+    with pytest.raises(AssertionError, match="16 images, configured 8"):
         task(batch_size=8).loss(0)
 
 

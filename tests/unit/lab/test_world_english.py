@@ -7,8 +7,10 @@ from syzygy.core.randomness import Draw
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.description import ALL_FACTS, Description, Mention, Placed
 from syzygy.lab.world.language import LANGUAGES, Parsed, language
-from syzygy.lab.world.language.english import FILLERS, KNOWN_WORDS
+from syzygy.lab.world.language.english import ENGLISH, KNOWN_WORDS
 from syzygy.lab.world.scene import Style
+
+FILLERS = tuple(ENGLISH.fillers.sentences)
 
 
 def read(text: str) -> Parsed:

@@ -11,18 +11,18 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw
 from syzygy.lab.world.description import Description, Mention, Placed
 from syzygy.lab.world.language import LANGUAGES, Parsed, detect_language, german, language, parse_caption, russian
-from syzygy.lab.world.language.parsing import TELLING, Lexicon
+from syzygy.lab.world.language.definition import Language
+from syzygy.lab.world.language.parsing import CONTENT_ROLES, Lexicon
 from syzygy.lab.world.language.sentence import Article, Case, Slot
-from syzygy.lab.world.language.spoken import Spoken
 from syzygy.lab.world.scene import COLOURS, RELATIONS, SHAPES, STYLES, TEXTURES, Style
 from tests.any_description import any_description
 
 OTHERS = [code for code in LANGUAGES if code != "en"]
 
 
-def of(code: str) -> Spoken:
+def of(code: str) -> Language:
     found = language(code)
-    assert isinstance(found, Spoken)
+    assert isinstance(found, Language)
     return found
 
 
@@ -253,14 +253,14 @@ def test_unknown_words(code: str, text: str, word: str, nearest: str | None) -> 
 @pytest.mark.parametrize("code", LANGUAGES)
 def test_texts_without_a_scene(code: str) -> None:
     found = of(code)
-    assert found.read(found.example).unknown == {}
+    assert found.parse(found.example).unknown == {}
     with pytest.raises(UserError, match="the text is empty") as error:
-        found.read("  ")
+        found.parse("  ")
     assert found.example in str(error.value)
     for other in LANGUAGES:
         if other != code:
             with pytest.raises(UserError, match=f"names no object of this world in {found.name}"):
-                found.read(of(other).example)
+                found.parse(of(other).example)
     with pytest.raises(UserError, match=f"in {found.name}"):
         parse_caption(found.fillers.sentences[0])
 
@@ -282,7 +282,7 @@ def test_unknown_language() -> None:
 @pytest.mark.parametrize("code", OTHERS)
 def test_lexicon_knows_every_value(code: str) -> None:
     words = of(code).lexicon.words.values()
-    values = {role: {word.value for word in words if word.role == role} for role in TELLING}
+    values = {role: {word.value for word in words if word.role == role} for role in CONTENT_ROLES}
     assert values == {
         "noun": set(SHAPES),
         "colour": set(COLOURS),

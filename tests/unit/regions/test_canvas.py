@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from syzygy.core.contracts import Region
 from syzygy.core.errors import UserError
 from syzygy.generation.image_files import to_tensor
-from syzygy.regions.canvas import PAINTS, Spec, drawn, parse, recorded, regions_of
+from syzygy.regions.canvas import COLOURS, Spec, drawn, parse, recorded, regions_of
 from syzygy.server import uploads
 from syzygy.server.limits import Limits
 from syzygy.server.schema import PaintedRegion
@@ -97,7 +97,7 @@ def test_a_mask_is_the_same_in_every_depth_and_on_the_server(kind: str, tmp_path
 
 def test_an_empty_mask_names_its_file(tmp_path: Path) -> None:
     Image.new("LA", (4, 4), (255, 0)).save(tmp_path / "mask.png")
-    with pytest.raises(UserError, match=r"mask\.png is empty: paint where 'a star' should be, in white"):
+    with pytest.raises(UserError, match=r"mask\.png is empty: mark where 'a star' should be, in white"):
         regions_of([f"{tmp_path / 'mask.png'}=a star"], None)
 
 
@@ -177,7 +177,7 @@ def test_regions_are_drawn_where_they_are_with_their_words() -> None:
     found = drawn([Region("a red star", left), Region(long, left.flip(1))])
     pixels = to_tensor(found)
     assert found.size == (192, 192)
-    for half, colour in ((pixels[..., :96], PAINTS[0]), (pixels[..., 96:], PAINTS[1])):
+    for half, colour in ((pixels[..., :96], COLOURS[0]), (pixels[..., 96:], COLOURS[1])):
         paint = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])[:, None, None]
         words = (half - 1).abs().amax(0) < 0.05
         assert words.any()

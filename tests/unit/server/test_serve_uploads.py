@@ -122,7 +122,7 @@ def test_a_record_gives_back_a_region_bit_by_bit(side: int, blur: float, seed: i
 @pytest.mark.parametrize(
     ("regions", "param", "message"),
     [
-        ([{"phrase": "ring", "mask": mask()}], "regions[0].phrase", "does not hold the phrase 'ring'"),
+        ([{"phrase": "ring", "mask": mask()}], "regions[0].phrase", "does not contain the phrase 'ring'"),
         ([{"phrase": " ", "mask": mask()}], "regions[0].phrase", "needs the phrase that it is for"),
         ([{"phrase": "star", "mask": mask(box=(0, 0, 0, 0))}], "regions[0].mask", "mask of 'star' is empty"),
         (

@@ -31,8 +31,8 @@ from syzygy.lab.world import scene_source as source
 from syzygy.lab.world.description import Description
 from syzygy.lab.world.language import LANGUAGES, language
 from syzygy.lab.world.language.base import Length
+from syzygy.lab.world.language.definition import Language
 from syzygy.lab.world.language.sentence import write
-from syzygy.lab.world.language.spoken import Spoken
 from syzygy.text_encoders.adapter import AdaptedText
 from syzygy.text_encoders.caption_sources import padded_states
 from syzygy.text_encoders.llm import Llm
@@ -113,7 +113,7 @@ class LongPrompt:
 def long_prompt(described: Description, code: str, seed: int, *key: str | int) -> LongPrompt:
     """A description in a language; `seed` and `key` decide the wording."""
     spoken = language(code)
-    assert isinstance(spoken, Spoken)
+    assert isinstance(spoken, Language)
     sentence, _ = write(described, spoken.grammar, Draw(seed, *key, code), alone=False)
     head = spoken.fillers.head(Draw(seed, *key, code, "head"), "long")
     return LongPrompt(sentence, head + sentence, len(head))

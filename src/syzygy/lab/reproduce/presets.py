@@ -14,88 +14,73 @@ from syzygy.training.schedule import LoopConfig
 
 
 def reproduce_full() -> ReproduceRun:
-    """ECLIPSE's comparison in small. It took 100 minutes with one thread on one core when it validated ten times as often.
+    """ECLIPSE's comparison at a small scale, in 100 minutes with one thread on one core when it validated ten times as often.
 
-    Validation is not part of the comparison, and that of the diffusion baseline (25 guided steps) takes longer than its training.
+    Validation is not part of the comparison, and that of the diffusion baseline (25 guided steps) took longer than its training.
     """
-    prior = demo_full().prior
-    prior = prior.model_copy(update={"loop": prior.loop.model_copy(update={"validate_every": 250})})
+    prior = demo_full().prior.changed(loop={"validate_every": 250})
     return ReproduceRun(prior=prior, diffusion=DiffusionTaskConfig(batch_size=prior.task.batch_size))
 
 
 def reproduce_quick() -> ReproduceRun:
     """A shortened comparison, in eight minutes on two CPU cores."""
-    full = reproduce_full()
-    loop = full.prior.loop.model_copy(update={"steps": 120, "warmup": 20, "validate_every": 60})
-    return full.model_copy(
-        update={
-            "prior": full.prior.model_copy(update={"scenes": 8000, "loop": loop}),
-            "seeds": 2,
-            "painted_seeds": 1,
-            "prompts": 25,
-            "probe_scenes": 8000,
-            "pairs": 2000,
-            "lambdas": (0.0, 0.2, 0.8),
-            "fractions": (0.1, 1.0),
-            "sampling_steps": (5, 25),
-            "etas": (0.0, 1.0),
-            "sweep_seeds": 1,
-        }
+    return reproduce_full().changed(
+        prior={"scenes": 8000, "loop": {"steps": 120, "warmup": 20, "validate_every": 60}},
+        seeds=2,
+        painted_seeds=1,
+        prompts=25,
+        probe_scenes=8000,
+        pairs=2000,
+        lambdas=(0.0, 0.2, 0.8),
+        fractions=(0.1, 1.0),
+        sampling_steps=(5, 25),
+        etas=(0.0, 1.0),
+        sweep_seeds=1,
     )
 
 
 def reproduce_experts_full() -> ReproduceExpertsRun:
-    """The comparison of experts in small. It takes an estimated two hours with one thread on one core.
+    """The experts' comparison at a small scale, in an estimated two hours with one thread on one core.
 
-    The paper's E9_511 starts at σ 9.6 and serves 9 of 25 steps. With this decoder's noise, which is higher, it would start at 65 and serve 2;
-    E3_7 is the node of the tree that starts at 8.8. Leaves are trained from the decoder directly: level by level, most of so small a budget
-    would train nodes that are discarded. The learning rate is low because the decoder's own training ended at zero, and short trainings at a
-    higher rate only lose.
+    The paper's E9_511 begins at σ 9.6 and serves 9 of 25 steps. With this decoder's training noise, which is higher, it would begin at 65 and
+    serve 2; E3_7 is the node that begins at 8.8. Leaves start from the decoder at once: with one training per level, most of so small a
+    budget would go into nodes that are not kept. The learning rate is low, because the decoder's own training ended at 0 and short trainings
+    at a higher one only make it worse.
     """
-    experts = experts_full()
-    times = {"steps": 300, "warmup": 30, "ema_half_life": 30.0, "validate_every": 0}
-    loop = experts.loop.model_copy(update={"lr": 5e-5, **times})
+    loop = {"lr": 5e-5, "steps": 300, "warmup": 30, "ema_half_life": 30.0, "validate_every": 0}
     leaves = ("E3_0", COMPLEMENT, "E3_7")
-    return ReproduceExpertsRun(
-        experts=experts.model_copy(update={"leaves": leaves, "every_level": False, "loop": loop})
-    )
+    return ReproduceExpertsRun(experts=experts_full().changed(leaves=leaves, every_level=False, loop=loop))
 
 
 def reproduce_experts_quick() -> ReproduceExpertsRun:
-    """A shortened comparison, which only shows that everything works."""
-    full = reproduce_experts_full()
-    loop = full.experts.loop.model_copy(update={"steps": 20, "warmup": 2, "ema_half_life": 2.0})
-    experts = full.experts.model_copy(update={"loop": loop})
-    return full.model_copy(update={"experts": experts, "seeds": 1, "prompts": 5, "steps": 10, "pictures": 128})
+    """A shortened comparison: it only tests that everything works."""
+    experts = {"loop": {"steps": 20, "warmup": 2, "ema_half_life": 2.0}}
+    return reproduce_experts_full().changed(experts=experts, seeds=1, prompts=5, steps=10, pictures=128)
 
 
 def reproduce_text_encoder_full() -> ReproduceTextRun:
-    """The comparison of stages and layers in small. Stages are shorter than the starter's, because there are sixteen trainings.
+    """The comparison of stages and layers at a small scale. Stages are shorter than the starter's, because there are sixteen trainings.
 
-    The prior is frozen, so that it is the same for all candidates.
+    The prior is frozen, so that all candidates use the same one.
     """
-    image, quality = image_starter(), quality_starter()
     scenes = {"scenes": 6000, "validation_images": 64}
     return ReproduceTextRun(
-        align=align_starter().model_copy(update={"loop": _brief(steps=400, lr=1e-3)}),
-        image=image.model_copy(update=scenes | {"loop": _brief(steps=200, lr=4e-4)}),
-        quality=quality.model_copy(update=scenes | {"loop": _brief(steps=50, lr=1e-4)}),
+        align=align_starter().changed(loop=_brief(steps=400, lr=1e-3)),
+        image=image_starter().changed(loop=_brief(steps=200, lr=4e-4), **scenes),
+        quality=quality_starter().changed(loop=_brief(steps=50, lr=1e-4), **scenes),
         scoring=TextEncoderConfig(languages=tuple(LANGUAGES), captions=128, prompts=2, conditions=("image",)),
     )
 
 
 def reproduce_text_encoder_quick() -> ReproduceTextRun:
-    """A shortened comparison, which only shows that everything works."""
-    full = reproduce_text_encoder_full()
-    return full.model_copy(
-        update={
-            "align": full.align.model_copy(update={"loop": _brief(steps=20, lr=1e-3)}),
-            "image": full.image.model_copy(update={"scenes": 500, "loop": _brief(steps=10, lr=4e-4)}),
-            "quality": full.quality.model_copy(update={"scenes": 500, "loop": _brief(steps=5, lr=1e-4)}),
-            "probe_scenes": 2000,
-            "seeds": 1,
-            "scoring": full.scoring.model_copy(update={"languages": ("en", "de", "zh"), "captions": 32}),
-        }
+    """A shortened comparison: it only tests that everything works."""
+    return reproduce_text_encoder_full().changed(
+        align={"loop": _brief(steps=20, lr=1e-3)},
+        image={"scenes": 500, "loop": _brief(steps=10, lr=4e-4)},
+        quality={"scenes": 500, "loop": _brief(steps=5, lr=1e-4)},
+        probe_scenes=2000,
+        seeds=1,
+        scoring={"languages": ("en", "de", "zh"), "captions": 32},
     )
 
 

@@ -29,7 +29,7 @@ class AutoencoderRun(Config):
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
-    """Weights, scenes and noise follow from it."""
+    """Seed of weights, scenes and noise."""
 
 
 def train(run: AutoencoderRun, out: Path, device: torch.device) -> RunResult:

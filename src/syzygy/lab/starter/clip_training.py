@@ -15,7 +15,7 @@ from syzygy.lab.world import scene_source
 from syzygy.lab.world.description import ALL_FACTS, Description, Mention
 from syzygy.lab.world.language import language
 from syzygy.lab.world.language.base import Length
-from syzygy.lab.world.language.english import FILLERS
+from syzygy.lab.world.language.english import ENGLISH
 from syzygy.lab.world.scene import COLOURS, SHAPES
 from syzygy.training.precision import precision_on
 from syzygy.training.run_records import RunResult, train_part
@@ -35,13 +35,15 @@ class ClipRun(Config):
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
-    """Weights, scenes and captions follow from it."""
+    """Seed of weights, scenes and captions."""
 
 
 def train(run: ClipRun, out: Path, device: torch.device) -> RunResult:
     """Train (or resume) in `out`; the finished CLIP is `out/clip`, in transformers' layout, fp16."""
     texts = [p.caption.text for p in scene_source.pairs(seed_of(run.seed, "tokenizer"), 0, TOKENIZER_CAPTIONS)]
-    clip = build_clip(run.clip, [*texts, *FILLERS, *FILLERS], seed_of(run.seed, "clip weights")).to(device)
+    clip = build_clip(
+        run.clip, [*texts, *ENGLISH.fillers.sentences, *ENGLISH.fillers.sentences], seed_of(run.seed, "clip weights")
+    ).to(device)
     unseen = distinct_full_pairs(seed_of(run.seed, "clip validation"), VALIDATION_PAIRS)
     validation = _batch(clip, unseen, [p.caption.text for p in unseen], device)
 

@@ -1,4 +1,4 @@
-"""The starter's decoder, trained on the embedded world beside a frozen CLIP and a frozen autoencoder."""
+"""The starter's decoder, trained on the embedded world with a frozen CLIP and a frozen autoencoder."""
 
 import re
 import warnings
@@ -31,7 +31,7 @@ from syzygy.training.schedule import LoopConfig
 SCALE_PAIRS = 1024
 VALIDATION_PICTURES = 256
 QUERIES_AND_KEYS = re.compile(r"attn2\.to_[qk]\.")
-"""Of the cross-attention, as diffusers names it."""
+"""The queries and keys of the cross-attention, as diffusers names them."""
 
 
 class CaptionMixture(Config):
@@ -56,16 +56,16 @@ class DecoderRun(CaptionMixture):
     vector_width: int = 128
     """Width of the vector that joins the time embedding."""
     image_tokens: int = 4
-    """Cross-attention tokens made of the image embedding."""
+    """Number of cross-attention tokens that represent the image embedding."""
     fresh_attention: bool = False
-    """Going on from another decoder, begin anew which tokens are attended to. Trained attention is all but hard (scores of 10 to 60 before the
-    softmax): tokens that it never saw get no weight, so no gradient either, and are not learned."""
+    """When continuing from another decoder, start its attention weights again. Trained attention is nearly hard (scores of 10 to 60 before
+    the softmax): tokens that it never saw get no weight and no gradient, and are not learned."""
     task: DecoderTaskConfig
     """What a step sees."""
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
-    """Weights, scenes and noise follow from it."""
+    """Seed of weights, scenes and noise."""
 
 
 def train(
@@ -78,14 +78,14 @@ def train(
     t5: T5Text | None = None,
     init: Path | None = None,
 ) -> RunResult:
-    """Train (or resume) in `out`, beside frozen networks on `device`; the finished one is `out/decoder`, fp16.
+    """Train (or resume) in `out`, with frozen networks on `device`; the finished decoder is `out/decoder`, fp16.
 
     Args:
-        t5: the decoder then reads T5's token states too, as the condition `t5`.
-        init: go on from this decoder; conditions that it does not read are added to it.
+        t5: its token states are a further condition, `t5`.
+        init: continue from this decoder; conditions that it does not read are added.
 
     Raises:
-        UserError: the decoder to go on from has other sizes, or reads what this one would not; fresh attention without one.
+        UserError: `init` has other sizes or further conditions; fresh attention without `init`.
     """
     encode = Encoding(clip, autoencoder, precision_on(device), t5, painted=run.task.painted > 0)
     recorded = encode.fingerprints()
@@ -108,7 +108,9 @@ def train(
     if init is not None:
         recorded["init"] = extend(decoder, init, fresh_attention=run.fresh_attention)
     elif run.fresh_attention:
-        raise UserError("fresh_attention is for going on from another decoder: give one with --init, or leave it out.")
+        raise UserError(
+            "fresh_attention is for continuing from another decoder: give one with --init, or leave it out."
+        )
     for name, condition in sample.conditioning.conditions.items():
         if condition.pooled is not None and not decoder.has_scale(name):
             decoder.set_scale(name, condition.pooled.square().mean().sqrt().item())
@@ -128,13 +130,13 @@ def train(
 
 
 def extend(decoder: Decoder, init: Path, *, fresh_attention: bool = False) -> str:
-    """Give a fresh decoder the weights of one that reads a part of its conditions; returns that one's fingerprint.
+    """Copy the weights of a decoder that reads a part of the conditions into a new one; returns the fingerprint of the former.
 
     Args:
-        fresh_attention: but not the queries and keys of its cross-attention.
+        fresh_attention: do not copy the queries and keys of the cross-attention.
 
     Raises:
-        UserError: it has other sizes, or conditions that the fresh one has not.
+        UserError: it has other sizes, or conditions that the new one lacks.
     """
     old = load_decoder(init)
     own, weights = decoder.state_dict(), old.state_dict()
@@ -143,7 +145,7 @@ def extend(decoder: Decoder, init: Path, *, fresh_attention: bool = False) -> st
     lacking = [name for name in own.keys() - weights.keys() if name.split(".")[1] not in added]
     if strange or lacking:
         raise UserError(
-            f"the decoder in {init} cannot be gone on from: {', '.join([*strange, *lacking][:3])} would not fit. Take the sizes that "
+            f"cannot continue from the decoder in {init}: {', '.join([*strange, *lacking][:3])} would not fit. Use the sizes that "
             "it was trained with."
         )
     kept = {name: value for name, value in weights.items() if not (fresh_attention and QUERIES_AND_KEYS.search(name))}
@@ -153,12 +155,12 @@ def extend(decoder: Decoder, init: Path, *, fresh_attention: bool = False) -> st
 
 @dataclass(frozen=True)
 class Encoding:
-    """Pairs → what a decoder is trained on: pictures' latents with the embeddings of each pair."""
+    """Encodes pairs for the training of a decoder: latents of the images, and the conditions of each pair."""
 
     clip: Clip
     autoencoder: Autoencoder
     precision: torch.dtype | None = None
-    """What the frozen networks run in; their answers are fp32."""
+    """The precision of the frozen networks; their outputs are fp32."""
     t5: T5Text | None = None
     painted: bool = False
     """Whether the words for objects are painted where these are (with the strength 1)."""
@@ -193,7 +195,7 @@ class Encoding:
         return DecoderBatch(latents, Conditioning(conditions))
 
     def stream(self, number: int, mixture: CaptionMixture, seed: int) -> Callable[[int], DecoderBatch]:
-        """Step → `number` pictures of the world, the same again for the same step."""
+        """Step → `number` images of the world, the same ones for the same step."""
 
         def batches(step: int) -> DecoderBatch:
             at, key = Draw(seed, "decoder step", step).random(), seed_of(seed, "decoder")
@@ -206,5 +208,5 @@ class Encoding:
         return batches
 
     def unseen(self, seed: int) -> DecoderBatch:
-        """Pictures that no step sees, for validation."""
+        """Images that no step sees, for validation."""
         return self(scene_source.pairs(seed_of(seed, "decoder validation"), 0, VALIDATION_PICTURES))

@@ -26,11 +26,11 @@ class ExpertsRun(TreeRun, CaptionMixture):
     """All settings of an ensemble of experts that is trained from a decoder."""
 
     task: DecoderTaskConfig
-    """What a step sees; its distribution of noise levels is the one that the tree cuts."""
+    """What a step sees; the tree divides its distribution of noise levels."""
 
 
 def as_trained(run: ExpertsRun, decoder: Path) -> ExpertsRun:
-    """The run with the noise, conditions, painting and captions that the decoder in a folder was trained with, where its recipe is there."""
+    """The run with the noise, conditions, regions and captions that the decoder in a folder was trained with, if its recipe is recorded."""
     recipe = artifacts.read_json(decoder / artifacts.PROVENANCE_FILE).get("recipe", {})
     if "task" not in recipe:
         return run
@@ -50,15 +50,15 @@ def train(
     say: Callable[[str], None],
     t5: T5Text | None = None,
 ) -> Path:
-    """Grow (or go on growing) the tree in `out` from the decoder in a folder; the finished ensemble is `out/experts`.
+    """Train (or resume) the tree in `out` from the decoder in a folder; the finished ensemble is `out/experts`.
 
-    Each node's training is a run of its own under `out/nodes`, resumed like any other; finished ones are not run again.
+    Each node's training is a run of its own under `out/nodes`. Finished nodes are not trained again.
 
     Args:
         t5: the encoder whose states the decoder reads, if it does.
 
     Raises:
-        UserError: leaves that are no tree's; a finished node with other settings; a T5 that is missing or not read.
+        UserError: the leaves are not those of a tree; a finished node has other settings; T5 is missing, or the decoder does not read it.
     """
 
     def node(one: Growth) -> Path:
@@ -81,10 +81,10 @@ def grow(
     device: torch.device,
     t5: T5Text | None = None,
 ) -> Path:
-    """One node's training, from the weights of the node above it, or from the decoder in `root`; a finished one is not run again.
+    """Train one node from its parent node, or from the decoder in `root`; a finished node is not trained again.
 
     Raises:
-        UserError: it is finished, with other settings; a T5 that is missing or not read.
+        UserError: it was trained with other settings; T5 is missing, or the decoder does not read it.
     """
     encode = Encoding(clip, autoencoder, precision_on(device), t5, painted=run.task.painted > 0)
     if (finished := finished_node(run, one, out, encode.fingerprints())) is not None:
@@ -93,7 +93,7 @@ def grow(
     decoder = load_decoder(above if above is not None and run.form == "full" else root).to(device).train()
     if ("t5" in decoder.slots) != (t5 is not None):
         raise UserError(
-            f"the decoder in {root} reads {', '.join(decoder.slots)}: T5 is given if and only if it reads t5."
+            f"the decoder in {root} reads {', '.join(decoder.slots)}: give a T5 if and only if it reads t5."
         )
     lora = None
     if run.form == "lora":

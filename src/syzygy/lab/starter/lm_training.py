@@ -28,14 +28,14 @@ from syzygy.training.schedule import LoopConfig
 
 PAD, START, END = "<pad>", "<s>", "</s>"
 HAN = r"\p{Han}"
-"""Chinese has no spaces: a whole phrase would become one token, and a new composition of its words no token at all."""
+"""Chinese characters, which are split into single ones: without spaces, a whole phrase would become one token."""
 TOKENIZER_CAPTIONS = 500
-"""The tokenizer learns from so many of each language and length."""
+"""Number of captions of each language and length for the tokenizer."""
 VALIDATION_CAPTIONS = 24
-"""Of each language and length."""
+"""Number of validation captions of each language and length."""
 LENGTHS: tuple[Length, ...] = ("short", "medium", "long")
 OFTEN: tuple[Length, ...] = ("short", "short", "medium", "medium", "long")
-"""What a step may read: a long caption takes the time of ten short ones, and most of it says nothing of a scene."""
+"""The lengths from which a step draws. A long caption takes the time of ten short ones, and most of it does not describe the scene."""
 
 
 class LmConfig(Config):
@@ -44,13 +44,13 @@ class LmConfig(Config):
     width: PositiveInt = 192
     """Width of the hidden states."""
     layers: PositiveInt = 4
-    """Layers."""
+    """Number of layers."""
     heads: PositiveInt = 6
-    """Attention heads."""
+    """Number of attention heads."""
     feed_forward: PositiveInt = 512
     """Width inside the feed-forward layers."""
     vocabulary: int = Field(default=3072, ge=300)
-    """Most tokens of the byte-level BPE that is learned; all languages share them."""
+    """Largest vocabulary of the byte-level BPE tokenizer, which all languages share."""
     max_tokens: int = Field(default=512, ge=8)
     """Longest text in tokens, start and end included."""
 
@@ -64,7 +64,7 @@ class CausalLm:
 
     @cached_property
     def reader(self) -> Llm:
-        """The same as a text encoder: with the tokens, start and end included, that it will read as one."""
+        """The model as a text encoder, with the same tokens, start and end included."""
         recipe = LlmRecipe(max_tokens=self.model.config.max_position_embeddings)
         return Llm(self.model.model, self.tokenizer, "from nothing", recipe)
 
@@ -108,7 +108,7 @@ def build_lm(config: LmConfig, texts: Iterable[str], seed: int) -> CausalLm:
 
 
 def _learn_tokenizer(vocabulary: int, texts: Iterable[str]) -> Any:
-    """It puts the start token before each text, as Llama's does."""
+    """The tokenizer puts the start token before each text, as Llama's does."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
@@ -125,7 +125,7 @@ class LmTaskConfig(Config):
     """What one training step of a language model sees."""
 
     batch_size: int = Field(default=32, ge=1)
-    """Texts a step, all of one length (short, medium, long) and of all languages in turn."""
+    """Texts per step, all of one length (short, medium, long), in all languages in turn."""
 
 
 Batch = tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]
@@ -155,7 +155,7 @@ class LmTask:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The same on unseen texts: of all tokens, and of each language's."""
+        """The mean cross-entropy on unseen texts: of all tokens, and of each language."""
         size = self._config.batch_size
         found = {
             language: torch.cat([self._surprise(*part) for part in zip(ids.split(size), mask.split(size), strict=True)])
@@ -166,7 +166,7 @@ class LmTask:
         }
 
     def _surprise(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "N"]:
-        """Cross-entropy of each real token but the first, given those before it."""
+        """Cross-entropy of each real token but the first, given the tokens before it."""
         longest = int(mask.sum(1).max())
         ids, mask = ids[:, :longest], mask[:, :longest]
         device = next(self._model.parameters()).device
@@ -184,17 +184,17 @@ class LmRun(Config):
     lm: LmConfig
     """Sizes."""
     languages: tuple[str, ...] = Field(min_length=1)
-    """Codes of the languages whose captions it reads, all equally often."""
+    """Codes of the languages of the captions, all equally often."""
     task: LmTaskConfig
     """What a step sees."""
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
-    """Weights and captions follow from it."""
+    """Seed of weights and captions."""
 
 
 def train(run: LmRun, out: Path, device: torch.device) -> RunResult:
-    """Train (or resume) in `out`; the finished model is `out/llm`, in transformers' layout, fp16. Held-out compositions stay out."""
+    """Train (or resume) in `out`; the finished model is `out/llm`, in transformers' layout, fp16. No scene has an unseen composition."""
     lm = build_lm(run.lm, _learned_from(run), seed_of(run.seed, "lm weights"))
     lm.model.to(device)
 
@@ -216,7 +216,7 @@ def train(run: LmRun, out: Path, device: torch.device) -> RunResult:
 
 
 def tokens_per_caption(lm: CausalLm, texts: Mapping[Length, list[str]]) -> dict[str, float]:
-    """Of each length, on average, start and end included."""
+    """The average number of tokens of each length, start and end included."""
     return {length: round(_tokenized(lm, some)[1].sum(1).float().mean().item(), 1) for length, some in texts.items()}
 
 
@@ -235,7 +235,7 @@ def _unseen(seed: int, language: str) -> dict[Length, list[str]]:
 
 
 def _captions(seed: int, start: int, number: int, length: Length, languages: Sequence[str]) -> list[str]:
-    """Captions of so many scenes, in one language after the other."""
+    """Captions of `number` scenes, in all languages in turn."""
     return [
         scene_source.pair(seed, i, unseen=False, length=length, lang=languages[i % len(languages)]).caption.text
         for i in range(start, start + number)

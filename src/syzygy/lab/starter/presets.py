@@ -1,5 +1,7 @@
 """Presets of the starter's parts: CLIP, reader, autoencoder, decoder and its experts, T5, language model; and of all of it."""
 
+from typing import Any
+
 from syzygy.clip.clip_model import ClipConfig
 from syzygy.clip.training import ClipTaskConfig
 from syzygy.decoder.autoencoder import AutoencoderConfig
@@ -24,47 +26,58 @@ from syzygy.training.schedule import LoopConfig
 
 
 def clip_starter() -> ClipRun:
-    """The starter's CLIP on two CPU cores: about 40 minutes."""
+    """The starter's CLIP, in about 40 minutes on two CPU cores."""
     return ClipRun(
         clip=ClipConfig(),
         task=ClipTaskConfig(batch_size=256, hard_negatives=1.0),
-        loop=LoopConfig(
-            steps=2600,
-            lr=6e-4,
-            warmup=300,
-            weight_decay=0.05,
-            betas=(0.9, 0.98),
-            grad_clip=1.0,
-            ema_half_life=30,
-            validate_every=100,
-            checkpoint_every=100,
-        ),
+        loop=_loop(2600, 6e-4, warmup=300, every=100, half_life=30, weight_decay=0.05, betas=(0.9, 0.98)),
+    )
+
+
+def reader_starter() -> ReaderRun:
+    """The starter's reader, in about ten minutes on two CPU cores."""
+    return ReaderRun(
+        reader=ReaderConfig(),
+        task=ReaderTaskConfig(batch_size=64),
+        loop=_loop(1500, 2e-3, every=200, half_life=50, weight_decay=0.01, grad_clip=5.0),
     )
 
 
 def autoencoder_starter() -> AutoencoderRun:
-    """The starter's autoencoder on two CPU cores: about ten minutes."""
+    """The starter's autoencoder, in about ten minutes on two CPU cores."""
     return AutoencoderRun(
         autoencoder=AutoencoderConfig(),
         task=AutoencoderTaskConfig(batch_size=32),
-        loop=LoopConfig(
-            steps=3000,
-            lr=2e-3,
-            warmup=100,
-            betas=(0.9, 0.99),
-            grad_clip=1.0,
-            ema_half_life=50,
-            validate_every=250,
-            checkpoint_every=250,
-        ),
+        loop=_loop(3000, 2e-3, every=250, half_life=50, betas=(0.9, 0.99)),
     )
 
 
-def decoder_starter() -> DecoderRun:
-    """The starter's decoder on two CPU cores: about 85 minutes.
+def t5_starter() -> T5Run:
+    """The starter's T5 (an encoder of 0.9M parameters), pre-trained on captions of all lengths in 25 minutes on one CPU core."""
+    loop = _loop(2000, 3e-3, every=200, half_life=50)
+    return T5Run(t5=T5Config(), task=T5TaskConfig(batch_size=64), loop=loop)
 
-    The noise levels lie where the picture is decided: an object's place and shape drown at σ = 1 to 5 of the latents'
-    unit variance.
+
+def lm_starter() -> LmRun:
+    """The starter's language model (2.4M parameters), on captions of all lengths in all languages of the world.
+
+    It takes an estimated half hour on one CPU core.
+    """
+    loop = _loop(2000, 3e-3, every=200, half_life=50, weight_decay=0.01)
+    return LmRun(lm=LmConfig(), languages=tuple(LANGUAGES), task=LmTaskConfig(), loop=loop)
+
+
+def _loop(steps: int, lr: float, *, warmup: int = 100, every: int, half_life: float, **settings: Any) -> LoopConfig:
+    """A loop that validates and writes a checkpoint every so many steps."""
+    usual: dict[str, Any] = {"grad_clip": 1.0, "validate_every": every, "checkpoint_every": every}
+    return LoopConfig(steps=steps, lr=lr, warmup=warmup, ema_half_life=half_life, **(usual | settings))
+
+
+def decoder_starter() -> DecoderRun:
+    """The starter's decoder, in about 85 minutes on two CPU cores.
+
+    Most noise levels are where the image is decided: noise of σ = 1 to 5 (the latents have unit variance) hides an object's place and
+    shape.
     """
     return DecoderRun(
         backbone=UNetConfig(channels=(64, 96, 128), attention=(False, True, True)),
@@ -74,182 +87,93 @@ def decoder_starter() -> DecoderRun:
             noise=LogNormal(p_mean=0.4, p_std=1.2),
             subsets={"image": 0.55, "text": 0.1, "image+text": 0.27, "": 0.08},
         ),
-        loop=LoopConfig(
-            steps=14_000,
-            lr=8e-4,
-            warmup=300,
-            betas=(0.9, 0.99),
-            grad_clip=1.0,
-            ema_half_life=250,
-            validate_every=1000,
-            checkpoint_every=500,
-        ),
+        loop=_loop(14_000, 8e-4, warmup=300, every=1000, half_life=250, betas=(0.9, 0.99), checkpoint_every=500),
     )
 
 
 def decoder_words() -> DecoderRun:
-    """The starter's decoder taught to read words (`--t5 FOLDER --init starter`).
+    """The starter's decoder, trained further to read words (`--t5 FOLDER --init starter`).
 
-    A quarter of the samples have T5's states alone, which no pooled vector sums up, so that single words must come through
-    cross-attention. A third of the scenes show just what is told. In most samples the words for objects are painted where these
-    are. Noise is where the picture is decided.
+    A quarter of the samples have T5's states alone, without any pooled vector, so that single words must act through cross-attention. A third
+    of the scenes are fully described. Most samples are region-conditioned. The noise is where the image is decided.
     """
-    run = decoder_starter()
     subsets = {"t5": 0.25, "text": 0.2, "text+t5": 0.15, "image+text+t5": 0.2, "image": 0.1, "": 0.1}
-    task = {"subsets": subsets, "painted": 0.65, "strengths": (0.3, 3.0), "noise": LogNormal(p_mean=0.8, p_std=1.1)}
-    return run.model_copy(
-        update={
-            "medium_captions": 0.1,
-            "long_captions": 0.05,
-            "just_told": 0.35,
-            "fresh_attention": True,
-            "task": run.task.model_copy(update=task),
-            "loop": run.loop.model_copy(update={"steps": 9000, "validate_every": 500}),
-        }
+    noise = LogNormal(p_mean=0.8, p_std=1.1)
+    return decoder_starter().changed(
+        medium_captions=0.1,
+        long_captions=0.05,
+        just_told=0.35,
+        fresh_attention=True,
+        task={"subsets": subsets, "painted": 0.65, "strengths": (0.3, 3.0), "noise": noise},
+        loop={"steps": 9000, "validate_every": 500},
     )
 
 
 def decoder_colours() -> DecoderRun:
-    """The decoder of preset `words` taught colours through its words (`--t5 FOLDER --init FOLDER/decoder`).
+    """The decoder of preset `words`, trained further to read colours from words (`--t5 FOLDER --init FOLDER/decoder`).
 
-    Colours had always come through the pooled vectors, which are the picture's as a whole; attention told shapes and places alone
-    (docs/LOG.md). Here scenes show just what is told, nearly all samples have T5's states alone, and noise is where colours are decided.
+    Before, colours came from the pooled vectors, which describe the image as a whole, and attention carried shapes and places alone
+    (docs/LOG.md). Here scenes are fully described, most samples have T5's states alone, and the noise is where colours are decided.
     """
-    return _after_words(
-        subsets={"t5": 0.8, "image+text+t5": 0.12, "image": 0.08},
-        noise=LogNormal(p_mean=1.4, p_std=1.0),
-        just_told=1.0,
-        steps=1500,
-    )
+    subsets = {"t5": 0.8, "image+text+t5": 0.12, "image": 0.08}
+    noise = LogNormal(p_mean=1.4, p_std=1.0)
+    return _after_words(1500, subsets, noise, medium_captions=0.0, long_captions=0.0, just_told=1.0)
 
 
 def decoder_more_colours() -> DecoderRun:
-    """Preset `colours` again, for longer: at its end colours were still being learned (`--t5 FOLDER --init FOLDER/decoder`)."""
-    run = decoder_colours()
-    return run.model_copy(update={"seed": 1, "loop": run.loop.model_copy(update={"steps": 2500})})
+    """Preset `colours` for longer, as colours were still being learned at its end (`--t5 FOLDER --init FOLDER/decoder`)."""
+    return decoder_colours().changed(seed=1, loop={"steps": 2500})
 
 
 def decoder_binding() -> DecoderRun:
-    """The decoder of preset `more-colours` brought back to all its conditions (`--t5 FOLDER --init FOLDER/decoder`)."""
-    return _after_words(
-        subsets={"t5": 0.28, "text+t5": 0.22, "text": 0.1, "image+text+t5": 0.2, "image": 0.12, "": 0.08},
-        noise=LogNormal(p_mean=0.9, p_std=1.15),
-        just_told=0.5,
-        steps=3000,
-    )
+    """The decoder of preset `more-colours`, trained further with all its conditions (`--t5 FOLDER --init FOLDER/decoder`)."""
+    subsets = {"t5": 0.28, "text+t5": 0.22, "text": 0.1, "image+text+t5": 0.2, "image": 0.12, "": 0.08}
+    return _after_words(3000, subsets, LogNormal(p_mean=0.9, p_std=1.15), medium_captions=0.08, just_told=0.5)
 
 
 def decoder_more_binding() -> DecoderRun:
-    """Preset `binding` once more, for longer and with more scenes that show just what is told (`--t5 FOLDER --init FOLDER/decoder`)."""
-    run = _after_words(
-        subsets={"t5": 0.25, "text+t5": 0.2, "text": 0.08, "image+text+t5": 0.27, "image": 0.12, "": 0.08},
-        noise=LogNormal(p_mean=0.9, p_std=1.15),
-        just_told=0.6,
-        steps=4000,
-    )
-    return run.model_copy(update={"seed": 2})
+    """Preset `binding` for longer and with more fully described scenes (`--t5 FOLDER --init FOLDER/decoder`)."""
+    subsets = {"t5": 0.25, "text+t5": 0.2, "text": 0.08, "image+text+t5": 0.27, "image": 0.12, "": 0.08}
+    noise = LogNormal(p_mean=0.9, p_std=1.15)
+    return _after_words(4000, subsets, noise, medium_captions=0.08, just_told=0.6).changed(seed=2)
 
 
 def decoder_finish() -> DecoderRun:
-    """The last round of the same at a lower rate: textures and colours were still being learned (`--t5 FOLDER --init FOLDER/decoder`)."""
-    run = decoder_more_binding()
-    task = run.task.model_copy(update={"noise": LogNormal(p_mean=0.85, p_std=1.15)})
-    return run.model_copy(update={"seed": 3, "task": task, "loop": run.loop.model_copy(update={"lr": 6e-4})})
+    """The same at a lower learning rate, as textures and colours were still being learned (`--t5 FOLDER --init FOLDER/decoder`)."""
+    noise = LogNormal(p_mean=0.85, p_std=1.15)
+    return decoder_more_binding().changed(seed=3, task={"noise": noise}, loop={"lr": 6e-4})
 
 
-def _after_words(*, subsets: dict[str, float], noise: LogNormal, just_told: float, steps: int) -> DecoderRun:
-    run = decoder_words()
-    task = {"subsets": subsets, "painted": 0.75, "noise": noise}
-    captions = {"medium_captions": 0.0, "long_captions": 0.0} if just_told == 1 else {"medium_captions": 0.08}
-    loop = {"steps": steps, "warmup": 50, "ema_half_life": 80, "validate_every": 250, "checkpoint_every": 250}
-    return run.model_copy(
-        update={
-            **captions,
-            "just_told": just_told,
-            "fresh_attention": False,
-            "task": run.task.model_copy(update=task),
-            "loop": run.loop.model_copy(update=loop),
-        }
+def _after_words(steps: int, subsets: dict[str, float], noise: LogNormal, **captions: float) -> DecoderRun:
+    return decoder_words().changed(
+        **captions,
+        fresh_attention=False,
+        task={"subsets": subsets, "painted": 0.75, "noise": noise},
+        loop={"steps": steps, "warmup": 50, "ema_half_life": 80, "validate_every": 250, "checkpoint_every": 250},
     )
 
 
 def decoder_ediff() -> DecoderRun:
-    """eDiff-I's own settings (`--t5 FOLDER`): each embedding is dropped on its own, the noise is EDM's. An image embedding alone then comes in
-    .4 % of the samples, so that a prior's pictures suffer; the rates are recalled, not read (arXiv 2211.01324, section 4.1).
+    """eDiff-I's own settings (`--t5 FOLDER`): each embedding is dropped independently, and the noise is EDM's.
+
+    The image embedding alone then comes in 0.4 % of the samples, which harms the images from a prior. The rates are recalled, not read
+    (arXiv 2211.01324, section 4.1).
     """
-    run = decoder_starter()
-    task = run.task.model_copy(
-        update={
-            "noise": LogNormal(p_mean=-1.2, p_std=1.2),
-            "subsets": independent_dropout({"image": 0.9, "text": 0.2, "t5": 0.2}),
-        }
-    )
-    return run.model_copy(update={"task": task})
+    subsets = independent_dropout({"image": 0.9, "text": 0.2, "t5": 0.2})
+    return decoder_starter().changed(task={"noise": LogNormal(p_mean=-1.2, p_std=1.2), "subsets": subsets})
 
 
 def experts_full() -> ExpertsRun:
-    """The paper's three experts on the starter's decoder, as full networks: 13 nodes of a minute and a half on two CPU cores."""
+    """The paper's three experts of the starter's decoder as full networks: 13 nodes of a minute and a half on two CPU cores."""
     decoder = decoder_starter()
-    loop = decoder.loop.model_copy(update={"steps": 200, "lr": 2e-4, "warmup": 20, "ema_half_life": 25.0})
-    return ExpertsRun(task=decoder.task, loop=loop.model_copy(update={"validate_every": 100, "checkpoint_every": 100}))
-
-
-def reader_starter() -> ReaderRun:
-    """The starter's reader on two CPU cores: about ten minutes."""
-    return ReaderRun(
-        reader=ReaderConfig(),
-        task=ReaderTaskConfig(batch_size=64),
-        loop=LoopConfig(
-            steps=1500,
-            lr=2e-3,
-            warmup=100,
-            weight_decay=0.01,
-            grad_clip=5.0,
-            ema_half_life=50,
-            validate_every=200,
-            checkpoint_every=200,
-        ),
+    loop = decoder.loop.changed(
+        steps=200, lr=2e-4, warmup=20, ema_half_life=25.0, validate_every=100, checkpoint_every=100
     )
-
-
-def t5_starter() -> T5Run:
-    """The starter's T5: an encoder of 0.9M, pre-trained on captions of all lengths; 25 minutes on one CPU core."""
-    return T5Run(
-        t5=T5Config(),
-        task=T5TaskConfig(batch_size=64),
-        loop=LoopConfig(
-            steps=2000,
-            lr=3e-3,
-            warmup=100,
-            grad_clip=1.0,
-            ema_half_life=50,
-            validate_every=200,
-            checkpoint_every=200,
-        ),
-    )
-
-
-def lm_starter() -> LmRun:
-    """The starter's language model: 2.4M, on captions of all lengths in all languages of the world; an estimated half hour on one CPU core."""
-    return LmRun(
-        lm=LmConfig(),
-        languages=tuple(LANGUAGES),
-        task=LmTaskConfig(),
-        loop=LoopConfig(
-            steps=2000,
-            lr=3e-3,
-            warmup=100,
-            weight_decay=0.01,
-            grad_clip=1.0,
-            ema_half_life=50,
-            validate_every=200,
-            checkpoint_every=200,
-        ),
-    )
+    return ExpertsRun(task=decoder.task, loop=loop)
 
 
 def starter_cpu() -> StarterRun:
-    """The starter on two CPU cores, in about eight hours: an estimate from its stages, which were trained on their own, beside other work."""
+    """The starter in about eight hours on two CPU cores (an estimate from its stages, which were trained one by one)."""
     return StarterRun(
         clip=clip_starter(),
         reader=reader_starter(),
@@ -271,58 +195,26 @@ def starter_cpu() -> StarterRun:
 
 
 def starter_gpu() -> StarterRun:
-    """The starter on one H200, in four sittings of ten minutes: clip, reader, autoencoder; decoder, prior; t5 to finish; llm to quality.
+    """The starter on one H200, in four runs of ten minutes: clip, reader, autoencoder; decoder, prior; t5 to finish; llm to quality.
 
-    An estimate, not yet run. What bounds it is making scenes (about 0.2 ms a pair on one core), not the GPU. The
-    decoder has 7.0M parameters, 14 MB in fp16.
+    This is an estimate and was not run. Its limit is the rendering of scenes (about 0.2 ms a pair on one core), not the GPU. The decoder has
+    7.0M parameters, 14 MB in fp16.
     """
-    clip, decoder, prior = clip_starter(), decoder_starter(), prior_starter()
-    wider = UNetConfig(channels=(64, 128, 128), attention=(False, True, True))
-    return StarterRun(
-        clip=clip.model_copy(
-            update={
-                "task": clip.task.model_copy(update={"batch_size": 2048}),
-                "loop": clip.loop.model_copy(update={"steps": 700, "lr": 8e-4, "warmup": 150}),
-            }
-        ),
-        reader=reader_starter(),
-        autoencoder=autoencoder_starter(),
-        decoder=decoder.model_copy(
-            update={
-                "backbone": wider,
-                "task": decoder.task.model_copy(update={"batch_size": 1024}),
-                "loop": decoder.loop.model_copy(update={"steps": 2000, "lr": 1e-3}),
-            }
-        ),
-        t5=t5_starter(),
-        **{
-            name: run.model_copy(
-                update={
-                    "backbone": wider,
-                    "task": run.task.model_copy(update={"batch_size": 1024}),
-                    "loop": run.loop.model_copy(update={"steps": steps}),
-                }
-            )
-            for name, run, steps in (
-                ("words", decoder_words(), 1500),
-                ("colours", decoder_colours(), 200),
-                ("more_colours", decoder_more_colours(), 300),
-                ("binding", decoder_binding(), 300),
-                ("more_binding", decoder_more_binding(), 400),
-                ("finish", decoder_finish(), 400),
-            )
-        },
-        prior=prior.model_copy(
-            update={
-                "scenes": 50_000,
-                "task": prior.task.model_copy(update={"batch_size": 512}),
-                "loop": prior.loop.model_copy(update={"steps": 1500, "warmup": 150}),
-            }
-        ),
-        llm=lm_starter(),
-        align=align_starter(),
-        image=image_starter(),
-        quality=quality_starter(),
+
+    def decoder(steps: int, **loop: Any) -> dict[str, Any]:
+        wider = UNetConfig(channels=(64, 128, 128), attention=(False, True, True))
+        return {"backbone": wider, "task": {"batch_size": 1024}, "loop": {"steps": steps, **loop}}
+
+    return starter_cpu().changed(
+        clip={"task": {"batch_size": 2048}, "loop": {"steps": 700, "lr": 8e-4, "warmup": 150}},
+        decoder=decoder(2000, lr=1e-3),
+        words=decoder(1500),
+        colours=decoder(200),
+        more_colours=decoder(300),
+        binding=decoder(300),
+        more_binding=decoder(400),
+        finish=decoder(400),
+        prior={"scenes": 50_000, "task": {"batch_size": 512}, "loop": {"steps": 1500, "warmup": 150}},
     )
 
 

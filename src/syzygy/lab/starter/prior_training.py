@@ -22,7 +22,7 @@ from syzygy.training.run_records import Bar, RunResult, no_bar
 
 CHUNK = 512
 KNOWN = 0.9
-"""The part of a store's captions whose words the embedded world must all know."""
+"""The share of captions whose words the embedded world must all have."""
 WORLD_SOURCE = "rendered scenes of Syzygy's embedded world"
 
 
@@ -50,7 +50,7 @@ def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, P
     """The run's training and validation pairs of the world.
 
     Raises:
-        UserError: the run is made for a store.
+        UserError: the run is for a store.
     """
     if run.scenes is None:
         raise UserError("this preset trains on an embedding store: give --data STORE, or set scenes=20000.")
@@ -94,6 +94,6 @@ def train(
 
 
 def of_the_world(captions: Sequence[str]) -> bool:
-    """Whether captions are of the embedded world: nearly all consist of words that it knows."""
+    """Whether captions are of the embedded world: nearly all consist of words from its languages."""
     known = [not language(detect_language(text)).unknown(text) for text in captions]
     return bool(known) and sum(known) >= KNOWN * len(known)

@@ -24,17 +24,17 @@ from syzygy.training.run_records import RunResult, train_part
 from syzygy.training.schedule import LoopConfig
 
 SPREAD = 0.7
-"""Standard deviation, in cells, of the bump around a centre within which the focal loss forgives heat."""
+"""Standard deviation, in cells, of the area around a centre where the focal loss penalises predicted centres less."""
 VALIDATION_PICTURES = 512
 CALIBRATION_PICTURES = 1024
 TEST_PICTURES = 2048
 BLUR, NOISE, SHIFT = 0.8, 0.05, (2, -1)
-"""Mild: largest blur in pixels and noise (each picture draws its own), and the shift in pixels to the right and down."""
+"""Mild distortions: largest blur in pixels, largest noise (each image draws its own), and the shift in pixels to the right and down."""
 
 
 @dataclass(frozen=True)
 class ReaderBatch:
-    """Pictures in [0, 1] and the scenes they show."""
+    """Images in [0, 1] and the scenes that they show."""
 
     images: Float[Tensor, "B 3 64 64"]
     scenes: Sequence[Scene]
@@ -44,19 +44,19 @@ class ReaderTaskConfig(Config):
     """What a step sees."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Pictures a step."""
+    """Images per step."""
     noise: float = Field(default=0.08, ge=0)
-    """Largest standard deviation of the noise added to pictures."""
+    """Largest standard deviation of the noise that is added to images."""
     blur: float = Field(default=1.0, gt=0)
     """Largest standard deviation of the blur, in pixels."""
     clean: float = Field(default=0.4, ge=0, le=1)
-    """Part of the pictures that stay as rendered."""
+    """Share of the images that stay as rendered."""
 
 
 def degraded(
     images: Float[Tensor, "B 3 H W"], config: ReaderTaskConfig, random: torch.Generator
 ) -> Float[Tensor, "B 3 H W"]:
-    """Blur, then noise, each of a random strength a picture; so the reader also reads what a decoder paints."""
+    """Blur, then noise, with random strengths for each image, so that the reader also works on images from a decoder."""
     device, batch = images.device, len(images)
     strength = torch.rand(2, batch, generator=random, device=device)
     keep = torch.rand(batch, generator=random, device=device) < config.clean
@@ -73,7 +73,7 @@ def degraded(
 
 
 def reader_loss(found: Mapping[str, Tensor], scenes: Sequence[Scene]) -> dict[str, Float[Tensor, ""]]:
-    """Parts of the loss: centres (penalty-reduced focal loss), attributes, offset and radius at the centres, style."""
+    """The terms of the loss: centres (penalty-reduced focal loss), attributes, offset and radius at the centres, style."""
     device = found["heat"].device
     rows = [
         (
@@ -138,14 +138,14 @@ class ReaderTask:
         return {"reader": self.reader}
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """Sum of the parts on this step's degraded pictures."""
+        """The sum of the terms on this step's degraded images."""
         batch = self.batches(step)
         random = generator(self.seed, "reader", step, device=batch.images.device)
         parts = reader_loss(self.reader(degraded(batch.images, self.config, random)), batch.scenes)
         return {"loss": torch.stack(list(parts.values())).sum()}
 
     def validate(self) -> dict[str, float]:
-        """`accuracy` on unseen clean pictures, and on the same degraded."""
+        """`accuracy` on unseen images, and on degraded copies."""
         random = generator(self.seed, "reader validation", device=self.validation.images.device)
         worse = degraded(self.validation.images, self.config.model_copy(update={"clean": 0.0}), random)
         clean, spoilt = (
@@ -164,7 +164,7 @@ class ReaderRun(Config):
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
-    """Weights and scenes follow from it."""
+    """Seed of weights and scenes."""
 
 
 def train(run: ReaderRun, out: Path, device: torch.device) -> RunResult:
@@ -199,7 +199,7 @@ def train(run: ReaderRun, out: Path, device: torch.device) -> RunResult:
 
 
 def _calibrated(reader: Reader, batch: ReaderBatch, run: ReaderRun) -> Reader:
-    """The reader with the threshold that counts best on pictures of a split of its own, half of them degraded as in training."""
+    """The reader with the threshold that counts objects best on images of a separate split, half of them degraded as in training."""
     half = len(batch.scenes) // 2
     random = generator(run.seed, "reader calibration", device=batch.images.device)
     worse = degraded(batch.images[half:], run.task.model_copy(update={"clean": 0.0}), random)

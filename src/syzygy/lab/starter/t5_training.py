@@ -25,25 +25,25 @@ TOKENIZER_CAPTIONS = 2000
 VALIDATION_CAPTIONS = 128
 LENGTHS: tuple[Length, ...] = ("short", "medium", "long")
 IGNORED = -100
-"""What cross-entropy skips: pads of the answers."""
+"""Label that cross-entropy ignores: the padding of the targets."""
 
 
 class T5TaskConfig(Config):
     """What one training step of a T5 sees."""
 
     batch_size: int = Field(default=64, ge=1)
-    """Texts a step."""
+    """Texts per step."""
     density: float = Field(default=0.15, gt=0, lt=1)
-    """Part of the tokens that is left out (the paper's)."""
+    """Share of the tokens that is left out (the paper's value)."""
     mean_span: float = Field(default=3.0, ge=1)
-    """Tokens that are left out together, on average (the paper's)."""
+    """Average length of a span that is left out, in tokens (the paper's value)."""
 
 
 def spans_left_out(length: int, density: float, mean_span: float, random: torch.Generator) -> Bool[Tensor, "length"]:
-    """Which tokens are left out: whole spans, never the first token, always one at least, spans never side by side.
+    """Choose the tokens to leave out: whole spans that do not touch, never the first token, and at least one token.
 
-    The paper's scheme: as many tokens as the density asks for, cut at random into spans, between random spans that are kept. Of a text of
-    one token nothing is left out.
+    As in the paper, the number of tokens follows from the density. They are divided at random into spans, between random spans that are
+    kept. Nothing is left out of a text of one token.
     """
     if length < 2:
         return torch.zeros(length, dtype=torch.bool)
@@ -55,7 +55,7 @@ def spans_left_out(length: int, density: float, mean_span: float, random: torch.
 
 
 def _cut(total: int, parts: int, random: torch.Generator) -> Int[Tensor, "parts"]:
-    """`total` as a sum of so many positive numbers, at random."""
+    """`total` as a random sum of `parts` positive numbers."""
     places = torch.randperm(total - 1, generator=random)[: parts - 1].sort().values + 1
     return torch.cat([torch.tensor([0]), places, torch.tensor([total])]).diff()
 
@@ -63,7 +63,7 @@ def _cut(total: int, parts: int, random: torch.Generator) -> Int[Tensor, "parts"
 def corrupted(
     ids: Sequence[int], out: Bool[Tensor, "length"], sentinels: Sequence[int], end: int
 ) -> tuple[list[int], list[int]]:
-    """The text with a sentinel for each span left out, and the answer: each sentinel with what it stands for. Both end.
+    """The text with a sentinel for each span that is left out, and the target: each sentinel with its span. Both end with `end`.
 
     Spans beyond the last sentinel are kept.
     """
@@ -104,7 +104,7 @@ class T5Task:
         self._pad, self._end, self._sentinels = pad, end, list(sentinels)
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """Mean cross-entropy of the answers' tokens."""
+        """Mean cross-entropy of the tokens of the targets."""
         logits, labels = self._answered(self._batches(step), "step", step)
         return {
             "loss": nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
@@ -112,7 +112,7 @@ class T5Task:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """On unseen texts, with the same spans each time: cross-entropy, and the part of left-out tokens that is right."""
+        """Cross-entropy and accuracy of the tokens that were left out, on unseen texts with the same spans each time."""
         logits, labels = self._answered(self._validation, "validation")
         loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
         words = (labels != IGNORED) & (labels != self._end)
@@ -121,7 +121,7 @@ class T5Task:
         return {"loss": loss.item(), "accuracy": (logits.argmax(-1) == labels)[words].float().mean().item()}
 
     def _answered(self, texts: list[list[int]], *key: Any) -> tuple[Tensor, Int[Tensor, "B A"]]:
-        """Logits [B, A, V] and labels of the answers; spans follow from (seed, key, row)."""
+        """Logits [B, A, V] and labels of the targets; the spans follow from (seed, key, row)."""
         given, answers = [], []
         for row, ids in enumerate(texts):
             random = generator(self._seed, "t5", *key, row)
@@ -151,7 +151,7 @@ class T5Run(Config):
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
-    """Weights, captions and spans follow from it."""
+    """Seed of weights, captions and spans."""
 
 
 def train(run: T5Run, out: Path, device: torch.device) -> RunResult:
@@ -195,6 +195,6 @@ def _captions(seed: int, start: int, number: int, length: Length) -> list[str]:
 
 
 def _ids(t5: T5Text, texts: list[str]) -> list[list[int]]:
-    """Without their end: spans are left out before it."""
+    """Token ids without the end token, before which spans are left out."""
     found = t5.tokenize(texts)
     return [ids[mask].tolist()[:-1] for ids, mask in zip(found.ids, found.mask, strict=True)]

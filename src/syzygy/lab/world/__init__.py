@@ -1,1 +1,1 @@
-"""The embedded world: scenes, their pictures, their captions, and exact judgement. Needs torch only."""
+"""The embedded world: scenes, their images and captions, and exact checks of facts. It needs only torch."""

@@ -1,4 +1,4 @@
-"""What a caption says of a scene, apart from any language, and whether a scene agrees with it."""
+"""What a caption says about a scene, in any language, and which of its facts a scene shows."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -103,7 +103,7 @@ def describe(scene: Scene, draw: Draw, facts: FactRates) -> Description:
             count,
         )
         if count > 1 and sum(map(mention.fits, scene.things)) != count:
-            # "two circles" must not be false for want of "red"
+            # without its attributes "two circles" would be false if there are more circles
             mention = Mention(shape, colour, texture, count)
         mentions.append(mention)
     style = scene.style if draw.chance(facts.style) else None
@@ -125,8 +125,8 @@ def _thing_of(mention: Mention, scene: Scene) -> Thing | None:
 
 
 @runtime_checkable
-class Seen(Protocol):
-    """What was seen in a picture: a scene, or a reader's reading of one."""
+class SceneLike(Protocol):
+    """A scene, or what a reader predicts of an image. A protocol, so that this module need not import the reader's network."""
 
     @property
     def things(self) -> tuple[Thing, ...]: ...
@@ -140,18 +140,18 @@ FactKind = Literal["shape", "colour", "texture", "relation", "count", "style"]
 
 @dataclass(frozen=True)
 class Fact:
-    """One named fact and whether the scene bears it out."""
+    """One named fact, and whether the scene shows it."""
 
     kind: FactKind
     text: str
     holds: bool
 
 
-def check_facts(description: Description, scene: Seen, *, exact_counts: bool = False) -> tuple[Fact, ...]:
-    """Every named atom of the description against the scene.
+def check_facts(description: Description, scene: SceneLike, *, exact_counts: bool = False) -> tuple[Fact, ...]:
+    """Check every named atom of the description against the scene.
 
-    Mentions are matched to different things in the way that bears out most facts, so attributes count only when bound
-    to the right object. A relation of several alike things must hold of each. Unnamed extra things are not punished
+    Mentions are matched to different things in the way that makes most facts hold, so attributes count only when bound
+    to the right object. A relation of several alike things must hold of each. Extra things do not count as errors
     unless `exact_counts`: then a mention's number must be the number of things that fit.
     """
     wanted = [i for i, m in enumerate(description.mentions) for _ in range(m.count)]
@@ -176,8 +176,8 @@ def check_facts(description: Description, scene: Seen, *, exact_counts: bool = F
     return best
 
 
-def extra_things(description: Description, scene: Seen) -> int:
-    """How many more things there are than the description names: reported beside the facts, never punished."""
+def extra_things(description: Description, scene: SceneLike) -> int:
+    """How many more things there are than the description names: reported apart from the facts, never counted as errors."""
     return max(len(scene.things) - sum(m.count for m in description.mentions), 0)
 
 

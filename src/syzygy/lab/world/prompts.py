@@ -1,4 +1,4 @@
-"""Prompts by category, after T2I-CompBench (Huang et al. 2023): which parts of a text does a picture get right?
+"""Prompts by category, after T2I-CompBench (Huang et al. 2023): which parts of a text does an image get right?
 
 All objects of a prompt differ in shape, and those with given colours (or, in "texture", textures) differ in these too,
 so that an attribute bound to the wrong object always shows.
@@ -22,14 +22,14 @@ CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to paint, what it says, and whether it names an unseen composition."""
+    """A text to generate an image from, its description, and whether it names an unseen composition."""
 
     category: Category
     text: str
     description: Description
     unseen: bool
     spans: tuple[Span, ...] = ()
-    """Where each mention's words stand."""
+    """Where the words of each mention are."""
 
 
 def prompts(
@@ -115,14 +115,14 @@ def _numeracy(draw: Draw) -> Iterator[Description]:
             yield Mention(shape, colour, None, count)
 
     alone = [Description((several,)) for several in alike(MAX_OBJECTS)]
-    beside = [
+    with_other = [
         Description((several, Mention(shape, colour)))
         for several, shape, colour in product(alike(MAX_OBJECTS - 1), SHAPES, (None, *COLOURS))
         if shape != several.shape
         and (colour is None) == (several.colour is None)
         and (colour != several.colour or not colour)
     ]
-    return _alternating(draw, alone, beside)
+    return _alternating(draw, alone, with_other)
 
 
 def _complex(draw: Draw) -> Iterator[Description]:

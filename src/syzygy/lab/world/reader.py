@@ -1,7 +1,7 @@
-"""The reader: picture → what is in it. A small convolutional net that marks centres of objects and names them.
+"""The reader: image → its contents. A small convolutional network that marks the centres of objects and classifies them.
 
 Centres as points of a heat map, attributes read at the centre: CenterNet (Zhou, Wang and Krähenbühl 2019, "Objects as Points").
-Legend: B pictures, K cells a side, F features.
+Legend: B images, K cells a side, F features.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class ReaderConfig(Config):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a reader saw: things ordered from left to right, and the style. No things is possible."""
+    """What a reader finds in an image: things ordered from left to right, perhaps none, and the style."""
 
     things: tuple[Thing, ...]
     style: Style
@@ -65,7 +65,7 @@ def _summary(x: Float[Tensor, "B F K K"]) -> Float[Tensor, "B G"]:
 
 
 class Reader(nn.Module):
-    """Reads pictures of any size (resized to 64 px) in [0, 1]."""
+    """Reads images of any size (resized to 64 px) in [0, 1]."""
 
     def __init__(self, config: ReaderConfig) -> None:
         super().__init__()
@@ -102,12 +102,12 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
-        """What the style is read from: mean and maximum of each channel of the last cells."""
+        """The features that the style is read from: mean and maximum of each channel of the last cells."""
         return _summary(self._trunk(images))
 
     @torch.no_grad()
     def read(self, images: Float[Tensor, "B 3 H W"], *, threshold: float | None = None) -> list[Prediction]:
-        """What is in each picture: local maxima of the heat above the threshold (the reader's own unless given), four at most."""
+        """The contents of each image: local maxima of the heat above the threshold (the reader's own unless given), four at most."""
         threshold = self.config.threshold if threshold is None else threshold
         found = self(images)
         heat = found["heat"][:, 0].sigmoid()
@@ -119,7 +119,7 @@ class Reader(nn.Module):
         x, y = (column + 0.5 + offset[:, 0]) / CELLS, (row + 0.5 + offset[:, 1]) / CELLS
         radius = found["radius"].flatten(1).gather(1, at)
         style = found["style"].argmax(1)
-        readings = []
+        predictions = []
         for b in range(len(images)):
             seen = []
             for k in range(MAX_OBJECTS):
@@ -129,8 +129,8 @@ class Reader(nn.Module):
                     thing = Thing(SHAPES[shape], COLOURS[colour], TEXTURES[texture], *place)
                     seen.append((thing, float(score[b, k])))
             seen.sort(key=lambda one: one[0].x)
-            readings.append(Prediction(tuple(t for t, _ in seen), STYLES[int(style[b])], tuple(c for _, c in seen)))
-        return readings
+            predictions.append(Prediction(tuple(t for t, _ in seen), STYLES[int(style[b])], tuple(c for _, c in seen)))
+        return predictions
 
     def save_pretrained(self, folder: Path, provenance: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
         """Write configuration, weights and provenance as one folder, atomically."""

@@ -1,4 +1,4 @@
-"""How well a reader reads: accuracy, confusion, and the threshold that counts best."""
+"""Accuracy and confusion of a reader, and the threshold that counts best."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +18,7 @@ THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(2, 19))
 
 
 def found_things(predictions: Sequence[Prediction], scenes: Sequence[Scene]) -> Iterator[tuple[Thing, Thing | None]]:
-    """Every thing of the scenes with what was seen in its place, None where nothing was."""
+    """Every thing of the scenes with what the reader found in its place, or None."""
     for prediction, scene in zip(predictions, scenes, strict=True):
         for thing in scene.things:
             near = min(prediction.things, key=lambda t: (t.x - thing.x) ** 2 + (t.y - thing.y) ** 2, default=None)
@@ -58,7 +58,7 @@ def confusion(predictions: Sequence[Prediction], scenes: Sequence[Scene]) -> dic
 
 
 def best_threshold(reader: Reader, images: Float[Tensor, "B 3 H W"], scenes: Sequence[Scene]) -> float:
-    """The heat above which things are counted right in most of these pictures; of equally good ones the middle."""
+    """The heat above which things are counted right in most of these images; the middle one of equally good ones."""
     predictions = reader.read(images, threshold=0.0)
     right = [
         sum(sum(c > t for c in r.confidence) == len(s.things) for r, s in zip(predictions, scenes, strict=True))
@@ -71,7 +71,7 @@ def best_threshold(reader: Reader, images: Float[Tensor, "B 3 H W"], scenes: Seq
 def shifted(
     images: Float[Tensor, "B 3 H W"], scenes: Sequence[Scene], pixels: tuple[int, int]
 ) -> tuple[Float[Tensor, "B 3 H W"], list[Scene]]:
-    """Pictures moved by (right, down) pixels, their edges repeated, and the scenes they then show."""
+    """Images moved by (right, down) pixels, their edges repeated, and the scenes they then show."""
     right, down = pixels
     height, width = images.shape[-2:]
     margin = max(abs(right), abs(down))
@@ -85,7 +85,7 @@ def shifted(
 
 
 def read_all(reader: Reader, images: Float[Tensor, "B 3 H W"], chunk: int = 256) -> list[Prediction]:
-    """Predictions for any number of pictures, some at a time, on the reader's device."""
+    """Predictions for any number of images, some at a time, on the reader's device."""
     device = next(reader.parameters()).device
     with torch.no_grad():
         return [prediction for part in images.split(chunk) for prediction in reader.read(part.to(device))]

@@ -1,4 +1,4 @@
-"""Scenes → pictures, in torch, anti-aliased from signed distances, at any resolution, on any device.
+"""Scenes → images, in torch, anti-aliased from signed distances, at any resolution, on any device.
 
 Legend: S scenes, N objects drawn in one go, H and W pixels, 3 colour channels. Colours are sRGB in [0, 1].
 Signed distances follow Quílez, "2D distance functions".
@@ -125,7 +125,7 @@ def _object_colours(colour_N: Tensor, style_N: Tensor) -> tuple[Float[Tensor, "N
 
 
 class _Drawn(NamedTuple):
-    painted: Float[Tensor, "N 3 H W"]
+    inner_colours: Float[Tensor, "N 3 H W"]
     glow_colour: Float[Tensor, "N 3 1 1"]
     coverage: Float[Tensor, "N H W"]
     glow: Float[Tensor, "N H W"]
@@ -153,9 +153,9 @@ def _draw_objects(scenes: Sequence[Scene], x_W: Tensor, y_H: Tensor) -> _Drawn:
     x, y = torch.broadcast_tensors(x, y)
     pixels = radius * size
     distance, marks = torch.empty_like(x), torch.zeros_like(x)
-    looks = [(t.shape, TEXTURES.index(t.texture)) for t in things]
-    for shape, texture in dict.fromkeys(looks):
-        start, stop = looks.index((shape, texture)), len(looks) - looks[::-1].index((shape, texture))
+    appearances = [(t.shape, TEXTURES.index(t.texture)) for t in things]
+    for shape, texture in dict.fromkeys(appearances):
+        start, stop = appearances.index((shape, texture)), len(appearances) - appearances[::-1].index((shape, texture))
         distance[start:stop] = _DISTANCE[shape](x[start:stop], y[start:stop])
         if texture:
             marks[start:stop] = _marks(texture, x[start:stop], y[start:stop], pixels[start:stop])
@@ -164,16 +164,16 @@ def _draw_objects(scenes: Sequence[Scene], x_W: Tensor, y_H: Tensor) -> _Drawn:
     is_outline = (style == STYLES.index("outline"))[:, None, None]
     line = (0.5 + distance + (0.12 * pixels).clamp_min(1.3)).clamp(0, 1) * is_outline
     fill, mark = _object_colours(colour, style)
-    painted = fill[..., None, None] + (mark - fill)[..., None, None] * marks[:, None]
-    painted = painted + (0.08 - painted) * line[:, None]
+    inner_colours = fill[..., None, None] + (mark - fill)[..., None, None] * marks[:, None]
+    inner_colours = inner_colours + (0.08 - inner_colours) * line[:, None]
     is_night = (style == STYLES.index("night"))[:, None, None]
     glow = torch.exp(-distance.clamp_min(0) / (0.35 * pixels)) * 0.35 * is_night
-    return _Drawn(painted, fill[..., None, None], coverage, glow, where)
+    return _Drawn(inner_colours, fill[..., None, None], coverage, glow, where)
 
 
 def _check(size: int) -> None:
     if size < 16:
-        raise UserError(f"pictures of {size} px cannot show objects; choose 16 px or more (the world's default is 64).")
+        raise UserError(f"images of {size} px cannot show objects; choose 16 px or more (the world's default is 64).")
 
 
 def _axes(size: int, device: torch.device | str) -> Tensor:
@@ -181,7 +181,7 @@ def _axes(size: int, device: torch.device | str) -> Tensor:
 
 
 def render(scenes: Sequence[Scene], size: int = 64, device: torch.device | str = "cpu") -> Float[Tensor, "S 3 H W"]:
-    """Pictures of the scenes in [0, 1], computed in fp32 on `device`.
+    """Images of the scenes in [0, 1], computed in fp32 on `device`.
 
     Raises:
         UserError: size below 16 px.
@@ -196,7 +196,7 @@ def render(scenes: Sequence[Scene], size: int = 64, device: torch.device | str =
         index = torch.tensor([drawn.where[i][0] for i in rows], device=axis.device)
         under = canvas[index]
         under = under + (drawn.glow_colour[rows] - under) * drawn.glow[rows][:, None]
-        canvas[index] = under + (drawn.painted[rows] - under) * drawn.coverage[rows][:, None]
+        canvas[index] = under + (drawn.inner_colours[rows] - under) * drawn.coverage[rows][:, None]
     return canvas.clamp_(0, 1)
 
 
@@ -205,7 +205,7 @@ def masks(
 ) -> Float[Tensor, "K H W"]:
     """How much of each pixel each thing covers, in the order of the things: region masks.
 
-    What stands in front of a thing is taken away from its mask; with `hidden=True` it is not.
+    A thing in front of another one is removed from its mask; with `hidden=True` it is not.
     """
     _check(size)
     axis = _axes(size, device)

@@ -1,4 +1,4 @@
-"""Scenes: what is in a picture, as values. Lengths are fractions of the picture's side; y points down."""
+"""Scenes: the contents of an image as values. Lengths are fractions of the image's side; y points down."""
 
 from dataclasses import dataclass
 from typing import Literal

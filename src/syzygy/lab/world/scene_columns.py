@@ -1,4 +1,4 @@
-"""What can be said of a scene and its caption in numbers and names, to choose scenes by."""
+"""Numbers and names that describe a scene and its caption, for filters that select scenes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from syzygy.lab.world.scene_source import Pair
 
 @dataclass(frozen=True)
 class SceneTable:
-    """A row a pair."""
+    """One row for each pair."""
 
     pairs: Sequence[Pair]
 
     path = "the embedded world"
-    """What it is called in messages."""
+    """Its name in messages."""
 
     @property
     def columns(self) -> dict[str, str]:

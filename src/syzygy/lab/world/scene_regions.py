@@ -1,4 +1,4 @@
-"""Regions as a person might paint them: loosely around the objects that a caption names, in the caption's own words."""
+"""Regions as a person might draw them: loosely around the objects that a caption names, for the caption's own words."""
 
 import torch
 from jaxtyping import Float
@@ -9,17 +9,17 @@ from syzygy.core.randomness import Draw
 from syzygy.lab.world.scene import Thing
 from syzygy.lab.world.scene_source import Pair
 
-PAINTED = 0.85
-"""Part of the mentions that are painted, so that a decoder learns to place the others by itself."""
+WITH_REGION = 0.85
+"""Fraction of the mentions that get a region, so that a decoder learns to place the others by itself."""
 TO_THE_EDGE = 0.3
-"""Part of the sides that reach the picture's edge: with all four a region tells nothing, with three it is a strip."""
+"""Fraction of the sides that reach the image's edge: with all four a region says nothing, with three it is a strip."""
 
 
 def regions(pair: Pair, draw: Draw, side: int) -> tuple[Region, ...]:
     """A mask of `side` × `side` for most of the objects that the caption names, at least their centres inside.
 
-    Boxes of any looseness, up to halves and strips of the picture, or discs around each object. Words that stand twice in the caption are
-    left out, as a region is for every place where its phrase stands.
+    Boxes of any looseness, up to halves and strips of the image, or discs around each object. Words that occur twice in the caption are
+    left out, as a region applies to every occurrence of its phrase.
     """
     text, mentions = pair.caption.text, pair.caption.description.mentions
     phrases = [(mentions[span.mention], text[span.start : span.stop]) for span in pair.caption.spans]
@@ -27,13 +27,13 @@ def regions(pair: Pair, draw: Draw, side: int) -> tuple[Region, ...]:
     for mention, phrase in phrases:
         things = [thing for thing in pair.scene.things if mention.fits(thing)]
         mask = _box(things, draw, side) if draw.chance(0.7) else _discs(things, draw, side)
-        if draw.chance(PAINTED) and text.casefold().count(phrase.casefold()) == 1:
+        if draw.chance(WITH_REGION) and text.casefold().count(phrase.casefold()) == 1:
             found.append(Region(phrase, mask))
     return tuple(found)
 
 
 def _box(things: list[Thing], draw: Draw, side: int) -> Float[Tensor, "side side"]:
-    """Around all of them; each side is moved a random part of the way to the picture's edge, or all of it."""
+    """Around all of them; each side is moved a random part of the way to the image's edge, or all of it."""
     loose = draw.random()
 
     def outward() -> float:

@@ -1,4 +1,4 @@
-"""Pictures with captions, made on the fly: pair number i of a seed is the same on every machine and in every batch."""
+"""Images with captions, generated on the fly: pair number i of a seed is the same on every machine and in every batch."""
 
 from dataclasses import dataclass, replace
 
@@ -42,7 +42,7 @@ def pair(
 def fully_described(seed: int, index: int, *, lang: str = "en") -> Pair:
     """Pair number `index` of this seed whose caption describes its scene fully: one thing or two, of different shapes and colours.
 
-    Words are learned sooner from these than from `pair`, whose captions leave things out.
+    Models learn words sooner from these than from `pair`, whose captions omit facts.
     """
     draw = Draw(seed, "just told", index)
     appearances = zip(draw.order(SHAPES)[: 1 if draw.chance(0.55) else 2], draw.order(COLOURS), strict=False)
@@ -65,7 +65,7 @@ def pairs(seed: int, start: int, number: int, **settings) -> list[Pair]:
 def pictures(
     found: list[Pair], size: int = 64, device: torch.device | str = "cpu", chunk: int = 32
 ) -> Float[Tensor, "B 3 H W"]:
-    """The pairs' pictures in [0, 1]. Small chunks stay in the processor's cache: 1.7 × faster than one go on a CPU."""
+    """The images of the pairs in [0, 1]. Small chunks stay in the processor's cache: on a CPU, 1.7 times as fast as one batch."""
     if torch.device(device).type != "cpu":
         chunk = max(len(found), 1)
     scenes = [p.scene for p in found]

@@ -1,8 +1,9 @@
 """Languages of the world: words and grammar, apart from scenes."""
 
 from syzygy.core.errors import unknown
-from syzygy.lab.world.language.base import Caption, Language, Parsed, Span
+from syzygy.lab.world.language.base import Caption, Parsed, Span
 from syzygy.lab.world.language.chinese import CHINESE
+from syzygy.lab.world.language.definition import Language
 from syzygy.lab.world.language.english import ENGLISH
 from syzygy.lab.world.language.french import FRENCH
 from syzygy.lab.world.language.german import GERMAN
@@ -21,14 +22,14 @@ LANGUAGES: dict[str, Language] = {
 
 
 def language(code: str) -> Language:
-    """The language with this code; unknown codes are an error that lists the known ones."""
+    """The language with this code. Raises UserError for an unknown code."""
     if code not in LANGUAGES:
         raise unknown("language", code, LANGUAGES)
     return LANGUAGES[code]
 
 
 def detect_language(text: str) -> str:
-    """The code of the language that knows most of a text, counted in letters; English where it is as good as another."""
+    """The code of the language that knows most of a text, counted in letters; English if it ties with another."""
     return min(LANGUAGES, key=lambda code: sum(map(len, LANGUAGES[code].unknown(text))))
 
 

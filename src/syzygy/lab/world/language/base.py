@@ -1,14 +1,13 @@
-"""What a language must do: say a description, and read it back."""
+"""Captions and parsed captions, the values that all languages share."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
-from syzygy.core.randomness import Draw
 from syzygy.lab.world.description import Description
 
 Length = Literal["short", "medium", "long"]
-"""Short: the description alone. Medium: a sentence or two before it, within CLIP's 77 tokens in English. Long: a paragraph before it, some 100
-to 300 tokens. The decisive words come last."""
+"""Short: the description alone. Medium: one or two filler sentences before it, within CLIP's 77 tokens in English. Long: a
+paragraph before it, 100 to 300 tokens. The description comes last."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Caption:
-    """A text, what it says, and where it says it."""
+    """A text, the description that it expresses, and where it names each mention."""
 
     text: str
     description: Description
@@ -31,32 +30,10 @@ class Caption:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What was understood of a text, and what was not."""
+    """The description in a text, and the words that did not enter it."""
 
     description: Description
     unknown: dict[str, tuple[str, ...]]
-    """Words that the language does not know, each with the nearest that it does."""
+    """Unknown words, each with the most similar known ones."""
     unused: tuple[str, ...] = ()
-    """Known words that went to no object: a relation without a second one, the first of two colours of one, …"""
-
-
-@runtime_checkable
-class Language(Protocol):
-    """Words and grammar of one language."""
-
-    @property
-    def name(self) -> str:
-        """What English calls it."""
-        ...
-
-    def caption(self, description: Description, draw: Draw, length: Length = "short") -> Caption:
-        """One of several phrasings of the description."""
-        ...
-
-    def parse(self, text: str) -> Parsed:
-        """The description in a text. Raises UserError when it names no object of the world."""
-        ...
-
-    def unknown(self, text: str) -> tuple[str, ...]:
-        """The words of a text that the language does not know; filler sentences count as known."""
-        ...
+    """Known words that belong to no object: a relation without a second object, the first of two colours of one object, …"""

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from syzygy.core.randomness import Draw
 from syzygy.lab.world.description import Description, Mention
-from syzygy.lab.world.language.fillers import Fillers
+from syzygy.lab.world.language.definition import Language
+from syzygy.lab.world.language.fillers import Fillers, sentences
 from syzygy.lab.world.language.parsing import Lexicon, Token, Word, meaning
-from syzygy.lab.world.language.sentence import Link, Manner, Opening, Phrase, Slot, Turned
-from syzygy.lab.world.language.spoken import Spoken
+from syzygy.lab.world.language.sentence import Link, Opening, Phrase, Slot, StyleWording, Turned
 from syzygy.lab.world.scene import Colour, Relation, Shape, Style, Texture
 
 NOUNS: dict[Shape, tuple[tuple[str, str], ...]] = {
@@ -55,26 +55,26 @@ NUMBERS = "一两三四五六七八九"
 MEASURES = "个颗轮枚弯只"
 
 
-def _manner(openings: Sequence[str], heading: str, tail: str) -> Manner:
-    return Manner([Opening(text) for text in openings], [Opening(f"{heading}：")], f"，{tail}")
+def _wording(openings: Sequence[str], heading: str, tail: str) -> StyleWording:
+    return StyleWording([Opening(text) for text in openings], [Opening(f"{heading}：")], f"，{tail}")
 
 
-MANNERS: dict[Style, tuple[Manner, ...]] = {
+STYLE_WORDINGS: dict[Style, tuple[StyleWording, ...]] = {
     "flat": (
-        _manner(("一幅扁平风格的画，画中有", "一张扁平风格的图，图中有"), "扁平风格的画", "扁平风格"),
-        _manner(("一幅扁平化的画，画中有",), "扁平化的画", "扁平化风格"),
+        _wording(("一幅扁平风格的画，画中有", "一张扁平风格的图，图中有"), "扁平风格的画", "扁平风格"),
+        _wording(("一幅扁平化的画，画中有",), "扁平化的画", "扁平化风格"),
     ),
     "outline": (
-        _manner(("一幅线稿，画中有", "一张线稿，图中有"), "线稿", "线稿风格"),
-        _manner(("一幅线描画，画中有",), "线描画", "线描风格"),
+        _wording(("一幅线稿，画中有", "一张线稿，图中有"), "线稿", "线稿风格"),
+        _wording(("一幅线描画，画中有",), "线描画", "线描风格"),
     ),
     "pastel": (
-        _manner(("一幅粉彩画，画中有", "一张粉彩风格的图，图中有"), "粉彩画", "粉彩风格"),
-        _manner(("一幅淡彩画，画中有",), "淡彩画", "淡彩风格"),
+        _wording(("一幅粉彩画，画中有", "一张粉彩风格的图，图中有"), "粉彩画", "粉彩风格"),
+        _wording(("一幅淡彩画，画中有",), "淡彩画", "淡彩风格"),
     ),
     "night": (
-        _manner(("一幅夜景画，画中有", "一张夜景图，图中有"), "夜景画", "夜景风格"),
-        _manner(("一幅夜晚风格的画，画中有",), "夜晚风格的画", "夜晚风格"),
+        _wording(("一幅夜景画，画中有", "一张夜景图，图中有"), "夜景画", "夜景风格"),
+        _wording(("一幅夜晚风格的画，画中有",), "夜晚风格的画", "夜晚风格"),
     ),
 }
 STYLE_WORDS: dict[Style, tuple[str, ...]] = {
@@ -85,33 +85,12 @@ STYLE_WORDS: dict[Style, tuple[str, ...]] = {
 }
 OPENINGS = [Opening(text) for text in ("图中有", "画面上有", "这里有", "图上有", "画里有")]
 
-FILLERS = (
-    "这张纸在外婆的抽屉里放了很多年。",
-    "谁也说不清它最初是从哪里来的。",
-    "听说它是在旧货市场上用一块手表换来的。",
-    "纸边已经有些磨损，不过保存得还算不错。",
-    "每次家里来客人，总有人会问起它。",
-    "搬家的时候它一度不见了，后来又在厨房的箱子里找到了。",
-    "老师曾经让全班同学用自己的话来描述它。",
-    "有的人看了很久不肯走，有的人连头也不抬。",
-    "背后用铅笔写着日期，字迹几乎认不出来了。",
-    "下雨天，孩子们喜欢拿它来编故事。",
-    "邻居总说应该给它配个像样的框子。",
-    "俗话说，各花入各眼，这话一点也不假。",
-    "住在杭州的朋友为它写过一封很长的信。",
-    "它也许并不值钱，可是我们都很珍惜。",
-    "据说还有另外一张差不多的，但谁也没有亲眼见过。",
-    "爷爷每次提起它，都要从头讲起。",
-    "往下读之前，请先停下来仔细看一看。",
-    "关于它的来历，知道的也就只有这些了。",
-)
-
 
 class Chinese:
     """`Grammar` of Chinese. What stands before a place word ("…的左边") has the genitive's slot: with as few 的 as it can."""
 
-    def manners(self, style: Style) -> Sequence[Manner]:
-        return MANNERS[style]
+    def style_wordings(self, style: Style) -> Sequence[StyleWording]:
+        return STYLE_WORDINGS[style]
 
     def openings(self, description: Description, draw: Draw) -> Sequence[Opening]:
         return Opening(""), Opening(""), draw.pick(OPENINGS), draw.pick(OPENINGS)
@@ -207,10 +186,10 @@ def _word() -> str:
     return rf"(?:{known})|(?:(?!{known})\w)+"
 
 
-CHINESE = Spoken(
+CHINESE = Language(
     "Chinese",
     "一个红色的圆形在一颗蓝色星星的左边",
     Chinese(),
     Lexicon(_WORDS, [found[0][0] for found in NOUNS.values()], word=_word(), ordered=_place_before_target),
-    Fillers(FILLERS, medium=(14.0, 48.0), long=(120.0, 240.0), size=len, space="", ends="。！？"),
+    Fillers(sentences("zh"), medium=(14.0, 48.0), long=(120.0, 240.0), size=len, space="", ends="。！？"),
 )

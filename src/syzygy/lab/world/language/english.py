@@ -16,10 +16,10 @@ from collections.abc import Sequence
 
 from syzygy.core.randomness import Draw
 from syzygy.lab.world.description import Description, Mention
-from syzygy.lab.world.language.fillers import Fillers
-from syzygy.lab.world.language.parsing import TELLING, Lexicon, meaning
-from syzygy.lab.world.language.sentence import Link, Manner, Opening, Phrase, Slot, Turned
-from syzygy.lab.world.language.spoken import Spoken
+from syzygy.lab.world.language.definition import Language
+from syzygy.lab.world.language.fillers import Fillers, sentences
+from syzygy.lab.world.language.parsing import CONTENT_ROLES, Lexicon, meaning
+from syzygy.lab.world.language.sentence import Link, Opening, Phrase, Slot, StyleWording, Turned
 from syzygy.lab.world.scene import COLOURS, Relation, Shape, Style, Texture
 
 NOUNS: dict[Shape, tuple[str, str]] = {
@@ -61,40 +61,24 @@ PRONOUNS, COPULAS = ("that", "which"), ("is", "are")
 BEFORE_NOUNS = ("the", "there")
 GLUE = ("and", "with", "of", "in", "style", "on", "showing", "it")
 
-FILLERS = (
-    "My aunt kept this sheet of paper in a wooden box for many years.",
-    "Nobody remembers who made it or when it was sent to us.",
-    "The corners are worn because so many children have held it.",
-    "We found it on a rainy afternoon while we were looking for something else.",
-    "Some people say that it belongs in a museum far from here.",
-    "Others think that it should stay with the family that loved it.",
-    "It has travelled by train and by ship and once by bicycle.",
-    "A friend of ours wrote a long letter about what it means to her.",
-    "If you listen to the old stories you will hear it mentioned again and again.",
-    "The teacher asked every pupil to describe it as well as they could.",
-    "Before you go on please take a deep breath and look closely.",
-    "None of this matters much for what can be seen here.",
-)
-"""See `Fillers`."""
-
 
 def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _manner(word: str) -> Manner:
+def _wording(word: str) -> StyleWording:
     openings = [Opening(f"{_article(word)} {word} {picture} of ") for picture in PICTURE_WORDS]
-    return Manner(openings, openings, f", in {word} style")
+    return StyleWording(openings, openings, f", in {word} style")
 
 
-_MANNERS = {style: tuple(map(_manner, words)) for style, words in STYLE_WORDS.items()}
+_STYLE_WORDINGS = {style: tuple(map(_wording, words)) for style, words in STYLE_WORDS.items()}
 
 
 class English:
     """`Grammar` of the world's English."""
 
-    def manners(self, style: Style) -> Sequence[Manner]:
-        return _MANNERS[style]
+    def style_wordings(self, style: Style) -> Sequence[StyleWording]:
+        return _STYLE_WORDINGS[style]
 
     def openings(self, description: Description, draw: Draw) -> Sequence[Opening]:
         there = "there are " if description.mentions[0].count > 1 else "there is "
@@ -145,9 +129,9 @@ _WORDS = {
     **meaning("the", {None: BEFORE_NOUNS}),
     **meaning("glue", {None: GLUE}),
 }
-KNOWN_WORDS = tuple(spelled for spelled, word in _WORDS.items() if word.role in TELLING)
+KNOWN_WORDS = tuple(spelled for spelled, word in _WORDS.items() if word.role in CONTENT_ROLES)
 """Words that say something of a scene."""
 
-ENGLISH = Spoken(
-    "English", "a red circle left of a blue star", English(), Lexicon(_WORDS, tuple(NOUNS)), Fillers(FILLERS)
+ENGLISH = Language(
+    "English", "a red circle left of a blue star", English(), Lexicon(_WORDS, tuple(NOUNS)), Fillers(sentences("en"))
 )

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from syzygy.lab.world.language.fillers import Fillers
+from syzygy.lab.world.language.definition import Language
+from syzygy.lab.world.language.fillers import Fillers, sentences
 from syzygy.lab.world.language.parsing import Lexicon, meaning
 from syzygy.lab.world.language.romance import F, Forms, M, Noun, Romance, invariable, opening
-from syzygy.lab.world.language.sentence import Manner, Opening
-from syzygy.lab.world.language.spoken import Spoken
+from syzygy.lab.world.language.sentence import Opening, StyleWording
 from syzygy.lab.world.scene import Relation, Style
 
 VOWELS = "aeiouyâàéèêîôûœ"
@@ -26,8 +26,8 @@ RELATIONS: dict[Relation, tuple[str, ...]] = {
 }
 
 
-def _manner(openings: Sequence[str], heading: str, tail: str) -> Manner:
-    return Manner([opening(text) for text in openings], [Opening(f"{heading} : ")], f", {tail}")
+def _wording(openings: Sequence[str], heading: str, tail: str) -> StyleWording:
+    return StyleWording([opening(text) for text in openings], [Opening(f"{heading} : ")], f", {tail}")
 
 
 def joined(text: str, phrase: str) -> tuple[str, str]:
@@ -78,20 +78,20 @@ GRAMMAR = Romance(
     relations=RELATIONS,
     styles={
         "flat": (
-            _manner(("un dessin en aplats de",), "dessin en aplats", "en aplats"),
-            _manner(("une image de style plat avec",), "image de style plat", "dans un style plat"),
+            _wording(("un dessin en aplats de",), "dessin en aplats", "en aplats"),
+            _wording(("une image de style plat avec",), "image de style plat", "dans un style plat"),
         ),
         "outline": (
-            _manner(("un dessin au trait de",), "dessin au trait", "au trait"),
-            _manner(("une image au trait de",), "image au trait", "en simples contours"),
+            _wording(("un dessin au trait de",), "dessin au trait", "au trait"),
+            _wording(("une image au trait de",), "image au trait", "en simples contours"),
         ),
         "pastel": (
-            _manner(("un dessin aux tons pastel de",), "dessin aux tons pastel", "aux tons pastel"),
-            _manner(("une image en couleurs pastel de",), "image en couleurs pastel", "en couleurs pastel"),
+            _wording(("un dessin aux tons pastel de",), "dessin aux tons pastel", "aux tons pastel"),
+            _wording(("une image en couleurs pastel de",), "image en couleurs pastel", "en couleurs pastel"),
         ),
         "night": (
-            _manner(("une image nocturne de", "un dessin nocturne de"), "image nocturne", "dans un style nocturne"),
-            _manner(("une scène nocturne avec",), "scène nocturne", "de nuit"),
+            _wording(("une image nocturne de", "un dessin nocturne de"), "image nocturne", "dans un style nocturne"),
+            _wording(("une scène nocturne avec",), "scène nocturne", "de nuit"),
         ),
     },
     there=("il y a ", "on voit ", "voici "),
@@ -114,26 +114,6 @@ STYLE_WORDS: dict[Style, tuple[str, ...]] = {
     "night": ("nocturne", "nuit"),
 }
 
-FILLERS = (
-    "Cette feuille a longtemps dormi au fond d'un tiroir, avec de vieilles factures.",
-    "Personne ne se souvient de celui ou de celle qui l'a apportée à la maison.",
-    "Ma tante prétend l'avoir trouvée dans un vide-grenier, un matin de novembre.",
-    "Les bords sont un peu abîmés, mais l'ensemble a bien tenu.",
-    "Le facteur lui-même s'arrête parfois pour y jeter un coup d'œil.",
-    "On en parle encore à table, surtout quand la conversation languit.",
-    "Des goûts et des couleurs, paraît-il, on ne discute pas.",
-    "L'instituteur nous avait demandé de la décrire avec nos propres mots.",
-    "Elle a survécu à plusieurs déménagements et à une inondation dans la cave.",
-    "Au dos, quelqu'un a noté une date au crayon, presque illisible aujourd'hui.",
-    "Certains y voient un souvenir d'enfance, d'autres n'y voient rien du tout.",
-    "Il faudrait la faire encadrer, mais nous remettons toujours cela à plus tard.",
-    "Un ami de Lyon nous a écrit plusieurs pages à ce sujet.",
-    "Les jours de pluie, les enfants la sortent pour inventer des histoires.",
-    "Elle ne vaut sans doute pas grand-chose, et pourtant nous y tenons.",
-    "Le voisin du dessus jure qu'il en possède une copie.",
-    "Avant d'aller plus loin, prenez le temps de bien regarder.",
-    "Voilà tout ce que l'on peut en dire pour le moment.",
-)
 
 _DE = {r: [w[:-1] for w in words if w.endswith("de")] for r, words in RELATIONS.items()}
 _WORDS = {
@@ -158,7 +138,7 @@ _WORDS = {
         {None: ("trouvent", "couleur", "couleurs", "au", "aux", "tons", "dans", "style", "tout", "simple", "simples")},
     ),
 }
-FRENCH = Spoken(
+FRENCH = Language(
     "French",
     "un cercle rouge à gauche d'une étoile bleue",
     GRAMMAR,
@@ -168,5 +148,5 @@ FRENCH = Spoken(
         adjectives_follow=True,
         word=r"(?:qu|[cdjlmnst])'|[\w-]+",
     ),
-    Fillers(FILLERS, medium=(8.0, 30.0), long=(95.0, 190.0)),
+    Fillers(sentences("fr"), medium=(8.0, 30.0), long=(95.0, 190.0)),
 )

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from syzygy.core.randomness import Draw
 from syzygy.lab.world.description import Description, Mention
-from syzygy.lab.world.language.fillers import Fillers
+from syzygy.lab.world.language.definition import Language
+from syzygy.lab.world.language.fillers import Fillers, sentences
 from syzygy.lab.world.language.parsing import Lexicon, meaning
-from syzygy.lab.world.language.sentence import Case, Link, Manner, Opening, Phrase, Slot, Turned, sentence_case
-from syzygy.lab.world.language.spoken import Spoken
+from syzygy.lab.world.language.sentence import Case, Link, Opening, Phrase, Slot, StyleWording, Turned, sentence_case
 from syzygy.lab.world.scene import Colour, Relation, Shape, Style, Texture
 
 M, F, N, PLURAL = range(4)
@@ -98,26 +98,26 @@ WEAK: Mapping[Case, str] = {"nominative": "e e e en", "accusative": "en e e en",
 """Endings and articles by case: masculine, feminine, neuter, plural."""
 
 
-def _manner(openings: Sequence[str], heading: str, tail: str) -> Manner:
-    return Manner([Opening(f"{text} ", "dative") for text in openings], [Opening(f"{heading}: ")], f", {tail}")
+def _wording(openings: Sequence[str], heading: str, tail: str) -> StyleWording:
+    return StyleWording([Opening(f"{text} ", "dative") for text in openings], [Opening(f"{heading}: ")], f", {tail}")
 
 
-MANNERS: dict[Style, tuple[Manner, ...]] = {
+STYLE_WORDINGS: dict[Style, tuple[StyleWording, ...]] = {
     "flat": (
-        _manner(("ein flaches Bild von", "eine flache Zeichnung von"), "flaches Bild", "in flachem Stil"),
-        _manner(("ein Bild im flachen Stil mit",), "flache Zeichnung", "im flachen Stil"),
+        _wording(("ein flaches Bild von", "eine flache Zeichnung von"), "flaches Bild", "in flachem Stil"),
+        _wording(("ein Bild im flachen Stil mit",), "flache Zeichnung", "im flachen Stil"),
     ),
     "outline": (
-        _manner(("eine Umrisszeichnung von",), "Umrisszeichnung", "im Umrissstil"),
-        _manner(("eine Konturzeichnung von",), "Konturzeichnung", "nur in Konturen"),
+        _wording(("eine Umrisszeichnung von",), "Umrisszeichnung", "im Umrissstil"),
+        _wording(("eine Konturzeichnung von",), "Konturzeichnung", "nur in Konturen"),
     ),
     "pastel": (
-        _manner(("ein Pastellbild von", "eine Pastellzeichnung von"), "Pastellbild", "in Pastelltönen"),
-        _manner(("ein Bild in Pastelltönen mit",), "Pastellzeichnung", "in Pastell"),
+        _wording(("ein Pastellbild von", "eine Pastellzeichnung von"), "Pastellbild", "in Pastelltönen"),
+        _wording(("ein Bild in Pastelltönen mit",), "Pastellzeichnung", "in Pastell"),
     ),
     "night": (
-        _manner(("ein Nachtbild von", "eine nächtliche Zeichnung von"), "Nachtbild", "im Nachtstil"),
-        _manner(("ein nächtliches Bild von",), "nächtliches Bild", "bei Nacht"),
+        _wording(("ein Nachtbild von", "eine nächtliche Zeichnung von"), "Nachtbild", "im Nachtstil"),
+        _wording(("ein nächtliches Bild von",), "nächtliches Bild", "bei Nacht"),
     ),
 }
 STYLE_WORDS: dict[Style, tuple[str, ...]] = {
@@ -139,27 +139,6 @@ THERE = [
     Opening("hier sieht man ", "accusative"),
 ]
 
-FILLERS = (
-    "Das Blatt lag jahrelang in einer Schublade zwischen alten Briefen und Fahrkarten.",
-    "Wer es zuletzt in der Hand hatte, weiß heute keiner mehr.",
-    "Mein Großvater behauptete gern, er habe es auf dem Flohmarkt gegen eine Uhr getauscht.",
-    "An den Rändern ist das Papier schon etwas vergilbt, aber das stört niemanden.",
-    "Im Urlaub an der Ostsee haben wir zum ersten Mal länger darüber gesprochen.",
-    "Die Nachbarin fragt jedes Mal, ob sie es sich ausleihen darf.",
-    "Über Geschmack lässt sich bekanntlich streiten, und das tun wir auch.",
-    "Eigentlich wollten wir es längst rahmen lassen, doch es kam immer etwas dazwischen.",
-    "In der Schule hätte es dafür vermutlich eine ordentliche Note gegeben.",
-    "Manche bleiben lange davor stehen, andere gehen achtlos vorbei.",
-    "Bei Regenwetter holen wir es hervor und erfinden Geschichten dazu.",
-    "Nach dem Umzug tauchte es in einer Kiste mit Küchengeräten wieder auf.",
-    "Der Hausmeister meinte trocken, so etwas könne doch jeder.",
-    "Angeblich gibt es irgendwo noch eine andere Fassung, gesehen hat sie bisher niemand.",
-    "Am besten nimmt man sich einen Augenblick Zeit und schaut genau hin.",
-    "Auf der Rückseite steht mit Bleistift ein Datum, das sich kaum noch entziffern lässt.",
-    "Eine Freundin aus Leipzig hat uns dazu einen sehr ausführlichen Brief geschrieben.",
-    "Mehr ist darüber nicht bekannt, und mehr braucht man wohl auch nicht zu wissen.",
-)
-
 
 def _of(forms: str, gender: int) -> str:
     return forms.split()[gender]
@@ -173,8 +152,8 @@ def declined(adjective: str, ending: str) -> str:
 class German:
     """`Grammar` of German."""
 
-    def manners(self, style: Style) -> Sequence[Manner]:
-        return MANNERS[style]
+    def style_wordings(self, style: Style) -> Sequence[StyleWording]:
+        return STYLE_WORDINGS[style]
 
     def openings(self, description: Description, draw: Draw) -> Sequence[Opening]:
         return Opening(""), Opening(""), draw.pick(THERE), draw.pick(PICTURES)
@@ -291,10 +270,10 @@ def _prepared(text: str) -> str:
     return _RELATIVE.sub("welcher", re.sub(r"\bvom\b", "von dem", text))
 
 
-GERMAN = Spoken(
+GERMAN = Language(
     "German",
     "ein roter Kreis links von einem blauen Stern",
     German(),
     Lexicon(_WORDS, [found[0].one for found in NOUNS.values()], prepared=_prepared),
-    Fillers(FILLERS, medium=(8.0, 30.0), long=(90.0, 180.0)),
+    Fillers(sentences("de"), medium=(8.0, 30.0), long=(90.0, 180.0)),
 )

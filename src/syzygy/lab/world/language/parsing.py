@@ -1,4 +1,4 @@
-"""From a text to a description: what words mean is a language's affair, what follows from their order is told here."""
+"""From a text to a description: a language defines what its words mean, and this module what follows from their order."""
 
 import re
 import unicodedata
@@ -13,13 +13,13 @@ from syzygy.lab.world.language.base import Parsed
 from syzygy.lab.world.scene import MAX_OBJECTS, Relation, Style
 
 Role = Literal["noun", "colour", "texture", "style", "relation", "number", "picture", "that", "is", "the", "glue"]
-TELLING: tuple[Role, ...] = ("noun", "colour", "texture", "style", "relation", "number")
-"""Roles of words that say something of a scene."""
+CONTENT_ROLES: tuple[Role, ...] = ("noun", "colour", "texture", "style", "relation", "number")
+"""Roles of words that describe a scene."""
 NEAREST = 3
 
 
 class Word(NamedTuple):
-    """What a word, or a fixed phrase, tells a reader."""
+    """The meaning of a word or of a fixed phrase."""
 
     role: Role
     value: Any = None
@@ -28,7 +28,7 @@ class Word(NamedTuple):
     after: bool = False
     """Of an adjective: it belongs to the noun before it even where others precede theirs ("a ring in red")."""
     opens: bool = False
-    """Of a relation: its target comes next and its subject then, whatever was named before."""
+    """Of a relation: its target comes next and its subject then, whatever was named before it."""
 
 
 class Token(NamedTuple):
@@ -45,18 +45,18 @@ def meaning(role: Role, table: Mapping[Any, Iterable[str]], **flags: bool) -> di
 
 @dataclass(frozen=True)
 class Lexicon:
-    """All words of a language, and how a text is taken apart into them."""
+    """All words of a language, and how a text is split into them."""
 
     words: Mapping[str, Word]
     """By spelling, in lower case. A spelling with a space or another mark in it is a fixed phrase."""
     objects: Sequence[str]
-    """What a message lists as the objects of the world."""
+    """The objects that error messages list."""
     adjectives_follow: bool = False
     """Whether adjectives belong to the noun before them."""
     word: str = r"[\w'-]+"
     """A regular expression of what is one word, known or not."""
     prepared: Callable[[str], str] = str
-    """Applied to a text in lower case before it is taken apart."""
+    """Applied to a text in lower case before it is split."""
     ordered: Callable[[list[Token]], list[Token]] = list
     """Applied to the words: puts a relation before its target where the language puts it behind."""
     _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
@@ -68,13 +68,13 @@ class Lexicon:
         object.__setattr__(self, "_pattern", re.compile("|".join([*bounded, self.word])))
 
     def tokens(self, text: str) -> list[Token]:
-        """The words of a text in the order in which the reader wants them."""
+        """The words of a text in the order that the parser expects."""
         plain = " ".join(unicodedata.normalize("NFC", text).replace("’", "'").lower().split())
         return self.ordered([Token(w, self.words.get(w)) for w in self._pattern.findall(self.prepared(plain))])
 
     def nearest(self, word: str) -> tuple[str, ...]:
-        """Known words that look most like this one, of several forms of one word the nearest."""
-        known = [spelled for spelled, meant in self.words.items() if meant.role in TELLING]
+        """The most similar known words, one form of each."""
+        known = [spelled for spelled, meant in self.words.items() if meant.role in CONTENT_ROLES]
         forms: dict[object, str] = {}
         for spelled in get_close_matches(word, known, n=16 * NEAREST, cutoff=0.0):
             meant = self.words[spelled]
@@ -89,7 +89,7 @@ class Lexicon:
 
 @dataclass
 class _Adjectives:
-    """Tokens that tell colour and texture, of a noun or waiting for one."""
+    """Tokens of colour and texture that belong to a noun, or wait for one."""
 
     colour: Token | None = None
     texture: Token | None = None
@@ -102,13 +102,13 @@ class _Adjectives:
 class _Named:
     shape: Any
     count: int
-    told: _Adjectives
+    adjectives: _Adjectives
 
     def mention(self) -> Mention:
-        return Mention(self.shape, *self.told.values(), self.count)
+        return Mention(self.shape, *self.adjectives.values(), self.count)
 
 
-class Reader:
+class CaptionParser:
     """Takes words one by one; adjectives wait for their noun, relations for their second mention."""
 
     def __init__(self, adjectives_follow: bool) -> None:
@@ -163,13 +163,13 @@ class Reader:
 
     def _adjective(self, token: Token, word: Word) -> None:
         behind = (self.after or word.after) and bool(self.named)
-        told = self.named[-1].told if behind else self.waiting
+        adjectives = self.named[-1].adjectives if behind else self.waiting
         if word.role == "colour":
-            self._drop(told.colour)
-            told.colour = token
+            self._drop(adjectives.colour)
+            adjectives.colour = token
         else:
-            self._drop(told.texture)
-            told.texture = token
+            self._drop(adjectives.texture)
+            adjectives.texture = token
         self.plural = self.plural or (word.plural and not behind)
 
     def _noun(self, word: Word) -> None:
@@ -188,7 +188,7 @@ class Reader:
             self.inverse, self.relation = self.relation, None
 
     def result(self, text: str, lexicon: Lexicon, name: str) -> Parsed:
-        """What all the words say together.
+        """The description that all words make together.
 
         Raises:
             UserError: they name no object, or too many.

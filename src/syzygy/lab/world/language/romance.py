@@ -8,7 +8,7 @@ from typing import NamedTuple
 from syzygy.core.randomness import Draw
 from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.language.parsing import Word, meaning
-from syzygy.lab.world.language.sentence import Link, Manner, Opening, Phrase, Slot, Turned, sentence_case
+from syzygy.lab.world.language.sentence import Link, Opening, Phrase, Slot, StyleWording, Turned, sentence_case
 from syzygy.lab.world.scene import Colour, Relation, Shape, Style, Texture
 
 M, F = range(2)
@@ -45,7 +45,7 @@ class Romance:
     patterns: Mapping[Texture, Sequence[str]]
     """Textures that do not agree ("à rayures"): behind the colour, as they would take it to themselves."""
     relations: Mapping[Relation, Sequence[str]]
-    styles: Mapping[Style, Sequence[Manner]]
+    styles: Mapping[Style, Sequence[StyleWording]]
     there: Sequence[str]
     pictures: Sequence[Opening]
     numbers: Sequence[str]
@@ -65,7 +65,7 @@ class Romance:
     """Whether "de" is said again before each group: "une image d'un cercle et d'une étoile"."""
     joined_by: Callable[[str, str], tuple[str, str]]
 
-    def manners(self, style: Style) -> Sequence[Manner]:
+    def style_wordings(self, style: Style) -> Sequence[StyleWording]:
         return self.styles[style]
 
     def openings(self, description: Description, draw: Draw) -> Sequence[Opening]:
@@ -77,15 +77,17 @@ class Romance:
         colours = draw.pick(self.colours[mention.colour]) if mention.colour else None
         colour = colours and colours[form]
         texture = draw.pick(self.textures[mention.texture])[form] if mention.texture else None
-        told = draw.order([a for a in (texture, colour) if a])
+        adjectives = draw.order([a for a in (texture, colour) if a])
         kind = draw.random()
         if kind < 0.15 and colours:
-            told = [*([texture] if texture else []), self.of_colour, colours[self.colour_gender]]
+            adjectives = [*([texture] if texture else []), self.of_colour, colours[self.colour_gender]]
         elif kind < 0.6 and mention.texture:
-            told = [*([colour] if colour else []), draw.pick(self.patterns[mention.texture])]
+            adjectives = [*([colour] if colour else []), draw.pick(self.patterns[mention.texture])]
         elif kind < 0.7 and slot.article != "none" and colours and len(set(colours)) > 1:
-            told = [self.and_.join(told)]
-        return Phrase(" ".join([*self._before(noun, mention.count, slot), noun.many if several else noun.one, *told]))
+            adjectives = [self.and_.join(adjectives)]
+        return Phrase(
+            " ".join([*self._before(noun, mention.count, slot), noun.many if several else noun.one, *adjectives])
+        )
 
     def _before(self, noun: Noun, count: int, slot: Slot) -> list[str]:
         number = [self.numbers[count - 2]] if count > 1 else []

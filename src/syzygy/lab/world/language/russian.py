@@ -11,10 +11,10 @@ from typing import NamedTuple, TypeVar
 
 from syzygy.core.randomness import Draw
 from syzygy.lab.world.description import Description, Mention
-from syzygy.lab.world.language.fillers import Fillers
+from syzygy.lab.world.language.definition import Language
+from syzygy.lab.world.language.fillers import Fillers, sentences
 from syzygy.lab.world.language.parsing import Lexicon, Word, meaning
-from syzygy.lab.world.language.sentence import Case, Link, Manner, Opening, Phrase, Slot, Turned, sentence_case
-from syzygy.lab.world.language.spoken import Spoken
+from syzygy.lab.world.language.sentence import Case, Link, Opening, Phrase, Slot, StyleWording, Turned, sentence_case
 from syzygy.lab.world.scene import Colour, Relation, Shape, Style, Texture
 
 M, F, N, PLURAL = range(4)
@@ -128,28 +128,28 @@ STYLE_NOUNS: dict[Style, tuple[str, ...]] = {
 }
 
 
-def _manner(heading: str, tail: str, **openings: tuple[str, ...]) -> Manner:
+def _wording(heading: str, tail: str, **openings: tuple[str, ...]) -> StyleWording:
     genitive = [Opening(f"{text} ", "genitive") for text in openings.get("genitive", ())]
     instrumental = [Opening(f"{text} ", "instrumental") for text in openings.get("instrumental", ())]
-    return Manner([*genitive, *instrumental], [Opening(f"{heading}: ")], f", {tail}")
+    return StyleWording([*genitive, *instrumental], [Opening(f"{heading}: ")], f", {tail}")
 
 
-MANNERS: dict[Style, tuple[Manner, ...]] = {
+STYLE_WORDINGS: dict[Style, tuple[StyleWording, ...]] = {
     "flat": (
-        _manner("плоский рисунок", "в плоском стиле", genitive=("плоский рисунок", "плоское изображение")),
-        _manner("плоское изображение", "плоская графика", instrumental=("картинка в плоском стиле с",)),
+        _wording("плоский рисунок", "в плоском стиле", genitive=("плоский рисунок", "плоское изображение")),
+        _wording("плоское изображение", "плоская графика", instrumental=("картинка в плоском стиле с",)),
     ),
     "outline": (
-        _manner("контурный рисунок", "в контурном стиле", genitive=("контурный рисунок", "контурное изображение")),
-        _manner("контурное изображение", "одними контурами", instrumental=("контурная картинка с",)),
+        _wording("контурный рисунок", "в контурном стиле", genitive=("контурный рисунок", "контурное изображение")),
+        _wording("контурное изображение", "одними контурами", instrumental=("контурная картинка с",)),
     ),
     "pastel": (
-        _manner("пастельный рисунок", "в пастельных тонах", genitive=("пастельный рисунок",)),
-        _manner("рисунок пастелью", "в пастельном стиле", instrumental=("картинка в пастельных тонах с",)),
+        _wording("пастельный рисунок", "в пастельных тонах", genitive=("пастельный рисунок",)),
+        _wording("рисунок пастелью", "в пастельном стиле", instrumental=("картинка в пастельных тонах с",)),
     ),
     "night": (
-        _manner("ночной рисунок", "в ночном стиле", genitive=("ночной рисунок", "ночное изображение")),
-        _manner("ночная картинка", "ночная сцена", instrumental=("ночная картинка с",)),
+        _wording("ночной рисунок", "в ночном стиле", genitive=("ночной рисунок", "ночное изображение")),
+        _wording("ночная картинка", "ночная сцена", instrumental=("ночная картинка с",)),
     ),
 }
 THERE = [Opening(text) for text in ("на рисунке ", "на картинке ", "здесь ", "перед нами ")]
@@ -158,33 +158,12 @@ PICTURES = [
     *(Opening(text, "instrumental") for text in ("картинка с ", "рисунок с ")),
 ]
 
-FILLERS = (
-    "Этот листок много лет пролежал в бабушкином сундуке.",
-    "Кто и когда его сделал, теперь уже никто не помнит.",
-    "Говорят, его привезли с дачи вместе со старыми журналами.",
-    "Уголки немного потрёпаны, но в целом он хорошо сохранился.",
-    "Соседка каждый раз просит показать его ещё раз.",
-    "О вкусах, как известно, не спорят, хотя мы всё равно спорим.",
-    "Мы нашли его осенью, когда разбирали чердак.",
-    "На уроке учительница просила описать его как можно подробнее.",
-    "Дедушка уверял, что на рынке выменял его на часы.",
-    "Одни подолгу его разглядывают, другие проходят мимо.",
-    "После переезда он отыскался в коробке с посудой.",
-    "На обороте карандашом записана дата, но разобрать её трудно.",
-    "В дождливые вечера дети придумывают про него разные истории.",
-    "Давно пора вставить его в рамку, да всё руки не доходят.",
-    "Подруга из Казани написала нам о нём длинное письмо.",
-    "Может быть, он и недорогой, зато нам он очень нравится.",
-    "Прежде чем читать дальше, остановитесь и присмотритесь внимательно.",
-    "Больше о нём ничего не известно, да это и не так важно.",
-)
-
 
 class Russian:
     """`Grammar` of Russian."""
 
-    def manners(self, style: Style) -> Sequence[Manner]:
-        return MANNERS[style]
+    def style_wordings(self, style: Style) -> Sequence[StyleWording]:
+        return STYLE_WORDINGS[style]
 
     def openings(self, description: Description, draw: Draw) -> Sequence[Opening]:
         return Opening(""), Opening(""), draw.pick(THERE), draw.pick(PICTURES)
@@ -283,10 +262,10 @@ _WORDS = _with_e(
         **meaning("glue", {None: ("стиле", "тонах", "цвета", "графика", "сцена", "одними", "есть", "это")}),
     }
 )
-RUSSIAN = Spoken(
+RUSSIAN = Language(
     "Russian",
     "красный круг слева от синей звезды",
     Russian(),
     Lexicon(_WORDS, [found[0].one.split()[0] for found in NOUNS.values()]),
-    Fillers(FILLERS, medium=(7.0, 26.0), long=(80.0, 160.0)),
+    Fillers(sentences("ru"), medium=(7.0, 26.0), long=(80.0, 160.0)),
 )

@@ -1,9 +1,9 @@
-"""How a description becomes a sentence, apart from any language.
+"""From a description to a sentence, in any language.
 
     sentence  := opening? group (joint group)* style-tail? full-stop?
     group     := mention (link mention)* | turned sentence ("left of B is A")
 
-What is said in which order is decided here; a `Grammar` finds the words, and the form that each mention takes.
+This module decides what is said in which order; a `Grammar` provides the words, and the form of each mention.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Opening(NamedTuple):
     case: Case = "nominative"
 
 
-class Manner(NamedTuple):
+class StyleWording(NamedTuple):
     """One wording of a style, at the beginning of a sentence or at its end."""
 
     openings: Sequence[Opening]
@@ -74,9 +74,9 @@ class Turned(NamedTuple):
 
 @runtime_checkable
 class Grammar(Protocol):
-    """What a language tells the writer. A method draws only from `draw`."""
+    """What a language provides for the writer. Methods take randomness only from `draw`."""
 
-    def manners(self, style: Style) -> Sequence[Manner]:
+    def style_wordings(self, style: Style) -> Sequence[StyleWording]:
         """Wordings of a style."""
         ...
 
@@ -128,19 +128,19 @@ class _Writer:
 
     def written(self, alone: bool) -> tuple[str, tuple[Span, ...]]:
         described, grammar, draw = self.description, self.grammar, self.draw
-        manner = draw.pick(grammar.manners(described.style)) if described.style else None
-        tail = manner is not None and draw.chance(0.4)
+        wording = draw.pick(grammar.style_wordings(described.style)) if described.style else None
+        tail = wording is not None and draw.chance(0.4)
         telegram = draw.chance(0.2)
         opening = Opening("")
-        if manner and not tail:
-            opening = draw.pick(manner.headings if telegram else manner.openings)
+        if wording and not tail:
+            opening = draw.pick(wording.headings if telegram else wording.openings)
         elif not telegram:
             opening = draw.pick(grammar.openings(described, draw))
         self._add(opening.text)
         self._body(Slot(opening.case, "none" if telegram else "indefinite"))
         assert len(self.spans) == len(described.mentions), f"relations must form chains: {described.relations}"
-        if manner and tail:
-            self._add(manner.tail)
+        if wording and tail:
+            self._add(wording.tail)
         text = grammar.finished(self.text, alone, draw)
         assert len(text) - len(self.text) in (0, 1), "a finished sentence has one more character, the last, at most"
         return text, tuple(self.spans)

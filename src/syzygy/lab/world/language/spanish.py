@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from syzygy.lab.world.language.fillers import Fillers
+from syzygy.lab.world.language.definition import Language
+from syzygy.lab.world.language.fillers import Fillers, sentences
 from syzygy.lab.world.language.parsing import Lexicon, meaning
 from syzygy.lab.world.language.romance import F, Forms, M, Noun, Romance, invariable, opening
-from syzygy.lab.world.language.sentence import Manner, Opening
-from syzygy.lab.world.language.spoken import Spoken
+from syzygy.lab.world.language.sentence import Opening, StyleWording
 from syzygy.lab.world.scene import Relation, Style
 
 
@@ -27,8 +27,8 @@ RELATIONS: dict[Relation, tuple[str, ...]] = {
 }
 
 
-def _manner(openings: Sequence[str], heading: str, tail: str) -> Manner:
-    return Manner([opening(text) for text in openings], [Opening(f"{heading}: ")], f", {tail}")
+def _wording(openings: Sequence[str], heading: str, tail: str) -> StyleWording:
+    return StyleWording([opening(text) for text in openings], [Opening(f"{heading}: ")], f", {tail}")
 
 
 def joined(text: str, phrase: str) -> tuple[str, str]:
@@ -72,20 +72,20 @@ GRAMMAR = Romance(
     relations=RELATIONS,
     styles={
         "flat": (
-            _manner(("un dibujo plano de", "una imagen plana de"), "dibujo plano", "en estilo plano"),
-            _manner(("una ilustración plana de",), "ilustración plana", "de estilo plano"),
+            _wording(("un dibujo plano de", "una imagen plana de"), "dibujo plano", "en estilo plano"),
+            _wording(("una ilustración plana de",), "ilustración plana", "de estilo plano"),
         ),
         "outline": (
-            _manner(("un dibujo de contorno de",), "dibujo de contorno", "en estilo de contorno"),
-            _manner(("un dibujo lineal de",), "dibujo lineal", "solo en contorno"),
+            _wording(("un dibujo de contorno de",), "dibujo de contorno", "en estilo de contorno"),
+            _wording(("un dibujo lineal de",), "dibujo lineal", "solo en contorno"),
         ),
         "pastel": (
-            _manner(("una imagen en tonos pastel de",), "imagen en tonos pastel", "en tonos pastel"),
-            _manner(("un dibujo en colores pastel de",), "dibujo en colores pastel", "en colores pastel"),
+            _wording(("una imagen en tonos pastel de",), "imagen en tonos pastel", "en tonos pastel"),
+            _wording(("un dibujo en colores pastel de",), "dibujo en colores pastel", "en colores pastel"),
         ),
         "night": (
-            _manner(("una imagen nocturna de", "un dibujo nocturno de"), "imagen nocturna", "en estilo nocturno"),
-            _manner(("una escena nocturna con",), "escena nocturna", "de noche"),
+            _wording(("una imagen nocturna de", "un dibujo nocturno de"), "imagen nocturna", "en estilo nocturno"),
+            _wording(("una escena nocturna con",), "escena nocturna", "de noche"),
         ),
     },
     there=("hay ", "aquí hay ", "vemos ", "aquí vemos "),
@@ -108,26 +108,6 @@ STYLE_WORDS: dict[Style, tuple[str, ...]] = {
     "night": ("nocturno", "nocturna", "de noche"),
 }
 
-FILLERS = (
-    "Mi abuela guardaba esta lámina entre las páginas de un libro de cocina.",
-    "Nadie sabe a ciencia cierta quién la hizo ni para qué.",
-    "La compramos en un mercadillo, después de regatear un buen rato.",
-    "El papel está algo gastado por los bordes, pero todavía se conserva bien.",
-    "Cada vez que hay visita, alguien termina preguntando por ella.",
-    "Durante años estuvo colgada en el pasillo, junto al teléfono.",
-    "Mi hermano asegura que de pequeño era capaz de copiarla de memoria.",
-    "Con la mudanza se perdió, y apareció meses más tarde en el trastero.",
-    "Sobre gustos no hay nada escrito, como suele decirse.",
-    "El maestro nos pidió que la describiéramos sin prisas y con nuestras palabras.",
-    "Dicen que existe otra parecida, aunque nosotros nunca la hemos visto.",
-    "Quien la mira por primera vez suele quedarse callado un momento.",
-    "En el reverso hay una fecha a lápiz que apenas se distingue.",
-    "Llegó por correo, sin remite y envuelta en papel de periódico.",
-    "Los domingos por la tarde la sacábamos para inventar historias.",
-    "La vecina insiste en que habría que ponerle un marco decente.",
-    "Tal vez no valga mucho, pero le tenemos cariño.",
-    "Conviene detenerse un instante y fijarse bien antes de seguir leyendo.",
-)
 
 _WORDS = {
     **GRAMMAR.words(),
@@ -160,10 +140,10 @@ _WORDS = {
         },
     ),
 }
-SPANISH = Spoken(
+SPANISH = Language(
     "Spanish",
     "un círculo rojo a la izquierda de una estrella azul",
     GRAMMAR,
     Lexicon(_WORDS, [noun.one for noun in GRAMMAR.nouns.values()], adjectives_follow=True),
-    Fillers(FILLERS, medium=(8.0, 30.0), long=(95.0, 190.0)),
+    Fillers(sentences("es"), medium=(8.0, 30.0), long=(95.0, 190.0)),
 )

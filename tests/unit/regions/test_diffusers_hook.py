@@ -227,7 +227,7 @@ def test_other_ways_to_attend(pipe: Any) -> None:
     before = pipe.unet.attn_processors
     pipe.unet.set_attn_processor(Strange())
     with (
-        pytest.raises(UserError, match="attention by Strange cannot be painted"),
+        pytest.raises(UserError, match="attention processor Strange does not support regions"),
         region_conditioning(pipe, PROMPT, REGIONS),
     ):
         pass
@@ -235,20 +235,20 @@ def test_other_ways_to_attend(pipe: Any) -> None:
     pipe.unet.set_attn_processor(before)
     with region_conditioning(pipe, PROMPT, REGIONS):
         pipe.unet.set_attn_processor(AttnProcessor())
-        with pytest.raises(UserError, match="processors were changed while it is painted"):
+        with pytest.raises(UserError, match="processors were changed inside the block"):
             call(pipe)
     twice = region_conditioning(pipe, PROMPT, REGIONS)
-    with region_conditioning(pipe, PROMPT, REGIONS), pytest.raises(UserError, match="painted already"), twice:
+    with region_conditioning(pipe, PROMPT, REGIONS), pytest.raises(UserError, match="has regions already"), twice:
         pass
 
 
 def test_the_prompt_must_be_the_one_that_is_painted(pipe: Any) -> None:
     with region_conditioning(pipe, PROMPT, REGIONS):
-        with pytest.raises(UserError, match="another prompt than is painted"):
+        with pytest.raises(UserError, match="another prompt than its regions"):
             call(pipe, OTHER)
         call(pipe, negative_prompt=OTHER)
     both = region_conditioning(pipe, [PROMPT, OTHER], [REGIONS, []])
-    with both, pytest.raises(UserError, match="another prompt than is painted"):
+    with both, pytest.raises(UserError, match="another prompt than its regions"):
         call(pipe, PROMPT)
 
 
@@ -259,11 +259,11 @@ def test_prompts_as_states(loaded: dict[str, Any]) -> None:
     with region_conditioning(pipe, PROMPT, REGIONS, strength=1.0):
         assert_close(call(pipe, **given), call(pipe), depth=WALK)
         twice = {name: None if one is None else torch.cat([one, one], 1) for name, one in given.items()}
-        with pytest.raises(UserError, match="is given 154 tokens; words can be found in 77 alone"):
+        with pytest.raises(UserError, match="is given 154 tokens, but words can be found only among 77"):
             call(pipe, **twice)
     with (
         region_conditioning(pipe, [PROMPT, OTHER], [REGIONS, []]),
-        pytest.raises(UserError, match="2 prompts are painted, but"),
+        pytest.raises(UserError, match="2 prompts have regions, but"),
     ):
         call(pipe, **given)
 
@@ -310,12 +310,12 @@ def test_tokenizers_that_differ_share_a_phrase() -> None:
 @pytest.mark.parametrize(
     ("prompt", "regions", "more", "message"),
     [
-        (PROMPT, [Region("star", half())], {}, "does not hold the phrase 'star'"),
+        (PROMPT, [Region("star", half())], {}, "does not contain the phrase 'star'"),
         (PROMPT, REGIONS, {"strength": -1.0}, "at least 0, got -1"),
         (PROMPT, REGIONS, {"blur": 2.0}, "below 1"),
-        (PROMPT, [REGIONS, REGIONS], {}, "regions are told for 2 prompts, but there are 1"),
-        (PROMPT, [], {}, "regions are told for 0 prompts"),
-        ([PROMPT, OTHER], [[], []], {}, "there is no region"),
+        (PROMPT, [REGIONS, REGIONS], {}, "regions are given for 2 prompts, but there are 1"),
+        (PROMPT, [], {}, "regions are given for 0 prompts"),
+        ([PROMPT, OTHER], [[], []], {}, "the list of regions is empty"),
     ],
 )
 def test_wrong_input(prompt: Any, regions: Any, more: dict[str, Any], message: str, loaded: dict[str, Any]) -> None:
@@ -325,7 +325,7 @@ def test_wrong_input(prompt: Any, regions: Any, more: dict[str, Any], message: s
 
 def test_a_phrase_that_is_cut_off(pipe: Any) -> None:
     cut = region_conditioning(pipe, "a red circle " * 40 + "and a ring", [Region("ring", half())])
-    with pytest.warns(UserWarning, match="cut:"), pytest.raises(UserError, match="past the last token"), cut:
+    with pytest.warns(UserWarning, match="cut:"), pytest.raises(UserError, match="after the last token"), cut:
         pass
 
 
@@ -334,7 +334,7 @@ def test_pipelines_without_words(loaded: dict[str, Any]) -> None:
         unet, scheduler = loaded["sd"].unet, loaded["sd"].scheduler
 
     with (
-        pytest.raises(UserError, match="Kandinsky cannot be painted: this is for"),
+        pytest.raises(UserError, match="Kandinsky does not support regions: they need"),
         region_conditioning(Kandinsky(), PROMPT, REGIONS),
     ):
         pass

@@ -1,4 +1,4 @@
-"""A language of the world, put together from its grammar, its words and its fillers."""
+"""A language of the world: its grammar, its words and its filler sentences."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from syzygy.core.randomness import Draw
 from syzygy.lab.world.description import Description
 from syzygy.lab.world.language.base import Caption, Length, Parsed, Span
 from syzygy.lab.world.language.fillers import Fillers
-from syzygy.lab.world.language.parsing import Lexicon, Reader
+from syzygy.lab.world.language.parsing import CaptionParser, Lexicon
 from syzygy.lab.world.language.sentence import Grammar, write
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """A `Language`. `caption` and `parse` are inverses up to phrasing."""
+class Language:
+    """Writes captions of descriptions and parses them; the two are inverses up to phrasing."""
 
     name: str
-    """What English calls it."""
+    """Its English name."""
     example: str
     """A short caption, for messages."""
     grammar: Grammar
@@ -38,10 +38,10 @@ class Spoken:
         """
         if not text.strip():
             raise UserError(f"the text is empty. Describe one to four objects: {self.example!r}.")
-        reader = Reader(self.lexicon.adjectives_follow)
+        parser = CaptionParser(self.lexicon.adjectives_follow)
         for token in self.lexicon.tokens(self.fillers.removed(text)):
-            reader.take(token)
-        return reader.result(text, self.lexicon, self.name)
+            parser.take(token)
+        return parser.result(text, self.lexicon, self.name)
 
     def unknown(self, text: str) -> tuple[str, ...]:
         """The words of a text that the language does not know; filler sentences count as known."""

@@ -123,7 +123,7 @@ def test_masks_shrink_to_the_share_they_cover() -> None:
     assert painting.at(8) is small
     assert replace(painting, level=torch.zeros(1)).at(8) is small
     assert_close(painting.at(8 * 16)[0, :, 1].view(8, 16), weights[0, 1])
-    with pytest.raises(UserError, match="attends at 7 places, which is no half, quarter, … of a picture of 8 × 16"):
+    with pytest.raises(UserError, match="attends at 7 positions, which is no half, quarter, … of an image of 8 × 16"):
         painting.at(7)
 
 
@@ -148,5 +148,5 @@ def test_other_weights_or_another_size_are_not_those_that_were_kept() -> None:
     second = replace(first, weights=first.weights.flip(-1))
     assert torch.equal(second.at(16), RegionBias(second.weights, (8, 8), ONE).at(16))
     assert torch.equal(first.at(16), RegionBias(first.weights, (8, 8), ONE).at(16))
-    with pytest.raises(UserError, match="attends at 16 places"):
+    with pytest.raises(UserError, match="attends at 16 positions"):
         replace(first, size=(6, 6)).at(16)

@@ -1,0 +1,75 @@
+"""The examples run as they are, on the starter or a tiny pipeline, and are short enough to copy."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.documents import ROOT
+from tests.tiny_stable_diffusion import tiny_stable_diffusion
+
+EXAMPLES = ROOT / "examples"
+LONGEST = 60
+
+
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def images(folder: Path) -> list[str]:
+    """The names of a folder's images, each of which can be read."""
+    for path in folder.glob("*.png"):
+        Image.open(path).load()
+    return sorted(path.name for path in folder.glob("*.png"))
+
+
+def test_generate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run(monkeypatch, "generate.py", "a red heart", "--out", tmp_path)
+    assert images(tmp_path) == [
+        "mixed.png",
+        *(f"prompt-{i}.png" for i in range(4)),
+        "variation-0.png",
+        "variation-1.png",
+    ]
+
+
+@pytest.mark.slow
+def test_train_prior_on_your_pairs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, syzygy: Callable[..., Any]) -> None:
+    assert syzygy("world", "sample", "--num", 40, "--out", tmp_path / "pairs").code == 0
+    monkeypatch.setattr("syzygy.prior.presets.PRESETS", small_presets())
+    run(monkeypatch, "train_prior_on_your_pairs.py", tmp_path / "pairs", "--out", tmp_path / "out", "--steps", 10)
+    assert images(tmp_path / "out") == ["image.png"]
+    assert (tmp_path / "out" / "run" / "prior" / "config.json").is_file()
+
+
+def small_presets() -> dict[str, Any]:
+    from syzygy.prior.presets import PRESETS
+
+    preset = PRESETS["starter"]()
+    task = preset.task.model_copy(update={"batch_size": 8})
+    return {"starter": lambda: preset.model_copy(update={"validation_images": 8, "task": task})}
+
+
+def test_regions_in_diffusers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = tiny_stable_diffusion(tmp_path / "model")
+    out = tmp_path / "images" / "regions.png"
+    run(monkeypatch, "regions_in_diffusers.py", model, "--steps", 2, "--out", out)
+    assert images(out.parent) == ["regions.png"]
+
+
+def test_llm_text_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch, "llm_text_encoder.py", "--out", tmp_path)
+    assert images(tmp_path) == ["de.png", "en.png", "long.png", "zh.png"]
+    said = capsys.readouterr().out
+    assert "languages: en, de" in said
+    assert float(said.split()[-1]) > 0.9
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_examples_are_short(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= LONGEST
