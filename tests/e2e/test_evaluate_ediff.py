@@ -212,6 +212,14 @@ def test_wrong_regions_are_refused(syzygy, tiny_model: Path, wrong: tuple[str, s
     assert said in answer.err
 
 
+def test_the_former_name_of_regions_works_and_warns(syzygy, tiny_model: Path) -> None:
+    answer = syzygy("evaluate", "painting", "--model", tiny_model, *FEW, "--strengths", "0")
+    warning, error = answer.err.splitlines()
+    assert warning == "warning: the command 'painting' is now called 'regions'; the old name will be removed."
+    assert (answer.code, "strengths must be more than 0" in error) == (2, True)
+    assert "painting" not in syzygy("evaluate", "--help").out
+
+
 def test_swapped_prompts_are_measured_over_the_steps(syzygy, tiny_model: Path, tmp_path: Path) -> None:
     command = ("evaluate", "temporal", "--model", tiny_model, "--prompts", 2, "--steps", 4, "--swaps", "75")
     command = (*command, "--conditions", "text", "--out", tmp_path)

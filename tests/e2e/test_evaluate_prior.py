@@ -202,7 +202,7 @@ def test_a_number_of_pictures_is_chosen_by_the_seed_among_those_held_out(
     assert len(common(store, [past], None, 0)) == 7
     assert len(common(store, [], None, 0)) == 7
     assert len(common(store, [past], 40, 0)) == 40, "the user may ask for more"
-    with pytest.raises(UserError, match=r"--images 41 is more.*the priors held out 40 pictures"):
+    with pytest.raises(UserError, match=r"--images 41 is more.*the priors held out 40 images"):
         common(store, [past], 41, 0)
     with pytest.raises(UserError, match="in common"):
         common(store, [Past("this store", torch.tensor([0])), Past("this store", torch.tensor([1]))], None, 0)
@@ -244,7 +244,7 @@ def test_another_clips_prior_is_refused(syzygy: Callable[..., Any], places: Path
     artifacts.write_json(path, artifacts.read_json(path) | {"clip": "0" * 16})
     answer = syzygy("evaluate", "prior", "--data", places / "store", "--prior", tmp_path / "run")
     assert answer.code == 2
-    assert "its space is different" in answer.err
+    assert "its embedding space is different" in answer.err
 
 
 def test_controls_alone(syzygy: Callable[..., Any], places: Path) -> None:

@@ -218,10 +218,11 @@ def _printed(block: "str | Table") -> str:
     lines = [block.header, *block.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = [str.ljust if place < block.first_number else str.rjust for place in range(len(widths))]
-    return "\n".join(
+    aligned = [
         "  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)).rstrip()
         for line in lines
-    )
+    ]
+    return "\n".join([*[block.caption] * bool(block.caption), *aligned])
 
 
 def named_priors(priors: Sequence[str], controls: Collection[str]) -> dict[str, str]:

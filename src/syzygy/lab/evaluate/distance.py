@@ -1,4 +1,4 @@
-"""Are predicted embeddings where true ones are? Distances between distributions of embeddings, and between pairs."""
+"""Distances of predicted from true embeddings, as pairs and as distributions."""
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,6 @@ def embedding_scores(predicted: Float[Tensor, "N D"], true: Float[Tensor, "N D"]
 
 
 def recall_at_1(predicted: Float[Tensor, "N D"], images: Float[Tensor, "N D"]) -> float:
-    """How often image i is the nearest (by cosine) to prediction i, of all images; in [0, 1]."""
+    """How often image i is the nearest of all images (by cosine) to prediction i; in [0, 1]."""
     nearest = (F.normalize(predicted.double(), dim=1) @ F.normalize(images.double(), dim=1).T).argmax(1)
     return float((nearest == torch.arange(len(predicted), device=nearest.device)).double().mean())

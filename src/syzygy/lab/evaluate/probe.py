@@ -1,4 +1,4 @@
-"""A linear probe: which combinations does an image embedding hold? Trained on true embeddings, asked of predicted ones."""
+"""A linear probe: which combinations does an image embedding contain? Trained on true embeddings, applied to predicted ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from syzygy.lab.world.scene import COLOURS, SHAPES, TEXTURES, Scene
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 
 LABELS: tuple[tuple[str, str], ...] = (*product(SHAPES, COLOURS), *product(SHAPES, TEXTURES))
-"""What is looked for: shape with colour, shape with texture."""
+"""The combinations: shape with colour, shape with texture."""
 COLOURED = len(SHAPES) * len(COLOURS)
 STEPS, BATCH, RATE, DECAY = 1500, 512, 5e-3, 1e-2
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Logistic regression a label on whitened embeddings."""
+    """A logistic regression for each label, on whitened embeddings."""
 
     statistics: EmbeddingStatistics
     weight: Float[Tensor, "K D"]
@@ -35,7 +35,7 @@ class Probe:
 
 
 def fit_probe(embeddings: Float[Tensor, "N D"], scenes: Sequence[Scene], seed: int = 0) -> Probe:
-    """Train on true embeddings of scenes, all of them with every combination in them, held-out ones too."""
+    """Train on true embeddings of scenes, with every combination among them, unseen ones too."""
     statistics = EmbeddingStatistics.of(embeddings)
     x = (embeddings.float() - statistics.mean) / statistics.std
     y = torch.tensor([_labels(scene) for scene in scenes])
@@ -60,9 +60,9 @@ def _labels(scene: Scene) -> list[float]:
 
 
 def found(probe: Probe, embeddings: Float[Tensor, "P D"], prompts: Sequence[Prompt]) -> list[float | None]:
-    """For each prompt the share of its k named combinations that are among the probe's k strongest; None where none is named.
+    """For each prompt the part of its k named combinations that are among the probe's k strongest; None if none is named.
 
-    Shape × colour and shape × texture compete apart. Captions of counting name none that a probe of presence could judge.
+    Shape × colour and shape × texture are ranked separately. Prompts that count name none that a probe of presence can find.
     """
     logits = probe.logits(embeddings)
     return [_share(row, prompt) for row, prompt in zip(logits, prompts, strict=True)]

@@ -1,4 +1,4 @@
-"""Which of many is meant? Ranks by cosine, and how often the right one is among the first."""
+"""Retrieval: ranks by cosine, and how often the right row is among the first."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ CHUNK = 512
 
 
 def ranks(queries: Float[Tensor, "N D"], gallery: Float[Tensor, "N D"]) -> Int[Tensor, "N"]:
-    """Where row i of the gallery stands for query i, by cosine: 0 is the nearest of all; what is as near stands before it."""
+    """The rank of row i of the gallery for query i, by cosine: 0 is the nearest of all; ties count as nearer."""
     cosines = F.normalize(queries.double(), dim=1) @ F.normalize(gallery.double(), dim=1).T
     own = cosines.diagonal()[:, None]
     return (cosines >= own).sum(1) - 1
@@ -22,7 +22,8 @@ def ranks_among(
 ) -> Int[Tensor, "M"]:
     """How many wrong rows of the gallery are at least as near to each query, by cosine, as the nearest right one; 0 is best.
 
-    `right` says which rows are right for a query: at least one.
+    Args:
+        right: which rows are right for a query, at least one each.
     """
     gallery = F.normalize(gallery.double(), dim=1)
     found = []
