@@ -53,7 +53,7 @@ def reproduce_experts_full() -> ReproduceExpertsRun:
 
 
 def reproduce_experts_quick() -> ReproduceExpertsRun:
-    """A shortened comparison: it only tests that everything works."""
+    """A shortened comparison: it tests that everything works, and shows nothing about experts."""
     experts = {"loop": {"steps": 20, "warmup": 2, "ema_half_life": 2.0}}
     return reproduce_experts_full().changed(experts=experts, seeds=1, prompts=5, steps=10, pictures=128)
 
@@ -73,7 +73,7 @@ def reproduce_text_encoder_full() -> ReproduceTextRun:
 
 
 def reproduce_text_encoder_quick() -> ReproduceTextRun:
-    """A shortened comparison: it only tests that everything works."""
+    """A shortened comparison: it tests that everything works, and shows nothing about stages or layers."""
     return reproduce_text_encoder_full().changed(
         align={"loop": _brief(steps=20, lr=1e-3)},
         image={"scenes": 500, "loop": _brief(steps=10, lr=4e-4)},
