@@ -109,14 +109,14 @@ def settings(training: Training, run: ReproduceExpertsRun) -> ExpertsRun:
     All trainings have the same shape: warm-up and half-life of the averaged weights are the same parts of their lengths, and the learning rate
     falls from the same peak to the same end.
     """
-    own = run.experts.model_copy(update={"seed": run.experts.seed + training.seed})
+    own = run.experts.changed(seed=run.experts.seed + training.seed)
     if training.candidate == FULL:
         return own
     if training.candidate == LORA:
-        return own.model_copy(update={"form": "lora", "loop": own.loop.model_copy(update={"lr": run.lora_lr})})
+        return own.changed(form="lora", loop={"lr": run.lora_lr})
     times = len(node_trainings(run.experts))
     scaled = {name: times * getattr(own.loop, name) for name in ("steps", "warmup", "ema_half_life", "validate_every")}
-    return own.model_copy(update={"loop": own.loop.model_copy(update=scaled)})
+    return own.changed(loop=scaled)
 
 
 def mixture(trainings: Sequence[NodeTraining]) -> tuple[tuple[tuple[float, float], ...], tuple[float, ...]]:
@@ -280,8 +280,7 @@ def measure_losses(context: ExpertsContext, training: Training | None, folder: P
     tasks: dict[str, DecoderTask] = {}
     for leaf in leaves(run):
         decoder, lora = _serving(folder, leaf.name, None if training is None else training.candidate, context.device)
-        noise = task.noise.model_copy(update={"shares": leaf.shares, "weights": None})
-        config = task.model_copy(update={"batch_size": LOSS_BATCH, "draws": 1, "noise": noise})
+        config = task.changed(batch_size=LOSS_BATCH, draws=1, noise={"shares": leaf.shares, "weights": None})
         key = seed_of(run.seed, "experts", "loss", leaf.name)
         tasks[leaf.name] = DecoderTask(decoder, lambda _: current[0], [], config, key, precision, lora)
     found: dict[str, list[Tensor]] = {name: [] for name in tasks}

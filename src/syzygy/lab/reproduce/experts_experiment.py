@@ -185,7 +185,7 @@ def _curve(run: ReproduceExpertsRun, first: Losses, second: Losses) -> list[list
     points, size = [], LOSS_BATCH // GROUPS
     a, b = _by_leaf(run, first), _by_leaf(run, second)
     for leaf in leaves(run):
-        noise = run.experts.task.noise.model_copy(update={"shares": leaf.shares, "weights": None})
+        noise = run.experts.task.noise.changed(shares=leaf.shares, weights=None)
         for group in range(GROUPS):
             rows = [i for i in range(run.pictures) if i % LOSS_BATCH // size == group]
             differences = relative_differences(*([one[leaf.name][i] for i in rows] for one in (a, b)))

@@ -168,19 +168,16 @@ def recipe(run: ReproduceTextRun, features: str) -> LlmRecipe:
     own = run.align.recipe
     if features == MEAN:
         return own
-    return own.model_copy(update={"layers": LAST_LAYER.layers, "normalise": LAST_LAYER.normalise})
+    return own.changed(layers=LAST_LAYER.layers, normalise=LAST_LAYER.normalise)
 
 
 def settings(training: Training, run: ReproduceTextRun) -> AlignRun | ImageRun:
     """The settings of a training."""
     if training.stage == ALIGN:
-        own = {"recipe": recipe(run, training.candidate.features), "seed": run.align.seed + training.seed}
-        return run.align.model_copy(update=own)
+        return run.align.changed(recipe=recipe(run, training.candidate.features), seed=run.align.seed + training.seed)
     chosen = run.image if training.stage == IMAGE else run.quality
-    loop = chosen.loop
-    if training.previous is None:
-        loop = loop.model_copy(update={"lr": run.untrained_lr, **_longer(run)})
-    return chosen.model_copy(update={"loop": loop, "seed": chosen.seed + training.seed})
+    loop = {"lr": run.untrained_lr, **_longer(run)} if training.previous is None else {}
+    return chosen.changed(loop=loop, seed=chosen.seed + training.seed)
 
 
 def _longer(run: ReproduceTextRun) -> dict[str, float | int]:
@@ -289,7 +286,7 @@ class TextEncoderContext:
         if training.previous is not None:
             return PreviousStage.load(self.place(training.previous), training.stage)
         clip, llm = self.model.clip, self.llms[training.candidate.features]
-        run = self.run.align.model_copy(update={"seed": self.run.align.seed + training.seed})
+        run = self.run.align.changed(seed=self.run.align.seed + training.seed)
         untrained = adapter_training.untrained(run, llm.width, clip, adapter_training.captions_of(run, None, clip))
         record = {"stage": UNTRAINED, "clip": clip.fingerprint(), "languages": list(self.run.languages)}
         return PreviousStage(self.place(training), untrained, record, llm.identity().to_config(), training.stage)
