@@ -84,7 +84,7 @@ class Studio:
         decoder = self.model.pipeline.decoder
         if isinstance(decoder, LatentDecoder):
             return sorted(SAMPLERS)
-        return [] if decoder.defaults.sampler is None else sorted(diffusers_schedulers.SAMPLERS)
+        return [] if decoder.defaults.sampler is None else sorted(diffusers_schedulers.SCHEDULERS)
 
     def seen(self, image: Image.Image, data: bytes) -> Upload:
         """A client's picture, made ready for the image encoder.
