@@ -11,11 +11,11 @@ from playwright.sync_api import Browser, Route, expect
 from benchmarks import serve_page
 from benchmarks.serve_page import select, stroke
 from syzygy.server.app import create_app
-from syzygy.server.engine import Studio
+from syzygy.server.engine import Engine
 from syzygy.server.http_server import serving
 from syzygy.server.limits import Limits
 from tests.page_driver import NEEDS_CHROMIUM, Open, downloaded, drop, expected, masks, picture, pixels, record, watched
-from tests.tiny_server import PATIENCE, Held, tiny_studio, waited
+from tests.tiny_server import PATIENCE, Held, tiny_engine, waited
 
 expect.set_options(timeout=20_000)  # a busy machine
 pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason=NEEDS_CHROMIUM)
@@ -26,13 +26,13 @@ LETTERS = "aaAbßSs ıİς.,-月星1é🌟e\u0301\u00a0\n'’\u00ad\ufe0f\u1100\
 
 
 @pytest.fixture(scope="module")
-def studio(tiny_model: Path) -> Studio:
-    return tiny_studio(tiny_model)
+def engine(tiny_model: Path) -> Engine:
+    return tiny_engine(tiny_model)
 
 
 @pytest.fixture(scope="module")
-def url(studio: Studio) -> Iterator[str]:
-    with serving(create_app(studio, LIMITS)) as url:
+def url(engine: Engine) -> Iterator[str]:
+    with serving(create_app(engine, LIMITS)) as url:
         yield url
 
 
@@ -160,8 +160,8 @@ def test_brush_eraser_undo_and_a_phrase_that_leaves(opened: Open) -> None:
     expect(page.locator(".phrases li")).to_have_count(1)
 
 
-def test_a_full_queue_is_waited_for_and_work_is_cancelled(opened: Open, studio: Studio) -> None:
-    held = Held(studio)
+def test_a_full_queue_is_waited_for_and_work_is_cancelled(opened: Open, engine: Engine) -> None:
+    held = Held(engine)
     app = create_app(held, LIMITS)
     worker = app.state.server.worker
     with serving(app) as url:
@@ -190,8 +190,8 @@ def test_a_full_queue_is_waited_for_and_work_is_cancelled(opened: Open, studio: 
         expect(second.locator("figure")).to_have_count(0)
 
 
-def test_a_key_is_asked_for_and_kept_in_this_tab(opened: Open, studio: Studio) -> None:
-    with serving(create_app(studio, LIMITS, api_key=SECRET)) as url:
+def test_a_key_is_asked_for_and_kept_in_this_tab(opened: Open, engine: Engine) -> None:
+    with serving(create_app(engine, LIMITS, api_key=SECRET)) as url:
         page = opened(url, ready=False)
         for key in ("wrong", SECRET):
             page.fill("#key", key)
@@ -290,7 +290,7 @@ def test_style_variations_and_mixtures(opened: Open) -> None:
     expect(other.locator("#beneath")).to_be_visible()
 
 
-def test_what_the_model_cannot_do_is_not_offered(opened: Open, studio: Studio) -> None:
+def test_what_the_model_cannot_do_is_not_offered(opened: Open, engine: Engine) -> None:
     can = {
         "regions": False,
         "style": False,
@@ -310,7 +310,15 @@ def test_what_the_model_cannot_do_is_not_offered(opened: Open, studio: Studio) -
     page.route("**/v1/models", other)
     serve_page.ready(page, page.url)
     expect(page.locator("#languages")).to_have_text("Write in English, German or Chinese.")
-    for hidden in ("#place", "#phrases-part", "#overlay-part", "#style-part", "#mix-part", "#sampler", "#painting"):
+    for hidden in (
+        "#place",
+        "#phrases-part",
+        "#overlay-part",
+        "#style-part",
+        "#mix-part",
+        "#sampler",
+        "#region_strength",
+    ):
         expect(page.locator(hidden)).to_be_hidden()
     page.fill("#prompt", "a red star")
     page.fill("#size", "48x32")

@@ -15,7 +15,7 @@ from syzygy.server.app import create_app
 from syzygy.server.http_server import serving
 from syzygy.server.limits import Limits
 from tests.page_driver import FAINT, NEEDS_CHROMIUM, PHONE, SMALL, Open, downloaded, finger, masks, record, watched
-from tests.tiny_server import tiny_studio
+from tests.tiny_server import tiny_engine
 
 expect.set_options(timeout=20_000)  # a busy machine
 pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason=NEEDS_CHROMIUM)
@@ -25,7 +25,7 @@ DOWN = [(0.2, 0.2 + 0.04 * piece) for piece in range(12)]
 
 @pytest.fixture(scope="module")
 def opened(tiny_model: Path) -> Iterator[Open]:
-    app = create_app(tiny_studio(tiny_model), Limits(number=4, steps=10, regions=2))
+    app = create_app(tiny_engine(tiny_model), Limits(number=4, steps=10, regions=2))
     with serving(app) as url, serve_page.browser() as browser, watched(browser, url) as new:
         yield new
 

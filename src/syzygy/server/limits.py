@@ -17,7 +17,7 @@ class Limits(Config):
     pixels: int = Field(default=2**20, ge=1)
     """Pixels of a picture to paint."""
     regions: int = Field(default=16, ge=1)
-    """Painted phrases a request."""
+    """ImageReady phrases a request."""
     sources: int = Field(default=8, ge=1)
     """Texts and pictures of a mixture."""
     queue: int = Field(default=32, ge=1)

@@ -16,7 +16,7 @@ from syzygy.generation.image_files import record_of
 from syzygy.regions.phrases import blurred, places, resized
 from syzygy.server.limits import Limits
 from syzygy.server.problems import about
-from syzygy.server.schema import PaintedRegion
+from syzygy.server.schema import RegionMask
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Fewer than `data.decode.FORMATS`: browsers save these, and anyone who reaches the server chooses what its decoders are given."""
@@ -72,8 +72,8 @@ def recipe(data: bytes, name: str, limits: Limits) -> dict[str, Any]:
     return record_of(opened(data, name, limits), name)
 
 
-def regions(prompt: str, given: list[PaintedRegion], blur: float, limits: Limits) -> tuple[Region, ...]:
-    """Painted phrases of a prompt.
+def regions(prompt: str, given: list[RegionMask], blur: float, limits: Limits) -> tuple[Region, ...]:
+    """ImageReady phrases of a prompt.
 
     Raises:
         Problem: a phrase that is not in it, a mask that is no picture or empty, masks of several sizes.

@@ -49,6 +49,7 @@ def test_a_prompt_is_asked_for_again() -> None:
         "regions",
     )
     body = {**{name: record[name] for name in kept}, "style": "aGk="}
+    body["region_strength"] = body.pop("painting")  # the name in older records
     assert found == {"request": {"path": "/v1/images/generations", "body": body}, "missing": [], "notes": []}
 
 
@@ -81,7 +82,7 @@ def test_what_is_missing_is_said() -> None:
         ({"versions": {"torch": "1"}}, {}, "other versions"),
         ({"conditions": ["text"]}, {}, "with conditions ['text']; this server has ['image']"),
         ({"noise_level": 3}, {}, "with noise level 3; this server has None"),
-        ({"height": 32, "width": 64}, {}, "in another size than the 64x64"),
+        ({"height": 32, "width": 64}, {}, "has another size than the 64x64"),
         ({}, {"negative_prompt": "a ring"}, "adds its own"),
     ],
 )
@@ -99,7 +100,7 @@ def test_a_size_is_asked_for_where_there_is_a_choice() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"pictures": []}, "of no prompt and no pictures, as a contact sheet"),
+        ({"pictures": []}, "it has no prompt and no pictures, like that of a contact sheet"),
         ({**RECORD, "seed": -1}, "seed: Input should be greater"),
         ({**RECORD, "regions": [{"phrase": 3}]}, r"regions\[0\].phrase: "),
         ({"sources": 3}, "its sources are no list"),

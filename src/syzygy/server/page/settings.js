@@ -30,14 +30,14 @@ export class Settings {
     find("steps").max = limits.steps;
     for (const [name] of NUMBERS) find(name).value = defaults[name] ?? "";
     if (defaults.negative_prompt) find("negative_prompt").placeholder = `the server’s own: ${defaults.negative_prompt}`;
-    find("painting").value = defaults.painting ?? "";
+    find("region_strength").value = defaults.region_strength ?? "";
     find("style_guidance").placeholder = defaults.style_guidance ?? "as guidance";
     find("prompt").maxLength = find("negative_prompt").maxLength = limits.prompt;
     find("sampler").append(...samplers.map((name) => make("option", { value: name }, name)));
     find("sampler").value = defaults.sampler ?? "";
     show("sampler", samplers.length > 0);
     show("size", size === null);
-    show("painting", regions);
+    show("region_strength", regions);
     find("style-part").hidden = !style;
     if (size) onShape(size.split("x").map(Number));
     find("size").addEventListener("change", () => this.#shape());
@@ -61,10 +61,10 @@ export class Settings {
   /** Fields of painted phrases and of a style, where there are such. */
   special(painted) {
     const found = {};
-    if (painted && find("painting").value !== "") found.painting = number("painting", "Strength");
+    if (painted && find("region_strength").value !== "") found.region_strength = number("region_strength", "Region strength");
     if (this.style) found.style = this.style;
     const guided = this.style && this.capabilities.style_guidance && find("style_guidance").value !== "";
-    if (guided) found.style_guidance = number("style_guidance", "Strength");
+    if (guided) found.style_guidance = number("style_guidance", "Style strength");
     return found;
   }
 
@@ -75,7 +75,7 @@ export class Settings {
     for (const [name] of NUMBERS) find(name).value = body[name] ?? this.defaults[name] ?? "";
     find("sampler").value = body.sampler ?? this.defaults.sampler ?? "";
     find("negative_prompt").value = body.negative_prompt ?? "";
-    find("painting").value = body.painting ?? this.defaults.painting ?? "";
+    find("region_strength").value = body.region_strength ?? this.defaults.region_strength ?? "";
     find("style_guidance").value = body.style_guidance ?? "";
     find("size").value = body.size && body.size !== "auto" ? body.size : "";
     this.#shape();

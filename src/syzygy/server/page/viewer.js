@@ -5,7 +5,7 @@ import { download } from "./gallery.js";
 
 const FACTS = [
   ["negative_prompt", "Negative prompt"], ["steps", "Steps"], ["guidance_scale", "Guidance"], ["sampler", "Sampler"],
-  ["painting", "Painting strength"], ["style_guidance", "Style strength"], ["size", "Size"],
+  ["region_strength", "Region strength"], ["style_guidance", "Style strength"], ["size", "Size"],
 ];
 
 /** Opens pictures; `actions` are [text, whether it is possible, what it does with a picture]. */
