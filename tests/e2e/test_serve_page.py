@@ -87,7 +87,7 @@ def test_type_select_paint_generate_restore(opened: Open) -> None:
 
     other = opened()
     drop(other, first)
-    expect(other.locator("#notice")).to_contain_text("painting makes this picture again")
+    expect(other.locator("#notice")).to_contain_text("Generate makes this image again")
     expect(other.locator("#prompt")).to_have_value("a red star and a blue ring")
     expect(other.locator("#seed")).to_have_value("7")
     expect(other.locator("#negative_prompt")).to_have_value("a square")
@@ -116,7 +116,7 @@ def test_keys_alone_are_enough(opened: Open) -> None:
     expect(page.locator("#said")).to_contain_text("Lifted at 60 %")
     expect(page.locator(".phrases .state")).to_have_text("")
     page.keyboard.press("Control+z")
-    expect(page.locator(".phrases .state")).to_have_text("not painted yet")
+    expect(page.locator(".phrases .state")).to_have_text("not drawn yet")
     page.keyboard.press("Control+Shift+z")
     expect(page.locator(".phrases .state")).to_have_text("")
     page.keyboard.press("e")
@@ -142,7 +142,7 @@ def test_brush_eraser_undo_and_a_phrase_that_leaves(opened: Open) -> None:
     page.click("[data-tool=eraser]")
     page.fill("#brush-size", "60")
     stroke(page, LEFT)
-    expect(page.locator(".phrases .state")).to_have_text("not painted yet")
+    expect(page.locator(".phrases .state")).to_have_text("not drawn yet")
     page.click("#undo")
     expect(page.locator(".phrases .state")).to_have_text("")
     page.fill("#prompt", "a blue ring")
@@ -179,7 +179,7 @@ def test_a_full_queue_is_waited_for_and_work_is_cancelled(opened: Open, engine: 
         expect(third.locator("#go")).to_have_text("Cancel")
         third.click("#go")
         expect(third.locator("#go-status")).to_have_text("Cancelled.")
-        expect(third.locator("#go")).to_have_text("Paint one picture")
+        expect(third.locator("#go")).to_have_text("Generate one image")
         second.click("#go")
         expect(second.locator("#go-status")).to_have_text("Cancelled.")
         assert waited(lambda: worker.waiting == 0)  # the page does not wait until the server has seen it
@@ -197,7 +197,7 @@ def test_a_key_is_asked_for_and_kept_in_this_tab(opened: Open, engine: Engine) -
             page.fill("#key", key)
             page.click("#key-form button")
             if key == "wrong":
-                expect(page.locator("#key-note")).to_have_text("The server does not know this key.")
+                expect(page.locator("#key-note")).to_have_text("The server does not accept this key.")
         page.wait_for_selector("#go:enabled")
         page.fill("#prompt", "a red star")
         page.fill("#n", "1")
@@ -238,7 +238,7 @@ def test_errors_are_told_beside_their_cause(opened: Open) -> None:
     page.unroute("**/generations")
     page.fill("#n", "0")
     page.click("#go")
-    expect(page.locator("[data-param=n] .note")).to_have_text("Pictures must be a number from 1 to 4.")
+    expect(page.locator("[data-param=n] .note")).to_have_text("Images must be a number from 1 to 4.")
     page.fill("#n", "1")
     page.fill("#seed", "9007199254740993")
     page.click("#go")
@@ -246,9 +246,9 @@ def test_errors_are_told_beside_their_cause(opened: Open) -> None:
     page.fill("#seed", "")
     page.fill("#prompt", " ")
     page.click("#go")
-    expect(page.locator("#prompt-note")).to_have_text("Say what to paint.")
+    expect(page.locator("#prompt-note")).to_have_text("Describe the image.")
     drop(page, b"no picture")
-    expect(page.locator("#notice")).to_contain_text("dropped.png restores nothing: ")
+    expect(page.locator("#notice")).to_contain_text("dropped.png cannot be restored: ")
 
 
 def test_style_variations_and_mixtures(opened: Open) -> None:
@@ -266,7 +266,7 @@ def test_style_variations_and_mixtures(opened: Open) -> None:
     assert pixels(base64.b64decode(made["style"]["data"]))[3][3] == [255, 165, 0]
 
     page.click("figure.done .open")
-    page.click("text=Paint variations")
+    page.click("text=Generate variations")
     expect(page.locator("figure.done")).to_have_count(2)
     drop(page, picture("green"), "#mix-part")
     expect(page.locator(".sources img")).to_have_count(1)
@@ -286,8 +286,8 @@ def test_style_variations_and_mixtures(opened: Open) -> None:
     expect(other.locator("figure.done")).to_have_count(2)
     assert pixels(downloaded(other)) == pixels(downloaded(page))
     other.click("figure.done .open >> nth=0")
-    other.click("text=Put it beneath the canvas")
-    expect(other.locator("#beneath")).to_be_visible()
+    other.click("text=Use as canvas background")
+    expect(other.locator("#background")).to_be_visible()
 
 
 def test_what_the_model_cannot_do_is_not_offered(opened: Open, engine: Engine) -> None:

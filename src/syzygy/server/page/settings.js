@@ -29,9 +29,9 @@ export class Settings {
     find("n").value = Math.min(FEW, limits.number);
     find("steps").max = limits.steps;
     for (const [name] of NUMBERS) find(name).value = defaults[name] ?? "";
-    if (defaults.negative_prompt) find("negative_prompt").placeholder = `the server’s own: ${defaults.negative_prompt}`;
+    if (defaults.negative_prompt) find("negative_prompt").placeholder = `default: ${defaults.negative_prompt}`;
     find("region_strength").value = defaults.region_strength ?? "";
-    find("style_guidance").placeholder = defaults.style_guidance ?? "as guidance";
+    find("style_guidance").placeholder = defaults.style_guidance ?? "same as guidance";
     find("prompt").maxLength = find("negative_prompt").maxLength = limits.prompt;
     find("sampler").append(...samplers.map((name) => make("option", { value: name }, name)));
     find("sampler").value = defaults.sampler ?? "";
@@ -46,7 +46,7 @@ export class Settings {
 
   /** Fields that every request has. */
   get common() {
-    const found = { n: number("n", "Pictures") };
+    const found = { n: number("n", "Images") };
     const seed = find("seed").value.trim();
     if (seed) found.seed = seedOf(seed);
     for (const [name, title] of NUMBERS) if (find(name).value !== "") found[name] = number(name, title);
@@ -58,10 +58,10 @@ export class Settings {
     return found;
   }
 
-  /** Fields of painted phrases and of a style, where there are such. */
-  special(painted) {
+  /** Fields for regions and for a style, if there are any. */
+  special(drawn) {
     const found = {};
-    if (painted && find("region_strength").value !== "") found.region_strength = number("region_strength", "Region strength");
+    if (drawn && find("region_strength").value !== "") found.region_strength = number("region_strength", "Region strength");
     if (this.style) found.style = this.style;
     const guided = this.style && this.capabilities.style_guidance && find("style_guidance").value !== "";
     if (guided) found.style_guidance = number("style_guidance", "Style strength");
@@ -130,7 +130,7 @@ function number(name, title) {
 function seedOf(text) {
   const seed = Number(text);
   if (!/^\d+$/.test(text) || !Number.isSafeInteger(seed)) {
-    throw new Mistake("seed", `A seed is a whole number up to ${Number.MAX_SAFE_INTEGER} here; leave it empty for a new one each time.`);
+    throw new Mistake("seed", `The seed must be a whole number up to ${Number.MAX_SAFE_INTEGER}. Leave it empty for a new one each time.`);
   }
   return seed;
 }
