@@ -9,8 +9,11 @@ import torch
 from syzygy.clip.clip_model import Clip
 from syzygy.lab.starter.lm_training import LmConfig, build_lm
 from syzygy.lab.world import scene_source
-from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
+from syzygy.text_encoders.adapter import AdapterConfig, AdapterSizes, TextAdapter, TextStatistics
+from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignTaskConfig
 from syzygy.text_encoders.llm import Llm
+from syzygy.text_encoders.parallel_captions import Captions
+from syzygy.training.schedule import LoopConfig
 
 MEASURED = ["a red star", "two blue circles", "a ring", "a moon above a cross"]
 
@@ -35,6 +38,13 @@ def save_tiny_adapter(
     record: dict[str, Any] = {"llm": model.identity().to_config(), "clip": clip.fingerprint()}
     adapter.save_pretrained(folder, record | ({} if languages is None else {"languages": list(languages)}))
     return folder
+
+
+def align_source(captions: Captions, llm: Llm, clip: Clip, batch_size: int = 60, empty: float = 0.0) -> AlignSource:
+    """Batches of these captions, with four lines per language for validation."""
+    task, loop = AlignTaskConfig(batch_size=batch_size, empty=empty), LoopConfig(steps=1, lr=1e-3)
+    sizes = AdapterSizes(queries=3, layers=1, heads=2, width=16)
+    return AlignSource(captions, llm, clip, AlignRun(adapter=sizes, task=task, loop=loop, validation_lines=4))
 
 
 def save_tiny_lm(folder: Path, *codes: str) -> Path:

@@ -96,7 +96,7 @@ def test_the_walk(syzygy: Callable[..., Any], published: None, tmp_path: Path, m
     for more, message in (
         (("--stage", "image", "--from", "align", "--features", "exact", "--prior", "ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior"),
          "was made with other features of a language model: dtype is"),
-        (("--stage", "quality", "--from", "align", "--filter", "width >= 64"), "is of stage 'align'; stage 'quality' goes on from"),
+        (("--stage", "quality", "--from", "align", "--filter", "width >= 64"), "is of stage 'align'; stage 'quality' continues from"),
         (("--stage", "image", "--from", "align", "--prior", "image"), "was trained with another prior"),
     ):  # fmt: skip
         answer = syzygy(*wrong, *more)

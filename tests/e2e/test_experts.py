@@ -93,7 +93,7 @@ def test_a_plan_of_names(syzygy) -> None:
 def test_wrong_input(syzygy, tiny_model: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("experts", "plan", "E3_0"), "leave gaps"),
-        (("experts", "plan", "late"), "is not a place in the tree"),
+        (("experts", "plan", "late"), "is not a node of the tree"),
         (("experts", "plan", tmp_path), "holds no experts"),
         (("experts", "plan", "E1_0,E1_1", "--sampler", "magic"), "unknown sampler 'magic'"),
         (("train", "experts", "--model", tiny_model, "--out", tmp_path / "run", 'leaves=["E1_0"]'), "leave gaps"),

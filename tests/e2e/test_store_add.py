@@ -67,7 +67,7 @@ def test_other_recipes_by_other_names(syzygy, store: Path, tmp_path: Path) -> No
         ((), "has a feature set 'llm' already"),
         (("--name", "x", "--layers", "some"), "allowed: all, last, or numbers"),
         (("--name", "x", "--layers", "9"), "has hidden states 0 to 3"),
-        (("--name", "x", "--template", "none"), "in it, once"),
+        (("--name", "x", "--template", "none"), "must contain {text} once"),
     ):
         answer = syzygy(*one, *more)
         assert answer.code == 2

@@ -21,6 +21,7 @@ from syzygy.generation import own_models
 from syzygy.generation.image_files import read_record
 from syzygy.generation.prior_pipeline import PriorPipeline
 from syzygy.generation.replaced_text_encoder import adapt, with_text
+from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage, clip_scores
 from syzygy.lab.evaluate.composition import candidate_embeddings
 from syzygy.lab.evaluate.harness import evaluation_prompts
@@ -71,7 +72,7 @@ def test_prior_and_decoder_read_its_features(adapted: TextToImage, model: Path) 
     away = adapted(ENGLISH, generator=seeded(), negative_prompt=GERMAN, guidance_scale=4.0).images[0].tobytes()
     crossed = with_text(adapted.pipeline, adapted.clip)
     assert away != picture(adapted, guidance_scale=4.0)
-    assert away != crossed(ENGLISH, generator=seeded(), negative_prompt=GERMAN).images[0].tobytes()
+    assert away != crossed(GenerationRequest([ENGLISH], generator=seeded(), negative_prompt=GERMAN)).images[0].tobytes()
 
 
 def test_without_it_nothing_of_it_is_read(model: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +140,7 @@ def test_the_best_of_several_is_nearest_to_what_was_predicted(adapted: TextToIma
     scores = [float(clip_scores(one.images, one.image_embeddings, adapted.clip)) for one in alone]
     assert found.scores is not None
     assert float(found.scores[0]) == pytest.approx(max(scores), abs=1e-4)
-    with pytest.raises(UserError, match="whose place a style takes"):
+    with pytest.raises(UserError, match="a style replaces this embedding"):
         adapted(GERMAN, generator=seeds, best_of=3, style=torch.rand(3, 32, 32))
 
 
@@ -265,7 +266,7 @@ def test_stable_unclips_unet_goes_on_with_its_own(tiny_stable_unclip: Tiny, llm:
 
 
 def test_stable_diffusion_has_no_place_for_one(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"paints from texts alone, .* Models that take one: starter"):
+    with pytest.raises(UserError, match=r"with text encoders of its own, .* Models that take one: starter"):
         TextToImage.from_pretrained(tiny_stable_diffusion(tmp_path / "sd"), text_encoder=model)
 
 
@@ -302,10 +303,10 @@ def test_a_prior_that_was_trained_beside_it_is_missed(model: Path, adapted: Text
         artifacts.write_json(path, artifacts.read_json(path) | {"prior": prior})
         if prior == own:
             TextToImage.from_pretrained(model, text_encoder=run, llm=model / "llm")
-    with pytest.warns(UserWarning, match=r"trained with another prior .* Take the one with the fingerprint another"):
+    with pytest.warns(UserWarning, match=r"trained with another prior .* Use the one with the fingerprint another"):
         TextToImage.from_pretrained(model, text_encoder=run, llm=model / "llm")
     shutil.copytree(model / "prior", run / "prior")
-    with pytest.warns(UserWarning, match=r"Take that of its run \(prior .*run/prior\)"):
+    with pytest.warns(UserWarning, match=r"Use that of its run \(prior .*run/prior\)"):
         TextToImage.from_pretrained(model, text_encoder=run, llm=model / "llm")
 
 

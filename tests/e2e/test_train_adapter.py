@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from syzygy.core.artifacts import read_tensors
 from syzygy.core.randomness import seed_of
 from syzygy.data.store import EmbeddingStore
 from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.starter.adapted_decoder_training import AdaptedDecoderTask
+from syzygy.lab.starter.world_captions import languages_for
 from syzygy.lab.world import scene_source
+from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.parallel_corpus import parallel
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.prior_network import WEIGHTS_FILE
 from syzygy.text_encoders.adapter import SIZES, TextAdapter
-from syzygy.text_encoders.adapter_folders import load_adapted
+from syzygy.text_encoders.adapter_folders import PreviousStage, load_adapted
 from syzygy.text_encoders.adapter_task import AdapterTask
-from syzygy.text_encoders.caption_sources import pictures_of_a_store
-from syzygy.text_encoders.decoder_stage import AdaptedDecoderTask
+from syzygy.text_encoders.image_stage import split_images
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.store_features import open_features
-from syzygy.text_encoders.training import PreviousStage
 from tests.tiny_llm import save_tiny_llm
 
 LINES = 12
@@ -181,7 +183,7 @@ def test_chosen_scenes(syzygy: Callable[..., Any], runs: dict[str, Path], tiny_m
     for more, message in (
         (("--filter", "objects > 9"), "no scene for training passes the filter"),
         (("--filter", "size > 1"), "unknown column of the embedded world 'size'"),
-        (("filter=null",), "stage quality trains on chosen pictures: say which with --filter"),
+        (("filter=null",), "stage quality trains on selected images: select them with --filter"),
     ):
         answer = syzygy(*arguments, *more, "--out", tmp_path / "wrong")
         assert answer.code == 2
@@ -191,7 +193,7 @@ def test_chosen_scenes(syzygy: Callable[..., Any], runs: dict[str, Path], tiny_m
 def test_features_are_those_of_the_captions_that_a_filter_leaves(store: Path, places: Path) -> None:
     llm, opened = Llm.from_pretrained(places / "llm"), EmbeddingStore.open(store)
     features = open_features(store, llm.identity().to_config())
-    for data in pictures_of_a_store(opened, features, 9, CONDITION, by_text=True):
+    for data in split_images(opened, features, 9, CONDITION, by_text=True):
         index = torch.arange(len(data)).flip(0)
         texts = ["", *opened.texts(data.pairs.chosen[index].tolist())[1:]]
         found, expected = data.text(index, 0, index == index[0], 0), llm.encode_states(texts)
@@ -294,9 +296,9 @@ ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--
         (("--stage", "quality", "--from", "x", "--features", "llm"), "--features has no effect with stage 'quality'"),
         (("--stage", "align", "--llm", "x", "--from", "y"), "--from has no effect with stage 'align'"),
         (("--stage", "align", "--llm", "x", "--filter", "a > 1"), "--filter has no effect with stage 'align'"),
-        (("--stage", "quality", "--from", "{image}", "--data", "{store}"), "say which with --filter"),
+        (("--stage", "quality", "--from", "{image}", "--data", "{store}"), "select them with --filter"),
         (("--stage", "image", "--from", "{aligned}", "--data", "{store}", "--clip", "x"), "and --data: the store records them"),
-        (("--stage", "quality", "--from", "{aligned}", "--data", "{store}", "--filter", "a > 1"), "is of stage 'align'; stage 'quality' goes"),
+        (("--stage", "quality", "--from", "{aligned}", "--data", "{store}", "--filter", "a > 1"), "is of stage 'align'; stage 'quality'"),
         ((*ON_STORE, "--filter", "height > 9 and x > 1"),
          "unknown column"),
         ((*ON_STORE, "--filter", "aesthetic > 99"),
@@ -388,7 +390,7 @@ def test_presets(preset: str, width: int, syzygy: Callable[..., Any]) -> None:
 def test_stage_image_with_a_decoder(
     syzygy: Callable[..., Any], aligned: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syzygy.text_encoders.adapted_decoder_training.VALIDATION_PICTURES", 8)
+    monkeypatch.setattr("syzygy.lab.starter.adapted_decoder_training.VALIDATION_PICTURES", 8)
     model = ("--clip", tiny_model, "--decoder", tiny_model, "--autoencoder", tiny_model)
     small = ("task.batch_size=4", "loop.steps=4", "loop.warmup=1", "loop.validate_every=2", "loop.checkpoint_every=2",
              'lengths=["short"]')  # fmt: skip
@@ -414,8 +416,10 @@ def test_stage_image_with_a_decoder(
     assert any(not torch.equal(begun[name], x) for name, x in weights(tmp_path / "run", "decoder").items())
     load_adapted(tmp_path / "run", Clip.from_pretrained(tiny_model / "clip"))
     record = artifacts.read_json(tmp_path / "run/adapter/provenance.json")
-    former = PreviousStage.load(aligned, "image").taught(["ja"])
-    assert (former.languages, former.of_the_world) == (("en", "de", "ja"), ("en", "de"))
+    previous = PreviousStage.load(aligned, "image")
+    assert (previous.languages(["ja", "en"]), languages_for(None, previous)) == (["en", "de", "ja"], ("en", "de"))
+    unknown = replace(previous, record={})
+    assert (unknown.languages(["ja"]), languages_for(None, unknown)) == (None, tuple(LANGUAGES))
     assert [one["stage"] for one in record["lineage"]] == ["align"]
     assert record["decoder"] != record["decoder_before"]
 

@@ -56,7 +56,7 @@ def test_wrong_input(syzygy, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
     for arguments, message in (
         (("--data", tmp_path, *out), "there is no folder starter"),
-        (("--model", tmp_path, *out), "give --data too"),
+        (("--model", tmp_path, *out), "give the captioned images to train on with --data"),
         (("--model", tmp_path, "--data", tmp_path, *out), "has no vae, scheduler, text_encoder, tokenizer"),
         (("--data", tmp_path, "--leaves", "E1_0", 'leaves=["E1_1"]', *out), "say the same"),
         (("--data", tmp_path, "--preset", "starter", *out), "Known: full, lora"),

@@ -127,7 +127,9 @@ def test_an_older_store_trains_eclipse_only(syzygy: Callable[..., Any], store: P
     assert syzygy(*arguments, tmp_path / "eclipse").code == 0
     answer = syzygy(*arguments, tmp_path / "diffusion", "--preset", "diffusion")
     assert answer.code == 2
-    assert "holds no features of the empty text, because an older version wrote it. Embed its source again" in answer.err
+    assert (
+        "holds no features of the empty text, because an older version wrote it. Embed its source again" in answer.err
+    )
     command = re.search(r"Embed its source again: syzygy (embed .*) --out STORE", answer.err)
     assert command
     assert syzygy(*command[1].split(), "--out", tmp_path / "new").code == 0

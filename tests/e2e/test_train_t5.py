@@ -102,7 +102,7 @@ def test_a_decoder_goes_on_with_t5_beside(syzygy, tiny_model: Path, tmp_path: Pa
 
     answer = syzygy("train", "decoder", *parts[:4], "--out", tmp_path / "no", *small[:-1], "fresh_attention=true")
     assert answer.code == 2
-    assert "fresh_attention is for going on from another decoder" in answer.err
+    assert "fresh_attention is for continuing from another decoder" in answer.err
     without = [one for one in small if not one.startswith("task.subsets")]
     answer = syzygy("train", "decoder", *parts, "--out", tmp_path / "other", *without, "vector_width=64")
     assert answer.code == 2

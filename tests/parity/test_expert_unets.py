@@ -254,9 +254,9 @@ def test_timesteps_that_differ_go_to_the_expert_of_each() -> None:
     assert torch.equal(experts(timestep=timesteps, return_dict=False, **told)[0], together.sample)
     alike = torch.tensor([10, 20, 15, 20])
     assert torch.equal(experts(timestep=alike, **told)[0], experts.denoisers["low"](timestep=alike, **told)[0])
-    with pytest.raises(UserError, match=r"argument of shape \(1, 3, 16\) cannot be dealt out"):
+    with pytest.raises(UserError, match=r"argument of shape \(1, 3, 16\) cannot be split among"):
         experts(timestep=timesteps, **told | {"encoder_hidden_states": told["encoder_hidden_states"][:1]})
-    with pytest.raises(UserError, match="a set cannot be dealt out"):
+    with pytest.raises(UserError, match="a set cannot be split among"):
         experts(timestep=timesteps, cross_attention_kwargs={"region_bias": {1}}, **told)
 
 
@@ -398,7 +398,7 @@ def test_too_many_low_rank_experts_to_compile_are_refused() -> None:
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expert high is another U-Net than the first: they differ in in_channels"):
         ExpertUNet(CUT, {n: made_unet(0, in_channels=4 + (n == "high")) for n in CUT.experts}, scheduler("ddim"))
-    with pytest.raises(UserError, match="stages name the experts high, which are not there"):
+    with pytest.raises(UserError, match="stages name the experts high, which are missing"):
         ExpertUNet(CUT, {"low": made_unet(0), "middle": made_unet(0)}, scheduler("ddim"))
     with pytest.raises(UserError, match="offloading moves experts off a GPU"):
         ExpertUNet.from_pretrained(folder, offload_policy=OffloadPolicy(memory="offload"))

@@ -85,10 +85,13 @@ class Layers(click.ParamType):
 @json_option
 def add(
     store: Path,
+    llm: str,
+    name: str,
     layers: Any,
     plain: bool,
     template: str | None,
     max_tokens: int,
+    revision: str | None,
     download: bool,
     compute: Any,
     device: str,
@@ -100,28 +103,21 @@ def add(
 
     from syzygy.core.config import parse
     from syzygy.data.store_building import read_manifest
-    from syzygy.text_encoders.llm import LlmRecipe
-    from syzygy.text_encoders.store_features import FeaturesRequest, add_llm_features
+    from syzygy.text_encoders.llm import COMPUTE, LlmRecipe, load_llm
+    from syzygy.text_encoders.store_features import add_llm_features
 
     captions = read_manifest(store)["captions"]
     recipe = {"layers": layers, "normalise": not plain, "template": template, "max_tokens": max_tokens}
-    request = FeaturesRequest(
-        store=store,
-        recipe=parse(LlmRecipe, recipe, "store add"),
-        compute=compute or ("bf16" if device == "cuda" else "fp32"),
-        device=device,
-        local_files_only=not download,
-        **options,
-    )
-    with progress_bar(f"adding {request.name}", captions) as advance:
-        result = add_llm_features(request, advance)
-    tokens, longest = result.manifest["features"][request.name]["tokens"], result.longest
+    parsed = parse(LlmRecipe, recipe, "store add")
+    dtype = COMPUTE[compute or ("bf16" if device == "cuda" else "fp32")]
+    with progress_bar(f"adding {name}", captions) as advance:
+        model = load_llm(llm, recipe=parsed, revision=revision, dtype=dtype, local_files_only=not download)
+        result = add_llm_features(store, model.to(device), name, watch=advance, **options)
+    tokens, longest = result.manifest["features"][name]["tokens"], result.longest
     if as_json:
-        click.echo(json.dumps({"store": str(store), "features": request.name, "tokens": tokens, "longest": longest}))
+        click.echo(json.dumps({"store": str(store), "features": name, "tokens": tokens, "longest": longest}))
         return
-    click.echo(
-        f"{captions:,} captions, {tokens:,} tokens in the set {request.name!r} of {store}; the longest has {longest}."
-    )
+    click.echo(f"{captions:,} captions, {tokens:,} tokens in the set {name!r} of {store}; the longest has {longest}.")
     if longest == result.positions:
         click.echo(
             f"The longest may have been cut: at most {max_tokens} tokens are read (--max-tokens), including special ones."

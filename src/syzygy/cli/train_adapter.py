@@ -10,6 +10,7 @@ import click
 from syzygy.cli.common import progress_bar
 from syzygy.cli.training import EPILOG, Trained, as_setting, fitting_of, run_training, set_names, train_options
 from syzygy.core.errors import UserError
+from syzygy.core.registry import imported
 
 if TYPE_CHECKING:
     import torch
@@ -157,8 +158,10 @@ def adapter(**options: Any) -> None:
         following = (f"syzygy train adapter --stage image --from {quote(str(out))} --out RUN",)
         return Trained(result.folder, result.metrics, following if choice.stage == "align" else ())
 
-    table = "DECODER" if choice.decoder is not None else choice.stage.upper()
-    run_training(f"syzygy.text_encoders.presets:{table}_PRESETS", body, **options)
+    presets = f"syzygy.text_encoders.presets:{choice.stage.upper()}_PRESETS"
+    if choice.decoder is not None:
+        presets = "syzygy.lab.starter.presets:ADAPTER_DECODER"
+    run_training(presets, body, **options)
 
 
 def _align(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[str, ...]) -> Any:
@@ -187,28 +190,29 @@ def _image(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[st
     own = previous.run if (previous.run / "prior").is_dir() else STARTER
     prior = training.frozen_prior(choice.prior or own, previous.record["clip"])
     if choice.data is None:
-        clip, llm = (
-            Clip.from_pretrained(part_or_id(choice.clip or STARTER, "clip")),
+        clip = Clip.from_pretrained(part_or_id(choice.clip or STARTER, "clip"))
+        llm, world_images = (
             previous.language_model(choice.llm),
+            imported("syzygy.lab.starter.world_captions:world_images"),
         )
-        return training.image(run, previous, llm, clip, prior, out, world, stage=choice.stage, bar=progress_bar)
-    unset = {"scenes", "languages", "lengths", "filter"} - set_names(overrides)
-    run, features = run.model_copy(update=dict.fromkeys(unset)), choice.features or "llm"
-    fitting = fitting_of(overrides)
-    return training.image_on_store(
-        run, previous, choice.data, features, prior, out, world, stage=choice.stage, fitting=fitting
-    )
+        data = world_images(run, previous, llm, clip, world.device, progress_bar)
+    else:
+        unset = {"scenes", "languages", "lengths", "filter"} - set_names(overrides)
+        run, features = run.model_copy(update=dict.fromkeys(unset)), choice.features or "llm"
+        fitting, processes = fitting_of(overrides), world.size
+        run, data = training.store_images(run, previous, choice.data, features, processes=processes, fitting=fitting)
+    return training.image(run, previous, data, prior, out, world)
 
 
 def _image_with_decoder(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[str, ...]) -> Any:
     from syzygy.clip.clip_model import Clip
     from syzygy.core.model_parts import part_folder
     from syzygy.decoder.autoencoder import Autoencoder
-    from syzygy.text_encoders import adapted_decoder_training
     from syzygy.text_encoders.training import PreviousStage
 
     previous = PreviousStage.load(str(choice.previous), choice.stage)
     clip = Clip.from_pretrained(part_folder(choice.clip or STARTER, "clip"))
     latents = Autoencoder.from_pretrained(part_folder(choice.autoencoder or STARTER, "autoencoder"))
     llm, decoder = previous.language_model(choice.llm), part_folder(str(choice.decoder), "decoder")
-    return adapted_decoder_training.train(run, previous, llm, clip, latents, decoder, out, world)
+    train = imported("syzygy.lab.starter.adapted_decoder_training:train")
+    return train(run, previous, llm, clip, latents, decoder, out, world)

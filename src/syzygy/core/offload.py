@@ -1,4 +1,4 @@
-"""Modules of which one at a time works: only that one takes memory where it works."""
+"""Modules that take turns on a device, so that only one of them takes memory there."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -9,11 +9,10 @@ HOME = "cpu"
 
 
 class SequentialOffload(nn.Module):
-    """Modules by name, as `nn.ModuleDict` gives them; the one that was asked for last works, the others make room for it.
+    """Modules by name, like `nn.ModuleDict`; only the one that was requested last is on the device.
 
-    They go to the device that this module is moved to, in its precision, in evaluation mode and frozen. They are not registered
-    as its parts: what walks parameters or states does not bring all of them in. A change of `device` or precision while one works
-    moves that one too.
+    Modules go to the device and precision to which this module is moved, in evaluation mode and frozen. They are not registered as
+    submodules, so that iterating over parameters or states does not load all of them. Moving this module also moves the active one.
     """
 
     _place: Tensor
@@ -26,7 +25,7 @@ class SequentialOffload(nn.Module):
         waiting: Mapping[str, nn.Module] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """See `loaded` and `offloaded`."""
+        """Use `loaded` or `offloaded`."""
         super().__init__()
         self.names = tuple(names)
         self._load = load
@@ -37,12 +36,12 @@ class SequentialOffload(nn.Module):
 
     @staticmethod
     def loaded(names: Sequence[str], load: Callable[[str], nn.Module], dtype: torch.dtype) -> "SequentialOffload":
-        """Lazily: `load` makes a module when its turn comes (in `dtype`), and it is let go when the turn passes."""
+        """`load` makes a module at its turn, in `dtype`; it is released at the next module's turn."""
         return SequentialOffload(names, load, dtype=dtype)
 
     @staticmethod
     def offloaded(modules: Mapping[str, nn.Module]) -> "SequentialOffload":
-        """All are in the computer's memory; one is on the device."""
+        """All modules stay in the computer's memory; one is on the device."""
         dtype = next(p.dtype for module in modules.values() for p in module.parameters() if p.is_floating_point())
         return SequentialOffload(tuple(modules), modules.__getitem__, waiting=modules, dtype=dtype)
 
@@ -53,17 +52,17 @@ class SequentialOffload(nn.Module):
         return len(self.names)
 
     def __getitem__(self, name: str) -> nn.Module:
-        """The module, on the device. Nothing moves while the same one is asked for."""
+        """The module, on the device; nothing moves if it is there already."""
         if self._active is None or self._active[0] != name:
-            # What is made in inference mode could never be used outside.
+            # Tensors made in inference mode could not be used outside of it.
             with torch.inference_mode(False):
-                self._dismiss()
-                self._active = name, self._brought(name)
+                self._release()
+                self._active = name, self._prepared(name)
         return self._active[1]
 
     @property
     def active(self) -> str | None:
-        """The name of the one that has the device."""
+        """The name of the module on the device."""
         return None if self._active is None else self._active[0]
 
     @property
@@ -75,7 +74,7 @@ class SequentialOffload(nn.Module):
         return self._place.dtype
 
     def each(self, change: Callable[[nn.Module], object]) -> None:
-        """Change every module, also those that are yet to be loaded."""
+        """Apply a change to every module, including those that are loaded later."""
         for module in self._waiting.values():
             change(module)
         if not self._waiting:
@@ -83,12 +82,12 @@ class SequentialOffload(nn.Module):
             if self._active is not None:
                 change(self._active[1])
 
-    def _dismiss(self) -> None:
+    def _release(self) -> None:
         if self._active is not None and self._waiting:
             self._active[1].to(HOME)
         self._active = None
 
-    def _brought(self, name: str) -> nn.Module:
+    def _prepared(self, name: str) -> nn.Module:
         module = self._load(name).eval().requires_grad_(False)
         for change in self._changes:
             change(module)

@@ -1,4 +1,4 @@
-"""Ensembles of expert denoisers as folders: who serves which noise level, and a decoder each."""
+"""Ensembles of experts as folders: `stages.json` with the expert of each noise level, and a folder with weights for each expert."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +14,18 @@ from syzygy.core.lora import Adapted, Lora
 from syzygy.core.offload import SequentialOffload
 from syzygy.core.randomness import seed_of
 from syzygy.decoder.backbone import load_config, load_decoder
-from syzygy.decoder.network import Decoder
 from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.experts.routing import Experts, Stages
 
 STAGES_FILE = "stages.json"
 TRUNK = "trunk"
-"""The frozen decoder of low-rank experts, beside them."""
+"""Folder of the frozen network that low-rank experts adapt."""
 MEMORY = ("all", "offload", "lazy")
 """Where experts are: all on the device; one there and the others in the computer's memory; one there and the others on disk."""
 
 
 def experts_folder(folder: Path) -> Path:
-    """The ensemble itself, from its own folder or from that of the run that grew it."""
+    """The folder of an ensemble, from that folder itself or from the run that trained it."""
     if (folder / "experts" / STAGES_FILE).is_file():
         return folder / "experts"
     if (folder / "nodes").is_dir() and not (folder / STAGES_FILE).is_file():
@@ -35,7 +34,7 @@ def experts_folder(folder: Path) -> Path:
 
 
 def load_stages(folder: Path) -> Stages:
-    """Who serves which noise level.
+    """The expert of each noise level.
 
     Raises:
         UserError: the folder holds no ensemble, or its stages are not in order.
@@ -50,42 +49,46 @@ def load_stages(folder: Path) -> Stages:
 
 
 def decoders_of(folder: Path) -> tuple[str, ...]:
-    """The folders within that hold whole decoders: every expert's, or that of the trunk which all of them adapt."""
+    """The folders inside that hold whole decoders: one for each expert, or only the trunk of low-rank experts."""
     return (TRUNK,) if (folder / TRUNK).is_dir() else load_stages(folder).experts
 
 
 @dataclass(frozen=True, kw_only=True)
 class OffloadPolicy:
-    """How the experts of an ensemble are kept and run."""
+    """Where the experts of an ensemble are kept, and whether they are compiled."""
 
     memory: str = "all"
     """One of `MEMORY`."""
     backend: str | Callable[..., Any] | None = None
-    """Of torch.compile, such as "inductor": each expert's U-Net is compiled, routing is not. None compiles nothing."""
+    """Backend of torch.compile, such as "inductor", for each expert's U-Net; None does not compile. Routing is never compiled."""
 
     def __post_init__(self) -> None:
         if self.memory not in MEMORY:
             raise unknown("memory of experts", self.memory, MEMORY)
 
-    def kept(
+    def load(
         self, names: Sequence[str], load: Callable[[str], nn.Module], device: torch.device, dtype: torch.dtype
     ) -> "dict[str, nn.Module] | SequentialOffload":
-        """Experts that `load` makes on the CPU, in this way; `device` only tells whether offloading has an effect."""
+        """The experts, which `load` makes on the CPU.
+
+        Raises:
+            UserError: offloading from a CPU, which has no effect.
+        """
         if self.memory == "offload" and device.type == "cpu":
             raise UserError(
-                "offloading moves experts off a GPU between their turns; on the CPU it has no effect: say lazy, or all."
+                "offloading moves experts off a GPU between their turns; on the CPU it has no effect: choose lazy, or all."
             )
 
-        def made(name: str) -> nn.Module:
+        def loaded(name: str) -> nn.Module:
             return self.compiled(load(name))
 
         if self.memory == "lazy":
-            return SequentialOffload.loaded(names, made, dtype)
-        found = {name: made(name) for name in names}
+            return SequentialOffload.loaded(names, loaded, dtype)
+        found = {name: loaded(name) for name in names}
         return SequentialOffload.offloaded(found) if self.memory == "offload" else found
 
     def compiled(self, expert: nn.Module) -> nn.Module:
-        """The same expert; its U-Net is compiled when it first runs."""
+        """The same expert, whose U-Net is compiled when it first runs."""
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         if self.backend is not None:
@@ -95,14 +98,14 @@ class OffloadPolicy:
         return expert
 
     def check_lora(self, number: int) -> None:
-        """Refuse what cannot be done with so many low-rank experts; they are small beside the network that all of them adapt."""
+        """Refuse what is impossible or has no effect with this number of low-rank experts."""
         if self.memory != "all":
             raise UserError(
                 f"these experts adapt one network and are all in memory with it: {self.memory!r} has no effect, leave it out."
             )
         limit = torch._dynamo.config.recompile_limit
         if self.backend is not None and number > limit:
-            # Each adaptation is compiled anew; past the limit torch would run the rest as they are, without an error.
+            # Each adaptation is compiled separately; beyond the limit torch would run the rest uncompiled, without an error.
             raise UserError(
                 f"{number} low-rank experts are more than torch.compile's limit of {limit} for one network: raise "
                 "torch._dynamo.config.recompile_limit, or do not compile them."
@@ -115,16 +118,16 @@ def load_experts(
     """The ensemble in a folder, as one denoiser, on the device.
 
     Raises:
-        UserError: an expert is missing, or they do not read the same conditions and latents; an offload policy without effect.
+        UserError: an expert is missing, they differ in their conditions or latents, or the offload policy has no effect.
     """
     stages = load_stages(folder)
     if (folder / TRUNK).is_dir():
         offload_policy.check_lora(len(stages.experts))
-        return (
-            Experts(stages, {n: offload_policy.compiled(e) for n, e in _adapted(folder, stages).items()})
-            .to(device)
-            .eval()
-        )
+        trunk = load_decoder(folder / TRUNK).requires_grad_(False)
+        loras = load_loras(folder, stages.experts, trunk.backbone)
+        sigma_data = trunk.config.sigma_data
+        adapted = {name: Preconditioned(Adapted(trunk, lora), sigma_data) for name, lora in loras.items()}
+        return Experts(stages, {n: offload_policy.compiled(e) for n, e in adapted.items()}).to(device).eval()
     configs = {name: load_config(folder / name) for name in stages.experts}
     first = next(iter(configs.values()))
     for name, own in configs.items():
@@ -137,31 +140,19 @@ def load_experts(
         decoder = load_decoder(folder / name)
         return Preconditioned(decoder, decoder.config.sigma_data)
 
-    denoisers = offload_policy.kept(stages.experts, load, torch.device(device), torch.float32)
+    denoisers = offload_policy.load(stages.experts, load, torch.device(device), torch.float32)
     return Experts(stages, denoisers).to(device).eval()
 
 
-def _adapted(folder: Path, stages: Stages) -> dict[str, nn.Module]:
-    """Low-rank experts: one frozen decoder, adapted for each of them."""
-    trunk = load_decoder(folder / TRUNK).requires_grad_(False)
-    found: dict[str, nn.Module] = {}
-    for name in stages.experts:
-        config = artifacts.read_json(folder / name / artifacts.CONFIG_FILE)
-        lora = build_lora(trunk, rank=int(config["rank"]), layers=str(config["layers"]), seed=0)
-        load_lora(lora, folder / name)
-        found[name] = Preconditioned(Adapted(trunk, lora), trunk.config.sigma_data)
-    return found
-
-
-def build_lora(decoder: Decoder, *, rank: int, layers: str, seed: int) -> Lora:
-    """A fresh adaptation of a decoder's U-Net; it changes nothing yet."""
+def build_lora(network: nn.Module, *, rank: int, layers: str, seed: int) -> Lora:
+    """A new low-rank adaptation of a U-Net; it changes nothing yet."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "lora", "weights"))
-        return Lora(decoder.backbone, rank=rank, layers=layers)
+        return Lora(network, rank=rank, layers=layers)
 
 
 def save_lora(lora: Lora, folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-    """Write an adaptation's weights in fp16, its configuration and provenance as one folder, atomically."""
+    """Write an adaptation's weights in fp16, its configuration and its provenance as one folder, atomically."""
     with artifacts.folder_written(folder) as temporary:
         artifacts.write_tensors(temporary / artifacts.WEIGHTS_FILE, lora.state_dict(), torch.float16)
         artifacts.write_json(temporary / artifacts.CONFIG_FILE, dict(config))
@@ -171,3 +162,13 @@ def save_lora(lora: Lora, folder: Path, config: Mapping[str, Any], provenance: M
 def load_lora(lora: Lora, folder: Path) -> None:
     """Fill an adaptation with the weights in a folder, strictly."""
     artifacts.load_strictly(lora, artifacts.read_tensors(folder / artifacts.WEIGHTS_FILE), folder)
+
+
+def load_loras(folder: Path, names: Sequence[str], network: nn.Module) -> dict[str, Lora]:
+    """The low-rank experts with these names in an ensemble's folder, as adaptations of `network`."""
+    found: dict[str, Lora] = {}
+    for name in names:
+        config = artifacts.read_json(folder / name / artifacts.CONFIG_FILE)
+        found[name] = build_lora(network, rank=int(config["rank"]), layers=str(config["layers"]), seed=0)
+        load_lora(found[name], folder / name)
+    return found

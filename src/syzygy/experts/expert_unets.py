@@ -1,9 +1,9 @@
-"""Expert denoisers for diffusers' pipelines: several U-Nets in the place of one.
+"""Expert denoisers for diffusers' pipelines: several U-Nets instead of one.
 
     pipe.unet = ExpertUNet.from_pretrained("my-experts")
 
-Which of them serves an evaluation follows from the noise that its timestep means to the network (`hub.timesteps`), so the pipeline may
-change its sampler, number of steps or schedule, and begin from a picture.
+The noise level of a timestep (`core.diffusers_timesteps`) decides which expert is called, so the pipeline may change its scheduler and
+number of steps, and start from an image.
 """
 
 import inspect
@@ -29,7 +29,7 @@ from syzygy.experts.expert_folders import (
     TRUNK,
     OffloadPolicy,
     experts_folder,
-    load_lora,
+    load_loras,
     load_stages,
     save_lora,
 )
@@ -37,19 +37,19 @@ from syzygy.experts.routing import Stages, ensemble
 
 D = TypeVar("D")
 SCHEDULER = "scheduler"
-"""The folder beside the experts of the scheduler that they were trained with."""
+"""Folder of the scheduler with which the experts were trained."""
 
 
 class ExpertUNet(nn.Module):
-    """U-Nets of one configuration, each for its noise levels, called as one `UNet2DConditionModel` is.
+    """U-Nets of one configuration, each for its noise levels, with the interface of one `UNet2DConditionModel`.
 
-    What else is asked of it, it answers as one of them would; a method is called on every one, and answers for all.
+    Other attributes are those of the first U-Net. Other methods are called on every U-Net, and return the first one's result.
 
     Raises:
-        UserError: experts and stages do not fit, or experts differ in their configuration.
+        UserError: experts and stages do not fit together, or experts differ in their configuration.
     """
 
-    _like: Any
+    _first: Any
 
     def __init__(
         self,
@@ -57,22 +57,22 @@ class ExpertUNet(nn.Module):
         unets: Mapping[str, nn.Module] | SequentialOffload,
         scheduler: Any,
         *,
-        like: Any = None,
+        first: Any = None,
     ) -> None:
         """
         Args:
-            stages: who serves which σ.
-            unets: an `UNet2DConditionModel` for each name in `stages`, or an `Adapted` one; all resident, or one at a time.
-            scheduler: any scheduler that counts timesteps as the U-Nets were trained with, such as the one of their repository.
-            like: for experts that come one at a time: a U-Net that answers what is asked, perhaps without weights.
+            stages: the expert of each σ.
+            unets: a `UNet2DConditionModel` for each name in `stages`, or an `Adapted` one; all in memory, or one at a time.
+            scheduler: a scheduler with the timesteps of the U-Nets' training, such as the one of their repository.
+            first: a U-Net for other attributes and methods, perhaps without weights; None is the first of `unets`.
         """
         super().__init__()
         self.stages = stages
         self.denoisers = ensemble(stages, unets)
         self.sigma = noise_of(scheduler)
         self.scheduler = scheduler
-        first = like if like is not None else _network(self.denoisers[stages.experts[0]])
-        object.__setattr__(self, "_like", first)  # no part of its own: a part is one of the experts
+        first = first if first is not None else _network(self.denoisers[stages.experts[0]])
+        object.__setattr__(self, "_first", first)  # not a second submodule, as it is one of the experts
         self._host = HostTimesteps()
         if isinstance(self.denoisers, nn.ModuleDict):
             for name, unet in self.denoisers.items():
@@ -88,17 +88,17 @@ class ExpertUNet(nn.Module):
         offload_policy: OffloadPolicy = OffloadPolicy(),  # noqa: B008 (frozen)
         keeping: OffloadPolicy | None = None,
     ) -> "ExpertUNet":
-        """The ensemble in a folder on disk: `stages.json`, and a folder each in diffusers' layout, or a `trunk` and low-rank experts.
+        """The ensemble in a folder on disk, or in that of the run that trained it.
 
-        The folder of the run that grew it will do too.
+        The folder holds `stages.json`, and for each expert a folder in diffusers' layout, or a `trunk` and low-rank experts.
 
         Args:
-            scheduler: in place of the one in the folder, as of the constructor.
-            offload_policy: where the experts are, and whether they are compiled.
+            scheduler: a scheduler to use instead of the one in the folder; see the constructor.
+            offload_policy: where the experts are kept, and whether they are compiled.
             keeping: the old name of `offload_policy`, which works for one release.
 
         Raises:
-            UserError: a file is missing, truncated or pickle; experts do not fit together; an offload policy without effect.
+            UserError: a file is missing, truncated or pickle; experts do not fit together; the offload policy has no effect.
         """
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -109,29 +109,31 @@ class ExpertUNet(nn.Module):
             offload_policy = keeping
         folder, device = experts_folder(Path(folder)), torch.device(device)
         stages = load_stages(folder)
-        counted = read_scheduler(folder) if scheduler is None else scheduler
+        scheduler = read_scheduler(folder) if scheduler is None else scheduler
+        kind: Any = UNet2DConditionModel
         if (folder / TRUNK).is_dir():
             offload_policy.check_lora(len(stages.experts))
-            adapted = {n: offload_policy.compiled(e) for n, e in _adapted(folder, stages, dtype).items()}
-            return ExpertUNet(stages, adapted, counted).to(device).eval()
-        kind: Any = UNet2DConditionModel
+            trunk = load_model(kind, folder, TRUNK, dtype)
+            loras = load_loras(folder, stages.experts, trunk)
+            adapted = {name: Adapted(trunk, lora.requires_grad_(False)) for name, lora in loras.items()}
+            adapted = {name: offload_policy.compiled(expert) for name, expert in adapted.items()}
+            return ExpertUNet(stages, adapted, scheduler).to(device).eval()
         settings = {name: read_settings(folder, name, kind.__name__) for name in stages.experts}
-        first = settings[stages.experts[0]]
         for name, own in settings.items():
-            _check_same(first, own, name)
+            _check_same(settings[stages.experts[0]], own, name)
 
         def load(name: str) -> nn.Module:
             return load_model(kind, folder, name, dtype)
 
-        unets = offload_policy.kept(stages.experts, load, device, dtype)
-        like = None
+        unets = offload_policy.load(stages.experts, load, device, dtype)
+        first = None
         if isinstance(unets, SequentialOffload):
             with torch.device("meta"):
-                like = kind.from_config(first)
-        return ExpertUNet(stages, unets, counted, like=like).to(device).eval()
+                first = kind.from_config(settings[stages.experts[0]])
+        return ExpertUNet(stages, unets, scheduler, first=first).to(device).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the ensemble as `from_pretrained` reads it, atomically."""
+        """Write the ensemble in the layout that `from_pretrained` reads, atomically."""
         form = "lora" if any(isinstance(self.denoisers[name], Adapted) for name in self.stages.experts) else "full"
         with artifacts.folder_written(Path(folder), "the experts") as temporary:
             for name in self.stages.experts:
@@ -141,29 +143,29 @@ class ExpertUNet(nn.Module):
                 else:
                     expert.save_pretrained(temporary / name)
             if form == "lora":
-                self._like.save_pretrained(temporary / TRUNK)
+                self._first.save_pretrained(temporary / TRUNK)
             self.scheduler.save_pretrained(temporary / SCHEDULER)
             stages = {"names": self.stages.names, "edges": self.stages.edges, "form": form}
             artifacts.write_json(temporary / STAGES_FILE, stages)
 
     @property
     def config(self) -> Any:
-        """Of each of the U-Nets."""
-        return self._like.config
+        """The configuration of every U-Net."""
+        return self._first.config
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.denoisers.dtype if isinstance(self.denoisers, SequentialOffload) else self._like.dtype
+        return self.denoisers.dtype if isinstance(self.denoisers, SequentialOffload) else self._first.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.denoisers.device if isinstance(self.denoisers, SequentialOffload) else self._like.device
+        return self.denoisers.device if isinstance(self.denoisers, SequentialOffload) else self._first.device
 
     def forward(self, sample: Float[Tensor, "B C H W"], timestep: Tensor | float | int, *args: Any, **more: Any) -> Any:
-        """As `UNet2DConditionModel`. Timesteps that differ within the batch, as in training, go to the expert of each.
+        """As `UNet2DConditionModel`. Timesteps may differ within the batch, as in training; each sample goes to its expert.
 
         Raises:
-            UserError: for such a batch, an argument that has not one row a sample.
+            UserError: timesteps differ, and an argument has not one row per sample.
         """
         serves = self._serving(timestep)
         if isinstance(serves, str):
@@ -171,15 +173,15 @@ class ExpertUNet(nn.Module):
         rows, found = [], []
         for name in dict.fromkeys(serves):
             own = torch.tensor([i for i, other in enumerate(serves) if other == name], device=sample.device)
-            asked = _rows((sample, timestep, args, more), own, len(serves))
+            x, t, its_args, its_more = _rows((sample, timestep, args, more), own, len(serves))
             rows.append(own)
-            found.append(self.denoisers[name](asked[0], asked[1], *asked[2], **asked[3]))
+            found.append(self.denoisers[name](x, t, *its_args, **its_more))
         order = torch.cat(rows).argsort()
         together = torch.cat([one[0] for one in found])[order]
         return (together,) if isinstance(found[0], tuple) else type(found[0])(sample=together)
 
     def _serving(self, timestep: Tensor | float | int) -> str | list[str]:
-        """The expert of this evaluation, or those of each sample where they differ."""
+        """The expert of this evaluation, or a list with the expert of each sample if they differ."""
         if not isinstance(timestep, Tensor):
             return self.stages.at(self.sigma(float(timestep)))
         if timestep.numel() == 1 or not any(timestep.stride()):
@@ -191,16 +193,16 @@ class ExpertUNet(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if "_like" not in self.__dict__:
+            if "_first" not in self.__dict__:
                 raise
-        like = self.__dict__["_like"]
-        found = getattr(like, name)
+        first = self.__dict__["_first"]
+        found = getattr(first, name)
         if not inspect.ismethod(found):
             return found
 
         def on_every(*args: Any, **more: Any) -> Any:
             def call(network: Any) -> Any:
-                # diffusers empties a dictionary of processors while it sets them.
+                # diffusers empties the dictionary of processors that it sets.
                 own = [dict(one) if isinstance(one, dict) else one for one in args]
                 return getattr(network, name)(*own, **more)
 
@@ -208,21 +210,21 @@ class ExpertUNet(nn.Module):
                 call(network)
             if isinstance(self.denoisers, SequentialOffload):
                 self.denoisers.each(call)
-            return call(like)
+            return call(first)
 
         return on_every
 
     def _networks(self) -> Iterator[nn.Module]:
-        """The resident ones besides `_like`, each once."""
+        """The U-Nets in memory except `_first`, each once."""
         if isinstance(self.denoisers, nn.ModuleDict):
-            yield from {id(n): n for n in map(_network, self.denoisers.values()) if n is not self._like}.values()
+            yield from {id(n): n for n in map(_network, self.denoisers.values()) if n is not self._first}.values()
 
 
 def with_experts(decoder: D, experts: ExpertUNet) -> D:
-    """A decoder of a published model (Kandinsky, Karlo, Stable unCLIP), its U-Net replaced by experts.
+    """The decoder of a published model (Kandinsky, Karlo, Stable unCLIP) with experts instead of its U-Net.
 
     Raises:
-        UserError: they are experts of another U-Net.
+        UserError: the experts are of another U-Net.
     """
     if apart := _apart(cast(Any, decoder).unet.config, experts.config):
         raise UserError(f"these experts are of another U-Net than the model's: they differ in {', '.join(apart[:5])}.")
@@ -235,13 +237,13 @@ def _check_same(config: Mapping[str, Any], other: Mapping[str, Any], name: str) 
 
 
 def _apart(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """In what two configurations differ."""
+    """The names of the settings in which two configurations differ."""
     keys = {key for key in {*config, *other} if not key.startswith("_")}
     return sorted(key for key in keys if _plain(config.get(key)) != _plain(other.get(key)))
 
 
 def _plain(value: Any) -> Any:
-    """As JSON keeps it."""
+    """The value as it is read from JSON."""
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
@@ -250,21 +252,8 @@ def _network(expert: nn.Module) -> Any:
     return expert.network if isinstance(expert, Adapted) else expert
 
 
-def _adapted(folder: Path, stages: Stages, dtype: torch.dtype) -> dict[str, nn.Module]:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    trunk = load_model(UNet2DConditionModel, folder, TRUNK, dtype)
-    found: dict[str, nn.Module] = {}
-    for name in stages.experts:
-        config = artifacts.read_json(folder / name / artifacts.CONFIG_FILE)
-        lora = Lora(trunk, rank=int(config["rank"]), layers=str(config["layers"]))
-        load_lora(lora, folder / name)
-        found[name] = Adapted(trunk, lora.requires_grad_(False))
-    return found
-
-
 def _lora_settings(lora: Lora) -> dict[str, Any]:
-    """What builds an adaptation of the same layers."""
+    """The configuration of an adaptation of the same layers."""
     assert lora.scale == 1
     names = [name.replace("/", ".") for name in lora.updates]
     rank = next(iter(lora.updates.values())).get_parameter("down").shape[0]
@@ -272,12 +261,12 @@ def _lora_settings(lora: Lora) -> dict[str, Any]:
 
 
 def _rows(value: Any, rows: Tensor, batch: int) -> Any:
-    """The same arguments for some of the samples."""
+    """The arguments for some of the samples."""
     if isinstance(value, Tensor):
         if value.ndim == 0 or len(value) != batch:
             raise UserError(
-                f"timesteps differ within a batch of {batch}, and an argument of shape {tuple(value.shape)} cannot be dealt out "
-                "to their experts: give it a row a sample."
+                f"timesteps differ within a batch of {batch}, and an argument of shape {tuple(value.shape)} cannot be split among "
+                "their experts: give it one row per sample."
             )
         return value[rows.to(value.device)]
     if isinstance(value, Mapping):
@@ -287,5 +276,5 @@ def _rows(value: Any, rows: Tensor, batch: int) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UserError(
-        f"timesteps differ within a batch, and a {type(value).__name__} cannot be dealt out to their experts."
+        f"timesteps differ within a batch, and a {type(value).__name__} cannot be split among their experts."
     )

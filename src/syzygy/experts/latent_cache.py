@@ -1,6 +1,6 @@
-"""Pictures as latents, made once and kept in a run's folder: every node of a tree then reads them in any order, without the autoencoder.
+"""Latents of images, encoded once into a run's folder, so that trainings read them in any order and without the autoencoder.
 
-Shapes: B pictures of a batch, C latent channels, h × w latent positions.
+Shapes: B images of a batch, C latent channels, h × w latent positions.
 """
 
 import hashlib
@@ -30,20 +30,20 @@ from syzygy.pretrained.unet_training import MEAN, STD, Pictures
 
 ABOUT_FILE = "latents.json"
 PART = 2048
-"""Pictures of a file."""
+"""Images per file."""
 BATCH = 8
-"""Pictures that are encoded together."""
+"""Images that are encoded together."""
 MOST_THREADS = 8
-"""That decode pictures."""
+"""The most threads that decode image files."""
 EARLY = 1000
-"""Samples after which too many bad ones end the work before its end."""
+"""Number of samples after which too many unusable ones stop the work early."""
 SECONDS = 10.0
-"""Between two lines of progress."""
+"""Seconds between two lines of progress."""
 Tensors = Mapping[str, Tensor]
 
 
 class Latents:
-    """The pictures of a folder that `encoded` filled, with their captions. The files are mapped into memory, not read."""
+    """The latents and captions in a folder that `encoded` filled. The files are mapped into memory, not read."""
 
     def __init__(self, folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
         files = [part["file"] for record in records for part in record["parts"]]
@@ -53,30 +53,32 @@ class Latents:
             tuple(captions) for record in records for part in record["parts"] for captions in part["captions"]
         ]
         contents = [
-            part.get("contents", [None] * len(part["captions"])) for record in records for part in record["parts"]
+            content
+            for record in records
+            for part in record["parts"]
+            for content in part.get("contents", [None] * len(part["captions"]))
         ]
         first: dict[int | None, int] = {}
         self.same_picture = [
-            row if content is None else first.setdefault(content, row)
-            for row, content in enumerate(content for part in contents for content in part)
+            row if content is None else first.setdefault(content, row) for row, content in enumerate(contents)
         ]
-        """For every picture the first one that is the same file; an older version stored no hashes: there each is another."""
-        self.fingerprint = _hash(records)
-        """Of latents and captions."""
+        """For each image, the first one with the same file content. Records of older versions have no hashes; there, all images differ."""
+        self.fingerprint = hashlib.blake2b(json.dumps(records).encode(), digest_size=8).hexdigest()
+        """Identifies latents and captions."""
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def sampled(self, pictures: Sequence[int], *key: int | str) -> Float[Tensor, "B C h w"]:
-        """Latents of these pictures, drawn around their means with the standard deviations that the autoencoder gives; fp32, on the CPU."""
+        """Latents of these images in fp32, on the CPU, sampled from the autoencoder's means and standard deviations; `key` seeds the noise."""
         mean = self._rows(MEAN, pictures)
         if STD not in self._parts[0]:
             return mean
         noise = torch.randn(mean.shape, generator=generator(0, "latents", *key))
         return mean + self._rows(STD, pictures) * noise
 
-    def beside(self, pictures: Sequence[int]) -> dict[str, Float[Tensor, "B ..."]]:
-        """What else is kept of these pictures; fp32, on the CPU."""
+    def extras(self, pictures: Sequence[int]) -> dict[str, Float[Tensor, "B ..."]]:
+        """What else was encoded of these images, in fp32, on the CPU."""
         return {name: self._rows(name, pictures) for name in self._parts[0] if name not in (MEAN, STD)}
 
     def _rows(self, name: str, pictures: Sequence[int]) -> Float[Tensor, "B ..."]:
@@ -96,16 +98,16 @@ def encoded(
     max_bad: float,
     say: Callable[[str], None],
 ) -> Latents:
-    """The latents of a source's pictures in `folder`; those of shards that were finished before are not made again.
+    """Encode a source's images into `folder`; shards that were finished before are not encoded again.
 
     Args:
-        about: plain JSON values that tell how pictures become latents (autoencoder, size); it must not change.
-        max_bad: the part of the samples that may be unusable. They are left out, and listed in the shards' records.
-        say: told now and then how far it is.
+        about: JSON values that describe how images become latents (autoencoder, size); they must not change.
+        max_bad: the share of the samples that may be unusable. They are left out, and listed in the shards' records.
+        say: called with a line of progress every few seconds.
 
     Raises:
-        UserError: the folder holds latents made otherwise, or of other pictures; no picture, too many that cannot be used; a source without
-            pictures.
+        UserError: the folder holds latents of other images, or latents that were made differently; the source has no images, no captions, or
+            too many unusable samples.
     """
     if source.kind == "embeddings":
         raise UserError(f"{source.text} holds ready-made embeddings; a U-Net is trained on the pictures themselves.")
@@ -117,8 +119,8 @@ def encoded(
         for number, shard in enumerate(source.shards):
             path = folder / f"{number:05}.json"
             if not path.is_file():
-                tell = _paced(say, f"latents, part {number + 1} of {len(source.shards)}")
-                artifacts.write_json(path, _shard(shard, number, pictures, folder, tell))
+                progress = _progress(say, f"latents, part {number + 1} of {len(source.shards)}")
+                artifacts.write_json(path, _encode_shard(shard, number, pictures, folder, progress))
             records.append(artifacts.read_json(path))
             _check_bad(records, source.text, max_bad, at_end=number + 1 == len(source.shards))
     found = Latents(folder, records)
@@ -128,22 +130,22 @@ def encoded(
     return found
 
 
-def _paced(say: Callable[[str], None], title: str) -> Callable[[int], None]:
-    """Told of pictures that are done, it tells of them every few seconds."""
+def _progress(say: Callable[[str], None], title: str) -> Callable[[int], None]:
+    """A function that takes how many more images are done, and says so every few seconds."""
     last, done = time.monotonic(), 0
 
-    def tell(more: int) -> None:
+    def advance(more: int) -> None:
         nonlocal last, done
         done += more
         if time.monotonic() - last > SECONDS:
             last = time.monotonic()
             say(f"{title}: {counted(done, 'picture')}")
 
-    return tell
+    return advance
 
 
 def _claim(folder: Path, about: Mapping[str, Any], source: str) -> None:
-    """Begin the folder, or see that it was begun in the same way."""
+    """Write down how the folder's latents are made, or check that they were made in the same way."""
     values = json.loads(json.dumps({"schema_version": artifacts.SCHEMA_VERSION, **about}))
     path = folder / ABOUT_FILE
     if not path.is_file():
@@ -151,19 +153,20 @@ def _claim(folder: Path, about: Mapping[str, Any], source: str) -> None:
         return
     before = artifacts.read_json(path)
     if all((folder / f"{number:05}.json").is_file() for number in range(len(values["shards"]))):
-        values["picture_reading"] = before.get(
-            "picture_reading"
-        )  # finished ones fit each other, whichever version read the pictures
+        # A finished cache is consistent, whichever version decoded the images.
+        values["picture_reading"] = before.get("picture_reading")
     other = [name for name in {**values, **before} if values.get(name) != before.get(name)]
     if other:
         raise UserError(
-            f"{folder} holds latents of other pictures than those of {source}, or made otherwise ({', '.join(other)} differ). "
-            "Choose another --out."
+            f"{folder} holds latents of other pictures than those of {source}, or latents that were made differently "
+            f"({', '.join(other)} differ). Choose another --out."
         )
 
 
-def _shard(shard: Shard, number: int, pictures: Pictures, folder: Path, tell: Callable[[int], None]) -> dict[str, Any]:
-    """Make the files of one shard; the value is its record, which makes them count."""
+def _encode_shard(
+    shard: Shard, number: int, pictures: Pictures, folder: Path, advance: Callable[[int], None]
+) -> dict[str, Any]:
+    """Write the files of one shard; returns the record that makes them valid."""
     bad: list[dict[str, str]] = []
     seen = 0
 
@@ -178,7 +181,7 @@ def _shard(shard: Shard, number: int, pictures: Pictures, folder: Path, tell: Ca
                 yield sample
 
     parts, waiting = [], usable()
-    while samples := _part(waiting, pictures.encode, tell):
+    while samples := _encode_part(waiting, pictures.encode, advance):
         rows, captions, contents = zip(*samples, strict=True)
         tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         file = write_tensors(folder / f"{number:05}-{len(parts):05}.safetensors", tensors)
@@ -186,10 +189,10 @@ def _shard(shard: Shard, number: int, pictures: Pictures, folder: Path, tell: Ca
     return {"source": shard.name, "seen": seen, "bad": bad, "parts": parts}
 
 
-def _part(
-    waiting: Iterator[Prepared[Tensors]], encode: Callable[[Tensors], Tensors], tell: Callable[[int], None]
+def _encode_part(
+    waiting: Iterator[Prepared[Tensors]], encode: Callable[[Tensors], Tensors], advance: Callable[[int], None]
 ) -> list[tuple[dict[str, Tensor], tuple[str, ...], int]]:
-    """The next part's pictures: what is kept of each, captions, the hash of its file."""
+    """The images of the next part: tensors, captions and the hash of its file for each."""
     found: list[tuple[dict[str, Tensor], tuple[str, ...], int]] = []
     while len(found) < PART and (batch := list(islice(waiting, BATCH))):
         stacked = {name: torch.stack([sample.image[name] for sample in batch]) for name in batch[0].image}
@@ -197,20 +200,16 @@ def _part(
         found += [
             ({name: x[row] for name, x in kept.items()}, one.captions, one.content) for row, one in enumerate(batch)
         ]
-        tell(len(batch))
+        advance(len(batch))
     return found
 
 
 def _check_bad(records: Sequence[Mapping[str, Any]], source: str, max_bad: float, *, at_end: bool) -> None:
-    """Refuse a source with too many unusable samples; before its end once many were seen."""
+    """Refuse a source with too many unusable samples, at its end or after `EARLY` samples."""
     seen = sum(record["seen"] for record in records)
     bad = [f"{fault['key']}: {fault['reason']}" for record in records for fault in record["bad"]]
     if len(bad) > max_bad * seen and (at_end or seen >= EARLY):
         raise UserError(
             f"{len(bad):,} of {counted(seen, 'sample')} in {source} cannot be used, more than max_bad={max_bad:g} allows: "
-            f"{'; '.join(bad[:5])}. Mend the source and choose another --out, or allow more."
+            f"{'; '.join(bad[:5])}. Correct the source and choose another --out, or allow more."
         )
-
-
-def _hash(values: Any) -> str:
-    return hashlib.blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()

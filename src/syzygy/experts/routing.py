@@ -1,8 +1,8 @@
-"""Expert denoisers for stages of the noise (eDiff-I, arXiv 2211.01324, section 4): who serves which σ, and one denoiser of them all.
+"""Routing among expert denoisers (eDiff-I, arXiv 2211.01324, section 4): each noise level σ belongs to one expert.
 
-Experts are leaves of a binary tree over the noise levels of training: at level l the distribution p(σ) is cut into 2^l intervals
-of equal probability, from the lowest noise (index 0) to the highest. Boundaries are kept in σ, so no schedule, number of steps
-or sampler moves them.
+Experts are leaves of a binary tree over the noise levels of training: at level l the distribution p(σ) is divided into 2^l intervals
+of equal probability, from the lowest noise (index 0) to the highest. Boundaries are stored as σ, so that they do not depend on the
+schedule, the number of steps or the sampler.
 """
 
 import math
@@ -24,23 +24,26 @@ from syzygy.core.offload import SequentialOffload
 from syzygy.decoder.samplers import sample
 
 COMPLEMENT = "complement"
-"""The expert that serves what no other does."""
+"""The expert of all noise levels that no other expert serves."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A place in the tree, written `E3_0`: level 3, index 0."""
+    """A node of the tree, written `E3_0`: level 3, index 0."""
 
     level: int
     index: int
 
     @staticmethod
     def parse(name: str) -> "Node":
-        """Raises UserError unless it is `E<level>_<index>` with an index below 2^level."""
+        """
+        Raises:
+            UserError: the name is not `E<level>_<index>` with an index below 2^level.
+        """
         found = re.fullmatch(r"E(\d{1,2})_(\d+)", name)
         if found is None:
             raise UserError(
-                f"expert {name!r} is not a place in the tree: write E<level>_<index>, such as E3_0, or {COMPLEMENT!r}."
+                f"expert {name!r} is not a node of the tree: write E<level>_<index>, such as E3_0, or {COMPLEMENT!r}."
             )
         node = Node(int(found[1]), int(found[2]))
         if node.index >= 2**node.level:
@@ -53,7 +56,7 @@ class Node:
 
     @property
     def share(self) -> tuple[float, float]:
-        """The part of training's noise levels that it serves, as probabilities from 0 (no noise) to 1. Exact."""
+        """The interval of training's noise levels that it serves, as exact probabilities from 0 (no noise) to 1."""
         return self.index / 2**self.level, (self.index + 1) / 2**self.level
 
     @property
@@ -62,21 +65,21 @@ class Node:
         return Node(self.level - 1, self.index // 2)
 
     def lineage(self) -> "list[Node]":
-        """From the root to this node: each is trained from the one before."""
+        """The nodes from the root to this one; each is trained from the one before."""
         return [self] if self.level == 0 else [*self.parent.lineage(), self]
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Who serves which noise level: `names[i]` those from `edges[i - 1]` (or 0) up to, not with, `edges[i]` (or ∞).
+    """The expert of each noise level: `names[i]` serves those from `edges[i - 1]` (or 0) up to, but without, `edges[i]` (or ∞).
 
-    One expert may serve several stages (the complement does, where leaves lie between).
+    One expert may serve several stages, as the complement does if leaves lie between them.
     """
 
     names: tuple[str, ...]
     """The expert of each stage, from the lowest noise to the highest."""
     edges: tuple[float, ...]
-    """The borders between stages, in σ of EDM's convention."""
+    """The boundaries between stages, as σ in EDM's convention."""
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.edges) + 1:
@@ -90,11 +93,11 @@ class Stages:
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """Each once, by the lowest noise that it serves."""
+        """The experts, each once, sorted by the lowest noise that they serve."""
         return tuple(dict.fromkeys(self.names))
 
     def place(self, sigma: float) -> int:
-        """Which stage a noise level belongs to, from 0."""
+        """The index of the stage of a noise level."""
         return bisect_right(self.edges, sigma)
 
     def at(self, sigma: float) -> str:
@@ -102,24 +105,24 @@ class Stages:
         return self.names[self.place(sigma)]
 
     def index(self, sigma: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-        """The same for a batch, as places in `experts`, without leaving the device."""
+        """The indices in `experts` of the experts of a batch, computed on its device."""
         place = torch.tensor([self.experts.index(name) for name in self.names], device=sigma.device)
         edges = torch.tensor(self.edges, dtype=torch.float64, device=sigma.device)
         return place[torch.bucketize(sigma.double(), edges, right=True)]
 
     @staticmethod
     def of(leaves: Sequence[str], quantile: Callable[[float], float]) -> "Stages":
-        """Stages of the tree's leaves and, where they leave gaps, of the complement.
+        """The stages of the tree's leaves, and of the complement if they leave gaps.
 
         Args:
             leaves: names such as `E3_0`, and `complement` for everything else.
-            quantile: probability in (0, 1) → σ below which that part of training lies.
+            quantile: probability in (0, 1) → the σ below which training's noise levels have this probability.
 
         Raises:
-            UserError: a leaf twice or within another; gaps without a complement; a complement with nothing to serve.
+            UserError: leaves overlap; there are gaps without a complement, or a complement without gaps.
         """
         nodes = sorted((Node.parse(name) for name in leaves if name != COMPLEMENT), key=lambda node: node.share)
-        cut: list[tuple[str, float]] = []  # name, and the probability at which its stage begins
+        cut: list[tuple[str, float]] = []  # names, and the probabilities at which their stages begin
         reached = 0.0
         for node in nodes:
             low, high = node.share
@@ -146,27 +149,27 @@ class Stages:
 class Experts(nn.Module):
     """Several denoisers as one `Denoiser`: each sample goes to the expert of its noise level.
 
-    A sampler asks `at(sigma)` instead, once an evaluation, with a number that it has on the host: no device is waited for, and
-    only one expert runs.
+    Samplers call `at(sigma)` once per evaluation instead, with a number on the host, so that they do not wait for the device and only one
+    expert runs.
     """
 
     def __init__(self, stages: Stages, denoisers: Mapping[str, nn.Module] | SequentialOffload) -> None:
         """
         Args:
-            denoisers: all resident, or one at a time.
+            denoisers: a denoiser for each expert; all in memory, or one at a time.
         """
         super().__init__()
         self.stages = stages
         self.denoisers = ensemble(stages, denoisers)
 
     def at(self, sigma: float) -> Denoiser:
-        """The denoiser that serves this noise level."""
+        """The denoiser of this noise level."""
         return self.denoisers[self.stages.at(sigma)]
 
     def forward(
         self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, "B"], conditioning: Conditioning
     ) -> Float[Tensor, "B C H W"]:
-        """Mixed noise levels, as in training: each expert sees its own samples."""
+        """Noise levels may differ within the batch, as in training; each expert gets its own samples."""
         chosen = self.stages.index(sigma)
         rows, parts = [], []
         for place, name in enumerate(self.stages.experts):
@@ -178,18 +181,18 @@ class Experts(nn.Module):
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """As `state_dict`, but each tensor is fetched when it is asked for: experts that come one at a time do so here too."""
+        """As `state_dict`, but each tensor is fetched at its access, so that experts are loaded one at a time."""
         return _Weights(self.denoisers)
 
 
 def ensemble(stages: Stages, modules: Mapping[str, nn.Module] | SequentialOffload) -> nn.ModuleDict | SequentialOffload:
-    """The experts of stages, in their order.
+    """The experts of the stages, in their order.
 
     Raises:
-        UserError: one is not there, or serves no stage.
+        UserError: an expert is missing, or serves no stage.
     """
     if missing := [name for name in stages.experts if name not in tuple(modules)]:
-        raise UserError(f"stages name the experts {', '.join(missing)}, which are not there.")
+        raise UserError(f"stages name the experts {', '.join(missing)}, which are missing.")
     if unused := [name for name in modules if name not in stages.experts]:
         raise UserError(f"experts {', '.join(unused)} serve no stage.")
     if isinstance(modules, SequentialOffload):
@@ -198,7 +201,7 @@ def ensemble(stages: Stages, modules: Mapping[str, nn.Module] | SequentialOffloa
 
 
 class _Weights(Mapping[str, Tensor]):
-    """Tensors of modules under the names that a module of them all would give."""
+    """The tensors of several modules, under their names in an `Experts`."""
 
     def __init__(self, modules: nn.ModuleDict | SequentialOffload) -> None:
         self._modules = modules
@@ -216,7 +219,7 @@ class _Weights(Mapping[str, Tensor]):
 
 
 class Evaluation(NamedTuple):
-    """One call of the denoiser in sampling."""
+    """One call of the denoiser during sampling."""
 
     step: int
     """Counted from 0."""
@@ -225,15 +228,15 @@ class Evaluation(NamedTuple):
 
 
 def plan(stages: Stages, sigmas: Float[Tensor, "levels"], sampler: str) -> list[Evaluation]:
-    """Which expert each evaluation of a schedule goes to; a sampler of second order evaluates a step's end too.
+    """The expert of each evaluation of a schedule; second-order samplers also evaluate a step's end.
 
-    Found by walking the sampler itself over one number, so it holds for every sampler.
+    The sampler itself is run on a single number, so the plan is right for every sampler.
     """
-    asked: list[tuple[int, float]] = []
+    evaluations: list[tuple[int, float]] = []
     step = 0
 
     def record(x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        asked.append((step, float(sigma[0])))
+        evaluations.append((step, float(sigma[0])))
         return x
 
     def next_step(_: object) -> None:
@@ -242,4 +245,4 @@ def plan(stages: Stages, sigmas: Float[Tensor, "levels"], sampler: str) -> list[
 
     nothing = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     sample(record, nothing, sigmas, Conditioning({}), sampler=sampler, on_step=next_step)
-    return [Evaluation(step, sigma, stages.at(sigma)) for step, sigma in asked]
+    return [Evaluation(step, sigma, stages.at(sigma)) for step, sigma in evaluations]

@@ -13,14 +13,14 @@ from syzygy.pretrained.unet_task import DiscreteNoise
 
 
 def stages_of(leaves: Sequence[str], scheduler: Any) -> Stages:
-    """Who serves which noise level, for a tree that cuts a scheduler's timesteps evenly, as `DiscreteNoise` does.
+    """The stages of a tree that divides a scheduler's training timesteps evenly, as `DiscreteNoise` does.
 
     Raises:
-        UserError: a scheduler without timesteps of training; leaves that are no tree's, or finer than the timesteps.
+        UserError: the scheduler has no training timesteps; the leaves form no tree, or are finer than the timesteps.
     """
     kept = getattr(scheduler, "alphas_cumprod", None)
     if not isinstance(kept, Tensor) or is_edm(scheduler) or scheduler.config.get("use_flow_sigmas"):
-        raise UserError(f"{type(scheduler).__name__} has no timesteps to cut: give the folder of an ensemble.")
+        raise UserError(f"{type(scheduler).__name__} has no timesteps to divide: give the folder of an ensemble.")
     noise = DiscreteNoise(kept.double(), str(scheduler.config.get("prediction_type")))
     for leaf in leaves:
         if leaf != COMPLEMENT:
@@ -29,10 +29,10 @@ def stages_of(leaves: Sequence[str], scheduler: Any) -> Stages:
 
 
 def plan(stages: Stages, scheduler: Any, steps: int) -> list[Evaluation]:
-    """Which expert each evaluation of a schedule of diffusers goes to; of two evaluations a step both are listed.
+    """The expert of each evaluation with a scheduler of diffusers; if a step evaluates twice, both are listed.
 
     Raises:
-        UserError: a number of steps that the scheduler refuses.
+        UserError: the scheduler refuses this number of steps.
     """
     sigma = noise_of(scheduler)
     if type(scheduler).__name__ in diffusers_schedulers.SAMPLERS.values():
@@ -45,5 +45,5 @@ def plan(stages: Stages, scheduler: Any, steps: int) -> list[Evaluation]:
             raise UserError(f"{type(scheduler).__name__} cannot take {steps} steps: {error}") from None
     sigmas = [sigma(float(t)) for t in scheduler.timesteps.tolist()]
     order = getattr(scheduler, "order", 1)
-    # A sampler of second order has two in each step but the last.
+    # A second-order sampler evaluates twice in each step but the last.
     return [Evaluation(i // order, level, stages.at(level)) for i, level in enumerate(sigmas)]

@@ -1,4 +1,4 @@
-"""Training of expert denoisers from one network (eDiff-I, arXiv 2211.01324, section 4.2): the leaves of a tree over the noise levels."""
+"""Training of a tree of expert denoisers (eDiff-I, arXiv 2211.01324, section 4.2): each node from the node above it; the leaves are kept."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +22,12 @@ from syzygy.training.loop import Task
 from syzygy.training.run_records import train_part
 from syzygy.training.schedule import LoopConfig
 
-GROWN = "expert"
-"""The folder of a node's weights in its run."""
+EXPERT = "expert"
+"""Folder of a node's weights, in its run."""
 
 
 class TreeRun(Config):
-    """Settings of every tree of experts, whatever network they are."""
+    """Settings of every tree of experts, whatever the network."""
 
     leaves: tuple[str, ...] = Field(default=("E3_0", COMPLEMENT, "E9_511"), min_length=1)
     """The experts: nodes of the tree, E<level>_<index> counted from the least noise, and `complement` for the rest."""
@@ -46,77 +46,76 @@ class TreeRun(Config):
 
 
 @dataclass(frozen=True)
-class Growth:
-    """One training of the tree: the node, its parent, and its part of the noise levels."""
+class NodeTraining:
+    """The training of one node of the tree."""
 
     name: str
     parent: str | None
-    """The node that it starts from; None for the shared model."""
+    """The node whose weights it starts from; None is the shared model."""
     shares: tuple[tuple[float, float], ...]
-    """The part of the noise levels that it sees, as probabilities."""
+    """The intervals of noise levels that it sees, as probabilities."""
     weights: tuple[float, ...] | None = None
-    """How often it sees each share; None means in proportion to their widths."""
+    """How often it sees each interval; None is in proportion to the widths."""
 
 
 def noise_of(decoder: Path, otherwise: LogNormal) -> LogNormal:
-    """The distribution of noise levels that the decoder in a folder was trained with; `otherwise` if that is not recorded."""
+    """The distribution of noise levels that the decoder in a folder was trained with; `otherwise` if its record has none."""
     place = decoder / artifacts.PROVENANCE_FILE
     recorded = artifacts.read_json(place).get("recipe", {}).get("task", {}).get("noise")
     return otherwise if recorded is None else parse(LogNormal, recorded, str(place))
 
 
 def stages_of(leaves: Sequence[str], noise: LogNormal) -> Stages:
-    """The experts of the noise levels, for a tree that divides this distribution."""
+    """The stages of a tree that divides this distribution."""
     return Stages.of(leaves, lambda p: noise.quantile(torch.tensor(p, dtype=torch.float64)).item())
 
 
-def growth(run: TreeRun) -> list[Growth]:
-    """All trainings, parents before children, and each node once.
+def node_trainings(run: TreeRun) -> list[NodeTraining]:
+    """The trainings of all nodes, parents before children; a node above several leaves once.
 
     Raises:
-        UserError: the leaves overlap, leave gaps, or are not nodes of the tree.
+        UserError: leaves overlap, leave gaps, or are no nodes of the tree.
     """
     Stages.of(run.leaves, lambda probability: probability)
-    found: dict[str, Growth] = {}
+    found: dict[str, NodeTraining] = {}
     nodes = [Node.parse(name) for name in run.leaves if name != COMPLEMENT]
     for leaf in nodes:
-        way = leaf.lineage()[1:] if run.every_level else [leaf]
-        for node in way:
+        for node in leaf.lineage()[1:] if run.every_level else [leaf]:
             parent = node.parent.name if run.every_level and node.level > 1 else None
-            found[node.name] = Growth(node.name, parent, (node.share,))
+            found[node.name] = NodeTraining(node.name, parent, (node.share,))
     if COMPLEMENT in run.leaves:
         borders = [0.0, *(border for low, high in sorted(node.share for node in nodes) for border in (low, high)), 1.0]
         gaps = tuple((low, high) for low, high in zip(borders[::2], borders[1::2], strict=True) if low < high)
-        found[COMPLEMENT] = Growth(COMPLEMENT, None, gaps)
+        found[COMPLEMENT] = NodeTraining(COMPLEMENT, None, gaps)
     return list(found.values())
 
 
-def grow_tree(
+def train_tree(
     run: TreeRun,
     stages: Stages,
     out: Path,
     say: Callable[[str], None],
     *,
-    node: Callable[[Growth], Path],
+    node: Callable[[NodeTraining], object],
     complete: Callable[[Path], None],
 ) -> Path:
-    """Train all nodes of a tree in `out` that are not finished, and collect the leaves in `out/experts`.
+    """Train all nodes of a tree in `out` that are not finished, and combine the leaves in `out/experts`.
 
     Args:
-        stages: the experts of the noise levels.
-        node: trains a node in `out/nodes/NAME` unless it is finished; returns `out/nodes/NAME/expert`.
-        complete: adds further files to the ensemble, such as the shared model that low-rank experts adapt.
+        stages: the expert of each noise level.
+        node: trains a node in `out/nodes/NAME`, unless it is finished.
+        complete: adds what the ensemble also needs, such as the shared model that low-rank experts adapt.
 
     Raises:
-        UserError: the leaves are not those of a tree.
+        UserError: the leaves form no tree.
     """
-    todo = growth(run)
+    todo = node_trainings(run)
     for number, one in enumerate(todo, 1):
         done = node_folder(out, one.name).is_dir()
         say(f"{number}/{len(todo)}  {one.name}" + (": done before" if done else ""))
         try:
             node(one)
-        except Estimated as dry:  # the other nodes' trainings are as long
+        except Estimated as dry:  # all nodes are trained equally long
             raise Estimated(replace(dry.estimate, trainings=len(todo))) from None
     with artifacts.folder_written(out / "experts", "the experts") as temporary:
         for name in stages.experts:
@@ -126,29 +125,29 @@ def grow_tree(
     return out / "experts"
 
 
-def finished_node(run: TreeRun, one: Growth, out: Path, recorded: Mapping[str, Any]) -> Path | None:
-    """The folder of a finished node's expert; None where it is still to be trained.
+def finished_node(run: TreeRun, one: NodeTraining, out: Path, recorded: Mapping[str, Any]) -> Path | None:
+    """The folder of a finished node's expert; None if it is not finished.
 
     Raises:
-        UserError: it was trained with other settings (other leaves do not matter), or with other models or data than `recorded`.
+        UserError: it was trained with other settings (except leaves), or with other models or data than `recorded`.
     """
-    grown = node_folder(out, one.name)
-    if not grown.is_dir():
+    folder = node_folder(out, one.name)
+    if not folder.is_dir():
         return None
-    record = artifacts.read_json(grown / artifacts.PROVENANCE_FILE)
+    record = artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
     before, now = record["recipe"], run.model_dump(mode="json")
     other = [name for name in now if name != "leaves" and before.get(name) != now[name]]
     other += [name for name in recorded if record.get(name) != recorded[name]]
     if other:
         raise UserError(
-            f"{grown.parent} was trained with other settings ({', '.join(other)}). Choose another --out, or the settings it has."
+            f"{folder.parent} was trained with other settings ({', '.join(other)}). Choose another --out, or the same settings."
         )
-    return grown
+    return folder
 
 
 def train_node(
     run: TreeRun,
-    one: Growth,
+    one: NodeTraining,
     out: Path,
     task: Task,
     network: nn.Module,
@@ -158,11 +157,11 @@ def train_node(
     recorded: Mapping[str, Any],
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Train one node, or continue, and save its network or its low-rank adaptation; returns the expert's folder.
+    """Train a node, or resume its training, and save its network or low-rank adaptation; returns the expert's folder.
 
     Args:
-        recorded: what the node was trained with; it is continued with the same only.
-        about: further facts for its provenance.
+        recorded: what the node is trained with; the training is resumed with the same only.
+        about: further facts for the provenance.
     """
     trained = network if lora is None else lora
     own = {"node": one.name, "shares": one.shares, "parent": one.parent}
@@ -176,10 +175,10 @@ def train_node(
 
     place = node_folder(out, one.name).parent
     return train_part(
-        run, task, place, save, kind="expert", folder=GROWN, report=one.name, recorded={**recorded, **own}
+        run, task, place, save, kind="expert", folder=EXPERT, report=one.name, recorded={**recorded, **own}
     ).folder
 
 
 def node_folder(out: Path, name: str) -> Path:
-    """Where the expert of a node is, in the folder of a tree."""
-    return out / "nodes" / name / GROWN
+    """The folder of a node's expert, in the folder of a tree."""
+    return out / "nodes" / name / EXPERT

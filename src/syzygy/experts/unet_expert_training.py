@@ -1,30 +1,36 @@
-"""Experts grown from the U-Net of a model in diffusers' layout, on the user's own captioned pictures."""
+"""Training of experts from the U-Net of a model in diffusers' layout, on the user's own captioned images."""
 
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from syzygy.core import artifacts
 from syzygy.core.config import silent
 from syzygy.core.errors import UserError
-from syzygy.core.lora import Lora
 from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.core.wording import counted, duration
 from syzygy.data.pair import Sample, Shard
 from syzygy.data.sources import Source, SourceOptions, open_source
-from syzygy.experts.expert_folders import TRUNK, load_lora
+from syzygy.experts.expert_folders import TRUNK, build_lora, load_lora
 from syzygy.experts.latent_cache import Latents, encoded
 from syzygy.experts.routing import Stages
-from syzygy.experts.training import Growth, TreeRun, finished_node, grow_tree, growth, node_folder, train_node
+from syzygy.experts.training import (
+    NodeTraining,
+    TreeRun,
+    finished_node,
+    node_folder,
+    node_trainings,
+    train_node,
+    train_tree,
+)
 from syzygy.pretrained.training_families import load_beside
 from syzygy.pretrained.unet_task import DiscreteNoise, LatentBatch, UNetTask, UNetTaskConfig, recomputed
 from syzygy.pretrained.unet_training import SCHEDULER, Conditions, Pictures, copy_unet, load_unet, save_unet
@@ -32,30 +38,31 @@ from syzygy.training import checkpoints
 from syzygy.training.estimate import is_dry_run
 from syzygy.training.fitting import AS_GIVEN, Fitting
 from syzygy.training.precision import autocast, precision_on
+from syzygy.training.shuffled import Shuffled
 
 DRY_RUN_PICTURES = 32
-"""A dry run makes the latents of so many pictures."""
+"""Images that a dry run encodes."""
 
 
 class ExpertUNetsRun(TreeRun):
-    """Everything that grows an ensemble of experts from a U-Net, but the model and the pictures."""
+    """All settings of experts of a U-Net, except the model and the images."""
 
     form: Literal["full", "lora"] = "lora"
     """Low-rank adaptations of the frozen U-Net, of a few megabytes each; or whole U-Nets."""
     layers: str = r"\.(to_[qkv]|to_out|add_[kv]_proj)\b"
-    """Regular expression: which layers of the U-Net are adapted; by default the projections of its attention."""
+    """Regular expression for the names of the U-Net's layers that are adapted; the default is the projections of its attention."""
     size: int | None = Field(default=None, ge=1)
-    """Height and width of the pictures, in pixels; null: what the U-Net was made for."""
+    """Height and width of the images in pixels; null is the size that the U-Net was made for."""
     validation_pictures: int = Field(default=16, ge=0)
-    """Pictures that no step sees, chosen at random; with loop.validate_every=0 there are none."""
+    """Images for validation, chosen at random, which no step sees; 0 with loop.validate_every=0."""
     caption_columns: tuple[str, ...] = ()
-    """Where the captions are, in parquet or JSON; empty: found by their usual names."""
+    """Columns of the captions in parquet or JSON; if empty, they are found by their usual names."""
     image_column: str | None = None
-    """Where the pictures are, in parquet; null: found."""
+    """Column of the images in parquet; null finds it by its usual names."""
     max_bad: float = Field(default=0.05, ge=0, le=1)
-    """The part of the samples that may be unusable; they are left out."""
+    """Share of the samples that may be unusable; these are left out."""
     task: UNetTaskConfig
-    """What a step sees."""
+    """Loss and batch."""
 
     @model_validator(mode="after")
     def _validates(self) -> "ExpertUNetsRun":
@@ -68,63 +75,61 @@ class ExpertUNetsRun(TreeRun):
 
 @dataclass(frozen=True)
 class Batches:
-    """Step → pictures and captions; the same again for the same step. An endless stream of permutations, one an epoch."""
+    """Step → images and captions, always the same ones for a step; the images come in one permutation after another."""
 
     latents: Latents
     conditions: Conditions
     chosen: Sequence[int]
-    """The pictures to train on."""
+    """The images to train on."""
     task: UNetTaskConfig
     seed: int
     precision: torch.dtype | None
-    _order: Callable[[int], list[int]] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_order", lru_cache(maxsize=2)(self._permutation))
-
-    def _permutation(self, epoch: int) -> list[int]:
-        return torch.randperm(len(self.chosen), generator=generator(self.seed, "unet", "epoch", epoch)).tolist()
+    @cached_property
+    def _order(self) -> Shuffled:
+        return Shuffled(len(self.chosen), self.seed, "unet")
 
     def pictures(self, step: int) -> list[int]:
-        """Which ones a step (from 0) sees."""
+        """The images of a step, counted from 0."""
         places = range(step * self.task.batch_size, (step + 1) * self.task.batch_size)
-        return [self.chosen[self._order(place // len(self.chosen))[place % len(self.chosen)]] for place in places]
+        return [self.chosen[self._order[place]] for place in places]
 
     def captions(self, step: int) -> list[str | None]:
-        """Of each picture one caption, or nothing."""
+        """One caption for each image of a step, or None."""
         draw = Draw(self.seed, "unet captions", step)
-        told = [draw.pick(self.latents.captions[picture]) for picture in self.pictures(step)]
-        return [None if draw.chance(self.task.dropped) else caption for caption in told]
+        captions = [draw.pick(self.latents.captions[picture]) for picture in self.pictures(step)]
+        return [None if draw.chance(self.task.dropped) else caption for caption in captions]
 
     def __call__(self, step: int) -> LatentBatch:
         return self.batch(self.pictures(step), self.captions(step), self.seed, step)
 
     def batch(self, pictures: Sequence[int], captions: Sequence[str | None], *key: int | str) -> LatentBatch:
-        """Pictures with captions, on the conditions' device; `key` tells how latents are drawn around their means."""
+        """Images with captions, on the conditions' device; `key` seeds the noise of the latents."""
         device = self.conditions.device
         with torch.no_grad(), autocast(device, self.precision):
-            conditions = self.conditions(captions, self.latents.beside(pictures))
+            conditions = self.conditions(captions, self.latents.extras(pictures))
         return LatentBatch(self.latents.sampled(pictures, *key).to(device), conditions)
 
     def unseen(self, pictures: Sequence[int]) -> list[LatentBatch]:
-        """Batches of pictures, each with its first caption."""
+        """Batches of images, each with its first caption."""
         parts = [pictures[i : i + self.task.batch_size] for i in range(0, len(pictures), self.task.batch_size)]
         return [self.batch(part, [self.latents.captions[i][0] for i in part], "validation", *part) for part in parts]
 
 
 @dataclass(frozen=True)
-class _Ground:
+class _Shared:
     """What all nodes of a tree share."""
 
     run: ExpertUNetsRun
-    unet: Path
-    """Folder of the model's own."""
+    model: Path
     conditions: Conditions
     noise: DiscreteNoise
     latents: Latents
     device: torch.device
-    beside: dict[str, Any]
-    """Fingerprints of the model's parts and of the data."""
+    recorded: dict[str, Any]
+    """Fingerprints of the model's parts and of the data; a node's training is resumed with the same only."""
+    about: dict[str, Any]
+    """Further facts for the provenance."""
     out: Path
 
 
@@ -138,56 +143,57 @@ def train(
     clip: str | Path | None = None,
     fitting: Fitting = AS_GIVEN,
 ) -> Path:
-    """Grow (or go on growing) a tree in `out` from the U-Net of a model's folder; the finished ensemble is `out/experts`.
+    """Train (or resume) a tree in `out` from the U-Net of a model's folder; the finished ensemble is `out/experts`.
 
-    The pictures' latents are made first, once, in `out/latents`. Each node's training is a run of its own under `out/nodes`, resumed like any
-    other; finished ones are not run again, and lose their checkpoint.
+    The latents of the images are encoded first, once, into `out/latents`. Each node is a run of its own under `out/nodes`; finished nodes are
+    not trained again, and their checkpoints are deleted.
 
     Args:
         model: a folder in diffusers' layout of Stable Diffusion 1.x, 2.x or XL, or of Kandinsky 2.2's decoder.
-        data: a source of captioned pictures (`open_source`).
-        clip: folder or hub id of the CLIP whose image embeddings the U-Net reads; Kandinsky's alone.
+        data: a source of captioned images (`open_source`).
+        clip: folder or hub id of the CLIP whose image embeddings the U-Net reads, for Kandinsky only.
 
     Raises:
-        UserError: the model is incomplete or another kind, the data are unusable, leaves are no tree's or finer than the timesteps, no layer
-            to adapt has such a name, a finished node was trained otherwise.
+        UserError: the model is incomplete or of another kind; the data are unusable; the leaves form no tree, or are finer than the timesteps;
+            no layer to adapt has such a name; a finished node was trained differently.
     """
     source = open_source(data, SourceOptions(caption_columns=run.caption_columns, image_column=run.image_column))
-    beside = load_beside(model, run.size, device, clip)
-    conditions, noise = beside.conditions, beside.noise
-    for one in growth(run):
-        noise.timesteps(one.shares)  # too fine a tree is refused before anything is encoded
+    parts = load_beside(model, run.size, device, clip)
+    conditions, noise = parts.conditions, parts.noise
+    for one in node_trainings(run):
+        noise.timesteps(one.shares)  # a tree that is too fine is refused before anything is encoded
     stages = Stages.of(run.leaves, noise.quantile)
     root = load_unet(model / "unet")
     if run.form == "lora":
-        _adaptation(root, run)
-    prints = {"unet": artifacts.fingerprint(root.state_dict()), **beside.fingerprints()}
+        build_lora(root, rank=run.rank, layers=run.layers, seed=run.seed)  # so are layers that do not exist
+    recorded = {"unet": artifacts.fingerprint(root.state_dict()), **parts.fingerprints()}
     del root
-    latents = _latents(run, beside.pictures, source, out, say)
-    different = len(set(latents.same_picture))  # copies are never trained and validated on
-    if is_dry_run():  # of the few pictures that it has, some must be left to train on
+    latents = _latents(run, parts.pictures, source, out, say)
+    del parts  # frees the memory of the networks that encode images
+    different = len(set(latents.same_picture))  # copies of an image are never used for both training and validation
+    if is_dry_run():  # some of its few images must be left to train on
         run = run.model_copy(update={"validation_pictures": min(run.validation_pictures, different // 2)})
     elif run.validation_pictures:
         run = fitting.validation(run, "validation_pictures", different, source.text)
-    _enough(run, different, source)
-    del beside  # the memory of what encodes pictures
-    prints["data"] = latents.fingerprint
-    ground = _Ground(run, model / "unet", conditions, noise, latents, device, prints, out)
-    told = {"model": str(model), "source": source.text, "pictures": len(latents)}
-
-    def node(one: Growth) -> Path:
-        return _grow(ground, one, told)
+    if different <= run.validation_pictures:
+        raise UserError(
+            f"validation_pictures={run.validation_pictures} leaves none of the {counted(different, 'picture')} in {source.text} to train on: "
+            "choose fewer, or none (validation_pictures=0 loop.validate_every=0)."
+        )
+    recorded["data"] = latents.fingerprint
+    about = {"model": str(model), "source": source.text, "pictures": len(latents)}
+    shared = _Shared(run, model, conditions, noise, latents, device, recorded, about, out)
 
     def complete(experts: Path) -> None:
         shutil.copytree(model / SCHEDULER, experts / SCHEDULER)
         if run.form == "lora":
-            copy_unet(ground.unet, experts / TRUNK)
+            copy_unet(model / "unet", experts / TRUNK)
 
-    return grow_tree(run, stages, out, say, node=node, complete=complete)
+    return train_tree(run, stages, out, say, node=lambda one: _train_node(shared, one), complete=complete)
 
 
 def _latents(run: ExpertUNetsRun, pictures: Pictures, source: Source, out: Path, say: Callable[[str], None]) -> Latents:
-    """All pictures' latents."""
+    """The latents of all images; of a few in a dry run."""
     about = {
         **pictures.fingerprints,
         "size": pictures.side,
@@ -200,13 +206,15 @@ def _latents(run: ExpertUNetsRun, pictures: Pictures, source: Source, out: Path,
     began = time.perf_counter()
     found = encoded(few, pictures, out / "latents", about, max_bad=1.0, say=silent)
     each = duration((time.perf_counter() - began) / len(found))
-    say(f"Before the training, each picture's latents are made once: {each} a picture, not counted below.")
+    say(
+        f"Before the training, each picture's latents are encoded once: {each} per picture, which the estimate leaves out."
+    )
     return found
 
 
 @dataclass(frozen=True)
 class _FirstSamples:
-    """The beginning of a shard."""
+    """The first samples of a shard."""
 
     shard: Shard
     number: int
@@ -231,51 +239,39 @@ class _FirstSamples:
         return islice(self.shard.read(), self.number)
 
 
-def _enough(run: ExpertUNetsRun, pictures: int, source: Source) -> None:
-    if pictures <= run.validation_pictures:
-        raise UserError(
-            f"validation_pictures={run.validation_pictures} leaves none of the {counted(pictures, 'picture')} in {source.text} to train on: "
-            "choose fewer, or none (validation_pictures=0 loop.validate_every=0)."
-        )
-
-
-def _adaptation(unet: nn.Module, run: ExpertUNetsRun) -> Lora:
-    """A fresh adaptation; it changes nothing yet."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(run.seed, "lora", "weights"))
-        return Lora(unet, rank=run.rank, layers=run.layers)
-
-
-def _grow(ground: _Ground, one: Growth, told: dict[str, Any]) -> Path:
-    """One node's training, from the weights of the node above it, or from the model's own U-Net; a finished one is not run again."""
-    run, device = ground.run, ground.device
-    if (finished := finished_node(run, one, ground.out, ground.beside)) is not None:
-        return finished
-    above = None if one.parent is None else node_folder(ground.out, one.parent)
-    precision = precision_on(device)
-    unet = load_unet(above if above is not None and run.form == "full" else ground.unet)
-    lora = _adaptation(unet, run) if run.form == "lora" else None
+def _train_node(shared: _Shared, one: NodeTraining) -> None:
+    """Train a node from the weights of the node above it, or from the model's U-Net, unless it is finished."""
+    run, device, precision = shared.run, shared.device, precision_on(shared.device)
+    if finished_node(run, one, shared.out, shared.recorded) is not None:
+        return
+    above = None if one.parent is None else node_folder(shared.out, one.parent)
+    unet = load_unet(above if above is not None and run.form == "full" else shared.model / "unet")
+    lora = build_lora(unet, rank=run.rank, layers=run.layers, seed=run.seed) if run.form == "lora" else None
     if lora is not None and above is not None:
         load_lora(lora, above)
-    grown: nn.Module = unet.requires_grad_(True) if lora is None else lora
-    started = artifacts.fingerprint(grown.state_dict())
+    trained = unet.requires_grad_(True) if lora is None else lora
+    started = artifacts.fingerprint(trained.state_dict())
     unet.to(device)
-    grown.to(device)
+    trained.to(device)
     if run.task.checkpointing:
         unet.enable_gradient_checkpointing(recomputed(lora, device, precision))
-    task = _task(ground, one, unet, lora, precision)
+    unseen, seen = split_pictures(shared.latents.same_picture, run.validation_pictures, run.seed)
+    seed = seed_of(run.seed, "expert", one.name)
+    batches = Batches(shared.latents, shared.conditions, seen, run.task, seed, precision)
+    task = UNetTask(
+        unet, batches, batches.unseen(unseen), shared.noise, one.shares, seed, precision=precision, lora=lora
+    )
 
     def save(place: Path, record: dict[str, Any]) -> None:
         save_unet(unet, place, record)
 
-    recorded = {**ground.beside, "from": started}
-    folder = train_node(run, one, ground.out, task, unet, lora, save, recorded=recorded, about=told)
-    shutil.rmtree(folder.parent / checkpoints.FOLDER)  # four times the weights' size
-    return folder
+    recorded = {**shared.recorded, "from": started}
+    folder = train_node(run, one, shared.out, task, unet, lora, save, recorded=recorded, about=shared.about)
+    shutil.rmtree(folder.parent / checkpoints.FOLDER)  # which is four times as large as the weights
 
 
-def kept_apart(same: Sequence[int], validation: int, seed: int) -> tuple[list[int], list[int]]:
-    """(pictures to validate on, pictures to train on): copies of a picture, as `same` tells them, are never on both sides."""
+def split_pictures(same: Sequence[int], validation: int, seed: int) -> tuple[list[int], list[int]]:
+    """Images for validation, the same for all nodes, and images to train on. Copies, which have equal numbers in `same`, stay together."""
     order = torch.randperm(len(same), generator=generator(seed, "validation pictures")).tolist()
     first_met: dict[int, int] = {}
     for picture in order:
@@ -283,21 +279,3 @@ def kept_apart(same: Sequence[int], validation: int, seed: int) -> tuple[list[in
     unseen = list(first_met.values())[:validation]
     out = {same[picture] for picture in unseen}
     return unseen, [picture for picture in range(len(same)) if same[picture] not in out]
-
-
-def _task(ground: _Ground, one: Growth, unet: nn.Module, lora: Lora | None, precision: torch.dtype | None) -> UNetTask:
-    """A node's training task; the pictures kept out are the same for all nodes."""
-    run = ground.run
-    unseen, seen = kept_apart(ground.latents.same_picture, run.validation_pictures, run.seed)
-    seed = seed_of(run.seed, "expert", one.name)
-    batches = Batches(ground.latents, ground.conditions, seen, run.task, seed, precision)
-    return UNetTask(
-        unet,
-        batches,
-        batches.unseen(unseen),
-        ground.noise,
-        one.shares,
-        seed,
-        precision=precision,
-        lora=lora,
-    )

@@ -17,7 +17,6 @@ from syzygy.core import arguments, artifacts, model_parts
 from syzygy.core.contracts import ImageEncoder, Prior, Progress, Region, TextFeatures
 from syzygy.core.errors import HALF_PRECISION, UserError
 from syzygy.core.registry import imported
-from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.routing import Experts
 from syzygy.generation import load_pretrained, own_models
@@ -397,12 +396,9 @@ class TextToImage:
         if self.identities is not None:
             return {**self.identities, **self.adapter}
         found = {"clip": self.clip.fingerprint(), **self.adapter}
-        path = self.pipeline
-        prior = path.prior.network if isinstance(path.prior, SampledPrior) else path.prior
-        parts: list[tuple[str, object]] = [("prior", prior)]
-        if isinstance(path.decoder, LatentDecoder):
-            parts += [("decoder", path.decoder.denoiser), ("autoencoder", path.decoder.autoencoder)]
-        for name, part in parts:
+        prior = self.pipeline.prior
+        prior = prior.network if isinstance(prior, SampledPrior) else prior
+        for name, part in {"prior": prior, **self.pipeline.decoder.weights()}.items():
             if isinstance(part, nn.Module):
                 found[name] = artifacts.fingerprint(part.weights if isinstance(part, Experts) else part.state_dict())
         return found

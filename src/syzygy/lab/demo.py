@@ -104,10 +104,10 @@ def run(
     say("2/4  training the ECLIPSE prior, then projection-only with the same budget")
     trained: dict[str, RunResult] = {}
     for name, place, value in ((ECLIPSE, "eclipse", contrast), (PROJECTION, "projection", 0.0)):
-        where, task = out / place, demo.prior.task.model_copy(update={"lambda_contrastive": value})
+        where, settings = out / place, demo.prior.changed(task={"lambda_contrastive": value})
         if (where / "prior").is_dir():  # a finished demo trains again, an interrupted one resumes
             shutil.rmtree(where)
-        settings, live = demo.prior.model_copy(update={"task": task}), reporter(name, task.batch_size)
+        live = reporter(name, settings.task.batch_size)
         trained[name] = prior_training.train(settings, loaded.clip, where, torch.device(device), data=data, report=live)
     priors: dict[str, Prior] = {
         name: load_prior(result.folder, loaded.clip, device) for name, result in trained.items()
@@ -121,7 +121,7 @@ def run(
 
     say("3/4  generating images of twelve prompts, half of them compositions that no prior saw")
     twelve = evaluation_prompts(EXAMPLE_CATEGORIES, 1, seed_of(scoring.seed, "shown"))
-    examples = images(twelve, scoring.model_copy(update={"steps": demo.shown_steps}))
+    examples = images(twelve, scoring.changed(steps=demo.shown_steps))
     sample = evaluation_prompts(CATEGORIES, scoring.prompts, scoring.seed)
     say(f"4/4  scoring {counted(len(sample), 'prompt')} with each prior")
     rows = composition.table(sample, composition.scenes_of(images(sample, scoring)))

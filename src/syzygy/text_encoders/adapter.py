@@ -1,4 +1,4 @@
-"""An adapter that brings a language model's features into CLIP's text space (after arXiv 2405.12914; the form is ours).
+"""An adapter that maps a language model's features to CLIP's text space (after arXiv 2405.12914; the architecture is ours).
 
 Legend: B texts, N tokens of all of them, T of the longest, K queries, M = N + (K + 1) B all tokens, Q of them queries, H heads of width E,
 C inner width, D width of CLIP's joint space.
@@ -24,23 +24,23 @@ from syzygy.core.transformer_layers import Block
 
 CLASS_NAME = "TextAdapter"
 MOST_QUERIES = 77
-"""What CLIP's text encoder gives at most, so that whoever reads CLIP reads an adapter."""
+"""The most states that CLIP's text encoder gives, so that what reads CLIP can read an adapter."""
 QUERY_SCALE = 0.5
-"""As large as projected text, so that queries differ from the first step on."""
+"""Scale of projected text, so that queries differ from the first step on."""
 ROTARY_BASE = 10_000.0
 
 
 class AdapterSizes(Config):
-    """Sizes of an adapter that are a choice; the widths at both ends follow from the language model and the CLIP."""
+    """The free sizes of an adapter; its outer widths follow from the language model and the CLIP."""
 
     queries: int = Field(default=MOST_QUERIES, ge=1, le=MOST_QUERIES)
-    """Learned queries, and so token states of every text, long or short."""
+    """Number of learned queries, and so of the token states of every text, long or short."""
     layers: PositiveInt
-    """Transformer layers."""
+    """Number of transformer layers."""
     heads: PositiveInt
-    """Attention heads."""
+    """Number of attention heads."""
     width: PositiveInt
-    """Inner width; an even number for each head."""
+    """Inner width; a multiple of twice the number of heads."""
 
     @model_validator(mode="after")
     def _even(self) -> "AdapterSizes":
@@ -54,12 +54,12 @@ SIZES = {
     "vit-l-14": AdapterSizes(layers=6, heads=12, width=768),
     "bigg-14": AdapterSizes(layers=5, heads=16, width=1024),
 }
-"""For the starter (1.5M parameters; its prior has learned the positions of captions of some 13 tokens, so no more queries than about that), for
-Karlo's CLIP and for Kandinsky 2.2's. The published ones cost less than a fifth of a language model of 1B (`benchmarks/adapter_cost.py`)."""
+"""For the starter (1.5M parameters), for Karlo's CLIP and for Kandinsky 2.2's. The starter's prior has learned captions of about 13 tokens, so
+more queries would not help. The published sizes cost less than a fifth of a language model of 1B parameters (`benchmarks/adapter_cost.py`)."""
 
 
 class AdapterConfig(AdapterSizes):
-    """Everything that fixes an adapter's weights."""
+    """All sizes of an adapter."""
 
     llm_width: PositiveInt
     """Width of the language model's features."""
@@ -69,14 +69,14 @@ class AdapterConfig(AdapterSizes):
 
 @dataclass(frozen=True)
 class TextStatistics:
-    """Where a CLIP's text features lie: mean and standard deviation of each dimension.
+    """Mean and standard deviation of each dimension of a CLIP's text features.
 
     Raises:
-        UserError: NaN, infinity, or a dimension that does not vary.
+        UserError: they hold NaN or infinity, or a dimension does not vary.
     """
 
     states_mean: Float[Tensor, "D"]
-    """Of the token states; the start token, which is the same in every text, is left out."""
+    """Of the token states, without the start token, which is the same in every text."""
     states_std: Float[Tensor, "D"]
     pooled_mean: Float[Tensor, "D"]
     """Of the raw pooled embeddings."""
@@ -102,19 +102,19 @@ class TextStatistics:
 
 
 class TextAdapter(nn.Module):
-    """A language model's features of any length → K token states and a pooled embedding in CLIP's space: a soft prompt.
+    """A language model's features of any length → K token states and a pooled embedding in CLIP's space, a soft prompt.
 
-    A bidirectional transformer reads the K queries, a pooling query and the text together; what the queries have become are the states,
-    and the pooling query has a head of its own. Every state is real, so the mask is all true; they are no copies of CLIP's tokens and
-    stand for no characters.
+    A bidirectional transformer reads K queries, a pooling query and the text together. Its outputs at the queries are the states; the
+    pooling query has a head of its own. No state is padding, so the mask is all true. States are no copies of CLIP's tokens, and have no
+    characters.
 
-    Padding is not computed: the tokens of all texts stand one after another, each text's before its queries.
+    Padding is not computed: the tokens of all texts are packed one after another, each text before its queries.
 
-    Text has rotary positions 1, 2, …, queries stand at 0. A learned table would have rows that short captions never train, while here
-    distances that were seen in short texts mean the same in long ones.
+    Texts have rotary positions 1, 2, …, queries have position 0. Distances in long texts then mean the same as in the short texts of the
+    training, while a table of learned positions would have untrained rows.
 
-    The heads' outputs are multiplied by the standard deviation and moved to the mean of CLIP's own features (`set_statistics`), so that an
-    untrained adapter already speaks in CLIP's range.
+    The heads' outputs are scaled and shifted to the standard deviation and mean of CLIP's own features (`set_statistics`), so that an
+    untrained adapter already gives values in CLIP's range.
     """
 
     states_mean: Tensor
@@ -136,10 +136,10 @@ class TextAdapter(nn.Module):
             self.register_buffer(name, torch.full((config.clip_width,), float("nan")))
 
     def forward(self, states: Float[Tensor, "B T W"], mask: Bool[Tensor, "B T"]) -> TextFeatures:
-        """The differentiable pass: features of a language model, on the adapter's device and in its dtype; padding may hold anything.
+        """Features of a language model, on the adapter's device and in its dtype → features in CLIP's space. Padding may hold any values.
 
         Raises:
-            UserError: features of another width.
+            UserError: the features have another width.
         """
         check_width(states.shape[-1], self.config.llm_width)
         count, device = len(self.queries), states.device
@@ -153,7 +153,7 @@ class TextAdapter(nn.Module):
         *blocks, final = self.blocks
         for block in blocks:
             x_MC = block(x_MC, attend)
-        # Nothing reads the final layer's other tokens.
+        # The final layer is computed at the queries only.
         x_QC = self.norm_out(final(x_MC, attend, kept=(~is_text).nonzero()[:, 0].to(device)))
         x_BKC = x_QC.unflatten(0, (len(mask), count)).index_select(0, packing.order.argsort().to(device))
         soft = self.states_head(x_BKC[:, :-1]) * self.states_std + self.states_mean
@@ -162,14 +162,14 @@ class TextAdapter(nn.Module):
 
     @torch.no_grad()
     def set_statistics(self, statistics: TextStatistics) -> None:
-        """Keep where the CLIP's text features lie with the weights.
+        """Store the statistics of CLIP's text features with the weights.
 
         Raises:
-            UserError: they are of another width.
+            UserError: they have another width.
         """
         if len(statistics.pooled_mean) != self.config.clip_width:
             raise UserError(
-                f"statistics are {len(statistics.pooled_mean)} wide; this adapter speaks to a CLIP of {self.config.clip_width}."
+                f"statistics are {len(statistics.pooled_mean)} wide; this adapter is for a CLIP of width {self.config.clip_width}."
             )
         for name in _STATISTICS:
             getattr(self, name).copy_(getattr(statistics, name))
@@ -178,12 +178,14 @@ class TextAdapter(nn.Module):
         """Write weights, sizes and provenance as one folder, atomically; `dtype` (fp16) converts the weights.
 
         Args:
-            provenance: holds the identity of the language model as `llm`, and the fingerprint of the CLIP as `clip`.
+            provenance: with the identity of the language model as `llm`, and the fingerprint of the CLIP as `clip`.
 
         Raises:
-            UserError: the statistics were never set, or the folder cannot be written.
+            UserError: the statistics are not set, or the folder cannot be written.
         """
-        assert {"llm", "clip"} <= provenance.keys(), "an adapter stands between a language model and a CLIP: say which"
+        assert {"llm", "clip"} <= provenance.keys(), (
+            "the provenance of an adapter names its language model and its CLIP"
+        )
         if not all(torch.isfinite(getattr(self, name)).all() for name in _STATISTICS):
             raise UserError(
                 "this adapter has no statistics of its CLIP's text features. Call set_statistics before saving."
@@ -196,10 +198,10 @@ class TextAdapter(nn.Module):
 
     @staticmethod
     def from_pretrained(folder: str | Path) -> "TextAdapter":
-        """Read what `save_pretrained` wrote strictly, into fp32, on the CPU.
+        """Read strictly what `save_pretrained` wrote, into fp32, on the CPU.
 
         Raises:
-            UserError: missing, truncated or mismatched files; it is no adapter.
+            UserError: files are missing, truncated or mismatched, or the folder holds no adapter.
         """
         folder = Path(folder)
         path = folder / artifacts.CONFIG_FILE
@@ -221,37 +223,40 @@ class _Attend:
 
     def __init__(self, packing: Packing, place: Int[Tensor, "M"], width: int) -> None:
         self._attention = PackedAttention(packing.lengths, place.device)
-        pace = ROTARY_BASE ** -(torch.arange(0, width, 2, device=place.device) / width)
-        angle = (place[:, None] * pace)[:, None]
+        frequency = ROTARY_BASE ** -(torch.arange(0, width, 2, device=place.device) / width)
+        angle = (place[:, None] * frequency)[:, None]
         self.cos, self.sin = angle.cos(), angle.sin()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # Fewer that ask than there are tokens are learned queries, which stand at 0.
-        q = self.turned(q) if len(q) == len(k) else q
-        return self._attention.whole(q, self.turned(k), v)
+        # If q has fewer rows than k, they are the learned queries, whose position 0 rotates nothing.
+        q = self.rotated(q) if len(q) == len(k) else q
+        return self._attention.whole(q, self.rotated(k), v)
 
-    def turned(self, x: Float[Tensor, "M H E"]) -> Float[Tensor, "M H E"]:
-        """The heads, turned by their tokens' positions."""
+    def rotated(self, x: Float[Tensor, "M H E"]) -> Float[Tensor, "M H E"]:
+        """The heads, rotated by their tokens' positions."""
         a, b = x.chunk(2, -1)
-        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)  # under autocast another than the residual stream's
+        cos, sin = (
+            self.cos.to(x.dtype),
+            self.sin.to(x.dtype),
+        )  # under autocast, x has another dtype than the residual stream
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 def check_width(given: int, wanted: int) -> None:
-    """Refuse features of a language model that is not as wide as the adapter's."""
+    """Refuse features of another width than the adapter reads."""
     if given != wanted:
         raise UserError(
-            f"the language model's features are {given} wide; this adapter reads {wanted}. Take the model that it was trained on."
+            f"the language model's features are {given} wide; this adapter reads {wanted}. Use the model that it was trained on."
         )
 
 
 class AdaptedText(nn.Module):
-    """A language model and its adapter as one text encoder (`TextEncoder`). The empty prompt goes the same way as any other."""
+    """A language model and its adapter as one text encoder (`TextEncoder`)."""
 
     def __init__(self, llm: StatesEncoder, adapter: TextAdapter) -> None:
         """
         Raises:
-            UserError: the language model is not as wide as the adapter's.
+            UserError: the language model has another width than the adapter reads.
         """
         super().__init__()
         check_width(llm.width, adapter.config.llm_width)

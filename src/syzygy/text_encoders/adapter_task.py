@@ -1,77 +1,87 @@
-"""Training of an adapter between a language model and a CLIP: what its stages share. See `train/align.py` and `train/image.py`."""
+"""The training task of an adapter between a language model and a CLIP, which its stages on texts and on images share."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from functools import lru_cache
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
+from syzygy.core.config import Config
 from syzygy.core.randomness import generator
 from syzygy.training.parallel import World, apart
 from syzygy.training.precision import autocast
 
 BLOCK = 64
-"""Samples whose randomness is drawn at once. It belongs to their places in the stream, so neither batch, part nor process changes it."""
+"""Samples whose randomness is drawn at once. It depends on their places in the stream, so no batch, micro-batch or process changes it."""
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-B = TypeVar("B", bound=Sized)
-B_contra = TypeVar("B_contra", bound=Sized, contravariant=True)
-B_co = TypeVar("B_co", bound=Sized, covariant=True)
+class StageConfig(Config):
+    """What the training steps of every stage have in common."""
+
+    micro_batch: int = Field(default=0, ge=0)
+    """Captions per forward pass, if a process's share of the batch does not fit into memory; 0 takes the share at once."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """What adapter and prior compute in (weights and losses stay fp32); "auto" is bf16 on CUDA and fp32 elsewhere."""
+    temperature: Literal["clip"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "clip"
+    """Temperature τ of the contrastive loss; "clip" is the frozen CLIP's own."""
+    empty: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the captions that are replaced by the empty text, which guidance and negative prompts need."""
 
 
 @runtime_checkable
-class Stage(Protocol[B_contra]):
-    """What a stage minimises."""
+class Stage(Protocol):
+    """What is minimised: `AlignStage` on texts, `ImageStage` on images."""
 
     @property
     def modules(self) -> Mapping[str, nn.Module]:
-        """Those that are trained."""
+        """The modules that are trained."""
         ...
 
-    def losses(self, batch: B_contra) -> dict[str, Tensor]:
-        """`loss` and its parts, means over the batch's captions."""
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """`loss` and its parts, as means over the batch's captions."""
         ...
 
-    def validated(self, batches: Iterable[tuple[str, B_contra]]) -> dict[str, float]:
-        """Metrics on unseen captions, each batch with its name."""
+    def validated(self, batches: Iterable[tuple[str, Any]]) -> dict[str, float]:
+        """Metrics on unseen captions; each batch has a name."""
         ...
 
 
 @runtime_checkable
-class Source(Protocol[B_co]):
-    """Where a stage's captions come from: all of a step depends on its number alone."""
+class Source(Protocol):
+    """Where a stage's batches come from; a step's batch depends on the number of the step alone."""
 
-    def read(self, step: int, rows: slice) -> B_co:
-        """These rows of the step's batch, on the device that trains."""
+    def read(self, step: int, rows: slice) -> Any:
+        """These rows of the step's batch, on the training device."""
         ...
 
-    def unseen(self) -> Iterator[tuple[str, B_co]]:
-        """Captions that no step sees, with a name for each batch of them; the same at each call."""
+    def unseen(self) -> Iterator[tuple[str, Any]]:
+        """Named batches of captions that no step sees; the same at each call."""
         ...
 
 
 class _Losses(nn.Module):
-    """A stage as a module, as torch's data parallelism wants it."""
+    """A stage as a module, as torch's data parallelism needs it."""
 
-    def __init__(self, stage: Stage[Any], device: torch.device, precision: torch.dtype | None) -> None:
+    def __init__(self, stage: Stage, device: torch.device, precision: torch.dtype | None) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(dict(stage.modules))
         self.stage, self._device, self._precision = stage, device, precision
 
-    def forward(self, batch: Sized) -> dict[str, Tensor]:
+    def forward(self, batch: Any) -> dict[str, Tensor]:
         with autocast(self._device, self._precision):
             return self.stage.losses(batch)
 
 
-class AdapterTask(Generic[B]):
-    """The training loop's `Task` for a stage. Of a batch each process takes its share, in parts that fit its memory."""
+class AdapterTask:
+    """The training loop's `Task` for a stage. Each process takes its share of a batch, in parts that fit into memory."""
 
     def __init__(
         self,
-        stage: Stage[B],
-        source: Source[B],
+        stage: Stage,
+        source: Source,
         batch_size: int,
         *,
         micro_batch: int = 0,
@@ -93,14 +103,14 @@ class AdapterTask(Generic[B]):
         return sums
 
     def parts(self, step: int) -> Iterator[dict[str, Tensor]]:
-        """The same, as parts that sum to it."""
+        """The losses as parts that sum to them."""
         first, stop = self._share.start, self._share.stop
         for start in range(first, stop, self._micro):
             rows = slice(start, min(start + self._micro, stop))
             if rows.stop == stop:
                 yield self._part(step, rows)
                 return
-            with apart(self._losses):  # left only after the part's gradient is there: the caller takes it inside
+            with apart(self._losses):  # the caller computes the part's gradient before it asks for the next part
                 yield self._part(step, rows)
 
     def _part(self, step: int, rows: slice) -> dict[str, Tensor]:
@@ -108,31 +118,12 @@ class AdapterTask(Generic[B]):
         return {name: value * weight for name, value in self._losses(self.source.read(step, rows)).items()}
 
     def validate(self) -> dict[str, float]:
-        """Metrics on unseen captions; every process computes the same."""
+        """Metrics on unseen captions; every process computes the same ones."""
         return self.stage.validated(self.source.unseen())
 
 
-class Shuffled:
-    """The numbers below `length` in an endless stream: one permutation after another."""
-
-    def __init__(self, length: int, seed: int, *key: int | str) -> None:
-        self._length, self._seed, self._key = length, seed, key
-        self._order = lru_cache(maxsize=2)(self._permutation)
-
-    def _permutation(self, epoch: int) -> Int[Tensor, "M"]:
-        return torch.randperm(self._length, generator=generator(self._seed, *self._key, "epoch", epoch))
-
-    def __getitem__(self, place: int) -> int:
-        epoch, offset = divmod(place, self._length)
-        return int(self._order(epoch)[offset])
-
-    def run(self, start: int, number: int) -> Int[Tensor, "n"]:
-        """Those at the places `start` …."""
-        return torch.tensor([self[place] for place in range(start, start + number)])
-
-
 def draws(seed: int, what: str, start: int, number: int, width: int) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n"]]:
-    """Normal noise and a number in [0, 1) for each of the places `start` … of the stream."""
+    """Normal noise, and a number in [0, 1), for each of the places of the stream from `start` on."""
     noise, uniform = [], []
     for block in range(start // BLOCK, (start + number - 1) // BLOCK + 1):
         random = generator(seed, what, block)

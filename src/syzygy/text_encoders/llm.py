@@ -1,7 +1,7 @@
-"""Language models of transformers as text encoders: what their layers hold of a text. Frozen; an adapter brings it into CLIP's space.
+"""Frozen language models of transformers as text encoders: features are their hidden states, which an adapter maps to CLIP's space.
 
-Decoders (Llama, Qwen, Gemma, Mistral, …), encoders (BERT's kin), and the encoders of T5's kin. Specification: arXiv 2506.08210 for the
-mean over normalised layers, arXiv 2405.12914 for the frozen model.
+Decoders (Llama, Qwen, Gemma, Mistral, …), encoders (BERT and its family), and the encoders of T5's family. Sources: arXiv 2506.08210
+for the mean over normalised layers, arXiv 2405.12914 for the frozen model.
 """
 
 import inspect
@@ -24,16 +24,19 @@ from syzygy.core import artifacts, checkpoint_files
 from syzygy.core.config import Config
 from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError
+from syzygy.core.model_parts import part_or_id
 from syzygy.data.store_building import encoder_difference
 from syzygy.text_encoders.transformers_loading import load_model
 
 EXAMPLE = "Qwen/Qwen3-0.6B"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""What a language model may compute in. Not fp16: activations of several families do not fit into it."""
-HELD = 2**28
-"""Numbers that the hidden states of one pass have at most (1 GiB in fp32): a bigger batch is read in several passes."""
+"""What a language model may compute in, as identities record it. fp16 is missing because activations of several families overflow it."""
+COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""The same, as settings name it."""
+MAX_NUMBERS = 2**28
+"""The most numbers in the hidden states of one pass (1 GiB in fp32); a larger batch is read in several passes."""
 HOLE = "{text}"
-"""Where the text goes in a template."""
+"""Placeholder for the text in a template."""
 SENTENCES = (
     "",
     "a red star",
@@ -42,45 +45,48 @@ SENTENCES = (
     "жёлтое сердце",
     "左边的红色圆形",
 )
-"""Texts whose features are measured, to tell whether a recipe still gives what it gave. Never change them: artefacts record the numbers."""
+"""Texts whose features are measured, to check that a recipe still gives the same. Never change them: artefacts record the numbers."""
 
 
 class LlmRecipe(Config):
     """How a language model's states become features. Features of different recipes cannot be exchanged."""
 
     layers: Literal["all", "last"] | tuple[int, ...] = "all"
-    """Which hidden states are read: all, the last, or numbers from 0 (embeddings) to the number of layers (after the final normalisation)."""
+    """Hidden states to read: "all", "last", or numbers from 0 (embeddings) to the number of layers (after the final normalisation)."""
     normalise: bool = True
-    """Whether each state is normalised, token by token and without parameters, before the mean over the layers is taken."""
+    """Whether each hidden state is normalised, token by token and without parameters, before the mean over the layers."""
     template: str | None = None
-    """A text with {text} in it that the prompt is put into; its tokens are read by the model, and are no features. null is the prompt alone."""
+    """A text with {text} in it, which is replaced by the prompt; the model reads the template's tokens, and they give no features. null is the
+    prompt alone."""
     max_tokens: int = Field(default=512, ge=4)
-    """Longest text in tokens, special ones and the template's included; what is longer is cut with a warning."""
+    """Longest text in tokens, including special tokens and the template's; longer texts are cut with a warning."""
 
     @field_validator("layers")
     @classmethod
     def _numbers(cls, layers: Any) -> Any:
         if isinstance(layers, tuple) and (not layers or len(set(layers)) < len(layers) or min(layers) < 0):
-            raise ValueError("layers are different numbers from 0, at least one")
+            raise ValueError("layers must be different numbers from 0, at least one")
         return layers
 
     @field_validator("template")
     @classmethod
     def _hole(cls, template: str | None) -> str | None:
         if template is not None and (template.count(HOLE) != 1 or template == HOLE):
-            raise ValueError(f"a template is a text with {HOLE} in it, once; leave it out for the prompt alone")
+            raise ValueError(
+                f"a template must contain {HOLE} once, and other text; leave the template out to read the prompt alone"
+            )
         return template
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlmIdentity:
-    """Which language model made some features, and how. Equal identities, equal features; see `check_same`."""
+    """Which language model made some features, and how; equal identities make equal features (`check_same`)."""
 
     source: str
     revision: str | None
     """The commit of a hub id; None for a folder."""
     fingerprint: str
-    """Of the weights, in the precision that they compute in."""
+    """Fingerprint of the weights, in the precision in which they compute."""
     classes: tuple[str, str]
     """transformers' classes of model and tokenizer."""
     width: int
@@ -91,7 +97,7 @@ class LlmIdentity:
     template: str | None
     max_tokens: int
     deviations: tuple[float, ...]
-    """Standard deviation of the features of each of `SENTENCES`: hidden states change their meaning between versions of transformers."""
+    """Standard deviation of the features of each of `SENTENCES`, as hidden states may change between versions of transformers."""
     versions: dict[str, str]
 
     def to_config(self) -> dict[str, Any]:
@@ -100,12 +106,12 @@ class LlmIdentity:
 
 
 class Llm(nn.Module):
-    """A frozen language model with its tokenizer: texts → features (`StatesEncoder`), never cut in silence.
+    """A frozen language model with its tokenizer: texts → features (`StatesEncoder`). Texts that are too long are cut with a warning.
 
-    Padding is on the right and masked, so that positions, which each family counts in its own way, are those of the text alone.
+    Padding is on the right and masked, so that positions are those of the text alone, however the model counts them.
 
-    A text stands between the special tokens that the tokenizer itself puts around it, and ends with the end token in any case: a causal
-    model then has a state that has read all, and the empty text has a state at all.
+    A text stands between the special tokens that the tokenizer puts around it. It always ends with the end token, so that a causal model
+    has a state that has read the whole text, and the empty text has a state.
 
     Legend: B texts, T tokens, D width.
     """
@@ -113,7 +119,7 @@ class Llm(nn.Module):
     def __init__(
         self, model: Any, tokenizer: Any, source: str, recipe: LlmRecipe | None = None, revision: str | None = None
     ) -> None:
-        """`model` is one of transformers' without a head.
+        """`model` is a model of transformers without a head.
 
         Raises:
             UserError: the recipe asks for layers or tokens that the model does not have; texts cannot be ended.
@@ -123,12 +129,12 @@ class Llm(nn.Module):
         self.model, self.tokenizer, self.source, self.revision = model, tokenizer, source, revision
         self._arguments = inspect.signature(model.forward).parameters
         if "pixel_values" in self._arguments:
-            raise UserError(f"{source} is a {type(model).__name__}, which reads pictures: name a language model.")
+            raise UserError(f"{source} is a {type(model).__name__}, which reads images: give a language model.")
         rows = model.get_input_embeddings().num_embeddings
         self._before, self._after = _around(tokenizer, self.recipe.template, source)
         check_vocabulary(tokenizer, rows, source, [*self._before, *self._after])
         pad = tokenizer.pad_token_id
-        # Pads are never read; many tokenizers have none, or one that was added and that the model does not know.
+        # Padding is never read. Many tokenizers have no padding token, or an added one that the model does not know.
         self._pad = self._after[-1] if pad is None or pad >= rows else pad
         self._check_recipe()
 
@@ -141,14 +147,14 @@ class Llm(nn.Module):
         most = getattr(config, "max_position_embeddings", None)
         for module in self.model.modules():
             if isinstance(positions := getattr(module, "position_embeddings", None), nn.Embedding):
-                # RoBERTa's family counts from behind its padding.
+                # RoBERTa's family counts positions from its padding index on.
                 most = positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
         if most is not None and recipe.max_tokens > most:
             raise UserError(f"max_tokens={recipe.max_tokens}: {self.source} reads at most {most}.")
         special = len(self._before) + len(self._after)
         if special >= recipe.max_tokens:
             raise UserError(
-                f"max_tokens={recipe.max_tokens} leaves no room for text: special tokens and the template have {special}."
+                f"max_tokens={recipe.max_tokens} leaves no room for text: special tokens and the template take {special}."
             )
 
     @property
@@ -158,7 +164,7 @@ class Llm(nn.Module):
 
     @property
     def positions(self) -> int:
-        """Most tokens that a text's features can have."""
+        """The most tokens for which a text has features."""
         dropped = 0 if self.recipe.template is None else len(self._before) + len(self._after) - 1
         return self.recipe.max_tokens - dropped
 
@@ -168,19 +174,13 @@ class Llm(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in; features are fp32."""
+        """The precision in which the model computes; features are fp32."""
         return next(self.model.parameters()).dtype
 
     def tokenize(self, texts: list[str]) -> Tokenized:
-        """Token ids, the template's included; texts longer than `max_tokens` are cut with a warning."""
+        """Token ids, including the template's; texts longer than `max_tokens` are cut with a warning."""
         around = {"before": self._before, "after": self._after, "pad": self._pad}
         return tokenized(self.tokenizer, texts, most=self.recipe.max_tokens, **around, stacklevel=4)
-
-    @property
-    def _tokens_a_pass(self) -> int:
-        """Tokens, pads included, whose hidden states of all layers fit into `HELD` numbers."""
-        layers = 1 if self.recipe.layers == "last" else self.model.config.num_hidden_layers + 1
-        return max(HELD // (self.width * layers), 1)
 
     @torch.no_grad()
     def encode_states(self, texts: list[str]) -> TextStates:
@@ -192,7 +192,8 @@ class Llm(nn.Module):
         keep = self._kept(found.mask)
         ids, real = found.ids.to(self.device), found.mask.to(self.device)
         states = torch.zeros(*ids.shape, self.width, dtype=torch.float32, device=self.device)
-        for rows, length in alike(found.mask, self._tokens_a_pass):
+        layers = 1 if self.recipe.layers == "last" else self.model.config.num_hidden_layers + 1
+        for rows, length in alike(found.mask, max(MAX_NUMBERS // (self.width * layers), 1)):
             at = rows.to(self.device)
             states[at, :length] = self._features(ids[at, :length], real[at, :length], normalise)
         mask = torch.arange(int(keep.sum(1).max())) < keep.sum(1, keepdim=True)
@@ -200,7 +201,7 @@ class Llm(nn.Module):
         return TextStates(_moved(states, keep.to(self.device), on_device), on_device, _moved(found.spans, keep, mask))
 
     def _kept(self, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-        """The tokens whose states are features: all, or with a template the text's own and the end, which has read all of them."""
+        """The tokens whose states are features: all, or with a template those of the text and the last one, which has read the text."""
         if self.recipe.template is None:
             return mask
         length, place = mask.sum(1, keepdim=True), torch.arange(mask.shape[1])
@@ -208,24 +209,24 @@ class Llm(nn.Module):
         return own | (place == length - 1)
 
     def _features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], normalise: bool) -> Float[Tensor, "B T D"]:
-        asked: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
         if "use_cache" in self._arguments:
-            asked["use_cache"] = False
+            inputs["use_cache"] = False
         if self.recipe.layers == "last":
-            return mean_of_layers([self.model(**asked).last_hidden_state], normalise)
-        output = self.model(**asked, output_hidden_states=True)
-        # `last_hidden_state` is after the final normalisation in every version; the last of `hidden_states` is not.
+            return mean_of_layers([self.model(**inputs).last_hidden_state], normalise)
+        output = self.model(**inputs, output_hidden_states=True)
+        # `last_hidden_state` is after the final normalisation in every version of transformers; the last of `hidden_states` is not.
         hidden = [*output.hidden_states[:-1], output.last_hidden_state]
         numbers = range(len(hidden)) if self.recipe.layers == "all" else self.recipe.layers
         return mean_of_layers([hidden[i] for i in numbers], normalise)
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits over the weights, in the precision that they compute in."""
+        """Sixteen hex digits over the weights, in the precision in which they compute."""
         weights = self.model.state_dict().items()
         return artifacts.fingerprint({k: x.view(torch.int16) if x.dtype == torch.bfloat16 else x for k, x in weights})
 
     def deviations(self) -> tuple[float, ...]:
-        """Standard deviation of the features of each of `SENTENCES`; of one layer before it is normalised, which would make it 1."""
+        """Standard deviation of the features of each of `SENTENCES`; a single layer is measured before normalisation, which would make it 1."""
         alone = self.recipe.layers == "last" or len(self.recipe.layers) == 1
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* tokens, this encoder reads")
@@ -233,7 +234,7 @@ class Llm(nn.Module):
         return tuple(x[mask].std().item() for x, mask in zip(found.states, found.mask, strict=True))
 
     def identity(self) -> LlmIdentity:
-        """Which model this is and how it is read, for the record of what is made with it."""
+        """Which model this is and how it is read, for the provenance of what is made with it."""
         return LlmIdentity(
             source=self.source,
             revision=self.revision,
@@ -260,29 +261,29 @@ class Llm(nn.Module):
 
         Args:
             source: a folder in transformers' layout, or a hub id.
-            recipe: how its states become features; None is the default.
-            revision: of a hub id: commit, tag or branch; None is its main branch. The commit is then `self.revision`.
-            dtype: fp32 or bf16. Whoever trains on features must use the same model in the same precision afterwards.
-            local_files_only: take a hub id from the hub's cache only; else download what is missing.
+            recipe: how its states become features; None is the default recipe.
+            revision: commit, tag or branch of a hub id; None is its main branch. The commit is then `self.revision`.
+            dtype: fp32 or bf16. What is trained on features needs the same precision afterwards.
+            local_files_only: read a hub id from the hub's cache only; otherwise download what is missing.
 
         Raises:
-            UserError: it is not found, transformers cannot load it without running its own code, weights are missing, pickle or not
-                finite, its tokenizer is slow (it cannot map tokens to characters) or has tokens that the model does not, or the recipe does not
-                fit.
+            UserError: it is not found; transformers cannot load it without running its own code; weights are missing, pickle or not
+                finite; the tokenizer is slow (it cannot map tokens to characters) or has tokens that the model does not know; the recipe
+                does not fit.
         """
         if dtype not in DTYPES.values():
             raise UserError(f"a language model computes in float32 or bfloat16, not {dtype}.")
         found = checkpoint_files.locate(source, revision, local_files_only, EXAMPLE)
         model, tokenizer = load_model(found.folder, str(source), "language model", dtype, _kind)
-        # A folder is recorded with its whole path: whoever uses what is made with it may do so from another folder.
+        # The absolute path is recorded, because what is made with the model may be used from another working directory.
         place = str(found.folder.resolve()) if found.revision is None else found.source
         return Llm(model, tokenizer, place, recipe, found.revision).requires_grad_(False).eval()
 
 
 def mean_of_layers(hidden: Sequence[Float[Tensor, "B T D"]], normalise: bool) -> Float[Tensor, "B T D"]:
-    """The mean of hidden states in fp32; with `normalise` each token of each is first brought to mean 0 and variance 1.
+    """The mean of hidden states in fp32; `normalise` first brings each token of each state to mean 0 and variance 1.
 
-    Later layers are much larger than earlier ones, so that without it the mean would be theirs alone (arXiv 2506.08210, section 4).
+    Later layers are much larger than earlier ones and would otherwise dominate the mean (arXiv 2506.08210, section 4).
     """
     total = torch.zeros_like(hidden[0], dtype=torch.float32)
     for state in hidden:
@@ -291,15 +292,15 @@ def mean_of_layers(hidden: Sequence[Float[Tensor, "B T D"]], normalise: bool) ->
 
 
 def check_same(recorded: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
-    """Refuse features of another language model or of another recipe; both are identities as JSON.
+    """Refuse features of another language model or recipe.
 
     Args:
-        recorded: what something was made or trained with.
-        found: what is at hand.
-        where: that something, such as "the adapter in FOLDER".
+        recorded: the identity, as JSON, with which something was made or trained.
+        found: the identity to be used with it.
+        where: the name of what was made, such as "the adapter in FOLDER".
 
     Raises:
-        UserError: they differ: says in what.
+        UserError: they differ; the error says how.
     """
     name = encoder_difference(recorded, found)
     if name is None:
@@ -309,11 +310,11 @@ def check_same(recorded: Mapping[str, Any], found: Mapping[str, Any], where: str
         raise UserError(
             f"{where} was made with features of another standard deviation ({_short(recorded.get(name))}, here "
             f"{_short(found.get(name))}), though model and recipe are the same: hidden states have changed between "
-            f"transformers {then} and {now}. Install the former, or encode and train anew."
+            f"transformers {then} and {now}. Install transformers {then}, or encode and train again."
         )
     raise UserError(
         f"{where} was made with other features of a language model: {name} is {recorded.get(name)!r} there, "
-        f"{found.get(name)!r} here. Take the same model, recipe and precision, or encode and train anew."
+        f"{found.get(name)!r} here. Use the same model, recipe and precision, or encode and train again."
     )
 
 
@@ -322,7 +323,7 @@ def _short(numbers: Any) -> str:
 
 
 def _moved(x: Tensor, keep: Bool[Tensor, "B T"], mask: Bool[Tensor, "B S"]) -> Tensor:
-    """The kept tokens of each row, to where `mask` says; zeros elsewhere."""
+    """The kept tokens of each row at the places of `mask`, and zeros elsewhere."""
     out = x.new_zeros(*mask.shape, *x.shape[2:])
     out[mask] = x[keep]
     return out
@@ -331,14 +332,12 @@ def _moved(x: Tensor, keep: Bool[Tensor, "B T"], mask: Bool[Tensor, "B S"]) -> T
 def _around(tokenizer: Any, template: str | None, source: str) -> tuple[list[int], list[int]]:
     """The ids that every text begins and ends with: the tokenizer's own, an end token, and those of the template."""
     alone = tokenizer("a", add_special_tokens=False)["input_ids"]
-    if not alone:  # transformers makes an empty one of some families where the file is missing
+    if not alone:  # if the file is missing, transformers makes an empty tokenizer for some families
         raise UserError(f"the tokenizer of {source} knows no words: its folder needs a tokenizer.json.")
     whole = list(tokenizer("a")["input_ids"])
     places = [i for i in range(len(whole)) if whole[i : i + len(alone)] == alone]
     if not places:
-        raise UserError(
-            f"the tokenizer of {source} puts special tokens into a text, not around it: take another model."
-        )
+        raise UserError(f"the tokenizer of {source} puts special tokens into a text, not around it: use another model.")
     before, after = whole[: places[0]], whole[places[0] + len(alone) :]
     if not after:
         if tokenizer.eos_token_id is None:
@@ -352,8 +351,21 @@ def _around(tokenizer: Any, template: str | None, source: str) -> tuple[list[int
     return before + head, tail + after
 
 
+def load_llm(
+    source: str | Path,
+    *,
+    recipe: LlmRecipe | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    local_files_only: bool = True,
+) -> Llm:
+    """As `Llm.from_pretrained`; `source` may also be a run's folder, or a model that comes with the package."""
+    place = part_or_id(source, "llm")
+    return Llm.from_pretrained(place, recipe=recipe, revision=revision, dtype=dtype, local_files_only=local_files_only)
+
+
 def _kind(config: Any) -> Any:
-    """transformers' class for the model without its head; of an encoder–decoder, the encoder alone."""
+    """transformers' class for the model without its head; the encoder alone of an encoder–decoder."""
     from transformers import AutoModel, AutoModelForTextEncoding
 
     return AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel

@@ -1,4 +1,4 @@
-"""Parallel captions to align an adapter on: of the embedded world, made on the fly, or a corpus in JSON Lines."""
+"""Parallel captions that an adapter is aligned on, and the corpus of them in JSON Lines."""
 
 import hashlib
 import json
@@ -8,29 +8,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from syzygy.clip.clip_model import Clip
 from syzygy.clip.tokenization import encoded
 from syzygy.core.errors import UserError
-from syzygy.core.randomness import seed_of
+from syzygy.core.registry import imported
 from syzygy.core.wording import counted
-from syzygy.lab.world.description import Description, Mention, Placed
-from syzygy.lab.world.language import LANGUAGES
-from syzygy.lab.world.language.base import Length
-from syzygy.lab.world.parallel_corpus import PIVOT, checked_languages, parallel
-from syzygy.text_encoders.adapter_task import Shuffled
+from syzygy.training.shuffled import Shuffled
 
+PIVOT = "en"
+"""Every line has English: the adapter learns the other languages from CLIP's embedding of it."""
 CHUNK = 1000
 CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
-"""Of a language, after BCP 47."""
+"""A language code, after BCP 47."""
 EXAMPLE = '{"texts": {"en": "a red ring", "de": "ein roter Ring"}}'
+HELD_OUT = "syzygy.lab.starter.world_captions:describes_unseen"
+"""Recognises descriptions of the embedded world that no training may see; `syzygy world corpus` writes them into its lines."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A text, and what it says in English."""
+    """A text, and its English translation."""
 
     text: str
     english: str
@@ -38,7 +39,7 @@ class Line:
 
 @runtime_checkable
 class Captions(Protocol):
-    """Parallel captions."""
+    """Parallel captions to align on: a corpus of the user's own, or the lab's embedded world."""
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -47,7 +48,7 @@ class Captions(Protocol):
 
     @property
     def record(self) -> Any:
-        """Which captions these are, as a JSON value."""
+        """A JSON value that identifies these captions."""
         ...
 
     def line(self, language: str, place: int, step: int) -> Line:
@@ -55,84 +56,60 @@ class Captions(Protocol):
         ...
 
     def unseen(self, language: str, number: int) -> list[Line]:
-        """So many that no stream has, or fewer; the same at each call."""
+        """At most this many lines that are in no stream; the same at each call."""
         ...
 
 
-@dataclass(frozen=True)
-class WorldCaptions:
-    """Captions of the embedded world; none names, nor does its scene show, a held-out composition."""
-
-    seed: int
-    languages: tuple[str, ...]
-    lengths: tuple[Length, ...]
-    """Each as often as it stands here, one for each step: a short caption beside a long one would be mostly padding."""
-
-    def __post_init__(self) -> None:
-        checked_languages(self.languages)
-
-    @property
-    def record(self) -> Any:
-        return "world"
-
-    def line(self, language: str, place: int, step: int) -> Line:
-        # Another scene for each language: two captions of one would be no negatives of each other.
-        return self._said(self.seed, place * len(self.languages) + self.languages.index(language), language, step)
-
-    def unseen(self, language: str, number: int) -> list[Line]:
-        seed = seed_of(self.seed, "validation")
-        return [self._said(seed, index, language, index) for index in range(number)]
-
-    def _said(self, seed: int, index: int, language: str, turn: int) -> Line:
-        codes = tuple(dict.fromkeys((PIVOT, language)))
-        length = self.lengths[turn % len(self.lengths)]
-        found = parallel(seed, index, codes, unseen=False, length=length).captions
-        return Line(found[language].text, found[PIVOT].text)
-
-
 class CorpusCaptions:
-    """Captions of a JSON Lines file as `syzygy world corpus` writes it, or one with `texts` alone; held by their places in it.
+    """The captions of a JSON Lines file with `texts` in each line; only the lines' positions are held in memory.
 
-    A line whose English is longer than CLIP reads is left out: cut text is no target.
+    A line whose English is longer than CLIP reads is left out, because the embedding of a cut text is no target.
     """
 
     def __init__(self, path: Path, clip: Clip, seed: int, languages: Sequence[str] | None, validation: int) -> None:
-        """`languages`: those to learn; None is those of the first line. `validation`: lines that are kept out of training.
+        """
+        Args:
+            languages: those to learn; None is those of the first line.
+            validation: how many of the first lines are kept for validation.
 
         Raises:
-            UserError: names the first line that is no JSON object with texts, lacks English, has an empty text or an unknown language, or tells
-                a held-out composition of the embedded world; a language that no line has; too few lines.
+            UserError: names the first line that is no JSON object with texts, lacks English, has an empty text or an unknown language, or
+                describes an unseen composition of the embedded world; or a language that no line has; or there are too few lines.
         """
         self.path = path
-        self._offsets: list[int] = []
         self.left_out = 0
+        """Lines that were left out."""
         self.not_learned = Counter[str]()
-        """Lines that have a language which is not among those to learn."""
+        """Number of lines by language, for languages that are not learned."""
+        self._offsets: list[int] = []
         digest = hashlib.blake2b(digest_size=8)
         numbers: dict[str, list[int]] = {}
         known = None if languages is None else tuple(languages)
-        for chunk in _chunks(_lines(path, digest.update)):
-            fits = _read_whole(clip, [row["texts"][PIVOT] for _, _, row in chunk])
+        lines = _lines(path, digest.update)
+        while chunk := list(islice(lines, CHUNK)):
+            fits = _within_context(clip, [row["texts"][PIVOT] for _, _, row in chunk])
             for (number, offset, row), fit in zip(chunk, fits, strict=True):
-                known = known or tuple(row["texts"])
-                if languages is None and (strange := sorted(row["texts"].keys() - set(known))):
+                codes = row["texts"].keys()
+                known = known or tuple(codes)
+                other = codes - set(known)
+                if languages is None and other:
                     raise _wrong(
                         path,
                         number,
-                        f"has an unknown language {strange[0]!r}; the first line has {', '.join(known)}. Mend it, or say which are learned: "
-                        f"languages={json.dumps([*known, *strange])}",
+                        f"has an unknown language {min(other)!r}; the first line has {', '.join(known)}. Correct the line, or list the "
+                        f"languages to learn: languages={json.dumps([*known, *sorted(other)])}",
                     )
-                self.not_learned.update(row["texts"].keys() - set(known))
+                self.not_learned.update(other)
                 if not fit:
                     self.left_out += 1
                     continue
-                if len(self._offsets) >= validation:  # those before are the validation's
-                    for code in row["texts"].keys() & set(known):
+                if len(self._offsets) >= validation:
+                    for code in codes & set(known):
                         numbers.setdefault(code, []).append(len(self._offsets))
                 self._offsets.append(offset)
         self._validation = min(validation, len(self._offsets))
         self.languages = self._checked(known or (), numbers)
-        self._seed, self._digest = seed, digest.hexdigest()
+        self.record = digest.hexdigest()
         self._numbers = {code: numbers[code] for code in self.languages}
         self._streams = {code: Shuffled(len(found), seed, "corpus", code) for code, found in self._numbers.items()}
         self._row = lru_cache(maxsize=4096)(self._read)
@@ -150,12 +127,10 @@ class CorpusCaptions:
                     f"no line of {self.path} that is learned from has the language {code!r}. It has: {', '.join(sorted(numbers))}."
                 )
         if PIVOT not in known:
-            raise UserError(f"languages={list(known)} lacks English: the others are taught by it. Add {PIVOT!r}.")
+            raise UserError(
+                f"languages={list(known)} lacks English, from which the others are learned. Add {PIVOT!r} to the list."
+            )
         return known
-
-    @property
-    def record(self) -> Any:
-        return self._digest
 
     def line(self, language: str, place: int, step: int) -> Line:
         return self._line(self._numbers[language][self._streams[language][place]], language)
@@ -178,13 +153,13 @@ def number_of_lines(path: Path) -> int:
     """How many lines of a corpus are not blank.
 
     Raises:
-        UserError: as `CorpusCaptions` for a file that cannot be read or a line that is wrong.
+        UserError: the file cannot be read, or a line is wrong, as in `CorpusCaptions`.
     """
     return sum(1 for _ in _lines(path, lambda line: None))
 
 
 def _lines(path: Path, watch: Callable[[bytes], None]) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(number from 1, offset, what it says) of each line that is not blank."""
+    """(number from 1, offset, JSON object) of each line that is not blank."""
     try:
         with path.open("rb") as file:
             offset = 0
@@ -194,7 +169,9 @@ def _lines(path: Path, watch: Callable[[bytes], None]) -> Iterator[tuple[int, in
                     yield number, offset, _checked_line(path, number, line)
                 offset += len(line)
     except OSError as error:
-        raise UserError(f"the corpus {path} cannot be read: {error.strerror}. Make one: syzygy world corpus") from None
+        raise UserError(
+            f"the corpus {path} cannot be read: {error.strerror}. Check the path, or make a corpus with syzygy world corpus."
+        ) from None
 
 
 def _checked_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
@@ -203,47 +180,28 @@ def _checked_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
         row = json.loads(line)
     texts = row.get("texts") if isinstance(row, dict) else None
     if not isinstance(texts, dict):
-        raise _wrong(path, number, f"is no JSON object with texts. Such as: {EXAMPLE}")
+        raise _wrong(path, number, f"is no JSON object with texts. An example: {EXAMPLE}")
     for code, text in texts.items():
         if not CODE.fullmatch(code):
-            raise _wrong(path, number, f"has an unknown language {code!r}: write a code such as {', '.join(LANGUAGES)}")
+            raise _wrong(path, number, f"has an unknown language {code!r}: write a code such as en, de or zh-Hant")
         if not isinstance(text, str) or not text.strip():
             raise _wrong(path, number, f"has no text in {code!r}. Leave the language out of the line, or fill it in")
     if PIVOT not in texts:
+        found = ", ".join(texts) or "nothing"
+        raise _wrong(path, number, f"lacks English ({PIVOT!r}), from which the others are learned; it has {found}")
+    if "description" in row and imported(HELD_OUT)(row["description"]):
         raise _wrong(
-            path, number, f"lacks English ({PIVOT!r}), which teaches the others; it has {', '.join(texts) or 'nothing'}"
-        )
-    if "description" in row and _held_out(row["description"]):
-        raise _wrong(
-            path, number, "tells a held-out composition, which no training may see. Write it with --no-held-out"
+            path,
+            number,
+            "describes an unseen composition, which no training may see. Write the corpus with --no-held-out",
         )
     return row
-
-
-def _held_out(told: Any) -> bool:
-    """Whether a description as `syzygy world corpus` writes it names a held-out composition; what is none of the world names none."""
-    try:
-        mentions = tuple(Mention(**mention) for mention in told["mentions"])
-        return Description(mentions, tuple(Placed(**one) for one in told["relations"])).unseen
-    except (KeyError, TypeError, IndexError):
-        return False
 
 
 def _wrong(path: Path, number: int, what: str) -> UserError:
     return UserError(f"line {number} of {path} {what}.")
 
 
-def _chunks(lines: Iterator[Any]) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    for line in lines:
-        chunk.append(line)
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _read_whole(clip: Clip, texts: list[str]) -> list[bool]:
-    """Whether CLIP reads each of them to its end."""
+def _within_context(clip: Clip, texts: list[str]) -> list[bool]:
+    """Whether CLIP reads each of these texts to its end."""
     return [len(ids) + 2 <= clip.positions for ids, _ in encoded(clip.tokenizer, texts)]

@@ -1,59 +1,49 @@
-"""Adapters between a language model and a CLIP: of the starter, of ViT-L/14 (Karlo) and of ViT-bigG/14 (Kandinsky 2.2)."""
+"""Presets of adapters between a language model and a CLIP: the starter's, ViT-L/14 (Karlo) and ViT-bigG/14 (Kandinsky 2.2)."""
 
 from typing import Any
 
-from syzygy.decoder.noise_levels import LogNormal
-from syzygy.decoder.training import DecoderTaskConfig
-from syzygy.text_encoders.adapted_decoder_training import AdapterDecoderRun
 from syzygy.text_encoders.adapter import SIZES
-from syzygy.text_encoders.align_stage import AlignTaskConfig
-from syzygy.text_encoders.image_stage import ImageTaskConfig
-from syzygy.text_encoders.llm import LlmRecipe
-from syzygy.text_encoders.training import AlignRun, ImageRun
+from syzygy.text_encoders.align_stage import AlignRun, AlignTaskConfig
+from syzygy.text_encoders.image_stage import ImageRun, ImageTaskConfig
 from syzygy.training.schedule import LoopConfig
 
 
 def align_starter() -> AlignRun:
-    """The starter's adapter on the world's captions: 23 minutes with two threads on two CPU cores."""
+    """The starter's adapter on captions of the embedded world: 23 minutes with two threads on two CPU cores."""
     return AlignRun(
         adapter=SIZES["starter"],
         lengths=("short", "short", "medium"),
         task=AlignTaskConfig(batch_size=96),
-        loop=_short(steps=3000, lr=1e-3),
+        loop=short_loop(steps=3000, lr=1e-3),
     )
 
 
 def image_starter() -> ImageRun:
-    """The starter's adapter on the world's pictures, captions of all lengths: 13 minutes with two threads on two CPU cores.
+    """The starter's adapter on images of the embedded world, with captions of all lengths: 13 minutes with two threads on two CPU cores.
 
-    The prior stays as it is: it is CLIP's too, whose English prompts must not become worse.
+    The prior is frozen because CLIP's features use it too, and its results with English prompts must not become worse.
     """
     return ImageRun(
         scenes=20_000,
         lengths=("short", "short", "medium", "medium", "long"),
         task=ImageTaskConfig(batch_size=64, frozen="prior"),
-        loop=_short(steps=1500, lr=4e-4),
+        loop=short_loop(steps=1500, lr=4e-4),
     )
 
 
 def quality_starter() -> ImageRun:
-    """The starter's adapter on the world's pictures of which the caption names each object: two minutes on one CPU core.
+    """The starter's adapter on images whose captions name every object: two minutes on one CPU core.
 
-    Short and gentle: prompts and captions mostly do not tell everything, and more of these make it worse at such (docs/LOG.md).
+    The training is short and its learning rate small: most prompts leave something out, and more steps on complete captions make the
+    adapter worse at such prompts (docs/LOG.md).
     """
     return image_starter().model_copy(
-        update={"scenes": 8_000, "filter": "unnamed == 0", "loop": _short(steps=100, lr=2e-5)}
+        update={"scenes": 8_000, "filter": "unnamed == 0", "loop": short_loop(steps=100, lr=2e-5)}
     )
 
 
-def decoder_starter_adapted() -> AdapterDecoderRun:
-    """The starter's adapter and decoder on the world's pictures, in place of stage 2 with the prior. Not run at this size yet."""
-    subsets = {"text": 0.5, "image+text": 0.3, "image": 0.12, "": 0.08}
-    task = DecoderTaskConfig(batch_size=32, noise=LogNormal(p_mean=0.4, p_std=1.2), subsets=subsets)
-    return AdapterDecoderRun(lengths=("short", "short", "medium"), task=task, loop=_short(steps=1000, lr=2e-4))
-
-
-def _short(*, steps: int, lr: float) -> LoopConfig:
+def short_loop(*, steps: int, lr: float) -> LoopConfig:
+    """A training of minutes."""
     return LoopConfig(
         steps=steps,
         lr=lr,
@@ -66,46 +56,18 @@ def _short(*, steps: int, lr: float) -> LoopConfig:
 
 
 def _align_published(size: str) -> AlignRun:
-    """After arXiv 2405.12914: AdamW at 2e-5 after 1,000 steps of warm-up, 512 captions a step. Its decay is linear, ours a cosine; its five
-    epochs are as many steps as a corpus has, so the number is ours. Contrastive term, prior and empty captions too. The temperature is what
-    both published CLIPs learned; pipelines that hold their towers do not tell it. Not run at full size yet.
+    """After arXiv 2405.12914: AdamW at 2e-5 after 1,000 steps of warm-up, 512 captions per step.
+
+    The paper's learning rate falls linearly, ours as a cosine. Its five epochs are as many steps as a corpus has, so the number of steps is
+    ours; so are the contrastive term, the prior's term and the empty captions. The temperature is what both published CLIPs learned, as
+    pipelines that contain their towers do not record it. Not yet run at full size.
     """
     return AlignRun(
         adapter=SIZES[size],
-        recipe=LlmRecipe(),
         compute="bf16",
         validation_lines=512,
         task=AlignTaskConfig(batch_size=512, precision="auto", temperature=0.01),
-        loop=_long(steps=50_000, lr=2e-5, warmup=1000),
-    )
-
-
-def _image_published(**task: Any) -> ImageRun:
-    """The paper tells no more of its later stages than the numbers of pictures (43M, then 40K). Predictions are contrasted with images, so that
-    captions may be longer than CLIP reads, and in any language. Not run at full size yet."""
-    return ImageRun(
-        validation_images=4096,
-        task=ImageTaskConfig(batch_size=1024, precision="auto", contrast="image", **task),
-        loop=_long(steps=30_000, lr=2e-5, warmup=500),
-    )
-
-
-def _quality_published() -> ImageRun:
-    run = _image_published(frozen="adapter")
-    return run.model_copy(update={"validation_images": 512, "loop": _long(steps=1000, lr=1e-5, warmup=100)})
-
-
-def _long(*, steps: int, lr: float, warmup: int) -> LoopConfig:
-    return LoopConfig(
-        steps=steps,
-        lr=lr,
-        warmup=warmup,
-        weight_decay=0.01,
-        grad_clip=1.0,
-        ema_half_life=min(500, steps / 20),
-        validate_every=steps // 20,
-        checkpoint_every=steps // 20,
-        keep_checkpoints=2,
+        loop=_long_loop(steps=50_000, lr=2e-5, warmup=1000),
     )
 
 
@@ -119,18 +81,39 @@ def align_bigg_14() -> AlignRun:
     return _align_published("bigg-14")
 
 
-def image_published() -> ImageRun:
-    """For both: sizes come with the aligned adapter."""
-    return _image_published()
+def image_published(**task: Any) -> ImageRun:
+    """For both CLIPs, as the sizes come with the aligned adapter. Not yet run at full size.
+
+    The paper gives only the numbers of images of its later stages (43M, then 40K). Predictions are contrasted with images, so that captions
+    may be in any language and longer than CLIP reads.
+    """
+    return ImageRun(
+        validation_images=4096,
+        task=ImageTaskConfig(batch_size=1024, precision="auto", contrast="image", **task),
+        loop=_long_loop(steps=30_000, lr=2e-5, warmup=500),
+    )
 
 
 def quality_published() -> ImageRun:
-    """For both: the adapter as it is, the prior on chosen pictures."""
-    return _quality_published()
+    """For both CLIPs: the adapter is frozen, and the prior learns from selected images."""
+    run = image_published(frozen="adapter")
+    return run.model_copy(update={"validation_images": 512, "loop": _long_loop(steps=1000, lr=1e-5, warmup=100)})
+
+
+def _long_loop(*, steps: int, lr: float, warmup: int) -> LoopConfig:
+    return LoopConfig(
+        steps=steps,
+        lr=lr,
+        warmup=warmup,
+        weight_decay=0.01,
+        grad_clip=1.0,
+        ema_half_life=min(500, steps / 20),
+        validate_every=steps // 20,
+        checkpoint_every=steps // 20,
+        keep_checkpoints=2,
+    )
 
 
 ALIGN_PRESETS = {"starter": align_starter, "vit-l-14": align_vit_l_14, "bigg-14": align_bigg_14}
 IMAGE_PRESETS = {"starter": image_starter, "vit-l-14": image_published, "bigg-14": image_published}
 QUALITY_PRESETS = {"starter": quality_starter, "vit-l-14": quality_published, "bigg-14": quality_published}
-DECODER_PRESETS = {"starter": decoder_starter_adapted}
-"""Stage image with a decoder's loss."""

@@ -1,99 +1,61 @@
-"""A language model's features of a store's captions, as one more set of it."""
+"""A language model's features of a store's captions, as a further feature set of the store."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from syzygy.core.model_parts import part_or_id
 from syzygy.data.feature_sets import add_features
 from syzygy.data.store import EmbeddingStore
-from syzygy.text_encoders.llm import Llm, LlmRecipe, check_same
-
-COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeaturesRequest:
-    """What to add to which store."""
-
-    store: Path
-    llm: str
-    """A folder, a run's folder, a model that comes with the package, or a hub id."""
-    name: str = "llm"
-    """Of the set."""
-    recipe: LlmRecipe = field(default_factory=LlmRecipe)
-    revision: str | None = None
-    """Of a hub id."""
-    dtype: Literal["fp16", "bf16"] = "bf16"
-    """How features are stored."""
-    compute: Literal["fp32", "bf16"] = "fp32"
-    """What the model computes in; it must be the same whenever its features are read again."""
-    batch_size: int = 32
-    threads: int = 1
-    device: str = "cpu"
-    local_files_only: bool = True
+from syzygy.text_encoders.llm import Llm, check_same
 
 
 @dataclass(frozen=True)
 class FeaturesResult:
-    """A store with one more set."""
+    """A store with one more feature set."""
 
     manifest: Mapping[str, Any]
     longest: int
     """Tokens of the longest caption's features."""
     positions: int
-    """Most that they can be: what is as long may have been cut."""
+    """The most tokens that a caption can have; a caption of that length may have been cut."""
 
 
-def load_llm(
-    source: str,
+def add_llm_features(
+    store: Path,
+    llm: Llm,
+    name: str = "llm",
     *,
-    recipe: LlmRecipe | None = None,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    local_files_only: bool = True,
-) -> Llm:
-    """A language model: a folder, a run's folder, a model that comes with the package, or a hub id."""
-    place = part_or_id(source, "llm")
-    return Llm.from_pretrained(place, recipe=recipe, revision=revision, dtype=dtype, local_files_only=local_files_only)
+    dtype: Literal["fp16", "bf16"] = "bf16",
+    batch_size: int = 32,
+    threads: int = 1,
+    watch: Callable[[int], None] = lambda captions: None,
+) -> FeaturesResult:
+    """Encode all captions of the store, without padding. Continues an interrupted call.
 
-
-def add_llm_features(request: FeaturesRequest, watch: Callable[[int], None] = lambda captions: None) -> FeaturesResult:
-    """Encode all captions of the store, without padding. Continues where it was interrupted.
+    Args:
+        llm: on the device that encodes. Whoever reads the features needs the same model, recipe and precision.
+        name: name of the feature set.
+        dtype: how features are stored.
+        batch_size: captions that are encoded together.
+        threads: CPU threads.
+        watch: called with the number of further captions that are done.
 
     Raises:
-        UserError: as `Llm.from_pretrained` and `add_features`.
+        UserError: the store is unfinished or damaged, has such a set already, or the features cannot be stored (`add_features`).
     """
-    llm = load_llm(
-        request.llm,
-        recipe=request.recipe,
-        revision=request.revision,
-        dtype=COMPUTE[request.compute],
-        local_files_only=request.local_files_only,
-    ).to(request.device)
     manifest = add_features(
-        request.store,
-        request.name,
-        llm.encode_states,
-        llm.identity().to_config(),
-        dtype=request.dtype,
-        batch_size=request.batch_size,
-        threads=request.threads,
-        device=request.device,
-        watch=watch,
-    )
-    longest = EmbeddingStore.open(request.store, features=request.name).longest
-    return FeaturesResult(manifest, longest, llm.positions)
+        store, name, llm.encode_states, llm.identity().to_config(),
+        dtype=dtype, batch_size=batch_size, threads=threads, device=llm.device.type, watch=watch,
+    )  # fmt: skip
+    return FeaturesResult(manifest, EmbeddingStore.open(store, features=name).longest, llm.positions)
 
 
 def open_features(store: Path, llm: Mapping[str, Any], name: str = "llm") -> EmbeddingStore:
-    """The store with its set `name` of a language model's features, if they are those of this identity.
+    """The store with its feature set `name`, if it holds features of the language model with this identity.
 
     Raises:
-        UserError: there is no such set, or it was made with another model, recipe or precision: says in what they differ.
+        UserError: there is no such set, or it was made with another model, recipe or precision; the error says how they differ.
     """
     opened = EmbeddingStore.open(store, features=name)
     check_same(opened.encoder, llm, f"the feature set {name!r} of {store}")

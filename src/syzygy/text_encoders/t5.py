@@ -1,6 +1,6 @@
-"""T5 encoders of transformers as text encoders for a decoder (eDiff-I), and the starter's own, built from nothing.
+"""T5 encoders of transformers as text encoders for a decoder (eDiff-I), and a small T5 to train from scratch.
 
-T5 does not speak CLIP's space: it gives token states and no pooled embedding, and feeds decoders only.
+T5's token states are not in CLIP's space and there is no pooled embedding, so only decoders read them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,26 +19,26 @@ from syzygy.text_encoders.transformers_loading import load_model
 
 PAD, END = "<pad>", "</s>"
 SENTINELS = 32
-"""Marks of left-out spans, for pre-training."""
+"""Number of tokens that stand for left-out spans in pre-training."""
 
 
 class T5Config(Config):
-    """Sizes of a T5 to train from nothing."""
+    """Sizes of a T5 to train from scratch."""
 
     width: int = 128
     """Width of the token states."""
     layers: int = 3
-    """Layers of the encoder."""
+    """Number of encoder layers."""
     decoder_layers: int = 2
-    """Layers of the decoder, which pre-training needs and nothing else."""
+    """Number of decoder layers, which only pre-training uses."""
     heads: int = 4
-    """Attention heads."""
+    """Number of attention heads."""
     max_tokens: int = 320
-    """Longest text in tokens, its end included."""
+    """Longest text in tokens, including its end token."""
 
 
 class T5Text(nn.Module):
-    """A T5 encoder with its tokenizer: texts → token states, never cut in silence.
+    """A T5 encoder with its tokenizer: texts → token states. Texts that are too long are cut with a warning.
 
     Legend: B texts, T tokens, D width.
     """
@@ -61,7 +61,7 @@ class T5Text(nn.Module):
         return self.model.shared.weight.device
 
     def tokenize(self, texts: list[str]) -> Tokenized:
-        """Token ids with their end token; longer texts than `max_tokens` are cut with a warning."""
+        """Token ids with an end token; texts longer than `max_tokens` are cut with a warning."""
         around = {"before": [], "after": [self.tokenizer.eos_token_id], "pad": self.tokenizer.pad_token_id}
         return tokenized(self.tokenizer, texts, most=self.max_tokens, **around, stacklevel=4)
 
@@ -79,7 +79,7 @@ class T5Text(nn.Module):
         return TextStates(states, mask, found.spans)
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits over the encoder's weights in fp32: which T5 a decoder was trained beside."""
+        """Sixteen hex digits over the encoder's weights in fp32, by which a decoder recognises its T5."""
         if self._fingerprint is None:
             return artifacts.fingerprint(self.model.get_encoder().state_dict())
         return self._fingerprint
@@ -114,8 +114,8 @@ class T5Text(nn.Module):
             max_tokens: longest text; T5's positions are relative, so this is a choice (eDiff-I's published captions fit into 320).
 
         Raises:
-            UserError: it is not found, is no T5, lacks weights or holds NaN, or its tokenizer does not fit or is slow (it cannot map
-                tokens to characters).
+            UserError: it is not found, is no T5, lacks weights or holds NaN; its tokenizer does not fit, or is slow (it cannot map tokens to
+                characters).
         """
         from transformers import T5EncoderModel
 
@@ -132,10 +132,10 @@ class T5Text(nn.Module):
 
 
 def build_t5(config: T5Config, texts: Iterable[str], seed: int) -> T5Text:
-    """A whole T5 with random weights (encoder and decoder), and a byte-level BPE tokenizer learned from the texts.
+    """A whole T5 (encoder and decoder) with random weights, and a byte-level BPE tokenizer learned from the texts.
 
     Raises:
-        UserError: the width does not divide by the heads.
+        UserError: the number of heads does not divide the width.
     """
     import transformers
 
@@ -165,7 +165,7 @@ def build_t5(config: T5Config, texts: Iterable[str], seed: int) -> T5Text:
 
 
 def _learn_tokenizer(texts: Iterable[str]) -> Any:
-    """Byte-level BPE with sentinels; capitals kept, as T5 keeps them."""
+    """Byte-level BPE with sentinels; capitals are kept, as in T5."""
     from transformers import PreTrainedTokenizerFast
 
     marks = [f"<extra_id_{i}>" for i in range(SENTINELS)]

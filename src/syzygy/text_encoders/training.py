@@ -1,164 +1,48 @@
-"""The three stages of an adapter between a language model and a CLIP: align on texts, learn from pictures, polish on chosen ones."""
+"""Training of an adapter between a language model and a CLIP: align on texts, learn from images, refine on selected images."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core import artifacts
-from syzygy.core.config import Config
 from syzygy.core.errors import UserError
-from syzygy.core.model_parts import part_folder, part_or_id
+from syzygy.core.model_parts import part_or_id
 from syzygy.core.randomness import seed_of
+from syzygy.core.registry import imported
 from syzygy.data.store import EmbeddingStore
-from syzygy.lab.world.language import LANGUAGES
-from syzygy.lab.world.language.base import Length
-from syzygy.lab.world.parallel_corpus import checked_languages
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.embedding_pairs import split, split_digest
-from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from syzygy.prior.prior_loading import check_trained_with
 from syzygy.prior.prior_network import STATISTICS_MEASURED
 from syzygy.prior.training import PUBLISHED_SCALE
-from syzygy.text_encoders.adapter import AdapterConfig, AdapterSizes, TextAdapter, TextStatistics
-from syzygy.text_encoders.adapter_folders import PART, identity_of, place_of, recipe_of
+from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
+from syzygy.text_encoders.adapter_folders import PART, PreviousStage
 from syzygy.text_encoders.adapter_task import AdapterTask
-from syzygy.text_encoders.align_stage import AlignStage, AlignTaskConfig
-from syzygy.text_encoders.caption_sources import AlignSource, ImageSource, pictures_of_a_store, pictures_of_the_world
-from syzygy.text_encoders.image_stage import ImageStage, ImageTaskConfig
-from syzygy.text_encoders.llm import Llm, LlmRecipe, check_same
-from syzygy.text_encoders.parallel_captions import Captions, CorpusCaptions, WorldCaptions, number_of_lines
-from syzygy.text_encoders.store_features import COMPUTE, load_llm, open_features
-from syzygy.training.estimate import preparing, rehearsed
+from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignStage
+from syzygy.text_encoders.image_stage import ImageData, ImageRun, ImageSource, ImageStage, split_images
+from syzygy.text_encoders.llm import COMPUTE, Llm, load_llm
+from syzygy.text_encoders.parallel_captions import Captions, CorpusCaptions, number_of_lines
+from syzygy.text_encoders.store_features import open_features
 from syzygy.training.fitting import AS_GIVEN, Fitting
-from syzygy.training.loop import FitResult, fit
 from syzygy.training.parallel import World
 from syzygy.training.progress import Reporter
-from syzygy.training.run_records import Bar, RunResult, no_bar, provenance, reporter
-from syzygy.training.schedule import LoopConfig
+from syzygy.training.run_records import RunResult, train_part
 
-FORMER: dict[str, tuple[str, ...]] = {"image": ("align", "image"), "quality": ("image", "quality")}
-"""Which stages' artefacts a stage goes on from."""
+WORLD_CAPTIONS = "syzygy.lab.starter.world_captions:WorldCaptions"
+"""What an adapter is aligned on without a corpus."""
 STATISTICS_CAPTIONS = 1024
-"""CLIP's features of so many English captions tell where the adapter's outputs shall lie."""
-
-
-class AlignRun(Config):
-    """Everything that makes an aligned adapter, but the models and the corpus."""
-
-    adapter: AdapterSizes
-    """Its sizes."""
-    recipe: LlmRecipe = LlmRecipe()
-    """How the language model's states become features."""
-    compute: Literal["fp32", "bf16"] = "fp32"
-    """What the language model computes in, in training and ever after."""
-    languages: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Codes of the languages that are learned, English among them; null is all that the corpus's first line or the world has."""
-    lengths: tuple[Literal["short", "medium"], ...] | None = Field(default=None, min_length=1)
-    """Captions of the embedded world, each length as often as it stands here, one a step (long ones are more than CLIP reads); null with a
-    corpus."""
-    validation_lines: int = Field(default=64, gt=1)
-    """Unseen lines that each language is validated on; of a corpus, its first ones."""
-    task: AlignTaskConfig
-    """Losses and batch."""
-    loop: LoopConfig
-    """Length and learning rate."""
-    seed: int = 0
-    """Weights, order and noise follow from it."""
-
-
-class ImageRun(Config):
-    """Everything that makes an adapter that has seen pictures, but the models and the store."""
-
-    scenes: int | None = Field(default=None, gt=0)
-    """Scenes of the embedded world to train on, embedded once, or to choose from with a filter; null where a store is trained on."""
-    languages: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Codes of the languages of the world's captions; null is those of the stage before, and a store's captions are as they are."""
-    lengths: tuple[Length, ...] | None = Field(default=None, min_length=1)
-    """Lengths of the world's captions, each as often as it stands here, one a step; null with a store."""
-    validation_images: int = Field(default=512, gt=0)
-    """Images for validation, with their captions: unseen ones of the world, or some of the store, which training then leaves out."""
-    filter: str | None = None
-    """Which pictures are seen: of a store by its columns, such as "width >= 512 and aesthetic > 5.5"; of the embedded world by objects,
-    unnamed, smallest, style, such as "unnamed == 0 and objects <= 2"; null is all."""
-    task: ImageTaskConfig
-    """Loss and batch, and what is frozen."""
-    loop: LoopConfig
-    """Length and learning rate."""
-    seed: int = 0
-    """Scenes, order and noise follow from it."""
-
-
-@dataclass(frozen=True)
-class PreviousStage:
-    """The artefact that a stage goes on from."""
-
-    run: Path
-    adapter: TextAdapter
-    record: dict[str, Any]
-    """Its provenance."""
-    llm: dict[str, Any]
-    """The identity of its language model."""
-
-    @staticmethod
-    def load(source: str | Path, stage: str) -> "PreviousStage":
-        """
-        Raises:
-            UserError: there is no finished adapter, or it is of a stage that this one does not go on from.
-        """
-        folder = part_folder(source, PART)
-        adapter, record = TextAdapter.from_pretrained(folder), artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
-        if (found := record.get("stage")) not in FORMER[stage]:
-            raise UserError(
-                f"the adapter in {folder} is of stage {found!r}; stage {stage!r} goes on from {' or '.join(FORMER[stage])}. "
-                "The order is align, image, quality."
-            )
-        return PreviousStage(folder.parent, adapter, record, identity_of(folder))
-
-    @property
-    def lineage(self) -> list[dict[str, Any]]:
-        """What came before, this one included: the oldest first."""
-        kept = ("stage", "clip", "prior", "data", "decoder", "steps", "samples")
-        own = {name: self.record[name] for name in kept if name in self.record}
-        return [*self.record.get("lineage", []), own | {"adapter": artifacts.fingerprint(self.adapter.state_dict())}]
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """Codes of those that it was taught; all of the world's where its record does not tell."""
-        return tuple(self.record.get("languages") or LANGUAGES)
-
-    @property
-    def of_the_world(self) -> tuple[str, ...]:
-        """Those of them that the embedded world has captions in."""
-        return tuple(code for code in self.languages if code in LANGUAGES)
-
-    def taught(self, languages: Sequence[str]) -> "PreviousStage":
-        """The same with further languages in its record."""
-        return replace(self, record=self.record | {"languages": list(dict.fromkeys([*self.languages, *languages]))})
-
-    def language_model(self, llm: str | None, *, local_files_only: bool = True) -> Llm:
-        """Its language model, read as it was in training; `llm` is where that lies now, None where it lay.
-
-        Raises:
-            UserError: it is not found, or another one.
-        """
-        place, revision = (llm, None) if llm else place_of(self.llm, self.run / PART)
-        recipe, dtype = recipe_of(self.llm), getattr(torch, self.llm["dtype"])
-        found = load_llm(place, recipe=recipe, revision=revision, dtype=dtype, local_files_only=local_files_only)
-        check_same(self.llm, found.identity().to_config(), f"the adapter of {self.run}")
-        return found
+"""English captions on which the statistics of CLIP's text features are measured."""
 
 
 def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True) -> EclipsePrior:
     """The ECLIPSE prior of a model, a run, a folder or a hub id, in fp32; `clip` is the CLIP's fingerprint.
 
     Raises:
-        UserError: it is not found, no ECLIPSE prior, or belongs to another CLIP.
+        UserError: it is not found, is no ECLIPSE prior, or belongs to another CLIP.
     """
     place = part_or_id(source, "prior")
     prior = EclipsePrior.from_pretrained(place, local_files_only=local_files_only)
@@ -167,18 +51,23 @@ def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True
     return prior
 
 
+def language_model(run: AlignRun, source: str, *, local_files_only: bool = True) -> Llm:
+    """The language model to align, read by the run's recipe."""
+    return load_llm(source, recipe=run.recipe, dtype=COMPUTE[run.compute], local_files_only=local_files_only)
+
+
 def captions_of(run: AlignRun, corpus: Path | None, clip: Clip) -> Captions:
-    """What the run aligns on.
+    """The captions to align on: a corpus in JSON Lines, or None for the embedded world's.
 
     Raises:
-        UserError: as `CorpusCaptions`; a setting would have no effect.
+        UserError: the corpus is wrong (`CorpusCaptions`), or a setting would have no effect.
     """
     if corpus is None:
         if run.lengths is None:
             raise UserError(
                 'this preset aligns on a corpus: give --corpus FILE, or set lengths=["short"] for the embedded world.'
             )
-        return WorldCaptions(seed_of(run.seed, "align"), run.languages or tuple(LANGUAGES), run.lengths)
+        return imported(WORLD_CAPTIONS)(seed_of(run.seed, "align"), run.languages, run.lengths)
     if run.lengths is not None:
         raise UserError(f"lengths={list(run.lengths)} has no effect on a corpus: leave it out, or set lengths=null.")
     return CorpusCaptions(corpus, clip, run.seed, run.languages, run.validation_lines)
@@ -196,14 +85,15 @@ def align(
     report: Reporter | None = None,
     fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
-    """Stage 1: train (or resume) in `out`, beside frozen models; the finished one is `out/adapter`, fp16.
+    """Stage 1: train the adapter (or resume) in `out`, with frozen models; the finished one is `out/adapter`, fp16.
 
     Args:
-        prior: frozen, of this CLIP; None where its weight is 0.
+        prior: a frozen prior of this CLIP; None if its weight is 0.
         corpus: parallel captions in JSON Lines; None is the embedded world.
 
     Raises:
-        UserError: as `captions_of` and `AlignStage`; tokens to distil, but another number of queries than CLIP has positions.
+        UserError: the captions are wrong (`captions_of`); the prior does not fit; tokens are distilled, and the number of queries is not
+            CLIP's number of positions.
     """
     if run.task.tokens and run.adapter.queries != clip.positions:
         raise UserError(
@@ -213,34 +103,34 @@ def align(
         run = fitting.lines(run, number_of_lines(corpus), str(corpus))
     captions = captions_of(run, corpus, clip)
     llm, clip = llm.to(world.device), clip.to(world.device).requires_grad_(False)
-    identity = llm.identity().to_config()
-    beside = {"stage": "align", "llm": identity, "clip": clip.fingerprint(), "prior": None, "data": captions.record}
+    record: dict[str, Any] = {
+        "stage": "align",
+        "llm": llm.identity().to_config(),
+        "clip": clip.fingerprint(),
+        "prior": None,
+        "data": captions.record,
+    }
     if prior is not None:
         prior = prior.to(world.device).requires_grad_(False).eval()
-        beside["prior"] = artifacts.fingerprint(prior.state_dict())
-    adapter = fresh(run, llm.width, clip, captions).to(world.device)
+        record["prior"] = artifacts.fingerprint(prior.state_dict())
+    adapter = untrained(run, llm.width, clip, captions).to(world.device)
     needs_scale = run.task.contrastive > 0 and run.task.temperature == "clip"
     stage = AlignStage(adapter, prior, run.task, logit_scale=clip.logit_scale if needs_scale else 1.0)
-    source = AlignSource(
-        captions, llm, clip, run.task.batch_size, run.task.empty, run.seed,
-        padded=run.task.tokens > 0, validation=run.validation_lines,
-    )  # fmt: skip
-    result = _fit(run, AdapterTask(stage, source, **_how(run, world)), beside, out, world, report, "align")
-    record = provenance("adapter", run, result, result.steps * run.task.batch_size, result.metrics) | beside
-    if world.first:
-        record |= {"languages": list(captions.languages)}
+
+    def save(folder: Path, provenance: dict[str, Any]) -> None:
+        provenance["languages"] = list(captions.languages)
         if isinstance(captions, CorpusCaptions):
-            record |= {"left_out": captions.left_out, "not_learned": dict(captions.not_learned)}
-        adapter.save_pretrained(out / PART, record, torch.float16)
-    world.wait()
-    return RunResult(out / PART, result.metrics, result.history)
+            provenance |= {"left_out": captions.left_out, "not_learned": dict(captions.not_learned)}
+        adapter.save_pretrained(folder, provenance, torch.float16)
+
+    return _train(run, stage, AlignSource(captions, llm, clip, run), record, out, world, report, save)
 
 
-def fresh(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdapter:
-    """An untrained adapter of the run, with CLIP's statistics on captions that training sees."""
-    sizes = run.adapter.model_dump()
+def untrained(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdapter:
+    """An untrained adapter for a language model of this width, with CLIP's statistics on captions of the training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(run.seed, "adapter weights"))
+        sizes = run.adapter.model_dump()
         adapter = TextAdapter(AdapterConfig(**sizes, llm_width=width, clip_width=clip.width))
     english = list(dict.fromkeys(captions.line("en", place, place).english for place in range(STATISTICS_CAPTIONS)))
     found = [clip.encode_text(english[i : i + 128]).to("cpu") for i in range(0, len(english), 128)]
@@ -248,168 +138,129 @@ def fresh(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdap
     return adapter
 
 
-def image(
-    run: ImageRun,
-    former: PreviousStage,
-    llm: Llm,
-    clip: Clip,
-    prior: EclipsePrior,
-    out: Path,
-    world: World,
-    *,
-    stage: str = "image",
-    bar: Bar = no_bar,
-    report: Reporter | None = None,
-) -> RunResult:
-    """Stages 2 and 3 on the embedded world: train (or resume) adapter and prior in `out`; they are `out/adapter` and `out/prior`, fp16.
-
-    Raises:
-        UserError: the run is made for a store; the filter cannot be read or leaves nothing, or stage quality has none; the models are not
-            those that the adapter was aligned with.
+def check_filter(run: ImageRun, previous: PreviousStage) -> None:
     """
-    if run.scenes is None or run.lengths is None:
-        raise UserError(
-            'this preset trains on an embedding store: give --data STORE, or set scenes=20000 lengths=["short"].'
-        )
-    _check_filter(run, stage)
-    check_clip(former, clip.fingerprint())
-    clip, llm = clip.to(world.device).requires_grad_(False), llm.to(world.device)
-    by_text = run.task.contrast == "text"
-    languages = checked_languages(run.languages or former.of_the_world)
-    sizes = rehearsed(run.scenes, run.task.batch_size), run.validation_images
-    with preparing(run.scenes + run.validation_images, sum(sizes)):
-        data = pictures_of_the_world(
-            clip, llm, languages, run.lengths, seed=run.seed, sizes=sizes, by_text=by_text, bar=bar, condition=run.filter
-        )  # fmt: skip
-    source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
-    record = {"clip": clip.fingerprint(), "data": "world", "captions": len(data[0])}
-    former = former.taught(languages)
-    material = _Material(source, clip.logit_scale, record, lambda: EmbeddingStatistics.of(data[0].embeddings))
-    return _fit_image(run, former, material, prior, out, world, stage, report)
+    Raises:
+        UserError: stage quality has no filter.
+    """
+    if previous.next_stage == "quality" and run.filter is None:
+        raise UserError("stage quality trains on selected images: select them with --filter, such as 'width >= 512'.")
 
 
-def image_on_store(
+def store_images(
     run: ImageRun,
-    former: PreviousStage,
+    previous: PreviousStage,
     store: Path,
-    features: str,
-    prior: EclipsePrior,
-    out: Path,
-    world: World,
+    features: str = "llm",
     *,
-    stage: str = "image",
-    report: Reporter | None = None,
+    processes: int = 1,
     fitting: Fitting = AS_GIVEN,
-) -> RunResult:
-    """Stages 2 and 3 on an embedding store whose set `features` are the language model's (`syzygy store add --llm`); otherwise as `image`.
+) -> tuple[ImageRun, ImageData]:
+    """The run as it fits the store, and the store's images and captions.
+
+    Args:
+        features: the store's set of the language model's features (`syzygy store add --llm`).
 
     Raises:
-        UserError: the store has no such set, or of another model; it was embedded with another CLIP; the filter cannot be read or leaves
+        UserError: the store has no such set, or one of another model; it was embedded with another CLIP; the filter cannot be read or leaves
             nothing; a setting would have no effect.
     """
     for name in ("scenes", "languages", "lengths"):
         if (value := getattr(run, name)) is not None:
             raise UserError(f"{name}={value} has no effect on a store: leave it out, or set {name}=null.")
-    _check_filter(run, stage)
+    check_filter(run, previous)
     opened = EmbeddingStore.open(store)
     encoder = opened.encoder
-    check_clip(former, encoder["fingerprint"])
-    read = open_features(store, former.llm, features)
-    by_text = run.task.contrast == "text"
+    previous.check_clip(encoder["fingerprint"])
+    read = open_features(store, previous.llm, features)
     run = fitting.validation(run, "validation_images", opened.different_images, str(store))
-    data = pictures_of_a_store(opened, read, run.validation_images, run.filter, by_text=by_text)
-    training, validation = data
-    run = fitting.batch(run, len(training), world.size)
+    training, validation = split_images(
+        opened, read, run.validation_images, run.filter, by_text=run.task.contrast == "text"
+    )
+    run = fitting.batch(run, len(training), processes)
     fitting.passes(len(training), len(validation), run.loop.steps * run.task.batch_size)
-    source = ImageSource(*data, world.device, run.task.batch_size, run.task.empty, run.seed)
-    digest = split_digest(split(opened, run.validation_images)[1])  # of the whole store: a filter leaves out more
+    digest = split_digest(split(opened, run.validation_images)[1])  # of the whole store, as the filter leaves out more
     record = {"clip": encoder["fingerprint"], "data": opened.digest, "validation": digest, "captions": len(training)}
     scale = encoder.get("logit_scale") or PUBLISHED_SCALE
-    material = _Material(source, scale, record, lambda: training.pairs.statistics)
-    return _fit_image(run, former, material, prior, out, world, stage, report)
+    return run, ImageData(training, validation, scale, lambda: training.pairs.statistics, record)
 
 
-def _check_filter(run: ImageRun, stage: str) -> None:
-    if stage == "quality" and run.filter is None:
-        raise UserError("stage quality trains on chosen pictures: say which with --filter, such as 'width >= 512'.")
-
-
-@dataclass(frozen=True)
-class _Material:
-    """What is trained on, and the statistics of its images' embeddings."""
-
-    source: ImageSource
-    logit_scale: float
-    record: Mapping[str, Any]
-    statistics: Callable[[], EmbeddingStatistics]
-
-
-def _fit_image(
+def image(
     run: ImageRun,
-    former: PreviousStage,
-    material: _Material,
+    previous: PreviousStage,
+    data: ImageData,
     prior: EclipsePrior,
     out: Path,
     world: World,
-    name: str,
-    report: Reporter | None,
+    *,
+    report: Reporter | None = None,
 ) -> RunResult:
-    began = artifacts.fingerprint(prior.state_dict())
-    aligned = former.record.get("prior")
-    if aligned not in (None, began):
+    """Stages 2 and 3: train adapter and prior (or resume) in `out`; they are `out/adapter` and `out/prior`, fp16.
+
+    Args:
+        previous: the adapter to continue from; `previous.next_stage` is the stage that is trained.
+        data: a store's images (`store_images`), or others.
+
+    Raises:
+        UserError: the prior is not the one that the adapter was trained with, or does not fit.
+    """
+    prior_before = artifacts.fingerprint(prior.state_dict())
+    aligned = previous.record.get("prior")
+    if aligned not in (None, prior_before):
         raise UserError(
-            f"the adapter of {former.run} was trained with another prior ({aligned}, here {began}). Take that one, or begin with stage align."
+            f"the adapter of {previous.run} was trained with another prior ({aligned}, here {prior_before}). Use that one, or start again "
+            "with stage align."
         )
     if not prior.has_statistics:
-        prior.set_statistics(material.statistics())
+        prior.set_statistics(data.statistics())
         if world.first:
             warnings.warn(STATISTICS_MEASURED, stacklevel=2)
-    adapter, prior = former.adapter.to(world.device), prior.to(world.device)
-    stage = ImageStage(adapter, prior, run.task, logit_scale=material.logit_scale)
-    beside = {"stage": name, "llm": former.llm, **material.record, "lineage": former.lineage, "prior_before": began}
-    result = _fit(run, AdapterTask(stage, material.source, **_how(run, world)), beside, out, world, report, name)
-    record = provenance("adapter", run, result, result.steps * run.task.batch_size, result.metrics) | beside
-    record["languages"] = list(former.languages)
-    if world.first:
-        prior.save_pretrained(out / "prior", record | {"kind": "prior"}, torch.float16)
-        # As whoever loads it will find it, rounded to fp16.
-        record["prior"] = artifacts.fingerprint(EclipsePrior.from_pretrained(out / "prior").state_dict())
-        adapter.save_pretrained(out / PART, record, torch.float16)
-    world.wait()
-    return RunResult(out / PART, result.metrics, result.history)
+    adapter, prior = previous.adapter.to(world.device), prior.to(world.device)
+    stage = ImageStage(adapter, prior, run.task, logit_scale=data.logit_scale)
+    task = run.task
+    source = ImageSource(data.training, data.validation, world.device, task.batch_size, task.empty, run.seed)
+    record = {
+        "stage": previous.next_stage,
+        "llm": previous.llm,
+        **data.record,
+        "lineage": previous.lineage,
+        "prior_before": prior_before,
+    }
+
+    def save(folder: Path, provenance: dict[str, Any]) -> None:
+        provenance["languages"] = previous.languages(data.languages)
+        prior.save_pretrained(out / "prior", provenance | {"kind": "prior"}, torch.float16)
+        # The fingerprint of the prior as it is loaded, rounded to fp16.
+        provenance["prior"] = artifacts.fingerprint(EclipsePrior.from_pretrained(out / "prior").state_dict())
+        adapter.save_pretrained(folder, provenance, torch.float16)
+
+    return _train(run, stage, source, record, out, world, report, save)
 
 
-def check_clip(former: PreviousStage, fingerprint: str) -> None:
-    """Refuse a CLIP that an adapter was not aligned with."""
-    if former.record.get("clip") != fingerprint:
-        raise UserError(
-            f"the adapter of {former.run} was aligned with another CLIP ({former.record.get('clip')}, here {fingerprint}): "
-            "its space is different."
-        )
-
-
-def _fit(
+def _train(
     run: AlignRun | ImageRun,
-    task: AdapterTask[Any],
-    beside: Mapping[str, Any],
+    stage: AlignStage | ImageStage,
+    source: AlignSource | ImageSource,
+    record: Mapping[str, Any],
     out: Path,
     world: World,
     report: Reporter | None,
-    name: str,
-) -> FitResult:
-    # Where a language model lies, and under which versions, may change between two sittings.
-    settings = run.model_dump(mode="json") | dict(beside) | {"llm": beside["llm"]["fingerprint"]}
-    report = report or reporter(f"adapter, {name}", run.task.batch_size)
-    return fit(task, run.loop, out, reporter=report, run=settings, world=world)
-
-
-def _how(run: AlignRun | ImageRun, world: World) -> dict[str, Any]:
-    task = run.task
-    fast = task.precision == "bf16" or (task.precision == "auto" and world.device.type == "cuda")
+    save: Callable[[Path, dict[str, Any]], None],
+) -> RunResult:
+    config = run.task
+    fast = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
     precision = torch.bfloat16 if fast else None
-    return {"batch_size": task.batch_size, "micro_batch": task.micro_batch, "precision": precision, "world": world}
-
-
-def language_model(run: AlignRun, source: str, *, local_files_only: bool = True) -> Llm:
-    """The language model of stage 1, read by the run's recipe."""
-    return load_llm(source, recipe=run.recipe, dtype=COMPUTE[run.compute], local_files_only=local_files_only)
+    task = AdapterTask(
+        stage, source, config.batch_size, micro_batch=config.micro_batch, precision=precision, world=world
+    )
+    return train_part(
+        run,
+        task,
+        out,
+        lambda folder, provenance: save(folder, {**provenance, **record}),
+        kind=PART,
+        # The place of a language model, and the versions it runs with, may change before a run is resumed; its weights may not.
+        recorded={**record, "llm": record["llm"]["fingerprint"]},
+        report=report or f"adapter, {record['stage']}",
+        world=world,
+    )

@@ -1,4 +1,4 @@
-"""Models of transformers with their tokenizers, from a folder: strictly, never with code of their own; what is wrong is said clearly."""
+"""Strict loading of transformers' models and tokenizers from a folder, with clear errors and without running a repository's own code."""
 
 import json
 from collections.abc import Callable
@@ -13,24 +13,24 @@ from syzygy.core.errors import UserError
 from syzygy.core.model_files import GGUF, no_gguf, no_weights, variant_of, weight_file
 
 LONGEST = 400
-"""Characters of a library's message that are shown."""
+"""The most characters of a library's message that are shown."""
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "*.model", "vocab.*")
-"""Files of which a tokenizer has at least one."""
+"""A tokenizer has at least one of these files."""
 CODE = "auto_map"
-"""Where a repository's settings name classes that its own Python files define."""
+"""The setting that names classes which a repository defines in its own Python files."""
 
 
 def load_model(folder: Path, source: str, what: str, dtype: torch.dtype, kind: Callable[[Any], Any]) -> tuple[Any, Any]:
     """A model without its head, on the CPU, and its tokenizer.
 
     Args:
-        source: what to call the folder in messages.
-        what: what to call the model, such as "language model".
+        source: the name of the folder in messages.
+        what: the kind of model in messages, such as "language model".
         kind: transformers' class for a configuration.
 
     Raises:
-        UserError: a file is missing, a pickle, or a pointer of Git LFS; weights are missing or not finite; the model needs Python code of
-            its own, or a package that is not installed; the tokenizer is missing, broken or slow.
+        UserError: a file is missing, a pickle, or a pointer of Git LFS; weights are missing or not finite; the model needs its own Python
+            code, or a package that is not installed; the tokenizer is missing, broken or slow.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -40,7 +40,7 @@ def load_model(folder: Path, source: str, what: str, dtype: torch.dtype, kind: C
     if weights is None:
         raise UserError(no_weights(folder, checkpoint_files.TRANSFORMERS))
     try:
-        with checkpoint_files.silent():  # it would report at length that the head is left out
+        with checkpoint_files.silent():  # transformers would print a long report of the unused head
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model, report = kind(config).from_pretrained(
                 folder,
@@ -59,7 +59,7 @@ def load_model(folder: Path, source: str, what: str, dtype: torch.dtype, kind: C
             f"the {what} in {source} lacks weights: {', '.join(missing[:3])}. Copy or download the whole folder again."
         )
     artifacts.check_finite(dict(model.named_parameters()), source)
-    model = getattr(model, "language_model", model)  # of one that reads pictures too, such as Gemma 3
+    model = getattr(model, "language_model", model)  # of a model that also reads images, such as Gemma 3
     return model, _tokenizer(folder, source)
 
 
@@ -86,7 +86,7 @@ def _tokenizer(folder: Path, source: str) -> Any:
 
 
 def _checked(folder: Path, source: str, what: str) -> dict[str, Any]:
-    """The configuration, of a folder that holds what a model needs."""
+    """The configuration of a folder that holds all files of a model."""
     adapter, names = folder / "adapter_config.json", sorted(path.name for path in folder.iterdir())
     if adapter.is_file() and weight_file(folder, checkpoint_files.TRANSFORMERS) is None:
         base = artifacts.read_json(adapter).get("base_model_name_or_path")
@@ -111,11 +111,11 @@ def _checked(folder: Path, source: str, what: str) -> dict[str, Any]:
 
 
 def _check_quantisation(values: dict[str, Any], source: str, what: str) -> None:
-    """Refuse a quantisation that transformers does not know; it would read the weights as if they were plain."""
+    """Refuse a quantisation that transformers does not know, as it would read the weights as if they were not quantised."""
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     method = _method(values)
-    # The names of bitsandbytes have how many bits it uses at their end.
+    # transformers' names for bitsandbytes end in the number of bits.
     if method is not None and not any(known.startswith(method) for known in AUTO_QUANTIZATION_CONFIG_MAPPING):
         raise UserError(
             f"the {what} in {source} is quantised with {method!r}, which the installed transformers does not know. Use the model's "
@@ -136,7 +136,7 @@ def _quantised(values: dict[str, Any]) -> str:
 
 
 def _refuse_code(values: dict[str, Any], folder: Path, source: str, part: str, error: Exception) -> None:
-    """Say so if loading failed because the classes are defined in the repository's own Python files."""
+    """Raise a clear error if loading failed because the classes are defined in the repository's own Python files."""
     if CODE not in json.dumps(values) or "trust_remote_code" not in str(error):
         return
     files = ", ".join(sorted(path.name for path in folder.glob("*.py"))[:3]) or "in another repository"
@@ -148,7 +148,7 @@ def _refuse_code(values: dict[str, Any], folder: Path, source: str, part: str, e
 
 
 def _reason(error: Exception) -> str:
-    """A library's message as one line, whole sentences of it as far as they fit."""
+    """A library's message on one line, shortened to whole sentences."""
     words = " ".join(str(error).split()) or type(error).__name__
     if len(words) > LONGEST:
         head = words[:LONGEST]

@@ -150,7 +150,7 @@ def test_whole_networks_of_kandinsky(tiny_kandinsky: Tiny, pictures: Path, tmp_p
     assert {name: record[name] for name in told} == told
     found = Latents(tmp_path / "latents", [artifacts.read_json(tmp_path / "latents" / "00000.json")])
     alone = made(beside, Image.open(pictures / "4.png"))
-    assert_close(found.beside([0, 4])["embedding"][1:], alone["embedding"], depth=NETWORK)
+    assert_close(found.extras([0, 4])["embedding"][1:], alone["embedding"], depth=NETWORK)
     assert torch.equal(found.sampled([4], 1), found.sampled([4], 2)), "MOVQ draws nothing"
 
 
@@ -162,7 +162,7 @@ def test_another_clip_is_another_run(tiny_kandinsky: Tiny, pictures: Path, tmp_p
     nodes = [path for path in before if "experts" not in path.parts]
     assert {path: path.stat().st_mtime_ns for path in nodes} == {path: before[path] for path in nodes}
     other = tiny_clip_pipeline(tmp_path / "clip", seed=1)
-    with pytest.raises(UserError, match=r"made otherwise \(clip differ\)"):
+    with pytest.raises(UserError, match=r"made differently \(clip differ\)"):
         train(run(), tiny_kandinsky.decoder, pictures, out, other)
 
 

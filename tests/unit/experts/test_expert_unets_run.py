@@ -269,10 +269,10 @@ def test_wrong_input(model: Path, pictures: Path, tmp_path: Path) -> None:
 
 
 def test_copies_of_a_picture_are_not_on_both_sides_of_the_validation(grown: Path) -> None:
-    assert unet_expert_training.kept_apart([0, 1, 0, 3, 1], 3, 0)[1] == []
+    assert unet_expert_training.split_pictures([0, 1, 0, 3, 1], 3, 0)[1] == []
     for seed in range(5):
         same = [0, 1, 0, 3, 1, 5]
-        unseen, seen = unet_expert_training.kept_apart(same, 2, seed)
+        unseen, seen = unet_expert_training.split_pictures(same, 2, seed)
         assert len({same[i] for i in unseen}) == 2
         assert {same[i] for i in unseen} | {same[i] for i in seen} == set(same)
         assert not {same[i] for i in unseen} & {same[i] for i in seen}

@@ -89,7 +89,7 @@ def test_one_expert_may_serve_several_stages() -> None:
         (("E1_0", "E1_1", COMPLEMENT), "leave nothing for 'complement'"),
         (("E1_0", COMPLEMENT, COMPLEMENT), "named once at most"),
         (("E2_4", COMPLEMENT), "level 2 has the indices 0 to 3"),
-        (("early", COMPLEMENT), "'early' is not a place in the tree"),
+        (("early", COMPLEMENT), "'early' is not a node of the tree"),
     ],
 )
 def test_leaves_that_do_not_tile_the_noise_are_refused(leaves: tuple[str, ...], message: str) -> None:
@@ -113,7 +113,7 @@ def test_stages_must_be_in_order(names: tuple[str, ...], edges: tuple[float, ...
 
 def test_experts_and_stages_name_the_same() -> None:
     cut = Stages(("a", "b"), (1.0,))
-    with pytest.raises(UserError, match="the experts b, which are not there"):
+    with pytest.raises(UserError, match="the experts b, which are missing"):
         Experts(cut, {"a": Shrink(0)})
     with pytest.raises(UserError, match="experts c serve no stage"):
         Experts(cut, {"a": Shrink(0), "b": Shrink(0), "c": Shrink(0)})

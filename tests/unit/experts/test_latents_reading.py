@@ -44,5 +44,5 @@ def test_unfinished_latents_of_another_reading_are_refused(make: Callable[[], La
     about.write_text(json.dumps(values))
     assert len(make()) == 1, "finished ones fit each other"
     (tmp_path / "latents" / "00000.json").unlink()
-    with pytest.raises(UserError, match=r"made otherwise \(picture_reading differ\)"):
+    with pytest.raises(UserError, match=r"made differently \(picture_reading differ\)"):
         make()

@@ -13,7 +13,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.experts.routing import COMPLEMENT
-from syzygy.experts.training import growth
+from syzygy.experts.training import node_trainings
 from syzygy.lab.reproduce import presets as comparisons
 from syzygy.lab.reproduce.experts_candidates import (
     FULL,
@@ -39,13 +39,13 @@ def tree(*names: str, every_level: bool = True) -> ExpertsRun:
 
 
 def test_the_mixture_of_a_tree() -> None:
-    parts, weights = mixture(growth(tree("E2_3", COMPLEMENT)))  # E1_1, E2_3, complement
+    parts, weights = mixture(node_trainings(tree("E2_3", COMPLEMENT)))  # E1_1, E2_3, complement
     assert parts == ((0.0, 0.5), (0.5, 0.75), (0.75, 1.0))
     assert weights == pytest.approx((2 / 9, 1 / 9 + 1 / 6, 1 / 6 + 1 / 3))
 
 
 def test_leaves_alone_weigh_the_same_each() -> None:
-    parts, weights = mixture(growth(tree("E3_0", COMPLEMENT, "E4_15", every_level=False)))
+    parts, weights = mixture(node_trainings(tree("E3_0", COMPLEMENT, "E4_15", every_level=False)))
     assert parts == ((0.0, 1 / 8), (1 / 8, 15 / 16), (15 / 16, 1.0))
     assert weights == pytest.approx((1 / 3, 1 / 3, 1 / 3))
 
@@ -55,7 +55,7 @@ def test_leaves_alone_weigh_the_same_each() -> None:
 def test_the_control_sees_the_noise_as_often_as_the_trainings_together(
     names: tuple[str, ...], every_level: bool
 ) -> None:
-    trainings = growth(tree(*names, every_level=every_level))
+    trainings = node_trainings(tree(*names, every_level=every_level))
     parts, weights = mixture(trainings)
     assert sum(weights) == pytest.approx(1)
     size = 640
@@ -70,7 +70,7 @@ def test_the_control_sees_the_noise_as_often_as_the_trainings_together(
 def test_every_candidate_has_the_same_number_of_steps(every_level: bool) -> None:
     full = comparisons.reproduce_experts_full()
     run = full.model_copy(update={"experts": full.experts.model_copy(update={"every_level": every_level})})
-    number = len(growth(run.experts))
+    number = len(node_trainings(run.experts))
     assert number == (7 if every_level else 3)
     found = {one: settings_of(one, run) for one in all_trainings(run)}
     assert len(found) == 4 * run.seeds

@@ -20,7 +20,7 @@ ALL = [
     for table in (
         presets.CLIP, presets.AUTOENCODER, presets.DECODER, presets.READER, PRIOR, presets.T5, presets.LM,
         presets.EXPERTS, EXPERT_UNETS, adapter.ALIGN_PRESETS, adapter.IMAGE_PRESETS, adapter.QUALITY_PRESETS,
-        adapter.DECODER_PRESETS,
+        presets.ADAPTER_DECODER,
     )
     for name in table
 ]  # fmt: skip

@@ -82,7 +82,7 @@ def test_rotary_attention_knows_distances_only() -> None:
     def read(i: int, j: int) -> float:
         row, other = torch.zeros(40, 1, 8), torch.zeros(40, 1, 8)
         row[i], other[j] = q[0], k[0]
-        return float((attend.turned(row)[i] * attend.turned(other)[j]).sum())
+        return float((attend.rotated(row)[i] * attend.rotated(other)[j]).sum())
 
     assert read(3, 9) == about(read(30, 36), depth=NETWORK)
     assert abs(read(3, 9) - read(3, 10)) > 1e-3
@@ -155,7 +155,7 @@ def test_statistics_that_are_none() -> None:
     with pytest.raises(UserError, match="NaN"):
         TextStatistics.of(TextFeatures(same.states * math.nan, same.mask, same.pooled))
     wide = torch.ones(9)
-    with pytest.raises(UserError, match="9 wide; this adapter speaks to a CLIP of 8"):
+    with pytest.raises(UserError, match="9 wide; this adapter is for a CLIP of width 8"):
         made().set_statistics(TextStatistics(wide, wide, wide, wide))
 
 
@@ -235,7 +235,7 @@ def test_both_together_are_a_text_encoder() -> None:
 
 
 def test_a_language_model_of_another_width() -> None:
-    message = "features are 12 wide; this adapter reads 13. Take the model that it was trained on"
+    message = "features are 12 wide; this adapter reads 13. Use the model that it was trained on"
     other = made(CONFIG.model_copy(update={"llm_width": 13}))
     with pytest.raises(UserError, match=message):
         AdaptedText(Letters(), other)

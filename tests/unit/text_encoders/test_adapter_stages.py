@@ -13,13 +13,14 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.decoder.backbone import load_decoder
 from syzygy.decoder.training import DecoderTaskConfig
+from syzygy.lab.starter.adapted_decoder_training import AdaptedDecoderTask, Described
 from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
 from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
-from syzygy.text_encoders.adapter_task import AdapterTask, Shuffled, draws
+from syzygy.text_encoders.adapter_task import AdapterTask, draws
 from syzygy.text_encoders.align_stage import AlignBatch, AlignStage, AlignTaskConfig
-from syzygy.text_encoders.decoder_stage import AdaptedDecoderTask, Described
 from syzygy.text_encoders.image_stage import ImageBatch, ImageStage, ImageTaskConfig
 from syzygy.training.parallel import World
+from syzygy.training.shuffled import Shuffled
 from tests.closeness import NETWORK, about, assert_close, largest_of
 
 D, W, K, G = 8, 6, 5, 12

@@ -239,8 +239,8 @@ def test_a_tokenizer_that_writes_into_texts(folders: Get) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"template": "no hole"}, r"a text with \{text\} in it, once"),
-        ({"template": "{text}"}, "leave it out"),
+        ({"template": "no hole"}, r"must contain \{text\} once"),
+        ({"template": "{text}"}, "leave the template out"),
         ({"template": "{text} {text}"}, "once"),
         ({"layers": []}, "at least one"),
         ({"layers": [1, 1]}, "different numbers"),
@@ -271,7 +271,7 @@ def test_recipes_that_do_not_fit(folders: Get) -> None:
         Llm.from_pretrained(folders("xlm-roberta"), recipe=LlmRecipe(max_tokens=602))
     framed = Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(template="circle {text}", max_tokens=20))
     special = 20 + 1 - framed.positions  # all but the end are dropped
-    with pytest.raises(UserError, match=f"the template have {special}"):
+    with pytest.raises(UserError, match=f"the template take {special}"):
         Llm.from_pretrained(folders("llama"), recipe=LlmRecipe(template="circle {text}", max_tokens=special))
 
 
@@ -317,7 +317,7 @@ def test_wrong_folders(folders: Get, tmp_path: Path) -> None:
 
 
 def test_what_reads_pictures_is_no_language_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is a CLIPModel, which reads pictures: name a language model"):
+    with pytest.raises(UserError, match=r"is a CLIPModel, which reads images: give a language model"):
         Llm.from_pretrained(tiny_clip(tmp_path))
 
 

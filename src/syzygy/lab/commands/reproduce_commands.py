@@ -95,7 +95,7 @@ def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, as_j
     from syzygy.lab.starter.experts_training import as_trained
 
     preset = _preset("EXPERTS", quick)
-    preset = preset.model_copy(update={"experts": as_trained(preset.experts, part_folder(model, "decoder"))})
+    preset = preset.changed(experts=as_trained(preset.experts, part_folder(model, "decoder")))
     _run(reproduce, preset, overrides, out, as_json, model=model, **how)
 
 

@@ -34,7 +34,7 @@ from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.language.definition import Language
 from syzygy.lab.world.language.sentence import write
 from syzygy.text_encoders.adapter import AdaptedText
-from syzygy.text_encoders.caption_sources import padded_states
+from syzygy.text_encoders.align_stage import padded_states
 from syzygy.text_encoders.llm import Llm
 
 ADAPTER, CLIP = "adapter", "CLIP"

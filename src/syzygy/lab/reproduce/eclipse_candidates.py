@@ -109,8 +109,8 @@ class Training:
         task = run.prior.task
         assert isinstance(task, PriorTaskConfig)
         contrast = 0.0 if self.method == PROJECTION else self.contrast
-        chosen = task.model_copy(update={"lambda_contrastive": contrast}) if self.method != DIFFUSION else run.diffusion
-        return run.prior.model_copy(update={"task": chosen, "seed": self.seed})
+        chosen = task.changed(lambda_contrastive=contrast) if self.method != DIFFUSION else run.diffusion
+        return run.prior.changed(task=chosen, seed=self.seed)
 
 
 def all_trainings(run: ReproduceRun) -> list[Training]:

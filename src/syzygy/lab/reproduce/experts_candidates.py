@@ -28,9 +28,9 @@ from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.network import Decoder
 from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.decoder.training import DecoderBatch, DecoderTask
-from syzygy.experts.expert_folders import TRUNK, build_lora, load_experts, load_lora
+from syzygy.experts.expert_folders import TRUNK, load_experts, load_loras
 from syzygy.experts.routing import Experts
-from syzygy.experts.training import GROWN, Growth, growth
+from syzygy.experts.training import EXPERT, NodeTraining, node_trainings
 from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import composition
@@ -109,17 +109,17 @@ def settings(training: Training, run: ReproduceExpertsRun) -> ExpertsRun:
     All trainings have the same shape: warm-up and half-life of the averaged weights are the same parts of their lengths, and the learning rate
     falls from the same peak to the same end.
     """
-    own = run.experts.model_copy(update={"seed": run.experts.seed + training.seed})
+    own = run.experts.changed(seed=run.experts.seed + training.seed)
     if training.candidate == FULL:
         return own
     if training.candidate == LORA:
-        return own.model_copy(update={"form": "lora", "loop": own.loop.model_copy(update={"lr": run.lora_lr})})
-    times = len(growth(run.experts))
+        return own.changed(form="lora", loop={"lr": run.lora_lr})
+    times = len(node_trainings(run.experts))
     scaled = {name: times * getattr(own.loop, name) for name in ("steps", "warmup", "ema_half_life", "validate_every")}
-    return own.model_copy(update={"loop": own.loop.model_copy(update=scaled)})
+    return own.changed(loop=scaled)
 
 
-def mixture(trainings: Sequence[Growth]) -> tuple[tuple[tuple[float, float], ...], tuple[float, ...]]:
+def mixture(trainings: Sequence[NodeTraining]) -> tuple[tuple[tuple[float, float], ...], tuple[float, ...]]:
     """How the samples of equally long trainings are distributed together: ranges of noise levels, and how often each is seen."""
     borders = sorted({border for one in trainings for share in one.shares for border in share})
     parts, weights = [], []
@@ -131,9 +131,9 @@ def mixture(trainings: Sequence[Growth]) -> tuple[tuple[tuple[float, float], ...
     return tuple(parts), tuple(weights)
 
 
-def leaves(run: ReproduceExpertsRun) -> list[Growth]:
+def leaves(run: ReproduceExpertsRun) -> list[NodeTraining]:
     """The experts that are kept, from the lowest noise levels."""
-    chosen = [one for one in growth(run.experts) if one.name in run.experts.leaves]
+    chosen = [one for one in node_trainings(run.experts) if one.name in run.experts.leaves]
     return sorted(chosen, key=lambda one: one.shares)
 
 
@@ -186,11 +186,11 @@ class ExpertsContext:
     def weights(self, training: Training) -> Path:
         """The folder of a finished training's decoder, or of its ensemble."""
         where = self.place(training)
-        return where / "experts" if training.candidate in FORMS else where / "nodes" / WHOLE_NODE / GROWN
+        return where / "experts" if training.candidate in FORMS else where / "nodes" / WHOLE_NODE / EXPERT
 
     def records(self, training: Training) -> list[Path]:
         """The provenance of each of its nodes, inner ones included."""
-        return sorted((self.place(training) / "nodes").glob(f"*/{GROWN}/{artifacts.PROVENANCE_FILE}"))
+        return sorted((self.place(training) / "nodes").glob(f"*/{EXPERT}/{artifacts.PROVENANCE_FILE}"))
 
     def denoiser(self, candidate: str, folder: Path) -> nn.Module:
         """What samples, in evaluation mode."""
@@ -209,8 +209,8 @@ def train(training: Training, context: ExpertsContext, say: Callable[[str], None
     if training.candidate in FORMS:
         return experts_training.train(run, *shared, say, context.t5)
     uniform = training.candidate == SHARED
-    parts, weights = (((0.0, 1.0),), None) if uniform else mixture(growth(context.run.experts))
-    return experts_training.grow(run, Growth(WHOLE_NODE, None, parts, weights), *shared, context.t5)
+    parts, weights = (((0.0, 1.0),), None) if uniform else mixture(node_trainings(context.run.experts))
+    return experts_training.train_expert(run, NodeTraining(WHOLE_NODE, None, parts, weights), *shared, context.t5)
 
 
 def generate_images(context: ExpertsContext, folders: Mapping[Training, Path], bar: Bar = no_bar) -> None:
@@ -280,8 +280,7 @@ def measure_losses(context: ExpertsContext, training: Training | None, folder: P
     tasks: dict[str, DecoderTask] = {}
     for leaf in leaves(run):
         decoder, lora = _serving(folder, leaf.name, None if training is None else training.candidate, context.device)
-        noise = task.noise.model_copy(update={"shares": leaf.shares, "weights": None})
-        config = task.model_copy(update={"batch_size": LOSS_BATCH, "draws": 1, "noise": noise})
+        config = task.changed(batch_size=LOSS_BATCH, draws=1, noise={"shares": leaf.shares, "weights": None})
         key = seed_of(run.seed, "experts", "loss", leaf.name)
         tasks[leaf.name] = DecoderTask(decoder, lambda _: current[0], [], config, key, precision, lora)
     found: dict[str, list[Tensor]] = {name: [] for name in tasks}
@@ -299,9 +298,7 @@ def _serving(folder: Path, leaf: str, candidate: str | None, device: torch.devic
         return load_decoder(folder / leaf).to(device), None
     if candidate == LORA:
         decoder = load_decoder(folder / TRUNK).requires_grad_(False)
-        config = artifacts.read_json(folder / leaf / artifacts.CONFIG_FILE)
-        lora = build_lora(decoder, rank=int(config["rank"]), layers=str(config["layers"]), seed=0)
-        load_lora(lora, folder / leaf)
+        lora = load_loras(folder, [leaf], decoder.backbone)[leaf]
         return decoder.to(device), lora.to(device)
     return load_decoder(folder).to(device), None
 

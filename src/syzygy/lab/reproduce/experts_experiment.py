@@ -10,7 +10,7 @@ from torch import Tensor
 
 from syzygy.core import artifacts
 from syzygy.core.wording import counted
-from syzygy.experts.training import growth
+from syzygy.experts.training import node_trainings
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate.bootstrap import interval
 from syzygy.lab.evaluate.composition import REFERENCE
@@ -85,7 +85,7 @@ def reproduce(
             or the extra "lab" is missing.
     """
     require_lab()
-    nodes, trainings, folder = len(growth(run.experts)), all_trainings(run), ExperimentFolder(out)
+    nodes, trainings, folder = len(node_trainings(run.experts)), all_trainings(run), ExperimentFolder(out)
     loaded = TextToImage.from_pretrained(model, device=device)
     context = ExpertsContext.prepare(run, folder, loaded)
     folder.claim(run.model_dump(mode="json") | {"model": model, "decoder": loaded.fingerprints()["decoder"]})
@@ -144,7 +144,7 @@ def results(context: ExpertsContext) -> dict[str, Any]:
 def _samples(run: ReproduceExpertsRun) -> dict[str, Any]:
     """Samples of a candidate's training, how many of them trained networks that are discarded, and their distribution over noise levels."""
     each = run.experts.loop.steps * run.experts.task.batch_size
-    nodes = growth(run.experts)
+    nodes = node_trainings(run.experts)
     parts, weights = mixture(nodes)
     return {
         "trainings": len(nodes),
@@ -185,7 +185,7 @@ def _curve(run: ReproduceExpertsRun, first: Losses, second: Losses) -> list[list
     points, size = [], LOSS_BATCH // GROUPS
     a, b = _by_leaf(run, first), _by_leaf(run, second)
     for leaf in leaves(run):
-        noise = run.experts.task.noise.model_copy(update={"shares": leaf.shares, "weights": None})
+        noise = run.experts.task.noise.changed(shares=leaf.shares, weights=None)
         for group in range(GROUPS):
             rows = [i for i in range(run.pictures) if i % LOSS_BATCH // size == group]
             differences = relative_differences(*([one[leaf.name][i] for i in rows] for one in (a, b)))

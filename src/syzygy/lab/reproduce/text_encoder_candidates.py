@@ -30,6 +30,7 @@ from syzygy.lab.evaluate.text_encoder import (
 )
 from syzygy.lab.evaluate.text_encoder_images import LanguageCase
 from syzygy.lab.reproduce.experiment import CHUNK, ExperimentFolder, embedded_images, trained_probe
+from syzygy.lab.starter.world_captions import world_images
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.prompts import Prompt
@@ -37,8 +38,7 @@ from syzygy.prior.eclipse import EclipsePrior
 from syzygy.text_encoders import training as adapter_training
 from syzygy.text_encoders.adapter import AdaptedText, TextAdapter
 from syzygy.text_encoders.adapter_folders import PART
-from syzygy.text_encoders.llm import Llm, LlmRecipe
-from syzygy.text_encoders.store_features import COMPUTE, load_llm
+from syzygy.text_encoders.llm import COMPUTE, Llm, LlmRecipe, load_llm
 from syzygy.text_encoders.training import AlignRun, ImageRun, PreviousStage
 from syzygy.training.parallel import World
 from syzygy.training.run_records import Bar
@@ -168,19 +168,16 @@ def recipe(run: ReproduceTextRun, features: str) -> LlmRecipe:
     own = run.align.recipe
     if features == MEAN:
         return own
-    return own.model_copy(update={"layers": LAST_LAYER.layers, "normalise": LAST_LAYER.normalise})
+    return own.changed(layers=LAST_LAYER.layers, normalise=LAST_LAYER.normalise)
 
 
 def settings(training: Training, run: ReproduceTextRun) -> AlignRun | ImageRun:
     """The settings of a training."""
     if training.stage == ALIGN:
-        own = {"recipe": recipe(run, training.candidate.features), "seed": run.align.seed + training.seed}
-        return run.align.model_copy(update=own)
+        return run.align.changed(recipe=recipe(run, training.candidate.features), seed=run.align.seed + training.seed)
     chosen = run.image if training.stage == IMAGE else run.quality
-    loop = chosen.loop
-    if training.previous is None:
-        loop = loop.model_copy(update={"lr": run.untrained_lr, **_longer(run)})
-    return chosen.model_copy(update={"loop": loop, "seed": chosen.seed + training.seed})
+    loop = {"lr": run.untrained_lr, **_longer(run)} if training.previous is None else {}
+    return chosen.changed(loop=loop, seed=chosen.seed + training.seed)
 
 
 def _longer(run: ReproduceTextRun) -> dict[str, float | int]:
@@ -289,10 +286,10 @@ class TextEncoderContext:
         if training.previous is not None:
             return PreviousStage.load(self.place(training.previous), training.stage)
         clip, llm = self.model.clip, self.llms[training.candidate.features]
-        run = self.run.align.model_copy(update={"seed": self.run.align.seed + training.seed})
-        untrained = adapter_training.fresh(run, llm.width, clip, adapter_training.captions_of(run, None, clip))
+        run = self.run.align.changed(seed=self.run.align.seed + training.seed)
+        untrained = adapter_training.untrained(run, llm.width, clip, adapter_training.captions_of(run, None, clip))
         record = {"stage": UNTRAINED, "clip": clip.fingerprint(), "languages": list(self.run.languages)}
-        return PreviousStage(self.place(training), untrained, record, llm.identity().to_config())
+        return PreviousStage(self.place(training), untrained, record, llm.identity().to_config(), training.stage)
 
     def path(self, training: Training, llm: StatesEncoder) -> Pipeline:
         """The pipeline with a finished training's adapter and prior."""
@@ -330,4 +327,5 @@ def train(training: Training, context: TextEncoderContext, bar: Bar) -> None:
         adapter_training.align(own, llm, model.clip, prior, out, world)
         return
     previous, prior = context.previous(training), context.prior(training.previous)
-    adapter_training.image(own, previous, llm, model.clip, prior, out, world, stage=training.stage, bar=bar)
+    data = world_images(own, previous, llm, model.clip, world.device, bar)
+    adapter_training.image(own, previous, data, prior, out, world)

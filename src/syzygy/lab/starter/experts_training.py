@@ -16,7 +16,7 @@ from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import load_decoder, save_decoder
 from syzygy.decoder.training import DecoderTask, DecoderTaskConfig
 from syzygy.experts.expert_folders import TRUNK, build_lora, load_lora
-from syzygy.experts.training import Growth, TreeRun, finished_node, grow_tree, node_folder, stages_of, train_node
+from syzygy.experts.training import NodeTraining, TreeRun, finished_node, node_folder, stages_of, train_node, train_tree
 from syzygy.lab.starter.decoder_training import CaptionMixture, Encoding
 from syzygy.text_encoders.t5 import T5Text
 from syzygy.training.precision import precision_on
@@ -61,19 +61,19 @@ def train(
         UserError: the leaves are not those of a tree; a finished node has other settings; T5 is missing, or the decoder does not read it.
     """
 
-    def node(one: Growth) -> Path:
-        return grow(run, one, decoder, clip, autoencoder, out, device, t5)
+    def node(one: NodeTraining) -> Path:
+        return train_expert(run, one, decoder, clip, autoencoder, out, device, t5)
 
     def complete(experts: Path) -> None:
         if run.form == "lora":
             shutil.copytree(decoder, experts / TRUNK)
 
-    return grow_tree(run, stages_of(run.leaves, run.task.noise), out, say, node=node, complete=complete)
+    return train_tree(run, stages_of(run.leaves, run.task.noise), out, say, node=node, complete=complete)
 
 
-def grow(
+def train_expert(
     run: ExpertsRun,
-    one: Growth,
+    one: NodeTraining,
     root: Path,
     clip: Clip,
     autoencoder: Autoencoder,
@@ -97,7 +97,7 @@ def grow(
         )
     lora = None
     if run.form == "lora":
-        lora = build_lora(decoder.requires_grad_(False), rank=run.rank, layers=run.layers, seed=run.seed)
+        lora = build_lora(decoder.requires_grad_(False).backbone, rank=run.rank, layers=run.layers, seed=run.seed)
         if above is not None:
             load_lora(lora, above)
     started = artifacts.fingerprint(decoder.state_dict())

@@ -9,6 +9,7 @@ from syzygy.decoder.autoencoder_task import AutoencoderTaskConfig
 from syzygy.decoder.network import UNetConfig
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.training import DecoderTaskConfig, independent_dropout
+from syzygy.lab.starter.adapted_decoder_training import AdapterDecoderRun
 from syzygy.lab.starter.autoencoder_training import AutoencoderRun
 from syzygy.lab.starter.clip_training import ClipRun
 from syzygy.lab.starter.decoder_training import DecoderRun
@@ -20,7 +21,7 @@ from syzygy.lab.starter.t5_training import T5Run, T5TaskConfig
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.reader import ReaderConfig
 from syzygy.prior.presets import prior_starter
-from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter
+from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter, short_loop
 from syzygy.text_encoders.t5 import T5Config
 from syzygy.training.schedule import LoopConfig
 
@@ -218,6 +219,13 @@ def starter_gpu() -> StarterRun:
     )
 
 
+def adapter_decoder_starter() -> AdapterDecoderRun:
+    """The starter's adapter and decoder on images of the embedded world, instead of stage image with the prior. Not yet run at this size."""
+    subsets = {"text": 0.5, "image+text": 0.3, "image": 0.12, "": 0.08}
+    task = DecoderTaskConfig(batch_size=32, noise=LogNormal(p_mean=0.4, p_std=1.2), subsets=subsets)
+    return AdapterDecoderRun(lengths=("short", "short", "medium"), task=task, loop=short_loop(steps=1000, lr=2e-4))
+
+
 CLIP = {"starter": clip_starter}
 READER = {"starter": reader_starter}
 AUTOENCODER = {"starter": autoencoder_starter}
@@ -235,3 +243,4 @@ T5 = {"starter": t5_starter}
 LM = {"starter": lm_starter}
 STARTER = {"cpu": starter_cpu, "gpu": starter_gpu}
 EXPERTS = {"full": experts_full}
+ADAPTER_DECODER = {"starter": adapter_decoder_starter}

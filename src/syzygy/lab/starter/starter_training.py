@@ -31,6 +31,7 @@ from syzygy.lab.starter.decoder_training import DecoderRun
 from syzygy.lab.starter.lm_training import LmRun
 from syzygy.lab.starter.reader_training import ReaderRun
 from syzygy.lab.starter.t5_training import T5Run
+from syzygy.lab.starter.world_captions import world_images
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.training import PriorRun
 from syzygy.text_encoders import training as adapter_training
@@ -83,7 +84,8 @@ def _image(stage: str) -> Callable[[ImageRun, Parts, Path, torch.device], RunRes
         llm, clip, prior = parts["llm"], parts["clip"], parts["prior"]
         with joined(device) as world:
             previous = PreviousStage.load(parts["init"], stage)
-            return adapter_training.image(run, previous, llm, clip, prior, out, world, stage=stage)
+            data = world_images(run, previous, llm, clip, world.device)
+            return adapter_training.image(run, previous, data, prior, out, world)
 
     return train
 
