@@ -116,6 +116,12 @@ def refused(answer: httpx.Response, param: str | None, message: str) -> None:
         ({"prompt": "a", "style": "vivid"}, "style", "style must be a picture's file in base64"),
         ({"prompt": "a", "style_guidance": 2}, "style_guidance", "style_guidance is for a style: give a picture"),
         ({"prompt": "a", "region_strength": 2}, "region_strength", "region_strength is for regions: give regions"),
+        (
+            {"prompt": "a", "noise_level": 3},
+            "noise_level",
+            "has no option noise_level; it has no options. Leave it out",
+        ),
+        ({"prompt": "a", "noise_level": 1000}, "noise_level", "less than or equal to 999"),
         ({"prompt": "a", "painting": 2}, "painting", "painting is for regions: give regions"),
         (
             {"prompt": "a circle", "regions": [WHOLE], "painting": 2, "region_strength": 2},

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Route, expect
 
 from benchmarks import serve_page
 from benchmarks.serve_page import select, stroke
+from syzygy.pretrained.options import NOISE_LEVEL, Option
 from syzygy.server.app import create_app
 from syzygy.server.engine import Engine
 from syzygy.server.http_server import serving
@@ -238,7 +239,9 @@ def test_errors_are_told_beside_their_cause(opened: Open) -> None:
     page.unroute("**/generations")
     page.fill("#n", "0")
     page.click("#go")
-    expect(page.locator("[data-param=n] .note")).to_have_text("Images must be a number from 1 to 4.")
+    expect(page.locator("[data-param=n] .note")).to_have_text(
+        "Images must be a whole number of at least 1 and at most 4."
+    )
     page.fill("#n", "1")
     page.fill("#seed", "9007199254740993")
     page.click("#go")
@@ -328,6 +331,30 @@ def test_what_the_model_cannot_do_is_not_offered(opened: Open, engine: Engine) -
         "prompt", "n", "steps", "guidance_scale", "size", "stream", "progress", "partial_images"
     }  # fmt: skip
     expect(page.locator("[data-param=size] .note")).to_contain_text("48x32")
+
+
+def test_a_decoders_options_have_fields(opened: Open, engine: Engine) -> None:
+    options = (NOISE_LEVEL, Option(name="mode", type=str, choices=("a", "b"), help="Mode."))
+    page = opened(ready=False)
+
+    def other(route: Route) -> None:
+        answer = route.fetch()
+        card = answer.json()
+        card["data"][0]["capabilities"]["options"] = {option.name: option.json_schema() for option in options}
+        route.fulfill(response=answer, json=card)
+
+    page.route("**/v1/models", other)
+    serve_page.ready(page, page.url)
+    page.fill("#prompt", "a red star")
+    page.fill("#noise_level", "1000")
+    page.click("#go")
+    note = page.locator("[data-param=noise_level] .note")
+    expect(note).to_have_text("Noise level must be a whole number of at least 0 and at most 999.")
+    page.fill("#noise_level", "7")
+    page.select_option("#mode", "b")
+    with page.expect_request("**/generations") as waiting:
+        page.click("#go")
+    assert (waiting.value.post_data_json["noise_level"], waiting.value.post_data_json["mode"]) == (7, "b")
 
 
 def test_phrases_are_found_as_the_server_finds_them(opened: Open) -> None:

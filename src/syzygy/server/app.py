@@ -174,11 +174,12 @@ def _other_routes(app: FastAPI, server: Server) -> None:
         """The record inside an image that Syzygy generated, and the request that generates it again."""
         _, files = await form_of(request, Form, ["image"])
         data = _image_of(files)
+        options = server.validator.capabilities["options"]
 
         def read() -> dict[str, Any]:
             with about("image"):
                 record = uploads.recipe(data, "the picture", server.limits)
-            return {"record": record, **recipes.again(record, server.engine.record, server.validator.own_size)}
+            return {"record": record, **recipes.again(record, server.engine.record, server.validator.own_size, options)}
 
         return Json(await server.validator.decoded(read))
 

@@ -69,6 +69,7 @@ class Engine:
             "size": size and f"{size[1]}x{size[0]}",
             "defaults": defaults,
             "samplers": self.samplers,
+            "options": {option.name: option.json_schema() for option in getattr(decoder, "options", ())},
             "conditions": list(conditions),
             "languages": list(model.languages),
             "regions": bool(words) and not (model.adapter and ("text" in words or not ours)),

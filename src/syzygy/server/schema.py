@@ -1,18 +1,22 @@
 """The bodies of requests: OpenAI's fields and further ones. Unknown fields are refused, and so are settings without effect."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from syzygy.core.config import Config
 from syzygy.core.errors import UserError
+from syzygy.pretrained.options import HEIGHT, WIDTH, Option, decoder_options
 
 LARGEST_SEED = 2**64 - 1
 MOST_PREVIEWS = 8
 Scale = Annotated[float, Field(ge=0, le=100)]
 OLD_NAME: Any = Field(default=None, json_schema_extra={"deprecated": True})
 Blur = Annotated[float, Field(ge=0, lt=1)]
+OPTIONS = tuple(option for option in decoder_options() if option not in (HEIGHT, WIDTH))
+"""Options of all decoders, also of those that other packages register. Height and width are the field `size`."""
+C = TypeVar("C", bound=Config)
 
 
 class Body(Config):
@@ -44,6 +48,27 @@ class Form(Body):
     """A form without fields, for files only."""
 
 
+def with_decoder_options(model: type[C]) -> type[C]:
+    """Add a field for each of `OPTIONS`."""
+    return create_model(
+        model.__name__,
+        __base__=model,
+        __module__=model.__module__,
+        __doc__=model.__doc__,
+        **cast(dict[str, Any], {option.name: _field(option) for option in OPTIONS}),
+    )
+
+
+def _field(option: Option) -> tuple[Any, Any]:
+    kind: Any = cast(Any, Literal)[option.choices] if option.choices else option.type
+    limits: dict[str, Any] = {"ge": option.minimum, "le": option.maximum} if option.type in (int, float) else {}
+    if option.type is float:
+        limits["allow_inf_nan"] = False
+    constrained: Any = Annotated[kind, Field(**limits)]
+    return constrained | None, Field(default=None, description=option.help)
+
+
+@with_decoder_options
 class Common(Body):
     """Fields of all requests for images."""
 

@@ -20,7 +20,7 @@ from syzygy.server.engine import Engine
 from syzygy.server.limits import Limits
 from syzygy.server.problems import Problem, about
 from syzygy.server.requests import KEPT_BYTES, ImageRequest, Upload
-from syzygy.server.schema import LARGEST_SEED, Common, Edit, Generation, Mix, Variation, size_of
+from syzygy.server.schema import LARGEST_SEED, OPTIONS, Common, Edit, Generation, Mix, Variation, size_of
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Config)
@@ -30,7 +30,6 @@ MASKS_BYTES = 2**20
 """Largest size of a request's masks in a record, as base64. Drawn masks have a few thousand bytes."""
 NOT_INPAINTED = "the given picture is the style reference of a new image; none of its pixels are kept."
 OLD_STRENGTH = renamed("painting", "region_strength")
-OPTIONS = ("noise_level", "super_res_steps")
 OWN_MASK = "no mask was sent, so the transparent part of the image is the mask."
 NO_MASK = "the transparent part of the image is not used as a mask: this model does not support regions."
 
@@ -222,6 +221,16 @@ class Validator:
     def _check_style_guidance(self, value: float | None) -> None:
         self._check_can("style_guidance", value is not None, "has no separate guidance for a style: leave it out.")
 
+    def _options(self, asked: Common) -> dict[str, Any]:
+        """The decoder's options: those of the request, else those that the server was started with."""
+        known = self.capabilities["options"]
+        given = {one.name: value for one in OPTIONS if (value := getattr(asked, one.name)) is not None}
+        for name in given:
+            if name not in known:
+                allowed = f"its options are {', '.join(known)}" if known else "it has no options"
+                raise Problem(400, f"{self.engine.name} has no option {name}; {allowed}. Leave it out.", param=name)
+        return {one.name: self.engine.record.get(one.name) for one in OPTIONS} | given
+
     def _prompted(
         self, asked: Generation | Edit, regions: Sequence[Region], style: Upload | None, notes: tuple[str, ...] = ()
     ) -> ImageRequest:
@@ -266,7 +275,7 @@ class Validator:
             negative_prompt=own.get("negative_prompt") if asked.negative_prompt is None else asked.negative_prompt,
             height=height,
             width=width,
-            **{name: own.get(name) for name in OPTIONS},
+            **self._options(asked),
             **subject,
         )
         seeds = tuple(range(first, first + asked.n))

@@ -53,6 +53,15 @@ def test_a_prompt_is_asked_for_again() -> None:
     assert found == {"request": {"path": "/v1/images/generations", "body": body}, "missing": [], "notes": []}
 
 
+def test_options_of_the_decoder_are_asked_for_again_where_requests_may_set_them() -> None:
+    record = {**RECORD, "noise_level": 3}
+    found = again(record, OWN, None, ["noise_level"])
+    assert (found["request"]["body"]["noise_level"], found["notes"]) == (3, [])
+    assert "noise_level" not in again(record, OWN, None)["request"]["body"]
+    (note,) = again(RECORD, {**OWN, "noise_level": 5}, None, ["noise_level"])["notes"]
+    assert note == "it was generated with noise level None; this server has 5."
+
+
 def test_sources_are_asked_for_again() -> None:
     both = [{"text": "a star", "weight": 0.4}, {**PICTURE, "weight": 0.6}]
     record = {name: RECORD[name] for name in (*OWN, "seed")}

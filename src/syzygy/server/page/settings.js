@@ -6,6 +6,7 @@ import { showError } from "./notes.js";
 
 const NUMBERS = [["steps", "Steps"], ["guidance_scale", "Guidance"]];
 const FEW = 4;
+const NUMERIC = ["integer", "number"];
 
 /** A mistake that the page sees itself. */
 export class Mistake extends Error {
@@ -33,6 +34,8 @@ export class Settings {
     find("region_strength").value = defaults.region_strength ?? "";
     find("style_guidance").placeholder = defaults.style_guidance ?? "same as guidance";
     find("prompt").maxLength = find("negative_prompt").maxLength = limits.prompt;
+    this.options = Object.entries(capabilities.options ?? {});
+    for (const [name, option] of this.options) find("fields").append(optionField(name, option));
     find("sampler").append(...samplers.map((name) => make("option", { value: name }, name)));
     find("sampler").value = defaults.sampler ?? "";
     show("sampler", samplers.length > 0);
@@ -53,6 +56,10 @@ export class Settings {
     if (find("sampler").value) found.sampler = find("sampler").value;
     const without = find("negative_prompt").value.trim();
     if (without) found.negative_prompt = without;
+    for (const [name, { type }] of this.options) {
+      const value = find(name).value.trim();
+      if (value) found[name] = NUMERIC.includes(type) ? number(name, titleOf(name)) : type === "boolean" ? value === "true" : value;
+    }
     const size = find("size").value.trim();
     if (size && size !== "auto") found.size = size;
     return found;
@@ -73,6 +80,7 @@ export class Settings {
     find("n").value = body.n ?? 1;
     find("seed").value = body.seed ?? "";
     for (const [name] of NUMBERS) find(name).value = body[name] ?? this.defaults[name] ?? "";
+    for (const [name] of this.options) find(name).value = body[name] ?? "";
     find("sampler").value = body.sampler ?? this.defaults.sampler ?? "";
     find("negative_prompt").value = body.negative_prompt ?? "";
     find("region_strength").value = body.region_strength ?? this.defaults.region_strength ?? "";
@@ -114,6 +122,18 @@ export class Settings {
   }
 }
 
+const titleOf = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
+
+/** The field of a decoder's option, from its JSON schema; empty means the default. */
+function optionField(name, { type, description, minimum, maximum, enum: choices }) {
+  const values = type === "boolean" ? ["true", "false"] : choices;
+  const numeric = { type: "number", min: minimum ?? "", max: maximum ?? "", step: type === "integer" ? 1 : "any" };
+  const input = values
+    ? make("select", { id: name }, ...["", ...values].map((value) => make("option", { value }, value || "default")))
+    : make("input", { id: name, placeholder: "default", autocomplete: "off", ...(NUMERIC.includes(type) ? numeric : { type: "text" }) });
+  return make("label", { class: "field", "data-param": name, title: description }, titleOf(name), input);
+}
+
 function show(name, there) {
   find(name).closest("label").hidden = !there;
 }
@@ -121,8 +141,8 @@ function show(name, there) {
 function number(name, title) {
   const field = find(name);
   if (field.value === "" || !field.checkValidity()) {
-    const most = field.max ? ` to ${field.max}` : " or more";
-    throw new Mistake(name, `${title} must be a number from ${field.min}${most}.`);
+    const range = [field.min && `at least ${field.min}`, field.max && `at most ${field.max}`].filter(Boolean).join(" and ");
+    throw new Mistake(name, `${title} must be a ${field.step === "1" ? "whole " : ""}number${range && ` of ${range}`}.`);
   }
   return Number(field.value);
 }
