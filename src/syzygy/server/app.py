@@ -16,11 +16,11 @@ from syzygy.server import documentation, page_assets, recipes, uploads
 from syzygy.server.engine import Engine
 from syzygy.server.limits import Limits
 from syzygy.server.metrics import Metrics
-from syzygy.server.problems import Json, Problem, about, problem_of
+from syzygy.server.problems import Json, Problem, field_errors, problem_of
 from syzygy.server.requests import ImageRequest
 from syzygy.server.responses import EventStream, RequestStream, complete
 from syzygy.server.schema import Common, Edit, Form, Generation, Mix, Variation, multipart
-from syzygy.server.security import LOOPBACK, Guard
+from syzygy.server.security import LOOPBACK, SecurityMiddleware
 from syzygy.server.validation import NOT_INPAINTED, Validator, form_of, invalid
 from syzygy.server.worker import Worker
 
@@ -118,7 +118,9 @@ def create_app(
     page_assets.attach(app)
     _document(app)
     paths = [path for route in app.routes if (path := getattr(route, "path", None))]
-    app.add_middleware(Guard, limits=limits, metrics=server.metrics, paths=paths, api_key=api_key, hosts=hosts)
+    app.add_middleware(
+        SecurityMiddleware, limits=limits, metrics=server.metrics, paths=paths, api_key=api_key, hosts=hosts
+    )
     return app
 
 
@@ -177,7 +179,7 @@ def _other_routes(app: FastAPI, server: Server) -> None:
         options = server.validator.capabilities["options"]
 
         def read() -> dict[str, Any]:
-            with about("image"):
+            with field_errors("image"):
                 record = uploads.recipe(data, "the picture", server.limits)
             return {"record": record, **recipes.again(record, server.engine.record, server.validator.own_size, options)}
 

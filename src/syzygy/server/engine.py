@@ -19,7 +19,7 @@ from syzygy.decoder.samplers import SAMPLERS
 from syzygy.generation.image_files import png_bytes
 from syzygy.generation.pipeline import to_pil
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.server.problems import about
+from syzygy.server.problems import field_errors
 from syzygy.server.requests import ImageRequest, Upload
 
 
@@ -117,7 +117,7 @@ class Engine:
             batch["prompts"] = [text for request in requests for text in request.generation.prompts]
             batch["regions"] = [request.regions for request in requests] if first.regions else None
             batch["style"] = None if first.style is None else self._embedded(first.style)
-        with about("sources") if first.mixtures else nullcontext():
+        with field_errors("sources") if first.mixtures else nullcontext():
             return self.model.generate(replace(first, **batch)).images
 
     def _embedded(self, what: Any) -> Any:

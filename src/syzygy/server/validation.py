@@ -18,7 +18,7 @@ from syzygy.generation.request import GenerationRequest, check_texts
 from syzygy.server import uploads
 from syzygy.server.engine import Engine
 from syzygy.server.limits import Limits
-from syzygy.server.problems import Problem, about
+from syzygy.server.problems import Problem, field_errors
 from syzygy.server.requests import KEPT_BYTES, ImageRequest, Upload
 from syzygy.server.schema import LARGEST_SEED, OPTIONS, Common, Edit, Generation, Mix, Variation, size_of
 
@@ -91,7 +91,7 @@ class Validator:
         self._check_style_guidance(asked.style_guidance)
 
         def decode() -> ImageRequest:
-            with about("image"):
+            with field_errors("image"):
                 seen = uploads.picture(image, "image", self.limits)
                 style = self.engine.prepared(seen, image)
                 cut_out = mask is None and uploads.cut_out(image, self.limits)
@@ -107,9 +107,9 @@ class Validator:
     def _masked(self, asked: Edit, mask: bytes, size: tuple[int, int]) -> Region:
         """The region of an edit's mask. `size` is the picture's width and height."""
         phrase = asked.prompt if asked.region is None else asked.region
-        with about("region"):
+        with field_errors("region"):
             uploads.check_phrase(asked.prompt, phrase)
-        with about("mask"):
+        with field_errors("mask"):
             drawn = uploads.opened(mask, "mask", self.limits)
             found = uploads.upright_size(drawn)
             if found != size:
@@ -123,7 +123,7 @@ class Validator:
         self._check_can("variations", True, "reads only texts: it cannot vary pictures.", "image")
 
         def decode() -> ImageRequest:
-            with about("image"):
+            with field_errors("image"):
                 seen = self.engine.prepared(uploads.picture(image, "image", self.limits), image)
             return self._request(asked, uploads=(seen,), mixtures=[[(seen.pixels, 1.0)]])
 
@@ -153,14 +153,14 @@ class Validator:
             ]
             pictures = tuple(part for part in parts if isinstance(part, Upload))
             sources = [part.pixels if isinstance(part, Upload) else part for part in parts]
-            with about("sources"):
+            with field_errors("sources"):
                 return self._request(asked, uploads=pictures, mixtures=[list(zip(sources, weights, strict=True))])
 
         return await self.decoded(decode)
 
     def _picture(self, text: str, param: str) -> Upload:
         """A picture in base64."""
-        with about(param):
+        with field_errors(param):
             data = uploads.unpacked(text, param)
             return self.engine.prepared(uploads.picture(data, param, self.limits), data)
 
@@ -181,7 +181,7 @@ class Validator:
     def _check_text(self, text: str, param: str) -> None:
         if len(text) > self.limits.prompt:
             raise _over(param, len(text), self.limits.prompt, "characters")
-        with about(param):
+        with field_errors(param):
             check_texts([text])
 
     def _check_common(self, asked: Common) -> None:
@@ -207,7 +207,7 @@ class Validator:
                 raise Problem(400, f"a negative prompt {text}", param="negative_prompt")
         samplers = self.capabilities["samplers"]
         if asked.sampler is not None and asked.sampler not in samplers:
-            with about("sampler"):
+            with field_errors("sampler"):
                 raise unknown("sampler", asked.sampler[:80], samplers or ["none but the model's own: leave it out"])
         if not asked.stream:
             _check_unused(asked, ("partial_images", "progress"), "for streams: set stream")
@@ -263,7 +263,7 @@ class Validator:
         if first + asked.n - 1 > LARGEST_SEED:
             raise Problem(400, f"seeds end at {LARGEST_SEED}: choose one below {first}.", param="seed")
         own = self.engine.record
-        with about("size"):
+        with field_errors("size"):
             height, width = size_of(asked.size, self.own_size, self.limits.pixels) or (
                 own.get("height"),
                 own.get("width"),

@@ -123,7 +123,7 @@ def test_a_record_gives_back_a_region_bit_by_bit(side: int, blur: float, seed: i
     ("regions", "param", "message"),
     [
         ([{"phrase": "ring", "mask": mask()}], "regions[0].phrase", "does not contain the phrase 'ring'"),
-        ([{"phrase": " ", "mask": mask()}], "regions[0].phrase", "needs the phrase that it is for"),
+        ([{"phrase": " ", "mask": mask()}], "regions[0].phrase", "needs a phrase"),
         ([{"phrase": "star", "mask": mask(box=(0, 0, 0, 0))}], "regions[0].mask", "mask of 'star' is empty"),
         (
             [{"phrase": "star", "mask": mask()}, {"phrase": "red", "mask": mask((9, 8))}],

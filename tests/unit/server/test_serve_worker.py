@@ -19,7 +19,7 @@ from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.generation.request import GenerationRequest
 from syzygy.server.engine import Engine
 from syzygy.server.metrics import Metrics
-from syzygy.server.problems import Problem, about, problem_of
+from syzygy.server.problems import Problem, field_errors, problem_of
 from syzygy.server.requests import ImageRequest
 from syzygy.server.worker import Event, Finished, ImageReady, Job, PreviewReady, StepDone, Worker, preview_at
 from tests.tiny_server import PATIENCE, Held, tiny_engine
@@ -226,7 +226,7 @@ def test_an_image_that_is_not_finite_fails_its_own_request_alone(engine: Engine)
 
 def test_a_failure_of_the_model_is_no_mistake_in_a_field() -> None:
     failure = NonFiniteError("text features", [0], ["'a star'"])
-    with pytest.raises(NonFiniteError), about("sources"):
+    with pytest.raises(NonFiniteError), field_errors("sources"):
         raise failure
     found = problem_of(failure)
     assert (found.status, found.body["error"]["code"], found.body["error"]["param"]) == (500, "non_finite_values", None)
