@@ -25,11 +25,11 @@ def studio_of(model: str, *options: str):
     """The model as the server uses it, with its own settings but for these options of `syzygy serve`."""
     from syzygy.cli.generation_options import load_model
     from syzygy.cli.serve import serve
-    from syzygy.server.engine import Studio
+    from syzygy.server.engine import Engine
 
     context = serve.make_context("serve", ["--model", model, "--device", "cpu", *options])
     loaded = load_model(context.params, "cpu")
-    return Studio.of(loaded.model, loaded.record)
+    return Engine.of(loaded.model, loaded.record)
 
 
 def resident(process: int) -> float:

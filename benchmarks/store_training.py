@@ -21,7 +21,7 @@ from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_building, store_files
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_part import Part, write_part
-from syzygy.prior.eclipse import EclipseObjective, PriorTaskConfig
+from syzygy.prior.eclipse import EclipseObjective, EclipseTaskConfig
 from syzygy.prior.embedding_pairs import split
 from syzygy.prior.prior_task import PriorTask
 from syzygy.training.ema import Ema
@@ -82,7 +82,7 @@ def measure(folder: Path, captions: int, batch: int, steps: int, device: torch.d
     store = random_store(folder / "store", captions)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     prior = published_prior(layers).to(device)
-    objective = EclipseObjective(prior, PriorTaskConfig(batch_size=batch), logit_scale=100.0)
+    objective = EclipseObjective(prior, EclipseTaskConfig(batch_size=batch), logit_scale=100.0)
     precision = torch.bfloat16 if device.type == "cuda" else None
     training, validation = split(store, min(256, captions // 4))
     task = PriorTask(objective, training, validation, batch, 0, precision=precision)

@@ -17,7 +17,7 @@ from syzygy.core.config import override
 from syzygy.data.embedding import EmbedRequest, embed
 from syzygy.prior.presets import PRESETS
 from syzygy.prior.training import train_on_store
-from syzygy.training.parallel import World
+from syzygy.training.parallel import Ranks
 
 ENCODER, PRESET = "starter", "starter"
 
@@ -35,7 +35,7 @@ settings = override(
     PRESETS[PRESET](), ["scenes=null", f"loop.steps={arguments.steps}", f"loop.warmup={arguments.steps // 10}"]
 )
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-result = train_on_store(settings, arguments.out / "store", arguments.out / "run", World(device))
+result = train_on_store(settings, arguments.out / "store", arguments.out / "run", Ranks(device))
 print({name: round(value, 3) for name, value in result.metrics.items()})
 
 # 3. Generate with it.

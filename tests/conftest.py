@@ -173,7 +173,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     beside["autoencoder"] = Autoencoder.from_pretrained(parts["autoencoder"]).fingerprint()
     prior.save_pretrained(parts["prior"], beside, torch.float16)
     save_decoder(decoder, parts["decoder"], beside)
-    return own_models.assemble(
+    return own_models.write_model(
         parts,
         tmp_path_factory.mktemp("models") / "tiny",
         world=True,

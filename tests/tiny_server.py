@@ -1,4 +1,4 @@
-"""The tiny model behind HTTP, and a studio that can be held in the middle of its work."""
+"""The tiny model behind HTTP, and an engine that can be held in the middle of its work."""
 
 import threading
 import time
@@ -11,20 +11,20 @@ from PIL import Image
 
 from syzygy.core.contracts import Progress
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.server.engine import Studio
-from syzygy.server.requests import Order
+from syzygy.server.engine import Engine
+from syzygy.server.requests import ImageRequest
 
 PATIENCE = 120.0
 """Seconds that a test waits for something that comes at once, on a machine that is not busy."""
 
 
 @cache
-def tiny_studio(folder: Path) -> Studio:
+def tiny_engine(folder: Path) -> Engine:
     """As `syzygy serve` makes it; loaded once, as nothing changes it."""
     model = TextToImage.from_pretrained(folder)
     names = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "sampler": "sampler"}
     own = {name: model.defaults[theirs] for name, theirs in names.items()}
-    return Studio.of(model, {**own, "conditions": ["image", "text"], "negative_prompt": None})
+    return Engine.of(model, {**own, "conditions": ["image", "text"], "negative_prompt": None})
 
 
 def waited(true: Callable[[], Any], seconds: float = PATIENCE) -> bool:
@@ -35,19 +35,19 @@ def waited(true: Callable[[], Any], seconds: float = PATIENCE) -> bool:
     return bool(true())
 
 
-class Held(Studio):
-    """A studio that waits after each step until it is let go, and remembers what was painted together."""
+class Held(Engine):
+    """An engine that waits after each step until it may continue, and remembers which requests shared a batch."""
 
-    def __init__(self, studio: Studio) -> None:
-        super().__init__(studio.model, studio.record)
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.model, engine.record)
         self.begun, self.go = threading.Event(), threading.Event()
         self.batches: list[list[str | None]] = []
         self.steps = 0
 
-    def paint(
-        self, orders: Sequence[Order], seeds: Sequence[int], on_step: Callable[[Progress], None]
+    def generate(
+        self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Progress], None]
     ) -> list[Image.Image]:
-        self.batches.append([order.prompt for order in orders])
+        self.batches.append([request.prompt for request in requests])
 
         def held(progress: Progress) -> None:
             self.steps += 1
@@ -55,4 +55,4 @@ class Held(Studio):
             assert self.go.wait(PATIENCE)
             on_step(progress)
 
-        return super().paint(orders, seeds, held)
+        return super().generate(requests, seeds, held)

@@ -77,6 +77,31 @@ def test_the_decoders_option_is_in_the_help(run: Run) -> None:
     assert "contrast must be a number of at least 0, got -1" in refused.stderr
 
 
+def test_the_decoders_option_is_a_field_of_the_api(site: Path, model: Path) -> None:
+    script = f"""
+from syzygy import TextToImage
+from syzygy.server.app import create_app
+from syzygy.server.engine import Engine
+from starlette.testclient import TestClient
+
+model = TextToImage.from_pretrained({str(model)!r}, clip={str(CLIP)!r})
+own = dict(steps=2, guidance_scale=1.0, sampler=None, negative_prompt=None, conditions=None)
+with TestClient(create_app(Engine.of(model, own), hosts=None)) as client:
+    assert "Palette: contrast of colours" in client.get("/docs").text
+    assert list(client.get("/v1/models").json()["data"][0]["capabilities"]["options"]) == ["contrast"]
+    asked = dict(prompt="a red star", seed=1)
+    plain, strong = (
+        client.post("/v1/images/generations", json=asked | more).json()["data"] for more in (dict(), dict(contrast=2))
+    )
+    assert plain != strong
+    refused = client.post("/v1/images/generations", json=asked | dict(contrast=-1)).json()["error"]
+    assert refused["param"] == "contrast", refused
+"""
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+
+
 def test_an_image_is_generated_with_all_of_it(run: Run, model: Path, tmp_path: Path) -> None:
     chosen = ("--text-encoder", "synonyms", "--sampler", "midpoint", "--contrast", 2, "--steps", 3)
     where = ("--model", model, "--clip", CLIP, "--device", "cpu", "--out", tmp_path / "out", "--json")

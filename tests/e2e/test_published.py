@@ -93,7 +93,7 @@ def test_kandinsky_paints_what_diffusers_paints(tiny_kandinsky: Tiny, own_cache:
 
 def test_the_picture_of_zeros_is_computed_once(tiny_kandinsky: Tiny, tmp_path: Path, own_cache: Path) -> None:
     folder = Path(shutil.copytree(tiny_kandinsky.clip, tmp_path / "clip"))
-    found = repositories.checkpoint_files.locate(folder, None, local_files_only=True)
+    found = repositories.hub_files.locate(folder, None, local_files_only=True)
 
     def zero() -> ZeroImage:
         clip = load_pretrained.Clip.from_pretrained(folder, text_first=True)

@@ -27,12 +27,12 @@ from syzygy.generation.image_files import RECORD_KEY, record_of
 from syzygy.server import requests, validation
 from syzygy.server import responses as answers
 from syzygy.server.app import create_app
-from syzygy.server.engine import Studio
+from syzygy.server.engine import Engine
 from syzygy.server.http_server import serving
 from syzygy.server.limits import Limits
 from syzygy.server.schema import Generation
 from tests.conftest import Answer
-from tests.tiny_server import PATIENCE, Held, tiny_studio, waited
+from tests.tiny_server import PATIENCE, Held, tiny_engine, waited
 
 GENERATIONS, MIXES = "/v1/images/generations", "/v1/images/mixes"
 LIMITS = Limits(prompt=100, number=2, steps=5, regions=1, sources=3, queue=2, upload=100_000, upload_pixels=10_000)
@@ -41,13 +41,13 @@ SECRET = "s3cret"
 
 
 @pytest.fixture(scope="module")
-def studio(tiny_model: Path) -> Studio:
-    return tiny_studio(tiny_model)
+def engine(tiny_model: Path) -> Engine:
+    return tiny_engine(tiny_model)
 
 
 @pytest.fixture(scope="module")
-def client(studio: Studio) -> Iterator[httpx.Client]:
-    with serving(create_app(studio, LIMITS)) as url, httpx.Client(base_url=url, timeout=60) as client:
+def client(engine: Engine) -> Iterator[httpx.Client]:
+    with serving(create_app(engine, LIMITS)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
@@ -115,12 +115,24 @@ def refused(answer: httpx.Response, param: str | None, message: str) -> None:
         ({"prompt": "a", "model": "dall-e-3"}, "model", "there is no model 'dall-e-3'"),
         ({"prompt": "a", "style": "vivid"}, "style", "style must be a picture's file in base64"),
         ({"prompt": "a", "style_guidance": 2}, "style_guidance", "style_guidance is for a style: give a picture"),
+        ({"prompt": "a", "region_strength": 2}, "region_strength", "region_strength is for regions: give regions"),
+        (
+            {"prompt": "a", "noise_level": 3},
+            "noise_level",
+            "has no option noise_level; it has no options. Leave it out",
+        ),
+        ({"prompt": "a", "noise_level": 1000}, "noise_level", "less than or equal to 999"),
         ({"prompt": "a", "painting": 2}, "painting", "painting is for regions: give regions"),
+        (
+            {"prompt": "a circle", "regions": [WHOLE], "painting": 2, "region_strength": 2},
+            "painting",
+            "painting is the old name of region_strength: give only region_strength",
+        ),
         ({"prompt": "a", "mask_blur": 0.1}, "mask_blur", "mask_blur is for regions"),
         ({"prompt": "a ring", "regions": [WHOLE]}, "regions[0].phrase", "does not contain the phrase 'circle'"),
         ({"prompt": "a ring", "regions": [{**WHOLE, "phrase": " "}]}, "regions[0].phrase", "words of the prompt"),
         ({"prompt": "a circle", "regions": [{**WHOLE, "weight": -1}]}, "regions[0].weight", "greater than or equal"),
-        ({"prompt": "a circle", "regions": [WHOLE, WHOLE]}, "regions", "2 painted phrases are too many"),
+        ({"prompt": "a circle", "regions": [WHOLE, WHOLE]}, "regions", "2 regions are too many"),
         ({"prompt": "a circle", "regions": [{**WHOLE, "mask": "/etc/passwd"}]}, "regions[0].mask", "a picture's file"),
         ({"prompt": "a", "partial_images": 1}, "partial_images", "is for streams: set stream"),
         ({"prompt": "a", "progress": True}, "progress", "is for streams: set stream"),
@@ -168,7 +180,13 @@ def test_what_is_no_json_is_told_so(client: httpx.Client, body: bytes) -> None:
         ("edits", {"mask": picture("RGBA")}, {"prompt": "a"}, "image", "send one as the file 'image'"),
         ("edits", {"image": b"?"}, {"prompt": "a"}, "image", "format is not known"),
         ("edits", {"image": picture(), "mask": b"?"}, {"prompt": "a"}, "mask", "format is not known"),
-        ("edits", {"image": picture(), "mask": picture()}, {"prompt": "a"}, "mask", "make it so where the picture"),
+        (
+            "edits",
+            {"image": picture(), "mask": picture()},
+            {"prompt": "a"},
+            "mask",
+            "make it transparent where the picture",
+        ),
         ("edits", {"image": picture(), "mask": CLEAR9}, {"prompt": "a"}, "mask", "one size, got 8 × 8 and 9 × 9"),
         ("edits", {"image": picture(), "mask": CLEAR}, {"prompt": "a", "region": "b"}, "region", "phrase 'b'"),
         ("edits", {"image": picture(), "mask": CLEAR}, {"prompt": "a", "region": " "}, "region", "words of the prompt"),
@@ -205,7 +223,7 @@ def test_a_body_that_is_too_large_is_not_read(client: httpx.Client) -> None:
         assert answer.json()["error"]["code"] == "body_too_large"
 
 
-def painted(client: httpx.Client, path: str, body: dict[str, Any]) -> list[bytes]:
+def generated(client: httpx.Client, path: str, body: dict[str, Any]) -> list[bytes]:
     """The files."""
     answer = client.post(path, json=body)
     assert answer.status_code == 200, answer.text
@@ -222,8 +240,8 @@ def opened(file: bytes) -> Image.Image:
         (GENERATIONS, {"prompt": "a circle", "negative_prompt": "a ring", "sampler": "heun"}, {"negative_prompt"}),
         (
             GENERATIONS,
-            {"prompt": "a circle", "regions": [PART], "mask_blur": 0.1, "painting": 9},
-            {"regions", "painting"},
+            {"prompt": "a circle", "regions": [PART], "mask_blur": 0.1, "region_strength": 9},
+            {"regions", "region_strength"},
         ),
         (GENERATIONS, {"prompt": "a circle", "style": MASK, "style_guidance": 3}, {"style", "style_guidance"}),
         (MIXES, {"sources": [{"text": "a circle", "weight": 0.7}, {"image": MASK, "weight": 0.3}]}, set()),
@@ -231,21 +249,33 @@ def opened(file: bytes) -> Image.Image:
     ],
     ids=["prompt", "regions", "style", "mix", "variation"],
 )
-def test_a_picture_is_painted_again_from_its_own_file(
+def test_an_image_is_generated_again_from_its_own_file(
     client: httpx.Client, path: str, body: dict[str, Any], dropped: set[str]
 ) -> None:
-    (_, file) = painted(client, path, {**body, "seed": 3, "n": 2, "steps": 2})
+    (_, file) = generated(client, path, {**body, "seed": 3, "n": 2, "steps": 2})
     answer = client.post("/v1/images/recipes", files={"image": file}).json()
     assert answer["record"] == record_of(opened(file), "it")
     assert (answer["record"]["number"], answer["record"]["index"]) == (2, 1)
     request = answer["request"]
     assert (request["path"], request["body"]["seed"], request["body"]["steps"]) == (path, 4, 2)
     assert (answer["missing"], answer["notes"]) == ([], [])
-    (again,) = painted(client, request["path"], request["body"])
+    (again,) = generated(client, request["path"], request["body"])
     assert opened(again).tobytes() == opened(file).tobytes()
     if dropped:
         rest = {name: value for name, value in request["body"].items() if name not in dropped}
-        assert opened(painted(client, path, rest)[0]).tobytes() != opened(file).tobytes()
+        assert opened(generated(client, path, rest)[0]).tobytes() != opened(file).tobytes()
+
+
+def test_the_old_name_of_region_strength_still_works_with_a_warning(client: httpx.Client) -> None:
+    asked = {"prompt": "a circle", "regions": [PART], "seed": 3, "steps": 1}
+    old, new, weak = (
+        client.post(GENERATIONS, json={**asked, **more}).json()
+        for more in ({"painting": 9}, {"region_strength": 9}, {})
+    )
+    assert old["data"] == new["data"] != weak["data"]
+    assert (old["warnings"], new["warnings"]) == ([validation.OLD_STRENGTH], [])
+    idle = {"syzygy_requests_running 0", "syzygy_requests_painting 0"}
+    assert waited(lambda: idle <= set(client.get("/metrics").text.splitlines()))
 
 
 def test_a_variation_is_a_mixture_of_one_and_weights_decide(client: httpx.Client) -> None:
@@ -254,34 +284,34 @@ def test_a_variation_is_a_mixture_of_one_and_weights_decide(client: httpx.Client
 
     def mixed(share: float) -> bytes:
         sources = [{"image": MASK, "weight": share}, {"text": "a circle", "weight": 1 - share}]
-        return opened(painted(client, MIXES, {"sources": sources, "seed": 3})[0]).tobytes()
+        return opened(generated(client, MIXES, {"sources": sources, "seed": 3})[0]).tobytes()
 
     assert mixed(1) == first
     assert len({first, mixed(0.5), mixed(0)}) == 3
 
 
-def test_what_is_as_much_as_allowed_is_painted(client: httpx.Client) -> None:
+def test_what_is_as_much_as_allowed_is_generated(client: httpx.Client) -> None:
     prompt = ("a circle" + " a circle" * 20)[:100]
     most = {"prompt": prompt, "negative_prompt": prompt, "steps": 5, "n": 2, "seed": 2**64 - 2, "regions": [WHOLE]}
-    assert len(painted(client, GENERATIONS, most)) == 2
-    assert len(painted(client, MIXES, {"sources": [{"text": prompt}] * 3, "steps": 1})) == 1
+    assert len(generated(client, GENERATIONS, most)) == 2
+    assert len(generated(client, MIXES, {"sources": [{"text": prompt}] * 3, "steps": 1})) == 1
 
 
-def test_seeds_are_painted_one_by_one_and_others_together(client: httpx.Client) -> None:
+def test_seeds_are_generated_one_by_one_and_others_together(client: httpx.Client) -> None:
     def batches() -> int:
         text = client.get("/metrics").text
         return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("syzygy_batches_total"))
 
     counts = [batches()]
     for more in ({"seed": 1}, {}):
-        painted(client, GENERATIONS, {"prompt": "a circle", "n": 2, "steps": 1, **more})
+        generated(client, GENERATIONS, {"prompt": "a circle", "n": 2, "steps": 1, **more})
         counts.append(batches())
     assert [after - before for before, after in pairwise(counts)] == [2, 1]
 
 
-def test_a_stream_is_made_of_named_events(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_is_made_of_named_events(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "SILENCE_SECONDS", 0.2)
-    held = Held(studio)
+    held = Held(engine)
     asked = {"sources": [{"text": "a circle"}], "stream": True, "progress": True, "partial_images": 1, "steps": 2}
     with serving(create_app(held, LIMITS)) as url, httpx.stream("POST", url + MIXES, json=asked, timeout=60) as answer:
         assert answer.headers["Content-Type"].startswith("text/event-stream")
@@ -306,9 +336,9 @@ def test_a_stream_is_made_of_named_events(studio: Studio, monkeypatch: pytest.Mo
 def test_a_text_that_is_the_name_of_a_file_is_a_text(client: httpx.Client, tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     file.write_bytes(picture(colour="red"))
-    with_file = painted(client, MIXES, {"sources": [{"text": str(file)}], "seed": 1})
+    with_file = generated(client, MIXES, {"sources": [{"text": str(file)}], "seed": 1})
     file.unlink()
-    assert painted(client, MIXES, {"sources": [{"text": str(file)}], "seed": 1}) == with_file
+    assert generated(client, MIXES, {"sources": [{"text": str(file)}], "seed": 1}) == with_file
 
 
 def test_what_a_record_cannot_hold_is_said(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,12 +346,12 @@ def test_what_a_record_cannot_hold_is_said(client: httpx.Client, monkeypatch: py
     assert client.post(GENERATIONS, json=asked).json()["warnings"] == []
     monkeypatch.setattr(requests, "KEPT_BYTES", 10)
     answer = client.post(GENERATIONS, json=asked).json()
-    assert "it has the SHA-256 alone" in answer["warnings"][0]
+    assert "only the SHA-256" in answer["warnings"][0]
     file = base64.b64decode(answer["data"][0]["b64_json"])
     assert client.post("/v1/images/recipes", files={"image": file}).json()["missing"] == ["style"]
     monkeypatch.setattr(validation, "MASKS_BYTES", 10)
     too_much = client.post(GENERATIONS, json={"prompt": "a circle", "regions": [WHOLE]})
-    refused(too_much, "regions", "bytes; at most 10: a picture's record holds them")
+    refused(too_much, "regions", "bytes as PNG files; an image's record holds at most 10")
 
 
 def test_other_routes(client: httpx.Client) -> None:
@@ -353,8 +383,8 @@ def test_pages_of_other_sites_are_kept_out(client: httpx.Client, headers: dict[s
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-def test_a_key_is_asked_for_where_there_is_one(studio: Studio) -> None:
-    app = create_app(studio, LIMITS, api_key=SECRET)
+def test_a_key_is_asked_for_where_there_is_one(engine: Engine) -> None:
+    app = create_app(engine, LIMITS, api_key=SECRET)
     with serving(app) as url, httpx.Client(base_url=url) as client:
         for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": SECRET}, {"Authorization": "Bearer é"}):
             raw = {name: value.encode("latin-1") for name, value in wrong.items()}
@@ -376,8 +406,8 @@ def send(url: str, body: dict[str, Any]) -> socket.socket:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_killed_clients_free_their_places(studio: Studio, stream: bool) -> None:
-    held = Held(studio)
+def test_killed_clients_free_their_places(engine: Engine, stream: bool) -> None:
+    held = Held(engine)
     app = create_app(held, LIMITS)
     worker = app.state.server.worker
     with serving(app) as url:
@@ -394,15 +424,15 @@ def test_killed_clients_free_their_places(studio: Studio, stream: bool) -> None:
         assert waited(lambda: worker.waiting == 0)
         assert waited(lambda: "syzygy_cancelled_total 3" in httpx.get(url + "/metrics", timeout=60).text)
         held.go.set()
-        assert waited(lambda: worker.painting == 0)
+        assert waited(lambda: worker.running == 0)
         assert (held.steps, len(held.batches)) == (1, 1)
         if not stream:
             assert f'path="{GENERATIONS}",status="499"}} 3' in httpx.get(url + "/metrics", timeout=60).text
         assert httpx.post(url + GENERATIONS, json={"prompt": "a"}, timeout=60).status_code == 200
 
 
-def test_what_is_under_way_is_finished_before_the_end(studio: Studio) -> None:
-    held = Held(studio)
+def test_what_is_under_way_is_finished_before_the_end(engine: Engine) -> None:
+    held = Held(engine)
     answers: list[httpx.Response] = []
     with serving(create_app(held, LIMITS), grace=PATIENCE) as url:
         asking = threading.Thread(
@@ -415,8 +445,8 @@ def test_what_is_under_way_is_finished_before_the_end(studio: Studio) -> None:
     assert answers[0].status_code == 200
 
 
-def test_what_outlasts_the_grace_is_dropped(studio: Studio) -> None:
-    held = Held(studio)
+def test_what_outlasts_the_grace_is_dropped(engine: Engine) -> None:
+    held = Held(engine)
     app = create_app(held, LIMITS)
     worker = app.state.server.worker
     with serving(app, grace=1.0) as url:
@@ -447,9 +477,9 @@ def test_wrong_arguments(syzygy: Callable[..., Answer], arguments: list[str], me
     assert message in answer.err
 
 
-def test_the_servers_own_steps_are_within_its_limits(studio: Studio) -> None:
+def test_the_servers_own_steps_are_within_its_limits(engine: Engine) -> None:
     with pytest.raises(UserError, match="own 3 steps are more than the 2 that a request may ask for"):
-        create_app(studio, Limits(steps=2))
+        create_app(engine, Limits(steps=2))
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path) -> None:
@@ -471,8 +501,8 @@ def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path) -> None:
         assert process.wait(PATIENCE) in (0, -signal.SIGTERM)
 
 
-def test_generated_requests_meet_no_failure_of_the_server(studio: Studio) -> None:
-    found = fuzz(create_app(studio, LIMITS, hosts=None), cases=1, a_round=5)
+def test_generated_requests_meet_no_failure_of_the_server(engine: Engine) -> None:
+    found = fuzz(create_app(engine, LIMITS, hosts=None), cases=1, a_round=5)
     statuses = {status for *_, status in found}
     assert {200, 400} <= statuses
     assert max(statuses) < 500
@@ -482,17 +512,17 @@ def test_generated_requests_meet_no_failure_of_the_server(studio: Studio) -> Non
 def test_null_and_empty_texts_are_as_if_left_out(client: httpx.Client) -> None:
     """Clients of OpenAI's API send null for what they do not set, and forms send empty fields."""
     asked = {"prompt": "a circle", "seed": 3}
-    expected = painted(client, GENERATIONS, asked)
+    expected = generated(client, GENERATIONS, asked)
     optional = [name for name, field in Generation.model_fields.items() if not field.is_required() and name != "seed"]
     assert {"n", "size", "stream", "quality", "regions", "style", "negative_prompt", "background"} <= set(optional)
     for value in (None, ""):
-        assert painted(client, GENERATIONS, {**asked, **dict.fromkeys(optional, value)}) == expected
+        assert generated(client, GENERATIONS, {**asked, **dict.fromkeys(optional, value)}) == expected
     region = {**WHOLE, "weight": None}
-    assert painted(client, GENERATIONS, {**asked, "regions": [region]}) == painted(
+    assert generated(client, GENERATIONS, {**asked, "regions": [region]}) == generated(
         client, GENERATIONS, {**asked, "regions": [WHOLE]}
     )
     source = {"text": "a circle", "image": "", "weight": None}
-    assert painted(client, MIXES, {"sources": [source]})
+    assert generated(client, MIXES, {"sources": [source]})
     form = client.post("/v1/images/variations", files={"image": picture()}, data={"n": "", "size": "", "seed": "3"})
     assert form.status_code == 200
     for body, param in (({"prompt": None}, "prompt"), ({"prompt": "a", "promt": None}, "promt")):
@@ -502,11 +532,11 @@ def test_null_and_empty_texts_are_as_if_left_out(client: httpx.Client) -> None:
 def test_base64_may_be_wrapped(client: httpx.Client) -> None:
     asked = {"prompt": "a circle", "seed": 1}
     big = picture(size=(99, 99), colour="white")
-    straight = painted(client, GENERATIONS, {**asked, "regions": [{**WHOLE, "mask": base64_of(big)}]})
+    straight = generated(client, GENERATIONS, {**asked, "regions": [{**WHOLE, "mask": base64_of(big)}]})
     wrapped = base64.encodebytes(big).decode()
     assert wrapped.count("\n") > 1
     for mask in (wrapped, "data:image/png;base64," + wrapped.replace("\n", "\r\n")):
-        assert painted(client, GENERATIONS, {**asked, "regions": [{**WHOLE, "mask": mask}]}) == straight
+        assert generated(client, GENERATIONS, {**asked, "regions": [{**WHOLE, "mask": mask}]}) == straight
 
 
 def test_head_is_answered_as_get_without_a_body(client: httpx.Client) -> None:
@@ -549,8 +579,8 @@ def cut_out() -> bytes:
     return data.getvalue()
 
 
-def test_the_transparent_part_of_a_picture_is_the_mask_where_none_is_sent(client: httpx.Client, studio: Studio) -> None:
-    asked = {"prompt": "a circle", "seed": "3", "painting": "9", "region": "circle"}
+def test_the_transparent_part_of_a_picture_is_the_mask_where_none_is_sent(client: httpx.Client, engine: Engine) -> None:
+    asked = {"prompt": "a circle", "seed": "3", "region_strength": "9", "region": "circle"}
 
     def edited(**files: bytes) -> Any:
         answer = client.post("/v1/images/edits", files=files, data=asked)
@@ -569,14 +599,14 @@ def test_the_transparent_part_of_a_picture_is_the_mask_where_none_is_sent(client
     )
 
 
-def test_values_that_are_not_finite_are_a_failure_of_the_server(studio: Studio) -> None:
+def test_values_that_are_not_finite_are_a_failure_of_the_server(engine: Engine) -> None:
     class Overflowing:
         def predict(self, features: Any, *, noise: Any = None, generator: Any = None) -> Any:
             return torch.full_like(features.pooled, float("inf"))
 
-    model = replace(studio.model, pipeline=replace(studio.model.pipeline, prior=Overflowing()))
+    model = replace(engine.model, pipeline=replace(engine.model.pipeline, prior=Overflowing()))
     with (
-        serving(create_app(Studio(model, studio.record), LIMITS)) as url,
+        serving(create_app(Engine(model, engine.record), LIMITS)) as url,
         httpx.Client(base_url=url, timeout=60) as own,
     ):
         for path, body in ((GENERATIONS, {"prompt": "a circle"}), (MIXES, {"sources": [{"text": "a circle"}]})):

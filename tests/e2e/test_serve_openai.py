@@ -13,14 +13,14 @@ from PIL import Image
 from syzygy.generation.image_files import record_of
 from syzygy.server.app import create_app
 from syzygy.server.http_server import serving
-from tests.tiny_server import Held, tiny_studio
+from tests.tiny_server import Held, tiny_engine
 
 PROMPT = "a red circle and a blue star"
 
 
 @pytest.fixture(scope="module")
 def url(tiny_model: Path) -> Iterator[str]:
-    with serving(create_app(tiny_studio(tiny_model))) as url:
+    with serving(create_app(tiny_engine(tiny_model))) as url:
         yield f"{url}/v1"
 
 
@@ -66,7 +66,7 @@ def test_regions_and_style_change_the_picture_and_are_recorded(client: openai.Op
     mask, style = (base64.b64encode(one).decode() for one in (half(False), file_of(Image.new("RGB", (9, 9), "red"))))
     region = {"phrase": "a red circle", "mask": mask, "weight": 2}
     found = []
-    for more in ({}, {"regions": [region], "painting": 5}, {"style": style, "style_guidance": 3}):
+    for more in ({}, {"regions": [region], "region_strength": 5}, {"style": style, "style_guidance": 3}):
         answer = client.images.generate(prompt=PROMPT, extra_body={"seed": 1, **more})
         assert answer.data
         found.append(decoded(answer.data[0].b64_json))
@@ -109,19 +109,19 @@ def test_a_stream_shows_pictures_before_they_are_done(client: openai.OpenAI) -> 
 
 def test_an_edit_paints_a_phrase_where_the_mask_is_transparent(client: openai.OpenAI) -> None:
     image = file_of(Image.new("RGB", (32, 32), "green"))
-    more = {"region": "a blue star", "seed": 1, "painting": 5}
+    more = {"region": "a blue star", "seed": 1, "region_strength": 5}
     answer = client.images.edit(image=image, mask=half(True), prompt=PROMPT, extra_body=more)
     assert answer.data
     record = record_of(decoded(answer.data[0].b64_json), "it")
     assert record["regions"][0]["phrase"] == "a blue star"
     assert decoded(record["regions"][0]["mask"]).convert("L").tobytes() == Image.open(io.BytesIO(half(False))).tobytes()
-    assert "painted anew" in answer.model_dump()["warnings"][0]
+    assert "style reference of a new image" in answer.model_dump()["warnings"][0]
     with client.images.edit(image=[image], prompt=PROMPT, stream=True, extra_body={"seed": 1}) as stream:
         assert [event.type for event in stream] == ["image_edit.completed"]
 
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
-def test_a_picture_is_painted_anew(client: openai.OpenAI) -> None:
+def test_variations_of_a_picture(client: openai.OpenAI) -> None:
     image = file_of(Image.new("RGB", (20, 10), "green"))
     answer = client.images.create_variation(image=image, n=2, size="32x32", extra_body={"seed": "5"})  # type: ignore[arg-type]
     assert answer.data
@@ -143,7 +143,7 @@ def test_models(client: openai.OpenAI) -> None:
     assert [name for name, value in can.items() if value is True] == [
         *("regions", "style", "style_guidance", "variations", "mixes", "partial_images"),
     ]
-    assert (can["size"], can["languages"], can["defaults"]["painting"]) == ("32x32", ["en"], 0.4)
+    assert (can["size"], can["languages"], can["defaults"]["region_strength"]) == ("32x32", ["en"], 0.4)
     assert "euler" in can["samplers"]
     assert (about["limits"]["queue"], about["limits"]["sources"], about["limits"]["prompt"]) == (32, 8, 2000)
 
@@ -155,7 +155,7 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, tiny_mode
         client.images.generate(prompt=PROMPT, stream=True, extra_body={"sampler": "none"})
     with pytest.raises(openai.NotFoundError, match="there is no model"):
         client.images.generate(prompt=PROMPT, model="gpt-image-1")
-    app = create_app(tiny_studio(tiny_model), api_key="secret")
+    app = create_app(tiny_engine(tiny_model), api_key="secret")
     with serving(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as stranger:
         with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
             stranger.models.list()
@@ -163,13 +163,13 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, tiny_mode
 
 
 def test_a_failure_in_mid_stream_is_an_error_event(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Held(tiny_studio(tiny_model))
+    held = Held(tiny_engine(tiny_model))
     held.go.set()
     monkeypatch.setattr(held, "png", lambda *_: 1 / 0)
     with serving(create_app(held)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
         with client.images.generate(prompt=PROMPT, stream=True) as stream, pytest.raises(openai.APIError) as failure:
             list(stream)
-        assert "its log says why" in str(failure.value)
+        assert "its log has the details" in str(failure.value)
         assert "ZeroDivision" not in str(failure.value)
 
 

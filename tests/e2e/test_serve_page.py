@@ -10,12 +10,13 @@ from playwright.sync_api import Browser, Route, expect
 
 from benchmarks import serve_page
 from benchmarks.serve_page import select, stroke
+from syzygy.pretrained.options import NOISE_LEVEL, Option
 from syzygy.server.app import create_app
-from syzygy.server.engine import Studio
+from syzygy.server.engine import Engine
 from syzygy.server.http_server import serving
 from syzygy.server.limits import Limits
 from tests.page_driver import NEEDS_CHROMIUM, Open, downloaded, drop, expected, masks, picture, pixels, record, watched
-from tests.tiny_server import PATIENCE, Held, tiny_studio, waited
+from tests.tiny_server import PATIENCE, Held, tiny_engine, waited
 
 expect.set_options(timeout=20_000)  # a busy machine
 pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason=NEEDS_CHROMIUM)
@@ -26,13 +27,13 @@ LETTERS = "aaAbßSs ıİς.,-月星1é🌟e\u0301\u00a0\n'’\u00ad\ufe0f\u1100\
 
 
 @pytest.fixture(scope="module")
-def studio(tiny_model: Path) -> Studio:
-    return tiny_studio(tiny_model)
+def engine(tiny_model: Path) -> Engine:
+    return tiny_engine(tiny_model)
 
 
 @pytest.fixture(scope="module")
-def url(studio: Studio) -> Iterator[str]:
-    with serving(create_app(studio, LIMITS)) as url:
+def url(engine: Engine) -> Iterator[str]:
+    with serving(create_app(engine, LIMITS)) as url:
         yield url
 
 
@@ -87,7 +88,7 @@ def test_type_select_paint_generate_restore(opened: Open) -> None:
 
     other = opened()
     drop(other, first)
-    expect(other.locator("#notice")).to_contain_text("painting makes this picture again")
+    expect(other.locator("#notice")).to_contain_text("Generate makes this image again")
     expect(other.locator("#prompt")).to_have_value("a red star and a blue ring")
     expect(other.locator("#seed")).to_have_value("7")
     expect(other.locator("#negative_prompt")).to_have_value("a square")
@@ -116,7 +117,7 @@ def test_keys_alone_are_enough(opened: Open) -> None:
     expect(page.locator("#said")).to_contain_text("Lifted at 60 %")
     expect(page.locator(".phrases .state")).to_have_text("")
     page.keyboard.press("Control+z")
-    expect(page.locator(".phrases .state")).to_have_text("not painted yet")
+    expect(page.locator(".phrases .state")).to_have_text("not drawn yet")
     page.keyboard.press("Control+Shift+z")
     expect(page.locator(".phrases .state")).to_have_text("")
     page.keyboard.press("e")
@@ -142,7 +143,7 @@ def test_brush_eraser_undo_and_a_phrase_that_leaves(opened: Open) -> None:
     page.click("[data-tool=eraser]")
     page.fill("#brush-size", "60")
     stroke(page, LEFT)
-    expect(page.locator(".phrases .state")).to_have_text("not painted yet")
+    expect(page.locator(".phrases .state")).to_have_text("not drawn yet")
     page.click("#undo")
     expect(page.locator(".phrases .state")).to_have_text("")
     page.fill("#prompt", "a blue ring")
@@ -160,8 +161,8 @@ def test_brush_eraser_undo_and_a_phrase_that_leaves(opened: Open) -> None:
     expect(page.locator(".phrases li")).to_have_count(1)
 
 
-def test_a_full_queue_is_waited_for_and_work_is_cancelled(opened: Open, studio: Studio) -> None:
-    held = Held(studio)
+def test_a_full_queue_is_waited_for_and_work_is_cancelled(opened: Open, engine: Engine) -> None:
+    held = Held(engine)
     app = create_app(held, LIMITS)
     worker = app.state.server.worker
     with serving(app) as url:
@@ -179,7 +180,7 @@ def test_a_full_queue_is_waited_for_and_work_is_cancelled(opened: Open, studio: 
         expect(third.locator("#go")).to_have_text("Cancel")
         third.click("#go")
         expect(third.locator("#go-status")).to_have_text("Cancelled.")
-        expect(third.locator("#go")).to_have_text("Paint one picture")
+        expect(third.locator("#go")).to_have_text("Generate one image")
         second.click("#go")
         expect(second.locator("#go-status")).to_have_text("Cancelled.")
         assert waited(lambda: worker.waiting == 0)  # the page does not wait until the server has seen it
@@ -190,14 +191,14 @@ def test_a_full_queue_is_waited_for_and_work_is_cancelled(opened: Open, studio: 
         expect(second.locator("figure")).to_have_count(0)
 
 
-def test_a_key_is_asked_for_and_kept_in_this_tab(opened: Open, studio: Studio) -> None:
-    with serving(create_app(studio, LIMITS, api_key=SECRET)) as url:
+def test_a_key_is_asked_for_and_kept_in_this_tab(opened: Open, engine: Engine) -> None:
+    with serving(create_app(engine, LIMITS, api_key=SECRET)) as url:
         page = opened(url, ready=False)
         for key in ("wrong", SECRET):
             page.fill("#key", key)
             page.click("#key-form button")
             if key == "wrong":
-                expect(page.locator("#key-note")).to_have_text("The server does not know this key.")
+                expect(page.locator("#key-note")).to_have_text("The server does not accept this key.")
         page.wait_for_selector("#go:enabled")
         page.fill("#prompt", "a red star")
         page.fill("#n", "1")
@@ -238,7 +239,9 @@ def test_errors_are_told_beside_their_cause(opened: Open) -> None:
     page.unroute("**/generations")
     page.fill("#n", "0")
     page.click("#go")
-    expect(page.locator("[data-param=n] .note")).to_have_text("Pictures must be a number from 1 to 4.")
+    expect(page.locator("[data-param=n] .note")).to_have_text(
+        "Images must be a whole number of at least 1 and at most 4."
+    )
     page.fill("#n", "1")
     page.fill("#seed", "9007199254740993")
     page.click("#go")
@@ -246,9 +249,9 @@ def test_errors_are_told_beside_their_cause(opened: Open) -> None:
     page.fill("#seed", "")
     page.fill("#prompt", " ")
     page.click("#go")
-    expect(page.locator("#prompt-note")).to_have_text("Say what to paint.")
+    expect(page.locator("#prompt-note")).to_have_text("Describe the image.")
     drop(page, b"no picture")
-    expect(page.locator("#notice")).to_contain_text("dropped.png restores nothing: ")
+    expect(page.locator("#notice")).to_contain_text("dropped.png cannot be restored: ")
 
 
 def test_style_variations_and_mixtures(opened: Open) -> None:
@@ -266,7 +269,7 @@ def test_style_variations_and_mixtures(opened: Open) -> None:
     assert pixels(base64.b64decode(made["style"]["data"]))[3][3] == [255, 165, 0]
 
     page.click("figure.done .open")
-    page.click("text=Paint variations")
+    page.click("text=Generate variations")
     expect(page.locator("figure.done")).to_have_count(2)
     drop(page, picture("green"), "#mix-part")
     expect(page.locator(".sources img")).to_have_count(1)
@@ -286,11 +289,11 @@ def test_style_variations_and_mixtures(opened: Open) -> None:
     expect(other.locator("figure.done")).to_have_count(2)
     assert pixels(downloaded(other)) == pixels(downloaded(page))
     other.click("figure.done .open >> nth=0")
-    other.click("text=Put it beneath the canvas")
-    expect(other.locator("#beneath")).to_be_visible()
+    other.click("text=Use as canvas background")
+    expect(other.locator("#background")).to_be_visible()
 
 
-def test_what_the_model_cannot_do_is_not_offered(opened: Open, studio: Studio) -> None:
+def test_what_the_model_cannot_do_is_not_offered(opened: Open, engine: Engine) -> None:
     can = {
         "regions": False,
         "style": False,
@@ -310,7 +313,15 @@ def test_what_the_model_cannot_do_is_not_offered(opened: Open, studio: Studio) -
     page.route("**/v1/models", other)
     serve_page.ready(page, page.url)
     expect(page.locator("#languages")).to_have_text("Write in English, German or Chinese.")
-    for hidden in ("#place", "#phrases-part", "#overlay-part", "#style-part", "#mix-part", "#sampler", "#painting"):
+    for hidden in (
+        "#place",
+        "#phrases-part",
+        "#overlay-part",
+        "#style-part",
+        "#mix-part",
+        "#sampler",
+        "#region_strength",
+    ):
         expect(page.locator(hidden)).to_be_hidden()
     page.fill("#prompt", "a red star")
     page.fill("#size", "48x32")
@@ -320,6 +331,30 @@ def test_what_the_model_cannot_do_is_not_offered(opened: Open, studio: Studio) -
         "prompt", "n", "steps", "guidance_scale", "size", "stream", "progress", "partial_images"
     }  # fmt: skip
     expect(page.locator("[data-param=size] .note")).to_contain_text("48x32")
+
+
+def test_a_decoders_options_have_fields(opened: Open, engine: Engine) -> None:
+    options = (NOISE_LEVEL, Option(name="mode", type=str, choices=("a", "b"), help="Mode."))
+    page = opened(ready=False)
+
+    def other(route: Route) -> None:
+        answer = route.fetch()
+        card = answer.json()
+        card["data"][0]["capabilities"]["options"] = {option.name: option.json_schema() for option in options}
+        route.fulfill(response=answer, json=card)
+
+    page.route("**/v1/models", other)
+    serve_page.ready(page, page.url)
+    page.fill("#prompt", "a red star")
+    page.fill("#noise_level", "1000")
+    page.click("#go")
+    note = page.locator("[data-param=noise_level] .note")
+    expect(note).to_have_text("Noise level must be a whole number of at least 0 and at most 999.")
+    page.fill("#noise_level", "7")
+    page.select_option("#mode", "b")
+    with page.expect_request("**/generations") as waiting:
+        page.click("#go")
+    assert (waiting.value.post_data_json["noise_level"], waiting.value.post_data_json["mode"]) == (7, "b")
 
 
 def test_phrases_are_found_as_the_server_finds_them(opened: Open) -> None:

@@ -15,7 +15,7 @@ from syzygy.server.app import create_app
 from syzygy.server.http_server import serving
 from syzygy.server.limits import Limits
 from tests.page_driver import FAINT, NEEDS_CHROMIUM, PHONE, SMALL, Open, downloaded, finger, masks, record, watched
-from tests.tiny_server import tiny_studio
+from tests.tiny_server import tiny_engine
 
 expect.set_options(timeout=20_000)  # a busy machine
 pytestmark = pytest.mark.skipif(serve_page.executable() is None, reason=NEEDS_CHROMIUM)
@@ -25,7 +25,7 @@ DOWN = [(0.2, 0.2 + 0.04 * piece) for piece in range(12)]
 
 @pytest.fixture(scope="module")
 def opened(tiny_model: Path) -> Iterator[Open]:
-    app = create_app(tiny_studio(tiny_model), Limits(number=4, steps=10, regions=2))
+    app = create_app(tiny_engine(tiny_model), Limits(number=4, steps=10, regions=2))
     with serving(app) as url, serve_page.browser() as browser, watched(browser, url) as new:
         yield new
 
@@ -50,7 +50,7 @@ def test_words_are_chosen_painted_and_removed_by_finger(opened: Open) -> None:
     expect(page.locator(".candidate .words")).to_have_text("red star")
     finger(page, DOWN)
     tap(page, "ring")  # at once after a quick stroke
-    expect(page.locator(".phrases .state")).to_have_text(["", "paint it now"])
+    expect(page.locator(".phrases .state")).to_have_text(["", "draw it now"])
     assert page.evaluate("scrollY") == 0  # the stroke did not move the page
     tap(page, "blue")
     chosen(page).to_have_text(["blue", "ring"])
@@ -65,7 +65,7 @@ def test_words_are_chosen_painted_and_removed_by_finger(opened: Open) -> None:
     finger(page, [(x + 0.5, y) for x, y in DOWN])
     expect(page.locator(".phrases .state")).to_have_text(["", ""])
     tap(page, "second")
-    expect(page.locator("#prompt-help")).to_contain_text("At most 2 phrases")
+    expect(page.locator("#prompt-help")).to_contain_text("At most 2 regions")
     tap(page, "red")  # chooses the phrase that it is part of
     chosen(page).to_have_text(["red", "star", "red", "star"])
     page.tap("[aria-label='Remove red star']")
@@ -88,7 +88,7 @@ def test_two_fingers_move_the_page_and_paint_nothing(opened: Open) -> None:
     tap(page, "star")
     finger(page, [(x, 0.8 - y) for x, y in DOWN], fingers=2)
     page.wait_for_function("scrollY > 50")
-    expect(page.locator(".phrases .state")).to_have_text("not painted yet")
+    expect(page.locator(".phrases .state")).to_have_text("not drawn yet")
     finger(page, DOWN)
     expect(page.locator(".phrases .state")).to_have_text("")
     page.tap("[aria-label='Remove star']")

@@ -106,7 +106,7 @@ def test_where_an_adapter_may_be(
 
 def test_a_model_is_put_together_with_one(model: Path, adapted: TextToImage, tmp_path: Path) -> None:
     parts = {name: model / name for name in (*model_parts.COMPONENTS, "llm", "adapter")}
-    own_models.assemble(parts, tmp_path / "whole", world=True, defaults={"num_inference_steps": 3})
+    own_models.write_model(parts, tmp_path / "whole", world=True, defaults={"num_inference_steps": 3})
     path = tmp_path / "whole" / "adapter" / artifacts.PROVENANCE_FILE
     record = artifacts.read_json(path)
     artifacts.write_json(path, record | {"llm": record["llm"] | {"source": "gone/since"}})
@@ -114,7 +114,7 @@ def test_a_model_is_put_together_with_one(model: Path, adapted: TextToImage, tmp
     assert picture(loaded) == picture(adapted)
     assert loaded.fingerprints() == adapted.fingerprints()
     with pytest.raises(AssertionError, match="its language model"):
-        own_models.assemble(
+        own_models.write_model(
             {name: parts[name] for name in parts if name != "llm"}, tmp_path / "half", world=True, defaults={}
         )
 

@@ -149,7 +149,7 @@ def test_from_nothing_to_a_picture(
 
     results = {"clip": clip, "autoencoder": autoencoder, "decoder": decoder, "prior": prior}
     parts = {name: Path(result["folder"]) for name, result in results.items()}
-    own_models.assemble(parts | {"reader": tiny_model / "reader"}, tmp_path / "m", world=True, defaults={})
+    own_models.write_model(parts | {"reader": tiny_model / "reader"}, tmp_path / "m", world=True, defaults={})
     arguments = ("a red circle", "--model", tmp_path / "m", "--steps", "2", "--out", tmp_path / "out", "--json")
     own = json.loads(syzygy("generate", *arguments).out)
     assert read_record(Path(own["images"][0]["path"]))["steps"] == 2

@@ -18,7 +18,7 @@ from syzygy.core.artifacts import read_tensors
 from syzygy.core.errors import UserError
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_files import mapped, write_tensors
-from syzygy.prior.eclipse import EclipseObjective, EclipsePrior, EclipsePriorConfig, PriorTaskConfig
+from syzygy.prior.eclipse import EclipseObjective, EclipsePrior, EclipsePriorConfig, EclipseTaskConfig
 from syzygy.prior.embedding_pairs import PriorData, StorePairs, split
 from syzygy.prior.prior_task import PriorTask
 from tests.closeness import assert_close
@@ -237,7 +237,7 @@ def test_a_store_and_memory_give_the_same_batches(store: Path) -> None:
         torch.manual_seed(0)
         sizes = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}
         prior = EclipsePrior(EclipsePriorConfig(embedding_dim=opened.width, **sizes))
-        objective = EclipseObjective(prior, PriorTaskConfig(batch_size=16), logit_scale=10.0)
+        objective = EclipseObjective(prior, EclipseTaskConfig(batch_size=16), logit_scale=10.0)
         tasks.append(PriorTask(objective, pairs, pairs, 16, 0))
     assert tasks[0].loss(3)["loss"].item() == tasks[1].loss(3)["loss"].item()
     with torch.no_grad():

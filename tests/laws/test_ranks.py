@@ -30,9 +30,9 @@ from syzygy.core import artifacts
 from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
 from syzygy.core.randomness import generator
 from syzygy.training.loop import fit
-from syzygy.prior.eclipse import EclipseObjective, PriorTaskConfig
+from syzygy.prior.eclipse import EclipseObjective, EclipseTaskConfig
 from syzygy.prior.embedding_pairs import PriorData
-from syzygy.training.parallel import joined
+from syzygy.training.parallel import process_group
 from syzygy.prior.prior_task import PriorTask
 from syzygy.training.schedule import LoopConfig
 from syzygy.core.contracts import TextFeatures
@@ -47,7 +47,7 @@ def train(world, out, micro):
     data = PriorData(torch.randn(20, 8, generator=draw), features, torch.arange(20), torch.arange(20) % 18)
     torch.manual_seed(world.rank)  # ranks begin with different weights: the first one's must win
     prior = EclipsePrior(EclipsePriorConfig(embedding_dim=8, num_layers=2, num_attention_heads=2, attention_head_dim=8, num_embeddings=6))
-    objective = EclipseObjective(prior, PriorTaskConfig(batch_size=12), logit_scale=10.0)
+    objective = EclipseObjective(prior, EclipseTaskConfig(batch_size=12), logit_scale=10.0)
     task = PriorTask(objective, data, data, 12, 0, micro_batch=micro, world=world)
     loop = LoopConfig(steps=6, lr=1e-3, grad_clip=0.5, ema_half_life=4, validate_every=3, checkpoint_every=2, log_every=1, best="max cosine")
     parts = task.parts
@@ -63,7 +63,7 @@ def train(world, out, micro):
         artifacts.write_tensors(out / "weights.safetensors", prior.state_dict())
 
 
-with joined(torch.device("cpu")) as world:
+with process_group(torch.device("cpu")) as world:
     for out, micro in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         train(world, Path(out), int(micro))
 '''

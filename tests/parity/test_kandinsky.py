@@ -108,7 +108,7 @@ def test_samplers_are_diffusers_schedulers(tiny_kandinsky: Tiny, copy_of: Callab
     decoder = load(with_scheduler(copy_of(tiny_kandinsky.decoder), variance_type="learned_range", **habits))
     made = {
         name: decoder.generate(Guide(embeddings(1)), generators(3), sampling=Sampling(steps=4, sampler=name))
-        for name in diffusers_schedulers.SAMPLERS
+        for name in diffusers_schedulers.SCHEDULERS
     }
     assert torch.equal(made["ddpm"], decoder.generate(Guide(embeddings(1)), generators(3), sampling=Sampling(steps=4)))
     # One ODE and one method in two parametrisations: Euler in σ is DDIM. It shows that scaled inputs reach the U-Net.

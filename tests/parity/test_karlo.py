@@ -22,7 +22,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator, per_sample_noise
 from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.karlo import KarloDecoder
-from syzygy.prior.unclip_sampling import Ancestral, alphas_bar, visited, walk
+from syzygy.prior.unclip_sampling import Ancestral, alphas_bar, sample_unclip, visited
 from syzygy.regions import region_bias as paint
 from tests.closeness import LEVEL, NETWORK, assert_close
 from tests.tiny_karlo import LARGE, SMALL, karlo_models, karlo_schedulers, tiny_karlo
@@ -189,7 +189,7 @@ def test_steps_are_those_of_diffusers_scheduler(kind: Any, steps: int, monkeypat
     for i, t in enumerate(times):
         later = times[i + 1] if i + 1 < steps else None
         x = scheduler.step(predict(x, t, later is None), t, x, prev_timestep=later).prev_sample
-    found = walk(Ancestral(learned, 1.0), predict, (3, 4, 4), times, generators(0), CPU)
+    found = sample_unclip(Ancestral(learned, 1.0), predict, (3, 4, 4), times, generators(0), CPU)
     assert_close(found, x.float(), depth=NETWORK)
 
 
@@ -399,5 +399,5 @@ def test_any_number_of_steps_leads_from_noise_to_the_picture(kind: Any, steps: i
         eps = (x - signal[t].sqrt() * target) / (1 - signal[t]).sqrt()
         return torch.cat([eps, torch.zeros_like(eps)], 1).float() if kind == "learned_range" else eps.float()
 
-    found = walk(Ancestral(kind == "learned_range", 1.0), predict, (3, 2, 2), times, generators(0), CPU)
+    found = sample_unclip(Ancestral(kind == "learned_range", 1.0), predict, (3, 2, 2), times, generators(0), CPU)
     assert (found - target).abs().max() < 0.02

@@ -125,6 +125,6 @@ def test_a_scheduler_that_clips_does_not_hide_infinity() -> None:
         return torch.cat([x[:1], torch.full_like(x[1:], float("inf"))])
 
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    found = diffusers_schedulers.walk(own, predict, torch.ones(2, 4, 2, 2), 3, generators)
+    found = diffusers_schedulers.sample_with_scheduler(own, predict, torch.ones(2, 4, 2, 2), 3, generators)
     assert torch.isfinite(found[0]).all()
     assert found[1].isnan().all()

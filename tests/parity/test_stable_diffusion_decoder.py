@@ -185,7 +185,7 @@ def test_what_diffusers_mends_in_old_schedulers(named: bool, folders: dict[str, 
 
 def test_every_sampler_paints(decoders: Any) -> None:
     regions = [[Region("circle", half())]]
-    for name in diffusers_schedulers.SAMPLERS:
+    for name in diffusers_schedulers.SCHEDULERS:
         sampling = Sampling(steps=3, sampler=name)
         plain, painted = (
             decoders["1.5"].generate(Guide(texts=TEXTS[:1], regions=own), generators(3), sampling=sampling)

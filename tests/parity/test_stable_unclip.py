@@ -117,7 +117,7 @@ def test_every_sampler_paints(tiny_stable_unclip: Tiny, copy_of: Callable[[Path]
     decoder = load(folder)
     made = {
         name: decoder.generate(Guide(embeddings(1)), generators(3), sampling=Sampling(steps=3, sampler=name))
-        for name in diffusers_schedulers.SAMPLERS
+        for name in diffusers_schedulers.SCHEDULERS
     }
     assert torch.equal(made["pndm"], decoder.generate(Guide(embeddings(1)), generators(3), sampling=Sampling(steps=3)))
     torch.testing.assert_close(made["euler"], made["ddim"], rtol=0, atol=3 * LEVEL)  # so latents are not clipped

@@ -29,14 +29,14 @@ def test_a_connection_to_this_machine_works() -> None:
 
 
 def test_shapes_are_checked() -> None:
-    from syzygy.regions.region_bias import RegionBias, attention, strength
+    from syzygy.regions.region_bias import RegionBias, attention, noise_factor
 
     with pytest.raises(TypeCheckError):
-        strength(torch.ones(2, dtype=torch.int64))
-    painting, x = RegionBias(torch.zeros(2, 3, 2, 2), (2, 2), torch.ones(2)), torch.zeros(2, 1, 4, 8)
-    assert attention(x, x, x, painting).shape == x.shape
+        noise_factor(torch.ones(2, dtype=torch.int64))
+    bias, x = RegionBias(torch.zeros(2, 3, 2, 2), (2, 2), torch.ones(2)), torch.zeros(2, 1, 4, 8)
+    assert attention(x, x, x, bias).shape == x.shape
     with pytest.raises(TypeCheckError):
-        attention(x, x[:1], x, painting)
+        attention(x, x[:1], x, bias)
 
 
 def test_the_end_says_what_was_skipped_and_how_to_get_it(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ SOURCE is one of
   photos                    a folder with metadata.csv: file_name,text
   photos                    pictures with caption files, x.png with x.txt, also in folders
   laion                     clip-retrieval's folder with img_emb and metadata
-A folder with tars, or with parquet files, stands for all of these files in it.
+If a folder holds tars, or parquet files, all of them are read.
 
 \b
 Captions come from a column called caption, captions, text, texts or txt. Name any other with
@@ -69,7 +69,7 @@ Embed the world's scenes with the packaged CLIP, then show the store:
 On several GPUs:  torchrun --nproc-per-node 4 -m syzygy.cli embed SOURCE …
 On a Ray cluster: syzygy embed SOURCE --runner ray --workers 32 …
 The store is the same to the byte. To continue an interrupted run, repeat its command: finished parts are
-kept, and options that you omit stay as they were.
+kept, and options that you leave out keep the values of the interrupted run.
 """
 
 
@@ -96,7 +96,7 @@ kept, and options that you omit stay as they were.
     "--threads",
     type=Whole(1, 256),
     metavar="N",
-    help="Threads of each worker, which decode pictures and, on a CPU, compute.  [default: all processors, shared]",
+    help="Threads of each worker, for decoding pictures and, on a CPU, for computing.  [default: all processors, shared]",
 )
 @click.option("--workers", type=Whole(1, 1024), metavar="N", help="Processes, each with its own encoder.  [default: 1]")
 @click.option(
@@ -127,7 +127,7 @@ kept, and options that you omit stay as they were.
     "--image-norm",
     type=Number(0.0, above=True),
     metavar="NORM",
-    help="Mean norm of the encoder's raw image embeddings, for ready-made embeddings of unit length.",
+    help="For a source of unit-length embeddings: the mean length to scale them to.",
 )
 @click.option("--dry-run", is_flag=True, help="Estimate time, memory and disk from the first pairs, and write nothing.")
 @device_option

@@ -49,9 +49,9 @@ def generate(
 ) -> None:
     """Generate images from prompts.
 
-    Writes PNG files that record how they were made, and a contact sheet. Image i of a prompt (from 0) has seed S + i, so
-    that --seed S+i makes it again alone. With --best-of K, seeds S + i·K to S + i·K + K-1 are tried, and the file records
-    which was kept. Other images are never overwritten.
+    Writes PNG files that record how they were made, and a contact sheet. Image i of a prompt (from 0) uses seed S + i;
+    --seed S+i makes that image again. With --best-of K, seeds S + i·K to S + i·K + K-1 are tried, and the file records
+    which was kept. Files of other images are never overwritten.
 
     \b
     Say where objects should be by painting with words:

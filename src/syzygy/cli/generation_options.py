@@ -117,7 +117,7 @@ def region_options(command: F) -> F:
             "--style-guidance",
             type=float,
             metavar="W",
-            help="Guidance scale of the style reference. Default: the model's own, or that of the text.",
+            help="Guidance scale of the style reference. Default: the model's own; without one, the guidance scale counts for text and style.",
         ),
         click.option(
             "--region-strength",
@@ -131,7 +131,7 @@ def region_options(command: F) -> F:
 
 def prompt_options(command: F) -> F:
     """As `model_options`; and what the decoder reads of prompts."""
-    text = "What the decoder reads of prompts: image, text, or image,text. Default: all that it can."
+    text = "Conditions that the decoder uses, comma-separated: image, text, t5. Default: all that it can."
     return model_options(click.option("--conditions", metavar="NAMES", help=text)(command))
 
 

@@ -124,7 +124,7 @@ COMMANDS: Table = {
         renamed={"painting": "regions"},
     ),
     "reproduce": Branch(
-        "Repeat a paper's experiment in small.",
+        "Repeat a paper's experiment at small scale.",
         {
             "eclipse": Leaf(
                 "syzygy.lab.commands.reproduce_commands:eclipse",
@@ -141,7 +141,7 @@ COMMANDS: Table = {
         },
     ),
     "world": Branch(
-        "Look into the embedded world of scenes.",
+        "Render, describe and classify scenes of the embedded world.",
         {
             "sample": Leaf(
                 "syzygy.lab.commands.world_commands:sample", "Write images of scenes with captions to a folder."

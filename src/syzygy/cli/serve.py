@@ -112,7 +112,7 @@ def serve(
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'syzygy[web]'.") from None
     from syzygy.server.app import create_app
-    from syzygy.server.engine import Studio
+    from syzygy.server.engine import Engine
     from syzygy.server.limits import Limits
     from syzygy.server.security import LOOPBACK
 
@@ -120,8 +120,8 @@ def serve(
     with listening(host, port) as bound:
         loaded = load_model(settings, device)
         hosts = [*LOOPBACK, host, *allow_host] if local or allow_host else None
-        studio = Studio.of(loaded.model, loaded.record)
-        app = create_app(studio, limits, batch_size=batch_size, api_key=api_key, hosts=hosts)
+        engine = Engine.of(loaded.model, loaded.record)
+        app = create_app(engine, limits, batch_size=batch_size, api_key=api_key, hosts=hosts)
         server = server_of(app, grace=float(grace), proxies=",".join(proxy) or "127.0.0.1", verbose=verbose)
         url = url_of(bound)
         about = {"url": url, "model": loaded.model.name, "api_key": api_key is not None, **limits.model_dump()}

@@ -30,7 +30,7 @@ clip_option = click.option(
 On your own pairs (docs/tutorials/train-your-own-prior.md):
   syzygy embed pairs/ --encoder FOLDER|HUB-ID --out STORE
   syzygy train prior --preset eclipse-kandinsky22 --data STORE --out RUN
-  torchrun --nproc-per-node 4 -m syzygy.cli train prior … on four GPUs
+  torchrun --nproc-per-node 4 -m syzygy.cli train prior …   # on four GPUs
 """
 )
 @clip_option
@@ -52,7 +52,7 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
         from syzygy.prior import training as prior
         from syzygy.prior.next_steps import after_training
         from syzygy.training.estimate import is_dry_run
-        from syzygy.training.parallel import joined
+        from syzygy.training.parallel import process_group
         from syzygy.training.progress import ConsoleReporter
 
         fitting = fitting_of(options["overrides"])
@@ -61,7 +61,7 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
             report = ConsoleReporter("prior", tensorboard=out / "tensorboard")
         if store is not None and "scenes" not in set_names(options["overrides"]):
             run = run.model_copy(update={"scenes": None})
-        with joined(device) as world:
+        with process_group(device) as world:
             if store is None:
                 clip = Clip.from_pretrained(part_folder(clip_source, "clip"))
                 train = imported("syzygy.lab.starter.prior_training:train")

@@ -150,10 +150,10 @@ def adapter(**options: Any) -> None:
     overrides = options["overrides"]
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
-        from syzygy.training.parallel import joined
+        from syzygy.training.parallel import process_group
 
         train = _align if choice.stage == "align" else _image if choice.decoder is None else _image_with_decoder
-        with joined(device) as world:
+        with process_group(device) as world:
             result = train(choice, run, out, world, overrides)
         following = (f"syzygy train adapter --stage image --from {quote(str(out))} --out RUN",)
         return Trained(result.folder, result.metrics, following if choice.stage == "align" else ())

@@ -55,7 +55,7 @@ def train_options(preset: str) -> Callable[[F], F]:
             "--threads",
             type=Whole(1, 256),
             metavar="N",
-            help="Number of CPU threads. A continued run gives bit-equal results with the same number only.  [default: torch's]",
+            help="Number of CPU threads. To continue a run bit for bit, use the same number.  [default: torch's]",
         ),
         device_option,
         json_option,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from syzygy.clip.image_processing import Preparation
 from syzygy.clip.tokenization import around_ids, check_vocabulary
-from syzygy.core import artifacts, checkpoint_files
+from syzygy.core import artifacts, hub_files
 from syzygy.core.errors import UserError
 from syzygy.core.model_files import Located
 
@@ -20,8 +20,8 @@ OLD_BUFFERS = tuple(f"{tower}embeddings.position_ids" for tower in ("text_model.
 """0, 1, 2, …: stored by checkpoints from before transformers 4.31, made anew by the classes since."""
 IMAGE_NAMES = ("vision_model.", "visual_projection.")
 TOWERS = {
-    checkpoint_files.TEXT: ("CLIPTextModelWithProjection", "CLIPTextConfig", ("text_model.", "text_projection.")),
-    checkpoint_files.IMAGE: ("CLIPVisionModelWithProjection", "CLIPVisionConfig", IMAGE_NAMES),
+    hub_files.TEXT: ("CLIPTextModelWithProjection", "CLIPTextConfig", ("text_model.", "text_projection.")),
+    hub_files.IMAGE: ("CLIPVisionModelWithProjection", "CLIPVisionConfig", IMAGE_NAMES),
 }
 """transformers' classes by the folder of a tower, and how the names of its weights begin in a whole `CLIPModel`."""
 OLD_END = 2
@@ -86,7 +86,7 @@ class Part:
     """How the names of its weights begin, among those of the folder."""
 
     def stored(self) -> dict[str, Tensor]:
-        return checkpoint_files.read_weights(self.folder, keep=lambda name: name.startswith(self.names))
+        return hub_files.read_weights(self.folder, keep=lambda name: name.startswith(self.names))
 
 
 def load(found: Located, dtype: torch.dtype, *, text_first: bool = False) -> Loaded:
@@ -101,10 +101,10 @@ def load(found: Located, dtype: torch.dtype, *, text_first: bool = False) -> Loa
             when that is asked for.
     """
     _check_dtype(dtype)
-    folder, pipeline = found.folder, checkpoint_files.is_pipeline(found.folder)
-    parts = [_tower(folder, checkpoint_files.TEXT)] if text_first else _parts(folder)
+    folder, pipeline = found.folder, hub_files.is_pipeline(found.folder)
+    parts = [_tower(folder, hub_files.TEXT)] if text_first else _parts(folder)
     preparation = _preparation(found)
-    tokenizer = read_tokenizer(folder / checkpoint_files.TOKENIZER if pipeline else folder)
+    tokenizer = read_tokenizer(folder / hub_files.TOKENIZER if pipeline else folder)
     tensors = [part.stored() for part in parts]
     models = [filled(part, stored, dtype) for part, stored in zip(parts, tensors, strict=True)]
     _check_text(models[0], tokenizer, folder)
@@ -114,7 +114,7 @@ def load(found: Located, dtype: torch.dtype, *, text_first: bool = False) -> Loa
         return Loaded(model, tokenizer, preparation, None if dtype == torch.float32 else _fingerprint(tensors))
 
     def load_image() -> nn.Module:
-        part = _tower(folder, checkpoint_files.IMAGE)
+        part = _tower(folder, hub_files.IMAGE)
         image = filled(part, part.stored(), dtype).eval()
         _check_image(models[0], image, preparation, folder)
         return image
@@ -142,12 +142,12 @@ def _tower(folder: Path, tower: str) -> Part:
 
     kind_name, config_name, names = TOWERS[tower]
     kind, config_kind = getattr(transformers, kind_name), getattr(transformers, config_name)
-    if checkpoint_files.is_pipeline(folder):
+    if hub_files.is_pipeline(folder):
         if not (folder / tower).is_dir():
             raise UserError(_half(folder, tower))
         return _part(kind, config_kind, folder / tower)
     whole = _config(_parts(folder)[0])
-    values = (whole.text_config if tower == checkpoint_files.TEXT else whole.vision_config).to_dict()
+    values = (whole.text_config if tower == hub_files.TEXT else whole.vision_config).to_dict()
     return Part(kind, config_kind, folder, values | {"projection_dim": whole.projection_dim}, names)
 
 
@@ -155,7 +155,7 @@ def _parts(folder: Path) -> list[Part]:
     """The towers of a pipeline; or the one model that is the whole CLIP."""
     from transformers import CLIPConfig, CLIPModel
 
-    if checkpoint_files.is_pipeline(folder):
+    if hub_files.is_pipeline(folder):
         return [_tower(folder, tower) for tower in TOWERS]
     return [_part(CLIPModel, CLIPConfig, folder)]
 
@@ -223,12 +223,12 @@ def _check_kind(kind: str, model_type: str, values: Mapping[str, Any], path: Pat
 
 
 def _preparation(found: Located) -> Preparation:
-    folders = checkpoint_files.PREPARATIONS if checkpoint_files.is_pipeline(found.folder) else ("",)
-    paths = [found.folder / folder / name for folder in folders for name in checkpoint_files.PREPARATION_FILES]
+    folders = hub_files.PREPARATIONS if hub_files.is_pipeline(found.folder) else ("",)
+    paths = [found.folder / folder / name for folder in folders for name in hub_files.PREPARATION_FILES]
     for path in paths:
         if path.is_file():
             values = artifacts.read_json(path)
-            if path.name == checkpoint_files.PREPARATION_FILES[1]:
+            if path.name == hub_files.PREPARATION_FILES[1]:
                 return Preparation.from_config(values, path)
             # transformers 5 nests it here; older files of this name hold other things.
             if isinstance(nested := values.get("image_processor"), dict):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from syzygy.clip import clip_loading
 from syzygy.clip.image_processing import Preparation
 from syzygy.clip.tokenization import Tokenized, alike, tokenized
-from syzygy.core import artifacts, checkpoint_files
+from syzygy.core import artifacts, hub_files
 from syzygy.core.config import Config
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
@@ -304,7 +304,7 @@ class Clip(nn.Module):
             UserError: it is not found, a file is missing, truncated or pickle, weights do not fit the configuration,
                 or the parts do not belong together.
         """
-        found = checkpoint_files.locate(source, revision, local_files_only)
+        found = hub_files.locate(source, revision, local_files_only)
         parts = clip_loading.load(found, dtype, text_first=text_first)
         own = (parts.model, parts.tokenizer, parts.preparation, found.source)
         return cls(*own, revision=found.revision, fingerprint=parts.fingerprint).eval()

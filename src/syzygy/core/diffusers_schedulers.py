@@ -1,4 +1,4 @@
-"""diffusers' schedulers as samplers, and one walk from noise to latents for all of them.
+"""diffusers' schedulers as samplers, and one loop from noise to latents for all of them.
 
 Shapes: N images, C latent channels, h × w latent positions.
 """
@@ -21,7 +21,7 @@ from syzygy.core.diffusers_weights import SCHEDULER_FILE
 from syzygy.core.errors import UserError
 from syzygy.core.wording import counted
 
-SAMPLERS: Mapping[str, str] = {
+SCHEDULERS: Mapping[str, str] = {
     "ddpm": "DDPMScheduler",
     "ddim": "DDIMScheduler",
     "pndm": "PNDMScheduler",
@@ -36,7 +36,7 @@ FIXED_STRIDE = ("DDIMScheduler", "PNDMScheduler")
 SPACINGS = ("linspace", "trailing")
 """What replaces a spacing that does not fit a number of steps, in this order."""
 NEAR = 0.9
-"""The part of the schedule that a walk must cover. SD's noise at 0.9 of its schedule is hardly less than at its end."""
+"""The part of the schedule that sampling must cover. SD's noise at 0.9 of its schedule is hardly less than at its end."""
 VARIANCE = "variance_type"
 Predict = Callable[[Float[Tensor, "N C h w"], Tensor], Float[Tensor, "N K h w"]]
 """Scaled latents and a timestep → what the scheduler steps with; K is C, or 2 C where a variance is learned."""
@@ -46,15 +46,15 @@ def load_scheduler(folder: Path, part: str = "scheduler") -> Any:
     """The repository's own scheduler.
 
     Raises:
-        UserError: its file is missing or describes a class that is not among `SAMPLERS`.
+        UserError: its file is missing or describes a class that is not among `SCHEDULERS`.
     """
     import diffusers
 
     path = folder / part / SCHEDULER_FILE
     values = artifacts.read_json(path)
     kind = str(values.get("_class_name"))
-    if kind not in SAMPLERS.values():
-        raise UserError(f"{path} is for {kind!r}; known are {', '.join(SAMPLERS.values())}.")
+    if kind not in SCHEDULERS.values():
+        raise UserError(f"{path} is for {kind!r}; known are {', '.join(SCHEDULERS.values())}.")
     with quiet():
         return getattr(diffusers, kind).from_config(values)
 
@@ -68,8 +68,8 @@ def quiet() -> Iterator[None]:
 
 
 def name_of(scheduler: Any) -> str:
-    """Which of `SAMPLERS` it is."""
-    return next(name for name, kind in SAMPLERS.items() if kind == type(scheduler).__name__)
+    """Which of `SCHEDULERS` it is."""
+    return next(name for name, kind in SCHEDULERS.items() if kind == type(scheduler).__name__)
 
 
 def fresh(scheduler: Any, sampler: str | None) -> Any:
@@ -81,8 +81,8 @@ def fresh(scheduler: Any, sampler: str | None) -> Any:
     import diffusers
 
     name = name_of(scheduler) if sampler is None else sampler
-    if name not in SAMPLERS:
-        raise UserError(f"sampler {name!r} is unknown to this decoder. Known: {', '.join(SAMPLERS)}.")
+    if name not in SCHEDULERS:
+        raise UserError(f"sampler {name!r} is unknown to this decoder. Known: {', '.join(SCHEDULERS)}.")
     values = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     if name != name_of(scheduler):
         # Others than DDPM do not know a learned variance, but would keep its name and then misread the network's output.
@@ -90,7 +90,7 @@ def fresh(scheduler: Any, sampler: str | None) -> Any:
         values.setdefault("clip_sample", False)  # latents are not confined to [-1, 1], as DDIM assumes by default
         values["skip_prk_steps"] = True  # of PNDM alone: its Runge-Kutta steps are for other models
     with quiet():
-        return getattr(diffusers, SAMPLERS[name]).from_config(values)
+        return getattr(diffusers, SCHEDULERS[name]).from_config(values)
 
 
 def learns_variance(scheduler: Any) -> bool:
@@ -99,10 +99,10 @@ def learns_variance(scheduler: Any) -> bool:
 
 
 def planned(scheduler: Any, steps: int, device: torch.device | str | None = None) -> Any:
-    """A scheduler with the timesteps of a walk in so many steps: this one, or one that spaces them otherwise.
+    """A scheduler with the timesteps of so many steps: this one, or one that spaces them otherwise.
 
     diffusers' "leading" spacing rounds the distance of two timesteps down, so that from some 100 steps on many counts would begin in the
-    middle of the schedule (600 of 1000: at timestep 600), although the walk begins with pure noise; and with all 1000 its offset leads
+    middle of the schedule (600 of 1000: at timestep 600), although sampling begins with pure noise; and with all 1000 its offset leads
     beyond the end. Such counts are spaced evenly instead ("linspace"; a single step by "trailing"), with a warning. DDIM and PNDM
     always step by the rounded distance, whatever the spacing, so that they refuse these counts.
 
@@ -122,14 +122,14 @@ def planned(scheduler: Any, steps: int, device: torch.device | str | None = None
         ]
         what = f"{counted(steps, 'step')} {'is' if steps == 1 else 'are'} not possible with {name}"
         raise UserError(
-            f"{what}: it would not walk the whole noise schedule of {most} timesteps. "
+            f"{what}: it would not cover the whole noise schedule of {most} timesteps. "
             f"Nearest possible: {' and '.join(map(str, near)) or 'none'}; or choose a sampler that takes any number, such as euler."
         )
     spacing, own = found.config.get("timestep_spacing"), scheduler.config.get("timestep_spacing")
     if spacing != own:
         warnings.warn(
             f"{counted(steps, 'step')}: timesteps are spaced by {spacing!r} instead of {own!r}, with which "
-            f"{type(scheduler).__name__} would not walk its whole noise schedule.",
+            f"{type(scheduler).__name__} would not cover its whole noise schedule.",
             stacklevel=2,
         )
     return found
@@ -159,7 +159,7 @@ def _spaced(scheduler: Any, steps: int, device: torch.device | str | None = None
 
 
 def _sound(scheduler: Any) -> bool:
-    """Whether a walk begins at most about one step below the noisiest timestep, and falls inside the schedule."""
+    """Whether sampling begins at most about one step below the noisiest timestep, and stays inside the schedule."""
     most = scheduler.config.num_train_timesteps
     times = [float(t) for t in scheduler.timesteps.tolist()]
     if not (min(times) >= 0 and max(times) <= most - 1):
@@ -171,17 +171,17 @@ def _sound(scheduler: Any) -> bool:
         # The last one is where the last step leads, which may be where it begins; of DPM-Solver it may not, as it divides by the distance.
         *levels, last = levels.tolist()
         falls = all(high > low for high, low in pairwise(levels)) and levels[-1] >= last
-        falls = falls and (levels[-1] > last or type(scheduler).__name__ != SAMPLERS["dpm++2m"])
+        falls = falls and (levels[-1] > last or type(scheduler).__name__ != SCHEDULERS["dpm++2m"])
     else:
         falls = all(
-            a > 0 or (a == 0 and type(scheduler).__name__ == SAMPLERS["pndm"]) for a in apart
+            a > 0 or (a == 0 and type(scheduler).__name__ == SCHEDULERS["pndm"]) for a in apart
         )  # PNDM repeats some
     if not falls:
         return False
     return times[0] + max(apart, default=0) >= NEAR * (most - 1)
 
 
-def walk(
+def sample_with_scheduler(
     scheduler: Any,
     predict: Predict,
     noise: Float[Tensor, "N C h w"],

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syzygy.core import artifacts, checkpoint_files
+from syzygy.core import artifacts, hub_files
 from syzygy.core.errors import UserError
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -45,7 +45,7 @@ def load_model(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
     except (TypeError, ValueError) as error:
         raise UserError(f"{path / artifacts.CONFIG_FILE} does not describe a {kind.__name__}: {error}") from None
     nn.Module.to(model, dtype)  # diffusers' own `to` warns that some modules could prefer fp32, even if none does
-    stored = renamed(checkpoint_files.read_weights(path, checkpoint_files.DIFFUSERS))
+    stored = renamed(hub_files.read_weights(path, hub_files.DIFFUSERS))
     artifacts.load_strictly(model, stored, path, assign=True)
     assert not any(x.is_meta for x in (*model.parameters(), *model.buffers())), f"{path} stays without values"
     return model.eval().requires_grad_(False)

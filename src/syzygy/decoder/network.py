@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from syzygy.core.config import Config
 from syzygy.core.contracts import Condition, Conditioning
 from syzygy.core.errors import UserError, unknown
-from syzygy.regions.region_bias import RegionBias, strength
+from syzygy.regions.region_bias import RegionBias, noise_factor
 
 STATES_GAIN = 3.0  # standardised states then make tokens as large as trained ones of image embeddings: a spread of 1.7
 NULL_STD = 0.5  # about the spread of a fresh linear layer's output on unit-variance input: null tokens start as equals
@@ -288,7 +288,7 @@ class Decoder(nn.Module):
         if maps is None:
             return self.backbone(x, c_noise, *read)
         size = int(x.shape[-2]), int(x.shape[-1])
-        return self.backbone(x, c_noise, *read, RegionBias(maps, size, strength((4 * c_noise).exp())))
+        return self.backbone(x, c_noise, *read, RegionBias(maps, size, noise_factor((4 * c_noise).exp())))
 
 
 def _placed(maps: dict[int, Tensor], number: int) -> Float[Tensor, "B T H W"] | None:

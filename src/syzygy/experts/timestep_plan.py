@@ -35,7 +35,7 @@ def plan(stages: Stages, scheduler: Any, steps: int) -> list[Evaluation]:
         UserError: the scheduler refuses this number of steps.
     """
     sigma = noise_of(scheduler)
-    if type(scheduler).__name__ in diffusers_schedulers.SAMPLERS.values():
+    if type(scheduler).__name__ in diffusers_schedulers.SCHEDULERS.values():
         scheduler = diffusers_schedulers.planned(scheduler, steps)
     else:
         try:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from syzygy.clip.clip_model import Clip
-from syzygy.core import artifacts, checkpoint_files
+from syzygy.core import artifacts, hub_files
 from syzygy.core.contracts import Prior
 from syzygy.core.errors import UserError
 from syzygy.core.offload import HOME
@@ -56,7 +56,7 @@ class Assembled:
     """Where each part is from, and at which commit."""
 
 
-def assemble(
+def load_published(
     model: str | Path,
     *,
     prior: str | Path | Prior | None = None,
@@ -160,7 +160,7 @@ def _of_embeddings(found: FoundDecoder, prior: str | Path | Prior, clip: str | P
         )
     encoder = encoder.requires_grad_(False).to(where.home)
     loaded = _prior(prior, encoder, str(where.home), where.dtype, where.local_files_only) if named else prior
-    clip_at = checkpoint_files.locate(clip, None, local_files_only=True)
+    clip_at = hub_files.locate(clip, None, local_files_only=True)
     decoder = found.family.decoder.load(where.context(found.at.folder, encoder, identity(clip_at)))
     path = (
         Pipeline(VisitingText(encoder, where.device), VisitingPrior(loaded, where.device), decoder, where.device)
@@ -198,5 +198,5 @@ def _prior_identity(source: str | Path | Prior, loaded: Prior) -> str:
     if isinstance(loaded, nn.Module):
         return artifacts.fingerprint(loaded.state_dict())
     if isinstance(source, (str, Path)) and by_name(PRIORS, source) is None:
-        return identity(checkpoint_files.locate(source, None, local_files_only=True))
+        return identity(hub_files.locate(source, None, local_files_only=True))
     return source if isinstance(source, str) else type(source).__name__

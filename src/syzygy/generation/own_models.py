@@ -134,7 +134,7 @@ def own_encoders(folder: Path, decoder: Path, device: str) -> dict[str, T5Text]:
     return {"t5": t5.to(device)}
 
 
-def assemble(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Mapping[str, Any]) -> Path:
+def write_model(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Mapping[str, Any]) -> Path:
     """Put trained parts (`COMPONENTS`, perhaps some of `OPTIONAL`) together as a model folder that `from_pretrained` loads."""
     assert set(parts) - set(OPTIONAL) == set(COMPONENTS)
     assert ("llm" in parts) == ("adapter" in parts), "an adapter reads the features of its language model alone"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from syzygy.clip.clip_model import Clip
 from syzygy.clip.zero_image import ZeroImage
-from syzygy.core import arguments, artifacts, checkpoint_files
+from syzygy.core import arguments, artifacts, hub_files
 from syzygy.core.config import parse
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import NonFiniteError, UserError
@@ -97,7 +97,7 @@ class PriorPipeline:
         ).requires_grad_(False)
         own = dtype if holds_diffusion(folder) else torch.float32
         loaded = load_prior(folder, text_first, dtype=own)
-        at = checkpoint_files.locate(source, None, local_files_only=True)
+        at = hub_files.locate(source, None, local_files_only=True)
         zero_image = ZeroImage(text_first, identity(at))
         if text_encoder is None:
             return cls(text_first, loaded, zero_image, dtype, text_first)
@@ -232,7 +232,7 @@ class PriorPipeline:
 def _clip_of(source: str | Path, folder: Path) -> str | Path:
     """The CLIP of a prior: of the pipeline that it lies in, or the published one of its width."""
     pipeline = folder.parent
-    if all((pipeline / part).is_dir() for part in (checkpoint_files.TEXT, checkpoint_files.IMAGE)):
+    if all((pipeline / part).is_dir() for part in (hub_files.TEXT, hub_files.IMAGE)):
         return pipeline if Path(source).is_dir() else source
     width = artifacts.read_json(folder / artifacts.CONFIG_FILE).get("embedding_dim")
     if width not in CLIPS:

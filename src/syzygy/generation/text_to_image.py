@@ -121,7 +121,7 @@ class TextToImage:
                 raise UserError(
                     f"{model} was not trained with this package, so its decoder cannot be exchanged: leave the decoder out."
                 )
-            found = load_pretrained.assemble(
+            found = load_pretrained.load_published(
                 model,
                 prior=prior,
                 clip=clip,

@@ -29,7 +29,7 @@ from syzygy.lab.plots import Point, line_plot
 from syzygy.lab.report import PAGE, RESULTS, Figure, Gallery, GalleryRow, Report, Section, Table, generated, require_lab
 from syzygy.lab.starter import prior_training
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
-from syzygy.prior.eclipse import PriorTaskConfig
+from syzygy.prior.eclipse import EclipseTaskConfig
 from syzygy.prior.presets import prior_starter
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.training import PriorRun
@@ -58,7 +58,7 @@ class DemoRun(Config):
         Raises:
             UserError: the prior is a diffusion prior.
         """
-        if not isinstance(self.prior.task, PriorTaskConfig):
+        if not isinstance(self.prior.task, EclipseTaskConfig):
             raise UserError("the demo trains an ECLIPSE prior; these are the settings of a diffusion prior.")
         return self.prior.task.lambda_contrastive
 

@@ -72,7 +72,7 @@ class DiffusersDecoder(PretrainedDecoder):
 
     @property
     def samplers(self) -> tuple[str, ...]:
-        return tuple(diffusers_schedulers.SAMPLERS)
+        return tuple(diffusers_schedulers.SCHEDULERS)
 
     @property
     def scale(self) -> int:
@@ -117,7 +117,9 @@ class DiffusersDecoder(PretrainedDecoder):
         noise = per_sample_noise((channels, *size), generators, self.device)
         predict = self._predictor(inputs, request.guidance_scale, scheduler)
         with visiting(self.device, self.unet, offload=self.offload):
-            latents = diffusers_schedulers.walk(scheduler, predict, noise, request.steps, generators, on_step)
+            latents = diffusers_schedulers.sample_with_scheduler(
+                scheduler, predict, noise, request.steps, generators, on_step
+            )
         with visiting(self.device, self.autoencoder, offload=self.offload):
             parts = latents.split(1 if self.offload else request.number)
             return to_unit(torch.cat([self.decode(part).float() for part in parts]))

@@ -29,7 +29,7 @@ from syzygy.pretrained.karlo_text import PART as TEXT_PROJECTION
 from syzygy.pretrained.karlo_text import TextProjection, load_text_projection, read_config
 from syzygy.pretrained.options import SUPER_RES_STEPS
 from syzygy.pretrained.visiting import visiting
-from syzygy.prior.unclip_sampling import Ancestral, sigma_of, visited, walk
+from syzygy.prior.unclip_sampling import Ancestral, sample_unclip, sigma_of, visited
 from syzygy.regions.attention_processors import add_region_processors, region_bias_of, region_kwargs
 from syzygy.regions.region_bias import RegionBias
 
@@ -158,7 +158,7 @@ class KarloDecoder(PretrainedDecoder):
             inputs = self._read(request, side)
         with visiting(self.device, self.unet, offload=self.offload):
             predict, shape = self._base_predictor(inputs, request.guidance_scale), (3, side, side)
-            small = walk(self.base_steps, predict, shape, base_times, generators, self.device, report)
+            small = sample_unclip(self.base_steps, predict, shape, base_times, generators, self.device, report)
         return to_unit(self._upscaled(small.clamp(-1, 1), fine_times, generators, report))
 
     def _read(self, request: DecoderRequest, side: int) -> UNetInputs:
@@ -257,7 +257,7 @@ class KarloDecoder(PretrainedDecoder):
                     here.enter_context(visiting(self.device, unet, offload=self.offload))
                 return unet(torch.cat([x, below], 1).to(unet.dtype), t, return_dict=False)[0]
 
-            return walk(self.fine_steps, predict, (3, side, side), times, generators, self.device, report)
+            return sample_unclip(self.fine_steps, predict, (3, side, side), times, generators, self.device, report)
 
     def _check(self, folder: Path) -> None:
         """Whether the parts belong together."""

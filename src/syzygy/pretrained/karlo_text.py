@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from syzygy.core import artifacts, checkpoint_files
+from syzygy.core import artifacts, hub_files
 from syzygy.core.config import Config, parse
 from syzygy.core.diffusers_weights import read_settings
 
@@ -85,5 +85,5 @@ def load_text_projection(folder: Path, dtype: torch.dtype) -> TextProjection:
     with torch.device("meta"):
         model = TextProjection(read_config(folder)).to(dtype)
     path = folder / PART
-    artifacts.load_strictly(model, checkpoint_files.read_weights(path, checkpoint_files.DIFFUSERS), path, assign=True)
+    artifacts.load_strictly(model, hub_files.read_weights(path, hub_files.DIFFUSERS), path, assign=True)
     return model.eval().requires_grad_(False)

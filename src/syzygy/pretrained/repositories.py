@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from syzygy.core import artifacts, checkpoint_files
+from syzygy.core import artifacts, hub_files
 from syzygy.core.diffusers_weights import SCHEDULER_FILE
 from syzygy.core.errors import UserError
 from syzygy.core.model_files import Located
@@ -47,7 +47,7 @@ def is_published(model: str | Path) -> bool:
     if folder.is_dir():
         index = folder / INDEX_FILE
         return index.is_file() and artifacts.read_json(index).get(CLASS) in known_classes()
-    return isinstance(model, str) and checkpoint_files.is_hub_id(model)
+    return isinstance(model, str) and hub_files.is_hub_id(model)
 
 
 def known_classes() -> list[str]:
@@ -70,7 +70,7 @@ def find_decoder(model: str | Path, *, local_files_only: bool = True) -> FoundDe
         if named.hub_id is None:
             raise UserError(f"the decoder {named.name} has no repository of its own: give the folder that holds one.")
         source = named.hub_id
-    at = checkpoint_files.locate(source, None, local_files_only, EXAMPLE, _download)
+    at = hub_files.locate(source, None, local_files_only, EXAMPLE, _download)
     return FoundDecoder(family_of(at.folder), at)
 
 
@@ -89,19 +89,17 @@ def family_of(folder: Path) -> DecoderFamily:
 
 def _download(source: str, revision: str | None) -> Located:
     """The parts that are needed, in safetensors, and no more."""
-    found = checkpoint_files.fetch(source, revision, [INDEX_FILE], local_files_only=False)
+    found = hub_files.fetch(source, revision, [INDEX_FILE], local_files_only=False)
     parts = family_of(found.folder).parts
-    names = (artifacts.CONFIG_FILE, SCHEDULER_FILE, *checkpoint_files.TOKENIZER_FILES)
+    names = (artifacts.CONFIG_FILE, SCHEDULER_FILE, *hub_files.TOKENIZER_FILES)
     settings = [f"{part}/{name}" for part in parts for name in names]
-    found = checkpoint_files.fetch(source, found.revision, settings, local_files_only=False)
+    found = hub_files.fetch(source, found.revision, settings, local_files_only=False)
     stems = {
-        f"{part}/": checkpoint_files.TRANSFORMERS
-        if part.startswith(checkpoint_files.TEXT)
-        else checkpoint_files.DIFFUSERS
+        f"{part}/": hub_files.TRANSFORMERS if part.startswith(hub_files.TEXT) else hub_files.DIFFUSERS
         for part in parts
         if (found.folder / part / artifacts.CONFIG_FILE).is_file()
     }
-    return checkpoint_files.fetch_weights(found, stems)
+    return hub_files.fetch_weights(found, stems)
 
 
 def identity(at: Located) -> str:

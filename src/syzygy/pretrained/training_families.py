@@ -17,7 +17,7 @@ from torch import Tensor
 from syzygy.clip.clip_model import Clip
 from syzygy.clip.image_processing import Preparation
 from syzygy.clip.zero_image import ZeroImage
-from syzygy.core import artifacts, checkpoint_files
+from syzygy.core import artifacts, hub_files
 from syzygy.core.diffusers_weights import load_model, read_settings
 from syzygy.core.errors import UserError
 from syzygy.pretrained.decoder_validation import which_clip
@@ -162,7 +162,7 @@ def _kandinsky(folder: Path, clip: str | Path, size: int | None, device: torch.d
             f"{which_clip(encoder.width)}. Give the CLIP that the decoder was trained with."
         )
     encoder = encoder.to(device)
-    nothing = ZeroImage(encoder, identity(checkpoint_files.locate(clip, None, local_files_only=True)))()
+    nothing = ZeroImage(encoder, identity(hub_files.locate(clip, None, local_files_only=True)))()
     return TrainingParts(_kandinsky_images(movq.to(device), encoder, preparation), Embeddings(nothing, device), noise)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from syzygy.clip.image_processing import Preparation
-from syzygy.core import artifacts, checkpoint_files, diffusers_schedulers
+from syzygy.core import artifacts, diffusers_schedulers, hub_files
 from syzygy.core.diffusers_weights import load_model, renamed
 from syzygy.core.errors import UserError
 from syzygy.pretrained.diffusers_decoder import sample_positions
@@ -25,7 +25,7 @@ from syzygy.pretrained.unet_task import DiscreteNoise
 
 SCHEDULER = "scheduler"
 UNET = "UNet2DConditionModel"
-WEIGHTS_FILE = f"{checkpoint_files.DIFFUSERS}.safetensors"
+WEIGHTS_FILE = f"{hub_files.DIFFUSERS}.safetensors"
 MEAN, STD = "mean", "std"
 """Mean and standard deviation of an image's latents, as they are kept. A deterministic autoencoder gives the mean alone."""
 LANCZOS = 1
@@ -131,6 +131,6 @@ def save_unet(unet: Any, folder: Path, record: Mapping[str, Any]) -> None:
 
 def copy_unet(source: Path, folder: Path) -> None:
     """A U-Net's folder with one file of weights, as they are stored, and nothing else of what may lie there."""
-    weights = renamed(checkpoint_files.read_weights(source, checkpoint_files.DIFFUSERS))
+    weights = renamed(hub_files.read_weights(source, hub_files.DIFFUSERS))
     artifacts.write_tensors(folder / WEIGHTS_FILE, weights)
     artifacts.write_json(folder / artifacts.CONFIG_FILE, artifacts.read_json(source / artifacts.CONFIG_FILE))

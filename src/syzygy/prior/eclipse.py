@@ -199,7 +199,7 @@ def eclipse_loss(
     return EclipseLoss(projection + lambda_contrastive * contrastive, projection, contrastive)
 
 
-class PriorTaskConfig(Config):
+class EclipseTaskConfig(Config):
     """The loss and the batch of a training step of ECLIPSE."""
 
     lambda_contrastive: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
@@ -238,7 +238,7 @@ class PriorTaskConfig(Config):
 class EclipseObjective:
     """Projection and contrast (eq. 5)."""
 
-    def __init__(self, prior: EclipsePrior, config: PriorTaskConfig, *, logit_scale: float) -> None:
+    def __init__(self, prior: EclipsePrior, config: EclipseTaskConfig, *, logit_scale: float) -> None:
         """`logit_scale` is the frozen CLIP's (1/τ, 100 for the published ones), used where the temperature is "clip"."""
         self.prior, self.config = prior, config
         self.logit_scale = logit_scale if config.temperature == "clip" else 1 / config.temperature

@@ -3,7 +3,7 @@
 from typing import Any
 
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig
-from syzygy.prior.eclipse import PriorTaskConfig
+from syzygy.prior.eclipse import EclipseTaskConfig
 from syzygy.prior.training import PriorRun
 from syzygy.training.schedule import LoopConfig
 
@@ -13,7 +13,7 @@ def prior_starter() -> PriorRun:
     times: dict[str, Any] = {"warmup": 60, "ema_half_life": 20, "validate_every": 100, "checkpoint_every": 100}
     return PriorRun(
         scenes=40_000,
-        task=PriorTaskConfig(batch_size=256, lambda_contrastive=0.2),
+        task=EclipseTaskConfig(batch_size=256, lambda_contrastive=0.2),
         loop=LoopConfig(steps=600, lr=1e-3, grad_clip=1.0, **times),
     )
 
@@ -43,7 +43,7 @@ def _prior_eclipse(embedding_dim: int) -> PriorRun:
         embedding_dim=embedding_dim,
         scenes=None,
         validation_images=4096,
-        task=PriorTaskConfig(batch_size=1024, lambda_contrastive=0.2, precision="auto"),
+        task=EclipseTaskConfig(batch_size=1024, lambda_contrastive=0.2, precision="auto"),
         loop=LoopConfig(
             steps=60_000,
             lr=5e-5,

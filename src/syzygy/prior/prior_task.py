@@ -15,7 +15,7 @@ from syzygy.core.randomness import generator
 from syzygy.prior.embedding_pairs import Pairs
 from syzygy.prior.embedding_statistics import frechet_distance
 from syzygy.prior.prior_network import PriorBatch
-from syzygy.training.parallel import World, apart
+from syzygy.training.parallel import Ranks, apart
 from syzygy.training.precision import autocast
 
 BLOCK = 64
@@ -73,7 +73,7 @@ class PriorTask:
         *,
         micro_batch: int = 0,
         precision: torch.dtype | None = None,
-        world: World | None = None,
+        world: Ranks | None = None,
     ) -> None:
         """Sets the prior's statistics to those of the training images. With `micro_batch` 0, a share is one part."""
         prior: Any = objective.prior
@@ -97,7 +97,7 @@ class PriorTask:
         )
         self.modules = {"prior": objective.prior}
         self._device = objective.prior.get_parameter("proj_in.weight").device
-        world = world or World(self._device)
+        world = world or Ranks(self._device)
         self._share = world.share(batch_size)
         self._micro = micro_batch or self._share.stop - self._share.start
         self._losses = world.wrapped(_Losses(objective, self._device, precision))

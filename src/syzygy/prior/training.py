@@ -16,7 +16,7 @@ from syzygy.core.randomness import seed_of
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig
-from syzygy.prior.eclipse import PriorTaskConfig
+from syzygy.prior.eclipse import EclipseTaskConfig
 from syzygy.prior.embedding_pairs import Pairs, split, split_digest
 from syzygy.prior.next_steps import (
     ABOUT,
@@ -28,7 +28,7 @@ from syzygy.prior.next_steps import (
 from syzygy.prior.prior_task import PriorTask
 from syzygy.training.estimate import is_dry_run
 from syzygy.training.fitting import AS_GIVEN, Fitting
-from syzygy.training.parallel import World
+from syzygy.training.parallel import Ranks
 from syzygy.training.precision import chosen_precision
 from syzygy.training.progress import Reporter
 from syzygy.training.run_records import RunResult, train_part
@@ -57,7 +57,7 @@ class PriorRun(Config):
     """Number of pairs of the embedded world to train on; null for training on a store."""
     validation_images: int = Field(default=512, gt=0)
     """Number of images for validation, with their captions. They come from the store, or are new images of the world; training omits them."""
-    task: PriorTaskConfig | DiffusionTaskConfig
+    task: EclipseTaskConfig | DiffusionTaskConfig
     """Loss and batch; they decide which prior is trained. (A new kind of prior adds its task here, and its preset to `presets.py`.)"""
     loop: LoopConfig
     """Length and learning rate."""
@@ -89,7 +89,7 @@ def train_on_store(
     run: PriorRun,
     store: Path,
     out: Path,
-    world: World,
+    world: Ranks,
     *,
     init: str | Path | None = None,
     of_the_world: Callable[[Sequence[str]], bool] = lambda captions: False,
@@ -137,7 +137,7 @@ def train_prior(
     run: PriorRun,
     data: PriorTrainingData,
     out: Path,
-    world: World,
+    world: Ranks,
     *,
     init: str | Path | None = None,
     report: Reporter | str = "",

@@ -138,7 +138,7 @@ class Ancestral:
         return x + (0.5 * (share * math.log(beta) + (1 - share) * least)).exp() * noise, clean
 
 
-def walk(
+def sample_unclip(
     steps: Ancestral,
     predict: Predict,
     shape: tuple[int, int, int],

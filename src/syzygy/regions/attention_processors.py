@@ -3,7 +3,6 @@
 Legend: B samples, P prompts, T tokens, N heads, L positions, K tokens of the context, C channels, h × w latent positions.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -246,4 +245,5 @@ def padded_tokens(
 
 def at_level(bias: RegionBias, sigma: float) -> RegionBias:
     """The same at another noise level. It is a tensor, so that compiled networks are not compiled again."""
-    return replace(bias, level=torch.full_like(bias.level, math.log1p(min(sigma, NOISIEST))))
+    factor = region_bias.noise_factor(torch.tensor(min(sigma, NOISIEST), dtype=torch.float64)).item()
+    return replace(bias, level=torch.full_like(bias.level, factor))

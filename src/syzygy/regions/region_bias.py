@@ -18,7 +18,7 @@ REGION_STRENGTH = 0.4
 """Region strength (w') where a model sets none; ports of paint-with-words use 0.1 to 0.4."""
 
 
-def strength(sigma: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+def noise_factor(sigma: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """log(1 + σ): what w' is multiplied by at a noise level."""
     return sigma.log1p()
 

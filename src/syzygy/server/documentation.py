@@ -1,4 +1,4 @@
-"""The API as a page that asks nobody else for scripts or styles: FastAPI's own loads them from elsewhere."""
+"""The API's documentation as a page without scripts. FastAPI's own page loads them from another server."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ STYLE = (
 
 
 def page(schema: Mapping[str, Any]) -> str:
-    """OpenAPI's description of the routes as HTML."""
+    """The OpenAPI description of the routes as HTML."""
     parts = schema.get("components", {}).get("schemas", {})
     routes = [
         _route(method, path, operation, parts)
@@ -24,7 +24,7 @@ def page(schema: Mapping[str, Any]) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(info['title'])}</title><style>{STYLE}</style>"
         f"<h1>{escape(info['title'])}</h1><p>{escape(info['description'])} "
-        f"The same for programs: <a href=openapi.json>openapi.json</a>.</p>{''.join(routes)}</html>"
+        f"Machine-readable: <a href=openapi.json>openapi.json</a>.</p>{''.join(routes)}</html>"
     )
 
 
@@ -58,7 +58,7 @@ def _found(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> Mapping[str, 
 
 
 def _kind(field: Mapping[str, Any]) -> str:
-    """Type, range and default of a field, in short."""
+    """Type, range and default of a field."""
     choices = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
     words = [" | ".join(map(json.dumps, one["enum"])) if "enum" in one else one.get("type", "") for one in choices]
     ranges = [

@@ -1,9 +1,9 @@
-"""A loaded model as a server uses it: from one thread, orders of equal shape in, PNG files out."""
+"""A loaded model as the server uses it, from one thread: requests of equal shape go in, PNG files come out."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,32 @@ from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.samplers import SAMPLERS
 from syzygy.generation.image_files import png_bytes
 from syzygy.generation.pipeline import to_pil
-from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.server.problems import about
-from syzygy.server.requests import Order, Upload
+from syzygy.server.problems import field_errors
+from syzygy.server.requests import ImageRequest, Upload
 
 
 @dataclass(frozen=True)
-class Studio:
-    """A model, and the settings that it was started with."""
+class Engine:
+    """A model, and the settings that the server was started with."""
 
     model: TextToImage
     record: Mapping[str, Any]
-    """What decides pictures besides orders, in the terms of `syzygy generate`'s records."""
+    """The settings that determine images when a request gives none, with the names of `syzygy generate`'s records."""
 
     @classmethod
-    def of(cls, model: TextToImage, record: Mapping[str, Any]) -> "Studio":
-        """With the places of folders left out of the record, which goes to clients: of a path they learn its last part."""
+    def of(cls, model: TextToImage, record: Mapping[str, Any]) -> "Engine":
+        """Keep only the last part of folders in the record, because it is sent to clients."""
         return cls(model, {key: last_part(value) if isinstance(value, str) else value for key, value in record.items()})
 
     @property
     def name(self) -> str:
-        """What clients call the model."""
+        """The model's id for clients."""
         return last_part(self.model.name)
 
     @property
     def own_size(self) -> tuple[int, int] | None:
-        """Height and width of all that it paints; None where a request may choose."""
+        """Height and width of all its images; None where a request may choose."""
         decoder = self.model.pipeline.decoder
         if not isinstance(decoder, LatentDecoder):
             return None
@@ -53,21 +52,24 @@ class Studio:
 
     @property
     def previews(self) -> bool:
-        """Whether it can show pictures before they are done."""
+        """Whether it can show images before they are finished."""
         return isinstance(self.model.pipeline.decoder, LatentDecoder)
 
-    def about(self) -> dict[str, Any]:
-        """What it can do, for clients that offer it to people."""
+    def capabilities(self) -> dict[str, Any]:
+        """What the model can do, as `GET /v1/models` shows it."""
         model = self.model
         decoder, conditions = model.pipeline.decoder, self.record.get("conditions") or model.pipeline.conditions
         size, ours, words = self.own_size, isinstance(decoder, LatentDecoder), set(conditions) - {"image"}
         style = {"image", "text"} <= set(conditions)
         defaults = {name: self.record.get(name) for name in ("steps", "guidance_scale", "sampler", "negative_prompt")}
-        defaults |= {"painting": model.defaults["region_strength"], "style_guidance": model.defaults["style_guidance"]}
+        strength = model.defaults["region_strength"]
+        defaults |= {"region_strength": strength, "style_guidance": model.defaults["style_guidance"]}
+        defaults["painting"] = strength  # the old name, for one release
         return {
             "size": size and f"{size[1]}x{size[0]}",
             "defaults": defaults,
             "samplers": self.samplers,
+            "options": {option.name: option.json_schema() for option in getattr(decoder, "options", ())},
             "conditions": list(conditions),
             "languages": list(model.languages),
             "regions": bool(words) and not (model.adapter and ("text" in words or not ours)),
@@ -84,10 +86,10 @@ class Studio:
         decoder = self.model.pipeline.decoder
         if isinstance(decoder, LatentDecoder):
             return sorted(SAMPLERS)
-        return [] if decoder.defaults.sampler is None else sorted(diffusers_schedulers.SAMPLERS)
+        return [] if decoder.defaults.sampler is None else sorted(diffusers_schedulers.SCHEDULERS)
 
-    def seen(self, image: Image.Image, data: bytes) -> Upload:
-        """A client's picture, made ready for the image encoder.
+    def prepared(self, image: Image.Image, data: bytes) -> Upload:
+        """A client's picture, prepared for the image encoder.
 
         Raises:
             UserError: it is too long for its width.
@@ -95,59 +97,52 @@ class Studio:
         return Upload.of(self.model.clip.preparation.prepare(image), data)
 
     @torch.inference_mode()
-    def paint(
-        self, orders: Sequence[Order], seeds: Sequence[int], on_step: Callable[[Progress], None]
+    def generate(
+        self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Progress], None]
     ) -> list[Image.Image]:
-        """A picture for each of these orders, which are of one shape and may repeat, from its seed.
+        """An image from its seed for each of these requests, which are of one shape and may repeat.
 
         Raises:
-            UserError: what the model refuses; `on_step`'s own errors end the sampling.
+            UserError: the model refuses the request. Errors that `on_step` raises end the sampling.
         """
-        first = orders[0]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        subject: dict[str, Any] = {}
-        if first.prompt is None:
-            subject["mixtures"] = [[(self._embedded(one.what), one.weight) for one in first.sources]] * len(orders)
+        first = requests[0].generation
+        batch: dict[str, Any] = {
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+            "callback": on_step,
+        }
+        if first.mixtures:
+            mixture = [(self._embedded(what), weight) for what, weight in first.mixtures[0]]
+            batch["mixtures"] = [mixture] * len(requests)
         else:
-            subject = {
-                "prompts": [order.prompt or "" for order in orders],
-                "conditions": self.record.get("conditions"),
-                "regions": [order.regions for order in orders] if first.regions else None,
-                "style": None if first.style is None else self._embedded(first.style),
-            }
-        request = GenerationRequest(
-            **subject,
-            negative_prompt=first.negative_prompt,
-            sampling=first.sampling,
-            generator=generators,
-            callback=on_step,
-        )
-        with about("sources") if first.prompt is None else nullcontext():
-            return self.model.generate(request).images
+            batch["prompts"] = [text for request in requests for text in request.generation.prompts]
+            batch["regions"] = [request.regions for request in requests] if first.regions else None
+            batch["style"] = None if first.style is None else self._embedded(first.style)
+        with field_errors("sources") if first.mixtures else nullcontext():
+            return self.model.generate(replace(first, **batch)).images
 
-    def _embedded(self, what: str | Upload) -> Any:
-        """A text as it is; a client's picture as its image embedding [1, D]."""
-        return what if isinstance(what, str) else self.model.clip.encode_pixels(what.pixels[None])
+    def _embedded(self, what: Any) -> Any:
+        """A text as it is; an upload's pixels as their image embedding [1, D]."""
+        return what if isinstance(what, str) else self.model.clip.encode_pixels(what[None])
 
     @torch.inference_mode()
     def preview(self, denoised: Float[Tensor, "B C H W"]) -> list[Image.Image]:
-        """Pictures of what the decoder sees already."""
+        """Images of the denoised estimates."""
         decoder = self.model.pipeline.decoder
-        assert isinstance(decoder, LatentDecoder), "only such a decoder tells latents of its autoencoder"
+        assert isinstance(decoder, LatentDecoder), "only this decoder reports latents of its autoencoder"
         return to_pil(decoder.autoencoder.decode(denoised))
 
-    def png(self, image: Image.Image, order: Order, index: int) -> bytes:
-        """The file of the order's picture `index`, with its record inside."""
-        return png_bytes(image, order.record(self.record, index))
+    def png(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
+        """The file of the request's image `index`, with its record inside."""
+        return png_bytes(image, request.record(self.record, index))
 
 
 def plain_png(image: Image.Image) -> bytes:
-    """A file without a record."""
+    """A PNG file without a record."""
     data = io.BytesIO()
     image.save(data, "PNG")
     return data.getvalue()
 
 
 def last_part(place: str) -> str:
-    """Of a folder, its own name; anything else as it is."""
+    """The name of a folder without its path; anything else as it is."""
     return Path(place).resolve().name if Path(place).is_dir() else place

@@ -13,7 +13,7 @@ KEEP_ALIVE_SECONDS = 15
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that is bound, so that what follows can be told; port 0 takes a free one.
+    """A bound socket, so that its address is known before the server starts; port 0 takes a free one.
 
     Raises:
         UserError: the address is taken, not allowed, or not this machine's.
@@ -32,16 +32,16 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def url_of(bound: socket.socket) -> str:
-    """Where a browser on this machine finds it."""
+    """Its URL for a browser on this machine."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def server_of(app: FastAPI, *, grace: float, proxies: str = "127.0.0.1", verbose: bool = False) -> uvicorn.Server:
-    """A server that, told to stop, takes no more requests and gives those under way `grace` seconds.
+    """A server that takes no further requests when it is stopped, and gives running ones `grace` seconds.
 
     Args:
-        proxies: addresses whose X-Forwarded headers are believed.
+        proxies: addresses of proxies whose X-Forwarded headers are trusted.
     """
     config = uvicorn.Config(
         app,
@@ -58,7 +58,7 @@ def server_of(app: FastAPI, *, grace: float, proxies: str = "127.0.0.1", verbose
 
 @contextmanager
 def serving(app: FastAPI, *, grace: float = 5.0) -> Iterator[str]:
-    """The server in a thread of this process, on a free port of the loopback; the value is its URL."""
+    """The server in a thread of this process, on a free local port; yields its URL."""
     import threading
     import time
 

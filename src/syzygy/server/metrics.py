@@ -11,7 +11,7 @@ BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
 class Metrics:
-    """What a server has done since it started. Safe to tell from several threads."""
+    """What the server has done since it started. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,8 +30,8 @@ class Metrics:
         with self._lock:
             self._counts[name] += number
 
-    def painted(self, seconds: float) -> None:
-        """A request for pictures was served, so long after it came."""
+    def served(self, seconds: float) -> None:
+        """A request for images was served in this time."""
         with self._lock:
             self._latencies[bisect_left(BUCKETS, seconds)] += 1
             self._seconds += seconds
@@ -49,7 +49,7 @@ class Metrics:
             for name, value in gauges.items():
                 lines += [f"# TYPE syzygy_{name} gauge", f"syzygy_{name} {value}"]
             name = "syzygy_latency_seconds"
-            lines += [f"# HELP {name} From a request to its pictures.", f"# TYPE {name} histogram"]
+            lines += [f"# HELP {name} Time from a request to its images.", f"# TYPE {name} histogram"]
             ends = [*(f"{end:g}" for end in BUCKETS), "+Inf"]
             sums = list(accumulate(self._latencies))
             lines += [f'{name}_bucket{{le="{end}"}} {number}' for end, number in zip(ends, sums, strict=True)]
@@ -58,9 +58,9 @@ class Metrics:
 
 
 _COUNTERS = {
-    "pictures": "Pictures painted for clients that stayed.",
+    "pictures": "Images generated for clients that stayed connected.",
     "batches": "Batches sampled to their end.",
-    "cancelled": "Requests whose client left before its pictures were done.",
+    "cancelled": "Requests whose client left before its images were finished.",
 }
 
 

@@ -1,4 +1,4 @@
-"""The page in front of the API: its files, as they are shipped, and headers that let it ask nobody but this server."""
+"""The web page: its files, and headers that allow it to load from this server only."""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -37,7 +37,7 @@ def assets() -> dict[str, bytes]:
 
 
 def attach(app: FastAPI) -> None:
-    """Add GET `/` and, under `/page/`, what it loads. No path that a client sends is looked up: each file is a route."""
+    """Add GET `/`, and the files that it loads under `/page/`. Each file is a route, so no path from a client is looked up on disk."""
     for name, content in assets().items():
         path = "/" if name == "index.html" else f"/page/{name}"
         app.add_route(path, _file(content, KINDS[name.rpartition(".")[2]]), include_in_schema=False)

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API tells them: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in the form of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`."""
 
 import json
 import math
@@ -12,11 +12,11 @@ from syzygy.core.errors import NonFiniteError, UserError
 
 REQUEST, BUSY, SERVER = "invalid_request_error", "rate_limit_error", "server_error"
 CLIENT_LEFT = 499
-"""Nobody reads this status; logs and metrics count it (nginx's number)."""
+"""Status for logs and metrics when the client has closed the connection (nginx's number)."""
 
 
 class Json(Response):
-    """A JSON answer in ASCII: broken characters that a client sent cannot break the answer that names them."""
+    """A JSON answer in ASCII, so that broken characters from a client cannot break the answer that quotes them."""
 
     media_type = "application/json"
 
@@ -25,7 +25,7 @@ class Json(Response):
 
 
 class Problem(Exception):
-    """An answer that is an error."""
+    """An error with its HTTP status."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class Problem(Exception):
 
 
 @contextmanager
-def about(param: str) -> Iterator[None]:
-    """A mistake found inside is one in this field."""
+def field_errors(param: str) -> Iterator[None]:
+    """Turn a UserError raised inside into a Problem of this field."""
     try:
         yield
     except NonFiniteError:
@@ -60,16 +60,18 @@ def about(param: str) -> Iterator[None]:
 
 
 def problem_of(error: BaseException) -> Problem:
-    """What a client is told of an error: all of its own mistakes, nothing of our bugs."""
+    """The answer to an error: the message where the client made a mistake, no details where the server failed."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, NonFiniteError):  # the request was right; the model failed at it
         return Problem(500, str(error), kind=SERVER, code="non_finite_values")
     if isinstance(error, UserError):
         return Problem(400, str(error))
-    return Problem(500, "the server failed at this request; its log says why.", kind=SERVER, code="internal_error")
+    return Problem(
+        500, "the server failed to answer this request; its log has the details.", kind=SERVER, code="internal_error"
+    )
 
 
 def closing() -> Problem:
-    """For requests that a stopping server does not serve any more."""
+    """The answer to requests when the server is stopping."""
     return Problem(503, "the server is shutting down.", kind=SERVER, code="shutting_down", retry_after=5.0)

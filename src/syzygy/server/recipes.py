@@ -1,45 +1,49 @@
-"""From the record inside a picture to the request that paints it again."""
+"""From the record inside an image to the request that generates it again."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from syzygy.server.problems import Problem
-from syzygy.server.schema import Generation, Mix
+from syzygy.server.schema import OPTIONS, Generation, Mix
 from syzygy.server.validation import checked
 
 SAME = ("steps", "guidance_scale", "sampler", "negative_prompt", "seed")
-ASIDE = {"conditions": "conditions", "noise_level": "noise level", "super_res_steps": "steps of super-resolution"}
-"""What decides a picture, and no request can say."""
 MOST_FRAMES = 10_000
 DEEPEST = 8
-"""Levels of lists and mappings in a record; ours have four."""
+"""Levels of lists and mappings in a record; records of this package have four."""
 
 
-def again(record: Mapping[str, Any], own: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
-    """`request` (`path` and `body`, for this picture alone), `missing` (fields whose picture the record does not hold), and `notes`: why
-    what this server paints will be another picture.
+def again(
+    record: Mapping[str, Any],
+    own: Mapping[str, Any],
+    size: tuple[int, int] | None,
+    options: Collection[str] = (),
+) -> dict[str, Any]:
+    """`request` (`path` and `body`, for this image alone), `missing` (fields whose picture the record does not hold), and `notes`: why
+    this server's image will differ.
 
     Args:
-        record: of any file that says it is ours: nothing about it is certain.
-        own: what the server was started with.
-        size: height and width of all that it paints; None where a request may choose.
+        record: from any file, so nothing about it is certain.
+        own: the settings that the server was started with.
+        size: height and width of all its images; None where a request may choose.
+        options: names of the decoder's options, which requests may set.
 
     Raises:
-        Problem: it is not of one picture, or its values are none that a request can have.
+        Problem: it is not of one image, or a request cannot have its values.
     """
     if not _plain(record, DEEPEST):
-        raise _unusable("it holds what is no plain JSON")
-    body = {name: record[name] for name in SAME if record.get(name) is not None}
+        raise _unusable("it is no plain JSON")
+    body = {name: record[name] for name in (*SAME, *options) if record.get(name) is not None}
     if size is None and record.get("width") is not None:
         body["size"] = f"{record['width']}x{record.get('height')}"
     missing: list[str] = []
     if "prompt" in record:
-        path, body = "generations", body | _painted(record, missing)
+        path, body = "generations", body | _prompted(record, missing)
     elif "sources" in record or "variation_of" in record:
         path, body = "mixes", body | {"sources": _sources(record, missing)}
     else:
-        raise _unusable("it tells of no prompt and no pictures, as a contact sheet's does")
+        raise _unusable("it has no prompt and no pictures, like that of a contact sheet")
     try:
         checked(Generation if path == "generations" else Mix, body)
     except Problem as problem:
@@ -47,15 +51,15 @@ def again(record: Mapping[str, Any], own: Mapping[str, Any], size: tuple[int, in
     return {
         "request": {"path": f"/v1/images/{path}", "body": body},
         "missing": missing,
-        "notes": _notes(record, own, size),
+        "notes": _notes(record, own, size, options),
     }
 
 
-def _painted(record: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
+def _prompted(record: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
     names = ("prompt", "regions", "style_guidance")
     found = {name: record[name] for name in names if record.get(name) is not None}
     strength = record.get("region_strength", record.get("painting"))  # the name that records had before
-    found |= {} if strength is None else {"painting": strength}
+    found |= {} if strength is None else {"region_strength": strength}
     if record.get("style") is not None:
         found |= _picture(record["style"], "style", "style", missing)
     return found
@@ -76,34 +80,36 @@ def _sources(record: Mapping[str, Any], missing: list[str]) -> list[dict[str, An
     return found
 
 
-def _picture(told: Any, field: str, param: str, missing: list[str]) -> dict[str, Any]:
-    if isinstance(told, dict) and isinstance(told.get("data"), str):
-        return {field: told["data"]}
+def _picture(held: Any, field: str, param: str, missing: list[str]) -> dict[str, Any]:
+    if isinstance(held, dict) and isinstance(held.get("data"), str):
+        return {field: held["data"]}
     missing.append(param)
     return {}
 
 
-def _notes(record: Mapping[str, Any], own: Mapping[str, Any], size: tuple[int, int] | None) -> Sequence[str]:
+def _notes(
+    record: Mapping[str, Any], own: Mapping[str, Any], size: tuple[int, int] | None, options: Collection[str]
+) -> Sequence[str]:
     found = []
     if record.get("fingerprints") != own.get("fingerprints"):
-        found.append(f"it was painted by another model, {str(record.get('model'))[:80]!r}.")
+        found.append(f"it was generated by another model, {str(record.get('model'))[:80]!r}.")
     elif record.get("versions") != own.get("versions"):
-        found.append("it was painted by other versions of the libraries: single grey levels may differ.")
+        found.append("it was generated with other versions of the libraries: single grey levels may differ.")
     wanted = record.get("height"), record.get("width")
     if size is not None and wanted not in ((None, None), size):
-        found.append(f"it was painted in another size than the {size[1]}x{size[0]} of this model.")
+        found.append(f"it has another size than the {size[1]}x{size[0]} of this model.")
     found += [
-        f"it was painted with {name} {str(record.get(key))[:80]}; this server has {own.get(key)}."
-        for key, name in ASIDE.items()
-        if record.get(key) != own.get(key)
+        f"it was generated with {name.replace('_', ' ')} {str(record.get(name))[:80]}; this server has {own.get(name)}."
+        for name in ("conditions", *(option.name for option in OPTIONS))
+        if record.get(name) != own.get(name) and not (name in options and record.get(name) is not None)
     ]
     if record.get("negative_prompt") is None and own.get("negative_prompt") is not None:
-        found.append("it was painted without a negative prompt; this server adds its own.")
+        found.append("it was generated without a negative prompt; this server adds its own.")
     return found
 
 
 def _plain(value: Any, levels: int) -> bool:
-    """Whether an answer can repeat it."""
+    """Whether a JSON answer can hold it."""
     if isinstance(value, (dict, list)):
         inner = value.values() if isinstance(value, dict) else value
         return levels > 0 and all(_plain(one, levels - 1) for one in inner)
@@ -111,4 +117,4 @@ def _plain(value: Any, levels: int) -> bool:
 
 
 def _unusable(why: str) -> Problem:
-    return Problem(400, f"the record in this picture cannot be asked for again: {why}.", param="image")
+    return Problem(400, f"the record in this picture cannot be turned into a request: {why}.", param="image")

@@ -1,4 +1,4 @@
-"""What a request asks to be painted, and which requests can be painted together."""
+"""A `GenerationRequest` as HTTP has it: with seeds, uploaded pictures and the record that goes into each image."""
 
 import base64
 import hashlib
@@ -10,16 +10,17 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from syzygy.core.contracts import Region, Sampling
+from syzygy.core.contracts import Region
+from syzygy.generation.request import GenerationRequest
 from syzygy.regions.canvas import recorded
 
 KEPT_BYTES = 256 * 2**10
-"""Uploaded pictures of at most so many bytes together are kept whole in the record of what was painted after them."""
+"""Uploaded pictures of at most so many bytes together are kept whole in the records of the images made from them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """A client's picture, as little of it as is needed: many may wait."""
+    """A client's picture. Only what is needed of it is kept, because many requests may wait."""
 
     pixels: Float[Tensor, "3 S S"]
     """Prepared for the image encoder."""
@@ -30,66 +31,56 @@ class Upload:
 
     @classmethod
     def of(cls, pixels: Float[Tensor, "3 S S"], data: bytes) -> "Upload":
-        """The picture of this file."""
+        """Keep the file unless it is too large."""
         return cls(pixels, hashlib.sha256(data).hexdigest()[:16], data if len(data) <= KEPT_BYTES else None)
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """A part of a mixture: a text, or a picture."""
+class ImageRequest:
+    """What to generate from one prompt or one mixture, once for each seed."""
 
-    what: str | Upload
-    weight: float
-    """From 0 to 1; only proportions count."""
-
-
-@dataclass(frozen=True, eq=False)
-class Order:
-    """One request: a prompt, or a mixture, painted once a seed."""
-
-    prompt: str | None
-    """None paints `sources`."""
+    generation: GenerationRequest
+    """In place of a picture's embedding it has the `pixels` of an upload. The engine embeds them when the request's turn comes."""
     seeds: tuple[int, ...]
     exact: bool
-    """Painted one by one, so that equal seeds give equal bytes whatever else is painted; else in batches, equal to one grey level."""
-    sampling: Sampling
-    negative_prompt: str | None = None
-    regions: tuple[Region, ...] = ()
-    style: Upload | None = None
-    sources: tuple[Source, ...] = ()
-    """A single picture is painted anew."""
+    """Generate one image at a time, so that equal seeds give equal bytes. Otherwise batches change an image by up to one grey level."""
+    uploads: tuple[Upload, ...] = ()
+    """The pictures of `generation`, in order."""
     previews: int = 0
-    """Pictures to show before the end."""
+    """Unfinished images to show of each image."""
     notes: tuple[str, ...] = ()
-    """What was understood of the request and might surprise: for `warnings` of the answer."""
+    """How the request was understood where that may surprise: for `warnings` of the answer."""
 
-    @cached_property
-    def shape(self) -> Hashable:
-        """Orders of equal shape can share a batch."""
-        own = self.sampling
-        sampling = (own.steps, own.guidance_scale, own.style_guidance, own.sampler, own.size, own.region_strength)
-        masks = tuple(sorted({tuple(region.mask.shape) for region in self.regions}))
-        sources = tuple((isinstance(one.what, str), _name(one.what), one.weight) for one in self.sources)
-        style = None if self.style is None else self.style.digest
-        return sampling, tuple(sorted(own.options.items())), self.negative_prompt, masks, style, sources
+    @property
+    def prompt(self) -> str | None:
+        """None for a mixture."""
+        return self.generation.prompts[0] if self.generation.prompts else None
+
+    @property
+    def regions(self) -> Sequence[Region]:
+        """Of the prompt."""
+        return self.generation.regions[0] if self.generation.regions else ()
 
     @property
     def texts(self) -> list[str]:
-        """What it says in words."""
-        return [
-            *([] if self.prompt is None else [self.prompt]),
-            *(o.what for o in self.sources if isinstance(o.what, str)),
-        ]
+        """The prompt, or the texts of the mixture."""
+        mixed = [what for mixture in self.generation.mixtures for what, _ in mixture if isinstance(what, str)]
+        return [*self.generation.prompts, *mixed]
 
-    @property
-    def uploads(self) -> list[Upload]:
-        """Its pictures, in the order in which a record keeps them."""
-        pictures = [one.what for one in self.sources if isinstance(one.what, Upload)]
-        return [*([] if self.style is None else [self.style]), *pictures]
+    @cached_property
+    def shape(self) -> Hashable:
+        """Requests of equal shape can share a batch."""
+        asked, own = self.generation, self.generation.sampling
+        sampling = (own.steps, own.guidance_scale, own.style_guidance, own.sampler, own.size, own.region_strength)
+        masks = tuple(sorted({tuple(region.mask.shape) for region in self.regions}))
+        sources = [(isinstance(what, str) and what, weight) for mixture in asked.mixtures for what, weight in mixture]
+        digests = tuple(one.digest for one in self.uploads)
+        options = tuple(sorted(own.options.items()))
+        return sampling, options, asked.negative_prompt, masks, tuple(sources), asked.style is None, digests
 
     @cached_property
     def kept(self) -> Sequence[Upload]:
-        """Those that its record holds whole: the first ones, as far as `KEPT_BYTES` reach."""
+        """The uploads that a record holds whole: the first ones, up to `KEPT_BYTES`."""
         found, room = [], KEPT_BYTES
         for one in self.uploads:
             if one.data is not None and len(one.data) <= room:
@@ -98,13 +89,13 @@ class Order:
         return found
 
     @cached_property
-    def painted(self) -> Sequence[Mapping[str, Any]]:
+    def region_records(self) -> Sequence[Mapping[str, Any]]:
         """Its regions as a record holds them."""
         return [recorded(region) for region in self.regions]
 
     def record(self, own: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """How picture `index` is made; `own` is what the server was started with."""
-        sampling = self.sampling
+        """How image `index` is made; `own` are the settings that the server was started with."""
+        sampling = self.generation.sampling
         said = {
             "steps": sampling.steps,
             "guidance_scale": sampling.guidance_scale,
@@ -113,27 +104,26 @@ class Order:
             "style_guidance": sampling.style_guidance,
             "height": sampling.size and sampling.size[0],
             "width": sampling.size and sampling.size[1],
+            **sampling.options,
         }
         found = {**own, **{name: value for name, value in said.items() if value is not None}}
-        found |= {"negative_prompt": self.negative_prompt, **self._subject}
+        found |= {"negative_prompt": self.generation.negative_prompt, **self._subject}
         return found | {"seed": self.seeds[index], "number": len(self.seeds), "index": index}
 
     @cached_property
     def _subject(self) -> Mapping[str, Any]:
-        """What its pictures are of, for a record."""
+        """The prompt, or the sources, for a record."""
         if self.prompt is None:
-            parts = [{"text": o.what} if isinstance(o.what, str) else self._told(o.what) for o in self.sources]
+            pictures = iter(self.uploads)
+            (mixture,) = self.generation.mixtures
+            parts = [{"text": what} if isinstance(what, str) else self._recorded(next(pictures)) for what, _ in mixture]
             if len(self.uploads) == len(parts) == 1:
                 return {"variation_of": parts[0]}
-            return {"sources": [{**part, "weight": o.weight} for part, o in zip(parts, self.sources, strict=True)]}
-        regions = {"regions": self.painted} if self.regions else {}
-        style = {} if self.style is None else {"style": self._told(self.style)}
+            return {"sources": [{**part, "weight": weight} for part, (_, weight) in zip(parts, mixture, strict=True)]}
+        regions = {"regions": self.region_records} if self.regions else {}
+        style = {"style": self._recorded(self.uploads[0])} if self.uploads else {}
         return {"prompt": self.prompt, **regions, **style}
 
-    def _told(self, upload: Upload) -> dict[str, str]:
+    def _recorded(self, upload: Upload) -> dict[str, str]:
         data = upload.data if upload in self.kept else None
         return {"sha256": upload.digest} | ({} if data is None else {"data": base64.b64encode(data).decode("ascii")})
-
-
-def _name(what: str | Upload) -> str:
-    return what if isinstance(what, str) else what.digest

@@ -1,4 +1,4 @@
-"""From a job's events to an answer: one of JSON, or server-sent events as OpenAI names them."""
+"""Answers from a job's events: one JSON document, or server-sent events with OpenAI's names."""
 
 import asyncio
 import base64
@@ -12,36 +12,36 @@ from starlette.types import Receive, Scope, Send
 
 from syzygy.server.metrics import Metrics
 from syzygy.server.problems import CLIENT_LEFT, Json, problem_of
-from syzygy.server.requests import Order
-from syzygy.server.worker import Ended, Event, Job, Painted, Previewed, Stepped, Worker
+from syzygy.server.requests import ImageRequest
+from syzygy.server.worker import Event, Finished, ImageReady, Job, PreviewReady, StepDone, Worker
 
 SILENCE_SECONDS = 10.0
-"""After so long without an event a stream says that it lives, for proxies."""
+"""After this time without an event a stream sends a comment, so that proxies keep the connection."""
 
 
 class ClientLeft(Exception):
-    """There is nobody to answer."""
+    """The client closed the connection."""
 
 
-class Errand:
-    """An order handed to the worker, and its events on the server's event loop."""
+class RequestStream:
+    """A request in the worker, and its events on the server's event loop."""
 
-    def __init__(self, worker: Worker, metrics: Metrics, order: Order) -> None:
+    def __init__(self, worker: Worker, metrics: Metrics, request: ImageRequest) -> None:
         """Raises Problem when the queue is full."""
-        self.worker, self.metrics, self.order = worker, metrics, order
+        self.worker, self.metrics, self.request = worker, metrics, request
         self.began = time.monotonic()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def tell(event: Event) -> None:
+        def send(event: Event) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        self.job = Job(order, tell)
+        self.job = Job(request, send)
         worker.submit(self.job)
 
     async def events(self, receive: Receive) -> AsyncIterator[Event | None]:
-        """What happens to the order, up to `Ended`; None after a long silence. However this ends, the job ends with it.
+        """The request's events, up to `Finished`; None after a long silence. The job ends when this generator does.
 
         Raises:
             ClientLeft: the client closed the connection.
@@ -54,7 +54,7 @@ class Errand:
                 if coming.done():
                     event = coming.result()
                     yield event
-                    if isinstance(event, Ended):
+                    if isinstance(event, Finished):
                         return
                     coming = asyncio.ensure_future(self._events.get())
                 elif gone.done():
@@ -68,8 +68,8 @@ class Errand:
             self.worker.cancel(self.job)
 
     def done(self) -> None:
-        """Its pictures are there."""
-        self.metrics.painted(time.monotonic() - self.began)
+        """Record in the metrics that all its images were sent."""
+        self.metrics.served(time.monotonic() - self.began)
 
 
 async def _left(receive: Receive) -> None:
@@ -77,69 +77,69 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def whole(errand: Errand, receive: Receive, size: str | None, notes: Sequence[str]) -> Response:
-    """All pictures in one answer, as `images.generate` of OpenAI's clients reads it."""
+async def complete(stream: RequestStream, receive: Receive, size: str | None, notes: Sequence[str]) -> Response:
+    """All images in one answer, as `images.generate` of OpenAI's clients reads it."""
     found: dict[int, dict[str, Any]] = {}
     try:
-        async for event in errand.events(receive):
-            if isinstance(event, Painted):
+        async for event in stream.events(receive):
+            if isinstance(event, ImageReady):
                 found[event.picture] = {"b64_json": _text(event.png), "seed": event.seed}
-            elif isinstance(event, Ended) and event.error is not None:
+            elif isinstance(event, Finished) and event.error is not None:
                 return problem_of(event.error).response()
     except ClientLeft:
         return Response(status_code=CLIENT_LEFT)
-    errand.done()
+    stream.done()
     about = {"created": int(time.time()), "output_format": "png", "background": "opaque", "size": size}
     return Json({**about, "data": [found[picture] for picture in sorted(found)], "warnings": list(notes)})
 
 
 class EventStream(Response):
-    """Pictures as they come. An error before the first event is an answer of its own, with its status."""
+    """Images as they are finished. An error before the first event is a plain answer with its status."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, errand: Errand, kind: str, size: str | None, notes: Sequence[str], steps: bool) -> None:
+    def __init__(self, stream: RequestStream, kind: str, size: str | None, notes: Sequence[str], steps: bool) -> None:
         """
         Args:
-            kind: what the events' names begin with: `image_generation`, `image_edit`.
-            steps: tell every step too.
+            kind: start of the events' names: `image_generation`, `image_edit`.
+            steps: send an event for each sampling step too.
         """
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.errand, self.kind, self.steps, self.notes = errand, kind, steps, list(notes)
+        self.stream, self.kind, self.steps, self.notes = stream, kind, steps, list(notes)
         self.about = {"size": size, "quality": "auto", "background": "opaque", "output_format": "png"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
         try:
-            async for event in self.errand.events(receive):
-                if not started and isinstance(event, Ended) and event.error is not None:
+            async for event in self.stream.events(receive):
+                if not started and isinstance(event, Finished) and event.error is not None:
                     await problem_of(event.error).response()(scope, receive, send)
                     return
                 if not started:
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                     started = True
-                text = self._told(event)
+                text = self._text_of(event)
                 if text:
                     await send({"type": "http.response.body", "body": text.encode("ascii"), "more_body": True})
         except (ClientLeft, OSError):
             return
-        self.errand.done()
+        self.stream.done()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _told(self, event: Event | None) -> str:
+    def _text_of(self, event: Event | None) -> str:
         now = {"created_at": int(time.time()), **self.about}
-        if isinstance(event, Previewed):
+        if isinstance(event, PreviewReady):
             more = {"partial_image_index": event.number, "index": event.picture, "b64_json": _text(event.png)}
             return _sse(f"{self.kind}.partial_image", {**more, **now})
-        if isinstance(event, Painted):
+        if isinstance(event, ImageReady):
             own = {"index": event.picture, "seed": event.seed, "b64_json": _text(event.png), "warnings": self.notes}
             return _sse(f"{self.kind}.completed", {**own, **now})
-        if isinstance(event, Stepped):
+        if isinstance(event, StepDone):
             return _sse("syzygy.progress", {"step": event.step, "steps": event.steps}) if self.steps else ""
-        if isinstance(event, Ended) and event.error is not None:
+        if isinstance(event, Finished) and event.error is not None:
             return _sse("error", problem_of(event.error).body)
-        return "" if isinstance(event, Ended) else ": waiting\n\n"
+        return "" if isinstance(event, Finished) else ": waiting\n\n"
 
 
 def _text(png: bytes) -> str:

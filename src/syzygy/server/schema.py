@@ -1,21 +1,26 @@
-"""What clients send: OpenAI's names, and ours beside them. Unknown names are refused, and so are settings without effect here."""
+"""The bodies of requests: OpenAI's fields and further ones. Unknown fields are refused, and so are settings without effect."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from syzygy.core.config import Config
 from syzygy.core.errors import UserError
+from syzygy.pretrained.options import HEIGHT, WIDTH, Option, decoder_options
 
 LARGEST_SEED = 2**64 - 1
 MOST_PREVIEWS = 8
 Scale = Annotated[float, Field(ge=0, le=100)]
+OLD_NAME: Any = Field(default=None, json_schema_extra={"deprecated": True})
 Blur = Annotated[float, Field(ge=0, lt=1)]
+OPTIONS = tuple(option for option in decoder_options() if option not in (HEIGHT, WIDTH))
+"""Options of all decoders, also of those that other packages register. Height and width are the field `size`."""
+C = TypeVar("C", bound=Config)
 
 
-class Asked(Config):
-    """Base of what clients send: `null`, and an empty text, are as if an optional field was left out."""
+class Body(Config):
+    """Base of all bodies. An optional field that is `null` or an empty text counts as omitted."""
 
     @model_validator(mode="before")
     @classmethod
@@ -28,58 +33,80 @@ class Asked(Config):
         }
 
 
-class PaintedRegion(Asked):
-    """A phrase of the prompt, and where it shall be."""
+class RegionMask(Body):
+    """A phrase of the prompt, and where it should appear."""
 
     phrase: str = Field(min_length=1)
-    """As it stands in the prompt."""
+    """The words as they are in the prompt."""
     mask: str = Field(min_length=1)
-    """A PNG in base64, or a data URL of one: bright is here, dark or transparent is elsewhere. All masks have one size."""
+    """A PNG in base64, or a data URL of one: bright where the phrase should appear, dark or transparent elsewhere. All masks have one size."""
     weight: Scale = 1.0
-    """How strongly, beside other regions."""
+    """Strength of this region relative to the others."""
 
 
-class Form(Asked):
-    """No fields beside files."""
+class Form(Body):
+    """A form without fields, for files only."""
 
 
-class Common(Asked):
-    """What every way to paint takes."""
+def with_decoder_options(model: type[C]) -> type[C]:
+    """Add a field for each of `OPTIONS`."""
+    return create_model(
+        model.__name__,
+        __base__=model,
+        __module__=model.__module__,
+        __doc__=model.__doc__,
+        **cast(dict[str, Any], {option.name: _field(option) for option in OPTIONS}),
+    )
+
+
+def _field(option: Option) -> tuple[Any, Any]:
+    kind: Any = cast(Any, Literal)[option.choices] if option.choices else option.type
+    limits: dict[str, Any] = {"ge": option.minimum, "le": option.maximum} if option.type in (int, float) else {}
+    if option.type is float:
+        limits["allow_inf_nan"] = False
+    constrained: Any = Annotated[kind, Field(**limits)]
+    return constrained | None, Field(default=None, description=option.help)
+
+
+@with_decoder_options
+class Common(Body):
+    """Fields of all requests for images."""
 
     model: str | None = None
-    """The model's id, or nothing: there is one."""
+    """The model's id. It can be omitted, because a server has one model."""
     n: int = Field(default=1, ge=1)
-    """Pictures."""
+    """Number of images."""
     size: str = "auto"
-    """`auto`, or WIDTHxHEIGHT in pixels if the model paints several sizes."""
+    """`auto`, or WIDTHxHEIGHT in pixels if the model supports several sizes."""
     response_format: Literal["b64_json", "url"] = "b64_json"
-    """Pictures come in the answer: `url` is refused."""
+    """Images are part of the answer: `url` is refused."""
     user: str | None = None
-    """Taken for compatibility; nothing is done with it."""
+    """Accepted for compatibility, without effect."""
     seed: int | None = Field(default=None, ge=0, le=LARGEST_SEED)
-    """Of the first picture; others follow. With a seed pictures are painted one by one: equal requests give equal bytes."""
+    """Seed of the first image; the others get the following ones. With a seed, images are generated one by one, so that equal requests
+    give equal bytes."""
     steps: int | None = Field(default=None, ge=1)
     """Sampling steps."""
     guidance_scale: Scale | None = None
-    """1 is off."""
+    """Scale of classifier-free guidance; 1 turns it off."""
     sampler: str | None = None
-    """`GET /v1/models` names them."""
+    """Name of the sampler. `GET /v1/models` lists them."""
     negative_prompt: str | None = None
-    """What to move away from."""
+    """Text that the image should avoid."""
     stream: bool = False
     """Answer with server-sent events."""
     partial_images: int = Field(default=0, ge=0, le=MOST_PREVIEWS)
-    """With `stream`: pictures to show of each before it is done."""
+    """With `stream`: unfinished images to send of each image."""
     progress: bool = False
-    """With `stream`: tell each sampling step too, as `syzygy.progress`."""
+    """With `stream`: send an event `syzygy.progress` for each sampling step too."""
     output_format: Literal["png"] = "png"
     background: Literal["auto", "opaque"] = "auto"
     quality: Literal["auto", "standard"] = "auto"
-    """One quality, whose cost `steps` decides: others are refused."""
+    """There is one quality, and `steps` decides its cost: other values are refused."""
 
 
 class Generation(Common):
-    """A prompt to paint."""
+    """A prompt."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -91,38 +118,40 @@ class Generation(Common):
     )
 
     prompt: str = Field(min_length=1)
-    """What to paint."""
-    regions: list[PaintedRegion] = []
-    """Where phrases of the prompt shall be (paint-with-words)."""
+    """Description of the image."""
+    regions: list[RegionMask] = []
+    """Where phrases of the prompt should appear (paint-with-words)."""
     mask_blur: Blur = 0.0
-    """Softness of the masks' borders, as a part of their longer side."""
-    painting: Scale | None = None
-    """How strongly regions pull; 0 is not at all."""
+    """Softness of the masks' borders, as a fraction of their longer side."""
+    region_strength: Scale | None = None
+    """How strongly regions influence the image; 0 is not at all."""
+    painting: Scale | None = OLD_NAME
+    """The old name of `region_strength`, which works for one more release."""
     style: str | None = None
-    """A picture in base64, or a data URL of one, to paint in the manner of."""
+    """The style reference: a picture in base64, or a data URL of one."""
     style_guidance: Scale | None = None
-    """Guidance of the style. Default: as of the text."""
+    """Guidance scale of the style. Default: that of the text."""
     moderation: Literal["auto", "low"] = "auto"
-    """Taken for compatibility: nothing is moderated."""
+    """Accepted for compatibility: nothing is moderated."""
 
 
 class Variation(Common):
-    """Fields beside a picture to paint anew."""
+    """Fields sent with a picture to vary."""
 
 
-class MixedSource(Asked):
-    """A part of a mixture: a text, or a picture."""
+class MixedSource(Body):
+    """A part of a mixture: a text or a picture."""
 
     text: str | None = None
-    """What the prior predicts a picture of."""
+    """A text, from which the prior predicts an image embedding."""
     image: str | None = None
     """A picture in base64, or a data URL of one."""
     weight: float | None = Field(default=None, ge=0, le=1)
-    """Only proportions count. All sources have one, or none has: then all weigh the same."""
+    """Share of the mixture; only proportions count. Give one to every source, or to none for equal shares."""
 
 
 class Mix(Common):
-    """What lies between texts and pictures; a single picture is painted anew."""
+    """Texts and pictures to mix. A single picture gives variations."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -135,31 +164,34 @@ class Mix(Common):
 
 
 class Edit(Common):
-    """Fields beside a picture and a mask: the picture is the style of a new one, and a phrase is painted where the mask is transparent."""
+    """Fields sent with a picture and a mask. The picture is the style reference of a new image, and a phrase appears where the mask is
+    transparent."""
 
     prompt: str = Field(min_length=1)
-    """What to paint."""
+    """Description of the image."""
     region: str | None = None
-    """The phrase of the prompt that goes where the mask is transparent. Default: all of it."""
+    """The phrase of the prompt that should appear where the mask is transparent. Default: the whole prompt."""
     mask_blur: Blur = 0.0
-    """Softness of the mask's border, as a part of its longer side."""
-    painting: Scale | None = None
-    """How strongly the region pulls."""
+    """Softness of the mask's border, as a fraction of its longer side."""
+    region_strength: Scale | None = None
+    """How strongly the region influences the image; 0 is not at all."""
+    painting: Scale | None = OLD_NAME
+    """The old name of `region_strength`, which works for one more release."""
     style_guidance: Scale | None = None
-    """Guidance of the style. Default: as of the text."""
+    """Guidance scale of the style. Default: that of the text."""
     input_fidelity: Literal["low", "high"] = "low"
-    """`high` is refused: nothing of the picture is kept pixel by pixel."""
+    """`high` is refused: none of the picture's pixels are kept."""
 
 
 def size_of(text: str, own: tuple[int, int] | None, most: int) -> tuple[int, int] | None:
-    """Height and width asked for; None is the model's own.
+    """Height and width from a request; None is the model's own.
 
     Args:
-        own: of a model that paints one size.
-        most: pixels.
+        own: the size of a model that supports only one.
+        most: largest number of pixels.
 
     Raises:
-        UserError: no size, too large, or one that the model cannot paint.
+        UserError: no size, too large, or one that the model does not support.
     """
     if text == "auto":
         return None
@@ -169,10 +201,10 @@ def size_of(text: str, own: tuple[int, int] | None, most: int) -> tuple[int, int
     width, height = map(int, found.groups())
     if own is not None:
         if (height, width) != own:
-            raise UserError(f"size {text}: this model paints pictures of {own[1]}x{own[0]} only. Say that, or auto.")
+            raise UserError(f"size {text}: this model generates images of {own[1]}x{own[0]} only. Give that, or auto.")
         return None
     if width * height > most:
-        raise UserError(f"size {text} has {width * height:,} pixels; at most {most:,} are painted here.")
+        raise UserError(f"size {text} has {width * height:,} pixels; at most {most:,} are allowed here.")
     return height, width
 
 

@@ -1,4 +1,4 @@
-"""What stands before every request: key, origin, size of the body, and the count of answers."""
+"""Checks before every request: API key, origin, host and size of the body. It also counts the answers."""
 
 import asyncio
 import hmac
@@ -15,7 +15,7 @@ from syzygy.server.problems import Problem
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-class Guard:
+class SecurityMiddleware:
     """ASGI middleware. It reads bodies whole, so that no handler sees one that is too large."""
 
     def __init__(
@@ -30,8 +30,8 @@ class Guard:
     ) -> None:
         """
         Args:
-            paths: that are counted under their own name.
-            hosts: names under which the server may be asked for, in the header Host; None is any.
+            paths: the paths that metrics count separately.
+            hosts: allowed names in the header Host; None allows all.
         """
         self.app, self.limits, self.metrics = app, limits, metrics
         self.paths, self.hosts = frozenset(paths), hosts
@@ -75,12 +75,12 @@ class Guard:
         if self.hosts is not None and name not in self.hosts:
             raise Problem(
                 421,
-                "this server is not known by the name in the header Host; --allow-host adds names.",
+                "this server does not answer to the name in the header Host; --allow-host allows further names.",
                 code="wrong_host",
             )
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host"):
-            raise Problem(403, "pages of other sites may not use this server.", code="foreign_origin")
+            raise Problem(403, "pages of other sites are not allowed to use this server.", code="foreign_origin")
         if self.key is not None and (path.startswith("/v1/") or path == "/metrics"):
             scheme, _, given = headers.get("authorization", "").partition(" ")
             right = hmac.compare_digest(given.strip().encode("latin-1"), self.key)
@@ -92,7 +92,7 @@ class Guard:
                 )
 
     async def _body(self, headers: Headers, receive: Receive) -> list[Message] | None:
-        """The body in one message; None where the client left before its end."""
+        """The body in one message; None if the client left before its end."""
         most = self.limits.upload
         too_large = Problem(413, f"the body is larger than the {most:,} bytes allowed.", code="body_too_large")
         length = headers.get("content-length", "0")

@@ -1,4 +1,4 @@
-"""Pictures and masks that clients send: few formats, few pixels, no path; read by `data.decode` as everywhere."""
+"""Pictures and masks from clients: few formats, limited pixels, no paths."""
 
 import base64
 import binascii
@@ -15,20 +15,20 @@ from syzygy.core.image_reading import as_layers, as_mask, as_rgb, loaded, quiet
 from syzygy.generation.image_files import record_of
 from syzygy.regions.phrases import blurred, places, resized
 from syzygy.server.limits import Limits
-from syzygy.server.problems import about
-from syzygy.server.schema import PaintedRegion
+from syzygy.server.problems import field_errors
+from syzygy.server.schema import RegionMask
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-"""Fewer than `data.decode.FORMATS`: browsers save these, and anyone who reaches the server chooses what its decoders are given."""
+"""Fewer than elsewhere in the package, because anyone who reaches the server chooses the files that its decoders read."""
 MASK_SIDE = 256
-"""Pixels of a mask's longer side: attention, where masks go, has fewer."""
+"""Pixels of a mask's longer side. The attention maps that masks are resized to are smaller."""
 
 
 def unpacked(text: str, name: str) -> bytes:
     """Bytes from base64, with or without the head of a data URL, in one line or in several (as `base64 FILE` writes them).
 
     Raises:
-        UserError: it is no base64.
+        UserError: it is not base64.
     """
     head, comma, rest = text.partition(",")
     if comma and head.startswith("data:") and head.endswith(";base64"):
@@ -64,78 +64,78 @@ def picture(data: bytes, name: str, limits: Limits) -> Image.Image:
 
 
 def recipe(data: bytes, name: str, limits: Limits) -> dict[str, Any]:
-    """How an uploaded picture was made, as `opened`.
+    """The record inside an uploaded picture, which is read as by `opened`.
 
     Raises:
-        UserError: it does not say.
+        UserError: it has none.
     """
     return record_of(opened(data, name, limits), name)
 
 
-def regions(prompt: str, given: list[PaintedRegion], blur: float, limits: Limits) -> tuple[Region, ...]:
-    """Painted phrases of a prompt.
+def regions(prompt: str, given: list[RegionMask], blur: float, limits: Limits) -> tuple[Region, ...]:
+    """The regions of a prompt.
 
     Raises:
-        Problem: a phrase that is not in it, a mask that is no picture or empty, masks of several sizes.
+        Problem: a phrase is not in the prompt, a mask is empty or no picture, masks have several sizes.
     """
     found: list[Region] = []
     sizes: set[tuple[int, int]] = set()
     for number, one in enumerate(given):
-        with about(f"regions[{number}].phrase"):
+        with field_errors(f"regions[{number}].phrase"):
             check_phrase(prompt, one.phrase)
         name = f"regions[{number}].mask"
-        with about(name):
+        with field_errors(name):
             mask = as_mask(opened(unpacked(one.mask, name), name, limits), name)
             found.append(drawn(one.phrase, mask, one.weight, blur))
         sizes.add((mask.shape[1], mask.shape[0]))
     if len(sizes) > 1:
-        with about("regions"):
+        with field_errors("regions"):
             raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for w, h in sorted(sizes))}.")
     return tuple(found)
 
 
 def check_phrase(prompt: str, phrase: str) -> None:
-    """Raises UserError where the phrase is not in the prompt, or is none."""
+    """Raises UserError if the phrase is empty or not in the prompt."""
     if not phrase.strip():
-        raise UserError("a region needs the phrase that it is for: words of the prompt.")
+        raise UserError("a region needs a phrase: words of the prompt.")
     places(prompt, phrase)
 
 
 def drawn(phrase: str, mask: Float[Tensor, "H W"], weight: float, blur: float) -> Region:
-    """A region that a record can hold exactly: of few pixels, and of whole grey levels, its blur among them.
+    """A region that a record can hold exactly: with a small, blurred mask of whole grey levels.
 
     Raises:
-        UserError: nothing of the mask is left.
+        UserError: the mask is empty.
     """
     soft = blurred(_fitted(Region(phrase, mask, weight)), blur)
     return Region(phrase, (soft.mask * 255).round() / 255, weight)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an uploaded mask once its orientation is applied, which is what a picture's size is compared with."""
+    """Width and height of an uploaded mask after its orientation is applied, to compare with the picture's."""
     return as_rgb(image, "mask").size
 
 
 def transparent(image: Image.Image) -> Float[Tensor, "H W"]:
-    """A mask from 0 to 1 as in OpenAI's edits: transparent means here.
+    """A mask from 0 to 1 as in OpenAI's edits, where the transparent part is the region.
 
     Raises:
         UserError: no part of it is transparent.
     """
     here = 1 - as_layers(image, "mask")[1]
     if not here.any():
-        raise UserError("no part of the mask is transparent: make it so where the picture should change.")
+        raise UserError("no part of the mask is transparent: make it transparent where the picture should change.")
     return here
 
 
 def cut_out(data: bytes, limits: Limits) -> bool:
-    """Whether a picture, as `opened`, has parts that are fully transparent: OpenAI's edits take them for the mask where none is sent."""
+    """Whether a picture has fully transparent parts. OpenAI's edits use them as the mask if none is sent."""
     image = opened(data, "image", limits)
     return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] == 0
 
 
 def _fitted(region: Region) -> Region:
-    """The region with a mask that is small enough."""
+    """The region with a mask of at most `MASK_SIDE` pixels a side."""
     height, width = region.mask.shape
     scale = MASK_SIDE / max(height, width)
     return region if scale >= 1 else resized(region, (max(round(height * scale), 1), max(round(width * scale), 1)))

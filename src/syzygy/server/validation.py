@@ -1,4 +1,4 @@
-"""From what a client sent to an order: every limit and every check that needs no computing."""
+"""From what a client sent to an `ImageRequest`: the limits, and every check that needs no model."""
 
 import asyncio
 import secrets
@@ -11,106 +11,105 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from syzygy.core.config import Config
-from syzygy.core.contracts import Region, Sampling
+from syzygy.core.contracts import Region
+from syzygy.core.deprecation import renamed
 from syzygy.core.errors import UserError, unknown
-from syzygy.generation.mixing import shares
-from syzygy.generation.request import check_texts
+from syzygy.generation.request import GenerationRequest, check_texts
 from syzygy.server import uploads
-from syzygy.server.engine import Studio
+from syzygy.server.engine import Engine
 from syzygy.server.limits import Limits
-from syzygy.server.problems import Problem, about
-from syzygy.server.requests import KEPT_BYTES, Order, Source, Upload
-from syzygy.server.schema import LARGEST_SEED, Common, Edit, Generation, Mix, Variation, size_of
+from syzygy.server.problems import Problem, field_errors
+from syzygy.server.requests import KEPT_BYTES, ImageRequest, Upload
+from syzygy.server.schema import LARGEST_SEED, OPTIONS, Common, Edit, Generation, Mix, Variation, size_of
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Config)
 DRAWN_SEEDS = 2**32
 FIELD_BYTES = 2**16
 MASKS_BYTES = 2**20
-"""Of a request's masks in a record, as base64. Drawn ones have few thousands; noise in every pixel reaches it."""
-PAINTED_ANEW = "the picture is painted anew in the manner of the one given; nothing of that is kept pixel by pixel."
+"""Largest size of a request's masks in a record, as base64. Drawn masks have a few thousand bytes."""
+NOT_INPAINTED = "the given picture is the style reference of a new image; none of its pixels are kept."
+OLD_STRENGTH = renamed("painting", "region_strength")
 OWN_MASK = "no mask was sent, so the transparent part of the image is the mask."
-NO_MASK = "the transparent part of the image is not used as a mask: this model does not place phrases of the prompt."
+NO_MASK = "the transparent part of the image is not used as a mask: this model does not support regions."
 
 
-class Desk:
-    """Turns requests into orders. Pictures are decoded by one thread, one at a time: memory stays bounded."""
+class Validator:
+    """Checks requests. One thread decodes pictures, one at a time, so that memory stays bounded."""
 
-    def __init__(self, studio: Studio, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits) -> None:
         """
         Raises:
-            UserError: a request that says nothing would go beyond the limits.
+            UserError: the server's default settings are beyond its limits.
         """
-        self.studio, self.limits = studio, limits
-        if studio.record["steps"] > limits.steps:
+        self.engine, self.limits = engine, limits
+        if engine.record["steps"] > limits.steps:
             raise UserError(
-                f"the server's own {studio.record['steps']} steps are more than the {limits.steps} that a request may ask for: "
+                f"the server's own {engine.record['steps']} steps are more than the {limits.steps} that a request may ask for: "
                 "start it with fewer (--steps), or allow more (--max-steps)."
             )
-        self.about = studio.about()
-        self.own_size = studio.own_size
+        self.capabilities = engine.capabilities()
+        self.own_size = engine.own_size
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
 
     def close(self) -> None:
         self._decoder.shutdown(cancel_futures=True)
 
     async def decoded(self, work: Callable[[], T]) -> T:
-        """`work` in the thread for pictures."""
+        """Run `work` in the thread that decodes pictures."""
         return await asyncio.get_running_loop().run_in_executor(self._decoder, work)
 
-    async def generation(self, asked: Generation) -> Order:
-        """Raises Problem for what cannot be painted."""
+    async def generation(self, asked: Generation) -> ImageRequest:
+        """Raises Problem for a request that cannot be fulfilled."""
         self._check_text(asked.prompt, "prompt")
         self._check_common(asked)
         if len(asked.regions) > self.limits.regions:
-            raise _over("regions", len(asked.regions), self.limits.regions, "painted phrases")
+            raise _over("regions", len(asked.regions), self.limits.regions, "regions")
         if not asked.regions:
-            _check_unused(asked, ("painting", "mask_blur"), "for regions: give regions")
+            _check_unused(asked, ("region_strength", "painting", "mask_blur"), "for regions: give regions")
         if asked.style is None:
             _check_unused(asked, ("style_guidance",), "for a style: give a picture")
-        self._check_can("regions", bool(asked.regions), "paints no words where they shall be: leave regions out.")
-        self._check_can("style", asked.style is not None, "takes no style from a picture: leave style out.")
+        self._check_can("regions", bool(asked.regions), "does not support regions: leave regions out.")
+        self._check_can("style", asked.style is not None, "does not support a style reference: leave style out.")
         self._check_style_guidance(asked.style_guidance)
-        sampling = self._how(asked, **self._strengths(asked, bool(asked.regions), asked.style is not None))
 
-        def decode() -> Order:
+        def decode() -> ImageRequest:
             regions = uploads.regions(asked.prompt, asked.regions, asked.mask_blur, self.limits)
             style = None if asked.style is None else self._picture(asked.style, "style")
-            return self._order(asked, asked.prompt, sampling, regions=regions, style=style)
+            return self._prompted(asked, regions, style)
 
         return await self.decoded(decode)
 
-    async def edit(self, asked: Edit, image: bytes, mask: bytes | None) -> Order:
-        """Raises Problem for what cannot be painted."""
+    async def edit(self, asked: Edit, image: bytes, mask: bytes | None) -> ImageRequest:
+        """Raises Problem for a request that cannot be fulfilled."""
         self._check_text(asked.prompt, "prompt")
         self._check_common(asked)
         if asked.input_fidelity == "high":
-            raise Problem(400, f"input_fidelity high is not possible: {PAINTED_ANEW} Say low.", param="input_fidelity")
-        self._check_can("style", True, "takes no style from a picture, so it cannot edit one.", "image")
-        self._check_can("regions", mask is not None, "paints no words where they shall be: leave the mask out.", "mask")
+            raise Problem(400, f"input_fidelity high is not possible: {NOT_INPAINTED} Say low.", param="input_fidelity")
+        self._check_can("style", True, "does not support a style reference, so it cannot edit pictures.", "image")
+        self._check_can("regions", mask is not None, "does not support regions: leave the mask out.", "mask")
         self._check_style_guidance(asked.style_guidance)
 
-        def decode() -> Order:
-            with about("image"):
+        def decode() -> ImageRequest:
+            with field_errors("image"):
                 seen = uploads.picture(image, "image", self.limits)
-                style = self.studio.seen(seen, image)
+                style = self.engine.prepared(seen, image)
                 cut_out = mask is None and uploads.cut_out(image, self.limits)
-            can = self.about["regions"]
+            can = self.capabilities["regions"]
             where, notes = (image if can else None, (OWN_MASK if can else NO_MASK,)) if cut_out else (mask, ())
             if where is None:
-                _check_unused(asked, ("region", "painting", "mask_blur"), "for a mask: give one")
-            sampling = self._how(asked, **self._strengths(asked, where is not None, True))
+                _check_unused(asked, ("region", "region_strength", "painting", "mask_blur"), "for a mask: give one")
             regions = () if where is None else (self._masked(asked, where, seen.size),)
-            return self._order(asked, asked.prompt, sampling, regions=regions, style=style, notes=notes)
+            return self._prompted(asked, regions, style, notes)
 
         return await self.decoded(decode)
 
     def _masked(self, asked: Edit, mask: bytes, size: tuple[int, int]) -> Region:
-        """What an edit's mask, of a picture of this width and height, says of its phrase."""
+        """The region of an edit's mask. `size` is the picture's width and height."""
         phrase = asked.prompt if asked.region is None else asked.region
-        with about("region"):
+        with field_errors("region"):
             uploads.check_phrase(asked.prompt, phrase)
-        with about("mask"):
+        with field_errors("mask"):
             drawn = uploads.opened(mask, "mask", self.limits)
             found = uploads.upright_size(drawn)
             if found != size:
@@ -118,23 +117,22 @@ class Desk:
                 raise UserError(f"image and mask must have one size, got {sizes}.")
             return uploads.drawn(phrase, uploads.transparent(drawn), 1.0, asked.mask_blur)
 
-    async def variation(self, asked: Variation, image: bytes) -> Order:
-        """Raises Problem for what cannot be painted."""
+    async def variation(self, asked: Variation, image: bytes) -> ImageRequest:
+        """Raises Problem for a request that cannot be fulfilled."""
         self._check_common(asked)
-        self._check_can("variations", True, "reads texts alone: it cannot vary pictures.", "image")
-        sampling = self._how(asked)
+        self._check_can("variations", True, "reads only texts: it cannot vary pictures.", "image")
 
-        def decode() -> Order:
-            with about("image"):
-                seen = self.studio.seen(uploads.picture(image, "image", self.limits), image)
-            return self._order(asked, None, sampling, sources=(Source(seen, 1.0),))
+        def decode() -> ImageRequest:
+            with field_errors("image"):
+                seen = self.engine.prepared(uploads.picture(image, "image", self.limits), image)
+            return self._request(asked, uploads=(seen,), mixtures=[[(seen.pixels, 1.0)]])
 
         return await self.decoded(decode)
 
-    async def mix(self, asked: Mix) -> Order:
-        """Raises Problem for what cannot be painted."""
+    async def mix(self, asked: Mix) -> ImageRequest:
+        """Raises Problem for a request that cannot be fulfilled."""
         self._check_common(asked)
-        self._check_can("mixes", True, "reads texts alone, or has no prior: it cannot mix.", "sources")
+        self._check_can("mixes", True, "reads only texts, or has no prior: it cannot mix.", "sources")
         given = asked.sources
         if len(given) > self.limits.sources:
             raise _over("sources", len(given), self.limits.sources, "sources")
@@ -147,47 +145,47 @@ class Desk:
             if one.text is not None:
                 self._check_text(one.text, f"{name}.text")
         weights = [1.0 if one.weight is None else one.weight for one in given]
-        with about("sources"):
-            shares(weights)
-        sampling = self._how(asked)
 
-        def decode() -> Order:
+        def decode() -> ImageRequest:
             parts = [
                 self._picture(one.image or "", f"sources[{number}].image") if one.text is None else one.text
                 for number, one in enumerate(given)
             ]
-            return self._order(asked, None, sampling, sources=tuple(map(Source, parts, weights)))
+            pictures = tuple(part for part in parts if isinstance(part, Upload))
+            sources = [part.pixels if isinstance(part, Upload) else part for part in parts]
+            with field_errors("sources"):
+                return self._request(asked, uploads=pictures, mixtures=[list(zip(sources, weights, strict=True))])
 
         return await self.decoded(decode)
 
     def _picture(self, text: str, param: str) -> Upload:
-        """A picture that came as base64."""
-        with about(param):
+        """A picture in base64."""
+        with field_errors(param):
             data = uploads.unpacked(text, param)
-            return self.studio.seen(uploads.picture(data, param, self.limits), data)
+            return self.engine.prepared(uploads.picture(data, param, self.limits), data)
 
-    def notes(self, order: Order) -> list[str]:
-        """What the model will not understand, or a client might not expect."""
-        found = [*order.notes, *(note for text in order.texts for note in self.studio.model.notes(text))]
-        if len(order.kept) < len(order.uploads):
+    def notes(self, request: ImageRequest) -> list[str]:
+        """What the model does not understand, or a client may not expect."""
+        found = [*request.notes, *(note for text in request.texts for note in self.engine.model.notes(text))]
+        if len(request.kept) < len(request.uploads):
             found.append(
-                f"a record keeps pictures of {KEPT_BYTES:,} bytes together; of what is larger it has the SHA-256 alone."
+                f"a record holds uploaded pictures of up to {KEPT_BYTES:,} bytes in all; of the others it holds only the SHA-256."
             )
         return found
 
-    def size(self, order: Order) -> str | None:
-        """Of the pictures, as OpenAI writes it."""
-        found = order.sampling.size or self.own_size
+    def size(self, request: ImageRequest) -> str | None:
+        """The size of the images, as OpenAI writes it."""
+        found = request.generation.sampling.size or self.own_size
         return None if found is None else f"{found[1]}x{found[0]}"
 
     def _check_text(self, text: str, param: str) -> None:
         if len(text) > self.limits.prompt:
             raise _over(param, len(text), self.limits.prompt, "characters")
-        with about(param):
+        with field_errors(param):
             check_texts([text])
 
     def _check_common(self, asked: Common) -> None:
-        name = self.studio.name
+        name = self.engine.name
         if asked.model not in (None, "", name):
             raise Problem(
                 404,
@@ -196,86 +194,105 @@ class Desk:
                 code="model_not_found",
             )
         if asked.response_format == "url":
-            raise Problem(400, "pictures are not kept, so they have no url: ask for b64_json.", param="response_format")
+            raise Problem(400, "images are not stored, so they have no url: ask for b64_json.", param="response_format")
         if asked.n > self.limits.number:
             raise _over("n", asked.n, self.limits.number, "pictures")
         if asked.steps is not None and asked.steps > self.limits.steps:
             raise _over("steps", asked.steps, self.limits.steps, "steps")
         if asked.negative_prompt is not None:
             self._check_text(asked.negative_prompt, "negative_prompt")
-            scale = self.studio.record["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale
+            scale = self.engine.record["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale
             if scale == 1 and getattr(asked, "style_guidance", None) is None:
                 text = "has no effect at guidance scale 1: raise the scale, or leave the prompt out."
                 raise Problem(400, f"a negative prompt {text}", param="negative_prompt")
-        samplers = self.about["samplers"]
+        samplers = self.capabilities["samplers"]
         if asked.sampler is not None and asked.sampler not in samplers:
-            with about("sampler"):
+            with field_errors("sampler"):
                 raise unknown("sampler", asked.sampler[:80], samplers or ["none but the model's own: leave it out"])
         if not asked.stream:
             _check_unused(asked, ("partial_images", "progress"), "for streams: set stream")
-        if asked.partial_images and not self.about["partial_images"]:
-            raise Problem(400, "this model shows no pictures before they are done.", param="partial_images")
+        if asked.partial_images and not self.capabilities["partial_images"]:
+            raise Problem(400, "this model shows no images before they are finished.", param="partial_images")
 
     def _check_can(self, what: str, wanted: bool, cannot: str, param: str | None = None) -> None:
-        if wanted and not self.about[what]:
-            raise Problem(400, f"{self.studio.name} {cannot}", param=param or what)
+        if wanted and not self.capabilities[what]:
+            raise Problem(400, f"{self.engine.name} {cannot}", param=param or what)
 
     def _check_style_guidance(self, value: float | None) -> None:
-        self._check_can(
-            "style_guidance", value is not None, "has no guidance for a style apart from the text: leave it out."
+        self._check_can("style_guidance", value is not None, "has no separate guidance for a style: leave it out.")
+
+    def _options(self, asked: Common) -> dict[str, Any]:
+        """The decoder's options: those of the request, else those that the server was started with."""
+        known = self.capabilities["options"]
+        given = {one.name: value for one in OPTIONS if (value := getattr(asked, one.name)) is not None}
+        for name in given:
+            if name not in known:
+                allowed = f"its options are {', '.join(known)}" if known else "it has no options"
+                raise Problem(400, f"{self.engine.name} has no option {name}; {allowed}. Leave it out.", param=name)
+        return {one.name: self.engine.record.get(one.name) for one in OPTIONS} | given
+
+    def _prompted(
+        self, asked: Generation | Edit, regions: Sequence[Region], style: Upload | None, notes: tuple[str, ...] = ()
+    ) -> ImageRequest:
+        """A request for a prompt. Where it leaves out a strength that applies, it gets the model's own, so that records hold it."""
+        own = self.capabilities["defaults"]
+        strength, guidance = asked.region_strength, asked.style_guidance
+        if asked.painting is not None:
+            if strength is not None:
+                raise Problem(
+                    400, "painting is the old name of region_strength: give only region_strength.", param="painting"
+                )
+            strength, notes = asked.painting, (*notes, OLD_STRENGTH)
+        return self._request(
+            asked,
+            uploads=() if style is None else (style,),
+            notes=notes,
+            prompts=[asked.prompt],
+            conditions=self.engine.record.get("conditions"),
+            regions=list(regions) or None,
+            region_strength=own["region_strength"] if strength is None and regions else strength,
+            style=style and style.pixels,
+            style_guidance=own["style_guidance"] if guidance is None and style else guidance,
         )
 
-    def _strengths(self, asked: Generation | Edit, regions: bool, style: bool) -> dict[str, float | None]:
-        """How strongly its regions and its style pull; the model's own where it does not say, so that records tell it."""
-        there = {"painting": regions, "style_guidance": style}
-        own = self.about["defaults"]
-        found = {name: getattr(asked, name) for name in there}
-        return {name: own[name] if found[name] is None and there[name] else found[name] for name in there}
-
-    def _how(self, asked: Common, *, painting: float | None = None, style_guidance: float | None = None) -> Sampling:
-        """Settings of the request; where it has none, those that the server was started with."""
-        own = self.studio.record
-        with about("size"):
-            size = size_of(asked.size, self.own_size, self.limits.pixels)
-        if size is None and own.get("height") is not None:
-            size = own["height"], own["width"]
-        options = {name: own[name] for name in ("noise_level", "super_res_steps") if own.get(name) is not None}
-        return Sampling(
-            steps=own["steps"] if asked.steps is None else asked.steps,
-            guidance_scale=own["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale,
-            sampler=own["sampler"] if asked.sampler is None else asked.sampler,
-            size=size,
-            region_strength=painting,
-            style_guidance=style_guidance,
-            options=options,
-        )
-
-    def _order(self, asked: Common, prompt: str | None, sampling: Sampling, **more: Any) -> Order:
+    def _request(
+        self, asked: Common, *, uploads: tuple[Upload, ...] = (), notes: tuple[str, ...] = (), **subject: Any
+    ) -> ImageRequest:
+        """The request with its own settings; the others are those that the server was started with."""
         first = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
         if first + asked.n - 1 > LARGEST_SEED:
-            text = f"seeds end at {LARGEST_SEED}: choose a smaller one than {first}."
-            raise Problem(400, text, param="seed")
-        negative = self.studio.record.get("negative_prompt") if asked.negative_prompt is None else asked.negative_prompt
-        order = Order(
-            prompt,
-            tuple(range(first, first + asked.n)),
-            asked.seed is not None,
-            sampling,
-            negative_prompt=negative,
-            previews=asked.partial_images,
-            **more,
-        )
-        size = sum(len(one["mask"]) for one in order.painted)
-        if size > MASKS_BYTES:
-            text = (
-                f"as PNG files the masks have {size:,} bytes; at most {MASKS_BYTES:,}: a picture's record holds them."
+            raise Problem(400, f"seeds end at {LARGEST_SEED}: choose one below {first}.", param="seed")
+        own = self.engine.record
+        with field_errors("size"):
+            height, width = size_of(asked.size, self.own_size, self.limits.pixels) or (
+                own.get("height"),
+                own.get("width"),
             )
-            raise Problem(400, f"{text} Draw them with fewer shades.", param="regions")
-        return order
+        generation = GenerationRequest.from_keywords(
+            num_inference_steps=own["steps"] if asked.steps is None else asked.steps,
+            guidance_scale=own["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale,
+            sampler=own["sampler"] if asked.sampler is None else asked.sampler,
+            negative_prompt=own.get("negative_prompt") if asked.negative_prompt is None else asked.negative_prompt,
+            height=height,
+            width=width,
+            **self._options(asked),
+            **subject,
+        )
+        seeds = tuple(range(first, first + asked.n))
+        request = ImageRequest(generation, seeds, asked.seed is not None, uploads, asked.partial_images, notes)
+        size = sum(len(one["mask"]) for one in request.region_records)
+        if size > MASKS_BYTES:
+            raise Problem(
+                400,
+                f"the masks have {size:,} bytes as PNG files; an image's record holds at most {MASKS_BYTES:,}. "
+                "Draw them with fewer shades.",
+                param="regions",
+            )
+        return request
 
 
 def _check_unused(asked: Common, names: Sequence[str], of: str) -> None:
-    """These fields are as if nothing was said, for what they are of is not there."""
+    """Refuse fields that have no effect because what they belong to is missing."""
     for name in names:
         if getattr(asked, name) != type(asked).model_fields[name].default:
             raise Problem(400, f"{name} is {of}, or leave it out.", param=name)
@@ -286,7 +303,7 @@ def _over(param: str, value: int, most: int, what: str) -> Problem:
 
 
 def checked(model: type[C], values: dict[str, Any]) -> C:
-    """A form's fields as settings.
+    """A form's fields, checked.
 
     Raises:
         Problem: one is unknown or out of range.

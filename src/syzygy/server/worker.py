@@ -1,4 +1,4 @@
-"""One thread that paints, and the bounded queue before it."""
+"""The thread that generates images, and the bounded queue of requests."""
 
 import logging
 import threading
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from syzygy.core.contracts import Progress
 from syzygy.core.errors import NonFiniteError, UserError
-from syzygy.server.engine import Studio, plain_png
+from syzygy.server.engine import Engine, plain_png
 from syzygy.server.metrics import Metrics
 from syzygy.server.problems import BUSY, Problem, closing
-from syzygy.server.requests import Order
+from syzygy.server.requests import ImageRequest
 
 FIRST_GUESS_SECONDS, NEWEST = 1.0, 0.3
 LONGEST_WAIT_SECONDS = 60.0
@@ -20,27 +20,27 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Stepped:
-    """A sampling step is taken."""
+class StepDone:
+    """A sampling step is done."""
 
     step: int
     steps: int
-    """In all, of all pictures of the order that are not painted at once."""
+    """In all, over the batches of the request."""
 
 
 @dataclass(frozen=True)
-class Previewed:
-    """What a picture looks like so far."""
+class PreviewReady:
+    """What an image looks like so far."""
 
     picture: int
     number: int
-    """Of this picture's previews, from 0."""
+    """Number of the preview of this image, from 0."""
     png: bytes
 
 
 @dataclass(frozen=True)
-class Painted:
-    """A picture is done."""
+class ImageReady:
+    """An image is finished."""
 
     picture: int
     seed: int
@@ -48,57 +48,57 @@ class Painted:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """Nothing more will be told: all pictures are done, or an error says why not."""
+class Finished:
+    """The last event: all images are finished, or an error says why not."""
 
     error: Exception | None = None
 
 
-Event = Stepped | Previewed | Painted | Ended
+Event = StepDone | PreviewReady | ImageReady | Finished
 
 
 @dataclass(eq=False)
 class Job:
-    """An order on its way through the worker."""
+    """A request in the worker."""
 
-    order: Order
-    tell: Callable[[Event], None]
-    """Called in the worker's thread."""
+    request: ImageRequest
+    send: Callable[[Event], None]
+    """Receives the events. It is called in the worker's thread."""
     left: threading.Event = field(default_factory=threading.Event)
-    """Nobody waits for it any more."""
+    """Set when no client waits for it any more."""
 
 
 class _AllLeft(Exception):
-    """Ends a sampling that nobody waits for."""
+    """Ends a sampling that no client waits for."""
 
 
 class Worker:
-    """Paints jobs in the order in which they came, jobs of the same shape together."""
+    """Runs jobs first come, first served; jobs of the same shape share a batch."""
 
-    def __init__(self, studio: Studio, metrics: Metrics, *, queue: int, batch_size: int) -> None:
-        self.studio, self.metrics = studio, metrics
+    def __init__(self, engine: Engine, metrics: Metrics, *, queue: int, batch_size: int) -> None:
+        self.engine, self.metrics = engine, metrics
         self.queue, self.batch_size = queue, batch_size
         self._waiting: deque[Job] = deque()
-        self._painting: list[Job] = []
+        self._running: list[Job] = []
         self._change = threading.Condition()
         self._stopping = False
         self._seconds = FIRST_GUESS_SECONDS
-        self._thread = threading.Thread(target=self._run, name="painter", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """Drop what waits and what is painted, between two steps; returns when the thread has ended."""
+        """Cancel waiting and running jobs, the latter at their next step; return when the thread has ended."""
         with self._change:
             self._stopping = True
             dropped = [*self._waiting]
             self._waiting.clear()
-            for job in self._painting:
+            for job in self._running:
                 job.left.set()
             self._change.notify_all()
         for job in dropped:
-            job.tell(Ended(closing()))
+            job.send(Finished(closing()))
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -107,8 +107,8 @@ class Worker:
         return len(self._waiting)
 
     @property
-    def painting(self) -> int:
-        return len(self._painting)
+    def running(self) -> int:
+        return len(self._running)
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -120,7 +120,7 @@ class Worker:
             if self._stopping:
                 raise closing()
             if len(self._waiting) >= self.queue:
-                pictures = sum(len(one.order.seeds) for one in self._waiting)
+                pictures = sum(len(one.request.seeds) for one in self._waiting)
                 raise Problem(
                     429,
                     f"{self.queue} requests are waiting already: try again after the time that Retry-After gives.",
@@ -132,7 +132,7 @@ class Worker:
             self._change.notify()
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for this job any more: its place in the queue is free at once, its sampling ends at the next step."""
+        """Free the job's place in the queue at once, or end its sampling at the next step."""
         with self._change:
             job.left.set()
             if job in self._waiting:
@@ -144,21 +144,21 @@ class Worker:
                 self._change.wait_for(lambda: self._stopping or self._waiting)
                 if self._stopping:
                     return
-                self._painting = self._next()
-            self._serve(self._painting)
+                self._running = self._next()
+            self._serve(self._running)
             with self._change:
-                self._painting = []
+                self._running = []
 
     def _next(self) -> list[Job]:
-        """The oldest job, and with it others of its shape while they fit a batch."""
+        """The oldest job, and others of its shape as far as they fit into a batch."""
         first = self._waiting.popleft()
         jobs = [first]
-        if first.order.exact:
+        if first.request.exact:
             return jobs
-        room = self.batch_size - len(first.order.seeds)
+        room = self.batch_size - len(first.request.seeds)
         for job in list(self._waiting):
-            number = len(job.order.seeds)
-            if not job.order.exact and number <= room and job.order.shape == first.order.shape:
+            number = len(job.request.seeds)
+            if not job.request.exact and number <= room and job.request.shape == first.request.shape:
                 self._waiting.remove(job)
                 jobs.append(job)
                 room -= number
@@ -166,11 +166,11 @@ class Worker:
 
     def _serve(self, jobs: Sequence[Job]) -> None:
         try:
-            self._paint(jobs)
+            self._run_jobs(jobs)
         except _AllLeft:
             error = closing() if self._stopping else None
         except (UserError, Problem) as mistake:
-            if len(jobs) > 1:  # one of them is to blame: the others shall not pay for it
+            if len(jobs) > 1:  # only one of them may be at fault: run each alone
                 for job in jobs:
                     self._serve([job])
                 return
@@ -183,56 +183,56 @@ class Worker:
         else:
             error = None
         for job in jobs:
-            job.tell(Ended(error))
+            job.send(Finished(error))
 
-    def _paint(self, jobs: Sequence[Job]) -> None:
-        at_once = 1 if jobs[0].order.exact else self.batch_size
-        rows = [(job, picture) for job in jobs for picture in range(len(job.order.seeds))]
+    def _run_jobs(self, jobs: Sequence[Job]) -> None:
+        at_once = 1 if jobs[0].request.exact else self.batch_size
+        rows = [(job, picture) for job in jobs for picture in range(len(job.request.seeds))]
         parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
         for number, part in enumerate(parts):
             began = time.monotonic()
-            self._paint_part(part, number, len(parts))
+            self._run_batch(part, number, len(parts))
             spent = (time.monotonic() - began) / len(part)
             self._seconds += NEWEST * (spent - self._seconds)
 
-    def _paint_part(self, rows: Sequence[tuple[Job, int]], part: int, parts: int) -> None:
-        orders = [job.order for job, _ in rows]
-        seeds = [job.order.seeds[picture] for job, picture in rows]
+    def _run_batch(self, rows: Sequence[tuple[Job, int]], part: int, parts: int) -> None:
+        requests = [job.request for job, _ in rows]
+        seeds = [job.request.seeds[picture] for job, picture in rows]
         jobs = list(dict.fromkeys(job for job, _ in rows))
 
         def on_step(progress: Progress) -> None:
             if all(job.left.is_set() for job in jobs):
                 raise _AllLeft
             for job in jobs:
-                job.tell(Stepped(part * progress.steps + progress.step, parts * progress.steps))
+                job.send(StepDone(part * progress.steps + progress.step, parts * progress.steps))
             self._preview(rows, progress)
 
         if all(job.left.is_set() for job in jobs):
             raise _AllLeft
-        images = self.studio.paint(orders, seeds, on_step)
+        images = self.engine.generate(requests, seeds, on_step)
         self.metrics.count("batches")
         for (job, picture), image, seed in zip(rows, images, seeds, strict=True):
             if not job.left.is_set():
-                job.tell(Painted(picture, seed, self.studio.png(image, job.order, picture)))
+                job.send(ImageReady(picture, seed, self.engine.png(image, job.request, picture)))
                 self.metrics.count("pictures")
 
     def _preview(self, rows: Sequence[tuple[Job, int]], progress: Progress) -> None:
         wanted = [
             (row, number)
             for row, (job, _) in enumerate(rows)
-            if (number := preview_at(progress.step, progress.steps, job.order.previews)) is not None
+            if (number := preview_at(progress.step, progress.steps, job.request.previews)) is not None
             and not job.left.is_set()
         ]
         if not wanted or progress.denoised is None:
             return
-        images = self.studio.preview(progress.denoised[[row for row, _ in wanted]])
+        images = self.engine.preview(progress.denoised[[row for row, _ in wanted]])
         for (row, number), image in zip(wanted, images, strict=True):
             job, picture = rows[row]
-            job.tell(Previewed(picture, number, plain_png(image)))
+            job.send(PreviewReady(picture, number, plain_png(image)))
 
 
 def preview_at(step: int, steps: int, previews: int) -> int | None:
-    """Which of `previews` pictures, spread evenly over the steps before the last, is shown after this step (from 1); None for none."""
+    """Number of the preview to show after this step (from 1), or None. Previews are spread evenly over the steps before the last."""
     shown = min(previews, steps - 1)
     places = [(number + 1) * steps // (shown + 1) for number in range(shown)]
     return places.index(step) if step in places else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from syzygy.core.config import Config
 from syzygy.core.randomness import generator
-from syzygy.training.parallel import World, apart
+from syzygy.training.parallel import Ranks, apart
 from syzygy.training.precision import autocast
 
 BLOCK = 64
@@ -86,7 +86,7 @@ class AdapterTask:
         *,
         micro_batch: int = 0,
         precision: torch.dtype | None = None,
-        world: World,
+        world: Ranks,
     ) -> None:
         """`micro_batch` 0 takes a process's share at once."""
         self.modules = dict(stage.modules)

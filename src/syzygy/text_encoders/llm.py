@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from syzygy.clip.tokenization import Tokenized, alike, check_vocabulary, tokenized
-from syzygy.core import artifacts, checkpoint_files
+from syzygy.core import artifacts, hub_files
 from syzygy.core.config import Config
 from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError
@@ -273,7 +273,7 @@ class Llm(nn.Module):
         """
         if dtype not in DTYPES.values():
             raise UserError(f"a language model computes in float32 or bfloat16, not {dtype}.")
-        found = checkpoint_files.locate(source, revision, local_files_only, EXAMPLE)
+        found = hub_files.locate(source, revision, local_files_only, EXAMPLE)
         model, tokenizer = load_model(found.folder, str(source), "language model", dtype, _kind)
         # The absolute path is recorded, because what is made with the model may be used from another working directory.
         place = str(found.folder.resolve()) if found.revision is None else found.source

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from syzygy.clip.tokenization import Tokenized, alike, around_ids, check_vocabulary, learned_bpe, tokenized
-from syzygy.core import artifacts, checkpoint_files
+from syzygy.core import artifacts, hub_files
 from syzygy.core.config import Config
 from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError
@@ -119,7 +119,7 @@ class T5Text(nn.Module):
         """
         from transformers import T5EncoderModel
 
-        folder = checkpoint_files.locate(source, revision, local_files_only).folder
+        folder = hub_files.locate(source, revision, local_files_only).folder
         config = artifacts.read_json(folder / artifacts.CONFIG_FILE)
         if config.get("model_type") != "t5":
             raise UserError(f"{source} is a {config.get('model_type')!r}, not a t5.")

@@ -28,7 +28,7 @@ from syzygy.text_encoders.llm import COMPUTE, Llm, load_llm
 from syzygy.text_encoders.parallel_captions import Captions, CorpusCaptions, number_of_lines
 from syzygy.text_encoders.store_features import open_features
 from syzygy.training.fitting import AS_GIVEN, Fitting
-from syzygy.training.parallel import World
+from syzygy.training.parallel import Ranks
 from syzygy.training.progress import Reporter
 from syzygy.training.run_records import RunResult, train_part
 
@@ -79,7 +79,7 @@ def align(
     clip: Clip,
     prior: EclipsePrior | None,
     out: Path,
-    world: World,
+    world: Ranks,
     *,
     corpus: Path | None = None,
     report: Reporter | None = None,
@@ -191,7 +191,7 @@ def image(
     data: ImageData,
     prior: EclipsePrior,
     out: Path,
-    world: World,
+    world: Ranks,
     *,
     report: Reporter | None = None,
 ) -> RunResult:
@@ -243,7 +243,7 @@ def _train(
     source: AlignSource | ImageSource,
     record: Mapping[str, Any],
     out: Path,
-    world: World,
+    world: Ranks,
     report: Reporter | None,
     save: Callable[[Path, dict[str, Any]], None],
 ) -> RunResult:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from syzygy.core import artifacts, checkpoint_files
+from syzygy.core import artifacts, hub_files
 from syzygy.core.errors import UserError
 from syzygy.core.model_files import GGUF, no_gguf, no_weights, variant_of, weight_file
 
@@ -36,11 +36,11 @@ def load_model(folder: Path, source: str, what: str, dtype: torch.dtype, kind: C
     from transformers import AutoConfig
 
     values = _checked(folder, source, what)
-    weights = weight_file(folder, checkpoint_files.TRANSFORMERS)
+    weights = weight_file(folder, hub_files.TRANSFORMERS)
     if weights is None:
-        raise UserError(no_weights(folder, checkpoint_files.TRANSFORMERS))
+        raise UserError(no_weights(folder, hub_files.TRANSFORMERS))
     try:
-        with checkpoint_files.silent():  # transformers would print a long report of the unused head
+        with hub_files.silent():  # transformers would print a long report of the unused head
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model, report = kind(config).from_pretrained(
                 folder,
@@ -88,7 +88,7 @@ def _tokenizer(folder: Path, source: str) -> Any:
 def _checked(folder: Path, source: str, what: str) -> dict[str, Any]:
     """The configuration of a folder that holds all files of a model."""
     adapter, names = folder / "adapter_config.json", sorted(path.name for path in folder.iterdir())
-    if adapter.is_file() and weight_file(folder, checkpoint_files.TRANSFORMERS) is None:
+    if adapter.is_file() and weight_file(folder, hub_files.TRANSFORMERS) is None:
         base = artifacts.read_json(adapter).get("base_model_name_or_path")
         raise UserError(
             f"{source} holds only an adapter of PEFT (LoRA and others) for the model {base!r}, not the model. Merge them first: "

@@ -20,7 +20,7 @@ from syzygy.training import checkpoints
 from syzygy.training.checkpoints import TrainingState
 from syzygy.training.ema import Ema
 from syzygy.training.estimate import TOO_SMALL, Estimate, Estimated, Footprint, free_disk, is_dry_run, measure
-from syzygy.training.parallel import World
+from syzygy.training.parallel import Ranks
 from syzygy.training.progress import Reporter
 from syzygy.training.schedule import LoopConfig, learning_rate
 
@@ -92,20 +92,20 @@ def fit(
     *,
     reporter: Reporter | None = None,
     run: Mapping[str, Any],
-    world: World | None = None,
+    world: Ranks | None = None,
 ) -> FitResult:
     """Train `task`, or continue exactly where an earlier call with the same `out` stopped.
 
     `run` holds all settings of the run as plain JSON values; it is saved as `out/run.json` and must be the same when
     the run is continued. At the end the modules hold the averaged weights (where config.ema_half_life is set) in evaluation mode.
     A finished run returns at once. In a `world` of several ranks each of them calls this function: the task's modules average their
-    gradients over the ranks (`World.wrapped`), the first rank writes the files, and losses are means over all ranks.
+    gradients over the ranks (`Ranks.wrapped`), the first rank writes the files, and losses are means over all ranks.
 
     Raises Interrupted on SIGINT or SIGTERM, after writing a checkpoint (a second signal has its usual effect).
     Raises UserError if `out` cannot be written or belongs to other settings, or if the loss or a weight is not finite;
     the last checkpoint then stays as it is.
     """
-    world = world or World(torch.device("cpu"))
+    world = world or Ranks(torch.device("cpu"))
     state = _fresh_state(task, config)
     if is_dry_run():
         raise Estimated(_rehearsal(_Session(task, config, out, Reporter(), state, [], world)))
@@ -135,7 +135,7 @@ def _rehearsal(session: "_Session") -> Estimate:
     return measure(session.task.modules, session.config, session.optimize, session.metrics)
 
 
-def _resumed(out: Path, run: Mapping[str, Any], state: TrainingState, world: World) -> list[dict[str, Any]]:
+def _resumed(out: Path, run: Mapping[str, Any], state: TrainingState, world: Ranks) -> list[dict[str, Any]]:
     """Load the state of a stopped run; returns its lines of metrics. The first rank cleans up before the others read."""
     history: list[dict[str, Any]] = []
     if world.first and checkpoints.open_run(out, run):
@@ -174,7 +174,7 @@ class _Session:
     reporter: Reporter
     state: TrainingState
     history: list[dict[str, Any]]
-    world: World
+    world: Ranks
     pending: list[dict[str, Tensor]] = field(default_factory=list)
     """Scalars of the latest steps, still on the device."""
 

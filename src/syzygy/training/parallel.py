@@ -19,7 +19,7 @@ PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
-class World:
+class Ranks:
     """The position of this process among all ranks. Ranks hold equal weights, and each takes a slice of each batch."""
 
     device: torch.device
@@ -81,21 +81,21 @@ def apart(module: nn.Module) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def process_group(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that `torchrun` started (it sets RANK, WORLD_SIZE and LOCAL_RANK); a single process is alone.
 
     `device` is the device of a single process; with CUDA, each of several processes takes the GPU of its local rank.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World(device)
+        yield Ranks(device)
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield World(device, dist.get_rank(), size)
+        yield Ranks(device, dist.get_rank(), size)
         # Without these two the tear-down aborts now and then: a wrapped module must be gone, on every rank, before its group.
         gc.collect()
         dist.barrier()

@@ -12,7 +12,7 @@ import torch
 from syzygy.core import artifacts
 from syzygy.core.config import Config
 from syzygy.training.loop import FitResult, Task, fit
-from syzygy.training.parallel import World
+from syzygy.training.parallel import Ranks
 from syzygy.training.progress import ConsoleReporter, Reporter
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -46,7 +46,7 @@ def train_part(
     measure: Callable[[FitResult], dict[str, float]] | None = None,
     recorded: Mapping[str, Any] | None = None,
     report: Reporter | str = "",
-    world: World | None = None,
+    world: Ranks | None = None,
 ) -> RunResult:
     """Train a part of a model in `out`, or continue there, then save it with its provenance.
 
@@ -59,7 +59,7 @@ def train_part(
         recorded: facts besides the settings, such as the fingerprints of frozen parts. A run is continued with the same ones only.
         report: shows the progress; a text is the title of a `ConsoleReporter`, `kind` if omitted.
     """
-    world, recorded = world or World(torch.device("cpu")), dict(recorded or {})
+    world, recorded = world or Ranks(torch.device("cpu")), dict(recorded or {})
     if isinstance(report, str):
         report = reporter(report or kind, run.task.batch_size)
     settings = run.model_dump(mode="json") | recorded

@@ -1,4 +1,4 @@
-"""diffusers' schedulers as samplers: which numbers of steps they take, and that each walk goes from end to end."""
+"""diffusers' schedulers as samplers: which numbers of steps they take, and that each sample_with_scheduler goes from end to end."""
 
 import warnings
 from typing import Any
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from syzygy.core import diffusers_schedulers
-from syzygy.core.diffusers_schedulers import SAMPLERS, planned, walk
+from syzygy.core.diffusers_schedulers import SCHEDULERS, planned, sample_with_scheduler
 from syzygy.core.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
 )  # diffusers' own arithmetic
-ANY = [name for name in SAMPLERS if name not in ("ddim", "pndm")]
+ANY = [name for name in SCHEDULERS if name not in ("ddim", "pndm")]
 COUNTS = (1, 2, 7, 25, 50, 143, 150, 201, 333, 400, 501, 600, 998, 999, 1000)
 
 
@@ -46,7 +46,7 @@ def towards(target: Tensor, kept: Tensor) -> diffusers_schedulers.Predict:
 
 @pytest.mark.filterwarnings("ignore:.*timesteps are spaced:UserWarning")
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_walk_of_any_allowed_length_goes_from_end_to_end(name: str, spacing: str) -> None:
     scheduler = diffusers_schedulers.fresh(own(timestep_spacing=spacing), name)
     for steps in COUNTS:
@@ -66,20 +66,20 @@ def test_a_walk_of_any_allowed_length_goes_from_end_to_end(name: str, spacing: s
 
 
 @pytest.mark.filterwarnings("ignore:.*timesteps are spaced:UserWarning")
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_perfect_network_arrives_at_its_image(name: str) -> None:
     scheduler = diffusers_schedulers.fresh(own(), name)
     target, noise = torch.full((1, 1, 2, 2), 0.5), torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     for steps in (1, 3, 50, 999):
         predict = towards(target, scheduler.alphas_cumprod)
-        found = walk(scheduler, predict, noise, steps, [torch.Generator().manual_seed(1)])
+        found = sample_with_scheduler(scheduler, predict, noise, steps, [torch.Generator().manual_seed(1)])
         assert (found - target).abs().max() < 0.1, steps
 
 
 def test_usual_counts_are_spaced_as_the_model_says() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for name in SAMPLERS:
+        for name in SCHEDULERS:
             scheduler = diffusers_schedulers.fresh(own(), name)
             for steps in (2, 4, 20, 25, 30, 50, 100, 150):
                 assert planned(scheduler, steps) is scheduler
@@ -109,7 +109,7 @@ def test_noise_levels_of_other_spacings_are_taken(kind: str, settings: dict[str,
 
 
 @pytest.mark.filterwarnings("ignore:.*timesteps are spaced:UserWarning")
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_schedule_that_ends_at_its_least_noise_gives_finite_latents_at_every_count(name: str) -> None:
     found = diffusers.UniPCMultistepScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", final_sigmas_type="sigma_min"
@@ -121,7 +121,9 @@ def test_a_schedule_that_ends_at_its_least_noise_gives_finite_latents_at_every_c
             assert name in ("ddim", "pndm") or (name, steps) == ("dpm++2m", 1000)
             continue
         noise = torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-        latents = walk(scheduler, lambda x, _: x * 0.1, noise, steps, [torch.Generator().manual_seed(1)])
+        latents = sample_with_scheduler(
+            scheduler, lambda x, _: x * 0.1, noise, steps, [torch.Generator().manual_seed(1)]
+        )
         assert torch.isfinite(latents).all(), steps
 
 

@@ -125,7 +125,7 @@ def test_the_reader_comes_with_the_model(model: TextToImage) -> None:
 def test_assemble_replaces_a_model_whole(tiny_model: Path, tmp_path: Path) -> None:
     parts = {name: tiny_model / name for name in model_parts.COMPONENTS}
     for steps in (5, 6):
-        own_models.assemble(parts, tmp_path / "model", world=False, defaults={"num_inference_steps": steps})
+        own_models.write_model(parts, tmp_path / "model", world=False, defaults={"num_inference_steps": steps})
         loaded = TextToImage.from_pretrained(tmp_path / "model")
         assert (loaded.defaults["num_inference_steps"], loaded.world) == (steps, False)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -11,14 +11,14 @@ from syzygy.prior.eclipse import (
     EclipseObjective,
     EclipsePrior,
     EclipsePriorConfig,
-    PriorTaskConfig,
+    EclipseTaskConfig,
     contrastive_loss,
     projection_loss,
 )
 from syzygy.prior.embedding_pairs import PriorData, caption_ids
 from syzygy.prior.prior_network import PriorBatch
 from syzygy.prior.prior_task import PriorTask
-from syzygy.training.parallel import World
+from syzygy.training.parallel import Ranks
 from tests.closeness import NETWORK, about, assert_close, largest_of
 
 WIDTH, TOKENS, SCALE = 8, 6, 10.0
@@ -48,7 +48,7 @@ def new_data(images: int = 7, captions: int = 10, seed: int = 1) -> PriorData:
 def task_on(
     data: PriorData, validation: PriorData, *, prior: EclipsePrior | None = None, seed: int = 0, **settings: object
 ) -> PriorTask:
-    config = PriorTaskConfig.model_validate({"batch_size": 4} | settings)
+    config = EclipseTaskConfig.model_validate({"batch_size": 4} | settings)
     objective = EclipseObjective(prior or new_prior(), config, logit_scale=SCALE)
     return PriorTask(objective, data, validation, config.batch_size, seed)
 
@@ -111,7 +111,7 @@ def test_temperature_is_clips_or_a_number() -> None:
     assert new_task(temperature=0.5).loss(0)["loss"] != new_task().loss(0)["loss"]
     for wrong in ({"temperature": 0}, {"temperature": "learned"}, {"lambda_contrastive": -1}, {"batch_size": 0}):
         with pytest.raises(ValidationError):
-            PriorTaskConfig.model_validate(wrong)
+            EclipseTaskConfig.model_validate(wrong)
 
 
 def test_training_learns_what_validation_measures() -> None:
@@ -188,7 +188,7 @@ def test_ranks_share_a_batch_and_its_texts() -> None:
     shares = []
     for rank in (0, 1):
         task = new_task(batch_size=10)
-        world = World(torch.device("cpu"), rank, 2)
+        world = Ranks(torch.device("cpu"), rank, 2)
         task._share, task._micro = world.share(10), 5
         shares.append(task._batches(7)[0])
     assert [batch.first for batch in shares] == [0, 5]
@@ -199,7 +199,7 @@ def test_ranks_share_a_batch_and_its_texts() -> None:
         assert torch.equal(batch.candidates, whole.candidates)
         assert torch.equal(batch.candidates[batch.first : batch.first + 5], batch.text.pooled)
     with pytest.raises(UserError, match="10 cannot be shared evenly among 3"):
-        World(torch.device("cpu"), 0, 3).share(10)
+        Ranks(torch.device("cpu"), 0, 3).share(10)
 
 
 def test_noise_belongs_to_a_place_in_the_stream() -> None:

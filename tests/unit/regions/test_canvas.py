@@ -16,7 +16,7 @@ from syzygy.generation.image_files import to_tensor
 from syzygy.regions.canvas import COLOURS, Spec, drawn, parse, recorded, regions_of
 from syzygy.server import uploads
 from syzygy.server.limits import Limits
-from syzygy.server.schema import PaintedRegion
+from syzygy.server.schema import RegionMask
 from tests.closeness import assert_close
 
 RED, BLUE = "#ff0000=a red star", "#0000ff=a blue ring@2"
@@ -90,7 +90,7 @@ def test_a_mask_is_the_same_in_every_depth_and_on_the_server(kind: str, tmp_path
     image.save(tmp_path / "mask.png", **({"exif": exif} if kind == "turned" else {}))
     (region,) = regions_of([f"{tmp_path / 'mask.png'}=a star"], None)
     torch.testing.assert_close(region.mask, torch.from_numpy(levels) / 255, rtol=0, atol=1e-6)
-    sent = PaintedRegion(phrase="a star", mask=base64.b64encode((tmp_path / "mask.png").read_bytes()).decode())
+    sent = RegionMask(phrase="a star", mask=base64.b64encode((tmp_path / "mask.png").read_bytes()).decode())
     (served,) = uploads.regions("a star", [sent], 0.0, Limits())
     torch.testing.assert_close(served.mask, region.mask)
 

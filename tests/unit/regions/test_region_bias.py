@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from syzygy.core.errors import UserError
-from syzygy.regions.region_bias import RegionBias, attention, strength
+from syzygy.regions.region_bias import RegionBias, attention, noise_factor
 from tests.closeness import NETWORK, assert_close
 
 B, N, L, T, D = 2, 3, 16, 5, 4
@@ -39,7 +39,7 @@ def test_the_papers_formula(qkv) -> None:
     w = own * torch.log(1 + sigma)[:, None] * products.amax((2, 3))
     a = maps().flatten(2).transpose(1, 2)
     wanted = ((products + w[:, :, None, None] * a[:, None]) / math.sqrt(D)).softmax(-1) @ v
-    assert_close(attention(q, k, v, RegionBias(own * maps(), SIZE, strength(sigma))), wanted)
+    assert_close(attention(q, k, v, RegionBias(own * maps(), SIZE, noise_factor(sigma))), wanted)
 
 
 @given(st.floats(-3, 3))
@@ -139,7 +139,7 @@ def test_a_mask_of_another_shape_covers_the_whole_picture() -> None:
 
 
 def test_noise_makes_it_stronger() -> None:
-    assert strength(torch.tensor([0.0, 80.0])).tolist() == pytest.approx([0, 4.394], rel=1e-3)
+    assert noise_factor(torch.tensor([0.0, 80.0])).tolist() == pytest.approx([0, 4.394], rel=1e-3)
 
 
 def test_other_weights_or_another_size_are_not_those_that_were_kept() -> None:

@@ -10,7 +10,7 @@ def test_counts_and_latencies() -> None:
     metrics.request("other", 404)
     metrics.count("pictures", 3)
     for seconds in (0.05, 0.2, 1000.0):
-        metrics.painted(seconds)
+        metrics.served(seconds)
     lines = metrics.text({"queue_length": 2}).splitlines()
     for line in (
         'syzygy_requests_total{path="/healthz",status="200"} 2',

@@ -49,7 +49,17 @@ def test_a_prompt_is_asked_for_again() -> None:
         "regions",
     )
     body = {**{name: record[name] for name in kept}, "style": "aGk="}
+    body["region_strength"] = body.pop("painting")  # the name in older records
     assert found == {"request": {"path": "/v1/images/generations", "body": body}, "missing": [], "notes": []}
+
+
+def test_options_of_the_decoder_are_asked_for_again_where_requests_may_set_them() -> None:
+    record = {**RECORD, "noise_level": 3}
+    found = again(record, OWN, None, ["noise_level"])
+    assert (found["request"]["body"]["noise_level"], found["notes"]) == (3, [])
+    assert "noise_level" not in again(record, OWN, None)["request"]["body"]
+    (note,) = again(RECORD, {**OWN, "noise_level": 5}, None, ["noise_level"])["notes"]
+    assert note == "it was generated with noise level None; this server has 5."
 
 
 def test_sources_are_asked_for_again() -> None:
@@ -81,7 +91,7 @@ def test_what_is_missing_is_said() -> None:
         ({"versions": {"torch": "1"}}, {}, "other versions"),
         ({"conditions": ["text"]}, {}, "with conditions ['text']; this server has ['image']"),
         ({"noise_level": 3}, {}, "with noise level 3; this server has None"),
-        ({"height": 32, "width": 64}, {}, "in another size than the 64x64"),
+        ({"height": 32, "width": 64}, {}, "has another size than the 64x64"),
         ({}, {"negative_prompt": "a ring"}, "adds its own"),
     ],
 )
@@ -99,7 +109,7 @@ def test_a_size_is_asked_for_where_there_is_a_choice() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"pictures": []}, "of no prompt and no pictures, as a contact sheet"),
+        ({"pictures": []}, "it has no prompt and no pictures, like that of a contact sheet"),
         ({**RECORD, "seed": -1}, "seed: Input should be greater"),
         ({**RECORD, "regions": [{"phrase": 3}]}, r"regions\[0\].phrase: "),
         ({"sources": 3}, "its sources are no list"),

@@ -18,7 +18,7 @@ from syzygy.regions.canvas import recorded
 from syzygy.server import uploads
 from syzygy.server.limits import Limits
 from syzygy.server.problems import Problem
-from syzygy.server.schema import PaintedRegion, size_of
+from syzygy.server.schema import RegionMask, size_of
 
 LIMITS = Limits(upload_pixels=10_000)
 
@@ -86,7 +86,7 @@ def test_a_mask_is_bright_and_opaque_whatever_its_depth() -> None:
         "deep": Image.fromarray(levels.astype(np.uint16) * 257),
     }
     for name, image in masks.items():
-        given = PaintedRegion(phrase="star", mask=base64.b64encode(file_of(image)).decode())
+        given = RegionMask(phrase="star", mask=base64.b64encode(file_of(image)).decode())
         (region,) = uploads.regions("a red star", [given], 0.0, LIMITS)
         assert region.mask.tolist() == [[1, 0, pytest.approx(0.2)]], name
 
@@ -102,7 +102,7 @@ def test_a_deep_picture_is_scaled_and_an_edit_happens_where_its_mask_is_transpar
 
 
 def test_regions_are_fitted_and_softened() -> None:
-    (region,) = uploads.regions("a red star", [PaintedRegion(phrase="star", mask=mask(), weight=2)], 0.1, LIMITS)
+    (region,) = uploads.regions("a red star", [RegionMask(phrase="star", mask=mask(), weight=2)], 0.1, LIMITS)
     assert (region.phrase, region.weight, region.mask.shape) == ("star", 2, (8, 8))
     assert 0 < region.mask[0, 4] < 1
     assert uploads.drawn("star", torch.ones(100, 1024), 1.0, 0.0).mask.shape == (25, 256)
@@ -113,7 +113,7 @@ def test_regions_are_fitted_and_softened() -> None:
 def test_a_record_gives_back_a_region_bit_by_bit(side: int, blur: float, seed: int) -> None:
     grey = torch.rand(side, 7, generator=torch.Generator().manual_seed(seed))
     region = uploads.drawn("star", grey.clamp(min=0.1), 1.5, blur)
-    again = PaintedRegion.model_validate(recorded(region))
+    again = RegionMask.model_validate(recorded(region))
     (found,) = uploads.regions("a star", [again], 0.0, LIMITS)
     assert torch.equal(found.mask, region.mask)
     assert (found.phrase, found.weight) == (region.phrase, region.weight)
@@ -123,7 +123,7 @@ def test_a_record_gives_back_a_region_bit_by_bit(side: int, blur: float, seed: i
     ("regions", "param", "message"),
     [
         ([{"phrase": "ring", "mask": mask()}], "regions[0].phrase", "does not contain the phrase 'ring'"),
-        ([{"phrase": " ", "mask": mask()}], "regions[0].phrase", "needs the phrase that it is for"),
+        ([{"phrase": " ", "mask": mask()}], "regions[0].phrase", "needs a phrase"),
         ([{"phrase": "star", "mask": mask(box=(0, 0, 0, 0))}], "regions[0].mask", "mask of 'star' is empty"),
         (
             [{"phrase": "star", "mask": mask()}, {"phrase": "red", "mask": mask((9, 8))}],
@@ -137,7 +137,7 @@ def test_a_record_gives_back_a_region_bit_by_bit(side: int, blur: float, seed: i
 )
 def test_wrong_regions_are_refused(regions: list[dict[str, str]], param: str, message: str) -> None:
     with pytest.raises(Problem, match=message) as refused:
-        uploads.regions("a red star", [PaintedRegion.model_validate(one) for one in regions], 0.0, LIMITS)
+        uploads.regions("a red star", [RegionMask.model_validate(one) for one in regions], 0.0, LIMITS)
     assert refused.value.body["error"]["param"] == param
 
 

@@ -1,4 +1,4 @@
-"""The painting thread: who shares a batch, who waits, who is dropped."""
+"""The generation thread: who shares a batch, who waits, who is dropped."""
 
 import io
 import queue
@@ -9,30 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from syzygy.core.contracts import Sampling
+from syzygy.core.contracts import Region, Sampling
 from syzygy.core.errors import NonFiniteError, UserError
-from syzygy.server.engine import Studio
+from syzygy.generation.request import GenerationRequest
+from syzygy.server.engine import Engine
 from syzygy.server.metrics import Metrics
-from syzygy.server.problems import Problem, about, problem_of
-from syzygy.server.requests import Order
-from syzygy.server.worker import Ended, Event, Job, Painted, Previewed, Stepped, Worker, preview_at
-from tests.tiny_server import PATIENCE, Held, tiny_studio
+from syzygy.server.problems import Problem, field_errors, problem_of
+from syzygy.server.requests import ImageRequest
+from syzygy.server.worker import Event, Finished, ImageReady, Job, PreviewReady, StepDone, Worker, preview_at
+from tests.tiny_server import PATIENCE, Held, tiny_engine
 
 HOW = Sampling(steps=3, guidance_scale=2.0, sampler="euler")
 
 
 @pytest.fixture(scope="module")
-def studio(tiny_model: Path) -> Studio:
-    return tiny_studio(tiny_model)
+def engine(tiny_model: Path) -> Engine:
+    return tiny_engine(tiny_model)
 
 
 @pytest.fixture
-def held(studio: Studio) -> Held:
-    return Held(studio)
+def held(engine: Engine) -> Held:
+    return Held(engine)
 
 
 @pytest.fixture
@@ -44,8 +46,11 @@ def worker(held: Held) -> Iterator[Worker]:
     worker.close()
 
 
-def order(prompt: str = "a red circle", *seeds: int, **changes: Any) -> Order:
-    return replace(Order(prompt, seeds or (1,), False, HOW), **changes)
+def request(
+    prompt: str = "a red circle", *seeds: int, exact: bool = False, previews: int = 0, **changes: Any
+) -> ImageRequest:
+    generation = GenerationRequest(**{"prompts": [prompt], "sampling": HOW, **changes})
+    return ImageRequest(generation, seeds or (1,), exact, previews=previews)
 
 
 def pixels(png: bytes) -> bytes:
@@ -55,48 +60,48 @@ def pixels(png: bytes) -> bytes:
 class Client:
     """A job, and what it was told."""
 
-    def __init__(self, worker: Worker, asked: Order) -> None:
+    def __init__(self, worker: Worker, asked: ImageRequest) -> None:
         self.told: queue.Queue[Event] = queue.Queue()
         self.job = Job(asked, self.told.put)
         worker.submit(self.job)
 
     def events(self) -> list[Event]:
         found: list[Event] = []
-        while not found or not isinstance(found[-1], Ended):
+        while not found or not isinstance(found[-1], Finished):
             found.append(self.told.get(timeout=PATIENCE))
         return found
 
     def pngs(self) -> list[bytes]:
-        return [event.png for event in self.events() if isinstance(event, Painted)]
+        return [event.png for event in self.events() if isinstance(event, ImageReady)]
 
     def error(self) -> Exception | None:
         *_, last = self.events()
-        assert isinstance(last, Ended)
+        assert isinstance(last, Finished)
         return last.error
 
 
-def test_orders_of_one_shape_share_a_batch_and_others_do_not(worker: Worker, held: Held) -> None:
-    first = Client(worker, order("a"))
+def test_requests_of_one_shape_share_a_batch_and_others_do_not(worker: Worker, held: Held) -> None:
+    first = Client(worker, request("a"))
     assert held.begun.wait(PATIENCE)
     others = [
-        Client(worker, order("b", 1, 2)),
-        Client(worker, order("c", sampling=replace(HOW, steps=2))),
-        Client(worker, order("d")),
+        Client(worker, request("b", 1, 2)),
+        Client(worker, request("c", sampling=replace(HOW, steps=2))),
+        Client(worker, request("d")),
     ]
     held.go.set()
     assert [len(one.pngs()) for one in (first, *others)] == [1, 2, 1, 1]
     assert held.batches == [["a"], ["b", "b", "d"], ["c"]]
 
 
-def test_a_seed_gives_equal_bytes_whatever_else_is_painted(worker: Worker, held: Held) -> None:
-    asked = order("a red circle", 5, 6, exact=True)
+def test_a_seed_gives_equal_bytes_whatever_else_is_generated(worker: Worker, held: Held) -> None:
+    asked = request("a red circle", 5, 6, exact=True)
     first = Client(worker, asked)
     assert held.begun.wait(PATIENCE)
-    beside = [Client(worker, order("a blue star")), Client(worker, asked), Client(worker, order("a green ring"))]
+    beside = [Client(worker, request("a blue star")), Client(worker, asked), Client(worker, request("a green ring"))]
     held.go.set()
     both = first.pngs()
     assert both == beside[1].pngs()
-    (alone,) = Client(worker, order("a red circle", 6, exact=True)).pngs()
+    (alone,) = Client(worker, request("a red circle", 6, exact=True)).pngs()
     assert pixels(alone) == pixels(both[1]) != pixels(both[0])
     assert [len(one) for one in held.batches] == [1, 1, 2, 1, 1, 1]
 
@@ -104,20 +109,20 @@ def test_a_seed_gives_equal_bytes_whatever_else_is_painted(worker: Worker, held:
 def test_a_full_queue_says_when_to_come_again_and_a_client_that_leaves_frees_its_place(
     worker: Worker, held: Held
 ) -> None:
-    Client(worker, order())
+    Client(worker, request())
     assert held.begun.wait(PATIENCE)
-    waiting = [Client(worker, order(str(number), exact=True)) for number in range(3)]
+    waiting = [Client(worker, request(str(number), exact=True)) for number in range(3)]
     with pytest.raises(Problem) as full:
-        Client(worker, order())
+        Client(worker, request())
     assert full.value.status == 429
     assert int(full.value.headers["Retry-After"]) >= 1
     worker._seconds = 1000.0
     with pytest.raises(Problem) as full:
-        Client(worker, order())
+        Client(worker, request())
     assert full.value.headers["Retry-After"] == "60"
     worker.cancel(waiting[1].job)
     assert worker.waiting == 2
-    last = Client(worker, order("last", exact=True))
+    last = Client(worker, request("last", exact=True))
     held.go.set()
     assert last.pngs()
     assert [one[0] for one in held.batches] == ["a red circle", "0", "2", "last"]
@@ -126,9 +131,9 @@ def test_a_full_queue_says_when_to_come_again_and_a_client_that_leaves_frees_its
 def test_sampling_ends_at_the_next_step_when_all_have_left_and_goes_on_while_one_stays(
     worker: Worker, held: Held
 ) -> None:
-    alone = Client(worker, order("a"))
+    alone = Client(worker, request("a"))
     assert held.begun.wait(PATIENCE)
-    both = [Client(worker, order("b")), Client(worker, order("c"))]
+    both = [Client(worker, request("b")), Client(worker, request("c"))]
     worker.cancel(alone.job)
     held.go.set()
     alone.events()
@@ -141,38 +146,40 @@ def test_sampling_ends_at_the_next_step_when_all_have_left_and_goes_on_while_one
     assert not both[0].pngs()
 
 
-def test_a_mistake_in_one_order_is_not_paid_by_its_neighbours(worker: Worker, held: Held) -> None:
-    Client(worker, order())
+def test_a_mistake_in_one_request_is_not_paid_by_its_neighbours(worker: Worker, held: Held) -> None:
+    Client(worker, request())
     assert held.begun.wait(PATIENCE)
-    bad, good = Client(worker, order(" ")), Client(worker, order("a star"))
+    regions = [[Region("star", torch.ones(2, 2))]]
+    bad = Client(worker, request("a ring", regions=regions))
+    good = Client(worker, request("a star", regions=regions))
     held.go.set()
     assert isinstance(bad.error(), UserError)
     assert good.pngs()
-    assert held.batches[1:] == [[" ", "a star"], [" "], ["a star"]]
+    assert held.batches[1:] == [["a ring", "a star"], ["a ring"], ["a star"]]
 
 
 def test_a_bug_ends_its_request_and_not_the_worker(
-    worker: Worker, held: Held, studio: Studio, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, held: Held, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held.go.set()
     monkeypatch.setattr(held, "png", lambda *_: 1 / 0, raising=False)
-    assert isinstance(Client(worker, order()).error(), ZeroDivisionError)
+    assert isinstance(Client(worker, request()).error(), ZeroDivisionError)
     monkeypatch.undo()
-    assert Client(worker, order()).pngs()
+    assert Client(worker, request()).pngs()
 
 
 def test_what_is_told_on_the_way(worker: Worker, held: Held) -> None:
     held.go.set()
-    events = Client(worker, order("a", 1, 2, exact=True, previews=1)).events()
-    steps = [(event.step, event.steps) for event in events if isinstance(event, Stepped)]
+    events = Client(worker, request("a", 1, 2, exact=True, previews=1)).events()
+    steps = [(event.step, event.steps) for event in events if isinstance(event, StepDone)]
     assert steps == [(step, 6) for step in range(1, 7)]
-    assert [(one.picture, one.number) for one in events if isinstance(one, Previewed)] == [(0, 0), (1, 0)]
+    assert [(one.picture, one.number) for one in events if isinstance(one, PreviewReady)] == [(0, 0), (1, 0)]
 
 
-def test_close_drops_what_waits_and_what_is_painted(worker: Worker, held: Held) -> None:
-    painted = Client(worker, order())
+def test_close_drops_what_waits_and_what_is_running(worker: Worker, held: Held) -> None:
+    painted = Client(worker, request())
     assert held.begun.wait(PATIENCE)
-    waiting = Client(worker, order())
+    waiting = Client(worker, request())
     closing = threading.Thread(target=worker.close)
     closing.start()
     assert isinstance(waiting.error(), Problem)
@@ -182,7 +189,7 @@ def test_close_drops_what_waits_and_what_is_painted(worker: Worker, held: Held) 
     assert isinstance(error, Problem)
     assert error.status == 503
     with pytest.raises(Problem, match="shutting down"):
-        Client(worker, order())
+        Client(worker, request())
 
 
 @given(steps=st.integers(1, 60), previews=st.integers(0, 8))
@@ -195,20 +202,20 @@ def test_previews_come_in_order_before_the_last_step(steps: int, previews: int) 
 class Overflowing(Held):
     """Fails at one prompt, as a model in half precision may."""
 
-    def paint(self, orders: Any, seeds: Any, on_step: Any) -> Any:
-        images = super().paint(orders, seeds, on_step)
-        if rows := [row for row, order in enumerate(orders) if order.prompt == "bright"]:
+    def generate(self, requests: Any, seeds: Any, on_step: Any) -> Any:
+        images = super().generate(requests, seeds, on_step)
+        if rows := [row for row, request in enumerate(requests) if request.prompt == "bright"]:
             raise NonFiniteError("images", rows, ["one"] * len(rows))
         return images
 
 
-def test_an_image_that_is_not_finite_fails_its_own_request_alone(studio: Studio) -> None:
-    held = Overflowing(studio)
+def test_an_image_that_is_not_finite_fails_its_own_request_alone(engine: Engine) -> None:
+    held = Overflowing(engine)
     worker = Worker(held, Metrics(), queue=3, batch_size=4)
     worker.start()
-    first = Client(worker, order("a"))
+    first = Client(worker, request("a"))
     assert held.begun.wait(30)
-    others = [Client(worker, order(prompt)) for prompt in ("b", "bright", "c")]
+    others = [Client(worker, request(prompt)) for prompt in ("b", "bright", "c")]
     held.go.set()
     b, bright, c = others
     assert [len(one.pngs()) for one in (first, b, c)] == [1, 1, 1]
@@ -219,7 +226,7 @@ def test_an_image_that_is_not_finite_fails_its_own_request_alone(studio: Studio)
 
 def test_a_failure_of_the_model_is_no_mistake_in_a_field() -> None:
     failure = NonFiniteError("text features", [0], ["'a star'"])
-    with pytest.raises(NonFiniteError), about("sources"):
+    with pytest.raises(NonFiniteError), field_errors("sources"):
         raise failure
     found = problem_of(failure)
     assert (found.status, found.body["error"]["code"], found.body["error"]["param"]) == (500, "non_finite_values", None)

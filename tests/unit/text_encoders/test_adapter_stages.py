@@ -19,7 +19,7 @@ from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatist
 from syzygy.text_encoders.adapter_task import AdapterTask, draws
 from syzygy.text_encoders.align_stage import AlignBatch, AlignStage, AlignTaskConfig
 from syzygy.text_encoders.image_stage import ImageBatch, ImageStage, ImageTaskConfig
-from syzygy.training.parallel import World
+from syzygy.training.parallel import Ranks
 from syzygy.training.shuffled import Shuffled
 from tests.closeness import NETWORK, about, assert_close, largest_of
 
@@ -143,7 +143,7 @@ def test_parts_are_the_whole(micro: int) -> None:
         return total, [p.grad for m in task.modules.values() for p in m.parameters() if p.grad is not None]
 
     for make, batch in ((stage, align_batch), (image_stage, image_batch)):
-        world = World(torch.device("cpu"))
+        world = Ranks(torch.device("cpu"))
         whole, whole_gradients = gradients(AdapterTask(make(), Repeated(batch), G, world=world))
         parts, part_gradients = gradients(AdapterTask(make(), Repeated(batch), G, micro_batch=micro, world=world))
         assert parts == about(whole, depth=NETWORK)
@@ -178,12 +178,12 @@ def test_the_image_loss_is_eclipses() -> None:
     perfect = one._compared(batch.image, batch)
     assert perfect["projection"] == 0
     assert_close(found["loss"], found["projection"] + 0.2 * found["contrastive"])
-    metrics = AdapterTask(one, Repeated(image_batch), G, world=World(torch.device("cpu"))).validate()
+    metrics = AdapterTask(one, Repeated(image_batch), G, world=Ranks(torch.device("cpu"))).validate()
     assert set(metrics) == {"loss", "projection", "contrastive", "cosine", "cosine_other", "recall_at_1"}
 
 
 def test_validation_tells_languages_apart() -> None:
-    metrics = AdapterTask(stage(), Repeated(align_batch), G, world=World(torch.device("cpu"))).validate()
+    metrics = AdapterTask(stage(), Repeated(align_batch), G, world=Ranks(torch.device("cpu"))).validate()
     assert {"cosine/de", "cosine/ru", "recall_at_1/de", "recall_at_1/ru"} <= set(metrics)
     assert -1 <= metrics["cosine/de"] <= 1
 

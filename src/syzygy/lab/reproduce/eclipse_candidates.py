@@ -32,7 +32,7 @@ from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder, traine
 from syzygy.lab.starter import prior_training
 from syzygy.lab.world.prompts import Prompt
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig, SampledPrior
-from syzygy.prior.eclipse import EclipsePrior, PriorTaskConfig
+from syzygy.prior.eclipse import EclipsePrior, EclipseTaskConfig
 from syzygy.prior.embedding_pairs import PriorData
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.training import PriorRun
@@ -82,7 +82,7 @@ class ReproduceRun(Config):
             UserError: the methods would not have equal budgets.
         """
         task = self.prior.task
-        if not isinstance(task, PriorTaskConfig) or task.batch_size != self.diffusion.batch_size:
+        if not isinstance(task, EclipseTaskConfig) or task.batch_size != self.diffusion.batch_size:
             raise UserError(
                 "the comparison has equal budgets: it needs an ECLIPSE prior and a diffusion baseline of one batch size."
             )
@@ -107,7 +107,7 @@ class Training:
     def settings(self, run: ReproduceRun) -> PriorRun:
         """The settings with this seed and objective, everything else equal for all."""
         task = run.prior.task
-        assert isinstance(task, PriorTaskConfig)
+        assert isinstance(task, EclipseTaskConfig)
         contrast = 0.0 if self.method == PROJECTION else self.contrast
         chosen = task.changed(lambda_contrastive=contrast) if self.method != DIFFUSION else run.diffusion
         return run.prior.changed(task=chosen, seed=self.seed)

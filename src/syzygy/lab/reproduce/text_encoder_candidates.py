@@ -40,7 +40,7 @@ from syzygy.text_encoders.adapter import AdaptedText, TextAdapter
 from syzygy.text_encoders.adapter_folders import PART
 from syzygy.text_encoders.llm import COMPUTE, Llm, LlmRecipe, load_llm
 from syzygy.text_encoders.training import AlignRun, ImageRun, PreviousStage
-from syzygy.training.parallel import World
+from syzygy.training.parallel import Ranks
 from syzygy.training.run_records import Bar
 
 ALIGN, IMAGE, QUALITY = "align", "image", "quality"
@@ -321,7 +321,7 @@ def train(training: Training, context: TextEncoderContext, bar: Bar) -> None:
     out, own, model = context.place(training), settings(training, context.run), context.model
     if (out / PART / artifacts.CONFIG_FILE).is_file():
         return
-    llm, world = context.llms[training.candidate.features], World(model.pipeline.device)
+    llm, world = context.llms[training.candidate.features], Ranks(model.pipeline.device)
     if isinstance(own, AlignRun):
         prior = context.prior(None) if own.task.prior else None
         adapter_training.align(own, llm, model.clip, prior, out, world)

@@ -30,7 +30,7 @@ from syzygy.prior.prior_loading import check_trained_with
 from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.adapter_folders import PART, PreviousStage
 from syzygy.text_encoders.llm import Llm
-from syzygy.training.parallel import World
+from syzygy.training.parallel import Ranks
 from syzygy.training.precision import precision_on
 from syzygy.training.run_records import RunResult, train_part
 from syzygy.training.schedule import LoopConfig
@@ -126,7 +126,7 @@ def train(
     autoencoder: Autoencoder,
     decoder: Path,
     out: Path,
-    world: World,
+    world: Ranks,
 ) -> RunResult:
     """Train (or resume) in `out`; the results are `out/adapter` and `out/decoder`, fp16. No scene shows an unseen composition.
 

@@ -16,7 +16,7 @@ from syzygy.prior.next_steps import counts
 from syzygy.prior.training import PriorRun, PriorTrainingData, train_prior
 from syzygy.training.estimate import preparing, rehearsed
 from syzygy.training.fitting import AS_GIVEN, Fitting
-from syzygy.training.parallel import World
+from syzygy.training.parallel import Ranks
 from syzygy.training.progress import Reporter
 from syzygy.training.run_records import Bar, RunResult, no_bar
 
@@ -66,7 +66,7 @@ def train(
     run: PriorRun,
     clip: Clip,
     out: Path,
-    world: World | torch.device,
+    world: Ranks | torch.device,
     *,
     data: tuple[PriorData, PriorData] | None = None,
     init: str | Path | None = None,
@@ -78,7 +78,7 @@ def train(
 
     `data` = (training, validation) avoids embedding them again when several priors learn from the same pairs.
     """
-    world = World(world) if isinstance(world, torch.device) else world
+    world = Ranks(world) if isinstance(world, torch.device) else world
     clip = clip.to(world.device)
     training, validation = data or embedded(run, clip, bar)
     material = PriorTrainingData(

@@ -15,7 +15,7 @@ from syzygy.core.errors import UserError, unknown
 from syzygy.core.model_parts import COMPONENTS
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import load_decoder
-from syzygy.generation.own_models import assemble
+from syzygy.generation.own_models import write_model
 from syzygy.lab.starter import (
     autoencoder_training,
     clip_training,
@@ -39,7 +39,7 @@ from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.t5 import T5Text
 from syzygy.text_encoders.training import AlignRun, ImageRun, PreviousStage
-from syzygy.training.parallel import joined
+from syzygy.training.parallel import process_group
 from syzygy.training.run_records import RunResult
 
 Parts = Mapping[str, Any]
@@ -73,7 +73,7 @@ def _prior(run: PriorRun, parts: Parts, out: Path, device: torch.device) -> RunR
 
 
 def _align(run: AlignRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
-    with joined(device) as world:
+    with process_group(device) as world:
         return adapter_training.align(run, parts["llm"], parts["clip"], parts["prior"], out, world)
 
 
@@ -82,7 +82,7 @@ def _image(stage: str) -> Callable[[ImageRun, Parts, Path, torch.device], RunRes
 
     def train(run: ImageRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
         llm, clip, prior = parts["llm"], parts["clip"], parts["prior"]
-        with joined(device) as world:
+        with process_group(device) as world:
             previous = PreviousStage.load(parts["init"], stage)
             data = world_images(run, previous, llm, clip, world.device)
             return adapter_training.image(run, previous, data, prior, out, world)
@@ -186,7 +186,7 @@ def train(run: StarterRun, out: Path, device: torch.device, stages: Collection[s
     parts = {STAGES[each].part: _folder(out, each) for name in finished for each in (*STAGES[name].frozen, name)}
     if not parts.keys() >= set(COMPONENTS):
         return out
-    return assemble(parts, out / "model", world=True, defaults=DEFAULTS)
+    return write_model(parts, out / "model", world=True, defaults=DEFAULTS)
 
 
 def metrics(out: Path) -> dict[str, float]:

@@ -37,8 +37,8 @@ async function fetched(path, options, signal) {
 async function checked(answer) {
   if (answer.ok) return answer;
   const body = await answer.json().catch(() => ({}));
-  const told = body.error ?? { message: `the server answered ${answer.status}, and does not say why.` };
-  throw new Refused(answer.status, told, Number(answer.headers.get("Retry-After")) || null);
+  const error = body.error ?? { message: `the server answered ${answer.status}, without an explanation.` };
+  throw new Refused(answer.status, error, Number(answer.headers.get("Retry-After")) || null);
 }
 
 /** Ask for JSON. */
@@ -54,8 +54,8 @@ export function recipeOf(file) {
   return ask("v1/images/recipes", { method: "POST", body });
 }
 
-/** Ask for pictures; yields the events of their stream, and ends with it. */
-export async function* painting(path, body, signal) {
+/** Ask for images; yields the events of their stream, and ends with it. */
+export async function* generation(path, body, signal) {
   const sent = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const answer = await checked(await fetched(path.replace(/^\//, ""), sent, signal));
   let left = body.n;
@@ -67,7 +67,7 @@ export async function* painting(path, body, signal) {
   if (left) throw broken();
 }
 
-const broken = () => new Refused(0, { message: "the connection broke off before all pictures were done." });
+const broken = () => new Refused(0, { message: "the connection was lost before all images were finished." });
 
 /** The data of server-sent events. */
 export async function* events(stream) {

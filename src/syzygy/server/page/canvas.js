@@ -10,7 +10,7 @@ const LABEL_FONT = 13;
 const LONGEST_LABEL = 26;
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-/** The painting surface over some regions. */
+/** The drawing surface over some regions. */
 export class Surface {
   #canvas = find("canvas");
   #context = this.#canvas.getContext("2d");
@@ -18,14 +18,14 @@ export class Surface {
   #pointer = null;
   /** Whether the place of the keys is shown while the canvas has the focus. */
   #keys = !byFinger();
-  /** A picture that lies beneath, or null. */
-  beneath = null;
+  /** An image behind the regions, or null. */
+  background = null;
 
   constructor(regions, tools) {
     this.regions = regions;
     this.tools = tools;
     this.strokes = new Strokes(regions, tools);
-    for (const name of ["change", "paint"]) regions.addEventListener(name, () => this.plan());
+    for (const name of ["change", "draw"]) regions.addEventListener(name, () => this.plan());
     tools.addEventListener("change", () => this.plan());
     new ResizeObserver(() => this.#fit()).observe(this.#canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.plan());
@@ -60,10 +60,10 @@ export class Surface {
     if (Math.round((width * this.regions.size[1]) / this.regions.size[0]) !== height) this.#fit();
     context.globalAlpha = 1;
     context.clearRect(0, 0, width, height);
-    if (this.beneath) context.drawImage(this.beneath, 0, 0, width, height);
+    if (this.background) context.drawImage(this.background, 0, 0, width, height);
     for (const one of this.regions.list) {
       const faint = this.regions.isIn(one) ? 1 : 0.35;
-      context.globalAlpha = faint * (one.id === this.regions.active ? 0.8 : 0.55) * (this.beneath ? 0.7 : 1);
+      context.globalAlpha = faint * (one.id === this.regions.active ? 0.8 : 0.55) * (this.background ? 0.7 : 1);
       context.drawImage(one.layer, 0, 0, width, height);
     }
     context.globalAlpha = 1;
@@ -126,12 +126,12 @@ export class Surface {
 
   #hint() {
     const { list, candidate, target } = this.regions;
-    const painted = list.some((one) => this.regions.centre(one));
+    const drawn = list.some((one) => this.regions.centre(one));
     const phrase = candidate?.phrase ?? target?.phrase;
     find("canvas-hint").textContent = phrase
-      ? `Paint where “${phrase}” shall be.`
-      : "Choose words of the prompt, then paint here where they shall be.";
-    find("canvas-hint").hidden = painted || this.strokes.under || this.beneath !== null;
+      ? `Draw where “${phrase}” should appear.`
+      : "Choose words of the prompt, then draw here where they should appear.";
+    find("canvas-hint").hidden = drawn || this.strokes.under || this.background !== null;
   }
 
   #place(event) {

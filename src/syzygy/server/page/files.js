@@ -33,7 +33,7 @@ export async function reduced(file) {
   try {
     picture = await createImageBitmap(file);
   } catch {
-    throw new Error("this is no picture that the browser can read: give a PNG, JPEG or WebP.");
+    throw new Error("the browser cannot read this file as a picture: choose a PNG, JPEG or WebP.");
   }
   const scale = Math.min(1, LONGEST / Math.max(picture.width, picture.height));
   const canvas = sheet(Math.max(1, Math.round(picture.width * scale)), Math.max(1, Math.round(picture.height * scale)));

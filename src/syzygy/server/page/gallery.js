@@ -45,15 +45,15 @@ export class Gallery {
     figure.classList.add("done");
     const open = figure.querySelector("button");
     open.disabled = false;
-    open.setAttribute("aria-label", `Look at: ${image.alt}`);
+    open.setAttribute("aria-label", `Open: ${image.alt}`);
     open.addEventListener("click", () => this.onOpen(picture));
     figure.append(
       make(
         "figcaption",
         {},
         make("span", { class: "quiet", title: "Seed" }, String(picture.seed)),
-        tool("again", "Again with these settings", () => this.onAgain(picture)),
-        tool("save", "Download, with the recipe inside", () => download(picture)),
+        tool("again", "Reuse settings", () => this.onAgain(picture)),
+        tool("save", "Download with settings", () => download(picture)),
       ),
     );
   }
@@ -70,7 +70,7 @@ function tool(name, text, onclick) {
 
 function cell(job) {
   const image = make("img", { class: "result", alt: "" });
-  const open = make("button", { type: "button", class: "open", disabled: true, "aria-label": "Not done yet" }, image);
+  const open = make("button", { type: "button", class: "open", disabled: true, "aria-label": "Not finished yet" }, image);
   if (job.overlay) open.append(make("img", { class: "overlay", alt: "", src: job.overlay.toDataURL() }));
   return make("figure", {}, open);
 }

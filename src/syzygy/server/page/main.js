@@ -23,7 +23,7 @@ const MIXES = "/v1/images/mixes";
 /** Ask for the server's key in a dialog, until one is given. */
 function askForKey(again) {
   const dialog = find("key-dialog");
-  note(find("key-note"), again ? "the server does not know this key." : "");
+  note(find("key-note"), again ? "the server does not accept this key." : "");
   dialog.showModal();
   return new Promise((resolve) => {
     dialog.onclose = () => dialog.showModal(); // nothing works without a key
@@ -44,7 +44,7 @@ function describe(card) {
   find("about").textContent = size ? `${card.id} · ${size.replace("x", " × ")}` : card.id;
   find("languages").textContent = read.length
     ? `Write in ${read.join(", ")} or ${last}.`
-    : `Reads ${last} only.`;
+    : `Write in ${last}.`;
   find("phrases-part").hidden = find("place").hidden = find("overlay-part").hidden = !regions;
   find("main").classList.toggle("no-places", !regions);
 }
@@ -62,23 +62,23 @@ class Page {
     this.viewer = new Viewer(this.#actions());
     this.gallery = new Gallery({ onOpen: (picture) => this.viewer.open(picture), onAgain: (picture) => this.again(picture) });
     this.runner = new Runner(this.gallery, card.capabilities.partial_images);
-    preparePrompt(this.regions, () => this.paint());
+    preparePrompt(this.regions, () => this.generate());
     prepareWords(this.regions);
     preparePhraseList(this.regions, () => find("canvas").focus());
     this.#listen();
   }
 
-  /** Paint what the page says. */
-  paint() {
+  /** Generate images from the prompt and its regions. */
+  generate() {
     const prompt = find("prompt").value;
-    const painted = this.regions.painted;
-    const body = (common) => ({ prompt, ...common, ...this.settings.special(painted.length > 0) });
-    this.#run(GENERATIONS, prompt.trim(), find("go-note"), painted, (common) => {
-      return painted.length ? { ...body(common), regions: painted.map(sent) } : body(common);
+    const drawn = this.regions.drawn;
+    const body = (common) => ({ prompt, ...common, ...this.settings.special(drawn.length > 0) });
+    this.#run(GENERATIONS, prompt.trim(), find("go-note"), drawn, (common) => {
+      return drawn.length ? { ...body(common), regions: drawn.map(sent) } : body(common);
     });
   }
 
-  paintMixture() {
+  generateMixture() {
     this.#run(MIXES, this.mix.title, find("go-note"), [], (common) => ({ ...common, sources: this.mix.sources }));
   }
 
@@ -98,11 +98,11 @@ class Page {
       const { request, missing, notes } = await recipeOf(file);
       await this.#apply(request);
       if (name) this.#show(file, request);
-      const told = missing.map((param) => `The picture of its ${param === "style" ? "style" : "mixture"} is not inside: give it again.`);
-      told.push(...notes.map(sentence));
-      notice(told.length ? told.join(" ") : "Everything is as it was: painting makes this picture again.", told.length ? 0 : 8);
+      const texts = missing.map((param) => `The image file does not contain the picture of its ${param === "style" ? "style reference" : "mixture"}: add it again.`);
+      texts.push(...notes.map(sentence));
+      notice(texts.length ? texts.join(" ") : "All settings are restored: Generate makes this image again.", texts.length ? 0 : 8);
     } catch (error) {
-      notice(`${name ?? "This picture"} restores nothing: ${error.message}`);
+      notice(`${name ?? "This image"} cannot be restored: ${error.message}`);
     }
   }
 
@@ -119,7 +119,7 @@ class Page {
   /** A picture from outside, among those of the session. */
   #show(file, { path, body }) {
     const title = path === MIXES ? this.mix.title : body.prompt;
-    const group = this.gallery.begin({ path, body: { ...body, n: 1 }, title, regions: [], overlay: this.#overlay(this.regions.painted) });
+    const group = this.gallery.begin({ path, body: { ...body, n: 1 }, title, regions: [], overlay: this.#overlay(this.regions.drawn) });
     group.done(0, file, body.seed);
     group.end();
   }
@@ -137,7 +137,7 @@ class Page {
       return;
     }
     if (path === GENERATIONS && !title) {
-      showError({ param: "prompt", message: "say what to paint." }, []);
+      showError({ param: "prompt", message: "describe the image." }, []);
       find("prompt").focus();
       return;
     }
@@ -147,43 +147,43 @@ class Page {
   #actions() {
     const { capabilities } = this.card;
     return [
-      ["Again with these settings", () => true, (picture) => this.again(picture)],
-      ["Put it beneath the canvas", () => capabilities.regions, (picture) => this.#putBeneath(picture)],
-      ["Paint variations", () => capabilities.mixes, (picture) => this.vary(picture)],
-      ["Add it to a mixture", () => capabilities.mixes, (picture) => this.mix.takePicture(picture.png)],
-      ["Take it as the style", () => capabilities.style, (picture) => this.settings.takeStyle(picture.png)],
+      ["Reuse settings", () => true, (picture) => this.again(picture)],
+      ["Use as canvas background", () => capabilities.regions, (picture) => this.#setBackground(picture)],
+      ["Generate variations", () => capabilities.mixes, (picture) => this.vary(picture)],
+      ["Add to mixture", () => capabilities.mixes, (picture) => this.mix.takePicture(picture.png)],
+      ["Use as style", () => capabilities.style, (picture) => this.settings.takeStyle(picture.png)],
     ];
   }
 
-  async #putBeneath(picture) {
+  async #setBackground(picture) {
     this.under = await decoded(picture.url);
-    find("beneath").hidden = false;
-    find("show-beneath").checked = true;
-    this.#showBeneath();
+    find("background").hidden = false;
+    find("show-background").checked = true;
+    this.#showBackground();
     reveal(find("canvas"));
   }
 
-  #showBeneath() {
-    this.surface.beneath = find("show-beneath").checked ? this.under : null;
+  #showBackground() {
+    this.surface.background = find("show-background").checked ? this.under : null;
     this.surface.plan();
   }
 
   #listen() {
     const go = find("go");
     const relabel = () => {
-      go.textContent = this.runner.busy ? "Cancel" : `Paint ${count(Number(find("n").value) || 1).toLowerCase()}`;
+      go.textContent = this.runner.busy ? "Cancel" : `Generate ${count(Number(find("n").value) || 1).toLowerCase()}`;
       go.classList.toggle("stop", this.runner.busy);
       find("mix-go").disabled = this.runner.busy || !this.mix.sources.length;
     };
-    go.addEventListener("click", () => (this.runner.busy ? this.runner.cancel() : this.paint()));
-    find("mix-go").addEventListener("click", () => this.paintMixture());
+    go.addEventListener("click", () => (this.runner.busy ? this.runner.cancel() : this.generate()));
+    find("mix-go").addEventListener("click", () => this.generateMixture());
     this.runner.addEventListener("change", relabel);
     find("n").addEventListener("input", relabel);
-    find("show-beneath").addEventListener("change", () => this.#showBeneath());
-    find("drop-beneath").addEventListener("click", () => {
+    find("show-background").addEventListener("change", () => this.#showBackground());
+    find("drop-background").addEventListener("click", () => {
       this.under = null;
-      find("beneath").hidden = true;
-      this.#showBeneath();
+      find("background").hidden = true;
+      this.#showBackground();
     });
     find("open").addEventListener("click", () => chooseFile((file) => this.restore(file, file.name)));
     find("style-choose").addEventListener("click", () => chooseFile((file) => this.settings.takeStyle(file)));

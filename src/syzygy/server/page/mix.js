@@ -51,7 +51,7 @@ export class Mix {
       : make("input", { type: "text", value: source.text, placeholder: "a text", "aria-label": "A text to mix", dir: "auto" });
     what.addEventListener("input", () => (source.text = what.value));
     const range = { type: "range", min: 0, max: 1, step: 0.05, value: source.weight };
-    const share = make("input", { ...range, "aria-label": "Its share", title: "Its share" });
+    const share = make("input", { ...range, "aria-label": "Share", title: "Share" });
     share.addEventListener("input", () => (source.weight = Number(share.value)));
     const leave = make("button", { type: "button", class: "plain remove", "aria-label": "Remove", title: "Remove" }, icon("close"));
     const item = make("li", {}, what, share, leave);

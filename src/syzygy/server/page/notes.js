@@ -5,7 +5,7 @@ import { find, make, reveal } from "./dom.js";
 const FEW = 2;
 const PARTS = { prompt: "prompt-note", regions: "regions-note" };
 
-/** Show a text in a place for notes, or take it away. */
+/** Show a text in a place for notes, or remove it. */
 export function note(element, text) {
   element.textContent = text ? sentence(text) : "";
   element.hidden = !text;
@@ -13,9 +13,9 @@ export function note(element, text) {
 
 /** What the server remarks of a prompt, the first few of it. */
 export function warn(warnings) {
-  const told = warnings.slice(0, FEW).map(sentence);
-  if (warnings.length > FEW) told.push(`And ${warnings.length - FEW} more of the kind.`);
-  note(find("warnings"), told.join(" "));
+  const texts = warnings.slice(0, FEW).map(sentence);
+  if (warnings.length > FEW) texts.push(`And ${warnings.length - FEW} more.`);
+  note(find("warnings"), texts.join(" "));
 }
 
 /** All notes are of the past. */
@@ -27,7 +27,7 @@ export function clearNotes() {
 
 /**
  * Show an error where it belongs: `param` names a field of the request (`regions.0.mask`), `regionIds` says which rows were sent.
- * What belongs nowhere is told beside the button `otherwise`.
+ * What belongs nowhere is shown beside the button `otherwise`.
  */
 export function showError(error, regionIds, otherwise = find("go-note")) {
   const [name, index] = (error.param ?? "").replaceAll("[", ".").split(/[.\]]+/);

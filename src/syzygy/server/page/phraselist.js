@@ -5,7 +5,7 @@ import { COLOURS } from "./regions.js";
 
 const STRONGEST = 3;
 
-/** Keeps the list as the regions are; `onSettled` is called where a phrase was chosen to be painted. */
+/** Keeps the list as the regions are; `onSettled` is called where a phrase was chosen to be drawn. */
 export function preparePhraseList(regions, onSettled) {
   const list = find("phrases");
   const help = find("prompt-help").textContent;
@@ -20,7 +20,7 @@ export function preparePhraseList(regions, onSettled) {
     if (regions.candidate) items.push(candidate(regions, onSettled));
     place(list, items);
     find("prompt-help").hidden = items.length > 0 && !regions.full;
-    find("prompt-help").textContent = regions.full ? `At most ${regions.most} phrases can have a place here: remove one first.` : help;
+    find("prompt-help").textContent = regions.full ? `At most ${regions.most} regions are allowed here: remove one first.` : help;
   };
   regions.addEventListener("change", draw);
   draw();
@@ -48,7 +48,7 @@ function candidate(regions, onSettled) {
     },
     make("span", { class: "swatch" }),
     make("span", { class: "words" }, phrase),
-    make("span", { class: "state" }, "paint it now"),
+    make("span", { class: "state" }, "draw it now"),
   );
   const item = make("li", { class: "candidate" }, take);
   item.style.setProperty("--colour", COLOURS[colour]);
@@ -95,5 +95,5 @@ function row(regions, { id, phrase, colour }) {
 
 function stateOf(regions, region) {
   if (!regions.isIn(region)) return "not in the prompt";
-  return regions.centre(region) ? "" : "not painted yet";
+  return regions.centre(region) ? "" : "not drawn yet";
 }

@@ -1,4 +1,4 @@
-// Phrases and their places: what is painted, and every earlier state of it.
+// Phrases and their places: what is drawn, and every earlier state of it.
 
 import { sheet } from "./dom.js";
 import { decoded } from "./files.js";
@@ -13,7 +13,7 @@ export const COLOURS = [
 ];
 
 /**
- * The regions of the prompt. Tells "change" when phrases, places or choice are others, and "paint" when only pixels are.
+ * The regions of the prompt. Tells "change" when phrases, places or choice are others, and "draw" when only pixels are.
  * A region is {id, phrase, colour, weight, layer}: frozen, so that earlier states stay what they were. The alpha of a layer is its mask.
  */
 export class Regions extends EventTarget {
@@ -55,7 +55,7 @@ export class Regions extends EventTarget {
   }
 
   /** Those that can be sent: in the prompt, and somewhere. */
-  get painted() {
+  get drawn() {
     return this.list.filter((one) => this.isIn(one) && this.centre(one) !== null);
   }
 
@@ -120,7 +120,7 @@ export class Regions extends EventTarget {
 
   /** Pixels of the stroke have changed. */
   touched() {
-    this.#tell("paint");
+    this.#tell("draw");
   }
 
   end() {
@@ -151,7 +151,7 @@ export class Regions extends EventTarget {
     this.#step(this.#later, this.#earlier);
   }
 
-  /** Masks of another shape of picture: [width, height] in any unit. What is painted is stretched to it. */
+  /** Masks of another shape of picture: [width, height] in any unit. What is drawn is stretched to it. */
   reshape([width, height]) {
     const scale = SIDE / Math.max(width, height);
     const size = [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];

@@ -1,6 +1,6 @@
 // One request at a time: sent, watched, cancelled, sent again when the server was busy.
 
-import { painting } from "./api.js";
+import { generation } from "./api.js";
 import { find } from "./dom.js";
 import { pngOf } from "./files.js";
 import { clearNotes, note, showError, warn } from "./notes.js";
@@ -26,10 +26,10 @@ export class Runner extends EventTarget {
     this.#control?.abort();
   }
 
-  /** Paint: {path, body, title, regions (that are sent), overlay (a canvas or null)}; `beside` is where other errors are told. */
+  /** Generate: {path, body, title, regions (that are sent), overlay (a canvas or null)}; `beside` is where other errors are shown. */
   async run(job, beside) {
     if (this.busy) {
-      note(beside, "another request is being painted: wait for it, or cancel it.");
+      note(beside, "another request is running: wait for it, or cancel it.");
       return;
     }
     clearNotes();
@@ -51,7 +51,7 @@ export class Runner extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  /** Come again as long as the queue is full. */
+  /** Try again as long as the queue is full. */
   async #patiently(job, group) {
     for (let tried = 0; ; tried++) {
       this.#progress(0, "Waiting for the server…");
@@ -67,7 +67,7 @@ export class Runner extends EventTarget {
 
   async #once(job, group) {
     const body = { ...job.body, stream: true, progress: true, partial_images: this.previews };
-    for await (const event of painting(job.path, body, this.#control.signal)) {
+    for await (const event of generation(job.path, body, this.#control.signal)) {
       if (event.type === "syzygy.progress") {
         this.#progress(event.step / event.steps, `Step ${event.step} of ${event.steps}`);
       } else if (event.type.endsWith(".partial_image")) {
@@ -104,5 +104,5 @@ export class Runner extends EventTarget {
   }
 }
 
-/** "one picture", "4 pictures". */
-export const count = (number) => (number === 1 ? "One picture" : `${number} pictures`);
+/** "One image", "4 images". */
+export const count = (number) => (number === 1 ? "One image" : `${number} images`);

@@ -6,6 +6,7 @@ import { showError } from "./notes.js";
 
 const NUMBERS = [["steps", "Steps"], ["guidance_scale", "Guidance"]];
 const FEW = 4;
+const NUMERIC = ["integer", "number"];
 
 /** A mistake that the page sees itself. */
 export class Mistake extends Error {
@@ -29,15 +30,17 @@ export class Settings {
     find("n").value = Math.min(FEW, limits.number);
     find("steps").max = limits.steps;
     for (const [name] of NUMBERS) find(name).value = defaults[name] ?? "";
-    if (defaults.negative_prompt) find("negative_prompt").placeholder = `the server’s own: ${defaults.negative_prompt}`;
-    find("painting").value = defaults.painting ?? "";
-    find("style_guidance").placeholder = defaults.style_guidance ?? "as guidance";
+    if (defaults.negative_prompt) find("negative_prompt").placeholder = `default: ${defaults.negative_prompt}`;
+    find("region_strength").value = defaults.region_strength ?? "";
+    find("style_guidance").placeholder = defaults.style_guidance ?? "same as guidance";
     find("prompt").maxLength = find("negative_prompt").maxLength = limits.prompt;
+    this.options = Object.entries(capabilities.options ?? {});
+    for (const [name, option] of this.options) find("fields").append(optionField(name, option));
     find("sampler").append(...samplers.map((name) => make("option", { value: name }, name)));
     find("sampler").value = defaults.sampler ?? "";
     show("sampler", samplers.length > 0);
     show("size", size === null);
-    show("painting", regions);
+    show("region_strength", regions);
     find("style-part").hidden = !style;
     if (size) onShape(size.split("x").map(Number));
     find("size").addEventListener("change", () => this.#shape());
@@ -46,25 +49,29 @@ export class Settings {
 
   /** Fields that every request has. */
   get common() {
-    const found = { n: number("n", "Pictures") };
+    const found = { n: number("n", "Images") };
     const seed = find("seed").value.trim();
     if (seed) found.seed = seedOf(seed);
     for (const [name, title] of NUMBERS) if (find(name).value !== "") found[name] = number(name, title);
     if (find("sampler").value) found.sampler = find("sampler").value;
     const without = find("negative_prompt").value.trim();
     if (without) found.negative_prompt = without;
+    for (const [name, { type }] of this.options) {
+      const value = find(name).value.trim();
+      if (value) found[name] = NUMERIC.includes(type) ? number(name, titleOf(name)) : type === "boolean" ? value === "true" : value;
+    }
     const size = find("size").value.trim();
     if (size && size !== "auto") found.size = size;
     return found;
   }
 
-  /** Fields of painted phrases and of a style, where there are such. */
-  special(painted) {
+  /** Fields for regions and for a style, if there are any. */
+  special(drawn) {
     const found = {};
-    if (painted && find("painting").value !== "") found.painting = number("painting", "Strength");
+    if (drawn && find("region_strength").value !== "") found.region_strength = number("region_strength", "Region strength");
     if (this.style) found.style = this.style;
     const guided = this.style && this.capabilities.style_guidance && find("style_guidance").value !== "";
-    if (guided) found.style_guidance = number("style_guidance", "Strength");
+    if (guided) found.style_guidance = number("style_guidance", "Style strength");
     return found;
   }
 
@@ -73,9 +80,10 @@ export class Settings {
     find("n").value = body.n ?? 1;
     find("seed").value = body.seed ?? "";
     for (const [name] of NUMBERS) find(name).value = body[name] ?? this.defaults[name] ?? "";
+    for (const [name] of this.options) find(name).value = body[name] ?? "";
     find("sampler").value = body.sampler ?? this.defaults.sampler ?? "";
     find("negative_prompt").value = body.negative_prompt ?? "";
-    find("painting").value = body.painting ?? this.defaults.painting ?? "";
+    find("region_strength").value = body.region_strength ?? this.defaults.region_strength ?? "";
     find("style_guidance").value = body.style_guidance ?? "";
     find("size").value = body.size && body.size !== "auto" ? body.size : "";
     this.#shape();
@@ -114,6 +122,18 @@ export class Settings {
   }
 }
 
+const titleOf = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
+
+/** The field of a decoder's option, from its JSON schema; empty means the default. */
+function optionField(name, { type, description, minimum, maximum, enum: choices }) {
+  const values = type === "boolean" ? ["true", "false"] : choices;
+  const numeric = { type: "number", min: minimum ?? "", max: maximum ?? "", step: type === "integer" ? 1 : "any" };
+  const input = values
+    ? make("select", { id: name }, ...["", ...values].map((value) => make("option", { value }, value || "default")))
+    : make("input", { id: name, placeholder: "default", autocomplete: "off", ...(NUMERIC.includes(type) ? numeric : { type: "text" }) });
+  return make("label", { class: "field", "data-param": name, title: description }, titleOf(name), input);
+}
+
 function show(name, there) {
   find(name).closest("label").hidden = !there;
 }
@@ -121,8 +141,8 @@ function show(name, there) {
 function number(name, title) {
   const field = find(name);
   if (field.value === "" || !field.checkValidity()) {
-    const most = field.max ? ` to ${field.max}` : " or more";
-    throw new Mistake(name, `${title} must be a number from ${field.min}${most}.`);
+    const range = [field.min && `at least ${field.min}`, field.max && `at most ${field.max}`].filter(Boolean).join(" and ");
+    throw new Mistake(name, `${title} must be a ${field.step === "1" ? "whole " : ""}number${range && ` of ${range}`}.`);
   }
   return Number(field.value);
 }
@@ -130,7 +150,7 @@ function number(name, title) {
 function seedOf(text) {
   const seed = Number(text);
   if (!/^\d+$/.test(text) || !Number.isSafeInteger(seed)) {
-    throw new Mistake("seed", `A seed is a whole number up to ${Number.MAX_SAFE_INTEGER} here; leave it empty for a new one each time.`);
+    throw new Mistake("seed", `The seed must be a whole number up to ${Number.MAX_SAFE_INTEGER}. Leave it empty for a new one each time.`);
   }
   return seed;
 }

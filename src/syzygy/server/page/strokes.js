@@ -26,7 +26,7 @@ export class Strokes {
     return [a.map((one, i) => Math.min(one, b[i])), a.map((one, i) => Math.max(one, b[i]))];
   }
 
-  /** Begin at a place; false where there is no phrase to paint. */
+  /** Begin at a place; false where there is no phrase to draw. */
   down(at) {
     this.finish();
     this.#context = this.regions.begin();

@@ -4,7 +4,7 @@ import { find } from "./dom.js";
 
 const KEYS = { b: "brush", r: "rectangle", e: "eraser" };
 
-/** What is painted with. Tells "change". */
+/** The drawing tool. Tells "change". */
 export class Tools extends EventTarget {
   tool = "brush";
 

@@ -5,7 +5,7 @@ import { download } from "./gallery.js";
 
 const FACTS = [
   ["negative_prompt", "Negative prompt"], ["steps", "Steps"], ["guidance_scale", "Guidance"], ["sampler", "Sampler"],
-  ["painting", "Painting strength"], ["style_guidance", "Style strength"], ["size", "Size"],
+  ["region_strength", "Region strength"], ["style_guidance", "Style strength"], ["size", "Size"],
 ];
 
 /** Opens pictures; `actions` are [text, whether it is possible, what it does with a picture]. */
@@ -13,7 +13,7 @@ export class Viewer {
   #dialog = find("viewer");
 
   constructor(actions) {
-    this.actions = [...actions, ["Download, with the recipe inside", () => true, download]];
+    this.actions = [...actions, ["Download with settings", () => true, download]];
     find("viewer-close").addEventListener("click", () => this.#dialog.close());
     this.#dialog.addEventListener("click", (event) => {
       if (event.target === this.#dialog) this.#dialog.close();
@@ -45,7 +45,7 @@ export class Viewer {
 
 function facts(body) {
   const rows = [["Seed", body.seed], ...FACTS.map(([name, title]) => [title, body[name]])];
-  for (const one of body.regions ?? []) rows.push(["Placed", `${one.phrase} × ${one.weight ?? 1}`]);
+  for (const one of body.regions ?? []) rows.push(["Region", `${one.phrase} × ${one.weight ?? 1}`]);
   return rows
     .filter(([, value]) => value !== undefined && value !== null && value !== "")
     .flatMap(([title, value]) => [make("dt", {}, title), make("dd", {}, String(value))]);

@@ -4,7 +4,7 @@ import { byFinger, find, make, say } from "./dom.js";
 import { places, words } from "./phrases.js";
 import { COLOURS } from "./regions.js";
 
-const HELP = "Tap words, then paint on the canvas where they shall be.";
+const HELP = "Tap words, then draw on the canvas where they should appear.";
 
 /** Keeps the buttons as prompt and regions are. */
 export function prepareWords(regions) {
@@ -56,10 +56,10 @@ export function tapped(chosen, at) {
 
 const neighbours = ([first, last], at) => at === first - 1 || at === last + 1;
 
-/** What is painted next. */
+/** What is drawn next. */
 const wantedOf = (regions) => regions.candidate ?? regions.target;
 
-/** What each word is part of, what is painted next before all others. */
+/** What each word is part of, what is drawn next before all others. */
 function ownersOf(regions, text, all) {
   const wanted = wantedOf(regions);
   const known = [...new Set(wanted ? [wanted, ...regions.list] : regions.list)].map((one) => [one, places(text, one.phrase)]);

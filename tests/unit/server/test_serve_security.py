@@ -9,7 +9,7 @@ import pytest
 
 from syzygy.server.limits import Limits
 from syzygy.server.metrics import Metrics
-from syzygy.server.security import Guard
+from syzygy.server.security import SecurityMiddleware
 
 LIMITS = Limits(upload=2000)
 HASTY = Limits(upload=2000, upload_seconds=0.05)
@@ -17,7 +17,7 @@ KEY = "s3cret"
 
 
 class Told:
-    """One request through the guard: what the application read, and what the client got."""
+    """One request through the middleware: what the application read, and what the client got."""
 
     def __init__(
         self,
@@ -31,11 +31,11 @@ class Told:
         self.body: bytes | None = None
         self.sent: list[dict[str, Any]] = []
         self.metrics = Metrics()
-        guard = Guard(
+        middleware = SecurityMiddleware(
             self.app, limits=limits, metrics=self.metrics, paths=["/v1/models"], api_key=KEY, hosts=None, **more
         )
         raw = [(name.encode(), value.encode()) for name, value in {"authorization": f"Bearer {KEY}", **headers}.items()]
-        asyncio.run(guard({"type": "http", "path": path, "headers": raw}, self.receive, self.send))
+        asyncio.run(middleware({"type": "http", "path": path, "headers": raw}, self.receive, self.send))
 
     async def app(self, _scope: Any, receive: Any, send: Any) -> None:
         self.body = (await receive())["body"]
