@@ -11,8 +11,10 @@ TORCHRUN = ["-m", "syzygy.cli"]
 
 
 def commands(text: str, *, torchrun: bool = True) -> Iterator[list[str]]:
-    """The arguments of each `syzygy` in the shell blocks of a document, those under torchrun if asked for; "…" stands for more arguments, and
-    is left out, but for the value of an option."""
+    """The arguments of each `syzygy` in the shell blocks of a document, also those under torchrun unless `torchrun` is false.
+
+    "…" stands for more arguments and is left out, except as the value of an option.
+    """
     for block in FENCED.findall(text):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
             words = shlex.split(line, comments=True)

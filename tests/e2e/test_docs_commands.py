@@ -1,4 +1,4 @@
-"""Every command in the documents is one: its names, its options, and what these may be."""
+"""Every command in the documents is accepted: its name, its options and their values. Nothing is run."""
 
 import shlex
 from pathlib import Path
@@ -35,7 +35,7 @@ def documents() -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither devices nor files need be there."""
+    """Accept devices and files that are not on this machine."""
     monkeypatch.setattr("syzygy.cli.common.available_device", lambda name: "cpu")
     monkeypatch.setattr(click.Path, "convert", lambda self, value, param, context: Path(value))
 
@@ -52,10 +52,12 @@ def test_commands_are_understood(path: Path) -> None:
 
 
 def _settings(context: click.Context) -> None:
-    """KEY=VALUE are settings of the preset."""
+    """Check that KEY=VALUE names settings of the preset."""
     given = context.params
-    table = f"{'DECODER' if given['decoder'] else given['stage'].upper()}_PRESETS"
-    override(preset(f"syzygy.text_encoders.presets:{table}", given["preset"]), given["overrides"])
+    table = f"syzygy.text_encoders.presets:{given['stage'].upper()}_PRESETS"
+    if given["decoder"]:
+        table = "syzygy.lab.starter.presets:ADAPTER_DECODER"
+    override(preset(table, given["preset"]), given["overrides"])
 
 
 @pytest.mark.parametrize(

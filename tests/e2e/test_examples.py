@@ -1,14 +1,19 @@
 """The examples run as they are, on the starter or a tiny pipeline, and are short enough to copy."""
 
+import json
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from matplotlib import pyplot
 from PIL import Image
 
+from syzygy import TextToImage
 from tests.documents import ROOT
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 
@@ -68,6 +73,34 @@ def test_llm_text_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert "languages: en, de" in said
     assert float(said.split()[-1]) > 0.9
+
+
+def test_own_decoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run(monkeypatch, "own_decoder.py", tmp_path)
+    assert images(tmp_path) == ["0.png", "1.png", "2.png", "3.png"]
+    reader = TextToImage.from_pretrained("starter").reader()
+    shown = torch.stack([pixels(tmp_path / name) for name in images(tmp_path)])
+    hearts = [any(thing.shape == "heart" for thing in one.things) for one in reader.read(shown)]
+    assert sum(hearts) >= 3
+
+
+def pixels(path: Path) -> torch.Tensor:
+    """An image as a tensor [3, H, W] in [0, 1]."""
+    return torch.tensor(np.asarray(Image.open(path).convert("RGB"))).permute(2, 0, 1) / 255
+
+
+def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The code cells of the notebook run in order, and its prior learns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: pyplot.close("all"))
+    notebook = json.loads((EXAMPLES / "demo.ipynb").read_text("utf-8"))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec("".join(cell["source"]), names)
+    assert names["result"].metrics["cosine"] > 0.6
+    assert sum(names["correct"]["the trained prior"]) > sum(names["correct"]["shuffled prompts"])
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

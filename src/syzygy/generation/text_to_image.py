@@ -256,7 +256,8 @@ class TextToImage:
         """Generate the way from one source to another in `frames` images, ends included, all from the same noise.
 
         Args:
-            start, end: as the sources of `mix`.
+            start: a source, as of `mix`.
+            end: the other source.
             settings: as of `mix`, and `batch_size`, 16 by default. There is nothing to choose from, so there is no `best_of`.
         """
         return self.generate(self.interpolation(start, end, frames, **settings))
