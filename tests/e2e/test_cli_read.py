@@ -86,5 +86,5 @@ def test_the_starters_reader_reads_well_enough_to_judge(syzygy: Callable[..., An
     assert found["accuracy"]["clean"]["attributes"] >= 0.985
     assert min(scores["attributes"] for scores in found["accuracy"].values()) >= 0.96
     table = syzygy("evaluate", "reader", "--num", 40).out
-    assert "shape: true in rows, read in columns" in table
+    assert "shape: true values in rows, predictions in columns" in table
     assert "missed" in table

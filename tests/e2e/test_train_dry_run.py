@@ -59,7 +59,7 @@ def test_a_tree_of_experts_counts_every_training(syzygy: Callable[..., Any], tmp
     )  # fmt: skip
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["trainings"] == 2
-    assert "each picture's latents are made once" in answer.err
+    assert "each picture's latents are encoded once" in answer.err
     assert not (tmp_path / "run").exists()
 
 

@@ -173,7 +173,9 @@ def test_what_cannot_be_is_said(call: dict[str, Any], message: str, eclipse: Pri
 def test_parts_that_do_not_fit_are_told(tiny: Tiny, stock: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"embeddings {WIDTH} wide, of no published CLIP .*clip=…"):
         PriorPipeline.from_pretrained(tiny.prior)
-    with pytest.raises(UserError, match=rf"predicts embeddings {WIDTH} wide, this model's CLIP makes 48"):
+    with pytest.raises(
+        UserError, match=rf"predicts embeddings {WIDTH} wide, and those of this model's CLIP are 48 wide"
+    ):
         PriorPipeline.from_pretrained(tiny.prior, clip=tiny_clip_pipeline(tmp_path / "clip", width=48))
     with pytest.raises(UserError, match="hub cannot be reached"):
         PriorPipeline.from_pretrained("some/prior")

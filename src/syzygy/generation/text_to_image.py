@@ -412,8 +412,8 @@ class TextToImage:
         """
         if self.identities is not None:
             raise UserError(f"{self.name} has no reader: only images of the embedded world can be read exactly.")
-        reader = imported("syzygy.lab.world.reader:Reader")
-        return reader.from_pretrained(self.folder / "reader").to(self.pipeline.device)
+        Reader = imported("syzygy.lab.world.reader:Reader")
+        return Reader.from_pretrained(self.folder / "reader").to(self.pipeline.device)
 
 
 def _one_negative(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_a_language_model_holds_the_states_of_few_texts(tmp_path: Path, monkeypa
     llm = Llm.from_pretrained(save_tiny_llm("llama", tmp_path / "llm"))
     texts = [WORDS[i % 4] for i in range(20)]
     whole = llm.encode_states(texts)
-    monkeypatch.setattr("syzygy.text_encoders.llm.HELD", 4 * 32 * 60)
+    monkeypatch.setattr("syzygy.text_encoders.llm.MAX_NUMBERS", 4 * 32 * 60)
     shapes, _ = passes(llm.model, lambda: llm.encode_states(texts))
     assert len(shapes) > 1
     assert all(rows * length <= 60 for rows, length in shapes)

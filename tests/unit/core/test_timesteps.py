@@ -175,7 +175,7 @@ def test_leaves_cut_the_timesteps_evenly() -> None:
     assert names == ["E1_0"] * 500 + ["E2_2"] * 250 + ["E2_3"] * 250
     with pytest.raises(UserError, match="holds none of the scheduler's 1,000 timesteps"):
         stages_of(("E12_7", "complement"), own)
-    with pytest.raises(UserError, match="has no timesteps to cut"):
+    with pytest.raises(UserError, match="has no timesteps to divide"):
         stages_of(("E1_0", "E1_1"), diffusers.FlowMatchEulerDiscreteScheduler())
 
 

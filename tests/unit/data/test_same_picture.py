@@ -80,7 +80,7 @@ def test_copies_of_measured_pictures_are_measured_with_them(folder: Path, encode
     )
     assert len(mine) == 2, "of the three different pictures"
     assert rest == {0, 1, 2} - mine, "controls are fitted on pictures that are not measured"
-    with pytest.raises(UserError, match=r"There are 3 pictures|there are 3 pictures"):
+    with pytest.raises(UserError, match=r"[Tt]here are 3 (pictures|images)"):
         common(store, [], 4, 0)
 
 

@@ -216,7 +216,7 @@ class ReaderScores:
     accuracy: dict[str, dict[str, float]]
     """Condition (`clean`, `blur`, `noise`, `shift`) → accuracy by kind."""
     confusion: dict[str, dict[str, dict[str, int]]]
-    """On clean pictures; see `reading.confusion`."""
+    """On clean pictures; see `reader_scores.confusion`."""
 
 
 def measure(reader: Reader, seed: int, number: int) -> ReaderScores:
