@@ -16,6 +16,8 @@ SHARED_NAMES = {"__init__", "training", "presets", "config"}
 """File names that several packages have, because each means the same in all of them."""
 GENERATED = {"reference/command-line.md", "reference/architecture.md"}
 """Pages that docs/hooks.py makes."""
+HISTORY = {"LOG.md", "CHANGELOG.md", "0001-layers.md"}
+"""Pages that name files as they were."""
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -56,6 +58,14 @@ def test_links_lead_to_files(path: Path) -> None:
         if not file.exists() and not made:
             missing.append(target)
     assert missing == []
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if page.name not in HISTORY], ids=page_name)
+def test_named_files_exist(path: Path) -> None:
+    """Files of the source, tests, benchmarks and examples in backticks."""
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*/[a-z_]+\.(?:py|ipynb))`", path.read_text("utf-8"))
+    places = (ROOT, ROOT / "src", ROOT / "src" / "syzygy")
+    assert [name for name in named if not any((place / name).is_file() for place in places)] == []
 
 
 def test_names_of_files_are_unique() -> None:
