@@ -1,0 +1,1 @@
+"""The commands: they parse options, call the library, and print."""

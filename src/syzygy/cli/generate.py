@@ -54,8 +54,8 @@ def generate(
     which was kept. Files of other images are never overwritten.
 
     \b
-    Say where objects should be by painting with words:
-      syzygy generate "a red star and a blue ring" --canvas painted.png \\
+    Place objects with regions:
+      syzygy generate "a red star and a blue ring" --canvas canvas.png \\
         --region "#ff0000=a red star" --region "#0000ff=a blue ring"
     """
     from syzygy.generation.image_files import slug

@@ -84,7 +84,7 @@ def serve(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Serve a web page for painting with words, and an HTTP API compatible with OpenAI's images API.
+    """Serve a web page for placing objects by regions, and an HTTP API compatible with OpenAI's images API.
 
     Settings such as --steps are defaults for requests that do not give their own. Ctrl-C stops the server after the requests
     under way have finished.

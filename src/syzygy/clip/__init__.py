@@ -1,1 +1,1 @@
-"""CLIP: loading published and own checkpoints, tokenization, image processing, encoding of texts and images, training."""
+"""CLIP: checkpoints, tokenization, image processing, encoding of texts and images, training."""

@@ -1,1 +1,1 @@
-"""What every other package builds on: contracts, configurations, errors, randomness, files. It knows no model."""
+"""What all packages build on: contracts, configuration, errors, randomness, files. No models."""

@@ -1,1 +1,1 @@
-"""Pairs in, embeddings out: sources of pictures with captions, the embedding store, and the one function that fills it."""
+"""Images with captions, as users keep them, and the embedding store that trainings read."""

@@ -1,1 +1,1 @@
-"""Research on top of the library: the embedded world, the starter's training, evaluations, the papers' experiments."""
+"""Research on top of the library: the embedded world, the starter's training, evaluations, experiments."""

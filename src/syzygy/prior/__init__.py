@@ -1,4 +1,4 @@
-"""Text → CLIP image embedding in one forward pass: the ECLIPSE prior, its losses, statistics and baselines."""
+"""From text features to a CLIP image embedding in one forward pass: ECLIPSE, other priors, training."""
 
 from syzygy.prior.baselines import TextIdentity
 from syzygy.prior.eclipse import (

@@ -1,1 +1,1 @@
-"""HTTP: a model behind OpenAI's images API. Needs the extra `web`."""
+"""A model behind a web page and an HTTP API compatible with OpenAI's. Needs the extra `web`."""

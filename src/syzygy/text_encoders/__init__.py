@@ -1,1 +1,1 @@
-"""Text encoders: T5, language models, and the adapter that lets a language model replace CLIP's text encoder."""
+"""T5, language models, and the adapter that lets one replace CLIP's text encoder, with its training."""
