@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from syzygy.core.randomness import Draw
+from syzygy.generation.best_of import clip_scores
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.pipeline import PipelineOutput
-from syzygy.generation.text_to_image import TextToImage, clip_scores
+from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.world.language import language
 from syzygy.lab.world.reader import Prediction, Reader
 from syzygy.lab.world.render import render

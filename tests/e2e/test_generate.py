@@ -14,8 +14,8 @@ from PIL import Image
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core import artifacts
+from syzygy.generation.best_of import clip_scores
 from syzygy.generation.image_files import open_picture, read_record
-from syzygy.generation.text_to_image import clip_scores
 
 PROMPT = "a red circle left of a blue star"
 

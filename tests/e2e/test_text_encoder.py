@@ -18,11 +18,12 @@ from syzygy.core.contracts import Region
 from syzygy.core.errors import UserError
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation import own_models
+from syzygy.generation.best_of import clip_scores
 from syzygy.generation.image_files import read_record
 from syzygy.generation.prior_pipeline import PriorPipeline
 from syzygy.generation.replaced_text_encoder import adapt, with_text
 from syzygy.generation.request import GenerationRequest
-from syzygy.generation.text_to_image import TextToImage, clip_scores
+from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate.composition import candidate_embeddings
 from syzygy.lab.evaluate.harness import evaluation_prompts
 from syzygy.lab.starter.prior_training import embed

@@ -9,18 +9,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core import arguments, artifacts, model_parts
-from syzygy.core.contracts import ImageEncoder, Prior, Progress, Region, TextFeatures
-from syzygy.core.errors import HALF_PRECISION, UserError
+from syzygy.core.contracts import Prior, Progress, Region, TextFeatures
+from syzygy.core.errors import UserError
 from syzygy.core.registry import imported
 from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.routing import Experts
 from syzygy.generation import load_pretrained, own_models
-from syzygy.generation.image_files import to_tensor
+from syzygy.generation.best_of import best, clip_scores
 from syzygy.generation.mixing import Picture, Source, checked, image_of, path, pictures_of, weighted
 from syzygy.generation.pipeline import Pipeline, PipelineOutput
 from syzygy.generation.replaced_text_encoder import adapt
@@ -423,31 +422,3 @@ def _one_negative(settings: Mapping[str, Any]) -> dict[str, Any]:
             "negative_prompt must be a single text (str) here, got a list: a mixture or an interpolation has one for all its images."
         )
     return dict(settings)
-
-
-def best(outputs: Sequence[PipelineOutput], scores: Float[Tensor, "K N"]) -> PipelineOutput:
-    """Of K candidates for each of N images the one with the highest score.
-
-    Raises:
-        UserError: a score is not finite.
-    """
-    if not torch.isfinite(scores).all():
-        raise UserError(
-            f"the CLIP scores that choose the best of {len(outputs)} are not finite (NaN or infinity). {HALF_PRECISION}"
-        )
-    highest, kept = scores.max(0)
-    chosen = [(outputs[candidate], row) for row, candidate in enumerate(kept.tolist())]
-    return PipelineOutput(
-        [output.images[row] for output, row in chosen],
-        torch.stack([output.image_embeddings[row] for output, row in chosen]),
-        [output.seeds[row] for output, row in chosen],
-        highest,
-    )
-
-
-def clip_scores(
-    images: Sequence[Image.Image], embeddings: Float[Tensor, "N D"], encoder: ImageEncoder
-) -> Float[Tensor, "N"]:
-    """Cosine of each image's own embedding with that of a text or a picture (Hessel et al. 2021, unscaled), on the CPU."""
-    seen = encoder.encode_image(torch.stack([to_tensor(image) for image in images])).cpu()
-    return torch.nn.functional.cosine_similarity(seen, embeddings.cpu())

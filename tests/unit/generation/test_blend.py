@@ -12,10 +12,11 @@ from PIL import Image
 from syzygy.core.contracts import Guide, ImageDecoder, Progress, Sampling, TextFeatures
 from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.core.randomness import generator
+from syzygy.generation.best_of import best, clip_scores
 from syzygy.generation.mixing import image_of, mixed, pictures_of, read_source
 from syzygy.generation.pipeline import Pipeline, PipelineOutput, to_pil
 from syzygy.generation.request import GenerationRequest
-from syzygy.generation.text_to_image import TextToImage, best, clip_scores
+from syzygy.generation.text_to_image import TextToImage
 from tests.closeness import assert_close
 
 WIDTH, SIDE = 8, 8
