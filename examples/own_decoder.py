@@ -57,3 +57,4 @@ save_file({"images": images, "embeddings": embeddings}, folder / "gallery.safete
 model = TextToImage.from_pretrained(folder, clip=BUNDLED["starter"] / "clip", prior=BUNDLED["starter"] / "prior")
 for number, image in enumerate(model("a red heart", num_images_per_prompt=4).images):
     image.save(out / f"{number}.png")
+print(f"4 images in {out}")

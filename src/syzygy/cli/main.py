@@ -156,7 +156,7 @@ COMMANDS: Table = {
 }
 
 
-RENAMED_OPTIONS = {"--paint-strength": "--region-strength"}
+RENAMED_OPTIONS = {"--html": "--page", "--paint-strength": "--region-strength"}
 """Old name of an option → its name. Old names are not listed; they work for one release, with a warning."""
 
 
@@ -167,6 +167,10 @@ def _with_new_names(args: list[str]) -> list[str]:
         if word == "--":
             break
         if name in RENAMED_OPTIONS:
+            if any(one.partition("=")[0] == RENAMED_OPTIONS[name] for one in args):
+                raise UserError(
+                    f"{name} is the old name of {RENAMED_OPTIONS[name]}: give only {RENAMED_OPTIONS[name]}."
+                )
             click.echo(f"warning: {renamed(name, RENAMED_OPTIONS[name])}", err=True)
             found[i] = RENAMED_OPTIONS[name] + equals + value
     return found

@@ -1,8 +1,9 @@
 """The one request behind Python calls, the command line and HTTP: what to generate, and how."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from difflib import get_close_matches
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -15,6 +16,7 @@ from syzygy.core.contracts import Progress, Region, Sampling
 from syzygy.core.deprecation import with_new_name
 from syzygy.core.errors import UserError
 from syzygy.generation.mixing import Picture, Source, shares
+from syzygy.pretrained.options import decoder_options
 from syzygy.regions.phrases import for_each
 
 EMPTY = "the prompt is empty: describe an image, such as 'a red circle left of a blue star'."
@@ -107,6 +109,7 @@ class GenerationRequest:
             settings: fields; height, width, region_strength, style_guidance; and options of the decoder, which refuses others.
         """
         given = with_new_name(settings, "painting", "region_strength", stacklevel=3)
+        _check_spelling(given, {one.name for one in fields(cls)})
         own = {one.name: given.pop(one.name) for one in fields(cls) if one.name in given}
         height, width = (_if_given(arguments.whole, given.pop(name, None), name) for name in ("height", "width"))
         if (height is None) != (width is None):
@@ -247,6 +250,28 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 def _plain(value: Any) -> Any:
     """A whole number of numpy as one of Python."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def _check_spelling(given: Mapping[str, Any], own: set[str]) -> None:
+    """An unknown name that is close to a known one is a slip. Other unknown names are for the decoder, which refuses what is not its own.
+
+    Raises:
+        UserError: such a slip.
+    """
+    keywords = own | {
+        "height",
+        "width",
+        "region_strength",
+        "style_guidance",
+        "num_inference_steps",
+        "guidance_scale",
+        "sampler",
+    }
+    options = {one.name for one in decoder_options()}
+    for name in given.keys() - keywords - options:
+        near = get_close_matches(name, sorted(keywords | options), n=1, cutoff=0.75)
+        if near or name == "steps":
+            raise UserError(f"unknown option {name!r}. Did you mean {(near or ['num_inference_steps'])[0]!r}?")
 
 
 def _if_given(check: Callable[[Any, str], Any], value: Any, name: str) -> Any:

@@ -45,12 +45,12 @@ def for_each(regions: Sequence[Region] | Sequence[Sequence[Region]], number: int
     """
     for_all = [one for one in regions if isinstance(one, Region)]
     own = [for_all] * number if for_all else [list(one) for one in regions if not isinstance(one, Region)]
+    if not own or not any(own):
+        raise UserError("the list of regions is empty: give at least one region, or leave regions out.")
     if len(own) != number:
         raise UserError(
             f"regions are given for {len(own)} prompts, but there are {number} prompts: give one list for each."
         )
-    if not any(own):
-        raise UserError("the list of regions is empty: give at least one region, or leave regions out.")
     return own
 
 

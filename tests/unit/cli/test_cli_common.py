@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from syzygy.cli.common import Whole, available_device, device_option, json_option, paced, seed_option, writable_folder
+from syzygy.cli.main import cli
 from syzygy.core.errors import UserError
 from syzygy.lab.commands.evaluation_options import named_priors
 
@@ -102,3 +103,16 @@ def test_priors_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     }
     with pytest.raises(UserError, match="two priors are called 'b'"):
         named_priors(("b=one", "runs/b"), ())
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [(("generate", "a"), "--paint-strength", "--region-strength"), (("evaluate", "prior"), "--html", "--page")],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_old_and_the_new_name_of_an_option_exclude_each_other(
+    command: tuple[str, ...], old: str, new: str, swapped: bool
+) -> None:
+    names = (new, old) if swapped else (old, new)
+    with pytest.raises(UserError, match=f"{old} is the old name of {new}: give only {new}"):
+        cli.main([*command, names[0], "1", f"{names[1]}=2"], prog_name="syzygy", standalone_mode=False)

@@ -314,7 +314,7 @@ def test_tokenizers_that_differ_share_a_phrase() -> None:
         (PROMPT, REGIONS, {"strength": -1.0}, "at least 0, got -1"),
         (PROMPT, REGIONS, {"blur": 2.0}, "below 1"),
         (PROMPT, [REGIONS, REGIONS], {}, "regions are given for 2 prompts, but there are 1"),
-        (PROMPT, [], {}, "regions are given for 0 prompts"),
+        (PROMPT, [], {}, "the list of regions is empty"),
         ([PROMPT, OTHER], [[], []], {}, "the list of regions is empty"),
     ],
 )

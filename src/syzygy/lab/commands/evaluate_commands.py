@@ -9,7 +9,6 @@ from syzygy.cli.common import Whole, device_option, json_option, progress_bar, s
 from syzygy.cli.generation_options import text_encoder_options
 from syzygy.core.errors import UserError
 from syzygy.lab.commands.evaluation_options import (
-    HTML,
     EvaluationRequest,
     Names,
     Numbers,
@@ -51,7 +50,6 @@ CONDITIONS = setting(
         is_flag=True,
         help="Generate a second time with a decoder that also reads the text, which gives it the text without the prior.",
     ),
-    HTML,
     quick=QUICK,
 )
 def composition(request: EvaluationRequest) -> "Outcome":
@@ -293,7 +291,6 @@ def text_encoder(request: EvaluationRequest) -> "Outcome":
         type=Whole(1),
         metavar="N",
     ),
-    HTML,
 )
 def prior(request: EvaluationRequest) -> "Outcome":
     """Measure priors on pairs of an embedding store that they were not trained on.

@@ -109,16 +109,6 @@ OUTPUTS = (
 )
 
 
-def _renamed_to_page(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
-    if value is not None:
-        note("warning: the option --html is now called --page; the old name will be removed.")
-        ctx.params["page"] = value
-
-
-HTML = click.option("--html", type=FILE, hidden=True, expose_value=False, callback=_renamed_to_page)
-"""The old name of --page."""
-
-
 def sampling_options(prompts: int, steps: int, *, least: int = 2, help: str = "") -> tuple[Option, ...]:
     """Options of every evaluation that generates images.
 
@@ -144,7 +134,7 @@ def evaluation(
     """
     settings = dict(quick or {})
     numbers = ", ".join(f"{value} {name}" for name, value in settings.items())
-    flag = click.option("--quick", is_flag=True, help=f"Use {numbers}: a first look, with wide intervals.")
+    flag = click.option("--quick", is_flag=True, help=f"A first look, with wide intervals: use {numbers}.")
 
     def decorate(function: Callable[[EvaluationRequest], "Outcome"]) -> click.Command:
         @click.pass_context
