@@ -1,4 +1,8 @@
-"""`open_source`: from the text that names a source to a list of shards in a stable order."""
+"""`open_source`: from the text that names a source to a list of shards in a stable order.
+
+A new layout is a file `source_*.py` with a `Shard`. Here, its kind goes into `KINDS`, `kind_of` (or `ENDINGS`), `_check_options`,
+`_shards` and, if a folder is one source, `open_source`; its help goes into `cli/embed.py`.
+"""
 
 import os
 import re

@@ -1,4 +1,8 @@
-"""Classifier-free guidance (Ho & Salimans 2022) as a denoiser around a denoiser."""
+"""Classifier-free guidance (Ho & Salimans 2022) as a denoiser around a denoiser.
+
+Published models guide in their own loops: `pretrained/diffusers_decoder.py`, `pretrained/karlo.py`; the diffusion prior in
+`prior/diffusion_prior.py`.
+"""
 
 import math
 from dataclasses import dataclass, replace

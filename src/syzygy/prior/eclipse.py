@@ -161,6 +161,8 @@ def contrastive_loss(
 ) -> Float[Tensor, ""]:
     """ECLIPSE eq. 4: each predicted image embedding must find its own text embedding among those of the batch.
 
+    The adapter's stages align and image (`text_encoders/`) use it too.
+
     One direction only, by cosine. Equal `caption_ids` mark equal captions: such a text is a right answer too, so it is
     no negative. Computed in fp32 under any autocast, because `logit_scale` magnifies rounding.
 

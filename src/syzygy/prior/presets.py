@@ -77,3 +77,5 @@ PRESETS = {
     "eclipse-kandinsky22": prior_eclipse_kandinsky22,
     "eclipse-karlo": prior_eclipse_karlo,
 }
+"""Presets of `syzygy train prior`. For embeddings of a new width, name their CLIP or generator in `pretrained.decoder_validation.CLIPS`,
+`generation.prior_pipeline.CLIPS`, `prior.export_prior.GENERATORS` and `prior.next_steps.MODELS` as well."""
