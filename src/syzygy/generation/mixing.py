@@ -1,4 +1,4 @@
-"""Mixing of image embeddings on the sphere, and the sources of a mixture: texts and pictures, told apart and read.
+"""Mixing of image embeddings on the sphere, and the sources of a mixture: how texts and pictures are distinguished and read.
 
 A picture's embedding is CLIP's; a text's is what the prior predicts from it.
 Shapes: K sources, N images, F frames, D width of CLIP's joint space.

@@ -60,7 +60,7 @@ def adapt(
         model: the folder of the model, in case the adapter is its own (`OWN`).
         source: "adapter", the adapter's folder, that of its run, or of a model that has one; or the name of a registered text encoder,
             perhaps followed by ":" and what it reads.
-        llm: where its language model is; None: beside the adapter in a model's folder, or else where it was in training.
+        llm: folder of its language model. None: next to the adapter in a model's folder, or else where it was in training.
         offload: on the device only while it reads.
 
     Raises:
@@ -129,9 +129,9 @@ def _warn_of_prior(folder: Path, prior: Prior | None) -> None:
 
 
 def with_text(path: Pipeline, encoder: TextEncoder, *, decoder_knows: bool = False) -> Pipeline:
-    """The same path with another text encoder in CLIP's space: what it makes of the empty prompt is also what guidance moves away from.
+    """The same path with another text encoder in CLIP's space: its features of the empty prompt are also the negative conditioning.
 
-    Our decoder is then told by the prior's image embedding alone, and by the encoder's token states only if it was trained with them
+    Our decoder then reads only the prior's image embedding. It reads the encoder's token states too if it was trained with them
     (`decoder_knows`): they are a soft prompt for the prior, and no copy of CLIP's tokens (docs/LOG.md says what it costs). T5 reads English.
     A call may say otherwise.
     """
@@ -167,9 +167,9 @@ def adapter_folder(source: str | Path, model: Path) -> Path:
 
 
 def llm_beside(folder: Path) -> Path | None:
-    """The language model that a model's folder keeps beside its adapter, if it does."""
-    beside = folder.parent / LLM
-    return beside if (beside / artifacts.CONFIG_FILE).is_file() else None
+    """The language model next to an adapter in a model's folder, if there is one."""
+    found = folder.parent / LLM
+    return found if (found / artifacts.CONFIG_FILE).is_file() else None
 
 
 def languages_of(folder: Path) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import { sheet } from "./dom.js";
 
 export const LONGEST = 512;
-/** Bytes that fit into a recipe beside another picture. */
+/** Bytes that fit into a recipe next to another image. */
 const KEPT_BYTES = 120 * 1024;
 
 /** Bytes from base64. */

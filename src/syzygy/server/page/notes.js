@@ -1,4 +1,4 @@
-// What went wrong, in the server's words, beside what caused it.
+// What went wrong, in the server's words, next to what caused it.
 
 import { find, make, reveal } from "./dom.js";
 
@@ -27,7 +27,7 @@ export function clearNotes() {
 
 /**
  * Show an error where it belongs: `param` names a field of the request (`regions.0.mask`), `regionIds` says which rows were sent.
- * What belongs nowhere is shown beside the button `otherwise`.
+ * What belongs to no field is shown next to the button `otherwise`.
  */
 export function showError(error, regionIds, otherwise = find("go-note")) {
   const [name, index] = (error.param ?? "").replaceAll("[", ".").split(/[.\]]+/);

@@ -1,4 +1,4 @@
-// The form: what a request says beside prompt, places and sources.
+// The form: what a request holds besides prompt, regions and sources.
 
 import { find, make } from "./dom.js";
 import { reduced } from "./files.js";
