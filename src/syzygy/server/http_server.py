@@ -10,10 +10,14 @@ from fastapi import FastAPI
 from syzygy.core.errors import UserError
 
 KEEP_ALIVE_SECONDS = 15
+WAITING = 2048
+"""Connections that may wait to be accepted; uvicorn's own default."""
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A bound socket, so that its address is known before the server starts; port 0 takes a free one.
+    """A socket that listens, so that its address is known before the server starts; port 0 takes a free one.
+
+    Connections wait in its queue until the server runs: nobody who was told the address is refused.
 
     Raises:
         UserError: the address is taken, not allowed, or not this machine's.
@@ -23,6 +27,7 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
+        bound.listen(WAITING)
     except OSError as error:
         bound.close()
         raise UserError(
