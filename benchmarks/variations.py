@@ -2,8 +2,8 @@
 
     python -m benchmarks.variations
 
-Eight scenes of one object, eight variations of each: how often the reader finds style, colour and shape of the scene, beside those of another
-scene. Then prompts of two objects, one picture each and the best of four by CLIP: CLIP's score, and what the reader finds true.
+Eight scenes of one object, eight variations of each: how often the judge finds style, colour and shape of the scene, beside those of another
+scene. Then prompts of two objects, one picture each and the best of four by CLIP: CLIP's score, and what the judge finds true.
 """
 
 import click
@@ -13,17 +13,18 @@ from PIL import Image
 from syzygy.core.randomness import Draw, generator
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate.judging import judge_of
 from syzygy.lab.world.description import check_facts
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import prompts
-from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.render import render
 from syzygy.lab.world.scene import COLOURS, SHAPES, STYLES, Scene
+from syzygy.lab.world.scene_classifier import Prediction
 from syzygy.lab.world.scene_sampling import scene_for
 
 
 def read(model: TextToImage, images: list[Image.Image]) -> list[Prediction]:
-    return model.reader().read(torch.stack([to_tensor(image) for image in images]))
+    return judge_of(model).read(torch.stack([to_tensor(image) for image in images]))
 
 
 def kept(scenes: list[Scene], read: list[list[Prediction]]) -> str:

@@ -1,4 +1,4 @@
-"""Variations, mixtures and the best of several on the starter's own weights, judged by the reader of its world, beside controls."""
+"""Variations, mixtures and the best of several on the starter's own weights, scored by the judge of its world, beside controls."""
 
 import pytest
 import torch
@@ -8,10 +8,12 @@ from syzygy.generation.best_of import clip_scores
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.pipeline import PipelineOutput
 from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate.judging import judge_of
+from syzygy.lab.world.judge import Judge
 from syzygy.lab.world.language import language
-from syzygy.lab.world.reader import Prediction, Reader
 from syzygy.lab.world.render import render
 from syzygy.lab.world.scene import Scene
+from syzygy.lab.world.scene_classifier import Prediction
 from syzygy.lab.world.scene_sampling import scene_for
 from tests.closeness import NETWORK, assert_close
 
@@ -30,16 +32,16 @@ def model() -> TextToImage:
 
 
 @pytest.fixture(scope="module")
-def reader(model: TextToImage) -> Reader:
-    return model.reader()
+def judge(model: TextToImage) -> Judge:
+    return judge_of(model)
 
 
 def seeds(numbers: list[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(number) for number in numbers]
 
 
-def readings(output: PipelineOutput, reader: Reader) -> list[Prediction]:
-    return reader.read(torch.stack([to_tensor(image) for image in output.images]))
+def readings(output: PipelineOutput, judge: Judge) -> list[Prediction]:
+    return judge.read(torch.stack([to_tensor(image) for image in output.images]))
 
 
 def shares(scenes: list[Scene], read: list[list[Prediction]]) -> tuple[float, float]:
@@ -50,12 +52,12 @@ def shares(scenes: list[Scene], read: list[list[Prediction]]) -> tuple[float, fl
     return sum(styles) / len(pairs), sum(colours) / len(pairs)
 
 
-def test_variations_keep_style_and_colour(model: TextToImage, reader: Reader) -> None:
+def test_variations_keep_style_and_colour(model: TextToImage, judge: Judge) -> None:
     scenes = [scene_for(language("en").parse(text).description, Draw(1, "vary", text)) for text in CAPTIONS]
     pictures = render(scenes, 64)
     generator = seeds(list(range(EACH)) * len(scenes))
     output = model.vary(pictures, num_images=EACH, num_inference_steps=STEPS, generator=generator)
-    found = readings(output, reader)
+    found = readings(output, judge)
     read = [found[i : i + EACH] for i in range(0, len(found), EACH)]
     style, colour = shares(scenes, read)
     shuffled_style, shuffled_colour = shares(scenes, read[1:] + read[:1])
@@ -64,11 +66,11 @@ def test_variations_keep_style_and_colour(model: TextToImage, reader: Reader) ->
     assert len({image.tobytes() for image in output.images}) == len(found)
 
 
-def test_a_mixture_holds_what_its_sources_share_and_weights_decide_the_rest(model: TextToImage, reader: Reader) -> None:
+def test_a_mixture_holds_what_its_sources_share_and_weights_decide_the_rest(model: TextToImage, judge: Judge) -> None:
     def paint(red: float, blue: float) -> list[Prediction]:
         sources = [("a red circle", red), ("a blue circle", blue)]
         generator = seeds(list(range(EACH)))
-        return readings(model.mix(sources, num_images=EACH, num_inference_steps=STEPS, generator=generator), reader)
+        return readings(model.mix(sources, num_images=EACH, num_inference_steps=STEPS, generator=generator), judge)
 
     def number(read: list[Prediction], **looks: str) -> int:
         return sum(

@@ -54,7 +54,7 @@ def test_its_priors_load_in_other_commands(syzygy, tiny_model: Path, out: Path, 
     answer = syzygy("evaluate", "preference", "--model", tiny_model, *same, "--prompts", 1, "--steps", 1, *judges)
     assert answer.code == 0, answer.err
     rates = json.loads((tmp_path / "rates.json").read_text())["rows"]
-    assert {row["judge"] for row in rates} == {"fact_accuracy", "clip_score", "pickscore"}
+    assert {row["criterion"] for row in rates} == {"fact_accuracy", "clip_score", "pickscore"}
     assert all((row["rate"]["mean"], row["ties"]) == (0.5, 1.0) for row in rates), "a prior against itself"
 
 

@@ -14,6 +14,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from syzygy import TextToImage
+from syzygy.lab.evaluate.judging import judge_of
 from tests.documents import ROOT
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 
@@ -78,9 +79,9 @@ def test_llm_text_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
 def test_own_decoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run(monkeypatch, "own_decoder.py", tmp_path)
     assert images(tmp_path) == ["0.png", "1.png", "2.png", "3.png"]
-    reader = TextToImage.from_pretrained("starter").reader()
+    judge = judge_of(TextToImage.from_pretrained("starter"))
     shown = torch.stack([pixels(tmp_path / name) for name in images(tmp_path)])
-    hearts = [any(thing.shape == "heart" for thing in one.things) for one in reader.read(shown)]
+    hearts = [any(thing.shape == "heart" for thing in one.things) for one in judge.read(shown)]
     assert sum(hearts) >= 3
 
 

@@ -1,4 +1,4 @@
-"""The starter's own weights obey painted words, a style picture, other languages and long prompts, by its reader, beside controls."""
+"""The starter's own weights obey painted words, a style picture, other languages and long prompts, by the judge, beside controls."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,15 @@ from PIL import Image
 from syzygy.core.randomness import Draw, generator
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate.judging import judge_of
 from syzygy.lab.evaluate.region_accuracy import RegionCase, RegionsConfig, generate, in_place, region_cases
 from syzygy.lab.evaluate.text_encoder import CUT, long_prompt
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.description import Description, Mention, check_facts
 from syzygy.lab.world.language import LANGUAGES, language
 from syzygy.lab.world.prompts import prompts
-from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.render import render
+from syzygy.lab.world.scene_classifier import Prediction
 from syzygy.lab.world.scene_sampling import scene_for
 from syzygy.text_encoders.adapter import AdaptedText
 from syzygy.text_encoders.llm import Llm
@@ -46,7 +47,7 @@ def speaking() -> TextToImage:
 
 
 def read(model: TextToImage, images: Sequence[Image.Image]) -> list[Prediction]:
-    return model.reader().read(torch.stack([to_tensor(image) for image in images]))
+    return judge_of(model).read(torch.stack([to_tensor(image) for image in images]))
 
 
 def test_what_is_painted_is_where_it_was_painted(model: TextToImage) -> None:
@@ -54,7 +55,7 @@ def test_what_is_painted_is_where_it_was_painted(model: TextToImage) -> None:
     one = region_cases(prompts("colour", 16, 0, False), 0)
 
     def share(cases: Sequence[RegionCase], strength: float) -> float:
-        found = model.reader().read(generate(model, cases, config, strength))
+        found = judge_of(model).read(generate(model, cases, config, strength))
         return sum(map(in_place, cases, found)) / len(cases)
 
     strength, turned = model.defaults["region_strength"], [each.exchanged() for each in one]

@@ -17,11 +17,11 @@ from syzygy.generation import own_models
 from syzygy.generation.image_files import read_record
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.starter import autoencoder_training as autoencoder_run
+from syzygy.lab.starter import classifier_training as classifier_run
 from syzygy.lab.starter import clip_training as clip_run
 from syzygy.lab.starter import decoder_training as decoder_run
 from syzygy.lab.starter import lm_training as lm_run
 from syzygy.lab.starter import presets
-from syzygy.lab.starter import reader_training as reader_run
 from syzygy.lab.starter import starter_training as starter_run
 from syzygy.lab.starter import t5_training as t5_run
 from syzygy.prior.diffusion_prior import SampledPrior
@@ -59,12 +59,14 @@ PRIOR = (
 AUTOENCODER = ("autoencoder.image_size=32", "autoencoder.channels=16", "autoencoder.norm_groups=8")
 T5 = ("t5.width=16", "t5.layers=1", "t5.decoder_layers=1", "t5.heads=2")
 READER = ("reader.features=16", "reader.blocks=1")
+JUDGE = ("judge.channels=8", "judge.width=16", "judge.blocks=1")
 TINY = {
     "clip": LOOP + CLIP,
     "autoencoder": LOOP + AUTOENCODER,
     "decoder": LOOP + DECODER,
     "prior": LOOP + PRIOR,
     "reader": LOOP + READER,
+    "judge": LOOP + JUDGE,
     "t5": LOOP + T5,
 }
 LM = ("lm.width=32", "lm.layers=1", "lm.heads=2", "lm.feed_forward=32", "lm.vocabulary=1500", 'languages=["en","de"]')
@@ -97,9 +99,9 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         (decoder_run, "VALIDATION_PICTURES", 8),
         (t5_run, "TOKENIZER_CAPTIONS", 100),
         (t5_run, "VALIDATION_CAPTIONS", 6),
-        (reader_run, "VALIDATION_PICTURES", 8),
-        (reader_run, "CALIBRATION_PICTURES", 16),
-        (reader_run, "TEST_PICTURES", 16),
+        (classifier_run, "VALIDATION_PICTURES", 8),
+        (classifier_run, "CALIBRATION_PICTURES", 16),
+        (classifier_run, "TEST_PICTURES", 16),
         (lm_run, "TOKENIZER_CAPTIONS", 30),
         (lm_run, "VALIDATION_CAPTIONS", 1),
         (adapter_run, "STATISTICS_CAPTIONS", 40),
@@ -327,7 +329,8 @@ def test_settings_are_listed_with_what_they_mean(syzygy: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize(
-    "table", [presets.AUTOENCODER, presets.CLIP, presets.DECODER, PRIORS, presets.READER, presets.STARTER]
+    "table",
+    [presets.AUTOENCODER, presets.CLIP, presets.DECODER, PRIORS, presets.READER, presets.JUDGE, presets.STARTER],
 )
 def test_every_preset_is_a_complete_run(table: Mapping[str, Callable[[], Config]]) -> None:
     for preset in table.values():

@@ -77,7 +77,11 @@ COMMANDS: Table = {
             ),
             "reader": Leaf(
                 "syzygy.lab.commands.train_starter:reader",
-                "Train the reader, which classifies scenes: image to attributes.",
+                "Train the reader, the scene classifier that trainings may use.",
+            ),
+            "judge": Leaf(
+                "syzygy.lab.commands.train_starter:judge",
+                "Train the judge, the scene classifier that scores images.",
             ),
             "starter": Leaf(
                 "syzygy.lab.commands.train_starter:starter",
@@ -104,7 +108,7 @@ COMMANDS: Table = {
                 "syzygy.lab.commands.evaluate_commands:composition", "Does the image show what the prompt names?"
             ),
             "reader": Leaf(
-                "syzygy.lab.commands.evaluate_commands:reader", "How accurate is the reader, which classifies scenes?"
+                "syzygy.lab.commands.evaluate_commands:reader", "How accurate are the two scene classifiers?"
             ),
             "regions": Leaf("syzygy.lab.commands.evaluate_commands:regions", "Do objects appear inside their regions?"),
             "style": Leaf(

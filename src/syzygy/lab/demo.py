@@ -25,6 +25,7 @@ from syzygy.lab.evaluate.composition import (
     generate_and_score,
 )
 from syzygy.lab.evaluate.harness import Row, evaluation_prompts
+from syzygy.lab.evaluate.judging import judge_note, judge_record
 from syzygy.lab.plots import Point, line_plot
 from syzygy.lab.report import PAGE, RESULTS, Figure, Gallery, GalleryRow, Report, Section, Table, generated, require_lab
 from syzygy.lab.starter import prior_training
@@ -128,6 +129,7 @@ def run(
     seconds = time.perf_counter() - began
     results = {
         "run": demo.model_dump(mode="json"),
+        "judge": judge_record(),
         "rows": harness.plain(rows),
         "priors": {name: result.metrics for name, result in trained.items()},
         "seconds": round(seconds, 1),
@@ -156,7 +158,8 @@ def report(
         [
             f"A small ECLIPSE prior was just trained from scratch: {prior.scenes:,} pairs of the embedded world, {prior.loop.steps} steps of "
             f"{prior.task.batch_size}, with a frozen CLIP. A frozen decoder turns its predictions into images. The demo took {seconds:.0f} s "
-            f"on {artifacts.machine()}."
+            f"on {artifacts.machine()}.",
+            judge_note(),
         ],
         [
             Section(
@@ -170,7 +173,7 @@ def report(
             Section(
                 "Twelve prompts",
                 [
-                    "All images start from the same noise, and the decoder reads only the image embedding. A green frame: the scene classifier "
+                    "All images start from the same noise, and the decoder reads only the image embedding. A green frame: the judge "
                     "found everything that the prompt names. **Reference** decodes the true embedding of a scene that shows exactly what the "
                     "prompt names.",
                     _gallery(examples),

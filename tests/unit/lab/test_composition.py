@@ -10,7 +10,7 @@ from syzygy.lab.evaluate import composition, harness
 from syzygy.lab.evaluate.composition import CompositionConfig, ScoredImage
 from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.prompts import Prompt, prompts
-from syzygy.lab.world.reader import Prediction
+from syzygy.lab.world.scene_classifier import Prediction
 from syzygy.lab.world.scene_sampling import scene_for
 
 

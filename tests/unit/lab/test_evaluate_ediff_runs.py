@@ -9,8 +9,8 @@ from syzygy.lab.evaluate.bootstrap import Interval
 from syzygy.lab.evaluate.style import REFERENCE, TEXT, WITHOUT, StyleConfig
 from syzygy.lab.evaluate.temporal import FEW, TemporalConfig, steps_of, verdict
 from syzygy.lab.world.language import language
-from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.scene import COLOURS, STYLES, Thing
+from syzygy.lab.world.scene_classifier import Prediction
 
 
 def seen(style, *looks) -> Prediction:

@@ -21,9 +21,10 @@ from syzygy.lab.evaluate.harness import (
     table,
 )
 from syzygy.lab.world.description import Description, Mention
+from syzygy.lab.world.judge import Judge, JudgeConfig
 from syzygy.lab.world.prompts import Prompt
-from syzygy.lab.world.reader import Prediction, Reader, ReaderConfig
 from syzygy.lab.world.scene import Thing
+from syzygy.lab.world.scene_classifier import Prediction
 
 ABOUT = {"settings": {"steps": 3}, "fingerprints": {"clip": "a"}}
 
@@ -55,13 +56,13 @@ class Generated:
 def test_it_resumes(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        reader = Reader(ReaderConfig(features=16, blocks=1, threshold=0.01)).eval()
+        judge = Judge(JudgeConfig(channels=8, width=16, blocks=1, threshold=0.01)).eval()
     number, first, rest, again = BATCH + 5, Generated(until=BATCH), Generated(), Generated(until=0)
     also = {"mean": lambda images, rows: [round(x, 4) for x in images.mean((1, 2, 3)).tolist()]}
 
     def run(generate: Generated, folder: Path | None, **more):
         store = PredictionStore(folder, ABOUT)
-        return predict([Candidate("one", number, generate)], reader, store, also=also, **more)
+        return predict([Candidate("one", number, generate)], judge, store, also=also, **more)
 
     whole = run(Generated(), None)
     assert any(one.things for one in whole["one"].scenes)

@@ -19,8 +19,8 @@ from syzygy.lab.evaluate.region_accuracy import (
 from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.language.base import Span
 from syzygy.lab.world.prompts import Prompt, prompts
-from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.scene import Thing
+from syzygy.lab.world.scene_classifier import Prediction
 
 
 def thing(shape, colour, x: float, y: float) -> Thing:

@@ -18,8 +18,8 @@ def adapted(table, preset: str, *assignments: str):
 ALL = [
     (table, name)
     for table in (
-        presets.CLIP, presets.AUTOENCODER, presets.DECODER, presets.READER, PRIOR, presets.T5, presets.LM,
-        presets.EXPERTS, EXPERT_UNETS, adapter.ALIGN_PRESETS, adapter.IMAGE_PRESETS, adapter.QUALITY_PRESETS,
+        presets.CLIP, presets.AUTOENCODER, presets.DECODER, presets.READER, presets.JUDGE, PRIOR, presets.T5,
+        presets.LM, presets.EXPERTS, EXPERT_UNETS, adapter.ALIGN_PRESETS, adapter.IMAGE_PRESETS, adapter.QUALITY_PRESETS,
         presets.ADAPTER_DECODER,
     )
     for name in table

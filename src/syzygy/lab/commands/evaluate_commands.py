@@ -20,7 +20,6 @@ from syzygy.lab.commands.evaluation_options import (
 
 if TYPE_CHECKING:
     from syzygy.lab.evaluate.harness import Outcome
-    from syzygy.lab.starter.reader_training import ReaderScores
 
 COMPOSITION = (
     *sampling_options(200, 10, least=1),
@@ -83,7 +82,7 @@ def composition(request: EvaluationRequest) -> "Outcome":
     ),
     setting(
         "--pickscore",
-        "A PickScore checkpoint (or any CLIP) on disk, as a further judge.",
+        "A PickScore checkpoint (or any CLIP) on disk, as a further criterion.",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         metavar="FOLDER",
     ),
@@ -92,7 +91,7 @@ def composition(request: EvaluationRequest) -> "Outcome":
 def preference(request: EvaluationRequest) -> "Outcome":
     """How often is one prior's image preferred to another's?
 
-    Both generate from the same prompts and noise. The judges are the scene classifier (which image shows more of the prompt's facts) and the
+    Both generate from the same prompts and noise. They are compared by the judge (which image shows more of the prompt's facts) and by the
     model's CLIP (which image is nearer to the prompt). A tie counts half for each.
 
     \b
@@ -310,41 +309,34 @@ def prior(request: EvaluationRequest) -> "Outcome":
 
 
 @click.command()
-@setting("--model", "The model whose reader is measured, or a folder.", "starter")
-@setting("--num", "Number of unseen images.", 2048, type=Whole(1), metavar="N")
+@setting(
+    "--model", "The model whose reader is measured and whose images both classifiers read, or a folder.", "starter"
+)
+@setting("--num", "Number of unseen renders.", 2048, type=Whole(1), metavar="N")
+@setting(
+    "--prompts",
+    "Prompts of each category, seen and unseen each, whose images both classifiers read; 0 skips this.",
+    8,
+    type=Whole(0),
+)
+@setting("--steps", "Sampling steps of these images.", 10, type=Whole(1))
 @seed_option
 @device_option
 @json_option
-def reader(model: str, num: int, seed: int, device: str, as_json: bool) -> None:
-    """How accurate is the reader, which classifies scenes?
+def reader(model: str, num: int, prompts: int, steps: int, seed: int, device: str, as_json: bool) -> None:
+    """How accurate are the two scene classifiers?
 
-    The part of attributes, counts and styles that it predicts correctly on unseen renders, as they are and with mild blur, noise and shift; and
-    confusion matrices. All scores of images depend on it.
+    The reader may guide trainings and selections; the judge scores images in all evaluations, and nothing is trained or chosen with it. For
+    each: the part of attributes, counts and styles that it predicts correctly on unseen renders, as they are, with mild blur, noise, mottle and
+    shift, and as the model's autoencoder reconstructs them; right counts by number of objects; and confusion matrices. Then how often the two
+    agree on images that the model generates.
     """
     import json
-    from dataclasses import asdict
 
-    from syzygy.core.model_parts import model_folder
-    from syzygy.core.randomness import seed_of
-    from syzygy.lab.starter.reader_training import measure
-    from syzygy.lab.world.reader import Reader
+    from syzygy.generation.text_to_image import TextToImage
+    from syzygy.lab.evaluate.classifiers import evaluate, printed
+    from syzygy.lab.evaluate.harness import SamplingConfig
 
-    loaded = Reader.from_pretrained(model_folder(model) / "reader").to(device)
-    scores = measure(loaded, seed_of(seed, "evaluate reader"), num)
-    if as_json:
-        click.echo(json.dumps({"model": model, "pictures": num, "threshold": loaded.config.threshold} | asdict(scores)))
-    else:
-        _print_reader(scores)
-
-
-def _print_reader(scores: "ReaderScores") -> None:
-    kinds = list(next(iter(scores.accuracy.values())))
-    click.echo(" " * 8 + "".join(f"{kind:>12}" for kind in kinds))
-    for condition, found in scores.accuracy.items():
-        click.echo(f"{condition:>8}" + "".join(f"{100 * found[kind]:>10.1f} %" for kind in kinds))
-    for kind, table in scores.confusion.items():
-        predicted = list(next(iter(table.values())))
-        click.echo(f"\n{kind}: true values in rows, predictions in columns")
-        click.echo(" " * 10 + "".join(f"{name:>10}" for name in predicted))
-        for true, row in table.items():
-            click.echo(f"{true:>10}" + "".join(f"{row[name] or '.':>10}" for name in predicted))
+    loaded = TextToImage.from_pretrained(model, device=device)
+    found = evaluate(loaded, num, prompts, SamplingConfig(steps=steps, seed=seed), progress_bar)
+    click.echo(json.dumps(found) if as_json else "\n".join(printed(found)))

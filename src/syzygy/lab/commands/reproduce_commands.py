@@ -56,7 +56,7 @@ def _run(
 
 @click.command()
 @experiment_options(
-    model="Model with the frozen CLIP, decoder and scene classifier.",
+    model="Model with the frozen CLIP and decoder.",
     out="out/eclipse",
     quick="Use fewer pairs, seeds and prompts: sooner, with wide intervals.",
 )
@@ -102,7 +102,7 @@ def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, as_j
 @click.command()
 @experiment_options(
     click.option("--llm", metavar="RUN|FOLDER", help="Frozen language model.  [default: the model's own]"),
-    model="Model with the frozen CLIP, prior, decoder and scene classifier.",
+    model="Model with the frozen CLIP, prior and decoder.",
     out="out/text-encoders",
     quick="Use short trainings and few captions, which only shows that everything works.",
 )

@@ -14,7 +14,7 @@ from syzygy.core.registry import imported
 if TYPE_CHECKING:
     import torch
 
-STAGES = "clip,reader,autoencoder,decoder,t5,words,colours,more_colours,binding,more_binding,finish,prior,llm,align,image,quality"
+STAGES = "clip,reader,judge,autoencoder,decoder,t5,words,colours,more_colours,binding,more_binding,finish,prior,llm,align,image,quality"
 PRESETS = "syzygy.lab.starter.presets"
 
 
@@ -45,7 +45,15 @@ t5 = _part("t5", "Pre-train a T5 text encoder by span corruption on captions of 
 lm = _part(
     "lm", "Train a language model of Llama's architecture on captions of the embedded world in all its languages."
 )
-reader = _part("reader", "Train the classifier of scenes that scores images: image to objects and their attributes.")
+reader = _part(
+    "reader",
+    "Train the reader, the scene classifier that trainings and selections may use: image to objects and their attributes.",
+)
+judge = _part(
+    "judge",
+    "Train the judge, the scene classifier that scores images in evaluations and that no other training may use: image to objects and their "
+    "attributes.",
+)
 
 
 @click.command(epilog=EPILOG)
@@ -89,8 +97,8 @@ def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, in
 @click.option("--stages", metavar="NAMES", help=f"Stages to run, separated by commas: {STAGES}.  [default: all]")
 @train_options("cpu")
 def starter(stages: str | None, **options: Any) -> None:
-    """Train all parts of the starter model: CLIP, reader, autoencoder, decoder, T5, the decoder six times more with T5, prior, a language
-    model and the three stages of its adapter.
+    """Train all parts of the starter model: CLIP, reader, judge, autoencoder, decoder, T5, the decoder six times more with T5, prior, a
+    language model and the three stages of its adapter.
 
     Stages that are finished with the same settings are not run again. As soon as the parts can generate images, they are assembled to
     RUN/model.

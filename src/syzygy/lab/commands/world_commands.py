@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from syzygy.lab.world.description import Description
     from syzygy.lab.world.language import Parsed
     from syzygy.lab.world.parallel_corpus import Parallel
-    from syzygy.lab.world.reader import Prediction
+    from syzygy.lab.world.scene_classifier import Prediction
     from syzygy.lab.world.scene_source import Pair
 
 METADATA, SETTINGS = "metadata.jsonl", "sample.json"
@@ -235,7 +235,7 @@ def _grid(images: "Sequence[Image.Image]") -> "Image.Image":
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
 @click.option("--says", metavar="CAPTION", help="Also compare the images with this caption.")
-@click.option("--model", default="starter", show_default=True, help="Model whose scene classifier is used.")
+@click.option("--model", default="starter", show_default=True, help="Model whose reader, a scene classifier, is used.")
 @device_option
 @json_option
 def read(images: tuple[Path, ...], says: str | None, model: str, device: str, as_json: bool) -> None:

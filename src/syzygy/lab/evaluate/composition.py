@@ -23,12 +23,14 @@ from syzygy.core.wording import counted
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import distance, harness
 from syzygy.lab.evaluate.harness import ALL, BATCH, SEEN, UNSEEN, Candidate, EvaluationContext, Outcome, Row
+from syzygy.lab.evaluate.judging import judge_of
 from syzygy.lab.report import Gallery, GalleryRow, Note, Report, Section, Table, generated
 from syzygy.lab.starter.prior_training import embed
 from syzygy.lab.world.description import Fact, extra_things
+from syzygy.lab.world.judge import Judge
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
-from syzygy.lab.world.reader import Prediction, Reader
 from syzygy.lab.world.render import render
+from syzygy.lab.world.scene_classifier import Prediction
 from syzygy.lab.world.scene_sampling import scene_for
 from syzygy.prior.baselines import TextIdentity
 from syzygy.prior.diffusion_prior import SampledPrior
@@ -138,7 +140,7 @@ def decoded(
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """An image, and what the scene classifier predicts for it."""
+    """An image, and what the judge predicts for it."""
 
     candidate: str
     prompt: Prompt
@@ -174,7 +176,7 @@ def generate_and_score(
     images = {"image": lambda pictures, cases: list(to_uint8(pictures).cpu())}
     store = harness.PredictionStore(None, {})
     candidates = decoded(model, embeddings, wanted, config)
-    found = harness.predict(candidates, model.reader(), store, also=images, progress=progress)
+    found = harness.predict(candidates, judge_of(model), store, also=images, progress=progress)
     return [
         ScoredImage(name, wanted[i // config.draws], i % config.draws, image, scene)
         for name, one in found.items()
@@ -234,20 +236,20 @@ def predict_all(prior: Prior, features: TextFeatures, noise: Tensor) -> Tensor:
     return torch.cat([prior.predict(features[part], noise=noise[part].to(features.pooled)).cpu() for part in rows])
 
 
-def reader_features(reader: Reader, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
-    """The scene classifier's features of images with 8 bits a channel, on the CPU."""
-    device = next(reader.parameters()).device
-    return torch.cat([reader.features(part.to(device)).cpu() for part in images.split(CHUNK)])
+def judge_features(judge: Judge, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
+    """The judge's features of images with 8 bits a channel, on the CPU. The reader's would reward what was trained or chosen with it."""
+    device = next(judge.parameters()).device
+    return torch.cat([judge.features(part.to(device)).cpu() for part in images.split(CHUNK)])
 
 
 def frechet_to_renders(
     model: TextToImage, found: Mapping[str, harness.Predictions], wanted: Sequence[Prompt], config: CompositionConfig
 ) -> dict[str, float]:
-    """Fréchet distance of each candidate's first images to renders of the same prompts, in the features of the scene classifier.
+    """Fréchet distance of each candidate's first images to renders of the same prompts, in the judge's features.
 
     Empty if there are fewer images than features.
     """
-    true = reader_features(model.reader(), reference_images(wanted, config.seed, model.clip.image_size))
+    true = judge_features(judge_of(model), reference_images(wanted, config.seed, model.clip.image_size))
     if len(wanted) <= true.shape[1]:
         return {}
     ours = {name: torch.tensor(one.values["features"][:: config.draws]) for name, one in found.items()}
@@ -265,14 +267,14 @@ def weights_of(priors: Mapping[str, Prior]) -> dict[str, str]:
 
 def evaluate(context: EvaluationContext[CompositionConfig], priors: Mapping[str, Prior], bar: Bar = no_bar) -> Outcome:
     """Score priors and controls. The first prior also predicts for shuffled prompts, which gives the level of chance."""
-    model, config, reader = context.model, context.config, context.model.reader()
+    model, config, judge = context.model, context.config, judge_of(context.model)
     wanted = harness.evaluation_prompts(CATEGORIES, config.prompts, config.seed)
     everyone = dict(priors) | control_priors(model, config.seed)
     distances = on_pairs(model, everyone, config, bar) if config.pairs else {}
     embeddings = candidate_embeddings(model, everyone, wanted, config.seed, shuffled=next(iter(priors), None))
 
     def features(images: Tensor, cases: Sequence[int]) -> list[Any]:
-        return reader_features(reader, to_uint8(images) / 255).tolist()
+        return judge_features(judge, to_uint8(images) / 255).tolist()
 
     candidates = decoded(model, embeddings, wanted, config)
     if config.with_text:
@@ -286,7 +288,7 @@ def evaluate(context: EvaluationContext[CompositionConfig], priors: Mapping[str,
     rows = table(wanted, scenes)
     alone = {name: found[name] for name in embeddings}
     pictures = frechet_to_renders(model, alone, wanted, config)
-    result = context.header(rows=harness.plain(rows), embeddings=distances, fid_reader=pictures)
+    result = context.header(rows=harness.plain(rows), embeddings=distances, fid_judge=pictures)
     single = next(
         row for row in rows if (row["candidate"], row["category"], row["side"]) == (REFERENCE, "single", SEEN)
     )
@@ -345,7 +347,7 @@ def _distances(embeddings: Mapping[str, Mapping[str, float]], pictures: Mapping[
         values = embeddings.get(name, {})
         cells = [f"{values[key]:.3f}" if key in values else "" for key in ("cosine", "recall_at_1", "frechet")]
         lines.append([name, *cells, f"{pictures[name]:.2f}" if name in pictures else ""])
-    return Table(["candidate", "cosine to true", "R@1", "Fréchet, CLIP embeddings", "FID-reader"], lines)
+    return Table(["candidate", "cosine to true", "R@1", "Fréchet, CLIP embeddings", "FID-judge"], lines)
 
 
 def _gallery(

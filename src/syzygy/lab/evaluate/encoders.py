@@ -21,7 +21,7 @@ from syzygy.lab.evaluate.harness import BATCH, Candidate, EvaluationContext, Out
 from syzygy.lab.report import Note, Report, Section
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
-from syzygy.lab.world.reader import Prediction
+from syzygy.lab.world.scene_classifier import Prediction
 
 LENGTHS = ("short", "long")
 NOTHING = "nothing read"

@@ -1,7 +1,7 @@
 """One harness for every evaluation that generates images of the embedded world.
 
 An evaluation says what its cases are, which candidates generate images for them and which measures score an image. The harness generates in
-batches, lets the scene classifier (`Reader`) predict what each image shows, keeps the predictions on disk so that an interrupted evaluation
+batches, lets the judge (`judging.py`) predict what each image shows, keeps the predictions on disk so that an interrupted evaluation
 resumes, and makes tables with bootstrap intervals by category and side.
 """
 
@@ -28,11 +28,13 @@ from syzygy.generation.image_files import to_tensor
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab import plots
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval
+from syzygy.lab.evaluate.judging import judge_note, judge_of, judge_record
 from syzygy.lab.report import Figure, Report, Table
 from syzygy.lab.world.description import Fact, check_facts
+from syzygy.lab.world.judge import Judge
 from syzygy.lab.world.prompts import Prompt, prompts
-from syzygy.lab.world.reader import Prediction, Reader
 from syzygy.lab.world.scene import Thing
+from syzygy.lab.world.scene_classifier import Prediction
 
 BATCH = 32
 FILE = "predictions.jsonl"
@@ -136,7 +138,7 @@ def _complete_lines(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the scene classifier predicts for the images of one candidate, and other values of each image."""
+    """What the judge predicts for the images of one candidate, and other values of each image."""
 
     scenes: list[Prediction] = field(default_factory=list)
     values: dict[str, list[Any]] = field(default_factory=dict)
@@ -148,14 +150,14 @@ ImageValue = Callable[[Float[Tensor, "B 3 H W"], Sequence[int]], list[Any]]
 
 def predict(
     candidates: Sequence[Candidate],
-    reader: Reader,
+    judge: Judge,
     store: PredictionStore,
     *,
     also: Mapping[str, ImageValue] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Predictions]:
-    """Generate and classify the images of every candidate, except those whose predictions are in the store."""
-    device = next(reader.parameters()).device
+    """Generate and judge the images of every candidate, except those whose predictions are in the store."""
+    device = next(judge.parameters()).device
     found: dict[str, Predictions] = {}
     for one in candidates:
         mine = found[one.name] = Predictions([], {name: [] for name in also or {}})
@@ -164,17 +166,18 @@ def predict(
             batch = store.get(one.name, start)
             if batch is None:
                 images = one.generate(rows).to(device)
-                batch = {"candidate": one.name, "start": start, "scenes": [asdict(x) for x in reader.read(images)]}
+                batch = {"candidate": one.name, "start": start, "scenes": [asdict(x) for x in judge.read(images)]}
                 batch |= {name: value(images, rows) for name, value in (also or {}).items()}
                 store.put(batch)
-            mine.scenes.extend(map(_scene, batch["scenes"]))
+            mine.scenes.extend(map(prediction_of, batch["scenes"]))
             for name, values in mine.values.items():
                 values.extend(batch[name])
             progress(len(rows))
     return found
 
 
-def _scene(plain: Mapping[str, Any]) -> Prediction:
+def prediction_of(plain: Mapping[str, Any]) -> Prediction:
+    """A prediction from its JSON values."""
     return Prediction(tuple(Thing(**one) for one in plain["things"]), plain["style"], tuple(plain["confidence"]))
 
 
@@ -192,20 +195,20 @@ class EvaluationContext(Generic[C]):
     def predict(
         self, candidates: Sequence[Candidate], *, also: Mapping[str, ImageValue] | None = None, **about: Any
     ) -> dict[str, Predictions]:
-        """As `predict`, with the model's scene classifier, a store in `out`, progress, rate and time left.
+        """As `predict`, with the judge, a store in `out`, progress, rate and time left.
 
         Args:
             about: what else decides the images, beyond the model's weights and the settings.
         """
-        reader = self.model.reader()
-        weights = self.model.fingerprints() | {"reader": artifacts.fingerprint(reader.state_dict())}
+        judge = judge_of(self.model)
+        weights = self.model.fingerprints() | {"judge": artifacts.fingerprint(judge.state_dict())}
         settings = {"evaluation": self.name, "settings": self.config.model_dump(mode="json"), "fingerprints": weights}
         store = PredictionStore(self.out, settings | about)
         with paced("generating", sum(one.number for one in candidates), "images") as advance:
-            return predict(candidates, reader, store, also=also, progress=advance)
+            return predict(candidates, judge, store, also=also, progress=advance)
 
     def scenes(self, candidates: Sequence[Candidate]) -> dict[str, list[Prediction]]:
-        """What the scene classifier predicts for every candidate's images."""
+        """What the judge predicts for every candidate's images."""
         return {name: one.scenes for name, one in self.predict(candidates).items()}
 
     def header(self, **more: Any) -> dict[str, Any]:
@@ -215,15 +218,16 @@ class EvaluationContext(Generic[C]):
             "model": self.model.name,
             **self.record,
             "scoring": self.config.model_dump(mode="json"),
+            "judge": judge_record(),
             **more,
             **machine,
         }
 
     def lead(self, *texts: str) -> list[str]:
-        """The first paragraphs of the page: `texts`, and how images were sampled."""
+        """The first paragraphs of the page: `texts`, how images were sampled, and what scored them."""
         config = self.config
         how = f"{config.steps} sampling steps, guidance {config.guidance_scale:g}, seed {config.seed}, on {artifacts.machine()}."
-        return [*texts, f"{how} All images of a prompt start from the same noise."]
+        return [*texts, f"{how} All images of a prompt start from the same noise.", judge_note()]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from syzygy.lab.evaluate.harness import SEEN, UNSEEN, EvaluationContext, ImageVa
 from syzygy.lab.report import Note, Report, Section
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
 
-JUDGES = {
-    "fact_accuracy": "The image that shows more of the facts that the prompt names, by the scene classifier.",
+CRITERIA = {
+    "fact_accuracy": "The image that shows more of the facts that the prompt names, by the judge, a scene classifier.",
     "clip_score": "The image whose CLIP embedding is nearer to the prompt's. The model's CLIP also trained the priors: it is not neutral.",
     "pickscore": "The same by a CLIP that was trained on people's choices (arXiv 2305.01569).",
 }
@@ -39,7 +39,7 @@ def clip_score(clip: Clip, texts: Sequence[str]) -> ImageValue:
 def evaluate(
     context: EvaluationContext[CompositionConfig], two: Mapping[str, Prior], pickscore: Clip | None = None
 ) -> Outcome:
-    """Compare two priors by each of `JUDGES`, on seen and on unseen prompts. A tie counts half for each."""
+    """Compare two priors by each of `CRITERIA`, on seen and on unseen prompts. A tie counts half for each."""
     model, config = context.model, context.config
     wanted = evaluation_prompts(CATEGORIES, config.prompts, config.seed)
     embeddings = candidate_embeddings(model, two, wanted, config.seed)
@@ -56,14 +56,20 @@ def evaluate(
         values[name] = [_by_prompt(one.values[name], config.draws) for one in found.values()]
     rows = _rows(values, wanted)
     first, second = two
-    columns = {"judge": "judge", "prompts": "side", f"{first} preferred": "rate", "number": "prompts", "ties": _ties}
+    columns = {
+        "criterion": "criterion",
+        "prompts": "side",
+        f"{first} preferred": "rate",
+        "number": "prompts",
+        "ties": _ties,
+    }
     table = harness.as_table(rows, columns)
     title = f"How often {first} is preferred to {second}"
     result = context.header(first=first, second=second, rows=harness.plain(rows))
 
     def report(_sheet: Any) -> Report:
         lead = f"{counted(len(wanted), 'prompt')}, {counted(config.draws, 'image')} for each. The decoder reads only the image embedding."
-        explained = " ".join(f"**{name}**: {JUDGES[name]}" for name in values)
+        explained = " ".join(f"**{name}**: {CRITERIA[name]}" for name in values)
         legend = f"A tie counts half for each. Brackets: 95 % bootstrap over prompts and their images. {explained}"
         return Report(title, context.lead(lead), [Section("", [table, Note(legend)])], limits=LIMITS)
 
@@ -78,12 +84,12 @@ def _rows(values: Mapping[str, Sequence[Values]], wanted: Sequence[Prompt]) -> l
     rows = []
     for side in (SEEN, UNSEEN):
         chosen = [i for i, prompt in enumerate(wanted) if harness.side_of(prompt) == side]
-        for judge, both in values.items() if chosen else ():
+        for criterion, both in values.items() if chosen else ():
             first, second = ([of[i] for i in chosen] for of in both)
             rate = win_rate(first, second)
             pairs = [pair for one in zip(first, second, strict=True) for pair in zip(*one, strict=True)]
             ties = round(sum(a == b for a, b in pairs) / len(pairs), 4)
-            rows.append({"judge": judge, "side": side, "prompts": rate.number, "rate": rate, "ties": ties})
+            rows.append({"criterion": criterion, "side": side, "prompts": rate.number, "rate": rate, "ties": ties})
     return rows
 
 

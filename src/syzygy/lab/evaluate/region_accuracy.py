@@ -21,10 +21,12 @@ from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab import plots
 from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.harness import ALL, SEEN, Candidate, EvaluationContext, Outcome, Row, SamplingConfig, tensors
+from syzygy.lab.evaluate.judging import judge_of
+from syzygy.lab.evaluate.selection import agreement_with_judge, by_reader, read_scenes
 from syzygy.lab.report import Note, Picture, Report, Section
 from syzygy.lab.world.description import Mention
 from syzygy.lab.world.prompts import Prompt, prompts
-from syzygy.lab.world.reader import Prediction
+from syzygy.lab.world.scene_classifier import Prediction
 from syzygy.regions.canvas import drawn
 from syzygy.regions.phrases import places
 
@@ -199,7 +201,7 @@ def table(cases: Sequence[RegionCase], scenes: Mapping[str, Sequence[Prediction]
 
 
 def chosen(rows: Sequence[Row], config: RegionsConfig) -> float:
-    """The strength with most objects in place, on seen prompts."""
+    """The strength with most objects in place, on seen prompts. The rows are of the reader's predictions."""
     by = {row["candidate"]: row for row in harness.overall(rows, SEEN)}
     return max(config.strengths, key=lambda strength: by[name_of(strength)]["in_place"].mean)
 
@@ -207,14 +209,14 @@ def chosen(rows: Sequence[Row], config: RegionsConfig) -> float:
 @torch.inference_mode()
 def grid(model: TextToImage, cases: Sequence[RegionCase], config: RegionsConfig, strength: float) -> Image.Image:
     """Prompts that name two objects (or any): without regions; masks, image; exchanged masks, image. Labels count objects in place."""
-    reader = model.reader()
+    judge = judge_of(model)
     two = [one for one in cases if len(one.regions) == 2]
     lines, labels = [], []
     for one in (two or list(cases))[:SHOWN]:
         other = one.exchanged()
         drawings = ((one, 0.0), (one, strength), (other, strength))
         images = torch.cat([generate(model, [which], config, w) for which, w in drawings])
-        scenes = reader.read(images.to(model.pipeline.device))
+        scenes = judge.read(images.to(model.pipeline.device))
         number = len(one.regions)
         counts = [f"{in_place(w, scene) * number:.0f} of {number} in place"
                   for (w, _), scene in zip(drawings, scenes, strict=True)]  # fmt: skip
@@ -244,11 +246,21 @@ def evaluate(context: EvaluationContext[RegionsConfig]) -> Outcome:
     model, config = context.model, context.config
     check(model, config)
     cases = region_cases(region_prompts(config), config.seed)
-    rows = table(cases, context.scenes(candidates(model, cases, config)), config)
-    best, reads = chosen(rows, config), list(config.conditions or model.pipeline.decoder.conditions)
-    result = context.header(conditions=reads, prompts=len(cases), chosen_strength=best, rows=harness.plain(rows))
+    found = context.predict(candidates(model, cases, config), also=by_reader(model))
+    rows = table(cases, {name: one.scenes for name, one in found.items()}, config)
+    best, reads = (
+        chosen(table(cases, read_scenes(found), config), config),
+        list(config.conditions or model.pipeline.decoder.conditions),
+    )
+    result = context.header(
+        conditions=reads,
+        prompts=len(cases),
+        chosen_strength=best,
+        agreement=agreement_with_judge(found),
+        rows=harness.plain(rows),
+    )
     printed = harness.as_table([row for row in rows if row["category"] != ALL], COLUMNS, first_number=3)
-    said = f"Strength with most objects in place on seen prompts: w' {best:g}."
+    said = f"Strength with most objects in place on seen prompts, by the reader: w' {best:g}."
 
     def report(sheet: Image.Image | None) -> Report:
         curves = {}
@@ -257,7 +269,7 @@ def evaluate(context: EvaluationContext[RegionsConfig]) -> Outcome:
             swept = [(0.0, WITHOUT), *((w, name_of(w)) for w in config.strengths)]
             titles = {f"in place, {category}": "in_place", f"prompt accuracy, {category}": "prompt_accuracy"}
             curves |= harness.sweep([(w, of[name]) for w, name in swept], titles) if of else {}
-        shown = f"The first prompts that name two objects, with w' {best:g}, the strength with most objects in place."
+        shown = f"The first prompts that name two objects, with w' {best:g}, the strength with most objects in place by the reader."
         return Report(
             f"Regions: {model.name}",
             context.lead(

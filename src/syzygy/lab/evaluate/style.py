@@ -24,13 +24,15 @@ from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab import plots
 from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.harness import ALL, SEEN, Candidate, EvaluationContext, Outcome, Row, Values, tensors
+from syzygy.lab.evaluate.judging import judge_of
+from syzygy.lab.evaluate.selection import agreement_with_judge, by_reader, read_scenes
 from syzygy.lab.report import Note, Picture, Report, Section
 from syzygy.lab.world.description import Description, Mention
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import CATEGORIES, Prompt, prompts
-from syzygy.lab.world.reader import Prediction
 from syzygy.lab.world.render import render
 from syzygy.lab.world.scene import COLOURS, SHAPES, STYLES, TEXTURES, Colour, Scene, Shape
+from syzygy.lab.world.scene_classifier import Prediction
 from syzygy.lab.world.scene_sampling import scene_for
 
 WITHOUT, TEXT, WORDS, REFERENCE = "no style", "text alone", "style in words", "style reference"
@@ -198,7 +200,7 @@ def table(cases: Sequence[StyleCase], found: Mapping[str, Sequence[Prediction]])
 
 def chosen(rows: Sequence[Row], config: StyleConfig) -> float | None:
     """The style guidance with the best prompt accuracy of those that reach the target style on seen prompts, or else with the best sum of
-    both, as a strong style that hides the prompt is of no use; None is the joint guidance.
+    both, as a strong style that hides the prompt is of no use; None is the joint guidance. The rows are of the reader's predictions.
     """
     by = {row["candidate"]: row for row in harness.overall(rows, SEEN)}
 
@@ -213,7 +215,7 @@ def chosen(rows: Sequence[Row], config: StyleConfig) -> float | None:
 @torch.inference_mode()
 def grid(model: TextToImage, cases: Sequence[StyleCase], config: StyleConfig, weight: float | None) -> Image.Image:
     """Prompts down, the styles of one reference scene across: images, labelled with the style and whether all facts are right."""
-    reader = model.reader()
+    judge = judge_of(model)
     scene = other_content([], Draw(config.seed, "style grid"))
     shown = [one.prompt for one in _in_turn(cases) if not _shares(one.prompt, scene)][:SHOWN]
     shown = shown or [one.prompt for one in cases[:SHOWN]]
@@ -228,7 +230,7 @@ def grid(model: TextToImage, cases: Sequence[StyleCase], config: StyleConfig, we
         line = model.pipeline(GenerationRequest([prompt.text], sampling=plain, generator=first)).images
         texts = [prompt.text] * len(STYLES)
         line += model.pipeline(GenerationRequest(texts, sampling=how, generator=noise, style=styles)).images
-        scenes = reader.read(tensors(line).to(model.pipeline.device))
+        scenes = judge.read(tensors(line).to(model.pipeline.device))
         lines.append([card(prompt.text), *line])
         right = ["all right" if harness.prompt_accuracy(prompt, one) == 1 else "not all right" for one in scenes]
         labels.append(["", *(f"{one.style}, {verdict}" for one, verdict in zip(scenes, right, strict=True))])
@@ -262,7 +264,7 @@ COLUMNS: harness.Columns = {
     "leaked colours": "leaked_colour",
 }
 LEGEND = (
-    "**Style**: the scene classifier sees the style of the reference (without a reference: chance, 25 %). **Prompt accuracy**: every fact "
+    "**Style**: the judge sees the style of the reference (without a reference: chance, 25 %). **Prompt accuracy**: every fact "
     "that the prompt names is right; differences in points, paired. **Leaked**: an object with the shape and colour (the shape, the colour) of "
     "one of the reference's is in the image; the rows without a reference show how often this happens by chance. Brackets: 95 % bootstrap over "
     "prompts and their images."
@@ -274,9 +276,16 @@ def evaluate(context: EvaluationContext[StyleConfig]) -> Outcome:
     model, config = context.model, context.config
     check(model)
     cases = style_cases(config)
-    rows = table(cases, context.scenes(candidates(model, cases, config)))
-    best, reads = chosen(rows, config), list(model.pipeline.decoder.conditions)
-    result = context.header(conditions=reads, prompts=len(cases), chosen_style_guidance=best, rows=harness.plain(rows))
+    found = context.predict(candidates(model, cases, config), also=by_reader(model))
+    rows = table(cases, {name: one.scenes for name, one in found.items()})
+    best, reads = chosen(table(cases, read_scenes(found)), config), list(model.pipeline.decoder.conditions)
+    result = context.header(
+        conditions=reads,
+        prompts=len(cases),
+        chosen_style_guidance=best,
+        agreement=agreement_with_judge(found),
+        rows=harness.plain(rows),
+    )
     how = "joint guidance of style and text" if best is None else f"style guidance {best:g}"
     numbers = harness.as_table(harness.overall(rows, None), COLUMNS)
 
@@ -299,7 +308,7 @@ def evaluate(context: EvaluationContext[StyleConfig]) -> Outcome:
                 Section("Numbers", [numbers, Note(LEGEND)]),
             ],
             limits=(
-                "The embedded world has four styles, which its CLIP was trained on and its scene classifier names: styles of photographs and "
+                "The embedded world has four styles, which its CLIP was trained on and its scene classifiers name: styles of photographs and "
                 "paintings are not measured. Only one decoder is."
             ),
         )

@@ -24,7 +24,7 @@ from syzygy.lab.evaluate.bootstrap import Interval, difference
 from syzygy.lab.evaluate.harness import ALL, BATCH, Candidate, EvaluationContext, Outcome, Row, Values, tensors
 from syzygy.lab.report import Figure, Gallery, GalleryRow, Note, Report, Section, generated
 from syzygy.lab.world.prompts import Prompt, prompts
-from syzygy.lab.world.reader import Prediction
+from syzygy.lab.world.scene_classifier import Prediction
 
 CATEGORIES = ("single", "colour")
 """With more objects, two prompts that differ in everything are rare, and images show neither."""
@@ -153,7 +153,7 @@ def scores(
     """Candidate → measure → values, a row for each prompt.
 
     `first`, `second`: prompt accuracy for the prompt (its partner); `first_facts`, `second_facts`: fact accuracy. `unchanged`: the scene
-    classifier sees the same objects and style as in the image whose prompt was never swapped.
+    judge sees the same objects and style as in the image whose prompt was never swapped.
     """
     never = found[name_of(steps)]
     partners = [wanted[row ^ 1] for row in range(len(wanted))]
@@ -267,7 +267,7 @@ STATEMENTS: harness.Columns = {
     "verdict": "verdict",
 }
 LEGEND = (
-    "**First**, **second**: prompt accuracy for both prompts; differences in points, paired. **Unchanged**: the scene classifier sees the same "
+    "**First**, **second**: prompt accuracy for both prompts; differences in points, paired. **Unchanged**: the judge sees the same "
     "objects and style as without a swap. **σ next**: the noise level of the first evaluation that reads the second prompt. Brackets: 95 % "
     "bootstrap over prompts."
 )

@@ -22,6 +22,7 @@ from syzygy.lab import plots
 from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.bootstrap import share
 from syzygy.lab.evaluate.harness import Candidate, EvaluationContext, Outcome, Row, evaluation_prompts, tensors
+from syzygy.lab.evaluate.judging import judge_of
 from syzygy.lab.evaluate.text_encoder import (
     ADAPTER,
     CLIP,
@@ -38,7 +39,7 @@ from syzygy.lab.evaluate.text_encoder import (
 )
 from syzygy.lab.report import Figure, Note, Picture, Report, Section, Table
 from syzygy.lab.world.prompts import CATEGORIES, Prompt
-from syzygy.lab.world.reader import Prediction
+from syzygy.lab.world.scene_classifier import Prediction
 
 SHORT, LONG = "short", "long"
 SHOWN, SHOWN_SIZE = 3, 96
@@ -144,12 +145,12 @@ def sheet(subject: Subject, cases: Sequence[LanguageCase], config: TextEncoderCo
     A green frame: every fact is right.
     """
     columns = [*((code, SHORT) for code in config.languages), (paragraph_language(config), LONG)]
-    reader = subject.model.reader()
+    judge = judge_of(subject.model)
     rows, labels = [], []
     for one in shown(cases):
         for encoder in subject.paths:
             images = torch.cat([generate(subject, config, [one], encoder, *column) for column in columns])
-            scenes = reader.read(images.to(subject.model.pipeline.device))
+            scenes = judge.read(images.to(subject.model.pipeline.device))
             colours = ["#2a2" if harness.prompt_accuracy(one.prompt, scene) == 1 else "white" for scene in scenes]
             framed = [ImageOps.expand(cell, 2, colour) for cell, colour in zip(to_pil(images), colours, strict=True)]
             rows.append([card(one.said[ENGLISH].sentence), *framed])
@@ -163,7 +164,7 @@ def evaluate(context: EvaluationContext[TextEncoderConfig]) -> Outcome:
     config = context.config
     subject, cases = Subject.of(context.model), language_cases(config)
     if cases:
-        context.model.reader()  # fails before the work, not after it
+        judge_of(context.model)  # fails before the work, not after it
     with paced("encoding", number_of_texts(config), "texts") as advance:
         material = Material.of(subject, config, advance)
         captions = caption_rows(subject, material, config, advance)

@@ -7,7 +7,7 @@ import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +25,13 @@ from syzygy.generation.image_files import card, contact_sheet
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval, win_rate
 from syzygy.lab.evaluate.composition import ScoredImage
 from syzygy.lab.evaluate.harness import ALL, Candidate, PredictionStore, predict
+from syzygy.lab.evaluate.judging import judge_note, judge_record
 from syzygy.lab.evaluate.probe import Probe, fit_probe
 from syzygy.lab.plots import bar_plot
 from syzygy.lab.report import Figure, Gallery, GalleryRow, Report, Table, generated
 from syzygy.lab.world import scene_source
+from syzygy.lab.world.judge import Judge
 from syzygy.lab.world.prompts import Prompt
-from syzygy.lab.world.reader import Reader
 
 CATEGORIES = ("colour", "shape", "texture", "spatial", "numeracy")
 SIDES = {"seen": False, "held out": True}
@@ -42,7 +43,7 @@ SHEET_CELL = 112
 CHUNK = 512
 
 Prediction = dict[str, Any]
-"""A prompt, and what the scene classifier found in the image of it, as JSON values."""
+"""A prompt, and what the judge found in the image of it, as JSON values."""
 Trainings = Sequence[Sequence[Prediction]]
 Score = dict[str, float | int]
 """A mean with its interval and the number of prompts, as JSON values."""
@@ -64,17 +65,18 @@ class ExperimentFolder:
     path: Path
 
     def claim(self, settings: Mapping[str, Any]) -> None:
-        """Start the experiment, or continue it with the same settings.
+        """Start the experiment, or continue it with the same settings and the same judge.
 
         Raises:
             UserError: the folder holds an experiment with other settings.
         """
+        settings = {**settings, "judge": judge_record()["fingerprint"]}
         file = self.path / "run.json"
         if file.is_file() and artifacts.read_json(file) != settings:
             raise UserError(
                 f"{self.path} holds an experiment with other settings. Choose another --out, or use the settings in {file.name}."
             )
-        artifacts.write_json(file, dict(settings))
+        artifacts.write_json(file, settings)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -141,7 +143,8 @@ class ExperimentFolder:
         return gallery
 
     def finish(self, results: dict[str, Any], report: Report) -> Findings:
-        """Write results.json, report.md with its plots, and index.html."""
+        """Write results.json, report.md with its plots, and index.html; each says which judge scored."""
+        results, report = results | {"judge": judge_record()}, replace(report, lead=[*report.lead, judge_note()])
         report.write(self.path, results)
         return Findings(results, report)
 
@@ -177,11 +180,11 @@ def _save_sheet(file: Path, gallery: Gallery) -> None:
 
 
 def generate_and_score(
-    candidate: Candidate, prompts: Sequence[Prompt], reader: Reader, progress: Callable[[int], None] = lambda done: None
+    candidate: Candidate, prompts: Sequence[Prompt], judge: Judge, progress: Callable[[int], None] = lambda done: None
 ) -> list[ScoredImage]:
     """Generate an image of each prompt, and predict what it shows."""
     images = {"image": lambda some, cases: list(to_uint8(some).cpu())}
-    found = predict([candidate], reader, PredictionStore(None, {}), also=images, progress=progress)[candidate.name]
+    found = predict([candidate], judge, PredictionStore(None, {}), also=images, progress=progress)[candidate.name]
     each = zip(prompts, found.values["image"], found.scenes, strict=True)
     return [ScoredImage(candidate.name, prompt, 0, image, scene) for prompt, image, scene in each]
 

@@ -36,6 +36,7 @@ from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import composition
 from syzygy.lab.evaluate.composition import REFERENCE
 from syzygy.lab.evaluate.harness import Candidate, evaluation_prompts, tensors
+from syzygy.lab.evaluate.judging import judge_of
 from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder, generate_and_score
 from syzygy.lab.starter import experts_training
 from syzygy.lab.starter.decoder_training import Encoding
@@ -228,7 +229,7 @@ def generate(context: ExpertsContext, name: str, images: Callable[[Sequence[int]
     """Generate, score and keep an image of each prompt."""
     candidate = Candidate(name, len(context.prompts), images)
     with bar(f"generating {name}", candidate.number) as progress:
-        scored = generate_and_score(candidate, context.prompts, context.model.reader(), progress)
+        scored = generate_and_score(candidate, context.prompts, judge_of(context.model), progress)
     distances = {} if name == REFERENCE else _frechet(context, torch.stack([one.image for one in scored]) / 255)
     context.folder.keep_images(name, scored, context.prompts, frechet=distances)
 
@@ -253,9 +254,9 @@ def _renders(context: ExpertsContext) -> Float[Tensor, "P 3 H W"]:
 
 @torch.no_grad()
 def _frechet(context: ExpertsContext, images: Float[Tensor, "P 3 H W"]) -> dict[str, float]:
-    """Distances to renders of the same prompts, in features of the scene classifier and of CLIP, if prompts outnumber the features."""
+    """Distances to renders of the same prompts, in features of the judge and of CLIP, if prompts outnumber the features."""
     renders, found = _renders(context), {}
-    for name, features in (("reader", context.model.reader().features), ("CLIP", context.model.clip.encode_image)):
+    for name, features in (("judge", judge_of(context.model).features), ("CLIP", context.model.clip.encode_image)):
         ours, true = (
             torch.cat([features(part.to(context.device)).cpu() for part in some.split(FEATURE_BATCH)])
             for some in (images, renders)

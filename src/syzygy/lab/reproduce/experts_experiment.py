@@ -241,7 +241,7 @@ def report(found: Mapping[str, Any], gallery: Gallery) -> Report:
         sections.append(
             Section(f"Loss compared with {base}, in per cent of its loss (lower is better)", [Table(leaf_names, lines)])
         )
-    title = "Prompt accuracy in per cent (reference: renders, as the scene classifier reads them)"
+    title = "Prompt accuracy in per cent (reference: renders, as the judge reads them)"
     sections.append(Section(title, [side_table(found["agreement"])]))
     for base, columns in found["gained"].items():
         sections.append(Section(f"Prompt accuracy minus that of {base}, in points", [side_table(columns, signed=True)]))

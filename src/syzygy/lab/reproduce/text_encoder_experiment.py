@@ -11,6 +11,7 @@ from torch import Tensor
 from syzygy.core import artifacts
 from syzygy.core.wording import counted
 from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate.judging import judge_of
 from syzygy.lab.evaluate.text_encoder import ENGLISH
 from syzygy.lab.evaluate.text_encoder_images import language_cases
 from syzygy.lab.report import Gallery, Report, Section, Table, require_lab
@@ -108,7 +109,7 @@ def reproduce(
     """
     require_lab()
     loaded = TextToImage.from_pretrained(model, device=device)
-    loaded.reader()  # fails before the work, not after it
+    judge_of(loaded)  # fails before the work, not after it
     loaded.pipeline.chosen(run.scoring.conditions)
     for code in (*run.languages, *run.scoring.languages):
         language(code)

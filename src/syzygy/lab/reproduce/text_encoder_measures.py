@@ -18,6 +18,7 @@ from syzygy.generation.request import GenerationRequest
 from syzygy.lab.evaluate import probe
 from syzygy.lab.evaluate.composition import shuffled_prompts
 from syzygy.lab.evaluate.harness import Candidate, prompt_accuracy, tensors
+from syzygy.lab.evaluate.judging import judge_of
 from syzygy.lab.evaluate.retrieval import ranks
 from syzygy.lab.evaluate.text_encoder import CUT, ENGLISH, EncodedTexts, encode_texts
 from syzygy.lab.evaluate.text_encoder_images import SHORT
@@ -139,7 +140,7 @@ def images_name(name: str, code: str) -> str:
 
 def generate_images(context: TextEncoderContext, name: str, path: Pipeline, progress: OnProgress) -> None:
     """Generate and score an image of each prompt in each language, from the same noise for all, unless they exist."""
-    scoring, prompts, reader = context.run.scoring, context.prompts, context.model.reader()
+    scoring, prompts, judge = context.run.scoring, context.prompts, judge_of(context.model)
     sampling = Sampling(steps=scoring.steps, guidance_scale=scoring.guidance_scale)
 
     def images(code: str, rows: Sequence[int]) -> Tensor:
@@ -155,7 +156,7 @@ def generate_images(context: TextEncoderContext, name: str, path: Pipeline, prog
         if context.folder.has_images(own):
             continue
         candidate = Candidate(own, len(prompts), partial(images, code))
-        scored = generate_and_score(candidate, prompts, reader, progress)
+        scored = generate_and_score(candidate, prompts, judge, progress)
         by_chance = [  # against another prompt of its kind, if there is one
             None if other == row else prompt_accuracy(prompts[row], scored[other].scene) == 1
             for row, other in enumerate(shuffled_prompts(prompts, scoring.seed))

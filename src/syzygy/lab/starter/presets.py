@@ -1,4 +1,4 @@
-"""Presets of the starter's parts: CLIP, reader, autoencoder, decoder and its experts, T5, language model; and of all of it."""
+"""Presets of the starter's parts: CLIP, reader, judge, autoencoder, decoder and its experts, T5, language model; and of all of it."""
 
 from typing import Any
 
@@ -11,13 +11,16 @@ from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.training import DecoderTaskConfig, independent_dropout
 from syzygy.lab.starter.adapted_decoder_training import AdapterDecoderRun
 from syzygy.lab.starter.autoencoder_training import AutoencoderRun
+from syzygy.lab.starter.classifier_training import ClassifierTaskConfig
 from syzygy.lab.starter.clip_training import ClipRun
 from syzygy.lab.starter.decoder_training import DecoderRun
 from syzygy.lab.starter.experts_training import ExpertsRun
+from syzygy.lab.starter.judge_training import JudgeRun
 from syzygy.lab.starter.lm_training import LmConfig, LmRun, LmTaskConfig
-from syzygy.lab.starter.reader_training import ReaderRun, ReaderTaskConfig
+from syzygy.lab.starter.reader_training import ReaderRun
 from syzygy.lab.starter.starter_training import StarterRun
 from syzygy.lab.starter.t5_training import T5Run, T5TaskConfig
+from syzygy.lab.world.judge import JudgeConfig
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.reader import ReaderConfig
 from syzygy.prior.presets import prior_starter
@@ -36,11 +39,20 @@ def clip_starter() -> ClipRun:
 
 
 def reader_starter() -> ReaderRun:
-    """The starter's reader, in about ten minutes on two CPU cores."""
+    """The starter's reader, in about 15 minutes on one CPU core."""
     return ReaderRun(
         reader=ReaderConfig(),
-        task=ReaderTaskConfig(batch_size=64),
-        loop=_loop(1500, 2e-3, every=200, half_life=50, weight_decay=0.01, grad_clip=5.0),
+        task=ClassifierTaskConfig(batch_size=64, mottle=0.05),
+        loop=_loop(3000, 2e-3, every=250, half_life=50, weight_decay=0.01, grad_clip=5.0, optimizer="muon"),
+    )
+
+
+def judge_starter() -> JudgeRun:
+    """The starter's judge, in about 15 minutes on one CPU core."""
+    return JudgeRun(
+        judge=JudgeConfig(),
+        task=ClassifierTaskConfig(batch_size=64, noise=0.06, blur=0.8, mottle=0.08, clean=0.5),
+        loop=_loop(2400, 3e-3, every=200, half_life=50, weight_decay=0.01, grad_clip=5.0, optimizer="muon"),
     )
 
 
@@ -178,6 +190,7 @@ def starter_cpu() -> StarterRun:
     return StarterRun(
         clip=clip_starter(),
         reader=reader_starter(),
+        judge=judge_starter(),
         autoencoder=autoencoder_starter(),
         decoder=decoder_starter(),
         t5=t5_starter(),
@@ -196,7 +209,7 @@ def starter_cpu() -> StarterRun:
 
 
 def starter_gpu() -> StarterRun:
-    """The starter on one H200, in four runs of ten minutes: clip, reader, autoencoder; decoder, prior; t5 to finish; llm to quality.
+    """The starter on one H200, in four runs of ten minutes: clip, reader, judge, autoencoder; decoder, prior; t5 to finish; llm to quality.
 
     This is an estimate and was not run. Its limit is the rendering of scenes (about 0.2 ms a pair on one core), not the GPU. The decoder has
     7.0M parameters, 14 MB in fp16.
@@ -228,6 +241,7 @@ def adapter_decoder_starter() -> AdapterDecoderRun:
 
 CLIP = {"starter": clip_starter}
 READER = {"starter": reader_starter}
+JUDGE = {"starter": judge_starter}
 AUTOENCODER = {"starter": autoencoder_starter}
 DECODER = {
     "starter": decoder_starter,

@@ -20,6 +20,7 @@ from syzygy.lab.starter import (
     autoencoder_training,
     clip_training,
     decoder_training,
+    judge_training,
     lm_training,
     prior_training,
     reader_training,
@@ -28,6 +29,7 @@ from syzygy.lab.starter import (
 from syzygy.lab.starter.autoencoder_training import AutoencoderRun
 from syzygy.lab.starter.clip_training import ClipRun
 from syzygy.lab.starter.decoder_training import DecoderRun
+from syzygy.lab.starter.judge_training import JudgeRun
 from syzygy.lab.starter.lm_training import LmRun
 from syzygy.lab.starter.reader_training import ReaderRun
 from syzygy.lab.starter.t5_training import T5Run
@@ -100,6 +102,7 @@ OPTIONAL = ("t5", "llm")
 STAGES: Mapping[str, Stage] = {
     "clip": Stage("clip", _alone(clip_training.train)),
     "reader": Stage("reader", _alone(reader_training.train)),
+    "judge": Stage("judge", _alone(judge_training.train)),
     "autoencoder": Stage("autoencoder", _alone(autoencoder_training.train)),
     "decoder": Stage("decoder", _decoder, ("clip", "autoencoder")),
     "t5": Stage("t5", _alone(t5_training.train)),
@@ -125,7 +128,9 @@ class StarterRun(Config):
     clip: ClipRun
     """CLIP; decoder and prior are trained with it."""
     reader: ReaderRun
-    """The classifier that scores images."""
+    """The scene classifier that trainings and selections may use."""
+    judge: JudgeRun
+    """The scene classifier that scores images."""
     autoencoder: AutoencoderRun
     """The autoencoder, in whose latent space the decoder denoises."""
     decoder: DecoderRun
