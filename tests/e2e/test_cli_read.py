@@ -78,13 +78,22 @@ def test_wrong_input(kind: str, syzygy: Callable[..., Any], drawn: Path, tmp_pat
     assert len(answer.err.splitlines()) <= 2
 
 
-def test_the_starters_reader_reads_well_enough_to_judge(syzygy: Callable[..., Any]) -> None:
-    answer = syzygy("evaluate", "reader", "--num", 300, "--json")
+def test_the_starters_classifiers_read_well_enough_and_agree(syzygy: Callable[..., Any]) -> None:
+    answer = syzygy("evaluate", "reader", "--num", 300, "--prompts", 1, "--steps", 4, "--json")
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
-    assert found["accuracy"].keys() == {"clean", "blur", "noise", "shift"}
-    assert found["accuracy"]["clean"]["attributes"] >= 0.985
-    assert min(scores["attributes"] for scores in found["accuracy"].values()) >= 0.96
-    table = syzygy("evaluate", "reader", "--num", 40).out
-    assert "shape: true values in rows, predictions in columns" in table
+    for name in ("reader", "judge"):
+        scores = found[name]["accuracy"]
+        assert scores.keys() == {"clean", "blur", "noise", "mottle", "shift", "autoencoder"}
+        assert min(scores["clean"][kind] for kind in ("attributes", "count", "style")) >= 0.98
+        assert min(one["attributes"] for one in scores.values()) >= 0.93
+        assert found[name]["count"]["clean"].keys() == {"1", "2", "3", "4"}
+    assert found["reader"]["fingerprint"] != found["judge"]["fingerprint"]
+    both = found["agreement"]
+    assert both["images"] >= 12
+    assert both["style"] >= 0.8
+    assert abs(both["prompt_accuracy"]["reader"] - both["prompt_accuracy"]["judge"]) <= 1 - both["verdict"] + 1e-3
+    table = syzygy("evaluate", "reader", "--num", 40, "--prompts", 0).out
+    assert "judge, shape: true values in rows, predictions in columns" in table
     assert "missed" in table
+    assert "agree" not in table
