@@ -24,7 +24,7 @@ from syzygy.training.schedule import LoopConfig
 
 VALIDATION_PICTURES = 512
 CALIBRATION_PICTURES = 2048
-TEST_PICTURES = 4096
+TEST_PICTURES = 2048
 BLUR, NOISE, MOTTLE, SHIFT = 0.8, 0.05, 0.05, (2, -1)
 """Mild distortions: largest blur in pixels, largest noise, largest mottle (each image draws its own), and the shift in pixels to the right
 and down.

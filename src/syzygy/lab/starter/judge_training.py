@@ -1,7 +1,7 @@
 """The judge, the scene classifier that scores: other architecture, scenes and seed than the reader's, and seen by no other training.
 
-The loss: of each pixel, whether it is in an object's disk; of the pixels in it, the way to the centre, the radius and the attributes. Every
-object counts alike, however many pixels it has.
+The loss: of each pixel, whether it is in an object's disk; of the pixels in it, the way to the centre, the radius and, mostly near the centre,
+the attributes. Every object counts alike, however many pixels it has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from syzygy.lab.starter.classifier_training import ClassifierRun, train_classifier
-from syzygy.lab.world.judge import DISK, Judge, JudgeConfig, vote_places
+from syzygy.lab.world.judge import DISK, Judge, JudgeConfig, core, vote_places
 from syzygy.lab.world.scene import COLOURS, MAX_OBJECTS, SHAPES, STYLES, TEXTURES, Scene
 from syzygy.training.run_records import RunResult
 
 NOWHERE = (9.0, 9.0, 1e-3)
 """Place and radius of an object that a scene of fewer than four lacks."""
-WEIGHTS = {"inside": 4.0}
+WEIGHTS = {"inside": 2.0}
 """Weights of the terms that do not have 1."""
 
 
@@ -62,25 +62,27 @@ def judge_losses(found: Mapping[str, Tensor], scenes: Sequence[Scene]) -> dict[s
     inside, owner, table = owners(scenes, device)
     b, row, column = inside.nonzero(as_tuple=True)
     thing = b * MAX_OBJECTS + owner[b, row, column]
-    voters = torch.bincount(thing, minlength=len(scenes) * MAX_OBJECTS)
-    weight = 1 / voters[thing] / (voters > 0).sum()
     true = table.flatten(0, 1)[thing]
+    way = true[:, :2] - vote_places(device)[row, column]
+    central = core(way.norm(dim=1) / true[:, 2])
 
-    def mean(values: Tensor) -> Tensor:
-        return (weight * values).sum()
+    def mean(values: Tensor, counts: Tensor) -> Tensor:
+        """Over objects; of an object, over its pixels as they count."""
+        sums = torch.zeros(len(scenes) * MAX_OBJECTS, device=device).index_add(0, thing, counts)
+        return (counts / sums[thing] * values).sum() / (sums > 0).sum()
 
     def votes(name: str) -> Tensor:
         return found[name][b, :, row, column]
 
-    way = true[:, :2] - vote_places(device)[row, column]
+    alike = torch.ones_like(central)
     terms = {
         "inside": nn.functional.binary_cross_entropy_with_logits(found["inside"][:, 0], inside.float()),
-        "centre": mean((votes("centre") - way).abs().sum(1) / true[:, 2]),
-        "radius": mean((votes("radius")[:, 0] / true[:, 2] - 1).abs()),
+        "centre": mean((votes("centre") - way).abs().sum(1) / true[:, 2], alike),
+        "radius": mean((votes("radius")[:, 0] / true[:, 2] - 1).abs(), alike),
         "style": nn.functional.cross_entropy(
             found["style"], torch.tensor([STYLES.index(s.style) for s in scenes], device=device)
         ),
     }
     for place, name in enumerate(("shape", "colour", "texture"), 3):
-        terms[name] = mean(nn.functional.cross_entropy(votes(name), true[:, place].long(), reduction="none"))
+        terms[name] = mean(nn.functional.cross_entropy(votes(name), true[:, place].long(), reduction="none"), central)
     return {name: WEIGHTS.get(name, 1.0) * term for name, term in terms.items()}

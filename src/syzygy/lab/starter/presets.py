@@ -42,8 +42,8 @@ def reader_starter() -> ReaderRun:
     """The starter's reader, in about 15 minutes on one CPU core."""
     return ReaderRun(
         reader=ReaderConfig(),
-        task=ClassifierTaskConfig(batch_size=64, mottle=0.05),
-        loop=_loop(3000, 2e-3, every=250, half_life=50, weight_decay=0.01, grad_clip=5.0, optimizer="muon"),
+        task=ClassifierTaskConfig(batch_size=32, mottle=0.05),
+        loop=_loop(3000, 3e-3, every=500, half_life=100, weight_decay=0.01, grad_clip=5.0, optimizer="muon"),
     )
 
 
@@ -51,8 +51,8 @@ def judge_starter() -> JudgeRun:
     """The starter's judge, in about 15 minutes on one CPU core."""
     return JudgeRun(
         judge=JudgeConfig(),
-        task=ClassifierTaskConfig(batch_size=64, noise=0.06, blur=0.8, mottle=0.08, clean=0.5),
-        loop=_loop(2400, 3e-3, every=200, half_life=50, weight_decay=0.01, grad_clip=5.0, optimizer="muon"),
+        task=ClassifierTaskConfig(batch_size=32, noise=0.06, blur=0.8, mottle=0.08, clean=0.5),
+        loop=_loop(2800, 3e-3, every=400, half_life=100, weight_decay=0.01, grad_clip=5.0, optimizer="muon"),
     )
 
 

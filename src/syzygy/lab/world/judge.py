@@ -28,8 +28,12 @@ MEET = 0.75
 """Votes are for the same object if they are nearer than this to its centre, in radii. Centres are at least 0.95 of both radii apart."""
 TENT = (1.0, 2.0, 3.0, 2.0, 1.0)
 """How much votes in neighbouring cells count, along a row or column, where the first guess of a centre is looked for."""
+CORE = 0.3
+"""Votes at this distance from the centre, in radii, count exp(−1/2) for what the object looks like: it is seen best from its middle."""
 SMALLEST = 0.1
 """Radii below this do not occur; a vote's weight is limited by it."""
+SCALE = 0.1
+"""Lengths that the network says are in this part of the image: else their terms outweigh the attributes' in the gradient."""
 HEADS = {"inside": 1, "shape": len(SHAPES), "colour": len(COLOURS), "texture": len(TEXTURES), "centre": 2, "radius": 1}
 
 
@@ -38,7 +42,7 @@ class JudgeConfig(ClassifierConfig):
 
     channels: int = Field(default=32, gt=0, multiple_of=8)
     """Channels at 32 × 32; twice as many at 16 × 16."""
-    width: int = Field(default=80, gt=0, multiple_of=16)
+    width: int = Field(default=64, gt=0, multiple_of=16)
     """Width of the transformer at 8 × 8."""
     blocks: int = Field(default=3, gt=0)
     """Blocks of the transformer."""
@@ -83,6 +87,11 @@ def vote_places(device: torch.device | str = "cpu") -> Float[Tensor, "P P 2"]:
     return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), 2)
 
 
+def core(distance: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """How much a vote counts for the attributes, by its distance from the centre in radii."""
+    return torch.exp(-0.5 * (distance / CORE) ** 2)
+
+
 class Judge(SceneClassifier[JudgeConfig]):
     """The network and the counting of its votes."""
 
@@ -94,7 +103,9 @@ class Judge(SceneClassifier[JudgeConfig]):
         fine, middle, width = config.channels, 2 * config.channels, config.width
         last = fine + fine // 2
         self.stem = nn.Conv2d(12, fine, 3, padding=1)
-        self.down = nn.Sequential(nn.ReLU(), nn.Conv2d(fine, middle, 3, stride=2, padding=1), _Residual(middle))
+        self.down = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(fine, middle, 3, stride=2, padding=1), _Residual(middle), _Residual(middle)
+        )
         self.tokens = nn.Conv2d(middle, width, 2, stride=2)
         self.places = nn.Parameter(0.02 * torch.randn(TOKENS**2, width))
         self.blocks = nn.ModuleList(_Block(width) for _ in range(config.blocks))
@@ -119,6 +130,7 @@ class Judge(SceneClassifier[JudgeConfig]):
         """Logits (inside, shape, colour, texture) and values (way to the centre and radius, in images) of each vote; style [B, 4]."""
         x = self._trunk(images)
         found = dict(zip(HEADS, self.votes(x).split(list(HEADS.values()), 1), strict=True))
+        found |= {name: SCALE * found[name] for name in ("centre", "radius")}
         return found | {"style": self.style(summary(x))}
 
     @torch.no_grad()
@@ -140,6 +152,8 @@ class _Votes:
     """The votes of an object's whole disk sum to 1; of pixels outside, 0."""
     centre: Float[Tensor, "B V 2"]
     radius: Float[Tensor, "B V"]
+    core: Float[Tensor, "B V"]
+    """How much the vote counts for the attributes."""
     labels: dict[str, Float[Tensor, "B V L"]]
     """Logarithms of probabilities."""
 
@@ -148,11 +162,12 @@ class _Votes:
         inside = found["inside"].flatten(1).sigmoid()
         radius = found["radius"].flatten(1).clamp_min(SMALLEST)
         weight = torch.where(inside > 0.5, inside, 0.0) / (math.pi * (DISK * PIXELS * radius) ** 2)
-        centre = vote_places(inside.device).flatten(0, 1) + found["centre"].flatten(2).transpose(1, 2)
+        way = found["centre"].flatten(2).transpose(1, 2)
+        centre = vote_places(inside.device).flatten(0, 1) + way
         labels = {
             name: found[name].flatten(2).transpose(1, 2).log_softmax(2) for name in ("shape", "colour", "texture")
         }
-        return cls(weight, centre, radius, labels)
+        return cls(weight, centre, radius, core(way.norm(dim=2) / radius), labels)
 
     def strongest(self) -> Float[Tensor, "B 7"]:
         """Count the votes of the object with most: votes, x, y, radius, and the numbers of its shape, colour and texture."""
@@ -168,7 +183,7 @@ class _Votes:
         share, total = self._share(mine), torch.where(mine, self.weight, 0.0).sum(1)
         place = (share[..., None] * self.centre).sum(1)
         self.weight = torch.where(mine, 0.0, self.weight)
-        appearance = [(share[..., None] * of).sum(1).argmax(1) for of in self.labels.values()]
+        appearance = [((share * self.core)[..., None] * of).sum(1).argmax(1) for of in self.labels.values()]
         return torch.stack([total, place[:, 0], place[:, 1], (share * self.radius).sum(1), *appearance], 1)
 
     def _near(self, place: Float[Tensor, "B 2"]) -> Bool[Tensor, "B V"]:
