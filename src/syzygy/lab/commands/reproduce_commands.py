@@ -63,8 +63,9 @@ def _run(
 def eclipse(overrides: tuple[str, ...], out: Path, quick: bool, as_json: bool, **how: Any) -> None:
     """Repeat ECLIPSE's comparison in small.
 
-    Projection, the diffusion baseline and ECLIPSE are trained with the same size, pairs, steps and hyperparameters, and scored with
-    text-identity and the reference on embeddings and images, on seen and unseen compositions; sweeps over λ, data, steps and noise.
+    Projection, the diffusion baseline, ECLIPSE and the residual prior are trained with the same size, pairs, steps and hyperparameters, and
+    scored with the controls (text identity, linear map) and the reference on embeddings and images, on seen and unseen compositions. ECLIPSE
+    is swept over λ, the paper's methods over the data, and the baseline over its sampling steps and noise.
     Run the same command again to continue an interrupted experiment. Writes index.html, results.json, report.md and its eclipse.jpg.
     """
     from syzygy.lab.reproduce.eclipse_experiment import reproduce

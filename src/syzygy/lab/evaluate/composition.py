@@ -32,13 +32,14 @@ from syzygy.lab.world.render import render
 from syzygy.lab.world.scene_sampling import scene_for
 from syzygy.prior.baselines import TextIdentity
 from syzygy.prior.diffusion_prior import SampledPrior
+from syzygy.prior.linear_prior import LinearPrior
 from syzygy.training.run_records import Bar, no_bar
 
 REFERENCE = "reference"
-IDENTITY, SHIFTED, SHUFFLED = "text identity", "text identity, shifted", "shuffled prompts"
+IDENTITY, SHIFTED, LINEAR, SHUFFLED = "text identity", "text identity, shifted", "linear map", "shuffled prompts"
 TEXT = ", with text"
 """Ends the name of a candidate whose decoder also reads the text states."""
-CONTROLS = (IDENTITY, SHIFTED, SHUFFLED)
+CONTROLS = (IDENTITY, SHIFTED, LINEAR, SHUFFLED)
 NORM_PAIRS = 1024
 CHUNK = 256
 SHOWN = 2
@@ -63,6 +64,15 @@ def control_priors(model: TextToImage, seed: int) -> dict[str, Prior]:
     pairs = embed(model.clip, seed_of(seed, "mean norm"), NORM_PAIRS)
     fitted = pairs.captions.pooled, pairs.image_embeddings
     return {IDENTITY: TextIdentity.fit(*fitted), SHIFTED: TextIdentity.fit(*fitted, shifted=True)}
+
+
+def linear_control(model: TextToImage, seed: int, number: int, bar: Bar = no_bar) -> dict[str, Prior]:
+    """The linear map, fitted on so many pairs without unseen compositions; nothing if `number` is 0."""
+    if not number:
+        return {}
+    with bar("embedding for the linear map", number) as progress:
+        pairs = embed(model.clip, seed_of(seed, "linear map"), number, progress)
+    return {LINEAR: LinearPrior.fit(pairs).to(model.clip.device)}
 
 
 def reference_images(prompts: Sequence[Prompt], seed: int, size: int) -> Float[Tensor, "P 3 H W"]:
@@ -263,11 +273,18 @@ def weights_of(priors: Mapping[str, Prior]) -> dict[str, str]:
     }
 
 
-def evaluate(context: EvaluationContext[CompositionConfig], priors: Mapping[str, Prior], bar: Bar = no_bar) -> Outcome:
-    """Score priors and controls. The first prior also predicts for shuffled prompts, which gives the level of chance."""
+def evaluate(
+    context: EvaluationContext[CompositionConfig], priors: Mapping[str, Prior], bar: Bar = no_bar, linear_pairs: int = 0
+) -> Outcome:
+    """Score priors and controls. The first prior also predicts for shuffled prompts, which gives the level of chance.
+
+    Args:
+        linear_pairs: pairs of the world that the linear map is fitted on; 0 leaves it out.
+    """
     model, config, reader = context.model, context.config, context.model.reader()
     wanted = harness.evaluation_prompts(CATEGORIES, config.prompts, config.seed)
-    everyone = dict(priors) | control_priors(model, config.seed)
+    linear = linear_control(model, config.seed, linear_pairs, bar)
+    everyone = dict(priors) | control_priors(model, config.seed) | linear
     distances = on_pairs(model, everyone, config, bar) if config.pairs else {}
     embeddings = candidate_embeddings(model, everyone, wanted, config.seed, shuffled=next(iter(priors), None))
 
@@ -281,7 +298,7 @@ def evaluate(context: EvaluationContext[CompositionConfig], priors: Mapping[str,
             {f"{name}{TEXT}": x for name, x in embeddings.items()},
         )
         candidates += decoded(model, named, wanted, config, read)
-    found = context.predict(candidates, also={"features": features}, priors=weights_of(priors))
+    found = context.predict(candidates, also={"features": features}, priors=weights_of(dict(priors) | linear))
     scenes = {name: one.scenes for name, one in found.items()}
     rows = table(wanted, scenes)
     alone = {name: found[name] for name in embeddings}
@@ -320,7 +337,8 @@ def evaluate(context: EvaluationContext[CompositionConfig], priors: Mapping[str,
 LEGEND = "**Prompt accuracy**: every fact that the prompt names is right. Brackets: 95 % bootstrap over prompts and their images."
 EXPLAINED = (
     "**Reference** decodes the true embedding of a scene that shows exactly what the prompt names; it is not an upper bound. "
-    "**Text identity** decodes the text embedding itself, also moved to the mean of image embeddings. **Shuffled prompts** scores the first "
+    "**Text identity** decodes the text embedding itself, also moved to the mean of image embeddings. **Linear map** is ridge regression from "
+    "text to image embeddings. **Shuffled prompts** scores the first "
     "prior's images of other prompts of the same category: the level of chance."
 )
 LIMITS = (

@@ -19,6 +19,7 @@ from syzygy.core.randomness import generator, seed_of
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import distance, probe
 from syzygy.lab.evaluate.composition import (
+    LINEAR,
     REFERENCE,
     CompositionConfig,
     candidate_embeddings,
@@ -32,14 +33,20 @@ from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder, traine
 from syzygy.lab.starter import prior_training
 from syzygy.lab.world.prompts import Prompt
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig, SampledPrior
-from syzygy.prior.eclipse import EclipsePrior, EclipseTaskConfig
+from syzygy.prior.eclipse import EclipseTaskConfig
 from syzygy.prior.embedding_pairs import PriorData
-from syzygy.prior.prior_loading import load_prior
+from syzygy.prior.linear_prior import RIDGE, LinearPrior
+from syzygy.prior.prior_loading import OnePassPrior, load_prior
+from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.prior.training import PriorRun
 from syzygy.training.run_records import Bar, no_bar, reporter
 
-PROJECTION, DIFFUSION, ECLIPSE = "projection", "diffusion", "ECLIPSE"
-METHODS = (PROJECTION, DIFFUSION, ECLIPSE)
+PROJECTION, DIFFUSION, ECLIPSE, RESIDUAL = "projection", "diffusion", "ECLIPSE", "residual"
+PAPER = (PROJECTION, DIFFUSION, ECLIPSE)
+"""The methods of the paper, which are swept over the share of the pairs; `prior_sweep` has the residual prior's learning curves."""
+METHODS = (*PAPER, RESIDUAL)
+PROMPTS = ("single", *CATEGORIES)
+"""Categories of the prompts: one object, then two or more."""
 
 
 class ReproduceRun(Config):
@@ -49,6 +56,10 @@ class ReproduceRun(Config):
     """The ECLIPSE prior. The other methods have its size, pairs, steps, batch size and learning rate."""
     diffusion: DiffusionTaskConfig
     """Dropout and sampling of the diffusion baseline."""
+    residual: ResidualTaskConfig
+    """λ and penalty of the residual prior."""
+    ridge: float = Field(default=RIDGE, gt=0)
+    """Regularisation of the linear map."""
     seeds: int = Field(default=5, ge=2)
     """Trainings of each method, which are scored on embeddings."""
     painted_seeds: int = Field(default=3, ge=1)
@@ -82,9 +93,10 @@ class ReproduceRun(Config):
             UserError: the methods would not have equal budgets.
         """
         task = self.prior.task
-        if not isinstance(task, EclipseTaskConfig) or task.batch_size != self.diffusion.batch_size:
+        sizes = {self.diffusion.batch_size, self.residual.batch_size, task.batch_size}
+        if not isinstance(task, EclipseTaskConfig) or len(sizes) > 1:
             raise UserError(
-                "the comparison has equal budgets: it needs an ECLIPSE prior and a diffusion baseline of one batch size."
+                "the comparison has equal budgets: it needs an ECLIPSE prior, a residual prior and a diffusion baseline of one batch size."
             )
         return task.lambda_contrastive
 
@@ -109,7 +121,8 @@ class Training:
         task = run.prior.task
         assert isinstance(task, EclipseTaskConfig)
         contrast = 0.0 if self.method == PROJECTION else self.contrast
-        chosen = task.changed(lambda_contrastive=contrast) if self.method != DIFFUSION else run.diffusion
+        others = {DIFFUSION: run.diffusion, RESIDUAL: run.residual}
+        chosen = others.get(self.method) or task.changed(lambda_contrastive=contrast)
         return run.prior.changed(task=chosen, seed=self.seed)
 
 
@@ -119,7 +132,7 @@ def all_trainings(run: ReproduceRun) -> list[Training]:
     found = [Training(method, seed, contrast) for seed in range(run.seeds) for method in METHODS]
     for seed in range(run.sweep_seeds):
         found += [Training(ECLIPSE, seed, value) for value in run.lambdas if value > 0]
-        found += [Training(method, seed, contrast, fraction) for fraction in run.fractions for method in METHODS]
+        found += [Training(method, seed, contrast, fraction) for fraction in run.fractions for method in PAPER]
     return list(dict.fromkeys(found))
 
 
@@ -151,12 +164,17 @@ class EclipseContext:
         """Embed the pairs, train the probe, choose the prompts."""
         data, validation = prior_training.embedded(run.prior, model.clip, bar)
         pairs = prior_training.embed(model.clip, seed_of(run.seed, "pairs"), run.pairs)
-        prompts = evaluation_prompts(CATEGORIES, run.prompts, run.seed)
+        prompts = evaluation_prompts(PROMPTS, run.prompts, run.seed)
         features = model.clip.encode_text([p.text for p in prompts])
         probe = trained_probe(model.clip, run.probe_scenes, run.seed)
         return cls(run, folder, model, data, validation, pairs, probe, prompts, features)
 
-    def prior(self, training: Training) -> EclipsePrior | SampledPrior:
+    def controls(self) -> dict[str, Prior]:
+        """Priors without steps: text identity, as it is and shifted, and the linear map on the training pairs."""
+        linear = LinearPrior.fit(self.data, self.run.ridge).to(self.model.pipeline.device)
+        return control_priors(self.model, self.run.seed) | {LINEAR: linear}
+
+    def prior(self, training: Training) -> OnePassPrior | SampledPrior:
         """A trained prior."""
         return load_prior(self.place(training) / "prior", self.model.clip, str(self.model.pipeline.device))
 
@@ -196,13 +214,18 @@ def score_embeddings(prior: Prior, context: EclipseContext) -> dict[str, float]:
 
 
 def probe_scores(embeddings: Tensor, context: EclipseContext) -> dict[str, float]:
-    """The mean share of the named combinations that the probe finds, for seen and unseen compositions."""
+    """The mean share of the named combinations that the probe finds: seen and unseen compositions, of prompts with one and two objects too."""
     shares = probe.found(context.probe, embeddings.cpu(), context.prompts)
+    known = [(share, prompt) for share, prompt in zip(shares, context.prompts, strict=True) if share is not None]
     scores = {}
     for name, unseen in (("probe_seen", False), ("probe_held_out", True)):
-        pairs = zip(shares, context.prompts, strict=True)
-        some = [share for share, prompt in pairs if share is not None and prompt.unseen == unseen]
-        scores[name] = sum(some) / len(some)
+        for suffix, objects in (("", None), ("_one", 1), ("_two", 2)):
+            some = [
+                share
+                for share, prompt in known
+                if prompt.unseen == unseen and objects in (None, len(prompt.description.mentions))
+            ]
+            scores[name + suffix] = sum(some) / len(some)
     return scores
 
 
@@ -213,9 +236,9 @@ def _predict(prior: Prior, features: TextFeatures, seed: int) -> Tensor:
 
 
 def score_controls(context: EclipseContext) -> None:
-    """The same scores for text-identity, and the probe's for the reference."""
+    """The same scores for the controls, and the probe's for the reference."""
     run, folder = context.run, context.folder
-    for name, prior in control_priors(context.model, run.seed).items():
+    for name, prior in context.controls().items():
         folder.score_once(name, lambda prior=prior: score_embeddings(prior, context))
 
     def reference() -> dict[str, float]:
@@ -259,7 +282,7 @@ def generate_images(context: EclipseContext, bar: Bar = no_bar) -> None:
 def _to_decode(context: EclipseContext) -> Iterator[tuple[str, Callable[[], Prior] | None]]:
     """Names of images and the functions that load their prior (None for the reference)."""
     yield REFERENCE, None
-    for name, prior in control_priors(context.model, context.run.seed).items():
+    for name, prior in context.controls().items():
         yield name, lambda prior=prior: prior
     by_method = [image_trainings(context.run, method).items() for method in METHODS]
     for same_seed in zip(*by_method, strict=True):

@@ -9,6 +9,7 @@ from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
 from syzygy.lab.starter.presets import experts_full
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig
+from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter
 from syzygy.training.schedule import LoopConfig
 
@@ -19,7 +20,10 @@ def reproduce_full() -> ReproduceRun:
     Validation is not part of the comparison, and that of the diffusion baseline (25 guided steps) took longer than its training.
     """
     prior = demo_full().prior.changed(loop={"validate_every": 250})
-    return ReproduceRun(prior=prior, diffusion=DiffusionTaskConfig(batch_size=prior.task.batch_size))
+    size = prior.task.batch_size
+    return ReproduceRun(
+        prior=prior, diffusion=DiffusionTaskConfig(batch_size=size), residual=ResidualTaskConfig(batch_size=size)
+    )
 
 
 def reproduce_quick() -> ReproduceRun:
