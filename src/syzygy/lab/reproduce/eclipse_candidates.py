@@ -7,31 +7,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from syzygy.core import artifacts
 from syzygy.core.config import Config
-from syzygy.core.contracts import Prior, TextFeatures
+from syzygy.core.contracts import Prior
 from syzygy.core.errors import UserError
-from syzygy.core.randomness import generator, seed_of
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate import distance, probe
 from syzygy.lab.evaluate.composition import (
     LINEAR,
     REFERENCE,
     CompositionConfig,
     candidate_embeddings,
     control_priors,
-    generate_and_score,
-    predict_all,
 )
-from syzygy.lab.evaluate.harness import evaluation_prompts
-from syzygy.lab.evaluate.probe import Probe
-from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder, trained_probe
+from syzygy.lab.reproduce.embedding_scores import EmbeddingScorer, generate_once
+from syzygy.lab.reproduce.experiment import ExperimentFolder
 from syzygy.lab.starter import prior_training
-from syzygy.lab.world.prompts import Prompt
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig, SampledPrior
 from syzygy.prior.eclipse import EclipseTaskConfig
 from syzygy.prior.embedding_pairs import PriorData
@@ -45,8 +37,6 @@ PROJECTION, DIFFUSION, ECLIPSE, RESIDUAL = "projection", "diffusion", "ECLIPSE",
 PAPER = (PROJECTION, DIFFUSION, ECLIPSE)
 """The methods of the paper, which are swept over the share of the pairs; `prior_sweep` has the residual prior's learning curves."""
 METHODS = (*PAPER, RESIDUAL)
-PROMPTS = ("single", *CATEGORIES)
-"""Categories of the prompts: one object, then two or more."""
 
 
 class ReproduceRun(Config):
@@ -151,11 +141,7 @@ class EclipseContext:
     model: TextToImage
     data: PriorData
     validation: PriorData
-    pairs: PriorData
-    probe: Probe
-    prompts: list[Prompt]
-    features: TextFeatures
-    """Of the prompts."""
+    scorer: EmbeddingScorer
 
     @classmethod
     def prepare(
@@ -163,11 +149,8 @@ class EclipseContext:
     ) -> "EclipseContext":
         """Embed the pairs, train the probe, choose the prompts."""
         data, validation = prior_training.embedded(run.prior, model.clip, bar)
-        pairs = prior_training.embed(model.clip, seed_of(run.seed, "pairs"), run.pairs)
-        prompts = evaluation_prompts(PROMPTS, run.prompts, run.seed)
-        features = model.clip.encode_text([p.text for p in prompts])
-        probe = trained_probe(model.clip, run.probe_scenes, run.seed)
-        return cls(run, folder, model, data, validation, pairs, probe, prompts, features)
+        sizes = {"prompts": run.prompts, "pairs": run.pairs, "probe_scenes": run.probe_scenes}
+        return cls(run, folder, model, data, validation, EmbeddingScorer.prepare(model.clip, **sizes, seed=run.seed))
 
     def controls(self) -> dict[str, Prior]:
         """Priors without steps: text identity, as it is and shifted, and the linear map on the training pairs."""
@@ -201,48 +184,20 @@ def train_and_score(training: Training, context: EclipseContext) -> None:
             "pairs": number,
             "seconds": artifacts.read_json(where / "prior" / artifacts.PROVENANCE_FILE)["seconds"],
             "evaluations": prior.evaluations if isinstance(prior, SampledPrior) else 1,
-        } | score_embeddings(prior, context)
+        } | context.scorer.scores(prior)
 
     context.folder.score_once(training.name, measure, of=where / "prior")
-
-
-def score_embeddings(prior: Prior, context: EclipseContext) -> dict[str, float]:
-    """Cosine, R@1 and Fréchet distance on unseen pairs, and the combinations of the prompts that the probe finds."""
-    pairs = _predict(prior, context.pairs.captions, context.run.seed)
-    prompts = _predict(prior, context.features, context.run.seed)
-    return distance.embedding_scores(pairs, context.pairs.image_embeddings) | probe_scores(prompts, context)
-
-
-def probe_scores(embeddings: Tensor, context: EclipseContext) -> dict[str, float]:
-    """The mean share of the named combinations that the probe finds: seen and unseen compositions, of prompts with one and two objects too."""
-    shares = probe.found(context.probe, embeddings.cpu(), context.prompts)
-    known = [(share, prompt) for share, prompt in zip(shares, context.prompts, strict=True) if share is not None]
-    scores = {}
-    for name, unseen in (("probe_seen", False), ("probe_held_out", True)):
-        for suffix, objects in (("", None), ("_one", 1), ("_two", 2)):
-            some = [
-                share
-                for share, prompt in known
-                if prompt.unseen == unseen and objects in (None, len(prompt.description.mentions))
-            ]
-            scores[name + suffix] = sum(some) / len(some)
-    return scores
-
-
-def _predict(prior: Prior, features: TextFeatures, seed: int) -> Tensor:
-    """Predictions for all rows, from noise that is the same for every prior."""
-    noise = torch.randn(features.pooled.shape, generator=generator(seed, "reproduce", len(features)))
-    return predict_all(prior, features, noise)
 
 
 def score_controls(context: EclipseContext) -> None:
     """The same scores for the controls, and the probe's for the reference."""
     run, folder = context.run, context.folder
     for name, prior in context.controls().items():
-        folder.score_once(name, lambda prior=prior: score_embeddings(prior, context))
+        folder.score_once(name, lambda prior=prior: context.scorer.scores(prior))
 
     def reference() -> dict[str, float]:
-        return probe_scores(candidate_embeddings(context.model, {}, context.prompts, run.seed)[REFERENCE], context)
+        found = candidate_embeddings(context.model, {}, context.scorer.prompts, run.seed)
+        return context.scorer.probed(found[REFERENCE])
 
     folder.score_once(REFERENCE, reference)
 
@@ -262,21 +217,16 @@ def sweep_sampling(context: EclipseContext) -> None:
             for value in values:
                 other = replace(prior, sampling=prior.sampling.model_copy(update={key: value}))
                 context.folder.score_once(
-                    sampling_name(key, value, seed), lambda other=other: score_embeddings(other, context)
+                    sampling_name(key, value, seed), lambda other=other: context.scorer.scores(other)
                 )
 
 
 def generate_images(context: EclipseContext, bar: Bar = no_bar) -> None:
     """Decode the first trainings of each method and the controls."""
-    run, model, prompts = context.run, context.model, context.prompts
+    run = context.run
     config = CompositionConfig(prompts=run.prompts, steps=run.steps, guidance_scale=1.0, seed=run.seed)
     for name, prior in _to_decode(context):
-        if context.folder.has_images(name):
-            continue
-        found = candidate_embeddings(model, {} if prior is None else {name: prior()}, prompts, run.seed)
-        with bar(f"generating {name}", len(prompts)) as progress:
-            scored = generate_and_score(model, {name: found[name]}, prompts, config, progress)
-        context.folder.keep_images(name, scored, prompts)
+        generate_once(context.folder, context.model, context.scorer.prompts, name, prior, config, bar)
 
 
 def _to_decode(context: EclipseContext) -> Iterator[tuple[str, Callable[[], Prior] | None]]:

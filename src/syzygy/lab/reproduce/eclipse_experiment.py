@@ -16,7 +16,6 @@ from syzygy.lab.reproduce.eclipse_candidates import (
     METHODS,
     PAPER,
     PROJECTION,
-    PROMPTS,
     RESIDUAL,
     EclipseContext,
     ReproduceRun,
@@ -29,6 +28,7 @@ from syzygy.lab.reproduce.eclipse_candidates import (
     sweep_sampling,
     train_and_score,
 )
+from syzygy.lab.reproduce.embedding_scores import PROMPTS
 from syzygy.lab.reproduce.experiment import (
     SIDES,
     TITLES,
@@ -101,11 +101,11 @@ def reproduce(
         say("3/4  controls and the baseline's sampling")
         score_controls(context)
         sweep_sampling(context)
-        say(f"4/4  generating images of {counted(len(context.prompts), 'prompt')} with each candidate")
+        say(f"4/4  generating images of {counted(len(context.scorer.prompts), 'prompt')} with each candidate")
         generate_images(context, bar)
     found = results(run, folder)
     names = [REFERENCE, *(f"{method}-seed0" for method in METHODS), *CONTROLS]
-    gallery = folder.gallery({name: name for name in names}, context.prompts, SHEET_TEXT, SHEET)
+    gallery = folder.gallery({name: name for name in names}, context.scorer.prompts, SHEET_TEXT, SHEET)
     return folder.finish(found, report(found, gallery))
 
 
