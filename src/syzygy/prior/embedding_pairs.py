@@ -35,8 +35,8 @@ class PriorData:
 
     image_embeddings: Float[Tensor, "N D"]
     """Raw image embeddings."""
-    captions: TextFeatures
-    """Text features of the M captions."""
+    captions: TextFeatures | PackedText
+    """Text features of the M captions; packed, they take no memory for padding."""
     image_of_caption: Int[Tensor, "M"]
     """Which of the N images each caption describes."""
     caption_ids: Int[Tensor, "M"]
@@ -76,7 +76,7 @@ class PriorData:
 
     @cached_property
     def _packed(self) -> PackedText:
-        return PackedText.of(self.captions)
+        return self.captions if isinstance(self.captions, PackedText) else PackedText.of(self.captions)
 
     def text(self, index: Int[Tensor, "B"]) -> PackedText:
         """These captions, embedded."""

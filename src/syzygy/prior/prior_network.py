@@ -284,26 +284,29 @@ def _is_of_time(name: str) -> bool:
     return name.startswith("time_embedding.")
 
 
-def check_features(features: TextFeatures, width: int) -> None:
+def check_features(features: TextFeatures | PackedText, width: int) -> None:
     """Raise a `UserError` unless the features have one batch size, this width, a boolean mask, and finite values.
 
     Padded positions are not checked, because they have no influence.
     """
-    states, mask, pooled = features.states, features.mask, features.pooled
-    if states.ndim != 3 or pooled.ndim != 2 or mask.shape != states.shape[:2] or len(pooled) != len(states):
-        raise UserError(
-            "text features must have shapes states [B, T, D], mask [B, T], pooled [B, D]; got "
-            f"{tuple(states.shape)}, {tuple(mask.shape)}, {tuple(pooled.shape)}."
-        )
-    if mask.dtype != torch.bool:
-        raise UserError(f"the mask of text features must be bool (true on real tokens), got {mask.dtype}.")
+    states, pooled = features.states, features.pooled
+    if isinstance(features, TextFeatures):
+        mask = features.mask
+        if states.ndim != 3 or pooled.ndim != 2 or mask.shape != states.shape[:2] or len(pooled) != len(states):
+            raise UserError(
+                "text features must have shapes states [B, T, D], mask [B, T], pooled [B, D]; got "
+                f"{tuple(states.shape)}, {tuple(mask.shape)}, {tuple(pooled.shape)}."
+            )
+        if mask.dtype != torch.bool:
+            raise UserError(f"the mask of text features must be bool (true on real tokens), got {mask.dtype}.")
     for name, values in (("states", states), ("pooled", pooled)):
         if values.shape[-1] != width:
             raise UserError(
                 f"text features ({name}) are {values.shape[-1]} wide, but {width} is needed. "
                 "Encode text with the CLIP that the image embeddings come from."
             )
-    if not (torch.isfinite(states[mask]).all() and torch.isfinite(pooled).all()):
+    real = states[features.mask] if isinstance(features, TextFeatures) else states
+    if not (torch.isfinite(real).all() and torch.isfinite(pooled).all()):
         raise UserError("text features hold NaN or infinity. Encode the text again, in fp32 if fp16 overflowed.")
 
 

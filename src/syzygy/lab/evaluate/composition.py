@@ -17,6 +17,7 @@ from torch import Tensor
 from syzygy.core import artifacts
 from syzygy.core.contracts import Guide, ImageEncoder, Prior, Sampling, TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedText
 from syzygy.core.pixels import to_uint8
 from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.core.wording import counted
@@ -238,10 +239,14 @@ def on_pairs(
     }
 
 
-def predict_all(prior: Prior, features: TextFeatures, noise: Tensor) -> Tensor:
-    """harness.Predictions for any number of texts, in batches, on the CPU."""
-    rows = (slice(start, start + CHUNK) for start in range(0, len(features), CHUNK))
-    return torch.cat([prior.predict(features[part], noise=noise[part].to(features.pooled)).cpu() for part in rows])
+def predict_all(prior: Prior, features: TextFeatures | PackedText, noise: Tensor) -> Tensor:
+    """Predictions for any number of texts, in batches, on the CPU."""
+    found = []
+    for start in range(0, len(features), CHUNK):
+        part = features[start : start + CHUNK]
+        text = part.padded() if isinstance(part, PackedText) else part
+        found.append(prior.predict(text, noise=noise[start : start + CHUNK].to(text.pooled)).cpu())
+    return torch.cat(found)
 
 
 def reader_features(reader: Reader, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core.contracts import Prior, TextFeatures
+from syzygy.core.packed_attention import PackedText
 from syzygy.core.randomness import generator, seed_of
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import distance, probe
@@ -71,7 +72,7 @@ class EmbeddingScorer:
                 scores[name + suffix] = sum(some) / len(some)
         return scores
 
-    def _predict(self, prior: Prior, features: TextFeatures) -> Tensor:
+    def _predict(self, prior: Prior, features: TextFeatures | PackedText) -> Tensor:
         """Predictions for all rows, from noise that is the same for every prior."""
         noise = torch.randn(features.pooled.shape, generator=generator(self.seed, "reproduce", len(features)))
         return predict_all(prior, features, noise)

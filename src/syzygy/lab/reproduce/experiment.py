@@ -97,6 +97,10 @@ class ExperimentFolder:
         if not (file.is_file() and (of is None or of.exists())):
             artifacts.write_json(file, measure())
 
+    def has_scores(self, name: str) -> bool:
+        """Whether `score_once` wrote these scores."""
+        return (self.path / "scores" / f"{name}.json").is_file()
+
     def scores(self, name: str) -> dict[str, Any]:
         """What `score_once` wrote."""
         return artifacts.read_json(self.path / "scores" / f"{name}.json")
