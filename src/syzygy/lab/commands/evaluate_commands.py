@@ -301,8 +301,8 @@ def prior(request: EvaluationRequest) -> "Outcome":
     """Measure priors on pairs of an embedding store that they were not trained on.
 
     The images are those that the runs held out for validation; with several priors, those that all of them held out. Each prior is compared
-    with controls that need no training: the text embedding itself (as it is, and moved to the images' mean), the first prior's predictions
-    for shuffled captions, and the mean image embedding.
+    with controls that need no training: the text embedding itself (as it is, and moved to the images' mean), a linear map from text to image
+    embeddings, the first prior's predictions for shuffled captions, and the mean image embedding.
 
     \b
       syzygy evaluate prior --data STORE --prior RUN
