@@ -227,7 +227,7 @@ def test_training_goes_on_from_a_residual_prior_alone(syzygy: Callable[..., Any]
     other = syzygy("train", "prior", "--data", runs / "store", "--init", runs / "eclipse-residual",
                    "--out", tmp_path / "other", *SMALL["eclipse-residual"])  # fmt: skip
     assert other.code == 2
-    assert "holds a residual prior, and an ECLIPSE or diffusion prior is needed" in other.err
+    assert "holds a residual prior, and a prior of the published layout" in other.err
     linear = syzygy("train", "prior", "--preset", "linear", "--data", runs / "store", "--init", runs / "linear",
                     "--out", tmp_path / "linear", *SMALL["linear"])  # fmt: skip
     assert linear.code == 2

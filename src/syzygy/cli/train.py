@@ -50,11 +50,14 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
 
     \b
     Presets:
-      starter, eclipse-kandinsky22, eclipse-karlo    ECLIPSE
+      starter, eclipse-kandinsky22, eclipse-karlo
+        ECLIPSE
       eclipse-residual, eclipse-residual-kandinsky22, eclipse-residual-karlo
-                                                     text embedding, moved to the images' mean, plus a learned correction
-      diffusion                                      the diffusion prior that ECLIPSE is compared with
-      linear                                         a linear map, fitted without steps
+        Text embedding, moved to the mean of the images, plus a correction
+      linear
+        Linear map, fitted without steps
+      diffusion
+        The diffusion prior that ECLIPSE is compared with
     """
     context = click.get_current_context()
     if store and context.get_parameter_source("clip_source") is not click.core.ParameterSource.DEFAULT:

@@ -53,7 +53,7 @@ class LinearRun(Config):
     ridge: float = Field(default=RIDGE, gt=0, allow_inf_nan=False)
     """Regularisation relative to the mean variance of a text embedding's dimensions. Fewer pairs need more."""
     seed: int = 0
-    """Seed of scenes and of their order."""
+    """Seed of the embedded world's scenes."""
 
 
 class LinearPrior(nn.Module):

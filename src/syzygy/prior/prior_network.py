@@ -57,14 +57,14 @@ class Layout(NamedTuple):
 PUBLISHED = Layout(
     "PriorTransformer",
     DIFFUSERS,
-    "an ECLIPSE or diffusion prior",
-    "Its preset is that of its size, such as eclipse-karlo.",
+    "a prior of the published layout (ECLIPSE or diffusion)",
+    "To continue an ECLIPSE prior, use a preset of ECLIPSE, such as eclipse-karlo.",
 )
 RESIDUAL = Layout(
     "ResidualPrior",
     TRANSFORMERS,
     "a residual prior",
-    "ResidualPrior.from_pretrained reads it; presets eclipse-residual… train it.",
+    "ResidualPrior.from_pretrained reads it; to continue it, use a preset such as eclipse-residual.",
 )
 LINEAR = Layout(
     "LinearPrior",

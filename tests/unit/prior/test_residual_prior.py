@@ -150,13 +150,17 @@ def test_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
         new.save_pretrained(tmp_path / "none")
     trained(steps=1).objective.prior.save_pretrained(tmp_path / "residual")  # pyright: ignore
     with pytest.raises(
-        UserError, match=r"holds a residual prior, and an ECLIPSE or diffusion prior is needed\. Residual"
+        UserError,
+        match=r"holds a residual prior, and a prior of the published layout \(ECLIPSE or diffusion\) is needed\. Residual",
     ):
         EclipsePrior.from_pretrained(tmp_path / "residual")
     eclipse = EclipsePrior(EclipsePriorConfig(**SIZES))
     eclipse.set_statistics(EmbeddingStatistics.of(torch.randn(9, WIDTH)))
     eclipse.save_pretrained(tmp_path / "eclipse")
-    with pytest.raises(UserError, match="holds an ECLIPSE or diffusion prior, and a residual prior is needed"):
+    with pytest.raises(
+        UserError,
+        match=r"\(ECLIPSE or diffusion\), and a residual prior is needed",
+    ):
         ResidualPrior.from_pretrained(tmp_path / "eclipse")
     tensors = artifacts.read_tensors(tmp_path / "residual/model.safetensors")
     del tensors["identity_shift"]
@@ -202,7 +206,7 @@ def test_a_prior_that_is_trained_further_keeps_its_identity(tmp_path: Path) -> N
         config.objective(
             SIZES | {"num_layers": 1}, SCALE, lambda: other.captions, torch.device("cpu"), tmp_path / "first"
         )
-    with pytest.raises(UserError, match="holds a residual prior, and an ECLIPSE or diffusion prior is needed"):
+    with pytest.raises(UserError, match="holds a residual prior, and a prior of the published layout"):
         EclipseTaskConfig().objective(SIZES, SCALE, lambda: other.captions, torch.device("cpu"), tmp_path / "first")
 
 
