@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from syzygy.core.artifacts import (
     WEIGHTS_FILE,
@@ -29,6 +27,7 @@ from syzygy.core.artifacts import (
 )
 from syzygy.core.errors import UserError
 from syzygy.training.ema import Ema
+from syzygy.training.optimizers import Optimizers, check_same_tensors
 
 FOLDER = "checkpoint"
 BEST = "best"
@@ -44,8 +43,7 @@ class TrainingState:
     """All that a run needs to continue as if it had never stopped."""
 
     modules: Mapping[str, nn.Module]
-    optimizer: AdamW
-    """Built from named parameters; the file uses their names."""
+    optimizers: Optimizers
     ema: Ema | None
     step: int = 0
     """Optimizer steps done."""
@@ -68,7 +66,7 @@ def save(out: Path, state: TrainingState, keep: int = 1) -> None:
         _set_aside(out, keep - 1)
     with folder_written(out / FOLDER, "a checkpoint") as folder:
         write_tensors(folder / WEIGHTS_FILE, state.weights())
-        write_tensors(folder / OPTIMIZER_FILE, _optimizer_tensors(state.optimizer))
+        write_tensors(folder / OPTIMIZER_FILE, state.optimizers.tensors())
         if state.ema:
             write_tensors(folder / EMA_FILE, state.ema.averages)
         write_json(folder / STATE_FILE, {"step": state.step, "seconds": state.seconds, "window": state.window})
@@ -123,10 +121,10 @@ def load(out: Path, state: TrainingState) -> None:
     """Continue from the checkpoint of the run in `out`: everything in `state` is overwritten."""
     folder = out / FOLDER
     _load_modules(state.modules, folder / WEIGHTS_FILE)
-    _load_optimizer(state.optimizer, read_tensors(folder / OPTIMIZER_FILE), folder / OPTIMIZER_FILE)
+    state.optimizers.load(read_tensors(folder / OPTIMIZER_FILE), folder / OPTIMIZER_FILE)
     if state.ema:
         averages = read_tensors(folder / EMA_FILE)
-        _same_tensors(averages, state.ema.averages, folder / EMA_FILE)
+        check_same_tensors(averages, state.ema.averages, folder / EMA_FILE)
         for name, average in state.ema.averages.items():
             average.copy_(averages[name])
     values = read_json(folder / STATE_FILE)
@@ -206,42 +204,6 @@ def _recover(out: Path) -> None:
                 shutil.rmtree(left)
         for left in out.glob(f".{FOLDER}-*"):
             shutil.rmtree(left)
-
-
-def _optimizer_tensors(optimizer: AdamW) -> dict[str, Tensor]:
-    """`parameter.quantity` → tensor (step count and moments), for every parameter that has had a gradient."""
-    return {
-        f"{name}.{quantity}": value
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["param_names"], group["params"], strict=True)
-        for quantity, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-@torch.no_grad()
-def _load_optimizer(optimizer: AdamW, tensors: Mapping[str, Tensor], where: Path) -> None:
-    optimizer.state.clear()
-    used = 0
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["param_names"], group["params"], strict=True):
-            if f"{name}.step" not in tensors:
-                continue
-            templates = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-            own = {quantity: tensors[f"{name}.{quantity}"] for quantity in templates if f"{name}.{quantity}" in tensors}
-            _same_tensors(own, templates, where)
-            optimizer.state[parameter] = {q: template.copy_(own[q]) for q, template in templates.items()}
-            used += len(own)
-    if used != len(tensors):
-        raise UserError(f"{where} holds tensors of other parameters. Train in a new folder.")
-
-
-def _same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: Path) -> None:
-    if {name: x.shape for name, x in found.items()} != {name: x.shape for name, x in expected.items()}:
-        raise UserError(f"{where} does not fit the model: names or shapes differ. Train in a new folder.")
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from syzygy.core.wording import counted, duration, size
+from syzygy.training.optimizers import state_bytes
 from syzygy.training.schedule import LoopConfig
 
 TIMED_STEPS = 3
@@ -35,7 +36,7 @@ class Footprint:
     trained: int
     """Number of trained parameters."""
     states: int
-    """Memory of weights, gradients, AdamW's two moments and the average, without activations and frozen networks."""
+    """Memory of weights, gradients, the optimizers' moments and the average, without activations and frozen networks."""
     checkpoint: int
     """Size of one checkpoint on disk."""
     disk: int
@@ -50,10 +51,13 @@ class Footprint:
         own = sum(p.numel() * p.element_size() for p in trained)
         average = own if config.ema_half_life else 0
         parameters = sum(p.numel() for p in every.values())
-        checkpoint = weights + 2 * own + average
+        moments = state_bytes(modules, config)
+        checkpoint = weights + moments + average
         best = weights if config.best else 0
         disk = checkpoint * (config.keep_checkpoints + 1) + best + HALF * parameters
-        return Footprint(parameters, sum(p.numel() for p in trained), weights + 3 * own + average, checkpoint, disk)
+        return Footprint(
+            parameters, sum(p.numel() for p in trained), weights + own + moments + average, checkpoint, disk
+        )
 
     def __str__(self) -> str:
         return (

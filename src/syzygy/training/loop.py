@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from syzygy.core.errors import UserError
 from syzygy.training import checkpoints
 from syzygy.training.checkpoints import TrainingState
 from syzygy.training.ema import Ema
 from syzygy.training.estimate import TOO_SMALL, Estimate, Estimated, Footprint, free_disk, is_dry_run, measure
+from syzygy.training.optimizers import Optimizers
 from syzygy.training.parallel import Ranks
 from syzygy.training.progress import Reporter
 from syzygy.training.schedule import LoopConfig, learning_rate
@@ -148,20 +148,10 @@ def _resumed(out: Path, run: Mapping[str, Any], state: TrainingState, world: Ran
 
 
 def _fresh_state(task: Task, config: LoopConfig) -> TrainingState:
-    """AdamW and the averaged weights for the parameters of a task. Tied parameters count once."""
-    named = {id(p): (f"{m}.{n}", p) for m, module in task.modules.items() for n, p in module.named_parameters()}
-    parameters = {name: p for name, p in named.values() if p.requires_grad}
-    assert parameters and all(torch.finfo(p.dtype).bits >= 32 for p in parameters.values()), (
-        "train in float32 (autocast in loss)"
-    )
-    groups = [
-        {"params": [x for x in parameters.items() if x[1].ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [x for x in parameters.items() if x[1].ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True)
-    return TrainingState(
-        task.modules, optimizer, Ema(parameters, config.ema_half_life) if config.ema_half_life else None
-    )
+    """The optimizers and the averaged weights for the parameters of a task."""
+    optimizers = Optimizers(task.modules, config)
+    average = Ema(optimizers.parameters, config.ema_half_life) if config.ema_half_life else None
+    return TrainingState(task.modules, optimizers, average)
 
 
 @dataclass
@@ -216,10 +206,7 @@ class _Session:
     def optimize(self) -> dict[str, Tensor]:
         """One step; its scalars, still on the device."""
         state, config = self.state, self.config
-        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(config, state.step)
-        state.optimizer.zero_grad()
+        state.optimizers.zero_grad()
         sums: dict[str, Tensor] = {}
         parts = getattr(self.task, "parts", None)
         for losses in parts(state.step) if parts else (self.task.loss(state.step),):
@@ -228,8 +215,8 @@ class _Session:
             sums = {name: sums.get(name, 0) + value.detach() for name, value in losses.items()}
         scalars = self.world.mean(sums)
         if config.grad_clip:
-            scalars["grad_norm"] = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-        state.optimizer.step()
+            scalars["grad_norm"] = nn.utils.clip_grad_norm_(state.optimizers.parameters.values(), config.grad_clip)
+        state.optimizers.step(learning_rate(config, state.step))
         state.step += 1
         if state.ema:
             state.ema.update(state.step)

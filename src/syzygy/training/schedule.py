@@ -19,6 +19,10 @@ class LoopConfig(Config):
     """Number of optimizer steps."""
     lr: float = Field(gt=0, allow_inf_nan=False)
     """Peak learning rate of AdamW."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for all parameters; or muon for the matrices of hidden layers and adamw for the rest."""
+    muon_lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Peak learning rate of Muon, on AdamW's scale; null for `lr`. Its schedule is that of `lr`."""
     warmup: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly to its peak."""
     schedule: Literal["constant", "cosine", "cosine-restarts"] = "cosine"
@@ -28,7 +32,7 @@ class LoopConfig(Config):
     final_lr_ratio: float = Field(default=0.0, ge=0, le=1)
     """Learning rate at the end of a cosine, relative to the peak."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's first and second moments."""
+    """Decay of AdamW's first and second moments (Muon's momentum is 0.95)."""
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Decoupled weight decay of parameters with two or more dimensions (not of biases and norms)."""
     grad_clip: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -63,6 +67,8 @@ class LoopConfig(Config):
             found["restart_every"] = 0, "schedule"
         if changes.get("schedule") == "constant":
             found["final_lr_ratio"] = 0.0, "schedule"
+        if changes.get("optimizer") == "adamw":
+            found["muon_lr"] = None, "optimizer"
         if changes.get("validate_every") == 0:
             found["best"] = "", "validate_every"
         return {name: new for name, new in found.items() if name not in changes and new[0] != getattr(self, name)}
@@ -79,6 +85,8 @@ class LoopConfig(Config):
             )
         if self.schedule == "constant" and self.final_lr_ratio:
             raise ValueError("final_lr_ratio has no effect with schedule=constant; use a cosine or leave it out")
+        if self.muon_lr is not None and self.optimizer != "muon":
+            raise ValueError(f"muon_lr has no effect with optimizer={self.optimizer}; use muon or leave it out")
         if self.best and not self.validate_every:
             raise ValueError(f"best={self.best!r} has no effect without validate_every")
         if not all(0 <= beta < 1 for beta in self.betas):
