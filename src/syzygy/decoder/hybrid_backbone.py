@@ -48,12 +48,13 @@ class HybridBackbone(nn.Module):
         assert isinstance(sizes, HybridConfig)
         width, channels, patch = sizes.width, sizes.channels, sizes.patch
         self.patch, self.depth = patch, sizes.depth
-        self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.level_in = nn.Linear(2 * FREQUENCIES, width)
+        self.level_hidden = nn.Linear(width, width)
         self.vector_in = nn.Linear(config.vector_width, width)
         self.shifts = nn.Linear(width, sizes.depth * width)
         self.conv_shifts = nn.Linear(width, 2 * channels)
         self.conv_in = nn.Conv2d(config.channels, channels, 3, padding=1)
-        self.conv_down = _Residual(channels, sizes.norm_groups)
+        self.convs = nn.ModuleList(_ConvBlock(channels, sizes.norm_groups) for _ in range(2))
         self.patches_in = nn.Linear(channels * patch**2, width)
         self.positions = nn.Parameter(0.02 * torch.randn((config.size // patch) ** 2, width))
         self.context_blocks = nn.ModuleList(
@@ -61,7 +62,6 @@ class HybridBackbone(nn.Module):
         )
         self.blocks = nn.ModuleList(_Block(config.cross_attention_width, sizes) for _ in range(sizes.depth))
         self.patches_out = nn.Linear(width, channels * patch**2)
-        self.conv_up = _Residual(channels, sizes.norm_groups)
         self.conv_out = nn.Conv2d(channels, config.channels, 3, padding=1)
         # F starts as zero, so the loss starts at 1 at every noise level (EDM, section 5).
         for layer in (self.shifts, self.conv_out):
@@ -91,10 +91,11 @@ class HybridBackbone(nn.Module):
     ) -> Float[Tensor, "B L H W"]:
         """Latents of the same shape. Hidden tokens have no influence; each row of `mask` must show at least one."""
         angles = 2 * c_noise[:, None] * self.frequencies
-        level = F.silu(self.time(torch.cat([angles.sin(), angles.cos()], -1)) + self.vector_in(vector))
+        level = F.silu(self.level_in(torch.cat([angles.sin(), angles.cos()], -1)))
+        level = F.silu(self.level_hidden(level) + self.vector_in(vector))
         shifts = self.shifts(level).unflatten(-1, (self.depth, 1, -1)).unbind(1)
-        down, up = self.conv_shifts(level)[:, :, None, None].chunk(2, 1)
-        fine = self.conv_down(self.conv_in(x), down)
+        first, last = self.conv_shifts(level)[:, :, None, None].chunk(2, 1)
+        fine = self.convs[0](self.conv_in(x), first)
         patches = self.patches_in(F.pixel_unshuffle(fine, self.patch).flatten(2).transpose(1, 2))
         patches = patches + self.positions.to(patches.dtype)
         hidden = torch.zeros(mask.shape, dtype=patches.dtype, device=mask.device).masked_fill(~mask, HIDDEN)
@@ -107,15 +108,13 @@ class HybridBackbone(nn.Module):
             patches = block(patches, shift, context, hidden, region_bias, seen)
             if recorded is not None and number == self.depth // 2:
                 recorded.features = _normalized(patches)
-        coarse = self.patches_out(_normalized(patches)).transpose(1, 2).unflatten(2, self._grid(x))
-        return self.conv_out(F.relu(self.conv_up(fine + F.pixel_shuffle(coarse, self.patch), up)))
-
-    def _grid(self, x: Tensor) -> tuple[int, int]:
-        return x.shape[2] // self.patch, x.shape[3] // self.patch
+        grid = x.shape[2] // self.patch, x.shape[3] // self.patch
+        coarse = self.patches_out(_normalized(patches)).transpose(1, 2).unflatten(2, grid)
+        return self.conv_out(F.relu(self.convs[1](fine + F.pixel_shuffle(coarse, self.patch), last)))
 
 
-class _Residual(nn.Module):
-    """Two convolutions beside an identity; the noise level and the pooled vector shift the normalised features."""
+class _ConvBlock(nn.Module):
+    """A residual block of two convolutions; the noise level and the pooled vector shift the normalised features."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()

@@ -313,6 +313,19 @@ class Decoder(nn.Module):
         spread = states.std(0)
         slot.states_std.copy_(torch.where(spread > 0, spread, 1.0))  # a constant channel carries no information
 
+    def places(self, conditioning: Conditioning) -> dict[str, int]:
+        """The position of the first token state of each condition that has some, among the tokens that the backbone reads."""
+        found: dict[str, int] = {}
+        place = 1  # after the token that is always visible
+        for slot in self.config.slots:
+            condition = conditioning.conditions.get(slot.name)
+            place += 1  # the slot's null token
+            if condition is not None and condition.states is not None and slot.token_width is not None:
+                found[slot.name] = place
+                place += condition.states.shape[1]
+            place += 0 if condition is None else slot.pooled_tokens
+        return found
+
     def tokens(self, conditioning: Conditioning, batch: int) -> Tokens:
         """The cross-attention tokens, their mask, and the pooled vector for `batch` samples."""
         for name in conditioning.conditions:
@@ -321,17 +334,15 @@ class Decoder(nn.Module):
         tokens = [self.null_token.expand(batch, 1, -1)]
         masks = [torch.ones(batch, 1, dtype=torch.bool, device=self.null_token.device)]
         vector = self.null_token.new_zeros(batch, self.config.vector_width)
-        maps: dict[int, Tensor] = {}  # by the position of its first token
         for name, slot in self.slots.items():
-            condition, place = conditioning.conditions.get(name), sum(group.shape[1] for group in tokens)
-            slot_tokens, slot_masks, slot_vector = slot(condition, batch)
-            if condition is not None and condition.region_maps is not None:
-                maps[place + 1] = condition.region_maps  # after the slot's null token
+            slot_tokens, slot_masks, slot_vector = slot(conditioning.conditions.get(name), batch)
             tokens += slot_tokens
             masks += slot_masks
             if slot_vector is not None:
                 vector = vector + slot_vector
         mask = torch.cat(masks, 1)
+        places = self.places(conditioning)
+        maps = {places[n]: c.region_maps for n, c in conditioning.conditions.items() if c.region_maps is not None}
         return Tokens(torch.cat(tokens, 1), mask, vector, _placed(maps, mask.shape[1]))
 
     def forward(
