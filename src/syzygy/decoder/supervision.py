@@ -105,7 +105,9 @@ def attention_loss(
     return -torch.stack(losses).mean()
 
 
-def token_mentions(decoder: Decoder, targets: PatchTargets, conditioning: Conditioning, total: int) -> Int[Tensor, "B T"]:
+def token_mentions(
+    decoder: Decoder, targets: PatchTargets, conditioning: Conditioning, total: int
+) -> Int[Tensor, "B T"]:
     """The mention that each of the `total` tokens of all conditions names, -1 for others and where the condition is absent."""
     found = torch.full((len(targets.mentions), total), -1, device=targets.mentions.device)
     for name, place in decoder.places(conditioning).items():

@@ -145,7 +145,9 @@ class DecoderTask:
             raise UserError(
                 "attention_weight and classification_weight are for decoders with a hybrid backbone: set them to 0."
             )
-        assert (classifier is not None) == (config.classification_weight > 0), "a classifier has a weight, and only then"
+        assert (classifier is not None) == (config.classification_weight > 0), (
+            "a classifier has a weight, and only then"
+        )
         if classifier is not None:
             self.modules["classifier"] = classifier
         self._decoder, self._classifier = decoder, classifier
