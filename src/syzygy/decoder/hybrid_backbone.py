@@ -42,6 +42,8 @@ class HybridBackbone(nn.Module):
     parameters and fused attention.
     """
 
+    frequencies: Tensor
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         sizes = config.backbone
@@ -163,8 +165,8 @@ class _CrossAttention(nn.Module):
             return self.to_out(_joined(torch.bmm(attention, v), self.heads))
         if seen is not None:
             seen.append(_attention(q[:: self.heads], k[:: self.heads], hidden))
-        by_head = (y.unflatten(0, (-1, self.heads)) for y in (q, k, v))
-        read = regions.attention(*by_head, bias, hidden[:, None, None])
+        q, k, v = (y.unflatten(0, (-1, self.heads)) for y in (q, k, v))
+        read = regions.attention(q, k, v, bias, hidden[:, None, None])
         return self.to_out(read.transpose(1, 2).flatten(2))
 
 

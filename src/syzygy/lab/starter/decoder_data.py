@@ -113,7 +113,7 @@ class Encoding:
         for name, states in read.items():
             columns |= _text_columns(name, states, found, None if widths is None else widths[name])
         side = latents.shape[-1]
-        return columns | _places(found, side // self.patch) | {"regions": _regions(found, side)}
+        return {**columns, **_places(found, side // self.patch), "regions": _regions(found, side)}
 
     def batch(self, columns: Columns) -> DecoderBatch:
         """Columns as a batch on the training device, without the padding that no sample needs."""

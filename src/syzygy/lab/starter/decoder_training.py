@@ -1,6 +1,5 @@
 """The starter's decoder, trained on the embedded world with a frozen CLIP and a frozen autoencoder."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from syzygy.lab.starter.decoder_data import VALUES, CaptionMixture, Encoding
 from syzygy.lab.starter.decoder_validation import WorldValidation
 from syzygy.lab.world.reader import Reader
 from syzygy.text_encoders.t5 import T5Text
+from syzygy.training.loop import Task
 from syzygy.training.precision import precision_on
 from syzygy.training.run_records import Bar, RunResult, no_bar, train_part
 from syzygy.training.schedule import LoopConfig
@@ -27,8 +27,6 @@ from syzygy.training.schedule import LoopConfig
 SCALE_PAIRS = 1024
 SAMPLES = "samples"
 """Folder of the encoded scenes, in a run's."""
-QUERIES_AND_KEYS = re.compile(r"attn2\.to_[qk]\.")
-"""The queries and keys of the cross-attention, as diffusers names them."""
 
 
 class DecoderRun(CaptionMixture):
@@ -46,9 +44,6 @@ class DecoderRun(CaptionMixture):
     """Read CLIP's pooled text embedding in addition to the states of its tokens."""
     scenes: int = Field(default=0, ge=0)
     """Number of scenes that are rendered and encoded once and seen again with new noise; 0 makes new scenes for each step."""
-    fresh_attention: bool = False
-    """When continuing from another decoder, start its attention weights again. Trained attention is nearly hard (scores of 10 to 60 before
-    the softmax): tokens that it never saw get no weight and no gradient, and are not learned."""
     task: DecoderTaskConfig
     """What a step sees."""
     loop: LoopConfig
@@ -57,7 +52,9 @@ class DecoderRun(CaptionMixture):
     """Seed of weights, scenes and noise."""
 
     @model_validator(mode="after")
-    def _enough(self) -> "DecoderRun":
+    def _fits_together(self) -> "DecoderRun":
+        if self.task.supervised and not isinstance(self.backbone, HybridConfig):
+            raise ValueError("attention_weight and classification_weight are for a hybrid backbone: set them to 0")
         if 0 < self.scenes < self.task.pictures:
             raise ValueError(f"scenes={self.scenes} are fewer than the {self.task.pictures} images of a step")
         return self
@@ -86,18 +83,14 @@ def train(
         bar: shows the progress of encoding.
 
     Raises:
-        UserError: `init` has other sizes or further conditions; fresh attention without `init`.
+        UserError: `init` has other sizes or further conditions; the task names a condition that is not encoded.
     """
     patch = run.backbone.patch if isinstance(run.backbone, HybridConfig) else 2
     encode = Encoding(clip, autoencoder, precision_on(device), t5, painted=run.task.painted > 0, patch=patch)
     recorded = encode.fingerprints()
     decoder = _decoder(run, encode)
     if init is not None:
-        recorded["init"] = extend(decoder, init, fresh_attention=run.fresh_attention)
-    elif run.fresh_attention:
-        raise UserError(
-            "fresh_attention is for continuing from another decoder: give one with --init, or leave it out."
-        )
+        recorded["init"] = extend(decoder, init)
     _set_statistics(
         decoder, encode([run.pair(seed_of(run.seed, "decoder scale"), i, "short") for i in range(SCALE_PAIRS)])
     )
@@ -114,11 +107,10 @@ def train(
         place = out / SAMPLES if samples is None else samples
         batches = encode.stored(place, run.scenes, run.task.pictures, run, run.seed, bar)
     unseen = [encode.unseen(run.seed, run)]
-    task: DecoderTask = DecoderTask(
-        decoder, batches, unseen, run.task, run.seed, encode.precision, classifier=classifier
-    )
+    denoising = DecoderTask(decoder, batches, unseen, run.task, run.seed, encode.precision, classifier=classifier)
+    task: Task = denoising
     if reader is not None:
-        task = WorldValidation(task, decoder, encode, reader.to(device), out / "sheets", run.seed)
+        task = WorldValidation(denoising, decoder, encode, reader.to(device), out / "sheets", run.seed)
 
     def save(folder: Path, record: dict[str, Any]) -> None:
         save_decoder(decoder, folder, record)
@@ -158,11 +150,8 @@ def _set_statistics(decoder: Decoder, sample: DecoderBatch) -> None:
             decoder.set_statistics(slot.name, condition.states[condition.mask].cpu())
 
 
-def extend(decoder: Decoder, init: Path, *, fresh_attention: bool = False) -> str:
+def extend(decoder: Decoder, init: Path) -> str:
     """Copy the weights of a decoder that reads a part of the conditions into a new one; returns the fingerprint of the former.
-
-    Args:
-        fresh_attention: do not copy the queries and keys of the cross-attention.
 
     Raises:
         UserError: it has other sizes, or conditions that the new one lacks.
@@ -177,6 +166,5 @@ def extend(decoder: Decoder, init: Path, *, fresh_attention: bool = False) -> st
             f"cannot continue from the decoder in {init}: {', '.join([*strange, *lacking][:3])} would not fit. Use the sizes that "
             "it was trained with."
         )
-    kept = {name: value for name, value in weights.items() if not (fresh_attention and QUERIES_AND_KEYS.search(name))}
-    decoder.load_state_dict(own | kept)
+    decoder.load_state_dict(own | weights)
     return artifacts.fingerprint(weights)
