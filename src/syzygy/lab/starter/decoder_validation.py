@@ -33,8 +33,10 @@ PROBES = 128
 PROBED = 4.0
 """The noise level σ there: objects are hidden, but the image is not only noise."""
 CATEGORIES: tuple[Category, ...] = ("single", "colour")
-PROMPTS = 32
+PROMPTS = 48
 """Prompts of each category, half of them with an unseen composition."""
+SHOWN = 32
+"""Those on the contact sheet."""
 STEPS, GUIDANCE = 10, 3.0
 SHEET_COLUMNS, SHEET_CELL = 8, 112
 
@@ -101,8 +103,8 @@ class WorldValidation:
                 for prompt, one in zip(self._prompts, seen, strict=True)
             ]
             for category in CATEGORIES:
-                own = [r for r, prompt in zip(right, self._prompts, strict=True) if prompt.category == category]
-                found[f"right/{name}/{category}"] = sum(own) / len(own)
+                rows = self._rows(category)
+                found[f"right/{name}/{category}"] = sum(right[i] for i in rows) / len(rows)
             if name == "text":
                 self._write_sheet(images)
         return found
@@ -121,16 +123,21 @@ class WorldValidation:
         from PIL import Image
 
         pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
-        pictures = [Image.fromarray(one) for one in pixels]
-        rows = range(0, len(pictures), SHEET_COLUMNS)
-        cells = [pictures[i : i + SHEET_COLUMNS] for i in rows]
-        labels = [[prompt.text for prompt in self._prompts[i : i + SHEET_COLUMNS]] for i in rows]
+        rows = [i for category in CATEGORIES for i in self._rows(category)[:SHOWN]]
+        lines = [rows[i : i + SHEET_COLUMNS] for i in range(0, len(rows), SHEET_COLUMNS)]
+        cells = [[Image.fromarray(pixels[i]) for i in line] for line in lines]
+        labels = [[self._prompts[i].text for i in line] for line in lines]
         self._sheets.mkdir(parents=True, exist_ok=True)
         contact_sheet(cells, labels, cell=SHEET_CELL).save(self._sheets / f"step-{self._step:07d}.png")
 
+    def _rows(self, category: Category) -> list[int]:
+        return [i for i, prompt in enumerate(self._prompts) if prompt.category == category]
+
 
 def _prompts(category: Category, seed: int) -> list[Prompt]:
-    return [p for unseen in (False, True) for p in prompts(category, PROMPTS // 2, seed, unseen)]
+    """Seen and unseen ones in turn."""
+    both = [prompts(category, PROMPTS // 2, seed, unseen, fewer=True) for unseen in (False, True)]
+    return [prompt for pair in zip(*both, strict=False) for prompt in pair]
 
 
 def _shown(prompt: Prompt, seed: int) -> Pair:
