@@ -1,6 +1,8 @@
 """The hybrid backbone: its contract, regions, LoRA, experts, and its place in a decoder's folder."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -243,3 +245,27 @@ def test_configurations_without_a_kind_are_of_a_unet() -> None:
 def test_sizes_must_fit_together(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse(DecoderConfig, {"slots": [], **values}, "test")
+
+
+COMPILED = """
+import torch
+from syzygy.core.contracts import Conditioning
+from syzygy.decoder.backbone import build_decoder
+from syzygy.decoder.network import DecoderConfig, HybridConfig
+from syzygy.experts.expert_folders import OffloadPolicy
+ran = []
+backend = lambda graph, inputs: lambda *args: ran.append(1) or graph(*args)
+sizes = HybridConfig(channels=16, norm_groups=4, width=24, depth=2, heads=2)
+decoder = build_decoder(DecoderConfig(slots=(), cross_attention_width=16, vector_width=16, size=8, backbone=sizes))
+torch.nn.init.normal_(decoder.backbone.conv_out.weight)
+x, level = torch.randn(2, 4, 8, 8), torch.zeros(2)
+plain = decoder(x, level, Conditioning({}))
+compiled = OffloadPolicy(backend=backend).compiled(decoder)(x, level, Conditioning({}))
+assert ran and torch.allclose(plain, compiled, atol=1e-5), (ran, (plain - compiled).abs().max())
+"""
+
+
+def test_compiled_it_answers_the_same() -> None:
+    # In a process of its own: the shapes that tests check at run time are no code that torch can compile.
+    ran = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
