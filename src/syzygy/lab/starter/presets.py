@@ -27,13 +27,13 @@ from syzygy.training.schedule import LoopConfig
 
 
 def clip_starter() -> ClipRun:
-    """The starter's CLIP, in about 50 minutes on one CPU core: 150,000 images for the image tower alone, then 410,000 pairs."""
+    """The starter's CLIP, in about 20 minutes on one free CPU core: 150,000 images for the image tower alone, then 123,000 pairs."""
     muon: dict[str, Any] = {"optimizer": "muon", "muon_lr": 2e-3, "weight_decay": 0.05, "betas": (0.9, 0.98)}
     return ClipRun(
         clip=ClipConfig(logit_scale=20.0),
         vision_loop=_loop(1200, 1e-3, every=200, half_life=20, **muon),
         task=ClipTaskConfig(batch_size=256, hard_negatives=1.0, medium_captions=0.05),
-        loop=_loop(1600, 1e-3, every=200, half_life=30, **muon),
+        loop=_loop(480, 1e-3, warmup=60, every=120, half_life=20, **muon),
     )
 
 
