@@ -14,7 +14,7 @@ from syzygy.core.randomness import generator
 from syzygy.decoder.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
 from tests.closeness import NETWORK, assert_close
 
-CONFIG = AutoencoderConfig(image_size=16, channels=16, norm_groups=8, latent_channels=3)
+CONFIG = AutoencoderConfig(image_size=16, channels=16, fine_channels=8, latent_channels=3)
 
 
 def pictures(number: int = 6) -> Tensor:
@@ -91,7 +91,7 @@ def test_wrong_folders_and_statistics_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"image_size": 30}, "multiple of patch 4"), ({"channels": 40}, "norm_groups 16 does not divide 40")],
+    [({"image_size": 30}, "multiple of patch 4"), ({"patch": 5}, "patch 5 must be an even number")],
 )
 def test_config_refuses_what_does_not_fit(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
