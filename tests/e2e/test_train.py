@@ -17,6 +17,7 @@ from syzygy.generation import own_models
 from syzygy.generation.image_files import read_record
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.starter import autoencoder_training as autoencoder_run
+from syzygy.lab.starter import clip_probe
 from syzygy.lab.starter import clip_training as clip_run
 from syzygy.lab.starter import decoder_training as decoder_run
 from syzygy.lab.starter import lm_training as lm_run
@@ -60,7 +61,7 @@ AUTOENCODER = ("autoencoder.image_size=32", "autoencoder.channels=16", "autoenco
 T5 = ("t5.width=16", "t5.layers=1", "t5.decoder_layers=1", "t5.heads=2")
 READER = ("reader.features=16", "reader.blocks=1")
 TINY = {
-    "clip": LOOP + CLIP,
+    "clip": (*LOOP, *CLIP, "vision_loop.steps=3", "vision_batch=8", "scenes=24"),
     "autoencoder": LOOP + AUTOENCODER,
     "decoder": LOOP + DECODER,
     "prior": LOOP + PRIOR,
@@ -91,6 +92,9 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, number in (
         (clip_run, "TOKENIZER_CAPTIONS", 100),
         (clip_run, "VALIDATION_PAIRS", 16),
+        (clip_run, "VALIDATION_SCENES", 16),
+        (clip_probe, "TRAINING_SCENES", 40),
+        (clip_probe, "TEST_SCENES", 20),
         (autoencoder_run, "STATISTICS_PICTURES", 16),
         (autoencoder_run, "VALIDATION_PICTURES", 8),
         (decoder_run, "SCALE_PAIRS", 16),
@@ -137,7 +141,8 @@ def test_from_nothing_to_a_picture(
     clip = train("clip", "--out", tmp_path / "c")
     assert clip["folder"] == str(tmp_path / "c" / "clip")
     aligned = {"matched_cosine", "mean_distance", "recall_at_1", "zero_shot_shape", "zero_shot_colour"}
-    assert set(clip["metrics"]) == aligned
+    probed = {f"probe_{name}" for name in ("one_shape", "one_colour", "one_texture", "two_colours", "two_all")}
+    assert set(clip["metrics"]) == aligned | probed
     autoencoder = train("autoencoder", "--out", tmp_path / "a")
     assert set(autoencoder["metrics"]) == {"psnr", "nats"}
     decoder = train("decoder", "--clip", tmp_path / "c", "--autoencoder", tmp_path / "a", "--out", tmp_path / "d")

@@ -17,17 +17,17 @@ TRAINING_SCENES, TEST_SCENES = 12_000, 2_000
 WIDTH, EPOCHS, BATCH, RATE = 768, 25, 256, 1e-3
 
 
-def probe(clip: Clip, seed: int, scenes: tuple[int, int] = (TRAINING_SCENES, TEST_SCENES)) -> dict[str, float]:
+def probe(clip: Clip, seed: int) -> dict[str, float]:
     """How often everything of a kind is read right on unseen scenes.
 
     `probe_one_shape`, `probe_one_colour`, `probe_one_texture` for one object; for two objects both shapes and colours,
     bound (`probe_two_colours`), and textures as well (`probe_two_all`).
     """
-    pairs = [scene_source.fully_described(seed_of(seed, "clip probe"), i) for i in range(sum(scenes))]
+    pairs = [scene_source.fully_described(seed_of(seed, "clip probe"), i) for i in range(TRAINING_SCENES + TEST_SCENES)]
     parts = [pairs[i : i + 500] for i in range(0, len(pairs), 500)]
     embeddings = torch.cat([clip.encode_image(scene_source.pictures(part, clip.image_size)) for part in parts]).cpu()
     things = scene_columns([p.scene for p in pairs])["things"][:, :2].long()
-    train = scenes[0]
+    train = TRAINING_SCENES
     network = _fit(embeddings[:train], things[:train], seed)
     return _scores(network(embeddings[train:]), things[train:])
 

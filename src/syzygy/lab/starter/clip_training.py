@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from syzygy.cli.common import progress_bar
@@ -18,7 +18,7 @@ from syzygy.clip.training import ClipBatch, ClipTask, ClipTaskConfig, alignment
 from syzygy.core.config import Config
 from syzygy.core.randomness import Draw, seed_of
 from syzygy.lab.starter.clip_probe import probe
-from syzygy.lab.starter.clip_supervision import ImageReadings, SceneLabels, SupervisionConfig, scene_columns
+from syzygy.lab.starter.clip_supervision import CELLS, ImageReadings, SceneLabels, SupervisionConfig, scene_columns
 from syzygy.lab.starter.sample_store import SampleStore
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.description import ALL_FACTS, Description, FactRates, Mention
@@ -42,7 +42,7 @@ class ClipRun(Config):
 
     clip: ClipConfig
     """Sizes."""
-    scenes: int = Field(default=150_000, ge=VALIDATION_SCENES)
+    scenes: int = Field(default=150_000, ge=1)
     """Rendered scenes with a caption and a hard negative each. They are stored once, in the folder `scenes` (13 KB each)."""
     supervision: SupervisionConfig = SupervisionConfig()
     """Weights of the supervision while both towers are trained."""
@@ -56,6 +56,13 @@ class ClipRun(Config):
     """Length and learning rate of that."""
     seed: int = 0
     """Seed of weights, scenes and captions."""
+
+    @model_validator(mode="after")
+    def _cells_fit_patches(self) -> "ClipRun":
+        grid = self.clip.image_size / self.clip.patch_size
+        if CELLS % grid:
+            raise ValueError(f"clip.image_size / clip.patch_size must divide {CELLS}, the cells a side; got {grid:g}")
+        return self
 
 
 @dataclass(frozen=True)
