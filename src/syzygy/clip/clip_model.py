@@ -177,17 +177,20 @@ class Clip(nn.Module):
             states[at, :length], pooled[at] = features.states.float(), features.pooled.float()
         return TextFeatures(states, mask, pooled, found.spans)
 
-    def image_embeddings(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Images in [0, 1] → raw projected embeddings; other sizes than the tower's are resized (bicubic, antialiased)."""
+    def image_features(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B P W"], Float[Tensor, "B D"]]:
+        """Images in [0, 1] → states of the P patches after the last layer, and raw projected embeddings.
+
+        Other sizes than the tower's are resized (bicubic, antialiased).
+        """
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = nn.functional.interpolate(
                 images, (self.image_size, self.image_size), mode="bicubic", antialias=True
             ).clamp(0, 1)
-        return self._embedded((images - self.mean) / self.std)
+        return self._features((images - self.mean) / self.std)
 
-    def _embedded(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+    def _features(self, pixels: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B P W"], Float[Tensor, "B D"]]:
         output = self.model.vision_model(pixel_values=pixels.to(self.dtype))
-        return self.model.visual_projection(output.pooler_output)
+        return output.last_hidden_state[:, 1:], self.model.visual_projection(output.pooler_output)
 
     @torch.no_grad()
     def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
@@ -195,22 +198,27 @@ class Clip(nn.Module):
 
         For rendered and generated images, as tensors. Photographs go through `preparation` and `encode_pixels`.
         """
-        return self.image_embeddings(images.to(self.device)).float()
+        return self.image_features(images.to(self.device))[1].float()
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
         """Normalised pixels from `preparation.prepare` → raw CLIP image embeddings (projected, not normalised), in fp32."""
-        return self._embedded(pixels.to(self.device)).float()
+        return self._features(pixels.to(self.device))[1].float()
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"]
-    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "N D"], Float[Tensor, ""]]:
-        """Both towers, for training: image embeddings, pooled text embeddings, logit scale."""
-        return self._images_in_chunks(images), self._texts_in_chunks(ids, mask), self.model.logit_scale.exp()
+    ) -> tuple[Float[Tensor, "B P W"], Float[Tensor, "B D"], Float[Tensor, "N D"], Float[Tensor, ""]]:
+        """Both towers, for training: states of the patches, image embeddings, pooled text embeddings, logit scale."""
+        states, embeddings = self.image_features_in_chunks(images)
+        return states, embeddings, self._texts_in_chunks(ids, mask), self.model.logit_scale.exp()
 
-    def _images_in_chunks(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+    def image_features_in_chunks(
+        self, images: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B P W"], Float[Tensor, "B D"]]:
+        """`image_features`, for training; on a CPU a few images at a time, whose activations stay in the cache."""
         chunk = CPU_CHUNK if images.device.type == "cpu" else len(images)
-        return torch.cat([self.image_embeddings(part) for part in images.split(chunk)])
+        states, embeddings = zip(*(self.image_features(part) for part in images.split(chunk)), strict=True)
+        return torch.cat(states), torch.cat(embeddings)
 
     def _texts_in_chunks(self, ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N D"]:
         """Pooled embeddings; on a CPU, texts of like length together, each chunk padded no further than it must be."""
@@ -327,6 +335,7 @@ def build_clip(config: ClipConfig, texts: Iterable[str], seed: int) -> Clip:
         "eos_token_id": end,
         "pad_token_id": end,
         "projection_dim": config.width,
+        "hidden_act": "gelu",  # one native kernel, where CLIP's own quick_gelu is three
     }
     vision = {
         "hidden_size": config.vision_width,
@@ -336,6 +345,7 @@ def build_clip(config: ClipConfig, texts: Iterable[str], seed: int) -> Clip:
         "image_size": config.image_size,
         "patch_size": config.patch_size,
         "projection_dim": config.width,
+        "hidden_act": "gelu",
     }
     if config.width % config.text_heads or config.vision_width % config.vision_heads:
         raise UserError(

@@ -74,22 +74,33 @@ class ClipTask:
     def modules(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip}
 
-    def _loss(self, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _loss(self, batch: ClipBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The scalars of a step, image embeddings and text embeddings."""
         with autocast(batch.images.device, self.precision):
-            image, text, scale = self.clip(batch.images, batch.ids, batch.mask)
+            states, image, text, scale = self.clip(batch.images, batch.ids, batch.mask)
         scale = scale.clamp(max=self.config.max_logit_scale)
         image, text = image.float(), text.float()
-        return clip_loss(image, text, scale, duplicates(batch.ids, len(image))), image, text, scale
+        contrastive = clip_loss(image, text, scale, duplicates(batch.ids, len(image)))
+        more = self._supervision(batch, states, image)
+        total = contrastive + sum(more.values())
+        scalars = {"loss": total, "contrastive": contrastive} | more | {"logit_scale": scale}
+        return {"loss": total} | {n: x.detach() for n, x in scalars.items() if n != "loss"}, image, text
+
+    def _supervision(
+        self, batch: ClipBatch, states: Float[Tensor, "B P W"], embeddings: Float[Tensor, "B D"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Further terms of the loss; none here."""
+        return {}
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """Contrastive loss of this step's batch."""
-        loss, _, _, scale = self._loss(self.batches(step))
-        return {"loss": loss, "logit_scale": scale.detach()}
+        """Contrastive loss of this step's batch, and further terms."""
+        return self._loss(self.batches(step))[0]
 
     def validate(self) -> dict[str, float]:
-        """Loss, and `alignment` of unseen pairs with full, distinct captions."""
-        loss, image, text, _ = self._loss(self.validation)
-        return {"loss": float(loss)} | alignment(image, text[: len(image)])
+        """Losses, and `alignment` of unseen pairs with full, distinct captions."""
+        scalars, image, text = self._loss(self.validation)
+        found = {name: float(value) for name, value in scalars.items() if name != "logit_scale"}
+        return found | alignment(image, text[: len(image)])
 
 
 def alignment(image: Float[Tensor, "B D"], text: Float[Tensor, "B D"]) -> dict[str, float]:

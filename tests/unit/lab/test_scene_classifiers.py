@@ -275,7 +275,12 @@ def test_scores_name_their_conditions(build, batch: ClassifierBatch) -> None:
 SOURCES = {path: path.read_text() for path in Path(syzygy.__file__).parent.rglob("*.py")}
 SCORING = ("lab/evaluate/", "lab/reproduce/", "lab/demo.py", "lab/commands/")
 JUDGES_OWN = ("lab/world/judge.py", "lab/starter/judge_training.py", "lab/starter/presets.py")
-READERS_USERS = ("lab/evaluate/selection.py", "lab/evaluate/classifiers.py", "lab/commands/world_commands.py")
+READERS_USERS = (
+    "lab/evaluate/selection.py",  # chooses settings
+    "lab/evaluate/classifiers.py",  # measures it
+    "lab/commands/world_commands.py",  # shows users what it reads
+    "lab/commands/train_starter.py",  # hands it to a training
+)
 
 
 def using(pattern: str) -> set[str]:
@@ -295,4 +300,4 @@ def test_only_scoring_uses_the_judge() -> None:
 
 def test_scores_are_never_the_readers() -> None:
     users = using(r"lab\.world\.reader\b|\.reader\(\)|lab\.world import .*\breader\b")
-    assert {name for name in users if name.startswith(SCORING)} == set(READERS_USERS)
+    assert {name for name in users if name.startswith(SCORING)} <= set(READERS_USERS)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from syzygy.core.errors import UserError
-from syzygy.lab.world.scene import COLOURS, SHAPES, STYLES, TEXTURES, Scene
+from syzygy.lab.world.scene import COLOURS, MAX_OBJECTS, SHAPES, STYLES, TEXTURES, Scene
 
 PALETTE: dict[str, tuple[int, int, int]] = {
     "red": (222, 36, 36),
@@ -27,6 +27,9 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 TEXTURE_PERIOD = 0.62
 """Distance between two stripes or dots, in radii of the object: 4.8 px for the smallest object at 64 px."""
+
+OWNED = 0.3
+"""Share of a cell that a thing must cover for the cell to be labelled with it."""
 
 _STAR = (math.cos(math.pi / 5), math.sin(math.pi / 5))
 
@@ -220,3 +223,19 @@ def masks(
         visible[k] = coverage[k] * seen
         seen = seen * (1 - coverage[k])
     return torch.stack(visible)
+
+
+def cell_owners(scenes: Sequence[Scene], cells: int = 8) -> Int[Tensor, "S cells cells"]:
+    """Which thing of its scene covers most of each cell of a grid; -1 where none covers `OWNED` of it.
+
+    Labels for trainings that supervise patches or attention maps.
+    """
+    axis = _axes(4 * cells, "cpu")
+    drawn = _draw_objects(scenes, axis, axis)
+    shares = torch.zeros(len(scenes), MAX_OBJECTS, cells, cells)
+    rows = torch.tensor(drawn.where)
+    shares[rows[:, 0], rows[:, 1]] = nn.functional.avg_pool2d(drawn.coverage, 4)
+    for front in range(1, MAX_OBJECTS):  # approximately: things in front hide their share of those behind
+        shares[:, :front] *= 1 - shares[:, front : front + 1]
+    most = shares.max(1)
+    return torch.where(most.values >= OWNED, most.indices, -1)
