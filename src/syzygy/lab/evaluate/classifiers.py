@@ -18,7 +18,7 @@ from syzygy.generation.request import GenerationRequest
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate.harness import BATCH, SamplingConfig, evaluation_prompts, prompt_accuracy, tensors
 from syzygy.lab.evaluate.judging import judge_of
-from syzygy.lab.starter.classifier_training import measure, rendered
+from syzygy.lab.starter.classifier_training import conditions, measure, rendered
 from syzygy.lab.world.classifier_scores import agreement, read_all
 from syzygy.lab.world.prompts import CATEGORIES
 from syzygy.lab.world.scene_classifier import Prediction, SceneClassifier
@@ -31,10 +31,11 @@ def evaluate(model: TextToImage, num: int, prompts: int, sampling: SamplingConfi
     """
     classifiers: dict[str, SceneClassifier] = {"reader": model.reader(), "judge": judge_of(model)}
     batch = rendered("evaluation", seed_of(sampling.seed, "evaluate reader"), 0, num, model.pipeline.device)
+    batches = conditions(batch, _through_autoencoder(model))
     found: dict[str, Any] = {"model": model.name, "pictures": num}
     for name, one in classifiers.items():
         about = {"fingerprint": artifacts.fingerprint(one.state_dict()), "threshold": one.config.threshold}
-        found[name] = about | asdict(measure(one, batch, _through_autoencoder(model)))
+        found[name] = about | asdict(measure(one, batches))
     return found | {"agreement": _agreement(model, classifiers, prompts, sampling, bar) if prompts else None}
 
 

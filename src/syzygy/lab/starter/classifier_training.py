@@ -166,7 +166,7 @@ def train_classifier(
     def evaluate(_: FitResult) -> dict[str, float]:
         """Metrics of the calibrated classifier."""
         finished.append(_calibrated(classifier, batch("calibration", 0, CALIBRATION_PICTURES), run))
-        return measure(finished[0], batch("test", 0, TEST_PICTURES)).metrics()
+        return measure(finished[0], conditions(batch("test", 0, TEST_PICTURES))).metrics()
 
     def save(folder: Path, record: dict[str, Any]) -> None:
         finished[0].save_pretrained(folder, record, torch.float16)
@@ -206,10 +206,8 @@ class ClassifierScores:
 
 
 @torch.no_grad()
-def measure(
-    classifier: SceneClassifier, batch: ClassifierBatch, through: Callable[[Tensor], Tensor] | None = None
-) -> ClassifierScores:
-    """Accuracy on unseen renders, as they are and under mild blur, noise, mottle and shift; confusion on clean ones.
+def conditions(batch: ClassifierBatch, through: Callable[[Tensor], Tensor] | None = None) -> dict[str, ClassifierBatch]:
+    """Renders as they are (`clean`) and under mild blur, noise, mottle and shift.
 
     Args:
         through: if given, images that it makes of the renders are condition `autoencoder`.
@@ -217,15 +215,20 @@ def measure(
     images, scenes = batch.images, batch.scenes
     random = generator(0, "classifier conditions", device=images.device)
     none = ClassifierTaskConfig(blur=0.01, noise=0.0, mottle=0.0, clean=0.0)
-    conditions: dict[str, tuple[Tensor, Sequence[Scene]]] = {"clean": (images, scenes)}
+    found = {"clean": batch}
     for name, most in {"blur": BLUR, "noise": NOISE, "mottle": MOTTLE}.items():
-        conditions[name] = degraded(images, none.changed(**{name: most}), random), scenes
-    conditions["shift"] = shifted(images, scenes, SHIFT)
+        found[name] = ClassifierBatch(degraded(images, none.changed(**{name: most}), random), scenes)
+    found["shift"] = ClassifierBatch(*shifted(images, scenes, SHIFT))
     if through is not None:
-        conditions["autoencoder"] = torch.cat([through(part) for part in images.split(CHUNK)]), scenes
-    readings = {name: read_all(classifier, x) for name, (x, _) in conditions.items()}
+        found["autoencoder"] = ClassifierBatch(torch.cat([through(part) for part in images.split(CHUNK)]), scenes)
+    return found
+
+
+def measure(classifier: SceneClassifier, batches: Mapping[str, ClassifierBatch]) -> ClassifierScores:
+    """Accuracy under each of `conditions`; confusion on clean renders."""
+    readings = {name: read_all(classifier, batch.images) for name, batch in batches.items()}
     return ClassifierScores(
-        {name: accuracy(readings[name], of) for name, (_, of) in conditions.items()},
-        {name: count_accuracy(readings[name], of) for name, (_, of) in conditions.items()},
-        confusion(readings["clean"], scenes),
+        {name: accuracy(readings[name], batch.scenes) for name, batch in batches.items()},
+        {name: count_accuracy(readings[name], batch.scenes) for name, batch in batches.items()},
+        confusion(readings["clean"], batches["clean"].scenes),
     )
