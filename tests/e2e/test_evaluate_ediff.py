@@ -161,7 +161,7 @@ def test_regions_are_measured_with_their_controls(syzygy, with_t5: Path, tmp_pat
     )
     answer = syzygy(*command)
     assert answer.code == 0, answer.err
-    assert "Strength with most objects in place on seen prompts: w'" in answer.out
+    assert "Strength with most objects in place on seen prompts, by the reader: w'" in answer.out
     found = json.loads((tmp_path / "results.json").read_text())
     painted = ["w' 1", "w' 3"]
     assert list(dict.fromkeys(row["candidate"] for row in found["rows"])) == [
