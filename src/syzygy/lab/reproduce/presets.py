@@ -71,8 +71,8 @@ def prior_sweep_quick() -> PriorSweepRun:
 def reproduce_experts_full() -> ReproduceExpertsRun:
     """The experts' comparison at a small scale, in an estimated two hours with one thread on one core.
 
-    The paper's E9_511 begins at σ 9.6 and serves 9 of 25 steps. With this decoder's training noise, which is higher, it would begin at 65 and
-    serve 2; E3_7 is the node that begins at 8.8. Leaves start from the decoder at once: with one training per level, most of so small a
+    The paper's E9_511 begins at σ 9.6 and serves 9 of 25 steps. With this decoder's training noise, which is higher, it would begin at 58 and
+    serve 2; E3_7 is the node that begins at 7.2. Leaves start from the decoder at once: with one training per level, most of so small a
     budget would go into nodes that are not kept. The learning rate is low, because the decoder's own training ended at 0 and short trainings
     at a higher one only make it worse.
     """
