@@ -34,7 +34,8 @@ def test_trained_and_loaded(syzygy, tmp_path: Path, monkeypatch) -> None:
 def test_a_decoder_goes_on_with_t5_beside(syzygy, tiny_model: Path, tmp_path: Path) -> None:
     t5 = build_t5(T5Config(width=32, layers=1, decoder_layers=1, heads=2), ["a red circle"] * 9, seed=0)
     t5.save_pretrained(tmp_path / "t5", {})
-    small = ("task.batch_size=4", "loop.steps=2", "loop.warmup=0", "loop.validate_every=2", "loop.checkpoint_every=2",
+    small = ("--preset", "ediff-i", "scenes=0", "task.batch_size=4", "loop.steps=2", "loop.warmup=0",
+             "loop.validate_every=2", "loop.checkpoint_every=2",
              "backbone.channels=[16,32]", "backbone.attention=[false,true]", "backbone.head_width=16",
              "backbone.norm_groups=8", "cross_attention_width=32", "vector_width=32", "image_tokens=1",
              'task.subsets={"image":0.5,"text+t5":0.5}')  # fmt: skip
@@ -93,17 +94,21 @@ def test_a_decoder_goes_on_with_t5_beside(syzygy, tiny_model: Path, tmp_path: Pa
     assert torch.isfinite(new.slots["t5"].states_mean).all()
     assert states.shape[2] == len(new.slots["t5"].states_std)
 
-    anew = build_decoder(new.config, seed=1)
-    before = {name: value.clone() for name, value in anew.state_dict().items()}
-    extend(anew, tiny_model / "decoder", fresh_attention=True)
-    begun = {name for name, value in old.state_dict().items() if not torch.equal(anew.state_dict()[name], value)}
-    assert begun == {name for name in before if name.endswith(("attn2.to_q.weight", "attn2.to_k.weight"))}
-    assert all(torch.equal(anew.state_dict()[name], before[name]) for name in begun)
-
-    answer = syzygy("train", "decoder", *parts[:4], "--out", tmp_path / "no", *small[:-1], "fresh_attention=true")
-    assert answer.code == 2
-    assert "fresh_attention is for continuing from another decoder" in answer.err
-    without = [one for one in small if not one.startswith("task.subsets")]
-    answer = syzygy("train", "decoder", *parts, "--out", tmp_path / "other", *without, "vector_width=64")
+    answer = syzygy(
+        "train", "decoder", *parts, "--t5", tmp_path / "t5", "--out", tmp_path / "other", *small, "vector_width=64"
+    )
     assert answer.code == 2
     assert "cannot continue from the decoder" in answer.err
+    answer = syzygy(
+        "train",
+        "decoder",
+        *parts,
+        "--t5",
+        tmp_path / "t5",
+        "--out",
+        tmp_path / "no",
+        *small[:-1],
+        'task.subsets={"text":1}',
+    )
+    assert answer.code == 2
+    assert "no subset of task.subsets has t5" in answer.err

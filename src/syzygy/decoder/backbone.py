@@ -1,4 +1,4 @@
-"""diffusers' `UNet2DConditionModel` as the decoder's backbone, and decoders as folders of weights."""
+"""Backbones of the decoder (here diffusers' `UNet2DConditionModel`), and decoders as folders of weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from syzygy.core import artifacts
 from syzygy.core.config import parse
 from syzygy.core.randomness import seed_of
-from syzygy.decoder.network import Decoder, DecoderConfig, Slot
+from syzygy.decoder.hybrid_backbone import HybridBackbone
+from syzygy.decoder.network import Decoder, DecoderConfig, HybridConfig, Slot, UNetConfig
 from syzygy.regions.attention_processors import add_region_processors
 from syzygy.regions.region_bias import RegionBias
 
@@ -29,6 +30,7 @@ class UNetBackbone(nn.Module):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         unet = config.backbone
+        assert isinstance(unet, UNetConfig)
         self.unet = UNet2DConditionModel(
             sample_size=config.size,
             in_channels=config.channels,
@@ -77,7 +79,8 @@ def build_decoder(config: DecoderConfig, *, seed: int = 0) -> Decoder:
     """A decoder with fresh weights from `seed`; call `set_scale` for each slot with a pooled vector before use."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "decoder", "weights"))
-        return Decoder(config, UNetBackbone(config))
+        hybrid = isinstance(config.backbone, HybridConfig)
+        return Decoder(config, HybridBackbone(config) if hybrid else UNetBackbone(config))
 
 
 def save_decoder(

@@ -15,9 +15,17 @@ from syzygy.core.contracts import Condition, Conditioning
 from syzygy.core.errors import UserError, unknown
 from syzygy.core.lora import Adapted, Lora
 from syzygy.core.randomness import generator
+from syzygy.decoder.hybrid_backbone import HybridBackbone
 from syzygy.decoder.network import Decoder
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.preconditioning import Preconditioned, denoising_loss
+from syzygy.decoder.supervision import (
+    PatchClassifier,
+    PatchTargets,
+    attention_loss,
+    classification_loss,
+    token_mentions,
+)
 from syzygy.training.precision import autocast
 
 
@@ -36,6 +44,15 @@ class DecoderTaskConfig(Config):
     """Fraction of the samples whose words get the regions of their objects (where the batches have regions)."""
     strengths: tuple[float, float] = (0.1, 1.0)
     """The smallest and largest region strength (w') of these samples."""
+    attention_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the supervision of cross-attention: patches attend to the words for their objects. Needs batches with targets."""
+    classification_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the supervision of features: those of a patch tell the attributes of its object. Needs batches with targets."""
+
+    @property
+    def supervised(self) -> bool:
+        """Whether a step needs to know what is where in its images."""
+        return self.attention_weight > 0 or self.classification_weight > 0
 
     @property
     def pictures(self) -> int:
@@ -89,6 +106,8 @@ class DecoderBatch:
 
     latents: Float[Tensor, "B C H W"]
     conditioning: Conditioning
+    targets: PatchTargets | None = None
+    """What is where in the images, for the supervision of attention and features."""
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -99,7 +118,10 @@ class DecoderTask:
 
     `batches(step)` gives the `config.pictures` images of a step; noise level, noise and subset of a step depend on (seed, step) alone.
     `precision` runs the network under autocast; weights, mixing and loss stay fp32. With `lora`, an adaptation of the decoder's network,
-    that alone is trained.
+    that alone is trained. A `classifier` of the backbone's patches is trained with the decoder, if the configuration has a weight for it.
+
+    Raises:
+        UserError: a subset names an unknown condition; supervision without a hybrid backbone.
     """
 
     def __init__(
@@ -111,6 +133,7 @@ class DecoderTask:
         seed: int,
         precision: torch.dtype | None = None,
         lora: Lora | None = None,
+        classifier: PatchClassifier | None = None,
     ) -> None:
         for subset in config.subsets:
             for name in members_of(subset):
@@ -118,16 +141,36 @@ class DecoderTask:
                     raise unknown("condition", name, decoder.slots)
         self.modules: dict[str, nn.Module] = {"decoder": decoder} if lora is None else {"lora": lora}
         network = decoder if lora is None else Adapted(decoder, lora)
+        if config.supervised and not isinstance(decoder.backbone, HybridBackbone):
+            raise UserError(
+                "attention_weight and classification_weight are for decoders with a hybrid backbone: set them to 0."
+            )
+        assert (classifier is not None) == (config.classification_weight > 0), (
+            "a classifier has a weight, and only then"
+        )
+        if classifier is not None:
+            self.modules["classifier"] = classifier
+        self._decoder, self._classifier = decoder, classifier
         self._denoiser = Preconditioned(network, decoder.config.sigma_data)
         self._batches, self._validation = batches, validation
         self._config, self._seed, self._precision = config, seed, precision
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        """The mean weighted denoising loss of one batch (1 for a network that has learned nothing)."""
-        return {"loss": self.each(step).mean()}
+        """The mean weighted denoising loss of one batch (1 for a network that has learned nothing).
+
+        With supervision, `loss` is its weighted sum with the losses `attention` and `classification`, and `denoising` is the former alone.
+        """
+        drawn = self._draw(step)
+        if not self._config.supervised:
+            return {"loss": self._losses(*drawn[:-1]).mean()}
+        return self._supervised(*drawn)
 
     def each(self, step: int) -> Float[Tensor, "B"]:
-        """The loss of each sample of one batch, in rising order of σ where each comes from its own image."""
+        """The denoising loss of each sample of one batch, in rising order of σ where each comes from its own image."""
+        return self._losses(*self._draw(step)[:-1])
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Conditioning, PatchTargets | None]:
+        """Latents, noise levels, noise, conditions and targets of one batch."""
         batch = self._batches(step)
         assert len(batch) == self._config.pictures, f"{len(batch)} images, configured {self._config.pictures}"
         device = batch.latents.device
@@ -140,7 +183,32 @@ class DecoderTask:
         conditioning = self._random_subsets(batch.conditioning[of], len(of), random)
         if self._config.painted:
             conditioning = self._random_regions(conditioning, len(of), random)
-        return self._losses(latents, sigma, noise, conditioning)
+        return latents, sigma, noise, conditioning, None if batch.targets is None else batch.targets[of]
+
+    def _supervised(
+        self,
+        latents: Float[Tensor, "B C H W"],
+        sigma: Float[Tensor, "B"],
+        noise: Tensor,
+        conditioning: Conditioning,
+        targets: PatchTargets | None,
+    ) -> dict[str, Tensor]:
+        config, backbone = self._config, self._decoder.backbone
+        assert targets is not None, "supervision needs batches with targets"
+        assert isinstance(backbone, HybridBackbone)
+        with backbone.recording() as recorded:
+            found = {"denoising": self._losses(latents, sigma, noise, conditioning).mean()}
+        total = found["denoising"]
+        if self._classifier is not None:
+            with autocast(latents.device, self._precision):
+                loss = classification_loss(self._classifier, recorded, targets, sigma)
+            found["classification"] = loss
+            total = total + config.classification_weight * loss
+        if config.attention_weight:
+            words = token_mentions(self._decoder, targets, conditioning, recorded.attention[0].shape[-1])
+            found["attention"] = attention_loss(recorded, targets, words, sigma)
+            total = total + config.attention_weight * found["attention"]
+        return {"loss": total, **found}
 
     def validate(self) -> dict[str, float]:
         """Loss for each subset of conditions, at fixed noise and at σ spread evenly over the training distribution.

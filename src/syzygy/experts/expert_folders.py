@@ -14,6 +14,7 @@ from syzygy.core.lora import Adapted, Lora
 from syzygy.core.offload import SequentialOffload
 from syzygy.core.randomness import seed_of
 from syzygy.decoder.backbone import load_config, load_decoder
+from syzygy.decoder.hybrid_backbone import HybridBackbone
 from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.experts.routing import Experts, Stages
 
@@ -60,7 +61,7 @@ class OffloadPolicy:
     memory: str = "all"
     """One of `MEMORY`."""
     backend: str | Callable[..., Any] | None = None
-    """Backend of torch.compile, such as "inductor", for each expert's U-Net; None does not compile. Routing is never compiled."""
+    """Backend of torch.compile, such as "inductor", for each expert's backbone; None does not compile. Routing is never compiled."""
 
     def __post_init__(self) -> None:
         if self.memory not in MEMORY:
@@ -88,12 +89,12 @@ class OffloadPolicy:
         return SequentialOffload.offloaded(found) if self.memory == "offload" else found
 
     def compiled(self, expert: nn.Module) -> nn.Module:
-        """The same expert, whose U-Net is compiled when it first runs."""
+        """The same expert, whose backbone is compiled when it first runs."""
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         if self.backend is not None:
             for module in expert.modules():
-                if isinstance(module, UNet2DConditionModel):
+                if isinstance(module, UNet2DConditionModel | HybridBackbone):
                     module.compile(backend=self.backend)
         return expert
 

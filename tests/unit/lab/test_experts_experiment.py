@@ -114,7 +114,7 @@ def test_the_whole_weighs_each_expert_by_what_it_serves() -> None:
 
 
 def test_experts_train_on_what_their_decoder_was_trained_on(tmp_path: Path) -> None:
-    words = presets.decoder_words()
+    words = presets.decoder_starter()
     artifacts.write_json(tmp_path / artifacts.PROVENANCE_FILE, {"recipe": words.model_dump(mode="json")})
     run = as_trained(presets.experts_full(), tmp_path)
     assert (run.task.subsets, run.task.painted, run.task.noise) == (
@@ -123,8 +123,10 @@ def test_experts_train_on_what_their_decoder_was_trained_on(tmp_path: Path) -> N
         words.task.noise,
     )
     assert words.task.painted > 0
+    assert words.task.supervised
+    assert not run.task.supervised
     assert (run.medium_captions, run.long_captions) == (words.medium_captions, words.long_captions)
-    own = presets.experts_full().model_copy(update={"task": words.task.model_copy(update={"batch_size": 8})})
+    own = presets.experts_full().changed(task={"batch_size": 8})
     assert as_trained(own, tmp_path).task.batch_size == 8
     artifacts.write_json(tmp_path / artifacts.PROVENANCE_FILE, {"clip": "unknown recipe"})
     assert as_trained(own, tmp_path) == own

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from syzygy.cli.common import progress_bar
 from syzygy.cli.train import clip_option
 from syzygy.cli.training import EPILOG, Trained, run_training, train_options
 from syzygy.core.errors import UserError
@@ -14,7 +15,7 @@ from syzygy.core.registry import imported
 if TYPE_CHECKING:
     import torch
 
-STAGES = "clip,reader,autoencoder,decoder,t5,words,colours,more_colours,binding,more_binding,finish,prior,llm,align,image,quality"
+STAGES = "clip,reader,autoencoder,t5,decoder,prior,llm,align,image,quality"
 PRESETS = "syzygy.lab.starter.presets"
 
 
@@ -58,28 +59,63 @@ reader = _part("reader", "Train the classifier of scenes that scores images: ima
     metavar="FOLDER|MODEL",
     help="The frozen autoencoder: a model, a training run, or the folder of its weights.",
 )
-@click.option("--t5", "t5_source", metavar="RUN|FOLDER|HUB-ID", help="Condition on the states of this frozen T5 too.")
+@click.option(
+    "--t5",
+    "t5_source",
+    metavar="RUN|FOLDER|HUB-ID",
+    help="The frozen T5 whose states are condition t5.  [default: the starter's, if task.subsets name t5]",
+)
+@click.option(
+    "--reader",
+    "reader_source",
+    default="starter",
+    show_default=True,
+    metavar="FOLDER|MODEL",
+    help="The scene classifier that scores images in validation.",
+)
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where the encoded scenes are kept; runs with the same CLIP, autoencoder and T5 can share them.  [default: RUN/samples]",
+)
 @click.option(
     "--init", metavar="FOLDER|MODEL", help="Continue from this decoder; conditions that it does not read are added."
 )
 @train_options("starter")
-def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, init: str | None, **options: Any) -> None:
-    """Train a decoder (image embedding and text to latents) with a frozen CLIP and a frozen autoencoder."""
+def decoder(
+    clip_source: str,
+    autoencoder_source: str,
+    t5_source: str | None,
+    reader_source: str,
+    samples: Path | None,
+    init: str | None,
+    **options: Any,
+) -> None:
+    """Train a decoder (image embedding and text to latents) with a frozen CLIP, autoencoder and T5."""
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.clip.clip_model import Clip
         from syzygy.core.model_parts import part_folder, part_or_id
         from syzygy.decoder.autoencoder import Autoencoder
+        from syzygy.decoder.training import members_of
         from syzygy.lab.starter import decoder_training as decoder
+        from syzygy.lab.world.reader import Reader
         from syzygy.text_encoders.t5 import T5Text
 
         clip = Clip.from_pretrained(part_folder(clip_source, "clip")).to(device).requires_grad_(False)
         latents = Autoencoder.from_pretrained(part_folder(autoencoder_source, "autoencoder")).to(device)
         t5 = None
-        if t5_source is not None:
-            t5 = T5Text.from_pretrained(part_or_id(t5_source, "t5")).to(device)
+        if any("t5" in members_of(subset) for subset in run.task.subsets):
+            t5 = T5Text.from_pretrained(part_or_id(t5_source or "starter", "t5")).to(device)
+        elif t5_source is not None:
+            raise UserError("no subset of task.subsets has t5, so nothing would read --t5: leave it out.")
+        reader = Reader.from_pretrained(part_folder(reader_source, "reader"))
         start = None if init is None else part_folder(init, "decoder")
-        result = decoder.train(run, clip, latents.requires_grad_(False), out, device, t5=t5, init=start)
+        result = decoder.train(
+            run, clip, latents.requires_grad_(False), out, device,
+            t5=t5, init=start, reader=reader, samples=samples, bar=progress_bar,
+        )  # fmt: skip
         return Trained(result.folder, result.metrics)
 
     run_training(f"{PRESETS}:DECODER", body, **options)
@@ -89,8 +125,8 @@ def decoder(clip_source: str, autoencoder_source: str, t5_source: str | None, in
 @click.option("--stages", metavar="NAMES", help=f"Stages to run, separated by commas: {STAGES}.  [default: all]")
 @train_options("cpu")
 def starter(stages: str | None, **options: Any) -> None:
-    """Train all parts of the starter model: CLIP, reader, autoencoder, decoder, T5, the decoder six times more with T5, prior, a language
-    model and the three stages of its adapter.
+    """Train all parts of the starter model: CLIP, reader, autoencoder, T5, decoder, prior, a language model and the three stages of its
+    adapter.
 
     Stages that are finished with the same settings are not run again. As soon as the parts can generate images, they are assembled to
     RUN/model.

@@ -38,7 +38,7 @@ from syzygy.lab.evaluate.composition import REFERENCE
 from syzygy.lab.evaluate.harness import Candidate, evaluation_prompts, tensors
 from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder, generate_and_score
 from syzygy.lab.starter import experts_training
-from syzygy.lab.starter.decoder_training import Encoding
+from syzygy.lab.starter.decoder_data import Encoding
 from syzygy.lab.starter.experts_training import ExpertsRun
 from syzygy.lab.world.prompts import Prompt
 from syzygy.prior.embedding_statistics import frechet_distance

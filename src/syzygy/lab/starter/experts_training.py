@@ -17,7 +17,7 @@ from syzygy.decoder.backbone import load_decoder, save_decoder
 from syzygy.decoder.training import DecoderTask, DecoderTaskConfig
 from syzygy.experts.expert_folders import TRUNK, build_lora, load_lora
 from syzygy.experts.training import NodeTraining, TreeRun, finished_node, node_folder, stages_of, train_node, train_tree
-from syzygy.lab.starter.decoder_training import CaptionMixture, Encoding
+from syzygy.lab.starter.decoder_data import CaptionMixture, Encoding
 from syzygy.text_encoders.t5 import T5Text
 from syzygy.training.precision import precision_on
 
@@ -34,9 +34,14 @@ def as_trained(run: ExpertsRun, decoder: Path) -> ExpertsRun:
     recipe = artifacts.read_json(decoder / artifacts.PROVENANCE_FILE).get("recipe", {})
     if "task" not in recipe:
         return run
-    own = {"batch_size": run.task.batch_size, "draws": run.task.draws}
+    own = {
+        "batch_size": run.task.batch_size,
+        "draws": run.task.draws,
+        "attention_weight": 0,
+        "classification_weight": 0,
+    }
     task = parse(DecoderTaskConfig, recipe["task"] | own, str(decoder / artifacts.PROVENANCE_FILE))
-    captions = {name: recipe[name] for name in ("medium_captions", "long_captions", "just_told") if name in recipe}
+    captions = {name: recipe[name] for name in CaptionMixture.model_fields if name in recipe}
     return run.model_copy(update={"task": task, **captions})
 
 
@@ -105,7 +110,7 @@ def train_expert(
     settings = run.task.model_copy(update={"noise": noise})
     seed = seed_of(run.seed, "expert", one.name)
     batches = encode.stream(run.task.pictures, run, seed)
-    task = DecoderTask(decoder, batches, [encode.unseen(run.seed)], settings, seed, encode.precision, lora)
+    task = DecoderTask(decoder, batches, [encode.unseen(run.seed, run)], settings, seed, encode.precision, lora)
 
     def save(place: Path, record: dict[str, Any]) -> None:
         save_decoder(decoder, place, record)

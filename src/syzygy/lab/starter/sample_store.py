@@ -49,6 +49,10 @@ class SampleStore:
         at = rows.numpy()
         return {name: torch.from_numpy(column[at]) for name, column in self._columns.items()}
 
+    def column(self, name: str) -> Tensor:
+        """One column of all samples."""
+        return torch.from_numpy(np.array(self._columns[name]))
+
     @classmethod
     def build(
         cls,

@@ -14,7 +14,6 @@ from syzygy.core.config import Config, parse
 from syzygy.core.errors import UserError, unknown
 from syzygy.core.model_parts import COMPONENTS
 from syzygy.decoder.autoencoder import Autoencoder
-from syzygy.decoder.backbone import load_decoder
 from syzygy.generation.own_models import write_model
 from syzygy.lab.starter import (
     autoencoder_training,
@@ -32,7 +31,9 @@ from syzygy.lab.starter.lm_training import LmRun
 from syzygy.lab.starter.reader_training import ReaderRun
 from syzygy.lab.starter.t5_training import T5Run
 from syzygy.lab.starter.world_captions import world_images
+from syzygy.lab.world.reader import Reader
 from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.prior_loading import load_network
 from syzygy.prior.training import PriorRun
 from syzygy.text_encoders import training as adapter_training
 from syzygy.text_encoders.adapter import TextAdapter
@@ -43,7 +44,7 @@ from syzygy.training.parallel import process_group
 from syzygy.training.run_records import RunResult
 
 Parts = Mapping[str, Any]
-"""The frozen parts of a stage by name; the decoder's `init` and the adapter's are folders."""
+"""The frozen parts of a stage by name; the adapter's `init` is a folder."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def _alone(train: Callable[[Any, Path, torch.device], object]) -> Callable[[Any,
 
 
 def _decoder(run: DecoderRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
-    t5, init = parts.get("t5"), parts.get("init")
-    return decoder_training.train(run, parts["clip"], parts["autoencoder"], out, device, t5=t5, init=init)
+    reader = Reader.from_pretrained(_folder(out.parent, "reader"))
+    return decoder_training.train(run, parts["clip"], parts["autoencoder"], out, device, t5=parts["t5"], reader=reader)
 
 
 def _prior(run: PriorRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
@@ -90,25 +91,14 @@ def _image(stage: str) -> Callable[[ImageRun, Parts, Path, torch.device], RunRes
     return train
 
 
-def _words(init: str) -> Stage:
-    """The decoder, trained further with T5's states."""
-    return Stage("decoder", _decoder, ("clip", "autoencoder", "t5"), init)
-
-
 OPTIONAL = ("t5", "llm")
 """Parts that belong to a model only if one of its stages needs them."""
 STAGES: Mapping[str, Stage] = {
     "clip": Stage("clip", _alone(clip_training.train)),
     "reader": Stage("reader", _alone(reader_training.train)),
     "autoencoder": Stage("autoencoder", _alone(autoencoder_training.train)),
-    "decoder": Stage("decoder", _decoder, ("clip", "autoencoder")),
     "t5": Stage("t5", _alone(t5_training.train)),
-    "words": _words("decoder"),
-    "colours": _words("words"),
-    "more_colours": _words("colours"),
-    "binding": _words("more_colours"),
-    "more_binding": _words("binding"),
-    "finish": _words("more_binding"),
+    "decoder": Stage("decoder", _decoder, ("clip", "autoencoder", "t5")),
     "prior": Stage("prior", _prior, ("clip",)),
     "llm": Stage("llm", _alone(lm_training.train)),
     "align": Stage("adapter", _align, ("clip", "prior", "llm")),
@@ -128,22 +118,10 @@ class StarterRun(Config):
     """The classifier that scores images."""
     autoencoder: AutoencoderRun
     """The autoencoder, in whose latent space the decoder denoises."""
-    decoder: DecoderRun
-    """The decoder, mostly from image embeddings."""
     t5: T5Run
     """The T5 whose states the decoder reads."""
-    words: DecoderRun
-    """The decoder, trained further: it learns to read words, and region-conditioned ones."""
-    colours: DecoderRun
-    """The decoder, trained further: it learns colours from words."""
-    more_colours: DecoderRun
-    """The same for longer, on other scenes."""
-    binding: DecoderRun
-    """The decoder, trained further with all its conditions: it learns which colour belongs to which object."""
-    more_binding: DecoderRun
-    """The same for longer."""
-    finish: DecoderRun
-    """The same at a lower learning rate."""
+    decoder: DecoderRun
+    """The decoder, from image embeddings, words, and both."""
     prior: PriorRun
     """The ECLIPSE prior. It reads CLIP's features and the adapter's, and the adapter's stages do not change it."""
     llm: LmRun
@@ -214,8 +192,7 @@ def _finished(run: StarterRun, name: str, out: Path) -> bool:
     record = artifacts.read_json(provenance)
     known = {part: _load(run, out, part).fingerprint() for part in stage.frozen}
     if stage.init is not None:
-        load = TextAdapter.from_pretrained if stage.part == "adapter" else load_decoder
-        known["init"] = artifacts.fingerprint(load(_folder(out, stage.init)).state_dict())
+        known["init"] = artifacts.fingerprint(TextAdapter.from_pretrained(_folder(out, stage.init)).state_dict())
     return _same(record["recipe"], getattr(run, name)) and all(
         _recorded(record, part) == fingerprint for part, fingerprint in known.items()
     )
@@ -244,7 +221,9 @@ def _load(run: StarterRun, out: Path, name: str) -> Clip | Autoencoder | T5Text 
         return adapter_training.language_model(run.align, str(folder))
     if name == "t5":
         return T5Text.from_pretrained(folder)
-    loaders = {"clip": Clip, "autoencoder": Autoencoder, "prior": EclipsePrior}
+    if name == "prior":
+        return load_network(folder).requires_grad_(False)
+    loaders = {"clip": Clip, "autoencoder": Autoencoder}
     return loaders[name].from_pretrained(folder).requires_grad_(False)
 
 

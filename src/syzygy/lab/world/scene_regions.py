@@ -21,15 +21,22 @@ def regions(pair: Pair, draw: Draw, side: int) -> tuple[Region, ...]:
     Boxes of any looseness, up to halves and strips of the image, or discs around each object. Words that occur twice in the caption are
     left out, as a region applies to every occurrence of its phrase.
     """
+    return tuple(mention_regions(pair, draw, side).values())
+
+
+def mention_regions(pair: Pair, draw: Draw, side: int) -> dict[int, Region]:
+    """`regions` by the number of the mention."""
     text, mentions = pair.caption.text, pair.caption.description.mentions
-    phrases = [(mentions[span.mention], text[span.start : span.stop]) for span in pair.caption.spans]
-    found = []
-    for mention, phrase in phrases:
-        things = [thing for thing in pair.scene.things if mention.fits(thing)]
+    phrases = [(span.mention, text[span.start : span.stop]) for span in pair.caption.spans]
+    found = {}
+    for number, phrase in phrases:
+        things = [thing for thing in pair.scene.things if mentions[number].fits(thing)]
+        if not things:  # a wrong caption
+            continue
         mask = _box(things, draw, side) if draw.chance(0.7) else _discs(things, draw, side)
         if draw.chance(WITH_REGION) and text.casefold().count(phrase.casefold()) == 1:
-            found.append(Region(phrase, mask))
-    return tuple(found)
+            found[number] = Region(phrase, mask)
+    return found
 
 
 def _box(things: list[Thing], draw: Draw, side: int) -> Float[Tensor, "side side"]:
