@@ -167,7 +167,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("image", "text"):
             decoder.set_scale(name, 0.5)
         Reader(ReaderConfig(features=16, blocks=1)).save_pretrained(parts["reader"], {})
-    autoencoder = build_autoencoder(AutoencoderConfig(image_size=32, channels=16, norm_groups=8))
+    autoencoder = build_autoencoder(AutoencoderConfig(image_size=32, channels=16, fine_channels=8))
     autoencoder.set_statistics(torch.zeros(4), torch.ones(4))
     autoencoder.save_pretrained(parts["autoencoder"], {}, torch.float16)
     beside["autoencoder"] = Autoencoder.from_pretrained(parts["autoencoder"]).fingerprint()

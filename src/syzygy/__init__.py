@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from syzygy.generation.prior_pipeline import PriorPipeline
     from syzygy.generation.text_to_image import TextToImage
     from syzygy.prior.eclipse import EclipsePrior
+    from syzygy.prior.linear_prior import LinearPrior
+    from syzygy.prior.residual_prior import ResidualPrior
     from syzygy.regions.diffusers_hook import region_conditioning
 
     __version__: str
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "EclipsePrior",
     "ExpertUNet",
+    "LinearPrior",
     "PriorPipeline",
     "Region",
+    "ResidualPrior",
     "TextFeatures",
     "TextToImage",
     "__version__",
@@ -30,8 +34,10 @@ __all__ = [
 _HOMES = {
     "EclipsePrior": "syzygy.prior.eclipse",
     "ExpertUNet": "syzygy.experts.expert_unets",
+    "LinearPrior": "syzygy.prior.linear_prior",
     "PriorPipeline": "syzygy.generation.prior_pipeline",
     "Region": "syzygy.core.contracts",
+    "ResidualPrior": "syzygy.prior.residual_prior",
     "TextFeatures": "syzygy.core.contracts",
     "TextToImage": "syzygy.generation.text_to_image",
     "region_conditioning": "syzygy.regions.diffusers_hook",

@@ -36,13 +36,13 @@ def test_its_priors_load_in_other_commands(syzygy, tiny_model: Path, out: Path, 
     assert answer.code == 0, answer.err
     priors = [f"contrast={out / 'eclipse'}", f"plain={out / 'projection'}"]
     named = [part for prior in priors for part in ("--prior", prior)]
-    options = ("--prompts", 1, "--steps", 1, "--pairs", 40, "--json", "-")
+    options = ("--prompts", 1, "--steps", 1, "--pairs", 40, "--linear-pairs", 40, "--json", "-")
     answer = syzygy("evaluate", "composition", "--model", tiny_model, *named, *options)
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
     names = list(dict.fromkeys(row["candidate"] for row in found["rows"]))
-    assert names == ["reference", "contrast", "plain", *IDENTITIES, "shuffled prompts"]
-    assert list(found["embeddings"]) == ["contrast", "plain", *IDENTITIES]
+    assert names == ["reference", "contrast", "plain", *IDENTITIES, "linear map", "shuffled prompts"]
+    assert list(found["embeddings"]) == ["contrast", "plain", *IDENTITIES, "linear map"]
     assert found["embeddings"]["text identity"].keys() == {"cosine", "recall_at_1", "frechet"}
     assert {row["candidate"] for row in found["rows"] if "against_reference" in row} == set(names) - {"reference"}
     preferred = syzygy("evaluate", "preference", "--model", tiny_model, *named, "--prompts", 1, "--steps", 1)
@@ -69,7 +69,7 @@ def test_a_demo_run_again_trains_anew_and_finds_the_same(syzygy, tiny_model: Pat
 
 def test_score_as_text_and_page(syzygy, tiny_model: Path, tmp_path: Path) -> None:
     files = ("--page", tmp_path / "page.html", "--json", tmp_path / "scores.json")
-    few = ("--prompts", 1, "--draws", 2, "--steps", 1, "--pairs", 40)
+    few = ("--prompts", 1, "--draws", 2, "--steps", 1, "--pairs", 40, "--linear-pairs", 0)
     answer = syzygy("evaluate", "composition", "--model", tiny_model, *few, "--with-text", *files)
     assert answer.code == 0, answer.err
     assert "Reference, one object: colour" in answer.out
@@ -89,6 +89,8 @@ def test_score_as_text_and_page(syzygy, tiny_model: Path, tmp_path: Path) -> Non
     [
         (("--prompts", "0"), "at least 1"),
         (("--quick", "--pairs", "3"), "--quick sets --pairs itself"),
+        (("--quick", "--linear-pairs", "3"), "--quick sets --linear-pairs itself"),
+        (("--prior", "linear map={prior}"), "'linear map' is the name of a control"),
         (("--prior", "shuffled prompts={prior}"), "'shuffled prompts' is the name of a control"),
         (("--prior", "{prior}", "--prior", "{prior}"), "two priors are called 'prior'"),
         (("--page", "/dev/null/page.html"), "cannot write"),
@@ -101,7 +103,11 @@ def test_score_as_text_and_page(syzygy, tiny_model: Path, tmp_path: Path) -> Non
 )
 def test_wrong_input_is_answered_in_two_lines(syzygy, tiny_model: Path, arguments: tuple[str, ...], said: str) -> None:
     arguments = tuple(argument.replace("{prior}", str(tiny_model / "prior")) for argument in arguments)
-    few = () if {"--prompts", "--quick"} & set(arguments) else ("--prompts", 1, "--steps", 1, "--pairs", 0)
+    few = (
+        ()
+        if {"--prompts", "--quick"} & set(arguments)
+        else ("--prompts", 1, "--steps", 1, "--pairs", 0, "--linear-pairs", 0)
+    )
     model = few if "--model" in arguments else ("--model", tiny_model, *few)
     answer = syzygy("evaluate", "composition", *model, *arguments)
     assert answer.code == 2

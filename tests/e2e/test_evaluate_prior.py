@@ -18,7 +18,7 @@ from syzygy.core.randomness import generator
 from syzygy.data.store import EmbeddingStore
 from syzygy.lab.evaluate import held_out
 from syzygy.lab.evaluate.held_out import Past, Truth, common, past_of, rest_of
-from syzygy.lab.evaluate.prior_retrieval import SHIFTED, SHUFFLED, controls, scored
+from syzygy.lab.evaluate.prior_retrieval import LINEAR, SHIFTED, SHUFFLED, controls, scored
 from syzygy.prior.baselines import TextIdentity
 from syzygy.prior.embedding_pairs import StorePairs, split
 from syzygy.prior.embedding_statistics import frechet_distance
@@ -81,14 +81,16 @@ def test_two_runs_are_compared_on_what_both_held_out(
     assert f"Measured on {len(both)} images of" in answer.out
     assert "the training of a and of other held them out" in answer.out
     names = [row["name"] for row in found["candidates"]]
-    assert names == ["a", "other", "text identity", SHIFTED, SHUFFLED, "mean image"]
+    assert names == ["a", "other", "text identity", SHIFTED, LINEAR, SHUFFLED, "mean image"]
     assert all(name in answer.out for name in names)
     rows = {row["name"]: row for row in found["candidates"]}
     assert rows["text identity"]["cosine_text"]["mean"] == 1
     assert rows["a"]["trained_on"] == "this store"
     assert {(row["first"], row["second"]) for row in found["differences"]} == {
         ("a", SHIFTED),
+        ("a", LINEAR),
         ("other", SHIFTED),
+        ("other", LINEAR),
         ("a", "other"),
     }
     for row in found["differences"]:

@@ -23,6 +23,7 @@ SMALL = (
     "prior.loop.validate_every=2",
     "prior.task.batch_size=16",
     "diffusion.batch_size=16",
+    "residual.batch_size=16",
     "diffusion.sampling.steps=2",
     "seeds=2",
     "painted_seeds=1",
@@ -56,7 +57,9 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
         patch.setattr("syzygy.lab.reproduce.eclipse_experiment.sweep_sampling", stop)
         assert syzygy(*command).code == 130
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
-    assert len(trained) == 2 * 3 + 1 + 3 + 3  # seeds × methods, one λ, one share × methods, controls and reference
+    assert (
+        len(trained) == 2 * 4 + 1 + 3 + 4
+    )  # seeds × methods, one λ, one share × the paper's methods, controls and reference
 
     answer = syzygy(*command)
     assert answer.code == 0, answer.err
@@ -66,19 +69,35 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
         "reference",
         "text identity",
         "text identity, shifted",
+        "linear map",
         "projection",
         "diffusion",
         "ECLIPSE",
+        "residual",
     }
-    assert set(found["eclipse_minus"]) == {"projection", "diffusion", "text identity, shifted"}
+    assert set(found["eclipse_minus"]) == {
+        "projection",
+        "diffusion",
+        "text identity, shifted",
+        "linear map",
+        "residual",
+    }
+    assert found["agreement"]["residual"]["seen"]["single"]["prompts"] == 1
+    probed = found["embeddings"]["linear map"]
+    assert {f"probe_{side}{objects}" for side in ("seen", "held_out") for objects in ("", "_one", "_two")} <= set(
+        probed
+    )
     assert found["agreement"]["ECLIPSE"]["seen"]["colour"]["prompts"] == 1
     assert found["agreement"]["ECLIPSE"]["held out"]["shape"] is None, "shapes alone make no composition"
-    costs = {method: found["embeddings"][method]["evaluations"][0] for method in ("projection", "diffusion", "ECLIPSE")}
-    assert costs == {"projection": 1, "diffusion": 4, "ECLIPSE": 1}
-    assert found["embeddings"]["projection"]["parameters"] == found["embeddings"]["ECLIPSE"]["parameters"]
+    costs = {
+        method: found["embeddings"][method]["evaluations"][0]
+        for method in ("projection", "diffusion", "ECLIPSE", "residual")
+    }
+    assert costs == {"projection": 1, "diffusion": 4, "ECLIPSE": 1, "residual": 1}
+    assert found["embeddings"]["projection"]["parameters"] == found["embeddings"]["residual"]["parameters"]
     assert len(found["sweeps"]["fraction"]["diffusion"]) == 2
     page = (tmp_path / "out" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 9 * 6  # a prompt a category and side × candidates
+    assert page.count("data:image/png;base64,") == 11 * 8  # a prompt a category and side × candidates
     report = (tmp_path / "out" / "report.md").read_text()
     for said in (
         "ECLIPSE's prompt accuracy minus the others', in points",
@@ -89,7 +108,7 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     ):
         assert said in report, said
     with Image.open(tmp_path / "out" / "eclipse.jpg") as sheet:
-        assert sheet.width > 6 * 112
+        assert sheet.width > 8 * 112
     assert set(found["eclipse_preferred"]) == set(found["eclipse_minus"])
     assert 0 <= found["eclipse_preferred"]["projection"]["seen"]["mean"] <= 1
 
@@ -101,7 +120,7 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
 def test_every_training_is_needed_once_and_budgets_are_equal() -> None:
     run = presets.reproduce_full()
     todo = all_trainings(run)
-    assert len({one.name for one in todo}) == len(todo) == 5 * 3 + 2 * 4 + 2 * 4 * 3
+    assert len({one.name for one in todo}) == len(todo) == 5 * 4 + 2 * 4 + 2 * 4 * 3
     settings = [one.settings(run) for one in todo]
     assert len({(s.loop, s.num_layers, s.scenes, s.task.batch_size) for s in settings}) == 1
     assert Training("projection", 0, 0.2).settings(run).task.lambda_contrastive == 0  # pyright: ignore

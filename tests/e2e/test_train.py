@@ -55,7 +55,7 @@ PRIOR = (
     "scenes=40",
     "validation_images=20",
 )
-AUTOENCODER = ("autoencoder.image_size=32", "autoencoder.channels=16", "autoencoder.norm_groups=8")
+AUTOENCODER = ("autoencoder.image_size=32", "autoencoder.channels=16", "autoencoder.fine_channels=8")
 T5 = ("t5.width=16", "t5.layers=1", "t5.decoder_layers=1", "t5.heads=2")
 READER = ("reader.features=16", "reader.blocks=1")
 TINY = {

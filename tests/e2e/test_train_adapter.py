@@ -24,7 +24,7 @@ from syzygy.lab.world import scene_source
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.parallel_corpus import parallel
 from syzygy.prior.prior_loading import load_prior
-from syzygy.prior.prior_network import WEIGHTS_FILE
+from syzygy.prior.prior_network import PUBLISHED
 from syzygy.text_encoders.adapter import SIZES, TextAdapter
 from syzygy.text_encoders.adapter_folders import PreviousStage, load_adapted
 from syzygy.text_encoders.adapter_task import AdapterTask
@@ -353,9 +353,9 @@ def test_a_prior_that_was_published_without_statistics(
     from syzygy.prior.eclipse import EclipsePrior
 
     published = shutil.copytree(tiny_model / "prior", tmp_path / "published")
-    tensors = read_tensors(published / WEIGHTS_FILE)
+    tensors = read_tensors(published / PUBLISHED.weights_file)
     artifacts.write_tensors(
-        published / WEIGHTS_FILE, tensors | {"clip_mean": torch.zeros(1, 32), "clip_std": torch.zeros(1, 32)}
+        published / PUBLISHED.weights_file, tensors | {"clip_mean": torch.zeros(1, 32), "clip_std": torch.zeros(1, 32)}
     )
     aligned = shutil.copytree(on_store[on_store.index("--from") + 1], tmp_path / "aligned")
     record = aligned / "adapter" / artifacts.PROVENANCE_FILE

@@ -138,7 +138,7 @@ def test_an_older_store_trains_eclipse_only(syzygy: Callable[..., Any], store: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["starter", "diffusion"])
+@pytest.mark.parametrize("preset", ["starter", "eclipse-residual", "diffusion"])
 def test_a_killed_training_on_a_store_goes_on_bit_for_bit(
     syzygy: Callable[..., Any], store: Path, tmp_path: Path, preset: str
 ) -> None:
@@ -156,7 +156,8 @@ def test_a_killed_training_on_a_store_goes_on_bit_for_bit(
     def finish(out: Path) -> dict[str, bytes]:
         answer = syzygy(*arguments(out))
         assert answer.code == 0, answer.err
-        tensors = read_tensors(out / "prior/diffusion_pytorch_model.safetensors")
+        (weights,) = (out / "prior").glob("*.safetensors")
+        tensors = read_tensors(weights)
         found = {name: x.numpy().tobytes() for name, x in tensors.items()}
         return found | {"metrics": (out / "metrics.jsonl").read_bytes()}
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.packed_attention import PackedText
-from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig, contrastive_loss
+from syzygy.prior.baselines import TextIdentity
+from syzygy.prior.eclipse import EclipsePrior, contrastive_loss
+from syzygy.prior.residual_prior import ResidualPrior
 from tests.closeness import NETWORK, assert_close
 
 WIDTH, TOKENS = 8, 6
@@ -21,12 +23,12 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module")
-def prior() -> EclipsePrior:
-    config = EclipsePriorConfig(
-        embedding_dim=WIDTH, num_layers=2, num_attention_heads=2, attention_head_dim=4, num_embeddings=TOKENS
-    )
-    prior = EclipsePrior(config)
+@pytest.fixture(scope="module", params=[EclipsePrior, ResidualPrior])
+def prior(request: pytest.FixtureRequest) -> EclipsePrior:
+    sizes = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 4}
+    prior = request.param(request.param.config_class(embedding_dim=WIDTH, num_embeddings=TOKENS, **sizes))
+    if isinstance(prior, ResidualPrior):
+        prior.set_identity(TextIdentity(2.0, normal(9, WIDTH)))
     with torch.no_grad():
         for i, parameter in enumerate(prior.parameters()):
             parameter.copy_(0.5 * normal(i, *parameter.shape))

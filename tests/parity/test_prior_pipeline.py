@@ -155,8 +155,8 @@ def test_the_script_in_the_documentation_paints(
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"num_inference_steps": 25}, "no effect on an ECLIPSE prior: it answers in one pass"),
-        ({"guidance_scale": 4.0}, "no effect on an ECLIPSE prior"),
+        ({"num_inference_steps": 25}, "no effect on this prior, which answers in one pass"),
+        ({"guidance_scale": 4.0}, "no effect on this prior"),
         ({"prompt": []}, "0 prompts, 1 pictures a prompt"),
         ({"num_images_per_prompt": 0}, "2 prompts, 0 pictures a prompt"),
         ({"negative_prompt": ["a", "b", "c"]}, "3 negative prompts for 2 prompts"),

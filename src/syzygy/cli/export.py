@@ -27,6 +27,13 @@ from syzygy.cli.common import json_option, tell_next
     "--dtype", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="Precision of the weights."
 )
 @click.option(
+    "--layout",
+    type=click.Choice(["published", "syzygy"]),
+    default="published",
+    show_default=True,
+    help="Layout of the folder: that of ECLIPSE's authors, or Syzygy's own for residual and linear priors, which do not fit it.",
+)
+@click.option(
     "--license",
     "licence",
     metavar="NAME",
@@ -37,7 +44,7 @@ from syzygy.cli.common import json_option, tell_next
 )
 @json_option
 def export(
-    run: Path, out: Path, best: bool, dtype: str, licence: str | None, source: str | None, as_json: bool
+    run: Path, out: Path, best: bool, dtype: str, layout: str, licence: str | None, source: str | None, as_json: bool
 ) -> None:
     """Export the prior of a finished training RUN as a folder to share, with a model card."""
     import json
@@ -46,7 +53,8 @@ def export(
     from syzygy.prior.next_steps import after_export
 
     half = "fp16" if dtype == "fp16" else "fp32"
-    folder = exports.export(run, out, best=best, dtype=half, licence=licence, source=source)
+    own = "syzygy" if layout == "syzygy" else "published"
+    folder = exports.export(run, out, best=best, dtype=half, licence=licence, source=source, layout=own)
     files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     if as_json:
         click.echo(json.dumps({"folder": str(folder), "files": files}))

@@ -130,6 +130,10 @@ COMMANDS: Table = {
                 "syzygy.lab.commands.reproduce_commands:eclipse",
                 "Compare ECLIPSE with projection, diffusion and controls.",
             ),
+            "prior-sweep": Leaf(
+                "syzygy.lab.commands.reproduce_commands:prior_sweep",
+                "Compare priors by the number of their training pairs.",
+            ),
             "experts": Leaf(
                 "syzygy.lab.commands.reproduce_commands:experts",
                 "Compare eDiff-I's experts with one model of equal samples.",

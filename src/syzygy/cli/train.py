@@ -30,6 +30,7 @@ clip_option = click.option(
 On your own pairs (docs/tutorials/train-your-own-prior.md):
   syzygy embed pairs/ --encoder FOLDER|HUB-ID --out STORE
   syzygy train prior --preset eclipse-kandinsky22 --data STORE --out RUN
+  syzygy train prior --preset eclipse-residual --data STORE --out RUN
   torchrun --nproc-per-node 4 -m syzygy.cli train prior …   # on four GPUs
 """
 )
@@ -37,11 +38,27 @@ On your own pairs (docs/tutorials/train-your-own-prior.md):
 @click.option(
     "--data", "store", type=click.Path(path_type=Path), metavar="STORE", help="Train on this embedding store."
 )
-@click.option("--init", metavar="FOLDER|HUB-ID", help="Continue from this ECLIPSE prior: a folder, a run, or a hub id.")
+@click.option(
+    "--init",
+    metavar="FOLDER|HUB-ID",
+    help="Continue from this prior of the preset's kind (ECLIPSE or residual): a folder, a run, or a hub id.",
+)
 @click.option("--tensorboard", is_flag=True, help="Also write metrics to RUN/tensorboard.")
 @train_options("starter")
 def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: bool, **options: Any) -> None:
-    """Train an ECLIPSE prior (text features to image embedding) on an embedding store or on the embedded world."""
+    """Train a prior (text features to image embedding) on an embedding store or on the embedded world.
+
+    \b
+    Presets:
+      starter, eclipse-kandinsky22, eclipse-karlo
+        ECLIPSE
+      eclipse-residual, eclipse-residual-kandinsky22, eclipse-residual-karlo
+        Text embedding, moved to the mean of the images, plus a correction
+      linear
+        Linear map, fitted without steps
+      diffusion
+        The diffusion prior that ECLIPSE is compared with
+    """
     context = click.get_current_context()
     if store and context.get_parameter_source("clip_source") is not click.core.ParameterSource.DEFAULT:
         raise UserError("--clip has no effect with --data: the store records which CLIP embedded it. Leave it out.")
@@ -55,6 +72,10 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
         from syzygy.training.parallel import process_group
         from syzygy.training.progress import ConsoleReporter
 
+        if tensorboard and not hasattr(run, "loop"):
+            raise UserError(
+                "a linear map is fitted without steps, so there is nothing to watch: leave --tensorboard out."
+            )
         fitting = fitting_of(options["overrides"])
         report: Any = ""  # the run's own, which knows the size of its batch once that is fitted to the data
         if tensorboard and not is_dry_run():

@@ -1,4 +1,7 @@
-"""diffusers' `AutoencoderKL` as the latent space of the decoder: images ↔ small latents of zero mean and unit variance.
+"""The latent space of the decoder: images ↔ small latents of zero mean and unit variance.
+
+The network is our own (`autoencoder_network`) and not diffusers' `AutoencoderKL`, because it reconstructs far better for the same time: after
+45 processor seconds of the same training, 27.7 dB instead of 21.8.
 
 Shapes: B images, H × W pixels, C latent channels, h × w latent positions (H / patch × W / patch).
 """
@@ -18,10 +21,40 @@ from syzygy.core.config import Config, parse
 from syzygy.core.errors import UserError
 from syzygy.core.pixels import to_unit
 from syzygy.core.randomness import seed_of
+from syzygy.decoder.autoencoder_network import Decoder, Encoder
 
 
 class AutoencoderConfig(Config):
-    """Sizes of an autoencoder to train from scratch. All of its layers work at latent resolution, which is fast enough on a CPU."""
+    """Sizes of an autoencoder to train from scratch. Most of its layers work at latent resolution, which is fast enough on a CPU."""
+
+    image_size: int = Field(default=64, gt=0)
+    """Height and width of the images, in pixels."""
+    patch: int = Field(default=4, gt=0)
+    """Pixels per latent position along each side; an even number."""
+    latent_channels: int = Field(default=4, gt=0)
+    """Channels of the latents."""
+    channels: int = Field(default=64, gt=0)
+    """Width of the layers at latent resolution."""
+    encoder_blocks: int = Field(default=3, ge=1)
+    """Residual blocks of the encoder."""
+    decoder_blocks: int = Field(default=4, ge=1)
+    """Residual blocks of the decoder at latent resolution."""
+    fine_channels: int = Field(default=32, gt=0)
+    """Width of the decoder's layers at half the images' resolution."""
+    fine_blocks: int = Field(default=2, ge=1)
+    """Residual blocks of the decoder at half the images' resolution."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "AutoencoderConfig":
+        if self.patch % 2:
+            raise ValueError(f"patch {self.patch} must be an even number")
+        if self.image_size % self.patch:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch {self.patch}")
+        return self
+
+
+class AutoencoderKLConfig(Config):
+    """Sizes of an autoencoder on diffusers' `AutoencoderKL`, as starter weights of version 0.1 have it. It is loaded, not trained."""
 
     image_size: int = Field(default=64, gt=0)
     """Height and width of the images, in pixels."""
@@ -37,7 +70,7 @@ class AutoencoderConfig(Config):
     """Groups of the group normalisation; divides `channels`."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "AutoencoderConfig":
+    def _fits_together(self) -> "AutoencoderKLConfig":
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} must be a multiple of patch {self.patch}")
         if self.channels % self.norm_groups:
@@ -46,28 +79,23 @@ class AutoencoderConfig(Config):
 
 
 class Autoencoder(nn.Module):
-    """Images ↔ latents (`ImageAutoencoder`). Each latent channel has zero mean and unit variance over the training images."""
+    """Images ↔ latents (`ImageAutoencoder`): a variational autoencoder (Kingma & Welling 2013).
+
+    Each latent channel has zero mean and unit variance over the training images.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig | AutoencoderKLConfig) -> None:
         super().__init__()
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
         self.config = config
-        planes = 3 * config.patch**2
-        self.model = AutoencoderKL(
-            in_channels=planes,
-            out_channels=planes,
-            latent_channels=config.latent_channels,
-            block_out_channels=(config.channels,),
-            down_block_types=("DownEncoderBlock2D",),
-            up_block_types=("UpDecoderBlock2D",),
-            layers_per_block=config.layers,
-            norm_num_groups=config.norm_groups,
-            mid_block_add_attention=False,
-        )
+        if isinstance(config, AutoencoderKLConfig):
+            self.model = _diffusers_network(config)
+        else:
+            sizes = config.patch, config.latent_channels, config.channels
+            self.encoder = Encoder(*sizes, config.encoder_blocks)
+            self.decoder = Decoder(*sizes, config.decoder_blocks, config.fine_channels, config.fine_blocks)
         # Unknown until the weights are trained; NaN, not a harmless number, so that forgetting them shows.
         self.register_buffer("mean", torch.full((config.latent_channels, 1, 1), float("nan")))
         self.register_buffer("std", torch.full((config.latent_channels, 1, 1), float("nan")))
@@ -92,15 +120,20 @@ class Autoencoder(nn.Module):
 
     def raw_latents(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """Posterior means of images in [0, 1], before normalisation."""
-        return self._posterior(images).mode()
+        return self._posterior(images)[0]
 
-    def _posterior(self, images: Tensor) -> Any:
-        encoded: Any = self.model.encode(F.pixel_unshuffle(2 * images - 1, self.config.patch))
-        return encoded.latent_dist
+    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithmic variance."""
+        if isinstance(self.config, AutoencoderKLConfig):
+            encoded: Any = self.model.encode(F.pixel_unshuffle(2 * images - 1, self.config.patch))
+            return encoded.latent_dist.mean, encoded.latent_dist.logvar
+        return self.encoder(2 * images - 1)
 
     def _decoded(self, raw: Tensor) -> Tensor:
-        decoded: Any = self.model.decode(raw)  # pyright: ignore[reportArgumentType] (wants the old FloatTensor)
-        return F.pixel_shuffle(decoded.sample, self.config.patch)
+        if isinstance(self.config, AutoencoderKLConfig):
+            decoded: Any = self.model.decode(raw)  # pyright: ignore[reportArgumentType] (wants the old FloatTensor)
+            return F.pixel_shuffle(decoded.sample, self.config.patch)
+        return self.decoder(raw)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
@@ -123,8 +156,9 @@ class Autoencoder(nn.Module):
 
         `noise` (standard normal) draws the posterior's sample.
         """
-        posterior = self._posterior(images)
-        return self._decoded(posterior.mean + posterior.std * noise), posterior.kl()
+        mean, log_variance = self._posterior(images)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2, 3))
+        return self._decoded(mean + (0.5 * log_variance).exp() * noise), divergence
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over all weights: identifies the latent space that a decoder was trained on."""
@@ -147,12 +181,31 @@ class Autoencoder(nn.Module):
         """
         folder = Path(folder)
         path = folder / artifacts.CONFIG_FILE
-        autoencoder = cls(parse(AutoencoderConfig, artifacts.read_json(path), str(path)))
+        values = artifacts.read_json(path)
+        kind = AutoencoderKLConfig if "norm_groups" in values else AutoencoderConfig
+        autoencoder = cls(parse(kind, values, str(path)))
         artifacts.load_strictly(autoencoder, artifacts.read_tensors(folder / artifacts.WEIGHTS_FILE), folder)
         return autoencoder.eval()
 
 
-def build_autoencoder(config: AutoencoderConfig, *, seed: int = 0) -> Autoencoder:
+def _diffusers_network(config: AutoencoderKLConfig) -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    planes = 3 * config.patch**2
+    return AutoencoderKL(
+        in_channels=planes,
+        out_channels=planes,
+        latent_channels=config.latent_channels,
+        block_out_channels=(config.channels,),
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+        layers_per_block=config.layers,
+        norm_num_groups=config.norm_groups,
+        mid_block_add_attention=False,
+    )
+
+
+def build_autoencoder(config: AutoencoderConfig | AutoencoderKLConfig, *, seed: int = 0) -> Autoencoder:
     """An autoencoder with fresh weights from `seed`; call `set_statistics` once it is trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "autoencoder", "weights"))

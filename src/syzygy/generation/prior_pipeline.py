@@ -25,8 +25,7 @@ from syzygy.generation.replaced_text_encoder import adapter_folder, llm_beside
 from syzygy.generation.request import check_generator
 from syzygy.pretrained.repositories import identity
 from syzygy.prior.diffusion_prior import PriorSampling, SampledPrior
-from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.prior_loading import load_prior
+from syzygy.prior.prior_loading import OnePassPrior, load_prior
 from syzygy.prior.prior_network import EXAMPLE, find_prior, holds_diffusion
 from syzygy.prior.unclip_sampling import TIMESTEPS
 from syzygy.text_encoders.adapter import AdaptedText
@@ -47,7 +46,7 @@ class PriorPipeline:
     """
 
     clip: Clip
-    prior: EclipsePrior | SampledPrior
+    prior: OnePassPrior | SampledPrior
     zero_image: ZeroImage
     """The image encoder's output for a picture of zeros: the negative conditioning where there is no negative prompt."""
     dtype: torch.dtype
@@ -70,14 +69,14 @@ class PriorPipeline:
         """Load a prior, on the CPU, with the text encoder that belongs to it; the image encoder is loaded when first needed.
 
         Args:
-            prior: an ECLIPSE prior or a stock one: hub id (`@` and a revision may follow), folder, or finished training run.
+            prior: ECLIPSE, residual, linear or a stock prior: hub id (`@` and a revision may follow), folder, or finished training run.
             clip: folder or hub id of the CLIP that the prior was trained with. By default the prior's own repository, where it
                 holds one; else, by the width of its embeddings, Kandinsky 2.2's or OpenAI's ViT-L/14.
             text_encoder: a language model's adapter that reads prompts, negative ones too, instead of CLIP: its folder, or the run that
                 trained it.
             llm: the adapter's language model (folder or hub id), if it has moved since the training.
-            dtype: what text encoder and stock prior compute in, and of the embeddings; fp32 by default. ECLIPSE is small and
-                computes in fp32 always.
+            dtype: what text encoder and stock prior compute in, and of the embeddings; fp32 by default. The others are small and
+                compute in fp32 always.
             torch_dtype: the same, by the name that it had before diffusers 0.42.
             local_files_only: search the local cache only. By default, as in diffusers, what is missing is downloaded.
 
@@ -143,7 +142,7 @@ class PriorPipeline:
             negative_prompt: one for all, or one each, through the prior as the prompts are. None: the embedding of a picture of
                 zeros.
             num_images_per_prompt: embeddings a prompt, each from its own noise.
-            num_inference_steps: of a stock prior, 25 by default. ECLIPSE takes one pass and none of it.
+            num_inference_steps: of a stock prior, 25 by default. Others answer in one pass and take none.
             generator: one for all noise, or one for each of the N; without it torch's own.
             latents: the noise itself: ECLIPSE's ε, or where a stock prior starts.
             guidance_scale: of a stock prior, 4 by default; not the decoder's.
@@ -151,7 +150,7 @@ class PriorPipeline:
             return_dict: diffusers' output class, or a tuple.
 
         Raises:
-            UserError: arguments of another type, numbers that do not fit, steps or guidance of an ECLIPSE prior, which has neither.
+            UserError: arguments of another type, numbers that do not fit, steps or guidance of a prior that answers in one pass.
             NonFiniteError: noise (`latents`) or an embedding holds NaN or infinity.
         """
         prompts = arguments.texts(prompt)
@@ -188,7 +187,7 @@ class PriorPipeline:
                 ) from None
         return _output(found, away, output_type, return_dict)
 
-    def _sampled(self, steps: int | None, scale: float | None) -> EclipsePrior | SampledPrior:
+    def _sampled(self, steps: int | None, scale: float | None) -> OnePassPrior | SampledPrior:
         """The prior with the given settings."""
         asked: dict[str, Any] = {}
         if steps is not None:
@@ -199,7 +198,7 @@ class PriorPipeline:
             return self.prior
         if not isinstance(self.prior, SampledPrior):
             raise UserError(
-                "num_inference_steps and guidance_scale have no effect on an ECLIPSE prior: it answers in one pass. Leave them "
+                "num_inference_steps and guidance_scale have no effect on this prior, which answers in one pass. Leave them "
                 "out here; the decoder takes its own."
             )
         changed = parse(PriorSampling, self.prior.sampling.model_dump() | asked, "the call")
@@ -250,7 +249,7 @@ def _one_each(negatives: list[str], prompts: int) -> list[str]:
 
 
 def _predicted(
-    prior: EclipsePrior | SampledPrior, features: TextFeatures, away: TextFeatures, rows: list[int], noise: Tensor
+    prior: OnePassPrior | SampledPrior, features: TextFeatures, away: TextFeatures, rows: list[int], noise: Tensor
 ) -> Float[Tensor, "R D"]:
     """As a stock pipeline does, whose prior too is guided away from the negative prompt (row of `away`) instead of the empty one."""
     if not isinstance(prior, SampledPrior):

@@ -10,12 +10,17 @@ from syzygy.prior.eclipse import (
     projection_loss,
 )
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
+from syzygy.prior.linear_prior import LinearPrior
+from syzygy.prior.residual_prior import ResidualPrior, ResidualPriorConfig
 
 __all__ = [
     "EclipseLoss",
     "EclipsePrior",
     "EclipsePriorConfig",
     "EmbeddingStatistics",
+    "LinearPrior",
+    "ResidualPrior",
+    "ResidualPriorConfig",
     "TextIdentity",
     "contrastive_loss",
     "eclipse_loss",

@@ -1,4 +1,4 @@
-"""Baselines with the contract of a prior. (Projection-only is an `EclipsePrior` that is trained with λ = 0.)"""
+"""Text identity, a baseline with the contract of a prior. (Projection-only is an `EclipsePrior` that is trained with λ = 0.)"""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.core.contracts import TextFeatures
+from syzygy.core.errors import UserError
+from syzygy.prior.embedding_pairs import Pairs, blocks_of
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from syzygy.prior.prior_network import check_request
 
@@ -34,6 +36,24 @@ class TextIdentity:
             return unshifted
         text_mean = EmbeddingStatistics.of(unshifted._rescaled(text_embeddings)).mean
         return TextIdentity(statistics.mean_norm, statistics.mean - text_mean)
+
+    @staticmethod
+    def of_pairs(pairs: Pairs) -> "TextIdentity":
+        """As `fit`, shifted, on all pairs: an image counts once for each of its captions. A store is read block by block, in float64.
+
+        Raises:
+            UserError: embeddings of zeros only.
+        """
+        directions = images = torch.zeros(pairs.width, dtype=torch.float64)
+        norms = 0.0
+        for text, image in blocks_of(pairs):
+            directions = directions + F.normalize(text, dim=1).sum(0)
+            images = images + image.sum(0)
+            norms += float(image.norm(dim=1).sum())
+        number, mean_norm = len(pairs), norms / len(pairs)
+        if not mean_norm > 0:
+            raise UserError("all image embeddings are zeros: encode the images again.")
+        return TextIdentity(mean_norm, ((images - mean_norm * directions) / number).float())
 
     def _rescaled(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return self.mean_norm * F.normalize(pooled.float(), dim=-1)

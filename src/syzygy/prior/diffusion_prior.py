@@ -23,13 +23,15 @@ from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedText
 from syzygy.core.randomness import generator
+from syzygy.prior.embedding_pairs import Pairs
 from syzygy.prior.prior_network import (
+    PUBLISHED,
     PriorBatch,
     PriorConfig,
     PriorNetwork,
     check_request,
     is_diffusion,
-    read_published,
+    read_prior,
 )
 from syzygy.prior.unclip_sampling import TIMESTEPS, Schedule, alphas_bar, visited
 
@@ -129,7 +131,7 @@ class DiffusionPrior(PriorNetwork):
         Raises:
             UserError: missing, truncated or mismatched files; a prior without time embedding.
         """
-        values, tensors = read_published(folder)
+        values, tensors = read_prior(folder, PUBLISHED)
         if not is_diffusion(tensors):
             raise UserError(f"{folder} holds a prior without time embedding (ECLIPSE), not a diffusion prior.")
         config = parse(DiffusionPriorConfig, values, str(Path(folder) / CONFIG_FILE))
@@ -324,6 +326,10 @@ class DiffusionObjective:
     unconditional: TextFeatures
     """Features of the empty text, one row."""
     signal: Tensor = field(default_factory=alphas_bar)
+
+    def prepare(self, data: Pairs) -> None:
+        """The prior keeps the statistics of the training images, which whiten embeddings."""
+        self.prior.set_statistics(data.statistics)
 
     def losses(self, batch: PriorBatch) -> dict[str, Tensor]:
         """`loss`."""

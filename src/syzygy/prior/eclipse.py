@@ -7,7 +7,7 @@ training step.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from syzygy.core.config import Config, parse
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedAttention, PackedText, Packing
+from syzygy.prior.embedding_pairs import Pairs
 from syzygy.prior.prior_network import (
     PriorBatch,
     PriorConfig,
@@ -27,7 +28,7 @@ from syzygy.prior.prior_network import (
     check_request,
     find_prior,
     is_diffusion,
-    read_published,
+    read_prior,
 )
 
 
@@ -36,6 +37,9 @@ class EclipsePriorConfig(PriorConfig):
 
     additional_embeddings: Literal[3] = 3
     """Tokens after the text: pooled text embedding, noise, learned output token."""
+
+
+P = TypeVar("P", bound="EclipsePrior")
 
 
 class EclipsePrior(PriorNetwork):
@@ -48,6 +52,8 @@ class EclipsePrior(PriorNetwork):
 
     `clip_mean` and `clip_std` are not used here. They are published with the weights because stock diffusion pipelines apply them.
     """
+
+    config_class: ClassVar[type[EclipsePriorConfig]] = EclipsePriorConfig
 
     def __init__(self, config: EclipsePriorConfig) -> None:
         super().__init__(config, config.additional_embeddings)
@@ -110,9 +116,9 @@ class EclipsePrior(PriorNetwork):
         text = PackedText.of(features).to(weight.device, weight.dtype)
         return self(text, noise.to(weight.device, weight.dtype))
 
-    @staticmethod
-    def from_pretrained(source: str | Path, *, local_files_only: bool = True) -> "EclipsePrior":
-        """Read the published layout (`config.json`, `diffusion_pytorch_model.safetensors`) strictly, into fp32.
+    @classmethod
+    def from_pretrained(cls: type[P], source: str | Path, *, local_files_only: bool = True) -> P:
+        """Read the class's own layout (ECLIPSE's: `config.json`, `diffusion_pytorch_model.safetensors`) strictly, into fp32.
 
         Args:
             source: the folder of a prior, of a finished training run or of a diffusers pipeline, or a hub id such as
@@ -120,16 +126,17 @@ class EclipsePrior(PriorNetwork):
             local_files_only: look for hub ids in the hub's cache only; else download what is missing.
 
         Raises:
-            UserError: it is not found; missing, truncated or mismatched files; a setting that ECLIPSE does not have; a diffusion prior.
+            UserError: it is not found; missing, truncated or mismatched files; a setting that the class does not have; a prior of another
+                kind.
         """
         folder = find_prior(source, local_files_only=local_files_only)
-        values, tensors = read_published(folder)
+        values, tensors = read_prior(folder, cls.layout)
         if is_diffusion(tensors):
             raise UserError(
                 f"{folder} holds a diffusion prior (it has a time embedding), which needs many steps. "
                 "An ECLIPSE prior is needed: one forward pass, no time embedding."
             )
-        prior = EclipsePrior(parse(EclipsePriorConfig, values, str(folder / CONFIG_FILE)))
+        prior = cls(parse(cls.config_class, values, str(folder / CONFIG_FILE)))
         load_strictly(prior, tensors, folder)
         return prior
 
@@ -228,13 +235,23 @@ class EclipseTaskConfig(Config):
         Raises:
             UserError: `init` is not found, or has other sizes.
         """
-        wanted = EclipsePriorConfig(**sizes)
-        prior = EclipsePrior(wanted) if init is None else EclipsePrior.from_pretrained(init)
-        other = [name for name in sizes if getattr(prior.config, name) != getattr(wanted, name)]
-        if other:
-            differ = ", ".join(f"{n} is {getattr(prior.config, n)} there and {getattr(wanted, n)} here" for n in other)
-            raise UserError(f"the prior in {init} has other sizes: {differ}. Set them alike, or choose other data.")
+        prior = made_or_loaded(EclipsePrior, sizes, init)
         return EclipseObjective(prior.to(device), self, logit_scale=logit_scale)
+
+
+def made_or_loaded(kind: type[P], sizes: Mapping[str, Any], init: str | Path | None) -> P:
+    """A prior of these sizes with random weights, or the prior `init`.
+
+    Raises:
+        UserError: `init` is not found, is of another kind, or has other sizes.
+    """
+    wanted = kind.config_class(**sizes)
+    prior = kind(wanted) if init is None else kind.from_pretrained(init)
+    other = [name for name in sizes if getattr(prior.config, name) != getattr(wanted, name)]
+    if other:
+        differ = ", ".join(f"{n} is {getattr(prior.config, n)} there and {getattr(wanted, n)} here" for n in other)
+        raise UserError(f"the prior in {init} has other sizes: {differ}. Set them alike, or choose other data.")
+    return prior
 
 
 class EclipseObjective:
@@ -245,10 +262,17 @@ class EclipseObjective:
         self.prior, self.config = prior, config
         self.logit_scale = logit_scale if config.temperature == "clip" else 1 / config.temperature
 
+    def prepare(self, data: Pairs) -> None:
+        """The prior keeps the statistics of the training images."""
+        self.prior.set_statistics(data.statistics)
+
     def losses(self, batch: PriorBatch) -> dict[str, Tensor]:
         """`loss` and its parts `projection` and `contrastive`."""
+        return self._compared(self.prior(batch.text, batch.noise), batch)
+
+    def _compared(self, predicted: Float[Tensor, "B D"], batch: PriorBatch) -> dict[str, Tensor]:
         loss = eclipse_loss(
-            self.prior(batch.text, batch.noise),
+            predicted,
             batch.image,
             batch.candidates,
             lambda_contrastive=self.config.lambda_contrastive,

@@ -1,8 +1,8 @@
 """The training data of a prior: captions with the embeddings of their images, in memory or in an embedding store."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -19,6 +19,8 @@ from syzygy.data.store import EmbeddingStore
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from syzygy.prior.prior_network import check_features
 
+SUMMED = 4096
+"""Pairs that are read at once for sums over all of them."""
 FEW_IMAGES = 100
 """Fewer images than this may have equal values in a dimension by chance, because embeddings are stored in 16 bits."""
 
@@ -33,8 +35,8 @@ class PriorData:
 
     image_embeddings: Float[Tensor, "N D"]
     """Raw image embeddings."""
-    captions: TextFeatures
-    """Text features of the M captions."""
+    captions: TextFeatures | PackedText
+    """Text features of the M captions; packed, they take no memory for padding."""
     image_of_caption: Int[Tensor, "M"]
     """Which of the N images each caption describes."""
     caption_ids: Int[Tensor, "M"]
@@ -74,7 +76,7 @@ class PriorData:
 
     @cached_property
     def _packed(self) -> PackedText:
-        return PackedText.of(self.captions)
+        return self.captions if isinstance(self.captions, PackedText) else PackedText.of(self.captions)
 
     def text(self, index: Int[Tensor, "B"]) -> PackedText:
         """These captions, embedded."""
@@ -159,9 +161,18 @@ class StorePairs:
     def keys(self, index: Int[Tensor, "B"]) -> list[str]:
         return self.store.keys(self.store.image_of(self.chosen[index]))
 
+    def first(self, number: int) -> "StorePairs":
+        return replace(self, chosen=self.chosen[:number])
+
 
 Pairs: TypeAlias = PriorData | StorePairs
 """M captions and the embeddings of their images, by one CLIP. Tensors are on the CPU and may be fp16 or bf16."""
+
+
+def blocks_of(pairs: Pairs) -> Iterator[tuple[Float[Tensor, "b D"], Float[Tensor, "b D"]]]:
+    """Pooled text embeddings and image embeddings of all pairs in float64, block by block, for sums over data of any size."""
+    for index in torch.arange(len(pairs)).split(SUMMED):
+        yield pairs.pooled(index).double(), pairs.images(index).double()
 
 
 def split(store: EmbeddingStore, validation_images: int) -> tuple[StorePairs, StorePairs]:

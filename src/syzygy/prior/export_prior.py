@@ -1,4 +1,4 @@
-"""Export of a trained prior: a folder in the published layout with a model card (Markdown with the hub's front matter)."""
+"""Export of a trained prior: a folder with a model card (Markdown with the hub's front matter)."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,10 @@ import torch
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.core.wording import counted
-from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.linear_prior import LinearPrior
 from syzygy.prior.next_steps import ABOUT, NOT_MEASURED, decoder_of, starter_clip
+from syzygy.prior.prior_loading import OnePassPrior, load_one_pass
+from syzygy.prior.prior_network import LINEAR, PUBLISHED, RESIDUAL, Layout
 from syzygy.training import checkpoints
 from syzygy.training.fitting import GUIDE
 
@@ -20,8 +22,24 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 GENERATORS = {768: "Karlo, Stable unCLIP (CLIP ViT-L/14)", 1280: "Kandinsky 2.2 (CLIP ViT-bigG/14)"}
 """Published generators by the width of their image embeddings."""
 NOT_STATED = "not stated"
+INTRODUCTIONS = {
+    PUBLISHED: "An ECLIPSE prior (arXiv 2312.04655). It predicts, in one forward pass, the CLIP image embedding that a generator decodes\n"
+    "from the CLIP features of a text.",
+    RESIDUAL: "A residual prior. It predicts, in one forward pass, the CLIP image embedding that a generator decodes from the CLIP features\n"
+    "of a text: the text embedding, moved to the mean of image embeddings, plus a correction by the network of an ECLIPSE prior\n"
+    "(arXiv 2312.04655).",
+    LINEAR: "A linear map (ridge regression) from CLIP's text embeddings to the CLIP image embeddings that a generator decodes.",
+}
+"""The first paragraph of the card."""
+FILES = {
+    PUBLISHED: "`config.json` and the weights are in the layout that ECLIPSE's authors publish. Stock diffusers cannot load it, as its\n"
+    "`PriorTransformer` has a time embedding.",
+    RESIDUAL: "`config.json` and the weights are in a layout of Syzygy's own. ECLIPSE's code and diffusers cannot load them.",
+}
+FILES[LINEAR] = FILES[RESIDUAL]
 MEANINGS = {
     "loss": "projection + λ · contrastive",
+    "correction": "mean square of what the network adds to the text embedding",
     "projection": "mean squared error to the true image embedding",
     "contrastive": "cross-entropy of the predicted embeddings against the texts of their batch",
     "cosine": "mean cosine to the true image embedding",
@@ -40,14 +58,20 @@ def export(
     dtype: Literal["fp16", "fp32"],
     licence: str | None = None,
     source: str | None = None,
+    layout: Literal["published", "syzygy"] = "published",
 ) -> Path:
-    """Write the ECLIPSE prior of the finished training run `run` to `out`; `best` takes the weights that validated best.
+    """Write the prior of the finished training run `run` to `out`; `best` takes the weights that validated best.
 
     `config.json` and `diffusion_pytorch_model.safetensors` are as ECLIPSE's authors publish them; `provenance.json` and
     the model card `README.md` are in the same folder. `licence` and `source` (of the data) are for the card and the record.
 
+    Args:
+        layout: residual and linear priors do not fit the published layout. They are exported only as "syzygy", so that whoever exports
+            them knows that other programs cannot load them.
+
     Raises:
-        UserError: `run` is not a finished run of an ECLIPSE prior, it kept no best weights, or `out` is not empty.
+        UserError: `run` is not a finished run of a prior that answers in one pass, it kept no best weights, `out` is not empty, or the prior
+            has no such layout.
     """
     folder = run / "prior"
     if not folder.is_dir():
@@ -59,7 +83,8 @@ def export(
         raise UserError(f"{run} {kind}: it holds no folder 'prior'. `syzygy train prior --out {run}` makes one.")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: choose another folder, so that nothing is overwritten.")
-    prior = EclipsePrior.from_pretrained(folder)
+    prior = load_one_pass(folder)
+    _check_layout(prior.layout, layout)
     record = artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
     if best:
         checkpoints.load_best(run, {"prior": prior})
@@ -72,42 +97,51 @@ def export(
     return out
 
 
+def _check_layout(own: Layout, asked: str) -> None:
+    if own != PUBLISHED and asked == "published":
+        raise UserError(
+            f"{own.kind} does not fit the layout that ECLIPSE's authors publish: their code would ignore what it adds, or refuse it. "
+            "To export it in Syzygy's own layout, which only Syzygy loads, give --layout syzygy."
+        )
+    if own == PUBLISHED and asked == "syzygy":
+        raise UserError(
+            "an ECLIPSE prior is exported in the published layout, which Syzygy loads too: leave --layout out."
+        )
+
+
 def card(
-    prior: EclipsePrior, record: dict[str, Any], name: str, *, licence: str | None = None, source: str | None = None
+    prior: OnePassPrior, record: dict[str, Any], name: str, *, licence: str | None = None, source: str | None = None
 ) -> str:
     """The text of README.md for a prior with this provenance, in a folder with this name; see `export`."""
-    config = prior.config
-    parameters = sum(p.numel() for p in prior.parameters() if p.requires_grad)
-    reads = GENERATORS.get(config.embedding_dim, "the generator whose CLIP embedded the training pairs")
+    width, layout = prior.config.embedding_dim, prior.layout
+    reads = GENERATORS.get(width, "the generator whose CLIP embedded the training pairs")
     front = "" if licence is None else f"license: {json.dumps(licence)}\n"
     stated = licence or f"{NOT_STATED}: ask the author before you use it or pass it on"
     return f"""---
 library_name: syzygy
 pipeline_tag: text-to-image
-{front}tags: [text-to-image, unclip, prior, eclipse]
+{front}tags: [text-to-image, unclip, prior{"" if layout == LINEAR else ", eclipse"}]
 ---
 # {name}
 
-An ECLIPSE prior (arXiv 2312.04655). It predicts, in one forward pass, the CLIP image embedding that a generator decodes
-from the CLIP features of a text.
+{INTRODUCTIONS[layout]}
 
 | | |
 |---|---|
 | licence | {stated} |
-| parameters | {parameters:,} ({config.num_layers} layers, {config.num_attention_heads} heads of {config.attention_head_dim}) |
-| embeddings | raw (projected, not normalised), width {config.embedding_dim}: for {reads} |
+| parameters | {_parameters(prior)} |
+| embeddings | raw (projected, not normalised), width {width}: for {reads} |
 | CLIP it was trained with | fingerprint `{record["clip"]}` |
-| text | at most {config.num_embeddings} tokens: states after CLIP's last layer normalisation, and the pooled embedding, not normalised |
+| text | {_text(prior)} |
 | training data | {_data(record, source)} |
 | training | {_training(record)} |
 
 ## Use
 
 ```python
-{_snippet(record, name)}```
+{_snippet(record, name, type(prior).__name__)}```
 
-`config.json` and the weights are in the layout that ECLIPSE's authors publish. Stock diffusers cannot load it, as its
-`PriorTransformer` has a time embedding.
+{FILES[layout]}
 
 ## Intended use and limits
 
@@ -123,6 +157,22 @@ from the CLIP features of a text.
 """
 
 
+def _parameters(prior: OnePassPrior) -> str:
+    if isinstance(prior, LinearPrior):
+        return f"{sum(x.numel() for x in prior.state_dict().values()):,} (one matrix)"
+    parameters, config = sum(p.numel() for p in prior.parameters() if p.requires_grad), prior.config
+    return f"{parameters:,} ({config.num_layers} layers, {config.num_attention_heads} heads of {config.attention_head_dim})"
+
+
+def _text(prior: OnePassPrior) -> str:
+    if isinstance(prior, LinearPrior):
+        return "the pooled embedding, not normalised"
+    most = prior.config.num_embeddings
+    return (
+        f"at most {most} tokens: states after CLIP's last layer normalisation, and the pooled embedding, not normalised"
+    )
+
+
 def _data(record: dict[str, Any], source: str | None) -> str:
     about = record.get(ABOUT, {})
     where = source or about.get("source") or f"source {NOT_STATED}"
@@ -134,15 +184,18 @@ def _data(record: dict[str, Any], source: str | None) -> str:
 
 
 def _training(record: dict[str, Any]) -> str:
+    if "ridge" in record["recipe"]:
+        return f"closed form on {record['samples']:,} captions, regularisation {record['recipe']['ridge']:g}"
     task, loop = record["recipe"]["task"], record["recipe"]["loop"]
+    penalty = f", penalty {task['penalty']:g}" if "penalty" in task else ""
     weights = f"best by {record['best']['metric']}, step {record['best']['step']:,}" if "best" in record else "last"
     return (
         f"{record['samples']:,} captions in {counted(record['steps'], 'step')} of {task['batch_size']:,}, peak learning rate "
-        f"{loop['lr']:g}, λ {task['lambda_contrastive']:g}; {weights} weights"
+        f"{loop['lr']:g}, λ {task['lambda_contrastive']:g}{penalty}; {weights} weights"
     )
 
 
-def _snippet(record: dict[str, Any], name: str) -> str:
+def _snippet(record: dict[str, Any], name: str, kind: str) -> str:
     """Python code that runs in the parent folder: it generates an image if a decoder for the prior is known, else an embedding."""
     prior = json.dumps(name, ensure_ascii=False)
     model = decoder_of(record)
@@ -159,10 +212,10 @@ def _snippet(record: dict[str, Any], name: str) -> str:
     if record.get("clip") == starter_clip():  # the folder differs between machines
         clip, packaged = 'part_folder("starter", "clip")', "from syzygy.core.model_parts import part_folder\n"
     return (
-        f"from syzygy import EclipsePrior\n{packaged}"
+        f"from syzygy import {kind}\n{packaged}"
         "from syzygy.clip.clip_model import Clip\n\n"
         f"clip = Clip.from_pretrained({clip})\n"
-        f"prior = EclipsePrior.from_pretrained({prior})\n"
+        f"prior = {kind}.from_pretrained({prior})\n"
         'embedding = prior.predict(clip.encode_text(["a caption"]))  # one raw image embedding per caption\n'
     )
 
@@ -184,6 +237,11 @@ def _metrics(record: dict[str, Any]) -> str:
     after = "Measured by the training's own validation, after its last step" + (
         "; the weights here are those of the best step, so their metrics differ" if "best" in record else ""
     )
-    rows = "\n".join(f"| {key} | {value:g} | {MEANINGS.get(key, '')} |" for key, value in record["metrics"].items())
+    metrics, meanings = record["metrics"], MEANINGS
+    if "correction" in metrics:
+        meanings = MEANINGS | {"loss": f"{MEANINGS['loss']} + penalty · correction"}
+    elif "ridge" in record["recipe"]:
+        meanings = MEANINGS | {"loss": MEANINGS["projection"]}
+    rows = "\n".join(f"| {key} | {value:g} | {meanings.get(key, '')} |" for key, value in metrics.items())
     missing = f"\n\n{record[NOT_MEASURED]}" if record.get(NOT_MEASURED) else ""
     return f"{after}, on {on}.\n\n| metric | value | meaning |\n|---|---|---|\n{rows}{missing}"

@@ -1,9 +1,11 @@
-"""Presets of priors: the starter's, its diffusion baseline, and ECLIPSE priors for published decoders."""
+"""Presets of priors: the starter's, its controls and residual prior, and ECLIPSE and residual priors for published decoders."""
 
 from typing import Any
 
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig
 from syzygy.prior.eclipse import EclipseTaskConfig
+from syzygy.prior.linear_prior import LinearRun
+from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.prior.training import PriorRun
 from syzygy.training.schedule import LoopConfig
 
@@ -21,6 +23,16 @@ def prior_starter() -> PriorRun:
 def prior_diffusion() -> PriorRun:
     """The starter's diffusion baseline: size, pairs, steps and learning rate of the ECLIPSE prior, sampled in 25 steps."""
     return prior_starter().changed(task=DiffusionTaskConfig(batch_size=256))
+
+
+def prior_residual() -> PriorRun:
+    """A residual prior of the starter's size: pairs, steps and learning rate of the ECLIPSE prior."""
+    return prior_starter().changed(task=ResidualTaskConfig(batch_size=256))
+
+
+def prior_linear() -> LinearRun:
+    """The linear map on the starter's pairs, in closed form."""
+    return LinearRun(scenes=40_000)
 
 
 def _prior_eclipse(embedding_dim: int) -> PriorRun:
@@ -71,11 +83,30 @@ def prior_eclipse_karlo() -> PriorRun:
     return _prior_eclipse(768)
 
 
+def _prior_residual(embedding_dim: int) -> PriorRun:
+    """A residual prior of ECLIPSE's size and schedule; λ and penalty are those that were good for the starter."""
+    return _prior_eclipse(embedding_dim).changed(task=ResidualTaskConfig(batch_size=1024, precision="auto"))
+
+
+def prior_residual_kandinsky22() -> PriorRun:
+    """A residual prior for Kandinsky 2.2 (CLIP ViT-bigG/14, embeddings of 1280)."""
+    return _prior_residual(1280)
+
+
+def prior_residual_karlo() -> PriorRun:
+    """A residual prior for Karlo (CLIP ViT-L/14, embeddings of 768)."""
+    return _prior_residual(768)
+
+
 PRESETS = {
     "starter": prior_starter,
     "diffusion": prior_diffusion,
+    "linear": prior_linear,
+    "eclipse-residual": prior_residual,
     "eclipse-kandinsky22": prior_eclipse_kandinsky22,
     "eclipse-karlo": prior_eclipse_karlo,
+    "eclipse-residual-kandinsky22": prior_residual_kandinsky22,
+    "eclipse-residual-karlo": prior_residual_karlo,
 }
 """Presets of `syzygy train prior`. For embeddings of a new width, name their CLIP or generator in `pretrained.decoder_validation.CLIPS`,
 `generation.prior_pipeline.CLIPS`, `prior.export_prior.GENERATORS` and `prior.next_steps.MODELS` as well."""

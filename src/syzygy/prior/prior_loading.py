@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -14,8 +14,21 @@ from syzygy.core.errors import UserError
 from syzygy.core.registry import PRIORS, by_name
 from syzygy.prior.diffusion_prior import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.prior_network import SCHEDULER_FILE, SCHEDULERS, find_prior, holds_diffusion
+from syzygy.prior.linear_prior import LinearPrior
+from syzygy.prior.prior_network import (
+    LINEAR,
+    RESIDUAL,
+    SCHEDULER_FILE,
+    SCHEDULERS,
+    find_prior,
+    holds_diffusion,
+    layout_of,
+)
+from syzygy.prior.residual_prior import ResidualPrior
 from syzygy.prior.unclip_sampling import Schedule, scheduler_settings
+
+OnePassPrior: TypeAlias = EclipsePrior | LinearPrior
+"""A prior that predicts in one pass: ECLIPSE, residual (a subclass of it) or linear."""
 
 
 class ClipSpace(Protocol):
@@ -36,8 +49,8 @@ def load_prior(
     *,
     dtype: torch.dtype = torch.float32,
     local_files_only: bool = True,
-) -> EclipsePrior | SampledPrior:
-    """A prior for this CLIP: ECLIPSE, or a diffusion prior with all of its steps behind the same contract.
+) -> OnePassPrior | SampledPrior:
+    """A prior for this CLIP: ECLIPSE, residual or linear, or a diffusion prior with all of its steps behind the same contract.
 
     A diffusion prior that was trained here is sampled as in its own validation. A published one follows its pipeline's scheduler,
     with 25 steps and guidance 4.
@@ -63,7 +76,7 @@ def load_prior(
         )
     check_trained_with(folder, "clip", clip.fingerprint)
     prior = prior.to(device, dtype).eval().requires_grad_(False)
-    if isinstance(prior, EclipsePrior):
+    if not isinstance(prior, DiffusionPrior):
         return prior
     sampling, schedule = _sampling(folder, prior)
     return SampledPrior(prior, clip.encode_text([""]), sampling, schedule)
@@ -89,9 +102,35 @@ def load_any_prior(
     return make(rest, clip, device)
 
 
-def _read_prior(folder: Path, dtype: torch.dtype) -> EclipsePrior | DiffusionPrior:
+def load_one_pass(source: str | Path, *, local_files_only: bool = True) -> OnePassPrior:
+    """An ECLIPSE, residual or linear prior in fp32, whatever its CLIP; `source` as in `load_prior`.
+
+    Raises:
+        UserError: it is not found, is a diffusion prior, or a file is missing, truncated or mismatched.
+    """
+    folder = find_prior(source, local_files_only=local_files_only)
+    kinds = {RESIDUAL: ResidualPrior, LINEAR: LinearPrior}
+    return kinds.get(layout_of(folder), EclipsePrior).from_pretrained(folder)
+
+
+def load_network(source: str | Path, *, local_files_only: bool = True) -> EclipsePrior:
+    """An ECLIPSE or residual prior in fp32, for trainings through its network; `source` as in `load_prior`.
+
+    Raises:
+        UserError: as `load_one_pass`; it is a linear map.
+    """
+    prior = load_one_pass(source, local_files_only=local_files_only)
+    if isinstance(prior, LinearPrior):
+        raise UserError(
+            f"the prior in {source} is a linear map, which reads pooled text embeddings alone and no token states: nothing can be trained "
+            "through it. Use an ECLIPSE or residual prior."
+        )
+    return prior
+
+
+def _read_prior(folder: Path, dtype: torch.dtype) -> OnePassPrior | DiffusionPrior:
     if not holds_diffusion(folder):
-        return EclipsePrior.from_pretrained(folder)
+        return load_one_pass(folder)
     prior = DiffusionPrior.from_pretrained(folder, dtype)
     if not (prior.clip_std > 0).all():
         raise UserError(

@@ -1,14 +1,14 @@
-"""What all priors share: the checks of their input, the parameters with the names of diffusers' `PriorTransformer`, and the published folder.
+"""What all priors share: the checks of their input, the parameters with the names of diffusers' `PriorTransformer`, and their folders.
 
-A folder holds `config.json` and `diffusion_pytorch_model.safetensors`, with the statistics of image embeddings. Legend: B captions, G captions
-of a whole step, D width of CLIP's joint space.
+A folder holds `config.json`, whose `_class_name` says which kind of prior it is, and one file of weights (`Layout`). Legend: B captions,
+G captions of a whole step, D width of CLIP's joint space.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -20,13 +20,11 @@ from syzygy.core.artifacts import CONFIG_FILE, PROVENANCE_FILE, folder_written, 
 from syzygy.core.config import Config
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.core.model_files import DIFFUSERS, Located, fetch, fetch_weights, locate, read_weights
+from syzygy.core.model_files import DIFFUSERS, TRANSFORMERS, Located, fetch, fetch_weights, locate, read_weights
 from syzygy.core.packed_attention import PackedText
 from syzygy.core.transformer_layers import Block
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 
-CLASS_NAME = "PriorTransformer"
-WEIGHTS_FILE = f"{DIFFUSERS}.safetensors"
 EXAMPLE = "ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior"
 PART = "prior"
 """The prior's folder in a finished run, and in a diffusers pipeline."""
@@ -37,6 +35,45 @@ STATISTICS_MEASURED = (
     "the prior has no embedding statistics (clip_mean and clip_std are zeros, as in some published priors): they are measured on the "
     "training images and saved with it."
 )
+
+
+class Layout(NamedTuple):
+    """How one kind of prior is kept in a folder."""
+
+    class_name: str
+    """`_class_name` in its `config.json`."""
+    stem: str
+    """Name of its file of weights, without the ending."""
+    kind: str
+    """What errors call it, such as "a residual prior"."""
+    remedy: str
+    """What to do where another kind is needed: the end of an error."""
+
+    @property
+    def weights_file(self) -> str:
+        return f"{self.stem}.safetensors"
+
+
+PUBLISHED = Layout(
+    "PriorTransformer",
+    DIFFUSERS,
+    "a prior of the published layout (ECLIPSE or diffusion)",
+    "To continue an ECLIPSE prior, use a preset of ECLIPSE, such as eclipse-karlo.",
+)
+RESIDUAL = Layout(
+    "ResidualPrior",
+    TRANSFORMERS,
+    "a residual prior",
+    "ResidualPrior.from_pretrained reads it; to continue it, use a preset such as eclipse-residual.",
+)
+LINEAR = Layout(
+    "LinearPrior",
+    TRANSFORMERS,
+    "a linear map",
+    "LinearPrior.from_pretrained reads it; the preset linear fits a new one.",
+)
+LAYOUTS = (PUBLISHED, RESIDUAL, LINEAR)
+"""PUBLISHED is that of ECLIPSE's authors and of diffusers. The others are Syzygy's own: what these priors need has no place in it."""
 
 
 class PriorConfig(Config):
@@ -69,11 +106,13 @@ class PriorConfig(Config):
 
 
 class PriorNetwork(nn.Module):
-    """The parameters of a prior, with the names and in the layout that are published.
+    """The parameters of a prior, with the names that are published.
 
     `clip_mean` and `clip_std` are the mean and the standard deviation of the training images' embeddings. They are NaN until
     measured (`set_statistics`), and a prior without them cannot be saved.
     """
+
+    layout: ClassVar[Layout] = PUBLISHED
 
     def __init__(self, config: PriorConfig, additional: int, time_embedding: nn.Module | None = None) -> None:
         """`additional` is the number of tokens after the text."""
@@ -118,7 +157,7 @@ class PriorNetwork(nn.Module):
     def save_pretrained(
         self, folder: str | Path, provenance: dict[str, Any] | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        """Write the published layout atomically, with `provenance` in the same folder; `dtype` (fp16) converts the weights.
+        """Write the prior's layout atomically, with `provenance` in the same folder; `dtype` (fp16) converts the weights.
 
         Raises:
             UserError: the statistics were never set, or the folder cannot be written.
@@ -128,11 +167,7 @@ class PriorNetwork(nn.Module):
                 "this prior has no embedding statistics (clip_mean, clip_std), and other programs would multiply its "
                 "predictions by them. Call set_statistics(EmbeddingStatistics.of(image_embeddings)) before saving."
             )
-        with folder_written(Path(folder)) as temporary:
-            write_json(temporary / CONFIG_FILE, {"_class_name": CLASS_NAME} | dict(sorted(self._settings.items())))
-            write_tensors(temporary / WEIGHTS_FILE, self.state_dict(), dtype)
-            if provenance is not None:
-                write_json(temporary / PROVENANCE_FILE, provenance)
+        write_prior(Path(folder), self.layout, self._settings, self.state_dict(), provenance, dtype)
 
 
 @dataclass(frozen=True)
@@ -187,22 +222,52 @@ def _download(source: str, revision: str | None) -> Located:
     patterns = ["model_index.json", *settings, *(f"{PART}/{name}" for name in settings), *schedulers]
     found = fetch(source, revision, patterns, local_files_only=False)
     folder = f"{PART}/" if (found.folder / PART / CONFIG_FILE).is_file() else ""
-    return fetch_weights(found, {folder: DIFFUSERS})
+    layout = layout_of(found.folder / folder) if (found.folder / folder / CONFIG_FILE).is_file() else PUBLISHED
+    return fetch_weights(found, {folder: layout.stem})
 
 
-def read_published(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def layout_of(folder: Path) -> Layout:
+    """Which kind of prior a folder holds.
+
+    Raises:
+        UserError: its `config.json` is missing, or describes no prior.
+    """
+    name = read_json(folder / CONFIG_FILE).get("_class_name")
+    for layout in LAYOUTS:
+        if layout.class_name == name:
+            return layout
+    known = ", ".join(repr(layout.class_name) for layout in LAYOUTS)
+    raise UserError(f"{folder / CONFIG_FILE} describes {name!r}, not a prior ({known}).")
+
+
+def write_prior(
+    folder: Path,
+    layout: Layout,
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    provenance: dict[str, Any] | None,
+    dtype: torch.dtype | None,
+) -> None:
+    """Write a prior's folder atomically; `dtype` converts the tensors."""
+    with folder_written(folder) as temporary:
+        write_json(temporary / CONFIG_FILE, {"_class_name": layout.class_name} | dict(sorted(settings.items())))
+        write_tensors(temporary / layout.weights_file, tensors, dtype)
+        if provenance is not None:
+            write_json(temporary / PROVENANCE_FILE, provenance)
+
+
+def read_prior(folder: str | Path, layout: Layout) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings (without diffusers' own, which begin with "_") and tensors, in full precision if the folder has that.
 
     Raises:
-        UserError: missing, truncated or pickled files, or another class of model.
+        UserError: missing, truncated or pickled files, another kind of prior or another class of model.
     """
     folder = Path(folder)
+    found = layout_of(folder)
+    if found != layout:
+        raise UserError(f"{folder} holds {found.kind}, and {layout.kind} is needed. {found.remedy}")
     values = read_json(folder / CONFIG_FILE)
-    if values.get("_class_name") != CLASS_NAME:
-        raise UserError(
-            f"{folder / CONFIG_FILE} describes {values.get('_class_name')!r}, not a prior ({CLASS_NAME!r})."
-        )
-    return {k: v for k, v in values.items() if not k.startswith("_")}, read_weights(folder, DIFFUSERS)
+    return {k: v for k, v in values.items() if not k.startswith("_")}, read_weights(folder, layout.stem)
 
 
 def is_diffusion(tensors: Mapping[str, Tensor]) -> bool:
@@ -212,33 +277,36 @@ def is_diffusion(tensors: Mapping[str, Tensor]) -> bool:
 
 def holds_diffusion(folder: Path) -> bool:
     """Whether a folder holds a diffusion prior; reads the time embedding alone."""
-    return bool(read_weights(folder, DIFFUSERS, _is_of_time))
+    return layout_of(folder) == PUBLISHED and bool(read_weights(folder, DIFFUSERS, _is_of_time))
 
 
 def _is_of_time(name: str) -> bool:
     return name.startswith("time_embedding.")
 
 
-def check_features(features: TextFeatures, width: int) -> None:
+def check_features(features: TextFeatures | PackedText, width: int) -> None:
     """Raise a `UserError` unless the features have one batch size, this width, a boolean mask, and finite values.
 
     Padded positions are not checked, because they have no influence.
     """
-    states, mask, pooled = features.states, features.mask, features.pooled
-    if states.ndim != 3 or pooled.ndim != 2 or mask.shape != states.shape[:2] or len(pooled) != len(states):
-        raise UserError(
-            "text features must have shapes states [B, T, D], mask [B, T], pooled [B, D]; got "
-            f"{tuple(states.shape)}, {tuple(mask.shape)}, {tuple(pooled.shape)}."
-        )
-    if mask.dtype != torch.bool:
-        raise UserError(f"the mask of text features must be bool (true on real tokens), got {mask.dtype}.")
+    states, pooled = features.states, features.pooled
+    if isinstance(features, TextFeatures):
+        mask = features.mask
+        if states.ndim != 3 or pooled.ndim != 2 or mask.shape != states.shape[:2] or len(pooled) != len(states):
+            raise UserError(
+                "text features must have shapes states [B, T, D], mask [B, T], pooled [B, D]; got "
+                f"{tuple(states.shape)}, {tuple(mask.shape)}, {tuple(pooled.shape)}."
+            )
+        if mask.dtype != torch.bool:
+            raise UserError(f"the mask of text features must be bool (true on real tokens), got {mask.dtype}.")
     for name, values in (("states", states), ("pooled", pooled)):
         if values.shape[-1] != width:
             raise UserError(
                 f"text features ({name}) are {values.shape[-1]} wide, but {width} is needed. "
                 "Encode text with the CLIP that the image embeddings come from."
             )
-    if not (torch.isfinite(states[mask]).all() and torch.isfinite(pooled).all()):
+    real = states[features.mask] if isinstance(features, TextFeatures) else states
+    if not (torch.isfinite(real).all() and torch.isfinite(pooled).all()):
         raise UserError("text features hold NaN or infinity. Encode the text again, in fp32 if fp16 overflowed.")
 
 

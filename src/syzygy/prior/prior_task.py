@@ -25,13 +25,8 @@ RETRIEVED = 4096
 
 
 @runtime_checkable
-class Objective(Protocol):
-    """The loss and the prediction of a prior in training: `EclipseObjective`, `DiffusionObjective`."""
-
-    @property
-    def prior(self) -> nn.Module:
-        """The network. Its `config` has `embedding_dim` and `num_embeddings`."""
-        ...
+class Measured(Protocol):
+    """What `validated` measures: an `Objective`, or a prior that is fitted without steps."""
 
     def losses(self, batch: PriorBatch) -> dict[str, Tensor]:
         """`loss` and its parts, means over the batch's own captions."""
@@ -39,6 +34,20 @@ class Objective(Protocol):
 
     def predict(self, batch: PriorBatch) -> Float[Tensor, "B D"]:
         """Raw image embeddings, as the trained prior would predict them."""
+        ...
+
+
+@runtime_checkable
+class Objective(Measured, Protocol):
+    """The loss and the prediction of a prior in training: `EclipseObjective`, `ResidualObjective`, `DiffusionObjective`."""
+
+    @property
+    def prior(self) -> nn.Module:
+        """The network. Its `config` has `embedding_dim` and `num_embeddings`."""
+        ...
+
+    def prepare(self, data: Pairs) -> None:
+        """Let the prior keep what it needs to know of all training pairs, before the first step."""
         ...
 
 
@@ -75,7 +84,7 @@ class PriorTask:
         precision: torch.dtype | None = None,
         world: Ranks | None = None,
     ) -> None:
-        """Sets the prior's statistics to those of the training images. With `micro_batch` 0, a share is one part."""
+        """Prepares the objective for the training pairs. With `micro_batch` 0, a share is one part."""
         prior: Any = objective.prior
         for name, part in (("training", data), ("validation", validation)):
             if part.width != prior.config.embedding_dim:
@@ -87,7 +96,7 @@ class PriorTask:
                 raise UserError(
                     f"a {name} caption has {part.longest} tokens; the prior reads {prior.config.num_embeddings}."
                 )
-        prior.set_statistics(data.statistics)
+        objective.prepare(data)
         self.objective, self.data, self.validation, self.batch_size, self.seed = (
             objective,
             data,
@@ -148,7 +157,7 @@ class PriorTask:
             self._next = step, self._reader.submit(self._read, step)
         batches = self._next[1].result()
         self._next = step + 1, self._reader.submit(self._read, step + 1)
-        return [self._placed(batch) for batch in batches]
+        return [placed(batch, self._device) for batch in batches]
 
     def _read(self, step: int) -> list[PriorBatch]:
         captions, place = self.captions_at(step), step * self.batch_size
@@ -156,74 +165,89 @@ class PriorTask:
         batches = []
         for first in range(self._share.start, self._share.stop, self._micro):
             own = captions[first : min(first + self._micro, self._share.stop)]
-            noise, uniform = self._draws("train", place + first, len(own))
+            noise, uniform = draws(self.seed, "train", place + first, len(own), self.data.width)
             batches.append(
                 PriorBatch(self.data.text(own), self.data.images(own), candidates, ids, first, noise, uniform)
             )
         return batches
 
-    def _draws(self, what: str, start: int, number: int) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n 2"]]:
-        """Noise and uniform numbers of the positions from `start` in the stream."""
-        noise, uniform = [], []
-        for block in range(start // BLOCK, (start + number - 1) // BLOCK + 1):
-            random = generator(self.seed, "prior", what, block)
-            noise.append(torch.randn(BLOCK, self.data.width, generator=random))
-            uniform.append(torch.rand(BLOCK, 2, generator=random))
-        own = slice(start % BLOCK, start % BLOCK + number)
-        return torch.cat(noise)[own], torch.cat(uniform)[own]
-
-    def _placed(self, batch: PriorBatch) -> PriorBatch:
-        def to(x: Tensor) -> Tensor:
-            return x.to(self._device, torch.float32)
-
-        text = batch.text.to(self._device, torch.float32)
-        ids = batch.candidate_ids.to(self._device)
-        image, candidates, noise = to(batch.image), to(batch.candidates), to(batch.noise)
-        return PriorBatch(text, image, candidates, ids, batch.first, noise, batch.uniform)
-
     @property
     def unmeasured(self) -> str:
-        """A sentence about the metrics that `validate` does not measure; empty if it measures all."""
-        number, width = len(self.validation), self.validation.width
-        if number > width:
-            return ""
-        return (
-            f"The metric frechet is not measured: it needs more validation captions than the {width:,} dimensions of an "
-            f"embedding, and there {'is' if number == 1 else 'are'} {number:,}."
-        )
+        """As of the function `unmeasured`."""
+        return unmeasured(self.validation)
 
     def validate(self) -> dict[str, float]:
-        """Means over the validation captions, with the same noise each time; every process computes the same.
+        """The metrics of `validated`, on the validation captions."""
+        return validated(self.objective, self.validation, self.batch_size, self.seed, self._device)
 
-        `cosine` of the predicted to the true image embedding, `cosine_text` to the caption's own text embedding and
-        `cosine_other` to the next caption's (where there are two); `recall_at_1`, how often the true image is the nearest of all validation
-        images, 4,096 at most (by cosine; in [0, 1]); `frechet`, where there are more captions than dimensions; the losses
-        as in training.
-        """
-        data = self.validation
-        sums: dict[str, float] = {}
-        predictions, everything = [], torch.arange(len(data))
-        images = data.images(everything[:RETRIEVED]).float()
-        numbers = data.image_numbers(everything[:RETRIEVED])
-        for index in everything.split(self.batch_size):
-            noise, uniform = self._draws("validation", int(index[0]), len(index))
-            candidates, ids = data.pooled(index), data.ids(index)
-            read = PriorBatch(data.text(index), data.images(index), candidates, ids, 0, noise, uniform)
-            batch = self._placed(read)
-            means = self.objective.losses(batch)
-            predicted = self.objective.predict(batch).float()
-            predictions.append(predicted.cpu())
-            own = F.cosine_similarity(predicted, batch.candidates).mean()
-            means |= {"cosine": F.cosine_similarity(predicted, batch.image).mean(), "cosine_text": own}
-            if len(data) > 1:
-                others = data.pooled((index + 1) % len(data)).to(predicted)
-                means["cosine_other"] = F.cosine_similarity(predicted, others).mean()
-            for name, mean in means.items():
-                sums[name] = sums.get(name, 0.0) + mean.item() * len(index)
-        found = {name: total / len(data) for name, total in sums.items()}
-        predicted = torch.cat(predictions)
-        nearest = (F.normalize(predicted[:RETRIEVED], dim=-1) @ F.normalize(images, dim=-1).T).argmax(-1)
-        found["recall_at_1"] = (numbers[nearest] == numbers).float().mean().item()
-        if len(data) > data.width:
-            found["frechet"] = frechet_distance(predicted, data.images(everything).float())
-        return found
+
+def draws(
+    seed: int, what: str, start: int, number: int, width: int
+) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n 2"]]:
+    """Noise and uniform numbers of the positions from `start` in the stream."""
+    noise, uniform = [], []
+    for block in range(start // BLOCK, (start + number - 1) // BLOCK + 1):
+        random = generator(seed, "prior", what, block)
+        noise.append(torch.randn(BLOCK, width, generator=random))
+        uniform.append(torch.rand(BLOCK, 2, generator=random))
+    own = slice(start % BLOCK, start % BLOCK + number)
+    return torch.cat(noise)[own], torch.cat(uniform)[own]
+
+
+def placed(batch: PriorBatch, device: torch.device) -> PriorBatch:
+    """The batch on a device, in fp32."""
+
+    def to(x: Tensor) -> Tensor:
+        return x.to(device, torch.float32)
+
+    text = batch.text.to(device, torch.float32)
+    ids = batch.candidate_ids.to(device)
+    image, candidates, noise = to(batch.image), to(batch.candidates), to(batch.noise)
+    return PriorBatch(text, image, candidates, ids, batch.first, noise, batch.uniform)
+
+
+def unmeasured(validation: Pairs) -> str:
+    """A sentence about the metrics that `validated` does not measure; empty if it measures all."""
+    number, width = len(validation), validation.width
+    if number > width:
+        return ""
+    return (
+        f"The metric frechet is not measured: it needs more validation captions than the {width:,} dimensions of an "
+        f"embedding, and there {'is' if number == 1 else 'are'} {number:,}."
+    )
+
+
+def validated(objective: Measured, data: Pairs, batch_size: int, seed: int, device: torch.device) -> dict[str, float]:
+    """Means over the validation captions, with the same noise each time; every process computes the same.
+
+    `cosine` of the predicted to the true image embedding, `cosine_text` to the caption's own text embedding and
+    `cosine_other` to the next caption's (where there are two); `recall_at_1`, how often the true image is the nearest of all validation
+    images, 4,096 at most (by cosine; in [0, 1]); `frechet`, where there are more captions than dimensions; the losses
+    as in training.
+    """
+    sums: dict[str, float] = {}
+    predictions, everything = [], torch.arange(len(data))
+    images = data.images(everything[:RETRIEVED]).float()
+    numbers = data.image_numbers(everything[:RETRIEVED])
+    for index in everything.split(batch_size):
+        noise, uniform = draws(seed, "validation", int(index[0]), len(index), data.width)
+        candidates, ids = data.pooled(index), data.ids(index)
+        read = PriorBatch(data.text(index), data.images(index), candidates, ids, 0, noise, uniform)
+        batch = placed(read, device)
+        means = objective.losses(batch)
+        predicted = objective.predict(batch).float()
+        predictions.append(predicted.cpu())
+        own = F.cosine_similarity(predicted, batch.candidates).mean()
+        means |= {"cosine": F.cosine_similarity(predicted, batch.image).mean(), "cosine_text": own}
+        if len(data) > 1:
+            others = data.pooled((index + 1) % len(data)).to(predicted)
+            means["cosine_other"] = F.cosine_similarity(predicted, others).mean()
+        for name, mean in means.items():
+            sums[name] = sums.get(name, 0.0) + mean.item() * len(index)
+    found = {name: total / len(data) for name, total in sums.items()}
+    predicted = torch.cat(predictions)
+    nearest = (F.normalize(predicted[:RETRIEVED], dim=-1) @ F.normalize(images, dim=-1).T).argmax(-1)
+    found["recall_at_1"] = (numbers[nearest] == numbers).float().mean().item()
+    if len(data) > data.width:
+        found["frechet"] = frechet_distance(predicted, data.images(everything).float())
+    return found

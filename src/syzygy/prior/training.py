@@ -1,5 +1,6 @@
-"""Training of an ECLIPSE prior, or of its diffusion baseline, on embedded pairs: those of a store, or others in memory."""
+"""Training of priors on embedded pairs: those of a store, or others in memory. A task decides which prior; a linear map has no steps."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig
 from syzygy.prior.eclipse import EclipseTaskConfig
-from syzygy.prior.embedding_pairs import Pairs, split, split_digest
+from syzygy.prior.embedding_pairs import SUMMED, Pairs, split, split_digest
+from syzygy.prior.linear_prior import LinearMeasured, LinearPrior, LinearRun
 from syzygy.prior.next_steps import (
     ABOUT,
     ENVIRONMENT_FILE,
@@ -25,19 +27,25 @@ from syzygy.prior.next_steps import (
     NOT_MEASURED,
     about_store,
 )
-from syzygy.prior.prior_task import PriorTask
-from syzygy.training.estimate import is_dry_run
+from syzygy.prior.prior_network import PART
+from syzygy.prior.prior_task import PriorTask, unmeasured, validated
+from syzygy.prior.residual_prior import ResidualTaskConfig
+from syzygy.training import checkpoints
+from syzygy.training.estimate import Estimate, Estimated, Footprint, estimated, is_dry_run
 from syzygy.training.fitting import AS_GIVEN, Fitting
+from syzygy.training.loop import FitResult
 from syzygy.training.parallel import Ranks
 from syzygy.training.precision import chosen_precision
 from syzygy.training.progress import Reporter
-from syzygy.training.run_records import RunResult, train_part
+from syzygy.training.run_records import RunResult, provenance, train_part
 from syzygy.training.schedule import LoopConfig
 
 PUBLISHED_SCALE = 100.0
 """Inverse temperature of the published CLIPs, for encoders that come without it (a prior's own text and image towers)."""
 
 
+VALIDATED = 256
+"""Captions of a linear map's validation that are predicted at once."""
 READ_CAPTIONS = 64
 """Validation captions that are read to find a short example, and whether they describe the embedded world."""
 
@@ -57,7 +65,7 @@ class PriorRun(Config):
     """Number of pairs of the embedded world to train on; null for training on a store."""
     validation_images: int = Field(default=512, gt=0)
     """Number of images for validation, with their captions. They come from the store, or are new images of the world; training omits them."""
-    task: EclipseTaskConfig | DiffusionTaskConfig
+    task: EclipseTaskConfig | ResidualTaskConfig | DiffusionTaskConfig
     """Loss and batch; they decide which prior is trained. (A new kind of prior adds its task here, and its preset to `presets.py`.)"""
     loop: LoopConfig
     """Length and learning rate."""
@@ -86,7 +94,7 @@ class PriorTrainingData:
 
 
 def train_on_store(
-    run: PriorRun,
+    run: PriorRun | LinearRun,
     store: Path,
     out: Path,
     world: Ranks,
@@ -134,7 +142,7 @@ def train_on_store(
 
 
 def train_prior(
-    run: PriorRun,
+    run: PriorRun | LinearRun,
     data: PriorTrainingData,
     out: Path,
     world: Ranks,
@@ -143,11 +151,13 @@ def train_prior(
     report: Reporter | str = "",
     fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
-    """Train (or resume) in `out`; the finished prior is `out/prior`, in the published layout, fp16.
+    """Train (or resume) in `out`; the finished prior is `out/prior`, in the layout of its kind, fp16.
 
-    `init` is an ECLIPSE prior to continue from: a folder, a finished run, or a hub id.
+    `init` is an ECLIPSE or residual prior to continue from, of the same kind as the task: a folder, a finished run, or a hub id.
     """
     _check_width(run, data.training.width)
+    if isinstance(run, LinearRun):
+        return fit_linear(run, data, out, world, init=init, fitting=fitting)
     run = fitting.batch(run, len(data.training), world.size)
     if run.scenes is None or not is_dry_run():  # a dry run embeds some of the scenes only
         fitting.passes(len(data.training), len(data.validation), run.loop.steps * run.task.batch_size)
@@ -175,13 +185,7 @@ def train_prior(
         fitting.say(task.unmeasured)
     recorded = data.recorded | ({} if init is None else {"init": objective.prior.fingerprint()})
     if world.first:
-        environment = {
-            "machine": artifacts.machine(),
-            "processes": world.size,
-            "threads": torch.get_num_threads(),
-            "versions": artifacts.versions(),
-        }
-        artifacts.write_json(out / ENVIRONMENT_FILE, environment | {EXAMPLE: data.example})
+        _record_environment(out, data, world)
 
     def save(folder: Path, record: dict[str, Any]) -> None:
         record |= {ABOUT: data.about, NOT_MEASURED: task.unmeasured}
@@ -190,7 +194,71 @@ def train_prior(
     return train_part(run, task, out, save, kind="prior", recorded=recorded, report=report, world=world)
 
 
-def _check_width(run: PriorRun, width: int) -> None:
+def fit_linear(
+    run: LinearRun,
+    data: PriorTrainingData,
+    out: Path,
+    world: Ranks,
+    *,
+    init: str | Path | None = None,
+    fitting: Fitting = AS_GIVEN,
+) -> RunResult:
+    """Fit a linear map on the CPU; it is `out/prior`. A finished run returns at once, an interrupted one begins anew.
+
+    Raises:
+        UserError: there is an `init`, or `out` holds a run with other settings.
+    """
+    if init is not None:
+        raise UserError("--init continues a trained prior; a linear map is fitted anew on all pairs. Leave it out.")
+    if missing := unmeasured(data.validation):
+        fitting.say(missing)
+    if is_dry_run():
+        raise Estimated(_linear_estimate(data, run.ridge))
+    place, settings = out / PART, run.model_dump(mode="json") | data.recorded
+    if world.first:
+        if (place / artifacts.PROVENANCE_FILE).is_file():
+            checkpoints.check_settings(out, settings)
+        else:
+            checkpoints.open_run(out, settings)
+            _record_environment(out, data, world)
+            began = time.perf_counter()
+            prior = LinearPrior.fit(data.training, run.ridge)
+            with torch.no_grad():
+                metrics = validated(LinearMeasured(prior), data.validation, VALIDATED, run.seed, torch.device("cpu"))
+            seconds = time.perf_counter() - began
+            record = provenance("prior", run, FitResult(0, seconds, [], False), len(data.training), metrics)
+            about = {ABOUT: data.about, NOT_MEASURED: missing}
+            prior.save_pretrained(place, record | data.recorded | about, torch.float32)
+    world.wait()
+    return RunResult(place, artifacts.read_json(place / artifacts.PROVENANCE_FILE)["metrics"], [])
+
+
+def _linear_estimate(data: PriorTrainingData, ridge: float) -> Estimate:
+    """From a fit on one block of pairs: the blocks are the steps."""
+    pairs, number = data.training, len(data.training)
+    began = time.perf_counter()
+    prior = LinearPrior.fit(pairs.first(min(SUMMED, number)), ridge)
+    seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    with torch.no_grad():
+        validated(LinearMeasured(prior), data.validation, VALIDATED, 0, torch.device("cpu"))
+    validating = time.perf_counter() - began
+    size = sum(x.numel() for x in prior.state_dict().values())
+    footprint = Footprint(size, size, 5 * 4 * size, 0, 4 * size)  # sums and the solution in float64, and the result
+    return estimated(footprint, -(-number // SUMMED), seconds, 1, validating, "cpu")
+
+
+def _record_environment(out: Path, data: PriorTrainingData, world: Ranks) -> None:
+    environment = {
+        "machine": artifacts.machine(),
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "versions": artifacts.versions(),
+    }
+    artifacts.write_json(out / ENVIRONMENT_FILE, environment | {EXAMPLE: data.example})
+
+
+def _check_width(run: PriorRun | LinearRun, width: int) -> None:
     if run.embedding_dim not in (None, width):
         raise UserError(
             f"this preset is for embeddings of width {run.embedding_dim}; the data's are {width} wide. "

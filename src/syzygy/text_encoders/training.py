@@ -16,7 +16,7 @@ from syzygy.core.registry import imported
 from syzygy.data.store import EmbeddingStore
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.embedding_pairs import split, split_digest
-from syzygy.prior.prior_loading import check_trained_with
+from syzygy.prior.prior_loading import check_trained_with, load_network
 from syzygy.prior.prior_network import STATISTICS_MEASURED
 from syzygy.prior.training import PUBLISHED_SCALE
 from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
@@ -39,13 +39,13 @@ STATISTICS_CAPTIONS = 1024
 
 
 def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True) -> EclipsePrior:
-    """The ECLIPSE prior of a model, a run, a folder or a hub id, in fp32; `clip` is the CLIP's fingerprint.
+    """The ECLIPSE or residual prior of a model, a run, a folder or a hub id, in fp32; `clip` is the CLIP's fingerprint.
 
     Raises:
-        UserError: it is not found, is no ECLIPSE prior, or belongs to another CLIP.
+        UserError: it is not found, is a prior of another kind, or belongs to another CLIP.
     """
     place = part_or_id(source, "prior")
-    prior = EclipsePrior.from_pretrained(place, local_files_only=local_files_only)
+    prior = load_network(place, local_files_only=local_files_only)
     if isinstance(place, Path):
         check_trained_with(place, "clip", clip)
     return prior
@@ -197,6 +197,8 @@ def image(
 ) -> RunResult:
     """Stages 2 and 3: train adapter and prior (or resume) in `out`; they are `out/adapter` and `out/prior`, fp16.
 
+    A residual prior is trained by ECLIPSE's loss here, without the penalty of its own training; it stays a residual prior.
+
     Args:
         previous: the adapter to continue from; `previous.next_stage` is the stage that is trained.
         data: a store's images (`store_images`), or others.
@@ -231,7 +233,7 @@ def image(
         provenance["languages"] = previous.languages(data.languages)
         prior.save_pretrained(out / "prior", provenance | {"kind": "prior"}, torch.float16)
         # The fingerprint of the prior as it is loaded, rounded to fp16.
-        provenance["prior"] = artifacts.fingerprint(EclipsePrior.from_pretrained(out / "prior").state_dict())
+        provenance["prior"] = artifacts.fingerprint(load_network(out / "prior").state_dict())
         adapter.save_pretrained(folder, provenance, torch.float16)
 
     return _train(run, stage, source, record, out, world, report, save)

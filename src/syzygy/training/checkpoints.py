@@ -151,12 +151,20 @@ def open_run(out: Path, run: Mapping[str, Any]) -> bool:
         write_json(out / RUN_FILE, new)
         write_bytes(out / METRICS_FILE, b"")
         return False
-    if difference := _first_difference(read_json(out / RUN_FILE), new):
+    check_settings(out, new)
+    return True
+
+
+def check_settings(out: Path, run: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: the run in `out` has other settings than `run`, which holds plain JSON values.
+    """
+    if difference := _first_difference(read_json(out / RUN_FILE), run):
         raise UserError(
             f"{out} holds a run with other settings: {difference}. "
             "Repeat its settings to continue it, or choose another --out."
         )
-    return True
 
 
 def read_metrics(out: Path, step: int) -> list[dict[str, Any]]:

@@ -184,8 +184,6 @@ def measure(
     validate: Callable[[], object],
 ) -> Estimate:
     """Time `step` (one optimizer step; the losses it returns are waited for) and `validate`."""
-    dry = _dry.get()
-    assert dry is not None, "inside dry_run"
 
     def timed(work: Callable[[], Mapping[str, Tensor]], times: int) -> float:
         began = time.perf_counter()
@@ -204,8 +202,17 @@ def measure(
         validate()
         validating = time.perf_counter() - began
     device = next(p.device.type for module in modules.values() for p in module.parameters())
+    return estimated(Footprint.of(modules, config), config.steps, seconds, validations, validating, device)
+
+
+def estimated(
+    footprint: Footprint, steps: int, seconds: float, validations: int, validating: float, device: str
+) -> Estimate:
+    """The estimate of a dry run, from the measured seconds of a step and of a validation."""
+    dry = _dry.get()
+    assert dry is not None, "inside dry_run"
     return Estimate(
-        Footprint.of(modules, config), config.steps, seconds, validations, validating,
+        footprint, steps, seconds, validations, validating,
         preparation=dry.preparation, peak=peak_memory(device), free=free_disk(dry.out),
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from syzygy.decoder.autoencoder import AutoencoderConfig, build_autoencoder
 from syzygy.decoder.autoencoder_task import AutoencoderTask, AutoencoderTaskConfig, autoencoder_loss
 from syzygy.training.precision import autocast, precision_on
 
-CONFIG = AutoencoderConfig(image_size=8, channels=16, norm_groups=8)
+CONFIG = AutoencoderConfig(image_size=8, channels=16, fine_channels=8)
 
 
 def pictures(step: int) -> Tensor:

@@ -87,8 +87,8 @@ def test_parts_are_found_where_they_are(part: str, tiny_model: Path, tmp_path: P
 def test_a_decoder_and_its_autoencoder_belong_together(tiny_model: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(tiny_model, tmp_path / "model")
     for config, message in (
-        (AutoencoderConfig(image_size=32, channels=16, norm_groups=8), "trained with another autoencoder"),
-        (AutoencoderConfig(image_size=32, channels=16, norm_groups=8, patch=8), r"reads \(4, 4, 4\)"),
+        (AutoencoderConfig(image_size=32, channels=16, fine_channels=8), "trained with another autoencoder"),
+        (AutoencoderConfig(image_size=32, channels=16, fine_channels=8, patch=8), r"reads \(4, 4, 4\)"),
     ):
         other = build_autoencoder(config, seed=1)
         other.set_statistics(torch.zeros(4), torch.ones(4))

@@ -26,7 +26,7 @@ COMPOSITION = (
     *sampling_options(200, 10, least=1),
     setting("--draws", "Images for each prompt.", 1, type=Whole(1)),
 )
-QUICK = {"prompts": 8, "pairs": 1000}
+QUICK = {"prompts": 8, "pairs": 1000, "linear_pairs": 2000}
 CONDITIONS = setting(
     "--conditions", "What the decoder reads, such as text,t5. Default: all that it can.", type=Names(), metavar="NAMES"
 )
@@ -45,6 +45,9 @@ CONDITIONS = setting(
     setting(
         "--pairs", "Pairs on which predicted embeddings are compared with true ones; 0 skips this.", 5000, type=Whole(0)
     ),
+    setting(
+        "--linear-pairs", "Pairs that the linear map, a control, is fitted on; 0 leaves it out.", 20_000, type=Whole(0)
+    ),
     click.option(
         "--with-text",
         is_flag=True,
@@ -57,18 +60,20 @@ def composition(request: EvaluationRequest) -> "Outcome":
 
     Generates images from prompts of the embedded world and classifies what they show. Each prior is compared with the reference (the true
     embedding of a scene that shows exactly what the prompt names), text identity (the text embedding itself, also moved to the images'
-    mean) and the first prior's images of shuffled prompts. Unseen compositions, which no prior was trained on, are scored separately.
+    mean), a linear map from text to image embeddings, and the first prior's images of shuffled prompts. Unseen compositions, which no prior
+    was trained on, are scored separately.
 
     \b
       syzygy evaluate composition --out out/composition
     """
     from syzygy.lab.evaluate import composition as run
 
-    sources = request.settings.pop("priors")
+    sources, linear_pairs = (request.settings.pop(name) for name in ("priors", "linear_pairs"))
     context = request.context("composition", run.CompositionConfig)
     if (own := context.model.pipeline.prior) is None:
         raise UserError(f"{request.model} generates images from texts alone: it has no prior to evaluate.")
-    return run.evaluate(context, request.priors(context.model, run.CONTROLS, sources) or {"prior": own}, progress_bar)
+    priors = request.priors(context.model, run.CONTROLS, sources) or {"prior": own}
+    return run.evaluate(context, priors, progress_bar, linear_pairs)
 
 
 @evaluation(
@@ -296,8 +301,8 @@ def prior(request: EvaluationRequest) -> "Outcome":
     """Measure priors on pairs of an embedding store that they were not trained on.
 
     The images are those that the runs held out for validation; with several priors, those that all of them held out. Each prior is compared
-    with controls that need no training: the text embedding itself (as it is, and moved to the images' mean), the first prior's predictions
-    for shuffled captions, and the mean image embedding.
+    with controls that need no training: the text embedding itself (as it is, and moved to the images' mean), a linear map from text to image
+    embeddings, the first prior's predictions for shuffled captions, and the mean image embedding.
 
     \b
       syzygy evaluate prior --data STORE --prior RUN

@@ -133,7 +133,7 @@ def evaluation(
         quick: the settings of --quick, which the command then has.
     """
     settings = dict(quick or {})
-    numbers = ", ".join(f"{value} {name}" for name, value in settings.items())
+    numbers = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in settings.items())
     flag = click.option("--quick", is_flag=True, help=f"A first look, with wide intervals: use {numbers}.")
 
     def decorate(function: Callable[[EvaluationRequest], "Outcome"]) -> click.Command:
@@ -144,7 +144,7 @@ def evaluation(
         ) -> None:
             for name, value in settings.items() if values.pop("quick", False) else ():
                 if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-                    raise click.UsageError(f"--quick sets --{name} itself: give one of the two.")
+                    raise click.UsageError(f"--quick sets --{name.replace('_', '-')} itself: give one of the two.")
                 values[name] = value
             _check_places(json_file, page, out)
             parts = {name: values.pop(name) for name in PARTS if name in values}

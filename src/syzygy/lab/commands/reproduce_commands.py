@@ -63,13 +63,51 @@ def _run(
 def eclipse(overrides: tuple[str, ...], out: Path, quick: bool, as_json: bool, **how: Any) -> None:
     """Repeat ECLIPSE's comparison in small.
 
-    Projection, the diffusion baseline and ECLIPSE are trained with the same size, pairs, steps and hyperparameters, and scored with
-    text-identity and the reference on embeddings and images, on seen and unseen compositions; sweeps over λ, data, steps and noise.
+    Projection, the diffusion baseline, ECLIPSE and the residual prior are trained with the same size, pairs, steps and hyperparameters, and
+    scored with the controls (text identity, linear map) and the reference on embeddings and images, on seen and unseen compositions. ECLIPSE
+    is swept over λ, the paper's methods over the data, and the baseline over its sampling steps and noise.
     Run the same command again to continue an interrupted experiment. Writes index.html, results.json, report.md and its eclipse.jpg.
     """
     from syzygy.lab.reproduce.eclipse_experiment import reproduce
 
     _run(reproduce, _preset("ECLIPSE", quick), overrides, out, as_json, **how)
+
+
+@click.command()
+@experiment_options(
+    click.option("--dry-run", is_flag=True, help="Estimate the time of what is left to do, then exit without writing."),
+    model="Model with the frozen CLIP, decoder and scene classifier.",
+    out="out/prior-sweep",
+    quick="Use few points, short trainings and few prompts, which only shows that everything works.",
+)
+def prior_sweep(
+    overrides: tuple[str, ...], out: Path, quick: bool, as_json: bool, dry_run: bool, model: str, device: str
+) -> None:
+    """Compare priors by the number of their training pairs.
+
+    Projection, ECLIPSE and the residual prior are trained on 200 to 200,000 pairs, several times each, and scored on embeddings with text
+    identity, the linear map and the reference, on seen and unseen compositions. λ, penalty, steps and temperature are swept at two of the
+    numbers of pairs, one at a time. Images are generated only at the numbers of pairs in images_at, which may be given later.
+    Prints an estimate before it starts. Run the same command again to continue an interrupted experiment. Writes index.html, results.json,
+    report.md and its figures.
+
+    \b
+      syzygy reproduce prior-sweep --dry-run
+      syzygy reproduce prior-sweep 'images_at=[1000, 20000]'
+    """
+    import json
+
+    from syzygy.lab.reproduce import prior_sweep as sweep
+    from syzygy.lab.reproduce.prior_sweep_trainings import estimate_line
+
+    preset, how = _preset("PRIOR_SWEEP", quick), {"model": model, "device": device}
+    if not dry_run:
+        _run(sweep.reproduce, preset, overrides, out, as_json, **how)
+        return
+    from syzygy.core.config import override
+
+    found = sweep.forecast(override(preset, overrides, note), out, **how)
+    click.echo(json.dumps(found) if as_json else f"{estimate_line(found)} Nothing was written.")
 
 
 @click.command()

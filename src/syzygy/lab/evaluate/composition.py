@@ -17,6 +17,7 @@ from torch import Tensor
 from syzygy.core import artifacts
 from syzygy.core.contracts import Guide, ImageEncoder, Prior, Sampling, TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.core.packed_attention import PackedText
 from syzygy.core.pixels import to_uint8
 from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.core.wording import counted
@@ -32,13 +33,14 @@ from syzygy.lab.world.render import render
 from syzygy.lab.world.scene_sampling import scene_for
 from syzygy.prior.baselines import TextIdentity
 from syzygy.prior.diffusion_prior import SampledPrior
+from syzygy.prior.linear_prior import LinearPrior
 from syzygy.training.run_records import Bar, no_bar
 
 REFERENCE = "reference"
-IDENTITY, SHIFTED, SHUFFLED = "text identity", "text identity, shifted", "shuffled prompts"
+IDENTITY, SHIFTED, LINEAR, SHUFFLED = "text identity", "text identity, shifted", "linear map", "shuffled prompts"
 TEXT = ", with text"
 """Ends the name of a candidate whose decoder also reads the text states."""
-CONTROLS = (IDENTITY, SHIFTED, SHUFFLED)
+CONTROLS = (IDENTITY, SHIFTED, LINEAR, SHUFFLED)
 NORM_PAIRS = 1024
 CHUNK = 256
 SHOWN = 2
@@ -63,6 +65,15 @@ def control_priors(model: TextToImage, seed: int) -> dict[str, Prior]:
     pairs = embed(model.clip, seed_of(seed, "mean norm"), NORM_PAIRS)
     fitted = pairs.captions.pooled, pairs.image_embeddings
     return {IDENTITY: TextIdentity.fit(*fitted), SHIFTED: TextIdentity.fit(*fitted, shifted=True)}
+
+
+def linear_control(model: TextToImage, seed: int, number: int, bar: Bar = no_bar) -> dict[str, Prior]:
+    """The linear map, fitted on so many pairs without unseen compositions; nothing if `number` is 0."""
+    if not number:
+        return {}
+    with bar("embedding for the linear map", number) as progress:
+        pairs = embed(model.clip, seed_of(seed, "linear map"), number, progress)
+    return {LINEAR: LinearPrior.fit(pairs).to(model.clip.device)}
 
 
 def reference_images(prompts: Sequence[Prompt], seed: int, size: int) -> Float[Tensor, "P 3 H W"]:
@@ -228,10 +239,14 @@ def on_pairs(
     }
 
 
-def predict_all(prior: Prior, features: TextFeatures, noise: Tensor) -> Tensor:
-    """harness.Predictions for any number of texts, in batches, on the CPU."""
-    rows = (slice(start, start + CHUNK) for start in range(0, len(features), CHUNK))
-    return torch.cat([prior.predict(features[part], noise=noise[part].to(features.pooled)).cpu() for part in rows])
+def predict_all(prior: Prior, features: TextFeatures | PackedText, noise: Tensor) -> Tensor:
+    """Predictions for any number of texts, in batches, on the CPU."""
+    found = []
+    for start in range(0, len(features), CHUNK):
+        part = features[start : start + CHUNK]
+        text = part.padded() if isinstance(part, PackedText) else part
+        found.append(prior.predict(text, noise=noise[start : start + CHUNK].to(text.pooled)).cpu())
+    return torch.cat(found)
 
 
 def reader_features(reader: Reader, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
@@ -263,11 +278,18 @@ def weights_of(priors: Mapping[str, Prior]) -> dict[str, str]:
     }
 
 
-def evaluate(context: EvaluationContext[CompositionConfig], priors: Mapping[str, Prior], bar: Bar = no_bar) -> Outcome:
-    """Score priors and controls. The first prior also predicts for shuffled prompts, which gives the level of chance."""
+def evaluate(
+    context: EvaluationContext[CompositionConfig], priors: Mapping[str, Prior], bar: Bar = no_bar, linear_pairs: int = 0
+) -> Outcome:
+    """Score priors and controls. The first prior also predicts for shuffled prompts, which gives the level of chance.
+
+    Args:
+        linear_pairs: pairs of the world that the linear map is fitted on; 0 leaves it out.
+    """
     model, config, reader = context.model, context.config, context.model.reader()
     wanted = harness.evaluation_prompts(CATEGORIES, config.prompts, config.seed)
-    everyone = dict(priors) | control_priors(model, config.seed)
+    linear = linear_control(model, config.seed, linear_pairs, bar)
+    everyone = dict(priors) | control_priors(model, config.seed) | linear
     distances = on_pairs(model, everyone, config, bar) if config.pairs else {}
     embeddings = candidate_embeddings(model, everyone, wanted, config.seed, shuffled=next(iter(priors), None))
 
@@ -281,7 +303,7 @@ def evaluate(context: EvaluationContext[CompositionConfig], priors: Mapping[str,
             {f"{name}{TEXT}": x for name, x in embeddings.items()},
         )
         candidates += decoded(model, named, wanted, config, read)
-    found = context.predict(candidates, also={"features": features}, priors=weights_of(priors))
+    found = context.predict(candidates, also={"features": features}, priors=weights_of(dict(priors) | linear))
     scenes = {name: one.scenes for name, one in found.items()}
     rows = table(wanted, scenes)
     alone = {name: found[name] for name in embeddings}
@@ -320,7 +342,8 @@ def evaluate(context: EvaluationContext[CompositionConfig], priors: Mapping[str,
 LEGEND = "**Prompt accuracy**: every fact that the prompt names is right. Brackets: 95 % bootstrap over prompts and their images."
 EXPLAINED = (
     "**Reference** decodes the true embedding of a scene that shows exactly what the prompt names; it is not an upper bound. "
-    "**Text identity** decodes the text embedding itself, also moved to the mean of image embeddings. **Shuffled prompts** scores the first "
+    "**Text identity** decodes the text embedding itself, also moved to the mean of image embeddings. **Linear map** is ridge regression from "
+    "text to image embeddings. **Shuffled prompts** scores the first "
     "prior's images of other prompts of the same category: the level of chance."
 )
 LIMITS = (

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from syzygy.core import artifacts
 from syzygy.core.contracts import Prior, TextFeatures
+from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
@@ -25,7 +26,9 @@ from syzygy.lab.evaluate.harness import Outcome
 from syzygy.lab.evaluate.held_out import Past, Truth, common, past_of, record_of, rest_of
 from syzygy.lab.evaluate.retrieval import ranks_among
 from syzygy.lab.report import Block, Items, Note, Report, Section, Table
+from syzygy.prior.embedding_pairs import StorePairs
 from syzygy.prior.embedding_statistics import frechet_distance
+from syzygy.prior.linear_prior import LinearPrior
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.prior_network import PART, find_prior
 from syzygy.training.checkpoints import METRICS_FILE, read_lines
@@ -33,10 +36,12 @@ from syzygy.training.loop import VALIDATION
 from syzygy.training.run_records import Bar
 
 BATCH = 256
-IDENTITY, SHIFTED, SHUFFLED, MEAN = "text identity", "text identity, shifted", "shuffled captions", "mean image"
+IDENTITY, SHIFTED, LINEAR = "text identity", "text identity, shifted", "linear map"
+SHUFFLED, MEAN = "shuffled captions", "mean image"
 CONTROLS = {
     IDENTITY: "The caption's own text embedding, rescaled to the mean length of image embeddings.",
     SHIFTED: "The same, moved so that the mean over texts is the mean image embedding.",
+    LINEAR: "Ridge regression from text to image embeddings, fitted on pairs of the store that are not measured.",
     SHUFFLED: "The first prior's predictions for other captions: the score of a prior that ignores the caption.",
     MEAN: "The mean image embedding, for every caption.",
 }
@@ -46,6 +51,8 @@ SHARES = ("R@1", "R@5")
 """Metrics that are shown in per cent."""
 FRECHET = "frechet"
 EXAMPLES = 12
+LINEAR_PAIRS = 200_000
+"""Most pairs that the linear map is fitted on."""
 CURVES = {
     "cosine": "validation cosine to the true image embedding",
     "recall_at_1": "validation R@1",
@@ -148,9 +155,25 @@ def controls(truth: Truth, first: Float[Tensor, "M D"] | None) -> dict[str, Floa
     raw = norm * F.normalize(truth.texts, dim=1)  # as `TextIdentity` predicts, which wants token states too
     shift = mean - norm * F.normalize(texts, dim=1).mean(0)
     found = {IDENTITY: raw, SHIFTED: raw + shift}
+    if (linear := linear_control(truth)) is not None:
+        found[LINEAR] = linear(truth.texts)
     if first is not None and truth.other is not None:
         found[SHUFFLED] = first[truth.other]
     return found | {MEAN: mean.expand(len(truth), -1)}
+
+
+def linear_control(truth: Truth) -> LinearPrior | None:
+    """The linear map, fitted on captions of other images than the measured ones; None where these are too few or all alike."""
+    store = truth.pairs.store
+    others = rest_of(store, truth.pairs, LINEAR_PAIRS)
+    if others is truth.pairs:
+        return None
+    try:
+        return LinearPrior.fit(
+            StorePairs(store, others.chosen.sort().values)
+        )  # sorted: a store is read faster in its order
+    except UserError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -181,15 +204,19 @@ class Evaluation:
                 f"The Fréchet distance is not measured: it needs more captions than the {self.store.width:,} dimensions of an "
                 f"embedding, and there {'is' if len(self.truth) == 1 else 'are'} {len(self.truth):,}."
             )
+        if LINEAR not in self.scores:
+            found.append(
+                "The linear map is not measured: besides the measured pairs, there are too few different ones to fit it on."
+            )
         if self.priors and SHUFFLED not in self.scores:
             found.append("Shuffled captions are not measured: too many captions have the same words.")
         return [line for line in found if line]
 
     @cached_property
     def differences(self) -> dict[tuple[str, str], dict[str, Difference]]:
-        """(first, second) → metric → paired difference: each prior to the shifted text identity, and the first prior to each other one."""
-        names = list(self.priors)
-        pairs = [(name, SHIFTED) for name in names] + [(names[0], other) for other in names[1:]]
+        """(first, second) → metric → paired difference: each prior to two controls, and the first prior to each other one."""
+        names, strong = list(self.priors), [name for name in (SHIFTED, LINEAR) if name in self.scores]
+        pairs = [(name, other) for name in names for other in strong] + [(names[0], other) for other in names[1:]]
         return {
             (one, other): {
                 metric: difference(self.scores[one].values[metric], self.scores[other].values[metric])

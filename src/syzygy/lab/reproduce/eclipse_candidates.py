@@ -7,39 +7,36 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from syzygy.core import artifacts
 from syzygy.core.config import Config
-from syzygy.core.contracts import Prior, TextFeatures
+from syzygy.core.contracts import Prior
 from syzygy.core.errors import UserError
-from syzygy.core.randomness import generator, seed_of
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate import distance, probe
 from syzygy.lab.evaluate.composition import (
+    LINEAR,
     REFERENCE,
     CompositionConfig,
     candidate_embeddings,
     control_priors,
-    generate_and_score,
-    predict_all,
 )
-from syzygy.lab.evaluate.harness import evaluation_prompts
-from syzygy.lab.evaluate.probe import Probe
-from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder, trained_probe
+from syzygy.lab.reproduce.embedding_scores import EmbeddingScorer, generate_once
+from syzygy.lab.reproduce.experiment import ExperimentFolder
 from syzygy.lab.starter import prior_training
-from syzygy.lab.world.prompts import Prompt
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig, SampledPrior
-from syzygy.prior.eclipse import EclipsePrior, EclipseTaskConfig
+from syzygy.prior.eclipse import EclipseTaskConfig
 from syzygy.prior.embedding_pairs import PriorData
-from syzygy.prior.prior_loading import load_prior
+from syzygy.prior.linear_prior import RIDGE, LinearPrior
+from syzygy.prior.prior_loading import OnePassPrior, load_prior
+from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.prior.training import PriorRun
 from syzygy.training.run_records import Bar, no_bar, reporter
 
-PROJECTION, DIFFUSION, ECLIPSE = "projection", "diffusion", "ECLIPSE"
-METHODS = (PROJECTION, DIFFUSION, ECLIPSE)
+PROJECTION, DIFFUSION, ECLIPSE, RESIDUAL = "projection", "diffusion", "ECLIPSE", "residual"
+PAPER = (PROJECTION, DIFFUSION, ECLIPSE)
+"""The methods of the paper, which are swept over the share of the pairs; `prior_sweep` has the residual prior's learning curves."""
+METHODS = (*PAPER, RESIDUAL)
 
 
 class ReproduceRun(Config):
@@ -49,6 +46,10 @@ class ReproduceRun(Config):
     """The ECLIPSE prior. The other methods have its size, pairs, steps, batch size and learning rate."""
     diffusion: DiffusionTaskConfig
     """Dropout and sampling of the diffusion baseline."""
+    residual: ResidualTaskConfig
+    """λ and penalty of the residual prior."""
+    ridge: float = Field(default=RIDGE, gt=0)
+    """Regularisation of the linear map."""
     seeds: int = Field(default=5, ge=2)
     """Trainings of each method, which are scored on embeddings."""
     painted_seeds: int = Field(default=3, ge=1)
@@ -82,9 +83,10 @@ class ReproduceRun(Config):
             UserError: the methods would not have equal budgets.
         """
         task = self.prior.task
-        if not isinstance(task, EclipseTaskConfig) or task.batch_size != self.diffusion.batch_size:
+        sizes = {self.diffusion.batch_size, self.residual.batch_size, task.batch_size}
+        if not isinstance(task, EclipseTaskConfig) or len(sizes) > 1:
             raise UserError(
-                "the comparison has equal budgets: it needs an ECLIPSE prior and a diffusion baseline of one batch size."
+                "the comparison has equal budgets: it needs an ECLIPSE prior, a residual prior and a diffusion baseline of one batch size."
             )
         return task.lambda_contrastive
 
@@ -109,7 +111,8 @@ class Training:
         task = run.prior.task
         assert isinstance(task, EclipseTaskConfig)
         contrast = 0.0 if self.method == PROJECTION else self.contrast
-        chosen = task.changed(lambda_contrastive=contrast) if self.method != DIFFUSION else run.diffusion
+        others = {DIFFUSION: run.diffusion, RESIDUAL: run.residual}
+        chosen = others.get(self.method) or task.changed(lambda_contrastive=contrast)
         return run.prior.changed(task=chosen, seed=self.seed)
 
 
@@ -119,7 +122,7 @@ def all_trainings(run: ReproduceRun) -> list[Training]:
     found = [Training(method, seed, contrast) for seed in range(run.seeds) for method in METHODS]
     for seed in range(run.sweep_seeds):
         found += [Training(ECLIPSE, seed, value) for value in run.lambdas if value > 0]
-        found += [Training(method, seed, contrast, fraction) for fraction in run.fractions for method in METHODS]
+        found += [Training(method, seed, contrast, fraction) for fraction in run.fractions for method in PAPER]
     return list(dict.fromkeys(found))
 
 
@@ -138,11 +141,7 @@ class EclipseContext:
     model: TextToImage
     data: PriorData
     validation: PriorData
-    pairs: PriorData
-    probe: Probe
-    prompts: list[Prompt]
-    features: TextFeatures
-    """Of the prompts."""
+    scorer: EmbeddingScorer
 
     @classmethod
     def prepare(
@@ -150,13 +149,15 @@ class EclipseContext:
     ) -> "EclipseContext":
         """Embed the pairs, train the probe, choose the prompts."""
         data, validation = prior_training.embedded(run.prior, model.clip, bar)
-        pairs = prior_training.embed(model.clip, seed_of(run.seed, "pairs"), run.pairs)
-        prompts = evaluation_prompts(CATEGORIES, run.prompts, run.seed)
-        features = model.clip.encode_text([p.text for p in prompts])
-        probe = trained_probe(model.clip, run.probe_scenes, run.seed)
-        return cls(run, folder, model, data, validation, pairs, probe, prompts, features)
+        sizes = {"prompts": run.prompts, "pairs": run.pairs, "probe_scenes": run.probe_scenes}
+        return cls(run, folder, model, data, validation, EmbeddingScorer.prepare(model.clip, **sizes, seed=run.seed))
 
-    def prior(self, training: Training) -> EclipsePrior | SampledPrior:
+    def controls(self) -> dict[str, Prior]:
+        """Priors without steps: text identity, as it is and shifted, and the linear map on the training pairs."""
+        linear = LinearPrior.fit(self.data, self.run.ridge).to(self.model.pipeline.device)
+        return control_priors(self.model, self.run.seed) | {LINEAR: linear}
+
+    def prior(self, training: Training) -> OnePassPrior | SampledPrior:
         """A trained prior."""
         return load_prior(self.place(training) / "prior", self.model.clip, str(self.model.pipeline.device))
 
@@ -183,43 +184,20 @@ def train_and_score(training: Training, context: EclipseContext) -> None:
             "pairs": number,
             "seconds": artifacts.read_json(where / "prior" / artifacts.PROVENANCE_FILE)["seconds"],
             "evaluations": prior.evaluations if isinstance(prior, SampledPrior) else 1,
-        } | score_embeddings(prior, context)
+        } | context.scorer.scores(prior)
 
     context.folder.score_once(training.name, measure, of=where / "prior")
 
 
-def score_embeddings(prior: Prior, context: EclipseContext) -> dict[str, float]:
-    """Cosine, R@1 and Fréchet distance on unseen pairs, and the combinations of the prompts that the probe finds."""
-    pairs = _predict(prior, context.pairs.captions, context.run.seed)
-    prompts = _predict(prior, context.features, context.run.seed)
-    return distance.embedding_scores(pairs, context.pairs.image_embeddings) | probe_scores(prompts, context)
-
-
-def probe_scores(embeddings: Tensor, context: EclipseContext) -> dict[str, float]:
-    """The mean share of the named combinations that the probe finds, for seen and unseen compositions."""
-    shares = probe.found(context.probe, embeddings.cpu(), context.prompts)
-    scores = {}
-    for name, unseen in (("probe_seen", False), ("probe_held_out", True)):
-        pairs = zip(shares, context.prompts, strict=True)
-        some = [share for share, prompt in pairs if share is not None and prompt.unseen == unseen]
-        scores[name] = sum(some) / len(some)
-    return scores
-
-
-def _predict(prior: Prior, features: TextFeatures, seed: int) -> Tensor:
-    """Predictions for all rows, from noise that is the same for every prior."""
-    noise = torch.randn(features.pooled.shape, generator=generator(seed, "reproduce", len(features)))
-    return predict_all(prior, features, noise)
-
-
 def score_controls(context: EclipseContext) -> None:
-    """The same scores for text-identity, and the probe's for the reference."""
+    """The same scores for the controls, and the probe's for the reference."""
     run, folder = context.run, context.folder
-    for name, prior in control_priors(context.model, run.seed).items():
-        folder.score_once(name, lambda prior=prior: score_embeddings(prior, context))
+    for name, prior in context.controls().items():
+        folder.score_once(name, lambda prior=prior: context.scorer.scores(prior))
 
     def reference() -> dict[str, float]:
-        return probe_scores(candidate_embeddings(context.model, {}, context.prompts, run.seed)[REFERENCE], context)
+        found = candidate_embeddings(context.model, {}, context.scorer.prompts, run.seed)
+        return context.scorer.probed(found[REFERENCE])
 
     folder.score_once(REFERENCE, reference)
 
@@ -239,27 +217,22 @@ def sweep_sampling(context: EclipseContext) -> None:
             for value in values:
                 other = replace(prior, sampling=prior.sampling.model_copy(update={key: value}))
                 context.folder.score_once(
-                    sampling_name(key, value, seed), lambda other=other: score_embeddings(other, context)
+                    sampling_name(key, value, seed), lambda other=other: context.scorer.scores(other)
                 )
 
 
 def generate_images(context: EclipseContext, bar: Bar = no_bar) -> None:
     """Decode the first trainings of each method and the controls."""
-    run, model, prompts = context.run, context.model, context.prompts
+    run = context.run
     config = CompositionConfig(prompts=run.prompts, steps=run.steps, guidance_scale=1.0, seed=run.seed)
     for name, prior in _to_decode(context):
-        if context.folder.has_images(name):
-            continue
-        found = candidate_embeddings(model, {} if prior is None else {name: prior()}, prompts, run.seed)
-        with bar(f"generating {name}", len(prompts)) as progress:
-            scored = generate_and_score(model, {name: found[name]}, prompts, config, progress)
-        context.folder.keep_images(name, scored, prompts)
+        generate_once(context.folder, context.model, context.scorer.prompts, name, prior, config, bar)
 
 
 def _to_decode(context: EclipseContext) -> Iterator[tuple[str, Callable[[], Prior] | None]]:
     """Names of images and the functions that load their prior (None for the reference)."""
     yield REFERENCE, None
-    for name, prior in control_priors(context.model, context.run.seed).items():
+    for name, prior in context.controls().items():
         yield name, lambda prior=prior: prior
     by_method = [image_trainings(context.run, method).items() for method in METHODS]
     for same_seed in zip(*by_method, strict=True):

@@ -7,14 +7,16 @@ from typing import Any
 
 from syzygy.core.wording import counted
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.evaluate.composition import IDENTITY, REFERENCE, SHIFTED
+from syzygy.lab.evaluate.composition import IDENTITY, LINEAR, REFERENCE, SHIFTED
 from syzygy.lab.plots import Point, line_plot
 from syzygy.lab.report import Figure, Gallery, Report, Section, Table, require_lab
 from syzygy.lab.reproduce.eclipse_candidates import (
     DIFFUSION,
     ECLIPSE,
     METHODS,
+    PAPER,
     PROJECTION,
+    RESIDUAL,
     EclipseContext,
     ReproduceRun,
     Training,
@@ -26,6 +28,7 @@ from syzygy.lab.reproduce.eclipse_candidates import (
     sweep_sampling,
     train_and_score,
 )
+from syzygy.lab.reproduce.embedding_scores import PROMPTS
 from syzygy.lab.reproduce.experiment import (
     SIDES,
     TITLES,
@@ -47,7 +50,12 @@ SCORES = {
     "frechet": "Fréchet",
     "probe_seen": "probe, seen",
     "probe_held_out": "probe, unseen",
+    "probe_seen_one": "probe, one object, seen",
+    "probe_held_out_one": "one, unseen",
+    "probe_seen_two": "two, seen",
+    "probe_held_out_two": "two, unseen",
 }
+"""Heading of each score; earlier results have not all of them."""
 COSTS = {
     "parameters": "parameters",
     "samples": "training samples",
@@ -56,7 +64,8 @@ COSTS = {
 }
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 """97.5 % quantile of Student's t for n − 1 degrees of freedom."""
-AGAINST = (PROJECTION, DIFFUSION, SHIFTED)
+CONTROLS = (IDENTITY, SHIFTED, LINEAR)
+AGAINST = (PROJECTION, DIFFUSION, SHIFTED, LINEAR, RESIDUAL)
 """The candidates with which ECLIPSE is compared."""
 SWEPT = "± is half the range over the trainings of a point."
 SHEET = "eclipse.jpg"
@@ -92,11 +101,11 @@ def reproduce(
         say("3/4  controls and the baseline's sampling")
         score_controls(context)
         sweep_sampling(context)
-        say(f"4/4  generating images of {counted(len(context.prompts), 'prompt')} with each candidate")
+        say(f"4/4  generating images of {counted(len(context.scorer.prompts), 'prompt')} with each candidate")
         generate_images(context, bar)
     found = results(run, folder)
-    names = [REFERENCE, *(f"{method}-seed0" for method in METHODS), IDENTITY, SHIFTED]
-    gallery = folder.gallery({name: name for name in names}, context.prompts, SHEET_TEXT, SHEET)
+    names = [REFERENCE, *(f"{method}-seed0" for method in METHODS), *CONTROLS]
+    gallery = folder.gallery({name: name for name in names}, context.scorer.prompts, SHEET_TEXT, SHEET)
     return folder.finish(found, report(found, gallery))
 
 
@@ -126,16 +135,16 @@ def results(run: ReproduceRun, folder: ExperimentFolder) -> dict[str, Any]:
     embeddings: dict[str, Any] = {
         method: over([Training(method, seed, contrast).name for seed in range(run.seeds)], spread) for method in METHODS
     }
-    for name in (IDENTITY, SHIFTED, REFERENCE):
+    for name in (*CONTROLS, REFERENCE):
         embeddings[name] = {key: (value, 0.0) for key, value in folder.scores(name).items()}
     sweeps: dict[str, Any] = {
         "lambda": {value: swept(ECLIPSE if value else PROJECTION, value or contrast) for value in run.lambdas},
-        "fraction": {method: {part: swept(method, fraction=part) for part in run.fractions} for method in METHODS},
+        "fraction": {method: {part: swept(method, fraction=part) for part in run.fractions} for method in PAPER},
     }
     for key, values in (("steps", run.sampling_steps), ("eta", run.etas)):
         seeds = range(run.sweep_seeds)
         sweeps[key] = {value: over([sampling_name(key, value, seed) for seed in seeds], half_range) for value in values}
-    images = {name: folder.predictions([name]) for name in (REFERENCE, IDENTITY, SHIFTED)}
+    images = {name: folder.predictions([name]) for name in (REFERENCE, *CONTROLS)}
     images |= {method: folder.predictions(image_trainings(run, method)) for method in METHODS}
     ours = images[ECLIPSE]
     return {
@@ -143,8 +152,12 @@ def results(run: ReproduceRun, folder: ExperimentFolder) -> dict[str, Any]:
         **folder.time(),
         "embeddings": embeddings,
         "sweeps": sweeps,
-        "agreement": {name: by_side(lambda *kind, some=some: accuracy(some, *kind)) for name, some in images.items()},
-        "eclipse_minus": {name: by_side(lambda *kind, name=name: gain(ours, images[name], *kind)) for name in AGAINST},
+        "agreement": {
+            name: by_side(lambda *kind, some=some: accuracy(some, *kind), PROMPTS) for name, some in images.items()
+        },
+        "eclipse_minus": {
+            name: by_side(lambda *kind, name=name: gain(ours, images[name], *kind), PROMPTS) for name in AGAINST
+        },
         "eclipse_preferred": {
             name: {side: preference(ours, images[name], unseen) for side, unseen in SIDES.items()} for name in AGAINST
         },
@@ -156,8 +169,7 @@ def report(found: Mapping[str, Any], gallery: Gallery) -> Report:
     accuracies, embeddings, preferred = found["agreement"], found["embeddings"], found["eclipse_preferred"]
     overall = {side: {name: sides[side]["all"] for name, sides in accuracies.items()} for side in SIDES}
     preference_lines = [[TITLES[side], *(percent(sides[side]) for sides in preferred.values())] for side in SIDES]
-    scores = [[name, *(_plus_minus(one.get(key)) for key in SCORES)] for name, one in embeddings.items()]
-    costs = [[method, *(f"{embeddings[method][key][0]:,.0f}" for key in COSTS)] for method in METHODS]
+    costs = [[name, *(f"{one[key][0]:,.0f}" for key in COSTS)] for name, one in embeddings.items() if "seconds" in one]
     return Report(
         "ECLIPSE in small",
         [_lead(found)],
@@ -172,7 +184,7 @@ def report(found: Mapping[str, Any], gallery: Gallery) -> Report:
                 "How often more facts are right in ECLIPSE's image, in per cent (a tie counts half; paper: 71.6 by PickScore)",
                 [Table(["", *(f"against {name}" for name in preferred)], preference_lines)],
             ),
-            Section("Embeddings", [Table(["", *SCORES.values()], scores)]),
+            Section("Embeddings", [score_table(embeddings)]),
             Section("Cost of a prior (evaluations: passes for an image)", [Table(["", *COSTS.values()], costs)]),
             Section("Sweeps (embeddings)", [SWEPT, *_sweep_tables(found["sweeps"]), *_sweep_plots(found["sweeps"])]),
             Section("Images", [gallery]),
@@ -192,6 +204,13 @@ def _lead(found: Mapping[str, Any]) -> str:
     )
 
 
+def score_table(rows: Mapping[str, Mapping[str, Sequence[float]]], caption: str = "") -> Table:
+    """A line for each candidate, a column for each score that some of them have."""
+    keys = [key for key in SCORES if any(key in one for one in rows.values())]
+    lines = [[name, *(_plus_minus(one.get(key)) for key in keys)] for name, one in rows.items()]
+    return Table(["", *(SCORES[key] for key in keys)], lines, caption)
+
+
 def _plus_minus(value: Sequence[float | int] | None) -> str:
     if value is None:
         return ""
@@ -199,16 +218,12 @@ def _plus_minus(value: Sequence[float | int] | None) -> str:
 
 
 def _sweep_tables(sweeps: Mapping[str, Any]) -> list[Table]:
-    def table(title: str, points: Mapping[str, Mapping[str, Sequence[float]]]) -> Table:
-        lines = [[name, *(_plus_minus(scores[key]) for key in SCORES)] for name, scores in points.items()]
-        return Table(["", *SCORES.values()], lines, title)
-
     fractions = {
         f"{method}, {part}": one for method, points in sweeps["fraction"].items() for part, one in points.items()
     }
     titles = {"λ (0: projection)": sweeps["lambda"], "Share of the training pairs": fractions}
     titles |= {"Sampling steps of the baseline": sweeps["steps"], "Noise that the baseline adds (η)": sweeps["eta"]}
-    return [table(title, {str(value): one for value, one in points.items()}) for title, points in titles.items()]
+    return [score_table({str(value): one for value, one in points.items()}, title) for title, points in titles.items()]
 
 
 def _sweep_plots(sweeps: Mapping[str, Any]) -> list[Figure]:

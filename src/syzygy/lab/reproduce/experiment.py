@@ -97,6 +97,10 @@ class ExperimentFolder:
         if not (file.is_file() and (of is None or of.exists())):
             artifacts.write_json(file, measure())
 
+    def has_scores(self, name: str) -> bool:
+        """Whether `score_once` wrote these scores."""
+        return (self.path / "scores" / f"{name}.json").is_file()
+
     def scores(self, name: str) -> dict[str, Any]:
         """What `score_once` wrote."""
         return artifacts.read_json(self.path / "scores" / f"{name}.json")
@@ -237,9 +241,11 @@ def preference(first: Trainings, second: Trainings, unseen: bool) -> Score | Non
     return as_score(win_rate(paired(a, b), paired(b, a), trainings=True)) if a else None
 
 
-def by_side(score: Callable[[str, bool], Score | None]) -> dict[str, dict[str, Score | None]]:
+def by_side(
+    score: Callable[[str, bool], Score | None], categories: Sequence[str] = CATEGORIES
+) -> dict[str, dict[str, Score | None]]:
     """Scores of each side and category, and of all categories together."""
-    return {side: {name: score(name, unseen) for name in (*CATEGORIES, ALL)} for side, unseen in SIDES.items()}
+    return {side: {name: score(name, unseen) for name in (*categories, ALL)} for side, unseen in SIDES.items()}
 
 
 def _correct(one: Prediction) -> float:

@@ -5,10 +5,12 @@ from syzygy.lab.demo import demo_full
 from syzygy.lab.evaluate.text_encoder import TextEncoderConfig
 from syzygy.lab.reproduce.eclipse_candidates import ReproduceRun
 from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
+from syzygy.lab.reproduce.prior_sweep_points import PriorSweepRun
 from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
 from syzygy.lab.starter.presets import experts_full
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig
+from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter
 from syzygy.training.schedule import LoopConfig
 
@@ -19,7 +21,10 @@ def reproduce_full() -> ReproduceRun:
     Validation is not part of the comparison, and that of the diffusion baseline (25 guided steps) took longer than its training.
     """
     prior = demo_full().prior.changed(loop={"validate_every": 250})
-    return ReproduceRun(prior=prior, diffusion=DiffusionTaskConfig(batch_size=prior.task.batch_size))
+    size = prior.task.batch_size
+    return ReproduceRun(
+        prior=prior, diffusion=DiffusionTaskConfig(batch_size=size), residual=ResidualTaskConfig(batch_size=size)
+    )
 
 
 def reproduce_quick() -> ReproduceRun:
@@ -36,6 +41,30 @@ def reproduce_quick() -> ReproduceRun:
         sampling_steps=(5, 25),
         etas=(0.0, 1.0),
         sweep_seeds=1,
+    )
+
+
+def prior_sweep_full() -> PriorSweepRun:
+    """The learning curves and sweeps of priors on embeddings, in hours on one core (the command estimates them before it starts)."""
+    prior = demo_full().prior
+    return PriorSweepRun(prior=prior, residual=ResidualTaskConfig(batch_size=prior.task.batch_size))
+
+
+def prior_sweep_quick() -> PriorSweepRun:
+    """A shortened sweep: it tests that everything works, and its intervals are wide."""
+    return prior_sweep_full().changed(
+        prior={"loop": {"steps": 60, "warmup": 10}},
+        pairs=(200, 2000),
+        at=(2000,),
+        lambdas=(0.2, 0.8),
+        penalties=(0.0, 1.0),
+        steps=(30, 60),
+        temperatures=("clip", 0.2),
+        ridges=(1e-3, 1e-1),
+        seeds=2,
+        prompts=25,
+        unseen_pairs=1000,
+        probe_scenes=4000,
     )
 
 
@@ -94,5 +123,6 @@ def _brief(*, steps: int, lr: float) -> LoopConfig:
 
 
 ECLIPSE = {"full": reproduce_full, "quick": reproduce_quick}
+PRIOR_SWEEP = {"full": prior_sweep_full, "quick": prior_sweep_quick}
 EXPERTS = {"full": reproduce_experts_full, "quick": reproduce_experts_quick}
 TEXT_ENCODER = {"full": reproduce_text_encoder_full, "quick": reproduce_text_encoder_quick}

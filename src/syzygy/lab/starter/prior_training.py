@@ -12,6 +12,7 @@ from syzygy.core.randomness import seed_of
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language import detect_language, language
 from syzygy.prior.embedding_pairs import PriorData, caption_ids
+from syzygy.prior.linear_prior import LinearRun
 from syzygy.prior.next_steps import counts
 from syzygy.prior.training import PriorRun, PriorTrainingData, train_prior
 from syzygy.training.estimate import preparing, rehearsed
@@ -46,7 +47,7 @@ def embed(
     return PriorData(torch.cat(images), TextFeatures.cat(features), torch.arange(number), caption_ids(texts))
 
 
-def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, PriorData]:
+def embedded(run: PriorRun | LinearRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, PriorData]:
     """The run's training and validation pairs of the world.
 
     Raises:
@@ -54,7 +55,8 @@ def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, P
     """
     if run.scenes is None:
         raise UserError("this preset trains on an embedding store: give --data STORE, or set scenes=20000.")
-    scenes, unseen = rehearsed(run.scenes, run.task.batch_size), run.validation_images
+    batch = 1 if isinstance(run, LinearRun) else run.task.batch_size
+    scenes, unseen = rehearsed(run.scenes, batch), run.validation_images
     with bar("embedding", scenes + unseen) as progress, preparing(run.scenes + unseen, scenes + unseen):
         return (
             embed(clip, seed_of(run.seed, "prior data"), scenes, progress),
@@ -63,7 +65,7 @@ def embedded(run: PriorRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, P
 
 
 def train(
-    run: PriorRun,
+    run: PriorRun | LinearRun,
     clip: Clip,
     out: Path,
     world: Ranks | torch.device,

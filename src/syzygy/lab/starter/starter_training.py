@@ -33,6 +33,7 @@ from syzygy.lab.starter.t5_training import T5Run
 from syzygy.lab.starter.world_captions import world_images
 from syzygy.lab.world.reader import Reader
 from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.prior_loading import load_network
 from syzygy.prior.training import PriorRun
 from syzygy.text_encoders import training as adapter_training
 from syzygy.text_encoders.adapter import TextAdapter
@@ -220,7 +221,9 @@ def _load(run: StarterRun, out: Path, name: str) -> Clip | Autoencoder | T5Text 
         return adapter_training.language_model(run.align, str(folder))
     if name == "t5":
         return T5Text.from_pretrained(folder)
-    loaders = {"clip": Clip, "autoencoder": Autoencoder, "prior": EclipsePrior}
+    if name == "prior":
+        return load_network(folder).requires_grad_(False)
+    loaders = {"clip": Clip, "autoencoder": Autoencoder}
     return loaders[name].from_pretrained(folder).requires_grad_(False)
 
 

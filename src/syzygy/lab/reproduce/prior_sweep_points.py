@@ -1,0 +1,162 @@
+"""What the sweep of priors trains: settings, and the points whose trainings are learning curves and sweeps."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import Field
+
+from syzygy.core.config import Config
+from syzygy.core.errors import UserError
+from syzygy.lab.evaluate.composition import IDENTITY, LINEAR, SHIFTED
+from syzygy.lab.reproduce.eclipse_candidates import ECLIPSE, PROJECTION, RESIDUAL
+from syzygy.prior.eclipse import EclipseTaskConfig
+from syzygy.prior.linear_prior import RIDGE
+from syzygy.prior.residual_prior import ResidualTaskConfig
+from syzygy.prior.training import PriorRun
+
+METHODS = (PROJECTION, ECLIPSE, RESIDUAL)
+CONTROLS = (IDENTITY, SHIFTED, LINEAR)
+SWEPT = {
+    "contrast": (ECLIPSE, RESIDUAL), "penalty": (RESIDUAL,), "steps": (ECLIPSE, RESIDUAL), "temperature": (ECLIPSE, RESIDUAL),
+}  # fmt: skip
+"""Setting → the methods that it is swept for."""
+
+
+class PriorSweepRun(Config):
+    """Settings of the sweep."""
+
+    prior: PriorRun
+    """The ECLIPSE prior; projection is the same with λ = 0. All priors have its size, steps, batch size and learning rate."""
+    residual: ResidualTaskConfig
+    """λ, temperature and penalty of the residual prior."""
+    ridge: float = Field(default=RIDGE, gt=0)
+    """Regularisation of the linear map in the learning curves."""
+    pairs: tuple[int, ...] = Field(default=(200, 1000, 5000, 20_000, 200_000), min_length=1)
+    """Numbers of training pairs of the learning curves."""
+    at: tuple[int, ...] = (1000, 20_000)
+    """Numbers of training pairs at which λ, penalty, steps and temperature are swept, one at a time."""
+    lambdas: tuple[float, ...] = (0.05, 0.2, 0.8, 3.0)
+    """Sweep of λ."""
+    penalties: tuple[float, ...] = (0.0, 0.25, 1.0, 4.0)
+    """Sweep of the penalty on the residual prior's correction."""
+    steps: tuple[int, ...] = (60, 250, 1000)
+    """Sweep of the length of the training; warm-up keeps its share."""
+    temperatures: tuple[Literal["clip"] | float, ...] = ("clip", 0.2, 0.07, 0.01)
+    """Sweep of the contrastive loss's temperature."""
+    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    """Sweep of the linear map's regularisation, at all numbers of pairs."""
+    seeds: int = Field(default=5, ge=2)
+    """Trainings of each point. Each has its own pairs as long as there are enough of them."""
+    prompts: int = Field(default=200, gt=0)
+    """Prompts of each category, seen and unseen each, or as many as exist."""
+    unseen_pairs: int = Field(default=5000, gt=0)
+    """Unseen pairs on which predicted embeddings are compared with true ones."""
+    probe_scenes: int = Field(default=20_000, gt=0)
+    """Scenes on which the linear probe is trained."""
+    images_at: tuple[int, ...] = ()
+    """Numbers of pairs, among those of the learning curves, at which the priors and controls also generate images. It may be set afterwards:
+    finished trainings are kept."""
+    image_seeds: int = Field(default=3, ge=1)
+    """Trainings of each point that generate images."""
+    decoder_steps: int = Field(default=10, gt=0)
+    """Sampling steps of the decoder, without guidance."""
+    seed: int = 0
+    """Seed of pairs, prompts and noise."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: settings that contradict each other.
+        """
+        if not isinstance(self.prior.task, EclipseTaskConfig) or self.prior.task.batch_size != self.residual.batch_size:
+            raise UserError("the sweep has equal budgets: it needs an ECLIPSE and a residual prior of one batch size.")
+        if missing := sorted({*self.at, *self.images_at} - {*self.pairs}):
+            raise UserError(f"at and images_at name {missing}, which are not among pairs={list(self.pairs)}: add them.")
+        if min(self.pairs) < 2:
+            raise UserError(f"a prior needs at least 2 training pairs; pairs={list(self.pairs)}.")
+
+    def claimed(self) -> dict[str, Any]:
+        """The settings that an experiment is continued with: all but those of its images, which may be added later."""
+        return self.model_dump(mode="json", exclude={"images_at", "image_seeds", "decoder_steps"})
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting that is trained several times."""
+
+    method: str
+    pairs: int
+    contrast: float
+    """λ."""
+    penalty: float
+    steps: int
+    temperature: float | str
+
+    @staticmethod
+    def base(run: PriorSweepRun, method: str, pairs: int) -> "Point":
+        """A point of the learning curves."""
+        task, steps = run.residual if method == RESIDUAL else run.prior.task, run.prior.loop.steps
+        assert isinstance(task, EclipseTaskConfig)
+        if method == PROJECTION:
+            return Point(method, pairs, 0.0, 0.0, steps, "clip")
+        penalty = task.penalty if isinstance(task, ResidualTaskConfig) else 0.0
+        return Point(method, pairs, task.lambda_contrastive, penalty, steps, task.temperature)
+
+    def name(self, seed: int) -> str:
+        """The name of a training's files."""
+        values = f"lambda{self.contrast:g}-penalty{self.penalty:g}-steps{self.steps}-tau{self.temperature}"
+        return f"{self.method}-{self.pairs}-{values}-seed{seed}"
+
+    def settings(self, run: PriorSweepRun, seed: int) -> PriorRun:
+        """The training's settings."""
+        task, loop = run.residual if self.method == RESIDUAL else run.prior.task, run.prior.loop
+        changes: dict[str, Any] = {"lambda_contrastive": self.contrast, "temperature": self.temperature}
+        changes |= {"penalty": self.penalty} if self.method == RESIDUAL else {}
+        changes["batch_size"] = min(task.batch_size, self.pairs)  # as `syzygy train prior` does
+        length = {
+            "steps": self.steps,
+            "warmup": min(round(loop.warmup * self.steps / loop.steps), self.steps - 1),
+            "validate_every": self.steps,
+            "checkpoint_every": min(loop.checkpoint_every or self.steps, self.steps),
+        }
+        return run.prior.changed(scenes=self.pairs, seed=seed, task=task.changed(**changes), loop=length)
+
+
+def curves(run: PriorSweepRun) -> dict[str, dict[int, Point]]:
+    """Method → number of pairs → its point."""
+    return {method: {pairs: Point.base(run, method, pairs) for pairs in run.pairs} for method in METHODS}
+
+
+def sweeps(run: PriorSweepRun) -> dict[str, dict[int, dict[str, dict[float | str, Point]]]]:
+    """Setting → number of pairs → method → value → its point."""
+    values: dict[str, tuple[float | str, ...]] = {
+        "contrast": run.lambdas, "penalty": run.penalties, "steps": run.steps, "temperature": run.temperatures,
+    }  # fmt: skip
+    return {
+        key: {
+            pairs: {
+                method: {value: replace(Point.base(run, method, pairs), **{key: value}) for value in values[key]}
+                for method in methods
+            }
+            for pairs in run.at
+        }
+        for key, methods in SWEPT.items()
+    }
+
+
+def all_points(run: PriorSweepRun) -> list[Point]:
+    """Every point once, those of the learning curves first."""
+    found = [point for points in curves(run).values() for point in points.values()]
+    found += [
+        point
+        for by_pairs in sweeps(run).values()
+        for methods in by_pairs.values()
+        for values in methods.values()
+        for point in values.values()
+    ]
+    return list(dict.fromkeys(found))
+
+
+def control_name(control: str, pairs: int, seed: int, ridge: float | None = None) -> str:
+    """The name of a control's files."""
+    return f"{control.replace(', ', '-').replace(' ', '-')}-{pairs}{'' if ridge is None else f'-ridge{ridge:g}'}-seed{seed}"

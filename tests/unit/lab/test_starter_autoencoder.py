@@ -1,0 +1,55 @@
+"""The new starter's autoencoder on renders that it has not seen: quality, latents, robustness, size."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from syzygy.core import artifacts
+from syzygy.core.randomness import generator, seed_of
+from syzygy.decoder.autoencoder import Autoencoder
+from syzygy.lab.starter.presets import autoencoder_starter
+from syzygy.lab.world import scene_source
+
+FOLDER = Path(__file__).parents[3] / "weights" / "autoencoder"
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> Autoencoder:
+    return Autoencoder.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return scene_source.pictures(scene_source.pairs(seed_of(0, "autoencoder test"), 0, 64))
+
+
+def psnr(decoded: Tensor, images: Tensor) -> float:
+    return -10 * math.log10((decoded - images).square().mean())
+
+
+def test_unseen_renders_are_reconstructed(autoencoder: Autoencoder, images: Tensor) -> None:
+    latents = autoencoder.encode(images)
+    quality = psnr(autoencoder.decode(latents), images)
+    print(f"{quality:.2f} dB on {len(images)} unseen renders")
+    assert quality >= 34
+    noise = torch.randn(latents.shape, generator=generator(0, "autoencoder test"))
+    assert psnr(autoencoder.decode(latents + 0.1 * noise), images) >= 32, "a decoder errs by as much"
+
+
+def test_latents_are_normal_and_smooth(autoencoder: Autoencoder, images: Tensor) -> None:
+    latents = autoencoder.encode(images)
+    assert latents.shape == (64, 4, 16, 16)
+    assert latents.mean((0, 2, 3)).abs().max() < 0.1
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.1
+    neighbours = (latents[..., 1:] * latents[..., :-1]).mean((0, 2, 3))
+    assert neighbours.min() > 0.3
+
+
+def test_the_weights_are_small_and_of_the_preset() -> None:
+    assert (FOLDER / artifacts.WEIGHTS_FILE).stat().st_size < 2e6
+    provenance = artifacts.read_json(FOLDER / artifacts.PROVENANCE_FILE)
+    assert provenance["recipe"] == autoencoder_starter().model_dump(mode="json")
+    assert provenance["metrics"]["psnr"] >= 34
