@@ -83,7 +83,7 @@ class ClipIdentity:
 class Clip(nn.Module):
     """CLIP's two towers with its tokenizer and image preparation (`TextEncoder` and `ImageEncoder`).
 
-    Legend: B batch, T tokens, D joint width, S side of a prepared image.
+    Legend: B batch, T tokens, D joint width, S side of a prepared image, P patches, C width of the image tower.
     """
 
     mean: Tensor
