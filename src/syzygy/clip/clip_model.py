@@ -83,7 +83,7 @@ class ClipIdentity:
 class Clip(nn.Module):
     """CLIP's two towers with its tokenizer and image preparation (`TextEncoder` and `ImageEncoder`).
 
-    Legend: B batch, T tokens, D joint width, S side of a prepared image.
+    Legend: B batch, T tokens, D joint width, S side of a prepared image, P patches, C width of the image tower.
     """
 
     mean: Tensor
@@ -207,7 +207,7 @@ class Clip(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"]
-    ) -> tuple[Float[Tensor, "B P W"], Float[Tensor, "B D"], Float[Tensor, "N D"], Float[Tensor, ""]]:
+    ) -> tuple[Float[Tensor, "B P C"], Float[Tensor, "B D"], Float[Tensor, "N D"], Float[Tensor, ""]]:
         """Both towers, for training: states of the patches, image embeddings, pooled text embeddings, logit scale."""
         states, embeddings = self.image_features_in_chunks(images)
         return states, embeddings, self._texts_in_chunks(ids, mask), self.model.logit_scale.exp()
