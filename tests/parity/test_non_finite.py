@@ -68,7 +68,7 @@ def ours(tmp_path: Path, tiny_model: Path, **_: Any) -> Case:
     features = own.clip.encode_text(["a", "b"])
     networks = [
         found.denoiser.network if hasattr(found.denoiser, "network") else found.denoiser,
-        found.autoencoder.model.decoder,
+        found.autoencoder.decoder,
     ]
     return found, networks, Guide(features.pooled, features), Sampling(steps=3, guidance_scale=1.0)
 

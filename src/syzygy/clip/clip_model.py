@@ -83,7 +83,7 @@ class ClipIdentity:
 class Clip(nn.Module):
     """CLIP's two towers with its tokenizer and image preparation (`TextEncoder` and `ImageEncoder`).
 
-    Legend: B batch, T tokens, D joint width, S side of a prepared image.
+    Legend: B batch, T tokens, D joint width, S side of a prepared image, P patches, C width of the image tower.
     """
 
     mean: Tensor
@@ -177,7 +177,7 @@ class Clip(nn.Module):
             states[at, :length], pooled[at] = features.states.float(), features.pooled.float()
         return TextFeatures(states, mask, pooled, found.spans)
 
-    def image_features(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B P W"], Float[Tensor, "B D"]]:
+    def image_features(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B P C"], Float[Tensor, "B D"]]:
         """Images in [0, 1] → states of the P patches after the last layer, and raw projected embeddings.
 
         Other sizes than the tower's are resized (bicubic, antialiased).
@@ -188,7 +188,7 @@ class Clip(nn.Module):
             ).clamp(0, 1)
         return self._features((images - self.mean) / self.std)
 
-    def _features(self, pixels: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B P W"], Float[Tensor, "B D"]]:
+    def _features(self, pixels: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B P C"], Float[Tensor, "B D"]]:
         output = self.model.vision_model(pixel_values=pixels.to(self.dtype))
         return output.last_hidden_state[:, 1:], self.model.visual_projection(output.pooler_output)
 
@@ -207,14 +207,14 @@ class Clip(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"]
-    ) -> tuple[Float[Tensor, "B P W"], Float[Tensor, "B D"], Float[Tensor, "N D"], Float[Tensor, ""]]:
+    ) -> tuple[Float[Tensor, "B P C"], Float[Tensor, "B D"], Float[Tensor, "N D"], Float[Tensor, ""]]:
         """Both towers, for training: states of the patches, image embeddings, pooled text embeddings, logit scale."""
         states, embeddings = self.image_features_in_chunks(images)
         return states, embeddings, self._texts_in_chunks(ids, mask), self.model.logit_scale.exp()
 
     def image_features_in_chunks(
         self, images: Float[Tensor, "B 3 H W"]
-    ) -> tuple[Float[Tensor, "B P W"], Float[Tensor, "B D"]]:
+    ) -> tuple[Float[Tensor, "B P C"], Float[Tensor, "B D"]]:
         """`image_features`, for training; on a CPU a few images at a time, whose activations stay in the cache."""
         chunk = CPU_CHUNK if images.device.type == "cpu" else len(images)
         states, embeddings = zip(*(self.image_features(part) for part in images.split(chunk)), strict=True)

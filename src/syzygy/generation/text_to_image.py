@@ -95,7 +95,7 @@ class TextToImage:
                 the run that trained it.
             experts_memory: where experts are kept: "all" on the device, "offload" (one there, the others in memory, for a GPU) or
                 "lazy" (one there, the others on disk).
-            compile_experts: compile each expert's U-Net with torch.compile when it first runs.
+            compile_experts: compile each expert's network with torch.compile when it first runs.
             device: "cpu", "cuda", "mps".
             dtype: precision of a published model's CLIP and decoder: "fp32", "fp16" or "bf16".
             offload: keep the parts of a published model on the CPU and move each to the device only while it computes.

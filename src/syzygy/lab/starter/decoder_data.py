@@ -151,11 +151,11 @@ class Encoding:
     ) -> Callable[[int], DecoderBatch]:
         """Step → `number` images out of `scenes` that are encoded once, in `folder`; the same ones for the same step.
 
-        Medium and long captions have a tenth of the scenes each, if the mixture has such captions.
+        Scenes with medium and long captions come in addition, as many as their share of the batches is.
         """
         shares: dict[Length, float] = {"medium": mixture.medium_captions, "long": mixture.long_captions}
         sizes: dict[Length, int] = {"short": scenes}
-        sizes |= {length: max(scenes // 10, number) for length, share in shares.items() if share}
+        sizes |= {length: max(round(scenes * share), number) for length, share in shares.items() if share}
         settings = {**self.fingerprints(), "seed": seed, "patch": self.patch}
         parts = {length: self._store(folder, length, size, mixture, settings, bar) for length, size in sizes.items()}
         rows = {
