@@ -24,13 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from syzygy.core.artifacts import machine
-from syzygy.core.model_parts import part_folder
 from syzygy.core.pixels import to_uint8
 from syzygy.core.randomness import generator, seed_of
 from syzygy.decoder.autoencoder import Autoencoder
+from syzygy.lab.evaluate.judging import judge_on
 from syzygy.lab.world import scene_source
-from syzygy.lab.world.reader import Reader
-from syzygy.lab.world.reader_scores import accuracy
+from syzygy.lab.world.classifier_scores import accuracy, read_all
 from syzygy.lab.world.scene import STYLES
 
 DEFAULT = Path(__file__).parents[1] / "weights" / "autoencoder"
@@ -92,11 +91,10 @@ def report(autoencoder: Autoencoder, found: list[scene_source.Pair], images: Ten
     for name, where in (("edges", at_edge), ("up to 2 px away", near & ~at_edge), ("plain areas", ~near)):
         share = float(error[where].sum() / error.sum())
         print(f"  {name:<15} {psnr(error[where]):6.2f} dB, {share:4.0%} of the error")
-    reader, scenes = Reader.from_pretrained(part_folder("starter", "reader")), [pair.scene for pair in found]
+    judge, scenes = judge_on("cpu"), [pair.scene for pair in found]
 
     def attributes(of: Tensor) -> str:
-        found = [prediction for part in of.split(CHUNK) for prediction in reader.read(part)]
-        return f"{accuracy(found, scenes)['attributes']:.1%} of attributes"
+        return f"{accuracy(read_all(judge, of), scenes)['attributes']:.1%} of attributes"
 
     print(f"  renders                 {attributes(images)}")
     noise = torch.randn(latents.shape, generator=generator(0, "autoencoder benchmark"))
