@@ -47,8 +47,8 @@ def judge_note() -> str:
     """What pages say of the judge: no difference that is smaller than its own errors is a finding."""
     found = judge_record()
     errors = found["errors"]
-    shares = ", ".join(f"{kind} {100 * errors[kind]:.1f} %" for kind in ERRORS[:-1])
+    shares = ", ".join(f"{kind} {100 * errors[kind]:.2f} %" for kind in ERRORS[:-1])
     return (
-        f"Images were scored by the judge {found['fingerprint']}, a scene classifier that no training and no selection uses. Its own errors on "
-        f"unseen renders: {shares}; it reads {100 * errors['scene']:.1f} % of scenes not entirely right."
+        f"Images are scored by the judge {found['fingerprint']}, a scene classifier that no training and no selection uses. Its own errors on "
+        f"unseen renders: {shares}. It reads {100 * errors['scene']:.2f} % of scenes not entirely right: the floor of every error here."
     )
