@@ -2,9 +2,14 @@
 
     python benchmarks/autoencoder.py [--autoencoder FOLDER] [--num 512] [--sheet sheet.png]
 
-Prints, for unseen renders: the peak signal-to-noise ratio (dB) of reconstructions by style and by area, and from latents with Gaussian noise
-added, which tells how exactly a decoder must denoise; standard deviation and autocorrelation between neighbours of each latent channel; and
-processor milliseconds per image. The sheet shows originals, reconstructions and their difference (eight times, on grey), enlarged four times.
+Prints, for unseen renders:
+- the peak signal-to-noise ratio (dB) of reconstructions, by style and by area;
+- the same from latents with Gaussian noise added, which tells how exactly a decoder must denoise them, and the share of attributes that the
+  starter's scene classifier then finds;
+- standard deviation of each latent channel, and its correlation between neighbours;
+- processor milliseconds per image.
+
+The sheet shows originals, reconstructions and their difference (eight times, on grey), enlarged four times.
 """
 
 import argparse
@@ -19,15 +24,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from syzygy.core.artifacts import machine
+from syzygy.core.model_parts import part_folder
 from syzygy.core.pixels import to_uint8
 from syzygy.core.randomness import generator, seed_of
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.lab.world import scene_source
+from syzygy.lab.world.reader import Reader
+from syzygy.lab.world.reader_scores import accuracy
 from syzygy.lab.world.scene import STYLES
 
 DEFAULT = Path(__file__).parents[1] / "weights" / "autoencoder"
 CHUNK = 32
-NOISE = (0.05, 0.1, 0.2, 0.4)
+NOISE = (0.0, 0.05, 0.1, 0.2, 0.4)
 EDGE = 0.08
 """Difference between neighbouring pixels, in any colour channel, from which a pixel counts as an edge."""
 ENLARGED, DIFFERENCE = 4, 8
@@ -84,10 +92,18 @@ def report(autoencoder: Autoencoder, found: list[scene_source.Pair], images: Ten
     for name, where in (("edges", at_edge), ("up to 2 px away", near & ~at_edge), ("plain areas", ~near)):
         share = float(error[where].sum() / error.sum())
         print(f"  {name:<15} {psnr(error[where]):6.2f} dB, {share:4.0%} of the error")
+    reader, scenes = Reader.from_pretrained(part_folder("starter", "reader")), [pair.scene for pair in found]
+
+    def attributes(of: Tensor) -> str:
+        found = [prediction for part in of.split(CHUNK) for prediction in reader.read(part)]
+        return f"{accuracy(found, scenes)['attributes']:.1%} of attributes"
+
+    print(f"  renders                 {attributes(images)}")
     noise = torch.randn(latents.shape, generator=generator(0, "autoencoder benchmark"))
     for scale in NOISE:
         noisy = in_chunks(autoencoder.decode, latents + scale * noise)
-        print(f"  latents with noise of {scale:<4} {psnr((noisy - images).square()):6.2f} dB")
+        quality = psnr((noisy - images).square())
+        print(f"  latents, noise of {scale:<4} {quality:6.2f} dB, {attributes(noisy)}")
     for channel, values in enumerate(latents.unbind(1)):
         centred = values - values.mean()
         across = (centred[:, :, 1:] * centred[:, :, :-1]).mean() + (centred[:, 1:] * centred[:, :-1]).mean()

@@ -14,11 +14,14 @@ from syzygy import LinearPrior, PriorPipeline, ResidualPrior, TextToImage
 from syzygy.clip.clip_model import Clip
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
+from syzygy.lab.starter import prior_training
 from syzygy.prior.baselines import TextIdentity
 from syzygy.prior.embedding_pairs import StorePairs, split
 from syzygy.prior.prior_loading import load_network, load_prior
+from syzygy.prior.residual_prior import ResidualPriorConfig
 from syzygy.text_encoders.training import frozen_prior
 from tests.hub_cache import COMMIT, add_snapshot
+from tests.tiny_unclip import Tiny
 
 SIZES = ("num_layers=1", "num_attention_heads=2", "attention_head_dim=16")
 LOOP = ("task.batch_size=8", "loop.steps=6", "loop.warmup=1", "loop.validate_every=3", "loop.checkpoint_every=2")
@@ -88,6 +91,9 @@ def test_the_same_command_finds_the_finished_run_and_refuses_other_settings(
     assert syzygy(*command).code == 0
     assert artifacts.fingerprint(artifacts.read_tensors(runs / preset / "prior/model.safetensors")) == before
     assert preset != "linear" or (runs / preset / "prior/model.safetensors").stat().st_mtime_ns == when
+    if preset == "linear":
+        other = syzygy("train", "prior", "--data", runs / "store", "--out", runs / "linear", *SMALL["eclipse-residual"])
+        assert "holds a linear map, which this training would replace" in other.err
     answer = syzygy(*command, "ridge=0.1" if preset == "linear" else "task.penalty=2")
     assert answer.code == 2
     assert re.search(r"holds a run with other settings: (ridge|task\.penalty) is", answer.err)
@@ -127,6 +133,32 @@ def test_it_comes_by_hub_id_and_in_the_pipeline_for_diffusers(
     torch.testing.assert_close(found.image_embeds, expected)
     again = KINDS[preset].from_pretrained("somebody/prior").predict(clip.encode_text(prompts), noise=noise)
     assert torch.equal(again, expected)
+
+
+@BOTH
+@pytest.mark.parametrize("decoder", ["tiny_kandinsky", "tiny_stable_unclip"])
+def test_published_decoders_take_it(tmp_path: Path, preset: str, decoder: str, request: pytest.FixtureRequest) -> None:
+    """Kandinsky 2.2's space and that of ViT-L/14, which Karlo and Stable unCLIP share, in small."""
+    tiny: Tiny = request.getfixturevalue(decoder)
+    clip = Clip.from_pretrained(tiny.clip)
+    pairs = prior_training.embed(clip, 0, 12)
+    if preset == "linear":
+        prior = LinearPrior.fit(pairs)
+    else:
+        prior = ResidualPrior(ResidualPriorConfig(embedding_dim=clip.width, num_layers=1, num_attention_heads=2))
+        prior.set_identity(TextIdentity.of_pairs(pairs))
+        prior.set_statistics(pairs.statistics)
+    prior.save_pretrained(tmp_path / "prior")
+    model = TextToImage.from_pretrained(tiny.decoder, clip=tiny.clip, prior=tmp_path / "prior")
+    found = model.pipeline.prior
+    assert isinstance(found, KINDS[preset])
+    features = clip.encode_text(["a red circle"])
+    torch.testing.assert_close(found.predict(features), prior.predict(features))
+    assert len(model("a red circle", num_inference_steps=2).images) == 1
+    config = artifacts.read_json(tmp_path / "prior/config.json")
+    artifacts.write_json(tmp_path / "prior/config.json", config | {"embedding_dim": 768})
+    with pytest.raises(UserError, match=r"reads image embeddings .*; the prior .* predicts embeddings 768 wide"):
+        TextToImage.from_pretrained(tiny.decoder, clip=tiny.clip, prior=tmp_path / "prior")
 
 
 @BOTH

@@ -371,6 +371,33 @@ def test_a_prior_that_was_published_without_statistics(
     assert (found.clip_std > 0).all()
 
 
+def test_a_residual_prior_is_trained_through_and_stays_one(
+    syzygy: Callable[..., Any], places: Path, stages: dict[str, tuple[object, ...]], tiny_model: Path, tmp_path: Path
+) -> None:
+    from syzygy import ResidualPrior, TextToImage
+
+    small = ("num_layers=1", "num_attention_heads=2", "attention_head_dim=16", "scenes=40", "validation_images=8",
+             "task.batch_size=8", "loop.steps=2", "loop.warmup=0")  # fmt: skip
+    train = ("train", "prior", "--preset", "eclipse-residual", "--clip", tiny_model, "--device", "cpu", *small)
+    assert syzygy(*train, "--out", tmp_path / "prior").code == 0
+    beside = {"--prior": tmp_path / "prior", "--from": tmp_path / "align"}
+    for stage in ("align", "image"):
+        command = [
+            beside.get(str(before), word) for before, word in zip(("", *stages[stage]), stages[stage], strict=False)
+        ]
+        answer = syzygy(*command, "--out", tmp_path / stage)
+        assert answer.code == 0, answer.err
+    before, after = (ResidualPrior.from_pretrained(tmp_path / place) for place in ("prior", "image"))
+    assert torch.equal(after.identity_shift, before.identity_shift)
+    assert not torch.equal(after.proj_in.weight, before.proj_in.weight)
+    record = artifacts.read_json(tmp_path / "image/adapter/provenance.json")
+    assert record["prior"] == after.fingerprint()
+    model = TextToImage.from_pretrained(
+        tiny_model, prior=tmp_path / "image", text_encoder=tmp_path / "image", llm=places / "llm"
+    )  # a warning about another prior would fail the test
+    assert isinstance(model.pipeline.prior, ResidualPrior)
+
+
 @pytest.mark.parametrize(("preset", "width"), [("starter", 192), ("vit-l-14", 768), ("bigg-14", 1024)])
 def test_presets(preset: str, width: int, syzygy: Callable[..., Any]) -> None:
     for stage in ("align", "image", "quality"):

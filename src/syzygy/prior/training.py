@@ -27,7 +27,7 @@ from syzygy.prior.next_steps import (
     NOT_MEASURED,
     about_store,
 )
-from syzygy.prior.prior_network import PART
+from syzygy.prior.prior_network import LINEAR, PART, layout_of
 from syzygy.prior.prior_task import PriorTask, unmeasured, validated
 from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.training import checkpoints
@@ -158,6 +158,8 @@ def train_prior(
     _check_width(run, data.training.width)
     if isinstance(run, LinearRun):
         return fit_linear(run, data, out, world, init=init, fitting=fitting)
+    if (out / PART / artifacts.CONFIG_FILE).is_file() and layout_of(out / PART) == LINEAR:
+        raise UserError(f"{out} holds a linear map, which this training would replace. Choose another --out.")
     run = fitting.batch(run, len(data.training), world.size)
     if run.scenes is None or not is_dry_run():  # a dry run embeds some of the scenes only
         fitting.passes(len(data.training), len(data.validation), run.loop.steps * run.task.batch_size)
@@ -213,7 +215,7 @@ def fit_linear(
     if missing := unmeasured(data.validation):
         fitting.say(missing)
     if is_dry_run():
-        raise Estimated(_linear_estimate(data, run.ridge))
+        raise Estimated(_linear_estimate(run, data))
     place, settings = out / PART, run.model_dump(mode="json") | data.recorded
     if world.first:
         if (place / artifacts.PROVENANCE_FILE).is_file():
@@ -233,11 +235,11 @@ def fit_linear(
     return RunResult(place, artifacts.read_json(place / artifacts.PROVENANCE_FILE)["metrics"], [])
 
 
-def _linear_estimate(data: PriorTrainingData, ridge: float) -> Estimate:
+def _linear_estimate(run: LinearRun, data: PriorTrainingData) -> Estimate:
     """From a fit on one block of pairs: the blocks are the steps."""
-    pairs, number = data.training, len(data.training)
+    number = run.scenes or len(data.training)  # a dry run embeds some of the scenes only
     began = time.perf_counter()
-    prior = LinearPrior.fit(pairs.first(min(SUMMED, number)), ridge)
+    prior = LinearPrior.fit(data.training.first(min(SUMMED, len(data.training))), run.ridge)
     seconds = time.perf_counter() - began
     began = time.perf_counter()
     with torch.no_grad():

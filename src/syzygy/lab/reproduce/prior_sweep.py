@@ -86,7 +86,11 @@ def reproduce(
                 train_and_score(point, seed, context)
         say("3/4  controls")
         score_controls(context)
-        say(f"4/4  generating images at {counted(len(run.images_at), 'number')} of pairs")
+        say(
+            f"4/4  generating images at {run.images_at} pairs"
+            if run.images_at
+            else "4/4  no images (images_at is empty)"
+        )
         generate_images(context, bar)
     found = results(run, folder)
     return folder.finish(found, report(found))
@@ -184,7 +188,8 @@ def _lead(found: Mapping[str, Any]) -> str:
         f"{prior['loop']['steps']} steps of {prior['task']['batch_size']}, {prior['num_layers']} layers; ECLIPSE with "
         f"λ {prior['task']['lambda_contrastive']:g}; **residual**, which is the shifted text identity plus a learned correction, with "
         f"λ {residual['lambda_contrastive']:g} and penalty {residual['penalty']:g}; **linear map**, ridge regression with {run['ridge']:g}. "
-        f"{run['seeds']} trainings of each point; ± is half of the 95 % t interval over them. No training saw the unseen compositions. The "
+        f"{run['seeds']} trainings of each point; ± is half of the 95 % t interval over them. Each has its own pairs as long as there are "
+        f"enough of the {max(run['pairs']):,}, and otherwise the same. No training saw the unseen compositions. The "
         "probe's scores are the share of the named combinations that a linear probe finds in the predicted embedding."
     )
 

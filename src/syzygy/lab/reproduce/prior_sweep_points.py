@@ -35,8 +35,8 @@ class PriorSweepRun(Config):
     """Numbers of training pairs of the learning curves."""
     at: tuple[int, ...] = (1000, 20_000)
     """Numbers of training pairs at which λ, penalty, steps and temperature are swept, one at a time."""
-    lambdas: tuple[float, ...] = (0.05, 0.2, 0.8, 3.0)
-    """Sweep of λ."""
+    lambdas: tuple[float, ...] = (0.0, 0.05, 0.2, 0.8, 3.0)
+    """Sweep of λ; ECLIPSE with 0 is projection."""
     penalties: tuple[float, ...] = (0.0, 0.25, 1.0, 4.0)
     """Sweep of the penalty on the residual prior's correction."""
     steps: tuple[int, ...] = (60, 250, 1000)
@@ -102,6 +102,12 @@ class Point:
         penalty = task.penalty if isinstance(task, ResidualTaskConfig) else 0.0
         return Point(method, pairs, task.lambda_contrastive, penalty, steps, task.temperature)
 
+    def changed(self, run: PriorSweepRun, key: str, value: float | str) -> "Point":
+        """The point with another value of a setting; ECLIPSE with λ = 0 is the point of projection."""
+        if (self.method, key, value) == (ECLIPSE, "contrast", 0):
+            return Point.base(run, PROJECTION, self.pairs)
+        return replace(self, **{key: value})
+
     def name(self, seed: int) -> str:
         """The name of a training's files."""
         values = f"lambda{self.contrast:g}-penalty{self.penalty:g}-steps{self.steps}-tau{self.temperature}"
@@ -135,7 +141,7 @@ def sweeps(run: PriorSweepRun) -> dict[str, dict[int, dict[str, dict[float | str
     return {
         key: {
             pairs: {
-                method: {value: replace(Point.base(run, method, pairs), **{key: value}) for value in values[key]}
+                method: {value: Point.base(run, method, pairs).changed(run, key, value) for value in values[key]}
                 for method in methods
             }
             for pairs in run.at

@@ -90,7 +90,7 @@ def decoder_starter() -> DecoderRun:
         vector_width=192,
         image_tokens=8,
         pooled_text=False,
-        scenes=150_000,
+        scenes=100_000,
         task=DecoderTaskConfig(
             batch_size=64,
             noise=LogNormal(p_mean=0.6, p_std=1.2),
@@ -101,10 +101,11 @@ def decoder_starter() -> DecoderRun:
             classification_weight=0.1,
         ),
         loop=_loop(
-            30_000,
+            16_000,
             2e-3,
             warmup=40,
             every=1000,
+            checkpoint_every=250,
             half_life=350,
             betas=(0.9, 0.98),
             optimizer="muon",
