@@ -1,6 +1,7 @@
 """Backbones of the decoder (here diffusers' `UNet2DConditionModel`), and decoders as folders of weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from syzygy.core.config import parse
 from syzygy.core.randomness import seed_of
 from syzygy.decoder.hybrid_backbone import HybridBackbone
 from syzygy.decoder.network import Decoder, DecoderConfig, HybridConfig, Slot, UNetConfig
-from syzygy.regions.attention_processors import add_region_processors
+from syzygy.decoder.recording import RecordingBackbone
+from syzygy.regions.attention_processors import AttentionRecord, add_region_processors
 from syzygy.regions.region_bias import RegionBias
 
 # The sinusoids of diffusers' time embedding have wavelengths of 2π to 2π·10⁴, made for timesteps 0…1000. EDM's
@@ -22,7 +24,7 @@ from syzygy.regions.region_bias import RegionBias
 TIME_SCALE, TIME_OFFSET = 250.0, 400.0
 
 
-class UNetBackbone(nn.Module):
+class UNetBackbone(RecordingBackbone):
     """The `Backbone` contract on a small U-Net: the pooled vector is projected and added to the time embedding."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -50,6 +52,11 @@ class UNetBackbone(nn.Module):
             projection_class_embeddings_input_dim=config.vector_width,
         )
         add_region_processors(self.unet)
+        level = unet.finest_attention
+        self.patch, self.feature_width = 2**level, unet.channels[level]
+        self._positions = (config.size // self.patch) ** 2
+        self._up_block = len(unet.channels) - 1 - level
+        """Index of the block on the way up whose attention is at the supervised resolution."""
         # F starts as zero, so the loss starts at 1 at every noise level (EDM, section 5).
         for parameter in self.unet.conv_out.parameters():
             nn.init.zeros_(parameter)
@@ -64,15 +71,36 @@ class UNetBackbone(nn.Module):
         region_bias: RegionBias | None = None,
     ) -> Float[Tensor, "B L H W"]:
         """Latents of the same shape. Hidden tokens have no influence; each row of `mask` must show at least one."""
-        return self.unet(
-            x,
-            timestep=c_noise * TIME_SCALE + TIME_OFFSET,
-            encoder_hidden_states=tokens,
-            encoder_attention_mask=mask,
-            class_labels=vector,
-            cross_attention_kwargs=None if region_bias is None else {"region_bias": region_bias},
-            return_dict=False,
-        )[0]
+        kwargs: dict[str, Any] = {} if region_bias is None else {"region_bias": region_bias}
+        with self._recording(kwargs):
+            return self.unet(
+                x,
+                timestep=c_noise * TIME_SCALE + TIME_OFFSET,
+                encoder_hidden_states=tokens,
+                encoder_attention_mask=mask,
+                class_labels=vector,
+                cross_attention_kwargs=kwargs or None,
+                return_dict=False,
+            )[0]
+
+    @contextmanager
+    def _recording(self, kwargs: dict[str, Any]) -> Iterator[None]:
+        """Lets a pass inside fill what is recorded, if anything is."""
+        recorded = self._recorded
+        if recorded is None:
+            yield
+            return
+
+        def keep(module: nn.Module, inputs: object, output: tuple[Tensor, ...]) -> None:
+            recorded.features = output[0].flatten(2).transpose(1, 2)
+
+        kwargs["recorded"] = AttentionRecord(recorded.attention, self._positions)
+        blocks: Any = self.unet.up_blocks
+        hook = blocks[self._up_block].attentions[-1].register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def build_decoder(config: DecoderConfig, *, seed: int = 0) -> Decoder:

@@ -5,9 +5,6 @@ N heads, V width of the pooled vector.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from syzygy.decoder.network import DecoderConfig, HybridConfig
+from syzygy.decoder.recording import RecordingBackbone
 from syzygy.regions import region_bias as regions
 from syzygy.regions.region_bias import RegionBias
 
@@ -24,17 +22,7 @@ HIDDEN = -1e4
 """Added to the scores of hidden tokens: exp of it is 0 in bf16 and in fp32."""
 
 
-@dataclass
-class Recorded:
-    """What the supervision of a training step reads from a forward pass."""
-
-    attention: list[Float[Tensor, "B P T"]] = field(default_factory=list)
-    """Cross-attention of the first head in each block but the first, without the bias of regions: where the network looks by itself."""
-    features: Float[Tensor, "B P D"] | None = None
-    """Normalised features of the patches after the middle block."""
-
-
-class HybridBackbone(nn.Module):
+class HybridBackbone(RecordingBackbone):
     """The `Backbone` contract on a hybrid: convolutions → patches → transformer blocks with cross-attention → convolutions, with a skip.
 
     Every operation follows the precision of its input, so that a pass under autocast stays in bf16 from the first convolution to the last.
@@ -49,7 +37,7 @@ class HybridBackbone(nn.Module):
         sizes = config.backbone
         assert isinstance(sizes, HybridConfig)
         width, channels, patch = sizes.width, sizes.channels, sizes.patch
-        self.patch, self.depth = patch, sizes.depth
+        self.patch, self.depth, self.feature_width = patch, sizes.depth, width
         self.level_in = nn.Linear(2 * FREQUENCIES, width)
         self.level_hidden = nn.Linear(width, width)
         self.vector_in = nn.Linear(config.vector_width, width)
@@ -71,16 +59,6 @@ class HybridBackbone(nn.Module):
                 nn.init.zeros_(parameter)
         frequencies = torch.logspace(0, 2, FREQUENCIES)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self._recorded: Recorded | None = None
-
-    @contextmanager
-    def recording(self) -> Iterator[Recorded]:
-        """Inside, the latest forward pass records what the supervision of training needs."""
-        self._recorded = Recorded()
-        try:
-            yield self._recorded
-        finally:
-            self._recorded = None
 
     def forward(
         self,

@@ -81,6 +81,16 @@ class UNetConfig(Config):
         """Height and width of the latents must be multiples of this."""
         return 2 ** (len(self.channels) - 1)
 
+    @property
+    def finest_attention(self) -> int:
+        """The index of the finest resolution that has attention besides the middle block's; of the coarsest where none has."""
+        return self.attention.index(True) if any(self.attention) else len(self.attention) - 1
+
+    @property
+    def patch(self) -> int:
+        """Height and width, in latents, of the positions of that resolution."""
+        return 2**self.finest_attention
+
 
 class HybridConfig(Config):
     """Size of a hybrid backbone: convolutions at the latents' resolution around a transformer on patches of them."""

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from syzygy.core.contracts import Conditioning
-from syzygy.decoder.hybrid_backbone import Recorded
 from syzygy.decoder.network import Decoder
+from syzygy.decoder.recording import Recorded
 
 BACKGROUND, UNKNOWN = -1, -2
 """A patch without an object, and one whose object the caption does not mention: that one is left out."""

@@ -15,10 +15,10 @@ from syzygy.core.contracts import Condition, Conditioning
 from syzygy.core.errors import UserError, unknown
 from syzygy.core.lora import Adapted, Lora
 from syzygy.core.randomness import generator
-from syzygy.decoder.hybrid_backbone import HybridBackbone
 from syzygy.decoder.network import Decoder
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.preconditioning import Preconditioned, denoising_loss
+from syzygy.decoder.recording import RecordingBackbone
 from syzygy.decoder.supervision import (
     PatchClassifier,
     PatchTargets,
@@ -121,7 +121,7 @@ class DecoderTask:
     that alone is trained. A `classifier` of the backbone's patches is trained with the decoder, if the configuration has a weight for it.
 
     Raises:
-        UserError: a subset names an unknown condition; supervision without a hybrid backbone.
+        UserError: a subset names an unknown condition.
     """
 
     def __init__(
@@ -141,10 +141,6 @@ class DecoderTask:
                     raise unknown("condition", name, decoder.slots)
         self.modules: dict[str, nn.Module] = {"decoder": decoder} if lora is None else {"lora": lora}
         network = decoder if lora is None else Adapted(decoder, lora)
-        if config.supervised and not isinstance(decoder.backbone, HybridBackbone):
-            raise UserError(
-                "attention_weight and classification_weight are for decoders with a hybrid backbone: set them to 0."
-            )
         assert (classifier is not None) == (config.classification_weight > 0), (
             "a classifier has a weight, and only then"
         )
@@ -195,7 +191,7 @@ class DecoderTask:
     ) -> dict[str, Tensor]:
         config, backbone = self._config, self._decoder.backbone
         assert targets is not None, "supervision needs batches with targets"
-        assert isinstance(backbone, HybridBackbone)
+        assert isinstance(backbone, RecordingBackbone)
         with backbone.recording() as recorded:
             found = {"denoising": self._losses(latents, sigma, noise, conditioning).mean()}
         total = found["denoising"]

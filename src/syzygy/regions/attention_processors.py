@@ -4,7 +4,7 @@ Legend: B samples, P prompts, T tokens, N heads, L positions, K tokens of the co
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,23 @@ NOISIEST = 4096.0
 """Stands for σ where a schedule starts from pure noise and σ is infinite, as in diffusers' Euler scheduler."""
 
 
+@dataclass(frozen=True)
+class AttentionRecord:
+    """Keeps the cross-attention of the first head, without the bias of regions, of layers at one resolution."""
+
+    kept: list[Float[Tensor, "B L K"]]
+    positions: int
+    """Of the resolution; other layers are left out."""
+
+    def add(self, attn: Any, x_BLC: Tensor, context_BKC: Tensor, mask_B1K: Tensor | None) -> None:
+        """The attention of a layer, computed again for the first head."""
+        if x_BLC.shape[1] != self.positions:
+            return
+        q, k = (y.unflatten(-1, (attn.heads, -1))[..., 0, :] for y in (attn.to_q(x_BLC), attn.to_k(context_BKC)))
+        scores = q @ k.transpose(1, 2) * attn.scale
+        self.kept.append((scores if mask_B1K is None else scores + mask_B1K).softmax(-1))
+
+
 class RegionAttnProcessor:
     """Computes cross-attention with a region bias, and leaves every other call to the processor that it wraps."""
 
@@ -53,9 +70,12 @@ class RegionAttnProcessor:
         attention_mask: Tensor | None = None,
         *args: Any,
         region_bias: RegionBias | None = None,
+        recorded: "AttentionRecord | None" = None,
         **more: Any,
     ) -> Tensor:
-        """As diffusers calls a processor; `region_bias` comes in `cross_attention_kwargs`."""
+        """As diffusers calls a processor; `region_bias` and `recorded` come in `cross_attention_kwargs`."""
+        if recorded is not None and encoder_hidden_states is not None:
+            recorded.add(attn, hidden_states, encoder_hidden_states, attention_mask)
         if region_bias is None or encoder_hidden_states is None:
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **more)
         return self.biased(attn, hidden_states, encoder_hidden_states, attention_mask, region_bias)

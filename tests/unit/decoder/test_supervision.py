@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from syzygy.core.contracts import Condition, Conditioning
-from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.decoder.backbone import build_decoder
-from syzygy.decoder.hybrid_backbone import Recorded
 from syzygy.decoder.network import Decoder, DecoderConfig, HybridConfig, SlotConfig, UNetConfig
+from syzygy.decoder.recording import Recorded
 from syzygy.decoder.supervision import (
     BACKGROUND,
     UNKNOWN,
@@ -166,8 +165,19 @@ def test_regions_and_supervision_in_one_step() -> None:
     found["loss"].backward()
 
 
-def test_supervision_needs_a_hybrid() -> None:
-    unet = UNetConfig(channels=(16,), attention=(False,), head_width=16, norm_groups=8)
+def test_a_unet_is_supervised_too() -> None:
+    unet = UNetConfig(channels=(16, 24), attention=(False, True), head_width=8, norm_groups=8)
     made = build_decoder(CONFIG.model_copy(update={"backbone": unet}))
-    with pytest.raises(UserError, match="for decoders with a hybrid backbone"):
-        task(made, attention_weight=0.1)
+    found = task(made, attention_weight=0.1, classification_weight=0.2).loss(0)
+    plain = task(made).loss(0)
+    assert found["denoising"].item() == about(plain["loss"].item())
+    found["loss"].backward()
+    assert made.get_parameter(
+        "backbone.unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q.weight"
+    ).grad.any()
+    backbone = made.backbone
+    with backbone.recording() as recorded, torch.no_grad():
+        made(torch.randn(2, 3, 8, 8), torch.zeros(2), conditioning(2))
+    assert [attention.shape for attention in recorded.attention] == [(2, 16, 5)] * 4  # down, middle, up twice
+    assert torch.allclose(recorded.attention[0].sum(-1), torch.ones(2, 16))
+    assert recorded.attention[0][1, :, 2:].max() < 1e-6, "the second sample's words are hidden"

@@ -12,7 +12,8 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import seed_of
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import build_decoder, load_decoder, save_decoder
-from syzygy.decoder.network import BackboneConfig, Decoder, DecoderConfig, HybridConfig, SlotConfig
+from syzygy.decoder.network import BackboneConfig, Decoder, DecoderConfig, SlotConfig
+from syzygy.decoder.recording import RecordingBackbone
 from syzygy.decoder.supervision import PatchClassifier
 from syzygy.decoder.training import DecoderBatch, DecoderTask, DecoderTaskConfig
 from syzygy.lab.starter.decoder_data import VALUES, CaptionMixture, Encoding
@@ -53,8 +54,6 @@ class DecoderRun(CaptionMixture):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DecoderRun":
-        if self.task.supervised and not isinstance(self.backbone, HybridConfig):
-            raise ValueError("attention_weight and classification_weight are for a hybrid backbone: set them to 0")
         if 0 < self.scenes < self.task.pictures:
             raise ValueError(f"scenes={self.scenes} are fewer than the {self.task.pictures} images of a step")
         return self
@@ -85,7 +84,7 @@ def train(
     Raises:
         UserError: `init` has other sizes or further conditions; the task names a condition that is not encoded.
     """
-    patch = run.backbone.patch if isinstance(run.backbone, HybridConfig) else 2
+    patch = run.backbone.patch
     encode = Encoding(clip, autoencoder, precision_on(device), t5, painted=run.task.painted > 0, patch=patch)
     recorded = encode.fingerprints()
     decoder = _decoder(run, encode)
@@ -97,10 +96,10 @@ def train(
     decoder = decoder.to(device)
     classifier = None
     if run.task.classification_weight:
-        assert isinstance(run.backbone, HybridConfig)
+        assert isinstance(decoder.backbone, RecordingBackbone)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(run.seed, "decoder", "classifier"))
-            classifier = PatchClassifier(run.backbone.width, VALUES).to(device)
+            classifier = PatchClassifier(decoder.backbone.feature_width, VALUES).to(device)
 
     batches = encode.stream(run.task.pictures, run, run.seed)
     if run.scenes:
