@@ -77,7 +77,8 @@ def _loop(steps: int, lr: float, *, warmup: int = 100, every: int, half_life: fl
 
 
 def decoder_starter() -> DecoderRun:
-    """The starter's decoder, a U-Net. It reads words by CLIP's states, T5's or both, the image embedding, or all of them, with and without regions.
+    """The starter's decoder, a U-Net. It reads words by CLIP's states, T5's or both, the image embedding, or all of them, with or
+    without regions.
 
     Scenes are rendered and encoded once and seen again with new noise. Muon and the supervision of attention and patches are why it reads
     colours and shapes from words. Most noise levels are where the image is decided: noise of σ = 1 to 5 (the latents have unit variance)
