@@ -16,7 +16,7 @@ from syzygy.generation.image_files import read_record
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.starter import autoencoder_training as autoencoder_run
 from syzygy.lab.starter import classifier_training as classifier_run
-from syzygy.lab.starter import clip_probe, decoder_data, decoder_validation, presets
+from syzygy.lab.starter import clip_probe, decoder_data, presets, world_validation
 from syzygy.lab.starter import clip_training as clip_run
 from syzygy.lab.starter import decoder_training as decoder_run
 from syzygy.lab.starter import lm_training as lm_run
@@ -93,8 +93,8 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         (autoencoder_run, "VALIDATION_PICTURES", 8),
         (decoder_run, "SCALE_PAIRS", 16),
         (decoder_data, "VALIDATION_PICTURES", 8),
-        (decoder_validation, "PROBES", 4),
-        (decoder_validation, "PROMPTS", 4),
+        (world_validation, "PROBES", 4),
+        (world_validation, "PROMPTS", 4),
         (t5_run, "TOKENIZER_CAPTIONS", 100),
         (t5_run, "VALIDATION_CAPTIONS", 6),
         (classifier_run, "VALIDATION_PICTURES", 8),
