@@ -43,10 +43,10 @@ CLIP = tuple(
     )
 )
 DECODER = (
-    "backbone.channels=16",
-    "backbone.width=24",
-    "backbone.depth=2",
-    "cross_attention_width=24",
+    "backbone.channels=[16, 32]",
+    "backbone.attention=[false, true]",
+    "backbone.head_width=16",
+    "backbone.norm_groups=8",
     "scenes=16",
 )
 PRIOR = (
@@ -343,7 +343,7 @@ def test_the_gpu_recipes_decoder_fits_the_repository() -> None:
         decoder_run.SlotConfig(name="image", pooled_width=clip.width, pooled_tokens=8),
         decoder_run.SlotConfig(name="text", token_width=clip.width),
     )
-    config = decoder_run.DecoderConfig(slots=slots, cross_attention_width=192, backbone=backbone)
+    config = decoder_run.DecoderConfig(slots=slots, backbone=backbone)
     parameters = sum(x.numel() for x in decoder_run.build_decoder(config).parameters())
     assert 2 * parameters < 15_000_000
 

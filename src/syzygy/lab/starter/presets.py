@@ -6,7 +6,7 @@ from syzygy.clip.clip_model import ClipConfig
 from syzygy.clip.training import ClipTaskConfig
 from syzygy.decoder.autoencoder import AutoencoderConfig
 from syzygy.decoder.autoencoder_task import AutoencoderTaskConfig
-from syzygy.decoder.network import HybridConfig, UNetConfig
+from syzygy.decoder.network import UNetConfig
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.training import DecoderTaskConfig, independent_dropout
 from syzygy.lab.starter.adapted_decoder_training import AdapterDecoderRun
@@ -89,7 +89,8 @@ def _loop(steps: int, lr: float, *, warmup: int = 100, every: int, half_life: fl
 
 
 def decoder_starter() -> DecoderRun:
-    """The starter's decoder. It reads words by CLIP's states, T5's or both, the image embedding, or all of them, with and without regions.
+    """The starter's decoder, a U-Net. It reads words by CLIP's states, T5's or both, the image embedding, or all of them, with or
+    without regions.
 
     Scenes are rendered and encoded once and seen again with new noise. Muon and the supervision of attention and patches are why it reads
     colours and shapes from words. Most noise levels are where the image is decided: noise of σ = 1 to 5 (the latents have unit variance)
@@ -97,9 +98,7 @@ def decoder_starter() -> DecoderRun:
     """
     subsets = {"image": 0.16, "text": 0.16, "t5": 0.16, "text+t5": 0.22, "image+text+t5": 0.22, "": 0.08}
     return DecoderRun(
-        backbone=HybridConfig(),
-        cross_attention_width=192,
-        vector_width=192,
+        backbone=UNetConfig(channels=(64, 96, 128), attention=(False, True, True)),
         image_tokens=8,
         pooled_text=False,
         scenes=100_000,
