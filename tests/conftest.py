@@ -187,8 +187,8 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, number in {
         "starter.decoder_training.SCALE_PAIRS": 16,
         "starter.decoder_data.VALIDATION_PICTURES": 8,
-        "starter.decoder_validation.PROBES": 4,
-        "starter.decoder_validation.PROMPTS": 4,
+        "starter.world_validation.PROBES": 4,
+        "starter.world_validation.PROMPTS": 4,
         "evaluate.composition.NORM_PAIRS": 40,
     }.items():
         monkeypatch.setattr(f"syzygy.lab.{name}", number)

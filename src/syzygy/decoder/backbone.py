@@ -1,4 +1,4 @@
-"""Backbones of the decoder (here diffusers' `UNet2DConditionModel`), and decoders as folders of weights."""
+"""diffusers' `UNet2DConditionModel` as the decoder's backbone, and decoders as folders of weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from syzygy.core import artifacts
 from syzygy.core.config import parse
 from syzygy.core.randomness import seed_of
-from syzygy.decoder.hybrid_backbone import HybridBackbone
-from syzygy.decoder.network import Decoder, DecoderConfig, HybridConfig, Slot, UNetConfig
-from syzygy.decoder.recording import RecordingBackbone
+from syzygy.decoder.network import Decoder, DecoderConfig, Slot
+from syzygy.decoder.recording import Recorded
 from syzygy.regions.attention_processors import AttentionRecord, add_region_processors
 from syzygy.regions.region_bias import RegionBias
 
@@ -24,7 +23,7 @@ from syzygy.regions.region_bias import RegionBias
 TIME_SCALE, TIME_OFFSET = 250.0, 400.0
 
 
-class UNetBackbone(RecordingBackbone):
+class UNetBackbone(nn.Module):
     """The `Backbone` contract on a small U-Net: the pooled vector is projected and added to the time embedding."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -32,7 +31,6 @@ class UNetBackbone(RecordingBackbone):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         unet = config.backbone
-        assert isinstance(unet, UNetConfig)
         self.unet = UNet2DConditionModel(
             sample_size=config.size,
             in_channels=config.channels,
@@ -53,8 +51,10 @@ class UNetBackbone(RecordingBackbone):
         )
         add_region_processors(self.unet)
         level = unet.finest_attention
-        self.patch, self.feature_width = 2**level, unet.channels[level]
-        self._positions = (config.size // self.patch) ** 2
+        self.feature_width = unet.channels[level]
+        """Width of the features that are recorded."""
+        self._recorded: Recorded | None = None
+        self._positions = (config.size // unet.patch) ** 2
         self._up_block = len(unet.channels) - 1 - level
         """Index of the block on the way up whose attention is at the supervised resolution."""
         # F starts as zero, so the loss starts at 1 at every noise level (EDM, section 5).
@@ -84,6 +84,15 @@ class UNetBackbone(RecordingBackbone):
             )[0]
 
     @contextmanager
+    def recording(self) -> Iterator[Recorded]:
+        """Inside, a forward pass records what the supervision of a training step reads."""
+        self._recorded = Recorded()
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None
+
+    @contextmanager
     def _recording(self, kwargs: dict[str, Any]) -> Iterator[None]:
         """Lets a pass inside fill what is recorded, if anything is."""
         recorded = self._recorded
@@ -107,8 +116,7 @@ def build_decoder(config: DecoderConfig, *, seed: int = 0) -> Decoder:
     """A decoder with fresh weights from `seed`; call `set_scale` for each slot with a pooled vector before use."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "decoder", "weights"))
-        hybrid = isinstance(config.backbone, HybridConfig)
-        return Decoder(config, HybridBackbone(config) if hybrid else UNetBackbone(config))
+        return Decoder(config, UNetBackbone(config))
 
 
 def save_decoder(

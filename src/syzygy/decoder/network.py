@@ -4,11 +4,11 @@ It owns the condition slots; the backbone behind them is passed in.
 Shapes: B batch, L latent channels, T tokens of all slots, C cross-attention width, V vector width, E pooled width.
 """
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,8 +50,6 @@ class SlotConfig(Config):
 class UNetConfig(Config):
     """Size of a U-Net backbone; one entry per resolution, finest first."""
 
-    kind: Literal["unet"] = "unet"
-    """Which backbone these sizes are of."""
     channels: tuple[int, ...] = Field(default=(64, 96), min_length=1)
     """Channels at each resolution; every further one halves height and width."""
     layers_per_block: int = Field(default=1, ge=1)
@@ -92,53 +90,6 @@ class UNetConfig(Config):
         return 2**self.finest_attention
 
 
-class HybridConfig(Config):
-    """Size of a hybrid backbone: convolutions at the latents' resolution around a transformer on patches of them."""
-
-    kind: Literal["hybrid"] = "hybrid"
-    """Which backbone these sizes are of."""
-    channels: int = Field(default=64, gt=0)
-    """Channels of the convolutions."""
-    norm_groups: int = Field(default=8, gt=0)
-    """Groups of their group normalisation; divides the channels."""
-    patch: int = Field(default=2, gt=0)
-    """Height and width of a patch, in latents. Regions need a power of 2."""
-    width: int = Field(default=192, gt=0)
-    """Width of the transformer."""
-    depth: int = Field(default=6, ge=1)
-    """Blocks of self-attention, cross-attention and feed-forward."""
-    heads: int = Field(default=3, gt=0)
-    """Attention heads; divides the width, and the width of the tokens that the backbone attends to."""
-    mlp_ratio: int = Field(default=4, gt=0)
-    """Width of the feed-forward layers, relative to the transformer's."""
-    context_depth: int = Field(default=2, ge=0)
-    """Blocks of self-attention and feed-forward that refine the tokens of all conditions together, before patches attend to them."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "HybridConfig":
-        if self.channels % self.norm_groups:
-            raise ValueError(f"norm_groups {self.norm_groups} does not divide {self.channels} channels")
-        if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
-        return self
-
-    @property
-    def factor(self) -> int:
-        """Height and width of the latents must be multiples of this."""
-        return self.patch
-
-
-def _kind(backbone: Any) -> str:
-    """Decoders of older versions have a U-Net and name no kind."""
-    return backbone.get("kind", "unet") if isinstance(backbone, dict) else getattr(backbone, "kind", "unet")
-
-
-BackboneConfig = Annotated[
-    Annotated[UNetConfig, Tag("unet")] | Annotated[HybridConfig, Tag("hybrid")], Discriminator(_kind)
-]
-"""The sizes of one of the backbones; without a `kind`, of a U-Net."""
-
-
 class DecoderConfig(Config):
     """A decoder: its conditions, its latents, its backbone."""
 
@@ -154,8 +105,8 @@ class DecoderConfig(Config):
     """Channels of the latents."""
     sigma_data: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Standard deviation of the clean latents; fixes the preconditioning."""
-    backbone: BackboneConfig = UNetConfig()
-    """The network behind the conditions: a U-Net or a hybrid."""
+    backbone: UNetConfig = UNetConfig()
+    """The U-Net."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DecoderConfig":
@@ -164,10 +115,6 @@ class DecoderConfig(Config):
             raise ValueError(f"slot names must differ, got {names}")
         if self.size % self.backbone.factor:
             raise ValueError(f"size {self.size} must be a multiple of {self.backbone.factor} (the backbone's halvings)")
-        if isinstance(self.backbone, HybridConfig) and self.cross_attention_width % self.backbone.heads:
-            raise ValueError(
-                f"{self.backbone.heads} heads do not divide the cross_attention_width {self.cross_attention_width}"
-            )
         return self
 
 
@@ -274,7 +221,7 @@ class Decoder(nn.Module):
     no influence. One learned token is always visible, so that attention has something to look at.
 
     The backbone maps latents x [B L H W] to latents of the same shape, given c_noise [B], tokens [B T C], their mask [B T], a vector [B V]
-    and, where tokens have regions, a `RegionBias`; see `backbone.UNetBackbone` and `hybrid_backbone`.
+    and, where tokens have regions, a `RegionBias`; see `backbone.UNetBackbone`.
     """
 
     def __init__(self, config: DecoderConfig, backbone: nn.Module) -> None:

@@ -15,10 +15,10 @@ from syzygy.core.contracts import Condition, Conditioning
 from syzygy.core.errors import UserError, unknown
 from syzygy.core.lora import Adapted, Lora
 from syzygy.core.randomness import generator
+from syzygy.decoder.backbone import UNetBackbone
 from syzygy.decoder.network import Decoder
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.preconditioning import Preconditioned, denoising_loss
-from syzygy.decoder.recording import RecordingBackbone
 from syzygy.decoder.supervision import (
     PatchClassifier,
     PatchTargets,
@@ -191,7 +191,7 @@ class DecoderTask:
     ) -> dict[str, Tensor]:
         config, backbone = self._config, self._decoder.backbone
         assert targets is not None, "supervision needs batches with targets"
-        assert isinstance(backbone, RecordingBackbone)
+        assert isinstance(backbone, UNetBackbone)
         with backbone.recording() as recorded:
             found = {"denoising": self._losses(latents, sigma, noise, conditioning).mean()}
         total = found["denoising"]

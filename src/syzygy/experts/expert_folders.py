@@ -14,7 +14,6 @@ from syzygy.core.lora import Adapted, Lora
 from syzygy.core.offload import SequentialOffload
 from syzygy.core.randomness import seed_of
 from syzygy.decoder.backbone import load_config, load_decoder
-from syzygy.decoder.hybrid_backbone import HybridBackbone
 from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.experts.routing import Experts, Stages
 
@@ -94,7 +93,7 @@ class OffloadPolicy:
 
         if self.backend is not None:
             for module in expert.modules():
-                if isinstance(module, UNet2DConditionModel | HybridBackbone):
+                if isinstance(module, UNet2DConditionModel):
                     module.compile(backend=self.backend)
         return expert
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from syzygy.core.contracts import Condition, Conditioning
 from syzygy.core.randomness import generator
 from syzygy.decoder.backbone import build_decoder
-from syzygy.decoder.network import Decoder, DecoderConfig, HybridConfig, SlotConfig, UNetConfig
+from syzygy.decoder.network import Decoder, DecoderConfig, SlotConfig, UNetConfig
 from syzygy.decoder.recording import Recorded
 from syzygy.decoder.supervision import (
     BACKGROUND,
@@ -29,7 +29,7 @@ CONFIG = DecoderConfig(
     vector_width=16,
     size=8,
     channels=3,
-    backbone=HybridConfig(channels=16, norm_groups=4, width=24, depth=3, heads=2),
+    backbone=UNetConfig(channels=(16, 24), attention=(False, True), head_width=8, norm_groups=8),
 )
 WORDS = torch.tensor([[0, 1, -1]])
 """Of three words the first names mention 0, the second mention 1."""
@@ -165,9 +165,8 @@ def test_regions_and_supervision_in_one_step() -> None:
     found["loss"].backward()
 
 
-def test_a_unet_is_supervised_too() -> None:
-    unet = UNetConfig(channels=(16, 24), attention=(False, True), head_width=8, norm_groups=8)
-    made = build_decoder(CONFIG.model_copy(update={"backbone": unet}))
+def test_attention_of_one_resolution_is_recorded_without_hidden_words() -> None:
+    made = build_decoder(CONFIG)
     found = task(made, attention_weight=0.1, classification_weight=0.2).loss(0)
     plain = task(made).loss(0)
     assert found["denoising"].item() == about(plain["loss"].item())

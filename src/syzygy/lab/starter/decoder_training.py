@@ -11,13 +11,12 @@ from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import seed_of
 from syzygy.decoder.autoencoder import Autoencoder
-from syzygy.decoder.backbone import build_decoder, load_decoder, save_decoder
-from syzygy.decoder.network import BackboneConfig, Decoder, DecoderConfig, SlotConfig
-from syzygy.decoder.recording import RecordingBackbone
+from syzygy.decoder.backbone import UNetBackbone, build_decoder, load_decoder, save_decoder
+from syzygy.decoder.network import Decoder, DecoderConfig, SlotConfig, UNetConfig
 from syzygy.decoder.supervision import PatchClassifier
 from syzygy.decoder.training import DecoderBatch, DecoderTask, DecoderTaskConfig
 from syzygy.lab.starter.decoder_data import VALUES, CaptionMixture, Encoding
-from syzygy.lab.starter.decoder_validation import WorldValidation
+from syzygy.lab.starter.world_validation import WorldValidation
 from syzygy.lab.world.reader import Reader
 from syzygy.text_encoders.t5 import T5Text
 from syzygy.training.loop import Task
@@ -33,7 +32,7 @@ SAMPLES = "samples"
 class DecoderRun(CaptionMixture):
     """All settings of a decoder of the embedded world."""
 
-    backbone: BackboneConfig
+    backbone: UNetConfig
     """The network behind the conditions: a U-Net or a hybrid."""
     cross_attention_width: int = 128
     """Width of the tokens that the backbone attends to."""
@@ -96,7 +95,7 @@ def train(
     decoder = decoder.to(device)
     classifier = None
     if run.task.classification_weight:
-        assert isinstance(decoder.backbone, RecordingBackbone)
+        assert isinstance(decoder.backbone, UNetBackbone)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(run.seed, "decoder", "classifier"))
             classifier = PatchClassifier(decoder.backbone.feature_width, VALUES).to(device)

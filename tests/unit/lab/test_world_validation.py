@@ -11,7 +11,7 @@ from syzygy.decoder.backbone import build_decoder, load_decoder
 from syzygy.decoder.network import Decoder
 from syzygy.decoder.training import DecoderTask, DecoderTaskConfig
 from syzygy.lab.starter.decoder_data import CaptionMixture, Encoding
-from syzygy.lab.starter.decoder_validation import WorldValidation, probe_pairs
+from syzygy.lab.starter.world_validation import WorldValidation, probe_pairs
 from syzygy.lab.world.description import check_facts
 from syzygy.lab.world.reader import Reader
 
