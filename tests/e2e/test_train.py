@@ -11,6 +11,7 @@ import pytest
 
 from syzygy.core import artifacts
 from syzygy.core.config import Config
+from syzygy.core.model_parts import part_folder
 from syzygy.generation import own_models
 from syzygy.generation.image_files import read_record
 from syzygy.generation.text_to_image import TextToImage
@@ -150,7 +151,11 @@ def test_from_nothing_to_a_picture(
 
     results = {"clip": clip, "autoencoder": autoencoder, "decoder": decoder, "prior": prior}
     parts = {name: Path(result["folder"]) for name, result in results.items()}
-    own_models.write_model(parts | {"reader": tiny_model / "reader"}, tmp_path / "m", world=True, defaults={})
+    parts |= {
+        "reader": tiny_model / "reader",
+        "t5": part_folder("starter", "t5"),
+    }  # the T5 that decoders read by default
+    own_models.write_model(parts, tmp_path / "m", world=True, defaults={})
     arguments = ("a red circle", "--model", tmp_path / "m", "--steps", "2", "--out", tmp_path / "out", "--json")
     own = json.loads(syzygy("generate", *arguments).out)
     assert read_record(Path(own["images"][0]["path"]))["steps"] == 2

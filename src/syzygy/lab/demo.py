@@ -159,7 +159,7 @@ def report(
             f"A small ECLIPSE prior was just trained from scratch: {prior.scenes:,} pairs of the embedded world, {prior.loop.steps} steps of "
             f"{prior.task.batch_size}, with a frozen CLIP. A frozen decoder turns its predictions into images. The demo took {seconds:.0f} s "
             f"on {artifacts.machine()}.",
-            judge_note(),
+            judge_note(judge_record()),
         ],
         [
             Section(

@@ -9,13 +9,14 @@ import torch
 from syzygy.core.errors import UserError
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import region_accuracy, selection
+from syzygy.lab.evaluate.composition import ScoredImage
 from syzygy.lab.evaluate.harness import EvaluationContext, Predictions
-from syzygy.lab.evaluate.judging import FOLDER, judge_note, judge_of, judge_on, judge_record
+from syzygy.lab.evaluate.judging import FOLDER, judge_of, judge_on, judge_record
 from syzygy.lab.evaluate.region_accuracy import RegionCase, RegionsConfig, region_cases, region_prompts
-from syzygy.lab.report import Report
-from syzygy.lab.reproduce.experiment import ExperimentFolder
+from syzygy.lab.reproduce.experiment import ExperimentFolder, judge_lines, judged
 from syzygy.lab.starter.classifier_training import rendered
 from syzygy.lab.world.classifier_scores import accuracy, read_all
+from syzygy.lab.world.prompts import prompts
 from syzygy.lab.world.reader import Reader
 from syzygy.lab.world.scene import Thing
 from syzygy.lab.world.scene_classifier import Prediction
@@ -51,27 +52,26 @@ def test_the_starters_classifiers_read_almost_everything(kind: str) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2**20
 
 
-def test_results_name_the_judge_and_its_errors(tmp_path: Path) -> None:
+def test_results_name_the_judge_and_its_errors() -> None:
     record = judge_record()
-    assert record["fingerprint"] in judge_note()
     assert 0 <= record["errors"]["shape"] <= record["errors"]["scene"] < 0.05
+    results = judged({"a": 1})
+    assert results == {"a": 1, "judge": record}
+    (line,) = judge_lines(results)
+    assert record["fingerprint"] in line
+    assert judge_lines({"a": 1}) == []
+
+
+def test_images_that_another_judge_scored_are_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ExperimentFolder(tmp_path)
-    folder.claim({"steps": 3})
-    with folder.timed():
-        found = folder.finish({"a": 1}, Report("title", ["lead"], []))
-    assert found.results == {"a": 1, "judge": record}
-    assert judge_note() in (tmp_path / "report.md").read_text()
-    folder.claim({"steps": 3})
-    with pytest.raises(UserError, match="other settings"):
-        folder.claim({"steps": 4})
-
-
-def test_an_experiment_goes_on_with_its_judge_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ExperimentFolder(tmp_path).claim({"steps": 3})
+    prompt = prompts("single", 1, 0, False)[0]
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    folder.keep_images("one", [ScoredImage("one", prompt, 0, image, Prediction((), "flat", ()))], [prompt])
+    assert folder.has_images("one")
+    assert not folder.has_images("two")
     other = judge_record() | {"fingerprint": "of another judge"}
     monkeypatch.setattr("syzygy.lab.reproduce.experiment.judge_record", lambda: other)
-    with pytest.raises(UserError, match="other settings"):
-        ExperimentFolder(tmp_path).claim({"steps": 3})
+    assert not folder.has_images("one")
 
 
 def perfect(case: RegionCase) -> Prediction:

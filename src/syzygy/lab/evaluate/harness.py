@@ -227,7 +227,7 @@ class EvaluationContext(Generic[C]):
         """The first paragraphs of the page: `texts`, how images were sampled, and what scored them."""
         config = self.config
         how = f"{config.steps} sampling steps, guidance {config.guidance_scale:g}, seed {config.seed}, on {artifacts.machine()}."
-        return [*texts, f"{how} All images of a prompt start from the same noise.", judge_note()]
+        return [*texts, f"{how} All images of a prompt start from the same noise.", judge_note(judge_record())]
 
 
 @dataclass(frozen=True)

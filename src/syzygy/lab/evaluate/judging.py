@@ -4,6 +4,8 @@ So figures of different models are by one instrument. Trainings and selections u
 module.
 """
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ def judge_of(model: TextToImage) -> Judge:
     return judge_on(model.pipeline.device)
 
 
+@cache
 def judge_record() -> dict[str, Any]:
     """What results say of the judge: the fingerprint of its weights, and the shares of unseen renders that it reads wrongly."""
     metrics = artifacts.read_json(FOLDER / artifacts.PROVENANCE_FILE)["metrics"]
@@ -43,9 +46,8 @@ def judge_record() -> dict[str, Any]:
     }
 
 
-def judge_note() -> str:
-    """What pages say of the judge: no difference that is smaller than its own errors is a finding."""
-    found = judge_record()
+def judge_note(found: Mapping[str, Any]) -> str:
+    """What pages say of a judge's record: no difference that is smaller than its own errors is a finding."""
     errors = found["errors"]
     shares = ", ".join(f"{kind} {100 * errors[kind]:.2f} %" for kind in ERRORS[:-1])
     return (

@@ -37,6 +37,8 @@ from syzygy.lab.reproduce.experiment import (
     accuracy,
     by_side,
     gain,
+    judge_lines,
+    judged,
     percent,
     preference,
     score_plot,
@@ -103,7 +105,7 @@ def reproduce(
         sweep_sampling(context)
         say(f"4/4  generating images of {counted(len(context.scorer.prompts), 'prompt')} with each candidate")
         generate_images(context, bar)
-    found = results(run, folder)
+    found = judged(results(run, folder))
     names = [REFERENCE, *(f"{method}-seed0" for method in METHODS), *CONTROLS]
     gallery = folder.gallery({name: name for name in names}, context.scorer.prompts, SHEET_TEXT, SHEET)
     return folder.finish(found, report(found, gallery))
@@ -172,7 +174,7 @@ def report(found: Mapping[str, Any], gallery: Gallery) -> Report:
     costs = [[name, *(f"{one[key][0]:,.0f}" for key in COSTS)] for name, one in embeddings.items() if "seconds" in one]
     return Report(
         "ECLIPSE in small",
-        [_lead(found)],
+        [_lead(found), *judge_lines(found)],
         [
             Section("", [score_plot(f"prompt accuracy, {TITLES[side]} compositions", overall[side]) for side in SIDES]),
             Section("Prompt accuracy in per cent", [side_table(accuracies)]),

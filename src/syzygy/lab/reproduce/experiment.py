@@ -7,7 +7,7 @@ import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,18 +65,17 @@ class ExperimentFolder:
     path: Path
 
     def claim(self, settings: Mapping[str, Any]) -> None:
-        """Start the experiment, or continue it with the same settings and the same judge.
+        """Start the experiment, or continue it with the same settings.
 
         Raises:
             UserError: the folder holds an experiment with other settings.
         """
-        settings = {**settings, "judge": judge_record()["fingerprint"]}
         file = self.path / "run.json"
         if file.is_file() and artifacts.read_json(file) != settings:
             raise UserError(
                 f"{self.path} holds an experiment with other settings. Choose another --out, or use the settings in {file.name}."
             )
-        artifacts.write_json(file, settings)
+        artifacts.write_json(file, dict(settings))
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -112,14 +111,18 @@ class ExperimentFolder:
         return self.path / part / f"{name}.safetensors"
 
     def has_images(self, name: str) -> bool:
-        """Whether the images of this name were generated and scored."""
-        return self._images(name).is_file()
+        """Whether the images of this name were generated, and scored by today's judge."""
+        file = self._images(name)
+        return file.is_file() and artifacts.read_json(file).get("judge") == judge_record()["fingerprint"]
 
     def keep_images(self, name: str, scored: Sequence[ScoredImage], prompts: Sequence[Prompt], **more: Any) -> None:
         """Write the predictions for one image of each prompt, and the images of the example prompts, which come first."""
         images = torch.stack([scored[i].image for i in _examples(prompts)])
         artifacts.write_tensors(self._images(name).with_suffix(".safetensors"), {"pictures": images})
-        artifacts.write_json(self._images(name), {"prompts": [_prediction(one) for one in scored], **more})
+        artifacts.write_json(
+            self._images(name),
+            {"judge": judge_record()["fingerprint"], "prompts": [_prediction(one) for one in scored], **more},
+        )
 
     def images(self, name: str) -> dict[str, Any]:
         """What `keep_images` wrote about the images."""
@@ -147,13 +150,22 @@ class ExperimentFolder:
         return gallery
 
     def finish(self, results: dict[str, Any], report: Report) -> Findings:
-        """Write results.json, report.md with its plots, and index.html; each says which judge scored."""
-        results, report = results | {"judge": judge_record()}, replace(report, lead=[*report.lead, judge_note()])
+        """Write results.json, report.md with its plots, and index.html."""
         report.write(self.path, results)
         return Findings(results, report)
 
     def _images(self, name: str) -> Path:
         return self.path / "painted" / f"{name}.json"
+
+
+def judged(results: dict[str, Any]) -> dict[str, Any]:
+    """The results, and which judge scored them."""
+    return results | {"judge": judge_record()}
+
+
+def judge_lines(results: Mapping[str, Any]) -> list[str]:
+    """A report's paragraph about the judge; none for results from before there was one."""
+    return [judge_note(results["judge"])] if "judge" in results else []
 
 
 def _prediction(one: ScoredImage) -> Prediction:

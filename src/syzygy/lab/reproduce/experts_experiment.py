@@ -27,6 +27,8 @@ from syzygy.lab.reproduce.experiment import (
     as_score,
     by_side,
     gain,
+    judge_lines,
+    judged,
     paired,
     score_plot,
     side_table,
@@ -102,7 +104,7 @@ def reproduce(
         measure_cost(context, {START: context.root} | {name: trained[Training(name, 0)] for name in TRAINED})
         say(f"3/3  generating images of {counted(len(context.prompts), 'prompt')} with each candidate")
         generate_images(context, trained, bar)
-    found = results(context)
+    found = judged(results(context))
     names = {START: START} | {candidate: Training(candidate, 0).name for candidate in TRAINED}
     return folder.finish(found, report(found, folder.gallery(names, context.prompts, SHEET_TEXT, SHEET)))
 
@@ -253,7 +255,10 @@ def report(found: Mapping[str, Any], gallery: Gallery) -> Report:
         title = "Fréchet distance of images to renders of the same prompts (lowest to highest of the trainings)"
         sections.append(Section(title, [Table(["", *(f"{kind}'s features" for kind in kinds)], lines)]))
     return Report(
-        "Experts in small", [_lead(found)], [*sections, Section("Cost", [_cost_table(found["cost"])])], LIMITS
+        "Experts in small",
+        [_lead(found), *judge_lines(found)],
+        [*sections, Section("Cost", [_cost_table(found["cost"])])],
+        LIMITS,
     )
 
 

@@ -13,7 +13,15 @@ from syzygy.lab.report import Figure, Report, Section, Table, require_lab
 from syzygy.lab.reproduce.eclipse_candidates import ECLIPSE, PROJECTION, RESIDUAL
 from syzygy.lab.reproduce.eclipse_experiment import SCORES, Spread, score_table, spread
 from syzygy.lab.reproduce.embedding_scores import PROMPTS
-from syzygy.lab.reproduce.experiment import ExperimentFolder, Findings, accuracy, by_side, side_table
+from syzygy.lab.reproduce.experiment import (
+    ExperimentFolder,
+    Findings,
+    accuracy,
+    by_side,
+    judge_lines,
+    judged,
+    side_table,
+)
 from syzygy.lab.reproduce.prior_sweep_points import (
     PriorSweepRun,
     all_points,
@@ -92,7 +100,7 @@ def reproduce(
             else "4/4  no images (images_at is empty)"
         )
         generate_images(context, bar)
-    found = results(run, folder)
+    found = judged(results(run, folder))
     return folder.finish(found, report(found))
 
 
@@ -178,7 +186,9 @@ def report(found: Mapping[str, Any]) -> Report:
     for pairs, candidates in found["images"].items():
         tables: list[Table] = [side_table(candidates)]
         sections.append(Section(f"Prompt accuracy of images with {int(pairs):,} pairs, in per cent", tables))
-    return Report("Priors by the number of their training pairs", [_lead(found)], sections, limits=LIMITS)
+    return Report(
+        "Priors by the number of their training pairs", [_lead(found), *judge_lines(found)], sections, limits=LIMITS
+    )
 
 
 def _lead(found: Mapping[str, Any]) -> str:

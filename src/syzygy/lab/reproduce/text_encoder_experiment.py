@@ -21,6 +21,8 @@ from syzygy.lab.reproduce.experiment import (
     Findings,
     Score,
     gain_score,
+    judge_lines,
+    judged,
     mean_score,
     percent,
     score_plot,
@@ -130,7 +132,7 @@ def reproduce(
         prompts = counted(len(context.cases), "prompt")
         say(f"3/3  encoding {counted(texts, 'text')} and generating images of {prompts} with each candidate")
         measure_all(trainings, context, say, bar)
-    found = results(context)
+    found = judged(results(context))
     gallery = _gallery(found, context) if context.cases else None
     return folder.finish(found, report(found, gallery))
 
@@ -289,7 +291,7 @@ def report(found: Mapping[str, Any], gallery: Gallery | None) -> Report:
     tables = _measure_tables(found) | _language_tables(found) | {"Cost": _cost_table(found["cost"])}
     return Report(
         "Text encoders in small",
-        [_lead(found)],
+        [_lead(found), *judge_lines(found)],
         [
             Section("", [*([gallery] if gallery else []), *plots]),
             *(Section(title, [table]) for title, table in tables.items()),

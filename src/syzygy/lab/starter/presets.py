@@ -41,7 +41,7 @@ def clip_starter() -> ClipRun:
 
 
 def reader_starter() -> ReaderRun:
-    """The starter's reader, in about 15 minutes on one CPU core."""
+    """The starter's reader, in about seven minutes on one CPU core."""
     return ReaderRun(
         reader=ReaderConfig(),
         task=ClassifierTaskConfig(batch_size=32, mottle=0.05),
@@ -50,7 +50,7 @@ def reader_starter() -> ReaderRun:
 
 
 def judge_starter() -> JudgeRun:
-    """The starter's judge, in about 15 minutes on one CPU core."""
+    """The starter's judge, in about eleven minutes on one CPU core."""
     return JudgeRun(
         judge=JudgeConfig(),
         task=ClassifierTaskConfig(batch_size=32, noise=0.06, blur=0.8, mottle=0.08, clean=0.5),
