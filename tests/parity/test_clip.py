@@ -91,7 +91,7 @@ def test_training_in_chunks_equals_one_pass(clip: Clip, monkeypatch: pytest.Monk
     images = torch.rand(5, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("syzygy.clip.clip_model.CPU_CHUNK", 2)
     with torch.no_grad():
-        image, text, scale = clip(images, ids, mask)
+        _, image, text, scale = clip(images, ids, mask)
     assert_close(image, clip.encode_image(images), depth=NETWORK)
     assert_close(text, clip.encode_text(texts).pooled, depth=NETWORK)
     assert float(scale) == about(clip.logit_scale)

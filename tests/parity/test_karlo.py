@@ -138,7 +138,8 @@ def test_what_is_not_told_is_nothing(karlo: Tiny, decoder: KarloDecoder, clip: C
     prompt = clip.encode_text(PROMPTS)
 
     def painted(positive: Guide, negative: Guide | None = None) -> Tensor:
-        return decoder.generate(positive, generators(0, 1), negative=negative, sampling=sampling)
+        # With seed 0 one value lies where the sampler clips its prediction, and rounding decides.
+        return decoder.generate(positive, generators(2, 3), negative=negative, sampling=sampling)
 
     assert_close(painted(Guide(made)), painted(Guide(made, empty)), depth=NETWORK)
     told, nothing = Guide(made, prompt), decoder.projection.nothing.expand(2, -1)
