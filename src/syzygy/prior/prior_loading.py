@@ -109,8 +109,10 @@ def load_one_pass(source: str | Path, *, local_files_only: bool = True) -> OnePa
         UserError: it is not found, is a diffusion prior, or a file is missing, truncated or mismatched.
     """
     folder = find_prior(source, local_files_only=local_files_only)
-    kinds = {RESIDUAL: ResidualPrior, LINEAR: LinearPrior}
-    return kinds.get(layout_of(folder), EclipsePrior).from_pretrained(folder)
+    layout = layout_of(folder)
+    if layout == LINEAR:
+        return LinearPrior.from_pretrained(folder)
+    return ResidualPrior.from_pretrained(folder) if layout == RESIDUAL else EclipsePrior.from_pretrained(folder)
 
 
 def load_network(source: str | Path, *, local_files_only: bool = True) -> EclipsePrior:
