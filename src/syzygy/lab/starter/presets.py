@@ -150,7 +150,7 @@ def experts_full() -> ExpertsRun:
 
 
 def starter_cpu() -> StarterRun:
-    """The starter in about eight hours on two CPU cores (an estimate from its stages, which were trained one by one)."""
+    """The starter in about six hours on two CPU cores (an estimate from its stages; CLIP, reader, judge and autoencoder were trained with it)."""
     return StarterRun(
         clip=clip_starter(),
         reader=reader_starter(),
