@@ -150,7 +150,7 @@ def experts_full() -> ExpertsRun:
 
 
 def starter_cpu() -> StarterRun:
-    """The starter in about six hours on two CPU cores (an estimate from its stages; CLIP, reader, judge and autoencoder were trained with it)."""
+    """The starter in about six hours on two CPU cores, an estimate from its stages."""
     return StarterRun(
         clip=clip_starter(),
         reader=reader_starter(),
