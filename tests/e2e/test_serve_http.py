@@ -485,20 +485,23 @@ def test_the_servers_own_steps_are_within_its_limits(engine: Engine) -> None:
 def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path) -> None:
     command = [SYZYGY, "serve", "--model", tiny_model, "--port", "0", "--json", "--steps", "2", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"SYZYGY_API_KEY": SECRET}) as process:
-        assert process.stdout
-        about = json.loads(process.stdout.readline())
-        assert (about["api_key"], about["queue"]) == (True, 32)
-        key = {"Authorization": f"Bearer {SECRET}"}
-        answer = httpx.post(about["url"] + GENERATIONS, json={"prompt": "a circle"}, headers=key, timeout=60)
-        record = record_of(Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))), "it")
-        assert (record["steps"], record["model"], record["prompt"]) == (2, tiny_model.name, "a circle")
-        models = httpx.get(about["url"] + "/v1/models", headers=key, timeout=60)
-        assert models.json()["data"][0]["id"] == tiny_model.name
-        assert str(tiny_model.parent) not in models.text + json.dumps(record), (
-            "no place on this machine is told to clients"
-        )
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) in (0, -signal.SIGTERM)
+        try:
+            assert process.stdout
+            about = json.loads(process.stdout.readline())
+            assert (about["api_key"], about["queue"]) == (True, 32)
+            key = {"Authorization": f"Bearer {SECRET}"}
+            answer = httpx.post(about["url"] + GENERATIONS, json={"prompt": "a circle"}, headers=key, timeout=60)
+            record = record_of(Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))), "it")
+            assert (record["steps"], record["model"], record["prompt"]) == (2, tiny_model.name, "a circle")
+            models = httpx.get(about["url"] + "/v1/models", headers=key, timeout=60)
+            assert models.json()["data"][0]["id"] == tiny_model.name
+            assert str(tiny_model.parent) not in models.text + json.dumps(record), (
+                "no place on this machine is told to clients"
+            )
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) in (0, -signal.SIGTERM)
+        finally:
+            process.kill()  # else a failed test waits for the server
 
 
 def test_generated_requests_meet_no_failure_of_the_server(engine: Engine) -> None:
