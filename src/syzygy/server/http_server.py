@@ -17,7 +17,7 @@ WAITING = 2048
 def listening(host: str, port: int) -> socket.socket:
     """A socket that listens, so that its address is known before the server starts; port 0 takes a free one.
 
-    Connections wait in its queue until the server runs: nobody who was told the address is refused.
+    Connections wait in its queue until the server runs, so no client that has the address is refused.
 
     Raises:
         UserError: the address is taken, not allowed, or not this machine's.
