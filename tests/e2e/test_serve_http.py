@@ -28,7 +28,7 @@ from syzygy.server import requests, validation
 from syzygy.server import responses as answers
 from syzygy.server.app import create_app
 from syzygy.server.engine import Engine
-from syzygy.server.http_server import serving
+from syzygy.server.http_server import listening, serving
 from syzygy.server.limits import Limits
 from syzygy.server.schema import Generation
 from tests.conftest import Answer
@@ -480,6 +480,12 @@ def test_wrong_arguments(syzygy: Callable[..., Answer], arguments: list[str], me
 def test_the_servers_own_steps_are_within_its_limits(engine: Engine) -> None:
     with pytest.raises(UserError, match="own 3 steps are more than the 2 that a request may ask for"):
         create_app(engine, Limits(steps=2))
+
+
+def test_a_client_may_connect_before_the_server_runs() -> None:
+    """The address is printed before the server accepts: connections wait, they are not refused."""
+    with listening("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname(), timeout=5):
+        pass
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path) -> None:

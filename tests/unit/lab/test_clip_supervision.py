@@ -1,8 +1,12 @@
 """Labels for CLIP's image tower are those of the scene, and its readings learn them."""
 
+import pytest
 import torch
+from pydantic import ValidationError
 
 from syzygy.lab.starter.clip_supervision import CELLS, STATEMENTS, ImageReadings, SceneLabels, scene_columns
+from syzygy.lab.starter.clip_training import ClipRun
+from syzygy.lab.starter.presets import clip_starter
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.render import cell_owners, masks
 from syzygy.lab.world.scene import COLOURS, SHAPES, STYLES, TEXTURES, Background, Scene, Thing
@@ -17,6 +21,13 @@ SCENE = Scene(
     "night",
     BACKGROUND,
 )
+
+
+def test_patches_that_do_not_divide_the_cells_are_refused() -> None:
+    run = clip_starter().model_dump(mode="json")
+    run["clip"]["image_size"] = 48  # three patches a side
+    with pytest.raises(ValidationError, match="must divide 8"):
+        ClipRun.model_validate(run)
 
 
 def labels_of(*scenes: Scene) -> SceneLabels:

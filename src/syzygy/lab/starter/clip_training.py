@@ -97,7 +97,7 @@ def train(run: ClipRun, out: Path, device: torch.device) -> RunResult:
     precision = precision_on(device)
     vision = VisionTask(clip, readings, images, run.vision_batch, precision)
     report = reporter("CLIP, image tower", run.vision_batch)
-    settings = {"seed": run.seed, "loop": run.vision_loop.model_dump(mode="json"), "batch": run.vision_batch}
+    settings = run.model_dump(mode="json", include={"clip", "scenes", "vision_batch", "vision_loop", "seed"})
     fit(vision, run.vision_loop, out / "vision", reporter=report, run=settings)
 
     unseen = distinct_full_pairs(seed_of(run.seed, "clip validation"), VALIDATION_PAIRS)
