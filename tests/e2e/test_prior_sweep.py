@@ -164,6 +164,10 @@ def test_points_have_equal_budgets_and_differ_in_one_setting() -> None:
         assert isinstance(settings.task, ResidualTaskConfig) == (point.method == "residual")
         assert type(settings).model_validate_json(settings.model_dump_json()) == settings
     assert set(curves(run)["residual"]) == {200, 1000, 5000, 20_000, 200_000}
+    more = run.changed(pairs=(100, 200_000), at=(100,), lambdas=(9.0,), ridges=(5.0,), images_at=(100,))
+    assert more.claimed() == run.claimed(), "points and images may be added to an experiment"
+    assert run.changed(pairs=(100, 20_000), at=()).claimed() != run.claimed(), "each training would have other pairs"
+    assert run.changed(decoder_steps=5).claimed() != run.claimed()
     quick = presets.prior_sweep_quick()
     assert type(quick).model_validate_json(quick.model_dump_json()) == quick
     quick.check()

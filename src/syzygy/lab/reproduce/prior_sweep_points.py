@@ -54,8 +54,8 @@ class PriorSweepRun(Config):
     probe_scenes: int = Field(default=20_000, gt=0)
     """Scenes on which the linear probe is trained."""
     images_at: tuple[int, ...] = ()
-    """Numbers of pairs, among those of the learning curves, at which the priors and controls also generate images. It may be set afterwards:
-    finished trainings are kept."""
+    """Numbers of pairs, among those of the learning curves, at which the priors and controls also generate images. This, and every list of
+    swept values, may be extended afterwards: finished trainings are kept."""
     image_seeds: int = Field(default=3, ge=1)
     """Trainings of each point that generate images."""
     decoder_steps: int = Field(default=10, gt=0)
@@ -76,8 +76,13 @@ class PriorSweepRun(Config):
             raise UserError(f"a prior needs at least 2 training pairs; pairs={list(self.pairs)}.")
 
     def claimed(self) -> dict[str, Any]:
-        """The settings that an experiment is continued with: all but those of its images, which may be added later."""
-        return self.model_dump(mode="json", exclude={"images_at", "image_seeds", "decoder_steps"})
+        """The settings that an experiment is continued with: all but its points and images, to which more may be added later.
+
+        The largest number of pairs decides which pairs each training has.
+        """
+        points = {"pairs", "at", "lambdas", "penalties", "steps", "temperatures", "ridges"}
+        fixed = self.model_dump(mode="json", exclude=points | {"images_at", "image_seeds"})
+        return fixed | {"most_pairs": max(self.pairs)}
 
 
 @dataclass(frozen=True)
