@@ -5,11 +5,23 @@ from pathlib import Path
 
 import pytest
 
+from syzygy.lab.demo_report import Comparison
+from syzygy.lab.evaluate.bootstrap import Difference
+
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
 IDENTITIES = ("text identity", "text identity, shifted")
 SMALL = ("prior.scenes=48", "prior.validation_images=16", "prior.loop.steps=4", "prior.loop.warmup=1")
-TINIER = (*SMALL, "prior.loop.validate_every=2", "prior.task.batch_size=16", "shown_steps=2", "scoring.steps=2")
+TINIER = (
+    *SMALL,
+    "prior.loop.validate_every=2",
+    "prior.task.batch_size=16",
+    "pairs=24",
+    "shown_steps=2",
+    "scoring.steps=2",
+)
+FOLDERS = {"ECLIPSE": "eclipse", "projection only": "projection", "residual": "residual"}
+TRAINED = tuple(FOLDERS)
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +34,25 @@ def test_demo_writes_a_page_that_needs_nothing_else(syzygy, tiny_model: Path, ou
     assert answer.code == 0, answer.err
     result = json.loads(answer.out.splitlines()[-1])
     page = Path(result["page"]).read_text()
-    assert page.count("data:image/png;base64,") == 12 * 5  # twelve prompts × reference and four priors
+    assert page.count("data:image/png;base64,") == 12 * 6  # twelve prompts × reference and five priors
     assert page.count("unseen</small>") == 6
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("<svg") == 5
-    assert {row["candidate"] for row in result["rows"]} == {"reference", "ECLIPSE", "projection only", *IDENTITIES}
+    assert page.count("<svg") == 3 + 1 + 2  # training, R@1, accuracy
+    assert {row["candidate"] for row in result["rows"]} == {"reference", *TRAINED, *IDENTITIES}
     assert {row["side"] for row in result["rows"]} == {"all", "seen", "unseen"}
-    assert json.loads((out / "results.json").read_text())["rows"] == result["rows"]
+    assert list(result["recall_at_1"]) == [*TRAINED, *IDENTITIES]
+    assert all(one["number"] == 24 for one in result["recall_at_1"].values())
+    results = json.loads((out / "results.json").read_text())
+    assert results["rows"] == result["rows"]
+    assert results["recall_at_1"] == result["recall_at_1"]
+    tasks = {name: json.loads((out / folder / "run.json").read_text())["task"] for name, folder in FOLDERS.items()}
+    assert [tasks[name]["lambda_contrastive"] for name in TRAINED] == [0.8, 0.0, 0.8]
+    assert "penalty" in tasks["residual"]
+    recalls = results["recall_at_1"]
+    for found in results["comparisons"]:
+        assert found["R@1"]["mean"] == pytest.approx(
+            recalls[found["first"]]["mean"] - recalls[found["second"]]["mean"], abs=2e-4
+        )
 
 
 def test_its_priors_load_in_other_commands(syzygy, tiny_model: Path, out: Path, tmp_path: Path) -> None:
@@ -64,7 +88,18 @@ def test_a_demo_run_again_trains_anew_and_finds_the_same(syzygy, tiny_model: Pat
     assert answer.code == 0, answer.err
     assert "Try next" in answer.out
     assert "unseen" in answer.out
+    assert "ECLIPSE − projection only: " in answer.out
     assert json.loads((out / "results.json").read_text())["rows"] == before
+
+
+def test_a_comparison_tells_what_its_intervals_allow() -> None:
+    clear, open_ = Difference(0.05, 0.01, 0.09, 40), Difference(0.05, -0.01, 0.11, 40)
+    one = Comparison(
+        "ECLIPSE", "projection only", {"R@1": clear, "seen": open_, "unseen": Difference(-0.1, -0.2, -0.01, 40)}
+    )
+    assert list(one.clear) == ["R@1", "unseen"]
+    assert str(one) == "ECLIPSE − projection only: R@1 +5 [+1, +9], prompt accuracy, unseen compositions -10 [-20, -1]"
+    assert str(Comparison("a", "b", {"seen": open_})) == "a − b: no clear difference"
 
 
 def test_score_as_text_and_page(syzygy, tiny_model: Path, tmp_path: Path) -> None:

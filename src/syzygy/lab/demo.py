@@ -1,4 +1,4 @@
-"""The demo: train an ECLIPSE prior from scratch on a frozen CLIP, and compare its images with those of its controls."""
+"""The demo: train priors from scratch on a frozen CLIP, and compare their embeddings and images with those of controls."""
 
 import shutil
 import time
@@ -13,33 +13,39 @@ from syzygy.core import artifacts
 from syzygy.core.config import Config
 from syzygy.core.contracts import Prior
 from syzygy.core.errors import UserError
-from syzygy.core.randomness import seed_of
+from syzygy.core.randomness import generator, seed_of
 from syzygy.core.wording import counted
 from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.demo_report import RECALL, Comparison, report
 from syzygy.lab.evaluate import composition, harness
+from syzygy.lab.evaluate.bootstrap import Interval, difference, interval
 from syzygy.lab.evaluate.composition import (
+    IDENTITY,
+    SHIFTED,
     CompositionConfig,
     ScoredImage,
     candidate_embeddings,
     control_priors,
     generate_and_score,
 )
-from syzygy.lab.evaluate.harness import Row, evaluation_prompts
-from syzygy.lab.evaluate.judging import judge_note, judge_record
-from syzygy.lab.plots import Point, line_plot
-from syzygy.lab.report import PAGE, RESULTS, Figure, Gallery, GalleryRow, Report, Section, Table, generated, require_lab
+from syzygy.lab.evaluate.harness import Row, Values, evaluation_prompts
+from syzygy.lab.evaluate.judging import judge_record
+from syzygy.lab.evaluate.retrieval import ranks
+from syzygy.lab.report import PAGE, RESULTS, require_lab
 from syzygy.lab.starter import prior_training
-from syzygy.lab.world.prompts import CATEGORIES, Prompt
+from syzygy.lab.world.prompts import Prompt
 from syzygy.prior.eclipse import EclipseTaskConfig
 from syzygy.prior.presets import prior_starter
 from syzygy.prior.prior_loading import load_prior
+from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.prior.training import PriorRun
 from syzygy.training.run_records import Bar, RunResult, no_bar, reporter
 
-ECLIPSE, PROJECTION = "ECLIPSE", "projection only"
-EXAMPLE_CATEGORIES = ("single", "colour", "texture", "spatial", "numeracy", "complex")
-KINDS = ("shape", "colour", "texture", "relation")
-"""Facts that have a column of their own."""
+ECLIPSE, PROJECTION, RESIDUAL = "ECLIPSE", "projection only", "residual"
+SHOWN_CATEGORIES = ("single", "colour", "texture", "spatial", "numeracy", "complex")
+SCORED_CATEGORIES = ("single", "colour")
+"""One object, and two objects with their colours: what the decoder generates reliably enough to compare priors by."""
+COMPARED = ((ECLIPSE, IDENTITY), (ECLIPSE, SHIFTED), (ECLIPSE, PROJECTION), (RESIDUAL, ECLIPSE))
 
 
 class DemoRun(Config):
@@ -47,34 +53,41 @@ class DemoRun(Config):
 
     prior: PriorRun
     """The ECLIPSE prior; projection-only is the same run with λ = 0."""
-    scoring: CompositionConfig = CompositionConfig(prompts=6, steps=12)
-    """The images that are scored."""
+    residual: ResidualTaskConfig
+    """The residual prior, with the size, pairs, steps and learning rate of the ECLIPSE prior."""
+    pairs: int = Field(default=2000, ge=2)
+    """Unseen pairs on which predicted embeddings are compared."""
+    scoring: CompositionConfig = CompositionConfig(prompts=40, steps=10)
+    """The images that are scored; `prompts` counts those of one object and of two, with seen and unseen compositions each."""
     shown_steps: int = Field(default=25, gt=0)
     """Sampling steps of the images on the page."""
 
-    @property
-    def contrast(self) -> float:
-        """The λ of the ECLIPSE prior.
+    def task(self, name: str) -> EclipseTaskConfig:
+        """The loss of a prior.
 
         Raises:
-            UserError: the prior is a diffusion prior.
+            UserError: the prior is no ECLIPSE prior.
         """
-        if not isinstance(self.prior.task, EclipseTaskConfig):
-            raise UserError("the demo trains an ECLIPSE prior; these are the settings of a diffusion prior.")
-        return self.prior.task.lambda_contrastive
+        own = self.prior.task
+        if not isinstance(own, EclipseTaskConfig) or isinstance(own, ResidualTaskConfig):
+            raise UserError("the demo trains an ECLIPSE prior; these are the settings of another one.")
+        if name == RESIDUAL:
+            return self.residual.changed(batch_size=own.batch_size)
+        return own if name == ECLIPSE else own.changed(lambda_contrastive=0.0)
 
 
 def demo_full() -> DemoRun:
-    """The demo, in at most five minutes on two CPU cores. The validation of such a small prior does not improve after 150 steps."""
-    loop = {"steps": 250, "warmup": 30, "validate_every": 25}
-    return DemoRun(prior=prior_starter().changed(scenes=20_000, loop=loop))
+    """The demo, in at most three minutes on two CPU cores. The validation of such small priors does not improve after 150 steps."""
+    task = EclipseTaskConfig(batch_size=256, lambda_contrastive=0.8)
+    loop = {"steps": 150, "warmup": 20, "validate_every": 25}
+    return DemoRun(prior=prior_starter().changed(scenes=10_000, task=task, loop=loop), residual=ResidualTaskConfig())
 
 
 def demo_quick() -> DemoRun:
-    """A shortened demo that tests that everything works: its prior learns next to nothing."""
-    loop = {"steps": 40, "warmup": 5, "validate_every": 20, "checkpoint_every": 20}
-    small = prior_starter().changed(scenes=1000, validation_images=128, loop=loop)
-    return DemoRun(prior=small, scoring=CompositionConfig(prompts=1, steps=6), shown_steps=8)
+    """A shortened demo that tests that everything works: its priors learn next to nothing."""
+    loop = {"steps": 20, "warmup": 5, "validate_every": 10, "checkpoint_every": 10}
+    small = demo_full().prior.changed(scenes=1000, validation_images=128, loop=loop)
+    return demo_full().changed(prior=small, pairs=200, scoring={"prompts": 2, "steps": 5}, shown_steps=5)
 
 
 PRESETS = {"full": demo_full, "quick": demo_quick}
@@ -86,138 +99,120 @@ class DemoResult:
 
     page: Path
     rows: list[Row]
+    recalls: dict[str, Interval]
+    """R@1 of each prior and control on the unseen pairs."""
+    comparisons: list[Comparison]
     seconds: float
 
 
 def run(
     demo: DemoRun, out: Path, *, device: str, say: Callable[[str], None], model: str = "starter", bar: Bar = no_bar
 ) -> DemoResult:
-    """Train, generate, score, and write the page and the results. The trained priors stay in `out/eclipse` and `out/projection`.
+    """Train, compare embeddings, generate, score, and write the page and the results. The trained priors stay in `out/eclipse`,
+    `out/projection` and `out/residual`.
 
     Raises:
-        UserError: the prior is a diffusion prior, or the extra "lab" is missing.
+        UserError: the prior is no ECLIPSE prior, or the extra "lab" is missing.
     """
     require_lab()
-    began, scoring, contrast = time.perf_counter(), demo.scoring, demo.contrast
+    began, scoring = time.perf_counter(), demo.scoring
+    tasks = {name: demo.task(name) for name in (ECLIPSE, PROJECTION, RESIDUAL)}
     loaded = TextToImage.from_pretrained(model, device=device)
-    say(f"1/4  embedding {counted(demo.prior.scenes or 0, 'image')} and captions with the frozen CLIP")
-    data = prior_training.embedded(demo.prior, loaded.clip, bar)
-    say("2/4  training the ECLIPSE prior, then projection-only with the same budget")
-    trained: dict[str, RunResult] = {}
-    for name, place, value in ((ECLIPSE, "eclipse", contrast), (PROJECTION, "projection", 0.0)):
-        where, settings = out / place, demo.prior.changed(task={"lambda_contrastive": value})
-        if (where / "prior").is_dir():  # a finished demo trains again, an interrupted one resumes
-            shutil.rmtree(where)
-        live = reporter(name, settings.task.batch_size)
-        trained[name] = prior_training.train(settings, loaded.clip, where, torch.device(device), data=data, report=live)
+    trained = _train(demo, tasks, loaded, out, say, bar)
     priors: dict[str, Prior] = {
         name: load_prior(result.folder, loaded.clip, device) for name, result in trained.items()
     }
     priors |= control_priors(loaded, scoring.seed)
+
+    say(f"3/5  comparing predicted embeddings on {demo.pairs:,} unseen pairs")
+    hits = _hits(demo, loaded, priors)
 
     def images(prompts: list[Prompt], config: CompositionConfig) -> list[ScoredImage]:
         with bar("generating", len(prompts) * (len(priors) + 1)) as progress:
             embeddings = candidate_embeddings(loaded, priors, prompts, config.seed)
             return generate_and_score(loaded, embeddings, prompts, config, progress)
 
-    say("3/4  generating images of twelve prompts, half of them compositions that no prior saw")
-    twelve = evaluation_prompts(EXAMPLE_CATEGORIES, 1, seed_of(scoring.seed, "shown"))
+    say("4/5  generating images of twelve prompts, half of them compositions that no prior saw")
+    twelve = evaluation_prompts(SHOWN_CATEGORIES, 1, seed_of(scoring.seed, "shown"))
     examples = images(twelve, scoring.changed(steps=demo.shown_steps))
-    sample = evaluation_prompts(CATEGORIES, scoring.prompts, scoring.seed)
-    say(f"4/4  scoring {counted(len(sample), 'prompt')} with each prior")
-    rows = composition.table(sample, composition.scenes_of(images(sample, scoring)))
-    seconds = time.perf_counter() - began
-    results = {
-        "run": demo.model_dump(mode="json"),
-        "judge": judge_record(),
-        "rows": harness.plain(rows),
-        "priors": {name: result.metrics for name, result in trained.items()},
-        "seconds": round(seconds, 1),
-        "machine": artifacts.machine(),
-    }
-    artifacts.write_json(out / RESULTS, results)
-    report(demo, trained, examples, rows, len(sample), seconds).write_page(out / PAGE)
-    return DemoResult(out / PAGE, rows, seconds)
+    sample = evaluation_prompts(SCORED_CATEGORIES, scoring.prompts, scoring.seed)
+    say(f"5/5  scoring {counted(len(sample), 'prompt')} with each prior")
+    scenes = composition.scenes_of(images(sample, scoring))
+    rows = composition.table(sample, scenes)
+    recalls = {name: interval(values) for name, values in hits.items()}
+    accuracy = {name: harness.accuracies(sample, found)["prompt_accuracy"] for name, found in scenes.items()}
+    comparisons = _compare(sample, hits, accuracy)
+    result = DemoResult(out / PAGE, rows, recalls, comparisons, time.perf_counter() - began)
+    _write(demo, trained, examples, result, out)
+    return result
 
 
-def report(
+def _train(
+    demo: DemoRun,
+    tasks: Mapping[str, EclipseTaskConfig],
+    model: TextToImage,
+    out: Path,
+    say: Callable[[str], None],
+    bar: Bar,
+) -> dict[str, RunResult]:
+    say(f"1/5  embedding {counted(demo.prior.scenes or 0, 'image')} and captions with the frozen CLIP")
+    data = prior_training.embedded(demo.prior, model.clip, bar)
+    say(f"2/5  training {counted(len(tasks), 'prior')} with the same budget: {', '.join(tasks)}")
+    trained = {}
+    for name, task in tasks.items():
+        where, settings = out / name.split()[0].lower(), demo.prior.changed(task=task)
+        if (where / "prior").is_dir():  # a finished demo trains again, an interrupted one resumes
+            shutil.rmtree(where)
+        live = reporter(name, task.batch_size)
+        device = model.pipeline.device
+        trained[name] = prior_training.train(settings, model.clip, where, device, data=data, report=live)
+    return trained
+
+
+def _hits(demo: DemoRun, model: TextToImage, priors: Mapping[str, Prior]) -> dict[str, Values]:
+    """For each prior and each pair that no training saw, whether its image is the nearest of all to the prediction (1) or not (0)."""
+    seed = demo.scoring.seed
+    pairs = prior_training.embed(model.clip, seed_of(seed, "demo pairs"), demo.pairs)
+    noise = torch.randn(pairs.image_embeddings.shape, generator=generator(seed, "demo pairs", "noise"))
+    found = {}
+    for name, prior in priors.items():
+        predicted = composition.predict_all(prior, pairs.captions, noise)
+        found[name] = [[float(rank == 0)] for rank in ranks(predicted, pairs.image_embeddings.cpu())]
+    return found
+
+
+def _compare(prompts: Sequence[Prompt], hits: Mapping[str, Values], accuracy: Mapping[str, Values]) -> list[Comparison]:
+    """Paired differences of the compared priors: R@1, and prompt accuracy on both sides."""
+    sides = {side: rows for (category, side), rows in harness.groups(prompts).items() if category == harness.ALL}
+    found = []
+    for first, second in COMPARED:
+        differences = {RECALL: difference(hits[first], hits[second])}
+        for side in (harness.SEEN, harness.UNSEEN):
+            ours, theirs = ([accuracy[name][row] for row in sides[side]] for name in (first, second))
+            differences[side] = difference(ours, theirs)
+        found.append(Comparison(first, second, differences))
+    return found
+
+
+def _write(
     demo: DemoRun,
     trained: Mapping[str, RunResult],
     examples: Sequence[ScoredImage],
-    rows: list[Row],
-    number: int,
-    seconds: float,
-) -> Report:
-    """The page of a demo that scored a number of prompts."""
-    prior = demo.prior
-    sides = {side: harness.overall(rows, side) for side in (harness.SEEN, harness.UNSEEN)}
-    plots = [harness.accuracy_plot(rows, f"prompt accuracy, {side} compositions", side=side) for side in sides]
-    lines = [[side, *_score_line(row)] for side, some in sides.items() for row in some]
-    return Report(
-        "From a caption to an image: a prior trained in minutes",
-        [
-            f"A small ECLIPSE prior was just trained from scratch: {prior.scenes:,} pairs of the embedded world, {prior.loop.steps} steps of "
-            f"{prior.task.batch_size}, with a frozen CLIP. A frozen decoder turns its predictions into images. The demo took {seconds:.0f} s "
-            f"on {artifacts.machine()}.",
-            judge_note(judge_record()),
+    result: DemoResult,
+    out: Path,
+) -> None:
+    results = {
+        "run": demo.model_dump(mode="json"),
+        "judge": judge_record(),
+        "rows": harness.plain(result.rows),
+        "recall_at_1": harness.plain(result.recalls),
+        "comparisons": [
+            {"first": one.first, "second": one.second} | harness.plain(one.differences) for one in result.comparisons
         ],
-        [
-            Section(
-                "Training",
-                [
-                    f"Projection-only is the same prior without the contrastive term (λ = 0 instead of {demo.contrast:g}), trained on the same "
-                    "pairs for as many steps with the same noise.",
-                    *_training_plots(trained),
-                ],
-            ),
-            Section(
-                "Twelve prompts",
-                [
-                    "All images start from the same noise, and the decoder reads only the image embedding. A green frame: the judge "
-                    "found everything that the prompt names. **Reference** decodes the true embedding of a scene that shows exactly what the "
-                    "prompt names.",
-                    _gallery(examples),
-                ],
-            ),
-            Section(
-                f"Scored on {number} prompts, one image each",
-                [
-                    *plots,
-                    Table(["compositions", "prior", "prompts", "prompt accuracy", *KINDS], lines, first_number=2),
-                    "An image counts if every shape, colour, texture, relation, count and style that the prompt names is right and belongs to "
-                    "the right object. Brackets: 95 % bootstrap over prompts.",
-                ],
-            ),
-        ],
-        limits=(
-            f"This is one training of each prior, in one small world, with a tiny CLIP and {number} prompts in all. Differences within the "
-            "intervals are no findings. `syzygy evaluate composition` scores more prompts."
-        ),
-    )
-
-
-def _training_plots(trained: Mapping[str, RunResult]) -> list[Figure]:
-    def lines(key: str) -> dict[str, list[Point]]:
-        histories = {name: [row for row in result.history if key in row] for name, result in trained.items()}
-        return {name: [(float(row["step"]), float(row[key])) for row in rows] for name, rows in histories.items()}
-
-    titles = {
-        "projection": "training loss: projection part",
-        "validation/cosine": "validation: cosine to the true image embedding",
-        "validation/recall_at_1": "validation: R@1 of the true image",
+        "priors": {name: found.metrics for name, found in trained.items()},
+        "seconds": round(result.seconds, 1),
+        "machine": artifacts.machine(),
     }
-    return [line_plot(title, lines(key), x="steps") for key, title in titles.items()]
-
-
-def _gallery(examples: Sequence[ScoredImage]) -> Gallery:
-    rows = []
-    for prompt in dict.fromkeys(one.prompt for one in examples):
-        images = [generated(one.image, prompt.text, one.correct) for one in examples if one.prompt == prompt]
-        rows.append(GalleryRow(prompt.text, f"{prompt.category}, {harness.side_of(prompt)}", images))
-    return Gallery(list(dict.fromkeys(one.candidate for one in examples)), rows)
-
-
-def _score_line(row: Row) -> list[str]:
-    accuracy, facts = row["prompt_accuracy"], row["atoms"]
-    shares = (f"{100 * facts[kind]:.0f} %" if kind in facts else "" for kind in KINDS)
-    return [row["candidate"], str(accuracy.number), str(accuracy), *shares]
+    artifacts.write_json(out / RESULTS, results)
+    histories = {name: found.history for name, found in trained.items()}
+    report(results, histories, examples, result.rows, result.comparisons).write_page(result.page)

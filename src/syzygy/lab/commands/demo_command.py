@@ -18,11 +18,12 @@ from syzygy.cli.common import device_option, json_option, note, progress_bar, wr
 @device_option
 @json_option
 def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: str, as_json: bool) -> None:
-    """Train an ECLIPSE prior from scratch and generate images with it.
+    """Train priors from scratch and generate images with them.
 
-    The demo runs offline on the frozen starter. It trains the prior and its control (projection-only), generates images of twelve prompts,
-    half of them compositions that no prior saw, scores a sample of prompts, and writes a page with plots and images. KEY=VALUE overrides
-    settings, for example prior.loop.steps=300. An interrupted demo resumes.
+    The demo runs offline on the frozen starter, in about three minutes. It trains an ECLIPSE prior, the same without the contrastive loss,
+    and a residual prior. It compares their embeddings and images with those of untrained controls, half of them of compositions that no
+    prior saw, and writes a page with plots and images. KEY=VALUE overrides settings, for example prior.loop.steps=300. An interrupted demo
+    resumes.
     """
     import json
 
@@ -39,14 +40,17 @@ def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: 
 
     result = demo_run.run(run, out, device=device, model=model, say=say, bar=progress_bar)
     if as_json:
-        found = {"page": str(result.page), "rows": plain(result.rows), "seconds": round(result.seconds, 1)}
-        click.echo(json.dumps(found))
+        found = {"page": str(result.page), "rows": plain(result.rows), "recall_at_1": plain(result.recalls)}
+        click.echo(json.dumps(found | {"seconds": round(result.seconds, 1)}))
         return
-    click.echo(f"\n{'':>16}{SEEN:>22}{UNSEEN:>22}")
+    click.echo(f"\n{'':>22}{'R@1':>18}{f'accuracy, {SEEN}':>20}{f'{UNSEEN}':>18}")
     shares = {(row["candidate"], row["side"]): str(row["prompt_accuracy"]) for row in overall(result.rows, None)}
     for candidate in dict.fromkeys(row["candidate"] for row in result.rows):
-        texts = (shares.get((candidate, side), "") for side in (SEEN, UNSEEN))
-        click.echo(f"{candidate:>16}" + "".join(f"{text:>22}" for text in texts))
+        texts = [str(result.recalls.get(candidate, "")), *(shares[candidate, side] for side in (SEEN, UNSEEN))]
+        click.echo(f"{candidate:>22}{texts[0]:>18}{texts[1]:>20}{texts[2]:>18}")
+    click.echo("\nDifferences, in percentage points, whose interval excludes 0:")
+    for one in result.comparisons:
+        click.echo(f"  {one}")
     click.echo(f"\nDone in {result.seconds:.0f} s. Open {result.page}")
     click.echo("Try next:")
     click.echo(f"  syzygy generate 'a red striped heart left of a blue star' --prior {quote(str(out / 'eclipse'))}")

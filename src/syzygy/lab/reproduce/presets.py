@@ -1,7 +1,6 @@
 """Presets of the experiments: ECLIPSE, eDiff-I's experts, language models as text encoders."""
 
 from syzygy.experts.routing import COMPLEMENT
-from syzygy.lab.demo import demo_full
 from syzygy.lab.evaluate.text_encoder import TextEncoderConfig
 from syzygy.lab.reproduce.eclipse_candidates import ReproduceRun
 from syzygy.lab.reproduce.experts_candidates import ReproduceExpertsRun
@@ -10,9 +9,19 @@ from syzygy.lab.reproduce.text_encoder_candidates import ReproduceTextRun
 from syzygy.lab.starter.presets import experts_full
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig
+from syzygy.prior.eclipse import EclipseTaskConfig
+from syzygy.prior.presets import prior_starter
 from syzygy.prior.residual_prior import ResidualTaskConfig
+from syzygy.prior.training import PriorRun
 from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter
 from syzygy.training.schedule import LoopConfig
+
+
+def _small_prior() -> PriorRun:
+    """The ECLIPSE prior of the comparisons: the paper's λ, on 20,000 pairs."""
+    task = EclipseTaskConfig(batch_size=256, lambda_contrastive=0.2)
+    loop = {"steps": 250, "warmup": 30, "validate_every": 25}
+    return prior_starter().changed(scenes=20_000, task=task, loop=loop)
 
 
 def reproduce_full() -> ReproduceRun:
@@ -20,7 +29,7 @@ def reproduce_full() -> ReproduceRun:
 
     Validation is not part of the comparison, and that of the diffusion baseline (25 guided steps) took longer than its training.
     """
-    prior = demo_full().prior.changed(loop={"validate_every": 250})
+    prior = _small_prior().changed(loop={"validate_every": 250})
     size = prior.task.batch_size
     return ReproduceRun(
         prior=prior, diffusion=DiffusionTaskConfig(batch_size=size), residual=ResidualTaskConfig(batch_size=size)
@@ -46,7 +55,7 @@ def reproduce_quick() -> ReproduceRun:
 
 def prior_sweep_full() -> PriorSweepRun:
     """The learning curves and sweeps of priors on embeddings, in hours on one core (the command estimates them before it starts)."""
-    prior = demo_full().prior
+    prior = _small_prior()
     return PriorSweepRun(prior=prior, residual=ResidualTaskConfig(batch_size=prior.task.batch_size))
 
 
