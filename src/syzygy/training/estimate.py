@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from syzygy.core.wording import counted, duration, size
@@ -85,6 +86,8 @@ class Estimate:
     """Free disk space for the run's folder, in bytes."""
     trainings: int = 1
     """Number of such trainings that the command runs, one after another."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Part of a step → its share of the step's time, in [0, 1]; empty if the parts were not timed."""
 
     @property
     def seconds(self) -> float:
@@ -102,6 +105,7 @@ class Estimate:
         return found | {
             "steps": self.steps,
             "step_seconds": round(self.step_seconds, 4),
+            "step_shares": {name: round(share, 3) for name, share in self.shares.items()},
             "validations": self.validations,
             "validation_seconds": round(self.validation_seconds, 4),
             "preparation_seconds": round(self.preparation, 1),
@@ -114,7 +118,8 @@ class Estimate:
     def lines(self) -> Iterator[str]:
         """The estimate as lines of text."""
         one, disk = self.footprint, self.footprint.disk * self.trainings
-        parts = [f"{self.steps:,} steps of {duration(self.step_seconds)}"]
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.shares.items())
+        parts = [f"{self.steps:,} steps of {duration(self.step_seconds)}{f' ({shares})' if shares else ''}"]
         if self.validations:
             parts.append(f"{counted(self.validations, 'validation')} of {duration(self.validation_seconds)}")
         if self.preparation:
@@ -177,32 +182,52 @@ def preparing(number: int, prepared: int) -> Iterator[None]:
         dry.preparation += (time.perf_counter() - began) * number / prepared
 
 
+Lap = Callable[[str], None]
+"""Called at the end of each part of a step with the part's name."""
+
+
+def no_lap(part: str) -> None:
+    """Does nothing: the parts are not timed."""
+
+
 def measure(
     modules: Mapping[str, nn.Module],
     config: LoopConfig,
-    step: Callable[[], Mapping[str, Tensor]],
+    step: Callable[[Lap], Mapping[str, Tensor]],
     validate: Callable[[], object],
 ) -> Estimate:
-    """Time `step` (one optimizer step; the losses it returns are waited for) and `validate`."""
+    """Time `step` (one optimizer step; the losses it returns are waited for) with its parts, and `validate`."""
+    device = next(p.device.type for module in modules.values() for p in module.parameters())
+    parts: dict[str, float] = {}
 
-    def timed(work: Callable[[], Mapping[str, Tensor]], times: int) -> float:
-        began = time.perf_counter()
+    def timed(times: int) -> float:
+        began = last = time.perf_counter()
+
+        def lap(part: str) -> None:
+            nonlocal last
+            if device == "cuda":
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            parts[part] = parts.get(part, 0.0) + now - last
+            last = now
+
         for _ in range(times):
-            for value in work().values():
+            for value in step(lap).values():
                 value.item()  # waits for the device
         return (time.perf_counter() - began) / times
 
-    timed(step, 1)
-    times = min(TIMED_STEPS, config.steps)
-    seconds = timed(step, times)
+    timed(1)
+    parts.clear()
+    seconds = timed(min(TIMED_STEPS, config.steps))
     validations = -(-config.steps // config.validate_every) if config.validate_every else 0
     validating = 0.0
     if validations:
         began = time.perf_counter()
         validate()
         validating = time.perf_counter() - began
-    device = next(p.device.type for module in modules.values() for p in module.parameters())
-    return estimated(Footprint.of(modules, config), config.steps, seconds, validations, validating, device)
+    found = estimated(Footprint.of(modules, config), config.steps, seconds, validations, validating, device)
+    whole = sum(parts.values())
+    return replace(found, shares={name: part / whole for name, part in parts.items()})
 
 
 def estimated(
@@ -219,8 +244,6 @@ def estimated(
 
 def peak_memory(device: str) -> int:
     """Peak memory of this process so far, in bytes; on a GPU, that of the GPU."""
-    import torch
-
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     if device == "mps":

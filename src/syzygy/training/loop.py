@@ -18,7 +18,17 @@ from syzygy.core.errors import UserError
 from syzygy.training import checkpoints
 from syzygy.training.checkpoints import TrainingState
 from syzygy.training.ema import Ema
-from syzygy.training.estimate import TOO_SMALL, Estimate, Estimated, Footprint, free_disk, is_dry_run, measure
+from syzygy.training.estimate import (
+    TOO_SMALL,
+    Estimate,
+    Estimated,
+    Footprint,
+    Lap,
+    free_disk,
+    is_dry_run,
+    measure,
+    no_lap,
+)
 from syzygy.training.optimizers import Optimizers
 from syzygy.training.parallel import Ranks
 from syzygy.training.progress import Reporter
@@ -203,23 +213,27 @@ class _Session:
         step = self.state.step
         return step == self.config.steps or (every > 0 and step % every == 0)
 
-    def optimize(self) -> dict[str, Tensor]:
-        """One step; its scalars, still on the device."""
+    def optimize(self, lap: Lap = no_lap) -> dict[str, Tensor]:
+        """One step; its scalars, still on the device. `lap` is called after each part."""
         state, config = self.state, self.config
         state.optimizers.zero_grad()
         sums: dict[str, Tensor] = {}
         parts = getattr(self.task, "parts", None)
         for losses in parts(state.step) if parts else (self.task.loss(state.step),):
             assert losses.keys().isdisjoint(("step", "lr", "grad_norm")), "names of the loop's own metrics"
+            lap("samples and loss")
             losses["loss"].backward()
+            lap("gradients")
             sums = {name: sums.get(name, 0) + value.detach() for name, value in losses.items()}
         scalars = self.world.mean(sums)
         if config.grad_clip:
             scalars["grad_norm"] = nn.utils.clip_grad_norm_(state.optimizers.parameters.values(), config.grad_clip)
         state.optimizers.step(learning_rate(config, state.step))
+        lap("optimizer")
         state.step += 1
         if state.ema:
             state.ema.update(state.step)
+            lap("average")
         return scalars
 
     def _read(self) -> None:

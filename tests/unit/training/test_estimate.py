@@ -1,5 +1,6 @@
 """Estimates against what a run really takes."""
 
+import time
 from typing import Any
 
 import pytest
@@ -65,10 +66,28 @@ def test_a_dry_run_times_a_few_steps_and_writes_nothing(tmp_path) -> None:
     assert 0 < found.preparation < 0.1
     assert found.seconds == pytest.approx(found.preparation + 1000 * found.step_seconds + 4 * found.validation_seconds)
     assert found.peak > 10**7
+    assert list(found.shares) == ["samples and loss", "gradients", "optimizer"]
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert found.to_json()["step_shares"].keys() == found.shares.keys()
+    assert any("(samples and loss " in line for line in found.lines())
     assert not estimate.is_dry_run()
     assert estimate.rehearsed(10_000, 8) == 10_000
     fit(task, LoopConfig(steps=2, lr=1e-3), tmp_path / "run", run={})
     assert (tmp_path / "run/checkpoint").is_dir()
+
+
+class SlowLoss(Task):
+    def loss(self, step: int):
+        time.sleep(0.05)
+        return super().loss(step)
+
+
+def test_the_part_of_a_step_that_takes_long_has_the_largest_share(tmp_path) -> None:
+    with estimate.dry_run(tmp_path), pytest.raises(Estimated) as dry:
+        fit(SlowLoss(), LoopConfig(steps=9, lr=1e-3, ema_half_life=2.0), tmp_path, run={})
+    shares = dry.value.estimate.shares
+    assert list(shares) == ["samples and loss", "gradients", "optimizer", "average"]
+    assert max(shares, key=lambda part: shares[part]) == "samples and loss"
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_first_step(tmp_path, monkeypatch, capsys) -> None:
