@@ -1,0 +1,58 @@
+"""Images of random prompts of the embedded world, nothing chosen: a contact sheet, and how many of them the judge finds right.
+
+    python benchmarks/random_prompts.py [--model MODEL] [--number N] [--seed S] [--out FILE]
+
+Prompts come from all categories in equal parts, half of them name compositions that no training saw. Image i uses seed S + i,
+all conditions, and the model's own steps and guidance. A green frame: everything that the prompt names is right.
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import torch
+from PIL import ImageOps
+
+from syzygy import TextToImage
+from syzygy.core.randomness import Draw
+from syzygy.generation.image_files import contact_sheet
+from syzygy.lab.evaluate.harness import evaluation_prompts, prompt_accuracy, tensors
+from syzygy.lab.evaluate.judging import judge_of
+from syzygy.lab.world.prompts import CATEGORIES
+
+COLUMNS = 8
+RIGHT, WRONG = "#3ba06a", "#d4643b"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="starter")
+    parser.add_argument("--number", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("random-prompts.png"))
+    args = parser.parse_args()
+    each = -(-args.number // (2 * len(CATEGORIES))) + 1  # a category may have no unseen compositions
+    wanted = Draw(args.seed, "random prompts").order(evaluation_prompts(CATEGORIES, each, args.seed))[: args.number]
+    model = TextToImage.from_pretrained(args.model)
+    noise = [torch.Generator().manual_seed(args.seed + i) for i in range(len(wanted))]
+    images = model([one.text for one in wanted], generator=noise).images
+    scenes = judge_of(model).read(tensors(images))
+    right = [bool(prompt_accuracy(prompt, scene)) for prompt, scene in zip(wanted, scenes, strict=True)]
+    framed = [
+        ImageOps.expand(image, border=2, fill=RIGHT if good else WRONG)
+        for image, good in zip(images, right, strict=True)
+    ]
+    rows = range(0, len(wanted), COLUMNS)
+    contact_sheet(
+        [framed[i : i + COLUMNS] for i in rows],
+        [[one.text for one in wanted[i : i + COLUMNS]] for i in rows],
+        cell=128,
+    ).save(args.out)
+    found = Counter(one.category for one, good in zip(wanted, right, strict=True) if good)
+    number = Counter(one.category for one in wanted)
+    print(f"{sum(right)} of {len(right)} images are right: " + ", ".join(f"{c} {found[c]}/{number[c]}" for c in number))
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
