@@ -86,8 +86,8 @@ def prior_sweep(
     """Compare priors by the number of their training pairs.
 
     Projection, ECLIPSE and the residual prior are trained on 200 to 200,000 pairs, several times each, and scored on embeddings with text
-    identity, the linear map and the reference, on seen and unseen compositions. λ, penalty, steps and temperature are swept at two of the
-    numbers of pairs, one at a time. Images are generated only at the numbers of pairs in images_at, which may be given later.
+    identity, the linear map and the reference, on seen and unseen compositions. λ, penalty, steps, temperature and optimizer are swept at
+    two of the numbers of pairs, one at a time. Images are generated only at the numbers of pairs in images_at, which may be given later.
     Prints an estimate before it starts. Run the same command again to continue an interrupted experiment. Writes index.html, results.json,
     report.md and its figures.
 

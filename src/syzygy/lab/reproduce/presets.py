@@ -69,6 +69,7 @@ def prior_sweep_quick() -> PriorSweepRun:
         penalties=(0.0, 1.0),
         steps=(30, 60),
         temperatures=("clip", 0.2),
+        muon_lrs=(0.0, 3e-3),
         ridges=(1e-3, 1e-1),
         seeds=2,
         prompts=25,

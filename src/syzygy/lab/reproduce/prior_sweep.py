@@ -40,7 +40,13 @@ from syzygy.lab.reproduce.prior_sweep_trainings import (
 )
 from syzygy.training.run_records import Bar, no_bar
 
-TITLES = {"contrast": "λ", "penalty": "penalty", "steps": "training steps", "temperature": "temperature"}
+TITLES = {
+    "contrast": "λ",
+    "penalty": "penalty",
+    "steps": "training steps",
+    "temperature": "temperature",
+    "muon_lr": "learning rate of Muon (0: AdamW)",
+}
 PLOTTED = (
     "cosine",
     "recall_at_1",

@@ -18,6 +18,7 @@ METHODS = (PROJECTION, ECLIPSE, RESIDUAL)
 CONTROLS = (IDENTITY, SHIFTED, LINEAR)
 SWEPT = {
     "contrast": (ECLIPSE, RESIDUAL), "penalty": (RESIDUAL,), "steps": (ECLIPSE, RESIDUAL), "temperature": (ECLIPSE, RESIDUAL),
+    "muon_lr": (ECLIPSE, RESIDUAL),
 }  # fmt: skip
 """Setting → the methods that it is swept for."""
 
@@ -34,7 +35,7 @@ class PriorSweepRun(Config):
     pairs: tuple[int, ...] = Field(default=(200, 1000, 5000, 20_000, 200_000), min_length=1)
     """Numbers of training pairs of the learning curves."""
     at: tuple[int, ...] = (1000, 20_000)
-    """Numbers of training pairs at which λ, penalty, steps and temperature are swept, one at a time."""
+    """Numbers of training pairs at which λ, penalty, steps, temperature and optimizer are swept, one at a time."""
     lambdas: tuple[float, ...] = (0.0, 0.05, 0.2, 0.8, 3.0)
     """Sweep of λ; ECLIPSE with 0 is projection."""
     penalties: tuple[float, ...] = (0.0, 0.25, 1.0, 4.0)
@@ -43,6 +44,8 @@ class PriorSweepRun(Config):
     """Sweep of the length of the training; warm-up keeps its share."""
     temperatures: tuple[Literal["clip"] | float, ...] = ("clip", 0.2, 0.07, 0.01)
     """Sweep of the contrastive loss's temperature."""
+    muon_lrs: tuple[float, ...] = (0.0, 1e-3, 3e-3, 1e-2)
+    """Sweep of Muon's learning rate, on AdamW's scale; 0 is AdamW for all parameters."""
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     """Sweep of the linear map's regularisation, at all numbers of pairs."""
     seeds: int = Field(default=5, ge=2)
@@ -80,7 +83,7 @@ class PriorSweepRun(Config):
 
         The largest number of pairs decides which pairs each training has.
         """
-        points = {"pairs", "at", "lambdas", "penalties", "steps", "temperatures", "ridges"}
+        points = {"pairs", "at", "lambdas", "penalties", "steps", "temperatures", "muon_lrs", "ridges"}
         fixed = self.model_dump(mode="json", exclude=points | {"images_at", "image_seeds"})
         return fixed | {"most_pairs": max(self.pairs)}
 
@@ -96,6 +99,8 @@ class Point:
     penalty: float
     steps: int
     temperature: float | str
+    muon_lr: float = 0.0
+    """Muon's learning rate; 0 is AdamW for all parameters."""
 
     @staticmethod
     def base(run: PriorSweepRun, method: str, pairs: int) -> "Point":
@@ -116,6 +121,7 @@ class Point:
     def name(self, seed: int) -> str:
         """The name of a training's files."""
         values = f"lambda{self.contrast:g}-penalty{self.penalty:g}-steps{self.steps}-tau{self.temperature}"
+        values += f"-muon{self.muon_lr:g}" if self.muon_lr else ""
         return f"{self.method}-{self.pairs}-{values}-seed{seed}"
 
     def settings(self, run: PriorSweepRun, seed: int) -> PriorRun:
@@ -124,13 +130,14 @@ class Point:
         changes: dict[str, Any] = {"lambda_contrastive": self.contrast, "temperature": self.temperature}
         changes |= {"penalty": self.penalty} if self.method == RESIDUAL else {}
         changes["batch_size"] = min(task.batch_size, self.pairs)  # as `syzygy train prior` does
-        length = {
+        length: dict[str, Any] = {
             "steps": self.steps,
             "warmup": min(round(loop.warmup * self.steps / loop.steps), self.steps - 1),
             "validate_every": self.steps,
             "checkpoint_every": min(loop.checkpoint_every or self.steps, self.steps),
         }
-        return run.prior.changed(scenes=self.pairs, seed=seed, task=task.changed(**changes), loop=length)
+        muon = {"optimizer": "muon", "muon_lr": self.muon_lr} if self.muon_lr else {}
+        return run.prior.changed(scenes=self.pairs, seed=seed, task=task.changed(**changes), loop=length | muon)
 
 
 def curves(run: PriorSweepRun) -> dict[str, dict[int, Point]]:
@@ -142,6 +149,7 @@ def sweeps(run: PriorSweepRun) -> dict[str, dict[int, dict[str, dict[float | str
     """Setting → number of pairs → method → value → its point."""
     values: dict[str, tuple[float | str, ...]] = {
         "contrast": run.lambdas, "penalty": run.penalties, "steps": run.steps, "temperature": run.temperatures,
+        "muon_lr": run.muon_lrs,
     }  # fmt: skip
     return {
         key: {
