@@ -37,21 +37,21 @@ def test_demo_writes_a_page_that_needs_nothing_else(syzygy, tiny_model: Path, ou
     assert page.count("data:image/png;base64,") == 12 * 6  # twelve prompts × reference and five priors
     assert page.count("unseen</small>") == 6
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("<svg") == 3 + 1 + 2  # training, R@1, accuracy
+    assert page.count("<svg") == 3 + 2  # training, accuracy
     assert {row["candidate"] for row in result["rows"]} == {"reference", *TRAINED, *IDENTITIES}
     assert {row["side"] for row in result["rows"]} == {"all", "seen", "unseen"}
-    assert list(result["recall_at_1"]) == [*TRAINED, *IDENTITIES]
-    assert all(one["number"] == 24 for one in result["recall_at_1"].values())
+    assert list(result["cosine"]) == [*TRAINED, *IDENTITIES]
+    assert all(one["number"] == 24 for one in result["cosine"].values())
     results = json.loads((out / "results.json").read_text())
     assert results["rows"] == result["rows"]
-    assert results["recall_at_1"] == result["recall_at_1"]
+    assert results["cosine"] == result["cosine"]
     tasks = {name: json.loads((out / folder / "run.json").read_text())["task"] for name, folder in FOLDERS.items()}
     assert [tasks[name]["lambda_contrastive"] for name in TRAINED] == [0.8, 0.0, 0.8]
     assert "penalty" in tasks["residual"]
-    recalls = results["recall_at_1"]
+    cosines = results["cosine"]
     for found in results["comparisons"]:
-        assert found["R@1"]["mean"] == pytest.approx(
-            recalls[found["first"]]["mean"] - recalls[found["second"]]["mean"], abs=2e-4
+        assert found["cosine"]["mean"] == pytest.approx(
+            cosines[found["first"]]["mean"] - cosines[found["second"]]["mean"], abs=2e-4
         )
 
 
@@ -95,10 +95,13 @@ def test_a_demo_run_again_trains_anew_and_finds_the_same(syzygy, tiny_model: Pat
 def test_a_comparison_tells_what_its_intervals_allow() -> None:
     clear, open_ = Difference(0.05, 0.01, 0.09, 40), Difference(0.05, -0.01, 0.11, 40)
     one = Comparison(
-        "ECLIPSE", "projection only", {"R@1": clear, "seen": open_, "unseen": Difference(-0.1, -0.2, -0.01, 40)}
+        "ECLIPSE", "projection only", {"cosine": clear, "seen": open_, "unseen": Difference(-0.1, -0.2, -0.01, 40)}
     )
-    assert list(one.clear) == ["R@1", "unseen"]
-    assert str(one) == "ECLIPSE − projection only: R@1 +5 [+1, +9], prompt accuracy, unseen compositions -10 [-20, -1]"
+    assert list(one.clear) == ["cosine", "unseen"]
+    assert (
+        str(one)
+        == "ECLIPSE − projection only: cosine × 100 +5 [+1, +9], prompt accuracy, unseen compositions -10 [-20, -1]"
+    )
     assert str(Comparison("a", "b", {"seen": open_})) == "a − b: no clear difference"
 
 

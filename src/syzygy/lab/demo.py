@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 
 from syzygy.core import artifacts
@@ -16,7 +17,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator, seed_of
 from syzygy.core.wording import counted
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.lab.demo_report import RECALL, Comparison, report
+from syzygy.lab.demo_report import COSINE, Comparison, report
 from syzygy.lab.evaluate import composition, harness
 from syzygy.lab.evaluate.bootstrap import Interval, difference, interval
 from syzygy.lab.evaluate.composition import (
@@ -30,7 +31,6 @@ from syzygy.lab.evaluate.composition import (
 )
 from syzygy.lab.evaluate.harness import Row, Values, evaluation_prompts
 from syzygy.lab.evaluate.judging import judge_record
-from syzygy.lab.evaluate.retrieval import ranks
 from syzygy.lab.report import PAGE, RESULTS, require_lab
 from syzygy.lab.starter import prior_training
 from syzygy.lab.world.prompts import Prompt
@@ -99,8 +99,8 @@ class DemoResult:
 
     page: Path
     rows: list[Row]
-    recalls: dict[str, Interval]
-    """R@1 of each prior and control on the unseen pairs."""
+    cosines: dict[str, Interval]
+    """Of each prior's and control's predictions to the true embeddings of the unseen pairs."""
     comparisons: list[Comparison]
     seconds: float
 
@@ -125,7 +125,7 @@ def run(
     priors |= control_priors(loaded, scoring.seed)
 
     say(f"3/5  comparing predicted embeddings on {demo.pairs:,} unseen pairs")
-    hits = _hits(demo, loaded, priors)
+    similar = _cosines(demo, loaded, priors)
 
     def images(prompts: list[Prompt], config: CompositionConfig) -> list[ScoredImage]:
         with bar("generating", len(prompts) * (len(priors) + 1)) as progress:
@@ -139,10 +139,10 @@ def run(
     say(f"5/5  scoring {counted(len(sample), 'prompt')} with each prior")
     scenes = composition.scenes_of(images(sample, scoring))
     rows = composition.table(sample, scenes)
-    recalls = {name: interval(values) for name, values in hits.items()}
+    cosines = {name: interval(values) for name, values in similar.items()}
     accuracy = {name: harness.accuracies(sample, found)["prompt_accuracy"] for name, found in scenes.items()}
-    comparisons = _compare(sample, hits, accuracy)
-    result = DemoResult(out / PAGE, rows, recalls, comparisons, time.perf_counter() - began)
+    comparisons = _compare(sample, similar, accuracy)
+    result = DemoResult(out / PAGE, rows, cosines, comparisons, time.perf_counter() - began)
     _write(demo, trained, examples, result, out)
     return result
 
@@ -169,24 +169,27 @@ def _train(
     return trained
 
 
-def _hits(demo: DemoRun, model: TextToImage, priors: Mapping[str, Prior]) -> dict[str, Values]:
-    """For each prior and each pair that no training saw, whether its image is the nearest of all to the prediction (1) or not (0)."""
+def _cosines(demo: DemoRun, model: TextToImage, priors: Mapping[str, Prior]) -> dict[str, Values]:
+    """The cosine of each prior's prediction to the true embedding, for each pair that no training saw."""
     seed = demo.scoring.seed
     pairs = prior_training.embed(model.clip, seed_of(seed, "demo pairs"), demo.pairs)
-    noise = torch.randn(pairs.image_embeddings.shape, generator=generator(seed, "demo pairs", "noise"))
-    found = {}
-    for name, prior in priors.items():
-        predicted = composition.predict_all(prior, pairs.captions, noise)
-        found[name] = [[float(rank == 0)] for rank in ranks(predicted, pairs.image_embeddings.cpu())]
-    return found
+    true = pairs.image_embeddings.cpu()
+    noise = torch.randn(true.shape, generator=generator(seed, "demo pairs", "noise"))
+    predicted = {name: composition.predict_all(prior, pairs.captions, noise) for name, prior in priors.items()}
+    return {
+        name: F.cosine_similarity(found.float(), true.float(), dim=1)[:, None].tolist()
+        for name, found in predicted.items()
+    }
 
 
-def _compare(prompts: Sequence[Prompt], hits: Mapping[str, Values], accuracy: Mapping[str, Values]) -> list[Comparison]:
-    """Paired differences of the compared priors: R@1, and prompt accuracy on both sides."""
+def _compare(
+    prompts: Sequence[Prompt], cosines: Mapping[str, Values], accuracy: Mapping[str, Values]
+) -> list[Comparison]:
+    """Paired differences of the compared priors: cosine, and prompt accuracy on both sides."""
     sides = {side: rows for (category, side), rows in harness.groups(prompts).items() if category == harness.ALL}
     found = []
     for first, second in COMPARED:
-        differences = {RECALL: difference(hits[first], hits[second])}
+        differences = {COSINE: difference(cosines[first], cosines[second])}
         for side in (harness.SEEN, harness.UNSEEN):
             ours, theirs = ([accuracy[name][row] for row in sides[side]] for name in (first, second))
             differences[side] = difference(ours, theirs)
@@ -205,7 +208,7 @@ def _write(
         "run": demo.model_dump(mode="json"),
         "judge": judge_record(),
         "rows": harness.plain(result.rows),
-        "recall_at_1": harness.plain(result.recalls),
+        "cosine": harness.plain(result.cosines),
         "comparisons": [
             {"first": one.first, "second": one.second} | harness.plain(one.differences) for one in result.comparisons
         ],

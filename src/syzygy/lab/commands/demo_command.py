@@ -40,15 +40,16 @@ def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: 
 
     result = demo_run.run(run, out, device=device, model=model, say=say, bar=progress_bar)
     if as_json:
-        found = {"page": str(result.page), "rows": plain(result.rows), "recall_at_1": plain(result.recalls)}
+        found = {"page": str(result.page), "rows": plain(result.rows), "cosine": plain(result.cosines)}
         click.echo(json.dumps(found | {"seconds": round(result.seconds, 1)}))
         return
-    click.echo(f"\n{'':>22}{'R@1':>18}{f'accuracy, {SEEN}':>20}{f'{UNSEEN}':>18}")
+    click.echo(f"\n{'':>22}{'cosine':>8}{f'accuracy, {SEEN}':>20}{f'{UNSEEN}':>18}")
     shares = {(row["candidate"], row["side"]): str(row["prompt_accuracy"]) for row in overall(result.rows, None)}
     for candidate in dict.fromkeys(row["candidate"] for row in result.rows):
-        texts = [str(result.recalls.get(candidate, "")), *(shares[candidate, side] for side in (SEEN, UNSEEN))]
-        click.echo(f"{candidate:>22}{texts[0]:>18}{texts[1]:>20}{texts[2]:>18}")
-    click.echo("\nDifferences, in percentage points, whose interval excludes 0:")
+        cosine = f"{result.cosines[candidate].mean:.3f}" if candidate in result.cosines else ""
+        seen, unseen = (shares[candidate, side] for side in (SEEN, UNSEEN))
+        click.echo(f"{candidate:>22}{cosine:>8}{seen:>20}{unseen:>18}")
+    click.echo("\nDifferences whose 95 % interval excludes 0, in points:")
     for one in result.comparisons:
         click.echo(f"  {one}")
     click.echo(f"\nDone in {result.seconds:.0f} s. Open {result.page}")
