@@ -39,6 +39,11 @@ def load_adapted(
     """
     folder = part_folder(source, PART)
     adapter = TextAdapter.from_pretrained(folder)
+    if (target := adapter.config.target) is not None:
+        raise UserError(
+            f"the adapter in {folder} was trained for a {target}; the prior here reads CLIP's features {clip.width} wide. Give an adapter "
+            "that was trained with that CLIP (syzygy train adapter --stage align --clip), or use such a Stable Diffusion."
+        )
     check_trained_with(folder, "clip", clip.fingerprint)
     model = load_recorded_llm(folder, llm, device=device, local_files_only=local_files_only)
     return AdaptedText(model, adapter.to(device).requires_grad_(False))
@@ -123,6 +128,11 @@ class PreviousStage:
         """
         folder = part_folder(source, PART)
         adapter, record = TextAdapter.from_pretrained(folder), artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
+        if (target := adapter.config.target) is not None:
+            raise UserError(
+                f"the adapter in {folder} was trained for a {target}; stage {stage!r} trains adapters of priors. It is complete after stage "
+                "align: use it with --text-encoder."
+            )
         if (found := record.get("stage")) not in CONTINUES[stage]:
             raise UserError(
                 f"the adapter in {folder} is of stage {found!r}; stage {stage!r} continues from {' or '.join(CONTINUES[stage])}. "
