@@ -200,6 +200,18 @@ def relative_error(found: Float[Tensor, "B D"], expected: Float[Tensor, "B D"]) 
     return ((found - expected).square().sum(-1) / expected.square().sum(-1).clamp_min(1e-12)).mean()
 
 
+def balanced_lines(captions: Captions, seed: int, step: int, size: int, empty: float) -> list[Line]:
+    """The captions of a step: each language equally often, and a share of them replaced by the empty text."""
+    languages, first = captions.languages, step * size
+    _, uniform = draws(seed, "align", first, size, 1)
+    return [
+        Line("", "")
+        if uniform[i] < empty
+        else captions.line(languages[(first + i) % len(languages)], (first + i) // len(languages), step)
+        for i in range(size)
+    ]
+
+
 class AlignSource:
     """Batches of parallel captions: place p of the stream has language p mod L, so all languages come equally often, however many lines
     have them."""
@@ -210,15 +222,8 @@ class AlignSource:
 
     def lines(self, step: int) -> list[Line]:
         """The captions of a step, in all processes together."""
-        languages, size = self._captions.languages, self._run.task.batch_size
-        first = step * size
-        _, uniform = draws(self._run.seed, "align", first, size, 1)
-        return [
-            Line("", "")
-            if uniform[i] < self._run.task.empty
-            else self._captions.line(languages[(first + i) % len(languages)], (first + i) // len(languages), step)
-            for i in range(size)
-        ]
+        task = self._run.task
+        return balanced_lines(self._captions, self._run.seed, step, task.batch_size, task.empty)
 
     def _encoded(self, lines: list[Line]) -> "_Encoded":
         english = [line.english for line in lines]

@@ -26,6 +26,7 @@ from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignStage
 from syzygy.text_encoders.image_stage import ImageData, ImageRun, ImageSource, ImageStage, split_images
 from syzygy.text_encoders.llm import COMPUTE, Llm, load_llm
 from syzygy.text_encoders.parallel_captions import Captions, CorpusCaptions, number_of_lines
+from syzygy.text_encoders.prompt_stage import PromptRun, PromptSource, PromptStage, Teacher
 from syzygy.text_encoders.store_features import open_features
 from syzygy.training.fitting import AS_GIVEN, Fitting
 from syzygy.training.parallel import Ranks
@@ -36,6 +37,8 @@ WORLD_CAPTIONS = "syzygy.lab.starter.world_captions:WorldCaptions"
 """What an adapter is aligned on without a corpus."""
 STATISTICS_CAPTIONS = 1024
 """English captions on which the statistics of CLIP's text features are measured."""
+STATISTICS_PROMPTS = 256
+"""Of these, those for a Stable Diffusion: its states of one caption are up to two megabytes in fp32."""
 
 
 def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True) -> EclipsePrior:
@@ -51,13 +54,13 @@ def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True
     return prior
 
 
-def language_model(run: AlignRun, source: str, *, local_files_only: bool = True) -> Llm:
+def language_model(run: AlignRun | PromptRun, source: str, *, local_files_only: bool = True) -> Llm:
     """The language model to align, read by the run's recipe."""
     return load_llm(source, recipe=run.recipe, dtype=COMPUTE[run.compute], local_files_only=local_files_only)
 
 
-def captions_of(run: AlignRun, corpus: Path | None, clip: Clip) -> Captions:
-    """The captions to align on: a corpus in JSON Lines, or None for the embedded world's.
+def captions_of(run: AlignRun | PromptRun, corpus: Path | None, clip: Clip | Teacher) -> Captions:
+    """The captions to align on: a corpus in JSON Lines, or None for the embedded world's. `clip` reads the English.
 
     Raises:
         UserError: the corpus is wrong (`CorpusCaptions`), or a setting would have no effect.
@@ -118,12 +121,9 @@ def align(
     stage = AlignStage(adapter, prior, run.task, logit_scale=clip.logit_scale if needs_scale else 1.0)
 
     def save(folder: Path, provenance: dict[str, Any]) -> None:
-        provenance["languages"] = list(captions.languages)
-        if isinstance(captions, CorpusCaptions):
-            provenance |= {"left_out": captions.left_out, "not_learned": dict(captions.not_learned)}
-        adapter.save_pretrained(folder, provenance, torch.float16)
+        adapter.save_pretrained(folder, provenance | _about(captions), torch.float16)
 
-    return _train(run, stage, AlignSource(captions, llm, clip, run), record, out, world, report, save)
+    return train_stage(run, stage, AlignSource(captions, llm, clip, run), record, out, world, report, save)
 
 
 def untrained(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdapter:
@@ -132,10 +132,66 @@ def untrained(run: AlignRun, width: int, clip: Clip, captions: Captions) -> Text
         torch.manual_seed(seed_of(run.seed, "adapter weights"))
         sizes = run.adapter.model_dump()
         adapter = TextAdapter(AdapterConfig(**sizes, llm_width=width, clip_width=clip.width))
-    english = list(dict.fromkeys(captions.line("en", place, place).english for place in range(STATISTICS_CAPTIONS)))
+    english = _some_english(captions)
     found = [clip.encode_text(english[i : i + 128]).to("cpu") for i in range(0, len(english), 128)]
     adapter.set_statistics(TextStatistics.of(type(found[0]).cat(found)))
     return adapter
+
+
+def align_prompts(
+    run: PromptRun,
+    llm: Llm,
+    teacher: Teacher,
+    out: Path,
+    world: Ranks,
+    *,
+    corpus: Path | None = None,
+    report: Reporter | None = None,
+    fitting: Fitting = AS_GIVEN,
+) -> RunResult:
+    """Stage align for a Stable Diffusion: train the adapter (or resume) in `out`; the finished one is `out/adapter`, fp16.
+
+    Args:
+        teacher: the model's text encoders, on the device that trains.
+        corpus: parallel captions in JSON Lines; None is the embedded world.
+
+    Raises:
+        UserError: the captions are wrong (`captions_of`); a weight has no effect on the model (`PromptStage`).
+    """
+    if corpus is not None:
+        run = fitting.lines(run, number_of_lines(corpus), str(corpus))
+    captions, llm = captions_of(run, corpus, teacher), llm.to(world.device)
+    record: dict[str, Any] = {
+        "stage": "align",
+        "llm": llm.identity().to_config(),
+        "text_encoders": dict(teacher.fingerprints()),
+        "data": captions.record,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(run.seed, "adapter weights"))
+        sizes = run.adapter.model_dump()
+        adapter = TextAdapter(AdapterConfig(**sizes, llm_width=llm.width, target=teacher.target))
+    stage = PromptStage(adapter.to(world.device), run.task)
+    english = _some_english(captions)[:STATISTICS_PROMPTS]
+    adapter.set_statistics(TextStatistics.of_prompts(teacher.encode(english)))
+
+    def save(folder: Path, provenance: dict[str, Any]) -> None:
+        adapter.save_pretrained(folder, provenance | _about(captions), torch.float16)
+
+    return train_stage(run, stage, PromptSource(captions, llm, teacher, run), record, out, world, report, save)
+
+
+def _some_english(captions: Captions) -> list[str]:
+    """Different English captions of the training."""
+    return list(dict.fromkeys(captions.line("en", place, place).english for place in range(STATISTICS_CAPTIONS)))
+
+
+def _about(captions: Captions) -> dict[str, Any]:
+    """What an adapter records of the captions that it was aligned on."""
+    found: dict[str, Any] = {"languages": list(captions.languages)}
+    if isinstance(captions, CorpusCaptions):
+        found |= {"left_out": captions.left_out, "not_learned": dict(captions.not_learned)}
+    return found
 
 
 def check_filter(run: ImageRun, previous: PreviousStage) -> None:
@@ -236,19 +292,20 @@ def image(
         provenance["prior"] = artifacts.fingerprint(load_network(out / "prior").state_dict())
         adapter.save_pretrained(folder, provenance, torch.float16)
 
-    return _train(run, stage, source, record, out, world, report, save)
+    return train_stage(run, stage, source, record, out, world, report, save)
 
 
-def _train(
-    run: AlignRun | ImageRun,
-    stage: AlignStage | ImageStage,
-    source: AlignSource | ImageSource,
+def train_stage(
+    run: AlignRun | PromptRun | ImageRun,
+    stage: AlignStage | PromptStage | ImageStage,
+    source: AlignSource | PromptSource | ImageSource,
     record: Mapping[str, Any],
     out: Path,
     world: Ranks,
     report: Reporter | None,
     save: Callable[[Path, dict[str, Any]], None],
 ) -> RunResult:
+    """Train an adapter in `out`, or continue there; `save` writes it. What `record` says is in its provenance."""
     config = run.task
     fast = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
     precision = torch.bfloat16 if fast else None
