@@ -72,8 +72,17 @@ class Subject:
 
     @staticmethod
     def of(model: TextToImage) -> "Subject":
-        """The adapter that a model was loaded with."""
+        """The adapter that a model was loaded with.
+
+        Raises:
+            UserError: the model has no prior.
+        """
         encoder = model.pipeline.text_encoder
+        if encoder is None:
+            raise UserError(
+                f"{model.name} has no prior, and this evaluation compares what a prior predicts from an adapter and from CLIP: choose a "
+                "model that has one. For Stable Diffusion, provenance.json of the adapter holds cosine and recall of unseen captions."
+            )
         assert isinstance(encoder, AdaptedText) and model.adapter, "the model was loaded with a text encoder"
         return Subject(model, encoder, {ADAPTER: model.pipeline, CLIP: with_text(model.pipeline, model.clip)})
 
