@@ -1,18 +1,20 @@
 """Training of an adapter between a language model and a CLIP: align on texts, learn from images, refine on selected images."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core import artifacts
+from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import part_or_id
 from syzygy.core.randomness import seed_of
 from syzygy.core.registry import imported
+from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.embedding_pairs import split, split_digest
@@ -22,7 +24,8 @@ from syzygy.prior.training import PUBLISHED_SCALE
 from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
 from syzygy.text_encoders.adapter_folders import PART, PreviousStage
 from syzygy.text_encoders.adapter_task import AdapterTask
-from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignStage
+from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignStage, padded_states
+from syzygy.text_encoders.feature_cache import CachedCaptions, CachedEncoder, CacheFolder, cached
 from syzygy.text_encoders.image_stage import ImageData, ImageRun, ImageSource, ImageStage, split_images
 from syzygy.text_encoders.llm import COMPUTE, Llm, load_llm
 from syzygy.text_encoders.parallel_captions import Captions, CorpusCaptions, number_of_lines
@@ -82,6 +85,7 @@ def align(
     world: Ranks,
     *,
     corpus: Path | None = None,
+    cache: CacheFolder | None = None,
     report: Reporter | None = None,
     fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
@@ -90,10 +94,11 @@ def align(
     Args:
         prior: a frozen prior of this CLIP; None if its weight is 0.
         corpus: parallel captions in JSON Lines; None is the embedded world.
+        cache: folder for the features of the corpus, which are then computed once, before the first step; None computes them at each step.
 
     Raises:
         UserError: the captions are wrong (`captions_of`); the prior does not fit; tokens are distilled, and the number of queries is not
-            CLIP's number of positions.
+            CLIP's number of positions; the cache cannot be used (`cached`), or has no effect.
     """
     if run.task.tokens and run.adapter.queries != clip.positions:
         raise UserError(
@@ -123,7 +128,57 @@ def align(
             provenance |= {"left_out": captions.left_out, "not_learned": dict(captions.not_learned)}
         adapter.save_pretrained(folder, provenance, torch.float16)
 
-    return _train(run, stage, AlignSource(captions, llm, clip, run), record, out, world, report, save)
+    features = (
+        None if cache is None else cached_captions(cache, captions, llm, record["llm"], clip, run, world, fitting.say)
+    )
+    if features is not None:
+        llm.to("cpu")  # frees memory, as it encodes nothing from here on
+        record["cached"] = {"llm": _precision(llm), "clip": "fp16"}  # a run is continued with the same rounding
+    return _train(run, stage, AlignSource(captions, llm, clip, run, features), record, out, world, report, save)
+
+
+def cached_captions(
+    cache: CacheFolder,
+    captions: Captions,
+    llm: Llm,
+    identity: Mapping[str, Any],
+    clip: Clip,
+    run: AlignRun,
+    world: Ranks,
+    say: Callable[[str], None],
+) -> CachedCaptions:
+    """The features of a corpus, from the cache; what is not there is computed."""
+    if not isinstance(captions, CorpusCaptions):
+        raise UserError("a cache has no effect without --corpus: no caption of the embedded world comes twice.")
+
+    def texts() -> Iterator[str]:
+        yield ""  # in place of captions that are dropped
+        yield from (line.text for line in captions.every())
+
+    def english() -> Iterator[str]:
+        yield ""
+        yield from (line.english for line in captions.every())
+
+    def padded(some: list[str]) -> TextStates:
+        states = padded_states(clip, some)
+        return TextStates(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
+
+    same = {"fingerprint": clip.fingerprint(), "dtype": str(clip.dtype), "versions": artifacts.versions()}
+    encoders = [
+        CachedEncoder("llm", identity, llm.encode_states, _precision(llm), texts),
+        CachedEncoder("clip", same, clip.encode_text, "fp16", english),
+    ]
+    if run.task.tokens:
+        encoders.append(CachedEncoder("clip-padded", same, padded, "fp16", english))
+    found = cached(cache, encoders, world, say)
+    if cut := found[0].at_least(llm.positions):
+        say(f"{counted(cut, 'caption')} may be longer than {llm.positions} tokens and cut; see recipe.max_tokens.")
+    return CachedCaptions(found[0], found[1], found[2] if run.task.tokens else None)
+
+
+def _precision(llm: Llm) -> Literal["fp16", "bf16"]:
+    """How a language model's features are kept: fp16 is finer, but holds large numbers only after normalisation."""
+    return "fp16" if llm.recipe.normalise else "bf16"
 
 
 def untrained(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdapter:
