@@ -121,7 +121,7 @@ class _Choice:
 )
 @click.option(
     "--llm",
-    metavar="RUN|FOLDER|HUB-ID",
+    metavar="RUN|FOLDER|HUB-ID|FILE.gguf",
     help="The frozen language model. In later stages, its new place if it was moved.",
 )
 @click.option("--clip", metavar="FOLDER|MODEL|HUB-ID", help=f"The frozen CLIP.  [default: {STARTER}]")
