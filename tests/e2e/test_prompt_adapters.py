@@ -60,11 +60,8 @@ def train(syzygy: Callable[..., Any], places: Path, out: Path, kind: str, *more:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training(
-    syzygy: Callable[..., Any], places: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training(syzygy: Callable[..., Any], places: Path, tmp_path: Path, kind: str) -> None:
     """From the command line to an image, by the preset of the model's family. Both languages come nearer to their English."""
-    monkeypatch.setattr("syzygy.text_encoders.training.STATISTICS_CAPTIONS", 30)
     answer = train(syzygy, places, tmp_path / "run", kind, "loop.steps=60", "loop.lr=3e-3", "loop.validate_every=20")
     assert answer.code == 0, answer.err
     assert f"--model {places / kind} --text-encoder {tmp_path / 'run'}" in answer.out
@@ -93,11 +90,8 @@ def test_training(
     assert {"text_encoder", "llm", "decoder"} <= written["fingerprints"].keys()
 
 
-def test_training_continues(
-    syzygy: Callable[..., Any], places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Long English, with embedded captions instead of a corpus: in parts, and in a second process, the same adapter."""
-    monkeypatch.setattr("syzygy.text_encoders.training.STATISTICS_CAPTIONS", 30)
+def test_training_in_parts(syzygy: Callable[..., Any], places: Path, tmp_path: Path) -> None:
+    """Chunks for long English, with captions of the embedded world: the same adapter as at once."""
     common = ("train", "adapter", "--stage", "align", "--model", places / "xl", "--llm", places / "llm", "--device", "cpu",
               *SMALL, 'lengths=["short"]', 'languages=["en","de"]', "adapter.queries=227", "loop.steps=4")  # fmt: skip
     whole = syzygy(*common, "--out", tmp_path / "whole")
@@ -108,6 +102,20 @@ def test_training_continues(
     assert found[0]["states_mean"].shape == (227, 40)
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name].float(), value.float(), atol=2e-3, rtol=2e-3)
+
+
+def test_training_with_a_cache(syzygy: Callable[..., Any], places: Path, tmp_path: Path) -> None:
+    """The language model's features from a cache train the same adapter, up to their rounding."""
+    for name, more in (("anew", ()), ("cached", ("--cache-folder", tmp_path / "features"))):
+        answer = train(syzygy, places, tmp_path / name, "1", "loop.steps=3", *more)
+        assert answer.code == 0, answer.err
+    found = [artifacts.read_tensors(tmp_path / name / "adapter/model.safetensors") for name in ("anew", "cached")]
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name].float(), value.float(), atol=5e-3, rtol=5e-3)
+    assert [path.name.split("-")[0] for path in (tmp_path / "features").iterdir()] == ["llm"]
+    record = artifacts.read_json(tmp_path / "cached/adapter/provenance.json")
+    assert record["cached"] == {"llm": "fp16"}
+    TextToImage.from_pretrained(places / "1", text_encoder=tmp_path / "cached")
 
 
 def theirs(folder: Path) -> Any:

@@ -78,7 +78,7 @@ def text_encoder_options(command: F) -> F:
         ),
         click.option(
             "--llm",
-            metavar="FOLDER|ID",
+            metavar="FOLDER|ID|FILE.gguf",
             help="Load the adapter's language model from here, if it has moved since the training.",
         ),
     )

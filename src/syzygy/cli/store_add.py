@@ -37,7 +37,10 @@ class Layers(click.ParamType):
 @click.command(epilog=EPILOG)
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option(
-    "--llm", required=True, metavar="RUN|FOLDER|HUB-ID", help="The language model to encode the captions with."
+    "--llm",
+    required=True,
+    metavar="RUN|FOLDER|HUB-ID|FILE.gguf",
+    help="The language model to encode the captions with.",
 )
 @click.option("--name", default="llm", show_default=True, help="Name of the feature set.")
 @click.option(
@@ -52,6 +55,11 @@ class Layers(click.ParamType):
     "--template",
     metavar="TEXT",
     help="Text around each caption, which replaces {text}; only the caption's own tokens are kept.",
+)
+@click.option(
+    "--start-token",
+    metavar="auto|TOKEN",
+    help="Token to put before each caption, for tokenizers that add none; it gives no feature.",
 )
 @click.option(
     "--max-tokens",
@@ -90,6 +98,7 @@ def add(
     layers: Any,
     plain: bool,
     template: str | None,
+    start_token: str | None,
     max_tokens: int,
     revision: str | None,
     download: bool,
@@ -107,7 +116,13 @@ def add(
     from syzygy.text_encoders.store_features import add_llm_features
 
     captions = read_manifest(store)["captions"]
-    recipe = {"layers": layers, "normalise": not plain, "template": template, "max_tokens": max_tokens}
+    recipe = {
+        "layers": layers,
+        "normalise": not plain,
+        "template": template,
+        "start_token": start_token,
+        "max_tokens": max_tokens,
+    }
     parsed = parse(LlmRecipe, recipe, "store add")
     dtype = COMPUTE[compute or ("bf16" if device == "cuda" else "fp32")]
     with progress_bar(f"adding {name}", captions) as advance:

@@ -37,7 +37,7 @@ On the embedded world (LM is a run of syzygy train lm):
 \b
 For published models, on a corpus and pairs of your own:
   syzygy train adapter --stage align --preset bigg-14 --llm Qwen/Qwen3-0.6B --clip CLIP \\
-    --prior PRIOR --corpus corpus.jsonl --out align
+    --prior PRIOR --corpus corpus.jsonl --out align --cache
   syzygy store add STORE --llm Qwen/Qwen3-0.6B --compute bf16
   syzygy train adapter --stage image --preset bigg-14 --from align --prior PRIOR --data STORE --out image
   syzygy train adapter --stage quality --preset bigg-14 --from image --data STORE \\
@@ -68,6 +68,8 @@ class _Choice:
     clip: str | None
     prior: str | None
     corpus: Path | None
+    cache: bool | None
+    cache_folder: Path | None
     data: Path | None
     features: str | None
     filter: str | None
@@ -77,7 +79,7 @@ class _Choice:
 
     def given(self) -> set[str]:
         """The options that were given, as a user writes them."""
-        names = {field.name: f"--{field.name}" for field in fields(self)} | {"previous": "--from"}
+        names = {field.name: f"--{field.name.replace('_', '-')}" for field in fields(self)} | {"previous": "--from"}
         return {option for name, option in names.items() if getattr(self, name) is not None}
 
     def check(self) -> None:
@@ -92,7 +94,11 @@ class _Choice:
             raise UserError(
                 f"stage {self.stage!r} needs {' and '.join(missing)}. {what}: see syzygy train adapter --help."
             )
-        useless = {"--data", "--features", "--filter", "--from"} if self.stage == "align" else {"--corpus", "--model"}
+        useless = (
+            {"--data", "--features", "--filter", "--from"}
+            if self.stage == "align"
+            else {"--corpus", "--cache", "--cache-folder", "--model"}
+        )
         if self.stage == "align" and self.model is not None:
             useless |= {"--clip", "--prior"}
         if self.data is not None:
@@ -134,7 +140,7 @@ class _Choice:
 )
 @click.option(
     "--llm",
-    metavar="RUN|FOLDER|HUB-ID",
+    metavar="RUN|FOLDER|HUB-ID|FILE.gguf",
     help="The frozen language model. In later stages, its new place if it was moved.",
 )
 @click.option("--clip", metavar="FOLDER|MODEL|HUB-ID", help=f"The frozen CLIP.  [default: {STARTER}]")
@@ -148,6 +154,18 @@ class _Choice:
     type=FOLDER,
     metavar="FILE",
     help="Align on these parallel captions (JSON Lines) instead of the embedded world's.",
+)
+@click.option(
+    "--cache",
+    is_flag=True,
+    default=None,
+    help="Compute the features of the corpus's captions once, before the first step, instead of at each step, and keep them in RUN/features.",
+)
+@click.option(
+    "--cache-folder",
+    type=FOLDER,
+    metavar="FOLDER",
+    help="The same, but keep them in this folder, which several runs may share.",
 )
 @click.option("--data", type=FOLDER, metavar="STORE", help="Train on this embedding store.")
 @click.option("--features", metavar="NAME", help="The store's set of the language model's features.  [default: llm]")
@@ -201,14 +219,16 @@ def _family(model: str) -> str:
 
 def _align_prompts(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[str, ...]) -> Any:
     from syzygy.pretrained.prompt_teacher import PromptTeacher
-    from syzygy.text_encoders import training
+    from syzygy.text_encoders.prompt_training import align_prompts
+    from syzygy.text_encoders.training import language_model
 
     teacher = PromptTeacher.from_pretrained(str(choice.model), run.adapter.queries, device=world.device)
     if choice.corpus is not None and "lengths" not in set_names(overrides):
         run = run.model_copy(update={"lengths": None})
-    llm = training.language_model(run, str(choice.llm))
-    fitting = fitting_of(overrides)
-    return training.align_prompts(run, llm, teacher, out, world, corpus=choice.corpus, fitting=fitting)
+    llm, cache = language_model(run, str(choice.llm)), _cache_folder(choice, out)
+    return align_prompts(
+        run, llm, teacher, out, world, corpus=choice.corpus, cache=cache, fitting=fitting_of(overrides)
+    )
 
 
 def _align(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[str, ...]) -> Any:
@@ -224,8 +244,21 @@ def _align(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[st
     if choice.corpus is not None and "lengths" not in set_names(overrides):
         run = run.model_copy(update={"lengths": None})
     llm = training.language_model(run, str(choice.llm))
-    fitting = fitting_of(overrides)
-    return training.align(run, llm, clip, prior, out, world, corpus=choice.corpus, fitting=fitting)
+    fitting, cache = fitting_of(overrides), _cache_folder(choice, out)
+    return training.align(run, llm, clip, prior, out, world, corpus=choice.corpus, cache=cache, fitting=fitting)
+
+
+def _cache_folder(choice: _Choice, out: Path) -> Any:
+    """Where the features of a corpus are kept, if they are."""
+    from syzygy.text_encoders.feature_cache import CacheFolder
+
+    if choice.cache is None and choice.cache_folder is None:
+        return None
+    if choice.corpus is None:
+        raise UserError(
+            "a cache has no effect without --corpus: no caption of the embedded world comes twice. Leave it out."
+        )
+    return CacheFolder(choice.cache_folder or out / "features", progress_bar)
 
 
 def _image(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[str, ...]) -> Any:

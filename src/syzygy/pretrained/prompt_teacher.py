@@ -24,6 +24,8 @@ from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder
 from syzygy.pretrained.text_reader import SECOND_TEXT_ENCODER, TEXT_ENCODER, TextReader, load_reader
 from syzygy.text_encoders.prompt_target import PromptTarget, chunks_for
 
+BATCH = 32
+"""Texts that are encoded together: XL's text encoders give the states of all of their layers."""
 OPENAI = "quick_gelu"
 """The activation of OpenAI's CLIP, whose text encoder 1.x has; that of 2.x is OpenCLIP's."""
 
@@ -112,12 +114,20 @@ class PromptTeacher:
     def encode(self, texts: Sequence[str]) -> PromptEmbeddings:
         """What the U-Net reads of these texts, in fp32. Texts longer than `positions` are cut with a warning."""
         unique = list(dict.fromkeys(texts))
+        parts = [self._encoded(unique[i : i + BATCH]) for i in range(0, len(unique), BATCH)]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        whole = PromptEmbeddings(
+            torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None, [None]
+        )
+        place = {text: i for i, text in enumerate(unique)}
+        return whole[[place[text] for text in texts]]
+
+    def _encoded(self, texts: list[str]) -> PromptEmbeddings:
         number, stitched = self._chunks
-        read = self.reader.read([self._tokens(tokenizer, unique) for tokenizer in self.reader.tokenizers])
-        states = read.states.float().unflatten(0, (len(unique), number))
+        read = self.reader.read([self._tokens(tokenizer, texts) for tokenizer in self.reader.tokenizers])
+        states = read.states.float().unflatten(0, (len(texts), number))
         joined = _stitched(states) if stitched else states.flatten(1, 2)
-        pooled = None if read.pooled is None else read.pooled.float()[::number]
-        return PromptEmbeddings(joined, pooled, [None])[[unique.index(text) for text in texts]]
+        return PromptEmbeddings(joined, None if read.pooled is None else read.pooled.float()[::number], [None])
 
     def _tokens(self, tokenizer: Any, texts: list[str]) -> Tokenized:
         """The chunks of all texts, each between a start and an end token; chunks that a text does not reach are empty texts."""

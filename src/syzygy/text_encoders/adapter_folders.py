@@ -86,7 +86,7 @@ def identity_of(folder: Path) -> dict[str, Any]:
 
 
 def place_of(recorded: Mapping[str, Any], folder: Path) -> tuple[str, str | None]:
-    """Where the recorded language model of the adapter in `folder` is, as a folder or a hub id, and its revision.
+    """Where the recorded language model of the adapter in `folder` is, as a folder, a GGUF file or a hub id, and its revision.
 
     A relative path starts at the folder that contains the adapter's (of a model that keeps both), or at the working directory.
 
@@ -97,7 +97,7 @@ def place_of(recorded: Mapping[str, Any], folder: Path) -> tuple[str, str | None
     if revision is not None:
         return source, revision
     tried = list(dict.fromkeys([folder.resolve().parent / source, Path.cwd() / source]))
-    found = next((place for place in tried if place.is_dir()), None)
+    found = next((place for place in tried if place.exists()), None)
     if found is None:
         raise UserError(
             f"the language model of the adapter in {folder} was in the folder {source}, which is not there (looked for "

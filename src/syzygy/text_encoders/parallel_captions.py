@@ -151,6 +151,12 @@ class CorpusCaptions:
         rows = range(min(number, self._validation))
         return [self._line(row, language) for row in rows if language in self._row(row)]
 
+    def every(self) -> Iterator[Line]:
+        """All lines in all languages that are learned, those for validation included."""
+        for row in range(len(self._offsets)):
+            texts = self._row(row)
+            yield from (self._line(row, code) for code in self.languages if code in texts)
+
     def _line(self, row: int, language: str) -> Line:
         texts = self._row(row)
         return Line(texts[language], texts[PIVOT])

@@ -21,6 +21,7 @@ from syzygy.prior.embedding_pairs import caption_ids
 from syzygy.text_encoders.adapter import AdapterSizes, TextAdapter
 from syzygy.text_encoders.adapter_task import StepConfig, Weight
 from syzygy.text_encoders.align_stage import NORM, balanced_lines, cosine_loss, norm_loss
+from syzygy.text_encoders.feature_cache import FeatureSet
 from syzygy.text_encoders.llm import LlmRecipe
 from syzygy.text_encoders.parallel_captions import Captions, Line
 from syzygy.text_encoders.prompt_target import PromptTarget, chunks_for
@@ -198,7 +199,7 @@ def sum_of(parts: Iterable[Tensor]) -> Tensor:
 class PromptSource:
     """Batches of parallel captions with what the text encoders make of their English."""
 
-    def __init__(self, captions: Captions, llm: StatesEncoder, teacher: Teacher, run: PromptRun) -> None:
+    def __init__(self, captions: Captions, llm: StatesEncoder | FeatureSet, teacher: Teacher, run: PromptRun) -> None:
         self._captions, self._llm, self._teacher, self._run = captions, llm, teacher, run
 
     def lines(self, step: int) -> list[Line]:

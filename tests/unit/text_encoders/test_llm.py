@@ -224,7 +224,7 @@ def test_a_wider_model_is_named_by_its_width(folders: Get) -> None:
 
 
 def test_a_tokenizer_that_writes_into_texts(folders: Get) -> None:
-    from syzygy.text_encoders.llm import _around
+    from syzygy.text_encoders.llm_frame import Frame
 
     class Splitting:
         eos_token_id = 0
@@ -233,7 +233,7 @@ def test_a_tokenizer_that_writes_into_texts(folders: Get) -> None:
             return {"input_ids": [1, 9, 2] if add_special_tokens else [1, 2]}
 
     with pytest.raises(UserError, match="puts special tokens into a text"):
-        _around(Splitting(), None, "it")
+        Frame.of(Splitting(), None, None, "it")
 
 
 @pytest.mark.parametrize(

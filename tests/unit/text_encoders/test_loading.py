@@ -115,7 +115,10 @@ def quantised(method: str) -> Callable[[Path], object]:
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "only a GGUF file": (only("m.gguf", "GGUF"), r"holds a GGUF file \(m\.gguf\), and GGUF files are not read here"),
+    "only a GGUF file": (
+        only("m.gguf", "GGUF"),
+        r"holds no config\.json but a GGUF file: give the file itself, .*llm/m\.gguf",
+    ),
     "an adapter of PEFT": (
         only("adapter_config.json", json.dumps({"base_model_name_or_path": "some/base"})),
         r"only an adapter of PEFT .* for the model 'some/base'.*merge_and_unload",
@@ -165,15 +168,21 @@ def test_a_folder_that_cannot_be_read_says_why(name: str, llama: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("m.gguf", "is a GGUF file"), ("m.safetensors", "give the folder|Give the folder")]
+    ("load", "name", "message"),
+    [
+        (T5Text.from_pretrained, "m.gguf", r"is a GGUF file, which only a language model \(--llm\) can be read from"),
+        (Llm.from_pretrained, "m.safetensors", "Give the folder"),
+    ],
 )
-def test_a_file_is_no_folder(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_no_folder(
+    load: Callable[[Any], Any], name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / name).touch()
     for place in (tmp_path / "models" / name, f"models/{name}"):  # the latter has the form of a hub id
         with pytest.raises(UserError, match=message):
-            Llm.from_pretrained(place)
+            load(place)
 
 
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])

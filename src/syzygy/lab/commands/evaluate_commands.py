@@ -218,7 +218,7 @@ def encoders(request: EvaluationRequest) -> "Outcome":
         "adapter",
         metavar="adapter|MODEL|RUN|FOLDER",
     ),
-    setting("--llm", "Its language model, if that is not where it was during training.", metavar="FOLDER|ID"),
+    setting("--llm", "Its language model, if that is not where it was during training.", metavar="FOLDER|ID|FILE.gguf"),
     *sampling_options(
         16,
         10,
