@@ -117,9 +117,9 @@ def _in_stable_diffusion(
         local_files_only=local_files_only,
     )
     reader = VisitingPrompts(found, path.device) if decoder.offload else found
-    own = {"text_encoder": artifacts.fingerprint(found.adapter.state_dict()), "llm": identity_of(folder)["fingerprint"]}
+    own = {"text_encoder": artifacts.fingerprint(found.adapter.state_dict()), "llm": found.fingerprint}
     changed = replace(path, decoder=replace(decoder, reader=reader))
-    return Adapted(changed, languages_of(folder), own, _is_foreign(found.llm))
+    return Adapted(changed, found.languages, own, _is_foreign(found.llm))
 
 
 def _is_foreign(llm: StatesEncoder) -> bool:

@@ -6,25 +6,45 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from syzygy.core import artifacts
 from syzygy.core.model_parts import part_folder
 from syzygy.core.prompt_embeddings import PromptEmbeddings
 from syzygy.text_encoders.adapter import TextAdapter, check_width
 from syzygy.text_encoders.adapter_folders import PART, load_recorded_llm
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.prompt_target import PromptTarget, check_target
+from syzygy.text_encoders.released_adapter import (
+    LANGUAGES,
+    ReleasedAdapter,
+    is_release,
+    load_released,
+    load_released_llm,
+)
 
 
 class AdaptedPrompts(nn.Module):
     """Texts → what the U-Net reads of them, in fp32, by a frozen language model and its adapter."""
 
-    def __init__(self, llm: Llm, adapter: TextAdapter) -> None:
+    def __init__(
+        self,
+        llm: Llm,
+        adapter: TextAdapter | ReleasedAdapter,
+        *,
+        languages: tuple[str, ...] = (),
+        fingerprint: str = "",
+    ) -> None:
         """
+        Args:
+            languages: codes of those that the adapter was trained on.
+            fingerprint: of the language model.
+
         Raises:
             UserError: the language model has another width than the adapter reads.
         """
         super().__init__()
         check_width(llm.width, adapter.config.llm_width)
         self.llm, self.adapter = llm, adapter
+        self.languages, self.fingerprint = languages, fingerprint
 
     @property
     def target(self) -> PromptTarget:
@@ -54,17 +74,25 @@ def load_adapted_prompts(
     """The adapter of a Stable Diffusion with its language model, read as it was in training.
 
     Args:
-        source: the folder of the adapter, or of its run.
+        source: the folder of the adapter, or of its run; or `text_adapter` of the authors' release (`released_adapter`).
         wanted: what the U-Net reads; None accepts any Stable Diffusion's.
         model: how errors call the model of that U-Net.
-        llm: folder or hub id of its language model; None is where it was in training.
+        llm: folder or hub id of its language model; None is where it was in training, which the release does not say.
 
     Raises:
         UserError: a part is not found or does not fit; the adapter speaks to another kind of model; the language model, its recipe or its
             features differ from those in training.
     """
-    folder = part_folder(source, PART)
+    folder, where = part_folder(source, PART), {"device": device, "local_files_only": local_files_only}
+    if is_release(folder):
+        released = load_released(folder)
+        check_target(released.config.target, wanted, folder, model)
+        encoder = load_released_llm(folder, llm, **where)
+        known = {"languages": LANGUAGES, "fingerprint": encoder.fingerprint()}
+        return AdaptedPrompts(encoder, released.to(device).requires_grad_(False), **known)
     adapter = TextAdapter.from_pretrained(folder)
     check_target(adapter.config.speaks_to, wanted, folder, model)
-    encoder = load_recorded_llm(folder, llm, device=device, local_files_only=local_files_only)
-    return AdaptedPrompts(encoder, adapter.to(device).requires_grad_(False))
+    encoder = load_recorded_llm(folder, llm, **where)
+    record = artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
+    known = {"languages": tuple(record.get("languages", ())), "fingerprint": record["llm"]["fingerprint"]}
+    return AdaptedPrompts(encoder, adapter.to(device).requires_grad_(False), **known)
