@@ -171,8 +171,8 @@ class TextAdapter(nn.Module):
     training, while a table of learned positions would have untrained rows.
 
     The heads' outputs are scaled and shifted to the standard deviation and mean of CLIP's own features (`set_statistics`), so that an
-    untrained adapter already gives values in CLIP's range. For a Stable Diffusion it gives the mean itself, at each position, because
-    texts differ little from it there: training begins better (log of 30 November 2026).
+    untrained adapter already gives values in CLIP's range. For a Stable Diffusion it gives the mean itself, at each position: most of what
+    its text encoders give is the same for all texts, so training begins better there than at random values.
     """
 
     states_mean: Tensor
