@@ -56,7 +56,8 @@ def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True
 
 def language_model(run: AlignRun, source: str, *, local_files_only: bool = True) -> Llm:
     """The language model to align, read by the run's recipe."""
-    return load_llm(source, recipe=run.recipe, dtype=COMPUTE[run.compute], local_files_only=local_files_only)
+    how: dict[str, Any] = {"dtype": COMPUTE[run.compute], "bits": run.bits, "local_files_only": local_files_only}
+    return load_llm(source, recipe=run.recipe, **how)
 
 
 def captions_of(run: AlignRun, corpus: Path | None, clip: Clip) -> Captions:
@@ -132,7 +133,8 @@ def align(
         None if cache is None else cached_captions(cache, captions, llm, record["llm"], clip, run, world, fitting.say)
     )
     if features is not None:
-        llm.to("cpu")  # frees memory, as it encodes nothing from here on
+        if llm.bits is None:  # quantised weights belong to their GPU
+            llm.to("cpu")  # frees memory, as it encodes nothing from here on
         record["cached"] = {"llm": _precision(llm), "clip": "fp16"}  # a run is continued with the same rounding
     return _train(run, stage, AlignSource(captions, llm, clip, run, features), record, out, world, report, save)
 
