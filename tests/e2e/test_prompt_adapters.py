@@ -20,7 +20,11 @@ from syzygy.generation.prior_pipeline import PriorPipeline
 from syzygy.generation.prompt_encoder import PromptEncoder
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.world.parallel_corpus import parallel
+from syzygy.text_encoders.adapter import TextAdapter
+from tests.documents import ROOT, commands
+from tests.hub_cache import COMMIT, add_snapshot
 from tests.tiny_adapter import save_tiny_adapter, save_tiny_lm, save_tiny_prompt_adapter
+from tests.tiny_llm import save_tiny_llm
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 from tests.tiny_unclip import Tiny
 from tests.tiny_xl import tiny_xl
@@ -161,6 +165,31 @@ def test_the_picture_that_diffusers_makes_of_the_same_embeddings(
     assert np.abs(made - np.asarray(other.images[0]).astype(int)).max() > 2
 
 
+def test_the_walk(
+    syzygy: Callable[..., Any], cache: Path, places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/tutorials/stable-diffusion-prompts.md: its commands, one after the other, on tiny models under the published names."""
+    add_snapshot(cache, save_tiny_llm("qwen3", tmp_path / "qwen3"), "Qwen/Qwen3-0.6B", COMMIT, "main")
+    add_snapshot(cache, places / "xl", "stabilityai/stable-diffusion-xl-base-1.0", COMMIT, "main")
+    monkeypatch.chdir(tmp_path)
+    more = {
+        ("world", "corpus"): ("--num", 40),
+        ("train", "adapter"): (*SMALL, "loop.steps=3", "--device", "cpu"),
+        ("generate",): ("--steps", 2, "--device", "cpu", "--json", "--out", "pictures"),
+    }
+    walked = []
+    for arguments in commands((ROOT / "docs/tutorials/stable-diffusion-prompts.md").read_text("utf-8")):
+        (key,) = (key for key in more if tuple(arguments[: len(key)]) == key)
+        answer = syzygy(*arguments, *more[key])
+        assert answer.code == 0, (arguments, answer.err)
+        assert "warning" not in answer.err, (arguments, answer.err)
+        walked.append(key)
+    assert walked == [("world", "corpus"), ("train", "adapter"), ("train", "adapter"), ("generate",)]
+    shapes = [TextAdapter.from_pretrained(tmp_path / run / "adapter").config.queries for run in ("align", "long")]
+    assert shapes == [77, 227]
+    assert artifacts.read_json(tmp_path / "align/adapter/provenance.json")["llm"]["source"] == "Qwen/Qwen3-0.6B"
+
+
 def test_negatives_of_several_prompts(places: Path) -> None:
     prompts = PromptEncoder.from_pretrained(places / "adapter-xl", dtype=torch.bfloat16)
     two = prompts([GERMAN, "a red ring"], ["", NEGATIVE])
@@ -259,7 +288,7 @@ def test_what_the_command_refuses(
         answer = syzygy(*begin, *more)
         assert (answer.code, answer.out) == (2, ""), more
         assert message in " ".join(answer.err.split()), answer.err
-    answer = syzygy(
+    evaluate = (
         "evaluate",
         "text-encoder",
         "--model",
@@ -269,5 +298,7 @@ def test_what_the_command_refuses(
         "--out",
         tmp_path / "out",
     )
-    assert answer.code == 2
-    assert "has no prior, and this evaluation compares" in " ".join(answer.err.split())
+    for more in ((), ("--unseen-words", ROOT / "examples/unseen_words.jsonl")):
+        answer = syzygy(*evaluate, *more)
+        assert answer.code == 2
+        assert "has no prior, and this evaluation compares what an adapter gives" in " ".join(answer.err.split())

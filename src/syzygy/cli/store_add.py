@@ -54,7 +54,8 @@ class Layers(click.ParamType):
 @click.option(
     "--template",
     metavar="TEXT",
-    help="Text around each caption, which replaces {text}; only the caption's own tokens are kept.",
+    help="Text around each caption, which replaces {text}; only the caption's own tokens are kept. Or the name of a published model's "
+    "instruction: qwen-image, hunyuan, lumina-2 or sana.",
 )
 @click.option(
     "--start-token",
@@ -84,6 +85,11 @@ class Layers(click.ParamType):
     help="Precision in which the model computes, now and whenever the features are used.  [default: bf16 on a GPU, else fp32]",
 )
 @click.option(
+    "--bits",
+    type=click.Choice(["8", "4"]),
+    help="Quantise the model's weights while they are loaded, now and whenever the features are used (bitsandbytes, on a CUDA GPU).",
+)
+@click.option(
     "--batch-size", type=Whole(1), default=32, show_default=True, metavar="N", help="Captions to encode together."
 )
 @click.option(
@@ -103,6 +109,7 @@ def add(
     revision: str | None,
     download: bool,
     compute: Any,
+    bits: str | None,
     device: str,
     as_json: bool,
     **options: Any,
@@ -126,7 +133,8 @@ def add(
     parsed = parse(LlmRecipe, recipe, "store add")
     dtype = COMPUTE[compute or ("bf16" if device == "cuda" else "fp32")]
     with progress_bar(f"adding {name}", captions) as advance:
-        model = load_llm(llm, recipe=parsed, revision=revision, dtype=dtype, local_files_only=not download)
+        how: dict[str, Any] = {"dtype": dtype, "bits": None if bits is None else int(bits)}
+        model = load_llm(llm, recipe=parsed, revision=revision, local_files_only=not download, **how)
         result = add_llm_features(store, model.to(device), name, watch=advance, **options)
     tokens, longest = result.manifest["features"][name]["tokens"], result.longest
     if as_json:

@@ -68,6 +68,7 @@ def load_recorded_llm(
         recipe=parse(LlmRecipe, values, "the recorded language model"),
         revision=revision,
         dtype=DTYPES[recorded["dtype"]],
+        bits=recorded.get("bits"),
         local_files_only=local_files_only,
     ).to(device)
     check_same(recorded, model.identity().to_config(), f"the adapter in {folder}")

@@ -68,6 +68,9 @@ class AlignRun(Config):
     """How the language model's states become features."""
     compute: Literal["fp32", "bf16"] = "fp32"
     """What the language model computes in, during training and whenever the adapter is used."""
+    bits: Literal[8, 4] | None = None
+    """Quantise the language model's weights to 8 or 4 bits while they are loaded, during training and whenever the adapter is used. This needs
+    bitsandbytes and a CUDA GPU. null is full precision."""
     languages: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Codes of the languages to learn, English among them; null is all languages of the corpus's first line, or of the embedded world."""
     lengths: tuple[Literal["short", "medium"], ...] | None = Field(default=None, min_length=1)

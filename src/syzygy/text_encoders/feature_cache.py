@@ -30,7 +30,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.wording import counted, duration, size
 from syzygy.data.encoding import DTYPES, Encode, encode_captions, joined
 from syzygy.data.store_building import FREE, MEASURED, encoder_difference
-from syzygy.data.store_files import mapped, remove_unfinished, write_tensors
+from syzygy.data.store_files import mapped, write_tensors
 from syzygy.data.store_part import text_hash, text_tensors
 from syzygy.training.estimate import free_disk, is_dry_run, preparing, rehearsed
 from syzygy.training.parallel import Ranks
@@ -43,6 +43,8 @@ BATCH = 32
 SAMPLE = 64
 """Texts from which size and time are estimated: those with the smallest hashes, which is a random choice."""
 ENCODER_FILE = "encoder.json"
+ABANDONED = 3600
+"""Seconds after which nobody writes to an unfinished file any more."""
 
 Texts = Callable[[], Iterable[str]]
 """Gives all texts, at each call again; a text may come several times."""
@@ -154,9 +156,11 @@ def cached(
     """
     works = [_Work.of(encoder, encoder.folder(cache.path)) for encoder in encoders]
     _announce(cache.path, works, world, say)
-    world.wait()  # every rank has listed the same files, before one adds others
     if is_dry_run():
         return [work.rehearsal() for work in works]
+    for work in works if world.first else ():
+        work.begin()
+    world.wait()  # every rank has listed the same files, before one adds others
     for work in works:
         work.fill(world, cache.bar)
     world.wait()
@@ -206,13 +210,20 @@ class _Work:
         each = len(self.lacking) / len(self.sample)
         return each * sum(x.nbytes for x in tensors.values()), each * seconds
 
+    def begin(self) -> None:
+        """Record the encoder, and delete what a killed process left half written; another training may be writing just now."""
+        if not self.lacking:
+            return
+        artifacts.write_json(self.folder / ENCODER_FILE, {**self.encoder.identity, "stored": self.encoder.dtype})
+        for path in self.folder.glob(f"{artifacts.TEMPORARY}*"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > ABANDONED:
+                    path.unlink()
+
     def fill(self, world: Ranks, bar: Bar) -> None:
         """Compute this rank's share of what is lacking, and write it."""
         if not self.lacking:
             return
-        if world.first:
-            remove_unfinished(self.folder)
-            artifacts.write_json(self.folder / ENCODER_FILE, {**self.encoder.identity, "stored": self.encoder.dtype})
         show = bar if world.first else no_bar
         with show(f"features of {self.encoder.name}", len(self.lacking)) as advance:
             for number, texts in enumerate(self._batches(PART)):

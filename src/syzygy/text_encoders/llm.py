@@ -28,6 +28,7 @@ from syzygy.core.model_files import GGUF
 from syzygy.core.model_parts import part_or_id
 from syzygy.data.store_building import encoder_difference
 from syzygy.text_encoders.llm_frame import HOLE, Frame
+from syzygy.text_encoders.llm_templates import TEMPLATES
 from syzygy.text_encoders.transformers_loading import load_gguf, load_model
 
 EXAMPLE = "Qwen/Qwen3-0.6B"
@@ -56,8 +57,8 @@ class LlmRecipe(Config):
     normalise: bool = True
     """Whether each hidden state is normalised, token by token and without parameters, before the mean over the layers."""
     template: str | None = None
-    """A text with {text} in it, which is replaced by the prompt; the model reads the template's tokens, and they give no features. null is the
-    prompt alone."""
+    """A text with {text} in it, which is replaced by the prompt; the model reads the template's tokens, and they give no features. The names
+    qwen-image, hunyuan, lumina-2 and sana stand for the instructions of these models. null is the prompt alone."""
     start_token: str | None = None
     """A token to put before every text, for tokenizers that add none; it gives no feature. Such a model gives the first token of a text an
     unusually large state. "auto" is the tokenizer's start token or, without one, <|endoftext|>; other special tokens are given by name."""
@@ -74,9 +75,11 @@ class LlmRecipe(Config):
     @field_validator("template")
     @classmethod
     def _hole(cls, template: str | None) -> str | None:
+        template = TEMPLATES.get(template, template) if template is not None else None
         if template is not None and (template.count(HOLE) != 1 or template == HOLE):
             raise ValueError(
-                f"a template must contain {HOLE} once, and other text; leave the template out to read the prompt alone"
+                f"a template must contain {HOLE} once, and other text, or be one of {', '.join(TEMPLATES)}; leave the template out to read "
+                "the prompt alone"
             )
         return template
 
@@ -95,6 +98,8 @@ class LlmIdentity:
     width: int
     vocabulary: int
     dtype: str
+    bits: int | None
+    """8 or 4 if the weights were quantised while they were loaded."""
     layers: str | tuple[int, ...]
     normalise: bool
     template: str | None
@@ -121,16 +126,22 @@ class Llm(nn.Module):
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, source: str, recipe: LlmRecipe | None = None, revision: str | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        source: str,
+        recipe: LlmRecipe | None = None,
+        revision: str | None = None,
+        bits: Literal[8, 4] | None = None,
     ) -> None:
-        """`model` is a model of transformers without a head.
+        """`model` is a model of transformers without a head; `bits` says how it was quantised.
 
         Raises:
             UserError: the recipe asks for layers or tokens that the model does not have; texts cannot be ended.
         """
         super().__init__()
         self.recipe = recipe or LlmRecipe()
-        self.model, self.tokenizer, self.source, self.revision = model, tokenizer, source, revision
+        self.model, self.tokenizer, self.source, self.revision, self.bits = model, tokenizer, source, revision, bits
         self._arguments = inspect.signature(model.forward).parameters
         if "pixel_values" in self._arguments:
             raise UserError(f"{source} is a {type(model).__name__}, which reads images: give a language model.")
@@ -238,6 +249,7 @@ class Llm(nn.Module):
             width=self.width,
             vocabulary=len(self.tokenizer),
             dtype=str(self.dtype).removeprefix("torch."),
+            bits=self.bits,
             deviations=self.deviations(),
             versions=artifacts.versions() | {"tokenizers": version("tokenizers")},
             **self.recipe.model_dump(),
@@ -250,6 +262,7 @@ class Llm(nn.Module):
         recipe: LlmRecipe | None = None,
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
+        bits: Literal[8, 4] | None = None,
         local_files_only: bool = True,
     ) -> "Llm":
         """Load a language model without its head, strictly, frozen, on the CPU and in evaluation mode.
@@ -259,6 +272,7 @@ class Llm(nn.Module):
             recipe: how its states become features; None is the default recipe.
             revision: commit, tag or branch of a hub id; None is its main branch. The commit is then `self.revision`.
             dtype: fp32 or bf16. What is trained on features needs the same precision afterwards.
+            bits: quantise the weights with bitsandbytes while they are loaded, onto a CUDA GPU.
             local_files_only: read a hub id from the hub's cache only; otherwise download what is missing.
 
         Raises:
@@ -271,13 +285,17 @@ class Llm(nn.Module):
         if (file := Path(source)).suffix == GGUF:
             if revision is not None:
                 raise UserError(f"{source} is a file and has no revision {revision!r}; a revision belongs to a hub id.")
+            if bits is not None:
+                raise UserError(
+                    f"bits={bits} has no effect on a GGUF file, whose weights become plain numbers. Leave it out."
+                )
             model, tokenizer = load_gguf(file, "language model", dtype, _kind)
             return Llm(model, tokenizer, str(file.resolve()), recipe).requires_grad_(False).eval()
         found = hub_files.locate(source, revision, local_files_only, EXAMPLE)
-        model, tokenizer = load_model(found.folder, str(source), "language model", dtype, _kind)
+        model, tokenizer = load_model(found.folder, str(source), "language model", dtype, _kind, bits)
         # The absolute path is recorded, because what is made with the model may be used from another working directory.
         place = str(found.folder.resolve()) if found.revision is None else found.source
-        return Llm(model, tokenizer, place, recipe, found.revision).requires_grad_(False).eval()
+        return Llm(model, tokenizer, place, recipe, found.revision, bits).requires_grad_(False).eval()
 
 
 def mean_of_layers(hidden: Sequence[Float[Tensor, "B T D"]], normalise: bool) -> Float[Tensor, "B T D"]:
@@ -335,11 +353,13 @@ def load_llm(
     recipe: LlmRecipe | None = None,
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
+    bits: Literal[8, 4] | None = None,
     local_files_only: bool = True,
 ) -> Llm:
     """As `Llm.from_pretrained`; `source` may also be a run's folder, or a model that comes with the package."""
     place = part_or_id(source, "llm")
-    return Llm.from_pretrained(place, recipe=recipe, revision=revision, dtype=dtype, local_files_only=local_files_only)
+    how: dict[str, Any] = {"dtype": dtype, "bits": bits, "local_files_only": local_files_only}
+    return Llm.from_pretrained(place, recipe=recipe, revision=revision, **how)
 
 
 def _kind(config: Any) -> Any:

@@ -3,6 +3,7 @@
 Legend: B texts, T tokens.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ HOLE = "{text}"
 """Placeholder for the text in a template."""
 AUTO, END_OF_TEXT = "auto", "<|endoftext|>"
 """The start token of the tokenizer or, if it has none, this one, with which several families begin a document."""
+_CONTROL = re.compile(r"<\|[^|<>\s]+\|>|</?s>|<(?:start|end)_of_turn>|<[be]os>|\[/?INST\]")
+"""What looks like a special token in a template."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,17 @@ class Frame:
 
         Raises:
             UserError: the tokenizer cannot end texts, puts special tokens into them, or knows no words; the start token is unknown to it, or
-                is put there by itself.
+                is put there by itself; the template holds control tokens of another model.
         """
         before, after = _own(tokenizer, source)
         first = [] if start is None else [_start(tokenizer, start, before, source)]
         if template is None:
             return Frame(first + before, after, (len(first), 0))
+        if strange := sorted(set(_CONTROL.findall(template)) - tokenizer.get_vocab().keys()):
+            raise UserError(
+                f"the template holds {', '.join(strange)}, which the tokenizer of {source} would read as ordinary characters. Use a template "
+                "in the model's own format."
+            )
         head, tail = (
             list(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else []
             for part in template.split(HOLE)

@@ -18,6 +18,7 @@ from syzygy.text_encoders.training import (
     llm_features,
     note_cut,
     precision_of,
+    put_away,
     some_english,
     train_stage,
 )
@@ -91,5 +92,5 @@ def _cached(
 ) -> FeatureSet:
     (features,) = cached(cache, [llm_features(captions, llm, identity)], world, fitting.say)
     note_cut(features, llm, fitting.say)
-    llm.to("cpu")  # frees memory, as it encodes nothing from here on
+    put_away(llm)
     return features

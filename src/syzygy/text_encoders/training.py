@@ -57,7 +57,8 @@ def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True
 
 def language_model(run: AlignRun | PromptRun, source: str, *, local_files_only: bool = True) -> Llm:
     """The language model to align, read by the run's recipe."""
-    return load_llm(source, recipe=run.recipe, dtype=COMPUTE[run.compute], local_files_only=local_files_only)
+    how: dict[str, Any] = {"dtype": COMPUTE[run.compute], "bits": run.bits, "local_files_only": local_files_only}
+    return load_llm(source, recipe=run.recipe, **how)
 
 
 def captions_of(run: AlignRun | PromptRun, corpus: Path | None, clip: Clip | Teacher) -> Captions:
@@ -130,7 +131,7 @@ def align(
         None if cache is None else cached_captions(cache, captions, llm, record["llm"], clip, run, world, fitting.say)
     )
     if features is not None:
-        llm.to("cpu")  # frees memory, as it encodes nothing from here on
+        put_away(llm)
         record["cached"] = {"llm": precision_of(llm), "clip": "fp16"}  # a run is continued with the same rounding
     return train_stage(run, stage, AlignSource(captions, llm, clip, run, features), record, out, world, report, save)
 
@@ -189,6 +190,12 @@ def note_cut(features: FeatureSet, llm: Llm, say: Callable[[str], None]) -> None
     """Say how many captions may have been cut."""
     if cut := features.at_least(llm.positions):
         say(f"{counted(cut, 'caption')} may be longer than {llm.positions} tokens and cut; see recipe.max_tokens.")
+
+
+def put_away(llm: Llm) -> None:
+    """Free the memory of a language model that encodes nothing from here on."""
+    if llm.bits is None:  # quantised weights belong to their GPU
+        llm.to("cpu")
 
 
 def precision_of(llm: Llm) -> Literal["fp16", "bf16"]:

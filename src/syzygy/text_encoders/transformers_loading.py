@@ -7,7 +7,7 @@ from contextlib import nullcontext, redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -29,11 +29,19 @@ CODE = "auto_map"
 """The setting that names classes which a repository defines in its own Python files."""
 
 
-def load_model(folder: Path, source: str, what: str, dtype: torch.dtype, kind: Callable[[Any], Any]) -> tuple[Any, Any]:
+def load_model(
+    folder: Path,
+    source: str,
+    what: str,
+    dtype: torch.dtype,
+    kind: Callable[[Any], Any],
+    bits: Literal[8, 4] | None = None,
+) -> tuple[Any, Any]:
     """A model without its head, on the CPU, and its tokenizer.
 
     Args:
         source: the name of the folder in messages.
+        bits: quantise the weights while they are loaded, onto the GPU; computations are in `dtype`.
         what: the kind of model in messages, such as "language model".
         kind: transformers' class for a configuration.
 
@@ -45,9 +53,14 @@ def load_model(folder: Path, source: str, what: str, dtype: torch.dtype, kind: C
     weights = weight_file(folder, hub_files.TRANSFORMERS)
     if weights is None:
         raise UserError(no_weights(folder, hub_files.TRANSFORMERS))
-    model = _model(
-        folder, source, what, dtype, kind, values, variant=variant_of(weights), use_safetensors=True
-    )  # never pickle
+    how: dict[str, Any] = {"variant": variant_of(weights), "use_safetensors": True}  # never pickle
+    if bits is not None:
+        if _method(values) is not None:
+            raise UserError(
+                f"bits={bits} has no effect: {source} is quantised already ({_method(values)}). Leave it out."
+            )
+        how["quantization_config"] = _quantisation(bits, dtype)
+    model = _model(folder, source, what, dtype, kind, values, **how)
     return model, _tokenizer(folder, source)
 
 
@@ -180,6 +193,21 @@ def _check_quantisation(values: dict[str, Any], source: str, what: str) -> None:
             f"the {what} in {source} is quantised with {method!r}, which the installed transformers does not know. Use the model's "
             "repository that is not quantised."
         )
+
+
+def _quantisation(bits: Literal[8, 4], dtype: torch.dtype) -> Any:
+    """bitsandbytes' settings: 8-bit integers (LLM.int8, arXiv 2208.07339), or 4-bit normal floats (QLoRA, arXiv 2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"bits={bits} needs a CUDA GPU, and torch finds none here. Leave it out; bf16 takes 2 bytes for each parameter."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f"bits={bits} needs the package bitsandbytes: pip install bitsandbytes.")
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def _method(values: dict[str, Any]) -> str | None:

@@ -1,5 +1,7 @@
 """Features that are computed once: the encoder's own within their precision, continued where they stopped, apart for each recipe."""
 
+import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -181,6 +183,7 @@ def test_ranks_share_the_work(llm: Llm, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Ranks, "wait", lambda self: None)
     shares = []
     works = [feature_cache._Work.of(encoder(llm, Watched(llm)), tmp_path / "llm") for _ in range(2)]
+    works[0].begin()
     for rank, work in enumerate(works):
         work.fill(replace(ALONE, rank=rank, size=2), feature_cache.no_bar)
         assert isinstance(work.encoder.encode, Watched)
@@ -188,6 +191,18 @@ def test_ranks_share_the_work(llm: Llm, tmp_path: Path, monkeypatch: pytest.Monk
     assert shares[0].isdisjoint(shares[1])
     assert shares[0] | shares[1] == set(MANY)
     assert artifacts.read_json(tmp_path / "llm/encoder.json")["width"] == llm.width
+
+
+def test_what_a_killed_process_left_is_deleted_later(llm: Llm, tmp_path: Path) -> None:
+    """Not at once, as another training may be writing it."""
+    folder = encoder(llm).folder(tmp_path)
+    folder.mkdir()
+    old, new = folder / f"{artifacts.TEMPORARY}old", folder / f"{artifacts.TEMPORARY}new"
+    for path, age in ((old, 2 * feature_cache.ABANDONED), (new, 0)):
+        path.touch()
+        os.utime(path, (time.time() - age, time.time() - age))
+    filled(tmp_path, encoder(llm))
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_dry_run_writes_nothing(llm: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no tokenizer": (without_tokenizer, r"has no tokenizer: copy tokenizer\.json and tokenizer_config\.json"),
     "awq": (quantised("awq"), r"requires gptqmodel.*The model is quantised \(awq\): install what is missing, or use"),
+    "bitsandbytes": (
+        lambda f: changed(f, quantization_config={"load_in_4bit": True}),
+        r"requires bitsandbytes.*The model is quantised \(bitsandbytes\): install what is missing, or use",
+    ),
     "unknown quantisation": (
         quantised("mystery"),
         r"quantised with 'mystery', which the installed transformers does not",
@@ -249,3 +253,19 @@ def test_a_folder_that_is_not_there_is_told_from_a_hub_id(
     for local in (True, False):
         with pytest.raises(UserError, match=rf"no folder models/llm in {tmp_path} \(it has the folder models, but not"):
             Llm.from_pretrained("models/llm", local_files_only=local)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_loading_needs_a_gpu(bits: Any, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=rf"bits={bits} needs a CUDA GPU, and torch finds none here\. Leave it out"):
+        Llm.from_pretrained(llama, bits=bits)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=rf"bits={bits} needs the package bitsandbytes: pip install"):
+        Llm.from_pretrained(llama, bits=bits)
+    with pytest.raises(UserError, match=rf"bits={bits} has no effect on a GGUF file"):
+        Llm.from_pretrained(tmp_path / "m.gguf", bits=bits)
+    folder = shutil.copytree(llama, tmp_path / "llm")
+    changed(folder, quantization_config={"quant_method": "awq", "bits": 4})
+    with pytest.raises(UserError, match=rf"bits={bits} has no effect: .* is quantised already \(awq\)"):
+        Llm.from_pretrained(folder, bits=bits)
