@@ -18,8 +18,12 @@ from syzygy.core.registry import TEXT_ENCODERS
 from syzygy.generation.image_files import read_record
 from syzygy.generation.prior_pipeline import PriorPipeline
 from syzygy.generation.prompt_encoder import PromptEncoder
+from syzygy.generation.replaced_text_encoder import adapt
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.world.parallel_corpus import parallel
+from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder
+from syzygy.pretrained.visiting import VisitingPrompts
+from syzygy.text_encoders.adapted_prompts import AdaptedPrompts
 from syzygy.text_encoders.adapter import TextAdapter
 from tests.documents import ROOT, commands
 from tests.hub_cache import COMMIT, add_snapshot
@@ -251,6 +255,19 @@ def test_adapters_of_another_model_are_refused_with_both_named(
         )
     with pytest.raises(UserError, match="priors that read CLIP's features 32 wide; a Stable Diffusion is needed here"):
         PromptEncoder.from_pretrained(of_prior)
+
+
+def test_offloaded_it_is_a_visitor_that_reads_the_same(places: Path) -> None:
+    plain = TextToImage.from_pretrained(places / "xl")
+    readers = []
+    for offload in (False, True):
+        found = adapt(
+            plain.pipeline, lambda: plain.clip, places / "xl", places / "adapter-xl", offload=offload
+        ).pipeline.decoder
+        assert isinstance(found, StableDiffusionDecoder)
+        readers.append(found.reader)
+    assert [type(reader) for reader in readers] == [AdaptedPrompts, VisitingPrompts]
+    assert torch.equal(*(reader([GERMAN]).states for reader in readers))
 
 
 def test_what_an_adapter_cannot_do(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:

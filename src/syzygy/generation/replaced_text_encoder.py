@@ -69,14 +69,14 @@ def adapt(
     Raises:
         UserError: the model has no text encoder that can be replaced; and as `load_adapted`.
     """
-    device = HOME if offload else str(path.device)
     if isinstance(path.decoder, StableDiffusionDecoder):
-        return _in_stable_diffusion(path, path.decoder, model, source, llm, device, local_files_only)
+        return _in_stable_diffusion(path, path.decoder, model, source, llm, offload, local_files_only)
     if path.text_encoder is None:
         raise UserError(
             "this model reads prompts with text encoders of its own, which cannot be replaced: leave the text encoder out. "
             "Models that take one: starter, kandinsky-2.2, karlo, stable-unclip, stable-diffusion-1.5, stable-diffusion-xl."
         )
+    device = HOME if offload else str(path.device)
     if (named := by_name(TEXT_ENCODERS, source)) is not None:
         return _registered(path, clip(), str(source), named, device, llm)
     folder = adapter_folder(source, model)
@@ -98,7 +98,7 @@ def _in_stable_diffusion(
     model: Path,
     source: str | Path,
     llm: str | Path | None,
-    device: str,
+    offload: bool,
     local_files_only: bool,
 ) -> Adapted:
     """With an adapter instead of the U-Net's own text encoders."""
@@ -113,10 +113,10 @@ def _in_stable_diffusion(
         target_of(model),
         model,
         llm=llm or llm_beside(folder),
-        device=device,
+        device=HOME if offload else str(path.device),
         local_files_only=local_files_only,
     )
-    reader = VisitingPrompts(found, path.device) if decoder.offload else found
+    reader = VisitingPrompts(found, path.device) if offload else found
     own = {"text_encoder": artifacts.fingerprint(found.adapter.state_dict()), "llm": found.fingerprint}
     changed = replace(path, decoder=replace(decoder, reader=reader))
     return Adapted(changed, found.languages, own, _is_foreign(found.llm))
