@@ -9,6 +9,7 @@ import torch
 from syzygy.clip.clip_model import Clip
 from syzygy.lab.starter.lm_training import LmConfig, build_lm
 from syzygy.lab.world import scene_source
+from syzygy.pretrained.prompt_teacher import PromptTeacher
 from syzygy.text_encoders.adapter import AdapterConfig, AdapterSizes, TextAdapter, TextStatistics
 from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignTaskConfig
 from syzygy.text_encoders.llm import Llm
@@ -37,6 +38,22 @@ def save_tiny_adapter(
     adapter.set_statistics(TextStatistics.of(clip.encode_text(MEASURED)))
     record: dict[str, Any] = {"llm": model.identity().to_config(), "clip": clip.fingerprint()}
     adapter.save_pretrained(folder, record | ({} if languages is None else {"languages": list(languages)}))
+    return folder
+
+
+def save_tiny_prompt_adapter(folder: Path, llm: Path, model: Path, *, states: int = 77, **record: Any) -> Path:
+    """An untrained adapter between this language model and this Stable Diffusion."""
+    reader, teacher = Llm.from_pretrained(llm), PromptTeacher.from_pretrained(model, states)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"queries": states, "layers": 1, "heads": 2, "width": 16}
+        adapter = TextAdapter(AdapterConfig(llm_width=reader.width, target=teacher.target, **sizes))
+        for name, parameter in adapter.named_parameters():
+            if "_head" in name:  # which begin as zeros, so that no text would differ from another
+                torch.nn.init.normal_(parameter, std=0.3)
+    adapter.set_statistics(TextStatistics.of_prompts(teacher.encode(MEASURED)))
+    known = {"llm": reader.identity().to_config(), "text_encoders": dict(teacher.fingerprints())}
+    adapter.save_pretrained(folder, known | record)
     return folder
 
 

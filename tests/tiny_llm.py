@@ -1,5 +1,6 @@
 """Language models of transformers' real classes, tiny and random, saved in the layout of their repositories."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,51 @@ def save_tiny_llm(family: str, folder: Path, tokenizer: Any | None = None, *, se
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_tiny_gguf(folder: Path, file: Path, *, tokenizer: bool = True, architecture: str = "qwen2") -> Path:
+    """The tiny Qwen 2 of `folder` as a GGUF file in full precision, named and laid out as llama.cpp's converter does it."""
+    import gguf
+
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    parts = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.o_proj": "attn_output"}
+    parts |= {f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"} | {
+        f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")
+    }
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    config, learner = model.config, transformers.AutoTokenizer.from_pretrained(folder)
+    out = gguf.GGUFWriter(file, architecture)
+    out.add_block_count(config.num_hidden_layers)
+    out.add_context_length(config.max_position_embeddings)
+    out.add_embedding_length(config.hidden_size)
+    out.add_feed_forward_length(config.intermediate_size)
+    out.add_head_count(config.num_attention_heads)
+    out.add_head_count_kv(config.num_key_value_heads)
+    out.add_layer_norm_rms_eps(config.rms_norm_eps)
+    out.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    out.add_vocab_size(config.vocab_size)
+    if tokenizer:
+        described = learner.backend_tokenizer
+        tokens = [described.id_to_token(i) for i in range(described.get_vocab_size())]
+        marks = set(learner.added_tokens_decoder)
+        out.add_tokenizer_model("gpt2")
+        out.add_tokenizer_pre("qwen2")
+        out.add_token_list(tokens)
+        out.add_token_types([3 if i in marks else 1 for i in range(len(tokens))])
+        out.add_token_merges([" ".join(pair) for pair in json.loads(described.to_str())["model"]["merges"]])
+        out.add_eos_token_id(learner.eos_token_id)
+        out.add_pad_token_id(learner.pad_token_id)
+        out.add_add_bos_token(False)
+    for name, value in model.state_dict().items():
+        stem, _, kind = name.rpartition(".")
+        if stem in names:
+            place = names[stem]
+        else:
+            _, _, number, part = stem.split(".", 3)
+            place = f"blk.{number}.{parts[part]}"
+        out.add_tensor(f"{place}.{kind}", value.numpy())
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return file

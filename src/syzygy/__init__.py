@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from syzygy.core.contracts import Region, TextFeatures
     from syzygy.experts.expert_unets import ExpertUNet
     from syzygy.generation.prior_pipeline import PriorPipeline
+    from syzygy.generation.prompt_encoder import PromptEncoder
     from syzygy.generation.text_to_image import TextToImage
     from syzygy.prior.eclipse import EclipsePrior
     from syzygy.prior.linear_prior import LinearPrior
@@ -23,6 +24,7 @@ __all__ = [
     "ExpertUNet",
     "LinearPrior",
     "PriorPipeline",
+    "PromptEncoder",
     "Region",
     "ResidualPrior",
     "TextFeatures",
@@ -36,6 +38,7 @@ _HOMES = {
     "ExpertUNet": "syzygy.experts.expert_unets",
     "LinearPrior": "syzygy.prior.linear_prior",
     "PriorPipeline": "syzygy.generation.prior_pipeline",
+    "PromptEncoder": "syzygy.generation.prompt_encoder",
     "Region": "syzygy.core.contracts",
     "ResidualPrior": "syzygy.prior.residual_prior",
     "TextFeatures": "syzygy.core.contracts",

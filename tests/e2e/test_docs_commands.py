@@ -57,7 +57,13 @@ def _settings(context: click.Context) -> None:
     table = f"syzygy.text_encoders.presets:{given['stage'].upper()}_PRESETS"
     if given["decoder"]:
         table = "syzygy.lab.starter.presets:ADAPTER_DECODER"
-    override(preset(table, given["preset"]), given["overrides"])
+    name = given["preset"]
+    if given["model"]:
+        table, name = (
+            "syzygy.text_encoders.presets:PROMPT_PRESETS",
+            given["model"],
+        )  # named as their families, but for 1.5
+    override(preset(table, name), given["overrides"])
 
 
 @pytest.mark.parametrize(

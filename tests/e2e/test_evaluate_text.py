@@ -119,3 +119,43 @@ def test_a_published_model_is_measured_without_pictures(
     assert all(-1 <= row["token_cosine"] <= 1 for row in found["captions"] if row["reader"] == "adapter")
     refused = syzygy(*arguments)
     assert (refused.code, "the judge reads images of the embedded world only" in refused.err) == (2, True)
+
+
+def test_unseen_words_are_measured_side_by_side(
+    syzygy: Callable[..., Any], model: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    clip = Clip.from_pretrained(tiny_model / "clip")
+    other = save_tiny_adapter(tmp_path / "other", model / "llm", clip, seed=1, languages=("en",))
+    lines = [
+        {"prompt": "a crimson disc", "target": "a red circle"},
+        {"prompt": "un cerchio", "target": "a ring", "language": "it"},
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    arguments = ("evaluate", "text-encoder", "--model", model, "--unseen-words", file, "--against", f"mine={other}")
+    answer = syzygy(*arguments, "--out", tmp_path / "out", "--json", "-")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert found["rows"][0]["top_1"].keys() == {"CLIP", "adapter", "mine"}
+    assert [row["name"] for row in found["rows"]] == ["", "en", "it"]
+    assert found["taught"] == {"adapter": ["en", "de", "zh"], "mine": ["en"]}
+    assert found["controls"]["candidates themselves"]["CLIP"]["mean"] == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "results.json",
+        "index.html",
+        "report.md",
+        "unseen-words.svg",
+    }
+    for wrong, said in (
+        (("--captions", 5), "--captions has no effect with --unseen-words"),
+        (("--quick",), "--quick has no effect with --unseen-words"),
+        (
+            ("--against", f"CLIP={other}"),
+            "'CLIP' is the name of a control: give the adapter another one, --against NAME=RUN",
+        ),
+        (("--against", f"mine={other}"), "two adapters are called 'mine'"),
+    ):
+        refused = syzygy(*arguments, *wrong)
+        assert (refused.code, said in refused.err) == (2, True), refused.err
+    refused = syzygy("evaluate", "text-encoder", "--model", model, "--against", other)
+    assert "--against has no effect without --unseen-words" in refused.err

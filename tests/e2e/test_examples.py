@@ -15,7 +15,9 @@ from PIL import Image
 
 from syzygy import TextToImage
 from syzygy.lab.evaluate.judging import judge_of
+from syzygy.text_encoders.llm import Llm
 from tests.documents import ROOT
+from tests.tiny_llm import save_tiny_gguf, save_tiny_llm
 from tests.tiny_stable_diffusion import tiny_stable_diffusion
 
 EXAMPLES = ROOT / "examples"
@@ -107,3 +109,14 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_examples_are_short(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= LONGEST
+
+
+def test_smollm2_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a tiny GGUF file in place of the package's."""
+    llm = save_tiny_llm("qwen2", tmp_path / "llm")
+    run(
+        monkeypatch, "smollm2_folder.py", "--gguf", save_tiny_gguf(llm, tmp_path / "m.gguf"), "--out", tmp_path / "made"
+    )
+    made, own = Llm.from_pretrained(tmp_path / "made"), Llm.from_pretrained(llm)
+    assert made.fingerprint() == own.fingerprint()
+    assert torch.equal(made.encode_states(["a red star"]).states, own.encode_states(["a red star"]).states)

@@ -38,7 +38,6 @@ from tests.closeness import NETWORK, assert_close
 from tests.tiny_adapter import save_tiny_adapter, with_adapter
 from tests.tiny_karlo import tiny_karlo
 from tests.tiny_llm import save_tiny_llm
-from tests.tiny_stable_diffusion import tiny_stable_diffusion
 from tests.tiny_unclip import Tiny
 
 ENGLISH, GERMAN = "a red circle", "ein roter Kreis"
@@ -264,11 +263,6 @@ def test_stable_unclips_unet_goes_on_with_its_own(tiny_stable_unclip: Tiny, llm:
         )
     model = published(tiny_stable_unclip, text_encoder=adapter)
     assert few(model, GERMAN) != few(published(tiny_stable_unclip), GERMAN)
-
-
-def test_stable_diffusion_has_no_place_for_one(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"with text encoders of its own, .* Models that take one: starter"):
-        TextToImage.from_pretrained(tiny_stable_diffusion(tmp_path / "sd"), text_encoder=model)
 
 
 def test_offloaded_it_is_a_visitor_that_reads_the_same(adapted: TextToImage, model: Path, tmp_path: Path) -> None:

@@ -237,6 +237,43 @@ def test_a_stopped_stage_goes_on_bit_for_bit(
     assert lines[0] == lines[1]
 
 
+def test_features_of_a_corpus_are_computed_once(
+    syzygy: Callable[..., Any], stages: dict[str, tuple[object, ...]], runs: dict[str, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A training on the cache goes on bit for bit, encodes nothing, and is that without a cache but for the rounding of its numbers."""
+    answer = syzygy(*stages["align"], "--out", tmp_path / "run", "--cache")
+    assert answer.code == 0, answer.err
+    assert f"in {tmp_path}/run/features" in answer.err
+    record, plain = (artifacts.read_json(run / "adapter/provenance.json") for run in (tmp_path / "run", runs["align"]))
+    assert record["cached"] == {"llm": "fp16", "clip": "fp16"}
+    assert "cached" not in plain
+    assert record["metrics"]["loss"] == pytest.approx(plain["metrics"]["loss"], rel=5e-3)
+    close = weights(runs["align"])["queries"].float()
+    assert (weights(tmp_path / "run")["queries"] - close).abs().max() < 0.01 * close.abs().max()
+
+    folder = ("--out", tmp_path / "other", "--cache-folder", tmp_path / "run/features")
+    with monkeypatch.context() as patch:
+        patch.setattr(Llm, "encode_states", lambda self, texts: pytest.fail("a text was encoded"))
+        stopped(syzygy, AdapterTask, "parts", *stages["align"], *folder)
+        answer = syzygy(*stages["align"], "--out", tmp_path / "other")
+        assert answer.code == 2
+        assert "cached is set only there" in answer.err
+        answer = syzygy(*stages["align"], *folder)
+        assert answer.code == 0, answer.err
+    assert "All features of" in answer.err
+    one, other = weights(tmp_path / "run"), weights(tmp_path / "other")
+    assert all(torch.equal(other[name], x) for name, x in one.items())
+
+    answer = syzygy(
+        *stages["align"], "--out", tmp_path / "dry", "--cache-folder", tmp_path / "none", "--dry-run", "--json"
+    )
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["steps"] == 6
+    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "dry").exists()
+
+
 def test_tokens_are_distilled(
     syzygy: Callable[..., Any], places: Path, beside: tuple[object, ...], tmp_path: Path
 ) -> None:
@@ -249,6 +286,10 @@ def test_tokens_are_distilled(
     assert "tokens" in metrics
     assert "prior" not in metrics
     assert artifacts.read_json(tmp_path / "run/adapter/provenance.json")["prior"] is None
+    again = (*arguments, "--out", tmp_path / "cached", "task.tokens=1", "adapter.queries=77", "--json", "--cache")
+    answer = syzygy(*again)
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["metrics"]["tokens"] == pytest.approx(metrics["tokens"], rel=5e-3)
     answer = syzygy(*arguments, "--out", tmp_path / "other", "task.tokens=1")
     assert answer.code == 2
     assert "set it to 77" in answer.err
@@ -312,6 +353,8 @@ ON_STORE = ("--stage", "image", "--from", "{aligned}", "--prior", "{model}", "--
         (("--stage", "align", "--llm", "{llm}", "--corpus", "{corpus}", 'lengths=["short"]'), "has no effect on a corpus"),
         (("--stage", "align", "--llm", "{llm}", "--corpus", "{corpus}", 'languages=["en","fr"]'), "'fr'"),
         (("--stage", "align", "--llm", "{llm}", "--corpus", "{corpus}", "languages=[]"), "languages"),
+        (("--stage", "align", "--llm", "{llm}", "--clip", "{model}", "--prior", "{model}", "--cache"), "no effect without --corpus"),
+        (("--stage", "image", "--from", "x", "--cache-folder", "y"), "--cache-folder has no effect with stage 'image'"),
     ],
 )  # fmt: skip
 def test_wrong_input(

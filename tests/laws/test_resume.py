@@ -216,6 +216,12 @@ def test_tuples_and_lists_are_the_same_settings(tmp_path):
     assert train(tmp_path, run={"betas": [0.9, 0.99]})[1].steps == 20
 
 
+def test_a_setting_that_is_null_may_be_missing(tmp_path):
+    """As in runs of older versions, which did not have it."""
+    train(tmp_path, run={"loop": {"lr": 1}})
+    assert train(tmp_path, run={"loop": {"lr": 1, "new": None}, "other": None})[1].steps == 20
+
+
 @pytest.mark.parametrize("name", ["model", "ema", "optimizer"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "foreign"])
 def test_damaged_checkpoints_are_clear_errors(tmp_path, whole, name, damage):

@@ -73,12 +73,12 @@ def text_encoder_options(command: F) -> F:
             "--text-encoder",
             metavar="adapter|MODEL|RUN|FOLDER",
             help="Read prompts with a language model and its adapter instead of CLIP's text encoder: in the languages that the adapter "
-            "learned, and past 77 tokens. adapter means the model's own; the starter has one. Stable unCLIP's U-Net continues to read "
-            "prompts with its own CLIP as well.",
+            "learned, and past 77 tokens. adapter means the model's own; the starter has one. For Stable Diffusion, an adapter that was "
+            "trained with it. Stable unCLIP's U-Net continues to read prompts with its own CLIP as well.",
         ),
         click.option(
             "--llm",
-            metavar="FOLDER|ID",
+            metavar="FOLDER|ID|FILE.gguf",
             help="Load the adapter's language model from here, if it has moved since the training.",
         ),
     )

@@ -117,7 +117,7 @@ COMMANDS: Table = {
             "temporal": Leaf("syzygy.lab.commands.evaluate_commands:temporal", "When in sampling is the prompt read?"),
             "encoders": Leaf("syzygy.lab.commands.evaluate_commands:encoders", "What do T5 and CLIP give a decoder?"),
             "text-encoder": Leaf(
-                "syzygy.lab.commands.evaluate_commands:text_encoder",
+                "syzygy.lab.commands.evaluate_text_encoder:text_encoder",
                 "How well does an adapter replace CLIP's text encoder?",
             ),
             "preference": Leaf(

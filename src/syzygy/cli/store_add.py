@@ -37,7 +37,10 @@ class Layers(click.ParamType):
 @click.command(epilog=EPILOG)
 @click.argument("store", type=click.Path(path_type=Path))
 @click.option(
-    "--llm", required=True, metavar="RUN|FOLDER|HUB-ID", help="The language model to encode the captions with."
+    "--llm",
+    required=True,
+    metavar="RUN|FOLDER|HUB-ID|FILE.gguf",
+    help="The language model to encode the captions with.",
 )
 @click.option("--name", default="llm", show_default=True, help="Name of the feature set.")
 @click.option(
@@ -51,7 +54,13 @@ class Layers(click.ParamType):
 @click.option(
     "--template",
     metavar="TEXT",
-    help="Text around each caption, which replaces {text}; only the caption's own tokens are kept.",
+    help="Text around each caption, which replaces {text}; only the caption's own tokens are kept. Or the name of a published model's "
+    "instruction: qwen-image, hunyuan, lumina-2 or sana.",
+)
+@click.option(
+    "--start-token",
+    metavar="auto|TOKEN",
+    help="Token to put before each caption, for tokenizers that add none; it gives no feature.",
 )
 @click.option(
     "--max-tokens",
@@ -76,6 +85,11 @@ class Layers(click.ParamType):
     help="Precision in which the model computes, now and whenever the features are used.  [default: bf16 on a GPU, else fp32]",
 )
 @click.option(
+    "--bits",
+    type=click.Choice(["8", "4"]),
+    help="Quantise the model's weights while they are loaded, now and whenever the features are used (bitsandbytes, on a CUDA GPU).",
+)
+@click.option(
     "--batch-size", type=Whole(1), default=32, show_default=True, metavar="N", help="Captions to encode together."
 )
 @click.option(
@@ -90,10 +104,12 @@ def add(
     layers: Any,
     plain: bool,
     template: str | None,
+    start_token: str | None,
     max_tokens: int,
     revision: str | None,
     download: bool,
     compute: Any,
+    bits: str | None,
     device: str,
     as_json: bool,
     **options: Any,
@@ -107,11 +123,18 @@ def add(
     from syzygy.text_encoders.store_features import add_llm_features
 
     captions = read_manifest(store)["captions"]
-    recipe = {"layers": layers, "normalise": not plain, "template": template, "max_tokens": max_tokens}
+    recipe = {
+        "layers": layers,
+        "normalise": not plain,
+        "template": template,
+        "start_token": start_token,
+        "max_tokens": max_tokens,
+    }
     parsed = parse(LlmRecipe, recipe, "store add")
     dtype = COMPUTE[compute or ("bf16" if device == "cuda" else "fp32")]
     with progress_bar(f"adding {name}", captions) as advance:
-        model = load_llm(llm, recipe=parsed, revision=revision, dtype=dtype, local_files_only=not download)
+        how: dict[str, Any] = {"dtype": dtype, "bits": None if bits is None else int(bits)}
+        model = load_llm(llm, recipe=parsed, revision=revision, local_files_only=not download, **how)
         result = add_llm_features(store, model.to(device), name, watch=advance, **options)
     tokens, longest = result.manifest["features"][name]["tokens"], result.longest
     if as_json:

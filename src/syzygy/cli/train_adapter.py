@@ -6,6 +6,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from syzygy.cli.common import progress_bar
 from syzygy.cli.training import EPILOG, Trained, as_setting, fitting_of, run_training, set_names, train_options
@@ -36,11 +37,16 @@ On the embedded world (LM is a run of syzygy train lm):
 \b
 For published models, on a corpus and pairs of your own:
   syzygy train adapter --stage align --preset bigg-14 --llm Qwen/Qwen3-0.6B --clip CLIP \\
-    --prior PRIOR --corpus corpus.jsonl --out align
+    --prior PRIOR --corpus corpus.jsonl --out align --cache
   syzygy store add STORE --llm Qwen/Qwen3-0.6B --compute bf16
   syzygy train adapter --stage image --preset bigg-14 --from align --prior PRIOR --data STORE --out image
   syzygy train adapter --stage quality --preset bigg-14 --from image --data STORE \\
     --filter 'width >= 512 and aesthetic > 5.5' --out quality
+
+\b
+For Stable Diffusion 1.x, 2.x or XL, on texts alone; the adapter replaces the model's text encoders:
+  syzygy train adapter --stage align --model stable-diffusion-xl --llm Qwen/Qwen3-0.6B --corpus corpus.jsonl --out align
+  syzygy generate "ein roter Kreis" --model stable-diffusion-xl --text-encoder align
 
 \b
 A line of a corpus is {"texts": {"en": "a red ring", "de": "ein roter Ring"}}, with English and any other languages;
@@ -57,10 +63,13 @@ class _Choice:
     """The values of the command's own options."""
 
     stage: str
+    model: str | None
     llm: str | None
     clip: str | None
     prior: str | None
     corpus: Path | None
+    cache: bool | None
+    cache_folder: Path | None
     data: Path | None
     features: str | None
     filter: str | None
@@ -70,7 +79,7 @@ class _Choice:
 
     def given(self) -> set[str]:
         """The options that were given, as a user writes them."""
-        names = {field.name: f"--{field.name}" for field in fields(self)} | {"previous": "--from"}
+        names = {field.name: f"--{field.name.replace('_', '-')}" for field in fields(self)} | {"previous": "--from"}
         return {option for name, option in names.items() if getattr(self, name) is not None}
 
     def check(self) -> None:
@@ -85,7 +94,13 @@ class _Choice:
             raise UserError(
                 f"stage {self.stage!r} needs {' and '.join(missing)}. {what}: see syzygy train adapter --help."
             )
-        useless = {"--data", "--features", "--filter", "--from"} if self.stage == "align" else {"--corpus"}
+        useless = (
+            {"--data", "--features", "--filter", "--from"}
+            if self.stage == "align"
+            else {"--corpus", "--cache", "--cache-folder", "--model"}
+        )
+        if self.stage == "align" and self.model is not None:
+            useless |= {"--clip", "--prior"}
         if self.data is not None:
             useless |= {"--llm", "--clip"}
         elif self.stage != "align":
@@ -98,6 +113,10 @@ class _Choice:
             why = f"with stage {self.stage!r}"
             if self.data is not None and {"--llm", "--clip"} & set(found):
                 why += " and --data: the store records them"
+            elif self.stage == "align" and self.model is not None and {"--clip", "--prior"} & set(found):
+                why = "with --model, whose text encoders the adapter learns from"
+            elif found == ["--model"]:
+                why += ": an adapter for Stable Diffusion is complete after stage align"
             elif found == ["--prior"]:
                 why = "with --decoder, which replaces it"
             have = "has" if len(found) == 1 else "have"
@@ -114,8 +133,14 @@ class _Choice:
     help="The stage to train; they are described below.",
 )
 @click.option(
+    "--model",
+    metavar="NAME|FOLDER|HUB-ID",
+    help="Align with the text encoders of this Stable Diffusion (1.x, 2.x or XL) instead of with a CLIP and a prior. The default preset is "
+    "then that of its family: stable-diffusion-1, stable-diffusion-2 or stable-diffusion-xl.",
+)
+@click.option(
     "--llm",
-    metavar="RUN|FOLDER|HUB-ID",
+    metavar="RUN|FOLDER|HUB-ID|FILE.gguf",
     help="The frozen language model. In later stages, its new place if it was moved.",
 )
 @click.option("--clip", metavar="FOLDER|MODEL|HUB-ID", help=f"The frozen CLIP.  [default: {STARTER}]")
@@ -130,6 +155,18 @@ class _Choice:
     metavar="FILE",
     help="Align on these parallel captions (JSON Lines) instead of the embedded world's.",
 )
+@click.option(
+    "--cache",
+    is_flag=True,
+    default=None,
+    help="Compute the features of the corpus's captions once, before the first step, instead of at each step, and keep them in RUN/features.",
+)
+@click.option(
+    "--cache-folder",
+    type=FOLDER,
+    metavar="FOLDER",
+    help="The same, but keep them in this folder, which several runs may share.",
+)
 @click.option("--data", type=FOLDER, metavar="STORE", help="Train on this embedding store.")
 @click.option("--features", metavar="NAME", help="The store's set of the language model's features.  [default: llm]")
 @click.option("--filter", metavar="EXPRESSION", help="Train only on images for which this is true.")
@@ -142,7 +179,7 @@ class _Choice:
 @click.option("--from", "previous", metavar="RUN", help="The finished run of the stage before.")
 @train_options(STARTER)
 def adapter(**options: Any) -> None:
-    """Train an adapter from a language model to CLIP, for prompts in other languages and of more than 77 tokens."""
+    """Train an adapter from a language model to CLIP or to Stable Diffusion, for prompts in other languages and of more than 77 tokens."""
     choice = _Choice(**{field.name: options.pop(field.name) for field in fields(_Choice)})
     if not options["show_settings"]:
         choice.check()
@@ -152,16 +189,46 @@ def adapter(**options: Any) -> None:
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.training.parallel import process_group
 
-        train = _align if choice.stage == "align" else _image if choice.decoder is None else _image_with_decoder
+        align = _align if choice.model is None else _align_prompts
+        train = align if choice.stage == "align" else _image if choice.decoder is None else _image_with_decoder
         with process_group(device) as world:
             result = train(choice, run, out, world, overrides)
-        following = (f"syzygy train adapter --stage image --from {quote(str(out))} --out RUN",)
-        return Trained(result.folder, result.metrics, following if choice.stage == "align" else ())
+        following = f"syzygy train adapter --stage image --from {quote(str(out))} --out RUN"
+        if choice.model is not None:
+            following = f'syzygy generate "…" --model {quote(choice.model)} --text-encoder {quote(str(out))}'
+        return Trained(result.folder, result.metrics, (following,) if choice.stage == "align" else ())
 
     presets = f"syzygy.text_encoders.presets:{choice.stage.upper()}_PRESETS"
+    if choice.model is not None and choice.stage == "align":
+        presets = "syzygy.text_encoders.presets:PROMPT_PRESETS"
+        source = click.get_current_context().get_parameter_source("preset")
+        if source is ParameterSource.DEFAULT:
+            options["preset"] = _family(choice.model)
     if choice.decoder is not None:
         presets = "syzygy.lab.starter.presets:ADAPTER_DECODER"
     run_training(presets, body, **options)
+
+
+def _family(model: str) -> str:
+    """The preset of a Stable Diffusion."""
+    from syzygy.pretrained.prompt_teacher import target_of
+    from syzygy.pretrained.repositories import find_decoder
+
+    return target_of(find_decoder(model).at.folder).family
+
+
+def _align_prompts(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[str, ...]) -> Any:
+    from syzygy.pretrained.prompt_teacher import PromptTeacher
+    from syzygy.text_encoders.prompt_training import align_prompts
+    from syzygy.text_encoders.training import language_model
+
+    teacher = PromptTeacher.from_pretrained(str(choice.model), run.adapter.queries, device=world.device)
+    if choice.corpus is not None and "lengths" not in set_names(overrides):
+        run = run.model_copy(update={"lengths": None})
+    llm, cache = language_model(run, str(choice.llm)), _cache_folder(choice, out)
+    return align_prompts(
+        run, llm, teacher, out, world, corpus=choice.corpus, cache=cache, fitting=fitting_of(overrides)
+    )
 
 
 def _align(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[str, ...]) -> Any:
@@ -177,8 +244,21 @@ def _align(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[st
     if choice.corpus is not None and "lengths" not in set_names(overrides):
         run = run.model_copy(update={"lengths": None})
     llm = training.language_model(run, str(choice.llm))
-    fitting = fitting_of(overrides)
-    return training.align(run, llm, clip, prior, out, world, corpus=choice.corpus, fitting=fitting)
+    fitting, cache = fitting_of(overrides), _cache_folder(choice, out)
+    return training.align(run, llm, clip, prior, out, world, corpus=choice.corpus, cache=cache, fitting=fitting)
+
+
+def _cache_folder(choice: _Choice, out: Path) -> Any:
+    """Where the features of a corpus are kept, if they are."""
+    from syzygy.text_encoders.feature_cache import CacheFolder
+
+    if choice.cache is None and choice.cache_folder is None:
+        return None
+    if choice.corpus is None:
+        raise UserError(
+            "a cache has no effect without --corpus: no caption of the embedded world comes twice. Leave it out."
+        )
+    return CacheFolder(choice.cache_folder or out / "features", progress_bar)
 
 
 def _image(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[str, ...]) -> Any:

@@ -85,19 +85,13 @@ def refuse_file(path: Path) -> None:
     if not path.is_file():
         return
     if path.suffix == GGUF:
-        raise UserError(f"{path} is a GGUF file, and {no_gguf(path.name)}")
+        raise UserError(
+            f"{path} is a GGUF file, which only a language model (--llm) can be read from. Use the repository that it was converted from, "
+            "with safetensors."
+        )
     raise UserError(
         f"{path} is a file; a model is a folder with its configuration and weights. Give the folder that holds the file. To make "
         "a folder of a single-file checkpoint: diffusers' from_single_file(FILE), then save_pretrained(FOLDER)."
-    )
-
-
-def no_gguf(name: str) -> str:
-    """What to do instead of reading a GGUF file: the end of a sentence."""
-    return (
-        "GGUF files are not read here. Use the repository that it was converted from, with safetensors; or dequantise it: "
-        f'transformers\' AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="{name}"), its weights into a new model of the '
-        "same configuration, then save_pretrained."
     )
 
 

@@ -8,16 +8,19 @@ from typing import Any
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core import artifacts
-from syzygy.core.contracts import ImageDecoder, Prior, TextEncoder, TextFeatures
+from syzygy.core.contracts import ImageDecoder, Prior, StatesEncoder, TextEncoder, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import INDEX_FILE, part_folder
 from syzygy.core.offload import HOME
 from syzygy.core.registry import TEXT_ENCODERS, Named, by_name, imported
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation.pipeline import Pipeline
-from syzygy.pretrained.visiting import VisitingPrior, VisitingText
+from syzygy.pretrained.prompt_teacher import target_of
+from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder
+from syzygy.pretrained.visiting import VisitingPrior, VisitingPrompts, VisitingText
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
+from syzygy.text_encoders.adapted_prompts import load_adapted_prompts
 from syzygy.text_encoders.adapter_folders import PART, identity_of, load_adapted
 from syzygy.text_encoders.llm import Llm
 
@@ -52,8 +55,8 @@ def adapt(
 ) -> Adapted:
     """Load an adapter and let it read the prompts of a path, the empty one and negative ones included.
 
-    Stable unCLIP's U-Net goes on reading texts with an encoder of its own: this is warned of, and so is a prior that is not the one that
-    the adapter was trained with.
+    In a Stable Diffusion the adapter replaces the U-Net's text encoders. Stable unCLIP's U-Net goes on reading texts with an encoder of its
+    own: this is warned of, and so is a prior that is not the one that the adapter was trained with.
 
     Args:
         clip: gives the one in whose place it comes.
@@ -66,10 +69,12 @@ def adapt(
     Raises:
         UserError: the model has no text encoder that can be replaced; and as `load_adapted`.
     """
+    if isinstance(path.decoder, StableDiffusionDecoder):
+        return _in_stable_diffusion(path, path.decoder, model, source, llm, offload, local_files_only)
     if path.text_encoder is None:
         raise UserError(
             "this model reads prompts with text encoders of its own, which cannot be replaced: leave the text encoder out. "
-            "Models that take one: starter, kandinsky-2.2, karlo, stable-unclip."
+            "Models that take one: starter, kandinsky-2.2, karlo, stable-unclip, stable-diffusion-1.5, stable-diffusion-xl."
         )
     device = HOME if offload else str(path.device)
     if (named := by_name(TEXT_ENCODERS, source)) is not None:
@@ -83,9 +88,44 @@ def adapt(
     _warn_of_prior(folder, path.prior)
     own = {"text_encoder": artifacts.fingerprint(found.adapter.state_dict()), "llm": identity_of(folder)["fingerprint"]}
     together = _trained_together(folder, path.decoder)
-    assert isinstance(found.llm, Llm)
-    foreign = not (Path(found.llm.source) / artifacts.PROVENANCE_FILE).is_file()
-    return Adapted(with_text(path, encoder, decoder_knows=together), languages_of(folder), own, foreign)
+    adapted = with_text(path, encoder, decoder_knows=together)
+    return Adapted(adapted, languages_of(folder), own, _is_foreign(found.llm))
+
+
+def _in_stable_diffusion(
+    path: Pipeline,
+    decoder: StableDiffusionDecoder,
+    model: Path,
+    source: str | Path,
+    llm: str | Path | None,
+    offload: bool,
+    local_files_only: bool,
+) -> Adapted:
+    """With an adapter instead of the U-Net's own text encoders."""
+    if by_name(TEXT_ENCODERS, source) is not None:
+        raise UserError(
+            f"the text encoder {source} gives CLIP's features to a prior, and Stable Diffusion has none. Give an adapter of that model "
+            "(syzygy train adapter --stage align --model)."
+        )
+    folder = adapter_folder(source, model)
+    found = load_adapted_prompts(
+        folder,
+        target_of(model),
+        model,
+        llm=llm or llm_beside(folder),
+        device=HOME if offload else str(path.device),
+        local_files_only=local_files_only,
+    )
+    reader = VisitingPrompts(found, path.device) if offload else found
+    own = {"text_encoder": artifacts.fingerprint(found.adapter.state_dict()), "llm": found.fingerprint}
+    changed = replace(path, decoder=replace(decoder, reader=reader))
+    return Adapted(changed, found.languages, own, _is_foreign(found.llm))
+
+
+def _is_foreign(llm: StatesEncoder) -> bool:
+    """Whether a language model was not trained here, where runs have a record."""
+    assert isinstance(llm, Llm)
+    return not (Path(llm.source) / artifacts.PROVENANCE_FILE).is_file()
 
 
 def _registered(path: Pipeline, clip: Clip, source: str, named: Named, device: str, llm: str | Path | None) -> Adapted:

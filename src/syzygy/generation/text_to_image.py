@@ -86,8 +86,8 @@ class TextToImage:
                 choose the best of several images.
             text_encoder: a text encoder that reads all prompts instead of CLIP's: "adapter" (a language model with the model's own
                 adapter), an adapter's folder, the run that trained it, another model that has one, or a registered name. Prior and
-                decoder then read its features. Stable unCLIP's U-Net continues to read prompts with its own CLIP, and a decoder trained
-                with T5 reads it only where `conditions` names it.
+                decoder, or the U-Net of Stable Diffusion, then read what it gives. Stable unCLIP's U-Net continues to read prompts with
+                its own CLIP, and a decoder trained with T5 reads it only where `conditions` names it.
             llm: the adapter's language model (folder or hub id), if it has moved since the training.
             decoder: for a model trained here, a decoder to use instead of its own: a folder, or the run that trained it with the same
                 CLIP and autoencoder.
@@ -312,6 +312,11 @@ class TextToImage:
         Raises:
             UserError: the decoder reads no image embedding; a picture cannot be read; the best of several cannot be chosen.
         """
+        if self.adapter and request.best_of > 1 and self.pipeline.prior is None:
+            raise UserError(
+                "best_of keeps the image that CLIP finds nearest to the prompt, and CLIP reads neither the adapter's languages nor its "
+                "states: leave out best_of, or the text encoder."
+            )
         if request.style is None and not request.mixtures:
             return request
         if "image" not in self.pipeline.decoder.conditions:

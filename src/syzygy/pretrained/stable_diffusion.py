@@ -6,7 +6,7 @@ The arithmetic is that of diffusers' `StableDiffusionPipeline` and `StableDiffus
 Shapes: N images, H × W pixels, h × w latent positions (an eighth of them).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from syzygy.core import artifacts
 from syzygy.core.diffusers_schedulers import load_scheduler
 from syzygy.core.diffusers_weights import check_parts, read_settings
 from syzygy.core.errors import UserError
+from syzygy.core.prompt_embeddings import PromptEmbeddings
 from syzygy.pretrained.decoder_validation import DecoderRequest
 from syzygy.pretrained.diffusers_decoder import DiffusersDecoder, UNetInputs, decode_kl, tiled
 from syzygy.pretrained.families import LoadContext, register_decoder
@@ -51,7 +52,8 @@ class StableDiffusionDecoder(DiffusersDecoder):
     The negative conditioning is a negative text, by default the empty one, or zeros (XL).
     """
 
-    reader: TextReader
+    reader: Callable[[Sequence[str]], PromptEmbeddings]
+    """The U-Net's own text encoders, or a language model with its adapter."""
     zeros: bool = False
     """Whether zeros stand for no negative text."""
 

@@ -1,7 +1,4 @@
-"""The text encoders that Stable Diffusion's and Stable unCLIP's U-Nets were trained with, in a folder of diffusers' layout.
-
-Shapes: N texts, T tokens, C text width, E width of XL's pooled text.
-"""
+"""The text encoders that Stable Diffusion's and Stable unCLIP's U-Nets were trained with, in a folder of diffusers' layout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from syzygy.clip import clip_loading
 from syzygy.clip.tokenization import Tokenized, around_ids, check_vocabulary
 from syzygy.core import artifacts
+from syzygy.core.prompt_embeddings import PromptEmbeddings
 from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.visiting import visiting
 from syzygy.regions.attention_processors import padded_tokens
@@ -24,22 +20,6 @@ SECOND_TEXT_ENCODER, SECOND_TOKENIZER = "text_encoder_2", "tokenizer_2"
 """Stable Diffusion XL's further ones."""
 PREFIX = "text_model."
 """How the names of the weights begin that were saved before transformers 5."""
-
-
-@dataclass(frozen=True)
-class EncodedTexts:
-    """Texts as a U-Net reads them."""
-
-    states: Float[Tensor, "N T C"]
-    pooled: Float[Tensor, "N E"] | None
-    """Only XL's U-Net reads it."""
-    spans: Sequence[Int[Tensor, "N T 2"]]
-    """For each encoder, the characters that each token stands for."""
-
-    def zeros(self) -> "EncodedTexts":
-        """What XL reads in place of no text."""
-        pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
-        return EncodedTexts(torch.zeros_like(self.states), pooled, self.spans)
 
 
 @dataclass(frozen=True)
@@ -56,19 +36,28 @@ class TextReader:
     most: int | None = None
     """Tokens that are read; None: as many as each tokenizer says."""
 
-    def __call__(self, texts: Sequence[str]) -> EncodedTexts:
+    def __call__(self, texts: Sequence[str]) -> PromptEmbeddings:
         """Each different text is encoded once."""
         unique = list(dict.fromkeys(texts))
         rows = [unique.index(text) for text in texts]
         tokens = [padded_tokens(tokenizer, unique, most=self.most) for tokenizer in self.tokenizers]
-        spans = [own.spans[rows] for own in tokens]
+        return self.read(tokens)[rows]
+
+    def read(self, tokens: Sequence[Tokenized]) -> PromptEmbeddings:
+        """The embeddings of tokens of each tokenizer, padded to the last position."""
+        spans = [own.spans for own in tokens]
         if len(tokens) == 1:
             (found,) = self._outputs(tokens)
-            return EncodedTexts(found[0][rows], None, spans)
+            return PromptEmbeddings(found[0], None, spans)
         first, second = self._outputs(tokens, output_hidden_states=True)
         # XL was trained on the last layer's input; its pooled text is the second encoder's.
         states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
-        return EncodedTexts(states[rows], second.text_embeds[rows], spans)
+        return PromptEmbeddings(states, second.text_embeds, spans)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of each encoder's weights."""
+        parts = zip((TEXT_ENCODER, SECOND_TEXT_ENCODER), self.encoders, strict=False)
+        return {name: artifacts.fingerprint(encoder.state_dict()) for name, encoder in parts}
 
     def _outputs(self, tokens: Sequence[Tokenized], **more: Any) -> list[Any]:
         found = []

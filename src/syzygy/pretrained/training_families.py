@@ -26,7 +26,7 @@ from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.kandinsky import KandinskyDecoder
 from syzygy.pretrained.repositories import identity
 from syzygy.pretrained.stable_diffusion import check_fit, check_folder, negative_is_zeros
-from syzygy.pretrained.text_reader import SECOND_TEXT_ENCODER, TEXT_ENCODER, TextReader, load_reader
+from syzygy.pretrained.text_reader import SECOND_TEXT_ENCODER, TextReader, load_reader
 from syzygy.pretrained.unet_training import MEAN, STD, UNET, Pictures, TrainingParts, square, training_noise
 
 PIXELS, SEEN = "pixels", "seen"
@@ -87,8 +87,7 @@ class Captions:
         return {"encoder_hidden_states": states, "added_cond_kwargs": more}
 
     def fingerprints(self) -> dict[str, str]:
-        parts = zip((TEXT_ENCODER, SECOND_TEXT_ENCODER), self.reader.encoders, strict=False)
-        return {name: artifacts.fingerprint(encoder.state_dict()) for name, encoder in parts}
+        return self.reader.fingerprints()
 
 
 def _stable_diffusion(folder: Path, size: int | None, device: torch.device) -> TrainingParts:

@@ -1,6 +1,6 @@
 """Parts that are on the device only while they compute, so that the biggest one decides the peak of memory and not their sum."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core.contracts import Prior, TextFeatures
+from syzygy.core.prompt_embeddings import PromptEmbeddings
 from syzygy.prior.diffusion_prior import SampledPrior
+from syzygy.text_encoders.adapted_prompts import AdaptedPrompts
 from syzygy.text_encoders.adapter import AdaptedText
 
 HOME = "cpu"
@@ -44,6 +46,18 @@ class VisitingText:
         """See `TextEncoder`."""
         with visiting(self.device, self.encoder):
             return self.encoder.encode_text(texts)
+
+
+@dataclass(frozen=True)
+class VisitingPrompts:
+    """`AdaptedPrompts` that are on the device only while they read; what they give stays there."""
+
+    encoder: AdaptedPrompts
+    device: torch.device
+
+    def __call__(self, texts: Sequence[str]) -> PromptEmbeddings:
+        with visiting(self.device, self.encoder):
+            return self.encoder(texts)
 
 
 @dataclass(frozen=True)

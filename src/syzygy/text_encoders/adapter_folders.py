@@ -39,6 +39,11 @@ def load_adapted(
     """
     folder = part_folder(source, PART)
     adapter = TextAdapter.from_pretrained(folder)
+    if (target := adapter.config.target) is not None:
+        raise UserError(
+            f"the adapter in {folder} was trained for a {target}; the prior here reads CLIP's features {clip.width} wide. Give an adapter "
+            "that was trained with that CLIP (syzygy train adapter --stage align --clip), or use such a Stable Diffusion."
+        )
     check_trained_with(folder, "clip", clip.fingerprint)
     model = load_recorded_llm(folder, llm, device=device, local_files_only=local_files_only)
     return AdaptedText(model, adapter.to(device).requires_grad_(False))
@@ -63,6 +68,7 @@ def load_recorded_llm(
         recipe=parse(LlmRecipe, values, "the recorded language model"),
         revision=revision,
         dtype=DTYPES[recorded["dtype"]],
+        bits=recorded.get("bits"),
         local_files_only=local_files_only,
     ).to(device)
     check_same(recorded, model.identity().to_config(), f"the adapter in {folder}")
@@ -81,7 +87,7 @@ def identity_of(folder: Path) -> dict[str, Any]:
 
 
 def place_of(recorded: Mapping[str, Any], folder: Path) -> tuple[str, str | None]:
-    """Where the recorded language model of the adapter in `folder` is, as a folder or a hub id, and its revision.
+    """Where the recorded language model of the adapter in `folder` is, as a folder, a GGUF file or a hub id, and its revision.
 
     A relative path starts at the folder that contains the adapter's (of a model that keeps both), or at the working directory.
 
@@ -92,7 +98,7 @@ def place_of(recorded: Mapping[str, Any], folder: Path) -> tuple[str, str | None
     if revision is not None:
         return source, revision
     tried = list(dict.fromkeys([folder.resolve().parent / source, Path.cwd() / source]))
-    found = next((place for place in tried if place.is_dir()), None)
+    found = next((place for place in tried if place.exists()), None)
     if found is None:
         raise UserError(
             f"the language model of the adapter in {folder} was in the folder {source}, which is not there (looked for "
@@ -123,6 +129,11 @@ class PreviousStage:
         """
         folder = part_folder(source, PART)
         adapter, record = TextAdapter.from_pretrained(folder), artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
+        if (target := adapter.config.target) is not None:
+            raise UserError(
+                f"the adapter in {folder} was trained for a {target}; stage {stage!r} trains adapters of priors. It is complete after stage "
+                "align: use it with --text-encoder."
+            )
         if (found := record.get("stage")) not in CONTINUES[stage]:
             raise UserError(
                 f"the adapter in {folder} is of stage {found!r}; stage {stage!r} continues from {' or '.join(CONTINUES[stage])}. "

@@ -18,17 +18,22 @@ BLOCK = 64
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class StageConfig(Config):
+class StepConfig(Config):
     """What the training steps of every stage have in common."""
 
     micro_batch: int = Field(default=0, ge=0)
     """Captions per forward pass, if a process's share of the batch does not fit into memory; 0 takes the share at once."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """What adapter and prior compute in (weights and losses stay fp32); "auto" is bf16 on CUDA and fp32 elsewhere."""
-    temperature: Literal["clip"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "clip"
-    """Temperature τ of the contrastive loss; "clip" is the frozen CLIP's own."""
     empty: float = Field(default=0.1, ge=0, lt=1)
     """Share of the captions that are replaced by the empty text, which guidance and negative prompts need."""
+
+
+class StageConfig(StepConfig):
+    """The same for stages with a contrastive loss."""
+
+    temperature: Literal["clip"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "clip"
+    """Temperature τ of the contrastive loss; "clip" is the frozen CLIP's own."""
 
 
 @runtime_checkable

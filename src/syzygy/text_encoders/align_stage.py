@@ -23,6 +23,7 @@ from syzygy.prior.eclipse import EclipsePrior, contrastive_loss
 from syzygy.prior.embedding_pairs import caption_ids
 from syzygy.text_encoders.adapter import AdapterSizes, TextAdapter
 from syzygy.text_encoders.adapter_task import StageConfig, Weight, draws
+from syzygy.text_encoders.feature_cache import CachedCaptions
 from syzygy.text_encoders.llm import LlmRecipe
 from syzygy.text_encoders.parallel_captions import Captions, Line
 from syzygy.training.schedule import LoopConfig
@@ -67,6 +68,9 @@ class AlignRun(Config):
     """How the language model's states become features."""
     compute: Literal["fp32", "bf16"] = "fp32"
     """What the language model computes in, during training and whenever the adapter is used."""
+    bits: Literal[8, 4] | None = None
+    """Quantise the language model's weights to 8 or 4 bits while they are loaded, during training and whenever the adapter is used. This needs
+    bitsandbytes and a CUDA GPU. null is full precision."""
     languages: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Codes of the languages to learn, English among them; null is all languages of the corpus's first line, or of the embedded world."""
     lengths: tuple[Literal["short", "medium"], ...] | None = Field(default=None, min_length=1)
@@ -200,29 +204,44 @@ def relative_error(found: Float[Tensor, "B D"], expected: Float[Tensor, "B D"]) 
     return ((found - expected).square().sum(-1) / expected.square().sum(-1).clamp_min(1e-12)).mean()
 
 
+def balanced_lines(captions: Captions, seed: int, step: int, size: int, empty: float) -> list[Line]:
+    """The captions of a step: each language equally often, and a share of them replaced by the empty text."""
+    languages, first = captions.languages, step * size
+    _, uniform = draws(seed, "align", first, size, 1)
+    return [
+        Line("", "")
+        if uniform[i] < empty
+        else captions.line(languages[(first + i) % len(languages)], (first + i) // len(languages), step)
+        for i in range(size)
+    ]
+
+
 class AlignSource:
     """Batches of parallel captions: place p of the stream has language p mod L, so all languages come equally often, however many lines
     have them."""
 
-    def __init__(self, captions: Captions, llm: StatesEncoder, clip: Clip, run: AlignRun) -> None:
-        self._captions, self._llm, self._clip, self._run = captions, llm, clip, run
+    def __init__(
+        self,
+        captions: Captions,
+        llm: StatesEncoder,
+        clip: Clip,
+        run: AlignRun,
+        cache: CachedCaptions | None = None,
+    ) -> None:
+        """With a cache, language model and CLIP encode nothing."""
+        self._captions, self._clip, self._run, self._cache = captions, clip, run, cache
+        self._llm, self._targets = (llm, clip) if cache is None else (cache.llm, cache.clip)
         self._step = lru_cache(maxsize=1)(lambda step: self._encoded(self.lines(step)))  # the parts of a batch share it
 
     def lines(self, step: int) -> list[Line]:
         """The captions of a step, in all processes together."""
-        languages, size = self._captions.languages, self._run.task.batch_size
-        first = step * size
-        _, uniform = draws(self._run.seed, "align", first, size, 1)
-        return [
-            Line("", "")
-            if uniform[i] < self._run.task.empty
-            else self._captions.line(languages[(first + i) % len(languages)], (first + i) // len(languages), step)
-            for i in range(size)
-        ]
+        task = self._run.task
+        return balanced_lines(self._captions, self._run.seed, step, task.batch_size, task.empty)
 
     def _encoded(self, lines: list[Line]) -> "_Encoded":
         english = [line.english for line in lines]
-        return _Encoded(lines, self._clip.encode_text(english), caption_ids(english))
+        target = self._targets.encode_text(english).to(self._clip.device, torch.float32)
+        return _Encoded(lines, target, caption_ids(english))
 
     def read(self, step: int, rows: slice) -> AlignBatch:
         size = self._run.task.batch_size
@@ -234,12 +253,18 @@ class AlignSource:
         return AlignBatch(
             self._llm.encode_states([line.text for line in lines]).to(device, torch.float32),
             whole.target[rows],
-            padded_states(self._clip, [line.english for line in lines]) if self._run.task.tokens else None,
+            self._padded([line.english for line in lines]).to(device) if self._run.task.tokens else None,
             whole.target.pooled,
             whole.ids.to(device),
             rows.start,
             noise.to(device),
         )
+
+    def _padded(self, texts: list[str]) -> Float[Tensor, "B P D"]:
+        if self._cache is None:
+            return padded_states(self._clip, texts)
+        assert self._cache.padded is not None, "padded states are cached if tokens are distilled"
+        return self._cache.padded.encode_states(texts).states
 
     def unseen(self) -> Iterator[tuple[str, AlignBatch]]:
         for language in self._captions.languages:

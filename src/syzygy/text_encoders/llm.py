@@ -24,9 +24,12 @@ from syzygy.core import artifacts, hub_files
 from syzygy.core.config import Config
 from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError
+from syzygy.core.model_files import GGUF
 from syzygy.core.model_parts import part_or_id
 from syzygy.data.store_building import encoder_difference
-from syzygy.text_encoders.transformers_loading import load_model
+from syzygy.text_encoders.llm_frame import HOLE, Frame
+from syzygy.text_encoders.llm_templates import TEMPLATES
+from syzygy.text_encoders.transformers_loading import load_gguf, load_model
 
 EXAMPLE = "Qwen/Qwen3-0.6B"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,8 +38,6 @@ COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """The same, as settings name it."""
 MAX_NUMBERS = 2**28
 """The most numbers in the hidden states of one pass (1 GiB in fp32); a larger batch is read in several passes."""
-HOLE = "{text}"
-"""Placeholder for the text in a template."""
 SENTENCES = (
     "",
     "a red star",
@@ -56,8 +57,11 @@ class LlmRecipe(Config):
     normalise: bool = True
     """Whether each hidden state is normalised, token by token and without parameters, before the mean over the layers."""
     template: str | None = None
-    """A text with {text} in it, which is replaced by the prompt; the model reads the template's tokens, and they give no features. null is the
-    prompt alone."""
+    """A text with {text} in it, which is replaced by the prompt; the model reads the template's tokens, and they give no features. The names
+    qwen-image, hunyuan, lumina-2 and sana stand for the instructions of these models. null is the prompt alone."""
+    start_token: str | None = None
+    """A token to put before every text, for tokenizers that add none; it gives no feature. Such a model gives the first token of a text an
+    unusually large state. "auto" is the tokenizer's start token or, without one, <|endoftext|>; other special tokens are given by name."""
     max_tokens: int = Field(default=512, ge=4)
     """Longest text in tokens, including special tokens and the template's; longer texts are cut with a warning."""
 
@@ -71,9 +75,11 @@ class LlmRecipe(Config):
     @field_validator("template")
     @classmethod
     def _hole(cls, template: str | None) -> str | None:
+        template = TEMPLATES.get(template, template) if template is not None else None
         if template is not None and (template.count(HOLE) != 1 or template == HOLE):
             raise ValueError(
-                f"a template must contain {HOLE} once, and other text; leave the template out to read the prompt alone"
+                f"a template must contain {HOLE} once, and other text, or be one of {', '.join(TEMPLATES)}; leave the template out to read "
+                "the prompt alone"
             )
         return template
 
@@ -92,9 +98,12 @@ class LlmIdentity:
     width: int
     vocabulary: int
     dtype: str
+    bits: int | None
+    """8 or 4 if the weights were quantised while they were loaded."""
     layers: str | tuple[int, ...]
     normalise: bool
     template: str | None
+    start_token: str | None
     max_tokens: int
     deviations: tuple[float, ...]
     """Standard deviation of the features of each of `SENTENCES`, as hidden states may change between versions of transformers."""
@@ -117,25 +126,31 @@ class Llm(nn.Module):
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, source: str, recipe: LlmRecipe | None = None, revision: str | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        source: str,
+        recipe: LlmRecipe | None = None,
+        revision: str | None = None,
+        bits: Literal[8, 4] | None = None,
     ) -> None:
-        """`model` is a model of transformers without a head.
+        """`model` is a model of transformers without a head; `bits` says how it was quantised.
 
         Raises:
             UserError: the recipe asks for layers or tokens that the model does not have; texts cannot be ended.
         """
         super().__init__()
         self.recipe = recipe or LlmRecipe()
-        self.model, self.tokenizer, self.source, self.revision = model, tokenizer, source, revision
+        self.model, self.tokenizer, self.source, self.revision, self.bits = model, tokenizer, source, revision, bits
         self._arguments = inspect.signature(model.forward).parameters
         if "pixel_values" in self._arguments:
             raise UserError(f"{source} is a {type(model).__name__}, which reads images: give a language model.")
         rows = model.get_input_embeddings().num_embeddings
-        self._before, self._after = _around(tokenizer, self.recipe.template, source)
-        check_vocabulary(tokenizer, rows, source, [*self._before, *self._after])
+        self._frame = Frame.of(tokenizer, self.recipe.template, self.recipe.start_token, source)
+        check_vocabulary(tokenizer, rows, source, [*self._frame.before, *self._frame.after])
         pad = tokenizer.pad_token_id
         # Padding is never read. Many tokenizers have no padding token, or an added one that the model does not know.
-        self._pad = self._after[-1] if pad is None or pad >= rows else pad
+        self._pad = self._frame.after[-1] if pad is None or pad >= rows else pad
         self._check_recipe()
 
     def _check_recipe(self) -> None:
@@ -151,7 +166,7 @@ class Llm(nn.Module):
                 most = positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
         if most is not None and recipe.max_tokens > most:
             raise UserError(f"max_tokens={recipe.max_tokens}: {self.source} reads at most {most}.")
-        special = len(self._before) + len(self._after)
+        special = len(self._frame)
         if special >= recipe.max_tokens:
             raise UserError(
                 f"max_tokens={recipe.max_tokens} leaves no room for text: special tokens and the template take {special}."
@@ -165,8 +180,7 @@ class Llm(nn.Module):
     @property
     def positions(self) -> int:
         """The most tokens for which a text has features."""
-        dropped = 0 if self.recipe.template is None else len(self._before) + len(self._after) - 1
-        return self.recipe.max_tokens - dropped
+        return self.recipe.max_tokens - sum(self._frame.silent)
 
     @property
     def device(self) -> torch.device:
@@ -179,7 +193,7 @@ class Llm(nn.Module):
 
     def tokenize(self, texts: list[str]) -> Tokenized:
         """Token ids, including the template's; texts longer than `max_tokens` are cut with a warning."""
-        around = {"before": self._before, "after": self._after, "pad": self._pad}
+        around = {"before": self._frame.before, "after": self._frame.after, "pad": self._pad}
         return tokenized(self.tokenizer, texts, most=self.recipe.max_tokens, **around, stacklevel=4)
 
     @torch.no_grad()
@@ -189,7 +203,7 @@ class Llm(nn.Module):
 
     def _encoded(self, texts: list[str], normalise: bool) -> TextStates:
         found = self.tokenize(texts)
-        keep = self._kept(found.mask)
+        keep = self._frame.kept(found.mask)
         ids, real = found.ids.to(self.device), found.mask.to(self.device)
         states = torch.zeros(*ids.shape, self.width, dtype=torch.float32, device=self.device)
         layers = 1 if self.recipe.layers == "last" else self.model.config.num_hidden_layers + 1
@@ -199,14 +213,6 @@ class Llm(nn.Module):
         mask = torch.arange(int(keep.sum(1).max())) < keep.sum(1, keepdim=True)
         on_device = mask.to(self.device)
         return TextStates(_moved(states, keep.to(self.device), on_device), on_device, _moved(found.spans, keep, mask))
-
-    def _kept(self, mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-        """The tokens whose states are features: all, or with a template those of the text and the last one, which has read the text."""
-        if self.recipe.template is None:
-            return mask
-        length, place = mask.sum(1, keepdim=True), torch.arange(mask.shape[1])
-        own = (place >= len(self._before)) & (place < length - len(self._after))
-        return own | (place == length - 1)
 
     def _features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], normalise: bool) -> Float[Tensor, "B T D"]:
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
@@ -243,6 +249,7 @@ class Llm(nn.Module):
             width=self.width,
             vocabulary=len(self.tokenizer),
             dtype=str(self.dtype).removeprefix("torch."),
+            bits=self.bits,
             deviations=self.deviations(),
             versions=artifacts.versions() | {"tokenizers": version("tokenizers")},
             **self.recipe.model_dump(),
@@ -255,15 +262,17 @@ class Llm(nn.Module):
         recipe: LlmRecipe | None = None,
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
+        bits: Literal[8, 4] | None = None,
         local_files_only: bool = True,
     ) -> "Llm":
         """Load a language model without its head, strictly, frozen, on the CPU and in evaluation mode.
 
         Args:
-            source: a folder in transformers' layout, or a hub id.
+            source: a folder in transformers' layout, a hub id, or a GGUF file.
             recipe: how its states become features; None is the default recipe.
             revision: commit, tag or branch of a hub id; None is its main branch. The commit is then `self.revision`.
             dtype: fp32 or bf16. What is trained on features needs the same precision afterwards.
+            bits: quantise the weights with bitsandbytes while they are loaded, onto a CUDA GPU.
             local_files_only: read a hub id from the hub's cache only; otherwise download what is missing.
 
         Raises:
@@ -273,11 +282,20 @@ class Llm(nn.Module):
         """
         if dtype not in DTYPES.values():
             raise UserError(f"a language model computes in float32 or bfloat16, not {dtype}.")
+        if (file := Path(source)).suffix == GGUF:
+            if revision is not None:
+                raise UserError(f"{source} is a file and has no revision {revision!r}; a revision belongs to a hub id.")
+            if bits is not None:
+                raise UserError(
+                    f"bits={bits} has no effect on a GGUF file, whose weights become plain numbers. Leave it out."
+                )
+            model, tokenizer = load_gguf(file, "language model", dtype, _kind)
+            return Llm(model, tokenizer, str(file.resolve()), recipe).requires_grad_(False).eval()
         found = hub_files.locate(source, revision, local_files_only, EXAMPLE)
-        model, tokenizer = load_model(found.folder, str(source), "language model", dtype, _kind)
+        model, tokenizer = load_model(found.folder, str(source), "language model", dtype, _kind, bits)
         # The absolute path is recorded, because what is made with the model may be used from another working directory.
         place = str(found.folder.resolve()) if found.revision is None else found.source
-        return Llm(model, tokenizer, place, recipe, found.revision).requires_grad_(False).eval()
+        return Llm(model, tokenizer, place, recipe, found.revision, bits).requires_grad_(False).eval()
 
 
 def mean_of_layers(hidden: Sequence[Float[Tensor, "B T D"]], normalise: bool) -> Float[Tensor, "B T D"]:
@@ -329,39 +347,19 @@ def _moved(x: Tensor, keep: Bool[Tensor, "B T"], mask: Bool[Tensor, "B S"]) -> T
     return out
 
 
-def _around(tokenizer: Any, template: str | None, source: str) -> tuple[list[int], list[int]]:
-    """The ids that every text begins and ends with: the tokenizer's own, an end token, and those of the template."""
-    alone = tokenizer("a", add_special_tokens=False)["input_ids"]
-    if not alone:  # if the file is missing, transformers makes an empty tokenizer for some families
-        raise UserError(f"the tokenizer of {source} knows no words: its folder needs a tokenizer.json.")
-    whole = list(tokenizer("a")["input_ids"])
-    places = [i for i in range(len(whole)) if whole[i : i + len(alone)] == alone]
-    if not places:
-        raise UserError(f"the tokenizer of {source} puts special tokens into a text, not around it: use another model.")
-    before, after = whole[: places[0]], whole[places[0] + len(alone) :]
-    if not after:
-        if tokenizer.eos_token_id is None:
-            raise UserError(f"the tokenizer of {source} has no end token: set eos_token in its tokenizer_config.json.")
-        after = [tokenizer.eos_token_id]
-    if template is None:
-        return before, after
-    head, tail = (
-        list(tokenizer(part, add_special_tokens=False)["input_ids"]) if part else [] for part in template.split(HOLE)
-    )
-    return before + head, tail + after
-
-
 def load_llm(
     source: str | Path,
     *,
     recipe: LlmRecipe | None = None,
     revision: str | None = None,
     dtype: torch.dtype = torch.float32,
+    bits: Literal[8, 4] | None = None,
     local_files_only: bool = True,
 ) -> Llm:
     """As `Llm.from_pretrained`; `source` may also be a run's folder, or a model that comes with the package."""
     place = part_or_id(source, "llm")
-    return Llm.from_pretrained(place, recipe=recipe, revision=revision, dtype=dtype, local_files_only=local_files_only)
+    how: dict[str, Any] = {"dtype": dtype, "bits": bits, "local_files_only": local_files_only}
+    return Llm.from_pretrained(place, recipe=recipe, revision=revision, **how)
 
 
 def _kind(config: Any) -> Any:

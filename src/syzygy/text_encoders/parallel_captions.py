@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from syzygy.clip.clip_model import Clip
 from syzygy.clip.tokenization import encoded
 from syzygy.core.errors import UserError
 from syzygy.core.registry import imported
@@ -27,6 +26,19 @@ CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 EXAMPLE = '{"texts": {"en": "a red ring", "de": "ein roter Ring"}}'
 HELD_OUT = "syzygy.lab.starter.world_captions:describes_unseen"
 """Recognises descriptions of the embedded world that no training may see; `syzygy world corpus` writes them into its lines."""
+
+
+@runtime_checkable
+class English(Protocol):
+    """What reads the English of a line: a CLIP, or the text encoders of a Stable Diffusion."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def positions(self) -> int:
+        """The most tokens of a text that it reads, start and end token included."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class CorpusCaptions:
     A line whose English is longer than CLIP reads is left out, because the embedding of a cut text is no target.
     """
 
-    def __init__(self, path: Path, clip: Clip, seed: int, languages: Sequence[str] | None, validation: int) -> None:
+    def __init__(self, path: Path, clip: English, seed: int, languages: Sequence[str] | None, validation: int) -> None:
         """
         Args:
             languages: those to learn; None is those of the first line.
@@ -139,6 +151,12 @@ class CorpusCaptions:
         rows = range(min(number, self._validation))
         return [self._line(row, language) for row in rows if language in self._row(row)]
 
+    def every(self) -> Iterator[Line]:
+        """All lines in all languages that are learned, those for validation included."""
+        for row in range(len(self._offsets)):
+            texts = self._row(row)
+            yield from (self._line(row, code) for code in self.languages if code in texts)
+
     def _line(self, row: int, language: str) -> Line:
         texts = self._row(row)
         return Line(texts[language], texts[PIVOT])
@@ -202,6 +220,6 @@ def _wrong(path: Path, number: int, what: str) -> UserError:
     return UserError(f"line {number} of {path} {what}.")
 
 
-def _within_context(clip: Clip, texts: list[str]) -> list[bool]:
+def _within_context(clip: English, texts: list[str]) -> list[bool]:
     """Whether CLIP reads each of these texts to its end."""
     return [len(ids) + 2 <= clip.positions for ids, _ in encoded(clip.tokenizer, texts)]

@@ -1,10 +1,11 @@
-"""Presets of adapters between a language model and a CLIP: the starter's, ViT-L/14 (Karlo) and ViT-bigG/14 (Kandinsky 2.2)."""
+"""Presets of adapters of a language model: for the CLIPs of the starter, Karlo and Kandinsky 2.2, and for Stable Diffusion."""
 
 from typing import Any
 
 from syzygy.text_encoders.adapter import SIZES
 from syzygy.text_encoders.align_stage import AlignRun, AlignTaskConfig
 from syzygy.text_encoders.image_stage import ImageRun, ImageTaskConfig
+from syzygy.text_encoders.prompt_stage import PromptAdapterSizes, PromptRun, PromptTaskConfig
 from syzygy.training.schedule import LoopConfig
 
 
@@ -81,6 +82,36 @@ def align_bigg_14() -> AlignRun:
     return _align_published("bigg-14")
 
 
+def _align_prompts(*, layers: int, heads: int, width: int, pooled: float) -> PromptRun:
+    """After arXiv 2405.12914, as `_align_published`. Not yet run at full size.
+
+    The paper's adapter has 487M parameters and 227 states; ours has as many states as the text encoders give, because a frozen U-Net was
+    trained with those.
+    """
+    return PromptRun(
+        adapter=PromptAdapterSizes(layers=layers, heads=heads, width=width),
+        compute="bf16",
+        validation_lines=128,
+        task=PromptTaskConfig(precision="auto", pooled=pooled),
+        loop=_long_loop(steps=50_000, lr=2e-5, warmup=1000),
+    )
+
+
+def align_stable_diffusion_1() -> PromptRun:
+    """For Stable Diffusion 1.x: 77 states of 768."""
+    return _align_prompts(layers=6, heads=12, width=768, pooled=0.0)
+
+
+def align_stable_diffusion_2() -> PromptRun:
+    """For Stable Diffusion 2.x: 77 states of 1024."""
+    return _align_prompts(layers=6, heads=16, width=1024, pooled=0.0)
+
+
+def align_stable_diffusion_xl() -> PromptRun:
+    """For Stable Diffusion XL: 77 states of 2048, and a pooled embedding of 1280."""
+    return _align_prompts(layers=6, heads=16, width=1024, pooled=1.0)
+
+
 def image_published(**task: Any) -> ImageRun:
     """For both CLIPs, as the sizes come with the aligned adapter. Not yet run at full size.
 
@@ -114,6 +145,12 @@ def _long_loop(*, steps: int, lr: float, warmup: int) -> LoopConfig:
     )
 
 
+PROMPT_PRESETS = {
+    "stable-diffusion-1": align_stable_diffusion_1,
+    "stable-diffusion-2": align_stable_diffusion_2,
+    "stable-diffusion-xl": align_stable_diffusion_xl,
+}
+"""Stage align for a Stable Diffusion, by its family (`prompt_target.Family`)."""
 ALIGN_PRESETS = {"starter": align_starter, "vit-l-14": align_vit_l_14, "bigg-14": align_bigg_14}
 IMAGE_PRESETS = {"starter": image_starter, "vit-l-14": image_published, "bigg-14": image_published}
 QUALITY_PRESETS = {"starter": quality_starter, "vit-l-14": quality_published, "bigg-14": quality_published}

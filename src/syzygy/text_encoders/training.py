@@ -1,18 +1,20 @@
 """Training of an adapter between a language model and a CLIP: align on texts, learn from images, refine on selected images."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core import artifacts
+from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import part_or_id
 from syzygy.core.randomness import seed_of
 from syzygy.core.registry import imported
+from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.embedding_pairs import split, split_digest
@@ -22,10 +24,12 @@ from syzygy.prior.training import PUBLISHED_SCALE
 from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
 from syzygy.text_encoders.adapter_folders import PART, PreviousStage
 from syzygy.text_encoders.adapter_task import AdapterTask
-from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignStage
+from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignStage, padded_states
+from syzygy.text_encoders.feature_cache import CachedCaptions, CachedEncoder, CacheFolder, FeatureSet, cached
 from syzygy.text_encoders.image_stage import ImageData, ImageRun, ImageSource, ImageStage, split_images
 from syzygy.text_encoders.llm import COMPUTE, Llm, load_llm
 from syzygy.text_encoders.parallel_captions import Captions, CorpusCaptions, number_of_lines
+from syzygy.text_encoders.prompt_stage import PromptRun, PromptSource, PromptStage, Teacher
 from syzygy.text_encoders.store_features import open_features
 from syzygy.training.fitting import AS_GIVEN, Fitting
 from syzygy.training.parallel import Ranks
@@ -51,13 +55,14 @@ def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True
     return prior
 
 
-def language_model(run: AlignRun, source: str, *, local_files_only: bool = True) -> Llm:
+def language_model(run: AlignRun | PromptRun, source: str, *, local_files_only: bool = True) -> Llm:
     """The language model to align, read by the run's recipe."""
-    return load_llm(source, recipe=run.recipe, dtype=COMPUTE[run.compute], local_files_only=local_files_only)
+    how: dict[str, Any] = {"dtype": COMPUTE[run.compute], "bits": run.bits, "local_files_only": local_files_only}
+    return load_llm(source, recipe=run.recipe, **how)
 
 
-def captions_of(run: AlignRun, corpus: Path | None, clip: Clip) -> Captions:
-    """The captions to align on: a corpus in JSON Lines, or None for the embedded world's.
+def captions_of(run: AlignRun | PromptRun, corpus: Path | None, clip: Clip | Teacher) -> Captions:
+    """The captions to align on: a corpus in JSON Lines, or None for the embedded world's. `clip` reads the English.
 
     Raises:
         UserError: the corpus is wrong (`CorpusCaptions`), or a setting would have no effect.
@@ -82,6 +87,7 @@ def align(
     world: Ranks,
     *,
     corpus: Path | None = None,
+    cache: CacheFolder | None = None,
     report: Reporter | None = None,
     fitting: Fitting = AS_GIVEN,
 ) -> RunResult:
@@ -90,10 +96,11 @@ def align(
     Args:
         prior: a frozen prior of this CLIP; None if its weight is 0.
         corpus: parallel captions in JSON Lines; None is the embedded world.
+        cache: folder for the features of the corpus, which are then computed once, before the first step; None computes them at each step.
 
     Raises:
         UserError: the captions are wrong (`captions_of`); the prior does not fit; tokens are distilled, and the number of queries is not
-            CLIP's number of positions.
+            CLIP's number of positions; the cache cannot be used (`cached`), or has no effect.
     """
     if run.task.tokens and run.adapter.queries != clip.positions:
         raise UserError(
@@ -118,12 +125,82 @@ def align(
     stage = AlignStage(adapter, prior, run.task, logit_scale=clip.logit_scale if needs_scale else 1.0)
 
     def save(folder: Path, provenance: dict[str, Any]) -> None:
-        provenance["languages"] = list(captions.languages)
-        if isinstance(captions, CorpusCaptions):
-            provenance |= {"left_out": captions.left_out, "not_learned": dict(captions.not_learned)}
-        adapter.save_pretrained(folder, provenance, torch.float16)
+        adapter.save_pretrained(folder, provenance | about(captions), torch.float16)
 
-    return _train(run, stage, AlignSource(captions, llm, clip, run), record, out, world, report, save)
+    features = (
+        None if cache is None else cached_captions(cache, captions, llm, record["llm"], clip, run, world, fitting.say)
+    )
+    if features is not None:
+        put_away(llm)
+        record["cached"] = {"llm": precision_of(llm), "clip": "fp16"}  # a run is continued with the same rounding
+    return train_stage(run, stage, AlignSource(captions, llm, clip, run, features), record, out, world, report, save)
+
+
+def cached_captions(
+    cache: CacheFolder,
+    captions: Captions,
+    llm: Llm,
+    identity: Mapping[str, Any],
+    clip: Clip,
+    run: AlignRun,
+    world: Ranks,
+    say: Callable[[str], None],
+) -> CachedCaptions:
+    """The features of a corpus, from the cache; what is not there is computed."""
+    of_llm = llm_features(captions, llm, identity)
+    assert isinstance(captions, CorpusCaptions)
+
+    def english() -> Iterator[str]:
+        yield ""
+        yield from (line.english for line in captions.every())
+
+    def padded(some: list[str]) -> TextStates:
+        states = padded_states(clip, some)
+        return TextStates(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
+
+    same = {"fingerprint": clip.fingerprint(), "dtype": str(clip.dtype), "versions": artifacts.versions()}
+    encoders = [
+        of_llm,
+        CachedEncoder("clip", same, clip.encode_text, "fp16", english),
+    ]
+    if run.task.tokens:
+        encoders.append(CachedEncoder("clip-padded", same, padded, "fp16", english))
+    found = cached(cache, encoders, world, say)
+    note_cut(found[0], llm, say)
+    return CachedCaptions(found[0], found[1], found[2] if run.task.tokens else None)
+
+
+def llm_features(captions: Captions, llm: Llm, identity: Mapping[str, Any]) -> CachedEncoder:
+    """A language model's features of a corpus, for a cache.
+
+    Raises:
+        UserError: the captions are not those of a corpus.
+    """
+    if not isinstance(captions, CorpusCaptions):
+        raise UserError("a cache has no effect without --corpus: no caption of the embedded world comes twice.")
+
+    def texts() -> Iterator[str]:
+        yield ""  # in place of captions that are dropped
+        yield from (line.text for line in captions.every())
+
+    return CachedEncoder("llm", identity, llm.encode_states, precision_of(llm), texts)
+
+
+def note_cut(features: FeatureSet, llm: Llm, say: Callable[[str], None]) -> None:
+    """Say how many captions may have been cut."""
+    if cut := features.at_least(llm.positions):
+        say(f"{counted(cut, 'caption')} may be longer than {llm.positions} tokens and cut; see recipe.max_tokens.")
+
+
+def put_away(llm: Llm) -> None:
+    """Free the memory of a language model that encodes nothing from here on."""
+    if llm.bits is None:  # quantised weights belong to their GPU
+        llm.to("cpu")
+
+
+def precision_of(llm: Llm) -> Literal["fp16", "bf16"]:
+    """How a language model's features are kept: fp16 is finer, but holds large numbers only after normalisation."""
+    return "fp16" if llm.recipe.normalise else "bf16"
 
 
 def untrained(run: AlignRun, width: int, clip: Clip, captions: Captions) -> TextAdapter:
@@ -132,10 +209,23 @@ def untrained(run: AlignRun, width: int, clip: Clip, captions: Captions) -> Text
         torch.manual_seed(seed_of(run.seed, "adapter weights"))
         sizes = run.adapter.model_dump()
         adapter = TextAdapter(AdapterConfig(**sizes, llm_width=width, clip_width=clip.width))
-    english = list(dict.fromkeys(captions.line("en", place, place).english for place in range(STATISTICS_CAPTIONS)))
+    english = some_english(captions, STATISTICS_CAPTIONS)
     found = [clip.encode_text(english[i : i + 128]).to("cpu") for i in range(0, len(english), 128)]
     adapter.set_statistics(TextStatistics.of(type(found[0]).cat(found)))
     return adapter
+
+
+def some_english(captions: Captions, number: int) -> list[str]:
+    """At most this many different English captions of the training."""
+    return list(dict.fromkeys(captions.line("en", place, place).english for place in range(number)))
+
+
+def about(captions: Captions) -> dict[str, Any]:
+    """What an adapter records of the captions that it was aligned on."""
+    found: dict[str, Any] = {"languages": list(captions.languages)}
+    if isinstance(captions, CorpusCaptions):
+        found |= {"left_out": captions.left_out, "not_learned": dict(captions.not_learned)}
+    return found
 
 
 def check_filter(run: ImageRun, previous: PreviousStage) -> None:
@@ -236,19 +326,20 @@ def image(
         provenance["prior"] = artifacts.fingerprint(load_network(out / "prior").state_dict())
         adapter.save_pretrained(folder, provenance, torch.float16)
 
-    return _train(run, stage, source, record, out, world, report, save)
+    return train_stage(run, stage, source, record, out, world, report, save)
 
 
-def _train(
-    run: AlignRun | ImageRun,
-    stage: AlignStage | ImageStage,
-    source: AlignSource | ImageSource,
+def train_stage(
+    run: AlignRun | PromptRun | ImageRun,
+    stage: AlignStage | PromptStage | ImageStage,
+    source: AlignSource | PromptSource | ImageSource,
     record: Mapping[str, Any],
     out: Path,
     world: Ranks,
     report: Reporter | None,
     save: Callable[[Path, dict[str, Any]], None],
 ) -> RunResult:
+    """Train an adapter in `out`, or continue there; `save` writes it. What `record` says is in its provenance."""
     config = run.task
     fast = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
     precision = torch.bfloat16 if fast else None

@@ -1,30 +1,47 @@
 """Strict loading of transformers' models and tokenizers from a folder, with clear errors and without running a repository's own code."""
 
 import json
+import re
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 
 from syzygy.core import artifacts, hub_files
 from syzygy.core.errors import UserError
-from syzygy.core.model_files import GGUF, no_gguf, no_weights, variant_of, weight_file
+from syzygy.core.model_files import GGUF, no_weights, variant_of, weight_file
 
 LONGEST = 400
 """The most characters of a library's message that are shown."""
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "*.model", "vocab.*")
 """A tokenizer has at least one of these files."""
+SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+"""How llama.cpp names the parts of a model in several files."""
+NOT_LOADED = (OSError, ValueError, ImportError, RuntimeError, LookupError, NotImplementedError)
+"""What transformers raises where it cannot load a model."""
+FROM_GGUF = " Use the repository that the file was converted from, with safetensors."
 CODE = "auto_map"
 """The setting that names classes which a repository defines in its own Python files."""
 
 
-def load_model(folder: Path, source: str, what: str, dtype: torch.dtype, kind: Callable[[Any], Any]) -> tuple[Any, Any]:
+def load_model(
+    folder: Path,
+    source: str,
+    what: str,
+    dtype: torch.dtype,
+    kind: Callable[[Any], Any],
+    bits: Literal[8, 4] | None = None,
+) -> tuple[Any, Any]:
     """A model without its head, on the CPU, and its tokenizer.
 
     Args:
         source: the name of the folder in messages.
+        bits: quantise the weights while they are loaded, onto the GPU; computations are in `dtype`.
         what: the kind of model in messages, such as "language model".
         kind: transformers' class for a configuration.
 
@@ -32,47 +49,100 @@ def load_model(folder: Path, source: str, what: str, dtype: torch.dtype, kind: C
         UserError: a file is missing, a pickle, or a pointer of Git LFS; weights are missing or not finite; the model needs its own Python
             code, or a package that is not installed; the tokenizer is missing, broken or slow.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
     values = _checked(folder, source, what)
     weights = weight_file(folder, hub_files.TRANSFORMERS)
     if weights is None:
         raise UserError(no_weights(folder, hub_files.TRANSFORMERS))
-    try:
-        with hub_files.silent():  # transformers would print a long report of the unused head
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model, report = kind(config).from_pretrained(
-                folder,
-                dtype=dtype,
-                variant=variant_of(weights),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
+    how: dict[str, Any] = {"variant": variant_of(weights), "use_safetensors": True}  # never pickle
+    if bits is not None:
+        if _method(values) is not None:
+            raise UserError(
+                f"bits={bits} has no effect: {source} is quantised already ({_method(values)}). Leave it out."
             )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        _refuse_code(values, folder, source, "model", error)
-        raise UserError(f"the {what} in {source} cannot be loaded: {_reason(error)}{_quantised(values)}") from None
-    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
-        raise UserError(
-            f"the {what} in {source} lacks weights: {', '.join(missing[:3])}. Copy or download the whole folder again."
-        )
-    artifacts.check_finite(dict(model.named_parameters()), source)
-    model = getattr(model, "language_model", model)  # of a model that also reads images, such as Gemma 3
+        how["quantization_config"] = _quantisation(bits, dtype)
+    model = _model(folder, source, what, dtype, kind, values, **how)
     return model, _tokenizer(folder, source)
 
 
-def _tokenizer(folder: Path, source: str) -> Any:
+def load_gguf(file: Path, what: str, dtype: torch.dtype, kind: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """As `load_model`, from a GGUF file, which holds configuration, tokenizer and weights. Quantised weights become numbers in `dtype`.
+
+    Raises:
+        UserError: the file is not there, is no GGUF file or a part of one, or holds a model that transformers cannot read from it; a package
+            is missing.
+    """
+    from transformers import GgufConfig
+
+    if not file.is_file():
+        raise UserError(f"there is no file {file}. Check the path, or give a model's folder or hub id.")
+    if missing := [name for name in ("gguf", "accelerate") if find_spec(name) is None]:
+        raise UserError(f"{file} needs {' and '.join(missing)} to be read: pip install 'syzygy[gguf]'.")
+    artifacts.check_pointer(file)
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise UserError(f"{file} is not a GGUF file, though its name says so. Copy or download it again.")
+    if part := SPLIT.search(file.name):
+        raise UserError(
+            f"{file} is part {int(part[1])} of {int(part[2])} of a model: merge them first, with llama.cpp's llama-gguf-split --merge."
+        )
+    # The blocks of quantised weights would otherwise be computed on by kernels, which are fetched from the hub and differ by device.
+    plain = GgufConfig(dequantize=True)
+    model = _model(file.parent, str(file), what, dtype, kind, {}, gguf_file=file.name, quantization_config=plain)
+    return model, _tokenizer(file.parent, str(file), gguf_file=file.name)
+
+
+def _model(
+    folder: Path,
+    source: str,
+    what: str,
+    dtype: torch.dtype,
+    kind: Callable[[Any], Any],
+    values: dict[str, Any],
+    **how: Any,
+) -> Any:
+    """The model itself; `values` is its configuration, for errors, and `how` is which of the folder's files to read."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    file = {name: how[name] for name in how if name == "gguf_file"}
+    try:
+        # transformers would print a long report of the unused head, and a bar while it unpacks a GGUF file.
+        with hub_files.silent(), redirect_stderr(StringIO()) if file else nullcontext():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **file)
+            model, report = kind(config).from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **how,
+            )
+    except (*NOT_LOADED, SafetensorError, StrictDataclassError) as error:
+        _refuse_code(values, folder, source, "model", error)
+        more = FROM_GGUF if file else _quantised(values)
+        raise UserError(f"the {what} in {source} cannot be loaded: {_reason(error)}{more}") from None
+    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("pooler.")):
+        raise UserError(
+            f"the {what} in {source} lacks weights: {', '.join(missing[:3])}. Copy or download {'it' if file else 'the whole folder'} again."
+        )
+    artifacts.check_finite(dict(model.named_parameters()), source)
+    return getattr(model, "language_model", model)  # of a model that also reads images, such as Gemma 3
+
+
+def _tokenizer(folder: Path, source: str, **file: str) -> Any:
+    """The tokenizer of a folder, or of the GGUF file in it that `file` names."""
     from transformers import AutoTokenizer
 
-    if not any(True for pattern in TOKENIZERS for _ in folder.glob(pattern)):
+    if not file and not any(True for pattern in TOKENIZERS for _ in folder.glob(pattern)):
         raise UserError(
             f"{source} has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model's repository into the folder."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with hub_files.silent():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **file)
     except Exception as error:  # the Rust library raises bare Exception for a broken file
+        if file:
+            raise UserError(f"the tokenizer in {source} cannot be read: {_reason(error)}{FROM_GGUF}") from None
         settings = folder / "tokenizer_config.json"
         _refuse_code(artifacts.read_json(settings) if settings.is_file() else {}, folder, source, "tokenizer", error)
         raise UserError(
@@ -98,7 +168,9 @@ def _checked(folder: Path, source: str, what: str) -> dict[str, Any]:
     if not (folder / artifacts.CONFIG_FILE).is_file():
         gguf = next((name for name in names if name.endswith(GGUF)), None)
         if gguf is not None:
-            raise UserError(f"{source} holds a GGUF file ({gguf}), and {no_gguf(gguf)}")
+            raise UserError(
+                f"{source} holds no {artifacts.CONFIG_FILE} but a GGUF file: give the file itself, {folder / gguf}."
+            )
         held = ", ".join(names[:5]) + (", …" if len(names) > 5 else "") or "nothing"
         raise UserError(
             f"{source} has no {artifacts.CONFIG_FILE}, so it is not the folder of a {what} (it holds {held}). Copy or download it again."
@@ -121,6 +193,21 @@ def _check_quantisation(values: dict[str, Any], source: str, what: str) -> None:
             f"the {what} in {source} is quantised with {method!r}, which the installed transformers does not know. Use the model's "
             "repository that is not quantised."
         )
+
+
+def _quantisation(bits: Literal[8, 4], dtype: torch.dtype) -> Any:
+    """bitsandbytes' settings: 8-bit integers (LLM.int8, arXiv 2208.07339), or 4-bit normal floats (QLoRA, arXiv 2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"bits={bits} needs a CUDA GPU, and torch finds none here. Leave it out; bf16 takes 2 bytes for each parameter."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f"bits={bits} needs the package bitsandbytes: pip install bitsandbytes.")
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def _method(values: dict[str, Any]) -> str | None:

@@ -215,10 +215,12 @@ def _recover(out: Path) -> None:
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
-    """A sentence about the first setting in which two runs differ."""
+    """A sentence about the first setting in which two runs differ. A setting that is null may be missing, as in runs of older versions."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
             inner = f"{key}.{name}" if key else name
+            if old.get(name) is None and new.get(name) is None:
+                continue
             if name not in old or name not in new:
                 return f"{inner} is set only {'now' if name in new else 'there'}"
             if difference := _first_difference(old[name], new[name], inner):

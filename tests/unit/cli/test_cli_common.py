@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from syzygy.cli.common import Whole, available_device, device_option, json_option, paced, seed_option, writable_folder
 from syzygy.cli.main import cli
 from syzygy.core.errors import UserError
-from syzygy.lab.commands.evaluation_options import named_priors
+from syzygy.lab.commands.evaluation_options import named_runs
 
 
 @click.command()
@@ -96,13 +96,13 @@ def test_pace_is_a_line_now_and_then_where_there_is_no_terminal(
 def test_priors_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "lr=1e-4").mkdir(parents=True)
-    assert named_priors(("a=RUN", "runs/b", "runs/lr=1e-4"), ()) == {
+    assert named_runs(("a=RUN", "runs/b", "runs/lr=1e-4"), ()) == {
         "a": "RUN",
         "b": "runs/b",
         "lr=1e-4": "runs/lr=1e-4",
     }
     with pytest.raises(UserError, match="two priors are called 'b'"):
-        named_priors(("b=one", "runs/b"), ())
+        named_runs(("b=one", "runs/b"), ())
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_statistics_that_are_none() -> None:
     with pytest.raises(UserError, match="NaN"):
         TextStatistics.of(TextFeatures(same.states * math.nan, same.mask, same.pooled))
     wide = torch.ones(9)
-    with pytest.raises(UserError, match="9 wide; this adapter is for a CLIP of width 8"):
+    with pytest.raises(UserError, match=r"states_mean of shape \[9\]; this adapter needs \[8\]"):
         made().set_statistics(TextStatistics(wide, wide, wide, wide))
 
 

@@ -1,5 +1,7 @@
 """Language models as text encoders: real classes of each family, tiny and random."""
 
+import inspect
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +134,36 @@ def test_a_template_stands_between_the_special_tokens(family: str, start: list[s
     assert_close(llm.encode_states([text]).states[0], expected, depth=NETWORK)
 
 
+def test_named_templates_are_those_of_published_pipelines(folders: Get, tmp_path: Path) -> None:
+    from diffusers import Lumina2Pipeline, QwenImagePipeline, SanaPipeline
+
+    qwen = LlmRecipe(template="qwen-image").template
+    assert qwen is not None
+    source = inspect.getsource(QwenImagePipeline.__init__)
+    assert json.dumps(qwen.replace("{text}", "{}")) in source
+    assert (LlmRecipe(template="lumina-2").template or "").partition(" <Prompt")[0] in inspect.getsource(
+        Lumina2Pipeline
+    )
+    instruction = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    assert LlmRecipe(template="sana").template == "\n".join(instruction) + "{text}"
+
+    with pytest.raises(
+        UserError, match=r"the template holds <\|im_end\|>, <\|im_start\|>, which the tokenizer of .* as ordinary"
+    ):
+        Llm.from_pretrained(folders("qwen2"), recipe=LlmRecipe(template="qwen-image"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    llm = Llm.from_pretrained(
+        save_tiny_llm("qwen2", tmp_path, tokenizer), recipe=LlmRecipe(template="qwen-image", max_tokens=400)
+    )
+    ids, spans = llm.tokenize(["a red star"]).ids[0].tolist(), llm.encode_states(["a red star"]).spans
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert (ids.count(start), ids.count(end)) == (3, 2)
+    assert spans is not None
+    assert spans[0, :-1].flatten().tolist()[0] == 0  # the text's own tokens, then the last one
+    assert llm.identity().template == qwen
+
+
 def test_tokens_know_their_characters(folders: Get) -> None:
     found = Llm.from_pretrained(folders("qwen3")).encode_states(list(TEXTS))
     assert found.spans is not None
@@ -224,7 +256,7 @@ def test_a_wider_model_is_named_by_its_width(folders: Get) -> None:
 
 
 def test_a_tokenizer_that_writes_into_texts(folders: Get) -> None:
-    from syzygy.text_encoders.llm import _around
+    from syzygy.text_encoders.llm_frame import Frame
 
     class Splitting:
         eos_token_id = 0
@@ -233,13 +265,16 @@ def test_a_tokenizer_that_writes_into_texts(folders: Get) -> None:
             return {"input_ids": [1, 9, 2] if add_special_tokens else [1, 2]}
 
     with pytest.raises(UserError, match="puts special tokens into a text"):
-        _around(Splitting(), None, "it")
+        Frame.of(Splitting(), None, None, "it")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"template": "no hole"}, r"must contain \{text\} once"),
+        (
+            {"template": "no hole"},
+            r"must contain \{text\} once, and other text, or be one of qwen-image, hunyuan, lumina-2, sana",
+        ),
         ({"template": "{text}"}, "leave the template out"),
         ({"template": "{text} {text}"}, "once"),
         ({"layers": []}, "at least one"),

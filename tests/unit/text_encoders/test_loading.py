@@ -115,7 +115,10 @@ def quantised(method: str) -> Callable[[Path], object]:
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "only a GGUF file": (only("m.gguf", "GGUF"), r"holds a GGUF file \(m\.gguf\), and GGUF files are not read here"),
+    "only a GGUF file": (
+        only("m.gguf", "GGUF"),
+        r"holds no config\.json but a GGUF file: give the file itself, .*llm/m\.gguf",
+    ),
     "an adapter of PEFT": (
         only("adapter_config.json", json.dumps({"base_model_name_or_path": "some/base"})),
         r"only an adapter of PEFT .* for the model 'some/base'.*merge_and_unload",
@@ -139,6 +142,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no tokenizer": (without_tokenizer, r"has no tokenizer: copy tokenizer\.json and tokenizer_config\.json"),
     "awq": (quantised("awq"), r"requires gptqmodel.*The model is quantised \(awq\): install what is missing, or use"),
+    "bitsandbytes": (
+        lambda f: changed(f, quantization_config={"load_in_4bit": True}),
+        r"requires bitsandbytes.*The model is quantised \(bitsandbytes\): install what is missing, or use",
+    ),
     "unknown quantisation": (
         quantised("mystery"),
         r"quantised with 'mystery', which the installed transformers does not",
@@ -165,15 +172,21 @@ def test_a_folder_that_cannot_be_read_says_why(name: str, llama: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("m.gguf", "is a GGUF file"), ("m.safetensors", "give the folder|Give the folder")]
+    ("load", "name", "message"),
+    [
+        (T5Text.from_pretrained, "m.gguf", r"is a GGUF file, which only a language model \(--llm\) can be read from"),
+        (Llm.from_pretrained, "m.safetensors", "Give the folder"),
+    ],
 )
-def test_a_file_is_no_folder(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_no_folder(
+    load: Callable[[Any], Any], name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / name).touch()
     for place in (tmp_path / "models" / name, f"models/{name}"):  # the latter has the form of a hub id
         with pytest.raises(UserError, match=message):
-            Llm.from_pretrained(place)
+            load(place)
 
 
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])
@@ -240,3 +253,19 @@ def test_a_folder_that_is_not_there_is_told_from_a_hub_id(
     for local in (True, False):
         with pytest.raises(UserError, match=rf"no folder models/llm in {tmp_path} \(it has the folder models, but not"):
             Llm.from_pretrained("models/llm", local_files_only=local)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_loading_needs_a_gpu(bits: Any, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=rf"bits={bits} needs a CUDA GPU, and torch finds none here\. Leave it out"):
+        Llm.from_pretrained(llama, bits=bits)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=rf"bits={bits} needs the package bitsandbytes: pip install"):
+        Llm.from_pretrained(llama, bits=bits)
+    with pytest.raises(UserError, match=rf"bits={bits} has no effect on a GGUF file"):
+        Llm.from_pretrained(tmp_path / "m.gguf", bits=bits)
+    folder = shutil.copytree(llama, tmp_path / "llm")
+    changed(folder, quantization_config={"quant_method": "awq", "bits": 4})
+    with pytest.raises(UserError, match=rf"bits={bits} has no effect: .* is quantised already \(awq\)"):
+        Llm.from_pretrained(folder, bits=bits)

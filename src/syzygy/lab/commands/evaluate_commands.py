@@ -13,7 +13,7 @@ from syzygy.lab.commands.evaluation_options import (
     Names,
     Numbers,
     evaluation,
-    named_priors,
+    named_runs,
     sampling_options,
     setting,
 )
@@ -212,68 +212,6 @@ def encoders(request: EvaluationRequest) -> "Outcome":
 
 
 @evaluation(
-    setting(
-        "--text-encoder",
-        "The adapter to measure; adapter: the model's own.",
-        "adapter",
-        metavar="adapter|MODEL|RUN|FOLDER",
-    ),
-    setting("--llm", "Its language model, if that is not where it was during training.", metavar="FOLDER|ID"),
-    *sampling_options(
-        16,
-        10,
-        least=0,
-        help="Prompts of each category, seen and unseen each, for images in each language; 0 generates no images, which a published model "
-        "needs, as its images cannot be scored.",
-    ),
-    setting("--clip", "CLIP checkpoint to use instead of the published model's default.", metavar="FOLDER|ID"),
-    setting("--prior", "Prior to use instead of the model's own.", metavar="RUN|FOLDER|ID"),
-    setting(
-        "--decoder",
-        "Decoder to use instead of the model's own, such as one that was trained with the adapter.",
-        metavar="RUN|FOLDER",
-    ),
-    setting(
-        "--languages",
-        "Such as en,de,es,fr,ru,zh. Default: those that the adapter was trained on.",
-        type=Names(),
-        metavar="CODES",
-    ),
-    setting(
-        "--captions",
-        "Captions for each language and length, which are also the candidates in retrieval.",
-        512,
-        type=Whole(2),
-    ),
-    CONDITIONS,
-    click.option(
-        "--download", is_flag=True, help="Download what is missing from the hub; else its cache must have it."
-    ),
-    quick={"captions": 64, "prompts": 2},
-)
-def text_encoder(request: EvaluationRequest) -> "Outcome":
-    """How well does a language model's adapter replace CLIP's text encoder?
-
-    By language and length of captions: how near its embedding is to CLIP's of the English caption; how often that caption and the image are
-    found by it, directly and through the prior; whether words after CLIP's 77 tokens are read; and how often images that are generated from
-    it show what is named. Controls are the mean embedding, other captions' embeddings, and CLIP on the same texts.
-
-    \b
-      syzygy evaluate text-encoder --out out/text-encoder
-      syzygy evaluate text-encoder --text-encoder RUN --languages en,de --quick
-      syzygy evaluate text-encoder --model kandinsky-2.2 --text-encoder RUN --prompts 0
-    """
-    from syzygy.lab.evaluate import text_encoder as encoding
-    from syzygy.lab.evaluate import text_encoder_images as run
-
-    model = request.load()
-    languages = encoding.checked_languages(model, request.settings["languages"])
-    conditions = model.pipeline.chosen(request.settings["conditions"])
-    more = {"languages": languages, "conditions": conditions}
-    return run.evaluate(request.context("text-encoder", encoding.TextEncoderConfig, model, **more))
-
-
-@evaluation(
     click.option(
         "--data",
         "store",
@@ -309,7 +247,7 @@ def prior(request: EvaluationRequest) -> "Outcome":
     """
     from syzygy.lab.evaluate.prior_retrieval import CONTROLS, evaluate
 
-    priors = named_priors(request.settings.pop("priors"), CONTROLS)
+    priors = named_runs(request.settings.pop("priors"), CONTROLS)
     return evaluate(**request.settings, sources=priors, device=request.parts["device"], bar=progress_bar).outcome()
 
 

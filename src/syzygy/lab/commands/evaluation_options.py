@@ -77,7 +77,7 @@ class EvaluationRequest:
         """The priors of --prior, for a model."""
         from syzygy.prior.prior_loading import load_prior
 
-        named = named_priors(sources, controls)
+        named = named_runs(sources, controls)
         return {name: load_prior(source, model.clip, self.parts["device"]) for name, source in named.items()}
 
 
@@ -216,22 +216,28 @@ def _printed(block: "str | Table") -> str:
     return "\n".join([*[block.caption] * bool(block.caption), *aligned])
 
 
-def named_priors(priors: Sequence[str], controls: Collection[str]) -> dict[str, str]:
+def named_runs(sources: Sequence[str], controls: Collection[str], what: str = "prior") -> dict[str, str]:
     """`NAME=RUN`, or a run by the name of its folder, which may contain a "=".
+
+    Args:
+        sources: the values of an option.
+        controls: names that none may have.
+        what: a prior (of --prior) or an adapter (of --against).
 
     Raises:
         UserError: two have the same name, or one has that of a control; a name or a run is empty.
     """
+    option = "--prior" if what == "prior" else "--against"
     found: dict[str, str] = {}
-    for one in priors:
+    for one in sources:
         name, equals, source = one.partition("=")
         if not equals or Path(one).is_dir():
             name, source = Path(one).name or Path(one).resolve().name, one
         if not name.strip() or not source.strip():
-            raise UserError(f"--prior {one!r} must be a run or NAME=RUN, such as mine=runs/prior.")
+            raise UserError(f"{option} {one!r} must be a run or NAME=RUN, such as mine=runs/{what}.")
         if name in controls:
-            raise UserError(f"{name!r} is the name of a control: give the prior another one, --prior NAME=RUN.")
+            raise UserError(f"{name!r} is the name of a control: give the {what} another one, {option} NAME=RUN.")
         if name in found:
-            raise UserError(f"two priors are called {name!r}: give them names, --prior NAME=RUN.")
+            raise UserError(f"two {what}s are called {name!r}: give them names, {option} NAME=RUN.")
         found[name] = source
     return found

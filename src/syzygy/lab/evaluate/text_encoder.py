@@ -17,7 +17,7 @@ from torch import Tensor
 
 from syzygy.clip.clip_model import Clip
 from syzygy.clip.tokenization import encoded
-from syzygy.core.contracts import TextFeatures
+from syzygy.core.contracts import TextEncoder, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.generation.pipeline import Pipeline
@@ -72,10 +72,25 @@ class Subject:
 
     @staticmethod
     def of(model: TextToImage) -> "Subject":
-        """The adapter that a model was loaded with."""
-        encoder = model.pipeline.text_encoder
+        """The adapter that a model was loaded with. Raises as `prompt_reader`."""
+        encoder = prompt_reader(model)
         assert isinstance(encoder, AdaptedText) and model.adapter, "the model was loaded with a text encoder"
         return Subject(model, encoder, {ADAPTER: model.pipeline, CLIP: with_text(model.pipeline, model.clip)})
+
+
+def prompt_reader(model: TextToImage) -> TextEncoder:
+    """What encodes the model's prompts in CLIP's space.
+
+    Raises:
+        UserError: the model has no prior that reads them there.
+    """
+    found = model.pipeline.text_encoder
+    if found is None:
+        raise UserError(
+            f"{model.name} has no prior, and this evaluation compares what an adapter gives to a prior with what CLIP gives: choose a model "
+            "that has one. For Stable Diffusion, provenance.json of the adapter holds cosine and recall of unseen captions."
+        )
+    return found
 
 
 def caption_pairs(number: int, seed: int) -> list[source.Pair]:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -227,8 +228,9 @@ class TextEncoderContext:
     @cached_property
     def llms(self) -> dict[str, Llm]:
         """The language model with each recipe."""
-        dtype = COMPUTE[self.run.align.compute]
-        return {name: load_llm(self.llm, recipe=recipe(self.run, name), dtype=dtype) for name in (MEAN, LAST)}
+        align = self.run.align
+        how: dict[str, Any] = {"dtype": COMPUTE[align.compute], "bits": align.bits}
+        return {name: load_llm(self.llm, recipe=recipe(self.run, name), **how) for name in (MEAN, LAST)}
 
     @cached_property
     def pairs(self) -> list[scene_source.Pair]:

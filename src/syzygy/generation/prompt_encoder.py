@@ -1,0 +1,104 @@
+"""Prompt embeddings for diffusers' Stable Diffusion pipelines, from a language model with its adapter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from syzygy.core import arguments
+from syzygy.core.errors import UserError
+from syzygy.core.model_parts import part_folder
+from syzygy.generation.replaced_text_encoder import llm_beside
+from syzygy.text_encoders.adapted_prompts import AdaptedPrompts, load_adapted_prompts
+from syzygy.text_encoders.adapter_folders import PART
+from syzygy.text_encoders.prompt_target import PromptTarget
+
+
+@dataclass
+class PromptEncoder:
+    """Prompts → the keyword arguments `prompt_embeds`, `negative_prompt_embeds` and, for XL, the pooled ones of a diffusers pipeline.
+
+        prompts = PromptEncoder.from_pretrained("RUN")
+        image = pipeline(**prompts("ein roter Kreis", negative_prompt="unscharf")).images[0]
+
+    The pipeline's own text encoders are not used then, and may be None.
+    """
+
+    encoder: AdaptedPrompts
+    dtype: torch.dtype = torch.float32
+    """Precision of the embeddings: that of the pipeline's U-Net."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        adapter: str | Path,
+        *,
+        llm: str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        local_files_only: bool = False,
+    ) -> "PromptEncoder":
+        """Load an adapter for Stable Diffusion with its language model.
+
+        Args:
+            adapter: its folder, or the run that trained it (`syzygy train adapter --stage align --model`).
+            llm: its language model (folder or hub id), if it has moved since the training.
+            dtype: of the embeddings; the adapter computes in fp32.
+            local_files_only: search the hub's cache only. By default, as in diffusers, what is missing is downloaded.
+
+        Raises:
+            UserError: a part is not found or does not fit; the adapter was trained for a prior.
+        """
+        folder = part_folder(adapter, PART)
+        encoder = load_adapted_prompts(
+            folder, llm=llm or llm_beside(folder), device=device, local_files_only=local_files_only
+        )
+        return cls(encoder, dtype)
+
+    def to(self, device: torch.device | str) -> "PromptEncoder":
+        """Move language model and adapter; itself, for chaining."""
+        self.encoder.to(device)
+        return self
+
+    @property
+    def target(self) -> PromptTarget:
+        """The kind of Stable Diffusion that reads the embeddings."""
+        return self.encoder.target
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """Embeddings of P prompts, and their negative conditioning, on the encoder's device.
+
+        Args:
+            prompt: one, or P.
+            negative_prompt: one for all, or one each. None is the model's own: zeros for XL, the empty text for others.
+
+        Returns:
+            `prompt_embeds` and `negative_prompt_embeds` [P, T, C]; for XL also `pooled_prompt_embeds` and
+            `negative_pooled_prompt_embeds` [P, E].
+
+        Raises:
+            UserError: no prompt, values of another type, or another number of negative prompts.
+        """
+        prompts = arguments.texts(prompt)
+        if not prompts:
+            raise UserError("no prompt is given: give one or more.")
+        negatives = [""] if negative_prompt is None else arguments.texts(negative_prompt, "negative_prompt")
+        if len(negatives) not in (1, len(prompts)):
+            raise UserError(
+                f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for all, or one each."
+            )
+        found = self.encoder(prompts).to(dtype=self.dtype)
+        if negative_prompt is None and found.pooled is not None:
+            negative = found.zeros()
+        else:
+            negative = self.encoder(negatives * (len(prompts) // len(negatives))).to(dtype=self.dtype)
+        embeddings = {"prompt_embeds": found.states, "negative_prompt_embeds": negative.states}
+        if found.pooled is not None and negative.pooled is not None:
+            embeddings |= {"pooled_prompt_embeds": found.pooled, "negative_pooled_prompt_embeds": negative.pooled}
+        return embeddings
