@@ -127,8 +127,11 @@ def tiny_lambda_eclipse(folder: Path, width: int = WIDTH, seed: int = 0) -> Path
         prior = LambdaEclipsePrior(
             LambdaEclipsePriorConfig(embedding_dim=width, num_layers=1, num_attention_heads=2, attention_head_dim=16)
         )
-        torch.nn.init.normal_(prior.positional_embedding)
-        torch.nn.init.normal_(prior.prd_embedding)
+        for token in (prior.positional_embedding, prior.prd_embedding):
+            torch.nn.init.normal_(token, std=0.1)
+    # Random weights hardly look at what they are given; stronger ones make embeddings that differ.
+    for layer in (prior.encoder_hidden_states_proj, prior.embedding_control, prior.proj_to_clip_embeddings):
+        layer.weight.data.mul_(4.0)
     prior.set_statistics(EmbeddingStatistics(torch.zeros(width), torch.ones(width), 1.0))
     prior.save_pretrained(folder)
     return folder
