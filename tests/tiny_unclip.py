@@ -117,6 +117,26 @@ def tiny_eclipse(folder: Path, width: int = WIDTH, seed: int = 0) -> Path:
     return folder
 
 
+def tiny_lambda_eclipse(folder: Path, width: int = WIDTH, seed: int = 0) -> Path:
+    """As ECLIPSE-Community/Lambda-ECLIPSE-Prior-v1.0: as an ECLIPSE prior, with four tokens after the text and `embedding_control`."""
+    from syzygy.prior.embedding_statistics import EmbeddingStatistics
+    from syzygy.prior.lambda_eclipse import LambdaEclipsePrior, LambdaEclipsePriorConfig
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        prior = LambdaEclipsePrior(
+            LambdaEclipsePriorConfig(embedding_dim=width, num_layers=1, num_attention_heads=2, attention_head_dim=16)
+        )
+        for token in (prior.positional_embedding, prior.prd_embedding):
+            torch.nn.init.normal_(token, std=0.1)
+    # Random weights hardly look at what they are given; stronger ones make embeddings that differ.
+    for layer in (prior.encoder_hidden_states_proj, prior.embedding_control, prior.proj_to_clip_embeddings):
+        layer.weight.data.mul_(4.0)
+    prior.set_statistics(EmbeddingStatistics(torch.zeros(width), torch.ones(width), 1.0))
+    prior.save_pretrained(folder)
+    return folder
+
+
 def tiny_kandinsky(folder: Path, width: int = WIDTH, seed: int = 0) -> Tiny:
     """`decoder` as kandinsky-community/kandinsky-2-2-decoder (latents of half the pixels), `clip` as kandinsky-2-2-prior."""
     from diffusers.models.autoencoders.vq_model import VQModel

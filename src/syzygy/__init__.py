@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from syzygy.experts.expert_unets import ExpertUNet
     from syzygy.generation.prior_pipeline import PriorPipeline
     from syzygy.generation.prompt_encoder import PromptEncoder
+    from syzygy.generation.subjects import Subject
     from syzygy.generation.text_to_image import TextToImage
     from syzygy.prior.eclipse import EclipsePrior
+    from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
     from syzygy.prior.linear_prior import LinearPrior
     from syzygy.prior.residual_prior import ResidualPrior
     from syzygy.regions.diffusers_hook import region_conditioning
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "EclipsePrior",
     "ExpertUNet",
+    "LambdaEclipsePrior",
     "LinearPrior",
     "PriorPipeline",
     "PromptEncoder",
     "Region",
     "ResidualPrior",
+    "Subject",
     "TextFeatures",
     "TextToImage",
     "__version__",
@@ -36,11 +40,13 @@ __all__ = [
 _HOMES = {
     "EclipsePrior": "syzygy.prior.eclipse",
     "ExpertUNet": "syzygy.experts.expert_unets",
+    "LambdaEclipsePrior": "syzygy.prior.lambda_eclipse",
     "LinearPrior": "syzygy.prior.linear_prior",
     "PriorPipeline": "syzygy.generation.prior_pipeline",
     "PromptEncoder": "syzygy.generation.prompt_encoder",
     "Region": "syzygy.core.contracts",
     "ResidualPrior": "syzygy.prior.residual_prior",
+    "Subject": "syzygy.generation.subjects",
     "TextFeatures": "syzygy.core.contracts",
     "TextToImage": "syzygy.generation.text_to_image",
     "region_conditioning": "syzygy.regions.diffusers_hook",

@@ -2,16 +2,24 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from syzygy.cli.common import writable_folder
-from syzygy.cli.generation_options import load_model, prompt_options, region_options, warnings_as_lines
+from syzygy.cli.generation_options import (
+    load_model,
+    prompt_options,
+    region_options,
+    subject_options,
+    warnings_as_lines,
+)
 from syzygy.cli.image_folder import (
     SHEET_COLUMNS,
+    Cell,
     ImageRequest,
     SavedImage,
     answer,
@@ -20,7 +28,7 @@ from syzygy.cli.image_folder import (
     save_sheet,
     seeds,
 )
-from syzygy.cli.source_arguments import picture
+from syzygy.cli.source_arguments import Given, GivenSubject, layout_picture, picture, subject_pictures
 from syzygy.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
 @prompt_options
 @region_options
+@subject_options
 @gallery_options("out/generate", "for each prompt")
 def generate(
     prompts: tuple[str, ...],
@@ -45,6 +54,8 @@ def generate(
     canvas: Path | None,
     mask_blur: float | None,
     style: Path | None,
+    subjects: tuple[str, ...],
+    layout: Path | None,
     **settings: Any,
 ) -> None:
     """Generate images from prompts.
@@ -57,42 +68,84 @@ def generate(
     Place objects with regions:
       syzygy generate "a red star and a blue ring" --canvas canvas.png \\
         --region "#ff0000=a red star" --region "#0000ff=a blue ring"
+
+    \b
+    Show your dog, with a λ-ECLIPSE prior:
+      syzygy generate "a dog wearing sunglasses" --model kandinsky-2.2 \\
+        --prior ECLIPSE-Community/Lambda-ECLIPSE-Prior-v1.0 --subject "dog=rex.png"
     """
     from syzygy.generation.image_files import slug
     from syzygy.generation.request import GenerationRequest
-    from syzygy.regions.canvas import recorded
 
     own_seeds = seeds(seed, num_images, best_of)
     writable_folder(out)
     with warnings_as_lines():
-        placed = _regions(prompts, regions, canvas, mask_blur)
-        reference = None if style is None else picture(style)
+        given = GivenInputs(
+            _regions(prompts, regions, canvas, mask_blur),
+            style and picture(style),
+            subject_pictures(subjects, prompts),
+            layout and layout_picture(layout),
+        )
         loaded = load_model(settings, device)
         began = time.perf_counter()
-        own = {name: settings[name] if settings[name] is not None else loaded.model.defaults[name]
-               for name in ("region_strength", "style_guidance")}  # fmt: skip
-        if placed is not None:
-            strength = own["region_strength"]
-            loaded = loaded.recording(regions=[recorded(one) for one in placed], region_strength=strength)
-        if reference is not None:
-            loaded = loaded.recording(style=reference.about)
-            if own["style_guidance"] is not None:
-                loaded = loaded.recording(style_guidance=own["style_guidance"])
+        loaded = loaded.recording(**given.record(settings, loaded.model.defaults))
         images = [ImageRequest({"prompt": prompt}, slug(prompt), own) for prompt in prompts for own in own_seeds]
         request = GenerationRequest.from_keywords(
             prompts=[one.about["prompt"] for one in images],
             best_of=best_of,
             batch_size=batch_size,
-            regions=placed,
-            style=reference and reference.image,
+            **given.keywords(),
             **loaded.settings,
         )
         loaded.model.warn_of(prompts)
         saved = list(generate_images(loaded, request, images, out))
-    sheet = None
-    if len(saved) > 1:
-        sheet = save_sheet(_rows(saved, num_images, placed), saved, loaded.record, out)
+    sheet = save_sheet(_rows(saved, num_images, given.cells()), saved, loaded.record, out) if len(saved) > 1 else None
     answer(saved, {"contact_sheet": sheet}, loaded, began, as_json)
+
+
+@dataclass(frozen=True)
+class GivenInputs:
+    """Regions and pictures that were given with the prompts; they are read before a model is loaded."""
+
+    regions: "list[Region] | None"
+    style: Given | None
+    subjects: list[GivenSubject]
+    layout: Given | None
+
+    def keywords(self) -> dict[str, Any]:
+        """As a `GenerationRequest` takes them."""
+        return {
+            "regions": self.regions,
+            "style": self.style and self.style.image,
+            "subjects": [one.subject for one in self.subjects],
+            "layout": self.layout and self.layout.image,
+        }
+
+    def record(self, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Their entries in a record, with the strengths that apply: those of the settings, or else the model's own."""
+        from syzygy.regions.canvas import recorded
+
+        own = {
+            name: defaults[name] if settings[name] is None else settings[name]
+            for name in ("region_strength", "style_guidance")
+        }
+        found: dict[str, Any] = {}
+        if self.regions is not None:
+            found |= {"regions": [recorded(one) for one in self.regions], "region_strength": own["region_strength"]}
+        if self.style is not None:
+            found |= {"style": self.style.about}
+            found |= {} if own["style_guidance"] is None else {"style_guidance": own["style_guidance"]}
+        if self.subjects:
+            found |= {"subjects": [one.about for one in self.subjects]}
+        return found if self.layout is None else found | {"layout": self.layout.about}
+
+    def cells(self) -> list[Cell]:
+        """Their places on a contact sheet: those of regions, subjects and layout."""
+        from syzygy.regions.canvas import drawn
+
+        regions = [] if self.regions is None else [(drawn(self.regions), "regions")]
+        layout = [] if self.layout is None else [self.layout.cell("layout")]
+        return [*regions, *(one.cell() for one in self.subjects), *layout]
 
 
 def _regions(
@@ -115,11 +168,8 @@ def _regions(
     return found
 
 
-def _rows(saved: Sequence[SavedImage], num_images: int, regions: "Sequence[Region] | None") -> list[list[Any]]:
-    """The contact sheet's rows: one for each prompt, with the regions first; prompts with one image each fill a square."""
-    from syzygy.regions.canvas import drawn
-
+def _rows(saved: Sequence[SavedImage], num_images: int, first: Sequence[Cell]) -> list[list[Cell]]:
+    """The contact sheet's rows: one for each prompt, with what was given first; prompts with one image each fill a square."""
     columns = num_images if num_images > 1 else min(math.ceil(math.sqrt(len(saved))), SHEET_COLUMNS)
     cells = [(one.image, f"{one.about['prompt']} · {one.label}") for one in saved]
-    first = [] if regions is None else [(drawn(regions), "regions")]
-    return [first + cells[start : start + columns] for start in range(0, len(cells), columns)]
+    return [[*first, *cells[start : start + columns]] for start in range(0, len(cells), columns)]

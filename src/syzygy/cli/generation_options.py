@@ -129,6 +129,27 @@ def region_options(command: F) -> F:
     return stacked(*options)(command)
 
 
+def subject_options(command: F) -> F:
+    """Options for a λ-ECLIPSE prior: `subjects` and `layout`."""
+    options = (
+        click.option(
+            "--subject",
+            "subjects",
+            multiple=True,
+            metavar="WORD=PICTURE",
+            help="Show the subject of a picture where the prompt has this word, such as dog=rex.png. Transparent parts of the picture become "
+            "white. Needs a λ-ECLIPSE prior (--prior). Can be given several times.",
+        ),
+        click.option(
+            "--layout",
+            type=click.Path(path_type=Path),
+            metavar="PICTURE",
+            help="Picture whose edges the images should follow, or the edges themselves, white on black. Needs a λ-ECLIPSE prior (--prior).",
+        ),
+    )
+    return stacked(*options)(command)
+
+
 def prompt_options(command: F) -> F:
     """As `model_options`; and what the decoder reads of prompts."""
     text = "Conditions that the decoder uses, comma-separated: image, text, t5. Default: all that it can."

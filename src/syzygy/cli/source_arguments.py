@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from syzygy.cli.image_folder import Cell
+    from syzygy.generation.subjects import Subject
 
 NUMERIC = re.compile(r"[-+.,\d%]*\d[-+.,\d%]*|[-+]?(nan|inf(inity)?)", re.IGNORECASE)
 """What counts as a weight after the last @."""
@@ -119,3 +120,58 @@ def weights(given: Sequence[Given]) -> list[float]:
     found = [1.0 if one.weight is None else one.weight for one in given]
     shares(found)
     return found
+
+
+@dataclass(frozen=True)
+class GivenSubject:
+    """A subject as it was given."""
+
+    subject: "Subject"
+    """With its picture on white."""
+    file: Given
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Its entry in a record: word, file and hash."""
+        return {"word": self.subject.word, **self.file.about}
+
+    def cell(self) -> "Cell":
+        """Its place on a contact sheet."""
+        return self.file.cell(self.subject.word)
+
+
+def subject_pictures(arguments: Sequence[str], prompts: Sequence[str]) -> list[GivenSubject]:
+    """Read arguments `WORD=PICTURE`, before a model is loaded.
+
+    Raises:
+        UserError: no "=", a picture that cannot be read or is white, a word twice, or one that a prompt does not contain.
+    """
+    if not arguments:
+        return []
+    from PIL import Image
+
+    from syzygy.generation.subjects import Subject, check_subjects, check_words
+
+    found = []
+    for argument in arguments:
+        word, equals, name = argument.partition("=")
+        if not (equals and word.strip() and name):
+            raise UserError(f"--subject {argument!r} must be WORD=PICTURE, such as --subject dog=rex.png.")
+        image = Subject(word.strip(), Path(name)).cut_out()
+        assert isinstance(image, Image.Image), "that of a file"
+        found.append(GivenSubject(Subject(word.strip(), image), Given(None, Path(name), image)))
+    given = [one.subject for one in found]
+    check_subjects(given)
+    check_words(given, prompts)
+    return found
+
+
+def layout_picture(file: Path) -> Given:
+    """The edges of a layout picture.
+
+    Raises:
+        UserError: it cannot be read, or has no edges; OpenCV is missing.
+    """
+    from syzygy.generation.layout_edges import edge_map
+
+    return Given(None, file, edge_map(file))

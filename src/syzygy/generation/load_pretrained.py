@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from syzygy.clip.clip_model import Clip
+from syzygy.clip.zero_image import ZeroImage
 from syzygy.core import artifacts, hub_files
 from syzygy.core.contracts import Prior
 from syzygy.core.errors import UserError
@@ -21,6 +22,7 @@ from syzygy.pretrained.decoder_validation import which_clip
 from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.repositories import FoundDecoder, identity
 from syzygy.pretrained.visiting import VisitingPrior, VisitingText
+from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
 from syzygy.prior.prior_loading import load_any_prior
 from syzygy.prior.prior_network import find_prior, holds_diffusion
 
@@ -161,6 +163,8 @@ def _of_embeddings(found: FoundDecoder, prior: str | Path | Prior, clip: str | P
     encoder = encoder.requires_grad_(False).to(where.home)
     loaded = _prior(prior, encoder, str(where.home), where.dtype, where.local_files_only) if named else prior
     clip_at = hub_files.locate(clip, None, local_files_only=True)
+    if isinstance(loaded, LambdaEclipsePrior):
+        loaded.zero_image = ZeroImage(encoder, identity(clip_at))
     decoder = found.family.decoder.load(where.context(found.at.folder, encoder, identity(clip_at)))
     path = (
         Pipeline(VisitingText(encoder, where.device), VisitingPrior(loaded, where.device), decoder, where.device)

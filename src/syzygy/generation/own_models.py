@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from syzygy.clip.clip_model import Clip
+from syzygy.clip.zero_image import ZeroImage
 from syzygy.core import artifacts
 from syzygy.core.contracts import Prior, Sampling
 from syzygy.core.errors import UserError
@@ -22,6 +23,7 @@ from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.experts.expert_folders import OffloadPolicy, decoders_of, experts_folder, load_experts
 from syzygy.generation.pipeline import Pipeline
 from syzygy.pretrained import repositories
+from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
 from syzygy.prior.prior_loading import check_trained_with, load_any_prior
 from syzygy.regions.region_bias import REGION_STRENGTH
 from syzygy.text_encoders.t5 import T5Text
@@ -76,6 +78,8 @@ def load(
     loaded: Any = chosen
     if isinstance(chosen, (str, Path)):
         loaded = load_any_prior(chosen, clip, device, local_files_only=local_files_only)
+    if isinstance(loaded, LambdaEclipsePrior):
+        loaded.zero_image = ZeroImage(clip, clip.fingerprint())
     said = index.get("defaults", {})
     own = DEFAULTS | {"region_strength" if name == "painting" else name: value for name, value in said.items()}
     defaults = Sampling(

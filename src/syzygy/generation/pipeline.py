@@ -18,6 +18,7 @@ from syzygy.core.pixels import check_finite, to_uint8
 from syzygy.core.randomness import per_sample_noise
 from syzygy.generation.mixing import mixed
 from syzygy.generation.request import GenerationRequest, one_each, seeds_of
+from syzygy.generation.subjects import Subject, subject_prior, with_subjects
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def __call__(self, request: GenerationRequest) -> PipelineOutput:
-        """Generate all images of a request at once. Pictures in mixtures, and the style, are image embeddings here.
+        """Generate all images of a request at once. Its pictures (of mixtures, style, subjects and layout) are image embeddings here.
 
         The prior's ε of an image comes before its decoder's noise, from the same generator. So a seed's image starts from the same noise
         whatever it is of.
@@ -76,7 +77,8 @@ class Pipeline:
             positive = Guide(embeddings)
         else:
             conditions = self.chosen(request.conditions)
-            positive, embeddings = self._guide([*request.prompts], rows, noise, conditions)
+            references = request.subjects, request.layout
+            positive, embeddings = self._guide([*request.prompts], rows, noise, conditions, *references)
         if request.style is not None:
             if not {"image", "text"} <= set(conditions):
                 raise UserError(
@@ -106,12 +108,19 @@ class Pipeline:
         return per_sample_noise((self.text_encoder.width,), generators, self.device)
 
     def predict(
-        self, prompts: list[str], rows: list[int], noise: Float[Tensor, "N D"]
+        self,
+        prompts: list[str],
+        rows: list[int],
+        noise: Float[Tensor, "N D"],
+        subjects: Sequence[Subject] = (),
+        layout: object = None,
     ) -> tuple[TextFeatures, Float[Tensor, "N D"]]:
         """Features of the prompts at `rows`, and the image embeddings that the prior predicts from them.
 
+        The prior alone reads embedded subjects in place of words, and the embedding [1, D] of a layout; the features are those of the words.
+
         Raises:
-            UserError: there is no prior.
+            UserError: there is no prior, or it reads no subjects and layout.
         """
         if self.text_encoder is None or self.prior is None:
             raise UserError("this model reads texts alone: it has no prior that predicts image embeddings.")
@@ -120,7 +129,11 @@ class Pipeline:
             check_finite(features.pooled, "text features")
             check_finite(features.states.masked_fill(~features.mask[..., None], 0.0), "text features")
         features = features[rows]
-        return features, self.prior.predict(features, noise=noise)
+        if not subjects and layout is None:
+            return features, self.prior.predict(features, noise=noise)
+        assert layout is None or isinstance(layout, Tensor), "pictures are embedded before"
+        read = with_subjects(features, [prompts[row] for row in rows], subjects)
+        return features, subject_prior(self.prior, subjects).predict(read, noise=noise, control=layout)
 
     def embedding_of(self, source: object, noise: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """N embeddings of a source: of a text those that the prior predicts, each from its ε; an embedding [1, D] as it is."""
@@ -171,12 +184,18 @@ class Pipeline:
         return conditions
 
     def _guide(
-        self, prompts: list[str], rows: list[int], noise: Float[Tensor, "N D"], conditions: Sequence[str]
+        self,
+        prompts: list[str],
+        rows: list[int],
+        noise: Float[Tensor, "N D"],
+        conditions: Sequence[str],
+        subjects: Sequence[Subject] = (),
+        layout: object = None,
     ) -> tuple[Guide, Float[Tensor, "N D"]]:
         """What a decoder may read of the prompts at `rows`; and the predicted embeddings, whether it reads them or not."""
         if self.prior is None:
             return Guide(texts=[prompts[row] for row in rows], conditions=conditions), noise
-        features, embeddings = self.predict(prompts, rows, noise)
+        features, embeddings = self.predict(prompts, rows, noise, subjects, layout)
         guide = Guide(
             embeddings if "image" in conditions else None,
             features if "text" in conditions else None,

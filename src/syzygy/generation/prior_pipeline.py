@@ -25,6 +25,7 @@ from syzygy.generation.replaced_text_encoder import adapter_folder, llm_beside
 from syzygy.generation.request import check_generator
 from syzygy.pretrained.repositories import identity
 from syzygy.prior.diffusion_prior import PriorSampling, SampledPrior
+from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
 from syzygy.prior.prior_loading import OnePassPrior, load_prior
 from syzygy.prior.prior_network import EXAMPLE, find_prior, holds_diffusion
 from syzygy.prior.unclip_sampling import TIMESTEPS
@@ -98,6 +99,8 @@ class PriorPipeline:
         loaded = load_prior(folder, text_first, dtype=own)
         at = hub_files.locate(source, None, local_files_only=True)
         zero_image = ZeroImage(text_first, identity(at))
+        if isinstance(loaded, LambdaEclipsePrior):
+            loaded.zero_image = zero_image
         if text_encoder is None:
             return cls(text_first, loaded, zero_image, dtype, text_first)
         reads = load_adapted(

@@ -16,6 +16,7 @@ from syzygy.core.contracts import Progress, Region, Sampling
 from syzygy.core.deprecation import with_new_name
 from syzygy.core.errors import UserError
 from syzygy.generation.mixing import Picture, Source, shares
+from syzygy.generation.subjects import Subject, check_subjects, check_words
 from syzygy.pretrained.options import decoder_options
 from syzygy.regions.phrases import for_each
 
@@ -59,6 +60,10 @@ class GenerationRequest:
     """Where phrases of a prompt should be (paint-with-words): a list for each prompt. One list of regions is for all prompts."""
     style: Picture | None = None
     """A picture whose style the images should have, or embeddings [S, D]: one for all images, or one for each."""
+    subjects: Sequence[Subject] = ()
+    """Pictures that words of the prompts stand for, with a λ-ECLIPSE prior. Of subjects that share a token, the last one counts."""
+    layout: Picture | None = None
+    """A picture whose edges the images should follow, with a λ-ECLIPSE prior; or the edges' CLIP embedding, a tensor [1, D]."""
     callback: Callable[[Progress], None] | None = None
     """Is called after each sampling step."""
 
@@ -71,11 +76,11 @@ class GenerationRequest:
             raise UserError(EMPTY)
         if self.regions is not None:
             object.__setattr__(self, "regions", for_each(self.regions, len(self.prompts)))
-        if isinstance(self.negative_prompt, list) and len(self.negative_prompt) != len(self.subjects):
+        if isinstance(self.negative_prompt, list) and len(self.negative_prompt) != len(self.items):
             each = "prompt" if self.prompts else "picture"
             raise UserError(
-                f"negative_prompt is a list of {len(self.negative_prompt)} for {len(self.subjects)} "
-                f"{each}{'' if len(self.subjects) == 1 else 's'}: give one text for all, or a list with one for each {each}."
+                f"negative_prompt is a list of {len(self.negative_prompt)} for {len(self.items)} "
+                f"{each}{'' if len(self.items) == 1 else 's'}: give one text for all, or a list with one for each {each}."
             )
         if self.regions is None and self.sampling.region_strength is not None:
             raise UserError("region_strength has no effect without regions: give regions, or leave it out.")
@@ -83,9 +88,15 @@ class GenerationRequest:
             raise UserError(
                 "style_guidance has no effect without a style: give a picture as the style, or leave it out."
             )
+        check_words(self.subjects, self.prompts)
+        if self.style is not None and (self.subjects or self.layout is not None):
+            raise UserError(
+                "a style replaces the image embedding that subjects and layout change: leave out the style, or these."
+            )
 
     def _check_mixtures(self) -> None:
-        without_effect = [name for name in ("prompts", "conditions", "regions", "style") if getattr(self, name)]
+        names = ("prompts", "conditions", "regions", "style", "subjects", "layout")
+        without_effect = [name for name in names if isinstance(value := getattr(self, name), Tensor) or value]
         if without_effect:
             raise UserError(
                 f"{', '.join(without_effect)}: the decoder reads the image embedding of a mixture and nothing else. Leave this out."
@@ -126,14 +137,14 @@ class GenerationRequest:
         return cls(**own, sampling=sampling)
 
     @property
-    def subjects(self) -> Sequence[Any]:
+    def items(self) -> Sequence[Any]:
         """The prompts, or the mixtures."""
         return self.prompts or self.mixtures
 
     @property
     def rows(self) -> list[int]:
         """For each image the index of its prompt or mixture; the images of one are together."""
-        return [index for index in range(len(self.subjects)) for _ in range(self.num_images)]
+        return [index for index in range(len(self.items)) for _ in range(self.num_images)]
 
     def batches(self) -> "Sequence[GenerationRequest]":
         """Requests of at most `batch_size` images, in order, with a generator for each candidate."""
@@ -242,6 +253,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "generator": check_generator,
     "conditions": _conditions,
     "regions": _regions,
+    "subjects": check_subjects,
     "callback": _callback,
 }
 """Field → what turns the given value into the plain one, or refuses it."""

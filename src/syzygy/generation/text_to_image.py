@@ -20,10 +20,12 @@ from syzygy.experts.expert_folders import OffloadPolicy
 from syzygy.experts.routing import Experts
 from syzygy.generation import load_pretrained, own_models
 from syzygy.generation.best_of import best, clip_scores
+from syzygy.generation.embedded_pictures import embedded
 from syzygy.generation.mixing import Picture, Source, checked, image_of, path, pictures_of, weighted
 from syzygy.generation.pipeline import Pipeline, PipelineOutput
 from syzygy.generation.replaced_text_encoder import adapt
 from syzygy.generation.request import GenerationRequest, one_each
+from syzygy.generation.subjects import Subject
 from syzygy.pretrained import repositories
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.regions.region_bias import REGION_STRENGTH
@@ -180,6 +182,8 @@ class TextToImage:
         conditions: Sequence[str] | None = None,
         regions: Sequence[Region] | Sequence[Sequence[Region]] | None = None,
         style: Picture | None = None,
+        subjects: Sequence[Subject] | None = None,
+        layout: Picture | None = None,
         callback: Callable[[Progress], None] | None = None,
         **options: Any,
     ) -> PipelineOutput:
@@ -197,6 +201,8 @@ class TextToImage:
             conditions: what the decoder reads: "image" (the predicted embedding), "text", or both.
             regions: where phrases of a prompt should be (paint-with-words): a list for all prompts, or a list for each.
             style: a picture whose style the images should have: a file, a Pillow image, or a tensor [3, H, W] in [0, 1].
+            subjects: pictures that words of every prompt stand for, with a λ-ECLIPSE prior.
+            layout: a picture whose edges the images should follow, with a λ-ECLIPSE prior; or the edges themselves, white on black.
             callback: is called with a `Progress` after each sampling step.
             options: `region_strength`, `style_guidance`, `height` and `width` in pixels, `batch_size` (images at once; default all), and
                 options of the decoder (`noise_level` of Stable unCLIP, `super_res_steps` of Karlo).
@@ -217,6 +223,8 @@ class TextToImage:
             conditions=conditions,
             regions=regions,
             style=style,
+            subjects=subjects,
+            layout=layout,
             callback=callback,
             **options,
         )
@@ -268,7 +276,7 @@ class TextToImage:
             raise UserError("the frames of an interpolation share their noise: leave out num_images and best_of.")
         ends = weighted([(start, 1.0), (end, 1.0)])
         settings = {"batch_size": 16} | _one_negative(settings)
-        request = self._embedded(GenerationRequest.from_keywords(mixtures=[[one] for one in ends], **settings))
+        request = embedded(self, GenerationRequest.from_keywords(mixtures=[[one] for one in ends], **settings))
         self.warn_of([source for source, _ in ends if isinstance(source, str)])
         (generator,) = one_each(request.generator, 1)
         state = generator.get_state()
@@ -291,7 +299,7 @@ class TextToImage:
 
     def batches(self, request: GenerationRequest) -> Iterator[PipelineOutput]:
         """Generate the images of a request `batch_size` at a time, so that each batch can be saved when it is done."""
-        for batch in self._embedded(request).batches():
+        for batch in embedded(self, request).batches():
             outputs = list(map(self.pipeline, batch.candidates()))
             yield outputs[0] if len(outputs) == 1 else self._best(batch, outputs)
 
@@ -304,47 +312,6 @@ class TextToImage:
             [clip_scores(one.images, one.image_embeddings if texts is None else texts, self.clip) for one in outputs]
         )
         return best(outputs, scores)
-
-    @torch.inference_mode()
-    def _embedded(self, request: GenerationRequest) -> GenerationRequest:
-        """The request with the embeddings of its pictures in their place.
-
-        Raises:
-            UserError: the decoder reads no image embedding; a picture cannot be read; the best of several cannot be chosen.
-        """
-        if self.adapter and request.best_of > 1 and self.pipeline.prior is None:
-            raise UserError(
-                "best_of keeps the image that CLIP finds nearest to the prompt, and CLIP reads neither the adapter's languages nor its "
-                "states: leave out best_of, or the text encoder."
-            )
-        if request.style is None and not request.mixtures:
-            return request
-        if "image" not in self.pipeline.decoder.conditions:
-            raise UserError(
-                f"{self.name} reads texts alone: it cannot vary or mix pictures, nor take a style from one. Models that can: "
-                "starter, kandinsky-2.2, karlo, stable-unclip."
-            )
-        if request.style is not None and self.adapter and request.best_of > 1:
-            raise UserError(
-                "with an adapter the best image is the one nearest to the embedding that was predicted from the prompt, and a style "
-                "replaces this embedding: leave out the style, the adapter or best_of."
-            )
-        style = request.style
-        if style is not None and not (
-            isinstance(style, Tensor) and style.ndim == 2 and len(style) == len(request.rows)
-        ):
-            style = self.embed_image(style)
-        known: dict[int, Tensor] = {}
-
-        def embedding(source: Source) -> Tensor:
-            if id(source) not in known:
-                known[id(source)] = self.embed_image(source)
-            return known[id(source)]
-
-        mixtures = {
-            id(one): [(s if isinstance(s, str) else embedding(s), w) for s, w in one] for one in request.mixtures
-        }
-        return replace(request, style=style, mixtures=[mixtures[id(one)] for one in request.mixtures])
 
     @torch.inference_mode()
     def embed_image(self, picture: Picture) -> Float[Tensor, "1 D"]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -67,16 +68,23 @@ class VisitingPrior:
     prior: Prior
     device: torch.device
 
+    @property
+    def takes_subjects(self) -> bool:
+        """Whether the prior reads subjects and a control."""
+        return getattr(self.prior, "takes_subjects", False)
+
     def predict(
         self,
         features: TextFeatures,
         *,
         noise: Float[Tensor, "B D"] | None = None,
         generator: torch.Generator | None = None,
+        control: Float[Tensor, "_ D"] | None = None,
     ) -> Float[Tensor, "B D"]:
-        """See `Prior.predict`."""
+        """See `Prior.predict`; `control` is for a prior that takes subjects."""
         network = self.prior.network if isinstance(self.prior, SampledPrior) else self.prior
+        more: dict[str, Any] = {} if control is None else {"control": control}
         if not isinstance(network, nn.Module):  # an object of the user's own: where it is, is his
-            return self.prior.predict(features, noise=noise, generator=generator)
+            return self.prior.predict(features, noise=noise, generator=generator, **more)
         with visiting(self.device, network):
-            return self.prior.predict(features, noise=noise, generator=generator)
+            return self.prior.predict(features, noise=noise, generator=generator, **more)

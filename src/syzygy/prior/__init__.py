@@ -10,6 +10,7 @@ from syzygy.prior.eclipse import (
     projection_loss,
 )
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
+from syzygy.prior.lambda_eclipse import LambdaEclipsePrior, LambdaEclipsePriorConfig
 from syzygy.prior.linear_prior import LinearPrior
 from syzygy.prior.residual_prior import ResidualPrior, ResidualPriorConfig
 
@@ -18,6 +19,8 @@ __all__ = [
     "EclipsePrior",
     "EclipsePriorConfig",
     "EmbeddingStatistics",
+    "LambdaEclipsePrior",
+    "LambdaEclipsePriorConfig",
     "LinearPrior",
     "ResidualPrior",
     "ResidualPriorConfig",

@@ -19,14 +19,14 @@ from syzygy.core.artifacts import CONFIG_FILE, load_strictly
 from syzygy.core.config import Config, parse
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.core.packed_attention import PackedAttention, PackedText, Packing
+from syzygy.core.packed_attention import PackedText
 from syzygy.prior.embedding_pairs import Pairs
 from syzygy.prior.prior_network import (
     PriorBatch,
     PriorConfig,
     PriorNetwork,
-    check_request,
     find_prior,
+    is_controlled,
     is_diffusion,
     read_prior,
 )
@@ -65,30 +65,7 @@ class EclipsePrior(PriorNetwork):
         Raises:
             UserError: more tokens than `num_embeddings`.
         """
-        longest, device = int(text.lengths.max()), text.states.device
-        if longest > self.config.num_embeddings:
-            raise UserError(
-                f"a prompt has {longest} tokens; this prior reads at most {self.config.num_embeddings}. "
-                "Shorten the prompt."
-            )
-        packing = Packing.of(text.offsets, following=3, positions=self.config.num_embeddings)
-        table = [
-            self.encoder_hidden_states_proj(text.states),
-            self.embedding_proj(text.pooled),
-            self.proj_in(noise),
-            self.prd_embedding[0].expand(len(text), -1),
-        ]
-        x_MC = torch.cat(table).index_select(0, packing.rows.to(device))
-        # As an embedding: its gradient sums in a fixed order on every device, that of an indexed tensor does not.
-        x_MC = x_MC + F.embedding(packing.positions.to(device), self.positional_embedding[0])
-        attention, last = PackedAttention(packing.lengths, device), (packing.lengths.cumsum(0) - 1).to(device)
-        *blocks, final = self.transformer_blocks
-        for block in blocks:
-            x_MC = block(x_MC, attention.causal)
-        # Nothing reads the final layer's other tokens.
-        x_BC = final(x_MC, attention.whole, kept=last)
-        as_asked = packing.order.argsort().to(device)
-        return self.proj_to_clip_embeddings(self.norm_out(x_BC)).index_select(0, as_asked)
+        return self.one_pass(text, [self.embedding_proj(text.pooled), self.proj_in(noise)])
 
     @torch.no_grad()
     def predict(
@@ -108,13 +85,7 @@ class EclipsePrior(PriorNetwork):
         Raises:
             UserError: both `noise` and `generator`; NaN or infinity; a wrong width; more tokens than `num_embeddings`.
         """
-        width, weight = self.config.embedding_dim, self.proj_in.weight
-        check_request(features, width, noise, generator)
-        if noise is None:
-            device = weight.device if generator is None else generator.device
-            noise = torch.randn(len(features), width, generator=generator, device=device)
-        text = PackedText.of(features).to(weight.device, weight.dtype)
-        return self(text, noise.to(weight.device, weight.dtype))
+        return self(*self.inputs(features, noise, generator))
 
     @classmethod
     def from_pretrained(cls: type[P], source: str | Path, *, local_files_only: bool = True) -> P:
@@ -135,6 +106,11 @@ class EclipsePrior(PriorNetwork):
             raise UserError(
                 f"{folder} holds a diffusion prior (it has a time embedding), which needs many steps. "
                 "An ECLIPSE prior is needed: one forward pass, no time embedding."
+            )
+        if is_controlled(tensors):
+            raise UserError(
+                f"{folder} holds a λ-ECLIPSE prior (it has embedding_control), and an ECLIPSE prior is needed. "
+                "LambdaEclipsePrior.from_pretrained reads it; `syzygy generate --prior` takes both."
             )
         prior = cls(parse(cls.config_class, values, str(folder / CONFIG_FILE)))
         load_strictly(prior, tensors, folder)

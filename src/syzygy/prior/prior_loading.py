@@ -14,6 +14,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.registry import PRIORS, by_name
 from syzygy.prior.diffusion_prior import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
 from syzygy.prior.linear_prior import LinearPrior
 from syzygy.prior.prior_network import (
     LINEAR,
@@ -21,14 +22,15 @@ from syzygy.prior.prior_network import (
     SCHEDULER_FILE,
     SCHEDULERS,
     find_prior,
+    holds_controlled,
     holds_diffusion,
     layout_of,
 )
 from syzygy.prior.residual_prior import ResidualPrior
 from syzygy.prior.unclip_sampling import Schedule, scheduler_settings
 
-OnePassPrior: TypeAlias = EclipsePrior | LinearPrior
-"""A prior that predicts in one pass: ECLIPSE, residual (a subclass of it) or linear."""
+OnePassPrior: TypeAlias = EclipsePrior | LambdaEclipsePrior | LinearPrior
+"""A prior that predicts in one pass: ECLIPSE, residual (a subclass of it), λ-ECLIPSE or linear."""
 
 
 class ClipSpace(Protocol):
@@ -50,7 +52,7 @@ def load_prior(
     dtype: torch.dtype = torch.float32,
     local_files_only: bool = True,
 ) -> OnePassPrior | SampledPrior:
-    """A prior for this CLIP: ECLIPSE, residual or linear, or a diffusion prior with all of its steps behind the same contract.
+    """A prior for this CLIP: ECLIPSE, residual, λ-ECLIPSE or linear, or a diffusion prior with all of its steps behind the same contract.
 
     A diffusion prior that was trained here is sampled as in its own validation. A published one follows its pipeline's scheduler,
     with 25 steps and guidance 4.
@@ -103,7 +105,7 @@ def load_any_prior(
 
 
 def load_one_pass(source: str | Path, *, local_files_only: bool = True) -> OnePassPrior:
-    """An ECLIPSE, residual or linear prior in fp32, whatever its CLIP; `source` as in `load_prior`.
+    """An ECLIPSE, residual, λ-ECLIPSE or linear prior in fp32, whatever its CLIP; `source` as in `load_prior`.
 
     Raises:
         UserError: it is not found, is a diffusion prior, or a file is missing, truncated or mismatched.
@@ -112,16 +114,24 @@ def load_one_pass(source: str | Path, *, local_files_only: bool = True) -> OnePa
     layout = layout_of(folder)
     if layout == LINEAR:
         return LinearPrior.from_pretrained(folder)
-    return ResidualPrior.from_pretrained(folder) if layout == RESIDUAL else EclipsePrior.from_pretrained(folder)
+    if layout == RESIDUAL:
+        return ResidualPrior.from_pretrained(folder)
+    kind = LambdaEclipsePrior if holds_controlled(folder) else EclipsePrior
+    return kind.from_pretrained(folder)
 
 
 def load_network(source: str | Path, *, local_files_only: bool = True) -> EclipsePrior:
     """An ECLIPSE or residual prior in fp32, for trainings through its network; `source` as in `load_prior`.
 
     Raises:
-        UserError: as `load_one_pass`; it is a linear map.
+        UserError: as `load_one_pass`; it is a linear map, or reads a control.
     """
     prior = load_one_pass(source, local_files_only=local_files_only)
+    if isinstance(prior, LambdaEclipsePrior):
+        raise UserError(
+            f"the prior in {source} is a λ-ECLIPSE prior, which reads a control besides the text: no other part is trained through it. "
+            "Use an ECLIPSE or residual prior."
+        )
     if isinstance(prior, LinearPrior):
         raise UserError(
             f"the prior in {source} is a linear map, which reads pooled text embeddings alone and no token states: nothing can be trained "

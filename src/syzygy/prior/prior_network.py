@@ -5,12 +5,13 @@ G captions of a whole step, D width of CLIP's joint space.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from syzygy.core.config import Config
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.model_files import DIFFUSERS, TRANSFORMERS, Located, fetch, fetch_weights, locate, read_weights
-from syzygy.core.packed_attention import PackedText
+from syzygy.core.packed_attention import PackedAttention, PackedText, Packing
 from syzygy.core.transformer_layers import Block
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 
@@ -57,7 +58,7 @@ class Layout(NamedTuple):
 PUBLISHED = Layout(
     "PriorTransformer",
     DIFFUSERS,
-    "a prior of the published layout (ECLIPSE or diffusion)",
+    "a prior of the published layout (ECLIPSE, λ-ECLIPSE or diffusion)",
     "To continue an ECLIPSE prior, use a preset of ECLIPSE, such as eclipse-karlo.",
 )
 RESIDUAL = Layout(
@@ -133,6 +134,52 @@ class PriorNetwork(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.proj_to_clip_embeddings = nn.Linear(width, dim)
         self._settings: dict[str, Any] = json.loads(config.model_dump_json())
+
+    def one_pass(self, text: PackedText, following: Sequence[Float[Tensor, "B C"]]) -> Float[Tensor, "B D"]:
+        """Predictions of a prior without time: the output of the learned token at the end of each sequence. C is the inner width.
+
+        Args:
+            text: the texts, as wide as this prior reads them.
+            following: the tokens between a text and the learned token.
+
+        Raises:
+            UserError: more tokens than text positions.
+        """
+        positions = self.positional_embedding.shape[1] - len(following) - 1
+        longest, device = int(text.lengths.max()), text.states.device
+        if longest > positions:
+            raise UserError(f"a prompt has {longest} tokens; this prior reads at most {positions}. Shorten the prompt.")
+        packing = Packing.of(text.offsets, following=len(following) + 1, positions=positions)
+        table = [self.encoder_hidden_states_proj(text.states), *following, self.prd_embedding[0].expand(len(text), -1)]
+        x_MC = torch.cat(table).index_select(0, packing.rows.to(device))
+        # As an embedding: its gradient sums in a fixed order on every device, that of an indexed tensor does not.
+        x_MC = x_MC + F.embedding(packing.positions.to(device), self.positional_embedding[0])
+        attention, last = PackedAttention(packing.lengths, device), (packing.lengths.cumsum(0) - 1).to(device)
+        *blocks, final = self.transformer_blocks
+        for block in blocks:
+            x_MC = block(x_MC, attention.causal)
+        # Nothing reads the final layer's other tokens.
+        x_BC = final(x_MC, attention.whole, kept=last)
+        as_asked = packing.order.argsort().to(device)
+        return self.proj_to_clip_embeddings(self.norm_out(x_BC)).index_select(0, as_asked)
+
+    def inputs(
+        self, features: TextFeatures, noise: Float[Tensor, "B D"] | None, generator: torch.Generator | None
+    ) -> tuple[PackedText, Float[Tensor, "B D"]]:
+        """Checked text and noise of a prediction, on the prior's device and in its dtype.
+
+        Noise that is not given is drawn from `generator`, on its device, or from torch's global generator.
+
+        Raises:
+            UserError: as `check_request`.
+        """
+        width, weight = self.proj_in.in_features, self.proj_in.weight
+        check_request(features, width, noise, generator)
+        if noise is None:
+            device = weight.device if generator is None else generator.device
+            noise = torch.randn(len(features), width, generator=generator, device=device)
+        text = PackedText.of(features).to(weight.device, weight.dtype)
+        return text, noise.to(weight.device, weight.dtype)
 
     def set_statistics(self, statistics: EmbeddingStatistics) -> None:
         """Keep the mean and standard deviation of the training images' embeddings with the weights."""
@@ -282,6 +329,20 @@ def holds_diffusion(folder: Path) -> bool:
 
 def _is_of_time(name: str) -> bool:
     return name.startswith("time_embedding.")
+
+
+def is_controlled(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are the weights of a λ-ECLIPSE prior: only such a prior has an embedding of a control."""
+    return any(map(_is_of_control, tensors))
+
+
+def holds_controlled(folder: Path) -> bool:
+    """Whether a folder holds a λ-ECLIPSE prior; reads the embedding of the control alone."""
+    return layout_of(folder) == PUBLISHED and bool(read_weights(folder, DIFFUSERS, _is_of_control))
+
+
+def _is_of_control(name: str) -> bool:
+    return name.startswith("embedding_control.")
 
 
 def check_features(features: TextFeatures | PackedText, width: int) -> None:

@@ -61,6 +61,7 @@ class Engine:
         decoder, conditions = model.pipeline.decoder, self.record.get("conditions") or model.pipeline.conditions
         size, ours, words = self.own_size, isinstance(decoder, LatentDecoder), set(conditions) - {"image"}
         style = {"image", "text"} <= set(conditions)
+        controlled = "image" in conditions and getattr(model.pipeline.prior, "takes_subjects", False)
         defaults = {name: self.record.get(name) for name in ("steps", "guidance_scale", "sampler", "negative_prompt")}
         strength = model.defaults["region_strength"]
         defaults |= {"region_strength": strength, "style_guidance": model.defaults["style_guidance"]}
@@ -75,6 +76,8 @@ class Engine:
             "regions": bool(words) and not (model.adapter and ("text" in words or not ours)),
             "style": style,
             "style_guidance": style and ours,
+            "subjects": controlled and not model.adapter,
+            "layout": controlled,
             "variations": "image" in decoder.conditions,
             "mixes": "image" in decoder.conditions and model.pipeline.prior is not None,
             "partial_images": self.previews,
@@ -117,6 +120,8 @@ class Engine:
             batch["prompts"] = [text for request in requests for text in request.generation.prompts]
             batch["regions"] = [request.regions for request in requests] if first.regions else None
             batch["style"] = None if first.style is None else self._embedded(first.style)
+            batch["subjects"] = [replace(one, image=self._embedded(one.image)) for one in first.subjects]
+            batch["layout"] = None if first.layout is None else self._embedded(first.layout)
         with field_errors("sources") if first.mixtures else nullcontext():
             return self.model.generate(replace(first, **batch)).images
 

@@ -62,7 +62,21 @@ def _prompted(record: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
     found |= {} if strength is None else {"region_strength": strength}
     if record.get("style") is not None:
         found |= _picture(record["style"], "style", "style", missing)
+    if record.get("layout") is not None:
+        found |= _picture(record["layout"], "layout", "layout", missing)
+    if record.get("subjects"):
+        found |= _subjects(record["subjects"], missing)
     return found
+
+
+def _subjects(given: Any, missing: list[str]) -> dict[str, Any]:
+    """All of them, or none if the record lacks a picture."""
+    if not (isinstance(given, list) and all(isinstance(one, dict) for one in given)):
+        raise _unusable("its subjects are no list")
+    lacking: list[str] = []
+    found = [{"word": one.get("word")} | _picture(one, "image", "subjects", lacking) for one in given]
+    missing += lacking[:1]
+    return {} if lacking else {"subjects": found}
 
 
 def _sources(record: Mapping[str, Any], missing: list[str]) -> list[dict[str, Any]]:

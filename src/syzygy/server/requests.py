@@ -76,7 +76,8 @@ class ImageRequest:
         sources = [(isinstance(what, str) and what, weight) for mixture in asked.mixtures for what, weight in mixture]
         digests = tuple(one.digest for one in self.uploads)
         options = tuple(sorted(own.options.items()))
-        return sampling, options, asked.negative_prompt, masks, tuple(sources), asked.style is None, digests
+        words = tuple(subject.word for subject in asked.subjects), asked.layout is None
+        return sampling, options, asked.negative_prompt, masks, tuple(sources), asked.style is None, words, digests
 
     @cached_property
     def kept(self) -> Sequence[Upload]:
@@ -121,8 +122,13 @@ class ImageRequest:
                 return {"variation_of": parts[0]}
             return {"sources": [{**part, "weight": weight} for part, (_, weight) in zip(parts, mixture, strict=True)]}
         regions = {"regions": self.region_records} if self.regions else {}
-        style = {"style": self._recorded(self.uploads[0])} if self.uploads else {}
-        return {"prompt": self.prompt, **regions, **style}
+        pictures = iter(self.uploads)
+        subjects = [{"word": one.word, **self._recorded(next(pictures))} for one in self.generation.subjects]
+        found = {"prompt": self.prompt, **regions} | ({"subjects": subjects} if subjects else {})
+        return found | {name: self._recorded(next(pictures)) for name in ("layout", "style") if self._has(name)}
+
+    def _has(self, picture: str) -> bool:
+        return getattr(self.generation, picture) is not None
 
     def _recorded(self, upload: Upload) -> dict[str, str]:
         data = upload.data if upload in self.kept else None

@@ -44,6 +44,15 @@ class RegionMask(Body):
     """Strength of this region relative to the others."""
 
 
+class SubjectPicture(Body):
+    """A word of the prompt, and a picture of what it stands for."""
+
+    word: str = Field(min_length=1)
+    """One or more words as they are in the prompt."""
+    image: str = Field(min_length=1)
+    """A picture in base64, or a data URL of one. Its transparent parts become white."""
+
+
 class Form(Body):
     """A form without fields, for files only."""
 
@@ -131,6 +140,10 @@ class Generation(Common):
     """The style reference: a picture in base64, or a data URL of one."""
     style_guidance: Scale | None = None
     """Guidance scale of the style. Default: that of the text."""
+    subjects: list[SubjectPicture] = []
+    """Pictures that words of the prompt stand for. Needs a server with a λ-ECLIPSE prior."""
+    layout: str | None = None
+    """A picture whose edges the image should follow, in base64, or a data URL of one. Needs a server with a λ-ECLIPSE prior."""
     moderation: Literal["auto", "low"] = "auto"
     """Accepted for compatibility: nothing is moderated."""
 

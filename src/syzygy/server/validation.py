@@ -2,10 +2,13 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+from PIL import Image
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -14,7 +17,9 @@ from syzygy.core.config import Config
 from syzygy.core.contracts import Region
 from syzygy.core.deprecation import renamed
 from syzygy.core.errors import UserError, unknown
+from syzygy.generation.layout_edges import edge_map
 from syzygy.generation.request import GenerationRequest, check_texts
+from syzygy.generation.subjects import Subject, check_subjects, check_words
 from syzygy.server import uploads
 from syzygy.server.engine import Engine
 from syzygy.server.limits import Limits
@@ -71,14 +76,45 @@ class Validator:
             _check_unused(asked, ("style_guidance",), "for a style: give a picture")
         self._check_can("regions", bool(asked.regions), "does not support regions: leave regions out.")
         self._check_can("style", asked.style is not None, "does not support a style reference: leave style out.")
+        self._check_can("subjects", bool(asked.subjects), "has no prior that reads subjects: leave subjects out.")
+        self._check_can("layout", asked.layout is not None, "has no prior that reads a layout: leave layout out.")
+        if len(asked.subjects) > self.limits.sources:
+            raise _over("subjects", len(asked.subjects), self.limits.sources, "subjects")
         self._check_style_guidance(asked.style_guidance)
 
         def decode() -> ImageRequest:
             regions = uploads.regions(asked.prompt, asked.regions, asked.mask_blur, self.limits)
             style = None if asked.style is None else self._picture(asked.style, "style")
-            return self._prompted(asked, regions, style)
+            references, pictures = self._references(asked)
+            return self._prompted(asked, regions, style, references=references, pictures=pictures)
 
         return await self.decoded(decode)
+
+    def _references(self, asked: Generation) -> tuple[dict[str, Any], tuple[Upload, ...]]:
+        """Subjects and layout as a request has them, and their uploads in this order."""
+        subjects, pictures = [], []
+        for number, one in enumerate(asked.subjects):
+            name = f"subjects[{number}].image"
+            with field_errors(name):
+                data = uploads.unpacked(one.image, name)
+                opened = uploads.opened(data, name, self.limits)
+            with field_errors(f"subjects[{number}].word"):
+                subject = Subject(one.word, opened)
+                check_subjects([*subjects, subject])
+                check_words([subject], [asked.prompt])
+            with field_errors(name):
+                shown = subject.cut_out()
+                assert isinstance(shown, Image.Image), "that of a Pillow image"
+                pictures.append(self.engine.prepared(shown, data))
+            subjects.append(replace(subject, image=pictures[-1].pixels))
+        layout = None
+        if asked.layout is not None:
+            with field_errors("layout"):
+                data = uploads.unpacked(asked.layout, "layout")
+                edges = edge_map(uploads.picture(data, "layout", self.limits))
+                pictures.append(self.engine.prepared(edges, data))
+            layout = pictures[-1].pixels
+        return {"subjects": subjects, "layout": layout}, tuple(pictures)
 
     async def edit(self, asked: Edit, image: bytes, mask: bytes | None) -> ImageRequest:
         """Raises Problem for a request that cannot be fulfilled."""
@@ -232,7 +268,14 @@ class Validator:
         return {one.name: self.engine.record.get(one.name) for one in OPTIONS} | given
 
     def _prompted(
-        self, asked: Generation | Edit, regions: Sequence[Region], style: Upload | None, notes: tuple[str, ...] = ()
+        self,
+        asked: Generation | Edit,
+        regions: Sequence[Region],
+        style: Upload | None,
+        notes: tuple[str, ...] = (),
+        *,
+        references: Mapping[str, Any] = MappingProxyType({}),
+        pictures: tuple[Upload, ...] = (),
     ) -> ImageRequest:
         """A request for a prompt. Where it leaves out a strength that applies, it gets the model's own, so that records hold it."""
         own = self.capabilities["defaults"]
@@ -245,7 +288,7 @@ class Validator:
             strength, notes = asked.painting, (*notes, OLD_STRENGTH)
         return self._request(
             asked,
-            uploads=() if style is None else (style,),
+            uploads=pictures if style is None else (*pictures, style),
             notes=notes,
             prompts=[asked.prompt],
             conditions=self.engine.record.get("conditions"),
@@ -253,6 +296,7 @@ class Validator:
             region_strength=own["region_strength"] if strength is None and regions else strength,
             style=style and style.pixels,
             style_guidance=own["style_guidance"] if guidance is None and style else guidance,
+            **references,
         )
 
     def _request(

@@ -151,7 +151,7 @@ def test_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
     trained(steps=1).objective.prior.save_pretrained(tmp_path / "residual")  # pyright: ignore
     with pytest.raises(
         UserError,
-        match=r"holds a residual prior, and a prior of the published layout \(ECLIPSE or diffusion\) is needed\. Residual",
+        match=r"holds a residual prior, and a prior of the published layout \(ECLIPSE, λ-ECLIPSE or diffusion\) is needed\. Residual",
     ):
         EclipsePrior.from_pretrained(tmp_path / "residual")
     eclipse = EclipsePrior(EclipsePriorConfig(**SIZES))

@@ -98,7 +98,9 @@ class Page {
       const { request, missing, notes } = await recipeOf(file);
       await this.#apply(request);
       if (name) this.#show(file, request);
-      const texts = missing.map((param) => `The image file does not contain the picture of its ${param === "style" ? "style reference" : "mixture"}: add it again.`);
+      const elsewhere = ["subjects", "layout"].filter((name) => request.body[name] || missing.includes(name));
+      const texts = missing.filter((param) => !elsewhere.includes(param)).map((param) => `The image file does not contain the picture of its ${param === "style" ? "style reference" : "mixture"}: add it again.`);
+      if (elsewhere.length) texts.push(`This page cannot set ${elsewhere.join(" and ")}, so Generate makes another image: send them in a request to the API.`);
       texts.push(...notes.map(sentence));
       notice(texts.length ? texts.join(" ") : "All settings are restored: Generate makes this image again.", texts.length ? 0 : 8);
     } catch (error) {
