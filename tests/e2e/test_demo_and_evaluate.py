@@ -100,7 +100,7 @@ def test_a_comparison_tells_what_its_intervals_allow() -> None:
     assert list(one.clear) == ["cosine", "unseen"]
     assert (
         str(one)
-        == "ECLIPSE − projection only: cosine × 100 +5 [+1, +9], prompt accuracy, unseen compositions -10 [-20, -1]"
+        == "ECLIPSE − projection only: cosine × 100 +5.0 [+1.0, +9.0], prompt accuracy, unseen compositions -10 [-20, -1]"
     )
     assert str(Comparison("a", "b", {"seen": open_})) == "a − b: no clear difference"
 

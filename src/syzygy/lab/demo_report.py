@@ -36,9 +36,16 @@ class Comparison:
         """The differences whose interval does not hold 0."""
         return {key: one for key, one in self.differences.items() if one.low > 0 or one.high < 0}
 
+    def text(self, key: str) -> str:
+        """A difference in points with its interval; cosines differ by less than a point."""
+        one = self.differences[key]
+        digits = 1 if key == COSINE else 0
+        mean, low, high = (f"{100 * value:+.{digits}f}" for value in (one.mean, one.low, one.high))
+        return f"{mean} [{low}, {high}]"
+
     def __str__(self) -> str:
-        """Its clear differences in one line, such as "ECLIPSE − projection only: cosine × 100 +2 [+1, +3]"."""
-        clear = ", ".join(f"{MEASURES[key]} {one}" for key, one in self.clear.items())
+        """Its clear differences in one line, such as "ECLIPSE − projection only: cosine × 100 +2.0 [+1.2, +2.8]"."""
+        clear = ", ".join(f"{MEASURES[key]} {self.text(key)}" for key in self.clear)
         return f"{self.first} − {self.second}: {clear or 'no clear difference'}"
 
 
@@ -108,7 +115,7 @@ def _findings(comparisons: Sequence[Comparison], prompts: int, pairs: int) -> It
     )
     if clear:
         yield Items(clear)
-    cells = [[f"{one.first} − {one.second}", *(str(one.differences[key]) for key in MEASURES)] for one in comparisons]
+    cells = [[f"{one.first} − {one.second}", *(one.text(key) for key in MEASURES)] for one in comparisons]
     yield Table(["", *MEASURES.values()], cells)
     yield (
         f"Differences are paired: cosines by {pairs:,} pairs, prompt accuracy by the prompts of each side ({prompts} in all). The "
