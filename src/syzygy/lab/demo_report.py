@@ -18,8 +18,8 @@ MEASURES = {
     SEEN: "prompt accuracy, seen compositions",
     UNSEEN: "prompt accuracy, unseen compositions",
 }
-KINDS = ("shape", "colour", "texture", "relation")
-"""Facts that have a column of their own."""
+KINDS = ("shape", "colour", "texture")
+"""Facts that the scored prompts name."""
 
 
 @dataclass(frozen=True)
