@@ -1,6 +1,7 @@
 """Adapters for Stable Diffusion: trained, used by `syzygy generate` and in diffusers' pipelines, and refused where they do not fit."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,13 +159,24 @@ def test_the_picture_that_diffusers_makes_of_the_same_embeddings(
     settings = {"num_inference_steps": 2, "guidance_scale": 4, "generator": torch.Generator().manual_seed(5)}
     own = np.asarray(theirs(places / kind)(**found, **settings).images[0]).astype(int)
     assert np.abs(made - own).max() <= 1
+    bare = shutil.copytree(places / kind, tmp_path / "bare")
+    for path in bare.glob("text_encoder*/*.safetensors"):
+        path.unlink()  # they are not read
+    again = TextToImage.from_pretrained(bare, text_encoder=adapter)(
+        GERMAN,
+        negative_prompt=negative,
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        generator=[torch.Generator().manual_seed(5)],
+    )
+    assert np.array_equal(made, np.asarray(again.images[0]))
     plain = TextToImage.from_pretrained(places / kind)
     other = plain(
         GERMAN,
         negative_prompt=negative,
         num_inference_steps=2,
         guidance_scale=4.0,
-        generator=torch.Generator().manual_seed(5),
+        generator=[torch.Generator().manual_seed(5)],
     )
     assert np.abs(made - np.asarray(other.images[0]).astype(int)).max() > 2
 
