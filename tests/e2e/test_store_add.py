@@ -68,10 +68,22 @@ def test_other_recipes_by_other_names(syzygy, store: Path, tmp_path: Path) -> No
         (("--name", "x", "--layers", "some"), "allowed: all, last, or numbers"),
         (("--name", "x", "--layers", "9"), "has hidden states 0 to 3"),
         (("--name", "x", "--template", "none"), "must contain {text} once"),
+        (("--name", "x", "--start-token", "red"), "start_token='red' is no special token of"),
     ):
         answer = syzygy(*one, *more)
         assert answer.code == 2
         assert message in answer.err.replace("\n", " ")
+
+
+def test_a_start_token_is_recorded(syzygy, store: Path, tmp_path: Path) -> None:
+    folder = save_tiny_llm("qwen2", tmp_path / "qwen2")
+    answer = syzygy("store", "add", store, "--llm", folder, "--device", "cpu", "--start-token", "<s>")
+    assert answer.code == 0, answer.err
+    assert "    start token: <s>\n" in syzygy("store", "info", store).out
+    llm = Llm.from_pretrained(folder, recipe=LlmRecipe(start_token="<s>"))
+    opened = open_features(store, llm.identity().to_config())
+    found, expected = opened.tokens([0]), llm.encode_states(opened.texts([0]))
+    assert_close(found.states.float(), expected.states, dtype=torch.bfloat16)
 
 
 def test_code_of_a_model_is_refused_without_a_question(

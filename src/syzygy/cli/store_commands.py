@@ -10,8 +10,8 @@ from syzygy.cli.common import json_option, progress_bar
 from syzygy.core.wording import counted
 
 folder = click.Path(path_type=Path)
-ENCODER = ("source", "revision", "fingerprint", "layers", "normalise", "template")
-"""What is shown of an encoder's identity; the last three are a language model's."""
+ENCODER = ("source", "revision", "fingerprint", "layers", "normalise", "template", "start_token", "bits")
+"""What is shown of an encoder's identity; from the layers on, it is a language model's."""
 
 
 @click.command()

@@ -63,7 +63,8 @@ def test_the_share_of_prompts_that_are_understood(tmp_path: Path) -> None:
         ("language", "it"): {"CLIP": 0, "adapter": 1},
     }
     first = result["rows"][0]
-    assert first["minus_clip"]["adapter"]["mean"] == 0.75
+    (compared,) = first["differences"]
+    assert (compared["first"], compared["second"], compared["mean"]) == ("adapter", "CLIP", 0.75)
     assert first["top_1"]["adapter"]["low"] < 0.75 <= first["top_1"]["adapter"]["high"] <= 1
     assert {name: x["mean"] for name, x in result["controls"][PLAIN].items()} == {"CLIP": 1, "adapter": 1}
     # The targets move by one: the adapter's answers are circle, moon, circle, square; of these the first alone fits the next target.
@@ -79,7 +80,16 @@ def test_the_share_of_prompts_that_are_understood(tmp_path: Path) -> None:
 def test_a_tie_is_no_understanding(tmp_path: Path) -> None:
     file = PromptFile.read(written(tmp_path, *LINES))
     same = Told(a_red_circle=1, a_blue_square=1, a_bleu_sqaure=1)
-    assert evaluate(file, same, {}, {}, {}).to_json()["rows"][0]["top_1"]["CLIP"]["mean"] == 0
+    assert evaluate(file, same, {"adapter": same}, {}, {}).to_json()["rows"][0]["top_1"]["CLIP"]["mean"] == 0
+
+
+def test_the_first_adapter_is_compared_with_the_others(tmp_path: Path) -> None:
+    file = PromptFile.read(written(tmp_path, *LINES))
+    clip, better = Told(**CAPTIONS), Told(**CAPTIONS, a_crimson_disc=0, a_scarlet_disc=0)
+    found = evaluate(file, clip, {"adapter": better, "other": clip}, {}, {}).to_json()["rows"][0]["differences"]
+    assert [(one["first"], one["second"], one["mean"]) for one in found] == [
+        ("adapter", "CLIP", 0.5), ("other", "CLIP", 0), ("adapter", "other", 0.5)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -182,14 +182,21 @@ class UnseenWords:
     """Further facts for the results."""
 
     @cached_property
-    def rows(self) -> list[tuple[str, str, dict[str, Interval], dict[str, Difference]]]:
-        """(kind, name, top-1 of each encoder, and its paired difference to CLIP's) for each group."""
+    def pairs(self) -> list[tuple[str, str]]:
+        """Encoders that are compared: each one with CLIP, and the first of the others with the rest."""
+        _, *others = self.found
+        return [(name, CLIP) for name in others] + [(others[0], name) for name in others[1:]]
+
+    @cached_property
+    def rows(self) -> list[tuple[str, str, dict[str, Interval], dict[tuple[str, str], Difference]]]:
+        """(kind, name, top-1 of each encoder, paired difference of each of `pairs`) for each group."""
         rows = []
         for (kind, name), numbers in self.file.groups().items():
             own = {encoder: [one.hits[i] for i in numbers] for encoder, one in self.found.items()}
             means = {encoder: interval(hits) for encoder, hits in own.items()}
-            more = {encoder: difference(hits, own[CLIP]) for encoder, hits in own.items() if encoder != CLIP}
-            rows.append((kind, name, means, more))
+            rows.append(
+                (kind, name, means, {(one, other): difference(own[one], own[other]) for one, other in self.pairs})
+            )
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -209,9 +216,11 @@ class UnseenWords:
                     "by": kind,
                     "name": name,
                     "top_1": {encoder: vars(one) for encoder, one in means.items()},
-                    "minus_clip": {encoder: vars(one) for encoder, one in more.items()},
+                    "differences": [
+                        {"first": first, "second": second, **vars(one)} for (first, second), one in differences.items()
+                    ],
                 }
-                for kind, name, means, more in self.rows
+                for kind, name, means, differences in self.rows
             ],
             "controls": {
                 name: {encoder: vars(one.controls[name]) for encoder, one in self.found.items()} for name in CONTROLS
@@ -221,19 +230,13 @@ class UnseenWords:
             "versions": artifacts.versions(),
         }
 
-    def table(self) -> Table:
-        """Top-1 by group, then the controls."""
-        encoders = list(self.found)
-        lines = [
-            [name or ALL, *(str(means[one]) for one in encoders), *(str(more[one]) for one in more)]
-            for _, name, means, more in self.rows
-        ]
-        others = encoders[1:]
-        lines += [
-            [f"control: {name}", *(str(self.found[one].controls[name]) for one in encoders), *[""] * len(others)]
-            for name in CONTROLS
-        ]
-        return Table(["prompts", *encoders, *(f"{one} − {CLIP}" for one in others)], lines)
+    def tables(self) -> list[Table]:
+        """Top-1 by group, with the controls; and the paired differences."""
+        shares = [[name or ALL, *map(str, means.values())] for _, name, means, _ in self.rows]
+        shares += [[f"control: {name}", *(str(one.controls[name]) for one in self.found.values())] for name in CONTROLS]
+        compared = [[name or ALL, *map(str, differences.values())] for _, name, _, differences in self.rows]
+        heads = [f"{first} − {second}" for first, second in self.pairs]
+        return [Table(["prompts", *self.found], shares), Table(["paired difference", *heads], compared)]
 
     @property
     def lead(self) -> str:
@@ -246,7 +249,7 @@ class UnseenWords:
 
     def outcome(self) -> Outcome:
         """Results, table and page."""
-        return Outcome(self.to_json(), [self.lead, self.table(), LEGEND], lambda _sheet: self._report())
+        return Outcome(self.to_json(), [self.lead, *self.tables(), LEGEND], lambda _sheet: self._report())
 
     def _report(self) -> Report:
         plot = {name: (one.mean, one.low, one.high) for name, one in self.rows[0][2].items()}
@@ -264,7 +267,7 @@ class UnseenWords:
                     "Top-1",
                     [
                         plots.bar_plot("prompts whose own caption is the nearest", plot, file="unseen-words.svg"),
-                        self.table(),
+                        *self.tables(),
                         Note(LEGEND + "".join(f" **{name}**: {text}" for name, text in CONTROLS.items())),
                     ],
                 ),
@@ -299,7 +302,7 @@ def evaluate(
     """Encode and compare.
 
     Args:
-        encoders: further ones, by name, whose embeddings are in this CLIP's space.
+        encoders: further ones, at least one, by name, whose embeddings are in this CLIP's space.
         taught: the languages that they were trained on.
         about: further facts for the results.
     """
