@@ -1,6 +1,7 @@
 """Adapters for Stable Diffusion: trained, used by `syzygy generate` and in diffusers' pipelines, and refused where they do not fit."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,20 +152,31 @@ def test_the_picture_that_diffusers_makes_of_the_same_embeddings(
     assert answer.code == 0, answer.err
     made = np.asarray(Image.open(json.loads(answer.out)["images"][0]["path"])).astype(int)
 
-    prompts = PromptEncoder.from_pretrained(adapter)
-    found = prompts(GERMAN, negative_prompt=negative)
+    pipeline = theirs(places / kind)
+    found = PromptEncoder.from_pretrained(adapter, pipeline=pipeline)(GERMAN, negative_prompt=negative)
     pooled = {"pooled_prompt_embeds", "negative_pooled_prompt_embeds"} if kind == "xl" else set()
     assert found.keys() == {"prompt_embeds", "negative_prompt_embeds"} | pooled
     settings = {"num_inference_steps": 2, "guidance_scale": 4, "generator": torch.Generator().manual_seed(5)}
-    own = np.asarray(theirs(places / kind)(**found, **settings).images[0]).astype(int)
+    own = np.asarray(pipeline(**found, **settings).images[0]).astype(int)
     assert np.abs(made - own).max() <= 1
+    bare = shutil.copytree(places / kind, tmp_path / "bare")
+    for path in bare.glob("text_encoder*/*.safetensors"):
+        path.unlink()  # they are not read
+    again = TextToImage.from_pretrained(bare, text_encoder=adapter)(
+        GERMAN,
+        negative_prompt=negative,
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        generator=[torch.Generator().manual_seed(5)],
+    )
+    assert np.array_equal(made, np.asarray(again.images[0]))
     plain = TextToImage.from_pretrained(places / kind)
     other = plain(
         GERMAN,
         negative_prompt=negative,
         num_inference_steps=2,
         guidance_scale=4.0,
-        generator=torch.Generator().manual_seed(5),
+        generator=[torch.Generator().manual_seed(5)],
     )
     assert np.abs(made - np.asarray(other.images[0]).astype(int)).max() > 2
 
@@ -253,6 +265,18 @@ def test_adapters_of_another_model_are_refused_with_both_named(
         PriorPipeline.from_pretrained(
             tiny_kandinsky.prior, clip=tiny_kandinsky.clip, text_encoder=of_one, local_files_only=True
         )
+    for adapter, kind, message in (
+        (
+            of_one,
+            "xl",
+            r"stable-diffusion-1 .*; the U-Net of this pipeline reads token states 40 wide and a pooled embedding 16 wide",
+        ),
+        (of_xl, "1", r"stable-diffusion-xl .*; the U-Net of this pipeline reads token states 32 wide and no pooled"),
+    ):
+        with pytest.raises(UserError, match=message):
+            PromptEncoder.from_pretrained(adapter, pipeline=theirs(places / kind))
+    half = theirs(places / "1").to(dtype=torch.bfloat16)
+    assert PromptEncoder.from_pretrained(of_one, pipeline=half)(GERMAN)["prompt_embeds"].dtype == torch.bfloat16
     with pytest.raises(UserError, match="priors that read CLIP's features 32 wide; a Stable Diffusion is needed here"):
         PromptEncoder.from_pretrained(of_prior)
 

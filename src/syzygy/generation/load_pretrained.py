@@ -67,6 +67,7 @@ def load_published(
     memory: Memory = Memory(),
     experts: str | Path | None = None,
     offload_policy: OffloadPolicy = OffloadPolicy(),  # noqa: B008 (frozen)
+    own_text: bool = True,
     local_files_only: bool = True,
 ) -> Assembled:
     """Load a published model; what is not given is what its family declares (`pretrained.families`).
@@ -77,6 +78,7 @@ def load_published(
         clip: a folder or hub id.
         experts: a folder as of `ExpertUNet.from_pretrained`: in the place of the decoder's U-Net.
         offload_policy: where they are.
+        own_text: load the text encoders of a decoder that reads texts alone; not where an adapter replaces them.
         local_files_only: take hub ids from the hub's cache only; else download what is missing.
 
     Raises:
@@ -95,7 +97,7 @@ def load_published(
     if clip is None:
         raise UserError(f"the decoder {family.name} names no CLIP of its own: give one (--clip, or clip=…).")
     if not reads_embedding:
-        made = _of_texts(found, clip, where)
+        made = _of_texts(found, clip, where, own_text)
     elif (prior := family.prior if prior is None else prior) is None:
         raise UserError(f"the decoder {family.name} names no prior of its own: give one (--prior, or prior=…).")
     else:
@@ -135,14 +137,14 @@ class _Place:
         )
 
 
-def _of_texts(found: FoundDecoder, clip: str | Path, where: _Place) -> Assembled:
+def _of_texts(found: FoundDecoder, clip: str | Path, where: _Place, own_text: bool) -> Assembled:
     """A decoder that reads texts alone."""
 
     def load_clip() -> Clip:
         read = Clip.from_pretrained(clip, dtype=where.dtype, local_files_only=where.local_files_only)
         return read.requires_grad_(False).to(where.home)
 
-    decoder = found.family.decoder.load(where.context(found.at.folder))
+    decoder = found.family.decoder.load(replace(where.context(found.at.folder), own_text=own_text))
     path = Pipeline(None, None, decoder, where.device)
     return Assembled(load_clip, path, found.at.folder, {"decoder": identity(found.at)})
 

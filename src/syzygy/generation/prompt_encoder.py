@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from syzygy.text_encoders.prompt_target import PromptTarget
 class PromptEncoder:
     """Prompts → the keyword arguments `prompt_embeds`, `negative_prompt_embeds` and, for XL, the pooled ones of a diffusers pipeline.
 
-        prompts = PromptEncoder.from_pretrained("RUN")
+        prompts = PromptEncoder.from_pretrained("RUN", pipeline=pipeline)
         image = pipeline(**prompts("ein roter Kreis", negative_prompt="unscharf")).images[0]
 
     The pipeline's own text encoders are not used then, and may be None.
@@ -35,27 +36,29 @@ class PromptEncoder:
         cls,
         adapter: str | Path,
         *,
+        pipeline: Any = None,
         llm: str | Path | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
+        dtype: torch.dtype | None = None,
         local_files_only: bool = False,
     ) -> "PromptEncoder":
-        """Load an adapter for Stable Diffusion with its language model.
+        """Load an adapter for Stable Diffusion with its language model, on the CPU.
 
         Args:
             adapter: its folder, or the run that trained it (`syzygy train adapter --stage align --model`).
+            pipeline: a diffusers pipeline that will read the embeddings. Its U-Net is checked, and gives the precision.
             llm: its language model (folder or hub id), if it has moved since the training.
-            dtype: of the embeddings; the adapter computes in fp32.
+            dtype: of the embeddings, by default that of the pipeline's U-Net, or fp32; the adapter computes in fp32.
             local_files_only: search the hub's cache only. By default, as in diffusers, what is missing is downloaded.
 
         Raises:
-            UserError: a part is not found or does not fit; the adapter was trained for a prior.
+            UserError: a part is not found or does not fit; the adapter was trained for a prior, or for another kind of U-Net.
         """
         folder = part_folder(adapter, PART)
-        encoder = load_adapted_prompts(
-            folder, llm=llm or llm_beside(folder), device=device, local_files_only=local_files_only
-        )
-        return cls(encoder, dtype)
+        encoder = load_adapted_prompts(folder, llm=llm or llm_beside(folder), local_files_only=local_files_only)
+        if pipeline is not None:
+            _check_unet(pipeline.unet, encoder.target, folder)
+            dtype = dtype or pipeline.unet.dtype
+        return cls(encoder, dtype or torch.float32)
 
     def to(self, device: torch.device | str) -> "PromptEncoder":
         """Move language model and adapter; itself, for chaining."""
@@ -102,3 +105,16 @@ class PromptEncoder:
         if found.pooled is not None and negative.pooled is not None:
             embeddings |= {"pooled_prompt_embeds": found.pooled, "negative_pooled_prompt_embeds": negative.pooled}
         return embeddings
+
+
+def _check_unet(unet: Any, target: PromptTarget, folder: Path) -> None:
+    """Refuse an adapter that does not give what this U-Net reads."""
+    states, pooled = unet.config.cross_attention_dim, None
+    if unet.config.addition_embed_type == "text_time":
+        pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+    if (states, pooled) != (target.states, target.pooled):
+        more = "no pooled embedding" if pooled is None else f"a pooled embedding {pooled} wide"
+        raise UserError(
+            f"the adapter in {folder} was trained for a {target}; the U-Net of this pipeline reads token states {states} wide and {more}. Give "
+            "an adapter of that model (syzygy train adapter --stage align --model)."
+        )

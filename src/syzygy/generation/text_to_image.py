@@ -130,6 +130,7 @@ class TextToImage:
                 memory=memory,
                 experts=experts,
                 offload_policy=offload_policy,
+                own_text=text_encoder is None,
                 local_files_only=local_files_only,
             )
             loaded = cls(str(model), found.clip, found.pipeline, found.folder, False, found.identities)

@@ -33,6 +33,8 @@ class LoadContext:
     """Keep each part on the CPU and move it to the device only while it computes."""
     tiling: bool = False
     """Decode latents tile by tile and image by image: large images in little memory, with blended seams."""
+    own_text: bool = True
+    """Load text encoders of the decoder's own; not where others replace them."""
     clip: Clip | None = None
     """The CLIP whose embeddings the decoder reads; None for a decoder that reads texts alone."""
     clip_identity: str = ""

@@ -14,20 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.clip.tokenization import Tokenized, tokenized
-from syzygy.core import artifacts
-from syzygy.core.config import parse
 from syzygy.core.errors import UserError
 from syzygy.core.prompt_embeddings import PromptEmbeddings
 from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.repositories import family_of, find_decoder
 from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder
-from syzygy.pretrained.text_reader import SECOND_TEXT_ENCODER, TEXT_ENCODER, TextReader, load_reader
+from syzygy.pretrained.text_reader import TextReader, load_reader, read_target
 from syzygy.text_encoders.prompt_target import PromptTarget, chunks_for
 
 BATCH = 32
 """Texts that are encoded together: XL's text encoders give the states of all of their layers."""
-OPENAI = "quick_gelu"
-"""The activation of OpenAI's CLIP, whose text encoder 1.x has; that of 2.x is OpenCLIP's."""
 
 
 def target_of(folder: Path) -> PromptTarget:
@@ -42,15 +38,7 @@ def target_of(folder: Path) -> PromptTarget:
             f"{folder} holds a {found.name}, which reads what a prior predicts: train its adapter with --clip and --prior instead of "
             "--model. Models with text encoders of their own: Stable Diffusion 1.x, 2.x and XL."
         )
-    first = artifacts.read_json(folder / TEXT_ENCODER / artifacts.CONFIG_FILE)
-    if not found.decoder.is_xl:
-        family = "stable-diffusion-1" if first.get("hidden_act", OPENAI) == OPENAI else "stable-diffusion-2"
-        values: dict[str, Any] = {"family": family, "widths": [first.get("hidden_size")]}
-    else:
-        second = artifacts.read_json(folder / SECOND_TEXT_ENCODER / artifacts.CONFIG_FILE)
-        widths = [first.get("hidden_size"), second.get("hidden_size")]
-        values = {"family": "stable-diffusion-xl", "widths": widths, "pooled": second.get("projection_dim")}
-    return parse(PromptTarget, values, f"the text encoders in {folder}")
+    return read_target(folder, xl=found.decoder.is_xl)
 
 
 @dataclass(frozen=True)

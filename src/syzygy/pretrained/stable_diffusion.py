@@ -28,9 +28,10 @@ from syzygy.pretrained.text_reader import (
     SECOND_TOKENIZER,
     TEXT_ENCODER,
     TOKENIZER,
-    TextReader,
     load_reader,
+    read_target,
 )
+from syzygy.text_encoders.prompt_target import PromptTarget
 
 PARTS = ("unet", "vae", "scheduler", TEXT_ENCODER, TOKENIZER)
 XL_PARTS = (*PARTS, SECOND_TEXT_ENCODER, SECOND_TOKENIZER)
@@ -76,8 +77,8 @@ class StableDiffusionDecoder(DiffusersDecoder):
         vae = context.model(
             AutoencoderKL, "vae", torch.float32 if cls.is_xl and upcast and dtype == torch.float16 else dtype
         )
-        reader = load_reader(context, second=cls.is_xl)
-        check_fit(folder, unet.config, vae.config, reader)
+        reader = load_reader(context, second=cls.is_xl) if context.own_text else _replaced
+        check_fit(folder, unet.config, vae.config, read_target(folder, xl=cls.is_xl))
         if context.tiling:
             tiled(vae)
         return cls(
@@ -130,6 +131,11 @@ class StableDiffusionXLDecoder(StableDiffusionDecoder):
     default_guidance_scale = 5.0
 
 
+def _replaced(texts: Sequence[str]) -> PromptEmbeddings:
+    """In place of text encoders that were not loaded."""
+    raise AssertionError("an adapter takes the place of the text encoders")
+
+
 def check_folder(folder: Path, *, xl: bool) -> None:
     """Refuse a folder that lacks a part.
 
@@ -156,27 +162,25 @@ def _scheduler(folder: Path, xl: bool) -> Any:
     return found if xl else type(found).from_config(found.config, **corrected)
 
 
-def check_fit(folder: Path, unet: Mapping[str, Any], vae: Mapping[str, Any], reader: TextReader) -> None:
+def check_fit(folder: Path, unet: Mapping[str, Any], vae: Mapping[str, Any], text: PromptTarget) -> None:
     """Whether the parts, by their configurations, belong together, and are those of Stable Diffusion or XL.
 
     Raises:
         UserError: they are not.
     """
-    encoders = [encoder.config for encoder in reader.encoders]
-    width = sum(encoder.hidden_size for encoder in encoders)
-    if unet["cross_attention_dim"] != width:
+    if unet["cross_attention_dim"] != text.states:
         raise UserError(
-            f"{folder}: the U-Net reads text states {unet['cross_attention_dim']} wide, its text encoder makes {width}."
+            f"{folder}: the U-Net reads text states {unet['cross_attention_dim']} wide, its text encoder makes {text.states}."
         )
-    adds = "text_time" if len(encoders) == 2 else None
+    adds = None if text.pooled is None else "text_time"
     odd = [name for name in ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim") if unet.get(name)]
     if unet.get("addition_embed_type") != adds or odd:
         raise UserError(
             f"the U-Net in {folder} reads more than Stable Diffusion's do ({', '.join(odd) or 'addition_embed_type'}): "
             "unCLIP and distilled models that read their guidance (LCM) are other kinds."
         )
-    if adds and unet["projection_class_embeddings_input_dim"] != (
-        wanted := 6 * unet["addition_time_embed_dim"] + encoders[1].projection_dim
+    if text.pooled is not None and unet["projection_class_embeddings_input_dim"] != (
+        wanted := 6 * unet["addition_time_embed_dim"] + text.pooled
     ):
         raise UserError(
             f"{folder}: the U-Net reads pooled texts and sizes {unet['projection_class_embeddings_input_dim']} wide together, its "

@@ -10,14 +10,18 @@ import torch
 from syzygy.clip import clip_loading
 from syzygy.clip.tokenization import Tokenized, around_ids, check_vocabulary
 from syzygy.core import artifacts
+from syzygy.core.config import parse
 from syzygy.core.prompt_embeddings import PromptEmbeddings
 from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.visiting import visiting
 from syzygy.regions.attention_processors import padded_tokens
+from syzygy.text_encoders.prompt_target import PromptTarget
 
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 SECOND_TEXT_ENCODER, SECOND_TOKENIZER = "text_encoder_2", "tokenizer_2"
 """Stable Diffusion XL's further ones."""
+OPENAI = "quick_gelu"
+"""The activation of OpenAI's CLIP, whose text encoder 1.x has; that of 2.x is OpenCLIP's."""
 PREFIX = "text_model."
 """How the names of the weights begin that were saved before transformers 5."""
 
@@ -67,6 +71,23 @@ class TextReader:
             with visiting(self.device, encoder, offload=self.offload):
                 found.append(encoder(own.ids.to(self.device), attention_mask=mask, **more))
         return found
+
+
+def read_target(folder: Path, *, xl: bool) -> PromptTarget:
+    """What the text encoders of a Stable Diffusion in a folder give to its U-Net, by their configurations.
+
+    Raises:
+        UserError: a configuration is missing or incomplete.
+    """
+    first = artifacts.read_json(folder / TEXT_ENCODER / artifacts.CONFIG_FILE)
+    if not xl:
+        family = "stable-diffusion-1" if first.get("hidden_act", OPENAI) == OPENAI else "stable-diffusion-2"
+        values: dict[str, Any] = {"family": family, "widths": [first.get("hidden_size")]}
+    else:
+        second = artifacts.read_json(folder / SECOND_TEXT_ENCODER / artifacts.CONFIG_FILE)
+        widths = [first.get("hidden_size"), second.get("hidden_size")]
+        values = {"family": "stable-diffusion-xl", "widths": widths, "pooled": second.get("projection_dim")}
+    return parse(PromptTarget, values, f"the text encoders in {folder}")
 
 
 def load_reader(context: LoadContext, *, second: bool = False) -> TextReader:

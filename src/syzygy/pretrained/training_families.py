@@ -26,7 +26,7 @@ from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.kandinsky import KandinskyDecoder
 from syzygy.pretrained.repositories import identity
 from syzygy.pretrained.stable_diffusion import check_fit, check_folder, negative_is_zeros
-from syzygy.pretrained.text_reader import SECOND_TEXT_ENCODER, TextReader, load_reader
+from syzygy.pretrained.text_reader import SECOND_TEXT_ENCODER, TextReader, load_reader, read_target
 from syzygy.pretrained.unet_training import MEAN, STD, UNET, Pictures, TrainingParts, square, training_noise
 
 PIXELS, SEEN = "pixels", "seen"
@@ -98,7 +98,7 @@ def _stable_diffusion(folder: Path, size: int | None, device: torch.device) -> T
     unet = read_settings(folder, "unet", UNET)
     vae = load_model(AutoencoderKL, folder, "vae", torch.float32)
     reader = load_reader(LoadContext(folder=folder, device=device), second=xl)
-    check_fit(folder, unet, vae.config, reader)
+    check_fit(folder, unet, vae.config, read_target(folder, xl=xl))
     preparation, noise = square(unet, size, pixels_a_position(vae)), training_noise(folder)
     if xl:
         vae.enable_slicing()  # images of a megapixel, in fp32
