@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from syzygy.core.contracts import Region, TextFeatures
     from syzygy.experts.expert_unets import ExpertUNet
+    from syzygy.generation.karlo_pipeline import KarloPipeline
     from syzygy.generation.prior_pipeline import PriorPipeline
     from syzygy.generation.text_to_image import TextToImage
     from syzygy.prior.eclipse import EclipsePrior
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EclipsePrior",
     "ExpertUNet",
+    "KarloPipeline",
     "LinearPrior",
     "PriorPipeline",
     "Region",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = {
     "EclipsePrior": "syzygy.prior.eclipse",
     "ExpertUNet": "syzygy.experts.expert_unets",
+    "KarloPipeline": "syzygy.generation.karlo_pipeline",
     "LinearPrior": "syzygy.prior.linear_prior",
     "PriorPipeline": "syzygy.generation.prior_pipeline",
     "Region": "syzygy.core.contracts",
