@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from syzygy.core.contracts import Region, TextFeatures
     from syzygy.experts.expert_unets import ExpertUNet
+    from syzygy.generation.karlo_pipeline import KarloPipeline
     from syzygy.generation.prior_pipeline import PriorPipeline
     from syzygy.generation.prompt_encoder import PromptEncoder
     from syzygy.generation.subjects import Subject
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EclipsePrior",
     "ExpertUNet",
+    "KarloPipeline",
     "LambdaEclipsePrior",
     "LinearPrior",
     "PriorPipeline",
@@ -40,6 +42,7 @@ __all__ = [
 _HOMES = {
     "EclipsePrior": "syzygy.prior.eclipse",
     "ExpertUNet": "syzygy.experts.expert_unets",
+    "KarloPipeline": "syzygy.generation.karlo_pipeline",
     "LambdaEclipsePrior": "syzygy.prior.lambda_eclipse",
     "LinearPrior": "syzygy.prior.linear_prior",
     "PriorPipeline": "syzygy.generation.prior_pipeline",

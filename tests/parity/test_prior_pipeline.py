@@ -18,6 +18,7 @@ from diffusers.schedulers import scheduling_unclip
 from torch import Tensor
 
 import syzygy
+from syzygy.clip.clip_model import Clip
 from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.generation.prior_pipeline import PriorPipeline
 from syzygy.prior.diffusion_prior import fresh_noise
@@ -58,18 +59,19 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def test_it_is_public_and_returns_what_diffusers_does(eclipse: PriorPipeline) -> None:
+def test_it_is_public_and_returns_what_diffusers_does(eclipse: PriorPipeline, tiny: Tiny) -> None:
     assert syzygy.PriorPipeline is PriorPipeline
+    clip = Clip.from_pretrained(tiny.clip)
     noise = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(3))
     out = eclipse(PROMPTS, num_images_per_prompt=2, generator=torch.Generator().manual_seed(3))
     assert isinstance(out, KandinskyPriorPipelineOutput)
     embeds, negative = out.to_tuple()
     assert embeds is out.image_embeds
-    expected = eclipse.prior.predict(eclipse.clip.encode_text(PROMPTS)[[0, 0, 1, 1]], noise=noise)
+    expected = eclipse.prior.predict(clip.encode_text(PROMPTS)[[0, 0, 1, 1]], noise=noise)
     assert torch.equal(embeds, expected)
     assert torch.equal(embeds, eclipse(PROMPTS, num_images_per_prompt=2, latents=noise).image_embeds)
-    side = eclipse.clip.image_size
-    zero = eclipse.clip.encode_pixels(torch.zeros(1, 3, side, side))
+    side = clip.image_size
+    zero = clip.encode_pixels(torch.zeros(1, 3, side, side))
     assert_close(negative, zero.expand(4, -1))
     arrays = eclipse(PROMPTS, latents=noise[:2], output_type="np", return_dict=False)
     assert isinstance(arrays, tuple)
@@ -79,7 +81,7 @@ def test_it_is_public_and_returns_what_diffusers_does(eclipse: PriorPipeline) ->
 def test_negative_prompts_go_through_the_prior(eclipse: PriorPipeline) -> None:
     noise = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
     out = eclipse(PROMPTS, negative_prompt="a moon", latents=noise)
-    features = eclipse.clip.encode_text(["a moon"])
+    features = eclipse.encode_text(["a moon"])
     assert_close(out.negative_image_embeds, eclipse.prior.predict(features[[0, 0]], noise=noise[2:]), depth=NETWORK)
     assert_close(out.image_embeds, eclipse(PROMPTS, latents=noise[:2]).image_embeds, depth=NETWORK)
     each = eclipse(PROMPTS, negative_prompt=["a moon", "a ring"], latents=noise).negative_image_embeds
@@ -155,8 +157,8 @@ def test_the_script_in_the_documentation_paints(
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"num_inference_steps": 25}, "no effect on this prior, which answers in one pass"),
-        ({"guidance_scale": 4.0}, "no effect on this prior"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1 to 1000"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be a finite number of at least 0"),
         ({"prompt": []}, "0 prompts, 1 pictures a prompt"),
         ({"num_images_per_prompt": 0}, "2 prompts, 0 pictures a prompt"),
         ({"negative_prompt": ["a", "b", "c"]}, "3 negative prompts for 2 prompts"),

@@ -52,14 +52,27 @@ class Towers(nn.Module):
 class TextFirst(Towers):
     """The same, of either layout; the image tower is loaded when it is first asked for, so that generating from texts never pays for it."""
 
+    text: Any
+    """The text tower as transformers' `CLIPTextModelWithProjection`, with the same weights."""
+
     def __init__(self, text: Any, load_image: Callable[[], Any]) -> None:
         nn.Module.__init__(self)
         self.text_model, self.text_projection = text.text_model, text.text_projection
+        object.__setattr__(self, "text", text.eval())  # no submodule: its weights have their names already
         self._load_image = load_image
+
+    def load_image(self) -> Any:
+        """The image tower as transformers' `CLIPVisionModelWithProjection`, where the text tower is and in its precision.
+
+        Raises:
+            UserError: it is missing, broken, or does not belong to the text tower.
+        """
+        weight = self.text_projection.weight
+        return self._load_image().to(weight.device, weight.dtype)
 
     def __getattr__(self, name: str) -> Any:
         if f"{name}." in IMAGE_NAMES and not self.has_images:
-            image = self._load_image().to(self.text_projection.weight.device)
+            image = self.load_image()
             self.vision_model, self.visual_projection = image.vision_model, image.visual_projection
         return super().__getattr__(name)
 
@@ -85,15 +98,31 @@ class Part:
     names: tuple[str, ...] = ("",)
     """How the names of its weights begin, among those of the folder."""
 
-    def stored(self) -> dict[str, Tensor]:
-        return hub_files.read_weights(self.folder, keep=lambda name: name.startswith(self.names))
+    def stored(self, variant: str | None = None) -> dict[str, Tensor]:
+        return hub_files.read_weights(self.folder, keep=lambda name: name.startswith(self.names), variant=variant)
 
 
-def load(found: Located, dtype: torch.dtype, *, text_first: bool = False) -> Loaded:
+def load_text(found: Located, dtype: torch.dtype, variant: str | None = None) -> tuple[Any, Any]:
+    """The text tower (`CLIPTextModelWithProjection`, on the CPU) and the tokenizer of a repository that may hold no image tower.
+
+    Raises:
+        UserError: as `load`.
+    """
+    _check_dtype(dtype)
+    folder = found.folder
+    part = _tower(folder, hub_files.TEXT)
+    tokenizer = read_tokenizer(folder / hub_files.TOKENIZER if hub_files.is_pipeline(folder) else folder)
+    model = filled(part, part.stored(variant), dtype).eval()
+    _check_text(model, tokenizer, folder)
+    return model, tokenizer
+
+
+def load(found: Located, dtype: torch.dtype, *, text_first: bool = False, variant: str | None = None) -> Loaded:
     """Everything a `Clip` is made of. Weights of any precision are converted to `dtype`.
 
     Args:
         text_first: load the image tower (`TextFirst`) when it is first asked for; it may even be missing until then.
+        variant: of the weights, to be preferred: "fp16" or "bf16". The fingerprint is that of the weights in full precision, if they are there.
 
     Raises:
         UserError: a file is missing, truncated or of another kind of model; a weight is missing, unexpected or
@@ -103,9 +132,9 @@ def load(found: Located, dtype: torch.dtype, *, text_first: bool = False) -> Loa
     _check_dtype(dtype)
     folder, pipeline = found.folder, hub_files.is_pipeline(found.folder)
     parts = [_tower(folder, hub_files.TEXT)] if text_first else _parts(folder)
-    preparation = _preparation(found)
+    preparation = read_preparation(found)
     tokenizer = read_tokenizer(folder / hub_files.TOKENIZER if pipeline else folder)
-    tensors = [part.stored() for part in parts]
+    tensors = [part.stored(variant) for part in parts]
     models = [filled(part, stored, dtype) for part, stored in zip(parts, tensors, strict=True)]
     _check_text(models[0], tokenizer, folder)
     if not text_first:
@@ -115,7 +144,7 @@ def load(found: Located, dtype: torch.dtype, *, text_first: bool = False) -> Loa
 
     def load_image() -> nn.Module:
         part = _tower(folder, hub_files.IMAGE)
-        image = filled(part, part.stored(), dtype).eval()
+        image = filled(part, part.stored(variant), dtype).eval()
         _check_image(models[0], image, preparation, folder)
         return image
 
@@ -222,7 +251,12 @@ def _check_kind(kind: str, model_type: str, values: Mapping[str, Any], path: Pat
         )
 
 
-def _preparation(found: Located) -> Preparation:
+def read_preparation(found: Located) -> Preparation:
+    """How a CLIP prepares images.
+
+    Raises:
+        UserError: the file is missing, or says what cannot be done here.
+    """
     folders = hub_files.PREPARATIONS if hub_files.is_pipeline(found.folder) else ("",)
     paths = [found.folder / folder / name for folder in folders for name in hub_files.PREPARATION_FILES]
     for path in paths:

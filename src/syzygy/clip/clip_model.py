@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from syzygy.clip import clip_loading
 from syzygy.clip.image_processing import Preparation
-from syzygy.clip.tokenization import Tokenized, alike, tokenized
+from syzygy.clip.text_reading import clip_tokens, read_tokens
+from syzygy.clip.tokenization import Tokenized
 from syzygy.core import artifacts, hub_files
 from syzygy.core.config import Config
 from syzygy.core.contracts import TextFeatures
@@ -155,9 +157,7 @@ class Clip(nn.Module):
         return found.ids, found.mask
 
     def _tokenized(self, texts: list[str]) -> Tokenized:
-        start, end, pad = (getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
-        around = {"before": [start], "after": [end], "pad": pad}
-        return tokenized(self.tokenizer, texts, most=self.positions, **around, stacklevel=5)
+        return clip_tokens(self.tokenizer, texts, self.positions, stacklevel=5)
 
     def text_features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> TextFeatures:
         """Token ids → features; the pooled embedding is the projected state of the (first) end token."""
@@ -167,15 +167,7 @@ class Clip(nn.Module):
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> TextFeatures:
         """Texts → states after the final LayerNorm, mask, and projected (not normalised) pooled embedding, in fp32; with spans."""
-        found = self._tokenized(texts)
-        ids, mask = found.ids.to(self.device), found.mask.to(self.device)
-        states = torch.zeros(*ids.shape, self.width, dtype=torch.float32, device=self.device)
-        pooled = torch.zeros(len(ids), self.width, dtype=torch.float32, device=self.device)
-        for rows, length in alike(found.mask):
-            at = rows.to(self.device)
-            features = self.text_features(ids[at, :length], mask[at, :length])
-            states[at, :length], pooled[at] = features.states.float(), features.pooled.float()
-        return TextFeatures(states, mask, pooled, found.spans)
+        return read_tokens(self._tokenized(texts), self.text_features, self.width, self.device)
 
     def image_features(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B P C"], Float[Tensor, "B D"]]:
         """Images in [0, 1] → states of the P patches after the last layer, and raw projected embeddings.
@@ -295,6 +287,7 @@ class Clip(nn.Module):
         dtype: torch.dtype = torch.float32,
         local_files_only: bool = True,
         text_first: bool = False,
+        variant: str | None = None,
     ) -> "Clip":
         """Load a published CLIP strictly, on the CPU and in evaluation mode.
 
@@ -307,13 +300,15 @@ class Clip(nn.Module):
             dtype: what the towers compute in; files may hold fp32, fp16 or bf16.
             local_files_only: take a hub id from the hub's cache only; else download what is missing.
             text_first: load the image tower when it is first needed; what is wrong with it is raised then.
+            variant: prefer weights of this variant, "fp16" or "bf16"; by default full precision.
 
         Raises:
             UserError: it is not found, a file is missing, truncated or pickle, weights do not fit the configuration,
                 or the parts do not belong together.
         """
-        found = hub_files.locate(source, revision, local_files_only)
-        parts = clip_loading.load(found, dtype, text_first=text_first)
+        download = partial(hub_files.download_model, variant=variant)
+        found = hub_files.locate(source, revision, local_files_only, download=download)
+        parts = clip_loading.load(found, dtype, text_first=text_first, variant=variant)
         own = (parts.model, parts.tokenizer, parts.preparation, found.source)
         return cls(*own, revision=found.revision, fingerprint=parts.fingerprint).eval()
 

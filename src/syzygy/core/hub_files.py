@@ -21,6 +21,8 @@ __all__ = ["DIFFUSERS", "TRANSFORMERS", "fetch", "fetch_weights", "is_hub_id", "
 TEXT, IMAGE = "text_encoder", "image_encoder"
 """Folders of the two towers in a diffusers pipeline. A folder without them holds both towers in one `CLIPModel`."""
 TOKENIZER = "tokenizer"
+ZERO_IMAGE = "zero_image.safetensors"
+"""What a pipeline of ours that is saved without its image encoder needs of it: the embedding of an image of zeros."""
 PREPARATIONS = ("image_processor", "feature_extractor")
 """Where pipelines keep the settings of image preparation: Kandinsky and Stable unCLIP."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
@@ -44,11 +46,13 @@ def locate(
     return model_files.locate(source, revision, local_files_only, example, download or download_model)
 
 
-def download_model(source: str, revision: str | None) -> Located:
-    """The files of a CLIP of either layout, or of another model of transformers'."""
+def download_model(source: str, revision: str | None, variant: str | None = None) -> Located:
+    """The files of a CLIP of either layout, or of another model of transformers'; `variant` as of `fetch_weights`."""
     found = fetch(source, revision, _settings(), local_files_only=False)
-    towers = (f"{TEXT}/", f"{IMAGE}/") if is_pipeline(found.folder) else ("",)
-    return fetch_weights(found, dict.fromkeys(towers, TRANSFORMERS))
+    if not is_pipeline(found.folder):
+        return fetch_weights(found, {"": TRANSFORMERS}, variant)
+    towers = [tower for tower in (TEXT, IMAGE) if (found.folder / tower / artifacts.CONFIG_FILE).is_file()]
+    return fetch_weights(found, {f"{tower}/": TRANSFORMERS for tower in towers}, variant)
 
 
 def _settings() -> list[str]:

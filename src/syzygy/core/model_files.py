@@ -160,14 +160,17 @@ def fetch(source: str, revision: str | None, patterns: list[str], *, local_files
     return Located(folder, source, folder.name)
 
 
-def fetch_weights(found: Located, stems: Mapping[str, str]) -> Located:
+def fetch_weights(found: Located, stems: Mapping[str, str], variant: str | None = None) -> Located:
     """Download the weights of folders of a snapshot (each with a slash at its end) named `stems`: the best variant that all of them have.
+
+    Args:
+        variant: "fp16" or "bf16" to prefer that one; None prefers full precision.
 
     Raises:
         UserError: the repository has the weights of one only as pickle.
     """
-    for variant in VARIANTS:
-        patterns = [folder + name for folder, stem in stems.items() for name in _names(stem, variant, "-*")]
+    for suffix in _preferred(variant):
+        patterns = [folder + name for folder, stem in stems.items() for name in _names(stem, suffix, "-*")]
         found = fetch(found.source, found.revision, patterns, local_files_only=False)
         if all(weight_file(found.folder / folder, stem) for folder, stem in stems.items()):
             return found
@@ -199,9 +202,15 @@ def _names(stem: str, variant: str, *more: str) -> list[str]:
     return [*files, f"{stem}.safetensors.index{variant}.json"]
 
 
-def weight_file(folder: Path, stem: str) -> Path | None:
-    """The file of all weights, or the index of their shards; full precision before half."""
-    names = (name for variant in VARIANTS for name in _names(stem, variant))
+def _preferred(variant: str | None) -> tuple[str, ...]:
+    """The variants, the one that is asked for first."""
+    first = () if variant is None else (f".{variant}",)
+    return (*first, *(one for one in VARIANTS if one not in first))
+
+
+def weight_file(folder: Path, stem: str, variant: str | None = None) -> Path | None:
+    """The file of all weights, or the index of their shards: of `variant` first, then full precision before half."""
+    names = (name for suffix in _preferred(variant) for name in _names(stem, suffix))
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
@@ -224,14 +233,20 @@ def no_weights(folder: Path, stem: str) -> str:
 
 
 def read_weights(
-    folder: Path, stem: str = TRANSFORMERS, keep: Callable[[str], bool] = lambda name: True
+    folder: Path,
+    stem: str = TRANSFORMERS,
+    keep: Callable[[str], bool] = lambda name: True,
+    variant: str | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a model's folder whose names are to `keep`, from one file or from shards, as stored.
+
+    Args:
+        variant: "fp16" or "bf16" to prefer the file of that precision; None prefers full precision.
 
     Raises:
         UserError: there is no safetensors file, or one is missing, truncated, or not what the index says.
     """
-    found = weight_file(folder, stem)
+    found = weight_file(folder, stem, variant)
     if found is None:
         raise UserError(no_weights(folder, stem))
     if found.suffix != ".json":

@@ -39,6 +39,8 @@ BASE_SIDE, FINE_SIDE = 64, 256
 BASE_STEPS, FINE_STEPS = "decoder_scheduler", "super_res_scheduler"
 PARTS = (BASE, TEXT_PROJECTION, FINE_FIRST, FINE_LAST, BASE_STEPS, FINE_STEPS)
 DEFAULTS = Sampling(steps=25, guidance_scale=8.0, options={SUPER_RES_STEPS.name: 7})
+StageNoise = tuple[Tensor | None, Tensor | None]
+"""Of the first and of the second stage; None is drawn."""
 POSITIONS = 77
 """Prompts are padded to as many tokens, and the padding is hidden. It has no influence, but diffusers' attention takes a mask as long
 as the image has places for one that is complete already, and this length never is."""
@@ -47,7 +49,7 @@ as the image has places for one that is complete already, and this length never 
 @register_decoder(
     "karlo",
     hub_id="kakaobrain/karlo-v1-alpha",
-    pipeline_class=("UnCLIPPipeline", "UnCLIPImageVariationPipeline"),
+    pipeline_class=("UnCLIPPipeline", "UnCLIPImageVariationPipeline", "KarloPipeline"),
     parts=PARTS,
     # Karlo's own text encoder is the text tower of this CLIP, whose image tower it does not publish.
     clip="openai/clip-vit-large-patch14",
@@ -85,16 +87,25 @@ class KarloDecoder(PretrainedDecoder):
     @classmethod
     def load(cls, context: LoadContext) -> "KarloDecoder":
         """See `PretrainedDecoder`; layout of kakaobrain/karlo-v1-alpha, whose prior and text encoder are not read."""
-        from diffusers.models.unets.unet_2d import UNet2DModel
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
         if context.tiling:
             raise UserError(
                 "Karlo generates pixels, without an autoencoder: there is nothing to tile. Leave tiling out."
             )
-        folder = context.folder
-        cls.embedding_width(folder)
+        cls.embedding_width(context.folder)
         assert context.clip is not None
+        return cls.with_text(context, context.clip.encode_text([""]))
+
+    @classmethod
+    def with_text(cls, context: LoadContext, empty: TextFeatures) -> "KarloDecoder":
+        """As `load`, for a text encoder that reads the empty prompt like this.
+
+        Raises:
+            UserError: a part is missing, truncated, pickle or another kind; parts do not fit together.
+        """
+        from diffusers.models.unets.unet_2d import UNet2DModel
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        folder = context.folder
         decoder = cls(
             base_steps=Ancestral.from_config(folder / BASE_STEPS / SCHEDULER_FILE),
             fine_steps=Ancestral.from_config(folder / FINE_STEPS / SCHEDULER_FILE),
@@ -102,7 +113,7 @@ class KarloDecoder(PretrainedDecoder):
             unet=context.model(UNet2DConditionModel, BASE),
             fine_first=context.model(UNet2DModel, FINE_FIRST),
             fine_last=context.model(UNet2DModel, FINE_LAST),
-            empty=context.clip.encode_text([""]),
+            empty=empty,
             device=context.device,
             offload=context.offload,
         )
@@ -142,8 +153,13 @@ class KarloDecoder(PretrainedDecoder):
         negative: Guide | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         on_step: Callable[[Progress], None] | None = None,
+        latents: StageNoise = (None, None),
     ) -> Float[Tensor, "N 3 H W"]:
-        """See `ImageDecoder`. Progress counts the steps of both stages, which are ancestral."""
+        """See `ImageDecoder`. Progress counts the steps of both stages, which are ancestral.
+
+        Args:
+            latents: the noise that the stages start from, [N, 3, h, w] and [N, 3, H, W], instead of the generators'.
+        """
         request = checked_request(self, positive, negative, generators, sampling)
         base_times = visited(request.steps)
         fine_times = visited(request.options[SUPER_RES_STEPS.name], f" ({SUPER_RES_STEPS.name})")
@@ -158,8 +174,10 @@ class KarloDecoder(PretrainedDecoder):
             inputs = self._read(request, side)
         with visiting(self.device, self.unet, offload=self.offload):
             predict, shape = self._base_predictor(inputs, request.guidance_scale), (3, side, side)
-            small = sample_unclip(self.base_steps, predict, shape, base_times, generators, self.device, report)
-        return to_unit(self._upscaled(small.clamp(-1, 1), fine_times, generators, report))
+            small = sample_unclip(
+                self.base_steps, predict, shape, base_times, generators, self.device, report, latents[0]
+            )
+        return to_unit(self._upscaled(small.clamp(-1, 1), fine_times, generators, report, latents[1]))
 
     def _read(self, request: DecoderRequest, side: int) -> UNetInputs:
         """What the first stage reads; the second one reads images alone."""
@@ -168,7 +186,7 @@ class KarloDecoder(PretrainedDecoder):
         features = self._features(positive, request.number)
         if request.guided:
             if negative is None or negative.embeddings is None:
-                nothing = self.projection.nothing.float().expand(request.number, -1)
+                nothing = self.projection.nothing.to(self.device).float().expand(request.number, -1)
             else:
                 nothing = request.embeddings(negative, self.width, self.device)
             embeddings = torch.cat([nothing, embeddings])
@@ -242,6 +260,7 @@ class KarloDecoder(PretrainedDecoder):
         times: Sequence[int],
         generators: Sequence[torch.Generator],
         report: Callable[[float, Tensor], None],
+        start: Tensor | None,
     ) -> Float[Tensor, "N 3 H W"]:
         """The second stage, without guidance or prompt: it reads the first stage's images next to its own noisy ones."""
         side = self.fixed_size[0]
@@ -257,7 +276,8 @@ class KarloDecoder(PretrainedDecoder):
                     here.enter_context(visiting(self.device, unet, offload=self.offload))
                 return unet(torch.cat([x, below], 1).to(unet.dtype), t, return_dict=False)[0]
 
-            return sample_unclip(self.fine_steps, predict, (3, side, side), times, generators, self.device, report)
+            shape = (3, side, side)
+            return sample_unclip(self.fine_steps, predict, shape, times, generators, self.device, report, start)
 
     def _check(self, folder: Path) -> None:
         """Whether the parts belong together."""

@@ -49,6 +49,24 @@ class TextProjection(nn.Module):
         self.text_encoder_hidden_states_norm = nn.LayerNorm(context)
 
     @property
+    def device(self) -> torch.device:
+        return self.embedding_proj.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding_proj.weight.dtype
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the published layout.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        with artifacts.folder_written(Path(folder), "the text projection") as temporary:
+            artifacts.write_json(temporary / artifacts.CONFIG_FILE, {"_class_name": KIND} | self.config.model_dump())
+            artifacts.write_tensors(temporary / f"{hub_files.DIFFUSERS}.safetensors", self.state_dict())
+
+    @property
     def nothing(self) -> Float[Tensor, "1 D"]:
         """The learned image embedding that stands for none."""
         return self.learned_classifier_free_guidance_embeddings[None]

@@ -125,13 +125,15 @@ class DiffusionPrior(PriorNetwork):
         return embeddings * self.clip_std + self.clip_mean
 
     @staticmethod
-    def from_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32) -> "DiffusionPrior":
-        """Read a diffusion prior in the published layout strictly, into `dtype`.
+    def from_pretrained(
+        folder: str | Path, dtype: torch.dtype = torch.float32, *, variant: str | None = None
+    ) -> "DiffusionPrior":
+        """Read a diffusion prior in the published layout strictly, into `dtype`; `variant` as of `EclipsePrior.from_pretrained`.
 
         Raises:
             UserError: missing, truncated or mismatched files; a prior without time embedding.
         """
-        values, tensors = read_prior(folder, PUBLISHED)
+        values, tensors = read_prior(folder, PUBLISHED, variant)
         if not is_diffusion(tensors):
             raise UserError(f"{folder} holds a prior without time embedding (ECLIPSE), not a diffusion prior.")
         config = parse(DiffusionPriorConfig, values, str(Path(folder) / CONFIG_FILE))
@@ -188,6 +190,10 @@ class ReadText:
         return ReadText(pasts, self.real.expand(batch, -1))
 
 
+OnStep = Callable[[int, int, Tensor, float], tuple[Tensor, float]]
+"""Index of a step, its timestep, the whitened embeddings after it [B, D], and the guidance scale → the latter two to continue with."""
+
+
 class PriorSampling(Config):
     """How a diffusion prior is sampled."""
 
@@ -207,7 +213,7 @@ class SampledPrior:
 
     network: DiffusionPrior
     unconditional: TextFeatures
-    """Features of the empty text, one row."""
+    """Features of the empty text, one row; or what each prediction is guided away from, one row each."""
     sampling: PriorSampling = field(default_factory=PriorSampling)
     schedule: Schedule = "linear"
     """The noise that the network was trained on."""
@@ -224,8 +230,12 @@ class SampledPrior:
         *,
         noise: Float[Tensor, "B D"] | None = None,
         generator: torch.Generator | None = None,
+        on_step: OnStep | None = None,
     ) -> Float[Tensor, "B D"]:
         """Raw CLIP image embeddings. Sampling starts from `noise`, and the noise of later steps follows from it.
+
+        Args:
+            on_step: as of `sample`.
 
         Raises:
             UserError: as `EclipsePrior.predict`.
@@ -239,8 +249,10 @@ class SampledPrior:
         negative = None
         if self.sampling.guidance_scale != 1:
             nothing = self.unconditional.to(weight.device, weight.dtype)
-            negative = self.network.read(nothing).expanded(len(features))
-        x = sample(self.network, noise.to(weight.device), text, negative, self.sampling, self.schedule)
+            negative = self.network.read(nothing)
+            if len(nothing) == 1:
+                negative = negative.expanded(len(features))
+        x = sample(self.network, noise.to(weight.device), text, negative, self.sampling, self.schedule, on_step)
         return self.network.unwhitened(x.to(weight.dtype))
 
 
@@ -251,13 +263,17 @@ def sample(
     unconditional: ReadText | None,
     sampling: PriorSampling,
     schedule: Schedule = "linear",
+    on_step: OnStep | None = None,
 ) -> Float[Tensor, "B D"]:
     """From noise to a whitened embedding: DDIM with η (Song et al. 2021, eq. 12 and 16) on predictions of the clean one.
 
     η = 1 is the ancestral step of DDPM in another form. The noise of a step follows from a sample's first noise, so
     neither its batch nor any global state changes it. Computed in fp32, whatever the network computes in.
+
+    Args:
+        on_step: is called after each step; sampling continues with the latents and the guidance scale that it returns.
     """
-    signal = alphas_bar(schedule)
+    signal, scale = alphas_bar(schedule), sampling.guidance_scale
     times = visited(sampling.steps, " of the prior")
     x, dtype = noise.float(), network.proj_in.weight.dtype
     for i, t in enumerate(times):
@@ -265,7 +281,7 @@ def sample(
         clean = network(x.to(dtype), timestep, text).float()
         if unconditional is not None:
             base = network(x.to(dtype), timestep, unconditional).float()
-            clean = base + sampling.guidance_scale * (clean - base)
+            clean = base + scale * (clean - base)
         clean = clean.clamp(-sampling.clip_range, sampling.clip_range)
         now = float(signal[t])
         later = float(signal[times[i + 1]]) if i + 1 < len(times) else 1.0
@@ -274,6 +290,8 @@ def sample(
         x = math.sqrt(later) * clean + math.sqrt(max(1 - later - added**2, 0)) * direction
         if added:
             x = x + added * fresh_noise(noise, i)
+        if on_step is not None:
+            x, scale = on_step(i, t, x, scale)
     return x
 
 

@@ -88,20 +88,23 @@ class EclipsePrior(PriorNetwork):
         return self(*self.inputs(features, noise, generator))
 
     @classmethod
-    def from_pretrained(cls: type[P], source: str | Path, *, local_files_only: bool = True) -> P:
+    def from_pretrained(
+        cls: type[P], source: str | Path, *, local_files_only: bool = True, variant: str | None = None
+    ) -> P:
         """Read the class's own layout (ECLIPSE's: `config.json`, `diffusion_pytorch_model.safetensors`) strictly, into fp32.
 
         Args:
             source: the folder of a prior, of a finished training run or of a diffusers pipeline, or a hub id such as
                 `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision to fix that.
             local_files_only: look for hub ids in the hub's cache only; else download what is missing.
+            variant: prefer weights of this variant, "fp16" or "bf16"; by default full precision.
 
         Raises:
             UserError: it is not found; missing, truncated or mismatched files; a setting that the class does not have; a prior of another
                 kind.
         """
-        folder = find_prior(source, local_files_only=local_files_only)
-        values, tensors = read_prior(folder, cls.layout)
+        folder = find_prior(source, local_files_only=local_files_only, variant=variant)
+        values, tensors = read_prior(folder, cls.layout, variant)
         if is_diffusion(tensors):
             raise UserError(
                 f"{folder} holds a diffusion prior (it has a time embedding), which needs many steps. "

@@ -108,20 +108,23 @@ class LambdaEclipsePrior(PriorNetwork):
         return self.zero_image()
 
     @staticmethod
-    def from_pretrained(source: str | Path, *, local_files_only: bool = True) -> "LambdaEclipsePrior":
+    def from_pretrained(
+        source: str | Path, *, local_files_only: bool = True, variant: str | None = None
+    ) -> "LambdaEclipsePrior":
         """Read the published layout (`config.json`, `diffusion_pytorch_model.safetensors`) strictly, into fp32.
 
         Args:
             source: the folder of a prior, of a finished training run or of a diffusers pipeline, or a hub id such as
                 `ECLIPSE-Community/Lambda-ECLIPSE-Prior-v1.0`, with `@` and a revision to fix that.
             local_files_only: look for hub ids in the hub's cache only; else download what is missing.
+            variant: prefer weights of this variant, "fp16" or "bf16"; by default full precision.
 
         Raises:
             UserError: it is not found; missing, truncated or mismatched files; a setting that the class does not have; a prior of another
                 kind.
         """
-        folder = find_prior(source, local_files_only=local_files_only)
-        values, tensors = read_prior(folder, PUBLISHED)
+        folder = find_prior(source, local_files_only=local_files_only, variant=variant)
+        values, tensors = read_prior(folder, PUBLISHED, variant)
         if not is_controlled(tensors):
             raise UserError(
                 f"{folder} holds a prior without embedding_control (ECLIPSE or diffusion), not a λ-ECLIPSE prior such as "

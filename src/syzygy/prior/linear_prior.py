@@ -121,29 +121,45 @@ class LinearPrior(nn.Module):
         check_request(features, self.config.embedding_dim, noise, generator)
         return self(features.pooled.to(self.weight))
 
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the map computes in."""
+        return self.weight.dtype
+
     def fingerprint(self) -> str:
         """Sixteen hex digits over all weights."""
         return artifacts.fingerprint(self.state_dict())
 
     def save_pretrained(
-        self, folder: str | Path, provenance: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+        self,
+        folder: str | Path,
+        provenance: dict[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        variant: str | None = None,
     ) -> None:
-        """Write the layout of linear maps atomically, with `provenance` in the same folder; `dtype` (fp16) converts the weights.
+        """Write the layout of linear maps atomically; arguments as of `PriorNetwork.save_pretrained`.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        write_prior(Path(folder), LINEAR, self.config.model_dump(), self.state_dict(), provenance, dtype)
+        write_prior(Path(folder), LINEAR, self.config.model_dump(), self.state_dict(), provenance, dtype, variant)
 
     @staticmethod
-    def from_pretrained(source: str | Path, *, local_files_only: bool = True) -> "LinearPrior":
+    def from_pretrained(
+        source: str | Path, *, local_files_only: bool = True, variant: str | None = None
+    ) -> "LinearPrior":
         """Read a linear map strictly, into fp32; arguments as of `EclipsePrior.from_pretrained`.
 
         Raises:
             UserError: it is not found; missing, truncated or mismatched files; a prior of another kind.
         """
-        folder = find_prior(source, local_files_only=local_files_only)
-        values, tensors = read_prior(folder, LINEAR)
+        folder = find_prior(source, local_files_only=local_files_only, variant=variant)
+        values, tensors = read_prior(folder, LINEAR, variant)
         prior = LinearPrior(parse(LinearPriorConfig, values, str(folder / CONFIG_FILE)))
         load_strictly(prior, tensors, folder)
         return prior

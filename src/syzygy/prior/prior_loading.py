@@ -1,9 +1,9 @@
 """Loading of priors: from a run, a folder in the published layout, a pipeline's repository, or the hub."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
@@ -70,17 +70,13 @@ def load_prior(
             CLIP.
     """
     folder = find_prior(source, local_files_only=local_files_only)
-    prior = _read_prior(folder, dtype)
-    if prior.config.embedding_dim != clip.width:
-        raise UserError(
-            f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, and those of this model's CLIP are "
-            f"{clip.width} wide. Use a prior that was trained with the same CLIP."
-        )
+    prior = read_network(folder, dtype)
+    check_width(folder, prior, clip.width)
     check_trained_with(folder, "clip", clip.fingerprint)
-    prior = prior.to(device, dtype).eval().requires_grad_(False)
+    prior = prior.to(device, dtype)
     if not isinstance(prior, DiffusionPrior):
         return prior
-    sampling, schedule = _sampling(folder, prior)
+    sampling, schedule = sampling_of(folder)
     return SampledPrior(prior, clip.encode_text([""]), sampling, schedule)
 
 
@@ -104,20 +100,20 @@ def load_any_prior(
     return make(rest, clip, device)
 
 
-def load_one_pass(source: str | Path, *, local_files_only: bool = True) -> OnePassPrior:
+def load_one_pass(source: str | Path, *, local_files_only: bool = True, variant: str | None = None) -> OnePassPrior:
     """An ECLIPSE, residual, λ-ECLIPSE or linear prior in fp32, whatever its CLIP; `source` as in `load_prior`.
 
     Raises:
         UserError: it is not found, is a diffusion prior, or a file is missing, truncated or mismatched.
     """
-    folder = find_prior(source, local_files_only=local_files_only)
+    folder = find_prior(source, local_files_only=local_files_only, variant=variant)
     layout = layout_of(folder)
     if layout == LINEAR:
-        return LinearPrior.from_pretrained(folder)
+        return LinearPrior.from_pretrained(folder, variant=variant)
     if layout == RESIDUAL:
-        return ResidualPrior.from_pretrained(folder)
+        return ResidualPrior.from_pretrained(folder, variant=variant)
     kind = LambdaEclipsePrior if holds_controlled(folder) else EclipsePrior
-    return kind.from_pretrained(folder)
+    return kind.from_pretrained(folder, variant=variant)
 
 
 def load_network(source: str | Path, *, local_files_only: bool = True) -> EclipsePrior:
@@ -140,38 +136,74 @@ def load_network(source: str | Path, *, local_files_only: bool = True) -> Eclips
     return prior
 
 
-def _read_prior(folder: Path, dtype: torch.dtype) -> OnePassPrior | DiffusionPrior:
+def read_network(
+    folder: Path, dtype: torch.dtype = torch.float32, *, variant: str | None = None
+) -> OnePassPrior | DiffusionPrior:
+    """The network of the prior in a folder, whatever its CLIP: in evaluation mode and frozen, on the CPU.
+
+    Args:
+        dtype: of a diffusion prior; the others are read into fp32.
+        variant: prefer weights of this variant, "fp16" or "bf16"; by default full precision.
+
+    Raises:
+        UserError: a file is missing, truncated or a pickle, weights do not fit, or a diffusion prior lacks its statistics.
+    """
     if not holds_diffusion(folder):
-        return load_one_pass(folder)
-    prior = DiffusionPrior.from_pretrained(folder, dtype)
+        return load_one_pass(folder, variant=variant).eval().requires_grad_(False)
+    prior = DiffusionPrior.from_pretrained(folder, dtype, variant=variant)
     if not (prior.clip_std > 0).all():
         raise UserError(
             f"the diffusion prior in {folder} has a clip_std of zero: all its embeddings would be equal. Its statistics were "
             "never set; use the published weights, or set them."
         )
-    return prior
+    return prior.eval().requires_grad_(False)
 
 
-def _sampling(folder: Path, prior: DiffusionPrior) -> tuple[PriorSampling, Schedule]:
-    """The sampling of a diffusion prior: as recorded in training, or as in the scheduler of its pipeline."""
+def check_width(folder: Path, prior: OnePassPrior | DiffusionPrior, width: int) -> None:
+    """Refuse a prior whose embeddings are not as wide as those of the CLIP."""
+    if prior.config.embedding_dim != width:
+        raise UserError(
+            f"the prior in {folder} predicts embeddings {prior.config.embedding_dim} wide, and those of this model's CLIP are "
+            f"{width} wide. Use a prior that was trained with the same CLIP."
+        )
+
+
+def scheduler_file(folder: Path) -> Path | None:
+    """The settings of the scheduler that the prior in a folder is sampled with in its pipeline; None if there is none."""
+    paths = (folder.parent / name / SCHEDULER_FILE for name in SCHEDULERS)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def sampling_of(folder: Path) -> tuple[PriorSampling, Schedule]:
+    """The sampling of the diffusion prior in a folder: as recorded in training, or as in the scheduler of its pipeline.
+
+    Raises:
+        UserError: neither is there, or it cannot be followed.
+    """
     record = folder / artifacts.PROVENANCE_FILE
     if record.is_file():
         task = artifacts.read_json(record).get("recipe", {}).get("task", {})
         return parse(PriorSampling, task.get("sampling", {}), str(record)), "linear"
-    for name in SCHEDULERS:
-        path = folder.parent / name / SCHEDULER_FILE
-        if path.is_file():
-            return _as_scheduled(path), "cosine"
+    if (path := scheduler_file(folder)) is not None:
+        return as_scheduled(artifacts.read_json(path), str(path)), "cosine"
     raise UserError(
         f"the diffusion prior in {folder} does not say how to sample it: it holds no {record.name}, and there is no "
         f"{SCHEDULERS[0]}/{SCHEDULER_FILE} next to it. Give the folder of the whole pipeline."
     )
 
 
-def _as_scheduled(path: Path) -> PriorSampling:
-    values = scheduler_settings(path, prediction_type="sample", variance_type="fixed_small_log")
+def as_scheduled(settings: Mapping[str, Any], source: str) -> PriorSampling:
+    """The sampling of a published diffusion prior, by the settings of its `UnCLIPScheduler`.
+
+    Args:
+        source: what errors call the settings.
+
+    Raises:
+        UserError: they are another scheduler's, or cannot be followed.
+    """
+    values = scheduler_settings(settings, source, prediction_type="sample", variance_type="fixed_small_log")
     bound = values["clip_sample_range"] if values["clip_sample"] else math.inf
-    return parse(PriorSampling, {"clip_range": bound}, str(path))
+    return parse(PriorSampling, {"clip_range": bound}, source)
 
 
 def check_trained_with(folder: Path, part: str, fingerprint: Callable[[], str] | str) -> None:

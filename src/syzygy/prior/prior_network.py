@@ -7,6 +7,7 @@ G captions of a whole step, D width of CLIP's joint space.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ from syzygy.core.artifacts import CONFIG_FILE, PROVENANCE_FILE, folder_written, 
 from syzygy.core.config import Config
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.core.hub_files import ZERO_IMAGE
 from syzygy.core.model_files import DIFFUSERS, TRANSFORMERS, Located, fetch, fetch_weights, locate, read_weights
 from syzygy.core.packed_attention import PackedAttention, PackedText, Packing
 from syzygy.core.transformer_layers import Block
@@ -52,7 +54,11 @@ class Layout(NamedTuple):
 
     @property
     def weights_file(self) -> str:
-        return f"{self.stem}.safetensors"
+        return self.variant_file(None)
+
+    def variant_file(self, variant: str | None) -> str:
+        """The name of the file of all weights, of a variant such as "fp16" or of none."""
+        return f"{self.stem}{'' if variant is None else f'.{variant}'}.safetensors"
 
 
 PUBLISHED = Layout(
@@ -192,6 +198,15 @@ class PriorNetwork(nn.Module):
             self.clip_std.copy_(statistics.std)
 
     @property
+    def device(self) -> torch.device:
+        return self.proj_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.proj_in.weight.dtype
+
+    @property
     def has_statistics(self) -> bool:
         """Whether `clip_mean` and `clip_std` hold measured values; in some published priors they are zeros."""
         known = torch.isfinite(self.clip_mean) & torch.isfinite(self.clip_std) & (self.clip_std > 0)
@@ -202,19 +217,30 @@ class PriorNetwork(nn.Module):
         return artifacts.fingerprint(self.state_dict())
 
     def save_pretrained(
-        self, folder: str | Path, provenance: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+        self,
+        folder: str | Path,
+        provenance: dict[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        variant: str | None = None,
     ) -> None:
-        """Write the prior's layout atomically, with `provenance` in the same folder; `dtype` (fp16) converts the weights.
+        """Write the prior's layout atomically, with `provenance` in the same folder.
+
+        Statistics that are zeros, as in some published priors, are written as they are.
+
+        Args:
+            dtype: converts the weights, such as fp16.
+            variant: goes into the name of the file of weights, such as "fp16".
 
         Raises:
             UserError: the statistics were never set, or the folder cannot be written.
         """
-        if not self.has_statistics:
+        if not (torch.isfinite(self.clip_mean).all() and torch.isfinite(self.clip_std).all()):
             raise UserError(
                 "this prior has no embedding statistics (clip_mean, clip_std), and other programs would multiply its "
                 "predictions by them. Call set_statistics(EmbeddingStatistics.of(image_embeddings)) before saving."
             )
-        write_prior(Path(folder), self.layout, self._settings, self.state_dict(), provenance, dtype)
+        write_prior(Path(folder), self.layout, self._settings, self.state_dict(), provenance, dtype, variant)
 
 
 @dataclass(frozen=True)
@@ -239,18 +265,19 @@ class PriorBatch:
         return len(self.image)
 
 
-def find_prior(source: str | Path, *, local_files_only: bool = True) -> Path:
+def find_prior(source: str | Path, *, local_files_only: bool = True, variant: str | None = None) -> Path:
     """The folder that holds the prior itself.
 
     Args:
         source: the folder of a prior, of a finished training run or of a diffusers pipeline, or a hub id such as
             `ECLIPSE-Community/ECLIPSE_KandinskyV22_Prior`, with `@` and a revision to fix that.
         local_files_only: look for hub ids in the hub's cache only; else download what is missing.
+        variant: of the weights to download: "fp16" or "bf16"; by default full precision, where it is published.
 
     Raises:
         UserError: it is not found, the run is not finished, or it is an embedding store.
     """
-    folder = locate(source, None, local_files_only, EXAMPLE, _download).folder
+    folder = locate(source, None, local_files_only, EXAMPLE, partial(_download, variant=variant)).folder
     if (folder / PART / CONFIG_FILE).is_file():
         return folder / PART
     if (folder / "run.json").is_file():
@@ -262,15 +289,15 @@ def find_prior(source: str | Path, *, local_files_only: bool = True) -> Path:
     return folder
 
 
-def _download(source: str, revision: str | None) -> Located:
+def _download(source: str, revision: str | None, variant: str | None) -> Located:
     """Download a prior's files, from its own repository or a pipeline's, and the settings of its sampling."""
     settings = [CONFIG_FILE, PROVENANCE_FILE]
     schedulers = [f"{name}/{SCHEDULER_FILE}" for name in SCHEDULERS]
-    patterns = ["model_index.json", *settings, *(f"{PART}/{name}" for name in settings), *schedulers]
+    patterns = ["model_index.json", ZERO_IMAGE, *settings, *(f"{PART}/{name}" for name in settings), *schedulers]
     found = fetch(source, revision, patterns, local_files_only=False)
     folder = f"{PART}/" if (found.folder / PART / CONFIG_FILE).is_file() else ""
     layout = layout_of(found.folder / folder) if (found.folder / folder / CONFIG_FILE).is_file() else PUBLISHED
-    return fetch_weights(found, {folder: layout.stem})
+    return fetch_weights(found, {folder: layout.stem}, variant)
 
 
 def layout_of(folder: Path) -> Layout:
@@ -294,17 +321,20 @@ def write_prior(
     tensors: Mapping[str, Tensor],
     provenance: dict[str, Any] | None,
     dtype: torch.dtype | None,
+    variant: str | None = None,
 ) -> None:
-    """Write a prior's folder atomically; `dtype` converts the tensors."""
+    """Write a prior's folder atomically; `dtype` converts the tensors, `variant` goes into the name of their file."""
     with folder_written(folder) as temporary:
         write_json(temporary / CONFIG_FILE, {"_class_name": layout.class_name} | dict(sorted(settings.items())))
-        write_tensors(temporary / layout.weights_file, tensors, dtype)
+        write_tensors(temporary / layout.variant_file(variant), tensors, dtype)
         if provenance is not None:
             write_json(temporary / PROVENANCE_FILE, provenance)
 
 
-def read_prior(folder: str | Path, layout: Layout) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings (without diffusers' own, which begin with "_") and tensors, in full precision if the folder has that.
+def read_prior(
+    folder: str | Path, layout: Layout, variant: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings (without diffusers' own, which begin with "_") and tensors: of `variant`, or in full precision, if the folder has that.
 
     Raises:
         UserError: missing, truncated or pickled files, another kind of prior or another class of model.
@@ -314,7 +344,9 @@ def read_prior(folder: str | Path, layout: Layout) -> tuple[dict[str, Any], dict
     if found != layout:
         raise UserError(f"{folder} holds {found.kind}, and {layout.kind} is needed. {found.remedy}")
     values = read_json(folder / CONFIG_FILE)
-    return {k: v for k, v in values.items() if not k.startswith("_")}, read_weights(folder, layout.stem)
+    return {k: v for k, v in values.items() if not k.startswith("_")}, read_weights(
+        folder, layout.stem, variant=variant
+    )
 
 
 def is_diffusion(tensors: Mapping[str, Tensor]) -> bool:

@@ -93,7 +93,12 @@ class ResidualPrior(EclipsePrior):
         return (self.identity(text.pooled) + self.correction(text, noise)).to(noise.dtype)
 
     def save_pretrained(
-        self, folder: str | Path, provenance: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+        self,
+        folder: str | Path,
+        provenance: dict[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        variant: str | None = None,
     ) -> None:
         """As `PriorNetwork.save_pretrained`, in the layout of residual priors.
 
@@ -105,7 +110,7 @@ class ResidualPrior(EclipsePrior):
                 "this residual prior has no text identity to add its correction to. Call set_identity(TextIdentity.fit(text_embeddings, "
                 "image_embeddings, shifted=True)) before saving."
             )
-        super().save_pretrained(folder, provenance, dtype)
+        super().save_pretrained(folder, provenance, dtype, variant=variant)
 
 
 class ResidualTaskConfig(EclipseTaskConfig):

@@ -8,7 +8,7 @@ Legend: N images, C channels, H × W pixels; ᾱ is the share of signal in the v
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -75,22 +75,22 @@ Predict = Callable[[Float[Tensor, "N C H W"], int, bool], Float[Tensor, "N K H W
 """Noisy images, a timestep, whether it is the last → the noise in them, and with K = 2 C the position of its variance."""
 
 
-def scheduler_settings(path: Path, **needed: Any) -> dict[str, Any]:
+def scheduler_settings(provided: Mapping[str, Any], source: str, **needed: Any) -> dict[str, Any]:
     """The settings of an `UnCLIPScheduler`, with the defaults of those that its file omits.
 
     Args:
-        path: its `scheduler_config.json`.
+        provided: what its `scheduler_config.json` holds, or its `config`.
+        source: what errors call the settings, such as the path.
         needed: values that some of them must have, besides those that all of unCLIP shares.
 
     Raises:
-        UserError: the file is missing, another scheduler's, or has other values.
+        UserError: they are another scheduler's, or have other values.
     """
-    provided = artifacts.read_json(path)
     needed |= {"_class_name": KIND, "num_train_timesteps": TIMESTEPS, "beta_schedule": DEFAULTS["beta_schedule"]}
-    values = DEFAULTS | provided
+    values = DEFAULTS | dict(provided)
     for name, value in needed.items():
         if values.get(name) != value:
-            raise UserError(f"{path}: {name} is {values.get(name)!r}; only {value!r} can be sampled here.")
+            raise UserError(f"{source}: {name} is {values.get(name)!r}; only {value!r} can be sampled here.")
     return values
 
 
@@ -108,12 +108,21 @@ class Ancestral:
         """As a `scheduler_config.json` says.
 
         Raises:
+            UserError: the file is missing; as `from_settings`.
+        """
+        return Ancestral.from_settings(artifacts.read_json(path), str(path))
+
+    @staticmethod
+    def from_settings(settings: Mapping[str, Any], source: str) -> "Ancestral":
+        """As the settings of an `UnCLIPScheduler` say; arguments as of `scheduler_settings`.
+
+        Raises:
             UserError: as `scheduler_settings`; a kind of variance that is not known.
         """
-        values = scheduler_settings(path, prediction_type="epsilon")
+        values = scheduler_settings(settings, source, prediction_type="epsilon")
         kind = values["variance_type"]
         if kind not in ("fixed_small_log", "learned_range"):
-            raise UserError(f"{path}: variance_type is {kind!r}; known are 'fixed_small_log' and 'learned_range'.")
+            raise UserError(f"{source}: variance_type is {kind!r}; known are 'fixed_small_log' and 'learned_range'.")
         return Ancestral(kind == "learned_range", values["clip_sample_range"] if values["clip_sample"] else math.inf)
 
     def step(
@@ -146,15 +155,26 @@ def sample_unclip(
     generators: Sequence[torch.Generator],
     device: torch.device,
     on_step: Callable[[float, Tensor], None] = lambda sigma, clean: None,
+    start: Tensor | None = None,
 ) -> Float[Tensor, "N C H W"]:
     """Denoise standard normal noise through `times`, in fp32 whatever the network computes in.
 
     All noise of an image comes from its own generator: the initial noise, then what each step but the last adds. `on_step` gets
     σ = √((1 − ᾱ) / ᾱ) before the step, and the clean images as predicted there. An image for which the network returned NaN or
     infinity in any step is NaN: the bound of the clean image would hide it.
+
+    Args:
+        start: the initial noise [N, C, H, W], which is drawn otherwise.
+
+    Raises:
+        UserError: `start` has another shape.
     """
     signal = alphas_bar("cosine")
-    x = per_sample_noise(shape, generators, device)
+    x = (
+        per_sample_noise(shape, generators, device)
+        if start is None
+        else _checked(start, (len(generators), *shape)).to(device)
+    )
     finite = torch.ones(len(x), dtype=torch.bool, device=device)
     for i, t in enumerate(times):
         last = i + 1 == len(times)
@@ -165,6 +185,14 @@ def sample_unclip(
         x, clean = steps.step(x, predicted, now, later, noise)
         on_step(sigma_of(t), clean)
     return x.masked_fill(~finite[:, None, None, None], math.nan)
+
+
+def _checked(start: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(start.shape) != shape:
+        raise UserError(f"latents have shape {tuple(start.shape)}; {shape} is needed.")
+    if not torch.isfinite(start).all():
+        raise UserError("latents hold NaN or infinity.")
+    return start.float()
 
 
 def sigma_of(t: int) -> float:

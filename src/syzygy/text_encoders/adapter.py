@@ -354,9 +354,22 @@ class AdaptedText(nn.Module):
         """D, the width of CLIP's joint space."""
         return self.adapter.config.states_width
 
+    @property
+    def device(self) -> torch.device:
+        return self.adapter.proj_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the adapter computes in; the language model may compute in another precision."""
+        return self.adapter.proj_in.weight.dtype
+
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> TextFeatures:
         """Texts → K states, a mask that is all true, and a raw (projected, not normalised) pooled embedding, in fp32."""
+        return self(texts)
+
+    def forward(self, texts: list[str]) -> TextFeatures:
+        """`encode_text`, as the module's call, before which hooks may move the module."""
         found = self.llm.encode_states(texts)
         weight = self.adapter.proj_in.weight
         states, mask = found.states.to(weight.device, weight.dtype), found.mask.to(weight.device)
