@@ -38,9 +38,7 @@ from syzygy.generation.prior_pipeline_files import (
 )
 from syzygy.generation.prior_request import TENSORS, PriorRequest
 from syzygy.prior.diffusion_prior import DiffusionPrior, PriorSampling, SampledPrior
-from syzygy.prior.eclipse import EclipsePrior
-from syzygy.prior.linear_prior import LinearPrior
-from syzygy.prior.prior_loading import as_scheduled
+from syzygy.prior.prior_loading import OnePassPrior, as_scheduled
 from syzygy.prior.unclip_sampling import TIMESTEPS, Schedule
 from syzygy.text_encoders.adapter import AdaptedText
 
@@ -83,7 +81,7 @@ class PriorPipeline(DiffusionPipeline):
     ) -> None:
         """
         Args:
-            prior: an `EclipsePrior`, `ResidualPrior`, `LinearPrior` or `DiffusionPrior`.
+            prior: an `EclipsePrior`, `ResidualPrior`, `LambdaEclipsePrior`, `LinearPrior` or `DiffusionPrior`.
             text_encoder: transformers' `CLIPTextModelWithProjection`, or a language model with its adapter (`AdaptedText`).
             tokenizer: transformers' `CLIPTokenizer`; None with an adapter.
             image_encoder: transformers' `CLIPVisionModelWithProjection`; None if every call has a negative prompt.
@@ -94,10 +92,10 @@ class PriorPipeline(DiffusionPipeline):
             UserError: another kind of prior, or a scheduler that cannot be followed.
         """
         super().__init__()
-        if not isinstance(prior, EclipsePrior | LinearPrior | DiffusionPrior):
+        if not isinstance(prior, OnePassPrior | DiffusionPrior):
             raise UserError(
-                f"the prior is a {type(prior).__name__}; an EclipsePrior, ResidualPrior, LinearPrior or DiffusionPrior is needed. "
-                "PriorPipeline.from_pretrained loads them, the stock prior as a DiffusionPrior too."
+                f"the prior is a {type(prior).__name__}; an EclipsePrior, ResidualPrior, LambdaEclipsePrior, LinearPrior or "
+                "DiffusionPrior is needed. PriorPipeline.from_pretrained loads them, the stock prior as a DiffusionPrior too."
             )
         self.register_modules(
             prior=prior,
