@@ -159,7 +159,7 @@ def test_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
     eclipse.save_pretrained(tmp_path / "eclipse")
     with pytest.raises(
         UserError,
-        match=r"\(ECLIPSE or diffusion\), and a residual prior is needed",
+        match=r"\(ECLIPSE, λ-ECLIPSE or diffusion\), and a residual prior is needed",
     ):
         ResidualPrior.from_pretrained(tmp_path / "eclipse")
     tensors = artifacts.read_tensors(tmp_path / "residual/model.safetensors")
