@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import resource
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from PIL import Image
 from syzygy.server import uploads
 from syzygy.server.app import create_app
 from syzygy.server.engine import Engine
-from syzygy.server.http_server import serving
+from syzygy.server.http_server import allow_files, serving
 from syzygy.server.limits import Limits
 from tests.conftest import Answer
 from tests.tiny_server import PATIENCE, Held, tiny_engine, waited
@@ -216,6 +217,20 @@ def test_with_too_many_connections_the_oldest_that_is_not_served_gives_way(engin
         assert served.recv(100).startswith(b"HTTP/1.1 200")
         served.close()
         slow[1].close()
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised"),
+    [(256, 4096, 2704), (256, 1024, 1024), (256, -1, 2704), (20_000, 20_000, None), (-1, -1, None)],
+)
+def test_the_process_may_open_files_for_all_connections(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised: int | None
+) -> None:
+    found: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: found.append(limits))
+    allow_files(400)
+    assert found == ([] if raised is None else [(raised, hard)])
 
 
 def test_what_is_not_finished_at_the_end_of_the_grace_is_answered_in_openais_form(

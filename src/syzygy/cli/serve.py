@@ -106,7 +106,7 @@ def serve(
     if api_key is not None and not (api_key.isascii() and api_key.strip() == api_key != ""):
         raise UserError("an API key is made of ASCII characters, without blanks at its ends.")
     try:
-        from syzygy.server.http_server import listening, server_of, url_of
+        from syzygy.server.http_server import allow_files, listening, server_of, url_of
         from syzygy.server.security import is_loopback
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'syzygy[web]'.") from None
@@ -118,6 +118,7 @@ def serve(
     from syzygy.server.limits import Limits
 
     limits = Limits(**{limit: settings.pop(name) for name, (limit, _, _) in LIMITS.items()})
+    allow_files(limits.connections)
     with listening(host, port) as bound:
         loaded = load_model(settings, device)
         # A key keeps out pages that reach this server under a name of their own, so then other names do no harm.

@@ -69,6 +69,8 @@ class Server:
         self.admission = Admission(limits, self.worker)
         self.decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         """Decodes pictures, and parses bodies that may hold some: one at a time, so that memory stays bounded."""
+        self.connections: dict[Any, None] = {}
+        """Those of the HTTP server, the oldest first."""
         self.since = int(time.time())
 
     def stop(self) -> None:

@@ -3,9 +3,8 @@
 import asyncio
 import errno
 import socket
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -18,6 +17,8 @@ from syzygy.server.limits import Limits
 KEEP_ALIVE_SECONDS = 15
 WAITING = 2048
 """Connections that may wait to be accepted; uvicorn's own default."""
+OTHER_FILES = 256
+"""Files that a process opens besides its connections."""
 SENDING_SECONDS = 2.0
 """Time for the last answers, after the grace."""
 
@@ -29,8 +30,8 @@ class Connection(H11Protocol):
         super().__init__(config, *args, **more)
         app: Any = config.app
         self._limits: Limits = app.state.server.limits
+        self._open: dict[Connection, None] = app.state.server.connections
         self._deadline: asyncio.TimerHandle | None = None
-        self._since = time.monotonic()
 
     @property
     def served(self) -> bool:
@@ -41,10 +42,10 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._expect_head()
-        if len(self.connections) > self._limits.connections:
-            idle = [one for one in self.connections if isinstance(one, Connection) and not one.served]
-            oldest = min(idle, key=lambda one: one._since)  # there is one: this connection
-            self.connections.discard(oldest)
+        self._open[self] = None
+        if len(self._open) > self._limits.connections:
+            oldest = next(one for one in self._open if not one.served)  # there is one: this connection
+            del self._open[oldest]
             oldest.transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -57,6 +58,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_deadline()
+        self._open.pop(self, None)
         super().connection_lost(exc)
 
     def _expect_head(self) -> None:
@@ -96,9 +98,25 @@ class HttpServer(uvicorn.Server):
             await asyncio.sleep(0.1)
 
     def _abort(self) -> None:
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, Connection):
-                connection.transport.abort()
+        for connection in list(self._app.state.server.connections):
+            connection.transport.abort()
+
+
+def allow_files(connections: int) -> None:
+    """Raise the number of files that this process may open, as far as the system lets it, so that all connections have room.
+
+    Connections that wait to be accepted are accepted at once, before those that are too many are closed.
+    """
+    try:
+        import resource
+    except ImportError:  # of Windows, which has no such limit
+        return
+    wanted = connections + WAITING + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < highest:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -153,6 +171,7 @@ def server_of(app: FastAPI, *, grace: float, proxies: str = "127.0.0.1", verbose
 def serving(app: FastAPI, *, grace: float = 5.0) -> Iterator[str]:
     """The server in a thread of this process, on a free local port; yields its URL."""
     import threading
+    import time
 
     bound = listening("127.0.0.1", 0)
     server = server_of(app, grace=grace)
