@@ -20,7 +20,8 @@ LIMITS = {
     "max_regions": ("regions", 16, "Largest number of regions in a request."),
     "max_sources": ("sources", 8, "Largest number of texts and pictures in a mixture."),
     "max_upload": ("upload", 8 * 2**20, "Largest number of bytes in a request's body."),
-    "max_upload_pixels": ("upload_pixels", 2**24, "Largest number of pixels in an uploaded picture."),
+    "max_upload_pixels": ("upload_pixels", 2**24, "Largest number of pixels in all uploaded pictures of a request."),
+    "max_connections": ("connections", 512, "Largest number of open connections."),
     "queue": ("queue", 32, "Number of requests that may wait; further ones get status 429 and may try again later."),
 }
 """Option → the limit's name, its default, its help."""
@@ -53,7 +54,7 @@ def limit_options(command: F) -> F:
     "--allow-host",
     multiple=True,
     metavar="NAME",
-    help="Answer requests for this host name, such as the one a proxy uses. Can be given several times.",
+    help="Also answer requests for this host name, such as the one that a proxy uses. Can be given several times.",
 )
 @click.option(
     "--proxy", multiple=True, metavar="ADDRESS", help="Trust the X-Forwarded headers of the proxy at this address."
@@ -64,7 +65,7 @@ def limit_options(command: F) -> F:
     default=30,
     show_default=True,
     metavar="SECONDS",
-    help="Wait this long for requests under way when the server stops.",
+    help="When the server stops, wait this long for admitted requests; then answer the rest with status 503.",
 )
 @click.option("--verbose", is_flag=True, help="Log every request.")
 @limit_options
@@ -87,7 +88,7 @@ def serve(
     """Serve a web page for placing objects by regions, and an HTTP API compatible with OpenAI's images API.
 
     Settings such as --steps are defaults for requests that do not give their own. Ctrl-C stops the server after the requests
-    under way have finished.
+    that it has admitted, or after --grace seconds.
 
     \b
     Examples:
@@ -100,26 +101,28 @@ def serve(
       client = OpenAI(base_url="http://127.0.0.1:7860/v1", api_key="none")
       client.images.generate(prompt="a red star", extra_body={"seed": 7})
     """
-    local = host in ("localhost", "127.0.0.1", "::1")
     if api_key is not None and no_api_key:
         raise UserError("an API key and --no-api-key exclude each other: choose one.")
     if api_key is not None and not (api_key.isascii() and api_key.strip() == api_key != ""):
         raise UserError("an API key is made of ASCII characters, without blanks at its ends.")
-    if not local and api_key is None and not no_api_key:
-        raise UserError(f"--host {host} lets other machines in: give an --api-key, or --no-api-key.")
     try:
-        from syzygy.server.http_server import listening, server_of, url_of
+        from syzygy.server.http_server import allow_files, listening, server_of, url_of
+        from syzygy.server.security import is_loopback
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'syzygy[web]'.") from None
+    local = is_loopback(host)
+    if not local and api_key is None and not no_api_key:
+        raise UserError(f"--host {host} lets other machines in: give an --api-key, or --no-api-key.")
     from syzygy.server.app import create_app
     from syzygy.server.engine import Engine
     from syzygy.server.limits import Limits
-    from syzygy.server.security import LOOPBACK
 
     limits = Limits(**{limit: settings.pop(name) for name, (limit, _, _) in LIMITS.items()})
+    allow_files(limits.connections)
     with listening(host, port) as bound:
         loaded = load_model(settings, device)
-        hosts = [*LOOPBACK, host, *allow_host] if local or allow_host else None
+        # A key keeps out pages that reach this server under a name of their own, so then other names do no harm.
+        hosts = [host, *allow_host] if local or allow_host or api_key is None else None
         engine = Engine.of(loaded.model, loaded.record)
         app = create_app(engine, limits, batch_size=batch_size, api_key=api_key, hosts=hosts)
         server = server_of(app, grace=float(grace), proxies=",".join(proxy) or "127.0.0.1", verbose=verbose)

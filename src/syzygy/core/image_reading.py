@@ -110,8 +110,9 @@ def as_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
 
 def as_mask(image: Image.Image, name: str = "the mask") -> Float[Tensor, "H W"]:
     """Convert a Pillow image to a mask from 0 to 1: its brightness times its opacity, upright. See `as_rgb`."""
-    grey, opacity = _upright(image, name).convert("LA").split()
-    return _unit(grey) * _unit(opacity)
+    image = _upright(image, name)
+    grey = _unit(image.convert("L"))
+    return grey.mul_(_unit(image.getchannel("A"))) if image.mode == "RGBA" else grey
 
 
 def as_layers(image: Image.Image, name: str = "the picture") -> tuple[Image.Image, Float[Tensor, "H W"]]:

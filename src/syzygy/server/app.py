@@ -1,30 +1,34 @@
 """The routes. Paths start with /v1 as OpenAI's do, also where OpenAI has no such route."""
 
-import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from syzygy.core.errors import UserError
-from syzygy.server import documentation, page_assets, recipes, uploads
+from syzygy.server import documentation, page_assets
+from syzygy.server.admission import SMALL_BYTES, Admission
+from syzygy.server.bodies import check_json_type, form_of, json_of, whole
 from syzygy.server.engine import Engine
 from syzygy.server.limits import Limits
 from syzygy.server.metrics import Metrics
-from syzygy.server.problems import Json, Problem, field_errors, problem_of
+from syzygy.server.problems import Json, Problem, problem_of
 from syzygy.server.requests import ImageRequest
-from syzygy.server.responses import EventStream, RequestStream, complete
-from syzygy.server.schema import Common, Edit, Form, Generation, Mix, Variation, multipart
-from syzygy.server.security import LOOPBACK, SecurityMiddleware
-from syzygy.server.validation import NOT_INPAINTED, Validator, form_of, invalid
+from syzygy.server.responses import EventStream, RequestStream, complete, in_thread
+from syzygy.server.schema import Common, Edit, Form, Generation, Mix, Variation, json_body, json_schemas, multipart
+from syzygy.server.security import ENTRY, SecurityMiddleware, own_names
+from syzygy.server.validation import Validator
 from syzygy.server.worker import Worker
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
+A = TypeVar("A", bound=Common)
+
+
 ABOUT = """Generate images from prompts. The API is compatible with OpenAI's images API and extends it."""
 FILES = {
     "image": "A picture: PNG, JPEG or WebP.",
@@ -37,7 +41,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     408: {"description": "The body did not arrive in time."},
     413: {"description": "The body is too large."},
     415: {"description": "The body has an unsupported content type."},
-    429: {"description": "The queue is full; the header Retry-After says after how many seconds to try again."},
+    429: {
+        "description": "The queue is full, or too many uploads arrive; the header Retry-After says after how many seconds to try again."
+    },
     500: {
         "description": "The model or the server failed; with the code `non_finite_values` the model computed NaN or infinity."
     },
@@ -45,19 +51,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _is_json(request: Request) -> None:
-    """Raises Problem for another content type, such as the one that `curl -d` sends."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise Problem(
-            415,
-            f"the body must be JSON, sent with the header Content-Type: application/json, got {kind[:80] or 'no type'!r}. "
-            "With curl: -H 'Content-Type: application/json'.",
-            code="unsupported_media_type",
-        )
+class Understood(NamedTuple):
+    """A request, and how it is answered. The body is no longer part of it."""
 
-
-JSON_BODY = Depends(_is_json)
+    wanted: ImageRequest
+    stream: bool
+    progress: bool
 
 
 class Server:
@@ -66,8 +65,19 @@ class Server:
     def __init__(self, engine: Engine, limits: Limits, batch_size: int) -> None:
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
         self.validator = Validator(engine, limits)
-        self.worker = Worker(engine, self.metrics, queue=limits.queue, batch_size=batch_size)
+        self.worker = Worker(engine, self.metrics, batch_size=batch_size)
+        self.admission = Admission(limits, self.worker)
+        self.decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        """Decodes pictures, and parses bodies that may hold some: one at a time, so that memory stays bounded."""
+        self.connections: dict[Any, None] = {}
+        """Those of the HTTP server, the oldest first."""
         self.since = int(time.time())
+
+    def stop(self) -> None:
+        """Answer everything that is not finished with status 503, and let nothing in any more. Called on the event loop."""
+        self.admission.close()
+        self.decoder.shutdown(wait=False, cancel_futures=True)
+        self.worker.stop()
 
     @property
     def card(self) -> dict[str, Any]:
@@ -75,15 +85,58 @@ class Server:
         own = {"id": self.engine.name, "object": "model", "created": self.since, "owned_by": "syzygy"}
         return {**own, "capabilities": self.validator.capabilities, "limits": self.limits.model_dump()}
 
-    async def answer(
-        self, request: Request, asked: Common, wanted: ImageRequest, kind: str, notes: Sequence[str] = ()
+    async def decode(self, request: Request, work: Callable[[], T]) -> T:
+        """Run `work`, which holds the body, in the thread that decodes pictures. Afterwards the body counts as free."""
+        try:
+            return await in_thread(self.decoder, work, request.receive)
+        finally:
+            self.admission.decoded(request.scope[ENTRY])
+
+    async def json(self, request: Request, model: type[A], understand: Callable[[A], ImageRequest]) -> Response:
+        """Answer a request for images whose body is JSON."""
+        check_json_type(request)
+        return await self._answer(request, await self._understood(request, model, understand), "image_generation")
+
+    async def _understood(
+        self, request: Request, model: type[A], understand: Callable[[A], ImageRequest]
+    ) -> Understood:
+        """A small body without pictures is understood at once, so that it does not wait for the uploads of others."""
+
+        def understood(asked: A) -> Understood:
+            return Understood(understand(asked), asked.stream, asked.progress)
+
+        body = await whole(request)
+        if len(body) > SMALL_BYTES:
+            return await self.decode(request, lambda: understood(json_of(body, model, self.limits)))
+        asked = json_of(body, model, self.limits)
+        return await self.decode(request, lambda: understood(asked)) if asked.pictures else understood(asked)
+
+    async def form(
+        self,
+        request: Request,
+        model: type[A],
+        files: Sequence[str],
+        understand: Callable[[A, dict[str, bytes]], ImageRequest],
+        kind: str,
     ) -> Response:
+        """Answer a request for images whose body is a form with files."""
+
+        async def understood() -> Understood:
+            asked, found = await form_of(request, model, files)
+            return await self.decode(
+                request, lambda: Understood(understand(asked, found), asked.stream, asked.progress)
+            )
+
+        return await self._answer(request, await understood(), kind)
+
+    async def _answer(self, request: Request, understood: Understood, kind: str) -> Response:
         """Queue a request and answer with its images."""
-        warnings = [*notes, *self.validator.notes(wanted)]
+        wanted, size = understood.wanted, self.validator.size(understood.wanted)
+        warnings = self.validator.notes(wanted)
         stream = RequestStream(self.worker, self.metrics, wanted)
-        if asked.stream:
-            return EventStream(stream, kind, self.validator.size(wanted), warnings, asked.progress)
-        return await complete(stream, request.receive, self.validator.size(wanted), warnings)
+        if understood.stream:
+            return EventStream(stream, kind, size, warnings, understood.progress)
+        return await complete(stream, request.receive, size, warnings)
 
 
 def create_app(
@@ -92,14 +145,14 @@ def create_app(
     *,
     batch_size: int = 8,
     api_key: str | None = None,
-    hosts: Sequence[str] | None = LOOPBACK,
+    hosts: Sequence[str] | None = (),
 ) -> FastAPI:
     """An ASGI application that generates images with this model; the worker runs while the application does.
 
     Args:
         batch_size: images that are generated at a time.
         api_key: the key that clients must send as `Authorization: Bearer …`; None requires none.
-        hosts: allowed names in the header Host; None allows all.
+        hosts: names in the header Host that are answered besides this machine's own; None answers all.
     """
     server = Server(engine, limits, batch_size)
 
@@ -107,8 +160,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         server.worker.start()
         yield
+        server.stop()
+        server.decoder.shutdown()
         server.worker.close()
-        server.validator.close()
 
     app = FastAPI(title="Syzygy", description=ABOUT, version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = server
@@ -119,7 +173,12 @@ def create_app(
     _document(app)
     paths = [path for route in app.routes if (path := getattr(route, "path", None))]
     app.add_middleware(
-        SecurityMiddleware, limits=limits, metrics=server.metrics, paths=paths, api_key=api_key, hosts=hosts
+        SecurityMiddleware,
+        admission=server.admission,
+        metrics=server.metrics,
+        paths=paths,
+        api_key=api_key,
+        hosts=None if hosts is None else own_names(*hosts),
     )
     return app
 
@@ -127,19 +186,20 @@ def create_app(
 def _image_routes(app: FastAPI, server: Server) -> None:
     validator = server.validator
 
-    @app.post("/v1/images/generations", responses=ERRORS, tags=["images"], dependencies=[JSON_BODY])
-    async def generations(asked: Generation, request: Request) -> Response:
+    @app.post("/v1/images/generations", responses=ERRORS, tags=["images"], openapi_extra=json_body(Generation))
+    async def generations(request: Request) -> Response:
         """Generate images from a prompt."""
-        wanted = await validator.generation(asked)
-        return await server.answer(request, asked, wanted, "image_generation")
+        return await server.json(request, Generation, validator.generation)
 
     @app.post("/v1/images/edits", responses=ERRORS, tags=["images"], openapi_extra=multipart(Edit, FILES, ["image"]))
     async def edits(request: Request) -> Response:
         """Generate images from a prompt with a picture as style reference, and a phrase where the mask is transparent. This is no
         inpainting: none of the picture's pixels are kept."""
-        asked, files = await form_of(request, Edit, ["image", "mask"])
-        wanted = await validator.edit(asked, _image_of(files), files.get("mask"))
-        return await server.answer(request, asked, wanted, "image_edit", [NOT_INPAINTED])
+
+        def edited(asked: Edit, files: dict[str, bytes]) -> ImageRequest:
+            return validator.edit(asked, _image_of(files), files.get("mask"))
+
+        return await server.form(request, Edit, ["image", "mask"], edited, "image_edit")
 
     @app.post(
         "/v1/images/variations",
@@ -149,23 +209,17 @@ def _image_routes(app: FastAPI, server: Server) -> None:
     )
     async def variations(request: Request) -> Response:
         """Generate variations of a picture."""
-        asked, files = await form_of(request, Variation, ["image"])
-        wanted = await validator.variation(asked, _image_of(files))
-        return await server.answer(request, asked, wanted, "image_generation")
 
-    @app.post("/v1/images/mixes", responses=ERRORS, tags=["images"], dependencies=[JSON_BODY])
-    async def mixes(asked: Mix, request: Request) -> Response:
+        def varied(asked: Variation, files: dict[str, bytes]) -> ImageRequest:
+            return validator.variation(asked, _image_of(files))
+
+        return await server.form(request, Variation, ["image"], varied, "image_generation")
+
+    @app.post("/v1/images/mixes", responses=ERRORS, tags=["images"], openapi_extra=json_body(Mix))
+    async def mixes(request: Request) -> Response:
         """Generate mixtures of texts and pictures."""
-        return await server.answer(request, asked, await validator.mix(asked), "image_generation")
+        return await server.json(request, Mix, validator.mix)
 
-
-def _image_of(files: dict[str, bytes]) -> bytes:
-    if "image" not in files:
-        raise Problem(400, "there is no picture: send one as the file 'image'.", param="image")
-    return files["image"]
-
-
-def _other_routes(app: FastAPI, server: Server) -> None:
     @app.post(
         "/v1/images/recipes",
         responses=ERRORS,
@@ -175,16 +229,16 @@ def _other_routes(app: FastAPI, server: Server) -> None:
     async def recipe(request: Request) -> Response:
         """The record inside an image that Syzygy generated, and the request that generates it again."""
         _, files = await form_of(request, Form, ["image"])
-        data = _image_of(files)
-        options = server.validator.capabilities["options"]
+        return Json(await server.decode(request, lambda: validator.recipe(_image_of(files))))
 
-        def read() -> dict[str, Any]:
-            with field_errors("image"):
-                record = uploads.recipe(data, "the picture", server.limits)
-            return {"record": record, **recipes.again(record, server.engine.record, server.validator.own_size, options)}
 
-        return Json(await server.validator.decoded(read))
+def _image_of(files: dict[str, bytes]) -> bytes:
+    if "image" not in files:
+        raise Problem(400, "there is no picture: send one as the file 'image'.", param="image")
+    return files["image"]
 
+
+def _other_routes(app: FastAPI, server: Server) -> None:
     @app.get("/v1/models", tags=["models"])
     async def models() -> Response:
         """The model, what it can do, and the server's limits."""
@@ -211,18 +265,16 @@ def _other_routes(app: FastAPI, server: Server) -> None:
     @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Metrics for Prometheus."""
-        running = server.worker.running
-        gauges = {"queue_length": server.worker.waiting, "requests_running": running}
+        running, starts = server.worker.running, server.worker.starts()
+        gauges = {"queue_length": len(starts), "requests_running": running}
         gauges["requests_painting"] = running  # the old name, for one release
+        gauges["queue_seconds"] = round(starts[-1]) if starts else 0
+        gauges["held_bytes"] = server.admission.held
         text = server.metrics.text(gauges)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
 def _handle_errors(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    async def on_invalid(_request: Request, error: RequestValidationError) -> Response:
-        return invalid(error.errors()).response()
-
     @app.exception_handler(HTTPException)
     async def on_http(_request: Request, error: HTTPException) -> Response:
         answer = Problem(error.status_code, f"{error.detail}.").response()
@@ -237,13 +289,9 @@ def _handle_errors(app: FastAPI) -> None:
     async def on_mistake(_request: Request, error: UserError) -> Response:
         return problem_of(error).response()
 
-    @app.exception_handler(Exception)
-    async def on_bug(_request: Request, error: Exception) -> Response:
-        return problem_of(error).response()
-
 
 def _document(app: FastAPI) -> None:
-    """Remove FastAPI's own errors (422) from the documentation: this server answers otherwise."""
+    """Add the bodies that FastAPI does not read, and remove its own errors (422): this server answers otherwise."""
     described = app.openapi
 
     def ours() -> dict[str, Any]:
@@ -251,8 +299,7 @@ def _document(app: FastAPI) -> None:
         for operations in schema["paths"].values():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
-        for name in ("HTTPValidationError", "ValidationError"):
-            schema.get("components", {}).get("schemas", {}).pop(name, None)
+        schema["components"] = {"schemas": json_schemas(Generation, Mix)}
         return schema
 
     app.openapi = ours

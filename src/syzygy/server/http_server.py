@@ -1,17 +1,122 @@
 """The HTTP server around the application."""
 
+import asyncio
+import errno
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from syzygy.core.errors import UserError
+from syzygy.server.limits import Limits
 
 KEEP_ALIVE_SECONDS = 15
 WAITING = 2048
 """Connections that may wait to be accepted; uvicorn's own default."""
+OTHER_FILES = 256
+"""Files that a process opens besides its connections."""
+SENDING_SECONDS = 2.0
+"""Time for the last answers, after the grace."""
+
+
+class Connection(H11Protocol):
+    """A connection whose requests must arrive in time. When there are too many, the oldest one that is not served gives way."""
+
+    def __init__(self, config: uvicorn.Config, *args: Any, **more: Any) -> None:
+        super().__init__(config, *args, **more)
+        app: Any = config.app
+        self._limits: Limits = app.state.server.limits
+        self._open: dict[Connection, None] = app.state.server.connections
+        self._deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def served(self) -> bool:
+        """Whether a request has arrived whole, and the client reads the answer."""
+        cycle: Any = self.cycle  # None before the first request
+        return cycle is not None and not (cycle.response_complete or cycle.more_body or self.flow.write_paused)
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect_head()
+        self._open[self] = None
+        if len(self._open) > self._limits.connections:
+            oldest = next(one for one in self._open if not one.served)  # there is one: this connection
+            del self._open[oldest]
+            oldest.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete:
+            self._expect_head()  # also while the rest of a refused body arrives
+        else:
+            self._forget_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_deadline()
+        self._open.pop(self, None)
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        """Close the connection if the next request's headers do not arrive in time. What arrives meanwhile does not prolong it."""
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self._limits.head_seconds, self._too_late)
+
+    def _too_late(self) -> None:
+        self._deadline = None
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete:
+            self.transport.close()
+
+    def _forget_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class HttpServer(uvicorn.Server):
+    """Stops in order: no new connections, then the grace for what was admitted, then status 503 for the rest."""
+
+    def __init__(self, config: uvicorn.Config, grace: float) -> None:
+        super().__init__(config)
+        self.grace = grace
+        self._app: Any = config.app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        ends = [loop.call_later(self.grace, self._app.state.server.stop)]
+        ends.append(loop.call_later(self.grace + SENDING_SECONDS / 2, self._abort))  # clients that do not read
+        await super().shutdown(sockets)
+        for end in ends:
+            end.cancel()
+        if self.force_exit:  # a second Ctrl-C
+            self._app.state.server.stop()
+            await asyncio.sleep(0.1)
+
+    def _abort(self) -> None:
+        for connection in list(self._app.state.server.connections):
+            connection.transport.abort()
+
+
+def allow_files(connections: int) -> None:
+    """Raise the number of files that this process may open, as far as the system lets it, so that all connections have room.
+
+    Connections that wait to be accepted are accepted at once, before those that are too many are closed.
+    """
+    try:
+        import resource
+    except ImportError:  # of Windows, which has no such limit
+        return
+    wanted = connections + WAITING + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < highest:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -30,9 +135,8 @@ def listening(host: str, port: int) -> socket.socket:
         bound.listen(WAITING)
     except OSError as error:
         bound.close()
-        raise UserError(
-            f"cannot listen on {host}, port {port}: {error.strerror}. Choose another with --port."
-        ) from None
+        other = "another program uses it" if error.errno == errno.EADDRINUSE else error.strerror
+        raise UserError(f"cannot listen on {host}, port {port}: {other}. Choose another with --port.") from None
     return bound
 
 
@@ -42,23 +146,25 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server_of(app: FastAPI, *, grace: float, proxies: str = "127.0.0.1", verbose: bool = False) -> uvicorn.Server:
-    """A server that takes no further requests when it is stopped, and gives running ones `grace` seconds.
+def server_of(app: FastAPI, *, grace: float, proxies: str = "127.0.0.1", verbose: bool = False) -> HttpServer:
+    """A server that takes no further connections when it is stopped, and gives requests `grace` seconds.
 
     Args:
+        app: of `create_app`.
         proxies: addresses of proxies whose X-Forwarded headers are trusted.
     """
     config = uvicorn.Config(
         app,
+        http=Connection,
         log_level="info" if verbose else "warning",
         access_log=verbose,
         server_header=False,
         forwarded_allow_ips=proxies,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(grace)),
+        timeout_graceful_shutdown=max(1, round(grace + SENDING_SECONDS)),
         ws="none",
     )
-    return uvicorn.Server(config)
+    return HttpServer(config, grace)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Limits of a single request and of the queue."""
+"""Limits of a single request, of the queue and of connections."""
 
 from pydantic import Field
 
@@ -25,6 +25,20 @@ class Limits(Config):
     upload: int = Field(default=8 * 2**20, ge=1024)
     """Bytes of a request's body."""
     upload_pixels: int = Field(default=2**24, ge=1)
-    """Pixels of an uploaded picture or mask, read from its header before it is decoded."""
+    """Pixels of all pictures and masks of a request together, read from their headers before any of them is decoded."""
     upload_seconds: float = Field(default=30.0, gt=0)
     """Seconds that a body may take to arrive."""
+    head_seconds: float = Field(default=10.0, gt=0)
+    """Seconds that the line and the headers of a request may take to arrive."""
+    connections: int = Field(default=512, ge=1)
+    """Open connections. Above, the oldest one whose request has not arrived is closed."""
+
+    @property
+    def held(self) -> int:
+        """Bytes of the large bodies that are received or wait to be decoded at a time."""
+        return 8 * self.upload
+
+    @property
+    def values(self) -> int:
+        """Values in a request's JSON, and in the record of an uploaded picture: several times as many as the largest request has."""
+        return 256 + 8 * (self.regions + self.sources)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,10 @@ from syzygy.core.errors import NonFiniteError, UserError
 REQUEST, BUSY, SERVER = "invalid_request_error", "rate_limit_error", "server_error"
 CLIENT_LEFT = 499
 """Status for logs and metrics when the client has closed the connection (nginx's number)."""
+
+
+class ClientLeft(Exception):
+    """The client closed the connection."""
 
 
 class Json(Response):
@@ -75,3 +80,10 @@ def problem_of(error: BaseException) -> Problem:
 def closing() -> Problem:
     """The answer to requests when the server is stopping."""
     return Problem(503, "the server is shutting down.", kind=SERVER, code="shutting_down", retry_after=5.0)
+
+
+def without_message(error: BaseException) -> str:
+    """A traceback for the log. Messages may quote prompts, which are not logged, so it has only the errors' types."""
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    before = "" if cause is None else f"{without_message(cause)}\nwhich led to\n"
+    return f"{before}{''.join(traceback.format_tb(error.__traceback__))}{type(error).__name__}"

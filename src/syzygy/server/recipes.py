@@ -4,14 +4,12 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from syzygy.server.bodies import DEEPEST, checked
 from syzygy.server.problems import Problem
 from syzygy.server.schema import OPTIONS, Generation, Mix
-from syzygy.server.validation import checked
 
 SAME = ("steps", "guidance_scale", "sampler", "negative_prompt", "seed")
 MOST_FRAMES = 10_000
-DEEPEST = 8
-"""Levels of lists and mappings in a record; records of this package have four."""
 
 
 def again(

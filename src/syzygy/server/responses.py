@@ -4,30 +4,28 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from syzygy.server.metrics import Metrics
-from syzygy.server.problems import CLIENT_LEFT, Json, problem_of
+from syzygy.server.problems import ClientLeft, Json, closing, problem_of
 from syzygy.server.requests import ImageRequest
-from syzygy.server.worker import Event, Finished, ImageReady, Job, PreviewReady, StepDone, Worker
+from syzygy.server.worker import Event, Finished, ImageReady, Job, PreviewReady, Queued, StepDone, Worker
 
 SILENCE_SECONDS = 10.0
 """After this time without an event a stream sends a comment, so that proxies keep the connection."""
-
-
-class ClientLeft(Exception):
-    """The client closed the connection."""
+T = TypeVar("T")
 
 
 class RequestStream:
     """A request in the worker, and its events on the server's event loop."""
 
     def __init__(self, worker: Worker, metrics: Metrics, request: ImageRequest) -> None:
-        """Raises Problem when the queue is full."""
+        """Raises Problem when the server stops."""
         self.worker, self.metrics, self.request = worker, metrics, request
         self.began = time.monotonic()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -77,17 +75,38 @@ async def _left(receive: Receive) -> None:
         pass
 
 
+async def in_thread(executor: Executor, work: Callable[[], T], receive: Receive) -> T:
+    """The result of `work`, which is dropped if its turn has not come when the client leaves.
+
+    Raises:
+        ClientLeft: the client closed the connection.
+        Problem: the executor was shut down before the turn of this work.
+    """
+    try:
+        coming = asyncio.get_running_loop().run_in_executor(executor, work)
+    except RuntimeError:  # it was shut down
+        raise closing() from None
+    gone = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait({gone, coming}, return_when=asyncio.FIRST_COMPLETED)
+        if coming.cancelled():
+            raise closing()
+        if not coming.done():
+            raise ClientLeft
+        return coming.result()
+    finally:
+        gone.cancel()
+        coming.cancel()
+
+
 async def complete(stream: RequestStream, receive: Receive, size: str | None, notes: Sequence[str]) -> Response:
     """All images in one answer, as `images.generate` of OpenAI's clients reads it."""
     found: dict[int, dict[str, Any]] = {}
-    try:
-        async for event in stream.events(receive):
-            if isinstance(event, ImageReady):
-                found[event.picture] = {"b64_json": _text(event.png), "seed": event.seed}
-            elif isinstance(event, Finished) and event.error is not None:
-                return problem_of(event.error).response()
-    except ClientLeft:
-        return Response(status_code=CLIENT_LEFT)
+    async for event in stream.events(receive):
+        if isinstance(event, ImageReady):
+            found[event.picture] = {"b64_json": _text(event.png), "seed": event.seed}
+        elif isinstance(event, Finished) and event.error is not None:
+            return problem_of(event.error).response()
     stream.done()
     about = {"created": int(time.time()), "output_format": "png", "background": "opaque", "size": size}
     return Json({**about, "data": [found[picture] for picture in sorted(found)], "warnings": list(notes)})
@@ -102,7 +121,7 @@ class EventStream(Response):
         """
         Args:
             kind: start of the events' names: `image_generation`, `image_edit`.
-            steps: send an event for each sampling step too.
+            steps: send an event for each sampling step, and for each change of the position in the queue, too.
         """
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -110,21 +129,28 @@ class EventStream(Response):
         self.about = {"size": size, "quality": "auto", "background": "opaque", "output_format": "png"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
         try:
-            async for event in self.stream.events(receive):
-                if not started and isinstance(event, Finished) and event.error is not None:
-                    await problem_of(event.error).response()(scope, receive, send)
-                    return
-                if not started:
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    started = True
-                text = self._text_of(event)
-                if text:
-                    await send({"type": "http.response.body", "body": text.encode("ascii"), "more_body": True})
-        except (ClientLeft, OSError):
-            return
-        self.stream.done()
+            await self._send_all(scope, receive, send)
+        except OSError:  # of `send`, as some servers say that the client has left
+            raise ClientLeft from None
+
+    async def _send_all(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, error = False, None
+        async for event in self.stream.events(receive):
+            error = event.error if isinstance(event, Finished) else None
+            if error is not None and not started:
+                await problem_of(error).response()(scope, receive, send)
+                return
+            if isinstance(event, Queued) and not self.steps:  # until the first step, an error is a plain answer
+                continue
+            if not started:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                started = True
+            text = self._text_of(event)
+            if text:
+                await send({"type": "http.response.body", "body": text.encode("ascii"), "more_body": True})
+        if error is None:
+            self.stream.done()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _text_of(self, event: Event | None) -> str:
@@ -135,6 +161,8 @@ class EventStream(Response):
         if isinstance(event, ImageReady):
             own = {"index": event.picture, "seed": event.seed, "b64_json": _text(event.png), "warnings": self.notes}
             return _sse(f"{self.kind}.completed", {**own, **now})
+        if isinstance(event, Queued):
+            return _sse("syzygy.queue", {"position": event.position, "seconds": round(event.seconds, 1)})
         if isinstance(event, StepDone):
             return _sse("syzygy.progress", {"step": event.step, "steps": event.steps}) if self.steps else ""
         if isinstance(event, Finished) and event.error is not None:

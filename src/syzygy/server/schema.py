@@ -16,6 +16,7 @@ OLD_NAME: Any = Field(default=None, json_schema_extra={"deprecated": True})
 Blur = Annotated[float, Field(ge=0, lt=1)]
 OPTIONS = tuple(option for option in decoder_options() if option not in (HEIGHT, WIDTH))
 """Options of all decoders, also of those that other packages register. Height and width are the field `size`."""
+SCHEMAS = "#/components/schemas/{model}"
 C = TypeVar("C", bound=Config)
 
 
@@ -113,6 +114,11 @@ class Common(Body):
     quality: Literal["auto", "standard"] = "auto"
     """There is one quality, and `steps` decides its cost: other values are refused."""
 
+    @property
+    def pictures(self) -> bool:
+        """Whether the body holds pictures, which must be decoded."""
+        return False
+
 
 class Generation(Common):
     """A prompt."""
@@ -147,6 +153,10 @@ class Generation(Common):
     moderation: Literal["auto", "low"] = "auto"
     """Accepted for compatibility: nothing is moderated."""
 
+    @property
+    def pictures(self) -> bool:
+        return bool(self.regions) or self.style is not None
+
 
 class Variation(Common):
     """Fields sent with a picture to vary."""
@@ -174,6 +184,10 @@ class Mix(Common):
 
     sources: list[MixedSource] = Field(min_length=1)
     """Texts and pictures."""
+
+    @property
+    def pictures(self) -> bool:
+        return any(one.image is not None for one in self.sources)
 
 
 class Edit(Common):
@@ -219,6 +233,22 @@ def size_of(text: str, own: tuple[int, int] | None, most: int) -> tuple[int, int
     if width * height > most:
         raise UserError(f"size {text} has {width * height:,} pixels; at most {most:,} are allowed here.")
     return height, width
+
+
+def json_body(model: type[Config]) -> dict[str, Any]:
+    """OpenAPI's description of a JSON body, whose schema is in `json_schemas`."""
+    content = {"application/json": {"schema": {"$ref": SCHEMAS.format(model=model.__name__)}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def json_schemas(*models: type[Config]) -> dict[str, Any]:
+    """The schemas of models, and of those that they contain, by name."""
+    found: dict[str, Any] = {}
+    for model in models:
+        schema = model.model_json_schema(ref_template=SCHEMAS)
+        found |= schema.pop("$defs", {})
+        found[model.__name__] = schema
+    return found
 
 
 def multipart(model: type[Config], files: dict[str, str], required: list[str]) -> dict[str, Any]:

@@ -1,39 +1,67 @@
-"""Checks before every request: API key, origin, host and size of the body. It also counts the answers."""
+"""Checks before every request: host, origin, API key, then admission. It also counts the answers and logs failures."""
 
-import asyncio
 import hmac
+import ipaddress
+import logging
+import socket
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from syzygy.server.limits import Limits
+from syzygy.server.admission import Admission, Entry
 from syzygy.server.metrics import Metrics
-from syzygy.server.problems import Problem
+from syzygy.server.problems import CLIENT_LEFT, ClientLeft, Problem, problem_of, without_message
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+ENTRY = "syzygy.entry"
+"""Where the scope of a request with a body has its `Entry`."""
+QUEUED = "/v1/images/"
+"""Requests to these paths need a place in the queue."""
+log = logging.getLogger(__name__)
+
+
+def own_names(*more: str) -> frozenset[str]:
+    """Names in the header Host that are answered besides addresses: localhost, this machine's name, and `more`."""
+    return frozenset(name.lower() for name in ("localhost", socket.gethostname(), *more))
+
+
+def is_loopback(name: str) -> bool:
+    """Whether only this machine reaches this address. Other names than localhost are not looked up: the answer is no."""
+    address = _address(name)
+    return name.lower() == "localhost" or (address is not None and address.is_loopback)
+
+
+def _address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address that is written out; None for names. IPv4 inside IPv6 is IPv4."""
+    try:
+        found = ipaddress.ip_address(text or "")
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
 
 
 class SecurityMiddleware:
-    """ASGI middleware. It reads bodies whole, so that no handler sees one that is too large."""
+    """ASGI middleware. It reads bodies whole, so that no handler sees one that was not admitted."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        limits: Limits,
+        admission: Admission,
         metrics: Metrics,
         paths: Sequence[str],
         api_key: str | None,
-        hosts: Sequence[str] | None,
+        hosts: frozenset[str] | None,
     ) -> None:
         """
         Args:
             paths: the paths that metrics count separately.
-            hosts: allowed names in the header Host; None allows all.
+            hosts: allowed names in the header Host; None allows all. With names, loopback addresses and the address that the client
+                connected to are allowed too. A page of another site reaches this server under a name of its own (DNS rebinding), never
+                under these.
         """
-        self.app, self.limits, self.metrics = app, limits, metrics
+        self.app, self.admission, self.metrics = app, admission, metrics
         self.paths, self.hosts = frozenset(paths), hosts
         self.key = None if api_key is None else api_key.encode()
 
@@ -45,34 +73,51 @@ class SecurityMiddleware:
         head = scope.get("method") == "HEAD"
         if head:  # answered as GET is, without the body
             scope = {**scope, "method": "GET"}
+        started = False
 
         async def counted(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 self.metrics.request(path, message["status"])
             elif head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
 
         try:
-            self._check(scope["path"], Headers(scope=scope))
-            messages = await self._body(Headers(scope=scope), receive)
-        except Problem as problem:
-            await problem.response()(scope, receive, counted)
+            self._check(scope, Headers(scope=scope))
+            if scope.get("method") in ("GET", "OPTIONS"):
+                await self.app(scope, receive, counted)
+                return
+            async with self.admission.entry((scope.get("client") or ("",))[0]) as entry:
+                await self._admitted(entry, scope, receive, counted)
+        except ClientLeft:
+            if not started:
+                self.metrics.request(path, CLIENT_LEFT)
+        except Exception as error:
+            if not isinstance(error, Problem):
+                log.error("a request to %s failed\n%s", path, without_message(error))
+            if not started:
+                await problem_of(error).response()(scope, receive, counted)
+
+    async def _admitted(self, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body, then let the request in."""
+        body = await self.admission.body(entry, Headers(scope=scope).get("content-length", ""), receive)
+        if body is None:
             return
-        if messages is None:
-            return
+        if scope["path"].startswith(QUEUED):
+            self.admission.take_place(entry)
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+        del body  # so that it is free as soon as the application has decoded it
 
         async def replayed() -> Message:
-            return messages.pop(0) if messages else await receive()
+            return messages.pop() if messages else await receive()
 
-        await self.app(scope, replayed, counted)
+        await self.app({**scope, ENTRY: entry}, replayed, send)
 
-    def _check(self, path: str, headers: Headers) -> None:
-        try:
-            name = urlsplit(f"//{headers.get('host', '')}").hostname
-        except ValueError:
-            name = None
-        if self.hosts is not None and name not in self.hosts:
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        path = scope["path"]
+        if not self._answers_to(headers.get("host", ""), scope):
             raise Problem(
                 421,
                 "this server does not answer to the name in the header Host; --allow-host allows further names.",
@@ -91,26 +136,13 @@ class SecurityMiddleware:
                     code="invalid_api_key",
                 )
 
-    async def _body(self, headers: Headers, receive: Receive) -> list[Message] | None:
-        """The body in one message; None if the client left before its end."""
-        most = self.limits.upload
-        too_large = Problem(413, f"the body is larger than the {most:,} bytes allowed.", code="body_too_large")
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > most:
-            raise too_large
-        parts: list[bytes] = []
-        size, more = 0, True
+    def _answers_to(self, host: str, scope: Scope) -> bool:
+        """Whether the header Host names this server."""
+        if self.hosts is None:
+            return True
         try:
-            async with asyncio.timeout(self.limits.upload_seconds):
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    more = message.get("more_body", False)
-                    if size > most:
-                        raise too_large
-        except TimeoutError:
-            raise Problem(408, "the body did not arrive in time.", code="body_too_slow") from None
-        return [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        address, own = _address(name), _address((scope.get("server") or ("",))[0])
+        return name in self.hosts or (address is not None and (address.is_loopback or address == own))

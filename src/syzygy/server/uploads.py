@@ -3,6 +3,8 @@
 import base64
 import binascii
 import io
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -12,8 +14,9 @@ from torch import Tensor
 from syzygy.core.contracts import Region
 from syzygy.core.errors import UserError
 from syzygy.core.image_reading import as_layers, as_mask, as_rgb, loaded, quiet
-from syzygy.generation.image_files import record_of
+from syzygy.generation.image_files import RECORD_KEY, record_of
 from syzygy.regions.phrases import blurred, places, resized
+from syzygy.server.bodies import DEEPEST, crowded, plain
 from syzygy.server.limits import Limits
 from syzygy.server.problems import field_errors
 from syzygy.server.schema import RegionMask
@@ -22,6 +25,13 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 """Fewer than elsewhere in the package, because anyone who reaches the server chooses the files that its decoders read."""
 MASK_SIDE = 256
 """Pixels of a mask's longer side. The attention maps that masks are resized to are smaller."""
+CHUNKS, TEXTS = 10_000, 100
+"""Chunks of a PNG file in all, and those that hold text. Each costs time, however small it is."""
+SEGMENTS, SCANS = 1000, 100
+"""Segments of a JPEG file before its pixels, and scans; a progressive file has about ten, and each one is as much work as the picture."""
+RECORD_BYTES = 2 * 2**20
+"""Largest record in a picture. Its masks have at most 1 MiB, and its pictures 256 KiB."""
+_SPACE = b" \t\n\r\x0b\x0c"
 
 
 def unpacked(text: str, name: str) -> bytes:
@@ -34,58 +44,132 @@ def unpacked(text: str, name: str) -> bytes:
     if comma and head.startswith("data:") and head.endswith(";base64"):
         text = rest
     try:
-        return base64.b64decode("".join(text.split()).encode("ascii"), validate=True)
+        return base64.b64decode(text.encode("ascii").translate(None, _SPACE), validate=True)
     except (binascii.Error, UnicodeEncodeError, ValueError):
         raise UserError(f"{name} must be a picture's file in base64, or a data URL of it.") from None
 
 
-def opened(data: bytes, name: str, limits: Limits) -> Image.Image:
-    """Decode a client's picture into memory, in its own mode.
+def files_of(texts: Mapping[str, str], limits: Limits) -> dict[str, bytes]:
+    """The pictures of one request, from base64, by their fields. Raises Problem as `check`, and for a text that is not base64."""
+    files = {}
+    for name, text in texts.items():
+        with field_errors(name):
+            files[name] = unpacked(text, name)
+    check(files, limits)
+    return files
+
+
+def check(files: Mapping[str, bytes], limits: Limits) -> None:
+    """Check the pictures of one request, by their fields, before any of them is decoded.
 
     Raises:
-        UserError: it is broken, too large, or not in one of `FORMATS`.
+        Problem: one has too many parts, or all have too many pixels together.
     """
+    pixels = 0
+    for name, data in files.items():
+        with field_errors(name):
+            _check_parts(data, name)
+            own = _pixels(data)
+            pixels += own
+            if pixels > limits.upload_pixels:
+                those = (
+                    f"{own:,} pixels" if own == pixels else f"{pixels:,} pixels together with the pictures before it"
+                )
+                raise UserError(f"{name} has {those}; at most {limits.upload_pixels:,} are read. Make it smaller.")
+
+
+def _pixels(data: bytes) -> int:
+    """Read from the header; 0 if the picture is broken."""
     with quiet():
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                pixels = image.width * image.height
-        except Exception:  # `loaded` says what is wrong
-            pixels = 0
-        if pixels > limits.upload_pixels:
-            raise UserError(
-                f"{name} has {pixels:,} pixels; at most {limits.upload_pixels:,} are read. Make it smaller."
-            )
+                return image.width * image.height
+        except Exception:  # `opened` says what is wrong
+            return 0
+
+
+def _check_parts(data: bytes, name: str) -> None:
+    """Raises UserError for a PNG or JPEG file with so many parts that reading it takes long. Broken files pass: `opened` refuses them."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        many = _png_parts(data)
+    elif data.startswith(b"\xff\xd8"):
+        many = _jpeg_parts(data)
+    else:
+        return
+    if many:
+        raise UserError(f"{name} has too many parts (chunks, segments or scans) for a picture: save it anew.")
+
+
+def _png_parts(data: bytes) -> bool:
+    """Whether there are too many chunks."""
+    place, parts, texts = 8, 0, 0
+    while place + 8 <= len(data) and parts <= CHUNKS and texts <= TEXTS:
+        size, kind = struct.unpack_from(">I4s", data, place)
+        place, parts, texts = place + 12 + size, parts + 1, texts + (kind in (b"tEXt", b"zTXt", b"iTXt"))
+    return parts > CHUNKS or texts > TEXTS
+
+
+def _jpeg_parts(data: bytes) -> bool:
+    """Whether there are too many segments (a byte that belongs to none counts as one), or scans."""
+    place, parts = 2, 0
+    while place + 4 <= len(data) and parts <= SEGMENTS and data[place : place + 2] != b"\xff\xda":
+        kind = data[place + 1] if data[place] == 0xFF else 0
+        if kind in (0, 0xFF):
+            place += 1
+        elif kind == 1 or 0xD0 <= kind <= 0xD9:  # markers without a length
+            place += 2
+        else:
+            place += 2 + struct.unpack_from(">H", data, place + 2)[0]
+        parts += 1
+    return parts > SEGMENTS or data.count(b"\xff\xda") > SCANS
+
+
+def opened(data: bytes, name: str) -> Image.Image:
+    """Decode a client's picture into memory, in its own mode. `check` comes first.
+
+    Raises:
+        UserError: it is broken, or not in one of `FORMATS`.
+    """
+    with quiet():
         return loaded(data, name, FORMATS)
 
 
-def picture(data: bytes, name: str, limits: Limits) -> Image.Image:
+def picture(data: bytes, name: str) -> Image.Image:
     """A client's picture as RGB, upright, on white. Raises as `opened` and `as_rgb`."""
-    return as_rgb(opened(data, name, limits), name)
+    return as_rgb(opened(data, name), name)
 
 
 def recipe(data: bytes, name: str, limits: Limits) -> dict[str, Any]:
     """The record inside an uploaded picture, which is read as by `opened`.
 
     Raises:
-        UserError: it has none.
+        UserError: it has none, or one that is larger than those of this package.
     """
-    return record_of(opened(data, name, limits), name)
+    image = opened(data, name)
+    text = image.info.get(RECORD_KEY)
+    if isinstance(text, str) and (len(text) > RECORD_BYTES or crowded(text)):
+        raise UserError(f"{name} holds a record of {len(text):,} characters, which is too much.")
+    record = record_of(image, name)
+    if not plain(record, DEEPEST, limits.values):
+        raise UserError(f"{name} holds a record with too many values or levels: it is no plain JSON of this package.")
+    return record
 
 
-def regions(prompt: str, given: list[RegionMask], blur: float, limits: Limits) -> tuple[Region, ...]:
+def regions(given: Sequence[RegionMask], masks: Sequence[bytes], blur: float) -> tuple[Region, ...]:
     """The regions of a prompt.
 
+    Args:
+        masks: the files of their masks.
+
     Raises:
-        Problem: a phrase is not in the prompt, a mask is empty or no picture, masks have several sizes.
+        Problem: a mask is empty or no picture, masks have several sizes.
     """
     found: list[Region] = []
     sizes: set[tuple[int, int]] = set()
-    for number, one in enumerate(given):
-        with field_errors(f"regions[{number}].phrase"):
-            check_phrase(prompt, one.phrase)
+    for number, (one, data) in enumerate(zip(given, masks, strict=True)):
         name = f"regions[{number}].mask"
         with field_errors(name):
-            mask = as_mask(opened(unpacked(one.mask, name), name, limits), name)
+            mask = as_mask(opened(data, name), name)
             found.append(drawn(one.phrase, mask, one.weight, blur))
         sizes.add((mask.shape[1], mask.shape[0]))
     if len(sizes) > 1:
@@ -128,9 +212,9 @@ def transparent(image: Image.Image) -> Float[Tensor, "H W"]:
     return here
 
 
-def cut_out(data: bytes, limits: Limits) -> bool:
+def cut_out(data: bytes) -> bool:
     """Whether a picture has fully transparent parts. OpenAI's edits use them as the mask if none is sent."""
-    image = opened(data, "image", limits)
+    image = opened(data, "image")
     return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] == 0
 
 

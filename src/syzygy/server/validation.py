@@ -1,38 +1,32 @@
 """From what a client sent to an `ImageRequest`: the limits, and every check that needs no model."""
 
-import asyncio
+import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
-from pydantic import ValidationError
-from starlette.datastructures import UploadFile
-from starlette.requests import Request
 
-from syzygy.core.config import Config
 from syzygy.core.contracts import Region
 from syzygy.core.deprecation import renamed
 from syzygy.core.errors import UserError, unknown
 from syzygy.generation.layout_edges import edge_map
 from syzygy.generation.request import GenerationRequest, check_texts
 from syzygy.generation.subjects import Subject, check_subjects, check_words
-from syzygy.server import uploads
+from syzygy.server import recipes, uploads
 from syzygy.server.engine import Engine
 from syzygy.server.limits import Limits
 from syzygy.server.problems import Problem, field_errors
 from syzygy.server.requests import KEPT_BYTES, ImageRequest, Upload
 from syzygy.server.schema import LARGEST_SEED, OPTIONS, Common, Edit, Generation, Mix, Variation, size_of
 
-T = TypeVar("T")
-C = TypeVar("C", bound=Config)
 DRAWN_SEEDS = 2**32
-FIELD_BYTES = 2**16
 MASKS_BYTES = 2**20
 """Largest size of a request's masks in a record, as base64. Drawn masks have a few thousand bytes."""
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Characters that no text has: control characters other than the tab and the ends of lines."""
 NOT_INPAINTED = "the given picture is the style reference of a new image; none of its pixels are kept."
 OLD_STRENGTH = renamed("painting", "region_strength")
 OWN_MASK = "no mask was sent, so the transparent part of the image is the mask."
@@ -40,7 +34,7 @@ NO_MASK = "the transparent part of the image is not used as a mask: this model d
 
 
 class Validator:
-    """Checks requests. One thread decodes pictures, one at a time, so that memory stays bounded."""
+    """Checks requests, and decodes their pictures after all other checks."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         """
@@ -55,16 +49,8 @@ class Validator:
             )
         self.capabilities = engine.capabilities()
         self.own_size = engine.own_size
-        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
 
-    def close(self) -> None:
-        self._decoder.shutdown(cancel_futures=True)
-
-    async def decoded(self, work: Callable[[], T]) -> T:
-        """Run `work` in the thread that decodes pictures."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoder, work)
-
-    async def generation(self, asked: Generation) -> ImageRequest:
+    def generation(self, asked: Generation) -> ImageRequest:
         """Raises Problem for a request that cannot be fulfilled."""
         self._check_text(asked.prompt, "prompt")
         self._check_common(asked)
@@ -81,23 +67,24 @@ class Validator:
         if len(asked.subjects) > self.limits.sources:
             raise _over("subjects", len(asked.subjects), self.limits.sources, "subjects")
         self._check_style_guidance(asked.style_guidance)
+        for number, one in enumerate(asked.regions):
+            self._check_phrase(asked.prompt, one.phrase, f"regions[{number}].phrase")
+        masks = {f"regions[{number}].mask": one.mask for number, one in enumerate(asked.regions)}
+        pictures = {f"subjects[{number}].image": one.image for number, one in enumerate(asked.subjects)}
+        pictures |= {name: data for name in ("layout", "style") if (data := getattr(asked, name)) is not None}
+        files = uploads.files_of(masks | pictures, self.limits)
+        style = self._picture(files["style"], "style") if "style" in files else None
+        regions = uploads.regions(asked.regions, [files[name] for name in masks], asked.mask_blur)
+        references, shown = self._references(asked, files)
+        return self._prompted(asked, regions, style, references=references, pictures=shown)
 
-        def decode() -> ImageRequest:
-            regions = uploads.regions(asked.prompt, asked.regions, asked.mask_blur, self.limits)
-            style = None if asked.style is None else self._picture(asked.style, "style")
-            references, pictures = self._references(asked)
-            return self._prompted(asked, regions, style, references=references, pictures=pictures)
-
-        return await self.decoded(decode)
-
-    def _references(self, asked: Generation) -> tuple[dict[str, Any], tuple[Upload, ...]]:
+    def _references(self, asked: Generation, files: Mapping[str, bytes]) -> tuple[dict[str, Any], tuple[Upload, ...]]:
         """Subjects and layout as a request has them, and their uploads in this order."""
         subjects, pictures = [], []
         for number, one in enumerate(asked.subjects):
             name = f"subjects[{number}].image"
             with field_errors(name):
-                data = uploads.unpacked(one.image, name)
-                opened = uploads.opened(data, name, self.limits)
+                opened = uploads.opened(files[name], name)
             with field_errors(f"subjects[{number}].word"):
                 subject = Subject(one.word, opened)
                 check_subjects([*subjects, subject])
@@ -105,18 +92,17 @@ class Validator:
             with field_errors(name):
                 shown = subject.cut_out()
                 assert isinstance(shown, Image.Image), "that of a Pillow image"
-                pictures.append(self.engine.prepared(shown, data))
+                pictures.append(self.engine.prepared(shown, files[name]))
             subjects.append(replace(subject, image=pictures[-1].pixels))
         layout = None
         if asked.layout is not None:
             with field_errors("layout"):
-                data = uploads.unpacked(asked.layout, "layout")
-                edges = edge_map(uploads.picture(data, "layout", self.limits))
-                pictures.append(self.engine.prepared(edges, data))
+                edges = edge_map(uploads.picture(files["layout"], "layout"))
+                pictures.append(self.engine.prepared(edges, files["layout"]))
             layout = pictures[-1].pixels
         return {"subjects": subjects, "layout": layout}, tuple(pictures)
 
-    async def edit(self, asked: Edit, image: bytes, mask: bytes | None) -> ImageRequest:
+    def edit(self, asked: Edit, image: bytes, mask: bytes | None) -> ImageRequest:
         """Raises Problem for a request that cannot be fulfilled."""
         self._check_text(asked.prompt, "prompt")
         self._check_common(asked)
@@ -125,47 +111,39 @@ class Validator:
         self._check_can("style", True, "does not support a style reference, so it cannot edit pictures.", "image")
         self._check_can("regions", mask is not None, "does not support regions: leave the mask out.", "mask")
         self._check_style_guidance(asked.style_guidance)
-
-        def decode() -> ImageRequest:
-            with field_errors("image"):
-                seen = uploads.picture(image, "image", self.limits)
-                style = self.engine.prepared(seen, image)
-                cut_out = mask is None and uploads.cut_out(image, self.limits)
-            can = self.capabilities["regions"]
-            where, notes = (image if can else None, (OWN_MASK if can else NO_MASK,)) if cut_out else (mask, ())
-            if where is None:
-                _check_unused(asked, ("region", "region_strength", "painting", "mask_blur"), "for a mask: give one")
-            regions = () if where is None else (self._masked(asked, where, seen.size),)
-            return self._prompted(asked, regions, style, notes)
-
-        return await self.decoded(decode)
+        uploads.check({"image": image} if mask is None else {"image": image, "mask": mask}, self.limits)
+        with field_errors("image"):
+            seen = uploads.picture(image, "image")
+            style = self.engine.prepared(seen, image)
+            cut_out = mask is None and uploads.cut_out(image)
+        can = self.capabilities["regions"]
+        where, notes = (image if can else None, (OWN_MASK if can else NO_MASK,)) if cut_out else (mask, ())
+        if where is None:
+            _check_unused(asked, ("region", "region_strength", "painting", "mask_blur"), "for a mask: give one")
+        regions = () if where is None else (self._masked(asked, where, seen.size),)
+        return self._prompted(asked, regions, style, (NOT_INPAINTED, *notes))
 
     def _masked(self, asked: Edit, mask: bytes, size: tuple[int, int]) -> Region:
         """The region of an edit's mask. `size` is the picture's width and height."""
         phrase = asked.prompt if asked.region is None else asked.region
-        with field_errors("region"):
-            uploads.check_phrase(asked.prompt, phrase)
+        self._check_phrase(asked.prompt, phrase, "region")
         with field_errors("mask"):
-            drawn = uploads.opened(mask, "mask", self.limits)
+            drawn = uploads.opened(mask, "mask")
             found = uploads.upright_size(drawn)
             if found != size:
                 sizes = " and ".join(f"{one[0]} × {one[1]}" for one in (size, found))
                 raise UserError(f"image and mask must have one size, got {sizes}.")
             return uploads.drawn(phrase, uploads.transparent(drawn), 1.0, asked.mask_blur)
 
-    async def variation(self, asked: Variation, image: bytes) -> ImageRequest:
+    def variation(self, asked: Variation, image: bytes) -> ImageRequest:
         """Raises Problem for a request that cannot be fulfilled."""
         self._check_common(asked)
         self._check_can("variations", True, "reads only texts: it cannot vary pictures.", "image")
+        uploads.check({"image": image}, self.limits)
+        seen = self._picture(image, "image")
+        return self._request(asked, uploads=(seen,), mixtures=[[(seen.pixels, 1.0)]])
 
-        def decode() -> ImageRequest:
-            with field_errors("image"):
-                seen = self.engine.prepared(uploads.picture(image, "image", self.limits), image)
-            return self._request(asked, uploads=(seen,), mixtures=[[(seen.pixels, 1.0)]])
-
-        return await self.decoded(decode)
-
-    async def mix(self, asked: Mix) -> ImageRequest:
+    def mix(self, asked: Mix) -> ImageRequest:
         """Raises Problem for a request that cannot be fulfilled."""
         self._check_common(asked)
         self._check_can("mixes", True, "reads only texts, or has no prior: it cannot mix.", "sources")
@@ -181,24 +159,26 @@ class Validator:
             if one.text is not None:
                 self._check_text(one.text, f"{name}.text")
         weights = [1.0 if one.weight is None else one.weight for one in given]
+        names = [f"sources[{number}].image" for number in range(len(given))]
+        texts = {name: one.image for name, one in zip(names, given, strict=True) if one.image is not None}
+        files = uploads.files_of(texts, self.limits)
+        found = {name: self._picture(data, name) for name, data in files.items()}
+        sources = [found[name].pixels if name in found else one.text for name, one in zip(names, given, strict=True)]
+        with field_errors("sources"):
+            mixture = list(zip(sources, weights, strict=True))
+            return self._request(asked, uploads=tuple(found.values()), mixtures=[mixture])
 
-        def decode() -> ImageRequest:
-            parts = [
-                self._picture(one.image or "", f"sources[{number}].image") if one.text is None else one.text
-                for number, one in enumerate(given)
-            ]
-            pictures = tuple(part for part in parts if isinstance(part, Upload))
-            sources = [part.pixels if isinstance(part, Upload) else part for part in parts]
-            with field_errors("sources"):
-                return self._request(asked, uploads=pictures, mixtures=[list(zip(sources, weights, strict=True))])
+    def recipe(self, image: bytes) -> dict[str, Any]:
+        """The record inside a picture, and the request that generates it again. Raises Problem as `recipes.again`."""
+        uploads.check({"image": image}, self.limits)
+        with field_errors("image"):
+            record = uploads.recipe(image, "the picture", self.limits)
+        again = recipes.again(record, self.engine.record, self.own_size, self.capabilities["options"])
+        return {"record": record, **again}
 
-        return await self.decoded(decode)
-
-    def _picture(self, text: str, param: str) -> Upload:
-        """A picture in base64."""
+    def _picture(self, data: bytes, param: str) -> Upload:
         with field_errors(param):
-            data = uploads.unpacked(text, param)
-            return self.engine.prepared(uploads.picture(data, param, self.limits), data)
+            return self.engine.prepared(uploads.picture(data, param), data)
 
     def notes(self, request: ImageRequest) -> list[str]:
         """What the model does not understand, or a client may not expect."""
@@ -219,6 +199,14 @@ class Validator:
             raise _over(param, len(text), self.limits.prompt, "characters")
         with field_errors(param):
             check_texts([text])
+        if found := CONTROL.search(text):
+            raise Problem(400, f"{param} holds the control character {found[0]!r}: leave it out.", param=param)
+
+    def _check_phrase(self, prompt: str, phrase: str, param: str) -> None:
+        if len(phrase) > self.limits.prompt:
+            raise _over(param, len(phrase), self.limits.prompt, "characters")
+        with field_errors(param):
+            uploads.check_phrase(prompt, phrase)
 
     def _check_common(self, asked: Common) -> None:
         name = self.engine.name
@@ -344,53 +332,3 @@ def _check_unused(asked: Common, names: Sequence[str], of: str) -> None:
 
 def _over(param: str, value: int, most: int, what: str) -> Problem:
     return Problem(400, f"{value:,} {what} are too many; at most {most:,} are allowed here.", param=param)
-
-
-def checked(model: type[C], values: dict[str, Any]) -> C:
-    """A form's fields, checked.
-
-    Raises:
-        Problem: one is unknown or out of range.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from None
-
-
-def invalid(errors: Sequence[Any]) -> Problem:
-    """The first of pydantic's errors."""
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        why = first.get("ctx", {}).get("error", "")
-        where = f" at character {first['loc'][-1]}" if isinstance(first["loc"][-1], int) else ""
-        return Problem(400, f"the body is not valid JSON: {why or 'it cannot be parsed'}{where}."[:300])
-    place = [part for part in first["loc"] if part != "body"]
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".") or None
-    return Problem(400, f"{param or 'the body'}: {first['msg']}."[:300], param=param and param[:100])
-
-
-async def form_of(request: Request, model: type[C], files: Sequence[str]) -> tuple[C, dict[str, bytes]]:
-    """A multipart form: settings, and files by name (`image[]` is `image`).
-
-    Raises:
-        Problem: no such form, a field twice, a file where a text belongs, or the other way about.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise Problem(415, "send this as multipart/form-data.", code="unsupported_media_type")
-    texts: dict[str, str] = {}
-    found: dict[str, bytes] = {}
-    async with request.form(max_files=len(files), max_fields=64, max_part_size=FIELD_BYTES) as form:
-        for key, value in form.multi_items():
-            name = key.removesuffix("[]")
-            if name in texts or name in found:
-                raise Problem(400, f"{name[:80]!r} is given twice; one is allowed.", param=name[:80])
-            if isinstance(value, UploadFile) != (name in files):
-                wanted = "a file" if name in files else "a text"
-                raise Problem(400, f"{name[:80]!r} must be {wanted}.", param=name[:80])
-            if isinstance(value, UploadFile):
-                found[name] = await value.read()
-            else:
-                texts[name] = value
-    return checked(model, texts), found

@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,12 +10,25 @@ from syzygy.core.contracts import Progress
 from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.server.engine import Engine, plain_png
 from syzygy.server.metrics import Metrics
-from syzygy.server.problems import BUSY, Problem, closing
+from syzygy.server.problems import Problem, closing, without_message
 from syzygy.server.requests import ImageRequest
 
-FIRST_GUESS_SECONDS, NEWEST = 1.0, 0.3
-LONGEST_WAIT_SECONDS = 60.0
+FIRST_GUESS_SECONDS, NEWEST = 0.04, 0.3
+"""Of a sampling step of an image: what is expected before one was measured, and the weight of the newest measurement."""
+STRETCH = 10.0
+"""How far short requests overtake: one that came later goes first if its due time is earlier, and the due time of a request is when it
+came plus this many times its own duration. So no request waits longer than that because of later ones, and short ones wait little."""
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The request waits."""
+
+    position: int
+    """From 1, which is next."""
+    seconds: float
+    """Expected time until its first step."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Finished:
     error: Exception | None = None
 
 
-Event = StepDone | PreviewReady | ImageReady | Finished
+Event = Queued | StepDone | PreviewReady | ImageReady | Finished
 
 
 @dataclass(eq=False)
@@ -63,23 +75,53 @@ class Job:
 
     request: ImageRequest
     send: Callable[[Event], None]
-    """Receives the events. It is called in the worker's thread."""
+    """Receives the events, in any thread. It must not block."""
     left: threading.Event = field(default_factory=threading.Event)
     """Set when no client waits for it any more."""
+    due: float = 0.0
+    """On the clock of `time.monotonic`. The job that is due first is served first."""
+    done: int = 0
+    """Images that are finished."""
+    alone: bool = False
+    """Shares no batch, because one that it shared failed."""
+    told: int = 0
+    """The position in the queue that was last sent; 0 for none."""
+
+    @property
+    def rest(self) -> range:
+        """Indices of the images that are not finished."""
+        return range(self.done, len(self.request.seeds))
+
+    @property
+    def exact(self) -> bool:
+        """Generated one image at a time."""
+        return self.request.exact
+
+    @property
+    def steps(self) -> int:
+        """Sampling steps of each image."""
+        steps = self.request.generation.sampling.steps
+        assert steps is not None, "the server's own steps are in every request that leaves them out"
+        return steps
 
 
 class _AllLeft(Exception):
     """Ends a sampling that no client waits for."""
 
 
-class Worker:
-    """Runs jobs first come, first served; jobs of the same shape share a batch."""
+Rows = Sequence[tuple[Job, int]]
+"""The images of a batch: their jobs and indices."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, *, queue: int, batch_size: int) -> None:
-        self.engine, self.metrics = engine, metrics
-        self.queue, self.batch_size = queue, batch_size
-        self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
+
+class Worker:
+    """Runs jobs batch by batch. Each time the job that is due first (`STRETCH`) gives a batch; others of its shape share it."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, *, batch_size: int) -> None:
+        self.engine, self.metrics, self.batch_size = engine, metrics, batch_size
+        self._jobs: list[Job] = []
+        """All that are not finished, in the order in which they came."""
+        self._batch: Rows = ()
+        self._batch_end = 0.0
         self._change = threading.Condition()
         self._stopping = False
         self._seconds = FIRST_GUESS_SECONDS
@@ -88,135 +130,166 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self) -> None:
-        """Cancel waiting and running jobs, the latter at their next step; return when the thread has ended."""
+    def stop(self) -> None:
+        """End all jobs at once: their clients get status 503. The thread ends after the step that it computes."""
         with self._change:
             self._stopping = True
-            dropped = [*self._waiting]
-            self._waiting.clear()
-            for job in self._running:
+            for job in self._jobs:
                 job.left.set()
+                job.send(Finished(closing()))
+            self._jobs.clear()
             self._change.notify_all()
-        for job in dropped:
-            job.send(Finished(closing()))
+
+    def close(self) -> None:
+        """Stop, and return when the thread has ended."""
+        self.stop()
         if self._thread.ident is not None:
             self._thread.join()
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        """Jobs that are not in the batch that is computed now."""
+        with self._change:
+            return len(self._jobs) - len(self._running)
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        """Jobs in the batch that is computed now."""
+        with self._change:
+            return len(self._running)
+
+    @property
+    def _running(self) -> list[Job]:
+        return [job for job in self._jobs if any(job is one for one, _ in self._batch)]
+
+    def starts(self) -> list[float]:
+        """Seconds until each waiting job is expected to start, in their order."""
+        with self._change:
+            return [seconds for _, seconds in self._forecast()]
 
     def submit(self, job: Job) -> None:
         """Queue a job.
 
         Raises:
-            Problem: 429 when the queue is full, 503 when the server stops.
+            Problem: 503 when the server stops.
         """
         with self._change:
             if self._stopping:
                 raise closing()
-            if len(self._waiting) >= self.queue:
-                pictures = sum(len(one.request.seeds) for one in self._waiting)
-                raise Problem(
-                    429,
-                    f"{self.queue} requests are waiting already: try again after the time that Retry-After gives.",
-                    kind=BUSY,
-                    code="queue_full",
-                    retry_after=min(pictures * self._seconds, LONGEST_WAIT_SECONDS),
-                )
-            self._waiting.append(job)
+            job.due = time.monotonic() + STRETCH * self._cost(job, len(job.rest))
+            self._jobs.append(job)
+            if len(self._jobs) > 1:
+                self._tell()
             self._change.notify()
 
     def cancel(self, job: Job) -> None:
-        """Free the job's place in the queue at once, or end its sampling at the next step."""
+        """Free the job's place at once; if it is alone in its batch, the sampling ends at the next step."""
         with self._change:
             job.left.set()
-            if job in self._waiting:
-                self._waiting.remove(job)
+            if job in self._jobs:
+                self._jobs.remove(job)
+                job.send(Finished())
+                self._tell()
+
+    def _cost(self, job: Job, images: int) -> float:
+        """Expected seconds."""
+        return images * job.steps * self._seconds
+
+    def _forecast(self) -> list[tuple[Job, float]]:
+        """The waiting jobs in their order, and the seconds until each is expected to start."""
+        running = self._running
+        found, start = [], max(self._batch_end - time.monotonic(), 0.0) if self._batch else 0.0
+        for job in sorted(self._jobs, key=lambda job: job.due):
+            now = sum(job is one for one, _ in self._batch)
+            if job not in running:
+                found.append((job, start))
+            start += self._cost(job, max(len(job.rest) - now, 0))
+        return found
+
+    def _tell(self) -> None:
+        """Send waiting jobs their new positions."""
+        for position, (job, seconds) in enumerate(self._forecast(), 1):
+            if position != job.told:
+                job.told = position
+                job.send(Queued(position, seconds))
 
     def _run(self) -> None:
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._stopping or self._waiting)
+                self._change.wait_for(lambda: self._stopping or self._jobs)
                 if self._stopping:
                     return
-                self._running = self._next()
-            self._serve(self._running)
+                self._batch = self._next()
+                self._batch_end = time.monotonic() + sum(self._cost(job, 1) for job, _ in self._batch)
+                self._tell()
+            ended = self._serve(self._batch)
             with self._change:
-                self._running = []
+                self._batch = ()
+                for job, error in ended.items():
+                    if job in self._jobs:
+                        self._jobs.remove(job)
+                        job.send(Finished(error))
 
-    def _next(self) -> list[Job]:
-        """The oldest job, and others of its shape as far as they fit into a batch."""
-        first = self._waiting.popleft()
-        jobs = [first]
-        if first.request.exact:
-            return jobs
-        room = self.batch_size - len(first.request.seeds)
-        for job in list(self._waiting):
-            number = len(job.request.seeds)
-            if not job.request.exact and number <= room and job.request.shape == first.request.shape:
-                self._waiting.remove(job)
-                jobs.append(job)
-                room -= number
-        return jobs
+    def _next(self) -> Rows:
+        """Images of the job that is due first, and all those of others of its shape that fit into the batch with them."""
+        first, *others = sorted(self._jobs, key=lambda job: job.due)
+        if first.exact:
+            return [(first, first.done)]
+        rows = [(first, index) for index in first.rest[: self.batch_size]]
+        for job in others:
+            shares = not (first.alone or job.alone or job.exact) and job.request.shape == first.request.shape
+            if shares and len(rows) + len(job.rest) <= self.batch_size:
+                rows += [(job, index) for index in job.rest]
+        return rows
 
-    def _serve(self, jobs: Sequence[Job]) -> None:
-        try:
-            self._run_jobs(jobs)
-        except _AllLeft:
-            error = closing() if self._stopping else None
-        except (UserError, Problem) as mistake:
-            if len(jobs) > 1:  # only one of them may be at fault: run each alone
-                for job in jobs:
-                    self._serve([job])
-                return
-            if isinstance(mistake, NonFiniteError):
-                log.error("a request failed: %s", mistake)
-            error = mistake
-        except Exception as bug:
-            log.exception("a batch of %d requests failed", len(jobs))
-            error = bug
-        else:
-            error = None
-        for job in jobs:
-            job.send(Finished(error))
-
-    def _run_jobs(self, jobs: Sequence[Job]) -> None:
-        at_once = 1 if jobs[0].request.exact else self.batch_size
-        rows = [(job, picture) for job in jobs for picture in range(len(job.request.seeds))]
-        parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
-        for number, part in enumerate(parts):
-            began = time.monotonic()
-            self._run_batch(part, number, len(parts))
-            spent = (time.monotonic() - began) / len(part)
-            self._seconds += NEWEST * (spent - self._seconds)
-
-    def _run_batch(self, rows: Sequence[tuple[Job, int]], part: int, parts: int) -> None:
-        requests = [job.request for job, _ in rows]
-        seeds = [job.request.seeds[picture] for job, picture in rows]
+    def _serve(self, rows: Rows) -> dict[Job, Exception | None]:
+        """Compute a batch. The jobs that end with it, and why where they fail."""
         jobs = list(dict.fromkeys(job for job, _ in rows))
+        try:
+            self._run_batch(rows, jobs)
+        except _AllLeft:
+            return {}
+        except (UserError, Problem) as mistake:
+            if len(jobs) > 1:  # only one of them may be at fault
+                for job in jobs:
+                    job.alone = True
+                return {}
+            if isinstance(mistake, NonFiniteError):
+                log.error("a request failed: %s hold values that are not finite", mistake.what)
+            return dict.fromkeys(jobs, mistake)
+        except Exception as bug:
+            log.error("a batch of %d requests failed\n%s", len(jobs), without_message(bug))
+            return dict.fromkeys(jobs, bug)
+        return {job: None for job in jobs if not job.rest}
+
+    def _run_batch(self, rows: Rows, jobs: Sequence[Job]) -> None:
+        requests = [job.request for job, _ in rows]
+        seeds = [job.request.seeds[index] for job, index in rows]
+        began = time.monotonic()
 
         def on_step(progress: Progress) -> None:
             if all(job.left.is_set() for job in jobs):
                 raise _AllLeft
             for job in jobs:
-                job.send(StepDone(part * progress.steps + progress.step, parts * progress.steps))
+                at_once = 1 if job.exact else self.batch_size
+                before, after = -(-job.done // at_once), -(-len(job.rest) // at_once)
+                job.send(StepDone(before * progress.steps + progress.step, (before + after) * progress.steps))
             self._preview(rows, progress)
 
         if all(job.left.is_set() for job in jobs):
             raise _AllLeft
         images = self.engine.generate(requests, seeds, on_step)
         self.metrics.count("batches")
-        for (job, picture), image, seed in zip(rows, images, seeds, strict=True):
+        for (job, index), image, seed in zip(rows, images, seeds, strict=True):
             if not job.left.is_set():
-                job.send(ImageReady(picture, seed, self.engine.png(image, job.request, picture)))
+                job.send(ImageReady(index, seed, self.engine.png(image, job.request, index)))
                 self.metrics.count("pictures")
+        for job, _ in rows:
+            job.done += 1
+        spent = (time.monotonic() - began) / (len(rows) * jobs[0].steps)
+        self._seconds += NEWEST * (spent - self._seconds)
 
-    def _preview(self, rows: Sequence[tuple[Job, int]], progress: Progress) -> None:
+    def _preview(self, rows: Rows, progress: Progress) -> None:
         wanted = [
             (row, number)
             for row, (job, _) in enumerate(rows)

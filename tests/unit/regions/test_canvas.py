@@ -91,7 +91,7 @@ def test_a_mask_is_the_same_in_every_depth_and_on_the_server(kind: str, tmp_path
     (region,) = regions_of([f"{tmp_path / 'mask.png'}=a star"], None)
     torch.testing.assert_close(region.mask, torch.from_numpy(levels) / 255, rtol=0, atol=1e-6)
     sent = RegionMask(phrase="a star", mask=base64.b64encode((tmp_path / "mask.png").read_bytes()).decode())
-    (served,) = uploads.regions("a star", [sent], 0.0, Limits())
+    (served,) = uploads.regions([sent], [*uploads.files_of({"mask": sent.mask}, Limits()).values()], 0.0)
     torch.testing.assert_close(served.mask, region.mask)
 
 

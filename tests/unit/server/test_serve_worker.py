@@ -21,10 +21,12 @@ from syzygy.server.engine import Engine
 from syzygy.server.metrics import Metrics
 from syzygy.server.problems import Problem, field_errors, problem_of
 from syzygy.server.requests import ImageRequest
-from syzygy.server.worker import Event, Finished, ImageReady, Job, PreviewReady, StepDone, Worker, preview_at
+from syzygy.server.worker import Event, Finished, ImageReady, Job, PreviewReady, Queued, StepDone, Worker, preview_at
 from tests.tiny_server import PATIENCE, Held, tiny_engine
 
 HOW = Sampling(steps=3, guidance_scale=2.0, sampler="euler")
+SLOW = 100.0
+"""Expected seconds of a step, so that the order does not depend on how fast the test submits its requests."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def held(engine: Engine) -> Held:
 
 @pytest.fixture
 def worker(held: Held) -> Iterator[Worker]:
-    worker = Worker(held, Metrics(), queue=3, batch_size=4)
+    worker = Worker(held, Metrics(), batch_size=4)
     worker.start()
     yield worker
     held.go.set()
@@ -80,7 +82,8 @@ class Client:
         return last.error
 
 
-def test_requests_of_one_shape_share_a_batch_and_others_do_not(worker: Worker, held: Held) -> None:
+def test_requests_of_one_shape_share_a_batch_and_the_shortest_goes_first(worker: Worker, held: Held) -> None:
+    worker._seconds = SLOW
     first = Client(worker, request("a"))
     assert held.begun.wait(PATIENCE)
     others = [
@@ -90,10 +93,11 @@ def test_requests_of_one_shape_share_a_batch_and_others_do_not(worker: Worker, h
     ]
     held.go.set()
     assert [len(one.pngs()) for one in (first, *others)] == [1, 2, 1, 1]
-    assert held.batches == [["a"], ["b", "b", "d"], ["c"]]
+    assert held.batches == [["a"], ["c"], ["d", "b", "b"]]
 
 
 def test_a_seed_gives_equal_bytes_whatever_else_is_generated(worker: Worker, held: Held) -> None:
+    worker._seconds = SLOW
     asked = request("a red circle", 5, 6, exact=True)
     first = Client(worker, asked)
     assert held.begun.wait(PATIENCE)
@@ -103,29 +107,68 @@ def test_a_seed_gives_equal_bytes_whatever_else_is_generated(worker: Worker, hel
     assert both == beside[1].pngs()
     (alone,) = Client(worker, request("a red circle", 6, exact=True)).pngs()
     assert pixels(alone) == pixels(both[1]) != pixels(both[0])
-    assert [len(one) for one in held.batches] == [1, 1, 2, 1, 1, 1]
+    assert [len(one) for one in held.batches] == [1, 2, 1, 1, 1, 1]
 
 
-def test_a_full_queue_says_when_to_come_again_and_a_client_that_leaves_frees_its_place(
-    worker: Worker, held: Held
-) -> None:
+def test_a_client_that_leaves_frees_its_place(worker: Worker, held: Held) -> None:
     Client(worker, request())
     assert held.begun.wait(PATIENCE)
     waiting = [Client(worker, request(str(number), exact=True)) for number in range(3)]
-    with pytest.raises(Problem) as full:
-        Client(worker, request())
-    assert full.value.status == 429
-    assert int(full.value.headers["Retry-After"]) >= 1
-    worker._seconds = 1000.0
-    with pytest.raises(Problem) as full:
-        Client(worker, request())
-    assert full.value.headers["Retry-After"] == "60"
+    assert (worker.waiting, worker.running) == (3, 1)
     worker.cancel(waiting[1].job)
     assert worker.waiting == 2
-    last = Client(worker, request("last", exact=True))
     held.go.set()
-    assert last.pngs()
-    assert [one[0] for one in held.batches] == ["a red circle", "0", "2", "last"]
+    assert waiting[2].pngs()
+    assert [one[0] for one in held.batches] == ["a red circle", "0", "2"]
+
+
+def test_short_requests_overtake_long_ones_between_their_images_but_not_for_ever(worker: Worker, held: Held) -> None:
+    """The long one has three images, one at a time; a short one waits for one of them only."""
+    worker._seconds = SLOW
+    long = Client(worker, request("long", 1, 2, 3, exact=True))
+    assert held.begun.wait(PATIENCE)
+    short = Client(worker, request("short", exact=True))
+    late = Client(worker, request("late", exact=True))
+    late.job.due = long.job.due + 1  # it came so much later that it may not overtake
+    held.go.set()
+    assert len(long.pngs()) == 3
+    assert short.pngs()
+    assert late.pngs()
+    assert [one[0] for one in held.batches] == ["long", "short", "long", "long", "late"]
+
+
+def test_a_long_request_tells_all_its_steps_though_others_come_between(worker: Worker, held: Held) -> None:
+    worker._seconds = SLOW
+    long = Client(worker, request("long", 1, 2, exact=True))
+    assert held.begun.wait(PATIENCE)
+    short = Client(worker, request("short", exact=True, sampling=replace(HOW, steps=1)))
+    held.go.set()
+    steps = [(event.step, event.steps) for event in long.events() if isinstance(event, StepDone)]
+    assert steps == [(step, 6) for step in range(1, 7)]
+    assert short.pngs()
+
+
+def test_those_who_wait_are_told_their_place_and_time(worker: Worker, held: Held) -> None:
+    worker._seconds = SLOW
+    image = 3 * SLOW
+    first = Client(worker, request("first", 1, 2, exact=True))
+    assert held.begun.wait(PATIENCE)
+    long = Client(worker, request("long", 1, 2, 3, exact=True))
+    short = Client(worker, request("short", exact=True))  # overtakes both
+    about = image / 3
+    assert worker.starts() == pytest.approx([image, 3 * image], abs=about)
+    worker.cancel(short.job)
+    assert worker.starts() == pytest.approx([2 * image], abs=about)
+    held.go.set()
+
+    def told(client: Client) -> list[tuple[int, float]]:
+        return [(event.position, event.seconds) for event in client.events() if isinstance(event, Queued)]
+
+    assert told(short) == [(1, pytest.approx(image, abs=about))]
+    near = [pytest.approx(images * image, abs=about) for images in (2, 3, 2)]
+    assert told(long) == [*zip((1, 2, 1), near, strict=True)]
+    assert told(first) == []
+    assert worker.starts() == []
 
 
 def test_sampling_ends_at_the_next_step_when_all_have_left_and_goes_on_while_one_stays(
@@ -135,15 +178,25 @@ def test_sampling_ends_at_the_next_step_when_all_have_left_and_goes_on_while_one
     assert held.begun.wait(PATIENCE)
     both = [Client(worker, request("b")), Client(worker, request("c"))]
     worker.cancel(alone.job)
-    held.go.set()
-    alone.events()
-    assert held.steps == 1
-    held.go.clear()
-    held.begun.clear()
-    held.go.set()
     worker.cancel(both[0].job)
+    held.go.set()
     assert both[1].pngs()
     assert not both[0].pngs()
+    assert held.batches == [["a"], ["c"]]
+    assert held.steps == 1 + 3
+
+
+def test_a_batch_goes_on_while_one_of_its_clients_stays(held: Held) -> None:
+    worker = Worker(held, Metrics(), batch_size=4)
+    left, stays = (Client(worker, request(prompt)) for prompt in "bc")
+    worker.start()
+    assert held.begun.wait(PATIENCE)
+    worker.cancel(left.job)
+    held.go.set()
+    assert stays.pngs()
+    assert not left.pngs()
+    assert held.batches == [["b", "c"]]
+    worker.close()
 
 
 def test_a_mistake_in_one_request_is_not_paid_by_its_neighbours(worker: Worker, held: Held) -> None:
@@ -211,7 +264,7 @@ class Overflowing(Held):
 
 def test_an_image_that_is_not_finite_fails_its_own_request_alone(engine: Engine) -> None:
     held = Overflowing(engine)
-    worker = Worker(held, Metrics(), queue=3, batch_size=4)
+    worker = Worker(held, Metrics(), batch_size=4)
     worker.start()
     first = Client(worker, request("a"))
     assert held.begun.wait(30)
@@ -222,6 +275,30 @@ def test_an_image_that_is_not_finite_fails_its_own_request_alone(engine: Engine)
     assert isinstance(bright.error(), NonFiniteError)
     assert held.batches == [["a"], ["b", "bright", "c"], ["b"], ["bright"], ["c"]]
     worker.close()
+
+
+def test_the_log_has_no_prompt(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Messages of errors may quote it, also those of the errors that led to another."""
+
+    class Quoting(Held):
+        def generate(self, requests: Any, seeds: Any, on_step: Any) -> Any:
+            if requests[0].prompt == "a secret, not finite":
+                raise NonFiniteError("text features", [0], [repr(requests[0].prompt)])
+            try:
+                raise KeyError(requests[0].prompt)
+            except KeyError as error:
+                raise ValueError(f"no {requests[0].prompt}") from error
+
+    worker = Worker(Quoting(engine), Metrics(), batch_size=4)
+    worker.start()
+    assert isinstance(Client(worker, request("a secret")).error(), ValueError)
+    assert isinstance(Client(worker, request("a secret, not finite")).error(), NonFiniteError)
+    worker.close()
+    assert "secret" not in caplog.text
+    assert "KeyError" in caplog.text
+    assert "ValueError" in caplog.text
+    assert "text features hold values that are not finite" in caplog.text
+    assert "in generate" in caplog.text
 
 
 def test_a_failure_of_the_model_is_no_mistake_in_a_field() -> None:

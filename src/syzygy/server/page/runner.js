@@ -70,6 +70,8 @@ export class Runner extends EventTarget {
     for await (const event of generation(job.path, body, this.#control.signal)) {
       if (event.type === "syzygy.progress") {
         this.#progress(event.step / event.steps, `Step ${event.step} of ${event.steps}`);
+      } else if (event.type === "syzygy.queue") {
+        this.#progress(0, `Waiting: place ${event.position} in the queue, about ${Math.ceil(event.seconds)} s.`);
       } else if (event.type.endsWith(".partial_image")) {
         group.preview(event.index, pngOf(event.b64_json));
       } else if (event.type.endsWith(".completed")) {
