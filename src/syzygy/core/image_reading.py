@@ -47,6 +47,8 @@ FOREIGN_SUFFIXES = (
     ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".erf", ".mrw",
 )  # fmt: skip
 """Suffixes of picture files in other formats. They cannot be read, but they are not texts either."""
+STRIP_ROWS = 256
+"""Rows of an image that are converted at a time."""
 MAX_BYTES = 256 * 2**20
 """Larger files are not read into memory."""
 READING = {"version": 2, "orientation": "EXIF applied", "depth": "scaled to 8 bits", "transparency": "on white"}
@@ -104,15 +106,21 @@ def as_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
     image = _upright(image, name)
     if image.mode == "RGB":
         return image
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+    found = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        white = Image.new("RGBA", strip.size, "white")
+        found.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return found
 
 
 def as_mask(image: Image.Image, name: str = "the mask") -> Float[Tensor, "H W"]:
     """Convert a Pillow image to a mask from 0 to 1: its brightness times its opacity, upright. See `as_rgb`."""
     image = _upright(image, name)
-    grey = _unit(image.convert("L"))
-    return grey.mul_(_unit(image.getchannel("A"))) if image.mode == "RGBA" else grey
+    found = torch.empty(image.height, image.width)
+    for top, strip in _strips(image):
+        grey = _unit(strip.convert("L"))
+        found[top : top + strip.height] = grey * _unit(strip.getchannel("A")) if strip.mode == "RGBA" else grey
+    return found
 
 
 def as_layers(image: Image.Image, name: str = "the picture") -> tuple[Image.Image, Float[Tensor, "H W"]]:
@@ -120,6 +128,15 @@ def as_layers(image: Image.Image, name: str = "the picture") -> tuple[Image.Imag
     image = _upright(image, name)
     opacity = _unit(image.getchannel("A")) if image.mode == "RGBA" else torch.ones(image.height, image.width)
     return image.convert("RGB"), opacity
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """An image in strips, with the row where each begins.
+
+    Work on strips needs little memory at a time, and each call holds the interpreter only briefly, so a server answers others meanwhile.
+    """
+    for top in range(0, image.height, STRIP_ROWS):
+        yield top, image.crop((0, top, image.width, min(top + STRIP_ROWS, image.height)))
 
 
 def _unit(image: Image.Image) -> Float[Tensor, "H W"]:
