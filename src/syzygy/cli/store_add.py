@@ -55,7 +55,7 @@ class Layers(click.ParamType):
     "--template",
     metavar="TEXT",
     help="Text around each caption, which replaces {text}; only the caption's own tokens are kept. Or the name of a published model's "
-    "instruction: qwen-image, hunyuan, lumina-2 or sana.",
+    "instruction: qwen-image, lumina-2 or sana.",
 )
 @click.option(
     "--start-token",

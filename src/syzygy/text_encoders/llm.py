@@ -58,7 +58,7 @@ class LlmRecipe(Config):
     """Whether each hidden state is normalised, token by token and without parameters, before the mean over the layers."""
     template: str | None = None
     """A text with {text} in it, which is replaced by the prompt; the model reads the template's tokens, and they give no features. The names
-    qwen-image, hunyuan, lumina-2 and sana stand for the instructions of these models. null is the prompt alone."""
+    qwen-image, lumina-2 and sana stand for the instructions of these models. null is the prompt alone."""
     start_token: str | None = None
     """A token to put before every text, for tokenizers that add none; it gives no feature. Such a model gives the first token of a text an
     unusually large state. "auto" is the tokenizer's start token or, without one, <|endoftext|>; other special tokens are given by name."""

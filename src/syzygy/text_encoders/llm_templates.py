@@ -5,12 +5,9 @@ a model, used as an encoder without one, follows prompts worse than expected; Sa
 the alignment of image and text. The texts are those of the pipelines in diffusers, character for character.
 """
 
-IMAGE = "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the objects and background:"
-"""The instruction of Qwen-Image (arXiv 2508.02324) and, for images, of HunyuanVideo (arXiv 2412.03603)."""
-
 TEMPLATES = {
-    "qwen-image": f"<|im_start|>system\n{IMAGE}<|im_end|>\n<|im_start|>user\n{{text}}<|im_end|>\n<|im_start|>assistant\n",
-    "hunyuan": f"<|start_header_id|>system<|end_header_id|>\n\n{IMAGE}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{{text}}<|eot_id|>",
+    "qwen-image": "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n",
     "lumina-2": "You are an assistant designed to generate superior images with the superior degree of image-text alignment based on textual "
     "prompts or user prompts. <Prompt Start> {text}",
     "sana": "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions suitable for image generation. "
@@ -26,5 +23,5 @@ TEMPLATES = {
     "Please generate only the enhanced description for the prompt below and avoid including any additional commentary or evaluations:\n"
     "User Prompt: {text}",
 }
-"""qwen-image: models of ChatML's format, such as Qwen and SmolLM2. hunyuan: Llama 3. lumina-2 (arXiv 2503.21758) and sana: Gemma 2, and
-any other model, as they hold no control token."""
+"""qwen-image (arXiv 2508.02324): models of ChatML's format, such as Qwen and SmolLM2. lumina-2 (arXiv 2503.21758) and sana: Gemma 2, and any
+other model, as they hold no control token."""

@@ -274,7 +274,7 @@ def test_scores_name_their_conditions(build, batch: ClassifierBatch) -> None:
 
 
 SOURCES = {path: path.read_text() for path in Path(syzygy.__file__).parent.rglob("*.py")}
-SCORING = ("lab/evaluate/", "lab/reproduce/", "lab/demo.py", "lab/commands/")
+SCORING = ("lab/evaluate/", "lab/reproduce/", "lab/demo.py", "lab/demo_report.py", "lab/commands/")
 JUDGES_OWN = ("lab/world/judge.py", "lab/starter/judge_training.py", "lab/starter/presets.py")
 READERS_USERS = (
     "lab/evaluate/selection.py",  # chooses settings
