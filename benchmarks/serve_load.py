@@ -116,13 +116,14 @@ async def timed(http, method: str, path: str, **more) -> tuple[int, float]:
 
 
 async def send(attack: Attack, host: str, port: int) -> int | None:
-    """The status of one of its requests; None if its client leaves. It is sent as it is, so that this process has little work."""
+    """The status of one of its requests; None if its client leaves, or the server closes the connection before its body is sent. It is
+    sent as it is, so that this process has little work."""
     reader, writer = await asyncio.open_connection(host, port)
     head = f"POST {attack.path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
     head += f"Content-Type: {attack.kind}\r\nContent-Length: {len(attack.body)}\r\n\r\n"
     try:
         writer.writelines([head.encode(), attack.body])
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(0.5 if attack.leaves else None):
                 return int((await reader.readline()).split()[1])
     finally:
@@ -163,7 +164,7 @@ async def all_attacks(url: str, process: int) -> bool:
         print("attack | statuses | plain requests wait longer by | /healthz | memory at most | memory after")
         for attack in attacks():
             statuses, (plain, slowest, most, after) = await attacked(http, process, attack)
-            found = ", ".join(f"{number} x {status or 'left'}" for status, number in statuses.items())
+            found = ", ".join(f"{number} x {status or 'no answer'}" for status, number in statuses.items())
             print(
                 f"{attack.name} | {found} | {plain - idle:.2f} s | {slowest:.2f} s | {most - before:+.0f} MiB | {after - before:+.0f} MiB",
                 flush=True,
