@@ -133,11 +133,14 @@ def test_without_the_image_encoder_its_embedding_of_zeros_is_saved(
     assert not (folder / "image_encoder").exists()
     assert json.loads((folder / "prior/provenance.json").read_text()) == record
     monkeypatch.setenv("SYZYGY_CACHE", str(tmp_path / "empty"))
-    again = PriorPipeline.from_pretrained(folder, dtype=torch.bfloat16)  # though the record is of the CLIP in fp32
+    dtypes = {"prior": torch.float32, "default": torch.bfloat16}
+    again = PriorPipeline.from_pretrained(folder, dtype=dtypes)  # though the record is of the CLIP in fp32
     assert again.image_encoder is None
     assert_same(both(again), expected)
     again.save_pretrained(tmp_path / "twice")
-    assert_same(both(PriorPipeline.from_pretrained(tmp_path / "twice", dtype=torch.bfloat16)), expected)
+    assert_same(both(PriorPipeline.from_pretrained(tmp_path / "twice", dtype=dtypes)), expected)
+    half = PriorPipeline.from_pretrained(folder, dtype=torch.bfloat16)
+    assert half.prior.dtype == half.text_encoder.dtype == torch.bfloat16
     save_file({"embedding": torch.zeros(1, 3)}, folder / "zero_image.safetensors")
     with pytest.raises(UserError, match="does not belong to this pipeline"):
         PriorPipeline.from_pretrained(folder)

@@ -130,7 +130,7 @@ class PriorPipeline(DiffusionPipeline):
         local_files_only: bool = False,
         **stock: Any,
     ) -> "PriorPipeline":
-        """Load a prior, on the CPU, with the text encoder that belongs to it.
+        """Load a prior, on the CPU, with its text encoder.
 
         By default the image encoder is loaded only to compute the embedding of an image of zeros, which is then kept in the user's cache.
 
@@ -143,8 +143,8 @@ class PriorPipeline(DiffusionPipeline):
                 trained it.
             llm: the adapter's language model (folder or hub id), if it has moved since the training.
             image_encoder: the CLIP's, loaded already (transformers' `CLIPVisionModelWithProjection`), to use and to save it.
-            dtype: what text encoder and stock prior compute in, and of the embeddings; fp32 by default. The other priors are small and
-                compute in fp32, unless a dictionary from components to dtypes names another ("prior", or "default" for all).
+            dtype: what text encoder and stock prior compute in, and of the embeddings; fp32 by default. The other priors compute in fp32,
+                except those of a saved pipeline. A dictionary from components ("prior", …, or "default") to dtypes sets each.
             torch_dtype: the same, by the name that it had before diffusers 0.42.
             revision: of the prior's hub id: commit, tag or branch.
             variant: the variant of the files of weights to read: "fp16" or "bf16". By default full precision, where it is published.

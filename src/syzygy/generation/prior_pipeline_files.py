@@ -133,7 +133,7 @@ def load_parts(
     if not own and text.clip is not None:  # what was saved together belongs together, in whatever precision
         check_trained_with(folder, "clip", text.clip.fingerprint)
     _check_variant(variant, folder, text.folder)
-    if "prior" in dtypes.own:
+    if own or "prior" in dtypes.own:
         network = network.to(dtypes["prior"])
     model, tokenizer = text.model, text.tokenizer
     if text_encoder is not None:
