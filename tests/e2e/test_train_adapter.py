@@ -23,8 +23,8 @@ from syzygy.lab.starter.world_captions import languages_for
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.lab.world.parallel_corpus import parallel
+from syzygy.prior.prior_folders import PUBLISHED
 from syzygy.prior.prior_loading import load_prior
-from syzygy.prior.prior_network import PUBLISHED
 from syzygy.text_encoders.adapter import SIZES, TextAdapter
 from syzygy.text_encoders.adapter_folders import PreviousStage, load_adapted
 from syzygy.text_encoders.adapter_task import AdapterTask

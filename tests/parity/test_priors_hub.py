@@ -21,8 +21,8 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.prior.diffusion_prior import SampledPrior, fresh_noise
 from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.prior_folders import find_prior
 from syzygy.prior.prior_loading import load_prior
-from syzygy.prior.prior_network import find_prior
 from tests.hub_cache import COMMIT, add_snapshot
 
 OTHER = "f" * 40

@@ -43,8 +43,8 @@ from syzygy.pretrained.repositories import CLASS, INDEX_FILE, find_decoder
 from syzygy.prior.diffusion_prior import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.linear_prior import LinearPrior
+from syzygy.prior.prior_folders import SCHEDULER_FILE, find_prior
 from syzygy.prior.prior_loading import as_scheduled, check_width, read_network, scheduler_file
-from syzygy.prior.prior_network import SCHEDULER_FILE, find_prior
 from syzygy.prior.unclip_sampling import TIMESTEPS, Ancestral
 
 MODEL = "kakaobrain/karlo-v1-alpha"

@@ -23,8 +23,8 @@ from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.repositories import FoundDecoder, identity
 from syzygy.pretrained.visiting import VisitingPrior, VisitingText
 from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
+from syzygy.prior.prior_folders import find_prior, holds_diffusion
 from syzygy.prior.prior_loading import load_any_prior
-from syzygy.prior.prior_network import find_prior, holds_diffusion
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -25,6 +25,7 @@ from syzygy.generation.replaced_text_encoder import adapter_folder, llm_beside
 from syzygy.pretrained.repositories import CLASS, INDEX_FILE, identity
 from syzygy.prior.diffusion_prior import DiffusionPrior, PriorSampling
 from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
+from syzygy.prior.prior_folders import EXAMPLE, find_prior, layout_of
 from syzygy.prior.prior_loading import (
     OnePassPrior,
     check_trained_with,
@@ -33,7 +34,6 @@ from syzygy.prior.prior_loading import (
     sampling_of,
     scheduler_file,
 )
-from syzygy.prior.prior_network import EXAMPLE, find_prior, layout_of
 from syzygy.prior.unclip_sampling import Schedule
 from syzygy.text_encoders.adapter import AdaptedText
 from syzygy.text_encoders.adapter_folders import load_adapted

@@ -111,7 +111,7 @@ def _findings(comparisons: Sequence[Comparison], prompts: int, pairs: int) -> It
     yield "In percentage points, with 95 % intervals. " + (
         "Beyond 0 with its interval:"
         if clear
-        else "No interval excludes 0: with so few pairs and prompts, these priors cannot be told apart."
+        else "No interval excludes 0: with so few pairs and prompts, the demo finds no difference between these priors."
     )
     if clear:
         yield Items(clear)

@@ -24,15 +24,8 @@ from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedText
 from syzygy.core.randomness import generator
 from syzygy.prior.embedding_pairs import Pairs
-from syzygy.prior.prior_network import (
-    PUBLISHED,
-    PriorBatch,
-    PriorConfig,
-    PriorNetwork,
-    check_request,
-    is_diffusion,
-    read_prior,
-)
+from syzygy.prior.prior_folders import PUBLISHED, is_diffusion, read_prior
+from syzygy.prior.prior_network import PriorBatch, PriorConfig, PriorNetwork, check_request
 from syzygy.prior.unclip_sampling import TIMESTEPS, Schedule, alphas_bar, visited
 
 

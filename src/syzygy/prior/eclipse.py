@@ -21,15 +21,8 @@ from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedText
 from syzygy.prior.embedding_pairs import Pairs
-from syzygy.prior.prior_network import (
-    PriorBatch,
-    PriorConfig,
-    PriorNetwork,
-    find_prior,
-    is_controlled,
-    is_diffusion,
-    read_prior,
-)
+from syzygy.prior.prior_folders import find_prior, is_controlled, is_diffusion, read_prior
+from syzygy.prior.prior_network import PriorBatch, PriorConfig, PriorNetwork
 
 
 class EclipsePriorConfig(PriorConfig):

@@ -12,8 +12,8 @@ from syzygy.core.errors import UserError
 from syzygy.core.wording import counted
 from syzygy.prior.linear_prior import LinearPrior
 from syzygy.prior.next_steps import ABOUT, NOT_MEASURED, decoder_of, starter_clip
+from syzygy.prior.prior_folders import LINEAR, PUBLISHED, RESIDUAL, Layout
 from syzygy.prior.prior_loading import OnePassPrior, load_one_pass
-from syzygy.prior.prior_network import LINEAR, PUBLISHED, RESIDUAL, Layout
 from syzygy.training import checkpoints
 from syzygy.training.fitting import GUIDE
 

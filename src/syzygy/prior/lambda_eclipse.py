@@ -16,14 +16,8 @@ from syzygy.core.config import parse
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedText
-from syzygy.prior.prior_network import (
-    PUBLISHED,
-    PriorConfig,
-    PriorNetwork,
-    find_prior,
-    is_controlled,
-    read_prior,
-)
+from syzygy.prior.prior_folders import PUBLISHED, find_prior, is_controlled, read_prior
+from syzygy.prior.prior_network import PriorConfig, PriorNetwork
 
 
 class LambdaEclipsePriorConfig(PriorConfig):

@@ -20,15 +20,8 @@ from syzygy.core.config import Config, parse
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.prior.embedding_pairs import Pairs, blocks_of
-from syzygy.prior.prior_network import (
-    LINEAR,
-    Layout,
-    PriorBatch,
-    check_request,
-    find_prior,
-    read_prior,
-    write_prior,
-)
+from syzygy.prior.prior_folders import LINEAR, Layout, find_prior, read_prior, write_prior
+from syzygy.prior.prior_network import PriorBatch, check_request
 
 RIDGE = 1e-3
 """Regularisation of the linear map where none is given."""

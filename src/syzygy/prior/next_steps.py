@@ -10,7 +10,7 @@ from syzygy.core import artifacts
 from syzygy.core.model_parts import INDEX_FILE, part_folder
 from syzygy.data.store import EmbeddingStore
 from syzygy.prior.embedding_pairs import Pairs, StorePairs
-from syzygy.prior.prior_network import PART
+from syzygy.prior.prior_folders import PART
 
 ABOUT = "about_data"
 """Key of a prior's provenance: facts about its training data."""

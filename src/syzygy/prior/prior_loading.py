@@ -16,7 +16,7 @@ from syzygy.prior.diffusion_prior import DiffusionPrior, PriorSampling, SampledP
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
 from syzygy.prior.linear_prior import LinearPrior
-from syzygy.prior.prior_network import (
+from syzygy.prior.prior_folders import (
     LINEAR,
     RESIDUAL,
     SCHEDULER_FILE,

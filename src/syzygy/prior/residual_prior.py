@@ -28,7 +28,8 @@ from syzygy.prior.eclipse import (
     made_or_loaded,
 )
 from syzygy.prior.embedding_pairs import Pairs
-from syzygy.prior.prior_network import RESIDUAL, Layout, PriorBatch
+from syzygy.prior.prior_folders import RESIDUAL, Layout
+from syzygy.prior.prior_network import PriorBatch
 
 
 class ResidualPriorConfig(EclipsePriorConfig):

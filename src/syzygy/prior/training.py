@@ -27,7 +27,7 @@ from syzygy.prior.next_steps import (
     NOT_MEASURED,
     about_store,
 )
-from syzygy.prior.prior_network import LINEAR, PART, layout_of
+from syzygy.prior.prior_folders import LINEAR, PART, layout_of
 from syzygy.prior.prior_task import PriorTask, unmeasured, validated
 from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.training import checkpoints

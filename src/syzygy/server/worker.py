@@ -84,7 +84,7 @@ class Job:
     """Images that are finished."""
     alone: bool = False
     """Shares no batch, because one that it shared failed."""
-    told: int = 0
+    reported: int = 0
     """The position in the queue that was last sent; 0 for none."""
 
     @property
@@ -209,8 +209,8 @@ class Worker:
     def _tell(self) -> None:
         """Send waiting jobs their new positions."""
         for position, (job, seconds) in enumerate(self._forecast(), 1):
-            if position != job.told:
-                job.told = position
+            if position != job.reported:
+                job.reported = position
                 job.send(Queued(position, seconds))
 
     def _run(self) -> None:

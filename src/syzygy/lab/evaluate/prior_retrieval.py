@@ -29,8 +29,8 @@ from syzygy.lab.report import Block, Items, Note, Report, Section, Table
 from syzygy.prior.embedding_pairs import StorePairs
 from syzygy.prior.embedding_statistics import frechet_distance
 from syzygy.prior.linear_prior import LinearPrior
+from syzygy.prior.prior_folders import PART, find_prior
 from syzygy.prior.prior_loading import load_prior
-from syzygy.prior.prior_network import PART, find_prior
 from syzygy.training.checkpoints import METRICS_FILE, read_lines
 from syzygy.training.loop import VALIDATION
 from syzygy.training.run_records import Bar
