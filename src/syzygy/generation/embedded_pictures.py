@@ -61,7 +61,7 @@ def _with_references(model: "TextToImage", request: GenerationRequest) -> Genera
     subject_prior(model.pipeline.prior, request.subjects)
     if "image" not in model.pipeline.chosen(request.conditions):
         raise UserError(
-            "subjects and layout change the image embedding, and the conditions name the text alone: add image to them."
+            "subjects and layout change the image embedding, and the decoder reads the text alone here: add image to the conditions."
         )
     if request.subjects and model.adapter:
         raise UserError(

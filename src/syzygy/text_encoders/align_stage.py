@@ -59,11 +59,9 @@ class AlignTaskConfig(StageConfig):
         return self
 
 
-class AlignRun(Config):
-    """All settings of stage align."""
+class CaptionsRun(Config):
+    """The settings that stage align has for every target: language model, captions, length."""
 
-    adapter: AdapterSizes
-    """Sizes of the adapter."""
     recipe: LlmRecipe = LlmRecipe()
     """How the language model's states become features."""
     compute: Literal["fp32", "bf16"] = "fp32"
@@ -77,12 +75,19 @@ class AlignRun(Config):
     """Lengths of the embedded world's captions; steps take them in turn (CLIP cannot read long ones). null with a corpus."""
     validation_lines: int = Field(default=64, gt=1)
     """Lines per language for validation, which no step sees; the first ones of a corpus."""
-    task: AlignTaskConfig
-    """Loss and batch."""
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
     """Seed of weights, order and noise."""
+
+
+class AlignRun(CaptionsRun):
+    """All settings of stage align."""
+
+    adapter: AdapterSizes
+    """Sizes of the adapter."""
+    task: AlignTaskConfig
+    """Loss and batch."""
 
 
 @dataclass(frozen=True)

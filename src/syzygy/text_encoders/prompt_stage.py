@@ -5,7 +5,7 @@ Legend: B captions of a pass, K states of the U-Net, C their width, E width of t
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +13,16 @@ from jaxtyping import Float, Int
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from syzygy.core.config import Config
 from syzygy.core.contracts import StatesEncoder, TextStates
 from syzygy.core.errors import UserError
 from syzygy.core.prompt_embeddings import PromptEmbeddings
 from syzygy.prior.embedding_pairs import caption_ids
 from syzygy.text_encoders.adapter import AdapterSizes, TextAdapter
 from syzygy.text_encoders.adapter_task import StepConfig, Weight
-from syzygy.text_encoders.align_stage import NORM, balanced_lines, cosine_loss, norm_loss
+from syzygy.text_encoders.align_stage import NORM, CaptionsRun, balanced_lines, cosine_loss, norm_loss
 from syzygy.text_encoders.feature_cache import FeatureSet
-from syzygy.text_encoders.llm import LlmRecipe
 from syzygy.text_encoders.parallel_captions import Captions, Line
 from syzygy.text_encoders.prompt_target import PromptTarget, chunks_for
-from syzygy.training.schedule import LoopConfig
 
 
 class PromptAdapterSizes(AdapterSizes):
@@ -58,30 +55,13 @@ class PromptTaskConfig(StepConfig):
     """Weight of the squared difference between the norms, relative to that of the cosine (paper: 2e-5)."""
 
 
-class PromptRun(Config):
+class PromptRun(CaptionsRun):
     """All settings of stage align for a Stable Diffusion."""
 
     adapter: PromptAdapterSizes
     """Sizes of the adapter."""
-    recipe: LlmRecipe = LlmRecipe()
-    """How the language model's states become features."""
-    compute: Literal["fp32", "bf16"] = "fp32"
-    """What the language model computes in, during training and whenever the adapter is used."""
-    bits: Literal[8, 4] | None = None
-    """Quantise the language model's weights to 8 or 4 bits while they are loaded, during training and whenever the adapter is used. This needs
-    bitsandbytes and a CUDA GPU. null is full precision."""
-    languages: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Codes of the languages to learn, English among them; null is all languages of the corpus's first line, or of the embedded world."""
-    lengths: tuple[Literal["short", "medium"], ...] | None = Field(default=None, min_length=1)
-    """Lengths of the embedded world's captions; steps take them in turn. null with a corpus."""
-    validation_lines: int = Field(default=64, gt=1)
-    """Lines per language for validation, which no step sees; the first ones of a corpus."""
     task: PromptTaskConfig
     """Loss and batch."""
-    loop: LoopConfig
-    """Length and learning rate."""
-    seed: int = 0
-    """Seed of weights and order."""
 
 
 @runtime_checkable

@@ -24,7 +24,7 @@ from syzygy.prior.training import PUBLISHED_SCALE
 from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
 from syzygy.text_encoders.adapter_folders import PART, PreviousStage
 from syzygy.text_encoders.adapter_task import AdapterTask
-from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignStage, padded_states
+from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignStage, CaptionsRun, padded_states
 from syzygy.text_encoders.feature_cache import CachedCaptions, CachedEncoder, CacheFolder, FeatureSet, cached
 from syzygy.text_encoders.image_stage import ImageData, ImageRun, ImageSource, ImageStage, split_images
 from syzygy.text_encoders.llm import COMPUTE, Llm, load_llm
@@ -55,13 +55,13 @@ def frozen_prior(source: str | Path, clip: str, *, local_files_only: bool = True
     return prior
 
 
-def language_model(run: AlignRun | PromptRun, source: str, *, local_files_only: bool = True) -> Llm:
+def language_model(run: CaptionsRun, source: str, *, local_files_only: bool = True) -> Llm:
     """The language model to align, read by the run's recipe."""
     how: dict[str, Any] = {"dtype": COMPUTE[run.compute], "bits": run.bits, "local_files_only": local_files_only}
     return load_llm(source, recipe=run.recipe, **how)
 
 
-def captions_of(run: AlignRun | PromptRun, corpus: Path | None, clip: Clip | Teacher) -> Captions:
+def captions_of(run: CaptionsRun, corpus: Path | None, clip: Clip | Teacher) -> Captions:
     """The captions to align on: a corpus in JSON Lines, or None for the embedded world's. `clip` reads the English.
 
     Raises:
