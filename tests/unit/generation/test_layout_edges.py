@@ -14,11 +14,12 @@ from syzygy.generation.layout_edges import edge_map
 
 
 def drawing() -> Image.Image:
-    """A grey disc and a red box on white."""
+    """A grey disc and a red box on white, and a disc that is too faint for the thresholds."""
     image = Image.new("RGB", (60, 40), "white")
     draw = ImageDraw.Draw(image)
     draw.ellipse((5, 5, 30, 30), fill=(90, 90, 90))
     draw.rectangle((36, 8, 52, 30), fill=(220, 20, 20))
+    draw.ellipse((40, 32, 46, 38), fill=(240, 240, 240))
     return image
 
 
@@ -36,6 +37,7 @@ def test_edges_are_those_of_canny_at_the_authors_thresholds() -> None:
     outline = found[..., 0] == 255
     assert outline[8:31, 34:54].sum() > 60  # the box
     assert not outline[12:26, 40:48].any()  # but not its inside
+    assert not outline[32:39, 38:49].any()  # nor the faint disc
     assert np.array_equal(np.asarray(edge_map(to_tensor(drawing()))), found)
     assert np.array_equal(np.asarray(edge_map(edge_map(drawing()))), found)  # edges are not looked for twice
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syzygy.server.bodies import json_of, plain
+from syzygy.server.bodies import SEPARATORS, json_of, plain
 from syzygy.server.limits import Limits
 from syzygy.server.problems import Problem
 from syzygy.server.schema import Generation, Mix
@@ -47,6 +47,11 @@ def refused(body: bytes | dict[str, Any], message: str) -> float:
 def test_very_many_values_are_refused_in_no_time(body: dict[str, Any]) -> None:
     """Checking such bodies field by field took seconds, in which the server answered nobody."""
     assert refused(body, "the body has too many values or levels") < 0.5
+
+
+def test_a_body_with_too_many_separators_is_not_parsed() -> None:
+    """It is no JSON, and only parsing could find that."""
+    refused(b"{" + b"," * (SEPARATORS + 1), "the body has too many values or levels")
 
 
 def test_the_largest_request_that_limits_allow_passes() -> None:
