@@ -34,6 +34,7 @@ SMALL = (
     "steps=[2, 4]",
     'temperatures=["clip", 0.5]',
     "muon_lrs=[0, 0.01]",
+    "heads=[2, 4]",
     "ridges=[0.001, 0.1]",
     "seeds=2",
     "prompts=1",
@@ -43,8 +44,8 @@ SMALL = (
     "image_seeds=1",
 )
 TRAININGS = 2 * (
-    3 * 2 + 3 + 1 + 2 + 2 + 2
-)  # seeds × (methods × numbers of pairs, other λ, penalty, steps, temperature, Muon)
+    3 * 2 + 3 + 1 + 2 + 2 + 2 + 2
+)  # seeds × (methods × numbers of pairs, other λ, penalty, steps, temperature, Muon, size)
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ def test_the_sweep_is_whole_and_goes_on_where_it_stopped(
     assert set(found["residual_minus"]) == {"ECLIPSE", "projection", "linear map", "text identity, shifted"}
     paired = found["residual_minus"]["ECLIPSE"]["40"]["cosine"][0]
     assert paired == pytest.approx(one["cosine"][0] - found["curves"]["ECLIPSE"]["40"]["cosine"][0])
-    assert set(found["sweeps"]) == {"contrast", "penalty", "steps", "temperature", "muon_lr"}
+    assert set(found["sweeps"]) == {"contrast", "penalty", "steps", "temperature", "muon_lr", "heads"}
     assert set(found["sweeps"]["muon_lr"]["40"]["ECLIPSE"]) == {"0.0", "0.01"}
     assert set(found["sweeps"]["contrast"]["40"]["residual"]) == {"0.0", "0.2", "0.8"}
     assert set(found["sweeps"]["penalty"]["40"]) == {"residual"}
@@ -111,7 +112,7 @@ def test_the_sweep_is_whole_and_goes_on_where_it_stopped(
         assert said in report, said
     assert (out / "prior-sweep-probe-held-out-two.svg").is_file()
     page = (out / "index.html").read_text()
-    assert page.count("<svg") == 7 + 4  # learning curves; λ, penalty, steps, Muon
+    assert page.count("<svg") == 7 + 5  # learning curves; λ, penalty, steps, Muon, size
     assert prior_sweep.report(artifacts.read_json(out / "results.json")).markdown() == report
 
     with_images = syzygy(*command, "images_at=[40]")
@@ -163,6 +164,7 @@ def test_points_have_equal_budgets_and_differ_in_one_setting() -> None:
         settings = point.settings(run, 1)
         assert (settings.scenes, settings.seed) == (point.pairs, 1)
         assert settings.task.batch_size == min(256, point.pairs)
+        assert settings.num_attention_heads == point.heads
         assert settings.loop.warmup < settings.loop.steps == point.steps
         assert settings.task.lambda_contrastive == point.contrast  # pyright: ignore
         wanted = ("muon", point.muon_lr) if point.muon_lr else ("adamw", None)

@@ -44,20 +44,22 @@ On your own pairs (docs/tutorials/train-your-own-prior.md):
     help="Continue from this prior of the preset's kind (ECLIPSE or residual): a folder, a run, or a hub id.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write metrics to RUN/tensorboard.")
-@train_options("starter")
+@train_options("eclipse")
 def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: bool, **options: Any) -> None:
     """Train a prior (text features to image embedding) on an embedding store or on the embedded world.
 
     \b
     Presets:
-      starter, eclipse-kandinsky22, eclipse-karlo
-        ECLIPSE
+      eclipse, eclipse-kandinsky22, eclipse-karlo
+        ECLIPSE; the first is small, of 0.7M parameters
       eclipse-residual, eclipse-residual-kandinsky22, eclipse-residual-karlo
         Text embedding, moved to the mean of the images, plus a correction
       linear
         Linear map, fitted without steps
       diffusion
         The diffusion prior that ECLIPSE is compared with
+      starter
+        The starter's prior: a residual one of 3.4M parameters
     """
     context = click.get_current_context()
     if store and context.get_parameter_source("clip_source") is not click.core.ParameterSource.DEFAULT:

@@ -35,7 +35,7 @@ from syzygy.lab.report import PAGE, RESULTS, require_lab
 from syzygy.lab.starter import prior_training
 from syzygy.lab.world.prompts import Prompt
 from syzygy.prior.eclipse import EclipseTaskConfig
-from syzygy.prior.presets import prior_starter
+from syzygy.prior.presets import prior_eclipse
 from syzygy.prior.prior_loading import load_prior
 from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.prior.training import PriorRun
@@ -80,7 +80,7 @@ def demo_full() -> DemoRun:
     """The demo, in at most three minutes on two CPU cores. The validation of such small priors does not improve after 150 steps."""
     task = EclipseTaskConfig(batch_size=256, lambda_contrastive=0.8)
     loop = {"steps": 150, "warmup": 20, "validate_every": 25}
-    return DemoRun(prior=prior_starter().changed(scenes=10_000, task=task, loop=loop), residual=ResidualTaskConfig())
+    return DemoRun(prior=prior_eclipse().changed(scenes=10_000, task=task, loop=loop), residual=ResidualTaskConfig())
 
 
 def demo_quick() -> DemoRun:

@@ -10,7 +10,7 @@ from torch import nn
 from syzygy.clip.clip_model import Clip
 from syzygy.lab.starter import prior_training as prior
 from syzygy.prior.embedding_pairs import PriorData
-from syzygy.prior.presets import prior_starter
+from syzygy.prior.presets import prior_eclipse
 from syzygy.training import estimate
 from syzygy.training.estimate import Estimate, Estimated, Footprint
 from syzygy.training.loop import LoopConfig, fit
@@ -124,7 +124,7 @@ def test_validation_pairs_are_prepared_whole_and_not_scaled_up(tmp_path, monkeyp
 
     monkeypatch.setattr(prior, "embed", embed)
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
-    run = prior_starter().model_copy(update={"scenes": 40_000, "validation_images": 1000})
+    run = prior_eclipse().model_copy(update={"scenes": 40_000, "validation_images": 1000})
     with estimate.dry_run(tmp_path):
         prior.embedded(run, object.__new__(Clip))
         dry = estimate._dry.get()

@@ -29,7 +29,7 @@ def test_a_preset_fits_small_data_down_to_two_pairs(pictures: int, captions: int
 def test_large_data_and_given_settings_change_nothing() -> None:
     for run, lines in (fitted(40_000, 30_000), fitted(10, 8, "validation_images", "task.batch_size")):
         assert (run.validation_images, run.task.batch_size, lines) == (4096, 1024, [])
-    run = presets.prior_starter()
+    run = presets.prior_eclipse()
     assert AS_GIVEN.validation(run, "validation_images", 10, "") is run
     assert AS_GIVEN.batch(run, 5) is run
 

@@ -55,5 +55,5 @@ def demo(out: Path, model: str, quick: bool, settings: tuple[str, ...], device: 
     click.echo(f"\nDone in {result.seconds:.0f} s. Open {result.page}")
     click.echo("Try next:")
     click.echo(f"  syzygy generate 'a red striped heart left of a blue star' --prior {quote(str(out / 'eclipse'))}")
-    click.echo("  syzygy train prior --preset starter --out my-prior task.lambda_contrastive=0.4")
+    click.echo("  syzygy train prior --preset eclipse --out my-prior task.lambda_contrastive=0.4")
     click.echo(f"  syzygy evaluate composition --quick --prior {quote(str(out / 'eclipse'))}")

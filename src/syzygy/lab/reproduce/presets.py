@@ -10,7 +10,7 @@ from syzygy.lab.starter.presets import experts_full
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig
 from syzygy.prior.eclipse import EclipseTaskConfig
-from syzygy.prior.presets import prior_starter
+from syzygy.prior.presets import prior_eclipse
 from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.prior.training import PriorRun
 from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter
@@ -21,7 +21,7 @@ def _small_prior() -> PriorRun:
     """The ECLIPSE prior of the comparisons: the paper's λ, on 20,000 pairs."""
     task = EclipseTaskConfig(batch_size=256, lambda_contrastive=0.2)
     loop = {"steps": 250, "warmup": 30, "validate_every": 25}
-    return prior_starter().changed(scenes=20_000, task=task, loop=loop)
+    return prior_eclipse().changed(scenes=20_000, task=task, loop=loop)
 
 
 def reproduce_full() -> ReproduceRun:

@@ -18,7 +18,7 @@ METHODS = (PROJECTION, ECLIPSE, RESIDUAL)
 CONTROLS = (IDENTITY, SHIFTED, LINEAR)
 SWEPT = {
     "contrast": (ECLIPSE, RESIDUAL), "penalty": (RESIDUAL,), "steps": (ECLIPSE, RESIDUAL), "temperature": (ECLIPSE, RESIDUAL),
-    "muon_lr": (ECLIPSE, RESIDUAL),
+    "muon_lr": (ECLIPSE, RESIDUAL), "heads": (ECLIPSE, RESIDUAL),
 }  # fmt: skip
 """Setting → the methods that it is swept for."""
 
@@ -35,7 +35,7 @@ class PriorSweepRun(Config):
     pairs: tuple[int, ...] = Field(default=(200, 1000, 5000, 20_000, 200_000), min_length=1)
     """Numbers of training pairs of the learning curves."""
     at: tuple[int, ...] = (1000, 20_000)
-    """Numbers of training pairs at which λ, penalty, steps, temperature and optimizer are swept, one at a time."""
+    """Numbers of training pairs at which λ, penalty, steps, temperature, optimizer and size are swept, one at a time."""
     lambdas: tuple[float, ...] = (0.0, 0.05, 0.2, 0.8, 3.0)
     """Sweep of λ; ECLIPSE with 0 is projection."""
     penalties: tuple[float, ...] = (0.0, 0.25, 1.0, 4.0)
@@ -46,6 +46,8 @@ class PriorSweepRun(Config):
     """Sweep of the contrastive loss's temperature."""
     muon_lrs: tuple[float, ...] = (0.0, 1e-3, 3e-3, 1e-2)
     """Sweep of Muon's learning rate, on AdamW's scale; 0 is AdamW for all parameters."""
+    heads: tuple[int, ...] = (4, 8)
+    """Sweep of the prior's size: attention heads of 32 numbers each, whose number is the network's width."""
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     """Sweep of the linear map's regularisation, at all numbers of pairs."""
     seeds: int = Field(default=5, ge=2)
@@ -83,7 +85,7 @@ class PriorSweepRun(Config):
 
         The largest number of pairs decides which pairs each training has.
         """
-        points = {"pairs", "at", "lambdas", "penalties", "steps", "temperatures", "muon_lrs", "ridges"}
+        points = {"pairs", "at", "lambdas", "penalties", "steps", "temperatures", "muon_lrs", "heads", "ridges"}
         fixed = self.model_dump(mode="json", exclude=points | {"images_at", "image_seeds"})
         return fixed | {"most_pairs": max(self.pairs)}
 
@@ -99,6 +101,8 @@ class Point:
     penalty: float
     steps: int
     temperature: float | str
+    heads: int
+    """Attention heads of the network."""
     muon_lr: float = 0.0
     """Muon's learning rate; 0 is AdamW for all parameters."""
 
@@ -106,11 +110,12 @@ class Point:
     def base(run: PriorSweepRun, method: str, pairs: int) -> "Point":
         """A point of the learning curves."""
         task, steps = run.residual if method == RESIDUAL else run.prior.task, run.prior.loop.steps
+        heads = run.prior.num_attention_heads
         assert isinstance(task, EclipseTaskConfig)
         if method == PROJECTION:
-            return Point(method, pairs, 0.0, 0.0, steps, "clip")
+            return Point(method, pairs, 0.0, 0.0, steps, "clip", heads)
         penalty = task.penalty if isinstance(task, ResidualTaskConfig) else 0.0
-        return Point(method, pairs, task.lambda_contrastive, penalty, steps, task.temperature)
+        return Point(method, pairs, task.lambda_contrastive, penalty, steps, task.temperature, heads)
 
     def changed(self, run: PriorSweepRun, key: str, value: float | str) -> "Point":
         """The point with another value of a setting; ECLIPSE with λ = 0 is the point of projection."""
@@ -120,7 +125,9 @@ class Point:
 
     def name(self, seed: int) -> str:
         """The name of a training's files."""
-        values = f"lambda{self.contrast:g}-penalty{self.penalty:g}-steps{self.steps}-tau{self.temperature}"
+        values = (
+            f"lambda{self.contrast:g}-penalty{self.penalty:g}-steps{self.steps}-tau{self.temperature}-heads{self.heads}"
+        )
         values += f"-muon{self.muon_lr:g}" if self.muon_lr else ""
         return f"{self.method}-{self.pairs}-{values}-seed{seed}"
 
@@ -137,7 +144,10 @@ class Point:
             "checkpoint_every": min(loop.checkpoint_every or self.steps, self.steps),
         }
         muon = {"optimizer": "muon", "muon_lr": self.muon_lr} if self.muon_lr else {}
-        return run.prior.changed(scenes=self.pairs, seed=seed, task=task.changed(**changes), loop=length | muon)
+        task = task.changed(**changes)
+        return run.prior.changed(
+            num_attention_heads=self.heads, scenes=self.pairs, seed=seed, task=task, loop=length | muon
+        )
 
 
 def curves(run: PriorSweepRun) -> dict[str, dict[int, Point]]:
@@ -149,7 +159,7 @@ def sweeps(run: PriorSweepRun) -> dict[str, dict[int, dict[str, dict[float | str
     """Setting → number of pairs → method → value → its point."""
     values: dict[str, tuple[float | str, ...]] = {
         "contrast": run.lambdas, "penalty": run.penalties, "steps": run.steps, "temperature": run.temperatures,
-        "muon_lr": run.muon_lrs,
+        "muon_lr": run.muon_lrs, "heads": run.heads,
     }  # fmt: skip
     return {
         key: {

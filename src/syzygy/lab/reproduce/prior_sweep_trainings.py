@@ -237,9 +237,11 @@ def estimate(run: PriorSweepRun, folder: ExperimentFolder, model: TextToImage) -
         if not folder.has_scores(point.name(seed))
     ]
     steps = sum(point.steps for point, _ in left)
+    # the work of a step grows with the square of the width
+    work = sum(point.steps * (point.heads / run.prior.num_attention_heads) ** 2 for point, _ in left)
     done = sum(1 for _ in (folder.path / "pairs").glob("*.safetensors")) * PART
     pairs = max(max(run.pairs) - done, 0) + run.prior.validation_images + run.unseen_pairs + run.probe_scenes
-    seconds = pairs * per_pair + steps * measured.step_seconds + len(left) * (measured.validation_seconds + scoring)
+    seconds = pairs * per_pair + work * measured.step_seconds + len(left) * (measured.validation_seconds + scoring)
     return {
         "trainings": len(left), "steps": steps, "step_seconds": round(measured.step_seconds, 4),
         "scoring_seconds": round(measured.validation_seconds + scoring, 2), "pairs": pairs,

@@ -128,7 +128,7 @@ class StarterRun(Config):
     decoder: DecoderRun
     """The decoder, from image embeddings, words, and both."""
     prior: PriorRun
-    """The ECLIPSE prior. It reads CLIP's features and the adapter's, and the adapter's stages do not change it."""
+    """The residual prior. It reads CLIP's features and the adapter's, and the adapter's stages do not change it."""
     llm: LmRun
     """The language model, whose features the adapter maps to CLIP's."""
     align: AlignRun
