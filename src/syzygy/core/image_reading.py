@@ -104,8 +104,8 @@ def as_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
     Errors call it `name`. Images whose values have no defined range are refused (see the module's table).
     """
     image = _upright(image, name)
-    if image.mode == "RGB":
-        return image
+    if image.mode != "RGBA":
+        return image if image.mode == "RGB" else image.convert("RGB")
     found = Image.new("RGB", image.size)
     for top, strip in _strips(image):
         white = Image.new("RGBA", strip.size, "white")
@@ -145,10 +145,13 @@ def _unit(image: Image.Image) -> Float[Tensor, "H W"]:
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
-    """The image as RGB or, if it has transparency, RGBA; upright, and without the metadata that says how to turn it."""
+    """The image as L, RGB or, if it has transparency, RGBA; upright, and without the metadata that says how to turn it.
+
+    Grey stays grey, because three channels of a large mask would take three times its memory.
+    """
     try:
         image.load()
-        if image.mode == "RGB" and not image.info:
+        if image.mode in ("L", "RGB") and not image.info:
             return image
         turn, transparent = _turn(image), image.has_transparency_data
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -159,7 +162,7 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
             if isinstance(key, tuple) and max(key) > 255:  # of a PNG with 16 bits, whose colours Pillow reduced to 8
                 found = found.copy()
                 found.info["transparency"] = tuple(level >> 8 for level in key)
-        found = found.convert("RGBA" if transparent else "RGB")
+        found = found.convert("RGBA" if transparent else "L" if found.mode == "L" else "RGB")
         if turn is not None:
             found = found.transpose(turn)
     except (UserError, MemoryError):
