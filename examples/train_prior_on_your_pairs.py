@@ -19,7 +19,7 @@ from syzygy.prior.presets import PRESETS
 from syzygy.prior.training import train_on_store
 from syzygy.training.parallel import Ranks
 
-ENCODER, PRESET = "starter", "starter"
+ENCODER, PRESET = "starter", "eclipse"
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("pairs", help="folder of images with captions")

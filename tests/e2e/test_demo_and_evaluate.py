@@ -72,6 +72,11 @@ def test_its_priors_load_in_other_commands(syzygy, tiny_model: Path, out: Path, 
     preferred = syzygy("evaluate", "preference", "--model", tiny_model, *named, "--prompts", 1, "--steps", 1)
     assert preferred.code == 0, preferred.err
     assert "How often contrast is preferred to plain:" in preferred.out
+    some = syzygy("evaluate", "composition", "--model", tiny_model, *options, "--categories", "colour,numeracy")
+    assert some.code == 0, some.err
+    found = json.loads(some.out)
+    assert {row["category"] for row in found["rows"]} == {"colour", "numeracy", "all"}
+    assert found["scoring"]["categories"] == ["colour", "numeracy"]
     assert {line.split()[0] for line in preferred.out.splitlines()[3:]} == {"fact_accuracy", "clip_score"}
     judges = ("--pickscore", tiny_model / "clip", "--json", tmp_path / "rates.json")
     same = [part for name in ("a", "b") for part in ("--prior", f"{name}={out / 'eclipse'}")]
@@ -126,6 +131,7 @@ def test_score_as_text_and_page(syzygy, tiny_model: Path, tmp_path: Path) -> Non
     ("arguments", "said"),
     [
         (("--prompts", "0"), "at least 1"),
+        (("--categories", "single,color"), "categories"),
         (("--quick", "--pairs", "3"), "--quick sets --pairs itself"),
         (("--quick", "--linear-pairs", "3"), "--quick sets --linear-pairs itself"),
         (("--prior", "linear map={prior}"), "'linear map' is the name of a control"),

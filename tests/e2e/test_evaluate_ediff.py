@@ -281,6 +281,9 @@ def test_encoders_are_compared_on_short_and_long_prompts(
     assert {"against_texts", "against_short", "against_nothing"} <= by["T5, long", "all", "all"].keys()
     assert "against_texts" not in by["both texts, long", "all", "all"]
     assert "://" not in (tmp_path / "index.html").read_text()
+    few = ("--steps", 1, "--prompts", 2, "--categories", "spatial", "--json", "-")
+    some = json.loads(syzygy("evaluate", "encoders", "--model", with_t5, *few).out)
+    assert {row["category"] for row in some["rows"]} == {"spatial", "all"}
 
 
 @pytest.mark.parametrize(

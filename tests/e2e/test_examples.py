@@ -58,9 +58,9 @@ def test_train_prior_on_your_pairs(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def small_presets() -> dict[str, Any]:
     from syzygy.prior.presets import PRESETS
 
-    preset = PRESETS["starter"]()
+    preset = PRESETS["eclipse"]()
     task = preset.task.model_copy(update={"batch_size": 8})
-    return {"starter": lambda: preset.model_copy(update={"validation_images": 8, "task": task})}
+    return {"eclipse": lambda: preset.model_copy(update={"validation_images": 8, "task": task})}
 
 
 def test_regions_in_diffusers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

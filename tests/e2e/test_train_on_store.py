@@ -138,7 +138,7 @@ def test_an_older_store_trains_eclipse_only(syzygy: Callable[..., Any], store: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["starter", "eclipse-residual", "diffusion"])
+@pytest.mark.parametrize("preset", ["eclipse", "eclipse-residual", "diffusion"])
 def test_a_killed_training_on_a_store_goes_on_bit_for_bit(
     syzygy: Callable[..., Any], store: Path, tmp_path: Path, preset: str
 ) -> None:

@@ -21,8 +21,12 @@ from syzygy.lab.commands.evaluation_options import (
 if TYPE_CHECKING:
     from syzygy.lab.evaluate.harness import Outcome
 
+CATEGORIES = setting(
+    "--categories", "Only prompts of these categories, such as single,colour.", type=Names(), metavar="NAMES"
+)
 COMPOSITION = (
     *sampling_options(200, 10, least=1),
+    CATEGORIES,
     setting("--draws", "Images for each prompt.", 1, type=Whole(1)),
 )
 QUICK = {"prompts": 8, "pairs": 1000, "linear_pairs": 2000}
@@ -195,7 +199,7 @@ def temporal(request: EvaluationRequest) -> "Outcome":
     return run.evaluate(request.context("temporal", run.TemporalConfig))
 
 
-@evaluation(*sampling_options(16, 10))
+@evaluation(*sampling_options(16, 10), CATEGORIES)
 def encoders(request: EvaluationRequest) -> "Outcome":
     """What do T5 and CLIP give a decoder, from short and from long prompts?
 

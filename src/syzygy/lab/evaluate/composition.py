@@ -49,7 +49,7 @@ SHOWN = 2
 """Prompts of each category and side whose images are on the page."""
 
 
-class CompositionConfig(harness.SamplingConfig):
+class CompositionConfig(harness.CategoriesConfig):
     """How images are generated and how many are scored."""
 
     prompts: int = Field(default=200, gt=0)
@@ -289,7 +289,7 @@ def evaluate(
         linear_pairs: pairs of the world that the linear map is fitted on; 0 leaves it out.
     """
     model, config, judge = context.model, context.config, judge_of(context.model)
-    wanted = harness.evaluation_prompts(CATEGORIES, config.prompts, config.seed)
+    wanted = config.wanted()
     linear = linear_control(model, config.seed, linear_pairs, bar)
     everyone = dict(priors) | control_priors(model, config.seed) | linear
     distances = on_pairs(model, everyone, config, bar) if config.pairs else {}
@@ -311,10 +311,11 @@ def evaluate(
     alone = {name: found[name] for name in embeddings}
     pictures = frechet_to_renders(model, alone, wanted, config)
     result = context.header(rows=harness.plain(rows), embeddings=distances, fid_judge=pictures)
-    single = next(
-        row for row in rows if (row["candidate"], row["category"], row["side"]) == (REFERENCE, "single", SEEN)
-    )
-    sanity = ", ".join(f"{kind} {100 * single['atoms'][kind]:.0f} %" for kind in ("colour", "shape"))
+    sanity = [
+        f"Reference, one object: colour {100 * row['atoms']['colour']:.0f} %, shape {100 * row['atoms']['shape']:.0f} %."
+        for row in rows
+        if (row["candidate"], row["category"], row["side"]) == (REFERENCE, "single", SEEN)
+    ]
     compared = [_distances(distances, pictures)] * bool(distances or pictures)
 
     def report(_sheet: Any) -> Report:
@@ -338,7 +339,7 @@ def evaluate(
             limits=LIMITS,
         )
 
-    return Outcome(result, [_by_side(rows), f"Reference, one object: {sanity}.", *compared, LEGEND], report)
+    return Outcome(result, [_by_side(rows), *sanity, *compared, LEGEND], report)
 
 
 LEGEND = "**Prompt accuracy**: every fact that the prompt names is right. Brackets: 95 % bootstrap over prompts and their images."
@@ -360,6 +361,7 @@ def _by_side(rows: Sequence[Row]) -> Table:
         [name, category, *(cells.get((name, category, side), "") for side in (SEEN, UNSEEN))]
         for name in dict.fromkeys(row["candidate"] for row in rows)
         for category in (*CATEGORIES, ALL)
+        if any((name, category, side) in cells for side in (SEEN, UNSEEN))
     ]
     return Table(["candidate", "category", SEEN, UNSEEN], lines, first_number=2)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from syzygy.core.contracts import Sampling, TextFeatures, TextStates
@@ -20,7 +19,7 @@ from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.harness import BATCH, Candidate, EvaluationContext, Outcome, Row, tensors
 from syzygy.lab.report import Note, Report, Section
 from syzygy.lab.world.language import language
-from syzygy.lab.world.prompts import CATEGORIES, Prompt
+from syzygy.lab.world.prompts import Prompt
 from syzygy.lab.world.scene_classifier import Prediction
 
 LENGTHS = ("short", "long")
@@ -30,11 +29,8 @@ CUT = "the prompt has"
 TITLES = {"text": "CLIP text", "t5": "T5", "image": "image of the prior"}
 
 
-class EncodersConfig(harness.SamplingConfig):
-    """What is generated and scored."""
-
-    prompts: int = Field(default=16, gt=0)
-    """Prompts of each category, seen and unseen each, or as many as exist; each is used short and long."""
+class EncodersConfig(harness.CategoriesConfig):
+    """What is generated and scored; each prompt is used short and long."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class LengthCase:
 def length_cases(config: EncodersConfig) -> list[LengthCase]:
     """Prompts of every category, seen and unseen, short and long."""
     found = []
-    for prompt in harness.evaluation_prompts(CATEGORIES, config.prompts, config.seed):
+    for prompt in config.wanted():
         said = language("en").caption(prompt.description, Draw(config.seed, "length", prompt.text), "long")
         before = said.text[: min(span.start for span in said.spans)]
         whole_sentences = said.text[: before.rfind(". ") + 2]

@@ -32,7 +32,7 @@ from syzygy.lab.evaluate.judging import judge_note, judge_of, judge_record
 from syzygy.lab.report import Figure, Report, Table
 from syzygy.lab.world.description import Fact, check_facts
 from syzygy.lab.world.judge import Judge
-from syzygy.lab.world.prompts import Prompt, prompts
+from syzygy.lab.world.prompts import CATEGORIES, Category, Prompt, prompts
 from syzygy.lab.world.scene import Thing
 from syzygy.lab.world.scene_classifier import Prediction
 
@@ -58,6 +58,19 @@ class SamplingConfig(Config):
     """Guidance; 1 means off. With a style reference, it is the guidance of the text."""
     seed: int = 0
     """Prompts, scenes and noise follow from it."""
+
+
+class CategoriesConfig(SamplingConfig):
+    """Settings of an evaluation on prompts of chosen categories."""
+
+    prompts: int = Field(default=16, gt=0)
+    """Prompts of each category, seen and unseen each, or as many as exist."""
+    categories: tuple[Category, ...] | None = Field(default=None, min_length=1)
+    """Categories of prompts; null is all of them."""
+
+    def wanted(self) -> list[Prompt]:
+        """The prompts."""
+        return evaluation_prompts(self.categories or CATEGORIES, self.prompts, self.seed)
 
 
 def evaluation_prompts(categories: Sequence[str], number: int, seed: int) -> list[Prompt]:

@@ -14,9 +14,9 @@ from syzygy.core.wording import counted
 from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.bootstrap import win_rate
 from syzygy.lab.evaluate.composition import LIMITS, CompositionConfig, candidate_embeddings, decoded, weights_of
-from syzygy.lab.evaluate.harness import SEEN, UNSEEN, EvaluationContext, ImageValue, Outcome, Values, evaluation_prompts
+from syzygy.lab.evaluate.harness import SEEN, UNSEEN, EvaluationContext, ImageValue, Outcome, Values
 from syzygy.lab.report import Note, Report, Section
-from syzygy.lab.world.prompts import CATEGORIES, Prompt
+from syzygy.lab.world.prompts import Prompt
 
 CRITERIA = {
     "fact_accuracy": "The image that shows more of the facts that the prompt names, by the judge, a scene classifier.",
@@ -41,7 +41,7 @@ def evaluate(
 ) -> Outcome:
     """Compare two priors by each of `CRITERIA`, on seen and on unseen prompts. A tie counts half for each."""
     model, config = context.model, context.config
-    wanted = evaluation_prompts(CATEGORIES, config.prompts, config.seed)
+    wanted = config.wanted()
     embeddings = candidate_embeddings(model, two, wanted, config.seed)
     candidates = decoded(model, {name: embeddings[name] for name in two}, wanted, config)
     clips = {"clip_score": model.clip} | ({} if pickscore is None else {"pickscore": pickscore})

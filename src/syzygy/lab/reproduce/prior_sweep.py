@@ -200,9 +200,10 @@ def report(found: Mapping[str, Any]) -> Report:
 
 def _lead(found: Mapping[str, Any]) -> str:
     run, prior, residual = found["run"], found["run"]["prior"], found["run"]["residual"]
+    size = f"{prior['num_layers']} layers of {prior['num_attention_heads']} heads"
     return (
         f"`syzygy reproduce prior-sweep`: {found['seconds'] / 60:.0f} minutes on {found['machine']}. Unless a table says otherwise: "
-        f"{prior['loop']['steps']} steps of {prior['task']['batch_size']}, {prior['num_layers']} layers of {prior['num_attention_heads']} heads; ECLIPSE with "
+        f"{prior['loop']['steps']} steps of {prior['task']['batch_size']}, {size}; ECLIPSE with "
         f"λ {prior['task']['lambda_contrastive']:g}; **residual**, which is the shifted text identity plus a learned correction, with "
         f"λ {residual['lambda_contrastive']:g} and penalty {residual['penalty']:g}; **linear map**, ridge regression with {run['ridge']:g}. "
         f"{run['seeds']} trainings of each point; ± is half of the 95 % t interval over them. Each has its own pairs as long as there are "
