@@ -11,6 +11,7 @@ from PIL import Image
 from syzygy.lab.evaluate import composition, probe
 from syzygy.lab.reproduce import presets
 from syzygy.lab.reproduce.eclipse_candidates import Training, all_trainings
+from syzygy.prior.prior_loading import sampling_of
 
 SMALL = (
     "prior.scenes=60",
@@ -23,8 +24,12 @@ SMALL = (
     "prior.loop.validate_every=2",
     "prior.task.batch_size=16",
     "diffusion.batch_size=16",
+    "flow.batch_size=16",
     "residual.batch_size=16",
     "diffusion.sampling.steps=2",
+    "flow.sampling.steps=3",
+    "varied_prompts=1",
+    "variations=2",
     "seeds=2",
     "painted_seeds=1",
     "prompts=1",
@@ -58,7 +63,7 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
         assert syzygy(*command).code == 130
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
     assert (
-        len(trained) == 2 * 4 + 1 + 3 + 4
+        len(trained) == 2 * 5 + 1 + 3 + 4
     )  # seeds × methods, one λ, one share × the paper's methods, controls and reference
 
     answer = syzygy(*command)
@@ -73,11 +78,13 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
         "projection",
         "diffusion",
         "ECLIPSE",
+        "flow matching",
         "residual",
     }
     assert set(found["eclipse_minus"]) == {
         "projection",
         "diffusion",
+        "flow matching",
         "text identity, shifted",
         "linear map",
         "residual",
@@ -91,17 +98,22 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     assert found["agreement"]["ECLIPSE"]["held out"]["shape"] is None, "shapes alone make no composition"
     costs = {
         method: found["embeddings"][method]["evaluations"][0]
-        for method in ("projection", "diffusion", "ECLIPSE", "residual")
+        for method in ("projection", "diffusion", "ECLIPSE", "flow matching", "residual")
     }
-    assert costs == {"projection": 1, "diffusion": 4, "ECLIPSE": 1, "residual": 1}
+    assert costs == {"projection": 1, "diffusion": 4, "ECLIPSE": 1, "flow matching": 6, "residual": 1}
+    assert sampling_of(tmp_path / "out/priors/flow-matching-data1-seed0/prior")[1] == "flow"
+    assert set(found["variety"]) == {"renders", *found["agreement"]}
+    assert found["variety"]["renders"]["images"][0] > 0
+    assert found["variety"]["text identity"]["embeddings"][0] < 1e-6 < found["variety"]["diffusion"]["embeddings"][0]
     assert found["embeddings"]["projection"]["parameters"] == found["embeddings"]["residual"]["parameters"]
     assert len(found["sweeps"]["fraction"]["diffusion"]) == 2
     page = (tmp_path / "out" / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 11 * 8  # a prompt a category and side × candidates
+    assert page.count("data:image/png;base64,") == 11 * 9  # a prompt a category and side × candidates
     report = (tmp_path / "out" / "report.md").read_text()
     for said in (
         "ECLIPSE's prompt accuracy minus the others', in points",
         "| colour, unseen |",
+        "## Variety of the images of one prompt",
         "How often more facts are right in ECLIPSE's image",
         "What this does not show",
         "](eclipse.jpg)",
@@ -120,7 +132,7 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
 def test_every_training_is_needed_once_and_budgets_are_equal() -> None:
     run = presets.reproduce_full()
     todo = all_trainings(run)
-    assert len({one.name for one in todo}) == len(todo) == 5 * 4 + 2 * 4 + 2 * 4 * 3
+    assert len({one.name for one in todo}) == len(todo) == 5 * 5 + 2 * 4 + 2 * 4 * 3
     settings = [one.settings(run) for one in todo]
     assert len({(s.loop, s.num_layers, s.scenes, s.task.batch_size) for s in settings}) == 1
     assert Training("projection", 0, 0.2).settings(run).task.lambda_contrastive == 0  # pyright: ignore

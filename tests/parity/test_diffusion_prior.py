@@ -1,5 +1,6 @@
 """The diffusion prior against diffusers' own classes: the network, its folder, and the sampler."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from syzygy.prior.diffusion_prior import (
 )
 from syzygy.prior.eclipse import EclipsePrior, EclipsePriorConfig
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
-from syzygy.prior.unclip_sampling import alphas_bar, visited
+from syzygy.prior.unclip_sampling import alphas_bar, flow_times, visited
 from tests.closeness import NETWORK, assert_close
 
 WIDTH, TOKENS = 12, 7
@@ -137,6 +138,22 @@ def test_ancestral_steps_equal_those_of_published_priors(ours: DiffusionPrior, m
         xs.append(scheduler.step(clean, t, xs[-1], prev_timestep=times[i + 1] if i + 1 < 9 else None).prev_sample)
     assert_close(walked["cosine"], torch.stack(xs), depth=NETWORK)
     assert (walked["linear"] - walked["cosine"]).abs().amax((1, 2))[2:-2].min() > 0.1
+
+
+@torch.no_grad()
+def test_flow_matching_takes_euler_steps_along_straight_lines(ours: DiffusionPrior) -> None:
+    text, noise = ours.read(features([3, 7])), normal(2, WIDTH)
+    found = sample(ours, noise, text, None, PriorSampling(steps=6, guidance_scale=1, eta=0), "flow")
+    times = visited(6)
+    line = [float(flow_times()[t]) for t in times] + [
+        0.0
+    ]  # (1 − t) clean + t noise, which the network sees at unit variance
+    x = noise
+    for i, t in enumerate(times):
+        seen = x / math.hypot(1 - line[i], line[i])
+        clean = ours(seen, torch.full((2,), t), text).clamp(-10, 10)
+        x = x + (line[i + 1] - line[i]) * (x - clean) / line[i]
+    assert_close(found, x, depth=NETWORK)
 
 
 @torch.no_grad()

@@ -58,6 +58,8 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
         Linear map, fitted without steps
       diffusion
         The diffusion prior that ECLIPSE is compared with
+      flow
+        The same with flow matching
       starter
         The starter's prior: a residual one of 3.4M parameters
     """

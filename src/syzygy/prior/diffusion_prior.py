@@ -26,7 +26,10 @@ from syzygy.core.randomness import generator
 from syzygy.prior.embedding_pairs import Pairs
 from syzygy.prior.prior_folders import PUBLISHED, is_diffusion, read_prior
 from syzygy.prior.prior_network import PriorBatch, PriorConfig, PriorNetwork, check_request
-from syzygy.prior.unclip_sampling import TIMESTEPS, Schedule, alphas_bar, visited
+from syzygy.prior.unclip_sampling import TIMESTEPS, Schedule, alphas_bar, flow_times, visited
+
+FLOW_LEAST = 0.05
+"""Smallest time that flow matching's loss divides by (Li and He 2025, arXiv 2511.13720, for networks that predict the clean image)."""
 
 
 class DiffusionPriorConfig(PriorConfig):
@@ -306,6 +309,8 @@ class DiffusionTaskConfig(Config):
     """What the network computes in (weights and losses stay fp32); "auto" is bf16 on CUDA and fp32 elsewhere."""
     condition_dropout: float = Field(ge=0, lt=1, default=0.1)
     """Share of the captions that are replaced by the empty text, which guidance needs (paper: 0.1)."""
+    schedule: Literal["linear", "flow"] = "linear"
+    """Noise: that of ECLIPSE's diffusion baseline, or flow matching, which weights the loss as an error of the velocity."""
     sampling: PriorSampling = PriorSampling()
     """Steps, guidance and noise of its predictions."""
 
@@ -330,13 +335,15 @@ class DiffusionTaskConfig(Config):
 
 @dataclass(frozen=True)
 class DiffusionObjective:
-    """Mean squared error of the clean whitened embedding, at a uniformly drawn time (eq. 1)."""
+    """Mean squared error of the clean whitened embedding, at a uniformly drawn time (eq. 1).
+
+    With flow matching, that of the velocity, noise − clean, which is the error of the clean embedding divided by the time.
+    """
 
     prior: DiffusionPrior
     config: DiffusionTaskConfig
     unconditional: TextFeatures
     """Features of the empty text, one row."""
-    signal: Tensor = field(default_factory=alphas_bar)
 
     def prepare(self, data: Pairs) -> None:
         """The prior keeps the statistics of the training images, which whiten embeddings."""
@@ -346,16 +353,19 @@ class DiffusionObjective:
         """`loss`."""
         timestep = (batch.uniform[:, 0] * TIMESTEPS).long()
         dropped = batch.uniform[:, 1] < self.config.condition_dropout
-        signal = self.signal[timestep].to(batch.noise)[:, None]
+        signal = alphas_bar(self.config.schedule)[timestep].to(batch.noise)[:, None]
         clean = self.prior.whitened(batch.image)
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * batch.noise
         text = self.prior.read(self._with_dropped(batch.text.padded(), dropped))
         predicted = self.prior(noisy, timestep.to(noisy.device), text)
-        return {"loss": (predicted - clean).square().mean()}
+        errors = (predicted - clean).square().mean(1)
+        if self.config.schedule == "flow":
+            errors = errors / flow_times()[timestep].clamp_min(FLOW_LEAST).to(errors).square()
+        return {"loss": errors.mean()}
 
     def predict(self, batch: PriorBatch) -> Float[Tensor, "B D"]:
         """All steps of sampling."""
-        sampled = SampledPrior(self.prior, self.unconditional, self.config.sampling)
+        sampled = SampledPrior(self.prior, self.unconditional, self.config.sampling, self.config.schedule)
         return sampled.predict(batch.text.padded(), noise=batch.noise)
 
     def _with_dropped(self, features: TextFeatures, dropped: Bool[Tensor, "B"]) -> TextFeatures:

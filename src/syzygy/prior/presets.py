@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from syzygy.prior.diffusion_prior import DiffusionTaskConfig
+from syzygy.prior.diffusion_prior import DiffusionTaskConfig, PriorSampling
 from syzygy.prior.eclipse import EclipseTaskConfig
 from syzygy.prior.linear_prior import LinearRun
 from syzygy.prior.residual_prior import ResidualTaskConfig
@@ -39,6 +39,12 @@ def _loop(steps: int, **settings: Any) -> LoopConfig:
 def prior_diffusion() -> PriorRun:
     """The diffusion baseline: size, pairs, steps and learning rate of the small ECLIPSE prior, sampled in 25 steps."""
     return prior_eclipse().changed(task=DiffusionTaskConfig(batch_size=256))
+
+
+def prior_flow() -> PriorRun:
+    """A flow-matching baseline: as the diffusion baseline, but with straight lines from noise to embedding."""
+    sampling = PriorSampling(eta=0.0)
+    return prior_eclipse().changed(task=DiffusionTaskConfig(batch_size=256, schedule="flow", sampling=sampling))
 
 
 def prior_residual() -> PriorRun:
@@ -118,6 +124,7 @@ PRESETS = {
     "starter": prior_starter,
     "eclipse": prior_eclipse,
     "diffusion": prior_diffusion,
+    "flow": prior_flow,
     "linear": prior_linear,
     "eclipse-residual": prior_residual,
     "eclipse-kandinsky22": prior_eclipse_kandinsky22,

@@ -183,7 +183,7 @@ def sampling_of(folder: Path) -> tuple[PriorSampling, Schedule]:
     record = folder / artifacts.PROVENANCE_FILE
     if record.is_file():
         task = artifacts.read_json(record).get("recipe", {}).get("task", {})
-        return parse(PriorSampling, task.get("sampling", {}), str(record)), "linear"
+        return parse(PriorSampling, task.get("sampling", {}), str(record)), task.get("schedule", "linear")
     if (path := scheduler_file(folder)) is not None:
         return as_scheduled(artifacts.read_json(path), str(path)), "cosine"
     raise UserError(

@@ -25,13 +25,26 @@ TIMESTEPS = 1000
 BETA_FIRST, BETA_LAST = 1e-4, 0.02
 BETA_MOST = 0.999
 
-Schedule: TypeAlias = Literal["linear", "cosine"]
-"""`linear` is that of ECLIPSE's diffusion baseline (Ho et al. 2020, section 4), `cosine` that of the published priors and of Karlo."""
+Schedule: TypeAlias = Literal["linear", "cosine", "flow"]
+"""`linear` is that of ECLIPSE's diffusion baseline (Ho et al. 2020, section 4), `cosine` that of the published priors and of Karlo, `flow`
+that of flow matching."""
 
 
 def alphas_bar(schedule: Schedule = "linear") -> Float[Tensor, "1000"]:
     """ᾱ, the share of signal in the variance, of each timestep, in float64."""
+    if schedule == "flow":
+        t = flow_times()
+        return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
     return torch.cumprod(1 - (_linear() if schedule == "linear" else _cosine()), 0)
+
+
+def flow_times() -> Float[Tensor, "1000"]:
+    """Flow matching's time t of each timestep, in float64: the place on the straight line (1 − t) clean + t noise.
+
+    (Lipman et al. 2023, eq. 22; Liu et al. 2023, eq. 1.) Divided by its standard deviation, that is a noisy embedding as any other here, and
+    a step of DDIM without added noise is an Euler step along the line.
+    """
+    return torch.arange(1, TIMESTEPS + 1, dtype=torch.float64) / TIMESTEPS
 
 
 def _linear() -> Float[Tensor, "1000"]:

@@ -279,10 +279,33 @@ def test_dropped_captions_become_the_empty_text() -> None:
     assert (mixed.mask[dropped].sum(1) == 2).all()
 
 
-def test_a_diffusion_prior_learns_what_validation_measures() -> None:
+@torch.no_grad()
+def test_flow_matching_loses_the_error_of_the_velocity() -> None:
+    data = new_data()
+    task = diffusion_task(data, schedule="flow", condition_dropout=0.0)
+    objective, index = task.objective, torch.arange(4)
+    assert isinstance(objective, DiffusionObjective)
+    noise = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))
+    uniform = torch.tensor([[0.0605, 0.9], [0.4, 0.9], [0.7, 0.9], [0.9999, 0.9]])
+    text, images = data.text(index), data.images(index)
+    batch = PriorBatch(text, images, data.pooled(index), data.ids(index), 0, noise, uniform)
+    t = torch.tensor([[0.061], [0.401], [0.701], [1.0]])
+    clean = objective.prior.whitened(images)
+    at = (1 - t) * clean + t * noise
+    timestep = (1000 * t[:, 0]).round().long() - 1
+    predicted = objective.prior(at / ((1 - t) ** 2 + t**2).sqrt(), timestep, objective.prior.read(text.padded()))
+    velocity = (at - predicted) / t
+    wanted = (velocity - (noise - clean)).square().mean()
+    assert objective.losses(batch)["loss"].item() == pytest.approx(wanted.item(), rel=1e-4)
+    uniform[:, 0] = 0.001
+    assert objective.losses(batch)["loss"] < 1e3, "near t = 0 the weight is bounded"
+
+
+@pytest.mark.parametrize("schedule", ["linear", "flow"])
+def test_a_diffusion_prior_learns_what_validation_measures(schedule: str) -> None:
     data = new_data(images=10)
     data = replace(data, image_embeddings=2 * data.captions.pooled)
-    task = diffusion_task(data)
+    task = diffusion_task(data, schedule=schedule)
     prior = task.objective.prior
     optimizer = torch.optim.AdamW([p for p in prior.parameters() if p.requires_grad], lr=5e-3, fused=True)
     with torch.no_grad():

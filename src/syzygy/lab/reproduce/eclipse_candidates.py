@@ -23,6 +23,7 @@ from syzygy.lab.evaluate.composition import (
 )
 from syzygy.lab.reproduce.embedding_scores import EmbeddingScorer, generate_once
 from syzygy.lab.reproduce.experiment import ExperimentFolder
+from syzygy.lab.reproduce.variety import RENDERS, variety, variety_of_renders
 from syzygy.lab.starter import prior_training
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig, SampledPrior
 from syzygy.prior.eclipse import EclipseTaskConfig
@@ -33,10 +34,10 @@ from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.prior.training import PriorRun
 from syzygy.training.run_records import Bar, no_bar, reporter
 
-PROJECTION, DIFFUSION, ECLIPSE, RESIDUAL = "projection", "diffusion", "ECLIPSE", "residual"
+PROJECTION, DIFFUSION, ECLIPSE, FLOW, RESIDUAL = "projection", "diffusion", "ECLIPSE", "flow matching", "residual"
 PAPER = (PROJECTION, DIFFUSION, ECLIPSE)
 """The methods of the paper, which are swept over the share of the pairs; `prior_sweep` has the residual prior's learning curves."""
-METHODS = (*PAPER, RESIDUAL)
+METHODS = (*PAPER, FLOW, RESIDUAL)
 
 
 class ReproduceRun(Config):
@@ -46,6 +47,8 @@ class ReproduceRun(Config):
     """The ECLIPSE prior. The other methods have its size, pairs, steps, batch size and learning rate."""
     diffusion: DiffusionTaskConfig
     """Dropout and sampling of the diffusion baseline."""
+    flow: DiffusionTaskConfig
+    """Dropout and sampling of the flow-matching baseline."""
     residual: ResidualTaskConfig
     """λ and penalty of the residual prior."""
     ridge: float = Field(default=RIDGE, gt=0)
@@ -58,6 +61,10 @@ class ReproduceRun(Config):
     """Prompts of each category, seen and unseen each, or as many as exist."""
     steps: int = Field(default=10, gt=0)
     """Sampling steps of the decoder, without guidance."""
+    varied_prompts: int = Field(default=20, gt=0)
+    """Prompts with one object, and as many with two, of which several images are compared with each other."""
+    variations: int = Field(default=6, ge=2)
+    """Images of each of them."""
     pairs: int = Field(default=5000, gt=0)
     """Unseen pairs on which predicted embeddings are compared with true ones."""
     probe_scenes: int = Field(default=20_000, gt=0)
@@ -83,10 +90,10 @@ class ReproduceRun(Config):
             UserError: the methods would not have equal budgets.
         """
         task = self.prior.task
-        sizes = {self.diffusion.batch_size, self.residual.batch_size, task.batch_size}
+        sizes = {self.diffusion.batch_size, self.flow.batch_size, self.residual.batch_size, task.batch_size}
         if not isinstance(task, EclipseTaskConfig) or len(sizes) > 1:
             raise UserError(
-                "the comparison has equal budgets: it needs an ECLIPSE prior, a residual prior and a diffusion baseline of one batch size."
+                "the comparison has equal budgets: it needs an ECLIPSE prior, a residual prior and baselines of one batch size."
             )
         return task.lambda_contrastive
 
@@ -104,14 +111,14 @@ class Training:
     def name(self) -> str:
         """The name of its files."""
         extra = "" if self.method != ECLIPSE else f"-lambda{self.contrast:g}"
-        return f"{self.method}{extra}-data{self.fraction:g}-seed{self.seed}"
+        return f"{self.method.replace(' ', '-')}{extra}-data{self.fraction:g}-seed{self.seed}"
 
     def settings(self, run: ReproduceRun) -> PriorRun:
         """The settings with this seed and objective, everything else equal for all."""
         task = run.prior.task
         assert isinstance(task, EclipseTaskConfig)
         contrast = 0.0 if self.method == PROJECTION else self.contrast
-        others = {DIFFUSION: run.diffusion, RESIDUAL: run.residual}
+        others = {DIFFUSION: run.diffusion, FLOW: run.flow, RESIDUAL: run.residual}
         chosen = others.get(self.method) or task.changed(lambda_contrastive=contrast)
         return run.prior.changed(task=chosen, seed=self.seed)
 
@@ -227,6 +234,27 @@ def generate_images(context: EclipseContext, bar: Bar = no_bar) -> None:
     config = CompositionConfig(prompts=run.prompts, steps=run.steps, guidance_scale=1.0, seed=run.seed)
     for name, prior in _to_decode(context):
         generate_once(context.folder, context.model, context.scorer.prompts, name, prior, config, bar)
+
+
+def measure_variety(context: EclipseContext, bar: Bar = no_bar) -> None:
+    """How much the images of one prompt differ, for the first trainings of each method, the reference and the controls."""
+    run, model = context.run, context.model
+    seen = [p for p in context.scorer.prompts if not p.unseen]
+    some = [p for kind in ("single", "colour") for p in [q for q in seen if q.category == kind][: run.varied_prompts]]
+
+    def measure(prior: Callable[[], Prior] | None, name: str) -> dict[str, float]:
+        with bar(f"variety of {name}", len(some) * run.variations) as progress:
+            made = None if prior is None else prior()
+            return variety(model, made, some, run.variations, run.steps, run.seed, progress)
+
+    for name, prior in _to_decode(context):
+        context.folder.score_once(variety_name(name), lambda prior=prior, name=name: measure(prior, name))
+    context.folder.score_once(variety_name(RENDERS), lambda: variety_of_renders(model, some, run.variations, run.seed))
+
+
+def variety_name(candidate: str) -> str:
+    """The name of the scores of a candidate's variety."""
+    return f"variety-{candidate}"
 
 
 def _to_decode(context: EclipseContext) -> Iterator[tuple[str, Callable[[], Prior] | None]]:

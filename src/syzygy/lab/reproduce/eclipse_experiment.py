@@ -13,6 +13,7 @@ from syzygy.lab.report import Figure, Gallery, Report, Section, Table, require_l
 from syzygy.lab.reproduce.eclipse_candidates import (
     DIFFUSION,
     ECLIPSE,
+    FLOW,
     METHODS,
     PAPER,
     PROJECTION,
@@ -23,10 +24,12 @@ from syzygy.lab.reproduce.eclipse_candidates import (
     all_trainings,
     generate_images,
     image_trainings,
+    measure_variety,
     sampling_name,
     score_controls,
     sweep_sampling,
     train_and_score,
+    variety_name,
 )
 from syzygy.lab.reproduce.embedding_scores import PROMPTS
 from syzygy.lab.reproduce.experiment import (
@@ -44,6 +47,8 @@ from syzygy.lab.reproduce.experiment import (
     score_plot,
     side_table,
 )
+from syzygy.lab.reproduce.variety import RENDERS
+from syzygy.lab.reproduce.variety import SCORES as VARIETY
 from syzygy.training.run_records import Bar, no_bar
 
 SCORES = {
@@ -67,7 +72,7 @@ COSTS = {
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 """97.5 % quantile of Student's t for n − 1 degrees of freedom."""
 CONTROLS = (IDENTITY, SHIFTED, LINEAR)
-AGAINST = (PROJECTION, DIFFUSION, SHIFTED, LINEAR, RESIDUAL)
+AGAINST = (PROJECTION, DIFFUSION, FLOW, SHIFTED, LINEAR, RESIDUAL)
 """The candidates with which ECLIPSE is compared."""
 SWEPT = "± is half the range over the trainings of a point."
 SHEET = "eclipse.jpg"
@@ -105,6 +110,7 @@ def reproduce(
         sweep_sampling(context)
         say(f"4/4  generating images of {counted(len(context.scorer.prompts), 'prompt')} with each candidate")
         generate_images(context, bar)
+        measure_variety(context, bar)
     found = judged(results(run, folder))
     names = [REFERENCE, *(f"{method}-seed0" for method in METHODS), *CONTROLS]
     gallery = folder.gallery({name: name for name in names}, context.scorer.prompts, SHEET_TEXT, SHEET)
@@ -149,11 +155,15 @@ def results(run: ReproduceRun, folder: ExperimentFolder) -> dict[str, Any]:
     images = {name: folder.predictions([name]) for name in (REFERENCE, *CONTROLS)}
     images |= {method: folder.predictions(image_trainings(run, method)) for method in METHODS}
     ours = images[ECLIPSE]
+    decoded = {name: [name] for name in (RENDERS, REFERENCE, *CONTROLS)}
+    decoded |= {method: list(image_trainings(run, method)) for method in METHODS}
+    variety = {name: over([variety_name(one) for one in some], spread) for name, some in decoded.items()}
     return {
         "run": run.model_dump(mode="json"),
         **folder.time(),
         "embeddings": embeddings,
         "sweeps": sweeps,
+        "variety": variety,
         "agreement": {
             name: by_side(lambda *kind, some=some: accuracy(some, *kind), PROMPTS) for name, some in images.items()
         },
@@ -187,12 +197,27 @@ def report(found: Mapping[str, Any], gallery: Gallery) -> Report:
                 [Table(["", *(f"against {name}" for name in preferred)], preference_lines)],
             ),
             Section("Embeddings", [score_table(embeddings)]),
+            *_variety(found),
             Section("Cost of a prior (evaluations: passes for an image)", [Table(["", *COSTS.values()], costs)]),
             Section("Sweeps (embeddings)", [SWEPT, *_sweep_tables(found["sweeps"]), *_sweep_plots(found["sweeps"])]),
             Section("Images", [gallery]),
         ],
         limits=LIMITS,
     )
+
+
+def _variety(found: Mapping[str, Any]) -> list[Section]:
+    """How much the images of a prompt differ; earlier results lack it."""
+    if "variety" not in found:
+        return []
+    run, rows = found["run"], found["variety"]
+    lines = [[name, *(_plus_minus(one[key]) for key in VARIETY)] for name, one in rows.items()]
+    text = (
+        f"The mean distance between two of the {run['variations']} images of a prompt, each from its own noise, of {run['varied_prompts']} "
+        "prompts with one object and as many with two. Renders differ in all that a prompt leaves open; an image that is wrong differs too, so "
+        "read this beside the prompt accuracy."
+    )
+    return [Section("Variety of the images of one prompt", [text, Table(["", *VARIETY.values()], lines)])]
 
 
 def _lead(found: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from syzygy.lab.starter.presets import experts_full
 from syzygy.lab.world.language import LANGUAGES
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig
 from syzygy.prior.eclipse import EclipseTaskConfig
-from syzygy.prior.presets import prior_eclipse
+from syzygy.prior.presets import prior_eclipse, prior_flow
 from syzygy.prior.residual_prior import ResidualTaskConfig
 from syzygy.prior.training import PriorRun
 from syzygy.text_encoders.presets import align_starter, image_starter, quality_starter
@@ -31,8 +31,13 @@ def reproduce_full() -> ReproduceRun:
     """
     prior = _small_prior().changed(loop={"validate_every": 250})
     size = prior.task.batch_size
+    flow = prior_flow().changed(task={"batch_size": size}).task
+    assert isinstance(flow, DiffusionTaskConfig)
     return ReproduceRun(
-        prior=prior, diffusion=DiffusionTaskConfig(batch_size=size), residual=ResidualTaskConfig(batch_size=size)
+        prior=prior,
+        diffusion=DiffusionTaskConfig(batch_size=size),
+        flow=flow,
+        residual=ResidualTaskConfig(batch_size=size),
     )
 
 
@@ -43,6 +48,8 @@ def reproduce_quick() -> ReproduceRun:
         seeds=2,
         painted_seeds=1,
         prompts=25,
+        varied_prompts=4,
+        variations=3,
         probe_scenes=8000,
         pairs=2000,
         lambdas=(0.0, 0.2, 0.8),
