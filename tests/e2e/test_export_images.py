@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from syzygy.generation.image_files import read_record
+from syzygy.lab.benchmark_layouts import LAYOUTS
 
 TEXTS = ["a red circle left of a blue star", "a green moon", "a red circle left of a blue star"]
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -27,8 +28,14 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def prompts(tmp_path: Path) -> dict[str, Path]:
     """A prompt file for each layout."""
-    files = {layout: tmp_path / f"{layout}.prompts" for layout in ("t2i-compbench", "geneval")}
-    files["t2i-compbench"].write_text("\n".join(TEXTS) + "\n")
+    files = {layout: tmp_path / f"{layout}.prompts" for layout in LAYOUTS}
+    for layout in ("t2i-compbench", "t2i-compbench++"):
+        files[layout].write_text("\n".join(TEXTS) + "\n")
+    lines = [json.dumps({"prompt": text, "atom_count": 1, "vqa_list": [["Is it?", "Yes"]]}) for text in TEXTS[:2]]
+    files["geneval2"].write_text("\n".join(lines) + "\n")
+    files["dpg-bench"].mkdir()
+    for name, text in zip(("0", "COCOval2014_1", "vrd23"), TEXTS, strict=True):
+        (files["dpg-bench"] / f"{name}.txt").write_text(text + "\n")
     lines = [json.dumps({"tag": "two_object", "include": [], "prompt": text}) for text in TEXTS]
     files["geneval"].write_text("\n".join(lines) + "\n")
     return files
@@ -79,7 +86,42 @@ def test_geneval(export: Callable[..., Any], prompts: dict[str, Path], tmp_path:
         assert json.loads(whole[f"{i:05}/metadata.jsonl"]) == json.loads(line)
 
 
-@pytest.mark.parametrize("layout", ["t2i-compbench", "geneval"])
+def test_t2i_compbench_has_two_names(export: Callable[..., Any], tmp_path: Path) -> None:
+    small = ("--images-per-prompt", 1)
+    for layout in ("t2i-compbench", "t2i-compbench++"):
+        export(layout, *small, out=tmp_path / layout)
+    first, second = (contents(tmp_path / layout / "samples") for layout in ("t2i-compbench", "t2i-compbench++"))
+    assert first == second
+    assert len(first) == 3
+
+
+def test_geneval2_finds_the_image_of_each_prompt(export: Callable[..., Any], tmp_path: Path) -> None:
+    result = export("geneval2")
+    assert (result["images"], counts(result)) == (2, (2, 0, 0))
+    paths = json.loads((tmp_path / "out" / "image_paths.json").read_text())
+    assert {*paths} == {*TEXTS}
+    for prompt, path in paths.items():
+        assert Path(path).is_absolute()
+        assert read_record(Path(path))["prompt"] == prompt
+
+
+def test_dpg_bench_cuts_the_images_of_a_prompt_out_of_one_file(export: Callable[..., Any], tmp_path: Path) -> None:
+    result = export("dpg-bench")
+    assert (result["images"], counts(result)) == (12, (12, 0, 0))
+    out = tmp_path / "out"
+    assert {path.stem for path in (out / "images").iterdir()} == {"0", "COCOval2014_1", "vrd23"}
+    with Image.open(out / "images" / "vrd23.png") as grid:
+        size = grid.width // 2
+        for i in range(4):
+            x, y = i % 2 * size, i // 2 * size  # as compute_dpg_bench.py cuts
+            with Image.open(out / "single" / f"vrd23_{i}.png") as one:
+                assert one.size == (size, size)
+                assert grid.crop((x, y, x + size, y + size)).tobytes() == one.convert("RGB").tobytes()
+    export("dpg-bench", "--images-per-prompt", 1, out=tmp_path / "one")
+    assert len(list((tmp_path / "one").rglob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("layout", ["t2i-compbench", "dpg-bench", "geneval"])
 def test_neither_ranks_nor_interruptions_change_a_byte(
     layout: str, export: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +136,7 @@ def test_neither_ranks_nor_interruptions_change_a_byte(
     assert counts(export(layout, *small, out=tmp_path / "ranks")) == (5, 0, 0)
     assert contents(tmp_path / "ranks") == whole
     monkeypatch.delenv("WORLD_SIZE")
-    for path in sorted((tmp_path / "ranks").rglob("*.png"))[1::2]:
+    for path in [one for one in sorted((tmp_path / "ranks").rglob("*.png")) if one.parent.name != "images"][1::2]:
         path.unlink()
     assert counts(export(layout, *small, out=tmp_path / "ranks")) == (4, 5, 0)
     assert contents(tmp_path / "ranks") == whole
@@ -150,7 +192,10 @@ def test_other_settings_are_refused(export: Callable[..., Any], syzygy: Callable
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "missing file": (("--prompts", "nowhere.txt"), "the prompt file nowhere.txt does not exist"),
-    "layout": (("--layout", "coco"), "'coco' is not one of 't2i-compbench', 'geneval'"),
+    "layout": (("--layout", "coco"), "'coco' is not one of 'geneval2', 'dpg-bench', 't2i-compbench++'"),
+    "too many": (("--layout", "geneval2", "--images-per-prompt", "2"), "geneval2 reads at most 1 image of a prompt"),
+    "not a folder": (("--layout", "dpg-bench"), "is not a folder. DPG-Bench's prompts are the text files"),
+    "a folder": (("--prompts", "."), "Only DPG-Bench's prompts (--layout dpg-bench) are a folder"),
     "another layout's file": (("--layout", "geneval"), "line 1 is not a JSON object"),
     "out": (("--out", __file__), "cannot write to"),
     "no pictures": (("--images-per-prompt", "0"), "0 is out of range"),

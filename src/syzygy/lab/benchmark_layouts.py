@@ -1,10 +1,16 @@
-"""File layouts that the official evaluations of T2I-CompBench and GenEval read: their prompt files and the names of image files.
+"""File layouts that the official evaluations of benchmarks read: their prompt files and the names of image files.
 
-They follow the code of Karine-Huang/T2I-CompBench and djghosh13/geneval as of November 2026. T2I-CompBench lists `samples/` and takes
-the prompt (all before the first "_") and the number of the question (after it) from each file name; any other file in that folder breaks
-it. GenEval looks only into folders named by digits, for `metadata.jsonl` and `samples/<digits>.png`.
+They follow the code of Karine-Huang/T2I-CompBench (also that of T2I-CompBench++), facebookresearch/GenEval2, TencentQQGYLab/ELLA
+(DPG-Bench) and djghosh13/geneval as of November 2026.
+
+- T2I-CompBench lists `samples/` and takes the prompt (all before the first "_") and the number of the question (after it) from each file
+  name; any other file in that folder breaks it.
+- GenEval 2 reads a JSON file that maps each prompt to its image.
+- DPG-Bench lists a folder of images that are called as the prompts' files are; an image holds up to four, two in a row.
+- GenEval looks only into folders named by digits, for `metadata.jsonl` and `samples/<digits>.png`.
 """
 
+import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
+from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.core.wording import counted
 
@@ -29,6 +38,8 @@ class Entry(NamedTuple):
     """The prompt."""
     source: str
     """The line of the benchmark's file, without its end."""
+    name: str = ""
+    """The name of the prompt's own file, without the ending, where it has one."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,10 @@ class Layout:
     """Takes an entry, its index, the index of the image for it, and the number of images for each prompt."""
     occupied: Callable[[Path], bool]
     """Whether the evaluation would find images in a folder."""
+    most: int | None = None
+    """The most images for each prompt that it reads."""
+    finish: Callable[[Path, Sequence[Entry], int], None] = lambda folder, entries, images: None
+    """Writes what needs all images: takes the folder, the prompts, and the number of images for each."""
 
 
 def _lines(path: Path) -> str:
@@ -69,7 +84,8 @@ def _lines(path: Path) -> str:
     except FileNotFoundError:
         raise UserError(f"the prompt file {path} does not exist. --prompts takes the benchmark's own file.") from None
     except OSError as error:
-        raise UserError(f"the prompts in {path} cannot be read: {error.strerror}.") from None
+        hint = " Only DPG-Bench's prompts (--layout dpg-bench) are a folder." if path.is_dir() else ""
+        raise UserError(f"the prompts in {path} cannot be read: {error.strerror}.{hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not text in UTF-8 (byte {error.start}). Convert it, or give another file."
@@ -97,7 +113,9 @@ def read_t2i_compbench(path: Path) -> Prompts:
             blank += 1
             continue
         if not entries and text.startswith("{"):
-            raise UserError(f"{path} line {number} is JSON, not a prompt. For GenEval's prompts use --layout geneval.")
+            raise UserError(
+                f"{path} line {number} is JSON, not a prompt. For GenEval's prompts use --layout geneval2, or geneval for its older ones."
+            )
         name = file_text(text)
         longest = NAME_BYTES - len(NUMBER.format(0))
         if not name or len(name.encode()) > longest:
@@ -140,21 +158,91 @@ def read_geneval(path: Path) -> Prompts:
         if not source:
             blank += 1
             continue
-        entries.append(Entry(_metadata(source, f"{path} line {number}"), source))
+        entries.append(Entry(_prompt(source, f"{path} line {number}", GENEVAL), source))
     return _filled(path, entries, max(blank - 1, 0))  # what follows the last end of line is not a blank line
 
 
-def _metadata(source: str, where: str) -> str:
-    """The prompt of a line of GenEval's metadata."""
+def read_geneval2(path: Path) -> Prompts:
+    """Read `geneval2_data.jsonl`: one JSON object in each line, with `prompt` and questions about it.
+
+    Raises:
+        UserError: as `read_geneval`; two lines have the same prompt.
+    """
+    entries, blank = [], 0
+    lines: dict[str, int] = {}
+    for number, line in enumerate(_lines(path).split("\n"), 1):
+        source = line.strip()
+        if not source:
+            blank += 1
+            continue
+        where = f"{path} line {number}"
+        prompt = _prompt(source, where, GENEVAL2)
+        if prompt in lines:
+            raise UserError(
+                f"{where} has the prompt of line {lines[prompt]}, {prompt!r}: GenEval 2 finds images by prompt. Remove one of them."
+            )
+        lines[prompt] = number
+        entries.append(Entry(prompt, source))
+    return _filled(path, entries, max(blank - 1, 0))
+
+
+def read_dpg_bench(path: Path) -> Prompts:
+    """Read DPG-Bench's folder `dpg_bench/prompts`: a text file for each prompt.
+
+    Raises:
+        UserError: it is no folder, holds no text files, or one of them is empty, not UTF-8, or has a name with a dot.
+    """
+    if not path.exists():
+        raise UserError(f"the folder {path} does not exist. --prompts takes the benchmark's own folder.")
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is not a folder. DPG-Bench's prompts are the text files in its folder dpg_bench/prompts."
+        )
+    entries, others = [], 0
+    for file in sorted(path.iterdir()):
+        if file.suffix != ".txt":
+            others += 1
+            continue
+        text, name = " ".join(_lines(file).split()), file.stem
+        if not text:
+            raise UserError(f"{file} contains no prompt. Write one into it, or remove it.")
+        if "." in name:
+            raise UserError(f"{file}: DPG-Bench reads a prompt's name up to the first dot. Give the file another name.")
+        entries.append(Entry(text, f"{name}\t{text}", name))
+    if not entries:
+        raise UserError(f"{path} contains no text files (*.txt), which hold DPG-Bench's prompts.")
+    return Prompts(entries, [f"{path}: {counted(others, 'file')} without the ending .txt ignored."] * bool(others))
+
+
+class JsonFormat(NamedTuple):
+    """What a line of a benchmark's JSON file must hold."""
+
+    benchmark: str
+    file: str
+    """The name of the benchmark's own file."""
+    texts: tuple[str, ...]
+    """Keys with a text that is not empty."""
+
+
+GENEVAL = JsonFormat("GenEval", "evaluation_metadata.jsonl", ("prompt", "tag"))  # it fails without a tag
+GENEVAL2 = JsonFormat("GenEval 2", "geneval2_data.jsonl", ("prompt",))
+
+
+def _prompt(source: str, where: str, wanted: JsonFormat) -> str:
+    """The prompt of a line."""
     try:
         value = json.loads(source)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{where} is not a JSON object. GenEval's file is evaluation_metadata.jsonl.")
-    for key in ("prompt", "tag"):  # GenEval fails without a tag
+        raise UserError(f"{where} is not a JSON object. {wanted.benchmark}'s file is {wanted.file}.")
+    for key in wanted.texts:
         if not isinstance(value.get(key), str) or not value[key].strip():
-            raise UserError(f"{where} has no text under {key!r}, which GenEval needs: {source[:60]}")
+            raise UserError(f"{where} has no text under {key!r}, which {wanted.benchmark} needs: {source[:60]}")
+    if wanted == GENEVAL2 and not isinstance(value.get("vqa_list"), list):
+        raise UserError(
+            f"{where} has no questions under 'vqa_list', which GenEval 2 needs. Is it GenEval's older file?"
+        )
     if any("\ud800" <= c <= "\udfff" for c in source + value["prompt"]):
         raise UserError(f"{where}: the prompt contains characters that are not valid text: {value['prompt']!r}.")
     return value["prompt"]
@@ -178,9 +266,46 @@ def _geneval_occupied(folder: Path) -> bool:
     return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
 
+def _geneval2_place(entry: Entry, prompt: int, image: int, images: int) -> Place:
+    return Place(f"images/{prompt:05}.png", {})
+
+
+def _geneval2_finish(folder: Path, entries: Sequence[Entry], images: int) -> None:
+    """The file that GenEval 2 is given: prompt → path of its image."""
+    paths = {
+        entry.text: str(folder.resolve() / _geneval2_place(entry, i, 0, 1).image) for i, entry in enumerate(entries)
+    }
+    artifacts.write_json(folder / GENEVAL2_PATHS, paths)
+
+
+def _dpg_bench_place(entry: Entry, prompt: int, image: int, images: int) -> Place:
+    return Place(f"images/{entry.name}.png" if images == 1 else f"single/{entry.name}_{image}.png", {})
+
+
+def _dpg_bench_finish(folder: Path, entries: Sequence[Entry], images: int) -> None:
+    """The grids that DPG-Bench cuts into images: from left to right, then down."""
+    for entry in entries if images > 1 else ():
+        parts = [Image.open(folder / _dpg_bench_place(entry, 0, i, images).image) for i in range(images)]
+        width, height = parts[0].size
+        grid = Image.new("RGB", (2 * width, (images + 1) // 2 * height))
+        for i, part in enumerate(parts):
+            grid.paste(part, (i % 2 * width, i // 2 * height))
+        file = io.BytesIO()
+        grid.save(file, "PNG")
+        artifacts.write_bytes(folder / "images" / f"{entry.name}.png", file.getvalue())
+
+
+def _holds_images(folder: Path) -> bool:
+    return (folder / "images").is_dir() and any((folder / "images").iterdir())
+
+
+GENEVAL2_PATHS = "image_paths.json"
 LAYOUTS = {
     layout.name: layout
     for layout in (
+        Layout("geneval2", 1, read_geneval2, _geneval2_place, _holds_images, most=1, finish=_geneval2_finish),
+        Layout("dpg-bench", 4, read_dpg_bench, _dpg_bench_place, _holds_images, most=4, finish=_dpg_bench_finish),
+        Layout("t2i-compbench++", 10, read_t2i_compbench, _t2i_compbench_place, _t2i_compbench_occupied),
         Layout("t2i-compbench", 10, read_t2i_compbench, _t2i_compbench_place, _t2i_compbench_occupied),
         Layout("geneval", 4, read_geneval, _geneval_place, _geneval_occupied),
     )

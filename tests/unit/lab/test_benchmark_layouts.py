@@ -1,12 +1,20 @@
 """File names as the official evaluations read them, and prompt files that are refused."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from syzygy.core.errors import UserError
-from syzygy.lab.benchmark_layouts import LAYOUTS, Entry, read_geneval, read_t2i_compbench
+from syzygy.lab.benchmark_layouts import (
+    LAYOUTS,
+    Entry,
+    read_dpg_bench,
+    read_geneval,
+    read_geneval2,
+    read_t2i_compbench,
+)
 
 T2I, GENEVAL = LAYOUTS["t2i-compbench"], LAYOUTS["geneval"]
 LINES = [
@@ -132,5 +140,36 @@ def test_wrong_files(layout: str, data: str | bytes, message: str, tmp_path: Pat
 def test_files_that_cannot_be_read(layout: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere does not exist"):
         LAYOUTS[layout].read(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="no text files" if layout == "dpg-bench" else "cannot be read: Is a directory"):
         LAYOUTS[layout].read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (['{"prompt": "a"}'], "line 1 has no questions under 'vqa_list'"),
+        (['{"prompt": " ", "vqa_list": []}'], "has no text under 'prompt'"),
+        (['{"prompt": "a", "vqa_list": []}', "", '{"prompt": "a", "vqa_list": []}'], "line 3 has the prompt of line 1"),
+        (["a cat"], "GenEval 2's file is geneval2_data.jsonl"),
+    ],
+)
+def test_what_geneval2_cannot_read_is_refused(lines: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_geneval2(written(tmp_path, "\n".join(lines)))
+
+
+def test_dpg_bench_is_read_by_the_names_of_its_files(tmp_path: Path) -> None:
+    for name, text in {"b.txt": "a cat\non a mat\n", "a.txt": "a dog", "notes.md": "x"}.items():
+        (tmp_path / name).write_text(text)
+    found = read_dpg_bench(tmp_path)
+    assert [(one.name, one.text) for one in found.entries] == [("a", "a dog"), ("b", "a cat on a mat")]
+    assert found.notes == [f"{tmp_path}: 1 file without the ending .txt ignored."]
+    (tmp_path / "c.d.txt").write_text("a cow")
+    with pytest.raises(UserError, match="up to the first dot"):
+        read_dpg_bench(tmp_path)
+    (tmp_path / "c.d.txt").write_text("\n")
+    with pytest.raises(UserError, match="contains no prompt"):
+        read_dpg_bench(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no text files"):
+        read_dpg_bench(tmp_path / "empty")

@@ -139,10 +139,11 @@ def test_another_name_of_the_same_weights_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_other_files_that_the_evaluation_would_read_are_refused(layout: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    (tmp_path / "samples" if layout == "geneval" else tmp_path / "00000").mkdir()
+    read = {"geneval": "00007", "geneval2": "images", "dpg-bench": "images"}.get(layout, "samples")
+    (tmp_path / ("samples" if read != "samples" else "00000")).mkdir()
     export = of(tmp_path, layout=LAYOUTS[layout])
     assert plan(export, ALONE, 5).wanted
-    strange = tmp_path / ("00007" if layout == "geneval" else "samples") / "other.png"
+    strange = tmp_path / read / "other.png"
     strange.parent.mkdir()
     strange.touch()
     with pytest.raises(UserError, match="contains files that the evaluation would read, but no export-images"):

@@ -8,19 +8,22 @@ import click
 
 from syzygy.cli.common import Whole, device_option, json_option, paced, seed_option, writable_folder
 from syzygy.cli.generation_options import load_model, prompt_options, warnings_as_lines
+from syzygy.core.errors import UserError
 from syzygy.core.wording import counted
 
 if TYPE_CHECKING:
     from syzygy.lab.benchmark_images import Export, Rank
 
-LAYOUTS = ("t2i-compbench", "geneval")
+LAYOUTS = ("geneval2", "dpg-bench", "t2i-compbench++", "t2i-compbench", "geneval")
 MOST_WARNINGS = 5
 
 EPILOG = """
 \b
 PROMPTS is the benchmark's own file:
-  t2i-compbench   one prompt in each line (color_val.txt, …)
-  geneval         evaluation_metadata.jsonl
+  geneval2          geneval2_data.jsonl
+  dpg-bench         the folder dpg_bench/prompts
+  t2i-compbench++   one prompt in each line (color_val.txt, …); t2i-compbench is the same layout
+  geneval           evaluation_metadata.jsonl; superseded by GenEval 2, as today's models come near its limit
 
 \b
 On several GPUs:  torchrun --nproc-per-node 4 -m syzygy.cli export-images …
@@ -30,14 +33,14 @@ With the same batch size neither changes a byte. docs/how-to/benchmark-images.md
 
 
 @click.command(epilog=EPILOG)
-@click.option("--prompts", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Prompt file.")
+@click.option("--prompts", type=click.Path(path_type=Path), required=True, metavar="PROMPTS", help="Prompt file.")
 @click.option("--layout", type=click.Choice(LAYOUTS), required=True, help="The evaluation that reads the images.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Folder to write.")
 @click.option(
     "--images-per-prompt",
     type=Whole(1),
     metavar="N",
-    help="Images for each prompt.  [default: 10 for t2i-compbench, 4 for geneval, as published]",
+    help="Images for each prompt.  [default: as published, 1 for geneval2, 10 for t2i-compbench, 4 for the others]",
 )
 @prompt_options
 @seed_option
@@ -63,6 +66,11 @@ def export_images(
 
     rank = benchmark_images.rank_from_environment()
     chosen = LAYOUTS[layout]
+    number = chosen.images_per_prompt if images_per_prompt is None else images_per_prompt
+    if chosen.most is not None and number > chosen.most:
+        raise UserError(
+            f"--images-per-prompt {number}: {layout} reads at most {counted(chosen.most, 'image')} of a prompt. Leave it out, or give fewer."
+        )
     read = chosen.read(prompts)
     writable_folder(out)
     for note in read.notes if rank.rank == 0 else ():
@@ -70,7 +78,6 @@ def export_images(
     began = time.perf_counter()
     with warnings_as_lines(MOST_WARNINGS):
         loaded = load_model(settings, _device_of(rank, device))
-        number = chosen.images_per_prompt if images_per_prompt is None else images_per_prompt
         export = benchmark_images.Export(out, chosen, read, number, seed, loaded.record)
         work = benchmark_images.plan(export, rank, batch_size)
         steps = loaded.record["steps"]
@@ -83,6 +90,7 @@ def export_images(
     missing = benchmark_images.missing(export, work)
     if not missing:
         benchmark_images.remove_unfinished(export)
+        chosen.finish(out, read.entries, number)
     counts = {"generated": len(work.wanted), "kept": work.kept, "missing": missing}
     _print(export, rank, counts, time.perf_counter() - began, as_json)
 
