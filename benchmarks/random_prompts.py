@@ -2,12 +2,15 @@
 
     python benchmarks/random_prompts.py [--model MODEL] [--number N] [--seed S] [--out FILE]
 
-Prompts come from all categories in equal parts, half of them name compositions that no training saw. Image i uses seed S + i,
-all conditions, and the model's own steps and guidance. A green frame: everything that the prompt names is right.
+Prompts come in turn from all categories and both sides: compositions that trainings saw, and those that none did (of shapes there are no
+such). Image i uses seed S + i, all conditions, and the model's own steps and guidance. A green frame: everything that the prompt names is
+right.
 """
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -18,10 +21,19 @@ from syzygy.core.randomness import Draw
 from syzygy.generation.image_files import contact_sheet
 from syzygy.lab.evaluate.harness import evaluation_prompts, prompt_accuracy, tensors
 from syzygy.lab.evaluate.judging import judge_of
-from syzygy.lab.world.prompts import CATEGORIES
+from syzygy.lab.world.prompts import CATEGORIES, Prompt
 
 COLUMNS = 8
 RIGHT, WRONG = "#3ba06a", "#d4643b"
+
+
+def in_turn(prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+    """One prompt of each category and side after the other, within each in random order, until none is left."""
+    groups: dict[tuple[str, bool], list[Prompt]] = {}
+    for prompt in Draw(seed, "random prompts").order(prompts):
+        groups.setdefault((prompt.category, prompt.unseen), []).append(prompt)
+    rounds = zip_longest(*(groups[key] for key in sorted(groups)))
+    return [prompt for one in rounds for prompt in one if prompt is not None]
 
 
 def main() -> None:
@@ -31,8 +43,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("random-prompts.png"))
     args = parser.parse_args()
-    each = -(-args.number // (2 * len(CATEGORIES))) + 1  # a category may have no unseen compositions
-    wanted = Draw(args.seed, "random prompts").order(evaluation_prompts(CATEGORIES, each, args.seed))[: args.number]
+    each = -(-args.number // len(CATEGORIES))  # more than needed: a category may have no unseen compositions
+    wanted = in_turn(evaluation_prompts(CATEGORIES, each, args.seed), args.seed)[: args.number]
+    if len(wanted) < args.number:
+        parser.error(f"there are only {len(wanted)} different prompts: give a smaller --number")
     model = TextToImage.from_pretrained(args.model)
     noise = [torch.Generator().manual_seed(args.seed + i) for i in range(len(wanted))]
     images = model([one.text for one in wanted], generator=noise).images

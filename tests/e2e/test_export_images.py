@@ -193,7 +193,10 @@ def test_other_settings_are_refused(export: Callable[..., Any], syzygy: Callable
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "missing file": (("--prompts", "nowhere.txt"), "the prompt file nowhere.txt does not exist"),
     "layout": (("--layout", "coco"), "'coco' is not one of 'geneval2', 'dpg-bench', 't2i-compbench++'"),
-    "too many": (("--layout", "geneval2", "--images-per-prompt", "2"), "geneval2 reads at most 1 image of a prompt"),
+    "too many": (
+        ("--layout", "geneval2", "--images-per-prompt", "2"),
+        "the evaluation of geneval2 reads 1 of a prompt",
+    ),
     "not a folder": (("--layout", "dpg-bench"), "is not a folder. DPG-Bench's prompts are the text files"),
     "a folder": (("--prompts", "."), "Only DPG-Bench's prompts (--layout dpg-bench) are a folder"),
     "another layout's file": (("--layout", "geneval"), "line 1 is not a JSON object"),

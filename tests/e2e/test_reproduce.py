@@ -102,8 +102,9 @@ def test_the_comparison_is_whole_and_goes_on_where_it_stopped(
     }
     assert costs == {"projection": 1, "diffusion": 4, "ECLIPSE": 1, "flow matching": 6, "residual": 1}
     assert sampling_of(tmp_path / "out/priors/flow-matching-data1-seed0/prior")[1] == "flow"
-    assert set(found["variety"]) == {"renders", *found["agreement"]}
-    assert found["variety"]["renders"]["images"][0] > 0
+    assert set(found["variety"]) == set(found["agreement"])
+    assert found["variety"]["reference"]["renders"][0] > 0
+    assert found["varied_prompts"] == 2
     assert found["variety"]["text identity"]["embeddings"][0] < 1e-6 < found["variety"]["diffusion"]["embeddings"][0]
     assert found["embeddings"]["projection"]["parameters"] == found["embeddings"]["residual"]["parameters"]
     assert len(found["sweeps"]["fraction"]["diffusion"]) == 2
@@ -144,6 +145,11 @@ def test_every_training_is_needed_once_and_budgets_are_equal() -> None:
     [
         (("seeds=1",), "setting 'seeds'"),
         (("diffusion.batch_size=8",), "of one batch size"),
+        (("flow.precision=bf16",), "of one batch size and precision"),
+        (("flow.schedule=linear",), "flow.schedule flow: rows are named after them"),
+        (("sweep_seeds=3",), "sweep_seeds=3 is more than seeds=2"),
+        (("etas=[2]",), "setting 'etas.0'"),
+        (("fractions=[3]",), "setting 'fractions.0'"),
         (("--model", "stater"), "stater"),
     ],
 )

@@ -105,7 +105,8 @@ class PriorPipeline(DiffusionPipeline):
             scheduler=scheduler,
             image_processor=image_processor,
         )
-        self._sampling: tuple[PriorSampling, Schedule] = (PriorSampling(), "linear")
+        own = prior.own_sampling if isinstance(prior, DiffusionPrior) else None
+        self._sampling: tuple[PriorSampling, Schedule] = own or (PriorSampling(), "linear")
         if isinstance(prior, DiffusionPrior) and scheduler is not None:
             self._sampling = as_scheduled(settings_of(scheduler), "the scheduler"), "cosine"
         self._zero_image: Callable[[], Tensor] | None = None

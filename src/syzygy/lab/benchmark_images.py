@@ -160,7 +160,7 @@ def export_images(export: Export, work: Work, rank: Rank, generate: Generate, ad
 
 def missing(export: Export, work: Work) -> int:
     """The number of images of all processes that do not exist."""
-    return sum(not (export.folder / one.place.image).is_file() for one in work.images)
+    return sum(not _is_complete(export.folder / one.place.image) for one in work.images)
 
 
 def remove_unfinished(export: Export) -> None:

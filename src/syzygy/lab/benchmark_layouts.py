@@ -72,8 +72,8 @@ class Layout:
     """Takes an entry, its index, the index of the image for it, and the number of images for each prompt."""
     occupied: Callable[[Path], bool]
     """Whether the evaluation would find images in a folder."""
-    most: int | None = None
-    """The most images for each prompt that it reads."""
+    numbers: tuple[int, ...] = ()
+    """The numbers of images for each prompt that it reads; empty: any."""
     finish: Callable[[Path, Sequence[Entry], int], None] = lambda folder, entries, images: None
     """Writes what needs all images: takes the folder, the prompts, and the number of images for each."""
 
@@ -303,10 +303,10 @@ GENEVAL2_PATHS = "image_paths.json"
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("geneval2", 1, read_geneval2, _geneval2_place, _holds_images, most=1, finish=_geneval2_finish),
-        Layout("dpg-bench", 4, read_dpg_bench, _dpg_bench_place, _holds_images, most=4, finish=_dpg_bench_finish),
-        Layout("t2i-compbench++", 10, read_t2i_compbench, _t2i_compbench_place, _t2i_compbench_occupied),
+        Layout("geneval2", 1, read_geneval2, _geneval2_place, _holds_images, (1,), _geneval2_finish),
+        Layout("dpg-bench", 4, read_dpg_bench, _dpg_bench_place, _holds_images, (1, 4), _dpg_bench_finish),
         Layout("t2i-compbench", 10, read_t2i_compbench, _t2i_compbench_place, _t2i_compbench_occupied),
         Layout("geneval", 4, read_geneval, _geneval_place, _geneval_occupied),
     )
 }
+LAYOUTS["t2i-compbench++"] = LAYOUTS["t2i-compbench"]

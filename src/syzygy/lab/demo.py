@@ -29,7 +29,7 @@ from syzygy.lab.evaluate.composition import (
     control_priors,
     generate_and_score,
 )
-from syzygy.lab.evaluate.harness import Row, Values, evaluation_prompts
+from syzygy.lab.evaluate.harness import Row, SamplingConfig, Values, evaluation_prompts
 from syzygy.lab.evaluate.judging import judge_record
 from syzygy.lab.report import PAGE, RESULTS, require_lab
 from syzygy.lab.starter import prior_training
@@ -48,6 +48,13 @@ SCORED_CATEGORIES = ("single", "colour")
 COMPARED = ((ECLIPSE, IDENTITY), (ECLIPSE, SHIFTED), (ECLIPSE, PROJECTION), (RESIDUAL, ECLIPSE))
 
 
+class DemoScoring(SamplingConfig):
+    """How the images are generated that are scored."""
+
+    prompts: int = Field(default=40, gt=0)
+    """Prompts of each category, seen and unseen each."""
+
+
 class DemoRun(Config):
     """Settings of the demo."""
 
@@ -57,7 +64,7 @@ class DemoRun(Config):
     """The residual prior, with the size, pairs, steps and learning rate of the ECLIPSE prior."""
     pairs: int = Field(default=2000, ge=2)
     """Unseen pairs on which predicted embeddings are compared."""
-    scoring: CompositionConfig = CompositionConfig(prompts=40, steps=10)
+    scoring: DemoScoring = DemoScoring()
     """The images that are scored; `prompts` counts those of one object and of two, with seen and unseen compositions each."""
     shown_steps: int = Field(default=25, gt=0)
     """Sampling steps of the images on the page."""
@@ -127,7 +134,8 @@ def run(
     say(f"3/5  comparing predicted embeddings on {demo.pairs:,} unseen pairs")
     similar = _cosines(demo, loaded, priors)
 
-    def images(prompts: list[Prompt], config: CompositionConfig) -> list[ScoredImage]:
+    def images(prompts: list[Prompt], own: DemoScoring) -> list[ScoredImage]:
+        config = CompositionConfig(**own.model_dump())
         with bar("generating", len(prompts) * (len(priors) + 1)) as progress:
             embeddings = candidate_embeddings(loaded, priors, prompts, config.seed)
             return generate_and_score(loaded, embeddings, prompts, config, progress)
@@ -158,11 +166,14 @@ def _train(
     say(f"1/5  embedding {counted(demo.prior.scenes or 0, 'image')} and captions with the frozen CLIP")
     data = prior_training.embedded(demo.prior, model.clip, bar)
     say(f"2/5  training {counted(len(tasks), 'prior')} with the same budget: {', '.join(tasks)}")
-    trained = {}
-    for name, task in tasks.items():
-        where, settings = out / name.split()[0].lower(), demo.prior.changed(task=task)
-        if (where / "prior").is_dir():  # a finished demo trains again, an interrupted one resumes
+    trained, places = {}, {name: out / name.split()[0].lower() for name in tasks}
+    if all(
+        (where / "prior").is_dir() for where in places.values()
+    ):  # a finished demo trains again, an interrupted one resumes
+        for where in places.values():
             shutil.rmtree(where)
+    for name, task in tasks.items():
+        where, settings = places[name], demo.prior.changed(task=task)
         live = reporter(name, task.batch_size)
         device = model.pipeline.device
         trained[name] = prior_training.train(settings, model.clip, where, device, data=data, report=live)

@@ -73,6 +73,9 @@ class DiffusionPrior(PriorNetwork):
         super().__init__(config, config.additional_embeddings, _TimeEmbedding(width))
         self.config, self.width = config, width
 
+    own_sampling: "tuple[PriorSampling, Schedule] | None" = None
+    """How it was sampled in its own training's validation, where that is known: a pipeline made of this network samples it so."""
+
     def read(self, features: TextFeatures) -> "ReadText":
         """Keys and values of text states and pooled embedding in every layer."""
         features = PackedText.of(features).padded()

@@ -71,8 +71,8 @@ class PriorData:
 
     @property
     def statistics(self) -> EmbeddingStatistics:
-        """Statistics of the image embeddings."""
-        return EmbeddingStatistics.of(self.image_embeddings)
+        """Statistics of the image embeddings that have a caption here."""
+        return EmbeddingStatistics.of(self.image_embeddings[self.image_of_caption.unique()])
 
     @cached_property
     def _packed(self) -> PackedText:

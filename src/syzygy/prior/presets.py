@@ -53,7 +53,7 @@ def prior_residual() -> PriorRun:
 
 
 def prior_linear() -> LinearRun:
-    """The linear map on the starter's pairs, in closed form."""
+    """The linear map on as many pairs as the small ECLIPSE prior, in closed form."""
     return LinearRun(scenes=40_000)
 
 
@@ -106,7 +106,7 @@ def prior_eclipse_karlo() -> PriorRun:
 
 
 def _prior_residual(embedding_dim: int) -> PriorRun:
-    """A residual prior of ECLIPSE's size and schedule; λ and penalty are those that were good for the starter."""
+    """A residual prior of ECLIPSE's size and schedule; λ and penalty are those of the small one."""
     return _prior_eclipse(embedding_dim).changed(task=ResidualTaskConfig(batch_size=1024, precision="auto"))
 
 

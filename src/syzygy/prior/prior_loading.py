@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, get_args
 
 import torch
 
@@ -156,6 +156,8 @@ def read_network(
             f"the diffusion prior in {folder} has a clip_std of zero: all its embeddings would be equal. Its statistics were "
             "never set; use the published weights, or set them."
         )
+    if (folder / artifacts.PROVENANCE_FILE).is_file():
+        prior.own_sampling = sampling_of(folder)
     return prior.eval().requires_grad_(False)
 
 
@@ -183,7 +185,10 @@ def sampling_of(folder: Path) -> tuple[PriorSampling, Schedule]:
     record = folder / artifacts.PROVENANCE_FILE
     if record.is_file():
         task = artifacts.read_json(record).get("recipe", {}).get("task", {})
-        return parse(PriorSampling, task.get("sampling", {}), str(record)), task.get("schedule", "linear")
+        schedule = task.get("schedule", "linear")
+        if schedule not in get_args(Schedule):
+            raise UserError(f"{record}: schedule is {schedule!r}; known are {', '.join(get_args(Schedule))}.")
+        return parse(PriorSampling, task.get("sampling", {}), str(record)), schedule
     if (path := scheduler_file(folder)) is not None:
         return as_scheduled(artifacts.read_json(path), str(path)), "cosine"
     raise UserError(

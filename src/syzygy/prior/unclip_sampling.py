@@ -35,7 +35,8 @@ def alphas_bar(schedule: Schedule = "linear") -> Float[Tensor, "1000"]:
     if schedule == "flow":
         t = flow_times()
         return (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
-    return torch.cumprod(1 - (_linear() if schedule == "linear" else _cosine()), 0)
+    betas = {"linear": _linear, "cosine": _cosine}
+    return torch.cumprod(1 - betas[schedule](), 0)
 
 
 def flow_times() -> Float[Tensor, "1000"]:

@@ -1,9 +1,10 @@
 """Intervals: their width where theory knows it, pairing, prompts as the unit that is drawn."""
 
 import pytest
+import torch
 
 from syzygy.core.errors import UserError
-from syzygy.lab.evaluate.bootstrap import difference, interval, win_rate
+from syzygy.lab.evaluate.bootstrap import difference, interval, student, win_rate
 
 
 def test_interval_of_a_known_share() -> None:
@@ -33,6 +34,22 @@ def test_what_a_training_does_to_every_prompt_widens_the_interval() -> None:
     assert within.high - within.low < 0.1
     assert difference(values, [[0.0] * 3] * 200, trainings=True).high == over.high
     assert win_rate(values, [[0.0] * 3] * 200, trainings=True).low == pytest.approx(0.5 + over.low / 2)
+
+
+@pytest.mark.parametrize("trainings", [2, 3, 5])
+def test_intervals_over_few_trainings_cover_what_they_say(trainings: int) -> None:
+    """Each training shifts all prompts alike: the interval must hold the mean over all trainings, 0, in 95 % of the cases."""
+    random, covered = torch.Generator().manual_seed(trainings), 0
+    for _ in range(200):
+        shift, noise = torch.randn(trainings, generator=random), torch.randn(40, trainings, generator=random)
+        found = interval((shift + 3 * noise).tolist(), trainings=True)
+        covered += found.low <= 0 <= found.high
+    assert covered >= 0.92 * 200
+
+
+@pytest.mark.parametrize(("number", "quantile"), [(2, 12.706), (5, 2.776), (11, 2.228), (20, 2.093), (41, 2.021)])
+def test_students_t(number: int, quantile: float) -> None:
+    assert student(number) == pytest.approx(quantile, abs=0.002)
 
 
 def test_a_paired_difference_is_narrower_than_the_scores() -> None:

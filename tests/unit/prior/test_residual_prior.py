@@ -231,7 +231,7 @@ def test_presets_stay_what_they_are_through_files_and_overrides(name: str) -> No
     assert again == changed
     assert isinstance(again.task, ResidualTaskConfig)
     assert again.task.penalty == 0.5
-    eclipse = PRESETS["starter"]()
+    eclipse = PRESETS["eclipse"]()
     assert type(parse(PriorRun, eclipse.model_dump(mode="json"), "file").task) is EclipseTaskConfig
     assert type(override(eclipse, ["seed=3"]).task) is EclipseTaskConfig
     for wrong in ({"penalty": -1}, {"penalty": "much"}, {"lambda_contrastive": -1}):

@@ -67,10 +67,9 @@ def export_images(
     rank = benchmark_images.rank_from_environment()
     chosen = LAYOUTS[layout]
     number = chosen.images_per_prompt if images_per_prompt is None else images_per_prompt
-    if chosen.most is not None and number > chosen.most:
-        raise UserError(
-            f"--images-per-prompt {number}: {layout} reads at most {counted(chosen.most, 'image')} of a prompt. Leave it out, or give fewer."
-        )
+    if chosen.numbers and number not in chosen.numbers:
+        allowed = " or ".join(map(str, chosen.numbers))
+        raise UserError(f"--images-per-prompt {number}: the evaluation of {layout} reads {allowed} of a prompt.")
     read = chosen.read(prompts)
     writable_folder(out)
     for note in read.notes if rank.rank == 0 else ():

@@ -70,7 +70,7 @@ class CategoriesConfig(SamplingConfig):
 
     def wanted(self) -> list[Prompt]:
         """The prompts."""
-        return evaluation_prompts(self.categories or CATEGORIES, self.prompts, self.seed)
+        return evaluation_prompts(list(dict.fromkeys(self.categories or CATEGORIES)), self.prompts, self.seed)
 
 
 def evaluation_prompts(categories: Sequence[str], number: int, seed: int) -> list[Prompt]:

@@ -3,11 +3,12 @@
 Several trainings of each method, and controls that the paper lacks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from syzygy.core import artifacts
 from syzygy.core.config import Config
@@ -18,13 +19,13 @@ from syzygy.lab.evaluate.composition import (
     LINEAR,
     REFERENCE,
     CompositionConfig,
-    candidate_embeddings,
     control_priors,
 )
 from syzygy.lab.reproduce.embedding_scores import EmbeddingScorer, generate_once
 from syzygy.lab.reproduce.experiment import ExperimentFolder
-from syzygy.lab.reproduce.variety import RENDERS, variety, variety_of_renders
+from syzygy.lab.reproduce.variety import variety
 from syzygy.lab.starter import prior_training
+from syzygy.lab.world.prompts import Prompt
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig, SampledPrior
 from syzygy.prior.eclipse import EclipseTaskConfig
 from syzygy.prior.embedding_pairs import PriorData
@@ -69,13 +70,13 @@ class ReproduceRun(Config):
     """Unseen pairs on which predicted embeddings are compared with true ones."""
     probe_scenes: int = Field(default=20_000, gt=0)
     """Scenes on which the linear probe is trained."""
-    lambdas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+    lambdas: tuple[NonNegativeFloat, ...] = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
     """Sweep of λ; 0 is projection."""
-    fractions: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
-    """Sweep of the share of the training pairs, for all methods."""
-    sampling_steps: tuple[int, ...] = (2, 5, 10, 25, 50)
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    """Sweep of the share of the training pairs, for the methods of the paper."""
+    sampling_steps: tuple[PositiveInt, ...] = (2, 5, 10, 25, 50)
     """Sweep of the baseline's sampling steps."""
-    etas: tuple[float, ...] = (0.0, 0.5, 1.0)
+    etas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.5, 1.0)
     """Sweep of the noise that the baseline adds at each step."""
     sweep_seeds: int = Field(default=2, ge=1)
     """Trainings for each point of a sweep."""
@@ -87,13 +88,19 @@ class ReproduceRun(Config):
         """The λ of the ECLIPSE prior.
 
         Raises:
-            UserError: the methods would not have equal budgets.
+            UserError: the methods would not have equal budgets, or not be what they are called; sweeps with more trainings than there are.
         """
-        task = self.prior.task
-        sizes = {self.diffusion.batch_size, self.flow.batch_size, self.residual.batch_size, task.batch_size}
-        if not isinstance(task, EclipseTaskConfig) or len(sizes) > 1:
+        task, others = self.prior.task, (self.diffusion, self.flow, self.residual)
+        budgets = {(one.batch_size, one.precision) for one in (task, *others)}
+        if not isinstance(task, EclipseTaskConfig) or isinstance(task, ResidualTaskConfig) or len(budgets) > 1:
             raise UserError(
-                "the comparison has equal budgets: it needs an ECLIPSE prior, a residual prior and baselines of one batch size."
+                "the comparison has equal budgets: it needs an ECLIPSE prior, a residual prior and baselines of one batch size and precision."
+            )
+        if (self.diffusion.schedule, self.flow.schedule) != ("linear", "flow"):
+            raise UserError("diffusion.schedule must be linear and flow.schedule flow: rows are named after them.")
+        if self.sweep_seeds > self.seeds:
+            raise UserError(
+                f"sweep_seeds={self.sweep_seeds} is more than seeds={self.seeds}: sweeps use trainings of the comparison. Give at most as many."
             )
         return task.lambda_contrastive
 
@@ -202,11 +209,7 @@ def score_controls(context: EclipseContext) -> None:
     for name, prior in context.controls().items():
         folder.score_once(name, lambda prior=prior: context.scorer.scores(prior))
 
-    def reference() -> dict[str, float]:
-        found = candidate_embeddings(context.model, {}, context.scorer.prompts, run.seed)
-        return context.scorer.probed(found[REFERENCE])
-
-    folder.score_once(REFERENCE, reference)
+    folder.score_once(REFERENCE, lambda: context.scorer.of_reference(context.model, run.seed))
 
 
 def sampling_name(key: str, value: float, seed: int) -> str:
@@ -229,32 +232,23 @@ def sweep_sampling(context: EclipseContext) -> None:
 
 
 def generate_images(context: EclipseContext, bar: Bar = no_bar) -> None:
-    """Decode the first trainings of each method and the controls."""
-    run = context.run
-    config = CompositionConfig(prompts=run.prompts, steps=run.steps, guidance_scale=1.0, seed=run.seed)
-    for name, prior in _to_decode(context):
-        generate_once(context.folder, context.model, context.scorer.prompts, name, prior, config, bar)
-
-
-def measure_variety(context: EclipseContext, bar: Bar = no_bar) -> None:
-    """How much the images of one prompt differ, for the first trainings of each method, the reference and the controls."""
+    """Decode the first trainings of each method and the controls: an image of each prompt, and several of a few."""
     run, model = context.run, context.model
-    seen = [p for p in context.scorer.prompts if not p.unseen]
-    some = [p for kind in ("single", "colour") for p in [q for q in seen if q.category == kind][: run.varied_prompts]]
-
-    def measure(prior: Callable[[], Prior] | None, name: str) -> dict[str, float]:
-        with bar(f"variety of {name}", len(some) * run.variations) as progress:
-            made = None if prior is None else prior()
-            return variety(model, made, some, run.variations, run.steps, run.seed, progress)
-
+    config = CompositionConfig(prompts=run.prompts, steps=run.steps, guidance_scale=1.0, seed=run.seed)
+    several = varied_prompts(run, context.scorer.prompts)
     for name, prior in _to_decode(context):
-        context.folder.score_once(variety_name(name), lambda prior=prior, name=name: measure(prior, name))
-    context.folder.score_once(variety_name(RENDERS), lambda: variety_of_renders(model, some, run.variations, run.seed))
+
+        def measure(prior: Prior | None, name: str = name) -> dict[str, Any]:
+            with bar(f"variety of {name}", len(several) * run.variations) as progress:
+                return {"variety": variety(model, prior, several, run.variations, run.steps, run.seed, progress)}
+
+        generate_once(context.folder, model, context.scorer.prompts, name, prior, config, bar, measure=measure)
 
 
-def variety_name(candidate: str) -> str:
-    """The name of the scores of a candidate's variety."""
-    return f"variety-{candidate}"
+def varied_prompts(run: ReproduceRun, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts of which several images are compared: of one and of two objects, of seen compositions."""
+    kinds = ([p for p in prompts if p.category == kind and not p.unseen] for kind in ("single", "colour"))
+    return [prompt for kind in kinds for prompt in kind[: run.varied_prompts]]
 
 
 def _to_decode(context: EclipseContext) -> Iterator[tuple[str, Callable[[], Prior] | None]]:

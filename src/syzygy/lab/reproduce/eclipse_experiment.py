@@ -7,6 +7,7 @@ from typing import Any
 
 from syzygy.core.wording import counted
 from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate.bootstrap import student
 from syzygy.lab.evaluate.composition import IDENTITY, LINEAR, REFERENCE, SHIFTED
 from syzygy.lab.plots import Point, line_plot
 from syzygy.lab.report import Figure, Gallery, Report, Section, Table, require_lab
@@ -24,12 +25,11 @@ from syzygy.lab.reproduce.eclipse_candidates import (
     all_trainings,
     generate_images,
     image_trainings,
-    measure_variety,
     sampling_name,
     score_controls,
     sweep_sampling,
     train_and_score,
-    variety_name,
+    varied_prompts,
 )
 from syzygy.lab.reproduce.embedding_scores import PROMPTS
 from syzygy.lab.reproduce.experiment import (
@@ -69,8 +69,6 @@ COSTS = {
     "seconds": "seconds, validation included",
     "evaluations": "evaluations",
 }
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""97.5 % quantile of Student's t for n − 1 degrees of freedom."""
 CONTROLS = (IDENTITY, SHIFTED, LINEAR)
 AGAINST = (PROJECTION, DIFFUSION, FLOW, SHIFTED, LINEAR, RESIDUAL)
 """The candidates with which ECLIPSE is compared."""
@@ -98,7 +96,7 @@ def reproduce(
     require_lab()
     folder, trainings = ExperimentFolder(out), all_trainings(run)
     loaded = TextToImage.from_pretrained(model, device=device)
-    folder.claim(run.model_dump(mode="json") | {"model": model})
+    folder.claim(run.model_dump(mode="json") | {"model": model, "fingerprints": loaded.fingerprints()})
     with folder.timed():
         say(f"1/4  embedding pairs and training the probe on {counted(run.probe_scenes, 'scene')}")
         context = EclipseContext.prepare(run, folder, loaded, bar)
@@ -110,8 +108,7 @@ def reproduce(
         sweep_sampling(context)
         say(f"4/4  generating images of {counted(len(context.scorer.prompts), 'prompt')} with each candidate")
         generate_images(context, bar)
-        measure_variety(context, bar)
-    found = judged(results(run, folder))
+    found = judged(results(run, folder)) | {"varied_prompts": len(varied_prompts(run, context.scorer.prompts))}
     names = [REFERENCE, *(f"{method}-seed0" for method in METHODS), *CONTROLS]
     gallery = folder.gallery({name: name for name in names}, context.scorer.prompts, SHEET_TEXT, SHEET)
     return folder.finish(found, report(found, gallery))
@@ -121,7 +118,7 @@ def spread(values: Sequence[float | int]) -> Spread:
     """The mean over trainings and half the width of its 95 % t interval (0 for a single one)."""
     if len(values) == 1:
         return float(values[0]), 0.0
-    return float(mean(values)), STUDENT.get(len(values), 1.96) * stdev(values) / len(values) ** 0.5
+    return float(mean(values)), student(len(values)) * stdev(values) / len(values) ** 0.5
 
 
 def half_range(values: Sequence[float | int]) -> Spread:
@@ -155,9 +152,9 @@ def results(run: ReproduceRun, folder: ExperimentFolder) -> dict[str, Any]:
     images = {name: folder.predictions([name]) for name in (REFERENCE, *CONTROLS)}
     images |= {method: folder.predictions(image_trainings(run, method)) for method in METHODS}
     ours = images[ECLIPSE]
-    decoded = {name: [name] for name in (RENDERS, REFERENCE, *CONTROLS)}
+    decoded = {name: [name] for name in (REFERENCE, *CONTROLS)}
     decoded |= {method: list(image_trainings(run, method)) for method in METHODS}
-    variety = {name: over([variety_name(one) for one in some], spread) for name, some in decoded.items()}
+    variety = {name: _spread_of([folder.images(one)["variety"] for one in some]) for name, some in decoded.items()}
     return {
         "run": run.model_dump(mode="json"),
         **folder.time(),
@@ -206,16 +203,20 @@ def report(found: Mapping[str, Any], gallery: Gallery) -> Report:
     )
 
 
+def _spread_of(scores: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
+    return {key: spread([one[key] for one in scores]) for key in scores[0]}
+
+
 def _variety(found: Mapping[str, Any]) -> list[Section]:
     """How much the images of a prompt differ; earlier results lack it."""
     if "variety" not in found:
         return []
-    run, rows = found["run"], found["variety"]
-    lines = [[name, *(_plus_minus(one[key]) for key in VARIETY)] for name, one in rows.items()]
+    rows = {RENDERS: {"images": found["variety"][REFERENCE][RENDERS]}} | found["variety"]
+    lines = [[name, *(_plus_minus(one.get(key)) for key in VARIETY)] for name, one in rows.items()]
     text = (
-        f"The mean distance between two of the {run['variations']} images of a prompt, each from its own noise, of {run['varied_prompts']} "
-        "prompts with one object and as many with two. Renders differ in all that a prompt leaves open; an image that is wrong differs too, so "
-        "read this beside the prompt accuracy."
+        f"The mean distance between two of the {found['run']['variations']} images of a prompt, each from its own noise, of "
+        f"{found['varied_prompts']} prompts with one or two objects. Renders differ in all that a prompt leaves open; an image that is wrong "
+        "differs too, so read this beside the prompt accuracy."
     )
     return [Section("Variety of the images of one prompt", [text, Table(["", *VARIETY.values()], lines)])]
 
@@ -226,8 +227,9 @@ def _lead(found: Mapping[str, Any]) -> str:
         f"`syzygy reproduce eclipse`: {found['seconds'] / 60:.0f} minutes on {found['machine']}. {prior['scenes']:,} pairs, "
         f"{prior['loop']['steps']} steps of {prior['task']['batch_size']}, {prior['num_layers']} layers. {run['seeds']} trainings of each "
         f"method were scored on embeddings (± is the 95 % t interval over trainings). {min(run['painted_seeds'], run['seeds'])} of them were "
-        f"decoded in {run['steps']} steps without guidance by a decoder that reads only the image embedding (brackets: 95 % bootstrap over "
-        "prompts and trainings; the reference and each control are one training). Pairs, steps, batches and noise are the same for all methods."
+        f"decoded in {run['steps']} steps without guidance by a decoder that reads only the image embedding (brackets: 95 %, by bootstrap "
+        "over prompts and by Student's t over trainings; the reference and each control are one training). Pairs, steps, batches and noise are "
+        "the same for all methods."
     )
 
 

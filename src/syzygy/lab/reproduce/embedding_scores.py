@@ -1,7 +1,8 @@
 """How the experiments on priors score embeddings and generate images, and the same prompts, pairs and noise for every prior."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,13 @@ from syzygy.core.packed_attention import PackedText
 from syzygy.core.randomness import generator, seed_of
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import distance, probe
-from syzygy.lab.evaluate.composition import CompositionConfig, candidate_embeddings, generate_and_score, predict_all
+from syzygy.lab.evaluate.composition import (
+    REFERENCE,
+    CompositionConfig,
+    candidate_embeddings,
+    generate_and_score,
+    predict_all,
+)
 from syzygy.lab.evaluate.harness import evaluation_prompts
 from syzygy.lab.evaluate.probe import Probe
 from syzygy.lab.reproduce.experiment import CATEGORIES, ExperimentFolder, trained_probe
@@ -56,6 +63,10 @@ class EmbeddingScorer:
         pairs, prompts = self._predict(prior, self.pairs.captions), self._predict(prior, self.features)
         return distance.embedding_scores(pairs, self.pairs.image_embeddings) | self.probed(prompts)
 
+    def of_reference(self, model: TextToImage, seed: int) -> dict[str, float]:
+        """What the probe finds in the true embeddings of scenes that show what the prompts name."""
+        return self.probed(candidate_embeddings(model, {}, self.prompts, seed)[REFERENCE])
+
     def probed(self, embeddings: Tensor) -> dict[str, float]:
         """The mean share of the prompts' named combinations that the probe finds, for seen and unseen compositions, and for prompts with one
         object and with two. Prompts that count are left out."""
@@ -86,15 +97,20 @@ def generate_once(
     prior: Callable[[], Prior] | None,
     config: CompositionConfig,
     bar: Bar = no_bar,
+    *,
+    measure: Callable[[Prior | None], Mapping[str, Any]] = lambda prior: {},
 ) -> None:
-    """Generate and classify an image of each prompt, unless the folder has those of this name.
+    """Generate and classify an image of each prompt, unless the folder has those of this name from these CLIP and decoder.
 
     Args:
         prior: loads the prior; None for the reference, under its own name.
+        measure: takes the prior and returns what else is kept with the images, as JSON values.
     """
-    if folder.has_images(name):
+    weights = {part: model.fingerprints().get(part) for part in ("clip", "decoder", "autoencoder")}
+    if folder.has_images(name, weights=weights):
         return
-    found = candidate_embeddings(model, {} if prior is None else {name: prior()}, prompts, config.seed)
+    loaded = None if prior is None else prior()
+    found = candidate_embeddings(model, {} if loaded is None else {name: loaded}, prompts, config.seed)
     with bar(f"generating {name}", len(prompts)) as progress:
         scored = generate_and_score(model, {name: found[name]}, prompts, config, progress)
-    folder.keep_images(name, scored, prompts)
+    folder.keep_images(name, scored, prompts, weights=weights, **measure(loaded))

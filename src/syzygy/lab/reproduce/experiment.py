@@ -110,10 +110,11 @@ class ExperimentFolder:
         """The file of a training's measurements of one kind."""
         return self.path / part / f"{name}.safetensors"
 
-    def has_images(self, name: str) -> bool:
-        """Whether the images of this name were generated, and scored by today's judge."""
-        file = self._images(name)
-        return file.is_file() and artifacts.read_json(file).get("judge") == judge_record()["fingerprint"]
+    def has_images(self, name: str, **about: Any) -> bool:
+        """Whether the images of this name were generated, scored by today's judge, and kept with these facts."""
+        wanted, file = {"judge": judge_record()["fingerprint"], **about}, self._images(name)
+        found = artifacts.read_json(file) if file.is_file() else {}
+        return all(found.get(key) == value for key, value in wanted.items())
 
     def keep_images(self, name: str, scored: Sequence[ScoredImage], prompts: Sequence[Prompt], **more: Any) -> None:
         """Write the predictions for one image of each prompt, and the images of the example prompts, which come first."""

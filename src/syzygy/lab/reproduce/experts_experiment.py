@@ -90,7 +90,7 @@ def reproduce(
     nodes, trainings, folder = len(node_trainings(run.experts)), all_trainings(run), ExperimentFolder(out)
     loaded = TextToImage.from_pretrained(model, device=device)
     context = ExpertsContext.prepare(run, folder, loaded)
-    folder.claim(run.model_dump(mode="json") | {"model": model, "decoder": loaded.fingerprints()["decoder"]})
+    folder.claim(run.model_dump(mode="json") | {"model": model, "fingerprints": loaded.fingerprints()})
     with folder.timed():
         say(f"1/3  {counted(len(trainings), 'training')} of {counted(nodes * run.experts.loop.steps, 'step')}")
         trained = {}
@@ -303,8 +303,8 @@ def _lead(found: Mapping[str, Any]) -> str:
         f"({parts}, in quantiles of p(σ)). The learning rate of every training falls to zero by a cosine over its length, with the same part "
         f"of it as warm-up. {counted(run['seeds'], 'training')} of each candidate. Images of {found['prompts']} prompts in {run['steps']} "
         f"steps, guidance {run['guidance_scale']:g}, by a decoder that reads all of its conditions, from the same noise for all. Losses on "
-        f"{run['pictures']:,} unseen images for each expert, with the same noise, σ and conditions for all. Brackets: 95 % bootstrap over "
-        "prompts or images, and over trainings; differences are paired."
+        f"{run['pictures']:,} unseen images for each expert, with the same noise, σ and conditions for all. Brackets: 95 %, by bootstrap over "
+        "prompts or images and by Student's t over trainings; differences are paired."
     )
 
 

@@ -90,7 +90,7 @@ def reproduce(
     run.check()
     folder, points = ExperimentFolder(out), all_points(run)
     loaded = TextToImage.from_pretrained(model, device=device)
-    folder.claim(run.claimed() | {"model": model, "clip": loaded.clip.fingerprint()})
+    folder.claim(run.claimed() | {"clip": loaded.clip.fingerprint()})
     say(estimate_line(estimate(run, folder, loaded)))
     with folder.timed():
         say(f"1/4  embedding {counted(max(run.pairs), 'pair')} and training the probe")

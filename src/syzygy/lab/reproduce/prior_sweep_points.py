@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from syzygy.core.config import Config
 from syzygy.core.errors import UserError
@@ -32,23 +32,23 @@ class PriorSweepRun(Config):
     """λ, temperature and penalty of the residual prior."""
     ridge: float = Field(default=RIDGE, gt=0)
     """Regularisation of the linear map in the learning curves."""
-    pairs: tuple[int, ...] = Field(default=(200, 1000, 5000, 20_000, 200_000), min_length=1)
+    pairs: tuple[PositiveInt, ...] = Field(default=(200, 1000, 5000, 20_000, 200_000), min_length=1)
     """Numbers of training pairs of the learning curves."""
-    at: tuple[int, ...] = (1000, 20_000)
+    at: tuple[PositiveInt, ...] = (1000, 20_000)
     """Numbers of training pairs at which λ, penalty, steps, temperature, optimizer and size are swept, one at a time."""
-    lambdas: tuple[float, ...] = (0.0, 0.05, 0.2, 0.8, 3.0)
+    lambdas: tuple[NonNegativeFloat, ...] = (0.0, 0.05, 0.2, 0.8, 3.0)
     """Sweep of λ; ECLIPSE with 0 is projection."""
-    penalties: tuple[float, ...] = (0.0, 0.25, 1.0, 4.0)
+    penalties: tuple[NonNegativeFloat, ...] = (0.0, 0.25, 1.0, 4.0)
     """Sweep of the penalty on the residual prior's correction."""
-    steps: tuple[int, ...] = (60, 250, 1000)
+    steps: tuple[PositiveInt, ...] = (60, 250, 1000)
     """Sweep of the length of the training; warm-up keeps its share."""
-    temperatures: tuple[Literal["clip"] | float, ...] = ("clip", 0.2, 0.07, 0.01)
+    temperatures: tuple[Literal["clip"] | PositiveFloat, ...] = ("clip", 0.2, 0.07, 0.01)
     """Sweep of the contrastive loss's temperature."""
-    muon_lrs: tuple[float, ...] = (0.0, 1e-3, 3e-3, 1e-2)
+    muon_lrs: tuple[NonNegativeFloat, ...] = (0.0, 1e-3, 3e-3, 1e-2)
     """Sweep of Muon's learning rate, on AdamW's scale; 0 is AdamW for all parameters."""
-    heads: tuple[int, ...] = (4, 8)
+    heads: tuple[PositiveInt, ...] = (4, 8)
     """Sweep of the prior's size: attention heads of 32 numbers each, whose number is the network's width."""
-    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    ridges: tuple[PositiveFloat, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     """Sweep of the linear map's regularisation, at all numbers of pairs."""
     seeds: int = Field(default=5, ge=2)
     """Trainings of each point. Each has its own pairs as long as there are enough of them."""
@@ -73,8 +73,12 @@ class PriorSweepRun(Config):
         Raises:
             UserError: settings that contradict each other.
         """
-        if not isinstance(self.prior.task, EclipseTaskConfig) or self.prior.task.batch_size != self.residual.batch_size:
-            raise UserError("the sweep has equal budgets: it needs an ECLIPSE and a residual prior of one batch size.")
+        task, residual = self.prior.task, self.residual
+        eclipse = isinstance(task, EclipseTaskConfig) and not isinstance(task, ResidualTaskConfig)
+        if not eclipse or (task.batch_size, task.precision) != (residual.batch_size, residual.precision):
+            raise UserError(
+                "the sweep has equal budgets: it needs an ECLIPSE and a residual prior of one batch size and precision."
+            )
         if missing := sorted({*self.at, *self.images_at} - {*self.pairs}):
             raise UserError(f"at and images_at name {missing}, which are not among pairs={list(self.pairs)}: add them.")
         if min(self.pairs) < 2:

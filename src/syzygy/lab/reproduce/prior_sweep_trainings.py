@@ -26,7 +26,6 @@ from syzygy.lab.evaluate.composition import (
     REFERENCE,
     SHIFTED,
     CompositionConfig,
-    candidate_embeddings,
 )
 from syzygy.lab.reproduce.embedding_scores import EmbeddingScorer, generate_once
 from syzygy.lab.reproduce.experiment import ExperimentFolder
@@ -175,11 +174,7 @@ def score_controls(context: SweepContext) -> None:
                     ),
                 )
 
-    def reference() -> dict[str, float]:
-        found = candidate_embeddings(context.model, {}, context.scorer.prompts, run.seed)
-        return context.scorer.probed(found[REFERENCE])
-
-    folder.score_once(REFERENCE, reference)
+    folder.score_once(REFERENCE, lambda: context.scorer.of_reference(context.model, run.seed))
 
 
 def image_names(run: PriorSweepRun, pairs: int) -> dict[str, list[str]]:

@@ -387,6 +387,6 @@ def _lead(found: Mapping[str, Any]) -> str:
         f"{', '.join(scoring['languages'])}. {found['captions']} unseen captions for each language and length, which are also the candidates "
         f"in retrieval. {TAIL}: prompts whose decisive sentence comes last, after a paragraph (80 to 220 words, Chinese 120 to 240 "
         f"characters).{images} {CLIP}: the model's own, with its prior. Controls: {SHUFFLED} (CLIP's features of other captions) and "
-        f"{MEAN_VECTOR}. Brackets: 95 % bootstrap over captions or prompts, the same in all languages, and over trainings; differences are "
-        "paired."
+        f"{MEAN_VECTOR}. Brackets: 95 %, by bootstrap over captions or prompts, the same in all languages, and by Student's t over "
+        "trainings; differences are paired."
     )

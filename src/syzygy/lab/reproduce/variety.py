@@ -20,7 +20,7 @@ from syzygy.lab.evaluate.judging import judge_of
 from syzygy.lab.world.prompts import Prompt
 
 RENDERS = "renders"
-"""The control: scenes that show what a prompt names, and in which everything else is random."""
+"""Of the reference: renders of scenes that show what a prompt names, and in which everything else is random."""
 SCORES = {
     "embeddings": "embeddings: 1 − cosine",
     "images": "images: distance in the judge's features",
@@ -35,18 +35,7 @@ def distances(rows: Float[Tensor, "N D"], *, cosine: bool = False) -> float:
     else:
         apart = torch.cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
     number = len(rows)
-    return float(apart.sum() - apart.trace()) / (number * (number - 1))
-
-
-def variety_of_renders(model: TextToImage, prompts: Sequence[Prompt], number: int, seed: int) -> dict[str, float]:
-    """As `variety`, of renders of each prompt instead of generated images; `embeddings` are CLIP's of them."""
-    size = model.clip.image_size
-    images = torch.stack([reference_images(prompts, seed_of(seed, "variety", i), size) for i in range(number)])
-    flat = images.flatten(0, 1)
-    embeddings = torch.cat([model.clip.encode_image(part).cpu() for part in flat.split(BATCH)])
-    return _scores(
-        embeddings.unflatten(0, (number, -1)), judge_features(judge_of(model), flat).unflatten(0, (number, -1))
-    )
+    return max(float(apart.sum() - apart.trace()), 0.0) / (number * (number - 1))
 
 
 @torch.inference_mode()
@@ -62,17 +51,19 @@ def variety(
     """The mean distance between two of the `number` images of a prompt, and between their embeddings, over the prompts.
 
     Args:
-        prior: None for the reference, the embeddings of different renders of the prompt.
+        prior: None for the reference, the embeddings of different renders of the prompt; then the distance between the renders themselves
+            is measured too.
         steps: sampling steps of the decoder, which reads the embedding alone, without guidance.
     """
     judge, sampling = judge_of(model), Sampling(steps=steps, guidance_scale=1.0)
     texts = [one.text for one in prompts]
     features = model.encode_text(texts)
-    embeddings, seen = [], []
+    embeddings, seen, renders = [], [], []
     for i in range(number):
         if prior is None:
             images = reference_images(prompts, seed_of(seed, "variety", i), model.clip.image_size)
             vectors = torch.cat([model.clip.encode_image(part) for part in images.split(BATCH)]).cpu()
+            renders.append(judge_features(judge, images))
         else:
             draws = [torch.randn(features.pooled.shape[1], generator=generator(seed, "variety", x, i)) for x in texts]
             vectors = predict_all(prior, features, torch.stack(draws))
@@ -85,12 +76,10 @@ def variety(
             progress(len(noise))
         embeddings.append(vectors)
         seen.append(judge_features(judge, to_uint8(torch.cat(made)) / 255))
-    return _scores(torch.stack(embeddings), torch.stack(seen))
-
-
-def _scores(embeddings: Float[Tensor, "N P D"], features: Float[Tensor, "N P F"]) -> dict[str, float]:
-    prompts = range(embeddings.shape[1])
+    rows = range(len(prompts))
+    all_embeddings, features = torch.stack(embeddings), {"images": seen, RENDERS: renders}
+    found = {name: torch.stack(parts) for name, parts in features.items() if parts}
     return {
-        "embeddings": sum(distances(embeddings[:, i], cosine=True) for i in prompts) / len(prompts),
-        "images": sum(distances(features[:, i]) for i in prompts) / len(prompts),
+        "embeddings": sum(distances(all_embeddings[:, row], cosine=True) for row in rows) / len(rows),
+        **{name: sum(distances(each[:, row]) for row in rows) / len(rows) for name, each in found.items()},
     }
