@@ -152,7 +152,10 @@ def subject_options(command: F) -> F:
 
 def prompt_options(command: F) -> F:
     """As `model_options`; and what the decoder reads of prompts."""
-    text = "Conditions that the decoder uses, comma-separated: image, text, t5. Default: all that it can."
+    text = (
+        "Conditions that the decoder uses, comma-separated: image, text, t5. Default: the model's own (starter: text,t5), "
+        "and all that it can with --prior."
+    )
     return model_options(click.option("--conditions", metavar="NAMES", help=text)(command))
 
 

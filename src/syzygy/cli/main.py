@@ -98,7 +98,7 @@ COMMANDS: Table = {
         "syzygy.lab.commands.export_images:export_images", "Generate images for a benchmark's official evaluation."
     ),
     "evaluate": Branch(
-        "Measure a prior or a decoder.",
+        "Evaluate priors, decoders, text encoders and scene classifiers.",
         {
             "prior": Leaf(
                 "syzygy.lab.commands.evaluate_commands:prior",

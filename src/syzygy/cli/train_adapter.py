@@ -147,7 +147,7 @@ class _Choice:
 @click.option(
     "--prior",
     metavar="RUN|FOLDER|MODEL|HUB-ID",
-    help=f"The ECLIPSE prior: frozen in align, trained in later stages.  [default: {STARTER}'s, later that of --from]",
+    help=f"ECLIPSE or residual prior: frozen in stage align, trained in later stages.  [default: {STARTER}'s, later that of --from]",
 )
 @click.option(
     "--corpus",

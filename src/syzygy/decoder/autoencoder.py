@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from syzygy.core import artifacts
 from syzygy.core.config import Config, parse
@@ -53,31 +52,6 @@ class AutoencoderConfig(Config):
         return self
 
 
-class AutoencoderKLConfig(Config):
-    """Sizes of an autoencoder on diffusers' `AutoencoderKL`, as starter weights of version 0.1 have it. It is loaded, not trained."""
-
-    image_size: int = Field(default=64, gt=0)
-    """Height and width of the images, in pixels."""
-    patch: int = Field(default=4, gt=0)
-    """Pixels per latent position along each side."""
-    latent_channels: int = Field(default=4, gt=0)
-    """Channels of the latents."""
-    channels: int = Field(default=64, gt=0)
-    """Width of the layers."""
-    layers: int = Field(default=1, ge=1)
-    """Residual blocks of the encoder, besides two in its middle (the decoder has one more)."""
-    norm_groups: int = Field(default=16, gt=0)
-    """Groups of the group normalisation; divides `channels`."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "AutoencoderKLConfig":
-        if self.image_size % self.patch:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of patch {self.patch}")
-        if self.channels % self.norm_groups:
-            raise ValueError(f"norm_groups {self.norm_groups} does not divide {self.channels} channels")
-        return self
-
-
 class Autoencoder(nn.Module):
     """Images ↔ latents (`ImageAutoencoder`): a variational autoencoder (Kingma & Welling 2013).
 
@@ -87,15 +61,12 @@ class Autoencoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: AutoencoderConfig | AutoencoderKLConfig) -> None:
+    def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        if isinstance(config, AutoencoderKLConfig):
-            self.model = _diffusers_network(config)
-        else:
-            sizes = config.patch, config.latent_channels, config.channels
-            self.encoder = Encoder(*sizes, config.encoder_blocks)
-            self.decoder = Decoder(*sizes, config.decoder_blocks, config.fine_channels, config.fine_blocks)
+        sizes = config.patch, config.latent_channels, config.channels
+        self.encoder = Encoder(*sizes, config.encoder_blocks)
+        self.decoder = Decoder(*sizes, config.decoder_blocks, config.fine_channels, config.fine_blocks)
         # Unknown until the weights are trained; NaN, not a harmless number, so that forgetting them shows.
         self.register_buffer("mean", torch.full((config.latent_channels, 1, 1), float("nan")))
         self.register_buffer("std", torch.full((config.latent_channels, 1, 1), float("nan")))
@@ -124,16 +95,7 @@ class Autoencoder(nn.Module):
 
     def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithmic variance."""
-        if isinstance(self.config, AutoencoderKLConfig):
-            encoded: Any = self.model.encode(F.pixel_unshuffle(2 * images - 1, self.config.patch))
-            return encoded.latent_dist.mean, encoded.latent_dist.logvar
         return self.encoder(2 * images - 1)
-
-    def _decoded(self, raw: Tensor) -> Tensor:
-        if isinstance(self.config, AutoencoderKLConfig):
-            decoded: Any = self.model.decode(raw)  # pyright: ignore[reportArgumentType] (wants the old FloatTensor)
-            return F.pixel_shuffle(decoded.sample, self.config.patch)
-        return self.decoder(raw)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
@@ -147,7 +109,7 @@ class Autoencoder(nn.Module):
         Raises:
             NonFiniteError: as `to_unit`.
         """
-        return to_unit(self._decoded(latents * self.std + self.mean))
+        return to_unit(self.decoder(latents * self.std + self.mean))
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B C h w"]
@@ -158,7 +120,7 @@ class Autoencoder(nn.Module):
         """
         mean, log_variance = self._posterior(images)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2, 3))
-        return self._decoded(mean + (0.5 * log_variance).exp() * noise), divergence
+        return self.decoder(mean + (0.5 * log_variance).exp() * noise), divergence
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over all weights: identifies the latent space that a decoder was trained on."""
@@ -181,31 +143,12 @@ class Autoencoder(nn.Module):
         """
         folder = Path(folder)
         path = folder / artifacts.CONFIG_FILE
-        values = artifacts.read_json(path)
-        kind = AutoencoderKLConfig if "norm_groups" in values else AutoencoderConfig
-        autoencoder = cls(parse(kind, values, str(path)))
+        autoencoder = cls(parse(AutoencoderConfig, artifacts.read_json(path), str(path)))
         artifacts.load_strictly(autoencoder, artifacts.read_tensors(folder / artifacts.WEIGHTS_FILE), folder)
         return autoencoder.eval()
 
 
-def _diffusers_network(config: AutoencoderKLConfig) -> Any:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    planes = 3 * config.patch**2
-    return AutoencoderKL(
-        in_channels=planes,
-        out_channels=planes,
-        latent_channels=config.latent_channels,
-        block_out_channels=(config.channels,),
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-        layers_per_block=config.layers,
-        norm_num_groups=config.norm_groups,
-        mid_block_add_attention=False,
-    )
-
-
-def build_autoencoder(config: AutoencoderConfig | AutoencoderKLConfig, *, seed: int = 0) -> Autoencoder:
+def build_autoencoder(config: AutoencoderConfig, *, seed: int = 0) -> Autoencoder:
     """An autoencoder with fresh weights from `seed`; call `set_statistics` once it is trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "autoencoder", "weights"))

@@ -35,7 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "region_strength": REGION_STRENGTH,
     "style_guidance": None,
 }
-"""Used where a model's index names no other."""
+"""Used where a model's index names no other. It may also name `conditions`: what the decoder reads of prompts while no prior is named."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,10 @@ def load(
         denoiser = load_experts(grown, device, offload_policy)
     encoders = own_encoders(folder, trained, device)
     image_decoder = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults, encoders=encoders)
-    return OwnModel(clip, Pipeline(clip, loaded, image_decoder, torch.device(device)), folder, bool(index.get("world")))
+    named = own.get("conditions", ()) if prior is None else ()
+    reads = [name for name in named if name in image_decoder.conditions] or None
+    pipeline = Pipeline(clip, loaded, image_decoder, torch.device(device), reads)
+    return OwnModel(clip, pipeline, folder, bool(index.get("world")))
 
 
 def _check_decoder(config: DecoderConfig, folder: Path, clip: Clip, autoencoder: Autoencoder) -> None:

@@ -47,7 +47,7 @@ class Pipeline:
     device: torch.device
     """The device of text encoder and prior."""
     reads: Sequence[str] | None = None
-    """What the decoder reads where a request does not name its conditions; None is all that it can."""
+    """What the decoder reads where a request does not name its conditions; None is all that it can. A style is read in any case."""
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -80,13 +80,14 @@ class Pipeline:
             references = request.subjects, request.layout
             positive, embeddings = self._guide([*request.prompts], rows, noise, conditions, *references)
         if request.style is not None:
-            if not {"image", "text"} <= set(conditions):
+            if "text" not in conditions or "image" not in self.decoder.conditions:
                 raise UserError(
-                    "a style is read with the text: this needs a decoder that reads both, and conditions image,text."
+                    "a style is read with the text: this needs a decoder that reads both, and conditions with text."
                 )
             assert isinstance(request.style, Tensor), "the style is an embedding"
             embeddings = request.style.to(embeddings).expand(len(rows), -1)
-            positive = replace(positive, embeddings=embeddings)
+            read = ("image", *(name for name in conditions if name != "image"))
+            positive = replace(positive, embeddings=embeddings, conditions=read)
             if sampling.style_guidance is None:
                 sampling = replace(sampling, style_guidance=self.decoder.defaults.style_guidance)
         if request.regions is not None:

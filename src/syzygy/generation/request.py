@@ -55,7 +55,7 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     """Steps, guidance, size and so on. None of them means the decoder's own."""
     conditions: Sequence[str] | None = None
-    """What the decoder reads of prompts, such as "image" and "text"; None is all that it can."""
+    """What the decoder reads of prompts, such as "image" and "text"; None is the model's own choice, or else all that it can."""
     regions: Sequence[Sequence[Region]] | None = None
     """Where phrases of a prompt should be (paint-with-words): a list for each prompt. One list of regions is for all prompts."""
     style: Picture | None = None

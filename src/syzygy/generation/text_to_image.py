@@ -199,7 +199,8 @@ class TextToImage:
                 one for each candidate, those of one image together. CLIP's text encoder reads English alone: where an adapter reads the
                 prompts, the score is with the predicted image embedding, and a style, which replaces it, is refused.
             generator: one for each image, or one from which each image's own is drawn in turn. None draws a fresh seed.
-            conditions: what the decoder reads: "image" (the predicted embedding), "text", or both.
+            conditions: what the decoder reads: "image" (the predicted embedding), "text", names of its own text encoders ("t5"), or several.
+                None is the model's own choice (the starter: text and t5), or all that it can where a prior was named.
             regions: where phrases of a prompt should be (paint-with-words): a list for all prompts, or a list for each.
             style: a picture whose style the images should have: a file, a Pillow image, or a tensor [3, H, W] in [0, 1].
             subjects: pictures that words of every prompt stand for, with a λ-ECLIPSE prior.

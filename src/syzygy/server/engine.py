@@ -60,7 +60,7 @@ class Engine:
         model = self.model
         decoder, conditions = model.pipeline.decoder, self.record.get("conditions") or model.pipeline.conditions
         size, ours, words = self.own_size, isinstance(decoder, LatentDecoder), set(conditions) - {"image"}
-        style = {"image", "text"} <= set(conditions)
+        style = "text" in conditions and "image" in decoder.conditions
         controlled = "image" in conditions and getattr(model.pipeline.prior, "takes_subjects", False)
         defaults = {name: self.record.get(name) for name in ("steps", "guidance_scale", "sampler", "negative_prompt")}
         strength = model.defaults["region_strength"]

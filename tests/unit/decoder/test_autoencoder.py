@@ -11,7 +11,7 @@ from syzygy.core.config import parse
 from syzygy.core.contracts import ImageAutoencoder
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
-from syzygy.decoder.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderKLConfig, build_autoencoder
+from syzygy.decoder.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
 from tests.closeness import NETWORK, assert_close
 
 CONFIG = AutoencoderConfig(image_size=16, channels=16, fine_channels=8, latent_channels=3)
@@ -69,19 +69,6 @@ def test_weights_owe_to_the_seed_and_come_back(tmp_path: Path) -> None:
     again = Autoencoder.from_pretrained(tmp_path / "a")
     assert again.fingerprint() == made.fingerprint()
     assert torch.equal(again.encode(pictures()), made.encode(pictures()))
-
-
-def test_an_autoencoder_of_version_0_1_is_still_read(tmp_path: Path) -> None:
-    config = AutoencoderKLConfig(image_size=16, channels=16, norm_groups=8)
-    made = build_autoencoder(config, seed=2).eval()
-    made.set_statistics(torch.zeros(4), torch.ones(4))
-    made.save_pretrained(tmp_path / "a", {})
-    again = Autoencoder.from_pretrained(tmp_path / "a")
-    assert again.config == config
-    latents = made.encode(pictures())
-    assert latents.shape == (6, *made.latent_shape) == (6, 4, 4, 4)
-    assert torch.equal(again.encode(pictures()), latents)
-    assert torch.equal(again.decode(latents), made.decode(latents))
 
 
 def test_wrong_folders_and_statistics_are_refused(tmp_path: Path) -> None:

@@ -131,6 +131,28 @@ def test_assemble_replaces_a_model_whole(tiny_model: Path, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_what_is_read_of_prompts_is_the_models_own_choice_until_a_prior_is_named(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "words")
+    index = artifacts.read_json(folder / "model_index.json")
+    index["defaults"] = index.get("defaults", {}) | {"conditions": ["text", "t5"]}
+    artifacts.write_json(folder / "model_index.json", index)
+    words, all_of_it = TextToImage.from_pretrained(folder), TextToImage.from_pretrained(tiny_model)
+    assert words.pipeline.conditions == ("text",), "the decoder reads no T5"
+    assert picture(words) == picture(all_of_it, conditions=["text"]) != picture(all_of_it)
+    assert picture(words, conditions=["image", "text"]) == picture(all_of_it)
+    named = TextToImage.from_pretrained(folder, prior=tiny_model / "prior")
+    assert named.pipeline.conditions == ("image", "text")
+    assert picture(named) == picture(all_of_it), "a prior that is named is used"
+    style = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert picture(words, style=style) == picture(all_of_it, style=style) != picture(words), (
+        "a style is read in any case"
+    )
+    variation = [one.vary(style, generator=torch.Generator().manual_seed(0)).images[0] for one in (words, all_of_it)]
+    assert variation[0] == variation[1]
+
+
 def test_another_decoder(tiny_model: Path, tmp_path: Path) -> None:
     same = TextToImage.from_pretrained(tiny_model, decoder=tiny_model)
     assert same.fingerprints() == TextToImage.from_pretrained(tiny_model).fingerprints()

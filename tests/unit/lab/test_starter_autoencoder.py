@@ -1,19 +1,19 @@
-"""The new starter's autoencoder on renders that it has not seen: quality, latents, robustness, size."""
+"""The starter's autoencoder on renders that it has not seen: quality, latents, robustness, size."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from syzygy.core import artifacts
+from syzygy.core.model_parts import part_folder
 from syzygy.core.randomness import generator, seed_of
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.lab.starter.presets import autoencoder_starter
 from syzygy.lab.world import scene_source
 
-FOLDER = Path(__file__).parents[3] / "weights" / "autoencoder"
+FOLDER = part_folder("starter", "autoencoder")
 
 
 @pytest.fixture(scope="module")

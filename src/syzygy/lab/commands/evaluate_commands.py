@@ -31,7 +31,10 @@ COMPOSITION = (
 )
 QUICK = {"prompts": 8, "pairs": 1000, "linear_pairs": 2000}
 CONDITIONS = setting(
-    "--conditions", "What the decoder reads, such as text,t5. Default: all that it can.", type=Names(), metavar="NAMES"
+    "--conditions",
+    "Conditions that the decoder uses, such as image,text. Default: the model's own.",
+    type=Names(),
+    metavar="NAMES",
 )
 
 

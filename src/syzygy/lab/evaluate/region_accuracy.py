@@ -48,7 +48,7 @@ class RegionsConfig(SamplingConfig):
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Region strengths, w' of paint-with-words."""
     conditions: tuple[str, ...] | None = None
-    """What the decoder reads; null is all that it can."""
+    """What the decoder reads; null is the model's own choice."""
 
     @field_validator("strengths")
     @classmethod
@@ -250,7 +250,7 @@ def evaluate(context: EvaluationContext[RegionsConfig]) -> Outcome:
     rows = table(cases, {name: one.scenes for name, one in found.items()}, config)
     best, reads = (
         chosen(table(cases, read_scenes(found), config), config),
-        list(config.conditions or model.pipeline.decoder.conditions),
+        list(config.conditions or model.pipeline.conditions),
     )
     result = context.header(
         conditions=reads,

@@ -48,7 +48,7 @@ class TemporalConfig(harness.SamplingConfig):
     steps: int = Field(default=25, gt=0)
     """Sampling steps."""
     conditions: tuple[str, ...] | None = None
-    """What the decoder reads; null is all that it can. All of it is swapped."""
+    """What the decoder reads; null is the model's own choice. All of it is swapped."""
 
     @field_validator("swaps")
     @classmethod
@@ -284,7 +284,7 @@ def evaluate(context: EvaluationContext[TemporalConfig]) -> Outcome:
     measured = scores(wanted, context.scenes(candidates(model, wanted, config)), config.steps)
     sigmas = decoder.schedule.sigmas(config.steps).tolist()
     rows, said = table(wanted, measured, config, sigmas), statements(measured, config)
-    reads = list(config.conditions or decoder.conditions)
+    reads = list(config.conditions or model.pipeline.conditions)
     result = context.header(
         conditions=reads,
         prompts=len(wanted),
