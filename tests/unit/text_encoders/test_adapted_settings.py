@@ -36,26 +36,26 @@ def test_every_preset_can_be_shortened_by_its_steps_alone(table, name: str, step
 
 
 def test_the_warm_up_keeps_its_share_and_each_change_is_a_line() -> None:
-    run, lines = adapted(PRIOR, "starter", "loop.steps=50")
+    run, lines = adapted(PRIOR, "eclipse", "loop.steps=50")
     assert (run.loop.warmup, run.loop.validate_every, run.loop.checkpoint_every) == (5, 10, 10)
     assert lines[0] == "loop.warmup is 5 instead of the preset's 60, to fit loop.steps=50."
     assert len(lines) == 3
 
 
 def test_a_run_that_is_long_enough_keeps_the_preset_and_says_nothing() -> None:
-    run, lines = adapted(PRIOR, "starter", "loop.steps=300", "loop.lr=0.1")
+    run, lines = adapted(PRIOR, "eclipse", "loop.steps=300", "loop.lr=0.1")
     assert (run.loop.warmup, run.loop.validate_every, lines) == (60, 100, [])
 
 
 def test_given_settings_stay_and_contradictions_are_errors() -> None:
-    run, _ = adapted(PRIOR, "starter", "loop.steps=50", "loop.warmup=40", "loop.validate_every=100")
+    run, _ = adapted(PRIOR, "eclipse", "loop.steps=50", "loop.warmup=40", "loop.validate_every=100")
     assert (run.loop.warmup, run.loop.validate_every) == (40, 100)
     with pytest.raises(UserError, match="warmup=50 leaves nothing of steps=50"):
-        adapted(PRIOR, "starter", "loop.steps=50", "loop.warmup=50")
+        adapted(PRIOR, "eclipse", "loop.steps=50", "loop.warmup=50")
     with pytest.raises(UserError, match=r"loop\.steps.*greater than 0"):
-        adapted(PRIOR, "starter", "loop.steps=0")
+        adapted(PRIOR, "eclipse", "loop.steps=0")
     with pytest.raises(UserError, match=r"loop\.steps"):
-        adapted(PRIOR, "starter", "loop.steps=many")
+        adapted(PRIOR, "eclipse", "loop.steps=many")
 
 
 @pytest.mark.parametrize(
