@@ -54,7 +54,7 @@ def _key(arguments: list[str]) -> tuple[str, ...]:
 def test_the_walk(syzygy: Callable[..., Any], published: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("syzygy.text_encoders.training.STATISTICS_CAPTIONS", 20)
-    text = (ROOT / "docs/tutorials/another-language.md").read_text("utf-8").partition("## In small")[0]
+    text = (ROOT / "docs/tutorials/another-language.md").read_text("utf-8").partition("## Example at small scale")[0]
     walked = [arguments for arguments in commands(text, torchrun=False)]
     assert [_key(arguments) for arguments in walked] == list(SMALL)
     for arguments in walked:

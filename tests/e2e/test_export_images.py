@@ -121,7 +121,7 @@ def test_dpg_bench_cuts_the_images_of_a_prompt_out_of_one_file(export: Callable[
     assert len(list((tmp_path / "one").rglob("*.png"))) == 3
 
 
-@pytest.mark.parametrize("layout", ["t2i-compbench", "dpg-bench", "geneval"])
+@pytest.mark.parametrize("layout", ["t2i-compbench", "geneval"])
 def test_neither_ranks_nor_interruptions_change_a_byte(
     layout: str, export: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
