@@ -2,8 +2,8 @@
 
     python benchmarks/guidance.py [--model MODEL] [--prompts N] [--scales 1 2 3 …] [--steps 10 25]
 
-Prompts are of one object, two coloured objects, relations and counts, half of them with compositions that no training saw. Image i of every
-row starts from the same noise.
+Prompts are of one object, two coloured objects, relations and counts, with seen and with unseen compositions. The decoder reads the words
+alone, the prior's image embedding alone, and all that it can. Image i of every row starts from the same noise.
 """
 
 import argparse
@@ -28,7 +28,8 @@ def main() -> None:
     args = parser.parse_args()
     model, reader = TextToImage.from_pretrained(args.model), Reader.from_pretrained(part_folder("starter", "reader"))
     wanted = evaluation_prompts(CATEGORIES, args.prompts, args.seed)
-    for conditions in (None, ("image",)):
+    every = model.pipeline.decoder.conditions
+    for conditions in ([name for name in every if name != "image"], ["image"], list(every)):
         for steps in args.steps:
             for scale in args.scales:
                 noise = [torch.Generator().manual_seed(args.seed + i) for i in range(len(wanted))]
@@ -41,10 +42,10 @@ def main() -> None:
                 ).images
                 right: dict[str, list[float]] = {}
                 for prompt, scene in zip(wanted, reader.read(tensors(images)), strict=True):
-                    right.setdefault(prompt.category, []).append(prompt_accuracy(prompt, scene))
+                    side = "unseen" if prompt.unseen else "seen"
+                    right.setdefault(f"{prompt.category} {side}", []).append(prompt_accuracy(prompt, scene))
                 values = ", ".join(f"{name} {100 * sum(x) / len(x):.0f} %" for name, x in right.items())
-                reads = "all conditions" if conditions is None else "image embedding alone"
-                print(f"{reads}, {steps} steps, guidance {scale:g}: {values}", flush=True)
+                print(f"{'+'.join(conditions)}, {steps} steps, guidance {scale:g}: {values}", flush=True)
 
 
 if __name__ == "__main__":

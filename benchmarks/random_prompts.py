@@ -3,7 +3,7 @@
     python benchmarks/random_prompts.py [--model MODEL] [--number N] [--seed S] [--out FILE]
 
 Prompts come in turn from all categories and both sides: compositions that trainings saw, and those that none did (of shapes there are no
-such). Image i uses seed S + i, all conditions, and the model's own steps and guidance. A green frame: everything that the prompt names is
+such). Image i uses seed S + i and the model's own conditions, steps and guidance. A green frame: everything that the prompt names is
 right.
 """
 

@@ -138,12 +138,12 @@ def test_an_older_store_trains_eclipse_only(syzygy: Callable[..., Any], store: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["eclipse", "eclipse-residual", "diffusion"])
+@pytest.mark.parametrize("preset", ["eclipse", "eclipse-residual", "diffusion", "flow", "starter"])
 def test_a_killed_training_on_a_store_goes_on_bit_for_bit(
     syzygy: Callable[..., Any], store: Path, tmp_path: Path, preset: str
 ) -> None:
     settings = [text for text in SMALL if not text.startswith("loop.steps")] + ["loop.steps=30"]
-    settings += ["task.sampling.steps=1"] if preset == "diffusion" else []
+    settings += ["task.sampling.steps=1"] if preset in ("diffusion", "flow") else []
 
     def arguments(out: Path) -> list[str]:
         return [

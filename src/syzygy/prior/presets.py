@@ -11,7 +11,7 @@ from syzygy.training.schedule import LoopConfig
 
 
 def prior_starter() -> PriorRun:
-    """The starter's prior: a residual prior of 3.4M parameters on 200,000 pairs, in about 25 minutes on one CPU core.
+    """The starter's prior: a residual prior of 3.4M parameters on 200,000 pairs, in about 20 minutes on one CPU core.
 
     Smaller priors read two objects less often, whatever their loss and number of pairs (docs/LOG.md). The small penalty lets the correction
     be large: a larger one keeps more of unseen compositions and less of seen ones.

@@ -61,11 +61,12 @@ def _run(
     quick="Use fewer pairs, seeds and prompts: sooner, with wide intervals.",
 )
 def eclipse(overrides: tuple[str, ...], out: Path, quick: bool, as_json: bool, **how: Any) -> None:
-    """Repeat ECLIPSE's comparison in small.
+    """Repeat ECLIPSE's comparison at small scale.
 
-    Projection, the diffusion baseline, ECLIPSE and the residual prior are trained with the same size, pairs, steps and hyperparameters, and
-    scored with the controls (text identity, linear map) and the reference on embeddings and images, on seen and unseen compositions. ECLIPSE
-    is swept over λ, the paper's methods over the data, and the baseline over its sampling steps and noise.
+    Projection, the diffusion and flow-matching baselines, ECLIPSE and the residual prior are trained with the same size, pairs, steps and
+    hyperparameters, and scored with the controls (text identity, linear map) and the reference on embeddings and images, on seen and unseen
+    compositions, and by how much the images of one prompt differ. ECLIPSE is swept over λ, the paper's methods over the data, and the
+    diffusion baseline over its sampling steps and noise.
     Run the same command again to continue an interrupted experiment. Writes index.html, results.json, report.md and its eclipse.jpg.
     """
     from syzygy.lab.reproduce.eclipse_experiment import reproduce
@@ -86,7 +87,7 @@ def prior_sweep(
     """Compare priors by the number of their training pairs.
 
     Projection, ECLIPSE and the residual prior are trained on 200 to 200,000 pairs, several times each, and scored on embeddings with text
-    identity, the linear map and the reference, on seen and unseen compositions. λ, penalty, steps, temperature and optimizer are swept at
+    identity, the linear map and the reference, on seen and unseen compositions. λ, penalty, steps, temperature, optimizer and size are swept at
     two of the numbers of pairs, one at a time. Images are generated only at the numbers of pairs in images_at, which may be given later.
     Prints an estimate before it starts. Run the same command again to continue an interrupted experiment. Writes index.html, results.json,
     report.md and its figures.

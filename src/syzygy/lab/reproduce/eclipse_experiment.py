@@ -216,7 +216,7 @@ def _variety(found: Mapping[str, Any]) -> list[Section]:
     text = (
         f"The mean distance between two of the {found['run']['variations']} images of a prompt, each from its own noise, of "
         f"{found['varied_prompts']} prompts with one or two objects. Renders differ in all that a prompt leaves open; an image that is wrong "
-        "differs too, so read this beside the prompt accuracy."
+        "differs too, so compare this with the prompt accuracy."
     )
     return [Section("Variety of the images of one prompt", [text, Table(["", *VARIETY.values()], lines)])]
 

@@ -150,7 +150,7 @@ def experts_full() -> ExpertsRun:
 
 
 def starter_cpu() -> StarterRun:
-    """The starter in about six hours on two CPU cores, an estimate from its stages."""
+    """The starter. Its stages took eleven hours, with one or two threads while other work ran on two CPU cores."""
     return StarterRun(
         clip=clip_starter(),
         reader=reader_starter(),
