@@ -10,6 +10,7 @@ from syzygy.lab.evaluate.harness import (
     BATCH,
     FILE,
     Candidate,
+    CategoriesConfig,
     PredictionStore,
     as_table,
     category_table,
@@ -125,3 +126,8 @@ def test_a_table_has_every_group_and_paired_differences() -> None:
     assert [line[0] for line in cells] == ["a", "b"]
     assert (cells[0][1].split()[0], cells[1][2]) == ("75", "")
     assert category_table(rows).rows[0][:3] == ["single", "seen", "100 % [100, 100]"]
+
+
+def test_a_category_that_is_named_twice_counts_once() -> None:
+    once, twice = (CategoriesConfig(prompts=2, categories=names) for names in (("single",), ("single", "single")))
+    assert once.wanted() == twice.wanted()

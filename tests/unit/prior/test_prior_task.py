@@ -340,3 +340,10 @@ def test_another_caption_is_another_one_whatever_the_batch() -> None:
         alone = task_on(new_data(), new_data(captions=1)).validate()
     assert "cosine_other" not in alone
     assert {"cosine", "cosine_text", "recall_at_1"} <= alone.keys()
+
+
+def test_statistics_are_of_the_images_that_have_captions() -> None:
+    data = new_data(images=10)
+    few = data.first(2)
+    assert_close(few.statistics.mean, data.image_embeddings[few.image_of_caption.unique()].mean(0), depth=NETWORK)
+    assert not torch.equal(few.statistics.mean, data.statistics.mean)
