@@ -12,6 +12,7 @@ import pytest
 from syzygy.core import artifacts
 from syzygy.core.config import Config
 from syzygy.core.model_parts import part_folder
+from syzygy.decoder.backbone import load_decoder
 from syzygy.generation import own_models
 from syzygy.generation.image_files import read_record
 from syzygy.generation.text_to_image import TextToImage
@@ -73,6 +74,7 @@ LM = ("lm.width=32", "lm.layers=1", "lm.heads=2", "lm.feed_forward=32", "lm.voca
 ADAPTER = ("adapter.queries=3", "adapter.layers=1", "adapter.heads=2", "adapter.width=32", "validation_lines=2")
 PICTURES = ("scenes=20", "validation_images=10", 'languages=["en","de"]', 'lengths=["short"]')
 STAGES = TINY | {
+    "relations": LOOP + DECODER,
     "llm": LOOP + LM,
     "align": (*LOOP, *ADAPTER, 'languages=["en","de"]', 'lengths=["short"]'),
     "image": LOOP + PICTURES,
@@ -213,6 +215,8 @@ def test_the_starter_in_stages(
     }
     decoder = artifacts.read_json(tmp_path / "model" / "decoder" / "provenance.json")
     assert decoder == parts["decoder"]
+    first = tmp_path / "decoder" / "decoder"
+    assert decoder["init"] == artifacts.fingerprint(load_decoder(first).state_dict())
 
     speaking = TextToImage.from_pretrained(tmp_path / "model", text_encoder="adapter")
     adapter = artifacts.read_json(tmp_path / "model" / "adapter" / "provenance.json")
@@ -233,8 +237,9 @@ def test_the_starter_in_stages(
             ("align", "prior", "another"),
             ("image", "llm", adapter["llm"] | {"fingerprint": "another"}),
             ("quality", "lineage", [{"adapter": "another"}]),
+            ("relations", "init", "another"),
         ):
-            record = tmp_path / stage / "adapter" / artifacts.PROVENANCE_FILE
+            record = tmp_path / stage / starter_run.STAGES[stage].part / artifacts.PROVENANCE_FILE
             kept = artifacts.read_json(record)
             artifacts.write_json(record, kept | {part: changed})
             with pytest.raises(AssertionError, match="ran again"):

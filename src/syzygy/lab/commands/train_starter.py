@@ -15,7 +15,7 @@ from syzygy.core.registry import imported
 if TYPE_CHECKING:
     import torch
 
-STAGES = "clip,reader,judge,autoencoder,t5,decoder,prior,llm,align,image,quality"
+STAGES = "clip,reader,judge,autoencoder,t5,decoder,relations,prior,llm,align,image,quality"
 PRESETS = "syzygy.lab.starter.presets"
 
 
@@ -133,8 +133,8 @@ def decoder(
 @click.option("--stages", metavar="NAMES", help=f"Stages to run, separated by commas: {STAGES}.  [default: all]")
 @train_options("cpu")
 def starter(stages: str | None, **options: Any) -> None:
-    """Train all parts of the starter model: CLIP, reader, judge, autoencoder, T5, decoder, prior, a language model and the three stages of
-    its adapter.
+    """Train all parts of the starter model: CLIP, reader, judge, autoencoder, T5, decoder and its second part (relations), prior, a language
+    model and the three stages of its adapter.
 
     Stages that are finished with the same settings are not run again. As soon as the parts can generate images, they are assembled to
     RUN/model.

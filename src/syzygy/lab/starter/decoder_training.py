@@ -13,7 +13,7 @@ from syzygy.core.randomness import seed_of
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import UNetBackbone, build_decoder, load_decoder, save_decoder
 from syzygy.decoder.network import Decoder, DecoderConfig, SlotConfig, UNetConfig
-from syzygy.decoder.supervision import PatchClassifier
+from syzygy.decoder.supervision import PatchClassifier, PlaceClassifier
 from syzygy.decoder.training import DecoderBatch, DecoderTask, DecoderTaskConfig
 from syzygy.lab.starter.decoder_data import VALUES, CaptionMixture, Encoding
 from syzygy.lab.starter.world_validation import WorldValidation
@@ -38,6 +38,8 @@ class DecoderRun(CaptionMixture):
     """Width of the tokens that the backbone attends to."""
     vector_width: int = 128
     """Width of the vector that joins the time embedding."""
+    refiner_layers: int = Field(default=0, ge=0)
+    """Layers of self-attention over these tokens, before the backbone reads them."""
     image_tokens: int = 4
     """Number of cross-attention tokens that represent the image embedding."""
     pooled_text: bool = True
@@ -93,19 +95,23 @@ def train(
         decoder, encode([run.pair(seed_of(run.seed, "decoder scale"), i, "short") for i in range(SCALE_PAIRS)])
     )
     decoder = decoder.to(device)
-    classifier = None
-    if run.task.classification_weight:
-        assert isinstance(decoder.backbone, UNetBackbone)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(run.seed, "decoder", "classifier"))
+    classifier = places = None
+    assert isinstance(decoder.backbone, UNetBackbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(run.seed, "decoder", "classifier"))
+        if run.task.classification_weight:
             classifier = PatchClassifier(decoder.backbone.feature_width, VALUES).to(device)
+        if run.task.place_weight:
+            places = PlaceClassifier(run.cross_attention_width, decoder.backbone.positions).to(device)
 
     batches = encode.stream(run.task.pictures, run, run.seed)
     if run.scenes:
         place = out / SAMPLES if samples is None else samples
         batches = encode.stored(place, run.scenes, run.task.pictures, run, run.seed, bar)
     unseen = [encode.unseen(run.seed, run)]
-    denoising = DecoderTask(decoder, batches, unseen, run.task, run.seed, encode.precision, classifier=classifier)
+    denoising = DecoderTask(
+        decoder, batches, unseen, run.task, run.seed, encode.precision, classifier=classifier, places=places
+    )
     task: Task = denoising
     if reader is not None:
         task = WorldValidation(denoising, decoder, encode, reader.to(device), out / "sheets", run.seed)
@@ -128,6 +134,7 @@ def _decoder(run: DecoderRun, encode: Encoding) -> Decoder:
     config = DecoderConfig(
         slots=slots,
         cross_attention_width=run.cross_attention_width,
+        refiner_layers=run.refiner_layers,
         vector_width=run.vector_width,
         size=size,
         channels=channels,
@@ -149,7 +156,7 @@ def _set_statistics(decoder: Decoder, sample: DecoderBatch) -> None:
 
 
 def extend(decoder: Decoder, init: Path) -> str:
-    """Copy the weights of a decoder that reads a part of the conditions into a new one; returns the fingerprint of the former.
+    """Copy the weights of a decoder that reads a part of the conditions, or has no refiner, into a new one; returns the former's fingerprint.
 
     Raises:
         UserError: it has other sizes, or conditions that the new one lacks.
@@ -158,7 +165,10 @@ def extend(decoder: Decoder, init: Path) -> str:
     own, weights = decoder.state_dict(), old.state_dict()
     strange = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
     added = {slot.name for slot in decoder.config.slots} - {slot.name for slot in old.config.slots}
-    lacking = [name for name in own.keys() - weights.keys() if name.split(".")[1] not in added]
+    new = tuple(f"slots.{name}." for name in added)
+    if old.config.refiner_layers == 0:
+        new = (*new, "refiner.")  # which starts as the identity
+    lacking = [name for name in own.keys() - weights.keys() if not name.startswith(new)]
     if strange or lacking:
         raise UserError(
             f"cannot continue from the decoder in {init}: {', '.join([*strange, *lacking][:3])} would not fit. Use the sizes that "

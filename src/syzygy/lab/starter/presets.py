@@ -125,6 +125,23 @@ def decoder_starter() -> DecoderRun:
     )
 
 
+def decoder_starter_relations() -> DecoderRun:
+    """The second part of the starter's decoder. It continues the first (`--init`) with a refiner of the tokens, the supervision of words by
+    the places of their objects, and many more captions that tell relations and numbers.
+    """
+    first = decoder_starter()
+    subsets = {"image": 0.2, "text": 0.1, "t5": 0.12, "text+t5": 0.34, "image+text+t5": 0.16, "": 0.08}
+    return first.changed(
+        refiner_layers=2,
+        fully_described=0.75,
+        full_descriptions={"alike": 0.3, "alone": 0.2, "relation": 0.8},
+        scenes=64_000,
+        seed=1,
+        task={"subsets": subsets, "place_weight": 0.1},
+        loop={"steps": 5000, "lr": 1e-3, "muon_lr": 3.5e-3, "warmup": 100},
+    )
+
+
 def decoder_ediff() -> DecoderRun:
     """eDiff-I's own settings: a U-Net, each embedding dropped independently, and EDM's noise.
 
@@ -158,6 +175,7 @@ def starter_cpu() -> StarterRun:
         autoencoder=autoencoder_starter(),
         t5=t5_starter(),
         decoder=decoder_starter(),
+        relations=decoder_starter_relations(),
         prior=prior_starter(),
         llm=lm_starter(),
         align=align_starter(),
@@ -172,7 +190,7 @@ def starter_gpu() -> StarterRun:
     The decoder sees four times as many images as with `cpu`; all other stages are small and stay as they are. Give an interrupted run the
     same command again, so that it fits into two sessions of ten minutes.
     """
-    return starter_cpu().changed(decoder={"task": {"batch_size": 256}})
+    return starter_cpu().changed(decoder={"task": {"batch_size": 256}}, relations={"task": {"batch_size": 256}})
 
 
 def adapter_decoder_starter() -> AdapterDecoderRun:
@@ -188,6 +206,7 @@ JUDGE = {"starter": judge_starter}
 AUTOENCODER = {"starter": autoencoder_starter}
 DECODER = {
     "starter": decoder_starter,
+    "starter-relations": decoder_starter_relations,
     "ediff-i": decoder_ediff,
 }
 T5 = {"starter": t5_starter}

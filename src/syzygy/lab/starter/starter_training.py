@@ -14,6 +14,7 @@ from syzygy.core.config import Config, parse
 from syzygy.core.errors import UserError, unknown
 from syzygy.core.model_parts import COMPONENTS
 from syzygy.decoder.autoencoder import Autoencoder
+from syzygy.decoder.backbone import load_decoder
 from syzygy.generation.own_models import write_model
 from syzygy.lab.starter import (
     autoencoder_training,
@@ -46,7 +47,7 @@ from syzygy.training.parallel import process_group
 from syzygy.training.run_records import RunResult
 
 Parts = Mapping[str, Any]
-"""The frozen parts of a stage by name; the adapter's `init` is a folder."""
+"""The frozen parts of a stage by name, and the folder of the part that it continues from as `init`."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ def _alone(train: Callable[[Any, Path, torch.device], object]) -> Callable[[Any,
 
 def _decoder(run: DecoderRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
     reader = Reader.from_pretrained(_folder(out.parent, "reader"))
-    return decoder_training.train(run, parts["clip"], parts["autoencoder"], out, device, t5=parts["t5"], reader=reader)
+    return decoder_training.train(
+        run, parts["clip"], parts["autoencoder"], out, device, t5=parts["t5"], init=parts.get("init"), reader=reader
+    )
 
 
 def _prior(run: PriorRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
@@ -102,6 +105,7 @@ STAGES: Mapping[str, Stage] = {
     "autoencoder": Stage("autoencoder", _alone(autoencoder_training.train)),
     "t5": Stage("t5", _alone(t5_training.train)),
     "decoder": Stage("decoder", _decoder, ("clip", "autoencoder", "t5")),
+    "relations": Stage("decoder", _decoder, ("clip", "autoencoder", "t5"), "decoder"),
     "prior": Stage("prior", _prior, ("clip",)),
     "llm": Stage("llm", _alone(lm_training.train)),
     "align": Stage("adapter", _align, ("clip", "prior", "llm")),
@@ -133,6 +137,8 @@ class StarterRun(Config):
     """The T5 whose states the decoder reads."""
     decoder: DecoderRun
     """The decoder, from image embeddings, words, and both."""
+    relations: DecoderRun
+    """The decoder's second part, for relations and counts."""
     prior: PriorRun
     """The residual prior. It reads CLIP's features and the adapter's, and the adapter's stages do not change it."""
     llm: LmRun
@@ -203,7 +209,8 @@ def _finished(run: StarterRun, name: str, out: Path) -> bool:
     record = artifacts.read_json(provenance)
     known = {part: _load(run, out, part).fingerprint() for part in stage.frozen}
     if stage.init is not None:
-        known["init"] = artifacts.fingerprint(TextAdapter.from_pretrained(_folder(out, stage.init)).state_dict())
+        load = load_decoder if stage.part == "decoder" else TextAdapter.from_pretrained
+        known["init"] = artifacts.fingerprint(load(_folder(out, stage.init)).state_dict())
     return _same(record["recipe"], getattr(run, name)) and all(
         _recorded(record, part) == fingerprint for part, fingerprint in known.items()
     )
