@@ -74,7 +74,14 @@ LM = ("lm.width=32", "lm.layers=1", "lm.heads=2", "lm.feed_forward=32", "lm.voca
 ADAPTER = ("adapter.queries=3", "adapter.layers=1", "adapter.heads=2", "adapter.width=32", "validation_lines=2")
 PICTURES = ("scenes=20", "validation_images=10", 'languages=["en","de"]', 'lengths=["short"]')
 STAGES = TINY | {
-    "relations": LOOP + DECODER,
+    "relations": (
+        *LOOP,
+        *DECODER[:-1],
+        "scenes=64",
+        "tokens_loop.steps=3",
+        "tokens_loop.warmup=1",
+        "tokens_loop.validate_every=2",
+    ),
     "llm": LOOP + LM,
     "align": (*LOOP, *ADAPTER, 'languages=["en","de"]', 'lengths=["short"]'),
     "image": LOOP + PICTURES,

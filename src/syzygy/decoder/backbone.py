@@ -73,7 +73,7 @@ class UNetBackbone(nn.Module):
     ) -> Float[Tensor, "B L H W"]:
         """Latents of the same shape. Hidden tokens have no influence; each row of `mask` must show at least one."""
         kwargs: dict[str, Any] = {} if region_bias is None else {"region_bias": region_bias}
-        with self._recording(tokens, kwargs):
+        with self._recording(kwargs):
             return self.unet(
                 x,
                 timestep=c_noise * TIME_SCALE + TIME_OFFSET,
@@ -94,7 +94,7 @@ class UNetBackbone(nn.Module):
             self._recorded = None
 
     @contextmanager
-    def _recording(self, tokens: Tensor, kwargs: dict[str, Any]) -> Iterator[None]:
+    def _recording(self, kwargs: dict[str, Any]) -> Iterator[None]:
         """Lets a pass inside fill what is recorded, if anything is."""
         recorded = self._recorded
         if recorded is None:
@@ -104,7 +104,6 @@ class UNetBackbone(nn.Module):
         def keep(module: nn.Module, inputs: object, output: tuple[Tensor, ...]) -> None:
             recorded.features = output[0].flatten(2).transpose(1, 2)
 
-        recorded.tokens = tokens
         kwargs["recorded"] = AttentionRecord(recorded.attention, self.positions)
         blocks: Any = self.unet.up_blocks
         hook = blocks[self._up_block].attentions[-1].register_forward_hook(keep)

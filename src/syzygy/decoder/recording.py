@@ -13,6 +13,6 @@ class Recorded:
     attention: list[Float[Tensor, "B P T"]] = field(default_factory=list)
     """Cross-attention of the first head of several layers, without the bias of regions: where the network looks by itself."""
     tokens: Float[Tensor, "B T C"] | None = None
-    """The tokens that the layers attend to."""
+    """What the refiner adds to the tokens, before its last layer."""
     features: Float[Tensor, "B P D"] | None = None
     """Features of the patches, after layers that attend to the tokens."""

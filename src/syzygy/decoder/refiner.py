@@ -7,8 +7,6 @@ kind are known from large models (HunyuanVideo, Kong et al. 2024, arXiv 2412.036
 Legend: B samples, T tokens, C their width.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -18,25 +16,28 @@ HIDDEN = -10_000.0
 
 
 class TokenRefiner(nn.Module):
-    """Layers of self-attention, each of which starts as the identity: a decoder without them can be continued with them."""
+    """Layers of self-attention, whose result is added to the tokens through a layer that starts as zero.
+
+    A decoder without a refiner can so be continued with one, trained before or not: at first its backbone reads the tokens that it knows.
+    """
 
     def __init__(self, width: int, layers: int, head_width: int = 32) -> None:
         super().__init__()
         from diffusers.models.attention import BasicTransformerBlock
 
         heads = max(width // head_width, 1)
-        blocks = [BasicTransformerBlock(width, heads, width // heads) for _ in range(layers)]
-        self.blocks = nn.ModuleList(blocks)
-        for block in blocks:
-            attention_out: Any = block.attn1.to_out
-            ff_out: Any = block.ff.net
-            for last in (attention_out[0], ff_out[-1]):
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
+        self.blocks = nn.ModuleList(BasicTransformerBlock(width, heads, width // heads) for _ in range(layers))
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
 
-    def forward(self, tokens: Float[Tensor, "B T C"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
-        """Tokens of the same shape. Hidden ones have no influence on the others; each row of `mask` must show at least one."""
+    def refined(self, tokens: Float[Tensor, "B T C"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
+        """What is added, before the last layer. Hidden tokens have no influence on others; each row of `mask` must show at least one."""
         bias = torch.where(mask, 0.0, HIDDEN)[:, None].to(tokens.dtype)
         for block in self.blocks:
             tokens = block(tokens, attention_mask=bias)
         return tokens
+
+    def forward(self, tokens: Float[Tensor, "B T C"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
+        """Tokens of the same shape."""
+        return tokens + self.out(self.refined(tokens, mask))

@@ -1,7 +1,8 @@
 """Training task of the decoder: denoise images while a random subset of their conditions is present."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -19,6 +20,7 @@ from syzygy.decoder.backbone import UNetBackbone
 from syzygy.decoder.network import Decoder
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.preconditioning import Preconditioned, denoising_loss
+from syzygy.decoder.recording import Recorded
 from syzygy.decoder.supervision import (
     PatchClassifier,
     PatchTargets,
@@ -51,7 +53,7 @@ class DecoderTaskConfig(Config):
     classification_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the supervision of features: those of a patch tell the attributes of its object. Needs batches with targets."""
     place_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Weight of the supervision of tokens: a word tells where the object is that it names. Needs batches with targets."""
+    """Weight of the supervision of the refiner: words tell where the object is that they name. Needs a refiner and batches with targets."""
 
     @property
     def supervised(self) -> bool:
@@ -151,6 +153,7 @@ class DecoderTask:
             "a classifier has a weight, and only then"
         )
         assert (places is not None) == (config.place_weight > 0), "places have a weight, and only then a classifier"
+        assert places is None or decoder.refiner is not None
         if classifier is not None:
             self.modules["classifier"] = classifier
         if places is not None:
@@ -202,7 +205,7 @@ class DecoderTask:
         config, backbone = self._config, self._decoder.backbone
         assert targets is not None, "supervision needs batches with targets"
         assert isinstance(backbone, UNetBackbone)
-        with backbone.recording() as recorded:
+        with backbone.recording() as recorded, recorded_tokens(self._decoder, recorded):
             found = {"denoising": self._losses(latents, sigma, noise, conditioning).mean()}
         total = found["denoising"]
         if self._classifier is not None:
@@ -269,6 +272,23 @@ class DecoderTask:
     ) -> Float[Tensor, "B"]:
         with autocast(latents.device, self._precision):
             return denoising_loss(self._denoiser, latents, sigma, noise, conditioning)
+
+
+@contextmanager
+def recorded_tokens(decoder: Decoder, recorded: Recorded) -> Iterator[None]:
+    """Inside, a forward pass records what a refiner makes of the tokens."""
+    if decoder.refiner is None:
+        yield
+        return
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (recorded.tokens,) = inputs
+
+    hook = decoder.refiner.out.register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def with_region_strength(conditioning: Conditioning, strengths: Float[Tensor, "B"]) -> Conditioning:

@@ -14,7 +14,9 @@ from syzygy.decoder.backbone import build_decoder, load_decoder, save_decoder
 from syzygy.decoder.recording import Recorded
 from syzygy.decoder.refiner import TokenRefiner
 from syzygy.decoder.supervision import BACKGROUND, PatchTargets, PlaceClassifier, place_loss
+from syzygy.decoder.training import DecoderBatch
 from syzygy.lab.starter.decoder_training import extend
+from syzygy.lab.starter.token_training import TokenTask
 from tests.unit.decoder.test_supervision import CONFIG
 
 
@@ -42,14 +44,14 @@ def test_words_read_other_words_but_no_hidden_ones() -> None:
     assert (refiner(changed, mask)[0, 0] - before[0, 0]).abs().max() > 0.01
 
 
-def test_a_decoder_is_continued_with_a_refiner_that_starts_as_the_identity(tmp_path: Path) -> None:
+def test_a_decoder_is_continued_with_a_refiner(tmp_path: Path) -> None:
     plain = build_decoder(CONFIG, seed=3)
     nn.init.normal_(plain.backbone.unet.conv_out.weight)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     save_decoder(plain, tmp_path / "plain", {}, None)
     refined = build_decoder(CONFIG.changed(refiner_layers=2), seed=4)
     extend(refined, tmp_path / "plain")
     x, noise, read = torch.randn(1, 3, 8, 8), torch.zeros(1), words(True, True, False)
-    assert torch.allclose(plain(x, noise, read), refined(x, noise, read), atol=1e-6)
+    assert torch.equal(plain(x, noise, read), refined(x, noise, read))
 
     with torch.no_grad():
         refined.refiner.load_state_dict(trained(2).state_dict())  # pyright: ignore[reportOptionalMemberAccess]
@@ -91,3 +93,36 @@ def test_words_whose_object_is_not_shown_do_not_count() -> None:
     assert place(sure, torch.tensor([[0, 1]]), torch.tensor([[0, BACKGROUND]])) == pytest.approx(0, abs=1e-4)
     for tokens, mentions in (([[-1, -1]], [[0, 0]]), ([[1, 1]], [[0, 0]])):
         assert place(sure, torch.tensor(tokens), torch.tensor(mentions)) == 0
+
+
+def test_a_refiner_trained_alone_learns_which_of_two_is_left() -> None:
+    """The second word alone tells the order, so the first must read it."""
+    random = torch.Generator().manual_seed(0)
+    kinds = torch.randn(3, 4, generator=random)
+    decoder = build_decoder(CONFIG.changed(refiner_layers=1), seed=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        places = PlaceClassifier(16, 2)
+
+    def batch(step: int) -> DecoderBatch:
+        first = torch.randint(2, (32,), generator=torch.Generator().manual_seed(step))
+        states = torch.stack([kinds[:1].expand(32, -1), kinds[1 + first]], 1)
+        visible, mentions = torch.ones(32, 2, dtype=torch.bool), torch.stack([first, 1 - first], 1)
+        words = torch.tensor([[0, 1]]).expand(32, -1)
+        targets = PatchTargets(mentions, mentions[..., None] + 1, {"text": words})
+        text = Condition(torch.ones(32, dtype=torch.bool), states, visible)
+        return DecoderBatch(torch.zeros(32, 3, 8, 8), Conditioning({"text": text}), targets)
+
+    before = {name: value.clone() for name, value in decoder.state_dict().items()}
+    task = TokenTask(decoder, places, batch, batch(1000))
+    optimizer = torch.optim.AdamW([p for module in task.modules.values() for p in module.parameters()], lr=1e-2)
+    start = task.validate()
+    assert set(start) == {"loss", "loss/text"}
+    for step in range(60):
+        optimizer.zero_grad()
+        task.loss(step)["loss"].backward()
+        optimizer.step()
+    assert task.validate()["loss"] < 0.1 < start["loss"]
+    changed = {name for name, value in decoder.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed, "the refiner learned"
+    assert all(name.startswith("refiner.blocks.") for name in changed)

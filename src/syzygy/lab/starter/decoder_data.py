@@ -18,6 +18,7 @@ from torch import Tensor
 from syzygy.clip.clip_model import Clip
 from syzygy.core.config import Config
 from syzygy.core.contracts import Condition, Conditioning, TextFeatures, TextStates, image_condition
+from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.supervision import BACKGROUND, UNKNOWN, PatchTargets
@@ -149,17 +150,38 @@ class Encoding:
         return batches
 
     def stored(
-        self, folder: Path, scenes: int, number: int, mixture: CaptionMixture, seed: int, bar: Bar = no_bar
+        self,
+        folder: Path,
+        scenes: int,
+        number: int,
+        mixture: CaptionMixture,
+        seed: int,
+        bar: Bar = no_bar,
+        *,
+        chosen: Callable[[scene_source.Pair], bool] | None = None,
     ) -> Callable[[int], DecoderBatch]:
         """Step → `number` images out of `scenes` that are encoded once, in `folder`; the same ones for the same step.
 
-        Scenes with medium and long captions come in addition, as many as their share of the batches is.
+        Scenes with medium and long captions come in addition, as many as their share of the batches is. With `chosen`, only pairs for which
+        it is true, of short captions.
+
+        Raises:
+            UserError: fewer than `number` are chosen.
         """
         shares: dict[Length, float] = {"medium": mixture.medium_captions, "long": mixture.long_captions}
         sizes: dict[Length, int] = {"short": scenes}
         sizes |= {length: max(round(scenes * share), number) for length, share in shares.items() if share}
         settings = {**self.fingerprints(), "seed": seed, "patch": self.patch}
         parts = {length: self._store(folder, length, size, mixture, settings, bar) for length, size in sizes.items()}
+        if chosen is not None:
+            key, short = seed_of(seed, "decoder", "short"), parts["short"]
+            kept = torch.tensor([i for i in range(scenes) if chosen(mixture.pair(key, i, "short"))])
+            if len(kept) < number:
+                raise UserError(
+                    f"{len(kept)} of the {scenes} stored scenes are chosen, fewer than the {number} of a step. Store more."
+                )
+            some = Rows(short.column("text_length")[kept], number, seed_of(seed, "rows", "chosen"))
+            return lambda step: self.batch(short[kept[some.of(step)]])
         rows = {
             length: Rows(store.column("text_length"), number, seed_of(seed, "rows", length))
             for length, store in parts.items()

@@ -1,5 +1,6 @@
 """The starter's decoder, trained on the embedded world with a frozen CLIP and a frozen autoencoder."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from syzygy.decoder.network import Decoder, DecoderConfig, SlotConfig, UNetConfi
 from syzygy.decoder.supervision import PatchClassifier, PlaceClassifier
 from syzygy.decoder.training import DecoderBatch, DecoderTask, DecoderTaskConfig
 from syzygy.lab.starter.decoder_data import VALUES, CaptionMixture, Encoding
+from syzygy.lab.starter.token_training import TokenTask
 from syzygy.lab.starter.world_validation import WorldValidation
 from syzygy.lab.world.reader import Reader
+from syzygy.lab.world.scene_source import Pair
 from syzygy.text_encoders.t5 import T5Text
-from syzygy.training.loop import Task
+from syzygy.training.loop import Task, fit
 from syzygy.training.precision import precision_on
-from syzygy.training.run_records import Bar, RunResult, no_bar, train_part
+from syzygy.training.run_records import Bar, RunResult, no_bar, reporter, train_part
 from syzygy.training.schedule import LoopConfig
 
 SCALE_PAIRS = 1024
@@ -48,6 +51,9 @@ class DecoderRun(CaptionMixture):
     """Number of scenes that are rendered and encoded once and seen again with new noise; 0 makes new scenes for each step."""
     task: DecoderTaskConfig
     """What a step sees."""
+    tokens_loop: LoopConfig | None = None
+    """Length and learning rate of a training of the refiner alone, on the stored captions with relations, before that of everything: words
+    learn to tell where their objects are. Needs a refiner, task.place_weight and stored scenes."""
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
@@ -57,6 +63,10 @@ class DecoderRun(CaptionMixture):
     def _fits_together(self) -> "DecoderRun":
         if 0 < self.scenes < self.task.pictures:
             raise ValueError(f"scenes={self.scenes} are fewer than the {self.task.pictures} images of a step")
+        if self.tokens_loop is not None and not (self.refiner_layers and self.task.place_weight):
+            raise ValueError(
+                "tokens_loop trains a refiner by places: set refiner_layers and task.place_weight, or leave it out"
+            )
         return self
 
 
@@ -105,10 +115,25 @@ def train(
             places = PlaceClassifier(run.cross_attention_width, decoder.backbone.positions).to(device)
 
     batches = encode.stream(run.task.pictures, run, run.seed)
+    stored = None
     if run.scenes:
-        place = out / SAMPLES if samples is None else samples
-        batches = encode.stored(place, run.scenes, run.task.pictures, run, run.seed, bar)
+        stored = partial(
+            encode.stored,
+            out / SAMPLES if samples is None else samples,
+            run.scenes,
+            run.task.pictures,
+            run,
+            run.seed,
+            bar,
+        )
+        batches = stored()
     unseen = [encode.unseen(run.seed, run)]
+    if run.tokens_loop is not None:
+        assert places is not None
+        assert stored is not None
+        words = TokenTask(decoder, places, stored(chosen=_tells_a_relation), unseen[0], encode.precision)
+        settings = run.model_dump(mode="json", exclude={"loop"}) | recorded
+        fit(words, run.tokens_loop, out / "tokens", reporter=reporter("refiner", run.task.batch_size), run=settings)
     denoising = DecoderTask(
         decoder, batches, unseen, run.task, run.seed, encode.precision, classifier=classifier, places=places
     )
@@ -120,6 +145,10 @@ def train(
         save_decoder(decoder, folder, record)
 
     return train_part(run, task, out, save, kind="decoder", recorded=recorded)
+
+
+def _tells_a_relation(pair: Pair) -> bool:
+    return bool(pair.caption.description.relations)
 
 
 def _decoder(run: DecoderRun, encode: Encoding) -> Decoder:
@@ -167,7 +196,7 @@ def extend(decoder: Decoder, init: Path) -> str:
     added = {slot.name for slot in decoder.config.slots} - {slot.name for slot in old.config.slots}
     new = tuple(f"slots.{name}." for name in added)
     if old.config.refiner_layers == 0:
-        new = (*new, "refiner.")  # which starts as the identity
+        new = (*new, "refiner.")
     lacking = [name for name in own.keys() - weights.keys() if not name.startswith(new)]
     if strange or lacking:
         raise UserError(

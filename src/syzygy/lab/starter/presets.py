@@ -127,7 +127,7 @@ def decoder_starter() -> DecoderRun:
 
 def decoder_starter_relations() -> DecoderRun:
     """The second part of the starter's decoder. It continues the first (`--init`) with a refiner of the tokens, the supervision of words by
-    the places of their objects, and many more captions that tell relations and numbers.
+    the places of their objects, and many more captions that tell relations and numbers. The refiner is trained alone first.
     """
     first = decoder_starter()
     subsets = {"image": 0.2, "text": 0.1, "t5": 0.12, "text+t5": 0.34, "image+text+t5": 0.16, "": 0.08}
@@ -138,7 +138,8 @@ def decoder_starter_relations() -> DecoderRun:
         scenes=64_000,
         seed=1,
         task={"subsets": subsets, "place_weight": 0.1},
-        loop={"steps": 5000, "lr": 1e-3, "muon_lr": 3.5e-3, "warmup": 100},
+        tokens_loop=_loop(1500, 6e-3, warmup=40, every=300, half_life=20, betas=(0.9, 0.98)),
+        loop={"steps": 3800, "lr": 1e-3, "muon_lr": 3.5e-3, "warmup": 100},
     )
 
 
