@@ -55,7 +55,9 @@ def test_sample_writes_the_pairs_of_its_seed(tmp_path: Path, monkeypatch: pytest
             t.appearance for t in pair.scene.things
         ]
         assert [t["x"] for t in row["things"]] == [t.x for t in pair.scene.things]
-        assert [m["count"] for m in row["description"]["mentions"]] == [m.count for m in pair.caption.description.mentions]
+        assert [m["count"] for m in row["description"]["mentions"]] == [
+            m.count for m in pair.caption.description.mentions
+        ]
         for span in row["spans"]:
             mention = row["description"]["mentions"][span["mention"]]
             assert mention["shape"] in row["text"][span["start"] : span["stop"]]

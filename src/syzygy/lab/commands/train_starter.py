@@ -131,24 +131,18 @@ def decoder(
 
 @click.command(epilog=EPILOG)
 @click.option("--stages", metavar="NAMES", help=f"Stages to run, separated by commas: {STAGES}.  [default: all]")
-@train_options("cpu")
+@train_options("cpu", dry_run=False)
 def starter(stages: str | None, **options: Any) -> None:
     """Train all parts of the starter model: CLIP, reader, judge, autoencoder, T5, decoder and its second part (relations), prior, a language
     model and the three stages of its adapter.
 
     Stages that are finished with the same settings are not run again. As soon as the parts can generate images, they are assembled to
-    RUN/model.
+    RUN/model. To estimate a stage, use its own command, such as syzygy train decoder --dry-run.
     """
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.lab.starter import starter_training as starter
-        from syzygy.training.estimate import is_dry_run
 
-        if is_dry_run():
-            raise UserError(
-                "syzygy train starter runs one training after another, each on the results of those before: "
-                "estimate one by its own command, such as syzygy train decoder --dry-run."
-            )
         names = list(starter.STAGES) if stages is None else [name.strip() for name in stages.split(",")]
         folder = starter.train(run, out, device, names)
         next_steps = (f"syzygy generate 'a red circle' --model {quote(str(folder))}",) if folder != out else ()
