@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Route, expect
 
 from benchmarks import serve_page
 from benchmarks.serve_page import select, stroke
-from syzygy.pretrained.options import NOISE_LEVEL, Option
+from syzygy.core.options import NOISE_LEVEL, Option
 from syzygy.server.app import create_app
 from syzygy.server.engine import Engine
 from syzygy.server.http_server import serving

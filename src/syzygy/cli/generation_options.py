@@ -13,7 +13,7 @@ import click
 
 from syzygy.cli.common import Whole, stacked
 from syzygy.core.errors import UserError
-from syzygy.pretrained.options import Option, decoder_options
+from syzygy.core.options import Option, decoder_options
 
 if TYPE_CHECKING:
     from syzygy.generation.text_to_image import TextToImage

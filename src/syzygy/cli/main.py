@@ -65,6 +65,9 @@ COMMANDS: Table = {
             "decoder": Leaf(
                 "syzygy.lab.commands.train_starter:decoder", "Train a decoder: image embedding and text to latents."
             ),
+            "placement": Leaf(
+                "syzygy.lab.commands.train_starter:placement", "Train a placement predictor: words to places."
+            ),
             "experts": Leaf(
                 "syzygy.cli.train_experts:experts", "Train expert denoisers for intervals of the noise level."
             ),

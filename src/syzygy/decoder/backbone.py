@@ -54,8 +54,7 @@ class UNetBackbone(nn.Module):
         self.feature_width = unet.channels[level]
         """Width of the features that are recorded."""
         self._recorded: Recorded | None = None
-        self.positions = (config.size // unet.patch) ** 2
-        """Patches of an image."""
+        self._positions = (config.size // unet.patch) ** 2
         self._up_block = len(unet.channels) - 1 - level
         """Index of the block on the way up whose attention is at the supervised resolution."""
         # F starts as zero, so the loss starts at 1 at every noise level (EDM, section 5).
@@ -104,7 +103,7 @@ class UNetBackbone(nn.Module):
         def keep(module: nn.Module, inputs: object, output: tuple[Tensor, ...]) -> None:
             recorded.features = output[0].flatten(2).transpose(1, 2)
 
-        kwargs["recorded"] = AttentionRecord(recorded.attention, self.positions)
+        kwargs["recorded"] = AttentionRecord(recorded.attention, self._positions)
         blocks: Any = self.unet.up_blocks
         hook = blocks[self._up_block].attentions[-1].register_forward_hook(keep)
         try:

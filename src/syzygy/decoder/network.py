@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from syzygy.core.config import Config
 from syzygy.core.contracts import Condition, Conditioning
 from syzygy.core.errors import UserError, unknown
-from syzygy.decoder.refiner import TokenRefiner
 from syzygy.regions.region_bias import RegionBias, noise_factor
 
 STATES_GAIN = 3.0  # standardised states then make tokens as large as trained ones of image embeddings: a spread of 1.7
@@ -98,8 +97,6 @@ class DecoderConfig(Config):
     """The embeddings that it can read; any subset may be present."""
     cross_attention_width: int = Field(default=128, gt=0)
     """Width of the tokens the backbone attends to."""
-    refiner_layers: int = Field(default=0, ge=0)
-    """Layers of self-attention over the tokens of all conditions, before the backbone reads them; 0 is none."""
     vector_width: int = Field(default=128, gt=0)
     """Width of the pooled vector that joins the time embedding."""
     size: int = Field(default=16, gt=0)
@@ -234,9 +231,6 @@ class Decoder(nn.Module):
         self.slots = nn.ModuleDict(
             {slot.name: Slot(slot, config.cross_attention_width, config.vector_width) for slot in config.slots}
         )
-        self.refiner = None
-        if config.refiner_layers:
-            self.refiner = TokenRefiner(config.cross_attention_width, config.refiner_layers)
         self.backbone = backbone
 
     def has_scale(self, name: str) -> bool:
@@ -303,12 +297,10 @@ class Decoder(nn.Module):
             masks += slot_masks
             if slot_vector is not None:
                 vector = vector + slot_vector
-        read, mask = torch.cat(tokens, 1), torch.cat(masks, 1)
-        if self.refiner is not None:
-            read = self.refiner(read, mask)
+        mask = torch.cat(masks, 1)
         places = self.places(conditioning)
         maps = {places[n]: c.region_maps for n, c in conditioning.conditions.items() if c.region_maps is not None}
-        return Tokens(read, mask, vector, _placed(maps, mask.shape[1]))
+        return Tokens(torch.cat(tokens, 1), mask, vector, _placed(maps, mask.shape[1]))
 
     def forward(
         self, x: Float[Tensor, "B L H W"], c_noise: Float[Tensor, "B"], conditioning: Conditioning

@@ -8,11 +8,9 @@ from torch import Tensor
 
 @dataclass
 class Recorded:
-    """B samples, P patches (positions of the supervised resolution), T tokens, C their width, D features."""
+    """B samples, P patches (positions of the supervised resolution), T tokens, D features."""
 
     attention: list[Float[Tensor, "B P T"]] = field(default_factory=list)
     """Cross-attention of the first head of several layers, without the bias of regions: where the network looks by itself."""
-    tokens: Float[Tensor, "B T C"] | None = None
-    """What the refiner adds to the tokens, before its last layer."""
     features: Float[Tensor, "B P D"] | None = None
     """Features of the patches, after layers that attend to the tokens."""

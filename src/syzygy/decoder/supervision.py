@@ -1,9 +1,8 @@
 """Supervision of a decoder's training by what is where in the images (after TokenCompose, Wang et al. 2023, arXiv 2312.03626).
 
 Cross-attention learns which word names an object long after the denoising loss has become small. Where the training data knows which object
-lies where, further losses say so: a patch of an object should attend to the words that name it, and the features of a patch should tell
-what is there. Both matter at noise levels at which an image's contents can still be recognised. And the words for an object should tell, as
-far as a caption does, where it is. All are for training only.
+lies where, two further losses say so: a patch of an object should attend to the words that name it, and the features of a patch should tell
+what is there. Both matter at noise levels at which an image's contents can still be recognised, and both are for training only.
 
 Legend: B images, P patches, T tokens of a condition, A attributes, M mentions.
 """
@@ -62,44 +61,6 @@ class PatchClassifier(nn.Module):
     def forward(self, features: Float[Tensor, "B P D"]) -> list[Float[Tensor, "B _ P"]]:
         """Logits of each attribute."""
         return [part.transpose(1, 2) for part in self.out(features).split(self.sizes, -1)]
-
-
-class PlaceClassifier(nn.Module):
-    """Reads from a token, linearly, in which patches the object that it names lies. Trained with the decoder and not kept."""
-
-    def __init__(self, width: int, patches: int) -> None:
-        """
-        Args:
-            width: of the tokens.
-            patches: of an image.
-        """
-        super().__init__()
-        self.out = nn.Linear(width, patches)
-
-    def forward(self, tokens: Float[Tensor, "N C"]) -> Float[Tensor, "N P"]:
-        """Logits of the patches."""
-        return self.out(tokens)
-
-
-def place_loss(
-    classifier: PlaceClassifier, recorded: Recorded, targets: PatchTargets, tokens: Int[Tensor, "B T"]
-) -> Float[Tensor, ""]:
-    """Cross-entropy between the patches that a token predicts and those of the object that it names, a mean over such tokens.
-
-    Without it, a decoder learns late what relations mean: the noise level at which places are decided is one of many.
-
-    Args:
-        tokens: as of `attention_loss`.
-    """
-    assert recorded.tokens is not None
-    row, place = (tokens >= 0).nonzero(as_tuple=True)
-    lies = (targets.mentions[row] == tokens[row, place][:, None]).float()
-    shown = lies.sum(1) > 0
-    if not shown.any():
-        return recorded.tokens.sum() * 0
-    lies = lies[shown] / lies[shown].sum(1, keepdim=True)
-    logits = classifier(recorded.tokens[row[shown], place[shown]])
-    return F.cross_entropy(logits.float(), lies)
 
 
 def level_weight(sigma: Float[Tensor, "B"]) -> Float[Tensor, "B"]:

@@ -1,8 +1,7 @@
 """Training task of the decoder: denoise images while a random subset of their conditions is present."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -20,14 +19,11 @@ from syzygy.decoder.backbone import UNetBackbone
 from syzygy.decoder.network import Decoder
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.decoder.preconditioning import Preconditioned, denoising_loss
-from syzygy.decoder.recording import Recorded
 from syzygy.decoder.supervision import (
     PatchClassifier,
     PatchTargets,
-    PlaceClassifier,
     attention_loss,
     classification_loss,
-    place_loss,
     token_mentions,
 )
 from syzygy.training.precision import autocast
@@ -52,13 +48,11 @@ class DecoderTaskConfig(Config):
     """Weight of the supervision of cross-attention: patches attend to the words for their objects. Needs batches with targets."""
     classification_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the supervision of features: those of a patch tell the attributes of its object. Needs batches with targets."""
-    place_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Weight of the supervision of the refiner: words tell where the object is that they name. Needs a refiner and batches with targets."""
 
     @property
     def supervised(self) -> bool:
         """Whether a step needs to know what is where in its images."""
-        return self.attention_weight > 0 or self.classification_weight > 0 or self.place_weight > 0
+        return self.attention_weight > 0 or self.classification_weight > 0
 
     @property
     def pictures(self) -> int:
@@ -124,8 +118,7 @@ class DecoderTask:
 
     `batches(step)` gives the `config.pictures` images of a step; noise level, noise and subset of a step depend on (seed, step) alone.
     `precision` runs the network under autocast; weights, mixing and loss stay fp32. With `lora`, an adaptation of the decoder's network,
-    that alone is trained. A `classifier` of the backbone's patches and the one of `places` are trained with the decoder, if the
-    configuration has weights for them.
+    that alone is trained. A `classifier` of the backbone's patches is trained with the decoder, if the configuration has a weight for it.
 
     Raises:
         UserError: a subset names an unknown condition.
@@ -141,7 +134,6 @@ class DecoderTask:
         precision: torch.dtype | None = None,
         lora: Lora | None = None,
         classifier: PatchClassifier | None = None,
-        places: PlaceClassifier | None = None,
     ) -> None:
         for subset in config.subsets:
             for name in members_of(subset):
@@ -152,13 +144,9 @@ class DecoderTask:
         assert (classifier is not None) == (config.classification_weight > 0), (
             "a classifier has a weight, and only then"
         )
-        assert (places is not None) == (config.place_weight > 0), "places have a weight, and only then a classifier"
-        assert places is None or decoder.refiner is not None
         if classifier is not None:
             self.modules["classifier"] = classifier
-        if places is not None:
-            self.modules["places"] = places
-        self._decoder, self._classifier, self._places = decoder, classifier, places
+        self._decoder, self._classifier = decoder, classifier
         self._denoiser = Preconditioned(network, decoder.config.sigma_data)
         self._batches, self._validation = batches, validation
         self._config, self._seed, self._precision = config, seed, precision
@@ -166,8 +154,7 @@ class DecoderTask:
     def loss(self, step: int) -> dict[str, Tensor]:
         """The mean weighted denoising loss of one batch (1 for a network that has learned nothing).
 
-        With supervision, `loss` is its weighted sum with the losses `attention`, `classification` and `place`, and `denoising` is the former
-        alone.
+        With supervision, `loss` is its weighted sum with the losses `attention` and `classification`, and `denoising` is the former alone.
         """
         drawn = self._draw(step)
         if not self._config.supervised:
@@ -205,7 +192,7 @@ class DecoderTask:
         config, backbone = self._config, self._decoder.backbone
         assert targets is not None, "supervision needs batches with targets"
         assert isinstance(backbone, UNetBackbone)
-        with backbone.recording() as recorded, recorded_tokens(self._decoder, recorded):
+        with backbone.recording() as recorded:
             found = {"denoising": self._losses(latents, sigma, noise, conditioning).mean()}
         total = found["denoising"]
         if self._classifier is not None:
@@ -213,13 +200,10 @@ class DecoderTask:
                 loss = classification_loss(self._classifier, recorded, targets, sigma)
             found["classification"] = loss
             total = total + config.classification_weight * loss
-        words = token_mentions(self._decoder, targets, conditioning, recorded.attention[0].shape[-1])
         if config.attention_weight:
+            words = token_mentions(self._decoder, targets, conditioning, recorded.attention[0].shape[-1])
             found["attention"] = attention_loss(recorded, targets, words, sigma)
             total = total + config.attention_weight * found["attention"]
-        if self._places is not None:
-            found["place"] = place_loss(self._places, recorded, targets, words)
-            total = total + config.place_weight * found["place"]
         return {"loss": total, **found}
 
     def validate(self) -> dict[str, float]:
@@ -272,23 +256,6 @@ class DecoderTask:
     ) -> Float[Tensor, "B"]:
         with autocast(latents.device, self._precision):
             return denoising_loss(self._denoiser, latents, sigma, noise, conditioning)
-
-
-@contextmanager
-def recorded_tokens(decoder: Decoder, recorded: Recorded) -> Iterator[None]:
-    """Inside, a forward pass records what a refiner makes of the tokens."""
-    if decoder.refiner is None:
-        yield
-        return
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        (recorded.tokens,) = inputs
-
-    hook = decoder.refiner.out.register_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def with_region_strength(conditioning: Conditioning, strengths: Float[Tensor, "B"]) -> Conditioning:

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, create_model, model_validator
 
 from syzygy.core.config import Config
 from syzygy.core.errors import UserError
-from syzygy.pretrained.options import HEIGHT, WIDTH, Option, decoder_options
+from syzygy.core.options import HEIGHT, WIDTH, Option, decoder_options
 
 LARGEST_SEED = 2**64 - 1
 MOST_PREVIEWS = 8

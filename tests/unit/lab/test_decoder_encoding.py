@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from syzygy.clip.clip_model import Clip
-from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, seed_of
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.supervision import BACKGROUND, UNKNOWN
@@ -125,25 +124,6 @@ def test_stored_scenes_are_those_that_are_encoded_anew(
     assert torch.equal(stored.targets.mentions, anew.targets.mentions[rows])
     assert torch.equal(stored.targets.words["text"], anew.targets.words["text"][rows])
     assert torch.equal(encode.stored(tmp_path, 6, 6, mixture, 3)(0).latents, stored.latents)
-
-
-def test_only_chosen_scenes_are_read(
-    parts: tuple[Clip, Autoencoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoder_data, "WIDTHS", {"short": {"text": 77}})
-    mixture = CaptionMixture(medium_captions=0.0, long_captions=0.0)
-    encode, key = Encoding(*parts), seed_of(3, "decoder", "short")
-
-    def chosen(pair: Pair) -> bool:
-        return len(pair.scene.things) == 1
-
-    kept = [pair for i in range(16) if chosen(pair := mixture.pair(key, i, "short"))]
-    assert 2 < len(kept) < 14
-    batches = encode.stored(tmp_path, 16, len(kept), mixture, 3, chosen=chosen)
-    own, anew = batches(0).latents, encode(kept).latents
-    assert torch.allclose(own.flatten(1).sum(1).sort().values, anew.flatten(1).sum(1).sort().values)
-    with pytest.raises(UserError, match=f"{len(kept)} of the 16 stored scenes are chosen, fewer than the 15"):
-        encode.stored(tmp_path, 16, 15, mixture, 3, chosen=chosen)
 
 
 def test_rows_come_once_in_an_epoch_in_batches_of_like_length() -> None:

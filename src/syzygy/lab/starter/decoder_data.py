@@ -18,7 +18,6 @@ from torch import Tensor
 from syzygy.clip.clip_model import Clip
 from syzygy.core.config import Config
 from syzygy.core.contracts import Condition, Conditioning, TextFeatures, TextStates, image_condition
-from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.supervision import BACKGROUND, UNKNOWN, PatchTargets
@@ -150,38 +149,17 @@ class Encoding:
         return batches
 
     def stored(
-        self,
-        folder: Path,
-        scenes: int,
-        number: int,
-        mixture: CaptionMixture,
-        seed: int,
-        bar: Bar = no_bar,
-        *,
-        chosen: Callable[[scene_source.Pair], bool] | None = None,
+        self, folder: Path, scenes: int, number: int, mixture: CaptionMixture, seed: int, bar: Bar = no_bar
     ) -> Callable[[int], DecoderBatch]:
         """Step → `number` images out of `scenes` that are encoded once, in `folder`; the same ones for the same step.
 
-        Scenes with medium and long captions come in addition, as many as their share of the batches is. With `chosen`, only pairs for which
-        it is true, of short captions.
-
-        Raises:
-            UserError: fewer than `number` are chosen.
+        Scenes with medium and long captions come in addition, as many as their share of the batches is.
         """
         shares: dict[Length, float] = {"medium": mixture.medium_captions, "long": mixture.long_captions}
         sizes: dict[Length, int] = {"short": scenes}
         sizes |= {length: max(round(scenes * share), number) for length, share in shares.items() if share}
         settings = {**self.fingerprints(), "seed": seed, "patch": self.patch}
         parts = {length: self._store(folder, length, size, mixture, settings, bar) for length, size in sizes.items()}
-        if chosen is not None:
-            key, short = seed_of(seed, "decoder", "short"), parts["short"]
-            kept = torch.tensor([i for i in range(scenes) if chosen(mixture.pair(key, i, "short"))])
-            if len(kept) < number:
-                raise UserError(
-                    f"{len(kept)} of the {scenes} stored scenes are chosen, fewer than the {number} of a step. Store more."
-                )
-            some = Rows(short.column("text_length")[kept], number, seed_of(seed, "rows", "chosen"))
-            return lambda step: self.batch(short[kept[some.of(step)]])
         rows = {
             length: Rows(store.column("text_length"), number, seed_of(seed, "rows", length))
             for length, store in parts.items()
@@ -251,19 +229,30 @@ class Rows:
         return rows[torch.randperm(self._steps, generator=generator(self._seed, "group", group))[place]]
 
 
-def _text_columns(
-    name: str, states: TextFeatures | TextStates, found: Sequence[scene_source.Pair], width: int | None
-) -> Columns:
-    """States, pooled vector and length of captions, and the mention that each token names."""
+def token_mentions(states: TextFeatures | TextStates, found: Sequence[scene_source.Pair]) -> Int[Tensor, "N T"]:
+    """The mention that each token of the captions names, −1 for others; on the CPU."""
     assert states.spans is not None
-    length = states.mask.sum(1).cpu()
-    width = states.states.shape[1] if width is None else width
-    assert int(length.max()) <= width, f"a caption has {int(length.max())} tokens of {name}, stored are {width}"
     mentions = torch.full(states.mask.shape, -1, dtype=torch.int8)
     low, high = states.spans.cpu().unbind(-1)
     for row, pair in enumerate(found):
         for span in pair.caption.spans:
             mentions[row, (high[row] > low[row]) & (low[row] < span.stop) & (high[row] > span.start)] = span.mention
+    return mentions
+
+
+def cell_mentions(found: Sequence[scene_source.Pair], cells: int) -> Int[Tensor, "N P"]:
+    """The mention of the object in each cell of a grid, `cells` in a row; `BACKGROUND` or `UNKNOWN` elsewhere."""
+    return _places(found, cells)["mentions"]
+
+
+def _text_columns(
+    name: str, states: TextFeatures | TextStates, found: Sequence[scene_source.Pair], width: int | None
+) -> Columns:
+    """States, pooled vector and length of captions, and the mention that each token names."""
+    length = states.mask.sum(1).cpu()
+    width = states.states.shape[1] if width is None else width
+    assert int(length.max()) <= width, f"a caption has {int(length.max())} tokens of {name}, stored are {width}"
+    mentions = token_mentions(states, found)
     room = width - states.states.shape[1]
     columns = {
         f"{name}_states": F.pad(states.states.half().cpu(), (0, 0, 0, room)),

@@ -1,6 +1,5 @@
 """The starter's decoder, trained on the embedded world with a frozen CLIP and a frozen autoencoder."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,15 @@ from syzygy.core.randomness import seed_of
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import UNetBackbone, build_decoder, load_decoder, save_decoder
 from syzygy.decoder.network import Decoder, DecoderConfig, SlotConfig, UNetConfig
-from syzygy.decoder.supervision import PatchClassifier, PlaceClassifier
+from syzygy.decoder.supervision import PatchClassifier
 from syzygy.decoder.training import DecoderBatch, DecoderTask, DecoderTaskConfig
 from syzygy.lab.starter.decoder_data import VALUES, CaptionMixture, Encoding
-from syzygy.lab.starter.token_training import TokenTask
 from syzygy.lab.starter.world_validation import WorldValidation
 from syzygy.lab.world.reader import Reader
-from syzygy.lab.world.scene_source import Pair
 from syzygy.text_encoders.t5 import T5Text
-from syzygy.training.loop import Task, fit
+from syzygy.training.loop import Task
 from syzygy.training.precision import precision_on
-from syzygy.training.run_records import Bar, RunResult, no_bar, reporter, train_part
+from syzygy.training.run_records import Bar, RunResult, no_bar, train_part
 from syzygy.training.schedule import LoopConfig
 
 SCALE_PAIRS = 1024
@@ -41,8 +38,6 @@ class DecoderRun(CaptionMixture):
     """Width of the tokens that the backbone attends to."""
     vector_width: int = 128
     """Width of the vector that joins the time embedding."""
-    refiner_layers: int = Field(default=0, ge=0)
-    """Layers of self-attention over these tokens, before the backbone reads them."""
     image_tokens: int = 4
     """Number of cross-attention tokens that represent the image embedding."""
     pooled_text: bool = True
@@ -51,9 +46,6 @@ class DecoderRun(CaptionMixture):
     """Number of scenes that are rendered and encoded once and seen again with new noise; 0 makes new scenes for each step."""
     task: DecoderTaskConfig
     """What a step sees."""
-    tokens_loop: LoopConfig | None = None
-    """Length and learning rate of a training of the refiner alone, on the stored captions with relations, before that of everything: words
-    learn to tell where their objects are. Needs a refiner, task.place_weight and stored scenes."""
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
@@ -63,10 +55,6 @@ class DecoderRun(CaptionMixture):
     def _fits_together(self) -> "DecoderRun":
         if 0 < self.scenes < self.task.pictures:
             raise ValueError(f"scenes={self.scenes} are fewer than the {self.task.pictures} images of a step")
-        if self.tokens_loop is not None and not (self.refiner_layers and self.task.place_weight):
-            raise ValueError(
-                "tokens_loop trains a refiner by places: set refiner_layers and task.place_weight, or leave it out"
-            )
         return self
 
 
@@ -105,38 +93,19 @@ def train(
         decoder, encode([run.pair(seed_of(run.seed, "decoder scale"), i, "short") for i in range(SCALE_PAIRS)])
     )
     decoder = decoder.to(device)
-    classifier = places = None
-    assert isinstance(decoder.backbone, UNetBackbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(run.seed, "decoder", "classifier"))
-        if run.task.classification_weight:
+    classifier = None
+    if run.task.classification_weight:
+        assert isinstance(decoder.backbone, UNetBackbone)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(run.seed, "decoder", "classifier"))
             classifier = PatchClassifier(decoder.backbone.feature_width, VALUES).to(device)
-        if run.task.place_weight:
-            places = PlaceClassifier(run.cross_attention_width, decoder.backbone.positions).to(device)
 
     batches = encode.stream(run.task.pictures, run, run.seed)
-    stored = None
     if run.scenes:
-        stored = partial(
-            encode.stored,
-            out / SAMPLES if samples is None else samples,
-            run.scenes,
-            run.task.pictures,
-            run,
-            run.seed,
-            bar,
-        )
-        batches = stored()
+        place = out / SAMPLES if samples is None else samples
+        batches = encode.stored(place, run.scenes, run.task.pictures, run, run.seed, bar)
     unseen = [encode.unseen(run.seed, run)]
-    if run.tokens_loop is not None:
-        assert places is not None
-        assert stored is not None
-        words = TokenTask(decoder, places, stored(chosen=_tells_a_relation), unseen[0], encode.precision)
-        settings = run.model_dump(mode="json", exclude={"loop"}) | recorded
-        fit(words, run.tokens_loop, out / "tokens", reporter=reporter("refiner", run.task.batch_size), run=settings)
-    denoising = DecoderTask(
-        decoder, batches, unseen, run.task, run.seed, encode.precision, classifier=classifier, places=places
-    )
+    denoising = DecoderTask(decoder, batches, unseen, run.task, run.seed, encode.precision, classifier=classifier)
     task: Task = denoising
     if reader is not None:
         task = WorldValidation(denoising, decoder, encode, reader.to(device), out / "sheets", run.seed)
@@ -145,10 +114,6 @@ def train(
         save_decoder(decoder, folder, record)
 
     return train_part(run, task, out, save, kind="decoder", recorded=recorded)
-
-
-def _tells_a_relation(pair: Pair) -> bool:
-    return bool(pair.caption.description.relations)
 
 
 def _decoder(run: DecoderRun, encode: Encoding) -> Decoder:
@@ -163,7 +128,6 @@ def _decoder(run: DecoderRun, encode: Encoding) -> Decoder:
     config = DecoderConfig(
         slots=slots,
         cross_attention_width=run.cross_attention_width,
-        refiner_layers=run.refiner_layers,
         vector_width=run.vector_width,
         size=size,
         channels=channels,
@@ -185,7 +149,7 @@ def _set_statistics(decoder: Decoder, sample: DecoderBatch) -> None:
 
 
 def extend(decoder: Decoder, init: Path) -> str:
-    """Copy the weights of a decoder that reads a part of the conditions, or has no refiner, into a new one; returns the former's fingerprint.
+    """Copy the weights of a decoder that reads a part of the conditions into a new one; returns the fingerprint of the former.
 
     Raises:
         UserError: it has other sizes, or conditions that the new one lacks.
@@ -194,10 +158,7 @@ def extend(decoder: Decoder, init: Path) -> str:
     own, weights = decoder.state_dict(), old.state_dict()
     strange = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
     added = {slot.name for slot in decoder.config.slots} - {slot.name for slot in old.config.slots}
-    new = tuple(f"slots.{name}." for name in added)
-    if old.config.refiner_layers == 0:
-        new = (*new, "refiner.")
-    lacking = [name for name in own.keys() - weights.keys() if not name.startswith(new)]
+    lacking = [name for name in own.keys() - weights.keys() if name.split(".")[1] not in added]
     if strange or lacking:
         raise UserError(
             f"cannot continue from the decoder in {init}: {', '.join([*strange, *lacking][:3])} would not fit. Use the sizes that "

@@ -22,6 +22,7 @@ from syzygy.lab.starter import (
     decoder_training,
     judge_training,
     lm_training,
+    placement_training,
     prior_training,
     reader_training,
     t5_training,
@@ -31,6 +32,7 @@ from syzygy.lab.starter.clip_training import ClipRun
 from syzygy.lab.starter.decoder_training import DecoderRun
 from syzygy.lab.starter.judge_training import JudgeRun
 from syzygy.lab.starter.lm_training import LmRun
+from syzygy.lab.starter.placement_training import PlacementRun
 from syzygy.lab.starter.reader_training import ReaderRun
 from syzygy.lab.starter.t5_training import T5Run
 from syzygy.lab.starter.world_captions import world_images
@@ -74,6 +76,10 @@ def _decoder(run: DecoderRun, parts: Parts, out: Path, device: torch.device) -> 
     )
 
 
+def _placement(run: PlacementRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
+    return placement_training.train(run, parts["clip"], parts["t5"], out, device)
+
+
 def _prior(run: PriorRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
     return prior_training.train(run, parts["clip"], out, device)
 
@@ -96,7 +102,7 @@ def _image(stage: str) -> Callable[[ImageRun, Parts, Path, torch.device], RunRes
     return train
 
 
-OPTIONAL = ("t5", "llm")
+OPTIONAL = ("t5", "placement", "llm")
 """Parts that belong to a model only if one of its stages needs them."""
 STAGES: Mapping[str, Stage] = {
     "clip": Stage("clip", _alone(clip_training.train)),
@@ -105,7 +111,8 @@ STAGES: Mapping[str, Stage] = {
     "autoencoder": Stage("autoencoder", _alone(autoencoder_training.train)),
     "t5": Stage("t5", _alone(t5_training.train)),
     "decoder": Stage("decoder", _decoder, ("clip", "autoencoder", "t5")),
-    "relations": Stage("decoder", _decoder, ("clip", "autoencoder", "t5"), "decoder"),
+    "counts": Stage("decoder", _decoder, ("clip", "autoencoder", "t5"), "decoder"),
+    "placement": Stage("placement", _placement, ("clip", "t5")),
     "prior": Stage("prior", _prior, ("clip",)),
     "llm": Stage("llm", _alone(lm_training.train)),
     "align": Stage("adapter", _align, ("clip", "prior", "llm")),
@@ -137,8 +144,10 @@ class StarterRun(Config):
     """The T5 whose states the decoder reads."""
     decoder: DecoderRun
     """The decoder, from image embeddings, words, and both."""
-    relations: DecoderRun
-    """The decoder's second part, for relations and counts."""
+    counts: DecoderRun
+    """The decoder's second part, with more captions that tell numbers."""
+    placement: PlacementRun
+    """The placement predictor, which draws objects to where the words say that they are."""
     prior: PriorRun
     """The residual prior. It reads CLIP's features and the adapter's, and the adapter's stages do not change it."""
     llm: LmRun
