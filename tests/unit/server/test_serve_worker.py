@@ -74,7 +74,7 @@ class Client:
         return found
 
     def pngs(self) -> list[bytes]:
-        return [event.png for event in self.events() if isinstance(event, ImageReady)]
+        return [event.file for event in self.events() if isinstance(event, ImageReady)]
 
     def error(self) -> Exception | None:
         *_, last = self.events()
