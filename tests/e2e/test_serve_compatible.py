@@ -96,22 +96,8 @@ def test_each_quality_of_openai_is_accepted(client: openai.OpenAI, quality: Any)
 
 
 def test_fields_may_be_null(client: openai.OpenAI) -> None:
-    nothing: dict[str, Any] = dict.fromkeys(
-        [
-            "background",
-            "model",
-            "moderation",
-            "n",
-            "output_compression",
-            "output_format",
-            "partial_images",
-            "quality",
-            "response_format",
-            "size",
-            "stream",
-            "style",
-        ]
-    )
+    names = ["background", "model", "moderation", "n", "output_compression", "output_format", "partial_images"]
+    nothing: dict[str, Any] = dict.fromkeys([*names, "quality", "response_format", "size", "stream", "style"])
     more = {"seed": 3, "user": None, "safety_identifier": None, "steps": 1}
     answer = client.images.generate(prompt=PROMPT, **nothing, extra_body=more)
     expected = client.images.generate(prompt=PROMPT, extra_body={"seed": 3, "steps": 1})
