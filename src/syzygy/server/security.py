@@ -81,6 +81,8 @@ class SecurityMiddleware:
             if message["type"] == "http.response.start":
                 started = True
                 self.metrics.request(path, message["status"])
+                if message["status"] == 500:
+                    log.error("request %s to %s got status 500", number, path)
                 message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", number.encode())]}
             elif head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}

@@ -97,3 +97,18 @@ def counted(value: Any) -> tuple[int, int]:
 def test_values_and_levels_are_counted(value: Any, levels: int, most: int) -> None:
     number, depth = counted(value)
     assert plain(value, levels, most) == (number <= most and depth <= levels)
+
+
+@pytest.mark.parametrize(
+    ("field", "holds"),
+    [
+        ({"regions": [REGION]}, True),
+        ({"style": "aGk="}, True),
+        ({"subjects": [{"word": "a", "image": "aGk="}]}, True),
+        ({"layout": "aGk="}, True),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_bodies_that_hold_pictures_are_not_understood_on_the_event_loop(field: dict[str, Any], holds: bool) -> None:
+    assert json_of(json.dumps({"prompt": "a", **field}).encode(), Generation, LIMITS).pictures == holds

@@ -215,7 +215,7 @@ def test_a_bug_ends_its_request_and_not_the_worker(
     worker: Worker, held: Held, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held.go.set()
-    monkeypatch.setattr(held, "png", lambda *_: 1 / 0, raising=False)
+    monkeypatch.setattr(held, "file", lambda *_: 1 / 0, raising=False)
     assert isinstance(Client(worker, request()).error(), ZeroDivisionError)
     monkeypatch.undo()
     assert Client(worker, request()).pngs()
