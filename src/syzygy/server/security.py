@@ -80,10 +80,7 @@ class SecurityMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                self.metrics.request(path, message["status"])
-                if message["status"] == 500:
-                    log.error("request %s to %s got status 500", number, path)
-                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", number.encode())]}
+                message = self._begun(message, path, number)
             elif head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
@@ -103,6 +100,13 @@ class SecurityMiddleware:
                 log.error("request %s to %s failed\n%s", number, path, without_message(error))
             if not started:
                 await problem_of(error).response()(scope, receive, counted)
+
+    def _begun(self, message: Message, path: str, number: str) -> Message:
+        """The start of an answer with its number; it is counted, and logged where the server failed."""
+        self.metrics.request(path, message["status"])
+        if message["status"] == 500:
+            log.error("request %s to %s got status 500", number, path)
+        return {**message, "headers": [*message.get("headers", ()), (b"x-request-id", number.encode())]}
 
     async def _admitted(self, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body, then let the request in."""
