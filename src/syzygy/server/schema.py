@@ -88,7 +88,7 @@ class Common(Body):
     model: str | None = None
     """The model's id, or an alias of `--model-alias`. It can be omitted, because a server has one model."""
     n: int = Field(default=1, ge=1)
-    """Number of images."""
+    """Number of images. `limits` of `GET /v1/models` says how many are allowed."""
     size: str = "auto"
     """`auto`, or WIDTHxHEIGHT in pixels if the model supports several sizes."""
     response_format: Literal["b64_json", "url"] = "b64_json"
