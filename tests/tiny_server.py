@@ -7,11 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from syzygy.core.contracts import Progress
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.server.engine import Engine
+from syzygy.server.engine import Engine, Generated
 from syzygy.server.requests import ImageRequest
 
 PATIENCE = 120.0
@@ -46,7 +44,7 @@ class Held(Engine):
 
     def generate(
         self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Progress], None]
-    ) -> list[Image.Image]:
+    ) -> Generated:
         self.batches.append([request.prompt for request in requests])
 
         def held(progress: Progress) -> None:

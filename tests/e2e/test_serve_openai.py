@@ -153,11 +153,11 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, tiny_mode
         client.images.generate(prompt=PROMPT, extra_body={"sampler": "none"})
     with pytest.raises(openai.BadRequestError, match="unknown sampler 'none'"):
         client.images.generate(prompt=PROMPT, stream=True, extra_body={"sampler": "none"})
-    with pytest.raises(openai.NotFoundError, match="there is no model"):
+    with pytest.raises(openai.NotFoundError, match="The model `gpt-image-1` does not exist"):
         client.images.generate(prompt=PROMPT, model="gpt-image-1")
     app = create_app(tiny_engine(tiny_model), api_key="secret")
     with serving(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as stranger:
-        with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
+        with pytest.raises(openai.AuthenticationError, match="Incorrect API key provided"):
             stranger.models.list()
         assert stranger.with_options(api_key="secret").models.list().data
 
@@ -165,7 +165,7 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, tiny_mode
 def test_a_failure_in_mid_stream_is_an_error_event(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(tiny_engine(tiny_model))
     held.go.set()
-    monkeypatch.setattr(held, "png", lambda *_: 1 / 0)
+    monkeypatch.setattr(held, "file", lambda *_: 1 / 0)
     with serving(create_app(held)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
         with client.images.generate(prompt=PROMPT, stream=True) as stream, pytest.raises(openai.APIError) as failure:
             list(stream)

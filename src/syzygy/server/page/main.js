@@ -96,9 +96,11 @@ class Page {
   async restore(file, name) {
     try {
       const { request, missing, notes } = await recipeOf(file);
+      const several = Array.isArray(request.body.style) && delete request.body.style;
       await this.#apply(request);
       if (name) this.#show(file, request);
       const elsewhere = ["subjects", "layout"].filter((name) => request.body[name] || missing.includes(name));
+      if (several) elsewhere.push("several style references");
       const texts = missing.filter((param) => !elsewhere.includes(param)).map((param) => `The image file does not contain the picture of its ${param === "style" ? "style reference" : "mixture"}: add it again.`);
       if (elsewhere.length) texts.push(`This page cannot set ${elsewhere.join(" and ")}, so Generate makes another image: send them in a request to the API.`);
       texts.push(...notes.map(sentence));
