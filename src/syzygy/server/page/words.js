@@ -13,7 +13,8 @@ export function prepareWords(regions) {
   let all = [];
   let owners = []; // of each word: the region or the candidate that holds it, or null
   let chosen = null; // the first and the last word of the candidate
-  const phrase = ([first, last]) => text.slice(all[first][0], all[last][1]);
+  const range = ([first, last]) => [all[first][0], all[last][1]];
+  const phrase = (chosen) => text.slice(...range(chosen));
   const tap = (at) => {
     find("prompt").blur(); // a telephone's keyboard gives way to the canvas
     const owner = owners[at];
@@ -21,7 +22,7 @@ export function prepareWords(regions) {
       regions.choose(owner.id);
     } else {
       chosen = tapped(chosen, at);
-      regions.tellPrompt(text, chosen && phrase(chosen));
+      regions.setPrompt(text, chosen && range(chosen));
     }
     say(regions.full ? find("prompt-help").textContent : `Chosen: ${wantedOf(regions)?.phrase ?? "nothing"}.`);
   };
