@@ -1,6 +1,6 @@
 // Ranges of the prompt that follow its edits, so that a region keeps its words.
 
-import { places, snapped } from "./phrases.js";
+import { places, snapped, words } from "./phrases.js";
 
 /** The one piece in which two texts differ: {at, removed, added}. `caret` is where the edit ended in the new text. */
 export function difference(before, after, caret) {
@@ -29,13 +29,24 @@ export function moved({ start, end, open }, { at, removed, added }) {
   return at < start ? { start: at + added, end: end + shift, open: false } : { start, end: at, open: false };
 }
 
-/** What a region is anchored to, {phrase, range}, after an edit; `range` is null if it has no place in the text any more. */
-export function followed({ phrase, range }, edit, text) {
-  const next = range && moved(range, edit);
-  const words = next && next.start < next.end && snapped(text, next.start, next.end);
-  if (words) return { phrase: text.slice(...words), range: next.open ? next : { start: words[0], end: words[1], open: false } };
+/**
+ * What a region is anchored to, {phrase, range, count}, after an edit; `range` is null if it has no place in the text any more.
+ * While a phrase is typed anew it grows to as many words as it had, `count`: what follows is not part of it.
+ */
+export function followed({ phrase, range, count }, edit, text) {
+  const most = range?.open ? count : Math.max(1, words(phrase).length);
+  const next = range && limited(moved(range, edit), text, most);
+  const part = next && next.start < next.end && snapped(text, next.start, next.end);
+  if (part) return { phrase: text.slice(...part), range: next.open ? next : { start: part[0], end: part[1], open: false }, count: most };
   const found = anchored(text, phrase);
-  return found.range ? found : { phrase, range: next?.open ? next : null };
+  return found.range ? found : { phrase, range: next?.open ? next : null, count: most };
+}
+
+/** An open range, closed before what is one word too many. */
+function limited(range, text, most) {
+  if (!range?.open) return range;
+  const inside = words(text.slice(range.start, range.end));
+  return inside.length > most ? { start: range.start, end: range.start + inside[most - 1][1], open: false } : range;
 }
 
 /** A phrase with its first place in a text. */

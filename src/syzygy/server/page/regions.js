@@ -24,7 +24,7 @@ export class Regions extends EventTarget {
   active = null;
   /** The only region that is shown and used, or null for all. */
   solo = null;
-  /** A phrase that is selected in the prompt, but has no place yet. */
+  /** A phrase that is selected in the prompt, but has no region yet. */
   candidate = null;
   prompt = "";
   most = COLOURS.length;
@@ -209,7 +209,7 @@ export class Regions extends EventTarget {
     this.#step(this.#later, this.#earlier);
   }
 
-  /** Masks of another shape of picture: [width, height] in any unit. What is drawn is stretched to it. */
+  /** Masks for another shape of image: [width, height] in any unit. What is drawn is stretched to it. */
   reshape([width, height]) {
     const scale = SIDE / Math.max(width, height);
     const size = [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];

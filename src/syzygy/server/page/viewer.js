@@ -97,7 +97,13 @@ export class Viewer {
     if (!next) return;
     this.#picture = next;
     this.#show();
-    if (document.activeElement === document.body) find("viewer-close").focus(); // a button that is disabled now had it
+    this.#refocus();
+  }
+
+  /** A button that is disabled now gives the focus to the image, where the same keys work. */
+  #refocus() {
+    const { activeElement } = document;
+    if (activeElement === document.body || activeElement.disabled) find("viewer-picture").focus({ preventScroll: true });
   }
 
   /** This image becomes A, and its neighbour B; or the comparison ends. */
@@ -126,6 +132,7 @@ export class Viewer {
     find("zoom-reset").textContent = `${Math.round(100 * zoom)} %`;
     find("zoom-out").disabled = zoom === 1;
     find("zoom-in").disabled = zoom === ZOOMS.at(-1);
+    if (this.#dialog.open) this.#refocus();
   }
 
   #key(event) {
