@@ -153,10 +153,10 @@ def test_brush_eraser_undo_and_a_phrase_that_leaves(opened: Open) -> None:
     with page.expect_request("**/generations") as waiting:
         serve_page.generated(page)
     assert "regions" not in waiting.value.post_data_json
-    expect(page.locator("#regions-note")).to_have_text("Regions without words in the prompt were not used: “red star”.")
+    expect(page.locator("#go-note")).to_have_text("Regions without words in the prompt were not used: “red star”.")
     page.fill("#prompt", "the Red Star")
     expect(page.locator(".phrases .lost")).to_be_hidden()
-    expect(page.locator("#regions-note")).to_be_hidden()
+    expect(page.locator("#go-note")).to_be_hidden()
     page.click("[aria-label='Remove red star']")
     expect(page.locator(".phrases li")).to_have_count(0)
     page.click("#undo")

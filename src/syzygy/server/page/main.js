@@ -83,8 +83,13 @@ class Page {
     const { drawn, lost } = this.regions;
     const unused = lost.map((one) => `“${one.phrase}”`).join(", ");
     const remark = unused && `Regions without words in the prompt were not used: ${unused}.`;
-    const body = (common) => ({ prompt: this.settings.checked("prompt", prompt), ...common, ...this.settings.special(drawn.length > 0) });
-    this.#run(GENERATIONS, prompt.trim(), drawn, (common) => (drawn.length ? { ...body(common), regions: drawn.map(sent) } : body(common)), remark);
+    const bodyOf = (common) => ({
+      prompt: this.settings.checked("prompt", prompt),
+      ...common,
+      ...this.settings.special(drawn.length > 0),
+      ...(drawn.length ? { regions: drawn.map(sent) } : {}),
+    });
+    this.#run(GENERATIONS, prompt.trim(), drawn, bodyOf, remark);
   }
 
   generateMixture() {
@@ -156,7 +161,6 @@ class Page {
       body = bodyOf(this.settings.common);
       if (path === GENERATIONS && !title) throw Object.assign(new Error("describe the image."), { param: "prompt" });
     } catch (error) {
-      showTab("edit");
       showError(error, []);
       if (error.param === "prompt") find("prompt").focus();
       return;

@@ -1,6 +1,7 @@
 // Errors and warnings in the server's words, next to their cause. They go when the cause does.
 
 import { find, icon, make, reveal } from "./dom.js";
+import { showTab } from "./tabs.js";
 
 const FEW = 2;
 const PARTS = { regions: "regions-note" };
@@ -55,6 +56,7 @@ export function showError(error, regionIds, otherwise = find("go-note")) {
   if (field && place !== otherwise) {
     field.setAttribute("aria-invalid", "true");
   }
+  if (place.closest(".edit")) showTab("edit");
   place.closest("details")?.setAttribute("open", "");
   reveal(place);
 }

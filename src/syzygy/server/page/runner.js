@@ -27,7 +27,7 @@ export class Runner extends EventTarget {
     this.#control?.abort();
   }
 
-  /** Generate: {path, body, title, regions (that are sent), overlay (a data URL or null)}. `remark` is shown below the regions. */
+  /** Generate: {path, body, title, regions (that are sent), overlay (a data URL or null)}. `remark` is shown while and after it runs. */
   async run(job, remark = "") {
     const beside = find("go-note");
     if (this.busy) {
@@ -35,7 +35,7 @@ export class Runner extends EventTarget {
       return;
     }
     clearNotes();
-    note(find("regions-note"), remark);
+    note(beside, remark);
     this.#control = new AbortController();
     this.dispatchEvent(new Event("change"));
     const began = performance.now();

@@ -24,7 +24,7 @@ export function prepareSeed() {
 
 function fill(value) {
   find("seed").value = value;
-  find("seed").dispatchEvent(new Event("change", { bubbles: true }));
+  find("seed").dispatchEvent(new Event("filled", { bubbles: true })); // by the page, so notes about the request stay
 }
 
 export function lock(kept) {

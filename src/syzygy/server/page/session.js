@@ -35,7 +35,7 @@ export class Session {
     });
     await Promise.race([restored, new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
     this.#say();
-    for (const name of ["input", "change"]) find("main").addEventListener(name, () => this.touch());
+    for (const name of ["input", "change", "filled"]) find("main").addEventListener(name, () => this.touch());
     document.addEventListener("visibilitychange", () => document.visibilityState === "hidden" && this.#timer !== null && this.#write());
   }
 
