@@ -81,7 +81,7 @@ class Page {
   generate() {
     const prompt = find("prompt").value;
     const { drawn, lost } = this.regions;
-    const unused = lost.map((one) => `“${one.phrase}”`).join(", ");
+    const unused = [...new Set(lost.map((one) => `“${one.phrase}”`))].join(", ");
     const remark = unused && `Regions without words in the prompt were not used: ${unused}.`;
     const bodyOf = (common) => ({
       prompt: this.settings.checked("prompt", prompt),

@@ -125,7 +125,7 @@ function offers(regions) {
 
 function stateOf(regions, region) {
   if (!regions.isIn(region)) return "";
-  if (regions.solo !== null && regions.solo !== region.id) return "off: another region is solo";
+  if (regions.solo !== null && regions.solo !== region.id) return "off";
   if (region.hidden && regions.solo === null) return "hidden";
   if (!regions.centre(region)) return "not drawn yet";
   return regions.solo === region.id ? "solo" : "";
