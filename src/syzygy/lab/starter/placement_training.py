@@ -17,14 +17,13 @@ from syzygy.core.config import Config
 from syzygy.core.contracts import TextFeatures, TextStates
 from syzygy.core.randomness import Draw, seed_of
 from syzygy.decoder.placement import PlacementConfig, PlacementPredictor, Read, build_placement, placement_loss
-from syzygy.lab.starter.decoder_data import cell_mentions, token_mentions
+from syzygy.lab.starter.decoder_data import Rows, cell_mentions, token_mentions
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.description import FactRates, Placed
 from syzygy.text_encoders.t5 import T5Text
 from syzygy.training.precision import autocast, precision_on
 from syzygy.training.run_records import Bar, RunResult, no_bar, train_part
 from syzygy.training.schedule import LoopConfig
-from syzygy.training.shuffled import Shuffled
 
 RELATED = scene_source.FullDescriptions(alike=0.05, alone=0.05, relation=0.95)
 FACTS = FactRates(thing=0.95, colour=0.9, texture=0.6, style=0.25, relation=0.95)
@@ -148,17 +147,17 @@ class PlacementTask:
         """
         self.modules: Mapping[str, nn.Module] = {"placement": predictor}
         self._predictor, self._captions, self._unseen, self._relations = predictor, captions, unseen, relations
-        self._batch_size, self._precision = batch_size, precision
-        self._order = Shuffled(len(captions.cells), seed, "placement")
+        self._precision = precision
+        lengths = torch.stack([mask.sum(1) for mask in captions.masks.values()]).sum(0)
+        self._rows = Rows(lengths, batch_size, seed_of(seed, "placement rows"))
         names = list(captions.states)
         self._single = [[name] for name in names]
         self._subsets = [names, *(self._single if len(names) > 1 else [])]
 
     def loss(self, step: int) -> dict[str, Tensor]:
         """Cross-entropy of the cells of the objects, and of naming none."""
-        rows = torch.as_tensor(self._order.run(step * self._batch_size, self._batch_size))
         names = self._single[step // 2 % len(self._single)] if step % 2 else self._subsets[0]
-        return {"loss": self._loss(self._captions[rows], names)}
+        return {"loss": self._loss(self._captions[self._rows.of(step)], names)}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
