@@ -57,8 +57,6 @@ class CaptionMixture(Config):
     fully_described: float = Field(default=0.45, ge=0, le=1)
     """Share of the scenes with short captions that are described fully: one or two objects, of different shapes and colours. Words are learned
     sooner from these. The others have up to four objects, alike ones among them, and captions that may omit facts."""
-    full_descriptions: scene_source.FullDescriptions = scene_source.FullDescriptions()
-    """What these scenes hold."""
     medium_captions: float = Field(default=0.06, ge=0, le=1)
     """Share of the batches whose captions begin with other sentences."""
     long_captions: float = Field(default=0.02, ge=0, le=1)
@@ -67,7 +65,7 @@ class CaptionMixture(Config):
     def pair(self, key: int, index: int, length: Length) -> scene_source.Pair:
         """Sample number `index` of a key."""
         if length == "short" and Draw(key, "kind", index).chance(self.fully_described):
-            return scene_source.fully_described(key, index, self.full_descriptions)
+            return scene_source.fully_described(key, index)
         return scene_source.pair(key, index, length=length, facts=FACTS)
 
     def length(self, seed: int, step: int) -> Length:
@@ -189,9 +187,7 @@ class Encoding:
             return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
         # The shares of lengths decide which store a step reads, not what is in them.
-        own: dict[str, Any] = {"fully_described": mixture.fully_described} if length == "short" else {}
-        if length == "short" and mixture.full_descriptions != scene_source.FullDescriptions():
-            own["full_descriptions"] = mixture.full_descriptions.model_dump(mode="json")
+        own = {"fully_described": mixture.fully_described} if length == "short" else {}
         return SampleStore.build(folder / length, size, compute, {**settings, **own}, bar)
 
     def unseen(self, seed: int, mixture: CaptionMixture) -> DecoderBatch:

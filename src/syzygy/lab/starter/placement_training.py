@@ -13,9 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from syzygy.clip.clip_model import Clip
+from syzygy.core import artifacts
 from syzygy.core.config import Config
 from syzygy.core.contracts import TextFeatures, TextStates
 from syzygy.core.randomness import Draw, seed_of
+from syzygy.decoder.network import Decoder
 from syzygy.decoder.placement import PlacementConfig, PlacementPredictor, Read, build_placement, placement_loss
 from syzygy.lab.starter.decoder_data import Rows, cell_mentions, token_mentions
 from syzygy.lab.world import scene_source
@@ -25,7 +27,7 @@ from syzygy.training.precision import autocast, precision_on
 from syzygy.training.run_records import Bar, RunResult, no_bar, train_part
 from syzygy.training.schedule import LoopConfig
 
-RELATED = scene_source.FullDescriptions(alike=0.05, alone=0.05, relation=0.95)
+RELATED = scene_source.FullDescriptions(alike=0.05, alone=0.05, relation=0.65)
 FACTS = FactRates(thing=0.95, colour=0.9, texture=0.6, style=0.25, relation=0.95)
 VALIDATION_PAIRS = 256
 CHUNK = 256
@@ -44,15 +46,13 @@ class PlacementTaskConfig(Config):
 class PlacementRun(Config):
     """All settings of a placement predictor of the embedded world."""
 
-    width: int = 128
-    """Width of the network."""
     layers: int = 2
     """Layers of self-attention over the words."""
     side: int = 8
     """Cells in a row and a column of the grid over the image."""
     captions: int = Field(default=30_000, ge=1)
     """Captions, which are encoded once and seen several times."""
-    fully_described: float = Field(default=0.7, ge=0, le=1)
+    fully_described: float = Field(default=0.8, ge=0, le=1)
     """Share of the captions that describe a scene of two objects, and the relation of these, fully. The others are of any scene."""
     medium_captions: float = Field(default=0.05, ge=0, le=1)
     """Share of the captions that begin with other sentences."""
@@ -117,7 +117,7 @@ def encoded(
                 parts[name].append((states.states.half().cpu(), states.mask.cpu(), words))
             progress(len(chunk))
     joined: list[dict[str, Tensor]] = []
-    for place, fill in enumerate((0.0, False, -1)):
+    for place, fill in enumerate((0.0, 0.0, -1.0)):
         joined.append({name: _padded([part[place] for part in own], fill) for name, own in parts.items()})
     return Captions(joined[0], joined[1], joined[2], cell_mentions(found, side))
 
@@ -174,7 +174,7 @@ class PlacementTask:
         with autocast(self._device, self._precision):
             logits = self._predictor(read)
         losses = [
-            placement_loss(one, read[name][1], captions.words[name].to(one.device), captions.cells.to(one.device))
+            placement_loss(one, read[name][1], captions.words[name].to(self._device), captions.cells.to(self._device))
             for name, one in logits.items()
         ]
         return torch.stack(losses).mean()
@@ -204,15 +204,24 @@ class PlacementTask:
 
 
 def train(
-    run: PlacementRun, clip: Clip, t5: T5Text | None, out: Path, device: torch.device, bar: Bar = no_bar
+    run: PlacementRun, clip: Clip, t5: T5Text, decoder: Decoder, out: Path, device: torch.device, bar: Bar = no_bar
 ) -> RunResult:
-    """Train (or resume) in `out`, with frozen text encoders on `device`; the finished predictor is `out/placement`, fp16."""
-    encoders: dict[str, Encode] = {"text": clip.encode_text}
-    reads, recorded = {"text": clip.width}, {"clip": clip.fingerprint()}
-    if t5 is not None:
-        encoders["t5"], reads["t5"], recorded["t5"] = t5.encode_states, t5.width, t5.fingerprint()
-    config = PlacementConfig(reads=reads, width=run.width, layers=run.layers, side=run.side)
-    predictor = build_placement(config, seed=run.seed).to(device)
+    """Train (or resume) in `out`, with frozen text encoders on `device`; the finished predictor is `out/placement`, fp16.
+
+    It reads words as `decoder` does, and works with others.
+    """
+    every: dict[str, tuple[Encode, int, str]] = {
+        "text": (clip.encode_text, clip.width, clip.fingerprint()),
+        "t5": (t5.encode_states, t5.width, t5.fingerprint()),
+    }
+    reads = {name: one for name, one in every.items() if name in decoder.slots}
+    encoders = {name: encode for name, (encode, _, _) in reads.items()}
+    recorded = {"clip": every["text"][2], "t5": every["t5"][2], "decoder": artifacts.fingerprint(decoder.state_dict())}
+    widths = {name: width for name, (_, width, _) in reads.items()}
+    config = PlacementConfig(reads=widths, width=decoder.config.cross_attention_width, layers=run.layers, side=run.side)
+    predictor = build_placement(config, seed=run.seed)
+    predictor.read_as(decoder)
+    predictor = predictor.to(device)
     key, precision = seed_of(run.seed, "placement validation"), precision_on(device)
     validation = [scene_source.fully_described(key, i, RELATED) for i in range(VALIDATION_PAIRS)]
     relations = [next(iter(pair.caption.description.relations), None) for pair in validation]

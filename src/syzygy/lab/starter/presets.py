@@ -126,23 +126,9 @@ def decoder_starter() -> DecoderRun:
     )
 
 
-def decoder_starter_counts() -> DecoderRun:
-    """The second part of the starter's decoder. It continues the first (`--init`) with more captions that tell numbers and relations."""
-    first = decoder_starter()
-    subsets = {"image": 0.2, "text": 0.1, "t5": 0.12, "text+t5": 0.34, "image+text+t5": 0.16, "": 0.08}
-    return first.changed(
-        fully_described=0.75,
-        full_descriptions={"alike": 0.3, "alone": 0.2, "relation": 0.8},
-        scenes=64_000,
-        seed=1,
-        task={"subsets": subsets},
-        loop={"steps": 2500, "lr": 5e-4, "muon_lr": 1.75e-3, "warmup": 50},
-    )
-
-
 def placement_starter() -> PlacementRun:
     """The starter's placement predictor, in about four minutes on one CPU core."""
-    loop = _loop(4000, 6e-3, warmup=40, every=500, half_life=20, betas=(0.9, 0.98))
+    loop = _loop(2500, 6e-3, warmup=40, every=250, half_life=20, betas=(0.9, 0.98))
     return PlacementRun(task=PlacementTaskConfig(), loop=loop)
 
 
@@ -179,7 +165,6 @@ def starter_cpu() -> StarterRun:
         autoencoder=autoencoder_starter(),
         t5=t5_starter(),
         decoder=decoder_starter(),
-        counts=decoder_starter_counts(),
         placement=placement_starter(),
         prior=prior_starter(),
         llm=lm_starter(),
@@ -195,7 +180,7 @@ def starter_gpu() -> StarterRun:
     The decoder sees four times as many images as with `cpu`; all other stages are small and stay as they are. Give an interrupted run the
     same command again, so that it fits into two sessions of ten minutes.
     """
-    return starter_cpu().changed(decoder={"task": {"batch_size": 256}}, counts={"task": {"batch_size": 256}})
+    return starter_cpu().changed(decoder={"task": {"batch_size": 256}})
 
 
 def adapter_decoder_starter() -> AdapterDecoderRun:
@@ -211,7 +196,6 @@ JUDGE = {"starter": judge_starter}
 AUTOENCODER = {"starter": autoencoder_starter}
 DECODER = {
     "starter": decoder_starter,
-    "starter-counts": decoder_starter_counts,
     "ediff-i": decoder_ediff,
 }
 T5 = {"starter": t5_starter}

@@ -62,7 +62,7 @@ class Stage:
     frozen: tuple[str, ...] = ()
     """Stages whose parts it needs and does not change."""
     init: str | None = None
-    """The stage that it continues from."""
+    """The stage that it continues from, or takes weights of."""
 
 
 def _alone(train: Callable[[Any, Path, torch.device], object]) -> Callable[[Any, Parts, Path, torch.device], object]:
@@ -71,13 +71,11 @@ def _alone(train: Callable[[Any, Path, torch.device], object]) -> Callable[[Any,
 
 def _decoder(run: DecoderRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
     reader = Reader.from_pretrained(_folder(out.parent, "reader"))
-    return decoder_training.train(
-        run, parts["clip"], parts["autoencoder"], out, device, t5=parts["t5"], init=parts.get("init"), reader=reader
-    )
+    return decoder_training.train(run, parts["clip"], parts["autoencoder"], out, device, t5=parts["t5"], reader=reader)
 
 
 def _placement(run: PlacementRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
-    return placement_training.train(run, parts["clip"], parts["t5"], out, device)
+    return placement_training.train(run, parts["clip"], parts["t5"], load_decoder(parts["init"]), out, device)
 
 
 def _prior(run: PriorRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
@@ -102,7 +100,7 @@ def _image(stage: str) -> Callable[[ImageRun, Parts, Path, torch.device], RunRes
     return train
 
 
-OPTIONAL = ("t5", "placement", "llm")
+OPTIONAL = ("t5", "llm")
 """Parts that belong to a model only if one of its stages needs them."""
 STAGES: Mapping[str, Stage] = {
     "clip": Stage("clip", _alone(clip_training.train)),
@@ -111,8 +109,7 @@ STAGES: Mapping[str, Stage] = {
     "autoencoder": Stage("autoencoder", _alone(autoencoder_training.train)),
     "t5": Stage("t5", _alone(t5_training.train)),
     "decoder": Stage("decoder", _decoder, ("clip", "autoencoder", "t5")),
-    "counts": Stage("decoder", _decoder, ("clip", "autoencoder", "t5"), "decoder"),
-    "placement": Stage("placement", _placement, ("clip", "t5")),
+    "placement": Stage("placement", _placement, ("clip", "t5"), "decoder"),
     "prior": Stage("prior", _prior, ("clip",)),
     "llm": Stage("llm", _alone(lm_training.train)),
     "align": Stage("adapter", _align, ("clip", "prior", "llm")),
@@ -144,8 +141,6 @@ class StarterRun(Config):
     """The T5 whose states the decoder reads."""
     decoder: DecoderRun
     """The decoder, from image embeddings, words, and both."""
-    counts: DecoderRun
-    """The decoder's second part, with more captions that tell numbers."""
     placement: PlacementRun
     """The placement predictor, which draws objects to where the words say that they are."""
     prior: PriorRun
@@ -218,7 +213,7 @@ def _finished(run: StarterRun, name: str, out: Path) -> bool:
     record = artifacts.read_json(provenance)
     known = {part: _load(run, out, part).fingerprint() for part in stage.frozen}
     if stage.init is not None:
-        load = load_decoder if stage.part == "decoder" else TextAdapter.from_pretrained
+        load = load_decoder if STAGES[stage.init].part == "decoder" else TextAdapter.from_pretrained
         known["init"] = artifacts.fingerprint(load(_folder(out, stage.init)).state_dict())
     return _same(record["recipe"], getattr(run, name)) and all(
         _recorded(record, part) == fingerprint for part, fingerprint in known.items()
@@ -231,6 +226,8 @@ def _recorded(record: Mapping[str, Any], part: str) -> str | None:
         return record["llm"]["fingerprint"]
     if part == "init" and "lineage" in record:
         return record["lineage"][-1]["adapter"]
+    if part == "init" and record["kind"] == "placement":
+        return record["decoder"]
     return record.get(part)
 
 
@@ -258,8 +255,7 @@ def _train_stage(run: StarterRun, name: str, out: Path, device: torch.device) ->
     stage = STAGES[name]
     for needed in _needed(stage):
         if not _folder(out, needed).is_dir():
-            how = "continues from" if needed == stage.init else "is trained with"
-            raise UserError(f"stage {name!r} {how} {needed}, and {out} holds none: run stage {needed!r} first.")
+            raise UserError(f"stage {name!r} needs {needed}, and {out} holds none: run stage {needed!r} first.")
     parts: dict[str, Any] = {part: _load(run, out, part).to(device) for part in stage.frozen}
     if stage.init is not None:
         parts["init"] = _folder(out, stage.init)
