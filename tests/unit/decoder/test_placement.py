@@ -86,6 +86,16 @@ def test_conditions_get_regions_and_drawn_ones_stay() -> None:
     assert not maps[1].any()
 
 
+def test_predictions_from_a_part_of_the_conditions_are_not_used() -> None:
+    text = Condition(torch.tensor([True]), torch.randn(1, 2, 4), torch.ones(1, 2, dtype=torch.bool))
+    alone = Conditioning({"text": text})
+    assert build_placement(CONFIG).placed(alone, 1.0) is alone
+    t5 = replace(text, states=torch.randn(1, 2, 6))
+    both = build_placement(CONFIG).placed(Conditioning({"text": text, "t5": t5}), 1.0)
+    assert both.conditions["text"].region_maps is not None
+    assert both.conditions["t5"].region_maps is not None
+
+
 def test_loss_is_of_the_cells_of_the_object_or_of_naming_none() -> None:
     mentions = torch.tensor([[0, -1, 0, 1]])
     visible = torch.ones(1, 3, dtype=torch.bool)
