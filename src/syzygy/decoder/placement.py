@@ -155,7 +155,8 @@ class PlacementPredictor(nn.Module):
                 maps[list(drawn)] = 0
             if own is not None:
                 maps = own + F.interpolate(maps, own.shape[-2:])
-            conditions[name] = replace(conditions[name], region_maps=maps)
+            if own is not None or maps.any():  # without regions, attention is the plain one, to the bit
+                conditions[name] = replace(conditions[name], region_maps=maps)
         return Conditioning(conditions)
 
     def fingerprint(self) -> str:

@@ -77,6 +77,8 @@ def test_conditions_get_regions_and_drawn_ones_stay() -> None:
     assert torch.equal(found[1], drawn[1])
     assert found[0, 0].tolist() == [pytest.approx([0.5, 0.5, 0, 0], abs=1e-3)] * 4
     assert Fixed().placed(both, 0.0) is both
+    plain = Conditioning({"text": replace(text[torch.tensor([0])], states=words(LEFT, LEFT)[0], region_maps=None)})
+    assert Fixed().placed(plain, 1.0).conditions["text"].region_maps is None, "nothing to place"
     alone = Conditioning({"image": both.conditions["image"]})
     assert Fixed().placed(alone, 1.0) is alone
     absent = Conditioning({"text": replace(text, present=torch.tensor([True, False]), region_maps=None)})
@@ -87,13 +89,12 @@ def test_conditions_get_regions_and_drawn_ones_stay() -> None:
 
 
 def test_predictions_from_a_part_of_the_conditions_are_not_used() -> None:
-    text = Condition(torch.tensor([True]), torch.randn(1, 2, 4), torch.ones(1, 2, dtype=torch.bool))
-    alone = Conditioning({"text": text})
-    assert build_placement(CONFIG).placed(alone, 1.0) is alone
-    t5 = replace(text, states=torch.randn(1, 2, 6))
-    both = build_placement(CONFIG).placed(Conditioning({"text": text, "t5": t5}), 1.0)
-    assert both.conditions["text"].region_maps is not None
-    assert both.conditions["t5"].region_maps is not None
+    predictor = Fixed()
+    states, mask = words(LEFT, RIGHT)
+    text = Condition(torch.tensor([True]), states, mask)
+    assert predictor.placed(Conditioning({"text": text}), 1.0).conditions["text"].region_maps is not None
+    predictor.config = predictor.config.changed(reads={"text": 5, "t5": 6})
+    assert predictor.placed(Conditioning({"text": text}), 1.0).conditions["text"].region_maps is None
 
 
 def test_loss_is_of_the_cells_of_the_object_or_of_naming_none() -> None:
