@@ -33,7 +33,7 @@ NAMED_WEIGHT = 0.2
 """Weight, in the loss, of whether a token names an object."""
 SEEN = 0.05
 """A token whose chance to name an object is smaller gets no region."""
-TOLD = 0.13
+LEAST_APART = 0.13
 """The least total variation distance of the words' cells from their mean, for regions. In the starter, prompts with a relation have 0.18 to
 0.28, and others at most 0.1."""
 
@@ -126,11 +126,11 @@ class PlacementPredictor(nn.Module):
         mean = torch.stack([(named[name][..., None] * cells[name]).sum(1) for name in cells]).sum(0) / total[:, None]
         side = self.config.side
         apart = [(named[name] * (own - mean[:, None]).abs().sum(-1) / 2).sum(1) for name, own in cells.items()]
-        told = torch.stack(apart).sum(0) / total > TOLD
+        related = torch.stack(apart).sum(0) / total > LEAST_APART
         found = {}
         for name, own in cells.items():
             region = (own / mean[:, None].clamp_min(1e-6) - 1).clamp(0, 1)
-            found[name] = (region * (named[name] * told[:, None])[..., None]).unflatten(-1, (side, side))
+            found[name] = (region * (named[name] * related[:, None])[..., None]).unflatten(-1, (side, side))
         return found
 
     @torch.no_grad()

@@ -48,6 +48,14 @@ def test_words_that_do_not_differ_get_none(shown: tuple[tuple[float, ...], ...])
     assert Fixed().regions({"text": words(*shown)})["text"].abs().max() < 1e-3
 
 
+def test_places_that_differ_a_little_are_no_relation() -> None:
+    def apart(by: float) -> Tensor:
+        return Fixed().regions({"text": words((by, -by, by, -by, -9.0), (-by, by, -by, by, -9.0))})["text"]
+
+    assert not apart(0.2).any()  # total variation .10
+    assert apart(0.4).any()  # .19
+
+
 def test_hidden_words_change_nothing() -> None:
     expected = Fixed().regions({"text": words(LEFT, LEFT)})["text"]
     found = Fixed().regions({"text": words(LEFT, LEFT, RIGHT, hidden=1)})["text"]
