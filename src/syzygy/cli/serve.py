@@ -8,7 +8,7 @@ import click
 
 from syzygy.cli.common import Whole, device_option, json_option
 from syzygy.cli.generation_options import load_model, prompt_options
-from syzygy.core.errors import UserError
+from syzygy.core.errors import UserError, install
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -109,7 +109,7 @@ def serve(
         from syzygy.server.http_server import allow_files, listening, server_of, url_of
         from syzygy.server.security import is_loopback
     except ImportError as error:
-        raise UserError(f"serving needs {error.name}: pip install 'syzygy[web]'.") from None
+        raise UserError(f"serving needs {error.name}: {install('web')}.") from None
     local = is_loopback(host)
     if not local and api_key is None and not no_api_key:
         raise UserError(f"--host {host} lets other machines in: give an --api-key, or --no-api-key.")

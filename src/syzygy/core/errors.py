@@ -15,6 +15,11 @@ class UserError(ValueError):
     """The exit code of the command line."""
 
 
+def install(extra: str) -> str:
+    """How to install one of the optional dependencies. Syzygy is installed from its source code, not from a package index."""
+    return f"run pip install -e '.[{extra}]' in the folder of Syzygy's source code"
+
+
 HALF_PRECISION = (
     "The usual cause is half precision, which overflows beyond 65504: use bf16 or fp32 (--dtype on the command line, dtype in Python). "
     "If that does not help, the weights are damaged, or the sampler diverges at this number of steps."

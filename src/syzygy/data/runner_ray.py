@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from syzygy.clip.clip_model import Clip
-from syzygy.core.errors import UserError
+from syzygy.core.errors import UserError, install
 from syzygy.data.embed_shard import embed_shard
 from syzygy.data.embedding_work import Job, Tally
 from syzygy.data.store_files import read_checked, record_path
@@ -113,5 +113,5 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise UserError("--runner ray needs Ray: pip install 'syzygy[ray]'.") from None
+        raise UserError(f"--runner ray needs Ray: {install('ray')}.") from None
     return ray

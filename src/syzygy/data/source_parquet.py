@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from syzygy.core.errors import UserError
+from syzygy.core.errors import UserError, install
 from syzygy.data.pair import (
     CAPTION_NAMES,
     WHOLE_FILE,
@@ -291,5 +291,5 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError("reading parquet needs pyarrow: pip install 'syzygy[parquet]' (or pyarrow).") from None
+        raise UserError(f"reading parquet needs pyarrow: {install('parquet')} (or install pyarrow).") from None
     return pyarrow, pyarrow.parquet

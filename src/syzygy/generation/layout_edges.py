@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from syzygy.core.errors import UserError
+from syzygy.core.errors import UserError, install
 from syzygy.core.pixels import to_uint8
 from syzygy.generation.mixing import Picture, checked, image_of
 
@@ -64,7 +64,7 @@ def _canny(levels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
         import cv2
     except ImportError:
         raise UserError(
-            "computing the edges of a layout picture needs OpenCV: pip install 'syzygy[edges]' (or opencv-python-headless). Without it, "
+            f"computing the edges of a layout picture needs OpenCV: {install('edges')} (or install opencv-python-headless). Without it, "
             "give a picture of the edges themselves, white lines on black."
         ) from None
     edges = cv2.Canny(np.ascontiguousarray(levels), LOW, HIGH)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from syzygy.core import artifacts
-from syzygy.core.errors import UserError
+from syzygy.core.errors import UserError, install
 
 PAGE, MARKDOWN, RESULTS = "index.html", "report.md", "results.json"
 MARKED = (re.compile(r"`([^`]+)`"), r"<code>\1</code>"), (re.compile(r"\*\*([^*]+)\*\*"), r"<b>\1</b>")
@@ -34,9 +34,7 @@ def require_lab() -> None:
     """
     missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
     if missing:
-        raise UserError(
-            f"pages need the extra lab, and {' and '.join(missing)} cannot be found: pip install 'syzygy[lab]'"
-        )
+        raise UserError(f"pages need the extra lab, and {' and '.join(missing)} cannot be found: {install('lab')}")
 
 
 @dataclass(frozen=True)

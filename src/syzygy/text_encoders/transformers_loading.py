@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from syzygy.core import artifacts, hub_files
-from syzygy.core.errors import UserError
+from syzygy.core.errors import UserError, install
 from syzygy.core.model_files import GGUF, no_weights, variant_of, weight_file
 
 LONGEST = 400
@@ -76,7 +76,7 @@ def load_gguf(file: Path, what: str, dtype: torch.dtype, kind: Callable[[Any], A
     if not file.is_file():
         raise UserError(f"there is no file {file}. Check the path, or give a model's folder or hub id.")
     if missing := [name for name in ("gguf", "accelerate") if find_spec(name) is None]:
-        raise UserError(f"{file} needs {' and '.join(missing)} to be read: pip install 'syzygy[gguf]'.")
+        raise UserError(f"{file} needs {' and '.join(missing)} to be read: {install('gguf')}.")
     artifacts.check_pointer(file)
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from syzygy.core.errors import UserError
+from syzygy.core.errors import UserError, install
 
 PLAIN_LINE_SECONDS = 10.0
 SMOOTHING = 0.05
@@ -133,6 +133,6 @@ def _tensorboard_writer(folder: Path) -> Any:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError:
         raise UserError(
-            "TensorBoard is not installed: pip install 'syzygy[tensorboard]', or leave --tensorboard out."
+            f"TensorBoard is not installed: {install('tensorboard')}, or leave --tensorboard out."
         ) from None
     return SummaryWriter(str(folder))

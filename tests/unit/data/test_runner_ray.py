@@ -9,7 +9,7 @@ import pytest
 from syzygy.core.errors import UserError
 from syzygy.data.runner_ray import _finished
 
-exceptions = pytest.importorskip("ray.exceptions", reason="they need Ray (pip install 'syzygy[ray]')")
+exceptions = pytest.importorskip("ray.exceptions", reason="they need Ray (pip install -e '.[ray]')")
 
 
 class Cluster:

@@ -176,7 +176,7 @@ def test_a_later_file_lacks_a_column(tmp_path: Path) -> None:
 def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "0.parquet", {"image": [b"A"], "caption": ["a"]})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"reading parquet needs pyarrow: pip install 'syzygy\[parquet\]'"):
+    with pytest.raises(UserError, match=r"reading parquet needs pyarrow: run pip install -e '\.\[parquet\]'"):
         read(path)
 
 

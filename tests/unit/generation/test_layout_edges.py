@@ -30,7 +30,7 @@ def lines() -> Image.Image:
 
 
 def test_edges_are_those_of_canny_at_the_authors_thresholds() -> None:
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed (pip install 'syzygy[edges]')")
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed (pip install -e '.[edges]')")
     found = np.asarray(edge_map(drawing()))
     assert found.shape == (40, 60, 3)
     assert np.array_equal(found, cv2.Canny(np.asarray(drawing()), 100, 200)[..., None].repeat(3, 2))
@@ -43,7 +43,7 @@ def test_edges_are_those_of_canny_at_the_authors_thresholds() -> None:
 
 
 def test_a_white_shape_on_black_is_a_picture_and_no_edge_map() -> None:
-    pytest.importorskip("cv2", reason="OpenCV is not installed (pip install 'syzygy[edges]')")
+    pytest.importorskip("cv2", reason="OpenCV is not installed (pip install -e '.[edges]')")
     shape = Image.new("RGB", (60, 40))
     ImageDraw.Draw(shape).rectangle((10, 10, 40, 30), fill="white")
     found = np.asarray(edge_map(shape))
@@ -54,7 +54,7 @@ def test_a_white_shape_on_black_is_a_picture_and_no_edge_map() -> None:
 def test_pictures_without_edges_are_refused() -> None:
     with pytest.raises(UserError, match="the layout picture has no edges"):
         edge_map(Image.new("RGB", (8, 8)))
-    pytest.importorskip("cv2", reason="OpenCV is not installed (pip install 'syzygy[edges]')")
+    pytest.importorskip("cv2", reason="OpenCV is not installed (pip install -e '.[edges]')")
     for colour in ("white", "grey"):
         with pytest.raises(UserError, match="the layout picture has no edges"):
             edge_map(Image.new("RGB", (8, 8), colour))
@@ -66,7 +66,7 @@ def test_without_opencv_edge_maps_are_read_and_others_are_refused_with_what_to_i
     monkeypatch.setitem(sys.modules, "cv2", None)
     lines().save(tmp_path / "edges.png")
     assert np.array_equal(np.asarray(edge_map(tmp_path / "edges.png")), np.asarray(lines().convert("RGB")))
-    with pytest.raises(UserError, match=r"needs OpenCV: pip install 'syzygy\[edges\]'.*white lines on black"):
+    with pytest.raises(UserError, match=r"needs OpenCV: run pip install -e '\.\[edges\]'.*white lines on black"):
         edge_map(drawing())
 
 

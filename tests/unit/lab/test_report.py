@@ -115,7 +115,7 @@ def test_pages_need_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     report.require_lab()
     monkeypatch.setattr(report, "find_spec", lambda name: None if name == "matplotlib" else object())
     with pytest.raises(
-        UserError, match=r"pages need the extra lab, and matplotlib cannot.*pip install 'syzygy\[lab\]'"
+        UserError, match=r"pages need the extra lab, and matplotlib cannot.*run pip install -e '\.\[lab\]'"
     ):
         report.require_lab()
 

@@ -85,5 +85,7 @@ def test_what_cannot_be_read(folder: Path, file: Path, tmp_path: Path) -> None:
 
 def test_a_package_that_is_missing_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers_loading, "find_spec", lambda name: None if name == "gguf" else find_spec(name))
-    with pytest.raises(UserError, match=r"tiny\.gguf needs gguf to be read: pip install 'syzygy\[gguf\]'\."):
+    with pytest.raises(
+        UserError, match=r"tiny\.gguf needs gguf to be read: run pip install -e '\.\[gguf\]' in the folder"
+    ):
         Llm.from_pretrained(file)
