@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -13,14 +14,14 @@ from PIL import Image
 from syzygy.generation.image_files import record_of
 from syzygy.server.app import create_app
 from syzygy.server.http_server import serving
-from tests.tiny_server import Held, tiny_engine
+from tests.tiny_server import ENGINES, Held, tiny_engine
 
 PROMPT = "a red circle and a blue star"
 
 
-@pytest.fixture(scope="module")
-def url(tiny_model: Path) -> Iterator[str]:
-    with serving(create_app(tiny_engine(tiny_model))) as url:
+@pytest.fixture(scope="module", params=ENGINES)
+def url(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[str]:
+    with serving(create_app(request.param(partial(tiny_engine, tiny_model)))) as url:
         yield f"{url}/v1"
 
 

@@ -1,5 +1,6 @@
 """The routes. Paths start with /v1 as OpenAI's do, also where OpenAI has no such route."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,10 @@ from syzygy.core.errors import UserError
 from syzygy.server import documentation, page_assets
 from syzygy.server.admission import SMALL_BYTES, Admission
 from syzygy.server.bodies import check_json_type, form_of, json_of, whole
-from syzygy.server.engine import Engine
+from syzygy.server.engine import ImageEngine
 from syzygy.server.limits import Limits
 from syzygy.server.metrics import Metrics
-from syzygy.server.problems import Json, Problem, problem_of
+from syzygy.server.problems import SERVER, Json, Problem, problem_of
 from syzygy.server.requests import ImageRequest
 from syzygy.server.responses import EventStream, RequestStream, complete, in_thread
 from syzygy.server.schema import Common, Edit, Form, Generation, Mix, Variation, json_body, json_schemas, multipart
@@ -62,7 +63,7 @@ class Understood(NamedTuple):
 class Server:
     """The state that the routes share."""
 
-    def __init__(self, engine: Engine, limits: Limits, batch_size: int) -> None:
+    def __init__(self, engine: ImageEngine, limits: Limits, batch_size: int) -> None:
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
         self.validator = Validator(engine, limits)
         self.worker = Worker(engine, self.metrics, batch_size=batch_size)
@@ -140,7 +141,7 @@ class Server:
 
 
 def create_app(
-    engine: Engine,
+    engine: ImageEngine,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     *,
     batch_size: int = 8,
@@ -253,9 +254,11 @@ def _other_routes(app: FastAPI, server: Server) -> None:
             raise Problem(404, f"there is no model {name[:80]!r} here.", param="model", code="model_not_found")
         return Json(server.card)
 
-    @app.get("/healthz", tags=["operation"])
+    @app.get("/healthz", responses={503: {"description": "Nothing computes images now."}}, tags=["operation"])
     async def healthz() -> Response:
-        """Answers when the model is loaded."""
+        """Answers when the model is loaded. With replicas, the status is 503 while none of them runs."""
+        if not await asyncio.to_thread(server.engine.ready):
+            raise Problem(503, "no replica runs at the moment.", kind=SERVER, code="not_ready", retry_after=5.0)
         return Json({"status": "ok", "model": server.engine.name})
 
     @app.get("/docs", include_in_schema=False)

@@ -1,11 +1,11 @@
-"""A loaded model as the server uses it, from one thread: requests of equal shape go in, PNG files come out."""
+"""What computes images for the server: requests of equal shape go in, images come out. `Engine` is a loaded model in this process."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -23,9 +23,82 @@ from syzygy.server.problems import field_errors
 from syzygy.server.requests import ImageRequest, Upload
 
 
+class Interrupted(Exception):
+    """The batch was given up, because the server stops."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A sampling step of a batch is done."""
+
+    step: int
+    steps: int
+    previews: Sequence[tuple[int, int, Image.Image]] = ()
+    """Row of the batch, number of the preview from 0, and what the image looks like so far."""
+
+
+class ImageEngine(Protocol):
+    """What the server needs of a model. `Engine` computes in this process, `RayEngine` in replicas on a cluster."""
+
+    @property
+    def name(self) -> str:
+        """The model's id for clients."""
+        ...
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The settings that determine images when a request gives none, with the names of `syzygy generate`'s records."""
+        ...
+
+    @property
+    def own_size(self) -> tuple[int, int] | None:
+        """Height and width of all its images; None where a request may choose."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """How many batches it computes at a time, each asked for by a thread of its own."""
+        ...
+
+    def capabilities(self) -> dict[str, Any]:
+        """What the model can do, as `GET /v1/models` shows it."""
+        ...
+
+    def notes(self, text: str) -> list[str]:
+        """What the model does not understand in a prompt, one sentence each."""
+        ...
+
+    def prepared(self, image: Image.Image, data: bytes) -> Upload:
+        """A client's picture, prepared for the image encoder. Raises `UserError` if it is too long for its width."""
+        ...
+
+    def generate(
+        self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Step], None]
+    ) -> list[Image.Image]:
+        """An image from its seed for each of these requests, which are of one shape and may repeat.
+
+        Raises:
+            UserError: the model refuses the request. Errors that `on_step` raises end the sampling.
+            Interrupted: `interrupt` was called.
+        """
+        ...
+
+    def png(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
+        """The file of the request's image `index`, with its record inside."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether it can compute now. It may take seconds."""
+        ...
+
+    def interrupt(self) -> None:
+        """Give up the batches whose `generate` may wait for something other than the next step."""
+        ...
+
+
 @dataclass(frozen=True)
 class Engine:
-    """A model, and the settings that the server was started with."""
+    """A model in this process, and the settings that the server was started with."""
 
     model: TextToImage
     record: Mapping[str, Any]
@@ -40,6 +113,22 @@ class Engine:
     def name(self) -> str:
         """The model's id for clients."""
         return last_part(self.model.name)
+
+    @property
+    def lanes(self) -> int:
+        """One: the model computes in one thread."""
+        return 1
+
+    def ready(self) -> bool:
+        """It is loaded."""
+        return True
+
+    def interrupt(self) -> None:
+        """Nothing is left to do: `generate` only waits for the next step, and `on_step` ends it there."""
+
+    def notes(self, text: str) -> list[str]:
+        """What the model does not understand in a prompt, one sentence each."""
+        return self.model.notes(text)
 
     @property
     def own_size(self) -> tuple[int, int] | None:
@@ -101,7 +190,7 @@ class Engine:
 
     @torch.inference_mode()
     def generate(
-        self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Progress], None]
+        self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Step], None]
     ) -> list[Image.Image]:
         """An image from its seed for each of these requests, which are of one shape and may repeat.
 
@@ -111,7 +200,7 @@ class Engine:
         first = requests[0].generation
         batch: dict[str, Any] = {
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
-            "callback": on_step,
+            "callback": lambda progress: on_step(self._step(requests, progress)),
         }
         if first.mixtures:
             mixture = [(self._embedded(what), weight) for what, weight in first.mixtures[0]]
@@ -129,8 +218,20 @@ class Engine:
         """A text as it is; an upload's pixels as their image embedding [1, D]."""
         return what if isinstance(what, str) else self.model.clip.encode_pixels(what[None])
 
-    @torch.inference_mode()
-    def preview(self, denoised: Float[Tensor, "B C H W"]) -> list[Image.Image]:
+    def _step(self, requests: Sequence[ImageRequest], progress: Progress) -> Step:
+        numbers = [preview_at(progress.step, progress.steps, request.previews) for request in requests]
+        rows = [row for row, number in enumerate(numbers) if number is not None]
+        if not rows or progress.denoised is None:
+            return Step(progress.step, progress.steps)
+        images = self._preview(progress.denoised[rows])
+        shown = [
+            (row, number, image)
+            for row, image in zip(rows, images, strict=True)
+            if (number := numbers[row]) is not None
+        ]
+        return Step(progress.step, progress.steps, shown)
+
+    def _preview(self, denoised: Float[Tensor, "B C H W"]) -> list[Image.Image]:
         """Images of the denoised estimates."""
         decoder = self.model.pipeline.decoder
         assert isinstance(decoder, LatentDecoder), "only this decoder reports latents of its autoencoder"
@@ -146,6 +247,13 @@ def plain_png(image: Image.Image) -> bytes:
     data = io.BytesIO()
     image.save(data, "PNG")
     return data.getvalue()
+
+
+def preview_at(step: int, steps: int, previews: int) -> int | None:
+    """Number of the preview to show after this step (from 0), or None. Previews are spread evenly over the steps before the last."""
+    shown = min(previews, steps - 1)
+    places = [(number + 1) * steps // (shown + 1) for number in range(shown)]
+    return places.index(step) if step in places else None
 
 
 def last_part(place: str) -> str:

@@ -16,7 +16,7 @@ from syzygy.generation.layout_edges import edge_map
 from syzygy.generation.request import GenerationRequest, check_texts
 from syzygy.generation.subjects import Subject, check_subjects, check_words
 from syzygy.server import recipes, uploads
-from syzygy.server.engine import Engine
+from syzygy.server.engine import ImageEngine
 from syzygy.server.limits import Limits
 from syzygy.server.problems import Problem, field_errors
 from syzygy.server.requests import KEPT_BYTES, ImageRequest, Upload
@@ -36,7 +36,7 @@ NO_MASK = "the transparent part of the image is not used as a mask: this model d
 class Validator:
     """Checks requests, and decodes their pictures after all other checks."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: ImageEngine, limits: Limits) -> None:
         """
         Raises:
             UserError: the server's default settings are beyond its limits.
@@ -182,7 +182,7 @@ class Validator:
 
     def notes(self, request: ImageRequest) -> list[str]:
         """What the model does not understand, or a client may not expect."""
-        found = [*request.notes, *(note for text in request.texts for note in self.engine.model.notes(text))]
+        found = [*request.notes, *(note for text in request.texts for note in self.engine.notes(text))]
         if len(request.kept) < len(request.uploads):
             found.append(
                 f"a record holds uploaded pictures of up to {KEPT_BYTES:,} bytes in all; of the others it holds only the SHA-256."
