@@ -131,11 +131,12 @@ def test_the_health_check_fails_while_no_replica_runs(tiny_model: Path) -> None:
 
 def replicas(port: int) -> list[int]:
     """Processes of the replicas of the server on this port."""
-    name = f"ray::ServeReplica:syzygy-{socket.gethostname()}-{port}:".encode()
+    server = f"syzygy-{socket.gethostname()}-{port}".encode()
+    names = (b"ray::ServeReplica:%s:" % server, b"ray::SERVE_REPLICA::%s#" % server)  # later, and while it starts
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found += [int(path.parent.name)] if path.read_bytes().startswith(name) else []
+            found += [int(path.parent.name)] if path.read_bytes().startswith(names) else []
         except OSError:  # it has ended meanwhile
             continue
     return found
@@ -148,9 +149,9 @@ def replicas(port: int) -> list[int]:
 def test_two_replicas_serve_are_replaced_when_they_are_lost_and_end_with_the_server(tiny_model: Path) -> None:
     command = [SYZYGY, "serve", "--model", tiny_model.name, "--port", "0", "--json", "--device", "cpu", "--grace", "5"]
     command += ["--engine", "ray", "--replicas", "2"]
-    # Ray ends processes when a machine's memory is nearly full, which is no concern of this test.
+    # By default, Ray gives its workers a low priority, and ends them when a machine's memory is nearly full.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= {"RAY_memory_monitor_refresh_ms": "0"}
+    environment |= {"RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "0"}
     with subprocess.Popen(command, cwd=tiny_model.parent, stdout=subprocess.PIPE, env=environment) as process:
         try:
             assert process.stdout
