@@ -167,10 +167,23 @@ def test_two_replicas_serve_are_replaced_when_they_are_lost_and_end_with_the_ser
                 same = httpx.post(other + GENERATIONS, json=asked, timeout=PATIENCE)
             local = Image.open(io.BytesIO(base64.b64decode(same.json()["data"][0]["b64_json"])))
             assert image.tobytes() == local.tobytes()
-            for one in replicas(port):
-                os.kill(one, signal.SIGKILL)
-            assert httpx.post(url + GENERATIONS, json=asked, timeout=300).json()["data"] == answer.json()["data"]
-            assert waited(lambda: httpx.get(url + "/healthz", timeout=PATIENCE).status_code == 200)
+            long, found = {"prompt": "a circle", "seed": 3, "steps": 100, "n": 2}, list[int]()
+            threads = [
+                threading.Thread(
+                    target=lambda: found.append(httpx.post(url + GENERATIONS, json=long, timeout=600).status_code)
+                )
+                for _ in range(2)
+            ]
+            for thread in threads:
+                thread.start()
+            assert waited(lambda: "syzygy_requests_running 2\n" in httpx.get(url + "/metrics", timeout=PATIENCE).text)
+            lost = replicas(port)[0]
+            os.kill(lost, signal.SIGKILL)
+            for thread in threads:
+                thread.join()
+            assert found == [200, 200]  # also the request whose replica was lost
+            assert waited(lambda: len({*replicas(port)} - {lost}) == 2)
+            assert httpx.get(url + "/healthz", timeout=PATIENCE).status_code == 200
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0
             assert waited(lambda: not replicas(port))
