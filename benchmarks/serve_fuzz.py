@@ -19,7 +19,7 @@ from collections import Counter
 ROUND = 25
 """Requests a route and a kind before the next has its turn."""
 WORDS = ("a red star", "star", "a red star and a blue ring", "a", "ring")
-FORMATS = {"mask": "picture", "style": "picture", "image": "picture"} | dict.fromkeys(
+FORMATS = {"mask": "picture", "style": "picture", "image": "picture", "image_url": "picture"} | dict.fromkeys(
     ("prompt", "negative_prompt", "phrase", "text", "region"), "words"
 )
 """Names of fields → what our strategies make for them."""

@@ -1,11 +1,11 @@
-"""How quick the page of `syzygy serve` is, in Chromium without a screen; and a picture of it.
+"""Measure how fast the page of `syzygy serve` is, in headless Chromium, or take a screenshot of it.
 
     python -m benchmarks.serve_page
     python -m benchmarks.serve_page --picture docs/serve.png
 
 Prints the time from the server's first byte to a page that can be used (target: at most 1 s), and what one piece of a stroke
-costs, from the pointer's event to the pixels that it leads to (target: at most 16 ms); beside both the processor time of the
-browser's main thread, which tells the page's part where the machine has other work. The model is in this process, idle.
+costs, from the pointer's event to the pixels that it leads to (target: at most 16 ms). Both come with the processor time of the
+browser's main thread, because the machine may have other work. The model is in this process, idle.
 """
 
 import argparse
@@ -82,6 +82,11 @@ def select(page: Page, words: str) -> None:
     page.wait_for_selector("#phrases .candidate, #phrases [aria-pressed=true]")
 
 
+def advanced(page: Page) -> None:
+    """Unfold the advanced settings."""
+    page.eval_on_selector("#advanced", "(fold) => (fold.open = true)")
+
+
 def stroke(page: Page, places: list[tuple[float, float]]) -> None:
     """Draw with the mouse, from place to place of the canvas (from 0 to 1)."""
     page.locator("#canvas").scroll_into_view_if_needed()
@@ -94,8 +99,8 @@ def stroke(page: Page, places: list[tuple[float, float]]) -> None:
     page.mouse.up()
 
 
-def painted(page: Page) -> None:
-    """Press the button, and wait for all pictures."""
+def generated(page: Page) -> None:
+    """Press the button, and wait for all images."""
     page.click("#go")
     page.wait_for_selector("#go:not(.stop)", timeout=300_000)
     page.wait_for_function("[...document.querySelectorAll('.done img')].every((one) => one.complete)")
@@ -127,7 +132,7 @@ def usable_ms(found: Browser, url: str) -> tuple[float, float]:
 
 
 def stroke_ms(found: Browser, url: str) -> tuple[list[float], float]:
-    """The cost of each piece of a stroke, beside another phrase that is painted already; and the mean processor time of one."""
+    """The cost of each piece of a stroke, next to another region that is drawn already; and the mean processor time of one."""
     page = found.new_page(viewport={"width": 1280, "height": 800})
     clock = Clock(page)
     ready(page, url)
@@ -148,16 +153,18 @@ def stroke_ms(found: Browser, url: str) -> tuple[list[float], float]:
 
 
 def picture(found: Browser, url: str, path: Path, steps: int, scheme: str) -> None:
-    """The page with a painted prompt and its pictures."""
+    """The page with a prompt, regions and images."""
     page = found.new_page(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5, color_scheme=scheme)
     ready(page, url)
     page.fill("#prompt", PROMPT)
+    advanced(page)
     page.fill("#steps", str(steps))
+    page.eval_on_selector("#advanced", "(fold) => (fold.open = false)")
     page.fill("#seed", "7")
     for words, places in PLACES.items():
         select(page, words)
         stroke(page, places)
-    painted(page)
+    generated(page)
     page.mouse.move(1270, 790)
     page.screenshot(path=path)
     page.close()

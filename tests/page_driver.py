@@ -1,4 +1,4 @@
-"""What tests of the page do to it, and read from the pictures that it gives."""
+"""What tests of the page do to it, and read from its images."""
 
 import base64
 import io
@@ -59,7 +59,8 @@ SMALL = """() => [...document.querySelectorAll("button, a, input, select, summar
 
 @contextmanager
 def watched(browser: Browser, url: str) -> Iterator[Open]:
-    """Opens pages, each in a session of its own. They must ask nobody but the server, and complain of nothing."""
+    """Opens pages, each in a session of its own, with the advanced settings unfolded. They may send requests only to the server, and
+    must report no errors."""
     pages: list[Page] = []
     complaints: list[str] = []
     asked: list[str] = []
@@ -73,6 +74,7 @@ def watched(browser: Browser, url: str) -> Iterator[Open]:
         pages.append(page)
         if ready:
             serve_page.ready(page, at)
+            serve_page.advanced(page)
         else:
             page.goto(at)
         return page
@@ -80,7 +82,7 @@ def watched(browser: Browser, url: str) -> Iterator[Open]:
     yield new
     for page in pages:
         page.context.close()
-    assert [one for one in complaints if "status of" not in one] == []  # refusals by the server are told so, too
+    assert [one for one in complaints if "status of" not in one] == []  # the browser reports refusals by the server too
     assert [one for one in asked if not one.startswith(("http://127.0.0.1:", "blob:", "data:"))] == []
 
 

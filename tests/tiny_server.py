@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from syzygy.generation.text_to_image import TextToImage
-from syzygy.server.engine import Engine, Step
+from syzygy.server.engine import Engine, Generated, Step
 from syzygy.server.ray_engine import RayEngine, Replica, engine_of, modules
 from syzygy.server.requests import ImageRequest
 
@@ -82,7 +81,7 @@ class Held:
 
     def generate(
         self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Step], None]
-    ) -> list[Image.Image]:
+    ) -> Generated:
         self.batches.append([request.prompt for request in requests])
         if self.failure is not None:
             raise self.failure

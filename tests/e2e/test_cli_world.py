@@ -46,7 +46,7 @@ def test_sample_writes_the_pairs_of_its_seed(tmp_path: Path, monkeypatch: pytest
     assert sorted(contents(tmp_path / "a")) == [*names, "metadata.jsonl", "sample.json"]
     summary = json.loads(result.stdout)
     assert summary["pictures"] == 7
-    assert summary["settings"] == {"num": 7, "seed": 5, "size": 32, "held_out": "include", "length": "short"}
+    assert summary["settings"] == {"num": 7, "seed": 5, "size": 32, "unseen": "include", "length": "short"}
     assert [row["file_name"] for row in rows(tmp_path / "a")] == names
     for row, pair, picture in zip(rows(tmp_path / "a"), pairs, source.pictures(pairs, 32), strict=True):
         assert row["text"] == pair.caption.text
@@ -55,9 +55,11 @@ def test_sample_writes_the_pairs_of_its_seed(tmp_path: Path, monkeypatch: pytest
             t.appearance for t in pair.scene.things
         ]
         assert [t["x"] for t in row["things"]] == [t.x for t in pair.scene.things]
-        assert [m["count"] for m in row["told"]["mentions"]] == [m.count for m in pair.caption.description.mentions]
+        assert [m["count"] for m in row["description"]["mentions"]] == [
+            m.count for m in pair.caption.description.mentions
+        ]
         for span in row["spans"]:
-            mention = row["told"]["mentions"][span["mention"]]
+            mention = row["description"]["mentions"][span["mention"]]
             assert mention["shape"] in row["text"][span["start"] : span["stop"]]
         with Image.open(tmp_path / "a" / row["file_name"]) as image:
             pixels = torch.tensor(list(image.tobytes())).view(32, 32, 3).permute(2, 0, 1)
@@ -65,7 +67,7 @@ def test_sample_writes_the_pairs_of_its_seed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_sample_settings_take_effect(tmp_path: Path) -> None:
-    result = run("sample", "--num", "12", "--out", tmp_path / "a", "--held-out", "exclude", "--length", "long")
+    result = run("sample", "--num", "12", "--out", tmp_path / "a", "--unseen", "exclude", "--length", "long")
     assert "12 images (0 with an unseen composition)" in result.stdout
     assert all(len(row["text"].split()) >= 100 for row in rows(tmp_path / "a"))
     run("sample", "--num", "12", "--out", tmp_path / "b")
@@ -111,7 +113,7 @@ def test_sample_keeps_its_hands_off_other_folders(tmp_path: Path) -> None:
     [
         (["--num", "0"], "0 is out of range; allowed: at least 1."),
         (["--num", "1", "--size", "15"], "15 is out of range; allowed: from 16 to 1024."),
-        (["--num", "1", "--held-out", "only"], "'only' is not one of 'include', 'exclude'."),
+        (["--num", "1", "--unseen", "only"], "'only' is not one of 'include', 'exclude'."),
         ([], "Missing option '--num'."),
     ],
 )

@@ -82,7 +82,8 @@ def refused(answer: httpx.Response, param: str | None, message: str) -> None:
     assert answer.status_code == (404 if param == "model" else 415 if "multipart" in message else 400)
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert error["param"] == param
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert error["code"]
     assert message in error["message"]
     assert "Traceback" not in answer.text
 
@@ -90,31 +91,54 @@ def refused(answer: httpx.Response, param: str | None, message: str) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
-        ({}, "prompt", "prompt: Field required"),
-        ({"prompt": 3}, "prompt", "prompt: Input should be a valid string"),
+        ({}, "prompt", "Missing required parameter: 'prompt'."),
+        ({"prompt": 3}, "prompt", "Invalid type for 'prompt': expected a string, but got an integer instead."),
         ({"prompt": " "}, "prompt", "the prompt is empty"),
-        ({"prompt": "a" * 101}, "prompt", "101 characters are too many; at most 100"),
-        ({"prompt": "\ud800"}, "prompt", "prompt: "),
-        ({"prompt": "a", "promt": "a"}, "promt", "promt: Extra inputs"),
-        ({"prompt": "a", "n": 3}, "n", "3 pictures are too many; at most 2"),
-        ({"prompt": "a", "n": 0}, "n", "n: Input should be greater"),
-        ({"prompt": "a", "steps": 6}, "steps", "6 steps are too many; at most 5"),
-        ({"prompt": "a", "seed": -1}, "seed", "seed: "),
+        ({"prompt": "a" * 101}, "prompt", "a string with maximum length 100, but got a string with length 101 instead"),
+        ({"prompt": "\ud800"}, "prompt", "Invalid 'prompt': the string is not valid Unicode."),
+        ({"prompt": "a", "promt": "a"}, "promt", "Unknown parameter: 'promt'."),
+        ({"prompt": "a", "n": 3}, "n", "integer above maximum value. Expected a value <= 2, but got 3 instead."),
+        ({"prompt": "a", "n": 0}, "n", "integer below minimum value. Expected a value >= 1, but got 0 instead."),
+        ({"prompt": "a", "steps": 6}, "steps", "Expected a value <= 5, but got 6 instead."),
+        ({"prompt": "a", "seed": -1}, "seed", "Invalid 'seed': integer below minimum value."),
         ({"prompt": "a", "seed": 2**64 - 1, "n": 2}, "seed", "seeds end at"),
-        ({"prompt": "a", "size": "1024x1024"}, "size", "32x32 only"),
-        ({"prompt": "a", "size": "large"}, "size", "must be auto, or WIDTHxHEIGHT"),
-        ({"prompt": "a", "response_format": "url"}, "response_format", "ask for b64_json"),
-        ({"prompt": "a", "quality": "hd"}, "quality", "quality: "),
+        (
+            {"prompt": "a", "size": "1024x1024"},
+            "size",
+            "Invalid value: '1024x1024'. Supported values are: '32x32' and 'auto'.",
+        ),
+        ({"prompt": "a", "size": "large"}, "size", "Invalid value: 'large'. Supported values are: "),
+        ({"prompt": "a", "response_format": "url", "stream": True}, "response_format", "not supported with stream"),
+        (
+            {"prompt": "a", "quality": "ultra"},
+            "quality",
+            "Invalid value: 'ultra'. Supported values are: 'auto', 'low', ",
+        ),
+        ({"prompt": "a", "output_format": "gif"}, "output_format", "Supported values are: 'png', 'jpeg', and 'webp'."),
+        ({"prompt": "a", "output_compression": 50}, "output_compression", "is not supported for PNG output format"),
+        ({"prompt": "a", "output_compression": 101}, "output_compression", "Expected a value <= 100"),
+        ({"prompt": "a", "background": "transparent"}, "background", "Supported values are: 'auto' and 'opaque'."),
         ({"prompt": "a", "sampler": "eular"}, "sampler", "unknown sampler 'eular'. Did you mean 'euler'?"),
-        ({"prompt": "a", "guidance_scale": 1000}, "guidance_scale", "guidance_scale: "),
+        ({"prompt": "a", "guidance_scale": 1000}, "guidance_scale", "Expected a value <= 100, but got 1000"),
         (
             {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1},
             "negative_prompt",
             "no effect at guidance scale 1",
         ),
-        ({"prompt": "a", "negative_prompt": "b" * 101}, "negative_prompt", "at most 100"),
-        ({"prompt": "a", "model": "dall-e-3"}, "model", "there is no model 'dall-e-3'"),
-        ({"prompt": "a", "style": "vivid"}, "style", "style must be a picture's file in base64"),
+        ({"prompt": "a", "negative_prompt": "b" * 101}, "negative_prompt", "maximum length 100"),
+        (
+            {"prompt": "a", "model": "dall-e-3"},
+            "model",
+            "The model `dall-e-3` does not exist or you do not have access",
+        ),
+        ({"prompt": "a", "style": "bold!"}, "style", "style must be a picture's file in base64"),
+        ({"prompt": "a", "style": ["vivid", "natural"]}, "style[0]", "must be a picture's file in base64"),
+        (
+            {"prompt": "a", "style": [MASK] * 4},
+            "style",
+            "an array with maximum length 3, but got an array with length 4",
+        ),
+        ({"prompt": "a", "style": "vivid", "style_guidance": 2}, "style_guidance", "is for a style: give a picture"),
         ({"prompt": "a", "style_guidance": 2}, "style_guidance", "style_guidance is for a style: give a picture"),
         ({"prompt": "a", "region_strength": 2}, "region_strength", "region_strength is for regions: give regions"),
         (
@@ -122,7 +146,7 @@ def refused(answer: httpx.Response, param: str | None, message: str) -> None:
             "noise_level",
             "has no option noise_level; it has no options. Leave it out",
         ),
-        ({"prompt": "a", "noise_level": 1000}, "noise_level", "less than or equal to 999"),
+        ({"prompt": "a", "noise_level": 1000}, "noise_level", "Expected a value <= 999, but got 1000"),
         ({"prompt": "a", "painting": 2}, "painting", "painting is for regions: give regions"),
         (
             {"prompt": "a circle", "regions": [WHOLE], "painting": 2, "region_strength": 2},
@@ -132,12 +156,12 @@ def refused(answer: httpx.Response, param: str | None, message: str) -> None:
         ({"prompt": "a", "mask_blur": 0.1}, "mask_blur", "mask_blur is for regions"),
         ({"prompt": "a ring", "regions": [WHOLE]}, "regions[0].phrase", "does not contain the phrase 'circle'"),
         ({"prompt": "a ring", "regions": [{**WHOLE, "phrase": " "}]}, "regions[0].phrase", "words of the prompt"),
-        ({"prompt": "a circle", "regions": [{**WHOLE, "weight": -1}]}, "regions[0].weight", "greater than or equal"),
-        ({"prompt": "a circle", "regions": [WHOLE, WHOLE]}, "regions", "2 regions are too many"),
+        ({"prompt": "a circle", "regions": [{**WHOLE, "weight": -1}]}, "regions[0].weight", "Expected a value >= 0"),
+        ({"prompt": "a circle", "regions": [WHOLE, WHOLE]}, "regions", "Invalid 'regions': array too long."),
         ({"prompt": "a circle", "regions": [{**WHOLE, "mask": "/etc/passwd"}]}, "regions[0].mask", "a picture's file"),
         ({"prompt": "a", "partial_images": 1}, "partial_images", "is for streams: set stream"),
         ({"prompt": "a", "progress": True}, "progress", "is for streams: set stream"),
-        ([], None, "valid"),
+        ([], None, "Invalid type for the body: expected an object, but got an array instead."),
     ],
     ids=str,
 )
@@ -150,15 +174,15 @@ def test_wrong_requests_are_told_why(client: httpx.Client, body: Any, param: str
 @pytest.mark.parametrize(
     ("sources", "param", "message"),
     [
-        ([], "sources", "at least 1"),
-        ([{"text": "a"}] * 4, "sources", "4 sources are too many; at most 3"),
+        ([], "sources", "Expected an array with minimum length 1, but got an empty array instead."),
+        ([{"text": "a"}] * 4, "sources", "an array with maximum length 3, but got an array with length 4 instead"),
         ([{}], "sources[0]", "either a text or an image"),
         ([{"text": "a"}, {"text": "a", "image": MASK}], "sources[1]", "either a text or an image"),
         ([{"text": "a"}, {"text": "b", "weight": 1}], "sources[1].weight", "or none for equal parts"),
-        ([{"text": "a", "weight": 1.1}], "sources[0].weight", "less than or equal to 1"),
+        ([{"text": "a", "weight": 1.1}], "sources[0].weight", "decimal above maximum value. Expected a value <= 1"),
         ([{"text": "a", "weight": 0}], "sources", "the weights are all zero"),
         ([{"text": "a"}, {"text": " "}], "sources[1].text", "the prompt is empty"),
-        ([{"text": "a" * 101}], "sources[0].text", "at most 100"),
+        ([{"text": "a" * 101}], "sources[0].text", "maximum length 100"),
         ([{"text": "a"}, {"image": "photo.png"}], "sources[1].image", "must be a picture's file in base64"),
     ],
     ids=str,
@@ -177,8 +201,8 @@ def test_what_is_no_json_is_told_so(client: httpx.Client, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("path", "files", "data", "param", "message"),
     [
-        ("edits", {}, {}, None, "multipart/form-data"),
-        ("edits", {"mask": picture("RGBA")}, {"prompt": "a"}, "image", "send one as the file 'image'"),
+        ("variations", {}, {}, None, "multipart/form-data"),
+        ("edits", {"mask": picture("RGBA")}, {"prompt": "a"}, "image", "Send a picture as a file of this name"),
         ("edits", {"image": b"?"}, {"prompt": "a"}, "image", "format is not known"),
         ("edits", {"image": picture(), "mask": b"?"}, {"prompt": "a"}, "mask", "format is not known"),
         (
@@ -194,11 +218,17 @@ def test_what_is_no_json_is_told_so(client: httpx.Client, body: bytes) -> None:
         ("edits", {"image": picture()}, {"prompt": "a", "region": "a"}, "region", "region is for a mask: give one"),
         ("edits", {"image": picture()}, {"prompt": "a", "painting": "1"}, "painting", "painting is for a mask"),
         ("edits", {"image": picture()}, {"prompt": "a", "input_fidelity": "high"}, "input_fidelity", "is not possible"),
-        ("edits", {"image": picture(), "n": picture()}, {"prompt": "a"}, "n", "'n' must be a text"),
-        ("edits", {"mask": CLEAR}, {"prompt": "a", "image": "file:///etc/passwd"}, "image", "'image' must be a file"),
-        ("edits", {"image": picture(), "image[]": picture()}, {"prompt": "a"}, "image", "is given twice"),
+        (
+            "edits",
+            {"image": picture(), "n": picture()},
+            {"prompt": "a"},
+            "n",
+            "Invalid type for 'n': expected a string.",
+        ),
+        ("edits", {"mask": CLEAR}, {"prompt": "a", "image": "file:///etc/passwd"}, "image", "expected a file."),
+        ("variations", {"image": picture(), "image[]": picture()}, {}, "image", "array with maximum length 1, but got"),
         ("variations", {"image": picture(size=(200, 200))}, {}, "image", "40,000 pixels; at most 10,000"),
-        ("variations", {"image": picture()}, {"prompt": "a"}, "prompt", "prompt: Extra inputs"),
+        ("variations", {"image": picture()}, {"prompt": "a"}, "prompt", "Unknown parameter: 'prompt'."),
         ("recipes", {"image": picture()}, {}, "image", "holds no record"),
         ("recipes", {"image": noted("[" * 900 + "]" * 900)}, {}, "image", "holds no record"),
         ("recipes", {"image": noted('{"prompt": ' + "[" * 900 + "]" * 900 + "}")}, {}, "image", "no plain JSON"),
@@ -358,7 +388,7 @@ def test_what_a_record_cannot_hold_is_said(client: httpx.Client, monkeypatch: py
 def test_other_routes(client: httpx.Client) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
     assert client.get("/v1/models/none").status_code == 404
-    assert client.get("/nothing").json()["error"]["message"] == "Not Found."
+    assert client.get("/nothing").json()["error"]["message"] == "Invalid URL (GET /nothing)."
     metrics = client.get("/metrics")
     assert metrics.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert 'syzygy_requests_total{path="/healthz",status="200"}' in metrics.text
@@ -516,7 +546,7 @@ def test_generated_requests_meet_no_failure_of_the_server(engine: ImageEngine) -
     statuses = {status for *_, status in found}
     assert {200, 400} <= statuses
     assert max(statuses) < 500
-    assert len({path for _, path, _ in found}) == 9
+    assert len({path for _, path, _ in found}) == 10
 
 
 def test_null_and_empty_texts_are_as_if_left_out(client: httpx.Client) -> None:
@@ -566,8 +596,8 @@ def test_head_is_answered_as_get_without_a_body(client: httpx.Client) -> None:
 @pytest.mark.parametrize("path", [GENERATIONS, MIXES])
 def test_json_of_another_type_is_refused_with_the_right_one(client: httpx.Client, path: str, kind: str) -> None:
     answer = client.post(path, content=b'{"prompt": "a circle"}', headers={"Content-Type": kind})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
-    assert "Content-Type: application/json" in answer.json()["error"]["message"]
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_content_type")
+    assert "This API method only accepts 'application/json' requests" in answer.json()["error"]["message"]
     good = {"Content-Type": "application/json; charset=utf-8"}
     assert client.post(GENERATIONS, content=b'{"prompt": "a circle", "steps": 1}', headers=good).status_code == 200
 
@@ -576,7 +606,7 @@ def test_broken_json_is_no_field(client: httpx.Client) -> None:
     answer = client.post(GENERATIONS, content=b'{"prompt": "a",}', headers={"Content-Type": "application/json"})
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, None)
-    assert error["message"].startswith("the body is not valid JSON: ")
+    assert error["message"].startswith("We could not parse the JSON body of your request. It is not valid JSON: ")
     assert "at character 1" in error["message"]
 
 

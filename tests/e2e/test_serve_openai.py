@@ -108,6 +108,19 @@ def test_a_stream_shows_pictures_before_they_are_done(client: openai.OpenAI) -> 
     assert done == [one.b64_json for one in whole.data or []]
 
 
+def test_previews_have_the_format_of_the_images_and_warnings_say_what_was_cut(client: openai.OpenAI) -> None:
+    with client.images.generate(
+        prompt="a red circle " * 40 + "omega",
+        output_format="jpeg",
+        stream=True,
+        partial_images=1,
+        extra_body={"seed": 3, "steps": 3},
+    ) as stream:
+        preview, image = stream
+    assert [decoded(event.b64_json).format for event in (preview, image)] == ["JPEG"] * 2
+    assert any(note.endswith("omega'") for note in image.model_dump()["warnings"])
+
+
 def test_an_edit_paints_a_phrase_where_the_mask_is_transparent(client: openai.OpenAI) -> None:
     image = file_of(Image.new("RGB", (32, 32), "green"))
     more = {"region": "a blue star", "seed": 1, "region_strength": 5}
@@ -154,11 +167,11 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, tiny_mode
         client.images.generate(prompt=PROMPT, extra_body={"sampler": "none"})
     with pytest.raises(openai.BadRequestError, match="unknown sampler 'none'"):
         client.images.generate(prompt=PROMPT, stream=True, extra_body={"sampler": "none"})
-    with pytest.raises(openai.NotFoundError, match="there is no model"):
+    with pytest.raises(openai.NotFoundError, match="The model `gpt-image-1` does not exist"):
         client.images.generate(prompt=PROMPT, model="gpt-image-1")
     app = create_app(tiny_engine(tiny_model), api_key="secret")
     with serving(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as stranger:
-        with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
+        with pytest.raises(openai.AuthenticationError, match="Incorrect API key provided"):
             stranger.models.list()
         assert stranger.with_options(api_key="secret").models.list().data
 
@@ -166,7 +179,7 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, tiny_mode
 def test_a_failure_in_mid_stream_is_an_error_event(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(tiny_engine(tiny_model))
     held.go.set()
-    monkeypatch.setattr(held, "png", lambda *_: 1 / 0)
+    monkeypatch.setattr(held, "file", lambda *_: 1 / 0)
     with serving(create_app(held)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
         with client.images.generate(prompt=PROMPT, stream=True) as stream, pytest.raises(openai.APIError) as failure:
             list(stream)

@@ -1,4 +1,4 @@
-"""The page in a real browser: type, select, paint, generate, restore. Skipped only where no Chromium is installed."""
+"""The page in Chromium: type, select, draw, generate, restore. Skipped only if no Chromium is installed."""
 
 import base64
 import random
@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Route, expect
 
 from benchmarks import serve_page
 from benchmarks.serve_page import select, stroke
-from syzygy.pretrained.options import NOISE_LEVEL, Option
+from syzygy.core.options import NOISE_LEVEL, Option
 from syzygy.server.app import create_app
 from syzygy.server.engine import Engine
 from syzygy.server.http_server import serving
@@ -49,7 +49,7 @@ def opened(browser: Browser, url: str) -> Iterator[Open]:
         yield new
 
 
-def test_type_select_paint_generate_restore(opened: Open) -> None:
+def test_type_select_draw_generate_restore(opened: Open) -> None:
     page = opened()
     page.click("#prompt")
     page.keyboard.type("a red star and a blue ring")
@@ -67,7 +67,7 @@ def test_type_select_paint_generate_restore(opened: Open) -> None:
     stroke(page, RIGHT)
     page.locator("[aria-label='Strength of blue ring']").fill("2")
     with page.expect_request("**/v1/images/generations") as waiting:
-        serve_page.painted(page)
+        serve_page.generated(page)
     asked = waiting.value.post_data_json
     assert (asked["stream"], asked["progress"], len(asked["regions"])) == (True, True, 2)
     expect(page.locator("figure.done")).to_have_count(2)
@@ -94,7 +94,7 @@ def test_type_select_paint_generate_restore(opened: Open) -> None:
     expect(other.locator("#negative_prompt")).to_have_value("a square")
     expect(other.locator(".phrases .words")).to_have_text(["red", "blue ring"])
     expect(other.locator("[aria-label='Strength of blue ring']")).to_have_value("2")
-    serve_page.painted(other)
+    serve_page.generated(other)
     expect(other.locator("figure.done")).to_have_count(2)  # the dropped one, and its twin
     again = downloaded(other, 0)
     assert record(again)["regions"] == record(first)["regions"]
@@ -147,14 +147,16 @@ def test_brush_eraser_undo_and_a_phrase_that_leaves(opened: Open) -> None:
     page.click("#undo")
     expect(page.locator(".phrases .state")).to_have_text("")
     page.fill("#prompt", "a blue ring")
-    expect(page.locator(".phrases .state")).to_have_text("not in the prompt")
+    expect(page.locator(".phrases .lost")).to_contain_text("Not in the prompt, so it is not used.")
     page.fill("#steps", "2")
     page.fill("#n", "1")
     with page.expect_request("**/generations") as waiting:
-        serve_page.painted(page)
+        serve_page.generated(page)
     assert "regions" not in waiting.value.post_data_json
+    expect(page.locator("#go-note")).to_have_text("Regions without words in the prompt were not used: “red star”.")
     page.fill("#prompt", "the Red Star")
-    expect(page.locator(".phrases .state")).to_have_text("")
+    expect(page.locator(".phrases .lost")).to_be_hidden()
+    expect(page.locator("#go-note")).to_be_hidden()
     page.click("[aria-label='Remove red star']")
     expect(page.locator(".phrases li")).to_have_count(0)
     page.click("#undo")
@@ -202,14 +204,14 @@ def test_a_key_is_asked_for_and_kept_in_this_tab(opened: Open, engine: Engine) -
         page.wait_for_selector("#go:enabled")
         page.fill("#prompt", "a red star")
         page.fill("#n", "1")
-        serve_page.painted(page)
+        serve_page.generated(page)
         expect(page.locator("figure.done")).to_have_count(1)
         assert page.evaluate("[localStorage.length, document.cookie, location.href]") == [0, "", f"{url}/"]
         page.reload()
         page.wait_for_selector("#go:enabled")
 
 
-def test_errors_are_told_beside_their_cause(opened: Open) -> None:
+def test_errors_are_next_to_their_cause_and_leave_with_it(opened: Open) -> None:
     page = opened()
     page.fill("#prompt", "a red star")
     select(page, "red star")
@@ -235,6 +237,8 @@ def test_errors_are_told_beside_their_cause(opened: Open) -> None:
         page.click("#go")
         expect(page.locator(place)).to_have_text("This will not do.")
         expect(page.locator(".note:visible")).to_have_count(1)
+    page.fill("#n", "2")  # whatever the error was about, something has changed
+    expect(page.locator(".note:visible")).to_have_count(0)
     expect(page.locator("figure")).to_have_count(0)
     page.unroute("**/generations")
     page.fill("#n", "0")
@@ -243,6 +247,7 @@ def test_errors_are_told_beside_their_cause(opened: Open) -> None:
         "Images must be a whole number of at least 1 and at most 4."
     )
     page.fill("#n", "1")
+    expect(page.locator(".note:visible")).to_have_count(0)
     page.fill("#seed", "9007199254740993")
     page.click("#go")
     expect(page.locator("[data-param=seed] .note")).to_contain_text("up to 9007199254740991")
@@ -263,17 +268,19 @@ def test_style_variations_and_mixtures(opened: Open) -> None:
     drop(page, picture("orange"), "#style-drop")
     expect(page.locator("#style-picture")).to_be_visible()
     page.fill("#style_guidance", "2")
-    serve_page.painted(page)
+    serve_page.generated(page)
     made = record(downloaded(page))
     assert made["style_guidance"] == 2
     assert pixels(base64.b64decode(made["style"]["data"]))[3][3] == [255, 165, 0]
 
     page.click("figure.done .open")
-    page.click("text=Generate variations")
+    page.click("text=Generate one variation")
     expect(page.locator("figure.done")).to_have_count(2)
     drop(page, picture("green"), "#mix-part")
     expect(page.locator(".sources img")).to_have_count(1)
+    expect(page.locator("#mix-go")).to_have_text("Generate one variation")
     page.click("#mix-text")
+    expect(page.locator("#mix-go")).to_have_text("Generate one mixture")
     page.fill(".sources input[type=text]", "a blue ring")
     page.locator(".sources input[type=range]").nth(1).fill("0.25")
     page.click("#mix-go")
@@ -285,6 +292,8 @@ def test_style_variations_and_mixtures(opened: Open) -> None:
     expect(other.locator(".sources input[type=range]").nth(1)).to_have_value("0.25")
     expect(other.locator(".sources img")).to_have_count(1)
     expect(other.locator("#style-picture")).to_be_hidden()
+    expect(other.locator("#notice")).to_contain_text("Generate mixture makes this image again")
+    expect(other.locator("#mix-go")).to_be_focused()
     other.click("#mix-go")
     expect(other.locator("figure.done")).to_have_count(2)
     assert pixels(downloaded(other)) == pixels(downloaded(page))
@@ -345,6 +354,7 @@ def test_a_decoders_options_have_fields(opened: Open, engine: Engine) -> None:
 
     page.route("**/v1/models", other)
     serve_page.ready(page, page.url)
+    serve_page.advanced(page)
     page.fill("#prompt", "a red star")
     page.fill("#noise_level", "1000")
     page.click("#go")

@@ -1,4 +1,4 @@
-"""The page by finger alone, on a telephone's screen in a real browser; and what makes it readable."""
+"""The page on the screen of a phone, used by finger alone; and what makes it readable."""
 
 import random
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def chosen(page: Page) -> Any:
     return expect(page.locator("#words [aria-pressed=true]"))
 
 
-def test_words_are_chosen_painted_and_removed_by_finger(opened: Open) -> None:
+def test_words_are_chosen_drawn_and_removed_by_finger(opened: Open) -> None:
     page = opened(**PHONE)
     expect(page.locator("#words")).to_be_hidden()
     page.tap("#prompt")
@@ -82,7 +82,7 @@ def test_words_are_chosen_painted_and_removed_by_finger(opened: Open) -> None:
     assert (mask[120, 179], mask[:, :128].max()) == (255, 0)
 
 
-def test_two_fingers_move_the_page_and_paint_nothing(opened: Open) -> None:
+def test_two_fingers_move_the_page_and_draw_nothing(opened: Open) -> None:
     page = opened(**PHONE)
     page.fill("#prompt", PROMPT)
     tap(page, "star")
@@ -151,18 +151,27 @@ def test_all_is_large_enough_and_bold_enough_and_stands_still(opened: Open) -> N
     page.fill("#steps", "1")
     page.tap("#go")
     expect(page.locator("figure.done")).to_have_count(1)
-    page.tap("#mix-part summary")
-    page.tap("#mix-text")
     grounds = set()
     for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme)
-        assert page.evaluate(FAINT) == []
+        for tab in ("edit", "images"):
+            page.tap(f"#tab-{tab}")
+            if tab == "edit" and not page.locator(".sources li").count():
+                page.tap("#mix-part summary")
+                page.tap("#mix-text")
+            assert page.evaluate(FAINT) == []
         grounds.add(page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))
     assert len(grounds) == 2
     for width in (390, 320):
         page.set_viewport_size({"width": width, "height": 700})
-        assert page.evaluate(SMALL) == []
-        assert page.evaluate("document.documentElement.scrollWidth") == width
+        for tab in ("edit", "images"):
+            page.tap(f"#tab-{tab}")
+            assert page.evaluate(SMALL) == []
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.tap("figure.done .open")
+    assert page.evaluate(SMALL) == []
+    assert page.evaluate("document.getElementById('viewer').scrollWidth") <= 320
+    page.tap("#viewer-close")
     script = """async () => {
         const { reveal } = await import("/page/dom.js");
         return new Promise((told) => reveal({ scrollIntoView: (how) => told(how.behavior) }));

@@ -187,7 +187,11 @@ def test_a_server_takes_both_and_makes_the_image_again(
         ({"subjects": [("star", "red"), ("Star", "blue")]}, "subjects[1].word", "several subjects for the word 'Star'"),
         ({"subjects": [("star", "white")]}, "subjects[0].image", "holds nothing but white"),
         ({"subjects": [("star", None)]}, "subjects[0].image", "must be a picture's file in base64"),
-        ({"subjects": [("star", "red")] * 3}, "subjects", "3 subjects are too many; at most 2"),
+        (
+            {"subjects": [("star", "red")] * 3},
+            "subjects",
+            "an array with maximum length 2, but got an array with length 3",
+        ),
         ({"layout": "black"}, "layout", "the layout picture has no edges"),
     ],
     ids=str,

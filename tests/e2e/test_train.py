@@ -12,6 +12,7 @@ import pytest
 from syzygy.core import artifacts
 from syzygy.core.config import Config
 from syzygy.core.model_parts import part_folder
+from syzygy.decoder.backbone import load_decoder
 from syzygy.generation import own_models
 from syzygy.generation.image_files import read_record
 from syzygy.generation.text_to_image import TextToImage
@@ -21,6 +22,7 @@ from syzygy.lab.starter import clip_probe, decoder_data, presets, world_validati
 from syzygy.lab.starter import clip_training as clip_run
 from syzygy.lab.starter import decoder_training as decoder_run
 from syzygy.lab.starter import lm_training as lm_run
+from syzygy.lab.starter import placement_training as placement_run
 from syzygy.lab.starter import starter_training as starter_run
 from syzygy.lab.starter import t5_training as t5_run
 from syzygy.prior.diffusion_prior import SampledPrior
@@ -68,6 +70,7 @@ TINY = {
     "reader": LOOP + READER,
     "judge": LOOP + JUDGE,
     "t5": LOOP + T5,
+    "placement": (*LOOP, "layers=1", "side=4", "captions=24"),
 }
 LM = ("lm.width=32", "lm.layers=1", "lm.heads=2", "lm.feed_forward=32", "lm.vocabulary=1500", 'languages=["en","de"]')
 ADAPTER = ("adapter.queries=3", "adapter.layers=1", "adapter.heads=2", "adapter.width=32", "validation_lines=2")
@@ -104,6 +107,7 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         (lm_run, "TOKENIZER_CAPTIONS", 30),
         (lm_run, "VALIDATION_CAPTIONS", 1),
         (adapter_run, "STATISTICS_CAPTIONS", 40),
+        (placement_run, "VALIDATION_PAIRS", 8),
     ):
         assert getattr(module, name) > number
         monkeypatch.setattr(module, name, number)
@@ -196,7 +200,7 @@ def test_the_starter_in_stages(
     first = train("starter", *out, "--stages", "reader,clip")
     assert first["folder"] == str(tmp_path)
     assert {name.split("/")[0] for name in first["metrics"]} == {"clip", "reader"}
-    early = train("starter", *out, "--stages", "autoencoder,t5,decoder,prior")
+    early = train("starter", *out, "--stages", "autoencoder,t5,decoder,placement,prior")
     assert early["folder"] == str(tmp_path / "model")
     assert len(list((tmp_path / "decoder" / "sheets").glob("*.png"))) == 2
     result = train("starter", *out)
@@ -207,12 +211,16 @@ def test_the_starter_in_stages(
     model = TextToImage.from_pretrained(tmp_path / "model")
     assert model.world
     assert model.pipeline.decoder.conditions == ("image", "text", "t5")
+    assert "placement" in model.fingerprints()
     parts = {
         stage.part: artifacts.read_json(tmp_path / name / stage.part / "provenance.json")
         for name, stage in starter_run.STAGES.items()
     }
     decoder = artifacts.read_json(tmp_path / "model" / "decoder" / "provenance.json")
     assert decoder == parts["decoder"]
+    assert parts["placement"]["decoder"] == artifacts.fingerprint(
+        load_decoder(tmp_path / "model" / "decoder").state_dict()
+    )
 
     speaking = TextToImage.from_pretrained(tmp_path / "model", text_encoder="adapter")
     adapter = artifacts.read_json(tmp_path / "model" / "adapter" / "provenance.json")
@@ -233,8 +241,9 @@ def test_the_starter_in_stages(
             ("align", "prior", "another"),
             ("image", "llm", adapter["llm"] | {"fingerprint": "another"}),
             ("quality", "lineage", [{"adapter": "another"}]),
+            ("placement", "decoder", "another"),
         ):
-            record = tmp_path / stage / "adapter" / artifacts.PROVENANCE_FILE
+            record = tmp_path / stage / starter_run.STAGES[stage].part / artifacts.PROVENANCE_FILE
             kept = artifacts.read_json(record)
             artifacts.write_json(record, kept | {part: changed})
             with pytest.raises(AssertionError, match="ran again"):
@@ -253,13 +262,13 @@ def test_the_starter_in_stages(
 def test_a_stage_needs_its_clip(syzygy: Callable[..., Any], tmp_path: Path) -> None:
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "prior")
     assert answer.code == 2
-    assert "stage 'prior' is trained with clip" in answer.err
+    assert "stage 'prior' needs clip" in answer.err
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "clip,decodr")
     assert answer.code == 2
     assert "unknown stage 'decodr'. Did you mean 'decoder'?" in answer.err
     answer = syzygy("train", "starter", "--out", tmp_path, "--stages", "align")
     assert answer.code == 2
-    assert "stage 'align' is trained with clip" in answer.err
+    assert "stage 'align' needs clip" in answer.err
     answer = syzygy("train", "starter", "--out", tmp_path, "image.task.frozen=none")
     assert answer.code == 2
     assert "a model has one prior, CLIP's and the adapter's" in answer.err

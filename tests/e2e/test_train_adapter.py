@@ -65,7 +65,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(places: Path, tiny_model: Path) -> Path:
-    called("world", "sample", "--num", 30, "--held-out", "exclude", "--size", 32, "--out", places / "pairs")
+    called("world", "sample", "--num", 30, "--unseen", "exclude", "--size", 32, "--out", places / "pairs")
     path = places / "pairs/metadata.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row | {"aesthetic": i}) + "\n" for i, row in enumerate(rows)))

@@ -55,7 +55,7 @@ def json_option(command: F) -> F:
 
 def seed_option(command: F) -> F:
     """`--seed`, passed as `seed`: a whole number from 0, default 0."""
-    text = "Seed of all random numbers. Equal seeds give equal results, whatever the batch size."
+    text = "Seed of all random numbers. Equal seeds give equal results, up to rounding where the batch size differs."
     return click.option("--seed", type=Whole(0), default=0, show_default=True, metavar="N", help=text)(command)
 
 

@@ -13,7 +13,7 @@ import click
 
 from syzygy.cli.common import Whole, stacked
 from syzygy.core.errors import UserError
-from syzygy.pretrained.options import Option, decoder_options
+from syzygy.core.options import Option, decoder_options
 
 if TYPE_CHECKING:
     from syzygy.generation.text_to_image import TextToImage
@@ -151,104 +151,116 @@ def subject_options(command: F) -> F:
 
 
 def prompt_options(command: F) -> F:
-    """As `model_options`; and what the decoder reads of prompts."""
+    """As `image_options`, for models that read prompts only as well; and what the decoder reads of prompts."""
     text = (
         "Conditions that the decoder uses, comma-separated: image, text, t5. Default: the model's own (starter: text,t5), "
         "and all that it can with --prior."
     )
-    return model_options(click.option("--conditions", metavar="NAMES", help=text)(command))
+    models = "starter, kandinsky-2.2, karlo, stable-unclip, stable-diffusion-1.5 or stable-diffusion-xl"
+    return _model_options(models)(click.option("--conditions", metavar="NAMES", help=text)(command))
 
 
-def model_options(command: F) -> F:
+def image_options(command: F) -> F:
     """The model and its settings, passed as keyword arguments for `load_model`; and `--batch-size`, as `batch_size`."""
-    options = (
-        click.option(
-            "--model",
-            default="starter",
-            show_default=True,
-            help="Model to generate with: starter, kandinsky-2.2, karlo, stable-unclip, stable-diffusion-1.5 or stable-diffusion-xl; "
-            "a folder of a model trained here or in diffusers' layout; or a hub id.",
-        ),
-        click.option(
-            "--prior",
-            metavar="RUN|FOLDER|ID",
-            help="Prior to use instead of the model's own: a training run, a folder of weights, or a hub id.",
-        ),
-        click.option(
-            "--decoder",
-            metavar="RUN|FOLDER",
-            help="Decoder to use instead of the model's own, such as one trained with an adapter. For models trained here.",
-        ),
-        text_encoder_options,
-        click.option("--steps", type=Whole(1), metavar="N", help="Sampling steps. Default: what suits the model."),
-        click.option(
-            "--guidance-scale",
-            type=float,
-            help="Guidance scale; 1 switches guidance off. Default: what suits the model.",
-        ),
-        click.option(
-            "--sampler",
-            metavar="NAME",
-            help="Sampler, such as euler, heun, dpm++2m or ddim. An unknown name lists those of the model.",
-        ),
-        click.option("--negative-prompt", metavar="TEXT", help="Text the image should avoid (negative prompt)."),
-        click.option(
-            "--batch-size",
-            type=Whole(1),
-            default=16,
-            show_default=True,
-            metavar="N",
-            help="Images to generate at once. Lower it if memory runs out.",
-        ),
-        click.option(
-            "--experts",
-            metavar="RUN|FOLDER",
-            help="Use an ensemble of expert denoisers instead of the decoder, or instead of a published decoder's U-Net.",
-        ),
-        click.option(
-            "--experts-memory",
-            type=click.Choice(["all", "offload", "lazy"]),
-            default="all",
-            show_default=True,
-            help="Where experts are kept: all on the device, or one there and the others in memory (offload, for a GPU) or on disk "
-            "(lazy).",
-        ),
-        click.option(
-            "--compile-experts",
-            is_flag=True,
-            help="Compile each expert with torch.compile when it first runs. Takes minutes, once.",
-        ),
-        click.option(
-            "--clip",
-            metavar="FOLDER|ID",
-            help="CLIP checkpoint to use instead of a published model's default (folder or hub id). With Stable Diffusion, used only "
-            "by --best-of.",
-        ),
-        *map(flag, DECODER_OPTIONS),
-        click.option(
-            "--dtype",
-            type=click.Choice(["fp32", "fp16", "bf16"]),
-            default="fp32",
-            show_default=True,
-            help="Precision of CLIP and decoder of a published model.",
-        ),
-        click.option(
-            "--offload",
-            is_flag=True,
-            help="Keep the parts of a published model on the CPU and move each to the GPU only while it computes.",
-        ),
-        click.option(
-            "--tiling",
-            is_flag=True,
-            help="Decode latents tile by tile, which saves memory with large images (Stable unCLIP and Stable Diffusion).",
-        ),
-        click.option(
-            "--download",
-            is_flag=True,
-            help="Download from the hub what is missing. Without it, only the local cache is searched.",
-        ),
+    return _model_options("starter, kandinsky-2.2, karlo or stable-unclip")(command)
+
+
+def _model_options(models: str) -> Callable[[F], F]:
+    return stacked(*_parts(models), text_encoder_options, *_sampling(), *_experts(), *_published())
+
+
+def _parts(models: str) -> Iterator[Any]:
+    """The model, and parts to use instead of its own."""
+    yield click.option(
+        "--model",
+        default="starter",
+        show_default=True,
+        help=f"Model to generate with: {models}; a folder of a model trained here or in diffusers' layout; or a hub id.",
     )
-    return stacked(*options)(command)
+    yield click.option(
+        "--prior",
+        metavar="RUN|FOLDER|ID",
+        help="Prior to use instead of the model's own: a training run, a folder of weights, or a hub id.",
+    )
+    yield click.option(
+        "--decoder",
+        metavar="RUN|FOLDER",
+        help="Decoder to use instead of the model's own, such as one trained with an adapter. For models trained here.",
+    )
+
+
+def _sampling() -> Iterator[Any]:
+    yield click.option("--steps", type=Whole(1), metavar="N", help="Sampling steps. Default: what suits the model.")
+    yield click.option(
+        "--guidance-scale", type=float, help="Guidance scale; 1 switches guidance off. Default: what suits the model."
+    )
+    yield click.option(
+        "--sampler",
+        metavar="NAME",
+        help="Sampler, such as euler, heun, dpm++2m or ddim. An unknown name lists those of the model.",
+    )
+    yield click.option("--negative-prompt", metavar="TEXT", help="Text the image should avoid (negative prompt).")
+    yield click.option(
+        "--batch-size",
+        type=Whole(1),
+        default=16,
+        show_default=True,
+        metavar="N",
+        help="Images to generate at once. Lower it if memory runs out.",
+    )
+
+
+def _experts() -> Iterator[Any]:
+    yield click.option(
+        "--experts",
+        metavar="RUN|FOLDER",
+        help="Use an ensemble of expert denoisers instead of the decoder, or instead of a published decoder's U-Net.",
+    )
+    yield click.option(
+        "--experts-memory",
+        type=click.Choice(["all", "offload", "lazy"]),
+        default="all",
+        show_default=True,
+        help="Where experts are kept: all on the device, or one there and the others in memory (offload, for a GPU) or on disk (lazy).",
+    )
+    yield click.option(
+        "--compile-experts",
+        is_flag=True,
+        help="Compile each expert with torch.compile when it first runs. Takes minutes, once.",
+    )
+
+
+def _published() -> Iterator[Any]:
+    """What concerns published models alone."""
+    yield click.option(
+        "--clip",
+        metavar="FOLDER|ID",
+        help="CLIP checkpoint to use instead of a published model's default (folder or hub id). With Stable Diffusion, used only "
+        "by --best-of.",
+    )
+    yield from map(flag, DECODER_OPTIONS)
+    yield click.option(
+        "--dtype",
+        type=click.Choice(["fp32", "fp16", "bf16"]),
+        default="fp32",
+        show_default=True,
+        help="Precision of CLIP and decoder of a published model.",
+    )
+    yield click.option(
+        "--offload",
+        is_flag=True,
+        help="Keep the parts of a published model on the CPU and move each to the GPU only while it computes.",
+    )
+    yield click.option(
+        "--tiling",
+        is_flag=True,
+        help="Decode latents tile by tile, which saves memory with large images (Stable unCLIP and Stable Diffusion).",
+    )
+    yield click.option(
+        "--download",
+        is_flag=True,
+        help="Download from the hub what is missing. Without it, only the local cache is searched.",
+    )
 
 
 @dataclass(frozen=True)
@@ -273,7 +285,7 @@ class LoadedModel:
 
 
 def load_model(settings: Mapping[str, Any], device: str) -> LoadedModel:
-    """The model that `prompt_options` or `model_options` chose, with its own settings where none were given.
+    """The model that `prompt_options` or `image_options` chose, with its own settings where none were given.
 
     Raises:
         UserError: no such model, or a broken one.

@@ -65,6 +65,9 @@ COMMANDS: Table = {
             "decoder": Leaf(
                 "syzygy.lab.commands.train_starter:decoder", "Train a decoder: image embedding and text to latents."
             ),
+            "placement": Leaf(
+                "syzygy.lab.commands.train_starter:placement", "Train a placement predictor: words to places."
+            ),
             "experts": Leaf(
                 "syzygy.cli.train_experts:experts", "Train expert denoisers for intervals of the noise level."
             ),
@@ -105,24 +108,32 @@ COMMANDS: Table = {
                 "Measure priors on pairs that they were not trained on.",
             ),
             "composition": Leaf(
-                "syzygy.lab.commands.evaluate_commands:composition", "Does the image show what the prompt names?"
+                "syzygy.lab.commands.evaluate_commands:composition",
+                "Measure how often images show what their prompt names.",
             ),
             "reader": Leaf(
-                "syzygy.lab.commands.evaluate_commands:reader", "How accurate are the two scene classifiers?"
+                "syzygy.lab.commands.evaluate_commands:reader", "Measure the accuracy of the two scene classifiers."
             ),
-            "regions": Leaf("syzygy.lab.commands.evaluate_commands:regions", "Do objects appear inside their regions?"),
+            "regions": Leaf(
+                "syzygy.lab.commands.evaluate_commands:regions",
+                "Measure how often objects appear inside their regions.",
+            ),
             "style": Leaf(
-                "syzygy.lab.commands.evaluate_commands:style", "Does an image take the style of a reference image?"
+                "syzygy.lab.commands.evaluate_commands:style", "Measure whether images take the style of a reference."
             ),
-            "temporal": Leaf("syzygy.lab.commands.evaluate_commands:temporal", "When in sampling is the prompt read?"),
-            "encoders": Leaf("syzygy.lab.commands.evaluate_commands:encoders", "What do T5 and CLIP give a decoder?"),
+            "temporal": Leaf(
+                "syzygy.lab.commands.evaluate_commands:temporal", "Measure when in sampling the prompt is read."
+            ),
+            "encoders": Leaf(
+                "syzygy.lab.commands.evaluate_commands:encoders", "Measure what a decoder reads from CLIP and T5."
+            ),
             "text-encoder": Leaf(
                 "syzygy.lab.commands.evaluate_text_encoder:text_encoder",
-                "How well does an adapter replace CLIP's text encoder?",
+                "Measure how well an adapter replaces CLIP's text encoder.",
             ),
             "preference": Leaf(
                 "syzygy.lab.commands.evaluate_commands:preference",
-                "How often is one prior's image preferred to another's?",
+                "Measure how often one prior's image is preferred to another's.",
             ),
         },
         renamed={"painting": "regions"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from syzygy.cli.common import Whole, writable_folder
-from syzygy.cli.generation_options import LoadedModel, load_model, model_options, warnings_as_lines
+from syzygy.cli.generation_options import LoadedModel, image_options, load_model, warnings_as_lines
 from syzygy.cli.image_folder import (
     ImageRequest,
     SavedImage,
@@ -44,7 +44,7 @@ is never read as a text. A text may contain an @; if it ends in @ and a number, 
     metavar="N",
     help="Generate N images on the way from the first of two sources to the second.",
 )
-@model_options
+@image_options
 @gallery_options("out/mix", "of the mixture")
 def mix(
     sources: tuple[str, ...],

@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 LIMITS = {
     "max_prompt": ("prompt", 2000, "Largest number of characters in a prompt."),
-    "max_number": ("number", 8, "Largest number of images in a request."),
+    "max_number": ("number", 10, "Largest number of images in a request."),
     "max_steps": ("steps", 100, "Largest number of sampling steps."),
     "max_pixels": ("pixels", 2**20, "Largest number of pixels in a generated image."),
     "max_regions": ("regions", 16, "Largest number of regions in a request."),
@@ -47,6 +47,12 @@ def limit_options(command: F) -> F:
 
 @click.command()
 @prompt_options
+@click.option(
+    "--model-alias",
+    multiple=True,
+    metavar="NAME",
+    help="Also accept this name for the model, such as gpt-image-1 for programs that cannot be changed. Can be given several times.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option(
     "--port", type=Whole(0, 65535), default=7860, show_default=True, help="Listen on this port; 0 takes a free one."
@@ -92,6 +98,7 @@ def limit_options(command: F) -> F:
 @unresolved_device_option
 @json_option
 def serve(
+    model_alias: tuple[str, ...],
     host: str,
     port: int,
     api_key: str | None,
@@ -144,7 +151,7 @@ def serve(
     ):
         # A key keeps out pages that reach this server under a name of their own, so then other names do no harm.
         hosts = [host, *allow_host] if local or allow_host or api_key is None else None
-        app = create_app(model, limits, batch_size=batch_size, api_key=api_key, hosts=hosts)
+        app = create_app(model, limits, batch_size=batch_size, aliases=model_alias, api_key=api_key, hosts=hosts)
         server = server_of(app, grace=float(grace), proxies=",".join(proxy) or "127.0.0.1", verbose=verbose)
         url = url_of(bound)
         about = {"url": url, "model": model.name, "api_key": api_key is not None, **limits.model_dump()}

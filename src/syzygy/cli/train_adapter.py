@@ -53,7 +53,7 @@ A line of a corpus is {"texts": {"en": "a red ring", "de": "ein roter Ring"}}, w
 see syzygy world corpus. A filter compares columns of the store (syzygy store info) with numbers, true, false or
 'texts' by < <= > >= == !=, joined by and, or, brackets. The columns of the embedded world are objects, unnamed (the
 number of objects that the caption omits), smallest (a radius relative to the side) and style.
-To keep the compositions of the tests unseen, embed the output of syzygy world sample --held-out exclude.
+To keep the compositions of the tests unseen, embed the output of syzygy world sample --unseen exclude.
   torchrun --nproc-per-node 4 -m syzygy.cli train adapter …      on four GPUs
 """
 

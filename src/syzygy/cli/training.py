@@ -38,19 +38,20 @@ class Trained(NamedTuple):
     """Commands to try, or sentences."""
 
 
-def train_options(preset: str) -> Callable[[F], F]:
-    """The options of every `train` command, which it passes on to `run_training`."""
+def train_options(preset: str, *, dry_run: bool = True) -> Callable[[F], F]:
+    """The options of every `train` command, which it passes on to `run_training`. Without `dry_run` its time cannot be estimated."""
     folder = click.Path(path_type=Path)
+    estimate = click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Estimate time, memory and disk space from a few steps on the real data, then exit without writing.",
+    )
     options = (
         click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]…"),
         click.option("--preset", default=preset, show_default=True, help="The set of settings to start from."),
         click.option("--out", type=folder, metavar="RUN", help="Folder of the run.  [required]"),
         click.option("--settings", "show_settings", is_flag=True, help="Print the settings and exit."),
-        click.option(
-            "--dry-run",
-            is_flag=True,
-            help="Estimate time, memory and disk space from a few steps on the real data, then exit without writing.",
-        ),
+        *([estimate] if dry_run else []),
         click.option(
             "--threads",
             type=Whole(1, 256),
@@ -73,7 +74,7 @@ def run_training(
     preset: str,
     out: Path | None,
     show_settings: bool,
-    dry_run: bool,
+    dry_run: bool = False,
     threads: int | None,
     device: str,
     as_json: bool,

@@ -7,14 +7,14 @@ from typing import Any
 import click
 
 from syzygy.cli.common import writable_folder
-from syzygy.cli.generation_options import load_model, model_options, warnings_as_lines
+from syzygy.cli.generation_options import image_options, load_model, warnings_as_lines
 from syzygy.cli.image_folder import ImageRequest, answer, gallery_options, generate_images, save_sheet, seeds
 from syzygy.cli.source_arguments import picture
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…", type=click.Path(path_type=Path))
-@model_options
+@image_options
 @gallery_options("out/vary", "for each given image")
 def vary(
     images: tuple[Path, ...],

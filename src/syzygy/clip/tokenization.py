@@ -2,7 +2,9 @@
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -24,6 +26,23 @@ class Tokenized:
     """Characters (from, to) of its text that each token stands for; equal for special tokens and pads, which stand for none."""
 
 
+_truncations: ContextVar[list[tuple[str, str]] | None] = ContextVar("truncations", default=None)
+
+
+@contextmanager
+def collected_truncations() -> Iterator[list[tuple[str, str]]]:
+    """Collect each text that is cut inside the block, and the sentence about it, instead of warning.
+
+    Warnings belong to the whole process, and end in its log. This belongs to the thread that enters the block.
+    """
+    found: list[tuple[str, str]] = []
+    token = _truncations.set(found)
+    try:
+        yield found
+    finally:
+        _truncations.reset(token)
+
+
 def tokenized(
     tokenizer: Any,
     texts: list[str],
@@ -35,7 +54,7 @@ def tokenized(
     stacklevel: int,
     control: bool = False,
 ) -> Tokenized:
-    """Token ids between special ones; texts that are too long are cut with a warning.
+    """Token ids between special ones; texts that are too long are cut with a warning, or collected by `collected_truncations`.
 
     Args:
         tokenizer: a fast one of transformers.
@@ -51,11 +70,14 @@ def tokenized(
     for text, (ids, spans) in zip(texts, encoded(tokenizer, texts, control=control), strict=True):
         if len(ids) > room:
             cut = text[spans[room][0] :].strip()
-            warnings.warn(
+            sentence = (
                 f"the prompt has {len(ids) + most - room} tokens, this encoder reads {most}; cut: "
-                f"{cut if len(cut) <= 160 else f'{cut[:80]} … {cut[-80:]}'!r}",
-                stacklevel=stacklevel,
+                f"{cut if len(cut) <= 160 else f'{cut[:80]} … {cut[-80:]}'!r}"
             )
+            if (found := _truncations.get()) is not None:
+                found.append((text, sentence))
+            else:
+                warnings.warn(sentence, stacklevel=stacklevel)
         rows.append([*before, *ids[:room], *after])
         places.append([*[(0, 0)] * len(before), *spans[:room], *[(0, 0)] * len(after)])
     length = max(map(len, rows))

@@ -11,9 +11,9 @@ from syzygy.core.model_files import refuse_file
 INDEX_FILE = "model_index.json"
 CLASS_NAME = "TextToImage"
 COMPONENTS = ("clip", "prior", "decoder", "autoencoder", "reader")
-OPTIONAL = ("t5", "llm", "adapter", "judge")
-"""Further parts that a model may have: T5, if its decoder reads it; a language model and its adapter, which are loaded only if they are
-chosen as the text encoder; the judge that scores images, in the starter alone."""
+OPTIONAL = ("t5", "placement", "llm", "adapter", "judge")
+"""Further parts that a model may have: T5, if its decoder reads it; a placement predictor for its words; a language model and its adapter,
+which are loaded only if they are chosen as the text encoder; the judge that scores images, in the starter alone."""
 BUNDLED = {"starter": Path(__file__).parents[1] / "pretrained" / "starter"}
 """Models that come with the package."""
 

@@ -23,10 +23,12 @@ from syzygy.core.contracts import (
     text_condition,
 )
 from syzygy.core.errors import UserError
+from syzygy.core.options import PLACEMENT_STRENGTH, Option
 from syzygy.core.randomness import per_sample_noise
 from syzygy.core.registry import SAMPLERS
 from syzygy.decoder.guidance import Guided, StyleGuided
 from syzygy.decoder.noise_levels import KarrasSchedule
+from syzygy.decoder.placement import STRENGTH, PlacementPredictor
 from syzygy.decoder.samplers import sample
 from syzygy.regions.phrases import check_read, region_maps
 from syzygy.regions.region_bias import REGION_STRENGTH
@@ -48,12 +50,18 @@ class LatentDecoder(ImageDecoder):
     schedule: KarrasSchedule = field(default_factory=KarrasSchedule)
     encoders: Mapping[str, StatesEncoder] = field(default_factory=dict)
     """Its own text encoders, by the name of the condition that they provide: `t5`."""
+    placement: PlacementPredictor | None = None
+    """Gives the words of images without regions the regions where it expects their objects."""
 
     reads_text = takes_regions = takes_style_guidance = True
 
     @property
     def conditions(self) -> tuple[str, ...]:
         return ("image", "text", *self.encoders)
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        return () if self.placement is None else (PLACEMENT_STRENGTH,)
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -70,7 +78,7 @@ class LatentDecoder(ImageDecoder):
         return self.autoencoder.decode(denoised)
 
     def weights(self) -> dict[str, nn.Module]:
-        parts = {"decoder": self.denoiser, "autoencoder": self.autoencoder}
+        parts = {"decoder": self.denoiser, "autoencoder": self.autoencoder, "placement": self.placement}
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
     @torch.inference_mode()
@@ -84,7 +92,7 @@ class LatentDecoder(ImageDecoder):
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `ImageDecoder`. Images have the autoencoder's size."""
-        self._check(sampling)
+        placement = self._checked_placement(sampling)
         own = self.defaults
         steps = own.steps if sampling.steps is None else sampling.steps
         assert own.sampler is not None
@@ -93,14 +101,18 @@ class LatentDecoder(ImageDecoder):
             self._guided(positive, negative_conditioning, sampling),
             per_sample_noise(self.autoencoder.latent_shape, generators, self.device),
             self.schedule.sigmas(arguments.whole(steps, "the number of steps")),
-            self._conditioning(positive, self._strength(positive, sampling)),
+            self._conditioning(positive, self._strength(positive, sampling), placement),
             sampler=sampling.sampler or own.sampler,
             on_step=on_step,
         )
         return self.autoencoder.decode(latents)
 
-    def _conditioning(self, guide: Guide, region_strength: float = 0.0) -> Conditioning:
-        """The conditions in a guide, and those that the decoder's own text encoders provide."""
+    def _conditioning(self, guide: Guide, region_strength: float = 0.0, placement: float = 0.0) -> Conditioning:
+        """The conditions in a guide, and those that the decoder's own text encoders provide.
+
+        Args:
+            placement: strength of the regions that are predicted for images without regions.
+        """
         wanted = self.conditions if guide.conditions is None else guide.conditions
         texts = guide.texts
         own = {
@@ -108,7 +120,12 @@ class LatentDecoder(ImageDecoder):
             for name, encoder in self.encoders.items()
             if texts is not None and name in wanted
         }
-        return conditioning_of(guide, self.device, region_strength, own)
+        conditioning = conditioning_of(guide, self.device, region_strength, own)
+        read = [*own.values()] + ([] if guide.features is None else [guide.features])
+        if self.placement is None or any(states.spans is None for states in read):
+            return conditioning  # states of learned queries belong to no words
+        drawn = [] if guide.regions is None else [row for row, regions in enumerate(guide.regions) if regions]
+        return self.placement.placed(conditioning, placement, drawn)
 
     def _guided(
         self, positive: Guide, negative_conditioning: Conditioning | None, sampling: Sampling
@@ -130,13 +147,16 @@ class LatentDecoder(ImageDecoder):
         own = REGION_STRENGTH if self.defaults.region_strength is None else self.defaults.region_strength
         return own if sampling.region_strength is None else sampling.region_strength
 
-    def _check(self, sampling: Sampling) -> None:
-        if sampling.options:
-            raise UserError(
-                f"this decoder has no option {', '.join(sampling.options)}; it has none at all: leave it out."
-            )
+    def _checked_placement(self, sampling: Sampling) -> float:
+        """The strength of predicted regions, after a check of the settings."""
+        given = dict(sampling.options)
+        value = given.pop(PLACEMENT_STRENGTH.name, STRENGTH) if self.placement is not None else STRENGTH
+        if given:
+            own = f"its own are {', '.join(option.name for option in self.options)}" if self.options else "it has none"
+            raise UserError(f"this decoder has no option {', '.join(given)}; {own}.")
         if sampling.size is not None:
             raise UserError("this decoder generates images of one size: leave the size out.")
+        return PLACEMENT_STRENGTH.checked(value)
 
 
 def conditioning_of(

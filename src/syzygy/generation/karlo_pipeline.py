@@ -24,6 +24,7 @@ from syzygy.core import arguments, artifacts, hub_files
 from syzygy.core.config import parse
 from syzygy.core.contracts import Guide, Sampling, TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.core.options import SUPER_RES_STEPS
 from syzygy.core.pixels import check_finite
 from syzygy.core.randomness import per_sample_noise
 from syzygy.generation.pipeline import to_pil
@@ -38,7 +39,6 @@ from syzygy.generation.prior_pipeline_files import (
 from syzygy.generation.request import check_generator, check_texts, one_each
 from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.karlo import BASE_STEPS, FINE_STEPS, KarloDecoder
-from syzygy.pretrained.options import SUPER_RES_STEPS
 from syzygy.pretrained.repositories import CLASS, INDEX_FILE, find_decoder
 from syzygy.prior.diffusion_prior import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior

@@ -19,6 +19,7 @@ from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import load_config, load_decoder
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.network import DecoderConfig
+from syzygy.decoder.placement import PlacementPredictor
 from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.experts.expert_folders import OffloadPolicy, decoders_of, experts_folder, load_experts
 from syzygy.generation.pipeline import Pipeline
@@ -101,7 +102,10 @@ def load(
             _check_decoder(load_config(grown / name), grown / name, clip, autoencoder)
         denoiser = load_experts(grown, device, offload_policy)
     encoders = own_encoders(folder, trained, device)
-    image_decoder = LatentDecoder(denoiser, autoencoder, torch.device(device), defaults, encoders=encoders)
+    placement = _placement(folder, clip, encoders, device)
+    image_decoder = LatentDecoder(
+        denoiser, autoencoder, torch.device(device), defaults, encoders=encoders, placement=placement
+    )
     named = own.get("conditions", ()) if prior is None else ()
     reads = [name for name in named if name in image_decoder.conditions] or None
     pipeline = Pipeline(clip, loaded, image_decoder, torch.device(device), reads)
@@ -139,6 +143,16 @@ def own_encoders(folder: Path, decoder: Path, device: str) -> dict[str, T5Text]:
     t5 = T5Text.from_pretrained(folder / "t5")
     check_trained_with(decoder, "t5", t5.fingerprint())
     return {"t5": t5.to(device)}
+
+
+def _placement(folder: Path, clip: Clip, encoders: Mapping[str, T5Text], device: str) -> PlacementPredictor | None:
+    """The model's placement predictor, if it has one, for the text encoders that it was trained with."""
+    own = folder / "placement"
+    if not own.is_dir():
+        return None
+    for name, encoder in {"clip": clip, **encoders}.items():
+        check_trained_with(own, name, encoder.fingerprint())
+    return PlacementPredictor.from_pretrained(own).to(device)
 
 
 def write_model(parts: Mapping[str, Path], out: Path, *, world: bool, defaults: Mapping[str, Any]) -> Path:

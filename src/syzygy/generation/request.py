@@ -15,9 +15,9 @@ from syzygy.core import arguments
 from syzygy.core.contracts import Progress, Region, Sampling
 from syzygy.core.deprecation import with_new_name
 from syzygy.core.errors import UserError
+from syzygy.core.options import decoder_options
 from syzygy.generation.mixing import Picture, Source, shares
 from syzygy.generation.subjects import Subject, check_subjects, check_words
-from syzygy.pretrained.options import decoder_options
 from syzygy.regions.phrases import for_each
 
 EMPTY = "the prompt is empty: describe an image, such as 'a red circle left of a blue star'."

@@ -39,7 +39,7 @@ def require_lab() -> None:
 
 @dataclass(frozen=True)
 class Note:
-    """A paragraph in small print."""
+    """A paragraph in fine print."""
 
     kind: ClassVar = "note"
     text: str
@@ -47,7 +47,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Items:
-    """A list in small print."""
+    """A list in fine print."""
 
     kind: ClassVar = "items"
     texts: Sequence[str]

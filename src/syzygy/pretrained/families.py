@@ -18,8 +18,8 @@ from syzygy.clip.clip_model import Clip
 from syzygy.core.contracts import ImageDecoder
 from syzygy.core.diffusers_weights import load_model
 from syzygy.core.errors import UserError
+from syzygy.core.options import Option
 from syzygy.core.registry import DECODERS
-from syzygy.pretrained.options import Option
 
 
 @dataclass(frozen=True, kw_only=True)

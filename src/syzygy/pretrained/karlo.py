@@ -21,13 +21,13 @@ from torch import Tensor
 from syzygy.core.contracts import Guide, Progress, Sampling, TextFeatures
 from syzygy.core.diffusers_weights import SCHEDULER_FILE, check_parts
 from syzygy.core.errors import UserError
+from syzygy.core.options import SUPER_RES_STEPS
 from syzygy.core.pixels import to_unit
 from syzygy.pretrained.decoder_validation import DecoderRequest, checked_request, which_clip
 from syzygy.pretrained.diffusers_decoder import UNetInputs, sample_positions
 from syzygy.pretrained.families import LoadContext, PretrainedDecoder, register_decoder
 from syzygy.pretrained.karlo_text import PART as TEXT_PROJECTION
 from syzygy.pretrained.karlo_text import TextProjection, load_text_projection, read_config
-from syzygy.pretrained.options import SUPER_RES_STEPS
 from syzygy.pretrained.visiting import visiting
 from syzygy.prior.unclip_sampling import Ancestral, sample_unclip, sigma_of, visited
 from syzygy.regions.attention_processors import add_region_processors, region_bias_of, region_kwargs

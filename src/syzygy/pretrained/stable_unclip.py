@@ -19,11 +19,11 @@ from syzygy.core import arguments
 from syzygy.core.diffusers_schedulers import load_scheduler
 from syzygy.core.diffusers_weights import check_parts, read_settings
 from syzygy.core.errors import UserError
+from syzygy.core.options import NOISE_LEVEL
 from syzygy.core.randomness import per_sample_noise
 from syzygy.pretrained.decoder_validation import DecoderRequest
 from syzygy.pretrained.diffusers_decoder import DiffusersDecoder, UNetInputs, decode_kl, tiled
 from syzygy.pretrained.families import LoadContext, register_decoder
-from syzygy.pretrained.options import NOISE_LEVEL
 from syzygy.pretrained.text_reader import TEXT_ENCODER, TOKENIZER, TextReader, load_reader
 
 NORMALIZER, NOISING = "image_normalizer", "image_noising_scheduler"

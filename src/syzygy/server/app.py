@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -14,31 +14,46 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from syzygy.core.errors import UserError
 from syzygy.server import documentation, page_assets
 from syzygy.server.admission import SMALL_BYTES, Admission
-from syzygy.server.bodies import check_json_type, form_of, json_of, whole
+from syzygy.server.bodies import FORM, JSON, check_type, content_type, form_of, json_of, whole
 from syzygy.server.engine import ImageEngine
 from syzygy.server.limits import Limits
 from syzygy.server.metrics import Metrics
 from syzygy.server.problems import SERVER, Json, Problem, problem_of
 from syzygy.server.requests import ImageRequest
-from syzygy.server.responses import EventStream, RequestStream, complete, in_thread
-from syzygy.server.schema import Common, Edit, Form, Generation, Mix, Variation, json_body, json_schemas, multipart
+from syzygy.server.responses import About, EventStream, RequestStream, complete, in_thread
+from syzygy.server.schema import (
+    Common,
+    Edit,
+    Form,
+    Generation,
+    JsonEdit,
+    Mix,
+    Variation,
+    form_body,
+    form_content,
+    json_body,
+    json_schemas,
+)
 from syzygy.server.security import ENTRY, SecurityMiddleware, own_names
-from syzygy.server.validation import Validator
+from syzygy.server.stored_images import StoredImages
+from syzygy.server.validation import Validator, model_not_found
 from syzygy.server.worker import Worker
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Common)
 
 
-ABOUT = """Generate images from prompts. The API is compatible with OpenAI's images API and extends it."""
-FILES = {
-    "image": "A picture: PNG, JPEG or WebP.",
-    "mask": "A PNG of the same size, transparent where the phrase should appear.",
+ABOUT = """Generate images from prompts. The API is compatible with OpenAI's images API and extends it. Every answer has the header
+x-request-id."""
+IMAGE = {"image": "A picture: PNG, JPEG or WebP."}
+EDITED = {
+    "image": "Pictures whose styles are mixed in equal parts: PNG, JPEG or WebP. `image[]` is the same field.",
+    "mask": "A PNG of the same size as the first picture, transparent where the phrase should appear.",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The request is not valid; `error.message` says why, and what is allowed."},
     401: {"description": "The API key is missing or wrong."},
-    404: {"description": "No such model."},
+    404: {"description": "The server does not have this model."},
     408: {"description": "The body did not arrive in time."},
     413: {"description": "The body is too large."},
     415: {"description": "The body has an unsupported content type."},
@@ -50,6 +65,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     },
     503: {"description": "The server is shutting down."},
 }
+NO_IMAGE = {"description": "There is no such image, or not any more."}
 
 
 class Understood(NamedTuple):
@@ -58,14 +74,22 @@ class Understood(NamedTuple):
     wanted: ImageRequest
     stream: bool
     progress: bool
+    quality: str
+    url: bool
+
+    @classmethod
+    def of(cls, wanted: ImageRequest, asked: Common) -> "Understood":
+        """The request `wanted` that was found in what was `asked`."""
+        return cls(wanted, asked.stream, asked.progress, asked.quality, asked.response_format == "url")
 
 
 class Server:
     """The state that the routes share."""
 
-    def __init__(self, engine: ImageEngine, limits: Limits, batch_size: int) -> None:
+    def __init__(self, engine: ImageEngine, limits: Limits, batch_size: int, aliases: Sequence[str]) -> None:
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
-        self.validator = Validator(engine, limits)
+        self.validator = Validator(engine, limits, aliases)
+        self.stored = StoredImages(limits.stored)
         self.worker = Worker(engine, self.metrics, batch_size=batch_size)
         self.admission = Admission(limits, self.worker)
         self.decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
@@ -81,10 +105,11 @@ class Server:
         self.worker.stop()
 
     @property
-    def card(self) -> dict[str, Any]:
-        """The model as `GET /v1/models` describes it."""
-        own = {"id": self.engine.name, "object": "model", "created": self.since, "owned_by": "syzygy"}
-        return {**own, "capabilities": self.validator.capabilities, "limits": self.limits.model_dump()}
+    def cards(self) -> dict[str, dict[str, Any]]:
+        """The model as `GET /v1/models` describes it, by its id and its aliases."""
+        own = {"object": "model", "created": self.since, "owned_by": "syzygy"}
+        more = {"capabilities": self.validator.capabilities, "limits": self.limits.model_dump()}
+        return {name: {"id": name, **own, **more} for name in self.validator.names}
 
     async def decode(self, request: Request, work: Callable[[], T]) -> T:
         """Run `work`, which holds the body, in the thread that decodes pictures. Afterwards the body counts as free."""
@@ -93,10 +118,16 @@ class Server:
         finally:
             self.admission.decoded(request.scope[ENTRY])
 
-    async def json(self, request: Request, model: type[A], understand: Callable[[A], ImageRequest]) -> Response:
+    async def json(
+        self,
+        request: Request,
+        model: type[A],
+        understand: Callable[[A], ImageRequest],
+        kind: str = "image_generation",
+    ) -> Response:
         """Answer a request for images whose body is JSON."""
-        check_json_type(request)
-        return await self._answer(request, await self._understood(request, model, understand), "image_generation")
+        check_type(request, JSON)
+        return await self._answer(request, await self._understood(request, model, understand), kind)
 
     async def _understood(
         self, request: Request, model: type[A], understand: Callable[[A], ImageRequest]
@@ -104,7 +135,7 @@ class Server:
         """A small body without pictures is understood at once, so that it does not wait for the uploads of others."""
 
         def understood(asked: A) -> Understood:
-            return Understood(understand(asked), asked.stream, asked.progress)
+            return Understood.of(understand(asked), asked)
 
         body = await whole(request)
         if len(body) > SMALL_BYTES:
@@ -116,28 +147,31 @@ class Server:
         self,
         request: Request,
         model: type[A],
-        files: Sequence[str],
-        understand: Callable[[A, dict[str, bytes]], ImageRequest],
+        files: Mapping[str, int],
+        understand: Callable[[A, dict[str, list[bytes]]], ImageRequest],
         kind: str,
     ) -> Response:
         """Answer a request for images whose body is a form with files."""
 
         async def understood() -> Understood:
             asked, found = await form_of(request, model, files)
-            return await self.decode(
-                request, lambda: Understood(understand(asked, found), asked.stream, asked.progress)
-            )
+            return await self.decode(request, lambda: Understood.of(understand(asked, found), asked))
 
         return await self._answer(request, await understood(), kind)
 
     async def _answer(self, request: Request, understood: Understood, kind: str) -> Response:
         """Queue a request and answer with its images."""
-        wanted, size = understood.wanted, self.validator.size(understood.wanted)
-        warnings = self.validator.notes(wanted)
+        wanted, validator = understood.wanted, self.validator
+        size, output = validator.size(wanted) or "auto", wanted.format.name
+        about = About(kind, size, understood.quality, output, validator.notes(wanted))
         stream = RequestStream(self.worker, self.metrics, wanted)
         if understood.stream:
-            return EventStream(stream, kind, size, warnings, understood.progress)
-        return await complete(stream, request.receive, size, warnings)
+            return EventStream(stream, about, understood.progress)
+
+        def url_of(file: bytes) -> str:
+            return str(request.url_for("stored_image", name=self.stored.put(file, f"image/{output}")))
+
+        return await complete(stream, request.receive, about, url_of if understood.url else None)
 
 
 def create_app(
@@ -145,6 +179,7 @@ def create_app(
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     *,
     batch_size: int = 8,
+    aliases: Sequence[str] = (),
     api_key: str | None = None,
     hosts: Sequence[str] | None = (),
 ) -> FastAPI:
@@ -152,10 +187,11 @@ def create_app(
 
     Args:
         batch_size: images that are generated at a time.
+        aliases: further names of the model that requests may use.
         api_key: the key that clients must send as `Authorization: Bearer …`; None requires none.
         hosts: names in the header Host that are answered besides this machine's own; None answers all.
     """
-    server = Server(engine, limits, batch_size)
+    server = Server(engine, limits, batch_size, aliases)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -192,50 +228,59 @@ def _image_routes(app: FastAPI, server: Server) -> None:
         """Generate images from a prompt."""
         return await server.json(request, Generation, validator.generation)
 
-    @app.post("/v1/images/edits", responses=ERRORS, tags=["images"], openapi_extra=multipart(Edit, FILES, ["image"]))
+    most = {"image": server.limits.sources, "mask": 1}
+
+    @app.post("/v1/images/edits", responses=ERRORS, tags=["images"], openapi_extra=_edit_body(most))
     async def edits(request: Request) -> Response:
-        """Generate images from a prompt with a picture as style reference, and a phrase where the mask is transparent. This is no
-        inpainting: none of the picture's pixels are kept."""
+        """Generate images from a prompt with pictures as style reference, and a phrase where the mask is transparent. This is no
+        inpainting: none of the pictures' pixels are kept."""
+        check_type(request, FORM, JSON)
+        if content_type(request) == JSON:
+            return await server.json(request, JsonEdit, validator.json_edit, "image_edit")
 
-        def edited(asked: Edit, files: dict[str, bytes]) -> ImageRequest:
-            return validator.edit(asked, _image_of(files), files.get("mask"))
+        def edited(asked: Edit, files: dict[str, list[bytes]]) -> ImageRequest:
+            (mask,) = files.get("mask", [None])
+            return validator.edit(asked, _images_of(files), mask)
 
-        return await server.form(request, Edit, ["image", "mask"], edited, "image_edit")
+        return await server.form(request, Edit, most, edited, "image_edit")
 
-    @app.post(
-        "/v1/images/variations",
-        responses=ERRORS,
-        tags=["images"],
-        openapi_extra=multipart(Variation, {"image": FILES["image"]}, ["image"]),
-    )
+    @app.post("/v1/images/variations", responses=ERRORS, tags=["images"], openapi_extra=form_body(Variation, IMAGE))
     async def variations(request: Request) -> Response:
         """Generate variations of a picture."""
 
-        def varied(asked: Variation, files: dict[str, bytes]) -> ImageRequest:
-            return validator.variation(asked, _image_of(files))
+        def varied(asked: Variation, files: dict[str, list[bytes]]) -> ImageRequest:
+            return validator.variation(asked, _images_of(files)[0])
 
-        return await server.form(request, Variation, ["image"], varied, "image_generation")
+        return await server.form(request, Variation, {"image": 1}, varied, "image_generation")
 
     @app.post("/v1/images/mixes", responses=ERRORS, tags=["images"], openapi_extra=json_body(Mix))
     async def mixes(request: Request) -> Response:
         """Generate mixtures of texts and pictures."""
         return await server.json(request, Mix, validator.mix)
 
-    @app.post(
-        "/v1/images/recipes",
-        responses=ERRORS,
-        tags=["images"],
-        openapi_extra=multipart(Form, {"image": FILES["image"]}, ["image"]),
-    )
+    @app.post("/v1/images/recipes", responses=ERRORS, tags=["images"], openapi_extra=form_body(Form, IMAGE))
     async def recipe(request: Request) -> Response:
         """The record inside an image that Syzygy generated, and the request that generates it again."""
-        _, files = await form_of(request, Form, ["image"])
-        return Json(await server.decode(request, lambda: validator.recipe(_image_of(files))))
+        _, files = await form_of(request, Form, {"image": 1})
+        return Json(await server.decode(request, lambda: validator.recipe(_images_of(files)[0])))
+
+    @app.get("/v1/images/files/{name}", responses={401: ERRORS[401], 404: NO_IMAGE}, tags=["images"])
+    async def stored_image(name: str) -> Response:
+        """An image whose URL was in an answer (`response_format` url)."""
+        return server.stored.response(name)
 
 
-def _image_of(files: dict[str, bytes]) -> bytes:
+def _edit_body(most: Mapping[str, int]) -> dict[str, Any]:
+    """OpenAPI's description of an edit's body, which is a form or JSON."""
+    body = json_body(JsonEdit)
+    body["requestBody"]["content"] |= form_content(Edit, EDITED, {"image": most["image"]})
+    return body
+
+
+def _images_of(files: Mapping[str, list[bytes]]) -> list[bytes]:
     if "image" not in files:
-        raise Problem(400, "there is no picture: send one as the file 'image'.", param="image")
+        text = "Missing required parameter: 'image'. Send a picture as a file of this name."
+        raise Problem(400, text, param="image", code="missing_required_parameter")
     return files["image"]
 
 
@@ -243,16 +288,16 @@ def _other_routes(app: FastAPI, server: Server) -> None:
     @app.get("/v1/models", tags=["models"])
     async def models() -> Response:
         """The model, what it can do, and the server's limits."""
-        return Json({"object": "list", "data": [server.card]})
+        return Json({"object": "list", "data": [*server.cards.values()]})
 
     @app.get("/v1/models/{name:path}", responses={404: ERRORS[404]}, tags=["models"])
     async def model(name: str) -> Response:
         """One model by its id."""
         if not name.strip("/"):
             return await models()
-        if name != server.engine.name:
-            raise Problem(404, f"there is no model {name[:80]!r} here.", param="model", code="model_not_found")
-        return Json(server.card)
+        if name not in server.cards:
+            raise model_not_found(name, server.engine.name)
+        return Json(server.cards[name])
 
     @app.get("/healthz", responses={503: {"description": "Nothing computes images now."}}, tags=["operation"])
     async def healthz() -> Response:
@@ -272,15 +317,18 @@ def _other_routes(app: FastAPI, server: Server) -> None:
         gauges = {"queue_length": len(starts), "requests_running": running}
         gauges["requests_painting"] = running  # the old name, for one release
         gauges["queue_seconds"] = round(starts[-1]) if starts else 0
-        gauges["held_bytes"] = server.admission.held
+        gauges |= {"held_bytes": server.admission.held, "stored_bytes": server.stored.held}
         text = server.metrics.text(gauges)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
-    async def on_http(_request: Request, error: HTTPException) -> Response:
-        answer = Problem(error.status_code, f"{error.detail}.").response()
+    async def on_http(request: Request, error: HTTPException) -> Response:
+        where = f"{request.method[:20]} {request.url.path[:80]}"
+        texts = {404: (f"Invalid URL ({where})", None), 405: (f"Method not allowed ({where})", "method_not_supported")}
+        text, code = texts.get(error.status_code, (f"{error.detail}"[:300], None))
+        answer = Problem(error.status_code, f"{text.removesuffix('.')}.", code=code).response()
         answer.headers.update(error.headers or {})
         return answer
 
@@ -302,7 +350,7 @@ def _document(app: FastAPI) -> None:
         for operations in schema["paths"].values():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
-        schema["components"] = {"schemas": json_schemas(Generation, Mix)}
+        schema["components"] = {"schemas": json_schemas(Generation, JsonEdit, Mix)}
         return schema
 
     app.openapi = ours

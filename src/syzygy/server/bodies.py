@@ -1,7 +1,7 @@
 """The bodies of requests as checked models. Each check comes before work that grows with what it bounds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -9,6 +9,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from syzygy.core.config import Config
+from syzygy.server.field_problems import invalid_field, too_long
 from syzygy.server.limits import Limits
 from syzygy.server.problems import Problem
 
@@ -16,19 +17,30 @@ C = TypeVar("C", bound=Config)
 FIELD_BYTES = 2**16
 DEEPEST = 8
 """Levels of lists and mappings in JSON; bodies have three, and records of images have four."""
+UNPARSED = "We could not parse the JSON body of your request."
 SEPARATORS = 100_000
 """Commas and colons in JSON, also those inside texts. So many values are parsed in about 50 ms."""
 
 
-def check_json_type(request: Request) -> None:
+JSON, FORM = "application/json", "multipart/form-data"
+
+
+def content_type(request: Request) -> str:
+    """Type of the body; JSON if the client declares none."""
+    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    return JSON if kind.startswith("application/") and kind.endswith("+json") else kind
+
+
+def check_type(request: Request, *allowed: str) -> None:
     """Raises Problem for another content type, such as the one that `curl -d` sends."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    kind = content_type(request)[:80]
+    if kind not in allowed:
+        curl = " With curl, add -H 'Content-Type: application/json'." if JSON in allowed else ""
         raise Problem(
             415,
-            f"the body must be JSON, sent with the header Content-Type: application/json, got {kind[:80] or 'no type'!r}. "
-            "With curl: -H 'Content-Type: application/json'.",
-            code="unsupported_media_type",
+            f"Unsupported content type: {kind!r}. This API method only accepts {' or '.join(map(repr, allowed))} requests, "
+            f"but you specified the header 'Content-Type: {kind}'.{curl}",
+            code="unsupported_content_type",
         )
 
 
@@ -48,9 +60,9 @@ def json_of(body: bytes, model: type[C], limits: Limits) -> C:
     try:
         values = json.loads(body)
     except json.JSONDecodeError as error:
-        raise Problem(400, f"the body is not valid JSON: {error.msg} at character {error.pos}."[:300]) from None
+        raise Problem(400, f"{UNPARSED} It is not valid JSON: {error.msg} at character {error.pos}."[:300]) from None
     except (ValueError, RecursionError):  # not UTF-8; a number of too many digits; too many levels
-        raise Problem(400, "the body is not valid JSON: it cannot be parsed.") from None
+        raise Problem(400, f"{UNPARSED} It is not valid JSON.") from None
     if not plain(values, DEEPEST, limits.values):
         raise _too_many("the body")
     return checked(model, values)
@@ -95,37 +107,37 @@ def checked(model: type[C], values: dict[str, Any]) -> C:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _invalid(error.errors(include_url=False, include_context=False, include_input=False)) from None
+        raise invalid_field(error.errors(include_url=False)[0]) from None
 
 
-def _invalid(errors: Sequence[Any]) -> Problem:
-    """The first of pydantic's errors."""
-    first = errors[0]
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".") or None
-    return Problem(400, f"{param or 'the body'}: {first['msg']}."[:300], param=param and param[:100])
-
-
-async def form_of(request: Request, model: type[C], files: Sequence[str]) -> tuple[C, dict[str, bytes]]:
+async def form_of(request: Request, model: type[C], files: Mapping[str, int]) -> tuple[C, dict[str, list[bytes]]]:
     """A multipart form: settings, and files by name (`image[]` is `image`).
 
+    Args:
+        files: how many may have each name.
+
     Raises:
-        Problem: no such form, a field twice, a file where a text belongs, or the other way about.
+        Problem: no such form, a field twice, too many files, a file where a text belongs, or the other way about.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise Problem(415, "send this as multipart/form-data.", code="unsupported_media_type")
+    check_type(request, FORM)
     texts: dict[str, str] = {}
-    found: dict[str, bytes] = {}
-    async with request.form(max_files=len(files), max_fields=64, max_part_size=FIELD_BYTES) as form:
+    found: dict[str, list[bytes]] = {}
+    most = sum(files.values()) + 1  # so that the first one that is too many is named below
+    async with request.form(max_files=most, max_fields=64, max_part_size=FIELD_BYTES) as form:
         for key, value in form.multi_items():
             name = key.removesuffix("[]")
-            if name in texts or name in found:
-                raise Problem(400, f"{name[:80]!r} is given twice; one is allowed.", param=name[:80])
             if isinstance(value, UploadFile) != (name in files):
-                wanted = "a file" if name in files else "a text"
-                raise Problem(400, f"{name[:80]!r} must be {wanted}.", param=name[:80])
+                wanted = "a file" if name in files else "a string"
+                text = f"Invalid type for {name[:80]!r}: expected {wanted}."
+                raise Problem(400, text, param=name[:80], code="invalid_type")
             if isinstance(value, UploadFile):
-                found[name] = await value.read()
+                found.setdefault(name, []).append(await value.read())
+            elif name in texts:
+                text = f"Duplicate parameter: {name[:80]!r}. You provided it more than once."
+                raise Problem(400, text, param=name[:80], code="duplicate_parameter")
             else:
                 texts[name] = value
+    for name, contents in found.items():
+        if len(contents) > files[name]:
+            raise too_long(name, len(contents), files[name], "array")
     return checked(model, texts), found

@@ -46,11 +46,17 @@ def _fields(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><td><code>{escape(name)}</code>{' (required)' if name in required else ''}"
         f"<td><code>{escape(_kind(field))}</code><td>{escape(field.get('description', ''))}"
-        + (_fields(_found(field["items"], parts), parts) if "$ref" in field.get("items", {}) else "")
+        + "".join(_fields(parts[inner], parts) for inner in _inner(field))
         for name, field in schema.get("properties", {}).items()
     )
     examples = "".join(f"<pre>{escape(json.dumps(one, indent=2))}</pre>" for one in schema.get("examples", []))
     return f"<table>{rows}</table>{examples}"
+
+
+def _inner(field: Mapping[str, Any]) -> list[str]:
+    """Names of the schemas that a field refers to, itself or in its items."""
+    found = [one.get("items", one) for one in field.get("anyOf", [field])]
+    return [one["$ref"].rpartition("/")[2] for one in found if "$ref" in one]
 
 
 def _found(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -60,7 +66,9 @@ def _found(schema: Mapping[str, Any], parts: Mapping[str, Any]) -> Mapping[str, 
 def _kind(field: Mapping[str, Any]) -> str:
     """Type, range and default of a field."""
     choices = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
-    words = [" | ".join(map(json.dumps, one["enum"])) if "enum" in one else one.get("type", "") for one in choices]
+    words = [
+        " | ".join(map(json.dumps, one["enum"])) if "enum" in one else one.get("type", "object") for one in choices
+    ]
     ranges = [
         f"{sign} {one[name]}"
         for one in choices

@@ -1,22 +1,22 @@
 """What computes images for the server: requests of equal shape go in, images come out. `Engine` is a loaded model in this process."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from syzygy.clip.tokenization import collected_truncations
 from syzygy.core import diffusers_schedulers
 from syzygy.core.contracts import Progress
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.samplers import SAMPLERS
-from syzygy.generation.image_files import png_bytes
+from syzygy.generation.mixing import mixed
 from syzygy.generation.pipeline import to_pil
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.server.problems import field_errors
@@ -35,6 +35,14 @@ class Step:
     steps: int
     previews: Sequence[tuple[int, int, Image.Image]] = ()
     """Row of the batch, number of the preview from 0, and what the image looks like so far."""
+
+
+class Generated(NamedTuple):
+    """The images of a batch."""
+
+    images: list[Image.Image]
+    truncated: list[tuple[str, str]]
+    """Each text that an encoder cut, and the sentence about it."""
 
 
 class ImageEngine(Protocol):
@@ -74,7 +82,7 @@ class ImageEngine(Protocol):
 
     def generate(
         self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Step], None]
-    ) -> list[Image.Image]:
+    ) -> Generated:
         """An image from its seed for each of these requests, which are of one shape and may repeat.
 
         Raises:
@@ -83,8 +91,8 @@ class ImageEngine(Protocol):
         """
         ...
 
-    def png(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
-        """The file of the request's image `index`, with its record inside."""
+    def file(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
+        """The file of the request's image `index`; a PNG with its record inside."""
         ...
 
     def ready(self) -> bool:
@@ -191,7 +199,7 @@ class Engine:
     @torch.inference_mode()
     def generate(
         self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Step], None]
-    ) -> list[Image.Image]:
+    ) -> Generated:
         """An image from its seed for each of these requests, which are of one shape and may repeat.
 
         Raises:
@@ -208,15 +216,22 @@ class Engine:
         else:
             batch["prompts"] = [text for request in requests for text in request.generation.prompts]
             batch["regions"] = [request.regions for request in requests] if first.regions else None
-            batch["style"] = None if first.style is None else self._embedded(first.style)
+            batch["style"] = None if first.style is None else self._style(first.style)
             batch["subjects"] = [replace(one, image=self._embedded(one.image)) for one in first.subjects]
             batch["layout"] = None if first.layout is None else self._embedded(first.layout)
-        with field_errors("sources") if first.mixtures else nullcontext():
-            return self.model.generate(replace(first, **batch)).images
+        with collected_truncations() as truncated, field_errors("sources") if first.mixtures else nullcontext():
+            return Generated(self.model.generate(replace(first, **batch)).images, truncated)
 
     def _embedded(self, what: Any) -> Any:
         """A text as it is; an upload's pixels as their image embedding [1, D]."""
         return what if isinstance(what, str) else self.model.clip.encode_pixels(what[None])
+
+    def _style(self, pixels: Any) -> Float[Tensor, "1 D"]:
+        """The embedding of one style picture [3, S, S], or the mean (`mixed`) of several [K, 3, S, S]."""
+        if pixels.ndim == 3:
+            return self._embedded(pixels)
+        with field_errors("style"):
+            return mixed(torch.stack([self._embedded(one) for one in pixels]), [1.0] * len(pixels))
 
     def _step(self, requests: Sequence[ImageRequest], progress: Progress) -> Step:
         numbers = [preview_at(progress.step, progress.steps, request.previews) for request in requests]
@@ -237,16 +252,9 @@ class Engine:
         assert isinstance(decoder, LatentDecoder), "only this decoder reports latents of its autoencoder"
         return to_pil(decoder.autoencoder.decode(denoised))
 
-    def png(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
-        """The file of the request's image `index`, with its record inside."""
-        return png_bytes(image, request.record(self.record, index))
-
-
-def plain_png(image: Image.Image) -> bytes:
-    """A PNG file without a record."""
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
+    def file(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
+        """The file of the request's image `index`; a PNG with its record inside."""
+        return request.format.encoded(image, request.record(self.record, index))
 
 
 def preview_at(step: int, steps: int, previews: int) -> int | None:

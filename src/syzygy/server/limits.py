@@ -10,7 +10,7 @@ class Limits(Config):
 
     prompt: int = Field(default=2000, ge=1)
     """Characters of a prompt or negative prompt."""
-    number: int = Field(default=8, ge=1)
+    number: int = Field(default=10, ge=1)
     """Images per request."""
     steps: int = Field(default=100, ge=1)
     """Sampling steps."""
@@ -37,6 +37,12 @@ class Limits(Config):
     def held(self) -> int:
         """Bytes of the large bodies that are received or wait to be decoded at a time."""
         return 8 * self.upload
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the images that are kept for their URLs: those of at least four requests, each with as many and as large images as
+        are allowed, which compression did not make smaller."""
+        return 4 * self.number * (4 * self.pixels + 2**21)
 
     @property
     def values(self) -> int:

@@ -44,6 +44,8 @@ class Problem(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
+        if code is None and status == 400 and param is not None:
+            code = "invalid_value"
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
         self.headers = {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
         if status == 401:
@@ -76,7 +78,10 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, UserError):
         return Problem(400, str(error))
     return Problem(
-        500, "the server failed to answer this request; its log has the details.", kind=SERVER, code="internal_error"
+        500,
+        "The server had an error while processing your request; its log has the details.",
+        kind=SERVER,
+        code="internal_error",
     )
 
 

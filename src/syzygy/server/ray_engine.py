@@ -22,8 +22,7 @@ from PIL import Image
 from syzygy.clip.image_processing import Preparation
 from syzygy.core.errors import UserError, install
 from syzygy.core.registry import imported
-from syzygy.generation.image_files import png_bytes
-from syzygy.server.engine import Engine, Interrupted, Step
+from syzygy.server.engine import Engine, Generated, Interrupted, Step
 from syzygy.server.problems import SERVER, Problem, without_message
 from syzygy.server.requests import ImageRequest, Upload
 
@@ -73,10 +72,10 @@ class Replica:
 
     async def generate(
         self, requests: Sequence[ImageRequest], seeds: Sequence[int]
-    ) -> AsyncIterator[Step | list[Image.Image] | Exception]:
+    ) -> AsyncIterator[Step | Generated | Exception]:
         """Each step, then the images, or the error that ended the sampling. When the request is cancelled, so is the sampling."""
         loop, left = asyncio.get_running_loop(), threading.Event()
-        events: asyncio.Queue[Step | list[Image.Image] | Exception] = asyncio.Queue()
+        events: asyncio.Queue[Step | Generated | Exception] = asyncio.Queue()
 
         def on_step(step: Step) -> None:
             if left.is_set():
@@ -148,9 +147,9 @@ class RayEngine:
         """A client's picture, prepared for the image encoder. Raises `UserError` if it is too long for its width."""
         return Upload.of(self.about.preparation.prepare(image), data)
 
-    def png(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
-        """The file of the request's image `index`, with its record inside."""
-        return png_bytes(image, request.record(self.record, index))
+    def file(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
+        """The file of the request's image `index`; a PNG with its record inside."""
+        return request.format.encoded(image, request.record(self.record, index))
 
     def ready(self) -> bool:
         """Whether a replica runs."""
@@ -158,7 +157,7 @@ class RayEngine:
 
     def generate(
         self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Step], None]
-    ) -> list[Image.Image]:
+    ) -> Generated:
         """The images of a batch. If its replica is lost, another one computes it again, once.
 
         Raises:
@@ -167,9 +166,9 @@ class RayEngine:
             Interrupted: `interrupt` was called.
         """
         for _ in range(2):
-            images = self._generate(requests, seeds, on_step)
-            if images is not None:
-                return images
+            generated = self._generate(requests, seeds, on_step)
+            if generated is not None:
+                return generated
             log.warning("a replica was lost while it computed %d images", len(requests))
         raise Problem(
             503,
@@ -181,7 +180,7 @@ class RayEngine:
 
     def _generate(
         self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Step], None]
-    ) -> list[Image.Image] | None:
+    ) -> Generated | None:
         """The images, or None if the replica was lost."""
         from ray.exceptions import RayError, RayTaskError
         from ray.serve.exceptions import RayServeException

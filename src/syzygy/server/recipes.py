@@ -58,13 +58,23 @@ def _prompted(record: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
     found = {name: record[name] for name in names if record.get(name) is not None}
     strength = record.get("region_strength", record.get("painting"))  # the name that records had before
     found |= {} if strength is None else {"region_strength": strength}
-    if record.get("style") is not None:
-        found |= _picture(record["style"], "style", "style", missing)
+    if isinstance(style := record.get("style"), list):
+        found |= _styles(style, missing)
+    elif style is not None:
+        found |= _picture(style, "style", "style", missing)
     if record.get("layout") is not None:
         found |= _picture(record["layout"], "layout", "layout", missing)
     if record.get("subjects"):
         found |= _subjects(record["subjects"], missing)
     return found
+
+
+def _styles(given: list[Any], missing: list[str]) -> dict[str, Any]:
+    """All of them, or none if the record lacks a picture."""
+    lacking: list[str] = []
+    found = [_picture(one, "style", "style", lacking).get("style") for one in given]
+    missing += lacking[:1]
+    return {} if lacking else {"style": found}
 
 
 def _subjects(given: Any, missing: list[str]) -> dict[str, Any]:

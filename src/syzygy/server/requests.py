@@ -2,15 +2,18 @@
 
 import base64
 import hashlib
+import io
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from syzygy.core.contracts import Region
+from syzygy.generation.image_files import png_bytes
 from syzygy.generation.request import GenerationRequest
 from syzygy.regions.canvas import recorded
 
@@ -35,12 +38,35 @@ class Upload:
         return cls(pixels, hashlib.sha256(data).hexdigest()[:16], data if len(data) <= KEPT_BYTES else None)
 
 
+LONGEST_SIDE = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
+"""Pixels of an image's longer side that each file format can hold."""
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """The format of the images' files."""
+
+    name: Literal["png", "jpeg", "webp"] = "png"
+    compression: int = 100
+    """From 0 (smallest file) to 100 (best image). A PNG is lossless, so that it has no effect there."""
+
+    def encoded(self, image: Image.Image, record: Mapping[str, Any] | None = None) -> bytes:
+        """The file. Only a PNG holds the record."""
+        if self.name == "png" and record is not None:
+            return png_bytes(image, record)
+        data = io.BytesIO()
+        lossy = {} if self.name == "png" else {"quality": max(self.compression, 1)}
+        image.save(data, self.name, **lossy)
+        return data.getvalue()
+
+
 @dataclass(frozen=True, eq=False)
 class ImageRequest:
     """What to generate from one prompt or one mixture, once for each seed."""
 
     generation: GenerationRequest
-    """In place of a picture's embedding it has the `pixels` of an upload. The engine embeds them when the request's turn comes."""
+    """In place of a picture's embedding it has the `pixels` of an upload, and for a style those of one or several. The engine embeds them
+    when the request's turn comes."""
     seeds: tuple[int, ...]
     exact: bool
     """Generate one image at a time, so that equal seeds give equal bytes. Otherwise batches change an image by up to one grey level."""
@@ -50,6 +76,7 @@ class ImageRequest:
     """Unfinished images to show of each image."""
     notes: tuple[str, ...] = ()
     """How the request was understood where that may surprise: for `warnings` of the answer."""
+    format: FileFormat = FileFormat()
 
     @property
     def prompt(self) -> str | None:
@@ -125,10 +152,10 @@ class ImageRequest:
         pictures = iter(self.uploads)
         subjects = [{"word": one.word, **self._recorded(next(pictures))} for one in self.generation.subjects]
         found = {"prompt": self.prompt, **regions} | ({"subjects": subjects} if subjects else {})
-        return found | {name: self._recorded(next(pictures)) for name in ("layout", "style") if self._has(name)}
-
-    def _has(self, picture: str) -> bool:
-        return getattr(self.generation, picture) is not None
+        if self.generation.layout is not None:
+            found["layout"] = self._recorded(next(pictures))
+        styles = [self._recorded(one) for one in pictures]
+        return found | ({"style": styles[0] if len(styles) == 1 else styles} if styles else {})
 
     def _recorded(self, upload: Upload) -> dict[str, str]:
         data = upload.data if upload in self.kept else None

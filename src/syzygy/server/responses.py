@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,6 +18,15 @@ from syzygy.server.worker import Event, Finished, ImageReady, Job, PreviewReady,
 
 SILENCE_SECONDS = 10.0
 """After this time without an event a stream sends a comment, so that proxies keep the connection."""
+_DETAILS = {"image_tokens": 0, "text_tokens": 0}
+USAGE = {
+    "input_tokens": 0,
+    "input_tokens_details": _DETAILS,
+    "output_tokens": 0,
+    "output_tokens_details": _DETAILS,
+    "total_tokens": 0,
+}
+"""Tokens, as clients of OpenAI expect them. This server counts none."""
 T = TypeVar("T")
 
 
@@ -99,17 +108,45 @@ async def in_thread(executor: Executor, work: Callable[[], T], receive: Receive)
         coming.cancel()
 
 
-async def complete(stream: RequestStream, receive: Receive, size: str | None, notes: Sequence[str]) -> Response:
-    """All images in one answer, as `images.generate` of OpenAI's clients reads it."""
-    found: dict[int, dict[str, Any]] = {}
+class About(NamedTuple):
+    """What an answer says about all of its images."""
+
+    kind: str
+    """Start of the events' names: `image_generation`, `image_edit`."""
+    size: str
+    quality: str
+    output_format: str
+    warnings: Sequence[str]
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """As OpenAI's answers and events have them."""
+        about = {"size": self.size, "quality": self.quality, "output_format": self.output_format}
+        return {**about, "background": "opaque"}
+
+
+async def complete(
+    stream: RequestStream, receive: Receive, about: About, url_of: Callable[[bytes], str] | None
+) -> Response:
+    """All images in one answer, as `images.generate` of OpenAI's clients reads it.
+
+    Args:
+        url_of: stores an image, and returns its URL. None puts the images into the answer.
+    """
+    found: list[ImageReady] = []
     async for event in stream.events(receive):
         if isinstance(event, ImageReady):
-            found[event.picture] = {"b64_json": _text(event.png), "seed": event.seed}
+            found.append(event)
         elif isinstance(event, Finished) and event.error is not None:
             return problem_of(event.error).response()
     stream.done()
-    about = {"created": int(time.time()), "output_format": "png", "background": "opaque", "size": size}
-    return Json({**about, "data": [found[picture] for picture in sorted(found)], "warnings": list(notes)})
+    data = [
+        {**({"b64_json": _text(one.file)} if url_of is None else {"url": url_of(one.file)}), "seed": one.seed}
+        for one in sorted(found, key=lambda one: one.picture)
+    ]
+    notes = [note for one in found for note in one.notes]
+    warnings = list(dict.fromkeys([*about.warnings, *notes]))
+    return Json({"created": int(time.time()), **about.fields, "data": data, "usage": USAGE, "warnings": warnings})
 
 
 class EventStream(Response):
@@ -117,16 +154,14 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: RequestStream, kind: str, size: str | None, notes: Sequence[str], steps: bool) -> None:
+    def __init__(self, stream: RequestStream, about: About, steps: bool) -> None:
         """
         Args:
-            kind: start of the events' names: `image_generation`, `image_edit`.
             steps: send an event for each sampling step, and for each change of the position in the queue, too.
         """
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.stream, self.kind, self.steps, self.notes = stream, kind, steps, list(notes)
-        self.about = {"size": size, "quality": "auto", "background": "opaque", "output_format": "png"}
+        self.stream, self.about, self.steps = stream, about, steps
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -154,13 +189,14 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _text_of(self, event: Event | None) -> str:
-        now = {"created_at": int(time.time()), **self.about}
+        now, kind = {"created_at": int(time.time()), **self.about.fields}, self.about.kind
         if isinstance(event, PreviewReady):
-            more = {"partial_image_index": event.number, "index": event.picture, "b64_json": _text(event.png)}
-            return _sse(f"{self.kind}.partial_image", {**more, **now})
+            more = {"partial_image_index": event.number, "index": event.picture, "b64_json": _text(event.file)}
+            return _sse(f"{kind}.partial_image", {**more, **now})
         if isinstance(event, ImageReady):
-            own = {"index": event.picture, "seed": event.seed, "b64_json": _text(event.png), "warnings": self.notes}
-            return _sse(f"{self.kind}.completed", {**own, **now})
+            warnings = list(dict.fromkeys([*self.about.warnings, *event.notes]))
+            own = {"index": event.picture, "seed": event.seed, "b64_json": _text(event.file), "warnings": warnings}
+            return _sse(f"{kind}.completed", {**own, **now, "usage": USAGE})
         if isinstance(event, Queued):
             return _sse("syzygy.queue", {"position": event.position, "seconds": round(event.seconds, 1)})
         if isinstance(event, StepDone):
@@ -170,8 +206,8 @@ class EventStream(Response):
         return "" if isinstance(event, Finished) else ": waiting\n\n"
 
 
-def _text(png: bytes) -> str:
-    return base64.b64encode(png).decode("ascii")
+def _text(file: bytes) -> str:
+    return base64.b64encode(file).decode("ascii")
 
 
 def _sse(name: str, data: Mapping[str, Any]) -> str:

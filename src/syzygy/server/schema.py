@@ -1,13 +1,16 @@
 """The bodies of requests: OpenAI's fields and further ones. Unknown fields are refused, and so are settings without effect."""
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import ConfigDict, Field, create_model, model_validator
+from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 
 from syzygy.core.config import Config
-from syzygy.core.errors import UserError
-from syzygy.pretrained.options import HEIGHT, WIDTH, Option, decoder_options
+from syzygy.core.options import HEIGHT, WIDTH, Option, decoder_options
+from syzygy.server.field_problems import unsupported
+from syzygy.server.problems import Problem
 
 LARGEST_SEED = 2**64 - 1
 MOST_PREVIEWS = 8
@@ -83,14 +86,17 @@ class Common(Body):
     """Fields of all requests for images."""
 
     model: str | None = None
-    """The model's id. It can be omitted, because a server has one model."""
+    """The model's id, or an alias of `--model-alias`. It can be omitted, because a server has one model."""
     n: int = Field(default=1, ge=1)
-    """Number of images."""
+    """Number of images. `limits` of `GET /v1/models` says how many are allowed."""
     size: str = "auto"
     """`auto`, or WIDTHxHEIGHT in pixels if the model supports several sizes."""
     response_format: Literal["b64_json", "url"] = "b64_json"
-    """Images are part of the answer: `url` is refused."""
+    """`b64_json`: images are part of the answer. `url`: they are kept in memory for an hour, and the answer has their addresses. Those need
+    the same API key as other requests. Not with `stream`."""
     user: str | None = None
+    """Accepted for compatibility, without effect."""
+    safety_identifier: str | None = None
     """Accepted for compatibility, without effect."""
     seed: int | None = Field(default=None, ge=0, le=LARGEST_SEED)
     """Seed of the first image; the others get the following ones. With a seed, images are generated one by one, so that equal requests
@@ -109,15 +115,24 @@ class Common(Body):
     """With `stream`: unfinished images to send of each image."""
     progress: bool = False
     """With `stream`: send an event `syzygy.progress` for each sampling step too."""
-    output_format: Literal["png"] = "png"
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    """Format of the files. Only PNG files hold the record from which the image can be generated again."""
+    output_compression: int = Field(default=100, ge=0, le=100)
+    """Quality of JPEG and WebP files: 0 is the smallest file, 100 the best image. PNG files are lossless and take only 100."""
     background: Literal["auto", "opaque"] = "auto"
-    quality: Literal["auto", "standard"] = "auto"
-    """There is one quality, and `steps` decides its cost: other values are refused."""
+    """Images are opaque."""
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = "auto"
+    """Repeated in the answer, without effect: `steps` decides about quality. Values other than `auto` give a warning."""
 
     @property
     def pictures(self) -> bool:
         """Whether the body holds pictures, which must be decoded."""
         return False
+
+
+def _text_or_list(schema: dict[str, Any]) -> None:
+    """Describe a list that may also be given as its only item."""
+    schema["anyOf"] = [{"type": "string"}, {name: schema.pop(name) for name in ("type", "items")}]
 
 
 class Generation(Common):
@@ -142,8 +157,9 @@ class Generation(Common):
     """How strongly regions influence the image; 0 is not at all."""
     painting: Scale | None = OLD_NAME
     """The old name of `region_strength`, which works for one more release."""
-    style: str | None = None
-    """The style reference: a picture in base64, or a data URL of one."""
+    style: list[str] = Field(default=[], json_schema_extra=_text_or_list)
+    """The style reference: a picture in base64, or a data URL of one; or a list of them, whose styles are mixed in equal parts. OpenAI's
+    values `vivid` and `natural` have no effect and give a warning."""
     style_guidance: Scale | None = None
     """Guidance scale of the style. Default: that of the text."""
     subjects: list[SubjectPicture] = []
@@ -153,9 +169,19 @@ class Generation(Common):
     moderation: Literal["auto", "low"] = "auto"
     """Accepted for compatibility: nothing is moderated."""
 
+    @field_validator("style", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def plain_style(self) -> str | None:
+        """One of OpenAI's styles, which has no effect here."""
+        return self.style[0] if self.style in (["vivid"], ["natural"]) else None
+
     @property
     def pictures(self) -> bool:
-        return bool(self.regions) or self.style is not None
+        return bool(self.regions or self.style or self.subjects) or self.layout is not None
 
 
 class Variation(Common):
@@ -191,7 +217,7 @@ class Mix(Common):
 
 
 class Edit(Common):
-    """Fields sent with a picture and a mask. The picture is the style reference of a new image, and a phrase appears where the mask is
+    """Fields sent with pictures and a mask. The pictures are the style reference of a new image, and a phrase appears where the mask is
     transparent."""
 
     prompt: str = Field(min_length=1)
@@ -207,7 +233,30 @@ class Edit(Common):
     style_guidance: Scale | None = None
     """Guidance scale of the style. Default: that of the text."""
     input_fidelity: Literal["low", "high"] = "low"
-    """`high` is refused: none of the picture's pixels are kept."""
+    """`high` is refused: none of the pictures' pixels are kept."""
+    moderation: Literal["auto", "low"] = "auto"
+    """Accepted for compatibility: nothing is moderated."""
+
+
+class ImageReference(Body):
+    """A picture in a JSON body."""
+
+    image_url: str = Field(min_length=1)
+    """A data URL of a picture, or its base64. No other URL is opened."""
+
+
+class JsonEdit(Edit):
+    """An edit as JSON, with pictures and mask inside. The pictures are the style reference of a new image, and a phrase appears where the
+    mask is transparent."""
+
+    images: list[ImageReference] = Field(min_length=1)
+    """Pictures whose styles are mixed in equal parts. The mask belongs to the first one."""
+    mask: ImageReference | None = None
+    """A PNG of the same size as the first picture, transparent where the phrase should appear."""
+
+    @property
+    def pictures(self) -> bool:
+        return True
 
 
 def size_of(text: str, own: tuple[int, int] | None, most: int) -> tuple[int, int] | None:
@@ -218,20 +267,21 @@ def size_of(text: str, own: tuple[int, int] | None, most: int) -> tuple[int, int
         most: largest number of pixels.
 
     Raises:
-        UserError: no size, too large, or one that the model does not support.
+        Problem: no size, too large, or one that the model does not support.
     """
     if text == "auto":
         return None
     found = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
-    if not found:
-        raise UserError(f"size {text[:40]!r} must be auto, or WIDTHxHEIGHT such as 512x512.")
-    width, height = map(int, found.groups())
     if own is not None:
-        if (height, width) != own:
-            raise UserError(f"size {text}: this model generates images of {own[1]}x{own[0]} only. Give that, or auto.")
+        if not found or (int(found[2]), int(found[1])) != own:
+            raise unsupported("size", text, f"'{own[1]}x{own[0]}' and 'auto'")
         return None
+    if not found:
+        raise unsupported("size", text, "'auto', and WIDTHxHEIGHT in pixels such as '512x512'")
+    width, height = map(int, found.groups())
     if width * height > most:
-        raise UserError(f"size {text} has {width * height:,} pixels; at most {most:,} are allowed here.")
+        text = f"Invalid value: '{text}' has {width * height:,} pixels. At most {most:,} are allowed."
+        raise Problem(400, text, param="size")
     return height, width
 
 
@@ -248,13 +298,42 @@ def json_schemas(*models: type[Config]) -> dict[str, Any]:
         schema = model.model_json_schema(ref_template=SCHEMAS)
         found |= schema.pop("$defs", {})
         found[model.__name__] = schema
-    return found
+    return {name: _nullable(schema) for name, schema in found.items()}
 
 
-def multipart(model: type[Config], files: dict[str, str], required: list[str]) -> dict[str, Any]:
-    """OpenAPI's description of a form: a model's fields, and files by name with what they are."""
+ABOUT_FIELDS = ("title", "description", "default", "deprecated")
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same, with `null` among the values of optional fields, as `Body` reads it."""
+    fields = {}
+    for name, field in schema.get("properties", {}).items():
+        about = {key: field[key] for key in ABOUT_FIELDS if key in field}
+        choices = field.get("anyOf") or [{key: value for key, value in field.items() if key not in about}]
+        optional = name not in schema.get("required", []) and {"type": "null"} not in choices
+        fields[name] = {**about, "anyOf": [*choices, {"type": "null"}]} if optional else field
+    return {**schema, "properties": fields}
+
+
+def form_content(
+    model: type[Config], files: Mapping[str, str], many: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Any]:
+    """OpenAPI's description of the content of a form: a model's fields, and files.
+
+    Args:
+        files: what each file is, by its name. The first one is required.
+        many: names that may have several files, and how many.
+    """
     schema = model.model_json_schema()
-    binary = {name: {"type": "string", "format": "binary", "description": text} for name, text in files.items()}
-    schema["properties"] = {**schema.get("properties", {}), **binary}
-    schema["required"] = [*schema.get("required", []), *required]
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    for name, text in files.items():
+        file: dict[str, Any] = {"type": "string", "format": "binary"}
+        if name in many:
+            file = {"type": "array", "items": file, "minItems": 1, "maxItems": many[name]}
+        schema.setdefault("properties", {})[name] = {**file, "description": text}
+    schema["required"] = [*schema.get("required", []), next(iter(files))]
+    return {"multipart/form-data": {"schema": schema}}
+
+
+def form_body(model: type[Config], files: Mapping[str, str]) -> dict[str, Any]:
+    """OpenAPI's description of a body that is a form. Arguments as of `form_content`."""
+    return {"requestBody": {"required": True, "content": form_content(model, files)}}

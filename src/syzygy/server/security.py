@@ -1,8 +1,9 @@
-"""Checks before every request: host, origin, API key, then admission. It also counts the answers and logs failures."""
+"""Checks before every request: host, origin, API key, then admission. It also counts and numbers the answers, and logs failures."""
 
 import hmac
 import ipaddress
 import logging
+import secrets
 import socket
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -73,13 +74,13 @@ class SecurityMiddleware:
         head = scope.get("method") == "HEAD"
         if head:  # answered as GET is, without the body
             scope = {**scope, "method": "GET"}
-        started = False
+        started, number = False, f"req_{secrets.token_hex(16)}"
 
         async def counted(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                self.metrics.request(path, message["status"])
+                message = self._begun(message, path, number)
             elif head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
@@ -96,9 +97,16 @@ class SecurityMiddleware:
                 self.metrics.request(path, CLIENT_LEFT)
         except Exception as error:
             if not isinstance(error, Problem):
-                log.error("a request to %s failed\n%s", path, without_message(error))
+                log.error("request %s to %s failed\n%s", number, path, without_message(error))
             if not started:
                 await problem_of(error).response()(scope, receive, counted)
+
+    def _begun(self, message: Message, path: str, number: str) -> Message:
+        """The start of an answer with its number; it is counted, and logged where the server failed."""
+        self.metrics.request(path, message["status"])
+        if message["status"] == 500:
+            log.error("request %s to %s got status 500", number, path)
+        return {**message, "headers": [*message.get("headers", ()), (b"x-request-id", number.encode())]}
 
     async def _admitted(self, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body, then let the request in."""
@@ -130,11 +138,9 @@ class SecurityMiddleware:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             right = hmac.compare_digest(given.strip().encode("latin-1"), self.key)
             if scheme.lower() != "bearer" or not right:
-                raise Problem(
-                    401,
-                    "the API key is missing or wrong: send it as 'Authorization: Bearer KEY'.",
-                    code="invalid_api_key",
-                )
+                missing = "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'."
+                text = "Incorrect API key provided." if given else missing
+                raise Problem(401, text, code="invalid_api_key")
 
     def _answers_to(self, host: str, scope: Scope) -> bool:
         """Whether the header Host names this server."""

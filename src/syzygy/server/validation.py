@@ -7,7 +7,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from syzygy.core.contracts import Region
 from syzygy.core.deprecation import renamed
@@ -17,17 +19,19 @@ from syzygy.generation.request import GenerationRequest, check_texts
 from syzygy.generation.subjects import Subject, check_subjects, check_words
 from syzygy.server import recipes, uploads
 from syzygy.server.engine import ImageEngine
+from syzygy.server.field_problems import above, too_long
 from syzygy.server.limits import Limits
 from syzygy.server.problems import Problem, field_errors
-from syzygy.server.requests import KEPT_BYTES, ImageRequest, Upload
-from syzygy.server.schema import LARGEST_SEED, OPTIONS, Common, Edit, Generation, Mix, Variation, size_of
+from syzygy.server.requests import KEPT_BYTES, LONGEST_SIDE, FileFormat, ImageRequest, Upload
+from syzygy.server.schema import LARGEST_SEED, OPTIONS, Common, Edit, Generation, JsonEdit, Mix, Variation, size_of
 
 DRAWN_SEEDS = 2**32
 MASKS_BYTES = 2**20
 """Largest size of a request's masks in a record, as base64. Drawn masks have a few thousand bytes."""
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """Characters that no text has: control characters other than the tab and the ends of lines."""
-NOT_INPAINTED = "the given picture is the style reference of a new image; none of its pixels are kept."
+NOT_INPAINTED = "the given pictures are the style reference of a new image; none of their pixels are kept."
+NO_EFFECT = "{name} {value} has no effect here: {instead}."
 OLD_STRENGTH = renamed("painting", "region_strength")
 OWN_MASK = "no mask was sent, so the transparent part of the image is the mask."
 NO_MASK = "the transparent part of the image is not used as a mask: this model does not support regions."
@@ -36,12 +40,19 @@ NO_MASK = "the transparent part of the image is not used as a mask: this model d
 class Validator:
     """Checks requests, and decodes their pictures after all other checks."""
 
-    def __init__(self, engine: ImageEngine, limits: Limits) -> None:
+    def __init__(self, engine: ImageEngine, limits: Limits, aliases: Sequence[str] = ()) -> None:
         """
+        Args:
+            aliases: further names of the model.
+
         Raises:
-            UserError: the server's default settings are beyond its limits.
+            UserError: the server's default settings are beyond its limits; an alias is empty.
         """
+        if not all(alias.strip() for alias in aliases):
+            raise UserError("a model alias is empty: give a name, or leave it out.")
         self.engine, self.limits = engine, limits
+        self.names = tuple(dict.fromkeys((engine.name, *aliases)))
+        """Ids of the model that requests may use."""
         if engine.record["steps"] > limits.steps:
             raise UserError(
                 f"the server's own {engine.record['steps']} steps are more than the {limits.steps} that a request may ask for: "
@@ -55,28 +66,34 @@ class Validator:
         self._check_text(asked.prompt, "prompt")
         self._check_common(asked)
         if len(asked.regions) > self.limits.regions:
-            raise _over("regions", len(asked.regions), self.limits.regions, "regions")
+            raise too_long("regions", len(asked.regions), self.limits.regions, "array")
         if not asked.regions:
             _check_unused(asked, ("region_strength", "painting", "mask_blur"), "for regions: give regions")
-        if asked.style is None:
+        plain = asked.plain_style
+        styles = {"style" if len(asked.style) == 1 else f"style[{i}]": one for i, one in enumerate(asked.style)}
+        if plain is not None or not styles:
             _check_unused(asked, ("style_guidance",), "for a style: give a picture")
+            styles = {}
         self._check_can("regions", bool(asked.regions), "does not support regions: leave regions out.")
-        self._check_can("style", asked.style is not None, "does not support a style reference: leave style out.")
+        self._check_can("style", bool(styles), "does not support a style reference: leave style out.")
         self._check_can("subjects", bool(asked.subjects), "has no prior that reads subjects: leave subjects out.")
         self._check_can("layout", asked.layout is not None, "has no prior that reads a layout: leave layout out.")
-        if len(asked.subjects) > self.limits.sources:
-            raise _over("subjects", len(asked.subjects), self.limits.sources, "subjects")
+        for name in ("subjects", "style"):
+            if len(given := getattr(asked, name)) > self.limits.sources:
+                raise too_long(name, len(given), self.limits.sources, "array")
         self._check_style_guidance(asked.style_guidance)
         for number, one in enumerate(asked.regions):
             self._check_phrase(asked.prompt, one.phrase, f"regions[{number}].phrase")
         masks = {f"regions[{number}].mask": one.mask for number, one in enumerate(asked.regions)}
         pictures = {f"subjects[{number}].image": one.image for number, one in enumerate(asked.subjects)}
-        pictures |= {name: data for name in ("layout", "style") if (data := getattr(asked, name)) is not None}
+        pictures |= styles | ({} if asked.layout is None else {"layout": asked.layout})
         files = uploads.files_of(masks | pictures, self.limits)
-        style = self._picture(files["style"], "style") if "style" in files else None
+        style = tuple(self._picture(files[name], name) for name in styles)
         regions = uploads.regions(asked.regions, [files[name] for name in masks], asked.mask_blur)
         references, shown = self._references(asked, files)
-        return self._prompted(asked, regions, style, references=references, pictures=shown)
+        instead = "describe the style in the prompt, or give a picture"
+        notes = () if plain is None else (NO_EFFECT.format(name="style", value=plain, instead=instead),)
+        return self._prompted(asked, regions, style, notes, references=references, pictures=shown)
 
     def _references(self, asked: Generation, files: Mapping[str, bytes]) -> tuple[dict[str, Any], tuple[Upload, ...]]:
         """Subjects and layout as a request has them, and their uploads in this order."""
@@ -102,26 +119,49 @@ class Validator:
             layout = pictures[-1].pixels
         return {"subjects": subjects, "layout": layout}, tuple(pictures)
 
-    def edit(self, asked: Edit, image: bytes, mask: bytes | None) -> ImageRequest:
+    def json_edit(self, asked: JsonEdit) -> ImageRequest:
         """Raises Problem for a request that cannot be fulfilled."""
+        texts = {f"images[{number}].image_url": one.image_url for number, one in enumerate(asked.images)}
+        self._check_edit(asked, len(texts), asked.mask is not None, "images")
+        files = uploads.files_of(texts | ({} if asked.mask is None else {"mask": asked.mask.image_url}), self.limits)
+        return self._edited(asked, {name: files[name] for name in texts}, files.get("mask"))
+
+    def edit(self, asked: Edit, images: Sequence[bytes], mask: bytes | None) -> ImageRequest:
+        """Raises Problem for a request that cannot be fulfilled."""
+        self._check_edit(asked, len(images), mask is not None, "image")
+        pictures = {"image" if len(images) == 1 else f"image[{i}]": one for i, one in enumerate(images)}
+        uploads.check(pictures | ({} if mask is None else {"mask": mask}), self.limits)
+        return self._edited(asked, pictures, mask)
+
+    def _check_edit(self, asked: Edit, number: int, masked: bool, param: str) -> None:
+        """All that can be checked before a picture is decoded."""
         self._check_text(asked.prompt, "prompt")
         self._check_common(asked)
         if asked.input_fidelity == "high":
             raise Problem(400, f"input_fidelity high is not possible: {NOT_INPAINTED} Say low.", param="input_fidelity")
-        self._check_can("style", True, "does not support a style reference, so it cannot edit pictures.", "image")
-        self._check_can("regions", mask is not None, "does not support regions: leave the mask out.", "mask")
+        self._check_can("style", True, "does not support a style reference, so it cannot edit pictures.", param)
+        self._check_can("regions", masked, "does not support regions: leave the mask out.", "mask")
         self._check_style_guidance(asked.style_guidance)
-        uploads.check({"image": image} if mask is None else {"image": image, "mask": mask}, self.limits)
-        with field_errors("image"):
-            seen = uploads.picture(image, "image")
-            style = self.engine.prepared(seen, image)
-            cut_out = mask is None and uploads.cut_out(image)
+        if number > self.limits.sources:
+            raise too_long(param, number, self.limits.sources, "array")
+
+    def _edited(self, asked: Edit, pictures: Mapping[str, bytes], mask: bytes | None) -> ImageRequest:
+        """The request for an edit of these pictures, by their fields. The mask belongs to the first one."""
+        style, sizes = [], []
+        for name, data in pictures.items():
+            with field_errors(name):
+                seen = uploads.picture(data, name)
+                style.append(self.engine.prepared(seen, data))
+            sizes.append(seen.size)
+        first = next(iter(pictures))
+        with field_errors(first):
+            cut_out = mask is None and uploads.cut_out(pictures[first])
         can = self.capabilities["regions"]
-        where, notes = (image if can else None, (OWN_MASK if can else NO_MASK,)) if cut_out else (mask, ())
+        where, notes = (pictures[first] if can else None, (OWN_MASK if can else NO_MASK,)) if cut_out else (mask, ())
         if where is None:
             _check_unused(asked, ("region", "region_strength", "painting", "mask_blur"), "for a mask: give one")
-        regions = () if where is None else (self._masked(asked, where, seen.size),)
-        return self._prompted(asked, regions, style, (NOT_INPAINTED, *notes))
+        regions = () if where is None else (self._masked(asked, where, sizes[0]),)
+        return self._prompted(asked, regions, tuple(style), (NOT_INPAINTED, *notes))
 
     def _masked(self, asked: Edit, mask: bytes, size: tuple[int, int]) -> Region:
         """The region of an edit's mask. `size` is the picture's width and height."""
@@ -149,7 +189,7 @@ class Validator:
         self._check_can("mixes", True, "reads only texts, or has no prior: it cannot mix.", "sources")
         given = asked.sources
         if len(given) > self.limits.sources:
-            raise _over("sources", len(given), self.limits.sources, "sources")
+            raise too_long("sources", len(given), self.limits.sources, "array")
         for number, one in enumerate(given):
             name = f"sources[{number}]"
             if (one.text is None) == (one.image is None):
@@ -196,7 +236,7 @@ class Validator:
 
     def _check_text(self, text: str, param: str) -> None:
         if len(text) > self.limits.prompt:
-            raise _over(param, len(text), self.limits.prompt, "characters")
+            raise too_long(param, len(text), self.limits.prompt)
         with field_errors(param):
             check_texts([text])
         if found := CONTROL.search(text):
@@ -204,25 +244,23 @@ class Validator:
 
     def _check_phrase(self, prompt: str, phrase: str, param: str) -> None:
         if len(phrase) > self.limits.prompt:
-            raise _over(param, len(phrase), self.limits.prompt, "characters")
+            raise too_long(param, len(phrase), self.limits.prompt)
         with field_errors(param):
             uploads.check_phrase(prompt, phrase)
 
     def _check_common(self, asked: Common) -> None:
-        name = self.engine.name
-        if asked.model not in (None, "", name):
-            raise Problem(
-                404,
-                f"there is no model {asked.model[:80]!r} here, but {name!r}.",
-                param="model",
-                code="model_not_found",
-            )
-        if asked.response_format == "url":
-            raise Problem(400, "images are not stored, so they have no url: ask for b64_json.", param="response_format")
-        if asked.n > self.limits.number:
-            raise _over("n", asked.n, self.limits.number, "pictures")
-        if asked.steps is not None and asked.steps > self.limits.steps:
-            raise _over("steps", asked.steps, self.limits.steps, "steps")
+        if asked.model is not None and asked.model not in self.names:
+            raise model_not_found(asked.model, self.engine.name)
+        if asked.stream and asked.response_format == "url":
+            text = "response_format url is not supported with stream, whose events hold the images: use b64_json."
+            raise Problem(400, text, param="response_format")
+        if asked.output_format == "png" and asked.output_compression < 100:
+            text = "Compression less than 100 is not supported for PNG output format."
+            raise Problem(400, text, param="output_compression")
+        for name in ("n", "steps"):
+            value, most = getattr(asked, name), self.limits.number if name == "n" else self.limits.steps
+            if value is not None and value > most:
+                raise above(name, value, most)
         if asked.negative_prompt is not None:
             self._check_text(asked.negative_prompt, "negative_prompt")
             scale = self.engine.record["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale
@@ -259,7 +297,7 @@ class Validator:
         self,
         asked: Generation | Edit,
         regions: Sequence[Region],
-        style: Upload | None,
+        style: tuple[Upload, ...],
         notes: tuple[str, ...] = (),
         *,
         references: Mapping[str, Any] = MappingProxyType({}),
@@ -276,13 +314,13 @@ class Validator:
             strength, notes = asked.painting, (*notes, OLD_STRENGTH)
         return self._request(
             asked,
-            uploads=pictures if style is None else (*pictures, style),
+            uploads=(*pictures, *style),
             notes=notes,
             prompts=[asked.prompt],
             conditions=self.engine.record.get("conditions"),
             regions=list(regions) or None,
             region_strength=own["region_strength"] if strength is None and regions else strength,
-            style=style and style.pixels,
+            style=_pixels(style),
             style_guidance=own["style_guidance"] if guidance is None and style else guidance,
             **references,
         )
@@ -295,11 +333,14 @@ class Validator:
         if first + asked.n - 1 > LARGEST_SEED:
             raise Problem(400, f"seeds end at {LARGEST_SEED}: choose one below {first}.", param="seed")
         own = self.engine.record
-        with field_errors("size"):
-            height, width = size_of(asked.size, self.own_size, self.limits.pixels) or (
-                own.get("height"),
-                own.get("width"),
+        size = size_of(asked.size, self.own_size, self.limits.pixels)
+        height, width = size or (own.get("height"), own.get("width"))
+        longest = LONGEST_SIDE[asked.output_format]
+        if size is not None and max(size) > longest:
+            text = (
+                f"Invalid value: {asked.size!r}. A {asked.output_format} file holds at most {longest:,} pixels a side."
             )
+            raise Problem(400, text, param="size")
         generation = GenerationRequest.from_keywords(
             num_inference_steps=own["steps"] if asked.steps is None else asked.steps,
             guidance_scale=own["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale,
@@ -311,12 +352,18 @@ class Validator:
             **subject,
         )
         seeds = tuple(range(first, first + asked.n))
-        request = ImageRequest(generation, seeds, asked.seed is not None, uploads, asked.partial_images, notes)
-        size = sum(len(one["mask"]) for one in request.region_records)
-        if size > MASKS_BYTES:
+        if asked.quality != "auto":
+            notes = (
+                *notes,
+                NO_EFFECT.format(name="quality", value=asked.quality, instead="steps decides about quality"),
+            )
+        output = FileFormat(asked.output_format, asked.output_compression)
+        request = ImageRequest(generation, seeds, asked.seed is not None, uploads, asked.partial_images, notes, output)
+        masks = sum(len(one["mask"]) for one in request.region_records)
+        if masks > MASKS_BYTES:
             raise Problem(
                 400,
-                f"the masks have {size:,} bytes as PNG files; an image's record holds at most {MASKS_BYTES:,}. "
+                f"the masks have {masks:,} bytes as PNG files; an image's record holds at most {MASKS_BYTES:,}. "
                 "Draw them with fewer shades.",
                 param="regions",
             )
@@ -330,5 +377,14 @@ def _check_unused(asked: Common, names: Sequence[str], of: str) -> None:
             raise Problem(400, f"{name} is {of}, or leave it out.", param=name)
 
 
-def _over(param: str, value: int, most: int, what: str) -> Problem:
-    return Problem(400, f"{value:,} {what} are too many; at most {most:,} are allowed here.", param=param)
+def model_not_found(name: str, own: str) -> Problem:
+    """The answer to the name of another model than the server's `own`."""
+    text = f"The model `{name[:80]}` does not exist or you do not have access to it. This server has `{own}`."
+    return Problem(404, text, param="model", code="model_not_found")
+
+
+def _pixels(style: Sequence[Upload]) -> Tensor | None:
+    """What `ImageRequest.generation` holds of style pictures."""
+    if len(style) > 1:
+        return torch.stack([one.pixels for one in style])
+    return style[0].pixels if style else None

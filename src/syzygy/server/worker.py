@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from syzygy.core.errors import NonFiniteError, UserError
-from syzygy.server.engine import ImageEngine, Interrupted, Step, plain_png
+from syzygy.server.engine import ImageEngine, Interrupted, Step
 from syzygy.server.metrics import Metrics
 from syzygy.server.problems import Problem, closing, without_message
 from syzygy.server.requests import ImageRequest
@@ -47,7 +47,7 @@ class PreviewReady:
     picture: int
     number: int
     """Number of the preview of this image, from 0."""
-    png: bytes
+    file: bytes
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class ImageReady:
 
     picture: int
     seed: int
-    png: bytes
+    file: bytes
+    notes: tuple[str, ...] = ()
+    """What of its texts was not read: for `warnings` of the answer."""
 
 
 @dataclass(frozen=True)
@@ -296,15 +298,18 @@ class Worker:
             for row, number, image in done.previews:
                 job, picture = rows[row]
                 if not job.left.is_set():
-                    job.send(PreviewReady(picture, number, plain_png(image)))
+                    job.send(PreviewReady(picture, number, job.request.format.encoded(image)))
 
         if all(job.left.is_set() for job in jobs):
             raise _AllLeft
-        images = self.engine.generate(requests, seeds, on_step)
+        images, truncated = self.engine.generate(requests, seeds, on_step)
         self.metrics.count("batches")
         for (job, index), image, seed in zip(rows, images, seeds, strict=True):
             if not job.left.is_set():
-                job.send(ImageReady(index, seed, self.engine.png(image, job.request, index)))
+                file = self.engine.file(image, job.request, index)
+                texts = (*job.request.texts, job.request.generation.negative_prompt)
+                notes = dict.fromkeys(sentence for text, sentence in truncated if text in texts)
+                job.send(ImageReady(index, seed, file, tuple(notes)))
                 self.metrics.count("pictures")
         for job, _ in rows:
             job.done += 1

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from syzygy.core.errors import UserError
+from syzygy.core.options import BUILTIN, Option
 from syzygy.core.registry import DECODERS
 from syzygy.pretrained.families import PretrainedDecoder, families, family, register_decoder
-from syzygy.pretrained.options import BUILTIN, Option
 from syzygy.pretrained.repositories import family_of, find_decoder
 
 

@@ -66,13 +66,13 @@ def test_the_largest_request_that_limits_allow_passes() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b'{"prompt": "a",}', r"the body is not valid JSON: .+ at character 1\d\.$"),
-        (b"", "the body is not valid JSON: .+ at character 0"),
-        (b"\xff\xfe\xff", "the body is not valid JSON: it cannot be parsed"),
-        (b"[" * 100_000, "the body is not valid JSON: it cannot be parsed"),
-        (b'{"n": ' + b"1" * 5000 + b"}", "the body is not valid JSON: it cannot be parsed"),
-        (b"[]", "the body: Input should be a valid dictionary"),
-        (b'{"prompt": "a", "promt": 1}', "promt: Extra inputs"),
+        (b'{"prompt": "a",}', r"could not parse the JSON body of your request. .+ at character 1\d\.$"),
+        (b"", "could not parse the JSON body of your request. .+ at character 0"),
+        (b"\xff\xfe\xff", "could not parse the JSON body of your request. It is not valid JSON"),
+        (b"[" * 100_000, "could not parse the JSON body of your request. It is not valid JSON"),
+        (b'{"n": ' + b"1" * 5000 + b"}", "could not parse the JSON body of your request. It is not valid JSON"),
+        (b"[]", "Invalid type for the body: expected an object, but got an array instead"),
+        (b'{"prompt": "a", "promt": 1}', "Unknown parameter: 'promt'"),
     ],
     ids=["comma", "empty", "bytes", "levels", "digits", "list", "unknown"],
 )
@@ -97,3 +97,18 @@ def counted(value: Any) -> tuple[int, int]:
 def test_values_and_levels_are_counted(value: Any, levels: int, most: int) -> None:
     number, depth = counted(value)
     assert plain(value, levels, most) == (number <= most and depth <= levels)
+
+
+@pytest.mark.parametrize(
+    ("field", "holds"),
+    [
+        ({"regions": [REGION]}, True),
+        ({"style": "aGk="}, True),
+        ({"subjects": [{"word": "a", "image": "aGk="}]}, True),
+        ({"layout": "aGk="}, True),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_bodies_that_hold_pictures_are_not_understood_on_the_event_loop(field: dict[str, Any], holds: bool) -> None:
+    assert json_of(json.dumps({"prompt": "a", **field}).encode(), Generation, LIMITS).pictures == holds

@@ -110,8 +110,8 @@ def test_a_size_is_asked_for_where_there_is_a_choice() -> None:
     ("record", "message"),
     [
         ({"pictures": []}, "it has no prompt and no pictures, like that of a contact sheet"),
-        ({**RECORD, "seed": -1}, "seed: Input should be greater"),
-        ({**RECORD, "regions": [{"phrase": 3}]}, r"regions\[0\].phrase: "),
+        ({**RECORD, "seed": -1}, "Invalid 'seed': integer below minimum value"),
+        ({**RECORD, "regions": [{"phrase": 3}]}, r"Invalid type for 'regions\[0\].phrase'"),
         ({"sources": 3}, "its sources are no list"),
         ({**RECORD, "steps": float("nan")}, "no plain JSON"),
         ({**RECORD, "more": json.loads("[" * 9 + "]" * 9)}, "no plain JSON"),

@@ -231,13 +231,14 @@ def test_sizes(text: str, own: tuple[int, int] | None, found: tuple[int, int] | 
 @pytest.mark.parametrize(
     ("text", "own", "message"),
     [
-        ("64x65", (64, 64), "64x64 only"),
-        ("0x64", None, "must be auto"),
-        ("64", None, "must be auto"),
-        ("64x64\n", None, "must be auto"),
-        ("301x200", None, "60,200 pixels; at most 60,000"),
+        ("64x65", (64, 64), "Supported values are: '64x64' and 'auto'"),
+        ("0x64", None, "Supported values are: 'auto', and WIDTHxHEIGHT"),
+        ("64", None, "Supported values are: 'auto', and WIDTHxHEIGHT"),
+        ("64x64\n", None, "Supported values are: 'auto', and WIDTHxHEIGHT"),
+        ("301x200", None, "60,200 pixels. At most 60,000"),
     ],
 )
 def test_wrong_sizes(text: str, own: tuple[int, int] | None, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(Problem, match=message) as refused:
         size_of(text, own, 60_000)
+    assert refused.value.body["error"]["param"] == "size"

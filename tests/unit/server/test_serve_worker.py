@@ -74,7 +74,7 @@ class Client:
         return found
 
     def pngs(self) -> list[bytes]:
-        return [event.png for event in self.events() if isinstance(event, ImageReady)]
+        return [event.file for event in self.events() if isinstance(event, ImageReady)]
 
     def error(self) -> Exception | None:
         *_, last = self.events()
@@ -232,7 +232,7 @@ def test_a_bug_ends_its_request_and_not_the_worker(
     worker: Worker, held: Held, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held.go.set()
-    monkeypatch.setattr(held, "png", lambda *_: 1 / 0, raising=False)
+    monkeypatch.setattr(held, "file", lambda *_: 1 / 0, raising=False)
     assert isinstance(Client(worker, request()).error(), ZeroDivisionError)
     monkeypatch.undo()
     assert Client(worker, request()).pngs()

@@ -62,7 +62,7 @@ CONDITIONS = setting(
     quick=QUICK,
 )
 def composition(request: EvaluationRequest) -> "Outcome":
-    """Does the image show what the prompt names?
+    """Measure how often images show what their prompt names.
 
     Generates images from prompts of the embedded world and classifies what they show. Each prior is compared with the reference (the true
     embedding of a scene that shows exactly what the prompt names), text identity (the text embedding itself, also moved to the images'
@@ -101,7 +101,7 @@ def composition(request: EvaluationRequest) -> "Outcome":
     quick={"prompts": 8},
 )
 def preference(request: EvaluationRequest) -> "Outcome":
-    """How often is one prior's image preferred to another's?
+    """Measure how often one prior's image is preferred to another's.
 
     Both generate from the same prompts and noise. They are compared by the judge (which image shows more of the prompt's facts) and by the
     model's CLIP (which image is nearer to the prompt). A tie counts half for each.
@@ -134,7 +134,7 @@ def preference(request: EvaluationRequest) -> "Outcome":
     setting("--experts", "Expert denoisers instead of the model's decoder.", metavar="RUN|FOLDER"),
 )
 def regions(request: EvaluationRequest) -> "Outcome":
-    """Do objects appear inside their regions?
+    """Measure how often objects appear inside their regions.
 
     Prompts name one object or two coloured ones, and each object has a region in one half of the image. Measured are the objects that appear
     in their region with all named attributes, and the images that show all that is named, compared with the same noise without regions and,
@@ -162,7 +162,7 @@ def regions(request: EvaluationRequest) -> "Outcome":
     setting("--references", "Style references for each prompt, each in another style.", 1, type=Whole(1, 4)),
 )
 def style(request: EvaluationRequest) -> "Outcome":
-    """Does an image take the style of a reference image, and only that?
+    """Measure whether images take the style of a reference, and only that.
 
     Prompts that name no style are used with an image of another scene as style reference (as with --style of syzygy generate), in each of
     four styles in turn, and from the same noise without it, with the text alone, and with the style in their words. Measured are style, prompt
@@ -188,7 +188,7 @@ def style(request: EvaluationRequest) -> "Outcome":
     CONDITIONS,
 )
 def temporal(request: EvaluationRequest) -> "Outcome":
-    """When in sampling is the prompt read?
+    """Measure when in sampling the prompt is read.
 
     Each image begins with one prompt and ends with another, which shares no shape and no colour with it. Measured is the accuracy for both,
     by the part of the steps before the swap. eDiff-I states that a swap in the last 7 % of the steps changes nothing, and that after one in
@@ -204,7 +204,7 @@ def temporal(request: EvaluationRequest) -> "Outcome":
 
 @evaluation(*sampling_options(16, 10), CATEGORIES)
 def encoders(request: EvaluationRequest) -> "Outcome":
-    """What do T5 and CLIP give a decoder, from short and from long prompts?
+    """Measure what a decoder reads from CLIP and T5, in short and long prompts.
 
     The decoder reads T5's states alone, CLIP's alone, both, the prior's image embedding alone, and everything, of prompts as they are and
     after 100 to 220 words that say nothing about the image (CLIP reads 77 tokens). The control is a decoder that reads nothing. A decoder
@@ -274,7 +274,7 @@ def prior(request: EvaluationRequest) -> "Outcome":
 @device_option
 @json_option
 def reader(model: str, num: int, prompts: int, steps: int, seed: int, device: str, as_json: bool) -> None:
-    """How accurate are the two scene classifiers?
+    """Measure the accuracy of the two scene classifiers.
 
     The reader may guide trainings and selections; the judge scores images in all evaluations, and nothing is trained or chosen with it. For
     each: the part of attributes, counts and styles that it predicts correctly on unseen renders, as they are, with mild blur, noise, mottle and

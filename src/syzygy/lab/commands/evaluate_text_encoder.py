@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     quick={"captions": 64, "prompts": 2},
 )
 def text_encoder(request: EvaluationRequest) -> "Outcome":
-    """How well does a language model's adapter replace CLIP's text encoder?
+    """Measure how well a language model's adapter replaces CLIP's text encoder.
 
     By language and length of captions: how near its embedding is to CLIP's of the English caption; how often that caption and the image are
     found by it, directly and through the prior; whether words after CLIP's 77 tokens are read; and how often images that are generated from

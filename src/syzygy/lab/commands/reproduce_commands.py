@@ -118,7 +118,7 @@ def prior_sweep(
     quick="Use short trainings and few prompts, which only shows that everything works.",
 )
 def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, as_json: bool, **how: Any) -> None:
-    """Repeat eDiff-I's comparison of experts with one model in small.
+    """Repeat eDiff-I's comparison of experts with one model, at small scale.
 
     A model's decoder is trained further for equal total samples: as one model, as one model that sees each noise level as often as the
     experts do, and as full and low-rank experts. Measures the loss at each expert's noise levels, prompt accuracy and Fréchet distance of
@@ -146,7 +146,7 @@ def experts(overrides: tuple[str, ...], model: str, out: Path, quick: bool, as_j
     quick="Use short trainings and few captions, which only shows that everything works.",
 )
 def text_encoder(overrides: tuple[str, ...], out: Path, quick: bool, as_json: bool, **how: Any) -> None:
-    """Compare an adapter's stages and a language model's layers in small.
+    """Compare an adapter's stages and a language model's layers, at small scale.
 
     The candidates are stage 1 (texts), 1+2 (and images), 1+2+3 (and selected images); 2 and 2+3 without stage 1 for equal total samples; and
     the first three on the last layer instead of the mean of layers. They are measured by language and length as in syzygy evaluate

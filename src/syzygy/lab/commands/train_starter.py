@@ -15,7 +15,7 @@ from syzygy.core.registry import imported
 if TYPE_CHECKING:
     import torch
 
-STAGES = "clip,reader,judge,autoencoder,t5,decoder,prior,llm,align,image,quality"
+STAGES = "clip,reader,judge,autoencoder,t5,decoder,placement,prior,llm,align,image,quality"
 PRESETS = "syzygy.lab.starter.presets"
 
 
@@ -130,25 +130,57 @@ def decoder(
 
 
 @click.command(epilog=EPILOG)
+@clip_option
+@click.option(
+    "--t5",
+    "t5_source",
+    default="starter",
+    show_default=True,
+    metavar="RUN|FOLDER|HUB-ID",
+    help="The frozen T5 that it reads.",
+)
+@click.option(
+    "--decoder",
+    "decoder_source",
+    default="starter",
+    show_default=True,
+    metavar="FOLDER|MODEL",
+    help="The decoder whose projections of words it reads.",
+)
+@train_options("starter")
+def placement(clip_source: str, t5_source: str, decoder_source: str, **options: Any) -> None:
+    """Train a placement predictor (CLIP's and T5's words to where their objects are), which draws objects to their places ("left of")."""
+
+    def body(run: Any, out: Path, device: "torch.device") -> Trained:
+        from syzygy.clip.clip_model import Clip
+        from syzygy.core.model_parts import part_folder, part_or_id
+        from syzygy.decoder.backbone import load_decoder
+        from syzygy.lab.starter import placement_training
+        from syzygy.text_encoders.t5 import T5Text
+
+        clip = Clip.from_pretrained(part_folder(clip_source, "clip")).to(device).requires_grad_(False)
+        t5 = T5Text.from_pretrained(part_or_id(t5_source, "t5")).to(device)
+        decoder = load_decoder(part_folder(decoder_source, "decoder"))
+        result = placement_training.train(run, clip, t5, decoder, out, device, progress_bar)
+        return Trained(result.folder, result.metrics)
+
+    run_training(f"{PRESETS}:PLACEMENT", body, **options)
+
+
+@click.command(epilog=EPILOG)
 @click.option("--stages", metavar="NAMES", help=f"Stages to run, separated by commas: {STAGES}.  [default: all]")
-@train_options("cpu")
+@train_options("cpu", dry_run=False)
 def starter(stages: str | None, **options: Any) -> None:
-    """Train all parts of the starter model: CLIP, reader, judge, autoencoder, T5, decoder, prior, a language model and the three stages of
-    its adapter.
+    """Train all parts of the starter model: CLIP, reader, judge, autoencoder, T5, decoder, placement predictor, prior, a language model and
+    the three stages of its adapter.
 
     Stages that are finished with the same settings are not run again. As soon as the parts can generate images, they are assembled to
-    RUN/model.
+    RUN/model. To estimate a stage, use its own command, such as syzygy train decoder --dry-run.
     """
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.lab.starter import starter_training as starter
-        from syzygy.training.estimate import is_dry_run
 
-        if is_dry_run():
-            raise UserError(
-                "syzygy train starter runs one training after another, each on the results of those before: "
-                "estimate one by its own command, such as syzygy train decoder --dry-run."
-            )
         names = list(starter.STAGES) if stages is None else [name.strip() for name in stages.split(",")]
         folder = starter.train(run, out, device, names)
         next_steps = (f"syzygy generate 'a red circle' --model {quote(str(folder))}",) if folder != out else ()

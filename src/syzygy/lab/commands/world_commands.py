@@ -57,7 +57,7 @@ size_option = click.option(
 @seed_option
 @size_option
 @click.option(
-    "--held-out",
+    "--unseen",
     type=click.Choice(["include", "exclude"]),
     default="include",
     show_default=True,
@@ -71,23 +71,23 @@ size_option = click.option(
     help="Length of captions: only the sentence that describes the scene, or other sentences before it (up to 77, or 100 to 300 tokens).",
 )
 @json_option
-def sample(num: int, out: Path, seed: int, size: int, held_out: str, length: str, as_json: bool) -> None:
+def sample(num: int, out: Path, seed: int, size: int, unseen: str, length: str, as_json: bool) -> None:
     """Write images of scenes with captions to a folder.
 
     The folder contains PNG files and metadata.jsonl with these keys: file_name, text (the caption), things, style and background (the
-    scene), told (what the caption says about it) and spans (where the caption names which object). The file sample.json holds the
+    scene), description (what the caption says about it) and spans (where the caption names which object). The file sample.json holds the
     settings: the same command can be run again, other settings need another folder.
     """
     import json
 
     from syzygy.core import artifacts
 
-    settings = {"num": num, "seed": seed, "size": size, "held_out": held_out, "length": length}
+    settings = {"num": num, "seed": seed, "size": size, "unseen": unseen, "length": length}
     _claim(writable_folder(out), settings)
     artifacts.write_json(out / SETTINGS, settings)
-    showing = _write_sample(out, num, size, {"seed": seed, "unseen": held_out == "include", "length": length})
+    showing = _write_sample(out, num, size, {"seed": seed, "unseen": unseen == "include", "length": length})
     if as_json:
-        found = {"out": str(out), "metadata": str(out / METADATA), "pictures": num, "showing_held_out": showing}
+        found = {"out": str(out), "metadata": str(out / METADATA), "pictures": num, "showing_unseen": showing}
         click.echo(json.dumps(found | {"settings": settings}))
     else:
         click.echo(f"{counted(num, 'image')} ({showing:,} with an unseen composition) and {METADATA} in {out}")
@@ -151,12 +151,18 @@ def _images(pictures: "Float[Tensor, 'B 3 H W']") -> "Iterator[Image.Image]":
 
 
 def _sample_row(name: str, pair: "Pair") -> dict[str, Any]:
-    """A line of the metadata: `things`, `style` and `background` of the scene, and `told`, what the caption says."""
+    """A line of the metadata: `things`, `style` and `background` of the scene, and `description`, what the caption says."""
     from dataclasses import asdict
 
-    told = asdict(pair.caption.description)
+    description = asdict(pair.caption.description)
     spans = [asdict(span) for span in pair.caption.spans]
-    return {"file_name": name, "text": pair.caption.text, **asdict(pair.scene), "told": told, "spans": spans}
+    return {
+        "file_name": name,
+        "text": pair.caption.text,
+        **asdict(pair.scene),
+        "description": description,
+        "spans": spans,
+    }
 
 
 @click.command()
@@ -321,13 +327,13 @@ def _print_record(record: dict[str, Any]) -> None:
     "300 tokens); mixed draws a length for each line.",
 )
 @click.option(
-    "--held-out/--no-held-out",
+    "--unseen/--no-unseen",
     default=True,
     show_default=True,
     help="Include scenes with an unseen composition; exclude them from training data.",
 )
 @json_option
-def corpus(languages: str, num: int, out: Path, seed: int, length: str, held_out: bool, as_json: bool) -> None:
+def corpus(languages: str, num: int, out: Path, seed: int, length: str, unseen: bool, as_json: bool) -> None:
     import json
 
     from syzygy.core import artifacts
@@ -340,12 +346,12 @@ def corpus(languages: str, num: int, out: Path, seed: int, length: str, held_out
     settings: Any = {"length": length}
     with artifacts.file_written(out, "the corpus") as file, progress_bar("writing", num) as advance:
         for index in range(num):
-            row = _corpus_row(parallel(seed, index, codes, unseen=held_out, **settings))
+            row = _corpus_row(parallel(seed, index, codes, unseen=unseen, **settings))
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
             if (index + 1) % CORPUS_STEP == 0 or index + 1 == num:
                 advance(index % CORPUS_STEP + 1)
     if as_json:
-        settings |= {"held_out": held_out, "languages": codes, "num": num, "seed": seed}
+        settings |= {"unseen": unseen, "languages": codes, "num": num, "seed": seed}
         click.echo(json.dumps({"out": str(out), "lines": num, "bytes": out.stat().st_size, "settings": settings}))
     else:
         click.echo(f"{counted(num, 'line')} in {', '.join(codes)} in {out}")

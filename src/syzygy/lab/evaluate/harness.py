@@ -78,8 +78,8 @@ def evaluation_prompts(categories: Sequence[str], number: int, seed: int) -> lis
     return [
         prompt
         for category in categories
-        for held_out in (False, True)
-        for prompt in prompts(category, number, seed_of(seed, "prompts", category), held_out, fewer=True)
+        for unseen in (False, True)
+        for prompt in prompts(category, number, seed_of(seed, "prompts", category), unseen, fewer=True)
     ]
 
 

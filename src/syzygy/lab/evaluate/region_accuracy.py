@@ -80,8 +80,8 @@ def region_prompts(config: RegionsConfig) -> list[Prompt]:
     return [
         prompt
         for category in CATEGORIES
-        for held_out in (False, True)
-        for prompt in prompts(category, config.prompts, config.seed, held_out, fewer=True)
+        for unseen in (False, True)
+        for prompt in prompts(category, config.prompts, config.seed, unseen, fewer=True)
     ]
 
 

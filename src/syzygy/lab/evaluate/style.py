@@ -76,8 +76,8 @@ def style_cases(config: StyleConfig) -> list[StyleCase]:
     wanted = [
         prompt
         for category in CATEGORIES
-        for held_out in (False, True)
-        for prompt in _without_style(category, config.prompts, config.seed, held_out)
+        for unseen in (False, True)
+        for prompt in _without_style(category, config.prompts, config.seed, unseen)
     ]
     found = []
     for row, prompt in enumerate(wanted):
@@ -91,8 +91,8 @@ def style_cases(config: StyleConfig) -> list[StyleCase]:
     return found
 
 
-def _without_style(category: str, number: int, seed: int, held_out: bool) -> list[Prompt]:
-    pool = prompts(category, POOL * number, seed_of(seed, "prompts", category), held_out, fewer=True)
+def _without_style(category: str, number: int, seed: int, unseen: bool) -> list[Prompt]:
+    pool = prompts(category, POOL * number, seed_of(seed, "prompts", category), unseen, fewer=True)
     return [prompt for prompt in pool if prompt.description.style is None][:number]
 
 

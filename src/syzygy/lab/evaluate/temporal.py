@@ -75,9 +75,9 @@ def paired_prompts(config: TemporalConfig) -> list[Prompt]:
     """Prompts in pairs of neighbours that share no shape and no named colour, of one category and side each."""
     found: list[Prompt] = []
     for category in CATEGORIES:
-        for held_out in (False, True):
+        for unseen in (False, True):
             seed = seed_of(config.seed, "prompts", category)
-            pool = prompts(category, 2 * config.prompts, seed, held_out, fewer=True)
+            pool = prompts(category, 2 * config.prompts, seed, unseen, fewer=True)
             found += _paired(pool)[: config.prompts // 2 * 2]
     return found
 

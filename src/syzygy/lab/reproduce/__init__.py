@@ -1,1 +1,1 @@
-"""The papers' experiments, in small."""
+"""The papers' experiments, at small scale."""

@@ -1,4 +1,4 @@
-"""ECLIPSE's comparison in small (arXiv 2312.04655, tables 1–2, figures 2 and 5): the priors, their equal budgets, and how they are scored.
+"""ECLIPSE's comparison at small scale (arXiv 2312.04655, tables 1–2, figures 2 and 5): the priors, their budgets, how they are scored.
 
 Several trainings of each method, and controls that the paper lacks.
 """

@@ -1,4 +1,4 @@
-"""ECLIPSE's comparison in small (arXiv 2312.04655): the experiment, its results and its report."""
+"""ECLIPSE's comparison at small scale (arXiv 2312.04655): the experiment, its results and its report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -180,7 +180,7 @@ def report(found: Mapping[str, Any], gallery: Gallery) -> Report:
     preference_lines = [[TITLES[side], *(percent(sides[side]) for sides in preferred.values())] for side in SIDES]
     costs = [[name, *(f"{one[key][0]:,.0f}" for key in COSTS)] for name, one in embeddings.items() if "seconds" in one]
     return Report(
-        "ECLIPSE in small",
+        "ECLIPSE at small scale",
         [_lead(found), *judge_lines(found)],
         [
             Section("", [score_plot(f"prompt accuracy, {TITLES[side]} compositions", overall[side]) for side in SIDES]),

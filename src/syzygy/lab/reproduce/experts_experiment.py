@@ -1,4 +1,4 @@
-"""eDiff-I's experts (arXiv 2211.01324, section 4) against one model of equal total samples, in small: the experiment, results, report."""
+"""eDiff-I's experts (arXiv 2211.01324, section 4) against one model of equal total samples, at small scale: the experiment, results, report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -255,7 +255,7 @@ def report(found: Mapping[str, Any], gallery: Gallery) -> Report:
         title = "Fréchet distance of images to renders of the same prompts (lowest to highest of the trainings)"
         sections.append(Section(title, [Table(["", *(f"{kind}'s features" for kind in kinds)], lines)]))
     return Report(
-        "Experts in small",
+        "Experts at small scale",
         [_lead(found), *judge_lines(found)],
         [*sections, Section("Cost", [_cost_table(found["cost"])])],
         LIMITS,

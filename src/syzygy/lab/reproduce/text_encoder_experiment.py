@@ -290,7 +290,7 @@ def report(found: Mapping[str, Any], gallery: Gallery | None) -> Report:
         plots.append(score_plot("prompt accuracy, all languages", overall, ACCURACY_PLOT))
     tables = _measure_tables(found) | _language_tables(found) | {"Cost": _cost_table(found["cost"])}
     return Report(
-        "Text encoders in small",
+        "Text encoders at small scale",
         [_lead(found), *judge_lines(found)],
         [
             Section("", [*([gallery] if gallery else []), *plots]),

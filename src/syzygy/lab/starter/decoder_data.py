@@ -225,19 +225,30 @@ class Rows:
         return rows[torch.randperm(self._steps, generator=generator(self._seed, "group", group))[place]]
 
 
-def _text_columns(
-    name: str, states: TextFeatures | TextStates, found: Sequence[scene_source.Pair], width: int | None
-) -> Columns:
-    """States, pooled vector and length of captions, and the mention that each token names."""
+def token_mentions(states: TextFeatures | TextStates, found: Sequence[scene_source.Pair]) -> Int[Tensor, "N T"]:
+    """The mention that each token of the captions names, −1 for others; on the CPU."""
     assert states.spans is not None
-    length = states.mask.sum(1).cpu()
-    width = states.states.shape[1] if width is None else width
-    assert int(length.max()) <= width, f"a caption has {int(length.max())} tokens of {name}, stored are {width}"
     mentions = torch.full(states.mask.shape, -1, dtype=torch.int8)
     low, high = states.spans.cpu().unbind(-1)
     for row, pair in enumerate(found):
         for span in pair.caption.spans:
             mentions[row, (high[row] > low[row]) & (low[row] < span.stop) & (high[row] > span.start)] = span.mention
+    return mentions
+
+
+def cell_mentions(found: Sequence[scene_source.Pair], cells: int) -> Int[Tensor, "N P"]:
+    """The mention of the object in each cell of a grid, `cells` in a row; `BACKGROUND` or `UNKNOWN` elsewhere."""
+    return _places(found, cells)["mentions"]
+
+
+def _text_columns(
+    name: str, states: TextFeatures | TextStates, found: Sequence[scene_source.Pair], width: int | None
+) -> Columns:
+    """States, pooled vector and length of captions, and the mention that each token names."""
+    length = states.mask.sum(1).cpu()
+    width = states.states.shape[1] if width is None else width
+    assert int(length.max()) <= width, f"a caption has {int(length.max())} tokens of {name}, stored are {width}"
+    mentions = token_mentions(states, found)
     room = width - states.states.shape[1]
     columns = {
         f"{name}_states": F.pad(states.states.half().cpu(), (0, 0, 0, room)),

@@ -14,6 +14,7 @@ from syzygy.core.config import Config, parse
 from syzygy.core.errors import UserError, unknown
 from syzygy.core.model_parts import COMPONENTS
 from syzygy.decoder.autoencoder import Autoencoder
+from syzygy.decoder.backbone import load_decoder
 from syzygy.generation.own_models import write_model
 from syzygy.lab.starter import (
     autoencoder_training,
@@ -21,6 +22,7 @@ from syzygy.lab.starter import (
     decoder_training,
     judge_training,
     lm_training,
+    placement_training,
     prior_training,
     reader_training,
     t5_training,
@@ -30,6 +32,7 @@ from syzygy.lab.starter.clip_training import ClipRun
 from syzygy.lab.starter.decoder_training import DecoderRun
 from syzygy.lab.starter.judge_training import JudgeRun
 from syzygy.lab.starter.lm_training import LmRun
+from syzygy.lab.starter.placement_training import PlacementRun
 from syzygy.lab.starter.reader_training import ReaderRun
 from syzygy.lab.starter.t5_training import T5Run
 from syzygy.lab.starter.world_captions import world_images
@@ -46,7 +49,7 @@ from syzygy.training.parallel import process_group
 from syzygy.training.run_records import RunResult
 
 Parts = Mapping[str, Any]
-"""The frozen parts of a stage by name; the adapter's `init` is a folder."""
+"""The frozen parts of a stage by name, and the folder of the part that it continues from as `init`."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Stage:
     frozen: tuple[str, ...] = ()
     """Stages whose parts it needs and does not change."""
     init: str | None = None
-    """The stage that it continues from."""
+    """The stage that it continues from, or takes weights of."""
 
 
 def _alone(train: Callable[[Any, Path, torch.device], object]) -> Callable[[Any, Parts, Path, torch.device], object]:
@@ -69,6 +72,10 @@ def _alone(train: Callable[[Any, Path, torch.device], object]) -> Callable[[Any,
 def _decoder(run: DecoderRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
     reader = Reader.from_pretrained(_folder(out.parent, "reader"))
     return decoder_training.train(run, parts["clip"], parts["autoencoder"], out, device, t5=parts["t5"], reader=reader)
+
+
+def _placement(run: PlacementRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
+    return placement_training.train(run, parts["clip"], parts["t5"], load_decoder(parts["init"]), out, device)
 
 
 def _prior(run: PriorRun, parts: Parts, out: Path, device: torch.device) -> RunResult:
@@ -102,6 +109,7 @@ STAGES: Mapping[str, Stage] = {
     "autoencoder": Stage("autoencoder", _alone(autoencoder_training.train)),
     "t5": Stage("t5", _alone(t5_training.train)),
     "decoder": Stage("decoder", _decoder, ("clip", "autoencoder", "t5")),
+    "placement": Stage("placement", _placement, ("clip", "t5"), "decoder"),
     "prior": Stage("prior", _prior, ("clip",)),
     "llm": Stage("llm", _alone(lm_training.train)),
     "align": Stage("adapter", _align, ("clip", "prior", "llm")),
@@ -133,6 +141,8 @@ class StarterRun(Config):
     """The T5 whose states the decoder reads."""
     decoder: DecoderRun
     """The decoder, from image embeddings, words, and both."""
+    placement: PlacementRun
+    """The placement predictor, which draws objects to where the words say that they are."""
     prior: PriorRun
     """The residual prior. It reads CLIP's features and the adapter's, and the adapter's stages do not change it."""
     llm: LmRun
@@ -203,7 +213,8 @@ def _finished(run: StarterRun, name: str, out: Path) -> bool:
     record = artifacts.read_json(provenance)
     known = {part: _load(run, out, part).fingerprint() for part in stage.frozen}
     if stage.init is not None:
-        known["init"] = artifacts.fingerprint(TextAdapter.from_pretrained(_folder(out, stage.init)).state_dict())
+        load = load_decoder if STAGES[stage.init].part == "decoder" else TextAdapter.from_pretrained
+        known["init"] = artifacts.fingerprint(load(_folder(out, stage.init)).state_dict())
     return _same(record["recipe"], getattr(run, name)) and all(
         _recorded(record, part) == fingerprint for part, fingerprint in known.items()
     )
@@ -215,6 +226,8 @@ def _recorded(record: Mapping[str, Any], part: str) -> str | None:
         return record["llm"]["fingerprint"]
     if part == "init" and "lineage" in record:
         return record["lineage"][-1]["adapter"]
+    if part == "init" and record["kind"] == "placement":
+        return record["decoder"]
     return record.get(part)
 
 
@@ -242,8 +255,7 @@ def _train_stage(run: StarterRun, name: str, out: Path, device: torch.device) ->
     stage = STAGES[name]
     for needed in _needed(stage):
         if not _folder(out, needed).is_dir():
-            how = "continues from" if needed == stage.init else "is trained with"
-            raise UserError(f"stage {name!r} {how} {needed}, and {out} holds none: run stage {needed!r} first.")
+            raise UserError(f"stage {name!r} needs {needed}, and {out} holds none: run stage {needed!r} first.")
     parts: dict[str, Any] = {part: _load(run, out, part).to(device) for part in stage.frozen}
     if stage.init is not None:
         parts["init"] = _folder(out, stage.init)

@@ -32,10 +32,10 @@ PROBES = 128
 """Scenes of two objects on which the reading of words is measured."""
 PROBED = 4.0
 """The noise level σ there: objects are hidden, but the image is not only noise."""
-CATEGORIES: tuple[Category, ...] = ("single", "colour")
-PROMPTS = 48
+CATEGORIES: tuple[Category, ...] = ("single", "colour", "spatial", "numeracy")
+PROMPTS = 32
 """Prompts of each category, half of them with an unseen composition."""
-SHOWN = 32
+SHOWN = 16
 """Those on the contact sheet."""
 STEPS, GUIDANCE = 10, 3.0
 SHEET_COLUMNS, SHEET_CELL = 8, 112

@@ -4,14 +4,16 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
+from syzygy.core.config import Config
 from syzygy.core.randomness import Draw
 from syzygy.lab.world.description import Description, FactRates, Mention, Placed, check_facts, describe
 from syzygy.lab.world.language import Caption, language
 from syzygy.lab.world.language.base import Length
 from syzygy.lab.world.render import render
-from syzygy.lab.world.scene import COLOURS, SHAPES, TEXTURES, Scene, relation_between
+from syzygy.lab.world.scene import COLOURS, MAX_OBJECTS, SHAPES, TEXTURES, Scene, relation_between
 from syzygy.lab.world.scene_sampling import sample_scene, scene_for
 
 
@@ -39,19 +41,42 @@ def pair(
     return Pair(scene, language(lang).caption(description, draw, length))
 
 
-def fully_described(seed: int, index: int, *, lang: str = "en") -> Pair:
-    """Pair number `index` of this seed whose caption describes its scene fully: one thing or two, of different shapes and colours.
+class FullDescriptions(Config):
+    """What scenes with full descriptions hold, as probabilities."""
+
+    alike: float = Field(default=0.0, ge=0, le=1)
+    """Two to four alike things ("three red circles"); half of them with another thing."""
+    alone: float = Field(default=0.55, ge=0, le=1)
+    """Of the other scenes, those with one thing; the rest has two."""
+    relation: float = Field(default=0.3, ge=0, le=1)
+    """Of those with two things, how many captions say where one is from the other."""
+
+
+def fully_described(seed: int, index: int, rates: FullDescriptions | None = None, *, lang: str = "en") -> Pair:
+    """Pair number `index` of this seed whose caption describes its scene fully: one thing, two of different shapes and colours, or alike ones.
 
     Models learn words sooner from these than from `pair`, whose captions omit facts.
     """
-    draw = Draw(seed, "just told", index)
-    appearances = zip(draw.order(SHAPES)[: 1 if draw.chance(0.55) else 2], draw.order(COLOURS), strict=False)
-    mentions = tuple(
-        Mention(*appearance, draw.pick(TEXTURES) if draw.chance(0.5) else None) for appearance in appearances
-    )
+    rates = rates or FullDescriptions()
+    draw, number = Draw(seed, "just told", index), Draw(seed, "alike", index)
+    alike = number.chance(rates.alike)
+    several = 2 if number.chance(0.5) else 1  # kinds of things where some are alike
+    count = 2 + int(number.random() * (MAX_OBJECTS - several)) if alike else 1
+    shapes, alone = draw.order(SHAPES), draw.chance(rates.alone)
+    kinds = several if alike else 1 if alone else 2
+    appearances = zip(shapes[:kinds], draw.order(COLOURS), strict=False)
+    mentions = [Mention(*appearance, draw.pick(TEXTURES) if draw.chance(0.5) else None) for appearance in appearances]
+    if alike:
+        mentions = draw.order([replace(mentions[0], count=count), *mentions[1:]])
+    mentions = tuple(mentions)
     scene = scene_for(Description(mentions), draw)
     relations: tuple[Placed, ...] = ()
-    if len(mentions) == 2 and draw.chance(0.3) and (relation := relation_between(*scene.things)):
+    if (
+        not alike
+        and len(mentions) == 2
+        and draw.chance(rates.relation)
+        and (relation := relation_between(*scene.things))
+    ):
         relations = (Placed(0, relation, 1),)
     said = Description(mentions, relations, scene.style if draw.chance(0.2) else None)
     return Pair(scene, language(lang).caption(said, draw))

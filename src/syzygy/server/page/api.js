@@ -1,8 +1,8 @@
-// The server's API: one key, one way to tell errors, streams of events.
+// The server's API: its key, its errors, its streams of events.
 
 const KEY = "syzygy-key";
 
-/** What the server would not do, and why. */
+/** A request that the server refused, and why. */
 export class Refused extends Error {
   constructor(status, error, retryAfter) {
     super(error.message);
@@ -47,7 +47,7 @@ export async function ask(path, options = {}, signal = undefined) {
   return answer.json();
 }
 
-/** The recipe inside a picture: {record, request: {path, body}, notes}. */
+/** The recipe inside an image: {record, request: {path, body}, notes}. */
 export function recipeOf(file) {
   const body = new FormData();
   body.append("image", file, "picture.png");

@@ -61,13 +61,14 @@ export class Surface {
     context.globalAlpha = 1;
     context.clearRect(0, 0, width, height);
     if (this.background) context.drawImage(this.background, 0, 0, width, height);
-    for (const one of this.regions.list) {
+    const shown = this.regions.list.filter((one) => this.regions.isShown(one));
+    for (const one of shown) {
       const faint = this.regions.isIn(one) ? 1 : 0.35;
       context.globalAlpha = faint * (one.id === this.regions.active ? 0.8 : 0.55) * (this.background ? 0.7 : 1);
       context.drawImage(one.layer, 0, 0, width, height);
     }
     context.globalAlpha = 1;
-    for (const one of this.regions.list) if (!(this.strokes.under && one.id === this.regions.active)) this.#label(one);
+    for (const one of shown) if (!(this.strokes.under && one.id === this.regions.active)) this.#label(one);
     this.#mark();
     this.#hint();
   }
@@ -126,7 +127,7 @@ export class Surface {
 
   #hint() {
     const { list, candidate, target } = this.regions;
-    const drawn = list.some((one) => this.regions.centre(one));
+    const drawn = list.some((one) => this.regions.isShown(one) && this.regions.centre(one));
     const phrase = candidate?.phrase ?? target?.phrase;
     find("canvas-hint").textContent = phrase
       ? `Draw where “${phrase}” should appear.`

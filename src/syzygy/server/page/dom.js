@@ -32,7 +32,7 @@ export function reveal(element, block = "nearest") {
   element.scrollIntoView({ block, behavior });
 }
 
-/** Tell those who do not see the canvas. */
+/** Announce a text to screen readers. */
 export function say(text) {
   find("said").textContent = text;
 }

@@ -27,13 +27,13 @@ export function urlOf(blob) {
   });
 }
 
-/** A picture as the server is sent it: at most 512 pixels a side (the model sees fewer), nothing else of the file. */
+/** An image as it is sent to the server: at most 512 pixels a side (the model sees fewer), without anything else of the file. */
 export async function reduced(file) {
   let picture;
   try {
     picture = await createImageBitmap(file);
   } catch {
-    throw new Error("the browser cannot read this file as a picture: choose a PNG, JPEG or WebP.");
+    throw new Error("the browser cannot read this file as an image: choose a PNG, JPEG or WebP.");
   }
   const scale = Math.min(1, LONGEST / Math.max(picture.width, picture.height));
   const canvas = sheet(Math.max(1, Math.round(picture.width * scale)), Math.max(1, Math.round(picture.height * scale)));
@@ -46,7 +46,7 @@ export async function reduced(file) {
   return urlOf(exact.size <= KEPT_BYTES ? exact : await blobOf(canvas, "image/jpeg", 0.9));
 }
 
-/** The picture of a URL or of bare base64, decoded. */
+/** The image of a URL or of bare base64, decoded. */
 export async function decoded(text) {
   const picture = new Image();
   picture.src = /^(data|blob):/.test(text) ? text : `data:image/png;base64,${text}`;

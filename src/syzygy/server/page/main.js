@@ -5,14 +5,19 @@ import { Surface } from "./canvas.js";
 import { find, reveal } from "./dom.js";
 import { chooseFile, prepareDrops } from "./drops.js";
 import { decoded, reduced } from "./files.js";
-import { Gallery } from "./gallery.js";
+import { Gallery, download } from "./gallery.js";
+import { offerExamples, watchLanguages } from "./hints.js";
+import { overlaid, sent } from "./layers.js";
 import { Mix } from "./mix.js";
-import { note, notice, sentence, showError } from "./notes.js";
+import { note, notice, prepareNotes, sentence, showError } from "./notes.js";
 import { preparePhraseList } from "./phraselist.js";
 import { preparePrompt, setPrompt } from "./prompt.js";
-import { Regions, overlaid, sent } from "./regions.js";
+import { Regions } from "./regions.js";
 import { Runner, count } from "./runner.js";
+import { prepareSeed, reuseSeed, seedUsed } from "./seed.js";
+import { Session } from "./session.js";
 import { Settings } from "./settings.js";
+import { prepareTabs, showTab } from "./tabs.js";
 import { Tools } from "./tools.js";
 import { Viewer } from "./viewer.js";
 import { prepareWords } from "./words.js";
@@ -35,18 +40,14 @@ function askForKey(again) {
   });
 }
 
-/** The model on the page: what it is, and what it reads. */
+/** What the model is and can do. */
 function describe(card) {
   const { size, languages, regions } = card.capabilities;
-  const names = new Intl.DisplayNames(["en"], { type: "language" });
-  const read = languages.map((code) => names.of(code));
-  const last = read.pop();
   find("about").textContent = size ? `${card.id} · ${size.replace("x", " × ")}` : card.id;
-  find("languages").textContent = read.length
-    ? `Write in ${read.join(", ")} or ${last}.`
-    : `Write in ${last}.`;
   find("phrases-part").hidden = find("place").hidden = find("overlay-part").hidden = !regions;
   find("main").classList.toggle("no-places", !regions);
+  watchLanguages(languages);
+  offerExamples(languages);
 }
 
 /** All parts of the page, for a server's model. */
@@ -55,105 +56,133 @@ class Page {
     this.card = card;
     this.regions = new Regions();
     this.regions.most = Math.min(this.regions.most, card.capabilities.regions ? card.limits.regions : 0);
-    this.tools = new Tools(this.regions);
-    this.surface = new Surface(this.regions, this.tools);
+    this.surface = new Surface(this.regions, new Tools(this.regions));
     this.settings = new Settings(card, (shape) => this.regions.reshape(shape));
-    this.mix = new Mix(card, chooseFile);
-    this.viewer = new Viewer(this.#actions());
-    this.gallery = new Gallery({ onOpen: (picture) => this.viewer.open(picture), onAgain: (picture) => this.again(picture) });
+    this.mix = new Mix(card, chooseFile, () => this.#relabel());
+    this.gallery = new Gallery({
+      open: (picture) => this.viewer.open(picture),
+      reuse: (picture) => this.reuse(picture),
+      put: (picture) => this.session.put(picture),
+      remove: (picture) => this.session.remove(picture),
+    });
+    this.viewer = new Viewer(this.gallery, this.#actions());
     this.runner = new Runner(this.gallery, card.capabilities.partial_images);
+    this.session = new Session(this.gallery, { take: () => this.#draft(), give: (draft) => this.#giveDraft(draft) });
     preparePrompt(this.regions, () => this.generate());
     prepareWords(this.regions);
     preparePhraseList(this.regions, () => find("canvas").focus());
+    prepareSeed();
+    prepareNotes(this.regions);
+    prepareTabs();
     this.#listen();
   }
 
   /** Generate images from the prompt and its regions. */
   generate() {
     const prompt = find("prompt").value;
-    const drawn = this.regions.drawn;
-    const body = (common) => ({ prompt, ...common, ...this.settings.special(drawn.length > 0) });
-    this.#run(GENERATIONS, prompt.trim(), find("go-note"), drawn, (common) => {
-      return drawn.length ? { ...body(common), regions: drawn.map(sent) } : body(common);
+    const { drawn, lost } = this.regions;
+    const unused = [...new Set(lost.map((one) => `“${one.phrase}”`))].join(", ");
+    const remark = unused && `Regions without words in the prompt were not used: ${unused}.`;
+    const bodyOf = (common) => ({
+      prompt: this.settings.checked("prompt", prompt),
+      ...common,
+      ...this.settings.special(drawn.length > 0),
+      ...(drawn.length ? { regions: drawn.map(sent) } : {}),
     });
+    this.#run(GENERATIONS, prompt.trim(), drawn, bodyOf, remark);
   }
 
   generateMixture() {
-    this.#run(MIXES, this.mix.title, find("go-note"), [], (common) => ({ ...common, sources: this.mix.sources }));
+    this.#run(MIXES, this.mix.title, [], (common) => ({ ...common, sources: this.mix.sources }));
   }
 
   async vary(picture) {
     const image = await reduced(picture.png);
-    this.#run(MIXES, `Variations of: ${picture.job.title}`, find("go-note"), [], (common) => ({ ...common, sources: [{ image }] }));
+    this.#run(MIXES, `Variations of: ${picture.job.title}`, [], (common) => ({ ...common, sources: [{ image }] }));
   }
 
-  /** The page as it was when a picture was made; its recipe says how. */
-  async again(picture) {
-    await this.restore(picture.png, null);
+  /** The settings of an image, without its seed. */
+  reuse(picture) {
+    return this.#restored("This image", picture.png, ({ request, notes }) => {
+      const { seed: _, ...body } = request.body;
+      return this.#apply({ ...request, body }, "All settings but the seed are restored.", notes);
+    });
   }
 
-  /** All that made a picture, from its file; `name` for one that comes from outside. */
-  async restore(file, name) {
+  /** Everything that an image file holds, so that the same image is generated again. */
+  restore(file, name) {
+    return this.#restored(name, file, async ({ request, notes }) => {
+      const button = request.path === MIXES ? "Generate mixture" : "Generate";
+      const done = `All settings are restored: ${button} makes this image again.`;
+      await this.#apply({ ...request, body: { ...request.body, n: 1 } }, done, notes);
+      this.#show(file, request);
+    });
+  }
+
+  /** Read the recipe in a file, and `act` on it. */
+  async #restored(name, file, act) {
     try {
-      const { request, missing, notes } = await recipeOf(file);
-      await this.#apply(request);
-      if (name) this.#show(file, request);
-      const elsewhere = ["subjects", "layout"].filter((name) => request.body[name] || missing.includes(name));
-      const texts = missing.filter((param) => !elsewhere.includes(param)).map((param) => `The image file does not contain the picture of its ${param === "style" ? "style reference" : "mixture"}: add it again.`);
-      if (elsewhere.length) texts.push(`This page cannot set ${elsewhere.join(" and ")}, so Generate makes another image: send them in a request to the API.`);
-      texts.push(...notes.map(sentence));
-      notice(texts.length ? texts.join(" ") : "All settings are restored: Generate makes this image again.", texts.length ? 0 : 8);
+      const recipe = await recipeOf(file);
+      const { request, missing } = recipe;
+      const elsewhere = ["subjects", "layout"].filter((one) => request.body[one] || missing.includes(one));
+      if (Array.isArray(request.body.style) && delete request.body.style) elsewhere.push("several style references");
+      const lacking = missing.filter((one) => !elsewhere.includes(one)).map((one) => (one === "style" ? "style reference" : "mixture"));
+      const notes = lacking.map((one) => `The file does not contain the image of its ${one}: add it again.`);
+      if (elsewhere.length) notes.push(`This page cannot set ${elsewhere.join(" and ")}, so it generates another image. Use the API instead.`);
+      await act({ request, notes: [...notes, ...recipe.notes.map(sentence)] });
     } catch (error) {
-      notice(`${name ?? "This image"} cannot be restored: ${error.message}`);
+      notice(`${name} cannot be restored: ${error.message}`);
     }
   }
 
-  async #apply({ path, body }) {
-    this.settings.restore({ ...body, n: 1 });
+  async #apply({ path, body }, done, notes) {
+    this.settings.restore(body);
     this.mix.restore(body.sources ?? []);
     if (path === GENERATIONS) {
       setPrompt(body.prompt);
       if (this.regions.most) await this.regions.restore(body.regions ?? []);
     }
-    find("go").focus();
+    showTab("edit");
+    notice(notes.length ? notes.join(" ") : done, notes.length ? 0 : 8);
+    find(path === MIXES ? "mix-go" : "go").focus();
   }
 
-  /** A picture from outside, among those of the session. */
+  /** An image from outside becomes one of the session. */
   #show(file, { path, body }) {
     const title = path === MIXES ? this.mix.title : body.prompt;
-    const group = this.gallery.begin({ path, body: { ...body, n: 1 }, title, regions: [], overlay: this.#overlay(this.regions.drawn) });
+    const overlay = overlaid(this.regions.drawn, this.regions.size);
+    const group = this.gallery.begin({ path, body: { ...body, n: 1 }, title, regions: [], overlay });
     group.done(0, file, body.seed);
     group.end();
   }
 
-  #overlay(regions) {
-    return regions.length ? overlaid(regions, this.regions.size) : null;
-  }
-
-  #run(path, title, beside, regions, bodyOf) {
+  #run(path, title, regions, bodyOf, remark = "") {
     let body;
     try {
       body = bodyOf(this.settings.common);
+      if (path === GENERATIONS && !title) throw Object.assign(new Error("describe the image."), { param: "prompt" });
     } catch (error) {
-      showError(error, [], beside);
+      showError(error, []);
+      if (error.param === "prompt") find("prompt").focus();
       return;
     }
-    if (path === GENERATIONS && !title) {
-      showError({ param: "prompt", message: "describe the image." }, []);
-      find("prompt").focus();
-      return;
-    }
-    this.runner.run({ path, body, title, regions, overlay: this.#overlay(regions) }, beside);
+    if (!this.runner.busy) showTab("images");
+    this.runner.run({ path, body, title, regions, overlay: overlaid(regions, this.regions.size) }, remark);
   }
 
   #actions() {
-    const { capabilities } = this.card;
+    const { regions, mixes, style } = this.card.capabilities;
+    const on = (text, act, possible = true, stay = false) => ({ text: typeof text === "string" ? () => text : text, act, possible, stay });
+    const edit = (act) => (picture) => (showTab("edit"), act(picture));
     return [
-      ["Reuse settings", () => true, (picture) => this.again(picture)],
-      ["Use as canvas background", () => capabilities.regions, (picture) => this.#setBackground(picture)],
-      ["Generate variations", () => capabilities.mixes, (picture) => this.vary(picture)],
-      ["Add to mixture", () => capabilities.mixes, (picture) => this.mix.takePicture(picture.png)],
-      ["Use as style", () => capabilities.style, (picture) => this.settings.takeStyle(picture.png)],
+      on("Reuse settings", (picture) => this.reuse(picture)),
+      on("Reuse seed", edit((picture) => (reuseSeed(picture.seed), notice(`Seed ${picture.seed} is used from now on.`, 8)))),
+      on(() => `Generate ${count(this.#number, "variation").toLowerCase()}`, (picture) => this.vary(picture), mixes),
+      on("Use as style", edit((picture) => this.settings.takeStyle(picture.png)), style),
+      on("Add to mixture", edit((picture) => this.mix.takePicture(picture.png)), mixes),
+      on("Use as canvas background", edit((picture) => this.#setBackground(picture)), regions),
+      on("Download with settings", download, true, true),
+      on("Delete", (picture) => this.gallery.remove(picture)),
     ];
   }
 
@@ -170,17 +199,42 @@ class Page {
     this.surface.plan();
   }
 
-  #listen() {
+  get #number() {
+    return Number(find("n").value) || 1;
+  }
+
+  /** Buttons say what they do now. */
+  #relabel() {
+    if (!this.runner) return;
+    const { busy } = this.runner;
     const go = find("go");
-    const relabel = () => {
-      go.textContent = this.runner.busy ? "Cancel" : `Generate ${count(Number(find("n").value) || 1).toLowerCase()}`;
-      go.classList.toggle("stop", this.runner.busy);
-      find("mix-go").disabled = this.runner.busy || !this.mix.sources.length;
-    };
-    go.addEventListener("click", () => (this.runner.busy ? this.runner.cancel() : this.generate()));
+    go.textContent = busy ? "Cancel" : `Generate ${count(this.#number).toLowerCase()}`;
+    go.classList.toggle("stop", busy);
+    find("mix-go").textContent = `Generate ${count(this.#number, this.mix.isVariation ? "variation" : "mixture").toLowerCase()}`;
+    find("mix-go").disabled = busy || !this.mix.sources.length;
+  }
+
+  /** What a reload brings back in addition to the images. */
+  #draft() {
+    const regions = this.regions.list.map((one) => ({ ...sent(one), hidden: one.hidden }));
+    return { prompt: find("prompt").value, settings: this.settings.draft, sources: this.mix.sources, regions };
+  }
+
+  async #giveDraft({ prompt, settings, sources, regions }) {
+    this.settings.draft = settings;
+    this.mix.restore(this.card.capabilities.mixes ? sources : []);
+    setPrompt(prompt);
+    if (this.regions.most) await this.regions.restore(regions.slice(0, this.regions.most));
+  }
+
+  #listen() {
+    find("go").addEventListener("click", () => (this.runner.busy ? this.runner.cancel() : this.generate()));
     find("mix-go").addEventListener("click", () => this.generateMixture());
-    this.runner.addEventListener("change", relabel);
-    find("n").addEventListener("input", relabel);
+    find("reset").addEventListener("click", () => this.settings.reset());
+    this.runner.addEventListener("change", () => this.#relabel());
+    this.runner.addEventListener("seed", (event) => seedUsed(event.detail));
+    this.regions.addEventListener("change", () => this.session.touch());
+    find("n").addEventListener("input", () => this.#relabel());
     find("show-background").addEventListener("change", () => this.#showBackground());
     find("drop-background").addEventListener("click", () => {
       this.under = null;
@@ -191,7 +245,7 @@ class Page {
     find("style-choose").addEventListener("click", () => chooseFile((file) => this.settings.takeStyle(file)));
     const places = { "style-drop": (file) => this.settings.takeStyle(file), "mix-part": (file) => this.mix.takePicture(file) };
     prepareDrops(places, (file) => this.restore(file, file.name));
-    relabel();
+    this.#relabel();
   }
 }
 
@@ -200,7 +254,7 @@ async function begin() {
   try {
     const { data } = await ask("v1/models");
     describe(data[0]);
-    new Page(data[0]);
+    await new Page(data[0]).session.begin();
     find("go").disabled = false;
     performance.mark("usable");
   } catch (error) {

@@ -1,15 +1,16 @@
-// What is mixed: texts and pictures with their shares.
+// What is mixed: texts and images with their shares.
 
 import { find, icon, make } from "./dom.js";
 import { reduced } from "./files.js";
-import { showError } from "./notes.js";
+import { clearNotes, showError } from "./notes.js";
 import { Mistake, whole } from "./settings.js";
 
 /** The list of sources. */
 export class Mix {
   #sources = [];
 
-  constructor({ capabilities, limits }, choosePicture) {
+  constructor({ capabilities, limits }, choosePicture, onChange) {
+    this.onChange = onChange;
     this.most = limits.sources;
     find("mix-part").hidden = !capabilities.mixes;
     find("mix-text").addEventListener("click", () => this.#add({ text: "", weight: 1 }).focus());
@@ -21,8 +22,14 @@ export class Mix {
     return this.#sources.map(({ text, image, weight }) => (image ? { image, weight } : { text, weight }));
   }
 
+  /** Whether it makes variations of one image. */
+  get isVariation() {
+    return this.#sources.length === 1 && Boolean(this.#sources[0].image);
+  }
+
   get title() {
-    return `Mixture: ${this.#sources.map((one) => one.text ?? "a picture").join(" + ")}`;
+    if (this.isVariation) return "Variations of an image";
+    return `Mixture: ${this.#sources.map((one) => one.text ?? "an image").join(" + ")}`;
   }
 
   restore(sources) {
@@ -32,6 +39,7 @@ export class Mix {
       if (image || text) this.#add(image ? { image: whole(image), weight } : { text, weight });
     }
     find("mix-part").open = sources.length > 0;
+    this.#tell();
   }
 
   async takePicture(file) {
@@ -47,7 +55,7 @@ export class Mix {
     find("mix-part").open = true;
     this.#sources.push(source);
     const what = source.image
-      ? make("img", { class: "thumb", src: source.image, alt: "A picture" })
+      ? make("img", { class: "thumb", src: source.image, alt: "An image" })
       : make("input", { type: "text", value: source.text, placeholder: "a text", "aria-label": "A text to mix", dir: "auto" });
     what.addEventListener("input", () => (source.text = what.value));
     const range = { type: "range", min: 0, max: 1, step: 0.05, value: source.weight };
@@ -66,7 +74,8 @@ export class Mix {
   }
 
   #tell() {
-    find("mix-go").disabled = this.#sources.length === 0;
+    clearNotes(find("mix-part"));
+    this.onChange();
     for (const name of ["mix-text", "mix-picture"]) find(name).disabled = this.#sources.length >= this.most;
   }
 }

@@ -1,9 +1,10 @@
-// What went wrong, in the server's words, next to what caused it.
+// Errors and warnings in the server's words, next to their cause. They go when the cause does.
 
-import { find, make, reveal } from "./dom.js";
+import { find, icon, make, reveal } from "./dom.js";
+import { showTab } from "./tabs.js";
 
 const FEW = 2;
-const PARTS = { prompt: "prompt-note", regions: "regions-note" };
+const PARTS = { regions: "regions-note" };
 
 /** Show a text in a place for notes, or remove it. */
 export function note(element, text) {
@@ -11,18 +12,35 @@ export function note(element, text) {
   element.hidden = !text;
 }
 
-/** What the server remarks of a prompt, the first few of it. */
+/** The first few warnings of the server about a prompt. */
 export function warn(warnings) {
   const texts = warnings.slice(0, FEW).map(sentence);
   if (warnings.length > FEW) texts.push(`And ${warnings.length - FEW} more.`);
   note(find("warnings"), texts.join(" "));
 }
 
-/** All notes are of the past. */
-export function clearNotes() {
-  warn([]);
-  for (const one of document.querySelectorAll(".note")) note(one, "");
-  for (const one of document.querySelectorAll("[aria-invalid]")) one.removeAttribute("aria-invalid");
+/** Remove all notes inside an element. */
+export function clearNotes(part = document) {
+  for (const one of part.querySelectorAll(".note")) note(one, "");
+  for (const one of part.querySelectorAll("[aria-invalid]")) one.removeAttribute("aria-invalid");
+  if (part === document) warn([]);
+}
+
+/** A note about a field goes when the field changes, and one about the prompt or its regions when these change. */
+export function prepareNotes(regions) {
+  const changed = (event) => {
+    if (event.target.id === "prompt") warn([]);
+    const part = event.target.closest("[data-param]");
+    if (part) clearNotes(part);
+    note(find("go-note"), "");
+  };
+  for (const name of ["input", "change"]) find("main").addEventListener(name, changed);
+  let [prompt, list] = [regions.prompt, regions.list];
+  regions.addEventListener("change", () => {
+    if (regions.prompt === prompt && regions.list === list) return;
+    [prompt, list] = [regions.prompt, regions.list];
+    clearNotes(find("phrases-part"));
+  });
 }
 
 /**
@@ -37,8 +55,8 @@ export function showError(error, regionIds, otherwise = find("go-note")) {
   const field = name && find(name);
   if (field && place !== otherwise) {
     field.setAttribute("aria-invalid", "true");
-    field.addEventListener("input", () => field.removeAttribute("aria-invalid"), { once: true });
   }
+  if (place.closest(".edit")) showTab("edit");
   place.closest("details")?.setAttribute("open", "");
   reveal(place);
 }
@@ -51,13 +69,21 @@ function placeOf(name) {
   return part.querySelector(".note");
 }
 
-/** A line for the whole page; it leaves by itself when `seconds` are given. */
-export function notice(text, seconds = 0) {
+let leaves = null;
+
+/** A line for the whole page; it leaves by itself if `seconds` are given. `action` is a button's [text, act]. */
+export function notice(text, seconds = 0, action = null) {
   const line = find("notice");
-  line.textContent = text;
+  const close = () => (line.hidden = true);
+  const act = () => (close(), action[1]());
+  find("notice-text").textContent = text;
+  find("notice-actions").replaceChildren(
+    ...(action ? [make("button", { type: "button", class: "plain", onclick: act }, action[0])] : []),
+    make("button", { type: "button", class: "plain", "aria-label": "Dismiss", onclick: close }, icon("close")),
+  );
   line.hidden = !text;
-  clearTimeout(line.leaves);
-  if (seconds) line.leaves = setTimeout(() => (line.hidden = true), 1000 * seconds);
+  clearTimeout(leaves);
+  if (seconds) leaves = setTimeout(close, 1000 * seconds);
 }
 
 /** The server's sentences begin small, as on a command line. */

@@ -12,7 +12,7 @@ export function preparePrompt(regions, onEnter) {
     const phrase = words && field.value.slice(...words);
     const wanted = regions.candidate?.phrase ?? null;
     if (field.value !== regions.prompt || (document.activeElement === field && phrase !== wanted)) {
-      regions.tellPrompt(field.value, phrase);
+      regions.setPrompt(field.value, words, field.selectionEnd);
     }
   };
   field.addEventListener("input", tell);
@@ -33,7 +33,7 @@ export function preparePrompt(regions, onEnter) {
 /** Another text, as if typed. */
 export function setPrompt(text) {
   find("prompt").value = text;
-  find("prompt").dispatchEvent(new Event("input"));
+  find("prompt").dispatchEvent(new Event("input", { bubbles: true }));
 }
 
 function colour(regions) {

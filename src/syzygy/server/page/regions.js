@@ -1,7 +1,9 @@
-// Phrases and their places: what is drawn, and every earlier state of it.
+// Phrases and their regions, with every earlier state of them.
 
+import { anchored, difference, followed } from "./anchors.js";
 import { sheet } from "./dom.js";
 import { decoded } from "./files.js";
+import { copied, layerOf, middle, recoloured } from "./layers.js";
 import { places } from "./phrases.js";
 
 /** Pixels of a mask's longer side: the server reduces larger ones to this. */
@@ -13,13 +15,16 @@ export const COLOURS = [
 ];
 
 /**
- * The regions of the prompt. Tells "change" when phrases, places or choice are others, and "draw" when only pixels are.
- * A region is {id, phrase, colour, weight, layer}: frozen, so that earlier states stay what they were. The alpha of a layer is its mask.
+ * The regions of the prompt. Dispatches "change" when phrases, masks or the selection change, and "draw" when only pixels do.
+ * A region is {id, phrase, colour, weight, hidden, layer}: frozen, so that earlier states stay as they were. Its phrase follows the
+ * prompt: the undo history does not touch it.
  */
 export class Regions extends EventTarget {
   list = [];
   active = null;
-  /** A phrase that is selected in the prompt, but has no place yet. */
+  /** The only region that is shown and used, or null for all. */
+  solo = null;
+  /** A phrase that is selected in the prompt, but has no region yet. */
   candidate = null;
   prompt = "";
   most = COLOURS.length;
@@ -30,6 +35,7 @@ export class Regions extends EventTarget {
   #later = [];
   #before = null;
   #number = 0;
+  #anchors = new Map();
   #found = new WeakMap();
 
   get size() {
@@ -54,9 +60,19 @@ export class Regions extends EventTarget {
     return places(this.prompt, region.phrase).length > 0;
   }
 
-  /** Those that can be sent: in the prompt, and somewhere. */
+  /** Whether it is shown and used. */
+  isShown(region) {
+    return this.solo === null ? !region.hidden : region.id === this.solo;
+  }
+
+  /** Those that can be sent: in the prompt, shown, and not empty. */
   get drawn() {
-    return this.list.filter((one) => this.isIn(one) && this.centre(one) !== null);
+    return this.list.filter((one) => this.isShown(one) && this.isIn(one) && this.centre(one) !== null);
+  }
+
+  /** Those that would be sent if the prompt held their phrases. */
+  get lost() {
+    return this.list.filter((one) => this.isShown(one) && !this.isIn(one) && this.centre(one) !== null);
   }
 
   /** Where the middle of its mask lies, from 0 to 1; null for an empty one. */
@@ -68,21 +84,33 @@ export class Regions extends EventTarget {
     return found;
   }
 
-  /** The prompt is another now; `phrase` is selected in it, or nothing is. */
-  tellPrompt(prompt, phrase) {
+  /** The prompt as it is now, edited up to the caret; `words` is the range that is selected in it, or null. */
+  setPrompt(prompt, words, caret = prompt.length) {
+    if (prompt !== this.prompt) this.#follow(difference(this.prompt, prompt, caret), prompt);
     this.prompt = prompt;
+    const phrase = words && prompt.slice(...words);
     const known = phrase && this.list.find((one) => same(one.phrase, phrase));
     this.full = Boolean(phrase && !known && this.list.length >= this.most);
-    this.candidate = phrase && !known && !this.full ? { phrase, colour: this.#freeColour() } : null;
+    this.candidate = phrase && !known && !this.full ? { phrase, words, colour: this.#freeColour() } : null;
     if (known) this.active = known.id;
     this.#tell("change");
+  }
+
+  /** Every region keeps its words, also those that undo may bring back. */
+  #follow(edit, prompt) {
+    for (const [id, anchor] of this.#anchors) this.#anchors.set(id, followed(anchor, edit, prompt));
+    this.list = this.#phrased(this.list);
+  }
+
+  #phrased(list) {
+    const phrase = (one) => this.#anchors.get(one.id).phrase;
+    return list.map((one) => (phrase(one) === one.phrase ? one : Object.freeze({ ...one, phrase: phrase(one) })));
   }
 
   /** The selected phrase becomes a region. */
   accept() {
     if (!this.candidate) return;
-    const [width, height] = this.#size;
-    const region = this.#region(this.candidate.phrase, this.candidate.colour, 1, sheet(width, height));
+    const region = this.#region({ ...this.candidate, layer: sheet(...this.#size) });
     this.candidate = null;
     this.active = region.id;
     this.#change([...this.list, region]);
@@ -101,18 +129,46 @@ export class Regions extends EventTarget {
     this.#change(left);
   }
 
-  weigh(id, weight) {
-    this.#change(this.list.map((one) => (one.id === id ? Object.freeze({ ...one, weight }) : one)));
+  /** Change its weight, or whether it is hidden. */
+  set(id, change) {
+    this.#change(this.list.map((one) => (one.id === id ? Object.freeze({ ...one, ...change }) : one)));
   }
 
-  /** Begin a stroke: the 2D context of the region that it goes to; null where there is none. */
+  /** Another phrase of the prompt for a region. */
+  attach(id, phrase) {
+    this.#anchors.set(id, anchored(this.prompt, phrase));
+    this.list = this.#phrased(this.list);
+    this.active = id;
+    this.candidate = null;
+    this.#tell("change");
+  }
+
+  /** Show and use only this region, or all again. */
+  toggleSolo(id) {
+    this.solo = this.solo === id ? null : id;
+    this.#tell("change");
+  }
+
+  /** A second region for the same phrase. */
+  duplicate(id) {
+    const one = this.list.find((region) => region.id === id);
+    if (!one || this.list.length >= this.most) return;
+    const colour = this.#freeColour();
+    const copy = this.#region({ ...one, colour, layer: recoloured(one.layer, COLOURS[colour]) });
+    this.#anchors.set(copy.id, this.#anchors.get(id));
+    this.active = copy.id;
+    this.#change(this.list.flatMap((region) => (region === one ? [one, copy] : [region])));
+  }
+
+  /** Begin a stroke: the 2D context of the region that it goes to, which is shown from now on; null if there is none. */
   begin() {
     this.accept();
     const region = this.target;
     if (!region) return null;
     this.#before = this.list;
     const layer = copied(region.layer, ...this.#size);
-    this.list = this.list.map((one) => (one === region ? Object.freeze({ ...one, layer }) : one));
+    this.list = this.list.map((one) => (one === region ? Object.freeze({ ...one, hidden: false, layer }) : one));
+    if (this.solo !== region.id) this.solo = null;
     const context = layer.getContext("2d", { willReadFrequently: true });
     context.strokeStyle = context.fillStyle = COLOURS[region.colour];
     return context;
@@ -136,11 +192,13 @@ export class Regions extends EventTarget {
     this.#tell("change");
   }
 
-  clear() {
+  /** Change all pixels of the region at once: `act` gets its 2D context and its colour. False if there is no region. */
+  edit(act) {
     const context = this.begin();
-    if (!context) return;
-    context.clearRect(0, 0, ...this.#size);
+    if (!context) return false;
+    act(context, COLOURS[this.target.colour]);
     this.end();
+    return true;
   }
 
   undo() {
@@ -151,7 +209,7 @@ export class Regions extends EventTarget {
     this.#step(this.#later, this.#earlier);
   }
 
-  /** Masks of another shape of picture: [width, height] in any unit. What is drawn is stretched to it. */
+  /** Masks for another shape of image: [width, height] in any unit. What is drawn is stretched to it. */
   reshape([width, height]) {
     const scale = SIDE / Math.max(width, height);
     const size = [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
@@ -160,20 +218,23 @@ export class Regions extends EventTarget {
     this.#change(this.list.map((one) => Object.freeze({ ...one, layer: copied(one.layer, ...size) })));
   }
 
-  /** Regions as a request has them, in the place of all that are there. */
+  /** Replace all regions by those of a request. */
   async restore(given) {
     const pictures = await Promise.all(given.map((one) => decoded(one.mask)));
     const list = given.map((one, i) => {
-      const layer = layerOf(pictures[i], COLOURS[i % COLOURS.length], ...this.#size);
-      return this.#region(one.phrase, i % COLOURS.length, one.weight ?? 1, layer);
+      const colour = i % COLOURS.length;
+      return this.#region({ ...one, colour, layer: layerOf(pictures[i], COLOURS[colour], ...this.#size) });
     });
     this.active = list[0]?.id ?? null;
     this.candidate = null;
     this.#change(list);
   }
 
-  #region(phrase, colour, weight, layer) {
-    return Object.freeze({ id: ++this.#number, phrase, colour, weight, layer });
+  #region({ phrase, words = null, colour, weight = 1, hidden = false, layer }) {
+    const id = ++this.#number;
+    const range = words && { start: words[0], end: words[1], open: false };
+    this.#anchors.set(id, range ? { phrase, range } : anchored(this.prompt, phrase));
+    return Object.freeze({ id, phrase, colour, weight, hidden, layer });
   }
 
   #freeColour() {
@@ -186,15 +247,19 @@ export class Regions extends EventTarget {
     if (this.#earlier.length > MOST_STATES) this.#earlier.shift();
     this.#later = [];
     this.full = false;
-    this.list = list;
-    this.#tell("change");
+    this.#show(list);
   }
 
   #step(from, to) {
     if (this.#before || !from.length) return;
     to.push(this.list);
-    this.list = from.pop();
-    if (!this.target) this.active = this.list.at(-1)?.id ?? null;
+    this.#show(this.#phrased(from.pop()));
+    if (!this.target) this.choose(this.list.at(-1)?.id ?? null);
+  }
+
+  #show(list) {
+    this.list = list;
+    if (!list.some((one) => one.id === this.solo)) this.solo = null;
     this.#tell("change");
   }
 
@@ -204,58 +269,3 @@ export class Regions extends EventTarget {
 }
 
 const same = (one, other) => one.toLowerCase() === other.toLowerCase();
-
-/** A region as the API takes it: its mask white where it is, transparent elsewhere. */
-export function sent(region) {
-  const white = copied(region.layer, region.layer.width, region.layer.height);
-  const context = white.getContext("2d");
-  context.globalCompositeOperation = "source-in";
-  context.fillStyle = "#fff";
-  context.fillRect(0, 0, white.width, white.height);
-  return { phrase: region.phrase, weight: region.weight, mask: white.toDataURL("image/png") };
-}
-
-/** All masks in their colours, to lie over a picture. */
-export function overlaid(regions, [width, height]) {
-  const all = sheet(width, height);
-  const context = all.getContext("2d");
-  for (const region of regions) context.drawImage(region.layer, 0, 0);
-  return all;
-}
-
-function copied(layer, width, height) {
-  const copy = sheet(width, height);
-  copy.getContext("2d", { willReadFrequently: true }).drawImage(layer, 0, 0, width, height);
-  return copy;
-}
-
-/** A mask's picture (bright and opaque is here) as a layer in this colour. */
-function layerOf(picture, colour, width, height) {
-  const layer = sheet(width, height);
-  const context = layer.getContext("2d", { willReadFrequently: true });
-  context.drawImage(picture, 0, 0, width, height);
-  const pixels = context.getImageData(0, 0, width, height);
-  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-  for (let i = 0; i < pixels.data.length; i += 4) {
-    const [r, g, b, alpha] = pixels.data.subarray(i, i + 4);
-    pixels.data.set([red, green, blue, Math.round(((r + g + b) / 3) * (alpha / 255))], i);
-  }
-  context.putImageData(pixels, 0, 0);
-  return layer;
-}
-
-/** The middle of a layer's alpha, from 0 to 1; null where there is none. */
-function middle(layer) {
-  const { width, height } = layer;
-  const { data } = layer.getContext("2d", { willReadFrequently: true }).getImageData(0, 0, width, height);
-  let [sum, x, y] = [0, 0, 0];
-  for (let row = 0; row < height; row++) {
-    for (let column = 0; column < width; column++) {
-      const alpha = data[4 * (row * width + column) + 3];
-      sum += alpha;
-      x += alpha * column;
-      y += alpha * row;
-    }
-  }
-  return sum ? [(x / sum + 0.5) / width, (y / sum + 0.5) / height] : null;
-}

@@ -1,14 +1,15 @@
-// One request at a time: sent, watched, cancelled, sent again when the server was busy.
+// One request at a time: it is sent, can be cancelled, and is sent again if the server was busy.
 
 import { generation } from "./api.js";
-import { find } from "./dom.js";
+import { find, say } from "./dom.js";
 import { pngOf } from "./files.js";
 import { clearNotes, note, showError, warn } from "./notes.js";
 
 const PREVIEWS = 5;
 const WAITS = 20;
+const BUSY = "Another request is running: wait for it, or cancel it.";
 
-/** Tells "change" when it begins and ends. */
+/** Dispatches "change" when a request begins and ends, and "seed" with the seed of its first image. */
 export class Runner extends EventTarget {
   #control = null;
 
@@ -26,17 +27,20 @@ export class Runner extends EventTarget {
     this.#control?.abort();
   }
 
-  /** Generate: {path, body, title, regions (that are sent), overlay (a canvas or null)}; `beside` is where other errors are shown. */
-  async run(job, beside) {
+  /** Generate: {path, body, title, regions (that are sent), overlay (a data URL or null)}. `remark` is shown while and after it runs. */
+  async run(job, remark = "") {
+    const beside = find("go-note");
     if (this.busy) {
-      note(beside, "another request is running: wait for it, or cancel it.");
+      note(beside, BUSY);
       return;
     }
     clearNotes();
+    note(beside, remark);
     this.#control = new AbortController();
     this.dispatchEvent(new Event("change"));
     const began = performance.now();
     const group = this.gallery.begin(job);
+    say(`Generating ${count(job.body.n).toLowerCase()}.`);
     let end = "";
     try {
       await this.#patiently(job, group);
@@ -47,7 +51,9 @@ export class Runner extends EventTarget {
     }
     group.end();
     this.#control = null;
+    if (beside.textContent === BUSY) note(beside, "");
     this.#progress(null, end);
+    say(end);
     this.dispatchEvent(new Event("change"));
   }
 
@@ -76,6 +82,7 @@ export class Runner extends EventTarget {
         group.preview(event.index, pngOf(event.b64_json));
       } else if (event.type.endsWith(".completed")) {
         group.done(event.index, pngOf(event.b64_json), event.seed);
+        if (event.index === 0) this.dispatchEvent(new CustomEvent("seed", { detail: event.seed }));
         warn(event.warnings);
       }
     }
@@ -107,4 +114,4 @@ export class Runner extends EventTarget {
 }
 
 /** "One image", "4 images". */
-export const count = (number) => (number === 1 ? "One image" : `${number} images`);
+export const count = (number, what = "image") => (number === 1 ? `One ${what}` : `${number} ${what}s`);

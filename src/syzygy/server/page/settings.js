@@ -1,14 +1,16 @@
-// The form: what a request holds besides prompt, regions and sources.
+// The form: what a request holds in addition to prompt, regions and sources.
 
 import { find, make } from "./dom.js";
 import { reduced } from "./files.js";
-import { showError } from "./notes.js";
+import { characters, countCharacters } from "./hints.js";
+import { clearNotes, showError } from "./notes.js";
+import { lock, reuseSeed } from "./seed.js";
 
 const NUMBERS = [["steps", "Steps"], ["guidance_scale", "Guidance"]];
 const FEW = 4;
 const NUMERIC = ["integer", "number"];
 
-/** A mistake that the page sees itself. */
+/** A mistake that the page finds itself. */
 export class Mistake extends Error {
   constructor(param, message) {
     super(message);
@@ -18,7 +20,7 @@ export class Mistake extends Error {
 
 /** The form's fields, as the model and its server have them. */
 export class Settings {
-  /** The style's picture as a data URL, or null. */
+  /** The style reference as a data URL, or null. */
   style = null;
 
   constructor({ capabilities, limits }, onShape) {
@@ -33,9 +35,10 @@ export class Settings {
     if (defaults.negative_prompt) find("negative_prompt").placeholder = `default: ${defaults.negative_prompt}`;
     find("region_strength").value = defaults.region_strength ?? "";
     find("style_guidance").placeholder = defaults.style_guidance ?? "same as guidance";
-    find("prompt").maxLength = find("negative_prompt").maxLength = limits.prompt;
+    this.longest = limits.prompt;
+    for (const id of ["prompt", "negative_prompt"]) countCharacters(id, limits.prompt);
     this.options = Object.entries(capabilities.options ?? {});
-    for (const [name, option] of this.options) find("fields").append(optionField(name, option));
+    for (const [name, option] of this.options) find("advanced-fields").append(optionField(name, option));
     find("sampler").append(...samplers.map((name) => make("option", { value: name }, name)));
     find("sampler").value = defaults.sampler ?? "";
     show("sampler", samplers.length > 0);
@@ -44,7 +47,37 @@ export class Settings {
     find("style-part").hidden = !style;
     if (size) onShape(size.split("x").map(Number));
     find("size").addEventListener("change", () => this.#shape());
-    this.#listen();
+    find("style-remove").addEventListener("click", () => {
+      this.setStyle(null);
+      find("style-choose").focus();
+    });
+    this.own = this.#advanced();
+    find("advanced").addEventListener("input", () => this.#count());
+  }
+
+  /** The fields under "Advanced" with their values. */
+  #advanced() {
+    return [...find("advanced").querySelectorAll("input, select")].map((one) => [one, one.value]);
+  }
+
+  /** How many of them differ from the model's defaults: a closed fold must not hide it. */
+  #count() {
+    const changed = this.own.filter(([field, value]) => field.value !== value).length;
+    find("advanced-changed").textContent = changed ? `(${changed} changed)` : "";
+  }
+
+  /** Back to the defaults. */
+  reset() {
+    for (const [field, value] of this.own) field.value = value;
+    clearNotes(find("advanced"));
+    this.#count();
+  }
+
+  /** A prompt that is not longer than the server allows. */
+  checked(name, text) {
+    const over = characters(text) - this.longest;
+    if (over > 0) throw new Mistake(name, `The text is ${over} characters too long: at most ${this.longest} are allowed here.`);
+    return text;
   }
 
   /** Fields that every request has. */
@@ -54,7 +87,7 @@ export class Settings {
     if (seed) found.seed = seedOf(seed);
     for (const [name, title] of NUMBERS) if (find(name).value !== "") found[name] = number(name, title);
     if (find("sampler").value) found.sampler = find("sampler").value;
-    const without = find("negative_prompt").value.trim();
+    const without = this.checked("negative_prompt", find("negative_prompt").value.trim());
     if (without) found.negative_prompt = without;
     for (const [name, { type }] of this.options) {
       const value = find(name).value.trim();
@@ -75,10 +108,10 @@ export class Settings {
     return found;
   }
 
-  /** The fields as a request has them. */
+  /** Fill the fields with a request's values. Its number of images and its seed are left out if they are undefined. */
   restore(body) {
-    find("n").value = body.n ?? 1;
-    find("seed").value = body.seed ?? "";
+    if (body.n !== undefined) find("n").value = body.n;
+    if (body.seed !== undefined) reuseSeed(body.seed);
     for (const [name] of NUMBERS) find(name).value = body[name] ?? this.defaults[name] ?? "";
     for (const [name] of this.options) find(name).value = body[name] ?? "";
     find("sampler").value = body.sampler ?? this.defaults.sampler ?? "";
@@ -86,12 +119,37 @@ export class Settings {
     find("region_strength").value = body.region_strength ?? this.defaults.region_strength ?? "";
     find("style_guidance").value = body.style_guidance ?? "";
     find("size").value = body.size && body.size !== "auto" ? body.size : "";
-    this.#shape();
     this.setStyle(body.style ? whole(body.style) : null);
+    this.#restored();
+  }
+
+  #restored() {
+    this.#shape();
+    this.#count();
+    for (const id of ["n", "negative_prompt"]) find(id).dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  /** The fields as they are, for the draft. */
+  get draft() {
+    const values = Object.fromEntries(this.#all().map((one) => [one.id, one.value]));
+    return { values, locked: find("seed-lock").getAttribute("aria-pressed") === "true", style: this.style };
+  }
+
+  set draft({ values, locked, style }) {
+    for (const one of this.#all()) if (one.id in values) one.value = values[one.id];
+    for (const one of document.querySelectorAll(".area-settings select")) if (one.selectedIndex < 0) one.selectedIndex = 0;
+    lock(locked);
+    this.setStyle(this.capabilities.style ? style : null);
+    this.#restored();
+  }
+
+  #all() {
+    return [...document.querySelectorAll("#fields :is(input, select), #advanced :is(input, select), #style_guidance")];
   }
 
   setStyle(url) {
     this.style = url;
+    clearNotes(find("style-part"));
     const picture = find("style-picture");
     if (url) picture.src = url;
     else picture.removeAttribute("src");
@@ -111,14 +169,7 @@ export class Settings {
 
   #shape() {
     const found = /^([1-9]\d*)x([1-9]\d*)$/.exec(find("size").value.trim());
-    if (!find("size").closest("label").hidden) this.onShape(found ? [Number(found[1]), Number(found[2])] : [1, 1]);
-  }
-
-  #listen() {
-    find("style-remove").addEventListener("click", () => {
-      this.setStyle(null);
-      find("style-choose").focus();
-    });
+    if (!find("size").closest("[data-param]").hidden) this.onShape(found ? [Number(found[1]), Number(found[2])] : [1, 1]);
   }
 }
 
@@ -131,11 +182,13 @@ function optionField(name, { type, description, minimum, maximum, enum: choices 
   const input = values
     ? make("select", { id: name }, ...["", ...values].map((value) => make("option", { value }, value || "default")))
     : make("input", { id: name, placeholder: "default", autocomplete: "off", ...(NUMERIC.includes(type) ? numeric : { type: "text" }) });
-  return make("label", { class: "field", "data-param": name, title: description }, titleOf(name), input);
+  input.setAttribute("aria-describedby", `${name}-help`);
+  const help = make("p", { id: `${name}-help`, class: "quiet small" }, description ?? "");
+  return make("div", { class: "field explained", "data-param": name }, make("label", { for: name }, titleOf(name)), input, help);
 }
 
 function show(name, there) {
-  find(name).closest("label").hidden = !there;
+  find(name).closest("[data-param]").hidden = !there;
 }
 
 function number(name, title) {
@@ -155,5 +208,5 @@ function seedOf(text) {
   return seed;
 }
 
-/** Base64 as a data URL; browsers find out which kind of picture it is. */
+/** Base64 as a data URL; browsers find out which kind of image it is. */
 export const whole = (text) => (text.startsWith("data:") ? text : `data:image/png;base64,${text}`);

@@ -1,10 +1,14 @@
-// The toolbar under the canvas.
+// The toolbars under the canvas.
 
-import { find } from "./dom.js";
+import { find, make } from "./dom.js";
+import { TEMPLATES, blur, invert } from "./layers.js";
 
 const KEYS = { b: "brush", r: "rectangle", e: "eraser" };
+/** Buttons that need a region, and those that need one with pixels. */
+const OF_A_REGION = ["invert", "duplicate", "solo"];
+const OF_PIXELS = ["clear", "blur"];
 
-/** The drawing tool. Tells "change". */
+/** The drawing tool. Dispatches "change". */
 export class Tools extends EventTarget {
   tool = "brush";
 
@@ -13,13 +17,24 @@ export class Tools extends EventTarget {
     this.buttons = [...find("tools").children];
     for (const button of this.buttons) button.addEventListener("click", () => this.choose(button.dataset.tool));
     find("brush-size").addEventListener("input", () => this.#tell());
-    find("undo").addEventListener("click", () => regions.undo());
-    find("redo").addEventListener("click", () => regions.redo());
-    find("clear").addEventListener("click", () => regions.clear());
+    const on = (id, act) => find(id).addEventListener("click", act);
+    on("undo", () => regions.undo());
+    on("redo", () => regions.redo());
+    on("clear", () => regions.edit((context) => context.clearRect(0, 0, ...regions.size)));
+    on("invert", () => regions.edit(invert));
+    on("blur", () => regions.edit(blur));
+    on("duplicate", () => regions.duplicate(regions.active));
+    on("solo", () => regions.toggleSolo(regions.active));
+    prepareTemplates(regions);
     regions.addEventListener("change", () => {
+      const { target } = regions;
       find("undo").disabled = !regions.canUndo;
       find("redo").disabled = !regions.canRedo;
-      find("clear").disabled = !regions.target || !regions.centre(regions.target);
+      for (const id of OF_A_REGION) find(id).disabled = !target;
+      for (const id of OF_PIXELS) find(id).disabled = !target || !regions.centre(target);
+      if (regions.list.length >= regions.most) find("duplicate").disabled = true;
+      find("solo").setAttribute("aria-pressed", String(target !== null && regions.solo === target.id));
+      find("fill").classList.toggle("unusable", !target && !regions.candidate);
     });
   }
 
@@ -34,7 +49,7 @@ export class Tools extends EventTarget {
     this.#tell();
   }
 
-  /** Do what a key means; false where it means nothing. */
+  /** Do what a key means; false if it means nothing. */
   key(name) {
     const size = find("brush-size");
     if (name.toLowerCase() in KEYS) this.choose(KEYS[name.toLowerCase()]);
@@ -48,4 +63,29 @@ export class Tools extends EventTarget {
   #tell() {
     this.dispatchEvent(new Event("change"));
   }
+}
+
+/** The menu that fills a part of the canvas. */
+function prepareTemplates(regions) {
+  const menu = find("fill");
+  const close = () => {
+    const inside = menu.contains(document.activeElement);
+    menu.open = false;
+    if (inside) menu.firstElementChild.focus();
+  };
+  const fill = (left, top, wide, high) => {
+    const [width, height] = regions.size;
+    regions.edit((context) => {
+      context.clearRect(0, 0, width, height);
+      context.fillRect(Math.round(left * width), Math.round(top * height), Math.round(wide * width), Math.round(high * height));
+    });
+    close();
+  };
+  const buttons = TEMPLATES.map(([title, ...box]) => make("button", { type: "button", class: "plain", onclick: () => fill(...box) }, title));
+  find("templates").append(...buttons);
+  menu.addEventListener("toggle", () => {
+    for (const button of buttons) button.disabled = !regions.target && !regions.candidate;
+  });
+  menu.addEventListener("keydown", (event) => event.key === "Escape" && close());
+  document.addEventListener("pointerdown", (event) => !menu.contains(event.target) && (menu.open = false));
 }

@@ -1,4 +1,4 @@
-// The words of the prompt as buttons, where the pointer is a finger: it taps what a mouse would select.
+// On touch screens, the words of the prompt as buttons: a finger taps what a mouse would select.
 
 import { byFinger, find, make, say } from "./dom.js";
 import { places, words } from "./phrases.js";
@@ -6,22 +6,23 @@ import { COLOURS } from "./regions.js";
 
 const HELP = "Tap words, then draw on the canvas where they should appear.";
 
-/** Keeps the buttons as prompt and regions are. */
+/** Keeps the buttons up to date with prompt and regions. */
 export function prepareWords(regions) {
   const part = find("words");
   let text = "";
   let all = [];
   let owners = []; // of each word: the region or the candidate that holds it, or null
   let chosen = null; // the first and the last word of the candidate
-  const phrase = ([first, last]) => text.slice(all[first][0], all[last][1]);
+  const range = ([first, last]) => [all[first][0], all[last][1]];
+  const phrase = (chosen) => text.slice(...range(chosen));
   const tap = (at) => {
-    find("prompt").blur(); // a telephone's keyboard gives way to the canvas
+    find("prompt").blur(); // a phone's keyboard gives way to the canvas
     const owner = owners[at];
     if (owner && owner !== wantedOf(regions) && !(chosen && neighbours(chosen, at))) {
       regions.choose(owner.id);
     } else {
       chosen = tapped(chosen, at);
-      regions.tellPrompt(text, chosen && phrase(chosen));
+      regions.setPrompt(text, chosen && range(chosen));
     }
     say(regions.full ? find("prompt-help").textContent : `Chosen: ${wantedOf(regions)?.phrase ?? "nothing"}.`);
   };

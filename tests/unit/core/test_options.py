@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from syzygy.core.errors import UserError
-from syzygy.pretrained.options import NOISE_LEVEL, Option, decoder_options
+from syzygy.core.options import NOISE_LEVEL, Option, decoder_options
 
 SHARPNESS = Option(name="edge_sharpness", type=float, minimum=0, help="How sharp edges are.")
 MODE = Option(name="mode", type=str, choices=("fast", "good"), help="How to do it.")
@@ -47,9 +47,7 @@ def test_flags_and_schema_follow_from_the_declaration():
 
 
 def test_listing_options_imports_no_torch():
-    code = (
-        "import sys; from syzygy.pretrained.options import decoder_options as o; o(); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys; from syzygy.core.options import decoder_options as o; o(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     names = [option.name for option in decoder_options()]
     assert {"height", "width", "noise_level", "super_res_steps"} <= set(names)

@@ -91,7 +91,15 @@ NOISE_LEVEL = Option(
     help="Stable unCLIP: how much noise is added to the image embedding; higher values make images less similar to it.",
 )
 SUPER_RES_STEPS = Option(name="super_res_steps", minimum=1, help="Karlo: sampling steps from 64 to 256 pixels.")
-BUILTIN = (HEIGHT, WIDTH, NOISE_LEVEL, SUPER_RES_STEPS)
+PLACEMENT_STRENGTH = Option(
+    name="placement_strength",
+    type=float,
+    minimum=0,
+    metavar="W",
+    help="The starter: how strongly objects are drawn to where the prompt says that they are (left of, above); 0 switches it off. Default: 1. "
+    "Without effect on images with regions.",
+)
+BUILTIN = (HEIGHT, WIDTH, NOISE_LEVEL, SUPER_RES_STEPS, PLACEMENT_STRENGTH)
 """The options of the decoders in this package; a new one is added here and named in its decoder's declaration."""
 
 
