@@ -23,7 +23,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_lines_are_the_captions_of_the_pairs(tmp_path: Path) -> None:
-    result = run("--num", "40", "--seed", "5", "--no-held-out", "--out", tmp_path / "new" / "a.jsonl", "--json")
+    result = run("--num", "40", "--seed", "5", "--no-unseen", "--out", tmp_path / "new" / "a.jsonl", "--json")
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     assert (summary["lines"], summary["settings"]["languages"]) == (40, list(LANGUAGES))

@@ -33,9 +33,9 @@ NAMED_WEIGHT = 0.2
 """Weight, in the loss, of whether a token names an object."""
 SEEN = 0.05
 """A token whose chance to name an object is smaller gets no region."""
-TOLD = 0.13
-"""The least total variation distance between a token's cells and those of all, for a region. In the starter, words of related objects have
-0.19 to 0.28, and others at most 0.09."""
+LEAST_APART = 0.13
+"""The least total variation distance of the words' cells from their mean, for regions. In the starter, prompts with a relation have 0.18 to
+0.28, and others at most 0.1."""
 
 Read = Mapping[str, tuple[Float[Tensor, "B _ _"], Bool[Tensor, "B _"]]]
 """Token states and their mask, by condition."""
@@ -115,8 +115,8 @@ class PlacementPredictor(nn.Module):
     def regions(self, read: Read) -> dict[str, Float[Tensor, "B _ side side"]]:
         """A region for each token, from 0 to 1: where its object is expected rather than the others of the prompt.
 
-        With p of a token over the cells and the mean p̄ over all that name objects, it is p / p̄ − 1 where that is positive, at most 1. Tokens
-        whose p hardly differs from p̄ get none: one object alone, or two without a relation.
+        With p of a token over the cells and the mean p̄ over all that name objects, it is p / p̄ − 1 where that is positive, at most 1. Prompts
+        whose p hardly differ from p̄ get none: of one object, or of several without a relation.
         """
         logits = self(read)
         named = {name: one.names.float().sigmoid() for name, one in logits.items()}
@@ -125,16 +125,18 @@ class PlacementPredictor(nn.Module):
         total = torch.stack([one.sum(1) for one in named.values()]).sum(0).clamp_min(SEEN)
         mean = torch.stack([(named[name][..., None] * cells[name]).sum(1) for name in cells]).sum(0) / total[:, None]
         side = self.config.side
+        apart = [(named[name] * (own - mean[:, None]).abs().sum(-1) / 2).sum(1) for name, own in cells.items()]
+        related = torch.stack(apart).sum(0) / total > LEAST_APART
         found = {}
         for name, own in cells.items():
-            told = (own - mean[:, None]).abs().sum(-1) / 2 > TOLD
             region = (own / mean[:, None].clamp_min(1e-6) - 1).clamp(0, 1)
-            found[name] = (region * (named[name] * told)[..., None]).unflatten(-1, (side, side))
+            found[name] = (region * (named[name] * related[:, None])[..., None]).unflatten(-1, (side, side))
         return found
 
     @torch.no_grad()
     def placed(self, conditioning: Conditioning, strength: float, drawn: Sequence[int] = ()) -> Conditioning:
-        """The conditions with the predicted regions, times `strength`. A sample that lacks a condition is predicted from its others.
+        """The conditions with the predicted regions, times `strength`; none where not all conditions that this reads are there, as predictions
+        from CLIP's states alone are not reliable enough.
 
         Args:
             drawn: the samples that have regions already, and keep these.
@@ -144,7 +146,7 @@ class PlacementPredictor(nn.Module):
             condition = conditioning.conditions.get(name)
             if condition is not None and condition.states is not None and condition.mask is not None:
                 read[name] = condition.states, condition.mask & condition.present[:, None]
-        if not read or not strength:
+        if read.keys() != self.config.reads.keys() or not strength:
             return conditioning
         conditions = dict(conditioning.conditions)
         for name, found in self.regions(read).items():
@@ -153,7 +155,8 @@ class PlacementPredictor(nn.Module):
                 maps[list(drawn)] = 0
             if own is not None:
                 maps = own + F.interpolate(maps, own.shape[-2:])
-            conditions[name] = replace(conditions[name], region_maps=maps)
+            if own is not None or maps.any():  # without regions, attention is the plain one, to the bit
+                conditions[name] = replace(conditions[name], region_maps=maps)
         return Conditioning(conditions)
 
     def fingerprint(self) -> str:

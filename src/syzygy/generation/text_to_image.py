@@ -207,7 +207,7 @@ class TextToImage:
             layout: a picture whose edges the images should follow, with a λ-ECLIPSE prior; or the edges themselves, white on black.
             callback: is called with a `Progress` after each sampling step.
             options: `region_strength`, `style_guidance`, `height` and `width` in pixels, `batch_size` (images at once; default all), and
-                options of the decoder (`noise_level` of Stable unCLIP, `super_res_steps` of Karlo).
+                options of the decoder (`placement_strength` of the starter, `noise_level` of Stable unCLIP, …).
 
         Raises:
             UserError: a value has another type, is out of range, or has no effect with this model.

@@ -48,6 +48,14 @@ def test_words_that_do_not_differ_get_none(shown: tuple[tuple[float, ...], ...])
     assert Fixed().regions({"text": words(*shown)})["text"].abs().max() < 1e-3
 
 
+def test_places_that_differ_a_little_are_no_relation() -> None:
+    def apart(by: float) -> Tensor:
+        return Fixed().regions({"text": words((by, -by, by, -by, -9.0), (-by, by, -by, by, -9.0))})["text"]
+
+    assert not apart(0.2).any()  # total variation .10
+    assert apart(0.4).any()  # .19
+
+
 def test_hidden_words_change_nothing() -> None:
     expected = Fixed().regions({"text": words(LEFT, LEFT)})["text"]
     found = Fixed().regions({"text": words(LEFT, LEFT, RIGHT, hidden=1)})["text"]
@@ -77,6 +85,8 @@ def test_conditions_get_regions_and_drawn_ones_stay() -> None:
     assert torch.equal(found[1], drawn[1])
     assert found[0, 0].tolist() == [pytest.approx([0.5, 0.5, 0, 0], abs=1e-3)] * 4
     assert Fixed().placed(both, 0.0) is both
+    plain = Conditioning({"text": replace(text[torch.tensor([0])], states=words(LEFT, LEFT)[0], region_maps=None)})
+    assert Fixed().placed(plain, 1.0).conditions["text"].region_maps is None, "nothing to place"
     alone = Conditioning({"image": both.conditions["image"]})
     assert Fixed().placed(alone, 1.0) is alone
     absent = Conditioning({"text": replace(text, present=torch.tensor([True, False]), region_maps=None)})
@@ -84,6 +94,15 @@ def test_conditions_get_regions_and_drawn_ones_stay() -> None:
     assert maps is not None
     assert maps[0].any()
     assert not maps[1].any()
+
+
+def test_predictions_from_a_part_of_the_conditions_are_not_used() -> None:
+    predictor = Fixed()
+    states, mask = words(LEFT, RIGHT)
+    text = Condition(torch.tensor([True]), states, mask)
+    assert predictor.placed(Conditioning({"text": text}), 1.0).conditions["text"].region_maps is not None
+    predictor.config = predictor.config.changed(reads={"text": 5, "t5": 6})
+    assert predictor.placed(Conditioning({"text": text}), 1.0).conditions["text"].region_maps is None
 
 
 def test_loss_is_of_the_cells_of_the_object_or_of_naming_none() -> None:
