@@ -133,16 +133,54 @@ def test_what_a_stopping_process_refuses_the_other_one_answers(site: Site) -> No
     assert not site.engines[0].batches
 
 
+def test_the_url_of_an_image_answers_whichever_process_has_it(site: Site) -> None:
+    site.go()
+    asked = {**PLAIN, "response_format": "url"}
+    paths = [httpx.URL(site.post(asked).json()["data"][0]["url"]).path for _ in range(4)]
+    assert all(one.batches for one in site.engines)
+    with site.client() as client:
+        for path in paths:
+            answers = [client.get(path) for _ in range(4)]
+            assert {(one.status_code, one.headers["Content-Type"]) for one in answers} == {(200, "image/png")}
+            assert len({one.content for one in answers}) == 1
+        missing = client.get(f"{paths[0]}a")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "image_not_found")
+
+
 def test_events_pass_through_nginx_when_they_happen(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses, "SILENCE_SECONDS", 0.2)
-    with site.client() as client, client.stream("POST", GENERATIONS, json={**PLAIN, "stream": True}) as answer:
+    found: list[int] = []
+    threads = [site.asking(found) for _ in range(2)]
+    assert waited(lambda: site.inside == [1, 1])
+    asked = {**PLAIN, "stream": True, "progress": True}
+    with site.client() as client, client.stream("POST", GENERATIONS, json=asked) as answer:
         lines = answer.iter_lines()
-        assert next(lines) == ": waiting"
-        assert not any(
-            one.go.is_set() for one in site.engines
-        )  # so the answer has not ended, and nginx does not keep it
+        assert "event: syzygy.queue" in lines
+        assert ": waiting" in lines
+        # The answer has not ended, so nginx does not keep it back.
+        assert not any(one.go.is_set() for one in site.engines)
         site.go()
         assert "event: image_generation.completed" in lines
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert found == [200] * 2
+
+
+def test_a_client_that_leaves_nginx_frees_its_place(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "SILENCE_SECONDS", 0.2)
+    with site.client() as client, client.stream("POST", GENERATIONS, json={**PLAIN, "stream": True}):
+        assert sum(site.inside) == 1
+    assert waited(lambda: sum(site.inside) == 0)
+
+
+def test_the_page_is_the_same_from_all_processes(site: Site) -> None:
+    with site.client() as client:
+        for path in ("/", "/page/main.js"):
+            answers = [client.get(path) for _ in range(4)]
+            assert {one.status_code for one in answers} == {200}
+            (tag,) = {one.headers["ETag"] for one in answers}
+            known = [client.get(path, headers={"If-None-Match": tag}).status_code for _ in range(4)]
+            assert known == [304] * 4
 
 
 def test_names_origins_and_addresses_arrive_as_the_client_has_them(site: Site) -> None:
@@ -173,7 +211,7 @@ def test_nginx_and_the_server_have_one_limit_for_bodies(site: Site) -> None:
         with site.client() as client:
             answer = client.post(GENERATIONS, content=content, headers={"Content-Type": "application/json"})
         assert (len(content), answer.status_code) == (size, status)
-        assert ("characters are too many" in answer.text) == (status == 400)
+        assert ("string_above_max_length" in answer.text) == (status == 400)  # else it is nginx's page
 
 
 def unit(path: Path) -> configparser.SectionProxy:
