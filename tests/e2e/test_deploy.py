@@ -23,7 +23,7 @@ import pytest
 
 from syzygy.server import responses
 from syzygy.server.app import create_app
-from syzygy.server.http_server import SENDING_SECONDS, listening, serving
+from syzygy.server.http_server import KEEP_ALIVE_SECONDS, SENDING_SECONDS, listening, serving
 from syzygy.server.limits import Limits
 from tests.documents import ROOT
 from tests.e2e.test_docs_commands import parsed
@@ -133,6 +133,19 @@ def test_what_a_stopping_process_refuses_the_other_one_answers(site: Site) -> No
     assert not site.engines[0].batches
 
 
+def test_a_request_whose_process_ends_is_computed_by_the_other_one(site: Site) -> None:
+    found: list[int] = []
+    thread = site.asking(found)
+    assert waited(lambda: sum(site.inside) == 1)
+    busy = site.inside.index(1)
+    for connection in [*site.apps[busy].state.server.connections]:
+        connection.loop.call_soon_threadsafe(connection.transport.abort)
+    assert waited(lambda: site.inside[1 - busy] == 1)
+    site.go()
+    thread.join(PATIENCE)
+    assert found == [200]
+
+
 def test_the_url_of_an_image_answers_whichever_process_has_it(site: Site) -> None:
     site.go()
     asked = {**PLAIN, "response_format": "url"}
@@ -212,6 +225,12 @@ def test_nginx_and_the_server_have_one_limit_for_bodies(site: Site) -> None:
             answer = client.post(GENERATIONS, content=content, headers={"Content-Type": "application/json"})
         assert (len(content), answer.status_code) == (size, status)
         assert ("string_above_max_length" in answer.text) == (status == 400)  # else it is nginx's page
+
+
+def test_nginx_closes_idle_connections_before_the_server_does() -> None:
+    found = re.search(r"keepalive_timeout (\d+)s;", (ROOT / "deploy" / "nginx.conf").read_text("utf-8"))
+    assert found
+    assert int(found[1]) < KEEP_ALIVE_SECONDS
 
 
 def unit(path: Path) -> configparser.SectionProxy:
