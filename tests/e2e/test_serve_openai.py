@@ -13,6 +13,7 @@ from PIL import Image
 
 from syzygy.generation.image_files import record_of
 from syzygy.server.app import create_app
+from syzygy.server.engine import Description
 from syzygy.server.http_server import serving
 from tests.tiny_server import ENGINES, Held, tiny_engine
 
@@ -179,7 +180,7 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, tiny_mode
 def test_a_failure_in_mid_stream_is_an_error_event(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(tiny_engine(tiny_model))
     held.go.set()
-    monkeypatch.setattr(held, "file", lambda *_: 1 / 0)
+    monkeypatch.setattr(Description, "file", lambda *_: 1 / 0)
     with serving(create_app(held)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
         with client.images.generate(prompt=PROMPT, stream=True) as stream, pytest.raises(openai.APIError) as failure:
             list(stream)

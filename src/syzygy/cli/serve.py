@@ -154,11 +154,11 @@ def serve(
         app = create_app(model, limits, batch_size=batch_size, aliases=model_alias, api_key=api_key, hosts=hosts)
         server = server_of(app, grace=float(grace), proxies=",".join(proxy) or "127.0.0.1", verbose=verbose)
         url = url_of(bound)
-        about = {"url": url, "model": model.name, "api_key": api_key is not None, **limits.model_dump()}
+        about = {"url": url, "model": model.about.name, "api_key": api_key is not None, **limits.model_dump()}
         click.echo(
             json.dumps(about)
             if as_json
-            else f"Serving {model.name}: open {url} in a browser. Programs use {url}/v1, documented at {url}/docs."
+            else f"Serving {model.about.name}: open {url} in a browser. Programs use {url}/v1, documented at {url}/docs."
         )
         server.run(sockets=[bound])
 

@@ -63,7 +63,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     500: {
         "description": "The model or the server failed; with the code `non_finite_values` the model computed NaN or infinity."
     },
-    503: {"description": "The server is shutting down."},
+    503: {"description": "The server is shutting down, or the replica that computed the images was lost."},
 }
 NO_IMAGE = {"description": "There is no such image, or not any more."}
 
@@ -88,7 +88,7 @@ class Server:
 
     def __init__(self, engine: ImageEngine, limits: Limits, batch_size: int, aliases: Sequence[str]) -> None:
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
-        self.validator = Validator(engine, limits, aliases)
+        self.validator = Validator(engine.about, limits, aliases)
         self.stored = StoredImages(limits.stored)
         self.worker = Worker(engine, self.metrics, batch_size=batch_size)
         self.admission = Admission(limits, self.worker)
@@ -296,7 +296,7 @@ def _other_routes(app: FastAPI, server: Server) -> None:
         if not name.strip("/"):
             return await models()
         if name not in server.cards:
-            raise model_not_found(name, server.engine.name)
+            raise model_not_found(name, server.engine.about.name)
         return Json(server.cards[name])
 
     @app.get("/healthz", responses={503: {"description": "Nothing computes images now."}}, tags=["operation"])
@@ -304,7 +304,7 @@ def _other_routes(app: FastAPI, server: Server) -> None:
         """Answers when the model is loaded. With replicas, the status is 503 while none of them runs."""
         if not await asyncio.to_thread(server.engine.ready):
             raise Problem(503, "no replica runs at the moment.", kind=SERVER, code="not_ready", retry_after=5.0)
-        return Json({"status": "ok", "model": server.engine.name})
+        return Json({"status": "ok", "model": server.engine.about.name})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:

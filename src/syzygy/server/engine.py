@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from syzygy.clip.image_processing import Preparation
 from syzygy.clip.tokenization import collected_truncations
 from syzygy.core import diffusers_schedulers
 from syzygy.core.contracts import Progress
@@ -18,6 +19,7 @@ from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.samplers import SAMPLERS
 from syzygy.generation.mixing import mixed
 from syzygy.generation.pipeline import to_pil
+from syzygy.generation.request import notes
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.server.problems import field_errors
 from syzygy.server.requests import ImageRequest, Upload
@@ -45,39 +47,47 @@ class Generated(NamedTuple):
     """Each text that an encoder cut, and the sentence about it."""
 
 
+@dataclass(frozen=True)
+class Description:
+    """What the server must know of a model besides its images. It can be sent from where the model is loaded."""
+
+    name: str
+    """The model's id for clients."""
+    record: Mapping[str, Any]
+    """The settings that determine images when a request gives none, with the names of `syzygy generate`'s records."""
+    own_size: tuple[int, int] | None
+    """Height and width of all its images; None where a request may choose."""
+    capabilities: Mapping[str, Any]
+    """What the model can do, as `GET /v1/models` shows it."""
+    preparation: Preparation
+    """Of pictures, for the image encoder."""
+    languages: Sequence[str] | None
+    """Those of a model that is limited to the embedded world; None for others."""
+
+    def notes(self, text: str) -> list[str]:
+        """What the model does not understand in a prompt, one sentence each."""
+        return notes(text, self.languages)
+
+    def prepared(self, image: Image.Image, data: bytes) -> Upload:
+        """A client's picture, prepared for the image encoder. Raises `UserError` if it is too long for its width."""
+        return Upload.of(self.preparation.prepare(image), data)
+
+    def file(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
+        """The file of the request's image `index`; a PNG with its record inside."""
+        return request.format.encoded(image, request.record(self.record, index))
+
+
 class ImageEngine(Protocol):
     """What the server needs of a model. `Engine` computes in this process, `RayEngine` in replicas on a cluster."""
 
     @property
-    def name(self) -> str:
-        """The model's id for clients."""
-        ...
-
-    @property
-    def record(self) -> Mapping[str, Any]:
-        """The settings that determine images when a request gives none, with the names of `syzygy generate`'s records."""
-        ...
-
-    @property
-    def own_size(self) -> tuple[int, int] | None:
-        """Height and width of all its images; None where a request may choose."""
+    def about(self) -> Description:
+        """The model."""
         ...
 
     @property
     def lanes(self) -> int:
         """How many batches it computes at a time, each asked for by a thread of its own."""
-        ...
-
-    def capabilities(self) -> dict[str, Any]:
-        """What the model can do, as `GET /v1/models` shows it."""
-        ...
-
-    def notes(self, text: str) -> list[str]:
-        """What the model does not understand in a prompt, one sentence each."""
-        ...
-
-    def prepared(self, image: Image.Image, data: bytes) -> Upload:
-        """A client's picture, prepared for the image encoder. Raises `UserError` if it is too long for its width."""
         ...
 
     def generate(
@@ -89,10 +99,6 @@ class ImageEngine(Protocol):
             UserError: the model refuses the request. Errors that `on_step` raises end the sampling.
             Interrupted: `interrupt` was called.
         """
-        ...
-
-    def file(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
-        """The file of the request's image `index`; a PNG with its record inside."""
         ...
 
     def ready(self) -> bool:
@@ -111,16 +117,25 @@ class Engine:
     model: TextToImage
     record: Mapping[str, Any]
     """The settings that determine images when a request gives none, with the names of `syzygy generate`'s records."""
+    about: Description = field(init=False)
+    """The model."""
 
     @classmethod
     def of(cls, model: TextToImage, record: Mapping[str, Any]) -> "Engine":
         """Keep only the last part of folders in the record, because it is sent to clients."""
         return cls(model, {key: last_part(value) if isinstance(value, str) else value for key, value in record.items()})
 
-    @property
-    def name(self) -> str:
-        """The model's id for clients."""
-        return last_part(self.model.name)
+    def __post_init__(self) -> None:
+        model = self.model
+        about = Description(
+            last_part(model.name),
+            self.record,
+            self.own_size,
+            self.capabilities(),
+            model.clip.preparation,
+            model.limited_to,
+        )
+        object.__setattr__(self, "about", about)
 
     @property
     def lanes(self) -> int:
@@ -133,10 +148,6 @@ class Engine:
 
     def interrupt(self) -> None:
         """Nothing is left to do: `generate` only waits for the next step, and `on_step` ends it there."""
-
-    def notes(self, text: str) -> list[str]:
-        """What the model does not understand in a prompt, one sentence each."""
-        return self.model.notes(text)
 
     @property
     def own_size(self) -> tuple[int, int] | None:
@@ -187,14 +198,6 @@ class Engine:
         if isinstance(decoder, LatentDecoder):
             return sorted(SAMPLERS)
         return [] if decoder.defaults.sampler is None else sorted(diffusers_schedulers.SCHEDULERS)
-
-    def prepared(self, image: Image.Image, data: bytes) -> Upload:
-        """A client's picture, prepared for the image encoder.
-
-        Raises:
-            UserError: it is too long for its width.
-        """
-        return Upload.of(self.model.clip.preparation.prepare(image), data)
 
     @torch.inference_mode()
     def generate(
@@ -251,10 +254,6 @@ class Engine:
         decoder = self.model.pipeline.decoder
         assert isinstance(decoder, LatentDecoder), "only this decoder reports latents of its autoencoder"
         return to_pil(decoder.autoencoder.decode(denoised))
-
-    def file(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
-        """The file of the request's image `index`; a PNG with its record inside."""
-        return request.format.encoded(image, request.record(self.record, index))
 
 
 def preview_at(step: int, steps: int, previews: int) -> int | None:

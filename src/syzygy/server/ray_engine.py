@@ -17,31 +17,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
-from syzygy.clip.image_processing import Preparation
 from syzygy.core.errors import UserError, install
-from syzygy.core.registry import imported
-from syzygy.server.engine import Engine, Generated, Interrupted, Step
+from syzygy.server.engine import Description, Engine, Generated, Interrupted, Step
 from syzygy.server.problems import SERVER, Problem, without_message
-from syzygy.server.requests import ImageRequest, Upload
+from syzygy.server.requests import ImageRequest
 
 STOP_SECONDS = 5.0
 """Time for the step that a replica computes when it is stopped."""
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Description:
-    """What the server's process must know of the model, which it does not load."""
-
-    name: str
-    record: Mapping[str, Any]
-    own_size: tuple[int, int] | None
-    capabilities: Mapping[str, Any]
-    preparation: Preparation
-    languages: Sequence[str] | None
-    """Those of a model that is limited to the embedded world; None for others."""
 
 
 class Replica:
@@ -57,18 +40,7 @@ class Replica:
 
     def describe(self) -> Description | str:
         """The model, or what the user has to correct."""
-        if self.mistake is not None:
-            return self.mistake
-        engine = self.engine
-        limited = engine.model.world and not engine.model.foreign_llm
-        return Description(
-            engine.name,
-            engine.record,
-            engine.own_size,
-            engine.capabilities(),
-            engine.model.clip.preparation,
-            tuple(engine.model.languages) if limited else None,
-        )
+        return self.engine.about if self.mistake is None else self.mistake
 
     async def generate(
         self, requests: Sequence[ImageRequest], seeds: Sequence[int]
@@ -117,39 +89,6 @@ class RayEngine:
     """How many replicas run now."""
     _active: set[Any] = field(default_factory=set)
     """The responses under way."""
-
-    @property
-    def name(self) -> str:
-        """The model's id for clients."""
-        return self.about.name
-
-    @property
-    def record(self) -> Mapping[str, Any]:
-        """The settings that the replicas were started with."""
-        return self.about.record
-
-    @property
-    def own_size(self) -> tuple[int, int] | None:
-        """Height and width of all images; None where a request may choose."""
-        return self.about.own_size
-
-    def capabilities(self) -> dict[str, Any]:
-        """What the model can do."""
-        return dict(self.about.capabilities)
-
-    def notes(self, text: str) -> list[str]:
-        """What the model does not understand in a prompt."""
-        if self.about.languages is None or not text.strip():
-            return []
-        return imported("syzygy.lab.world.vocabulary:notes")(text, self.about.languages)
-
-    def prepared(self, image: Image.Image, data: bytes) -> Upload:
-        """A client's picture, prepared for the image encoder. Raises `UserError` if it is too long for its width."""
-        return Upload.of(self.about.preparation.prepare(image), data)
-
-    def file(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
-        """The file of the request's image `index`; a PNG with its record inside."""
-        return request.format.encoded(image, request.record(self.record, index))
 
     def ready(self) -> bool:
         """Whether a replica runs."""

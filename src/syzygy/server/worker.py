@@ -306,7 +306,7 @@ class Worker:
         self.metrics.count("batches")
         for (job, index), image, seed in zip(rows, images, seeds, strict=True):
             if not job.left.is_set():
-                file = self.engine.file(image, job.request, index)
+                file = self.engine.about.file(image, job.request, index)
                 texts = (*job.request.texts, job.request.generation.negative_prompt)
                 notes = dict.fromkeys(sentence for text, sentence in truncated if text in texts)
                 job.send(ImageReady(index, seed, file, tuple(notes)))

@@ -17,7 +17,7 @@ from PIL import Image
 from syzygy.core.contracts import Region, Sampling
 from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.generation.request import GenerationRequest
-from syzygy.server.engine import Engine, preview_at
+from syzygy.server.engine import Description, Engine, preview_at
 from syzygy.server.metrics import Metrics
 from syzygy.server.problems import Problem, field_errors, problem_of
 from syzygy.server.requests import ImageRequest
@@ -228,11 +228,9 @@ def test_a_mistake_in_one_request_is_not_paid_by_its_neighbours(worker: Worker, 
     assert held.batches[1:] == [["a ring", "a star"], ["a ring"], ["a star"]]
 
 
-def test_a_bug_ends_its_request_and_not_the_worker(
-    worker: Worker, held: Held, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_ends_its_request_and_not_the_worker(worker: Worker, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     held.go.set()
-    monkeypatch.setattr(held, "file", lambda *_: 1 / 0, raising=False)
+    monkeypatch.setattr(Description, "file", lambda *_: 1 / 0)
     assert isinstance(Client(worker, request()).error(), ZeroDivisionError)
     monkeypatch.undo()
     assert Client(worker, request()).pngs()
