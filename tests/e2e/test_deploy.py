@@ -308,6 +308,12 @@ def built(folder: Path, environment: dict[str, str]) -> None:
             subprocess.run(["/bin/sh", "-c", rest], check=True, cwd=folder, env=environment)
 
 
+def test_docker_is_sent_what_is_copied() -> None:
+    copied = {source for name, rest in instructions() if name == "COPY" for source in rest.split()[:-1]}
+    ignored = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     find_spec("hatchling") is None or find_spec("pip") is None, reason="pip or hatchling is not installed"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+STARTED = "Serving {model}: open {url} in a browser. Programs use {url}/v1, documented at {url}/docs."
 LIMITS = {
     "max_prompt": ("prompt", 2000, "Largest number of characters in a prompt."),
     "max_number": ("number", 10, "Largest number of images in a request."),
@@ -153,13 +154,8 @@ def serve(
         hosts = [host, *allow_host] if local or allow_host or api_key is None else None
         app = create_app(model, limits, batch_size=batch_size, aliases=model_alias, api_key=api_key, hosts=hosts)
         server = server_of(app, grace=float(grace), proxies=",".join(proxy) or "127.0.0.1", verbose=verbose)
-        url = url_of(bound)
-        about = {"url": url, "model": model.about.name, "api_key": api_key is not None, **limits.model_dump()}
-        click.echo(
-            json.dumps(about)
-            if as_json
-            else f"Serving {model.about.name}: open {url} in a browser. Programs use {url}/v1, documented at {url}/docs."
-        )
+        about = {"url": url_of(bound), "model": model.about.name, "api_key": api_key is not None, **limits.model_dump()}
+        click.echo(json.dumps(about) if as_json else STARTED.format_map(about))
         server.run(sockets=[bound])
 
 
@@ -184,8 +180,7 @@ def _started(
 
     from syzygy.server.ray_engine import ray_engine
 
-    load = partial(partial, load_replica, os.getcwd(), settings)
-    name = f"syzygy-{socket.gethostname()}-{port}"
+    load, name = partial(load_replica, os.getcwd(), settings), f"syzygy-{socket.gethostname()}-{port}"
     with ray_engine(load, device=device, replicas=replicas, name=name) as started:
         yield started
 

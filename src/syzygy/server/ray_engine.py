@@ -15,6 +15,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from syzygy.core.errors import UserError, install
@@ -153,13 +154,11 @@ class RayEngine:
 
 
 @contextmanager
-def ray_engine(
-    load: Callable[[str], Callable[[], Engine]], *, device: str, replicas: int, name: str
-) -> Iterator[RayEngine]:
+def ray_engine(load: Callable[[str], Engine], *, device: str, replicas: int, name: str) -> Iterator[RayEngine]:
     """Start replicas on the cluster that Ray finds (`RAY_ADDRESS`), or on this machine; they end when the block does.
 
     Args:
-        load: from the device of a replica to a function that loads the model there; both are sent to the replicas.
+        load: loads the model of a replica on this device. It is sent to the replicas.
         device: of each replica. A replica on CUDA gets a GPU of its own; auto chooses CUDA if the cluster has GPUs.
         name: of the application in Ray Serve. One that runs under this name is replaced.
 
@@ -187,7 +186,7 @@ def ray_engine(
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         serve.start(proxy_location="Disabled")
-        handle = serve.run(deployment.bind(load(device)), name=name, route_prefix=None)
+        handle = serve.run(deployment.bind(partial(load, device)), name=name, route_prefix=None)
         yield engine_of(handle, replicas, lambda: _running(serve, name))
     finally:
         with suppress(Exception):  # it may be gone already
