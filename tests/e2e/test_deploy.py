@@ -315,6 +315,7 @@ def test_docker_is_sent_what_is_copied() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(
     find_spec("hatchling") is None or find_spec("pip") is None, reason="pip or hatchling is not installed"
 )
