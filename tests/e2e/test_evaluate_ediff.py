@@ -4,10 +4,12 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core.contracts import Guide, ImageDecoder, Sampling
@@ -105,6 +107,33 @@ def test_a_style_takes_the_priors_place_and_the_texts_alone_tell_the_content(wit
     assert alone != paint(own, "a green moon", style=style), "T5 is read beside the style"
 
 
+def test_the_content_of_a_style_is_taken_out_of_it(with_t5: Path) -> None:
+    """Prediction of the prompt + style − prediction of the content, for each prompt and with its own ε."""
+    model = TextToImage.from_pretrained(with_t5)
+    prompts, contents = ["a red star", "a blue ring"], ["a green moon", "a cyan heart"]
+
+    def embeddings(**settings: Any) -> Tensor:
+        noise = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        return model.pipeline(GenerationRequest(generator=noise, **settings)).image_embeddings
+
+    style = model.embed_image(torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    expected = embeddings(prompts=prompts) + style - embeddings(prompts=contents)
+    torch.testing.assert_close(embeddings(prompts=prompts, style=style, style_content=contents), expected)
+    same = embeddings(prompts=prompts, style=style, style_content=contents[0])
+    torch.testing.assert_close(same[0], expected[0])
+    assert not torch.allclose(same[1], expected[1])
+    noise = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    batches = GenerationRequest(prompts, style=style, style_content=contents, batch_size=1, generator=noise).batches()
+    assert [one.style_content for one in batches] == [["a green moon"], ["a cyan heart"]]
+    for settings, message in (
+        ({"style_content": "a moon"}, "style_content describes a style"),
+        ({"style": style, "style_content": " "}, "style_content is empty"),
+        ({"style": style, "style_content": ["a moon"]}, "style_content is a list of 1 for 2 prompts"),
+    ):
+        with pytest.raises(UserError, match=message):
+            embeddings(prompts=prompts, **settings)
+
+
 def test_each_picture_may_have_a_style_of_its_own(tiny_model: Path) -> None:
     model = TextToImage.from_pretrained(tiny_model)
     random = torch.Generator().manual_seed(0)
@@ -127,10 +156,10 @@ def test_style_is_measured_beside_its_controls(syzygy, with_t5: Path, tmp_path: 
     assert answer.code == 0, answer.err
     assert "Best on seen prompts:" in answer.out
     found = json.loads((tmp_path / "results.json").read_text())
-    pictures = ["style reference", "style reference, W 1", "style reference, W 4"]
+    pictures = [f"{what}, W {w}" for what in ("reference", "reference without its content") for w in (1, 3, 4)]
     assert list(dict.fromkeys(row["candidate"] for row in found["rows"])) == [
-        "no style",
         "text alone",
+        "prior's embedding",
         "style in words",
         *pictures,
     ]
@@ -319,7 +348,9 @@ def test_another_evaluations_folder_is_refused(syzygy, tiny_model: Path, tmp_pat
 def test_decoders_that_read_no_text_are_refused(tiny_kandinsky) -> None:
     decoder, clip, prior = tiny_kandinsky
     model = TextToImage.from_pretrained(decoder, clip=clip, prior=prior)
-    with pytest.raises(UserError, match=r"needs a decoder that reads image and text; the decoder of .* reads image"):
+    with pytest.raises(
+        UserError, match=r"needs a prior, and a decoder that reads image and text; the decoder of .* reads image"
+    ):
         evaluate_style.check(model)
     with pytest.raises(UserError, match="only in Syzygy's own decoders"):
         temporal.check(model)

@@ -138,8 +138,13 @@ def test_a_style_takes_the_priors_place(syzygy, tiny_model: Path, canvas: Path, 
     weighed, record = paint(syzygy, tiny_model, tmp_path / "weighed", "--style", canvas, "--style-guidance", 0)
     assert weighed not in (plain, styled)
     assert record["style_guidance"] == 0
+    alone, record = paint(syzygy, tiny_model, tmp_path / "alone", "--style", canvas, "--style-content", "a blue ring")
+    assert alone not in (plain, styled)
+    assert record["style_content"] == "a blue ring"
     for arguments, message in (
         (("--style", "nowhere.png"), "nowhere.png"),
+        (("--style-content", "a ring"), "style_content describes a style"),
+        (("--style", canvas, "--style-content", ""), "style_content is empty"),
         (("--style-guidance", "2"), "style_guidance has no effect without a style"),
         (("--style", canvas, "--style-guidance", "-1"), "at least 0"),
         (("--style", canvas, "--conditions", "image"), "a style is read with the text"),

@@ -140,6 +140,9 @@ def refused(answer: httpx.Response, param: str | None, message: str) -> None:
         ),
         ({"prompt": "a", "style": "vivid", "style_guidance": 2}, "style_guidance", "is for a style: give a picture"),
         ({"prompt": "a", "style_guidance": 2}, "style_guidance", "style_guidance is for a style: give a picture"),
+        ({"prompt": "a", "style_content": "a ring"}, "style_content", "style_content is for a style: give a picture"),
+        ({"prompt": "a", "style": MASK, "style_content": " "}, "style_content", "style_content is empty"),
+        ({"prompt": "a", "style": MASK, "style_content": "a\x07"}, "style_content", "control character"),
         ({"prompt": "a", "region_strength": 2}, "region_strength", "region_strength is for regions: give regions"),
         (
             {"prompt": "a", "noise_level": 3},
@@ -275,10 +278,11 @@ def opened(file: bytes) -> Image.Image:
             {"regions", "region_strength"},
         ),
         (GENERATIONS, {"prompt": "a circle", "style": MASK, "style_guidance": 3}, {"style", "style_guidance"}),
+        (GENERATIONS, {"prompt": "a circle", "style": MASK, "style_content": "a ring"}, {"style_content"}),
         (MIXES, {"sources": [{"text": "a circle", "weight": 0.7}, {"image": MASK, "weight": 0.3}]}, set()),
         (MIXES, {"sources": [{"image": MASK}], "guidance_scale": 1.5}, {"guidance_scale"}),
     ],
-    ids=["prompt", "regions", "style", "mix", "variation"],
+    ids=["prompt", "regions", "style", "content", "mix", "variation"],
 )
 def test_an_image_is_generated_again_from_its_own_file(
     client: httpx.Client, path: str, body: dict[str, Any], dropped: set[str]

@@ -268,9 +268,10 @@ def test_style_variations_and_mixtures(opened: Open) -> None:
     drop(page, picture("orange"), "#style-drop")
     expect(page.locator("#style-picture")).to_be_visible()
     page.fill("#style_guidance", "2")
+    page.fill("#style_content", " a blue ring")
     serve_page.generated(page)
     made = record(downloaded(page))
-    assert made["style_guidance"] == 2
+    assert (made["style_guidance"], made["style_content"]) == (2, "a blue ring")
     assert pixels(base64.b64decode(made["style"]["data"]))[3][3] == [255, 165, 0]
 
     page.click("figure.done .open")

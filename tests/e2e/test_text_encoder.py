@@ -121,7 +121,7 @@ def test_a_model_is_put_together_with_one(model: Path, adapted: TextToImage, tmp
 
 def test_the_starter_is_small() -> None:
     folder = model_parts.BUNDLED["starter"]
-    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40 * 2**20
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40e6
 
 
 def test_what_was_taught_is_understood(adapted: TextToImage) -> None:

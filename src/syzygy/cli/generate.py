@@ -54,6 +54,7 @@ def generate(
     canvas: Path | None,
     mask_blur: float | None,
     style: Path | None,
+    style_content: str | None,
     subjects: tuple[str, ...],
     layout: Path | None,
     **settings: Any,
@@ -83,6 +84,7 @@ def generate(
         given = GivenInputs(
             _regions(prompts, regions, canvas, mask_blur),
             style and picture(style),
+            style_content,
             subject_pictures(subjects, prompts),
             layout and layout_picture(layout),
         )
@@ -109,6 +111,7 @@ class GivenInputs:
 
     regions: "list[Region] | None"
     style: Given | None
+    style_content: str | None
     subjects: list[GivenSubject]
     layout: Given | None
 
@@ -117,6 +120,7 @@ class GivenInputs:
         return {
             "regions": self.regions,
             "style": self.style and self.style.image,
+            "style_content": self.style_content,
             "subjects": [one.subject for one in self.subjects],
             "layout": self.layout and self.layout.image,
         }
@@ -134,6 +138,7 @@ class GivenInputs:
             found |= {"regions": [recorded(one) for one in self.regions], "region_strength": own["region_strength"]}
         if self.style is not None:
             found |= {"style": self.style.about}
+            found |= {} if self.style_content is None else {"style_content": self.style_content}
             found |= {} if own["style_guidance"] is None else {"style_guidance": own["style_guidance"]}
         if self.subjects:
             found |= {"subjects": [one.about for one in self.subjects]}

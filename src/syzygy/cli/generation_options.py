@@ -86,7 +86,8 @@ def text_encoder_options(command: F) -> F:
 
 
 def region_options(command: F) -> F:
-    """Options for regions and for the style: `regions`, `canvas`, `mask_blur`, `region_strength`, `style`, `style_guidance`."""
+    """Options for regions and for the style: `regions`, `canvas`, `mask_blur`, `region_strength`, `style`, `style_content`,
+    `style_guidance`."""
     file = click.Path(path_type=Path)
     options = (
         click.option(
@@ -112,6 +113,12 @@ def region_options(command: F) -> F:
         ),
         click.option(
             "--style", type=file, metavar="PICTURE", help="Style reference: picture whose style the images should have."
+        ),
+        click.option(
+            "--style-content",
+            metavar="TEXT",
+            help="What the style reference shows, such as 'a red ring': its objects then do not appear in the images. Try it with a "
+            "--style-guidance of 2.",
         ),
         click.option(
             "--style-guidance",

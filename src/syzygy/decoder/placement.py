@@ -77,7 +77,8 @@ class PlacementPredictor(nn.Module):
             self.register_buffer(f"{name}_std", torch.ones(width))
         heads = max(config.width // 32, 1)
         self.blocks = nn.ModuleList(
-            BasicTransformerBlock(config.width, heads, config.width // heads) for _ in range(config.layers)
+            BasicTransformerBlock(config.width, heads, config.width // heads, ff_inner_dim=config.width)
+            for _ in range(config.layers)
         )
         self.cells = nn.Linear(config.width, config.side**2)
         self.names = nn.Linear(config.width, 1)

@@ -85,7 +85,9 @@ class Pipeline:
                     "a style is read with the text: this needs a decoder that reads both, and conditions with text."
                 )
             assert isinstance(request.style, Tensor), "the style is an embedding"
-            embeddings = request.style.to(embeddings).expand(len(rows), -1)
+            style = request.style.to(embeddings).expand(len(rows), -1)
+            # The style's objects would appear too: without them, it is a difference from what is predicted of the prompt (ours).
+            embeddings = style if request.style_content is None else embeddings + style - self._content(request, noise)
             read = ("image", *(name for name in conditions if name != "image"))
             positive = replace(positive, embeddings=embeddings, conditions=read)
             if sampling.style_guidance is None:
@@ -142,6 +144,13 @@ class Pipeline:
             return self.predict([source], [0] * len(noise), noise)[1].float()
         assert isinstance(source, Tensor), "pictures are embedded before"
         return source.expand(len(noise), -1)
+
+    def _content(self, request: GenerationRequest, noise: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """What is predicted of the style references' content."""
+        given, rows = request.style_content, request.rows
+        texts = [given] * len(rows) if isinstance(given, str) else [(given or [])[row] for row in rows]
+        unique = list(dict.fromkeys(texts))
+        return self.predict(unique, [unique.index(text) for text in texts], noise)[1]
 
     def _mixed(self, request: GenerationRequest, noise: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """The embedding of each image's mixture. Images of one mixture are computed together."""

@@ -61,6 +61,8 @@ class GenerationRequest:
     """Where phrases of a prompt should be (paint-with-words): a list for each prompt. One list of regions is for all prompts."""
     style: Picture | None = None
     """A picture whose style the images should have, or embeddings [S, D]: one for all images, or one for each."""
+    style_content: str | Sequence[str] | None = None
+    """What the style reference shows, in words; its content is then taken out of the style. One text for all, or one for each prompt."""
     subjects: Sequence[Subject] = ()
     """Pictures that words of the prompts stand for, with a λ-ECLIPSE prior. Of subjects that share a token, the last one counts."""
     layout: Picture | None = None
@@ -77,26 +79,34 @@ class GenerationRequest:
             raise UserError(EMPTY)
         if self.regions is not None:
             object.__setattr__(self, "regions", for_each(self.regions, len(self.prompts)))
-        if isinstance(self.negative_prompt, list) and len(self.negative_prompt) != len(self.items):
-            each = "prompt" if self.prompts else "picture"
-            raise UserError(
-                f"negative_prompt is a list of {len(self.negative_prompt)} for {len(self.items)} "
-                f"{each}{'' if len(self.items) == 1 else 's'}: give one text for all, or a list with one for each {each}."
-            )
+        for name in ("negative_prompt", "style_content"):
+            self._check_number(name)
         if self.regions is None and self.sampling.region_strength is not None:
             raise UserError("region_strength has no effect without regions: give regions, or leave it out.")
         if self.style is None and self.sampling.style_guidance is not None:
             raise UserError(
                 "style_guidance has no effect without a style: give a picture as the style, or leave it out."
             )
+        if self.style is None and self.style_content is not None:
+            raise UserError("style_content describes a style: give a picture as the style, or leave it out.")
         check_words(self.subjects, self.prompts)
         if self.style is not None and (self.subjects or self.layout is not None):
             raise UserError(
                 "a style replaces the image embedding that subjects and layout change: leave out the style, or these."
             )
 
+    def _check_number(self, name: str) -> None:
+        """One text for all, or one for each prompt or mixture."""
+        given = getattr(self, name)
+        if isinstance(given, list) and len(given) != len(self.items):
+            each = "prompt" if self.prompts else "picture"
+            raise UserError(
+                f"{name} is a list of {len(given)} for {len(self.items)} {each}{'' if len(self.items) == 1 else 's'}: give one text for all, "
+                f"or a list with one for each {each}."
+            )
+
     def _check_mixtures(self) -> None:
-        names = ("prompts", "conditions", "regions", "style", "subjects", "layout")
+        names = ("prompts", "conditions", "regions", "style", "style_content", "subjects", "layout")
         without_effect = [name for name in names if isinstance(value := getattr(self, name), Tensor) or value]
         if without_effect:
             raise UserError(
@@ -159,7 +169,7 @@ class GenerationRequest:
     def _part(self, start: int, stop: int) -> "GenerationRequest":
         """The images from `start` to before `stop`, each with a prompt or mixture of its own."""
         rows, own = self.rows[start:stop], {}
-        for name in ("prompts", "mixtures", "regions", "negative_prompt"):
+        for name in ("prompts", "mixtures", "regions", "negative_prompt", "style_content"):
             value = getattr(self, name)
             own[name] = (
                 value if value is None or isinstance(value, str) or not len(value) else [value[row] for row in rows]
@@ -202,10 +212,14 @@ def notes(text: str, languages: Sequence[str] | None) -> list[str]:
     return imported("syzygy.lab.world.vocabulary:notes")(text, languages)
 
 
-def _negative(value: Any) -> str | list[str] | None:
+def _texts(value: Any, name: str) -> str | list[str] | None:
     if value is None:
         return None
-    found = check_texts(value, "negative_prompt")
+    found = check_texts(value, name)
+    if name == "style_content" and not all(text.strip() for text in found):
+        raise UserError(
+            "style_content is empty: say what the style reference shows, such as 'a red ring', or leave it out."
+        )
     return found[0] if isinstance(value, str) else found
 
 
@@ -256,7 +270,8 @@ def _batch_size(value: Any) -> int | None:
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "prompts": check_texts,
     "num_images": partial(arguments.whole, name="num_images", least=1),
-    "negative_prompt": _negative,
+    "negative_prompt": partial(_texts, name="negative_prompt"),
+    "style_content": partial(_texts, name="style_content"),
     "best_of": partial(arguments.whole, name="best_of", least=1),
     "batch_size": _batch_size,
     "generator": check_generator,

@@ -183,6 +183,7 @@ class TextToImage:
         conditions: Sequence[str] | None = None,
         regions: Sequence[Region] | Sequence[Sequence[Region]] | None = None,
         style: Picture | None = None,
+        style_content: str | Sequence[str] | None = None,
         subjects: Sequence[Subject] | None = None,
         layout: Picture | None = None,
         callback: Callable[[Progress], None] | None = None,
@@ -203,6 +204,8 @@ class TextToImage:
                 None is the model's own choice (the starter: text and t5), or all that it can where a prior was named.
             regions: where phrases of a prompt should be (paint-with-words): a list for all prompts, or a list for each.
             style: a picture whose style the images should have: a file, a Pillow image, or a tensor [3, H, W] in [0, 1].
+            style_content: what the style reference shows, in words ("a red ring"): its objects then do not appear in the images, as what the
+                prior predicts of these words is taken out of the style. One text for all prompts, or a list with one for each.
             subjects: pictures that words of every prompt stand for, with a λ-ECLIPSE prior.
             layout: a picture whose edges the images should follow, with a λ-ECLIPSE prior; or the edges themselves, white on black.
             callback: is called with a `Progress` after each sampling step.
@@ -225,6 +228,7 @@ class TextToImage:
             conditions=conditions,
             regions=regions,
             style=style,
+            style_content=style_content,
             subjects=subjects,
             layout=layout,
             callback=callback,

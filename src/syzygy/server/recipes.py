@@ -54,7 +54,7 @@ def again(
 
 
 def _prompted(record: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
-    names = ("prompt", "regions", "style_guidance")
+    names = ("prompt", "regions", "style_content", "style_guidance")
     found = {name: record[name] for name in names if record.get(name) is not None}
     strength = record.get("region_strength", record.get("painting"))  # the name that records had before
     found |= {} if strength is None else {"region_strength": strength}

@@ -90,9 +90,10 @@ class ImageRequest:
 
     @property
     def texts(self) -> list[str]:
-        """The prompt, or the texts of the mixture."""
+        """The prompt, or the texts of the mixture; and the words for the style's content."""
         mixed = [what for mixture in self.generation.mixtures for what, _ in mixture if isinstance(what, str)]
-        return [*self.generation.prompts, *mixed]
+        content = self.generation.style_content
+        return [*self.generation.prompts, *mixed, *([content] if isinstance(content, str) else [])]
 
     @cached_property
     def shape(self) -> Hashable:
@@ -104,7 +105,8 @@ class ImageRequest:
         digests = tuple(one.digest for one in self.uploads)
         options = tuple(sorted(own.options.items()))
         words = tuple(subject.word for subject in asked.subjects), asked.layout is None
-        return sampling, options, asked.negative_prompt, masks, tuple(sources), asked.style is None, words, digests
+        texts = asked.negative_prompt, asked.style_content
+        return sampling, options, texts, masks, tuple(sources), asked.style is None, words, digests
 
     @cached_property
     def kept(self) -> Sequence[Upload]:
@@ -136,6 +138,8 @@ class ImageRequest:
         }
         found = {**own, **{name: value for name, value in said.items() if value is not None}}
         found |= {"negative_prompt": self.generation.negative_prompt, **self._subject}
+        if self.generation.style_content is not None:
+            found |= {"style_content": self.generation.style_content}
         return found | {"seed": self.seeds[index], "number": len(self.seeds), "index": index}
 
     @cached_property

@@ -162,6 +162,8 @@ class Generation(Common):
     values `vivid` and `natural` have no effect and give a warning."""
     style_guidance: Scale | None = None
     """Guidance scale of the style. Default: that of the text."""
+    style_content: str | None = None
+    """What the style reference shows, in words: its objects then do not appear in the image."""
     subjects: list[SubjectPicture] = []
     """Pictures that words of the prompt stand for. Needs a server with a λ-ECLIPSE prior."""
     layout: str | None = None
@@ -232,6 +234,8 @@ class Edit(Common):
     """The old name of `region_strength`, which works for one more release."""
     style_guidance: Scale | None = None
     """Guidance scale of the style. Default: that of the text."""
+    style_content: str | None = None
+    """What the style reference shows, in words: its objects then do not appear in the image."""
     input_fidelity: Literal["low", "high"] = "low"
     """`high` is refused: none of the pictures' pixels are kept."""
     moderation: Literal["auto", "low"] = "auto"

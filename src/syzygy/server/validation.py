@@ -72,7 +72,7 @@ class Validator:
         plain = asked.plain_style
         styles = {"style" if len(asked.style) == 1 else f"style[{i}]": one for i, one in enumerate(asked.style)}
         if plain is not None or not styles:
-            _check_unused(asked, ("style_guidance",), "for a style: give a picture")
+            _check_unused(asked, ("style_guidance", "style_content"), "for a style: give a picture")
             styles = {}
         self._check_can("regions", bool(asked.regions), "does not support regions: leave regions out.")
         self._check_can("style", bool(styles), "does not support a style reference: leave style out.")
@@ -81,7 +81,7 @@ class Validator:
         for name in ("subjects", "style"):
             if len(given := getattr(asked, name)) > self.limits.sources:
                 raise too_long(name, len(given), self.limits.sources, "array")
-        self._check_style_guidance(asked.style_guidance)
+        self._check_style(asked)
         for number, one in enumerate(asked.regions):
             self._check_phrase(asked.prompt, one.phrase, f"regions[{number}].phrase")
         masks = {f"regions[{number}].mask": one.mask for number, one in enumerate(asked.regions)}
@@ -141,7 +141,7 @@ class Validator:
             raise Problem(400, f"input_fidelity high is not possible: {NOT_INPAINTED} Say low.", param="input_fidelity")
         self._check_can("style", True, "does not support a style reference, so it cannot edit pictures.", param)
         self._check_can("regions", masked, "does not support regions: leave the mask out.", "mask")
-        self._check_style_guidance(asked.style_guidance)
+        self._check_style(asked)
         if number > self.limits.sources:
             raise too_long(param, number, self.limits.sources, "array")
 
@@ -280,8 +280,15 @@ class Validator:
         if wanted and not self.capabilities[what]:
             raise Problem(400, f"{self.about.name} {cannot}", param=param or what)
 
-    def _check_style_guidance(self, value: float | None) -> None:
-        self._check_can("style_guidance", value is not None, "has no separate guidance for a style: leave it out.")
+    def _check_style(self, asked: Generation | Edit) -> None:
+        guided, content = asked.style_guidance is not None, asked.style_content
+        self._check_can("style_guidance", guided, "has no separate guidance for a style: leave it out.")
+        cannot = "has no prior, which takes the content out of a style: leave style_content out."
+        self._check_can("mixes", content is not None, cannot, "style_content")
+        if content is not None:
+            if not content.strip():
+                raise Problem(400, "style_content is empty: say what the style shows.", param="style_content")
+            self._check_text(content, "style_content")
 
     def _options(self, asked: Common) -> dict[str, Any]:
         """The decoder's options: those of the request, else those that the server was started with."""
@@ -321,6 +328,7 @@ class Validator:
             regions=list(regions) or None,
             region_strength=own["region_strength"] if strength is None and regions else strength,
             style=_pixels(style),
+            style_content=asked.style_content,
             style_guidance=own["style_guidance"] if guidance is None and style else guidance,
             **references,
         )

@@ -6,7 +6,7 @@ from syzygy.core.errors import UserError
 from syzygy.lab.evaluate import encoders, temporal
 from syzygy.lab.evaluate import style as evaluate_style
 from syzygy.lab.evaluate.bootstrap import Interval
-from syzygy.lab.evaluate.style import REFERENCE, TEXT, WITHOUT, StyleConfig
+from syzygy.lab.evaluate.style import PRIOR, REFERENCE, TEXT, StyleConfig, Use
 from syzygy.lab.evaluate.temporal import FEW, TemporalConfig, steps_of, verdict
 from syzygy.lab.world.language import language
 from syzygy.lab.world.scene import COLOURS, STYLES, Thing
@@ -49,18 +49,18 @@ def test_style_and_leaks_are_counted_beside_each_reference(asked: list[evaluate_
     other = next(style for style in STYLES if style not in (first, second))
     another = next(colour for colour in COLOURS if colour != thing.colour)
     found = {
-        WITHOUT: [seen(first, *own)],
+        TEXT: [seen(first, *own)],
         REFERENCE: [seen(first, thing.appearance), seen(other, (thing.shape, another, "plain"))],
     }
     scores = evaluate_style.scores([one], found)
-    assert scores[WITHOUT]["style"] == [[1.0, 0.0]]
+    assert scores[TEXT]["style"] == [[1.0, 0.0]]
     assert scores[REFERENCE]["style"] == [[1.0, 0.0]]
-    assert scores[WITHOUT]["leaked"] == scores[WITHOUT]["leaked_shape"] == [[0.0, 0.0]]
+    assert scores[TEXT]["leaked"] == scores[TEXT]["leaked_shape"] == [[0.0, 0.0]]
     assert (scores[REFERENCE]["leaked"], scores[REFERENCE]["leaked_shape"]) == ([[1.0, 0.0]], [[1.0, 1.0]])
-    assert scores[WITHOUT]["prompt_accuracy"] == [[1.0, 1.0]]
+    assert scores[TEXT]["prompt_accuracy"] == [[1.0, 1.0]]
     assert scores[REFERENCE]["prompt_accuracy"] == [[0.0, 0.0]]
-    rows = evaluate_style.table([one], found | {TEXT: found[WITHOUT]})
-    assert {row["candidate"] for row in rows if "against_no_style" in row} == {REFERENCE}
+    rows = evaluate_style.table([one], found | {PRIOR: found[TEXT]})
+    assert {row["candidate"] for row in rows if "against_text_alone" in row} == {REFERENCE}
 
 
 def test_the_guidance_with_most_accuracy_that_keeps_the_style_is_chosen() -> None:
@@ -69,12 +69,15 @@ def test_the_guidance_with_most_accuracy_that_keeps_the_style_is_chosen() -> Non
             name: Interval(mean, 0.0, 1.0, 9) for name, mean in (("style", style), ("prompt_accuracy", agreement))
         }
 
-    scoring = StyleConfig(weights=(0.5, 2.0))
-    names = [evaluate_style.name_of(weight) for weight in (None, 0.5, 2.0)]
-    good = [row(name, *values) for name, values in zip(names, ((0.95, 0.2), (0.5, 0.9), (0.92, 0.4)), strict=True)]
-    assert evaluate_style.chosen(good, scoring) == 2.0
-    bad = [row(name, *values) for name, values in zip(names, ((0.85, 0.2), (0.5, 0.4), (0.7, 0.4)), strict=True)]
-    assert evaluate_style.chosen(bad, scoring) == 2.0
+    scoring = StyleConfig(weights=(0.5, 2.0), guidance_scale=3.0)
+    asked = [Use(weight, without_content) for without_content in (False, True) for weight in (0.5, 2.0, 3.0)]
+    assert evaluate_style.uses(scoring) == asked
+    scored = ((0.5, 0.9), (0.85, 0.6), (0.95, 0.2), (0.4, 0.9), (0.92, 0.5), (0.95, 0.3))
+    good = [row(use.name, *values) for use, values in zip(asked, scored, strict=True)]
+    assert evaluate_style.chosen(good, scoring) == Use(2.0, True)
+    scored = ((0.4, 0.5), (0.7, 0.4), (0.85, 0.2), (0.4, 0.3), (0.5, 0.3), (0.6, 0.1))
+    bad = [row(use.name, *values) for use, values in zip(asked, scored, strict=True)]
+    assert evaluate_style.chosen(bad, scoring) == Use(2.0, False)
 
 
 def test_pairs_differ_in_everything() -> None:

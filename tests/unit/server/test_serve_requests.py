@@ -76,6 +76,7 @@ def test_pictures_are_kept_as_far_as_there_is_room() -> None:
         {"sampling": replace(HOW, size=(8, 8))},
         {"sampling": replace(HOW, options={"noise_level": 3})},
         {"style": upload(3, b"b")},
+        {"style_content": "a ring"},
         {"style": None},
         {"regions": STAR},
     ],

@@ -154,10 +154,10 @@ def regions(request: EvaluationRequest) -> "Outcome":
         "--style-guidance",
         "weights",
         type=Numbers(),
-        default="0.5,1,2",
+        default="1,2",
         show_default=True,
         metavar="W,…",
-        help="Guidance of the style apart from the text; the joint guidance of both is always measured.",
+        help="Guidance of the style apart from the text; that of the text is always measured too (joint guidance of both).",
     ),
     setting("--references", "Style references for each prompt, each in another style.", 1, type=Whole(1, 4)),
 )
@@ -165,8 +165,8 @@ def style(request: EvaluationRequest) -> "Outcome":
     """Measure whether images take the style of a reference, and only that.
 
     Prompts that name no style are used with an image of another scene as style reference (as with --style of syzygy generate), in each of
-    four styles in turn, and from the same noise without it, with the text alone, and with the style in their words. Measured are style, prompt
-    accuracy, and how often the reference's objects appear.
+    four styles in turn: as it is, and with words for its content (--style-content). From the same noise: the text alone, the text with the
+    prior's embedding, and the style in the prompt's words. Measured are style, prompt accuracy, and how often the reference's objects appear.
 
     \b
       syzygy evaluate style --out out/style       # the grid of images is out/style/grid.png

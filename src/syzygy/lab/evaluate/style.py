@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,8 @@ from syzygy.lab.world.scene import COLOURS, SHAPES, STYLES, TEXTURES, Colour, Sc
 from syzygy.lab.world.scene_classifier import Prediction
 from syzygy.lab.world.scene_sampling import scene_for
 
-WITHOUT, TEXT, WORDS, REFERENCE = "no style", "text alone", "style in words", "style reference"
+TEXT, PRIOR, WORDS = "text alone", "prior's embedding", "style in words"
+REFERENCE, WITHOUT_CONTENT = "reference", "reference without its content"
 TARGET = 0.9
 POOL = 6
 """So many times the wanted prompts are drawn, as some of them name a style."""
@@ -50,7 +51,7 @@ class StyleConfig(harness.SamplingConfig):
     """Prompts of each category, seen and unseen each, or as many as exist; none of them names a style."""
     references: int = Field(default=1, gt=0, le=len(STYLES))
     """Style references for each prompt, each in another style; with 1, prompts take the styles in turn."""
-    weights: tuple[float, ...] = (0.5, 1.0, 2.0)
+    weights: tuple[float, ...] = (1.0, 2.0)
     """Guidance of the style, apart from the text's; the joint guidance of both is always measured."""
 
     @field_validator("weights")
@@ -69,6 +70,8 @@ class StyleCase:
     references: tuple[Scene, ...]
     words: tuple[str, ...]
     """The prompt with each reference's style in its words."""
+    contents: tuple[str, ...]
+    """What each reference shows, in words that do not tell its style."""
 
 
 def style_cases(config: StyleConfig) -> list[StyleCase]:
@@ -84,11 +87,17 @@ def style_cases(config: StyleConfig) -> list[StyleCase]:
         styles = [STYLES[(row + turn) % len(STYLES)] for turn in range(config.references)]
         scenes = tuple(replace(other_content([prompt], Draw(config.seed, "style reference", prompt.text)), style=s)
                        for s in styles)  # fmt: skip
-        drawn = [
-            (replace(prompt.description, style=s), Draw(config.seed, "style in words", prompt.text)) for s in styles
-        ]
-        found.append(StyleCase(prompt, scenes, tuple(language("en").caption(*one).text for one in drawn)))
+
+        def words(description: Description, what: str, prompt: Prompt = prompt) -> str:
+            return language("en").caption(description, Draw(config.seed, what, prompt.text)).text
+
+        in_words = tuple(words(replace(prompt.description, style=style), "style in words") for style in styles)
+        found.append(StyleCase(prompt, scenes, in_words, tuple(words(_content(s), "style content") for s in scenes)))
     return found
+
+
+def _content(scene: Scene) -> Description:
+    return Description(tuple(Mention(thing.shape, thing.colour, thing.texture) for thing in scene.things))
 
 
 def _without_style(category: str, number: int, seed: int, unseen: bool) -> list[Prompt]:
@@ -106,31 +115,41 @@ def other_content(wanted: Sequence[Prompt], draw: Draw) -> Scene:
 
 
 def check(model: TextToImage) -> None:
-    """Fail if the decoder does not read a style together with a text."""
+    """Fail if the decoder does not read a style together with a text, or there is no prior."""
     reads = model.pipeline.decoder.conditions
-    if not {"image", "text"} <= set(reads):
+    if not {"image", "text"} <= set(reads) or model.pipeline.prior is None:
         raise UserError(
-            f"a style reference is read together with the text: this needs a decoder that reads image and text; the decoder of "
-            f"{model.name} reads {', '.join(reads)}."
+            f"a style reference is read together with the text: this needs a prior, and a decoder that reads image and text; the decoder "
+            f"of {model.name} reads {', '.join(reads)}."
         )
 
 
-def name_of(weight: float | None) -> str:
-    """The candidate with a style guidance, None being the joint one."""
-    return REFERENCE if weight is None else f"{REFERENCE}, W {weight:g}"
+class Use(NamedTuple):
+    """How a style reference is used."""
+
+    weight: float
+    """Guidance of the style."""
+    without_content: bool
+    """Whether it comes with words for what it shows."""
+
+    @property
+    def name(self) -> str:
+        return f"{WITHOUT_CONTENT if self.without_content else REFERENCE}, W {self.weight:g}"
 
 
-def style_guidance(weight: float | None, config: StyleConfig) -> float:
-    """Joint guidance is that of the style equal to that of the text (`StyleGuided`); without a value a model's own would be used."""
-    return config.guidance_scale if weight is None else weight
+def uses(config: StyleConfig) -> list[Use]:
+    """Every style guidance, the largest being that of the text (`StyleGuided` is then joint guidance), with and without the content."""
+    weights = sorted({*config.weights, config.guidance_scale})
+    return [Use(weight, without_content) for without_content in (False, True) for weight in weights]
 
 
 def candidates(model: TextToImage, cases: Sequence[StyleCase], config: StyleConfig) -> list[Candidate]:
-    """An image of each prompt without style, and one of each prompt and reference with it. The noise of a prompt is always the same."""
+    """An image of each prompt by each control, and one of each prompt and reference for each use. The noise of a prompt is always the same."""
     each = [(one, turn) for one in cases for turn in range(config.references)]
     images = render([one.references[turn] for one, turn in each], model.clip.image_size)
     styles = torch.cat([model.embed_image(image) for image in images])
-    text = [name for name in model.pipeline.decoder.conditions if name != "image"]
+    every = list(model.pipeline.decoder.conditions)
+    text = [name for name in every if name != "image"]
 
     def generate(texts: Sequence[str], prompts: Sequence[Prompt], weight: float | None = None, **more: Any) -> Tensor:
         how = Sampling(steps=config.steps, guidance_scale=config.guidance_scale, style_guidance=weight)
@@ -145,16 +164,17 @@ def candidates(model: TextToImage, cases: Sequence[StyleCase], config: StyleConf
         some = [each[row] for row in rows]
         return generate([one.words[turn] for one, turn in some], [one.prompt for one, _ in some])
 
-    def with_reference(weight: float, rows: Sequence[int]) -> Tensor:
+    def with_reference(use: Use, rows: Sequence[int]) -> Tensor:
         some = [each[row][0].prompt for row in rows]
-        return generate([prompt.text for prompt in some], some, weight, style=styles[list(rows)])
+        content = [each[row][0].contents[each[row][1]] for row in rows] if use.without_content else None
+        texts = [prompt.text for prompt in some]
+        return generate(texts, some, use.weight, style=styles[list(rows)], style_content=content)
 
-    weights = {name_of(weight): style_guidance(weight, config) for weight in (None, *config.weights)}
     return [
-        Candidate(WITHOUT, len(cases), without),
         Candidate(TEXT, len(cases), partial(without, conditions=text)),
+        Candidate(PRIOR, len(cases), partial(without, conditions=every)),
         Candidate(WORDS, len(each), in_words),
-        *(Candidate(name, len(each), partial(with_reference, weight)) for name, weight in weights.items()),
+        *(Candidate(use.name, len(each), partial(with_reference, use)) for use in uses(config)),
     ]
 
 
@@ -192,28 +212,28 @@ MEASURES: dict[str, Callable[[Prompt, Scene, Prediction], float]] = {
 
 
 def table(cases: Sequence[StyleCase], found: Mapping[str, Sequence[Prediction]]) -> list[Row]:
-    """The harness's rows; prompt accuracy minus that without a style reference, with the prior's embedding and with the text alone."""
-    controls = {"against_no_style": WITHOUT, "against_text_alone": TEXT}
-    against = {name: controls for name in found if name not in (WITHOUT, TEXT)}
+    """The harness's rows; prompt accuracy minus that of the text alone, and of the text with the prior's embedding."""
+    controls = {"against_text_alone": TEXT, "against_prior": PRIOR}
+    against = {name: controls for name in found if name not in (TEXT, PRIOR)}
     return harness.table(scores(cases, found), [one.prompt for one in cases], against)
 
 
-def chosen(rows: Sequence[Row], config: StyleConfig) -> float | None:
-    """The style guidance with the best prompt accuracy of those that reach the target style on seen prompts, or else with the best sum of
-    both, as a strong style that hides the prompt is of no use; None is the joint guidance. The rows are of the reader's predictions.
+def chosen(rows: Sequence[Row], config: StyleConfig) -> Use:
+    """The use with the best prompt accuracy of those that reach the target style on seen prompts, or else with the best sum of both, as a
+    strong style that hides the prompt is of no use. The rows are of the reader's predictions.
     """
     by = {row["candidate"]: row for row in harness.overall(rows, SEEN)}
 
-    def merit(weight: float | None) -> tuple[bool, float]:
-        row = by[name_of(weight)]
+    def merit(use: Use) -> tuple[bool, float]:
+        row = by[use.name]
         reached = row["style"].mean >= TARGET
         return reached, row["prompt_accuracy"].mean + (0.0 if reached else row["style"].mean)
 
-    return max((None, *config.weights), key=merit)
+    return max(uses(config), key=merit)
 
 
 @torch.inference_mode()
-def grid(model: TextToImage, cases: Sequence[StyleCase], config: StyleConfig, weight: float | None) -> Image.Image:
+def grid(model: TextToImage, cases: Sequence[StyleCase], config: StyleConfig, use: Use) -> Image.Image:
     """Prompts down, the styles of one reference scene across: images, labelled with the style and whether all facts are right."""
     judge = judge_of(model)
     scene = other_content([], Draw(config.seed, "style grid"))
@@ -222,14 +242,17 @@ def grid(model: TextToImage, cases: Sequence[StyleCase], config: StyleConfig, we
     references = render([replace(scene, style=style) for style in STYLES], model.clip.image_size)
     styles: Float[Tensor, "S D"] = torch.cat([model.embed_image(image) for image in references])
     plain = Sampling(steps=config.steps, guidance_scale=config.guidance_scale)
-    how = replace(plain, style_guidance=style_guidance(weight, config))
+    how = replace(plain, style_guidance=use.weight)
+    drawn = Draw(config.seed, "style content")
+    content = language("en").caption(_content(scene), drawn).text if use.without_content else None
     lines = [[card("style reference"), card("none"), *to_pil(references)]]
     labels = [["", "", *STYLES]]
     for prompt in shown:
-        first, *noise = (generator(config.seed, "style", prompt.text) for _ in (WITHOUT, *STYLES))
+        first, *noise = (generator(config.seed, "style", prompt.text) for _ in (TEXT, *STYLES))
         line = model.pipeline(GenerationRequest([prompt.text], sampling=plain, generator=first)).images
         texts = [prompt.text] * len(STYLES)
-        line += model.pipeline(GenerationRequest(texts, sampling=how, generator=noise, style=styles)).images
+        styled = GenerationRequest(texts, sampling=how, generator=noise, style=styles, style_content=content)
+        line += model.pipeline(styled).images
         scenes = judge.read(tensors(line).to(model.pipeline.device))
         lines.append([card(prompt.text), *line])
         right = ["all right" if harness.prompt_accuracy(prompt, one) == 1 else "not all right" for one in scenes]
@@ -257,8 +280,8 @@ COLUMNS: harness.Columns = {
     "prompts": "side",
     "style": "style",
     "prompt accuracy": "prompt_accuracy",
-    "minus no style": "against_no_style",
     "minus text alone": "against_text_alone",
+    "minus prior's embedding": "against_prior",
     "leaked objects": "leaked",
     "leaked shapes": "leaked_shape",
     "leaked colours": "leaked_colour",
@@ -282,25 +305,28 @@ def evaluate(context: EvaluationContext[StyleConfig]) -> Outcome:
     result = context.header(
         conditions=reads,
         prompts=len(cases),
-        chosen_style_guidance=best,
+        chosen_style_guidance=best.weight,
+        chosen_without_content=best.without_content,
         agreement=agreement_with_judge(found),
         rows=harness.plain(rows),
     )
-    how = "joint guidance of style and text" if best is None else f"style guidance {best:g}"
+    how = f"style guidance {best.weight:g}{', with words for its content' if best.without_content else ''}"
     numbers = harness.as_table(harness.overall(rows, None), COLUMNS)
 
     def report(sheet: Image.Image | None) -> Report:
         of = {row["candidate"]: row for row in harness.overall(rows)}
-        swept = sorted([(config.guidance_scale, name_of(None)), *((w, name_of(w)) for w in config.weights)])
+        swept = [use for use in uses(config) if use.without_content == best.without_content]
         measures = {"style": "style", "prompt accuracy": "prompt_accuracy", "leaked objects": "leaked"}
-        curves = harness.sweep([(w, of[name]) for w, name in swept], measures)
+        curves = harness.sweep([(use.weight, of[use.name]) for use in swept], measures)
         reference = f"One scene in four styles (top) as reference, {how}."
         shown = f"{reference} The prompts, the first of each category, share no shape and no colour with it."
         return Report(
             f"Style references: {model.name}",
             context.lead(
                 f"{counted(len(cases), 'prompt')} that name no style, with {counted(config.references, 'style reference')} each, whose objects "
-                f"have other shapes and colours. The decoder reads {', '.join(reads)}; a reference's embedding replaces the prior's."
+                f"have other shapes and colours. The decoder reads {', '.join(reads)}; a reference's embedding replaces the prior's. "
+                "Without its content, it is added to what the prior predicts of the prompt, and what the prior predicts of words for the "
+                "reference's content is subtracted."
             ),
             [
                 Section("Examples", [Picture(sheet, "Images without and with a style", shown)] if sheet else []),

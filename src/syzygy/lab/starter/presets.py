@@ -128,7 +128,7 @@ def decoder_starter() -> DecoderRun:
 
 def placement_starter() -> PlacementRun:
     """The starter's placement predictor, in about four minutes on one CPU core."""
-    loop = _loop(2500, 6e-3, warmup=40, every=250, half_life=20, betas=(0.9, 0.98))
+    loop = _loop(3500, 6e-3, warmup=40, every=250, half_life=20, betas=(0.9, 0.98))
     return PlacementRun(task=PlacementTaskConfig(), loop=loop)
 
 

@@ -103,6 +103,8 @@ export class Settings {
     const found = {};
     if (drawn && find("region_strength").value !== "") found.region_strength = number("region_strength", "Region strength");
     if (this.style) found.style = this.style;
+    const content = find("style_content").value.trim();
+    if (this.style && this.capabilities.mixes && content) found.style_content = this.checked("style_content", content);
     const guided = this.style && this.capabilities.style_guidance && find("style_guidance").value !== "";
     if (guided) found.style_guidance = number("style_guidance", "Style strength");
     return found;
@@ -117,7 +119,7 @@ export class Settings {
     find("sampler").value = body.sampler ?? this.defaults.sampler ?? "";
     find("negative_prompt").value = body.negative_prompt ?? "";
     find("region_strength").value = body.region_strength ?? this.defaults.region_strength ?? "";
-    find("style_guidance").value = body.style_guidance ?? "";
+    for (const name of ["style_content", "style_guidance"]) find(name).value = body[name] ?? "";
     find("size").value = body.size && body.size !== "auto" ? body.size : "";
     this.setStyle(body.style ? whole(body.style) : null);
     this.#restored();
@@ -144,16 +146,18 @@ export class Settings {
   }
 
   #all() {
-    return [...document.querySelectorAll("#fields :is(input, select), #advanced :is(input, select), #style_guidance")];
+    return [...document.querySelectorAll("#fields :is(input, select), #advanced :is(input, select), #style-part input")];
   }
 
   setStyle(url) {
     this.style = url;
+    if (!url) find("style_content").value = "";
     clearNotes(find("style-part"));
     const picture = find("style-picture");
     if (url) picture.src = url;
     else picture.removeAttribute("src");
     for (const name of ["style-picture", "style-remove"]) find(name).hidden = !url;
+    find("style-content-field").hidden = !url || !this.capabilities.mixes;
     find("style-guidance-field").hidden = !url || !this.capabilities.style_guidance;
     find("style-text").hidden = Boolean(url);
     find("style-choose").textContent = url ? "Another…" : "Choose…";
@@ -162,6 +166,7 @@ export class Settings {
   async takeStyle(file) {
     try {
       this.setStyle(await reduced(file));
+      find("style_content").value = "";
     } catch (error) {
       showError(new Mistake("style", error.message), []);
     }

@@ -4,7 +4,7 @@ import { find, make } from "./dom.js";
 
 const FACTS = [
   ["negative_prompt", "Negative prompt"], ["steps", "Steps"], ["guidance_scale", "Guidance"], ["sampler", "Sampler"],
-  ["region_strength", "Region strength"], ["style_guidance", "Style strength"], ["size", "Size"],
+  ["region_strength", "Region strength"], ["style_content", "Style shows"], ["style_guidance", "Style strength"], ["size", "Size"],
 ];
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
 
