@@ -348,7 +348,9 @@ def test_another_evaluations_folder_is_refused(syzygy, tiny_model: Path, tmp_pat
 def test_decoders_that_read_no_text_are_refused(tiny_kandinsky) -> None:
     decoder, clip, prior = tiny_kandinsky
     model = TextToImage.from_pretrained(decoder, clip=clip, prior=prior)
-    with pytest.raises(UserError, match=r"needs a prior, and a decoder that reads image and text; the decoder of .* reads image"):
+    with pytest.raises(
+        UserError, match=r"needs a prior, and a decoder that reads image and text; the decoder of .* reads image"
+    ):
         evaluate_style.check(model)
     with pytest.raises(UserError, match="only in Syzygy's own decoders"):
         temporal.check(model)

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ from syzygy.generation.image_files import RECORD_KEY, record_of
 from syzygy.server import requests, validation
 from syzygy.server import responses as answers
 from syzygy.server.app import create_app
-from syzygy.server.engine import Engine
+from syzygy.server.engine import Engine, ImageEngine
 from syzygy.server.http_server import listening, serving
 from syzygy.server.limits import Limits
 from syzygy.server.schema import Generation
 from tests.conftest import Answer
-from tests.tiny_server import PATIENCE, Held, tiny_engine, waited
+from tests.tiny_server import ENGINES, PATIENCE, Held, tiny_engine, waited
 
 GENERATIONS, MIXES = "/v1/images/generations", "/v1/images/mixes"
 LIMITS = Limits(prompt=100, number=2, steps=5, regions=1, sources=3, queue=2, upload=100_000, upload_pixels=10_000)
@@ -40,13 +41,13 @@ SYZYGY = Path(sys.executable).with_name("syzygy")
 SECRET = "s3cret"
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_model: Path) -> Engine:
-    return tiny_engine(tiny_model)
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest, tiny_model: Path) -> ImageEngine:
+    return request.param(partial(tiny_engine, tiny_model))
 
 
 @pytest.fixture(scope="module")
-def client(engine: Engine) -> Iterator[httpx.Client]:
+def client(engine: ImageEngine) -> Iterator[httpx.Client]:
     with serving(create_app(engine, LIMITS)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
@@ -343,7 +344,7 @@ def test_seeds_are_generated_one_by_one_and_others_together(client: httpx.Client
     assert [after - before for before, after in pairwise(counts)] == [2, 1]
 
 
-def test_a_stream_is_made_of_named_events(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_is_made_of_named_events(engine: ImageEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "SILENCE_SECONDS", 0.2)
     held = Held(engine)
     asked = {"sources": [{"text": "a circle"}], "stream": True, "progress": True, "partial_images": 1, "steps": 2}
@@ -417,7 +418,7 @@ def test_pages_of_other_sites_are_kept_out(client: httpx.Client, headers: dict[s
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-def test_a_key_is_asked_for_where_there_is_one(engine: Engine) -> None:
+def test_a_key_is_asked_for_where_there_is_one(engine: ImageEngine) -> None:
     app = create_app(engine, LIMITS, api_key=SECRET)
     with serving(app) as url, httpx.Client(base_url=url) as client:
         for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": SECRET}, {"Authorization": "Bearer é"}):
@@ -440,7 +441,7 @@ def send(url: str, body: dict[str, Any]) -> socket.socket:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_killed_clients_free_their_places(engine: Engine, stream: bool) -> None:
+def test_killed_clients_free_their_places(engine: ImageEngine, stream: bool) -> None:
     held = Held(engine)
     app = create_app(held, LIMITS)
     worker = app.state.server.worker
@@ -465,7 +466,7 @@ def test_killed_clients_free_their_places(engine: Engine, stream: bool) -> None:
         assert httpx.post(url + GENERATIONS, json={"prompt": "a"}, timeout=60).status_code == 200
 
 
-def test_what_is_under_way_is_finished_before_the_end(engine: Engine) -> None:
+def test_what_is_under_way_is_finished_before_the_end(engine: ImageEngine) -> None:
     held = Held(engine)
     answers: list[httpx.Response] = []
     with serving(create_app(held, LIMITS), grace=PATIENCE) as url:
@@ -479,7 +480,7 @@ def test_what_is_under_way_is_finished_before_the_end(engine: Engine) -> None:
     assert answers[0].status_code == 200
 
 
-def test_what_outlasts_the_grace_is_dropped(engine: Engine) -> None:
+def test_what_outlasts_the_grace_is_dropped(engine: ImageEngine) -> None:
     held = Held(engine)
     app = create_app(held, LIMITS)
     worker = app.state.server.worker
@@ -511,7 +512,7 @@ def test_wrong_arguments(syzygy: Callable[..., Answer], arguments: list[str], me
     assert message in answer.err
 
 
-def test_the_servers_own_steps_are_within_its_limits(engine: Engine) -> None:
+def test_the_servers_own_steps_are_within_its_limits(engine: ImageEngine) -> None:
     with pytest.raises(UserError, match="own 3 steps are more than the 2 that a request may ask for"):
         create_app(engine, Limits(steps=2))
 
@@ -544,7 +545,7 @@ def test_the_command_serves_until_it_is_told_to_stop(tiny_model: Path) -> None:
             process.kill()  # else a failed test waits for the server
 
 
-def test_generated_requests_meet_no_failure_of_the_server(engine: Engine) -> None:
+def test_generated_requests_meet_no_failure_of_the_server(engine: ImageEngine) -> None:
     found = fuzz(create_app(engine, LIMITS, hosts=None), cases=1, a_round=5)
     statuses = {status for *_, status in found}
     assert {200, 400} <= statuses
@@ -622,7 +623,9 @@ def cut_out() -> bytes:
     return data.getvalue()
 
 
-def test_the_transparent_part_of_a_picture_is_the_mask_where_none_is_sent(client: httpx.Client, engine: Engine) -> None:
+def test_the_transparent_part_of_a_picture_is_the_mask_where_none_is_sent(
+    client: httpx.Client, engine: ImageEngine
+) -> None:
     asked = {"prompt": "a circle", "seed": "3", "region_strength": "9", "region": "circle"}
 
     def edited(**files: bytes) -> Any:
@@ -642,14 +645,18 @@ def test_the_transparent_part_of_a_picture_is_the_mask_where_none_is_sent(client
     )
 
 
-def test_values_that_are_not_finite_are_a_failure_of_the_server(engine: Engine) -> None:
+@pytest.mark.parametrize("place", ENGINES)
+def test_values_that_are_not_finite_are_a_failure_of_the_server(
+    tiny_model: Path, place: Callable[[Callable[[], Engine]], ImageEngine]
+) -> None:
     class Overflowing:
         def predict(self, features: Any, *, noise: Any = None, generator: Any = None) -> Any:
             return torch.full_like(features.pooled, float("inf"))
 
+    engine = tiny_engine(tiny_model)
     model = replace(engine.model, pipeline=replace(engine.model.pipeline, prior=Overflowing()))
     with (
-        serving(create_app(Engine(model, engine.record), LIMITS)) as url,
+        serving(create_app(place(lambda: Engine(model, engine.record)), LIMITS)) as url,
         httpx.Client(base_url=url, timeout=60) as own,
     ):
         for path, body in ((GENERATIONS, {"prompt": "a circle"}), (MIXES, {"sources": [{"text": "a circle"}]})):

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,20 +20,20 @@ from PIL import Image
 
 from syzygy.server import uploads
 from syzygy.server.app import create_app
-from syzygy.server.engine import Engine
+from syzygy.server.engine import ImageEngine
 from syzygy.server.http_server import allow_files, serving
 from syzygy.server.limits import Limits
 from tests.conftest import Answer
-from tests.tiny_server import PATIENCE, Held, tiny_engine, waited
+from tests.tiny_server import ENGINES, PATIENCE, Held, tiny_engine, waited
 
 GENERATIONS = "/v1/images/generations"
 LIMITS = Limits(prompt=100, number=2, steps=5, queue=8, upload=100_000, upload_pixels=10_000)
 PLAIN = {"prompt": "a circle", "steps": 1}
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_model: Path) -> Engine:
-    return tiny_engine(tiny_model)
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest, tiny_model: Path) -> ImageEngine:
+    return request.param(partial(tiny_engine, tiny_model))
 
 
 def drawn(padding: int = 0) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def held_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_uploads_hold_up_no_plain_requests_and_those_of_clients_that_left_are_dropped(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: ImageEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = create_app(engine, LIMITS)
     door = app.state.server.admission
@@ -112,7 +113,7 @@ def test_uploads_hold_up_no_plain_requests_and_those_of_clients_that_left_are_dr
         assert len(seen) == 2  # of the first, which was under way, and of the last
 
 
-def test_a_full_queue_answers_before_a_body_is_parsed_and_names_the_time(engine: Engine) -> None:
+def test_a_full_queue_answers_before_a_body_is_parsed_and_names_the_time(engine: ImageEngine) -> None:
     held = Held(engine)
     app = create_app(held, LIMITS.changed(queue=1))
     worker = app.state.server.worker
@@ -121,7 +122,7 @@ def test_a_full_queue_answers_before_a_body_is_parsed_and_names_the_time(engine:
         assert held.begun.wait(PATIENCE)
         sent.append(send(url, PLAIN))
         assert waited(lambda: worker.waiting == 1)
-        worker._seconds, worker._batch_end = 5.0, time.monotonic() + 20
+        worker._seconds, worker._lanes[0].end = 5.0, time.monotonic() + 20
         full = httpx.post(url + GENERATIONS, content=b"no JSON", timeout=PATIENCE)
         assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
         assert 5 < int(full.headers["Retry-After"]) <= 20
@@ -136,7 +137,7 @@ def test_a_full_queue_answers_before_a_body_is_parsed_and_names_the_time(engine:
             connection.close()
 
 
-def test_bodies_that_wait_have_a_limit_in_all(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_that_wait_have_a_limit_in_all(engine: ImageEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_app(engine, LIMITS.changed(queue=32))
     door = app.state.server.admission
     with serving(app) as url, held_decoder(monkeypatch):
@@ -153,7 +154,7 @@ def test_bodies_that_wait_have_a_limit_in_all(engine: Engine, monkeypatch: pytes
 
 
 def test_a_mask_is_not_decoded_where_all_together_are_too_large(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: ImageEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = io.BytesIO()
     Image.new("L", (99, 99), 255).save(data, "PNG")
@@ -165,7 +166,7 @@ def test_a_mask_is_not_decoded_where_all_together_are_too_large(
         assert not seen
 
 
-def test_a_head_that_does_not_come_in_time_is_not_waited_for(engine: Engine) -> None:
+def test_a_head_that_does_not_come_in_time_is_not_waited_for(engine: ImageEngine) -> None:
     with serving(create_app(engine, LIMITS.changed(head_seconds=0.5))) as url:
         silent = connected(url)
         slow = connected(url, b"GET /healthz HTTP/1.1\r\n")
@@ -192,7 +193,7 @@ def trickle(*connections: socket.socket) -> bool:
     return not open_
 
 
-def test_a_request_may_take_longer_than_its_head(engine: Engine) -> None:
+def test_a_request_may_take_longer_than_its_head(engine: ImageEngine) -> None:
     held = Held(engine)
     with serving(create_app(held, LIMITS.changed(head_seconds=0.2))) as url:
         threading.Timer(0.6, held.go.set).start()
@@ -205,7 +206,7 @@ def test_a_request_may_take_longer_than_its_head(engine: Engine) -> None:
         connection.close()
 
 
-def test_with_too_many_connections_the_oldest_that_is_not_served_gives_way(engine: Engine) -> None:
+def test_with_too_many_connections_the_oldest_that_is_not_served_gives_way(engine: ImageEngine) -> None:
     held = Held(engine)
     with serving(create_app(held, LIMITS.changed(connections=3))) as url:
         served = send(url, PLAIN)
@@ -234,7 +235,7 @@ def test_the_process_may_open_files_for_all_connections(
 
 
 def test_what_is_not_finished_at_the_end_of_the_grace_is_answered_in_openais_form(
-    engine: Engine, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    engine: ImageEngine, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     held = Held(engine)
     app = create_app(held, LIMITS)
@@ -272,7 +273,7 @@ def test_what_is_not_finished_at_the_end_of_the_grace_is_answered_in_openais_for
     assert "rror" not in log
 
 
-def test_what_waits_is_finished_if_the_grace_suffices(engine: Engine) -> None:
+def test_what_waits_is_finished_if_the_grace_suffices(engine: ImageEngine) -> None:
     held = Held(engine)
     found: list[int] = []
     app = create_app(held, LIMITS)
@@ -300,7 +301,7 @@ def test_a_port_in_use_is_found_before_the_model_is_loaded(syzygy: Callable[...,
 
 
 @pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\x7f", "\x85"])
-def test_control_characters_are_refused(engine: Engine, character: str) -> None:
+def test_control_characters_are_refused(engine: ImageEngine, character: str) -> None:
     with serving(create_app(engine, LIMITS)) as url:
         for name in ("prompt", "negative_prompt"):
             answer = ask(url, {**PLAIN, name: f"a{character}circle"})

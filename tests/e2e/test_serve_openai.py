@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -12,15 +13,16 @@ from PIL import Image
 
 from syzygy.generation.image_files import record_of
 from syzygy.server.app import create_app
+from syzygy.server.engine import Description
 from syzygy.server.http_server import serving
-from tests.tiny_server import Held, tiny_engine
+from tests.tiny_server import ENGINES, Held, tiny_engine
 
 PROMPT = "a red circle and a blue star"
 
 
-@pytest.fixture(scope="module")
-def url(tiny_model: Path) -> Iterator[str]:
-    with serving(create_app(tiny_engine(tiny_model))) as url:
+@pytest.fixture(scope="module", params=ENGINES)
+def url(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[str]:
+    with serving(create_app(request.param(partial(tiny_engine, tiny_model)))) as url:
         yield f"{url}/v1"
 
 
@@ -107,6 +109,19 @@ def test_a_stream_shows_pictures_before_they_are_done(client: openai.OpenAI) -> 
     assert done == [one.b64_json for one in whole.data or []]
 
 
+def test_previews_have_the_format_of_the_images_and_warnings_say_what_was_cut(client: openai.OpenAI) -> None:
+    with client.images.generate(
+        prompt="a red circle " * 40 + "omega",
+        output_format="jpeg",
+        stream=True,
+        partial_images=1,
+        extra_body={"seed": 3, "steps": 3},
+    ) as stream:
+        preview, image = stream
+    assert [decoded(event.b64_json).format for event in (preview, image)] == ["JPEG"] * 2
+    assert any(note.endswith("omega'") for note in image.model_dump()["warnings"])
+
+
 def test_an_edit_paints_a_phrase_where_the_mask_is_transparent(client: openai.OpenAI) -> None:
     image = file_of(Image.new("RGB", (32, 32), "green"))
     more = {"region": "a blue star", "seed": 1, "region_strength": 5}
@@ -165,7 +180,7 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, tiny_mode
 def test_a_failure_in_mid_stream_is_an_error_event(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(tiny_engine(tiny_model))
     held.go.set()
-    monkeypatch.setattr(held, "file", lambda *_: 1 / 0)
+    monkeypatch.setattr(Description, "file", lambda *_: 1 / 0)
     with serving(create_app(held)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
         with client.images.generate(prompt=PROMPT, stream=True) as stream, pytest.raises(openai.APIError) as failure:
             list(stream)

@@ -65,13 +65,22 @@ def device_option(command: F) -> F:
     def resolve(ctx: click.Context, _param: click.Parameter, name: str) -> str:
         return name if ctx.resilient_parsing else available_device(name)
 
+    return _device_option(command, callback=resolve)
+
+
+def unresolved_device_option(command: F) -> F:
+    """`--device` as it was given, for commands that may compute on other machines."""
+    return _device_option(command)
+
+
+def _device_option(command: F, **more: Any) -> F:
     return click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda", "mps"]),
         default="auto",
         show_default=True,
-        callback=resolve,
         help="Device to compute on; auto chooses the fastest one available.",
+        **more,
     )(command)
 
 

@@ -1,17 +1,25 @@
 """`syzygy serve`."""
 
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from syzygy.cli.common import Whole, device_option, json_option
+from syzygy.cli.common import Whole, available_device, json_option, unresolved_device_option
 from syzygy.cli.generation_options import load_model, prompt_options
 from syzygy.core.errors import UserError, install
 
+if TYPE_CHECKING:
+    from syzygy.server.engine import Engine, ImageEngine
+
 F = TypeVar("F", bound=Callable[..., Any])
 
+STARTED = "Serving {model}: open {url} in a browser. Programs use {url}/v1, documented at {url}/docs."
 LIMITS = {
     "max_prompt": ("prompt", 2000, "Largest number of characters in a prompt."),
     "max_number": ("number", 10, "Largest number of images in a request."),
@@ -73,9 +81,22 @@ def limit_options(command: F) -> F:
     metavar="SECONDS",
     help="When the server stops, wait this long for admitted requests; then answer the rest with status 503.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Compute in this process, or in replicas on a Ray cluster.",
+)
+@click.option(
+    "--replicas",
+    type=Whole(1),
+    metavar="N",
+    help="With --engine ray: number of copies of the model, each with its own GPU.",
+)
 @click.option("--verbose", is_flag=True, help="Log every request.")
 @limit_options
-@device_option
+@unresolved_device_option
 @json_option
 def serve(
     model_alias: tuple[str, ...],
@@ -86,6 +107,8 @@ def serve(
     allow_host: tuple[str, ...],
     proxy: tuple[str, ...],
     grace: int,
+    engine: str,
+    replicas: int | None,
     verbose: bool,
     batch_size: int,
     device: str,
@@ -102,16 +125,14 @@ def serve(
       syzygy serve
       syzygy serve --model kandinsky-2.2 --device cuda --dtype fp16 --port 8000
       SYZYGY_API_KEY=secret syzygy serve --host 0.0.0.0 --queue 64
+      syzygy serve --engine ray --replicas 4
 
     \b
     Then, with OpenAI's client:
       client = OpenAI(base_url="http://127.0.0.1:7860/v1", api_key="none")
       client.images.generate(prompt="a red star", extra_body={"seed": 7})
     """
-    if api_key is not None and no_api_key:
-        raise UserError("an API key and --no-api-key exclude each other: choose one.")
-    if api_key is not None and not (api_key.isascii() and api_key.strip() == api_key != ""):
-        raise UserError("an API key is made of ASCII characters, without blanks at its ends.")
+    _check_arguments(api_key, no_api_key, engine, replicas)
     try:
         from syzygy.server.http_server import allow_files, listening, server_of, url_of
         from syzygy.server.security import is_loopback
@@ -121,23 +142,59 @@ def serve(
     if not local and api_key is None and not no_api_key:
         raise UserError(f"--host {host} lets other machines in: give an --api-key, or --no-api-key.")
     from syzygy.server.app import create_app
-    from syzygy.server.engine import Engine
     from syzygy.server.limits import Limits
 
     limits = Limits(**{limit: settings.pop(name) for name, (limit, _, _) in LIMITS.items()})
     allow_files(limits.connections)
-    with listening(host, port) as bound:
-        loaded = load_model(settings, device)
+    with (
+        listening(host, port) as bound,
+        _started(engine, replicas or 1, settings, device, bound.getsockname()[1]) as model,
+    ):
         # A key keeps out pages that reach this server under a name of their own, so then other names do no harm.
         hosts = [host, *allow_host] if local or allow_host or api_key is None else None
-        engine = Engine.of(loaded.model, loaded.record)
-        app = create_app(engine, limits, batch_size=batch_size, aliases=model_alias, api_key=api_key, hosts=hosts)
+        app = create_app(model, limits, batch_size=batch_size, aliases=model_alias, api_key=api_key, hosts=hosts)
         server = server_of(app, grace=float(grace), proxies=",".join(proxy) or "127.0.0.1", verbose=verbose)
-        url = url_of(bound)
-        about = {"url": url, "model": loaded.model.name, "api_key": api_key is not None, **limits.model_dump()}
-        click.echo(
-            json.dumps(about)
-            if as_json
-            else f"Serving {loaded.model.name}: open {url} in a browser. Programs use {url}/v1, documented at {url}/docs."
-        )
+        about = {"url": url_of(bound), "model": model.about.name, "api_key": api_key is not None, **limits.model_dump()}
+        click.echo(json.dumps(about) if as_json else STARTED.format_map(about))
         server.run(sockets=[bound])
+
+
+def _check_arguments(api_key: str | None, no_api_key: bool, engine: str, replicas: int | None) -> None:
+    if api_key is not None and no_api_key:
+        raise UserError("an API key and --no-api-key exclude each other: choose one.")
+    if api_key is not None and not (api_key.isascii() and api_key.strip() == api_key != ""):
+        raise UserError("an API key is made of ASCII characters, without blanks at its ends.")
+    if engine == "local" and replicas is not None:
+        raise UserError("--replicas is for --engine ray: add it, or start one process for each GPU.")
+
+
+@contextmanager
+def _started(
+    engine: str, replicas: int, settings: Mapping[str, Any], device: str, port: int
+) -> Iterator["ImageEngine"]:
+    """The model, loaded in this process or in replicas."""
+    if engine == "local":
+        yield load_engine(settings, device)
+        return
+    import socket
+
+    from syzygy.server.ray_engine import ray_engine
+
+    load, name = partial(load_replica, os.getcwd(), settings), f"syzygy-{socket.gethostname()}-{port}"
+    with ray_engine(load, device=device, replicas=replicas, name=name) as started:
+        yield started
+
+
+def load_replica(folder: str, settings: Mapping[str, Any], device: str) -> "Engine":
+    """The model in a replica, which may be on another machine; `folder` is the command's working directory."""
+    if Path(folder).is_dir():  # so that relative places mean the same
+        os.chdir(folder)
+    return load_engine(settings, device)
+
+
+def load_engine(settings: Mapping[str, Any], device: str) -> "Engine":
+    """The model that `prompt_options` chose."""
+    from syzygy.server.engine import Engine
+
+    loaded = load_model(settings, available_device(device))
+    return Engine.of(loaded.model, loaded.record)

@@ -6,6 +6,7 @@ prints it without a traceback and exits with 2. Our own bugs are `assert`s, and 
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class UserError(ValueError):
@@ -13,6 +14,13 @@ class UserError(ValueError):
 
     exit_code = 2
     """The exit code of the command line."""
+
+
+def rebuilt(kind: type[Exception], args: tuple[Any, ...], state: dict[str, Any]) -> Exception:
+    """An error as another process raised it, for `__reduce__`. Needed where the arguments of `__init__` are not those of `Exception`."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 def install(extra: str) -> str:
@@ -42,6 +50,9 @@ class NonFiniteError(UserError):
         super().__init__(
             f"{what} hold values that are not finite (NaN or infinity): {', '.join(names[:NAMED])}{more}. {HALF_PRECISION}"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuilt, (type(self), self.args, self.__dict__)
 
     def named(self, names: Sequence[str]) -> "NonFiniteError":
         """The same error with a name for each row of the batch."""

@@ -16,6 +16,7 @@ from syzygy.core.contracts import Progress, Region, Sampling
 from syzygy.core.deprecation import with_new_name
 from syzygy.core.errors import UserError
 from syzygy.core.options import decoder_options
+from syzygy.core.registry import imported
 from syzygy.generation.mixing import Picture, Source, shares
 from syzygy.generation.subjects import Subject, check_subjects, check_words
 from syzygy.regions.phrases import for_each
@@ -201,6 +202,14 @@ def check_texts(texts: Any, name: str = "prompt") -> list[str]:
     if broken := [text for text in found if any("\ud800" <= c <= "\udfff" for c in text)]:
         raise UserError(f"the {what} is not text, it holds broken characters: {broken[0]!r}. Give it in UTF-8.")
     return found
+
+
+def notes(text: str, languages: Sequence[str] | None) -> list[str]:
+    """What a model of the embedded world does not understand in a text, one sentence each. Other models, whose `languages` are None, have
+    no notes."""
+    if languages is None or not text.strip():
+        return []
+    return imported("syzygy.lab.world.vocabulary:notes")(text, languages)
 
 
 def _texts(value: Any, name: str) -> str | list[str] | None:

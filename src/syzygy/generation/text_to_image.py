@@ -24,7 +24,7 @@ from syzygy.generation.embedded_pictures import embedded
 from syzygy.generation.mixing import Picture, Source, checked, image_of, path, pictures_of, weighted
 from syzygy.generation.pipeline import Pipeline, PipelineOutput
 from syzygy.generation.replaced_text_encoder import adapt
-from syzygy.generation.request import GenerationRequest, one_each
+from syzygy.generation.request import GenerationRequest, notes, one_each
 from syzygy.generation.subjects import Subject
 from syzygy.pretrained import repositories
 from syzygy.prior.diffusion_prior import SampledPrior
@@ -321,9 +321,7 @@ class TextToImage:
 
     @torch.inference_mode()
     def embed_image(self, picture: Picture) -> Float[Tensor, "1 D"]:
-        """A picture's CLIP image embedding: a file or a Pillow image through CLIP's own preparation, a tensor [3, H, W] as it is.
-
-        A tensor [1, D] is an embedding already.
+        """A picture's image embedding: of a file or Pillow image through CLIP's preparation, or of a tensor [3, H, W]; [1, D] is one already.
 
         Raises:
             UserError: it cannot be read, or is a tensor of another shape or range, or of another type.
@@ -363,11 +361,14 @@ class TextToImage:
             "style_guidance": own.style_guidance,
         }
 
+    @property
+    def limited_to(self) -> tuple[str, ...] | None:
+        """The languages of a model that is limited to the embedded world; None for others."""
+        return self.languages if self.world and not self.foreign_llm else None
+
     def notes(self, prompt: str) -> list[str]:
         """What this model does not understand in a prompt, one sentence each. Models that are not limited to a world have none."""
-        if not self.world or self.foreign_llm or not prompt.strip():
-            return []
-        return imported("syzygy.lab.world.vocabulary:notes")(prompt, self.languages)
+        return notes(prompt, self.limited_to)
 
     def fingerprints(self) -> dict[str, str]:
         """Sixteen hex digits of each part's weights, or the part's source. With equal ones, equal settings give equal images."""

@@ -1,5 +1,6 @@
 """The routes. Paths start with /v1 as OpenAI's do, also where OpenAI has no such route."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,10 @@ from syzygy.core.errors import UserError
 from syzygy.server import documentation, page_assets
 from syzygy.server.admission import SMALL_BYTES, Admission
 from syzygy.server.bodies import FORM, JSON, check_type, content_type, form_of, json_of, whole
-from syzygy.server.engine import Engine
+from syzygy.server.engine import ImageEngine
 from syzygy.server.limits import Limits
 from syzygy.server.metrics import Metrics
-from syzygy.server.problems import Json, Problem, problem_of
+from syzygy.server.problems import SERVER, Json, Problem, problem_of
 from syzygy.server.requests import ImageRequest
 from syzygy.server.responses import About, EventStream, RequestStream, complete, in_thread
 from syzygy.server.schema import (
@@ -62,7 +63,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     500: {
         "description": "The model or the server failed; with the code `non_finite_values` the model computed NaN or infinity."
     },
-    503: {"description": "The server is shutting down."},
+    503: {"description": "The server is shutting down, or the replica that computed the images was lost."},
 }
 NO_IMAGE = {"description": "There is no such image, or not any more."}
 
@@ -85,9 +86,9 @@ class Understood(NamedTuple):
 class Server:
     """The state that the routes share."""
 
-    def __init__(self, engine: Engine, limits: Limits, batch_size: int, aliases: Sequence[str]) -> None:
+    def __init__(self, engine: ImageEngine, limits: Limits, batch_size: int, aliases: Sequence[str]) -> None:
         self.engine, self.limits, self.metrics = engine, limits, Metrics()
-        self.validator = Validator(engine, limits, aliases)
+        self.validator = Validator(engine.about, limits, aliases)
         self.stored = StoredImages(limits.stored)
         self.worker = Worker(engine, self.metrics, batch_size=batch_size)
         self.admission = Admission(limits, self.worker)
@@ -174,7 +175,7 @@ class Server:
 
 
 def create_app(
-    engine: Engine,
+    engine: ImageEngine,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     *,
     batch_size: int = 8,
@@ -295,13 +296,15 @@ def _other_routes(app: FastAPI, server: Server) -> None:
         if not name.strip("/"):
             return await models()
         if name not in server.cards:
-            raise model_not_found(name, server.engine.name)
+            raise model_not_found(name, server.engine.about.name)
         return Json(server.cards[name])
 
-    @app.get("/healthz", tags=["operation"])
+    @app.get("/healthz", responses={503: {"description": "Nothing computes images now."}}, tags=["operation"])
     async def healthz() -> Response:
-        """Answers when the model is loaded."""
-        return Json({"status": "ok", "model": server.engine.name})
+        """Answers when the model is loaded. With replicas, the status is 503 while none of them runs."""
+        if not await asyncio.to_thread(server.engine.ready):
+            raise Problem(503, "no replica runs at the moment.", kind=SERVER, code="not_ready", retry_after=5.0)
+        return Json({"status": "ok", "model": server.engine.about.name})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:

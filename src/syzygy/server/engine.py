@@ -1,16 +1,17 @@
-"""A loaded model as the server uses it, from one thread: requests of equal shape go in, files of images come out."""
+"""What computes images for the server: requests of equal shape go in, images come out. `Engine` is a loaded model in this process."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from syzygy.clip.image_processing import Preparation
 from syzygy.clip.tokenization import collected_truncations
 from syzygy.core import diffusers_schedulers
 from syzygy.core.contracts import Progress
@@ -18,9 +19,24 @@ from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.decoder.samplers import SAMPLERS
 from syzygy.generation.mixing import mixed
 from syzygy.generation.pipeline import to_pil
+from syzygy.generation.request import notes
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.server.problems import field_errors
 from syzygy.server.requests import ImageRequest, Upload
+
+
+class Interrupted(Exception):
+    """The batch was given up, because the server stops."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A sampling step of a batch is done."""
+
+    step: int
+    steps: int
+    previews: Sequence[tuple[int, int, Image.Image]] = ()
+    """Row of the batch, number of the preview from 0, and what the image looks like so far."""
 
 
 class Generated(NamedTuple):
@@ -32,22 +48,106 @@ class Generated(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Description:
+    """What the server must know of a model besides its images. It can be sent from where the model is loaded."""
+
+    name: str
+    """The model's id for clients."""
+    record: Mapping[str, Any]
+    """The settings that determine images when a request gives none, with the names of `syzygy generate`'s records."""
+    own_size: tuple[int, int] | None
+    """Height and width of all its images; None where a request may choose."""
+    capabilities: Mapping[str, Any]
+    """What the model can do, as `GET /v1/models` shows it."""
+    preparation: Preparation
+    """Of pictures, for the image encoder."""
+    languages: Sequence[str] | None
+    """Those of a model that is limited to the embedded world; None for others."""
+
+    def notes(self, text: str) -> list[str]:
+        """What the model does not understand in a prompt, one sentence each."""
+        return notes(text, self.languages)
+
+    def prepared(self, image: Image.Image, data: bytes) -> Upload:
+        """A client's picture, prepared for the image encoder. Raises `UserError` if it is too long for its width."""
+        return Upload.of(self.preparation.prepare(image), data)
+
+    def file(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
+        """The file of the request's image `index`; a PNG with its record inside."""
+        return request.format.encoded(image, request.record(self.record, index))
+
+
+class ImageEngine(Protocol):
+    """What the server needs of a model. `Engine` computes in this process, `RayEngine` in replicas on a cluster."""
+
+    @property
+    def about(self) -> Description:
+        """The model."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """How many batches it computes at a time, each asked for by a thread of its own."""
+        ...
+
+    def generate(
+        self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Step], None]
+    ) -> Generated:
+        """An image from its seed for each of these requests, which are of one shape and may repeat.
+
+        Raises:
+            UserError: the model refuses the request. Errors that `on_step` raises end the sampling.
+            Interrupted: `interrupt` was called.
+        """
+        ...
+
+    def ready(self) -> bool:
+        """Whether it can compute now. It may take seconds."""
+        ...
+
+    def interrupt(self) -> None:
+        """Give up the batches whose `generate` may wait for something other than the next step."""
+        ...
+
+
+@dataclass(frozen=True)
 class Engine:
-    """A model, and the settings that the server was started with."""
+    """A model in this process, and the settings that the server was started with."""
 
     model: TextToImage
     record: Mapping[str, Any]
     """The settings that determine images when a request gives none, with the names of `syzygy generate`'s records."""
+    about: Description = field(init=False)
+    """The model."""
 
     @classmethod
     def of(cls, model: TextToImage, record: Mapping[str, Any]) -> "Engine":
         """Keep only the last part of folders in the record, because it is sent to clients."""
         return cls(model, {key: last_part(value) if isinstance(value, str) else value for key, value in record.items()})
 
+    def __post_init__(self) -> None:
+        model = self.model
+        about = Description(
+            last_part(model.name),
+            self.record,
+            self.own_size,
+            self.capabilities(),
+            model.clip.preparation,
+            model.limited_to,
+        )
+        object.__setattr__(self, "about", about)
+
     @property
-    def name(self) -> str:
-        """The model's id for clients."""
-        return last_part(self.model.name)
+    def lanes(self) -> int:
+        """One: the model computes in one thread."""
+        return 1
+
+    def ready(self) -> bool:
+        """It is loaded."""
+        return True
+
+    def interrupt(self) -> None:
+        """Nothing is left to do: `generate` only waits for the next step, and `on_step` ends it there."""
 
     @property
     def own_size(self) -> tuple[int, int] | None:
@@ -99,17 +199,9 @@ class Engine:
             return sorted(SAMPLERS)
         return [] if decoder.defaults.sampler is None else sorted(diffusers_schedulers.SCHEDULERS)
 
-    def prepared(self, image: Image.Image, data: bytes) -> Upload:
-        """A client's picture, prepared for the image encoder.
-
-        Raises:
-            UserError: it is too long for its width.
-        """
-        return Upload.of(self.model.clip.preparation.prepare(image), data)
-
     @torch.inference_mode()
     def generate(
-        self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Progress], None]
+        self, requests: Sequence[ImageRequest], seeds: Sequence[int], on_step: Callable[[Step], None]
     ) -> Generated:
         """An image from its seed for each of these requests, which are of one shape and may repeat.
 
@@ -119,7 +211,7 @@ class Engine:
         first = requests[0].generation
         batch: dict[str, Any] = {
             "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
-            "callback": on_step,
+            "callback": lambda progress: on_step(self._step(requests, progress)),
         }
         if first.mixtures:
             mixture = [(self._embedded(what), weight) for what, weight in first.mixtures[0]]
@@ -144,16 +236,31 @@ class Engine:
         with field_errors("style"):
             return mixed(torch.stack([self._embedded(one) for one in pixels]), [1.0] * len(pixels))
 
-    @torch.inference_mode()
-    def preview(self, denoised: Float[Tensor, "B C H W"]) -> list[Image.Image]:
+    def _step(self, requests: Sequence[ImageRequest], progress: Progress) -> Step:
+        numbers = [preview_at(progress.step, progress.steps, request.previews) for request in requests]
+        rows = [row for row, number in enumerate(numbers) if number is not None]
+        if not rows or progress.denoised is None:
+            return Step(progress.step, progress.steps)
+        images = self._preview(progress.denoised[rows])
+        shown = [
+            (row, number, image)
+            for row, image in zip(rows, images, strict=True)
+            if (number := numbers[row]) is not None
+        ]
+        return Step(progress.step, progress.steps, shown)
+
+    def _preview(self, denoised: Float[Tensor, "B C H W"]) -> list[Image.Image]:
         """Images of the denoised estimates."""
         decoder = self.model.pipeline.decoder
         assert isinstance(decoder, LatentDecoder), "only this decoder reports latents of its autoencoder"
         return to_pil(decoder.autoencoder.decode(denoised))
 
-    def file(self, image: Image.Image, request: ImageRequest, index: int) -> bytes:
-        """The file of the request's image `index`; a PNG with its record inside."""
-        return request.format.encoded(image, request.record(self.record, index))
+
+def preview_at(step: int, steps: int, previews: int) -> int | None:
+    """Number of the preview to show after this step (from 0), or None. Previews are spread evenly over the steps before the last."""
+    shown = min(previews, steps - 1)
+    places = [(number + 1) * steps // (shown + 1) for number in range(shown)]
+    return places.index(step) if step in places else None
 
 
 def last_part(place: str) -> str:

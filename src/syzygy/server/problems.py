@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from syzygy.core.errors import NonFiniteError, UserError
+from syzygy.core.errors import NonFiniteError, UserError, rebuilt
 
 REQUEST, BUSY, SERVER = "invalid_request_error", "rate_limit_error", "server_error"
 CLIENT_LEFT = 499
@@ -50,6 +50,9 @@ class Problem(Exception):
         self.headers = {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuilt, (type(self), self.args, self.__dict__)
 
     def response(self) -> Json:
         return Json(self.body, status_code=self.status, headers=self.headers)

@@ -18,7 +18,7 @@ from syzygy.generation.layout_edges import edge_map
 from syzygy.generation.request import GenerationRequest, check_texts
 from syzygy.generation.subjects import Subject, check_subjects, check_words
 from syzygy.server import recipes, uploads
-from syzygy.server.engine import Engine
+from syzygy.server.engine import Description
 from syzygy.server.field_problems import above, too_long
 from syzygy.server.limits import Limits
 from syzygy.server.problems import Problem, field_errors
@@ -40,7 +40,7 @@ NO_MASK = "the transparent part of the image is not used as a mask: this model d
 class Validator:
     """Checks requests, and decodes their pictures after all other checks."""
 
-    def __init__(self, engine: Engine, limits: Limits, aliases: Sequence[str] = ()) -> None:
+    def __init__(self, about: Description, limits: Limits, aliases: Sequence[str] = ()) -> None:
         """
         Args:
             aliases: further names of the model.
@@ -50,16 +50,16 @@ class Validator:
         """
         if not all(alias.strip() for alias in aliases):
             raise UserError("a model alias is empty: give a name, or leave it out.")
-        self.engine, self.limits = engine, limits
-        self.names = tuple(dict.fromkeys((engine.name, *aliases)))
+        self.about, self.limits = about, limits
+        self.names = tuple(dict.fromkeys((about.name, *aliases)))
         """Ids of the model that requests may use."""
-        if engine.record["steps"] > limits.steps:
+        if about.record["steps"] > limits.steps:
             raise UserError(
-                f"the server's own {engine.record['steps']} steps are more than the {limits.steps} that a request may ask for: "
+                f"the server's own {about.record['steps']} steps are more than the {limits.steps} that a request may ask for: "
                 "start it with fewer (--steps), or allow more (--max-steps)."
             )
-        self.capabilities = engine.capabilities()
-        self.own_size = engine.own_size
+        self.capabilities = about.capabilities
+        self.own_size = about.own_size
 
     def generation(self, asked: Generation) -> ImageRequest:
         """Raises Problem for a request that cannot be fulfilled."""
@@ -109,13 +109,13 @@ class Validator:
             with field_errors(name):
                 shown = subject.cut_out()
                 assert isinstance(shown, Image.Image), "that of a Pillow image"
-                pictures.append(self.engine.prepared(shown, files[name]))
+                pictures.append(self.about.prepared(shown, files[name]))
             subjects.append(replace(subject, image=pictures[-1].pixels))
         layout = None
         if asked.layout is not None:
             with field_errors("layout"):
                 edges = edge_map(uploads.picture(files["layout"], "layout"))
-                pictures.append(self.engine.prepared(edges, files["layout"]))
+                pictures.append(self.about.prepared(edges, files["layout"]))
             layout = pictures[-1].pixels
         return {"subjects": subjects, "layout": layout}, tuple(pictures)
 
@@ -151,7 +151,7 @@ class Validator:
         for name, data in pictures.items():
             with field_errors(name):
                 seen = uploads.picture(data, name)
-                style.append(self.engine.prepared(seen, data))
+                style.append(self.about.prepared(seen, data))
             sizes.append(seen.size)
         first = next(iter(pictures))
         with field_errors(first):
@@ -213,16 +213,16 @@ class Validator:
         uploads.check({"image": image}, self.limits)
         with field_errors("image"):
             record = uploads.recipe(image, "the picture", self.limits)
-        again = recipes.again(record, self.engine.record, self.own_size, self.capabilities["options"])
+        again = recipes.again(record, self.about.record, self.own_size, self.capabilities["options"])
         return {"record": record, **again}
 
     def _picture(self, data: bytes, param: str) -> Upload:
         with field_errors(param):
-            return self.engine.prepared(uploads.picture(data, param), data)
+            return self.about.prepared(uploads.picture(data, param), data)
 
     def notes(self, request: ImageRequest) -> list[str]:
         """What the model does not understand, or a client may not expect."""
-        found = [*request.notes, *(note for text in request.texts for note in self.engine.model.notes(text))]
+        found = [*request.notes, *(note for text in request.texts for note in self.about.notes(text))]
         if len(request.kept) < len(request.uploads):
             found.append(
                 f"a record holds uploaded pictures of up to {KEPT_BYTES:,} bytes in all; of the others it holds only the SHA-256."
@@ -250,7 +250,7 @@ class Validator:
 
     def _check_common(self, asked: Common) -> None:
         if asked.model is not None and asked.model not in self.names:
-            raise model_not_found(asked.model, self.engine.name)
+            raise model_not_found(asked.model, self.about.name)
         if asked.stream and asked.response_format == "url":
             text = "response_format url is not supported with stream, whose events hold the images: use b64_json."
             raise Problem(400, text, param="response_format")
@@ -263,7 +263,7 @@ class Validator:
                 raise above(name, value, most)
         if asked.negative_prompt is not None:
             self._check_text(asked.negative_prompt, "negative_prompt")
-            scale = self.engine.record["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale
+            scale = self.about.record["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale
             if scale == 1 and getattr(asked, "style_guidance", None) is None:
                 text = "has no effect at guidance scale 1: raise the scale, or leave the prompt out."
                 raise Problem(400, f"a negative prompt {text}", param="negative_prompt")
@@ -278,7 +278,7 @@ class Validator:
 
     def _check_can(self, what: str, wanted: bool, cannot: str, param: str | None = None) -> None:
         if wanted and not self.capabilities[what]:
-            raise Problem(400, f"{self.engine.name} {cannot}", param=param or what)
+            raise Problem(400, f"{self.about.name} {cannot}", param=param or what)
 
     def _check_style(self, asked: Generation | Edit) -> None:
         guided, content = asked.style_guidance is not None, asked.style_content
@@ -297,8 +297,8 @@ class Validator:
         for name in given:
             if name not in known:
                 allowed = f"its options are {', '.join(known)}" if known else "it has no options"
-                raise Problem(400, f"{self.engine.name} has no option {name}; {allowed}. Leave it out.", param=name)
-        return {one.name: self.engine.record.get(one.name) for one in OPTIONS} | given
+                raise Problem(400, f"{self.about.name} has no option {name}; {allowed}. Leave it out.", param=name)
+        return {one.name: self.about.record.get(one.name) for one in OPTIONS} | given
 
     def _prompted(
         self,
@@ -324,7 +324,7 @@ class Validator:
             uploads=(*pictures, *style),
             notes=notes,
             prompts=[asked.prompt],
-            conditions=self.engine.record.get("conditions"),
+            conditions=self.about.record.get("conditions"),
             regions=list(regions) or None,
             region_strength=own["region_strength"] if strength is None and regions else strength,
             style=_pixels(style),
@@ -340,7 +340,7 @@ class Validator:
         first = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
         if first + asked.n - 1 > LARGEST_SEED:
             raise Problem(400, f"seeds end at {LARGEST_SEED}: choose one below {first}.", param="seed")
-        own = self.engine.record
+        own = self.about.record
         size = size_of(asked.size, self.own_size, self.limits.pixels)
         height, width = size or (own.get("height"), own.get("width"))
         longest = LONGEST_SIDE[asked.output_format]

@@ -1,14 +1,14 @@
-"""The thread that generates images, and the bounded queue of requests."""
+"""The threads that have images generated, one for each lane of the engine, and the bounded queue of requests."""
 
+import heapq
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from syzygy.core.contracts import Progress
 from syzygy.core.errors import NonFiniteError, UserError
-from syzygy.server.engine import Engine
+from syzygy.server.engine import ImageEngine, Interrupted, Step
 from syzygy.server.metrics import Metrics
 from syzygy.server.problems import Problem, closing, without_message
 from syzygy.server.requests import ImageRequest
@@ -115,25 +115,37 @@ Rows = Sequence[tuple[Job, int]]
 """The images of a batch: their jobs and indices."""
 
 
+@dataclass
+class Lane:
+    """Where one batch at a time is computed."""
+
+    rows: Rows = ()
+    """Of the batch that is computed now."""
+    end: float = 0.0
+    """When the batch is expected to end, on the clock of `time.monotonic`."""
+
+
 class Worker:
     """Runs jobs batch by batch. Each time the job that is due first (`STRETCH`) gives a batch; others of its shape share it."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, *, batch_size: int) -> None:
+    def __init__(self, engine: ImageEngine, metrics: Metrics, *, batch_size: int) -> None:
         self.engine, self.metrics, self.batch_size = engine, metrics, batch_size
         self._jobs: list[Job] = []
         """All that are not finished, in the order in which they came."""
-        self._batch: Rows = ()
-        self._batch_end = 0.0
+        self._lanes = [Lane() for _ in range(engine.lanes)]
         self._change = threading.Condition()
         self._stopping = False
         self._seconds = FIRST_GUESS_SECONDS
-        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(lane,), name="generation", daemon=True) for lane in self._lanes
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End all jobs at once: their clients get status 503. The thread ends after the step that it computes."""
+        """End all jobs at once: their clients get status 503. The threads end after the step that they compute."""
         with self._change:
             self._stopping = True
             for job in self._jobs:
@@ -141,28 +153,31 @@ class Worker:
                 job.send(Finished(closing()))
             self._jobs.clear()
             self._change.notify_all()
+        self.engine.interrupt()
 
     def close(self) -> None:
-        """Stop, and return when the thread has ended."""
+        """Stop, and return when the threads have ended."""
         self.stop()
-        if self._thread.ident is not None:
-            self._thread.join()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
 
     @property
     def waiting(self) -> int:
-        """Jobs that are not in the batch that is computed now."""
+        """Jobs that are in no batch that is computed now."""
         with self._change:
             return len(self._jobs) - len(self._running)
 
     @property
     def running(self) -> int:
-        """Jobs in the batch that is computed now."""
+        """Jobs in the batches that are computed now."""
         with self._change:
             return len(self._running)
 
     @property
     def _running(self) -> list[Job]:
-        return [job for job in self._jobs if any(job is one for one, _ in self._batch)]
+        inside = {job for lane in self._lanes for job, _ in lane.rows}
+        return [job for job in self._jobs if job in inside]
 
     def starts(self) -> list[float]:
         """Seconds until each waiting job is expected to start, in their order."""
@@ -199,13 +214,15 @@ class Worker:
 
     def _forecast(self) -> list[tuple[Job, float]]:
         """The waiting jobs in their order, and the seconds until each is expected to start."""
-        running = self._running
-        found, start = [], max(self._batch_end - time.monotonic(), 0.0) if self._batch else 0.0
+        running, now = self._running, time.monotonic()
+        free = [max(lane.end - now, 0.0) if lane.rows else 0.0 for lane in self._lanes]
+        heapq.heapify(free)
+        found = []
         for job in sorted(self._jobs, key=lambda job: job.due):
-            now = sum(job is one for one, _ in self._batch)
+            inside = sum(job is one for lane in self._lanes for one, _ in lane.rows)
             if job not in running:
-                found.append((job, start))
-            start += self._cost(job, max(len(job.rest) - now, 0))
+                found.append((job, free[0]))
+            heapq.heapreplace(free, free[0] + self._cost(job, max(len(job.rest) - inside, 0)))
         return found
 
     def _tell(self) -> None:
@@ -215,26 +232,28 @@ class Worker:
                 job.reported = position
                 job.send(Queued(position, seconds))
 
-    def _run(self) -> None:
+    def _run(self, lane: Lane) -> None:
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._stopping or self._jobs)
+                self._change.wait_for(lambda: self._stopping or len(self._jobs) > len(self._running))
                 if self._stopping:
                     return
-                self._batch = self._next()
-                self._batch_end = time.monotonic() + sum(self._cost(job, 1) for job, _ in self._batch)
+                lane.rows = self._next()
+                lane.end = time.monotonic() + sum(self._cost(job, 1) for job, _ in lane.rows)
                 self._tell()
-            ended = self._serve(self._batch)
+            ended = self._serve(lane.rows)
             with self._change:
-                self._batch = ()
+                lane.rows = ()
                 for job, error in ended.items():
                     if job in self._jobs:
                         self._jobs.remove(job)
                         job.send(Finished(error))
+                self._change.notify_all()  # the jobs that are not finished may continue in other lanes
 
     def _next(self) -> Rows:
         """Images of the job that is due first, and all those of others of its shape that fit into the batch with them."""
-        first, *others = sorted(self._jobs, key=lambda job: job.due)
+        running = self._running
+        first, *others = sorted((job for job in self._jobs if job not in running), key=lambda job: job.due)
         if first.exact:
             return [(first, first.done)]
         rows = [(first, index) for index in first.rest[: self.batch_size]]
@@ -249,7 +268,7 @@ class Worker:
         jobs = list(dict.fromkeys(job for job, _ in rows))
         try:
             self._run_batch(rows, jobs)
-        except _AllLeft:
+        except (_AllLeft, Interrupted):
             return {}
         except (UserError, Problem) as mistake:
             if len(jobs) > 1:  # only one of them may be at fault
@@ -269,14 +288,17 @@ class Worker:
         seeds = [job.request.seeds[index] for job, index in rows]
         began = time.monotonic()
 
-        def on_step(progress: Progress) -> None:
+        def on_step(done: Step) -> None:
             if all(job.left.is_set() for job in jobs):
                 raise _AllLeft
             for job in jobs:
                 at_once = 1 if job.exact else self.batch_size
                 before, after = -(-job.done // at_once), -(-len(job.rest) // at_once)
-                job.send(StepDone(before * progress.steps + progress.step, (before + after) * progress.steps))
-            self._preview(rows, progress)
+                job.send(StepDone(before * done.steps + done.step, (before + after) * done.steps))
+            for row, number, image in done.previews:
+                job, picture = rows[row]
+                if not job.left.is_set():
+                    job.send(PreviewReady(picture, number, job.request.format.encoded(image)))
 
         if all(job.left.is_set() for job in jobs):
             raise _AllLeft
@@ -284,7 +306,7 @@ class Worker:
         self.metrics.count("batches")
         for (job, index), image, seed in zip(rows, images, seeds, strict=True):
             if not job.left.is_set():
-                file = self.engine.file(image, job.request, index)
+                file = self.engine.about.file(image, job.request, index)
                 texts = (*job.request.texts, job.request.generation.negative_prompt)
                 notes = dict.fromkeys(sentence for text, sentence in truncated if text in texts)
                 job.send(ImageReady(index, seed, file, tuple(notes)))
@@ -292,25 +314,5 @@ class Worker:
         for job, _ in rows:
             job.done += 1
         spent = (time.monotonic() - began) / (len(rows) * jobs[0].steps)
-        self._seconds += NEWEST * (spent - self._seconds)
-
-    def _preview(self, rows: Rows, progress: Progress) -> None:
-        wanted = [
-            (row, number)
-            for row, (job, _) in enumerate(rows)
-            if (number := preview_at(progress.step, progress.steps, job.request.previews)) is not None
-            and not job.left.is_set()
-        ]
-        if not wanted or progress.denoised is None:
-            return
-        images = self.engine.preview(progress.denoised[[row for row, _ in wanted]])
-        for (row, number), image in zip(wanted, images, strict=True):
-            job, picture = rows[row]
-            job.send(PreviewReady(picture, number, job.request.format.encoded(image)))
-
-
-def preview_at(step: int, steps: int, previews: int) -> int | None:
-    """Number of the preview to show after this step (from 1), or None. Previews are spread evenly over the steps before the last."""
-    shown = min(previews, steps - 1)
-    places = [(number + 1) * steps // (shown + 1) for number in range(shown)]
-    return places.index(step) if step in places else None
+        with self._change:
+            self._seconds += NEWEST * (spent - self._seconds)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ class Told:
         self.body: bytes | None = None
         self.sent: list[dict[str, Any]] = []
         self.metrics = Metrics()
-        engine: Any = None  # nothing is generated here
+        engine: Any = SimpleNamespace(lanes=1)  # nothing is generated here
         admission = Admission(limits, Worker(engine, self.metrics, batch_size=1))
         middleware = SecurityMiddleware(
             self.app, admission=admission, metrics=self.metrics, paths=["/v1/models"], api_key=KEY, hosts=hosts

@@ -17,12 +17,12 @@ from PIL import Image
 from syzygy.core.contracts import Region, Sampling
 from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.generation.request import GenerationRequest
-from syzygy.server.engine import Engine
+from syzygy.server.engine import Description, Engine, preview_at
 from syzygy.server.metrics import Metrics
 from syzygy.server.problems import Problem, field_errors, problem_of
 from syzygy.server.requests import ImageRequest
-from syzygy.server.worker import Event, Finished, ImageReady, Job, PreviewReady, Queued, StepDone, Worker, preview_at
-from tests.tiny_server import PATIENCE, Held, tiny_engine
+from syzygy.server.worker import Event, Finished, ImageReady, Job, PreviewReady, Queued, StepDone, Worker
+from tests.tiny_server import PATIENCE, Held, tiny_engine, waited
 
 HOW = Sampling(steps=3, guidance_scale=2.0, sampler="euler")
 SLOW = 100.0
@@ -199,6 +199,23 @@ def test_a_batch_goes_on_while_one_of_its_clients_stays(held: Held) -> None:
     worker.close()
 
 
+def test_two_lanes_compute_two_batches_at_a_time(held: Held) -> None:
+    held.lanes = 2
+    worker = Worker(held, Metrics(), batch_size=4)
+    worker._seconds = SLOW
+    image = 3 * SLOW
+    clients = [Client(worker, request(prompt, 1, 2, exact=True)) for prompt in "abc"]
+    worker.start()
+    assert waited(lambda: len(held.batches) == 2)
+    assert (worker.waiting, worker.running) == (1, 2)
+    # Both lanes are free after an image. Those of a and b are due first and go on there.
+    assert worker.starts() == pytest.approx([2 * image], abs=image / 3)
+    held.go.set()
+    assert [len(client.pngs()) for client in clients] == [2, 2, 2]
+    assert sorted(prompt for (prompt,) in held.batches) == [*"aabbcc"]
+    worker.close()
+
+
 def test_a_mistake_in_one_request_is_not_paid_by_its_neighbours(worker: Worker, held: Held) -> None:
     Client(worker, request())
     assert held.begun.wait(PATIENCE)
@@ -211,11 +228,9 @@ def test_a_mistake_in_one_request_is_not_paid_by_its_neighbours(worker: Worker, 
     assert held.batches[1:] == [["a ring", "a star"], ["a ring"], ["a star"]]
 
 
-def test_a_bug_ends_its_request_and_not_the_worker(
-    worker: Worker, held: Held, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_ends_its_request_and_not_the_worker(worker: Worker, held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     held.go.set()
-    monkeypatch.setattr(held, "file", lambda *_: 1 / 0, raising=False)
+    monkeypatch.setattr(Description, "file", lambda *_: 1 / 0)
     assert isinstance(Client(worker, request()).error(), ZeroDivisionError)
     monkeypatch.undo()
     assert Client(worker, request()).pngs()
