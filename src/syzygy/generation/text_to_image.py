@@ -157,15 +157,8 @@ class TextToImage:
         """The same with another text encoder, if one is given."""
         if source is None:
             return self
-        found = adapt(
-            self.pipeline,
-            self.find_clip,
-            self.folder,
-            source,
-            llm=llm,
-            offload=offload,
-            local_files_only=local_files_only,
-        )
+        parts = self.pipeline, self.find_clip, self.folder
+        found = adapt(*parts, source, llm=llm, offload=offload, local_files_only=local_files_only)
         about = {"languages": found.languages, "adapter": found.fingerprints, "foreign_llm": found.foreign_llm}
         return replace(self, pipeline=found.pipeline, **about)
 
