@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
@@ -113,14 +114,27 @@ def as_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
     return found
 
 
-def as_mask(image: Image.Image, name: str = "the mask") -> Float[Tensor, "H W"]:
-    """Convert a Pillow image to a mask from 0 to 1: its brightness times its opacity, upright. See `as_rgb`."""
-    image = _upright(image, name)
-    found = torch.empty(image.height, image.width)
-    for top, strip in _strips(image):
+def as_mask(image: Image.Image, name: str = "the mask", block: int = 1) -> Float[Tensor, "H W"]:
+    """Convert a Pillow image to a mask from 0 to 1: its brightness times its opacity, upright. See `as_rgb`.
+
+    Args:
+        block: make the mask smaller: a value is the mean of so many pixels down and across (a divisor of `STRIP_ROWS`), or of those left at
+            the end. Numbers for all pixels of a large image would need four times its memory.
+    """
+    assert STRIP_ROWS % block == 0
+    image, strips = _upright(image, name), []
+    for _, strip in _strips(image):
         grey = _unit(strip.convert("L"))
-        found[top : top + strip.height] = grey * _unit(strip.getchannel("A")) if strip.mode == "RGBA" else grey
-    return found
+        mask = grey * _unit(strip.getchannel("A")) if strip.mode == "RGBA" else grey
+        strips.append(F.avg_pool2d(mask[None], block, ceil_mode=True)[0] if block > 1 else mask)
+    return torch.cat(strips)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image after its orientation is applied."""
+    T = Image.Transpose
+    turned = _turn(image) in (T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
+    return (image.height, image.width) if turned else image.size
 
 
 def as_layers(image: Image.Image, name: str = "the picture") -> tuple[Image.Image, Float[Tensor, "H W"]]:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from syzygy.core.errors import UserError
-from syzygy.server import documentation, page_assets
+from syzygy.server import documentation, memory, page_assets
 from syzygy.server.admission import SMALL_BYTES, Admission
 from syzygy.server.bodies import FORM, JSON, check_type, content_type, form_of, json_of, whole
 from syzygy.server.engine import ImageEngine
@@ -113,8 +113,15 @@ class Server:
 
     async def decode(self, request: Request, work: Callable[[], T]) -> T:
         """Run `work`, which holds the body, in the thread that decodes pictures. Afterwards the body counts as free."""
+
+        def released() -> T:
+            try:
+                return work()
+            finally:
+                memory.release()
+
         try:
-            return await in_thread(self.decoder, work, request.receive)
+            return await in_thread(self.decoder, released, request.receive)
         finally:
             self.admission.decoded(request.scope[ENTRY])
 

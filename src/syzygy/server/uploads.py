@@ -13,7 +13,7 @@ from torch import Tensor
 
 from syzygy.core.contracts import Region
 from syzygy.core.errors import UserError
-from syzygy.core.image_reading import as_layers, as_mask, as_rgb, loaded, quiet
+from syzygy.core.image_reading import STRIP_ROWS, as_layers, as_mask, as_rgb, loaded, quiet, upright_size
 from syzygy.generation.image_files import RECORD_KEY, record_of
 from syzygy.regions.phrases import blurred, places, resized
 from syzygy.server.bodies import DEEPEST, crowded, plain
@@ -169,9 +169,9 @@ def regions(given: Sequence[RegionMask], masks: Sequence[bytes], blur: float) ->
     for number, (one, data) in enumerate(zip(given, masks, strict=True)):
         name = f"regions[{number}].mask"
         with field_errors(name):
-            mask = as_mask(opened(data, name), name)
-            found.append(drawn(one.phrase, mask, one.weight, blur))
-        sizes.add((mask.shape[1], mask.shape[0]))
+            image = opened(data, name)
+            sizes.add(upright_size(image))
+            found.append(drawn(one.phrase, as_mask(image, name, _block(image)), one.weight, blur))
     if len(sizes) > 1:
         with field_errors("regions"):
             raise UserError(f"masks must have one size, got {' and '.join(f'{w} × {h}' for w, h in sorted(sizes))}.")
@@ -195,11 +195,6 @@ def drawn(phrase: str, mask: Float[Tensor, "H W"], weight: float, blur: float) -
     return Region(phrase, (soft.mask * 255).round() / 255, weight)
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an uploaded mask after its orientation is applied, to compare with the picture's."""
-    return as_rgb(image, "mask").size
-
-
 def transparent(image: Image.Image) -> Float[Tensor, "H W"]:
     """A mask from 0 to 1 as in OpenAI's edits, where the transparent part is the region.
 
@@ -216,6 +211,14 @@ def cut_out(data: bytes) -> bool:
     """Whether a picture has fully transparent parts. OpenAI's edits use them as the mask if none is sent."""
     image = opened(data, "image")
     return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] == 0
+
+
+def _block(image: Image.Image) -> int:
+    """Pixels whose mean is enough: at least twice as many blocks as a mask has pixels remain, down and across."""
+    block = 1
+    while block < STRIP_ROWS and max(image.size) >= 4 * MASK_SIDE * block:
+        block *= 2
+    return block
 
 
 def _fitted(region: Region) -> Region:

@@ -14,6 +14,7 @@ from torch import Tensor
 from syzygy.core.contracts import Region
 from syzygy.core.deprecation import renamed
 from syzygy.core.errors import UserError, unknown
+from syzygy.core.image_reading import upright_size
 from syzygy.generation.layout_edges import edge_map
 from syzygy.generation.request import GenerationRequest, check_texts
 from syzygy.generation.subjects import Subject, check_subjects, check_words
@@ -169,7 +170,7 @@ class Validator:
         self._check_phrase(asked.prompt, phrase, "region")
         with field_errors("mask"):
             drawn = uploads.opened(mask, "mask")
-            found = uploads.upright_size(drawn)
+            found = upright_size(drawn)
             if found != size:
                 sizes = " and ".join(f"{one[0]} × {one[1]}" for one in (size, found))
                 raise UserError(f"image and mask must have one size, got {sizes}.")

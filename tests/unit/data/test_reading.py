@@ -86,6 +86,17 @@ def test_a_grey_level_of_sixteen_bits_may_be_transparent() -> None:
     assert as_mask(image)[0, 0] == 0
 
 
+@pytest.mark.parametrize("size", [(600, 520), (37, 5), (512, 512)])
+def test_a_mask_can_be_read_smaller(size: tuple[int, int]) -> None:
+    image = Image.effect_noise(size, 80).convert("RGBA")
+    image.putalpha(Image.effect_noise(size, 80))
+    whole, small = as_mask(image), as_mask(image, block=8)
+    assert small.shape == (-(-size[1] // 8), -(-size[0] // 8))
+    for row, column in ((0, 0), (small.shape[0] - 1, small.shape[1] - 1)):
+        block = whole[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+        assert small[row, column].item() == pytest.approx(block.mean().item(), abs=1e-6)
+
+
 def test_a_colour_of_sixteen_bits_may_be_transparent() -> None:
     """Pillow keeps the key of a 16-bit RGB PNG with 16 bits, and its pixels with 8."""
     image = Image.new("RGB", (2, 1), (0x12, 0x34, 0x56))
