@@ -117,8 +117,7 @@ def region_options(command: F) -> F:
         click.option(
             "--style-content",
             metavar="TEXT",
-            help="What the style reference shows, such as 'a red ring': its objects then do not appear in the images. Try it with a "
-            "--style-guidance of 2.",
+            help="What the style reference shows, such as 'a red ring': its objects then do not appear in the images.",
         ),
         click.option(
             "--style-guidance",
