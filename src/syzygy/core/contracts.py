@@ -327,11 +327,7 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class ImageDecoder(Protocol):
-    """Image embedding, text, or both → image: the second half of unCLIP, or a whole text-to-image model.
-
-    What a decoder can do is said by attributes, so that no caller asks for its class. A subclass inherits those that it
-    does not set.
-    """
+    """Image embedding, text, or both → image: the second half of unCLIP, or a whole text-to-image model. Attributes say what it can do."""
 
     reads_image_embedding: bool = True
     """Whether it reads CLIP image embeddings, so that it needs a prior and takes images as input (variations, mixtures)."""
@@ -397,9 +393,6 @@ class ImageDecoder(Protocol):
 
 @runtime_checkable
 class Staged(Protocol):
-    """A `Denoiser` that is a different one at each noise level, such as an ensemble of experts.
-
-    Samplers ask for it with σ as a number, so that no expert is chosen from a tensor on a device.
-    """
+    """A `Denoiser` that is a different one at each noise level, such as an ensemble of experts. Samplers give σ as a number."""
 
     def at(self, sigma: float) -> Denoiser: ...
