@@ -143,7 +143,7 @@ def test_a_style_takes_the_priors_place(syzygy, tiny_model: Path, canvas: Path, 
     assert record["style_content"] == "a blue ring"
     for arguments, message in (
         (("--style", "nowhere.png"), "nowhere.png"),
-        (("--style-content", "a ring"), "style_content describes a style"),
+        (("--style-content", "a ring"), "--style-content describes a style reference"),
         (("--style", canvas, "--style-content", ""), "style_content is empty"),
         (("--style-guidance", "2"), "style_guidance has no effect without a style"),
         (("--style", canvas, "--style-guidance", "-1"), "at least 0"),

@@ -119,6 +119,7 @@ def refused(answer: httpx.Response, param: str | None, message: str) -> None:
         ({"prompt": "a", "output_compression": 101}, "output_compression", "Expected a value <= 100"),
         ({"prompt": "a", "background": "transparent"}, "background", "Supported values are: 'auto' and 'opaque'."),
         ({"prompt": "a", "sampler": "eular"}, "sampler", "unknown sampler 'eular'. Did you mean 'euler'?"),
+        ({"prompt": "a", "placement_strength": 1e37}, "placement_strength", "Expected a value <= 100"),
         ({"prompt": "a", "guidance_scale": 1000}, "guidance_scale", "Expected a value <= 100, but got 1000"),
         (
             {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1},
@@ -194,11 +195,21 @@ def test_wrong_mixes_are_told_why(client: httpx.Client, sources: Any, param: str
     refused(client.post(MIXES, json={"sources": sources}), param, message)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"prompt": ' + b"1" * 5000 + b"}"], ids=len)
-def test_what_is_no_json_is_told_so(client: httpx.Client, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b'"\xff"', "not encoded in UTF-8"),
+        (b"[" * 90_000, "too many values or levels"),
+        (b'{"seed": ' + b"1" * 5000 + b"}", "A number in it has too many digits"),
+    ],
+    ids=["nothing", "half", "latin", "levels", "digits"],
+)
+def test_what_is_no_json_is_told_so(client: httpx.Client, body: bytes, message: str) -> None:
     answer = client.post(GENERATIONS, content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code in (400, 413)
-    assert answer.json()["error"]["message"]
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -230,6 +241,7 @@ def test_what_is_no_json_is_told_so(client: httpx.Client, body: bytes) -> None:
         ),
         ("edits", {"mask": CLEAR}, {"prompt": "a", "image": "file:///etc/passwd"}, "image", "expected a file."),
         ("variations", {"image": picture(), "image[]": picture()}, {}, "image", "array with maximum length 1, but got"),
+        ("variations", {"image": picture(), "other": picture()}, {}, "other", "Unknown parameter: 'other'."),
         ("variations", {"image": picture(size=(200, 200))}, {}, "image", "40,000 pixels; at most 10,000"),
         ("variations", {"image": picture()}, {"prompt": "a"}, "prompt", "Unknown parameter: 'prompt'."),
         ("recipes", {"image": picture()}, {}, "image", "holds no record"),
@@ -502,6 +514,7 @@ def test_what_outlasts_the_grace_is_dropped(engine: ImageEngine) -> None:
         (["--api-key", " a"], "without blanks"),
         (["--host", "203.0.113.1", "--no-api-key"], "cannot listen on 203.0.113.1"),
         (["--queue", "0"], "out of range"),
+        (["--proxy", "proxy.example"], "is not an IP address or network"),
         (["--model", "nothing-there"], "nothing-there"),
     ],
     ids=str,
@@ -515,6 +528,14 @@ def test_wrong_arguments(syzygy: Callable[..., Answer], arguments: list[str], me
 def test_the_servers_own_steps_are_within_its_limits(engine: ImageEngine) -> None:
     with pytest.raises(UserError, match="own 3 steps are more than the 2 that a request may ask for"):
         create_app(engine, Limits(steps=2))
+
+
+def test_the_models_own_size_and_the_servers_sampler_are_checked_at_the_start(engine: ImageEngine) -> None:
+    with pytest.raises(UserError, match=r"pixels, which are more than the 100 of --max-pixels"):
+        create_app(engine, Limits(pixels=100))
+    about = replace(engine.about, record={**engine.about.record, "sampler": "eular"})
+    with pytest.raises(UserError, match=r"unknown sampler 'eular'\. Did you mean 'euler'"):
+        validation.Validator(about, Limits())
 
 
 def test_a_client_may_connect_before_the_server_runs() -> None:

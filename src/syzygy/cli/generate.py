@@ -78,6 +78,8 @@ def generate(
     from syzygy.generation.image_files import slug
     from syzygy.generation.request import GenerationRequest
 
+    if style is None and style_content is not None:
+        raise UserError("--style-content describes a style reference: give it with --style, or leave it out.")
     own_seeds = seeds(seed, num_images, best_of)
     writable_folder(out)
     with warnings_as_lines():

@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +14,7 @@ import click
 from syzygy.cli.common import Whole, available_device, json_option, unresolved_device_option
 from syzygy.cli.generation_options import load_model, prompt_options
 from syzygy.core.errors import UserError, install
+from syzygy.core.wording import counted
 
 if TYPE_CHECKING:
     from syzygy.server.engine import Engine, ImageEngine
@@ -133,6 +135,7 @@ def serve(
       client.images.generate(prompt="a red star", extra_body={"seed": 7})
     """
     _check_arguments(api_key, no_api_key, engine, replicas)
+    _check_proxies(proxy)
     try:
         from syzygy.server.http_server import allow_files, listening, server_of, url_of
         from syzygy.server.security import is_loopback
@@ -168,6 +171,16 @@ def _check_arguments(api_key: str | None, no_api_key: bool, engine: str, replica
         raise UserError("--replicas is for --engine ray: add it, or start one process for each GPU.")
 
 
+def _check_proxies(given: Sequence[str]) -> None:
+    for one in given:
+        try:
+            ip_network(one, strict=False)
+        except ValueError:
+            raise UserError(
+                f"--proxy {one!r} is not an IP address or network, such as 10.0.0.0/8: give that of the proxy."
+            ) from None
+
+
 @contextmanager
 def _started(
     engine: str, replicas: int, settings: Mapping[str, Any], device: str, port: int
@@ -181,6 +194,7 @@ def _started(
     from syzygy.server.ray_engine import ray_engine
 
     load, name = partial(load_replica, os.getcwd(), settings), f"syzygy-{socket.gethostname()}-{port}"
+    click.echo(f"Starting Ray and {counted(replicas, 'replica')}, each of which loads the model.", err=True)
     with ray_engine(load, device=device, replicas=replicas, name=name) as started:
         yield started
 

@@ -91,7 +91,7 @@ def loaded(data: bytes, name: str, formats: tuple[str, ...] = FORMATS) -> Image.
         raise UserError(f"{name} has too many pixels; at most {most:,} are read. Make it smaller.") from None
     except UnidentifiedImageError:  # its own message holds the address of a buffer
         raise UserError(
-            f"{name} cannot be read as a picture: its format is not known; allowed are {', '.join(formats)}.{_conversion(name)}"
+            f"{name} cannot be read: its format is not known; allowed are {', '.join(formats)}.{_conversion(name)}"
         ) from None
     except MemoryError:
         raise

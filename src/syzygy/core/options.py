@@ -95,6 +95,7 @@ PLACEMENT_STRENGTH = Option(
     name="placement_strength",
     type=float,
     minimum=0,
+    maximum=100,
     metavar="W",
     help="The starter: how strongly objects are drawn to where the prompt says that they are (left of, above); 0 switches it off. Default: 1. "
     "Without effect on images with regions.",

@@ -36,10 +36,12 @@ def check_type(request: Request, *allowed: str) -> None:
     kind = content_type(request)[:80]
     if kind not in allowed:
         curl = " With curl, add -H 'Content-Type: application/json'." if JSON in allowed else ""
+        given = f"but you specified the header 'Content-Type: {kind}'"
+        if "content-type" not in request.headers:
+            given = "and you sent no header 'Content-Type'"
         raise Problem(
             415,
-            f"Unsupported content type: {kind!r}. This API method only accepts {' or '.join(map(repr, allowed))} requests, "
-            f"but you specified the header 'Content-Type: {kind}'.{curl}",
+            f"Unsupported content type: {kind!r}. This API method only accepts {' or '.join(map(repr, allowed))} requests, {given}.{curl}",
             code="unsupported_content_type",
         )
 
@@ -61,8 +63,12 @@ def json_of(body: bytes, model: type[C], limits: Limits) -> C:
         values = json.loads(body)
     except json.JSONDecodeError as error:
         raise Problem(400, f"{UNPARSED} It is not valid JSON: {error.msg} at character {error.pos}."[:300]) from None
-    except (ValueError, RecursionError):  # not UTF-8; a number of too many digits; too many levels
-        raise Problem(400, f"{UNPARSED} It is not valid JSON.") from None
+    except UnicodeDecodeError:
+        raise Problem(400, f"{UNPARSED} It is not encoded in UTF-8.") from None
+    except ValueError:  # Python's limit for whole numbers
+        raise Problem(400, f"{UNPARSED} A number in it has too many digits.") from None
+    except RecursionError:
+        raise _too_many("the body") from None
     if not plain(values, DEEPEST, limits.values):
         raise _too_many("the body")
     return checked(model, values)
@@ -126,6 +132,8 @@ async def form_of(request: Request, model: type[C], files: Mapping[str, int]) ->
     async with request.form(max_files=most, max_fields=64, max_part_size=FIELD_BYTES) as form:
         for key, value in form.multi_items():
             name = key.removesuffix("[]")
+            if isinstance(value, UploadFile) and name not in {*files, *model.model_fields}:
+                raise invalid_field({"type": "extra_forbidden", "loc": (name,)})
             if isinstance(value, UploadFile) != (name in files):
                 wanted = "a file" if name in files else "a string"
                 text = f"Invalid type for {name[:80]!r}: expected {wanted}."

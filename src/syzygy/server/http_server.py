@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -153,6 +154,7 @@ def server_of(app: FastAPI, *, grace: float, proxies: str = "127.0.0.1", verbose
         app: of `create_app`.
         proxies: addresses of proxies whose X-Forwarded headers are trusted.
     """
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients are told what is wrong with their forms
     config = uvicorn.Config(
         app,
         http=Connection,

@@ -14,9 +14,9 @@ from syzygy.server.problems import Problem
 
 LARGEST_SEED = 2**64 - 1
 MOST_PREVIEWS = 8
-Scale = Annotated[float, Field(ge=0, le=100)]
+Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 OLD_NAME: Any = Field(default=None, json_schema_extra={"deprecated": True})
-Blur = Annotated[float, Field(ge=0, lt=1)]
+Blur = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 OPTIONS = tuple(option for option in decoder_options() if option not in (HEIGHT, WIDTH))
 """Options of all decoders, also of those that other packages register. Height and width are the field `size`."""
 SCHEMAS = "#/components/schemas/{model}"
@@ -197,7 +197,7 @@ class MixedSource(Body):
     """A text, from which the prior predicts an image embedding."""
     image: str | None = None
     """A picture in base64, or a data URL of one."""
-    weight: float | None = Field(default=None, ge=0, le=1)
+    weight: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     """Share of the mixture; only proportions count. Give one to every source, or to none for equal shares."""
 
 

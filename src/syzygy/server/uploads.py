@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,9 +73,9 @@ def check(files: Mapping[str, bytes], limits: Limits) -> None:
             own = _pixels(data)
             pixels += own
             if pixels > limits.upload_pixels:
-                those = (
-                    f"{own:,} pixels" if own == pixels else f"{pixels:,} pixels together with the pictures before it"
-                )
+                those = "too many pixels" if own == sys.maxsize else f"{own:,} pixels"
+                if own < pixels:
+                    those = f"{pixels:,} pixels together with the pictures before it"
                 raise UserError(f"{name} has {those}; at most {limits.upload_pixels:,} are read. Make it smaller.")
 
 
@@ -84,6 +85,8 @@ def _pixels(data: bytes) -> int:
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return image.width * image.height
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            return sys.maxsize  # the header says more than Pillow opens
         except Exception:  # `opened` says what is wrong
             return 0
 

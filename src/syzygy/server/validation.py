@@ -1,5 +1,6 @@
 """From what a client sent to an `ImageRequest`: the limits, and every check that needs no model."""
 
+import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,14 @@ class Validator:
                 f"the server's own {about.record['steps']} steps are more than the {limits.steps} that a request may ask for: "
                 "start it with fewer (--steps), or allow more (--max-steps)."
             )
+        if about.own_size is not None and math.prod(about.own_size) > limits.pixels:
+            raise UserError(
+                f"{about.name} generates {math.prod(about.own_size):,} pixels, which are more than the {limits.pixels:,} of --max-pixels: "
+                "allow more."
+            )
+        known, sampler = about.capabilities["samplers"], about.record.get("sampler")
+        if sampler is not None and sampler not in known:
+            raise unknown("sampler", sampler, known)
         self.capabilities = about.capabilities
         self.own_size = about.own_size
 

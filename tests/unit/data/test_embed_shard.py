@@ -57,8 +57,7 @@ def test_what_cannot_be_used_is_listed_with_key_and_reason(
         ("cut", "the picture cannot be read as a picture: Truncated File Read"),
         (
             "noise",
-            "the picture cannot be read as a picture: its format is not known; "
-            "allowed are JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF",
+            "the picture cannot be read: its format is not known; allowed are JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF",
         ),
         ("bomb", "the picture has too many pixels; at most 1,000 are read. Make it smaller"),
         ("large", "the picture has too many pixels; at most 1,000 are read. Make it smaller"),

@@ -29,7 +29,7 @@ def test_animations_and_odd_modes(picture: Callable[..., bytes]) -> None:
 def test_formats_that_run_programs_are_refused() -> None:
     data = io.BytesIO()
     Image.new("RGB", (3, 2)).save(data, "EPS")
-    with pytest.raises(UserError, match=r"cannot be read as a picture: its format is not known; allowed are JPEG"):
+    with pytest.raises(UserError, match=r"cannot be read: its format is not known; allowed are JPEG"):
         loaded(data.getvalue(), "a", FORMATS)
 
 
