@@ -191,9 +191,10 @@ def _started(
         return
     import socket
 
-    from syzygy.server.ray_engine import ray_engine
+    from syzygy.server.ray_engine import modules, ray_engine
 
     load, name = partial(load_replica, os.getcwd(), settings), f"syzygy-{socket.gethostname()}-{port}"
+    modules()
     click.echo(f"Starting Ray and {counted(replicas, 'replica')}, each of which loads the model.", err=True)
     with ray_engine(load, device=device, replicas=replicas, name=name) as started:
         yield started

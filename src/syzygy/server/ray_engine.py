@@ -189,12 +189,23 @@ def ray_engine(load: Callable[[str], Engine], *, device: str, replicas: int, nam
         handle = serve.run(deployment.bind(partial(load, device)), name=name, route_prefix=None)
         yield engine_of(handle, replicas, lambda: _running(serve, name))
     finally:
-        with suppress(Exception):  # it may be gone already
-            serve.delete(name)
+        _delete(serve, name)
         if begun:
             ray.shutdown()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _delete(serve: Any, name: str) -> None:
+    """End the replicas. Ray waits for those that still load, so after a while this process ends without them."""
+
+    def delete() -> None:
+        with suppress(Exception):  # it may be gone already
+            serve.delete(name)
+
+    deleting = threading.Thread(target=delete, daemon=True)
+    deleting.start()
+    deleting.join(3 * STOP_SECONDS)
 
 
 def engine_of(handle: Any, replicas: int, running: Callable[[], int]) -> RayEngine:
