@@ -22,7 +22,7 @@ from syzygy.core import artifacts
 from syzygy.core.diffusers_timesteps import HostTimesteps, noise_of, read_scheduler
 from syzygy.core.diffusers_weights import load_model, read_settings
 from syzygy.core.errors import UserError
-from syzygy.core.lora import Adapted, Lora
+from syzygy.core.lora import Adapted, Lora, save_lora
 from syzygy.core.offload import SequentialOffload
 from syzygy.experts.expert_folders import (
     STAGES_FILE,
@@ -31,7 +31,6 @@ from syzygy.experts.expert_folders import (
     experts_folder,
     load_loras,
     load_stages,
-    save_lora,
 )
 from syzygy.experts.routing import Stages, ensemble
 
