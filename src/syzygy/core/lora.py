@@ -110,6 +110,14 @@ def build_lora(network: nn.Module, *, rank: int, layers: str, seed: int) -> Lora
         return Lora(network, rank=rank, layers=layers)
 
 
+def lora_settings(lora: Lora) -> dict[str, Any]:
+    """The configuration of an adaptation of the same layers."""
+    assert lora.scale == 1
+    names = [name.replace("/", ".") for name in lora.updates]
+    rank = next(iter(lora.updates.values())).get_parameter("down").shape[0]
+    return {"rank": rank, "layers": f"^({'|'.join(map(re.escape, names))})$"}
+
+
 def save_lora(lora: Lora, folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
     """Write an adaptation's weights in fp16, its configuration and its provenance as one folder, atomically."""
     with artifacts.folder_written(folder) as temporary:

@@ -25,7 +25,7 @@ from syzygy.experts.training import (
 from syzygy.pretrained.captioned_latents import CaptionedImagesRun, Steps, fitted, latents_of, opened, split_pictures
 from syzygy.pretrained.latent_cache import Latents
 from syzygy.pretrained.training_families import load_beside
-from syzygy.pretrained.unet_task import DiscreteNoise, LatentBatch, UNetTask, recomputed
+from syzygy.pretrained.unet_task import DiscreteNoise, LatentBatch, UNetTask, UNetTaskConfig, recomputed
 from syzygy.pretrained.unet_training import SCHEDULER, Conditions, copy_unet, load_unet, save_unet
 from syzygy.training import checkpoints
 from syzygy.training.fitting import AS_GIVEN, Fitting
@@ -39,6 +39,8 @@ class ExpertUNetsRun(CaptionedImagesRun, TreeRun):
     """Low-rank adaptations of the frozen U-Net, of a few megabytes each; or whole U-Nets."""
     layers: str = r"\.(to_[qkv]|to_out|add_[kv]_proj)\b"
     """Regular expression for the names of the U-Net's layers that are adapted; the default is the projections of its attention."""
+    task: UNetTaskConfig
+    """Loss and batch."""
 
 
 @dataclass(frozen=True)

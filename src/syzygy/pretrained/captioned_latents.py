@@ -42,8 +42,6 @@ class CaptionedImagesRun(Config):
     """Column of the images in parquet; null finds it by its usual names."""
     max_bad: float = Field(default=0.05, ge=0, le=1)
     """Share of the samples that may be unusable; these are left out."""
-    task: UNetTaskConfig
-    """Loss and batch."""
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
