@@ -13,7 +13,7 @@ from syzygy.core import arguments
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import part_folder
 from syzygy.generation.replaced_text_encoder import llm_beside
-from syzygy.pretrained.trained_unet import trained_form
+from syzygy.pretrained.trained_unet import record_of, trained_form
 from syzygy.text_encoders.adapted_prompts import AdaptedPrompts, load_adapted_prompts
 from syzygy.text_encoders.adapter_folders import PART
 from syzygy.text_encoders.prompt_target import PromptTarget
@@ -57,10 +57,10 @@ class PromptEncoder:
         """
         folder = part_folder(adapter, PART)
         encoder = load_adapted_prompts(folder, llm=llm or llm_beside(folder), local_files_only=local_files_only)
-        if (form := trained_form(folder)) != "adapter":
+        if (form := trained_form(record_of(folder))) != "adapter":
             warnings.warn(
-                f"the adapter in {folder} was trained with a U-Net that changed too: what changed is in {folder.parent / form}, and "
-                "this pipeline does not have it unless you loaded it. syzygy generate does.",
+                f"the run of the adapter in {folder} also trained the U-Net. A pipeline needs what it learned, in {folder.parent / form}; "
+                "syzygy generate loads it.",
                 stacklevel=2,
             )
         if pipeline is not None:

@@ -17,7 +17,7 @@ from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation.pipeline import Pipeline
 from syzygy.pretrained.prompt_teacher import target_of
 from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder
-from syzygy.pretrained.trained_unet import trained_unet, with_trained_unet
+from syzygy.pretrained.trained_unet import record_of, with_trained_unet
 from syzygy.pretrained.visiting import VisitingPrior, VisitingPrompts, VisitingText
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
@@ -119,8 +119,8 @@ def _in_stable_diffusion(
     )
     reader = VisitingPrompts(found, path.device) if offload else found
     own = {"text_encoder": artifacts.fingerprint(found.adapter.state_dict()), "llm": found.fingerprint}
-    if (trained := trained_unet(folder)) is not None:
-        own["unet"] = trained
+    if "trained_unet" in (record := record_of(folder)):
+        own["unet"] = record["trained_unet"]
     changed = replace(path, decoder=replace(with_trained_unet(decoder, folder, model), reader=reader))
     return Adapted(changed, found.languages, own, _is_foreign(found.llm))
 

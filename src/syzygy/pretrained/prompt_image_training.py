@@ -26,7 +26,7 @@ from syzygy.pretrained.trained_unet import (
 from syzygy.pretrained.training_families import stable_diffusion_pictures
 from syzygy.pretrained.unet_task import recomputed
 from syzygy.pretrained.unet_training import load_unet, save_unet, training_noise
-from syzygy.text_encoders.adapter_folders import PART, PreviousStage
+from syzygy.text_encoders.adapter_folders import PreviousStage
 from syzygy.text_encoders.feature_cache import CacheFolder, FeatureSet
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.prompt_training import read_once
@@ -135,15 +135,13 @@ def _trains(run: PromptImageRun, previous: PreviousStage, folder: Path) -> Train
     Raises:
         UserError: they contradict each other; nothing would be trained; the stage before trained the U-Net of another model.
     """
-    place = previous.run / PART
-    before = trained_form(place)
+    before = trained_form(previous.record)
     if before != "adapter":
-        check_unet(place, folder)
+        check_unet(previous.record, previous.run, folder)
     found = run.trains or before
     if before not in ("adapter", found):
         raise UserError(
-            f"the stage before, in {previous.run}, was trained with trains={before}, and its adapter needs that: trains={found} would lose it. "
-            f"Set trains={before}."
+            f"{previous.run} was trained with trains={before}, and its adapter needs that; trains={found} would lose it. Set trains={before}."
         )
     if found == "adapter" and run.task.frozen == "adapter":
         raise UserError("task.frozen=adapter leaves nothing to train with a frozen U-Net: set trains=lora or unet.")
@@ -152,7 +150,7 @@ def _trains(run: PromptImageRun, previous: PreviousStage, folder: Path) -> Train
 
 def _networks(run: PromptImageRun, previous: PreviousStage, folder: Path) -> tuple[Any, Lora | None]:
     """The U-Net, with gradients where it is trained, and its LoRA, on the CPU; as the stage before left them."""
-    continues = trained_form(previous.run / PART) != "adapter"
+    continues = trained_form(previous.record) != "adapter"
     if run.trains == "unet":
         return load_unet(previous.run / WHOLE if continues else folder / "unet").requires_grad_(True), None
     unet: nn.Module = load_unet(folder / "unet")

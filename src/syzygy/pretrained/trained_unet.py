@@ -1,10 +1,10 @@
 """What the stages of an adapter on images changed in the U-Net of a Stable Diffusion, next to the adapter: a LoRA or a whole U-Net."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from syzygy.core import artifacts, hub_files
@@ -29,19 +29,15 @@ def unet_fingerprint(model: Path) -> str:
     return artifacts.fingerprint({name: value.half() for name, value in stored.items()})
 
 
-def trained_form(adapter: Path) -> Trains:
-    """What was trained up to the run of the adapter in this folder."""
-    record = adapter / artifacts.PROVENANCE_FILE
-    return artifacts.read_json(record).get("trains", "adapter") if record.is_file() else "adapter"
+def record_of(adapter: Path) -> dict[str, Any]:
+    """The provenance of the adapter in a folder; empty for the authors' release, which has none."""
+    path = adapter / artifacts.PROVENANCE_FILE
+    return artifacts.read_json(path) if path.is_file() else {}
 
 
-def trained_unet(adapter: Path) -> str | None:
-    """The fingerprint of the LoRA or U-Net that was trained with the adapter in this folder; None if none was."""
-    return (
-        None
-        if trained_form(adapter) == "adapter"
-        else artifacts.read_json(adapter / artifacts.PROVENANCE_FILE)["trained_unet"]
-    )
+def trained_form(record: Mapping[str, Any]) -> Trains:
+    """What was trained up to the run of an adapter with this provenance."""
+    return record.get("trains", "adapter")
 
 
 def load_trained_lora(folder: Path, unet: nn.Module) -> Lora:
@@ -52,16 +48,15 @@ def load_trained_lora(folder: Path, unet: nn.Module) -> Lora:
     return lora
 
 
-def check_unet(adapter: Path, model: Path) -> None:
+def check_unet(record: Mapping[str, Any], run: Path, model: Path) -> None:
     """
     Raises:
-        UserError: the adapter's run changed the U-Net of another model.
+        UserError: `run`, whose adapter has this provenance, changed the U-Net of another model.
     """
-    record = artifacts.read_json(adapter / artifacts.PROVENANCE_FILE)
     if record["unet"] != unet_fingerprint(model):
         raise UserError(
-            f"the run of the adapter in {adapter} also trained the U-Net of {record['model']} (trains={record['trains']}); {model} has another "
-            f"U-Net. Give --model {record['model']}, or an adapter that was trained with a frozen U-Net."
+            f"{run} also trained the U-Net of {record['model']} (trains={record['trains']}); {model} has another U-Net. Give "
+            f"--model {record['model']}, or an adapter that was trained with a frozen U-Net."
         )
 
 
@@ -73,16 +68,13 @@ def with_trained_unet(decoder: StableDiffusionDecoder, adapter: Path, model: Pat
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    form, kind = trained_form(adapter), UNet2DConditionModel
-    if form == "adapter":
+    record, run, unet = record_of(adapter), adapter.parent, decoder.unet
+    if (form := trained_form(record)) == "adapter":
         return decoder
-    unet: Any = decoder.unet
-    if not isinstance(unet, kind):
-        raise UserError(f"experts replace the U-Net that the run of the adapter in {adapter} trained: leave them out.")
-    check_unet(adapter, model)
+    if not isinstance(unet, UNet2DConditionModel):
+        raise UserError(f"experts replace the U-Net that {run} trained: leave them out.")
+    check_unet(record, run, model)
     if form == "lora":
-        with torch.no_grad():
-            load_trained_lora(adapter.parent / LORA, unet).merge_into(unet)
+        load_trained_lora(run / LORA, unet).merge_into(unet)
         return decoder
-    trained = load_model(kind, adapter.parent, WHOLE, unet.dtype)
-    return replace(decoder, unet=trained.to(unet.device))
+    return replace(decoder, unet=load_model(UNet2DConditionModel, run, WHOLE, unet.dtype).to(unet.device))

@@ -1,7 +1,9 @@
 """Stages image and quality of an adapter for a Stable Diffusion: the diffusion loss, what is trained, resuming, refusing."""
 
 import json
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.generation.text_to_image import TextToImage
+from syzygy.pretrained.captioned_latents import Steps
 from syzygy.pretrained.latent_cache import Latents
 from syzygy.pretrained.prompt_diffusion import (
     DescribedLatents,
@@ -234,8 +237,6 @@ def batches(places: Path, name: str, *, zeros: bool, **task: Any) -> tuple[Descr
             rows = [torch.randn(3, llm_width, generator=generator(0, text)) for text in texts]
             return TextStates(torch.stack(rows), torch.ones(len(texts), 3, dtype=torch.bool))
 
-    from syzygy.pretrained.captioned_latents import Steps
-
     adapter = TextAdapter.from_pretrained(places / f"align-{name}" / "adapter")
     llm_width = adapter.config.llm_width
     config = PromptImageTaskConfig(batch_size=6, **task)
@@ -281,8 +282,6 @@ def test_the_loss_is_that_of_diffusers_schedulers(places: Path, name: str) -> No
 
 
 def test_xls_pooled_embedding_and_time_ids_have_an_effect(places: Path) -> None:
-    from dataclasses import replace
-
     source, stage = batches(places, "xl", zeros=True, dropped=0.0)
     batch = source.read(0, slice(0, 6))
     loss = stage.losses(batch)["loss"]
@@ -312,29 +311,30 @@ def test_quality_continues_what_image_trained(places: Path, tmp_path: Path) -> N
     assert not differ(quality / "adapter", image / "adapter")
     assert differ(quality / "lora", image / "lora")
     with pytest.raises(
-        UserError, match="trained with trains=lora, and its adapter needs that: trains=unet would lose it"
+        UserError, match="trained with trains=lora, and its adapter needs that; trains=unet would lose it"
     ):
         train(places, "epsilon", settings("unet"), tmp_path / "other", start=image, stage="quality")
 
 
 def test_wrong_input(places: Path, tmp_path: Path) -> None:
-    other = tiny_stable_diffusion(tmp_path / "other", "epsilon", time_embedding_type="fourier")
+    other = shutil.copytree(places / "epsilon", tmp_path / "other")
+    (file,) = (other / "unet").glob("*.safetensors")
+    artifacts.write_tensors(file, {name: x + 0.1 for name, x in tensors(other / "unet").items()})
+    (tmp_path / "images").symlink_to(places / "images")
     image = tmp_path / "image"
     train(places, "epsilon", settings("lora"), image)
     unets = r"also trained the U-Net of .*epsilon \(trains=lora\); .*other has another U-Net"
     with pytest.raises(UserError, match=unets):
         TextToImage.from_pretrained(other, text_encoder=image)
     with pytest.raises(UserError, match=unets):
-        places_other = tmp_path
-        (tmp_path / "images").symlink_to(places / "images")
-        train(places_other, "other", settings(), tmp_path / "out", start=image, stage="quality")
+        train(tmp_path, "other", settings(), tmp_path / "out", start=image, stage="quality")
     cases: list[tuple[str, str, PromptImageRun, dict[str, Any]]] = [
         ("of stage 'align'; stage 'quality' continues from image or quality", "xl", settings(), {"stage": "quality"}),
         ("for a stable-diffusion-2 .*; .*xl is a stable-diffusion-xl", "xl", settings(), {"start": places / "align-epsilon"}),
         ("leaves nothing to train with a frozen U-Net", "xl", settings(frozen="adapter"), {}),
         ("no linear or convolution layer", "xl", settings("lora").model_copy(update={"layers": "nowhere"}), {}),
         ("multiples of 2", "xl", settings().model_copy(update={"size": 15}), {}),
-        ("leaves none of the 4 pictures", "xl", settings().model_copy(update={"validation_pictures": 4}), {}),
+        ("leaves none of the 12 pictures", "xl", settings().model_copy(update={"validation_pictures": 12}), {}),
     ]  # fmt: skip
     for message, name, run, more in cases:
         with pytest.raises(UserError, match=message):
