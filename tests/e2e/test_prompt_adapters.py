@@ -327,7 +327,8 @@ def test_what_the_command_refuses(
     places: Path, tiny_kandinsky: Tiny, syzygy: Callable[..., Any], tmp_path: Path
 ) -> None:
     begin = ("train", "adapter", "--llm", places / "llm", "--out", tmp_path / "run", "--device", "cpu", "--stage")
-    corpus = ("--corpus", places / "corpus.jsonl")
+    corpus, aligned = ("--corpus", places / "corpus.jsonl"), tmp_path / "aligned"
+    shutil.copytree(places / "adapter-1", aligned / "adapter")
     for more, message in (
         (("align", "--model", places / "1", "--clip", "starter"), "--clip has no effect with --model, whose text encoders the adapter"),
         (("align", "--model", places / "1", "--prior", "starter"), "--prior has no effect with --model"),
@@ -337,7 +338,7 @@ def test_what_the_command_refuses(
          "and --model, which trains on all images of --data"),
         (("image", "--from", places / "adapter-xl"), "was trained for a stable-diffusion-xl"),
         (("image", "--from", places / "adapter-xl", "--model", places / "1", "--data", places), "/1 is a stable-diffusion-1"),
-        (("image", "--from", places / "adapter-1", "--model", places / "1", "--data", tmp_path / "none"), "there is no"),
+        (("image", "--from", aligned, "--model", places / "1", "--data", tmp_path / "none"), "there is no"),
         (("align", "--model", tiny_kandinsky.decoder, *corpus), "holds a kandinsky-2.2, which reads what a prior predicts"),
         (("align", "--model", places / "1", *corpus, "--preset", "bigg-14"), "Known: stable-diffusion-1"),
         (("align", "--model", places / "xl", *corpus, "--preset", "stable-diffusion-1"), "would leave the pooled embedding untrained"),

@@ -163,8 +163,7 @@ class _Choice:
     "--cache",
     is_flag=True,
     default=None,
-    help="Compute the language model's features of the captions once, before the first step, instead of at each step, and keep them in "
-    "RUN/features.",
+    help="Compute the features of the captions once, before the first step, instead of at each step, and keep them in RUN/features.",
 )
 @click.option(
     "--cache-folder",

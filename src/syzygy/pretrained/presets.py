@@ -1,10 +1,11 @@
 """Presets of the stages image and quality of an adapter for a Stable Diffusion, by its family (`prompt_target.Family`)."""
 
+from typing import get_args
+
 from syzygy.pretrained.prompt_diffusion import PromptImageTaskConfig
 from syzygy.pretrained.prompt_image_training import PromptImageRun
 from syzygy.text_encoders.presets import long_loop
-
-FAMILIES = ("stable-diffusion-1", "stable-diffusion-2", "stable-diffusion-xl")
+from syzygy.text_encoders.prompt_target import Family
 
 
 def image_stable_diffusion() -> PromptImageRun:
@@ -22,5 +23,5 @@ def quality_stable_diffusion() -> PromptImageRun:
     return image_stable_diffusion().model_copy(update={"validation_pictures": 64, "loop": loop})
 
 
-IMAGE_PRESETS = dict.fromkeys(FAMILIES, image_stable_diffusion)
-QUALITY_PRESETS = dict.fromkeys(FAMILIES, quality_stable_diffusion)
+IMAGE_PRESETS = dict.fromkeys(get_args(Family), image_stable_diffusion)
+QUALITY_PRESETS = dict.fromkeys(get_args(Family), quality_stable_diffusion)

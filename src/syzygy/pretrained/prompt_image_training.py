@@ -1,5 +1,6 @@
 """Training of an adapter for a Stable Diffusion on images with captions: its stages image and quality."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from syzygy.pretrained.trained_unet import (
     unet_fingerprint,
 )
 from syzygy.pretrained.training_families import stable_diffusion_pictures
-from syzygy.pretrained.unet_task import recomputed
-from syzygy.pretrained.unet_training import load_unet, save_unet, training_noise
+from syzygy.pretrained.unet_task import DiscreteNoise, recomputed
+from syzygy.pretrained.unet_training import WEIGHTS_FILE, load_unet, save_unet, training_noise
+from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.adapter_folders import PreviousStage
 from syzygy.text_encoders.feature_cache import CacheFolder, FeatureSet
 from syzygy.text_encoders.llm import Llm
@@ -84,49 +86,34 @@ def train_on_images(
     """
     if world.size > 1:
         raise UserError("an adapter for Stable Diffusion learns from images in one process: start it without torchrun.")
-    folder, device, stage = model.at.folder, world.device, previous.next_stage
+    folder, device = model.at.folder, world.device
     run = run.model_copy(update={"trains": _trains(run, previous, folder)})
     unet, lora = _networks(run, previous, folder)
-    source = opened(run, data)
-    pictures, noise = stable_diffusion_pictures(folder, run.size, device), training_noise(folder)
-    made = dict(pictures.fingerprints)
+    source, noise = opened(run, data), training_noise(folder)
+    pictures = stable_diffusion_pictures(folder, run.size, device)
     latents = latents_of(run, pictures, source, out / "latents", fitting.say)
-    del pictures  # frees the memory of the autoencoder
     run = fitted(run, latents, source.text, fitting)
-    record: dict[str, Any] = {
-        "stage": stage,
-        "trains": run.trains,
-        "llm": previous.llm,
-        "text_encoders": previous.record["text_encoders"],
-        "unet": unet_fingerprint(folder),
-        "scheduler": f"{noise.prediction} {artifacts.fingerprint({'kept': noise.kept})}",
-        **made,
-        "data": latents.fingerprint,
-        "lineage": previous.lineage,
-    }
-    llm = llm.to(device)
-    reads: Llm | FeatureSet = llm
+    unseen, seen = split_pictures(latents.same_picture, run.validation_pictures, run.seed)
+    run = fitting.batch(run, len(seen))
+    fitting.passes(len(seen), len(unseen), run.loop.steps * run.task.batch_size)
+    record = {**_about(run, previous, folder, noise), **pictures.fingerprints, "data": latents.fingerprint}
+    del pictures  # frees the memory of the autoencoder
+    reads: Llm | FeatureSet = llm.to(device)
     if cache is not None:
         captions = features_of(lambda: (text for one in latents.captions for text in one), llm, previous.llm)
         reads = read_once(cache, captions, llm, world, fitting)
         record["cached"] = {"llm": precision_of(llm)}  # a run is continued with the same rounding
-    adapter = previous.adapter.to(device)
-    unet.to(device)
-    if lora is not None:
-        lora.to(device)
-    if run.task.checkpointing:
-        unet.enable_gradient_checkpointing(recomputed(lora, device, chosen_precision(run.task.precision, device)))
-    unseen, seen = split_pictures(latents.same_picture, run.validation_pictures, run.seed)
+    stage = _stage(run, previous.adapter, unet, lora, noise, device)
     steps, zeros = Steps(latents, seen, run.task, run.seed), negative_is_zeros(folder) and run.trains != "adapter"
     batches = DescribedLatentsSource(steps, unseen, reads, len(noise.kept), device, run.task, zeros=zeros)
 
     def save(place: Path, provenance: dict[str, Any]) -> None:
         provenance |= {"languages": previous.languages(), "model": model.at.source, "source": source.text}
-        _save_unet(out, unet, lora, run, provenance)
-        adapter.save_pretrained(place, provenance, torch.float16)
+        if run.trains != "adapter":
+            provenance["trained_unet"] = _save_unet(out, unet, lora, provenance)
+        previous.adapter.save_pretrained(place, provenance, torch.float16)
 
-    diffusion = DiffusionStage(adapter, unet, noise, run.task, lora=lora)
-    return train_stage(run, diffusion, batches, record, out, world, report, save)
+    return train_stage(run, stage, batches, record, out, world, report, save)
 
 
 def _trains(run: PromptImageRun, previous: PreviousStage, folder: Path) -> Trains:
@@ -161,13 +148,36 @@ def _networks(run: PromptImageRun, previous: PreviousStage, folder: Path) -> tup
     return unet, build_lora(unet, rank=run.rank, layers=run.layers, seed=run.seed)
 
 
-def _save_unet(out: Path, unet: Any, lora: Lora | None, run: PromptImageRun, provenance: dict[str, Any]) -> None:
-    """Write what was trained besides the adapter, and its fingerprint into the adapter's provenance."""
-    if run.trains == "adapter":
-        return
-    changed = unet if lora is None else lora
+def _about(run: PromptImageRun, previous: PreviousStage, folder: Path, noise: DiscreteNoise) -> dict[str, Any]:
+    """What the adapter is trained with, besides the images."""
+    return {
+        "stage": previous.next_stage,
+        "trains": run.trains,
+        "llm": previous.llm,
+        "text_encoders": previous.record["text_encoders"],
+        "unet": unet_fingerprint(folder),
+        "scheduler": noise.fingerprint(),
+        "lineage": previous.lineage,
+    }
+
+
+def _stage(
+    run: PromptImageRun, adapter: TextAdapter, unet: Any, lora: Lora | None, noise: DiscreteNoise, device: torch.device
+) -> DiffusionStage:
+    """The networks on the device, and what is minimised."""
+    adapter.to(device)
+    unet.to(device)
+    if lora is not None:
+        lora.to(device)
+    if run.task.checkpointing:
+        unet.enable_gradient_checkpointing(recomputed(lora, device, chosen_precision(run.task.precision, device)))
+    return DiffusionStage(adapter, unet, noise, run.task, lora=lora)
+
+
+def _save_unet(out: Path, unet: Any, lora: Lora | None, provenance: Mapping[str, Any]) -> str:
+    """Write what was trained besides the adapter; returns its fingerprint."""
     if lora is None:
-        save_unet(unet, out / WHOLE, provenance | {"kind": "unet"}, torch.float16)
-    else:
-        save_lora(lora, out / LORA, lora_settings(lora), provenance | {"kind": "lora"})
-    provenance["trained_unet"] = artifacts.fingerprint({k: x.half() for k, x in changed.state_dict().items()})
+        save_unet(unet, out / WHOLE, {**provenance, "kind": "unet"}, torch.float16)
+        return artifacts.fingerprint(artifacts.read_tensors(out / WHOLE / WEIGHTS_FILE))
+    save_lora(lora, out / LORA, lora_settings(lora), {**provenance, "kind": "lora"})
+    return artifacts.fingerprint(artifacts.read_tensors(out / LORA / artifacts.WEIGHTS_FILE))

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from syzygy.core import artifacts
 from syzygy.core.config import Config
 from syzygy.core.errors import UserError
 from syzygy.core.lora import Adapted, Lora
@@ -61,6 +62,10 @@ class DiscreteNoise:
             raise UserError(
                 "the scheduler's noise does not rise with its timesteps: its betas must lie between 0 and 1."
             )
+
+    def fingerprint(self) -> str:
+        """Identifies schedule and prediction type."""
+        return f"{self.prediction} {artifacts.fingerprint({'kept': self.kept})}"
 
     def _first(self, probability: float) -> int:
         """The first timestep whose middle does not lie below."""

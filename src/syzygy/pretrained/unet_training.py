@@ -79,7 +79,7 @@ class TrainingParts:
 
     def fingerprints(self) -> dict[str, str]:
         """Of all parts."""
-        scheduler = f"{self.noise.prediction} {artifacts.fingerprint({'kept': self.noise.kept})}"
+        scheduler = self.noise.fingerprint()
         return {**self.pictures.fingerprints, **self.conditions.fingerprints(), "scheduler": scheduler}
 
 

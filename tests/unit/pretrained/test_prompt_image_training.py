@@ -16,9 +16,11 @@ from syzygy.core import artifacts
 from syzygy.core.contracts import TextStates
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
+from syzygy.generation.prompt_encoder import PromptEncoder
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.pretrained.captioned_latents import Steps
 from syzygy.pretrained.latent_cache import Latents
+from syzygy.pretrained.presets import IMAGE_PRESETS, QUALITY_PRESETS
 from syzygy.pretrained.prompt_diffusion import (
     DescribedLatents,
     DescribedLatentsSource,
@@ -32,6 +34,7 @@ from syzygy.pretrained.unet_training import load_unet, training_noise
 from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.adapter_folders import PreviousStage
 from syzygy.text_encoders.feature_cache import CacheFolder
+from syzygy.text_encoders.presets import PROMPT_PRESETS
 from syzygy.training.loop import Interrupted
 from syzygy.training.parallel import Ranks
 from syzygy.training.schedule import LoopConfig
@@ -150,6 +153,8 @@ def test_a_lora_of_the_cross_attention_learns_too(places: Path, tmp_path: Path, 
         assert torch.equal(x, base[key]) == (key.removesuffix(".weight") not in layers), key
     assert with_lora.adapter["unet"] == record["trained_unet"]
     assert generated(places, name, tmp_path) == generated(places, name, tmp_path)
+    with pytest.warns(UserWarning, match="also trained the U-Net. A pipeline needs what it learned"):
+        PromptEncoder.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -293,6 +298,18 @@ def test_xls_pooled_embedding_and_time_ids_have_an_effect(places: Path) -> None:
     assert stage.losses(replace(batch, place=batch.place + 100))["loss"] != loss
 
 
+@pytest.mark.parametrize("trains", ["adapter", "lora"])
+def test_activations_computed_again_in_bf16(places: Path, tmp_path: Path, trains: str) -> None:
+    """As the preset trains on a GPU; the result is near that in fp32."""
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    train(places, "xl", settings(trains, checkpointing=False, lr=1e-4), whole)
+    train(places, "xl", settings(trains, precision="bf16", lr=1e-4), half)
+    before = tensors(places / "align-xl" / "adapter")
+    one, other = tensors(whole / "adapter"), tensors(half / "adapter")
+    moves = [torch.cat([(x[key].float() - before[key].float()).flatten() for key in one]) for x in (one, other)]
+    assert torch.cosine_similarity(moves[0], moves[1], dim=0) > 0.8
+
+
 def test_perturbation_is_added_and_not_predicted(places: Path) -> None:
     plain, _ = batches(places, "epsilon", zeros=False)
     perturbed, _ = batches(places, "epsilon", zeros=False, perturbation=0.1)
@@ -339,3 +356,10 @@ def test_wrong_input(places: Path, tmp_path: Path) -> None:
     for message, name, run, more in cases:
         with pytest.raises(UserError, match=message):
             train(places, name, run, tmp_path / "out", **more)
+
+
+def test_every_family_has_presets() -> None:
+    assert IMAGE_PRESETS.keys() == QUALITY_PRESETS.keys() == PROMPT_PRESETS.keys()
+    image, quality = IMAGE_PRESETS["stable-diffusion-xl"](), QUALITY_PRESETS["stable-diffusion-xl"]()
+    assert quality.loop.lr < image.loop.lr
+    assert quality.loop.steps < image.loop.steps
