@@ -33,6 +33,7 @@ from syzygy.text_encoders.feature_cache import CacheFolder, FeatureSet
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.prompt_training import read_once
 from syzygy.text_encoders.training import features_of, precision_of, train_stage
+from syzygy.training.estimate import is_dry_run
 from syzygy.training.fitting import AS_GIVEN, Fitting
 from syzygy.training.parallel import Ranks
 from syzygy.training.precision import chosen_precision
@@ -94,8 +95,9 @@ def train_on_images(
     latents = latents_of(run, pictures, source, out / "latents", fitting.say)
     run = fitted(run, latents, source.text, fitting)
     unseen, seen = split_pictures(latents.same_picture, run.validation_pictures, run.seed)
-    run = fitting.batch(run, len(seen))
-    fitting.passes(len(seen), len(unseen), run.loop.steps * run.task.batch_size)
+    if not is_dry_run():  # which encodes a few of the images only
+        run = fitting.batch(run, len(seen))
+        fitting.passes(len(seen), len(unseen), run.loop.steps * run.task.batch_size)
     record = {**_about(run, previous, folder, noise), **pictures.fingerprints, "data": latents.fingerprint}
     del pictures  # frees the memory of the autoencoder
     reads: Llm | FeatureSet = llm.to(device)
