@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from syzygy.core import artifacts
 from syzygy.core.contracts import TextStates
@@ -219,8 +219,10 @@ def test_a_batch_in_parts_and_features_from_a_cache(places: Path, tmp_path: Path
             torch.testing.assert_close(x.float(), whole[key].float(), atol=5e-3, rtol=5e-3)
 
 
-def batches(places: Path, name: str, *, zeros: bool, **task: Any) -> tuple[DescribedLatentsSource, DiffusionStage]:
-    """Six images of noise and a stage that trains the U-Net, in memory."""
+def batches(
+    places: Path, name: str, *, zeros: bool, flat: bool = False, **task: Any
+) -> tuple[DescribedLatentsSource, DiffusionStage]:
+    """Six images of noise, or each of one colour, and a stage that trains the U-Net, in memory."""
 
     class Kept(Latents):
         def __init__(self) -> None:
@@ -229,7 +231,7 @@ def batches(places: Path, name: str, *, zeros: bool, **task: Any) -> tuple[Descr
 
         def sampled(self, pictures: Any, *key: int | str) -> Tensor:
             every = torch.randn(6, 4, 8, 8, generator=generator(0, "images"))
-            return every[list(pictures)]
+            return (every[:, :, :1, :1].expand_as(every) if flat else every)[list(pictures)]
 
         def extras(self, pictures: Any) -> dict[str, Tensor]:
             places = torch.tensor([[40.0 + i, 30.0, 1.0, i, 16.0, 16.0] for i in range(6)])
@@ -296,6 +298,36 @@ def test_xls_pooled_embedding_and_time_ids_have_an_effect(places: Path) -> None:
     assert gradient.abs().sum() > 0
     assert batch.place is not None
     assert stage.losses(replace(batch, place=batch.place + 100))["loss"] != loss
+
+
+class Believing(nn.Module):
+    """A frozen network that takes the mean text state for the image's colour, and so predicts noise as well as the adapter describes."""
+
+    def __init__(self, kept: Tensor) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, return_dict: bool, *, encoder_hidden_states: Tensor) -> Any:
+        share = self.kept[timesteps][:, None, None, None].float()
+        colour = encoder_hidden_states.mean(1)[:, :4, None, None]
+        return ((noisy - share.sqrt() * colour) / (1 - share).sqrt(),)
+
+
+def test_the_adapter_alone_learns_to_describe_images_to_a_frozen_network(places: Path) -> None:
+    source, stage = batches(places, "epsilon", zeros=False, flat=True, dropped=0.0)
+    noise = training_noise(places / "epsilon")
+    alone = DiffusionStage(stage.adapter, Believing(noise.kept), noise, stage.config)
+    assert [*alone.modules] == ["adapter"]
+    before = alone.validated(source.unseen())
+    optimizer = torch.optim.AdamW(alone.adapter.parameters(), lr=1e-2)
+    for step in range(200):
+        optimizer.zero_grad()
+        alone.losses(source.read(step, slice(0, 6)))["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(alone.adapter.parameters(), 1.0)
+        optimizer.step()
+    after = alone.validated(source.unseen())
+    assert after["loss"] < before["loss"] / 4
+    assert after["loss_other"] > 5 * after["loss"], "the caption of another image describes it badly"
 
 
 @pytest.mark.parametrize("trains", ["adapter", "lora"])
