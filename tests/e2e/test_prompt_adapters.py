@@ -188,19 +188,33 @@ def test_the_walk(
     add_snapshot(cache, save_tiny_llm("qwen3", tmp_path / "qwen3"), "Qwen/Qwen3-0.6B", COMMIT, "main")
     add_snapshot(cache, places / "xl", "stabilityai/stable-diffusion-xl-base-1.0", COMMIT, "main")
     monkeypatch.chdir(tmp_path)
+    images = (
+        "size=16",
+        "validation_pictures=1",
+        "task.batch_size=2",
+        "loop.steps=2",
+        "loop.warmup=1",
+        "--device",
+        "cpu",
+    )
     more = {
         ("world", "corpus"): ("--num", 40),
-        ("train", "adapter"): (*SMALL, "loop.steps=3", "--device", "cpu"),
+        ("world", "sample"): ("--num", 4),
+        ("train", "adapter", "--stage", "align"): (*SMALL, "loop.steps=3", "--device", "cpu"),
+        ("train", "adapter"): images,
         ("generate",): ("--steps", 2, "--device", "cpu", "--json", "--out", "pictures"),
     }
     walked = []
     for arguments in commands((ROOT / "docs/tutorials/stable-diffusion-prompts.md").read_text("utf-8")):
-        (key,) = (key for key in more if tuple(arguments[: len(key)]) == key)
+        key = next(key for key in more if tuple(arguments[: len(key)]) == key)
         answer = syzygy(*arguments, *more[key])
         assert answer.code == 0, (arguments, answer.err)
         assert "warning" not in answer.err, (arguments, answer.err)
         walked.append(key)
-    assert walked == [("world", "corpus"), ("train", "adapter"), ("train", "adapter"), ("generate",)]
+    assert [key[:2] for key in walked] == [
+        ("world", "corpus"), *[("train", "adapter")] * 2, *[("world", "sample")] * 2, *[("train", "adapter")] * 2, ("generate",),
+    ]  # fmt: skip
+    assert artifacts.read_json(tmp_path / "quality/adapter/provenance.json")["stage"] == "quality"
     shapes = [TextAdapter.from_pretrained(tmp_path / run / "adapter").config.queries for run in ("align", "long")]
     assert shapes == [77, 227]
     assert artifacts.read_json(tmp_path / "align/adapter/provenance.json")["llm"]["source"] == "Qwen/Qwen3-0.6B"
@@ -313,12 +327,18 @@ def test_what_the_command_refuses(
     places: Path, tiny_kandinsky: Tiny, syzygy: Callable[..., Any], tmp_path: Path
 ) -> None:
     begin = ("train", "adapter", "--llm", places / "llm", "--out", tmp_path / "run", "--device", "cpu", "--stage")
-    corpus = ("--corpus", places / "corpus.jsonl")
+    corpus, aligned = ("--corpus", places / "corpus.jsonl"), tmp_path / "aligned"
+    shutil.copytree(places / "adapter-1", aligned / "adapter")
     for more, message in (
         (("align", "--model", places / "1", "--clip", "starter"), "--clip has no effect with --model, whose text encoders the adapter"),
         (("align", "--model", places / "1", "--prior", "starter"), "--prior has no effect with --model"),
-        (("image", "--from", "x", "--model", places / "1"), "--model has no effect with stage 'image': an adapter for Stable Diffusion"),
+        (("image", "--from", "x", "--model", places / "1"), "stage 'image' needs --data. Images with captions"),
+        (("image", "--model", places / "1", "--data", "x"), "stage 'image' needs --from. The order is align, image, quality"),
+        (("quality", "--from", "x", "--model", places / "1", "--data", "x", "--filter", "a > 1"), "--filter has no effect with stage 'quality' "
+         "and --model, which trains on all images of --data"),
         (("image", "--from", places / "adapter-xl"), "was trained for a stable-diffusion-xl"),
+        (("image", "--from", places / "adapter-xl", "--model", places / "1", "--data", places), "/1 is a stable-diffusion-1"),
+        (("image", "--from", aligned, "--model", places / "1", "--data", tmp_path / "none"), "there is no"),
         (("align", "--model", tiny_kandinsky.decoder, *corpus), "holds a kandinsky-2.2, which reads what a prior predicts"),
         (("align", "--model", places / "1", *corpus, "--preset", "bigg-14"), "Known: stable-diffusion-1"),
         (("align", "--model", places / "xl", *corpus, "--preset", "stable-diffusion-1"), "would leave the pooled embedding untrained"),

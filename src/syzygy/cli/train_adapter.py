@@ -44,9 +44,12 @@ For published models, on a corpus and pairs of your own:
     --filter 'width >= 512 and aesthetic > 5.5' --out quality
 
 \b
-For Stable Diffusion 1.x, 2.x or XL, on texts alone; the adapter replaces the model's text encoders:
+For Stable Diffusion 1.x, 2.x or XL, whose text encoders the adapter replaces. Stage align is enough to generate; the
+others use the diffusion loss, and train the U-Net too if trains=lora or trains=unet:
   syzygy train adapter --stage align --model stable-diffusion-xl --llm Qwen/Qwen3-0.6B --corpus corpus.jsonl --out align
-  syzygy generate "ein roter Kreis" --model stable-diffusion-xl --text-encoder align
+  syzygy train adapter --stage image --model stable-diffusion-xl --from align --data pairs/ --out image
+  syzygy train adapter --stage quality --model stable-diffusion-xl --from image --data selected/ --out quality
+  syzygy generate "ein roter Kreis" --model stable-diffusion-xl --text-encoder quality
 
 \b
 A line of a corpus is {"texts": {"en": "a red ring", "de": "ein roter Ring"}}, with English and any other languages;
@@ -70,7 +73,7 @@ class _Choice:
     corpus: Path | None
     cache: bool | None
     cache_folder: Path | None
-    data: Path | None
+    data: str | None
     features: str | None
     filter: str | None
     decoder: str | None
@@ -85,44 +88,45 @@ class _Choice:
     def check(self) -> None:
         """Refuse options that have no effect, and ask for those that are missing."""
         given, needed = self.given(), {"--llm"} if self.stage == "align" else {"--from"}
+        if self.stage != "align" and self.model is not None:
+            needed |= {"--data"}
         if missing := sorted(needed - given):
-            what = (
-                "A language model, such as a run of syzygy train lm"
-                if missing[0] == "--llm"
-                else "The order is align, image, quality"
-            )
+            what = {
+                "--llm": "A language model, such as a run of syzygy train lm",
+                "--data": "Images with captions, as in syzygy embed",
+            }.get(missing[0], "The order is align, image, quality")
             raise UserError(
                 f"stage {self.stage!r} needs {' and '.join(missing)}. {what}: see syzygy train adapter --help."
             )
-        useless = (
-            {"--data", "--features", "--filter", "--from"}
-            if self.stage == "align"
-            else {"--corpus", "--cache", "--cache-folder", "--model"}
-        )
-        if self.stage == "align" and self.model is not None:
-            useless |= {"--clip", "--prior"}
-        if self.data is not None:
-            useless |= {"--llm", "--clip"}
-        elif self.stage != "align":
-            useless |= {"--features"}
-        if self.stage != "image" or self.data is not None:
-            useless |= {"--decoder", "--autoencoder"}
-        else:
-            useless |= {"--autoencoder"} if self.decoder is None else {"--prior"}
-        if found := sorted(given & useless):
+        if found := sorted(given & self._useless()):
             why = f"with stage {self.stage!r}"
-            if self.data is not None and {"--llm", "--clip"} & set(found):
+            if self.model is not None and self.stage != "align":
+                why += " and --model"
+                if "--filter" in found:
+                    why += ", which trains on all images of --data: select them there"
+            elif self.data is not None and {"--llm", "--clip"} & set(found):
                 why += " and --data: the store records them"
             elif self.stage == "align" and self.model is not None and {"--clip", "--prior"} & set(found):
                 why = "with --model, whose text encoders the adapter learns from"
-            elif found == ["--model"]:
-                why += ": an adapter for Stable Diffusion is complete after stage align"
             elif found == ["--prior"]:
                 why = "with --decoder, which replaces it"
             have = "has" if len(found) == 1 else "have"
             raise UserError(
                 f"{' and '.join(found)} {have} no effect {why}. Leave {'it' if have == 'has' else 'them'} out."
             )
+
+    def _useless(self) -> set[str]:
+        """The options that have no effect with this stage and the others."""
+        if self.stage == "align":
+            useless = {"--data", "--features", "--filter", "--from", "--decoder", "--autoencoder"}
+            return useless if self.model is None else useless | {"--clip", "--prior"}
+        if self.model is not None:
+            return {"--corpus", "--clip", "--prior", "--features", "--filter", "--decoder", "--autoencoder"}
+        useless = {"--corpus", "--cache", "--cache-folder"}
+        useless |= {"--features"} if self.data is None else {"--llm", "--clip"}
+        if self.stage != "image" or self.data is not None:
+            return useless | {"--decoder", "--autoencoder"}
+        return useless | ({"--autoencoder"} if self.decoder is None else {"--prior"})
 
 
 @click.command(epilog=EPILOG + ORDER)
@@ -135,8 +139,8 @@ class _Choice:
 @click.option(
     "--model",
     metavar="NAME|FOLDER|HUB-ID",
-    help="Align with the text encoders of this Stable Diffusion (1.x, 2.x or XL) instead of with a CLIP and a prior. The default preset is "
-    "then that of its family: stable-diffusion-1, stable-diffusion-2 or stable-diffusion-xl.",
+    help="Train for this Stable Diffusion (1.x, 2.x or XL) instead of for a CLIP and a prior. The default preset is then that of its "
+    "family: stable-diffusion-1, stable-diffusion-2 or stable-diffusion-xl.",
 )
 @click.option(
     "--llm",
@@ -159,7 +163,7 @@ class _Choice:
     "--cache",
     is_flag=True,
     default=None,
-    help="Compute the features of the corpus's captions once, before the first step, instead of at each step, and keep them in RUN/features.",
+    help="Compute the features of the captions once, before the first step, instead of at each step, and keep them in RUN/features.",
 )
 @click.option(
     "--cache-folder",
@@ -167,7 +171,11 @@ class _Choice:
     metavar="FOLDER",
     help="The same, but keep them in this folder, which several runs may share.",
 )
-@click.option("--data", type=FOLDER, metavar="STORE", help="Train on this embedding store.")
+@click.option(
+    "--data",
+    metavar="STORE|SOURCE",
+    help="Train on this embedding store; with --model, on these images with captions (a folder, tars or parquet, as in syzygy embed).",
+)
 @click.option("--features", metavar="NAME", help="The store's set of the language model's features.  [default: llm]")
 @click.option("--filter", metavar="EXPRESSION", help="Train only on images for which this is true.")
 @click.option(
@@ -189,24 +197,43 @@ def adapter(**options: Any) -> None:
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.training.parallel import process_group
 
-        align = _align if choice.model is None else _align_prompts
-        train = align if choice.stage == "align" else _image if choice.decoder is None else _image_with_decoder
         with process_group(device) as world:
-            result = train(choice, run, out, world, overrides)
-        following = f"syzygy train adapter --stage image --from {quote(str(out))} --out RUN"
-        if choice.model is not None:
-            following = f'syzygy generate "…" --model {quote(choice.model)} --text-encoder {quote(str(out))}'
-        return Trained(result.folder, result.metrics, (following,) if choice.stage == "align" else ())
+            result = _body(choice)(choice, run, out, world, overrides)
+        return Trained(result.folder, result.metrics, _following(choice, out))
 
     presets = f"syzygy.text_encoders.presets:{choice.stage.upper()}_PRESETS"
-    if choice.model is not None and choice.stage == "align":
-        presets = "syzygy.text_encoders.presets:PROMPT_PRESETS"
+    if choice.model is not None:
+        presets = (
+            "syzygy.text_encoders.presets:PROMPT_PRESETS"
+            if choice.stage == "align"
+            else f"syzygy.pretrained.presets:{choice.stage.upper()}_PRESETS"
+        )
         source = click.get_current_context().get_parameter_source("preset")
         if source is ParameterSource.DEFAULT:
             options["preset"] = _family(choice.model)
     if choice.decoder is not None:
         presets = "syzygy.lab.starter.presets:ADAPTER_DECODER"
     run_training(presets, body, **options)
+
+
+def _body(choice: _Choice) -> Any:
+    """The function that trains."""
+    if choice.model is not None:
+        return _align_prompts if choice.stage == "align" else _image_prompts
+    return _align if choice.stage == "align" else _image if choice.decoder is None else _image_with_decoder
+
+
+def _following(choice: _Choice, out: Path) -> tuple[str, ...]:
+    """Commands to try next."""
+    run = quote(str(out))
+    if choice.model is None:
+        return (f"syzygy train adapter --stage image --from {run} --out RUN",) if choice.stage == "align" else ()
+    model = f"--model {quote(choice.model)}"
+    generate = f'syzygy generate "…" {model} --text-encoder {run}'
+    later = {"align": "image", "image": "quality"}.get(choice.stage)
+    if later is None:
+        return (generate,)
+    return generate, f"syzygy train adapter --stage {later} {model} --from {run} --data PAIRS --out RUN"
 
 
 def _family(model: str) -> str:
@@ -231,6 +258,19 @@ def _align_prompts(choice: _Choice, run: Any, out: Path, world: Any, overrides: 
     )
 
 
+def _image_prompts(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[str, ...]) -> Any:
+    from syzygy.pretrained.prompt_image_training import train_on_images
+    from syzygy.pretrained.prompt_teacher import target_of
+    from syzygy.pretrained.repositories import find_decoder
+    from syzygy.text_encoders.adapter_folders import PreviousStage
+
+    model = find_decoder(str(choice.model))
+    target = target_of(model.at.folder)
+    previous = PreviousStage.load(str(choice.previous), choice.stage, target, str(choice.model))
+    llm, cache, fitting = previous.language_model(choice.llm), _cache_folder(choice, out), fitting_of(overrides)
+    return train_on_images(run, previous, llm, model, str(choice.data), out, world, cache=cache, fitting=fitting)
+
+
 def _align(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[str, ...]) -> Any:
     from syzygy.clip.clip_model import Clip
     from syzygy.core.model_parts import part_or_id
@@ -249,12 +289,12 @@ def _align(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[st
 
 
 def _cache_folder(choice: _Choice, out: Path) -> Any:
-    """Where the features of a corpus are kept, if they are."""
+    """Where the features of the captions are kept, if they are."""
     from syzygy.text_encoders.feature_cache import CacheFolder
 
     if choice.cache is None and choice.cache_folder is None:
         return None
-    if choice.corpus is None:
+    if choice.stage == "align" and choice.corpus is None:
         raise UserError(
             "a cache has no effect without --corpus: no caption of the embedded world comes twice. Leave it out."
         )
@@ -280,7 +320,9 @@ def _image(choice: _Choice, run: Any, out: Path, world: Any, overrides: tuple[st
         unset = {"scenes", "languages", "lengths", "filter"} - set_names(overrides)
         run, features = run.model_copy(update=dict.fromkeys(unset)), choice.features or "llm"
         fitting, processes = fitting_of(overrides), world.size
-        run, data = training.store_images(run, previous, choice.data, features, processes=processes, fitting=fitting)
+        run, data = training.store_images(
+            run, previous, Path(choice.data), features, processes=processes, fitting=fitting
+        )
     return training.image(run, previous, data, prior, out, world)
 
 

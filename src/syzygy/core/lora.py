@@ -5,14 +5,18 @@ be in memory together, and its weights keep their names.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from syzygy.core import artifacts
 from syzygy.core.errors import UserError
+from syzygy.core.randomness import seed_of
 
 
 class _Update(nn.Module):
@@ -97,3 +101,31 @@ class Adapted(nn.Module):
     def forward(self, *args: object, **more: object) -> object:
         with self.lora.active():
             return self.network(*args, **more)
+
+
+def build_lora(network: nn.Module, *, rank: int, layers: str, seed: int) -> Lora:
+    """A new low-rank adaptation of a U-Net; it changes nothing yet."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "lora", "weights"))
+        return Lora(network, rank=rank, layers=layers)
+
+
+def lora_settings(lora: Lora) -> dict[str, Any]:
+    """The configuration of an adaptation of the same layers."""
+    assert lora.scale == 1
+    names = [name.replace("/", ".") for name in lora.updates]
+    rank = next(iter(lora.updates.values())).get_parameter("down").shape[0]
+    return {"rank": rank, "layers": f"^({'|'.join(map(re.escape, names))})$"}
+
+
+def save_lora(lora: Lora, folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Write an adaptation's weights in fp16, its configuration and its provenance as one folder, atomically."""
+    with artifacts.folder_written(folder) as temporary:
+        artifacts.write_tensors(temporary / artifacts.WEIGHTS_FILE, lora.state_dict(), torch.float16)
+        artifacts.write_json(temporary / artifacts.CONFIG_FILE, dict(config))
+        artifacts.write_json(temporary / artifacts.PROVENANCE_FILE, dict(provenance))
+
+
+def load_lora(lora: Lora, folder: Path) -> None:
+    """Fill an adaptation with the weights in a folder, strictly."""
+    artifacts.load_strictly(lora, artifacts.read_tensors(folder / artifacts.WEIGHTS_FILE), folder)

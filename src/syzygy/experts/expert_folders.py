@@ -1,6 +1,6 @@
 """Ensembles of experts as folders: `stages.json` with the expert of each noise level, and a folder with weights for each expert."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,8 @@ from torch import nn
 
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError, unknown
-from syzygy.core.lora import Adapted, Lora
+from syzygy.core.lora import Adapted, Lora, build_lora, load_lora
 from syzygy.core.offload import SequentialOffload
-from syzygy.core.randomness import seed_of
 from syzygy.decoder.backbone import load_config, load_decoder
 from syzygy.decoder.preconditioning import Preconditioned
 from syzygy.experts.routing import Experts, Stages
@@ -142,26 +141,6 @@ def load_experts(
 
     denoisers = offload_policy.load(stages.experts, load, torch.device(device), torch.float32)
     return Experts(stages, denoisers).to(device).eval()
-
-
-def build_lora(network: nn.Module, *, rank: int, layers: str, seed: int) -> Lora:
-    """A new low-rank adaptation of a U-Net; it changes nothing yet."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "lora", "weights"))
-        return Lora(network, rank=rank, layers=layers)
-
-
-def save_lora(lora: Lora, folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-    """Write an adaptation's weights in fp16, its configuration and its provenance as one folder, atomically."""
-    with artifacts.folder_written(folder) as temporary:
-        artifacts.write_tensors(temporary / artifacts.WEIGHTS_FILE, lora.state_dict(), torch.float16)
-        artifacts.write_json(temporary / artifacts.CONFIG_FILE, dict(config))
-        artifacts.write_json(temporary / artifacts.PROVENANCE_FILE, dict(provenance))
-
-
-def load_lora(lora: Lora, folder: Path) -> None:
-    """Fill an adaptation with the weights in a folder, strictly."""
-    artifacts.load_strictly(lora, artifacts.read_tensors(folder / artifacts.WEIGHTS_FILE), folder)
 
 
 def load_loras(folder: Path, names: Sequence[str], network: nn.Module) -> dict[str, Lora]:

@@ -7,7 +7,6 @@ number of steps, and start from an image.
 """
 
 import inspect
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -22,7 +21,7 @@ from syzygy.core import artifacts
 from syzygy.core.diffusers_timesteps import HostTimesteps, noise_of, read_scheduler
 from syzygy.core.diffusers_weights import load_model, read_settings
 from syzygy.core.errors import UserError
-from syzygy.core.lora import Adapted, Lora
+from syzygy.core.lora import Adapted, lora_settings, save_lora
 from syzygy.core.offload import SequentialOffload
 from syzygy.experts.expert_folders import (
     STAGES_FILE,
@@ -31,7 +30,6 @@ from syzygy.experts.expert_folders import (
     experts_folder,
     load_loras,
     load_stages,
-    save_lora,
 )
 from syzygy.experts.routing import Stages, ensemble
 
@@ -139,7 +137,7 @@ class ExpertUNet(nn.Module):
             for name in self.stages.experts:
                 expert: Any = self.denoisers[name]
                 if isinstance(expert, Adapted):
-                    save_lora(expert.lora, temporary / name, _lora_settings(expert.lora), {})
+                    save_lora(expert.lora, temporary / name, lora_settings(expert.lora), {})
                 else:
                     expert.save_pretrained(temporary / name)
             if form == "lora":
@@ -250,14 +248,6 @@ def _plain(value: Any) -> Any:
 def _network(expert: nn.Module) -> Any:
     """The U-Net of an expert."""
     return expert.network if isinstance(expert, Adapted) else expert
-
-
-def _lora_settings(lora: Lora) -> dict[str, Any]:
-    """The configuration of an adaptation of the same layers."""
-    assert lora.scale == 1
-    names = [name.replace("/", ".") for name in lora.updates]
-    rank = next(iter(lora.updates.values())).get_parameter("down").shape[0]
-    return {"rank": rank, "layers": f"^({'|'.join(map(re.escape, names))})$"}
 
 
 def _rows(value: Any, rows: Tensor, batch: int) -> Any:

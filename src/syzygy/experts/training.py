@@ -13,9 +13,9 @@ from torch import nn
 from syzygy.core import artifacts
 from syzygy.core.config import Config, parse
 from syzygy.core.errors import UserError
-from syzygy.core.lora import Lora
+from syzygy.core.lora import Lora, save_lora
 from syzygy.decoder.noise_levels import LogNormal
-from syzygy.experts.expert_folders import STAGES_FILE, save_lora
+from syzygy.experts.expert_folders import STAGES_FILE
 from syzygy.experts.routing import COMPLEMENT, Node, Stages
 from syzygy.training.estimate import Estimated
 from syzygy.training.loop import Task

@@ -1,5 +1,6 @@
 """Prompt embeddings for diffusers' Stable Diffusion pipelines, from a language model with its adapter."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from syzygy.core import arguments
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import part_folder
 from syzygy.generation.replaced_text_encoder import llm_beside
+from syzygy.pretrained.trained_unet import record_of, trained_form
 from syzygy.text_encoders.adapted_prompts import AdaptedPrompts, load_adapted_prompts
 from syzygy.text_encoders.adapter_folders import PART
 from syzygy.text_encoders.prompt_target import PromptTarget
@@ -55,6 +57,12 @@ class PromptEncoder:
         """
         folder = part_folder(adapter, PART)
         encoder = load_adapted_prompts(folder, llm=llm or llm_beside(folder), local_files_only=local_files_only)
+        if (form := trained_form(record_of(folder))) != "adapter":
+            warnings.warn(
+                f"the run of the adapter in {folder} also trained the U-Net. A pipeline needs what it learned, in {folder.parent / form}; "
+                "syzygy generate loads it.",
+                stacklevel=2,
+            )
         if pipeline is not None:
             _check_unet(pipeline.unet, encoder.target, folder)
             dtype = dtype or pipeline.unet.dtype

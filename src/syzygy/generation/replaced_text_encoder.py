@@ -17,6 +17,7 @@ from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation.pipeline import Pipeline
 from syzygy.pretrained.prompt_teacher import target_of
 from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder
+from syzygy.pretrained.trained_unet import record_of, with_trained_unet
 from syzygy.pretrained.visiting import VisitingPrior, VisitingPrompts, VisitingText
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
@@ -101,7 +102,7 @@ def _in_stable_diffusion(
     offload: bool,
     local_files_only: bool,
 ) -> Adapted:
-    """With an adapter instead of the U-Net's own text encoders."""
+    """With an adapter instead of the U-Net's own text encoders, and with the U-Net that was trained with it, if one was."""
     if by_name(TEXT_ENCODERS, source) is not None:
         raise UserError(
             f"the text encoder {source} gives CLIP's features to a prior, and Stable Diffusion has none. Give an adapter of that model "
@@ -118,7 +119,9 @@ def _in_stable_diffusion(
     )
     reader = VisitingPrompts(found, path.device) if offload else found
     own = {"text_encoder": artifacts.fingerprint(found.adapter.state_dict()), "llm": found.fingerprint}
-    changed = replace(path, decoder=replace(decoder, reader=reader))
+    if "trained_unet" in (record := record_of(folder)):
+        own["unet"] = record["trained_unet"]
+    changed = replace(path, decoder=replace(with_trained_unet(decoder, folder, model), reader=reader))
     return Adapted(changed, found.languages, own, _is_foreign(found.llm))
 
 

@@ -91,20 +91,24 @@ class Captions:
 
 
 def _stable_diffusion(folder: Path, size: int | None, device: torch.device) -> TrainingParts:
+    pictures = stable_diffusion_pictures(folder, size, device)
+    reader = load_reader(LoadContext(folder=folder, device=device), second=(folder / SECOND_TEXT_ENCODER).is_dir())
+    return TrainingParts(pictures, Captions(reader, negative_is_zeros(folder)), training_noise(folder))
+
+
+def stable_diffusion_pictures(folder: Path, size: int | None, device: torch.device) -> Pictures:
+    """How images become latents of the Stable Diffusion in a folder, with its autoencoder on the device. Raises as `load_beside`."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     xl = (folder / SECOND_TEXT_ENCODER).is_dir()
     check_folder(folder, xl=xl)
     unet = read_settings(folder, "unet", UNET)
     vae = load_model(AutoencoderKL, folder, "vae", torch.float32)
-    reader = load_reader(LoadContext(folder=folder, device=device), second=xl)
     check_fit(folder, unet, vae.config, read_target(folder, xl=xl))
-    preparation, noise = square(unet, size, pixels_a_position(vae)), training_noise(folder)
+    preparation = square(unet, size, pixels_a_position(vae))
     if xl:
         vae.enable_slicing()  # images of a megapixel, in fp32
-    return TrainingParts(
-        _stable_diffusion_images(vae.to(device), preparation, xl), Captions(reader, negative_is_zeros(folder)), noise
-    )
+    return _stable_diffusion_images(vae.to(device), preparation, xl)
 
 
 def _stable_diffusion_images(vae: Any, preparation: Preparation, xl: bool) -> Pictures:

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from syzygy.core import artifacts
 from syzygy.core.config import Config
 from syzygy.core.errors import UserError
 from syzygy.core.lora import Adapted, Lora
@@ -61,6 +62,10 @@ class DiscreteNoise:
             raise UserError(
                 "the scheduler's noise does not rise with its timesteps: its betas must lie between 0 and 1."
             )
+
+    def fingerprint(self) -> str:
+        """Identifies schedule and prediction type."""
+        return f"{self.prediction} {artifacts.fingerprint({'kept': self.kept})}"
 
     def _first(self, probability: float) -> int:
         """The first timestep whose middle does not lie below."""
@@ -168,13 +173,8 @@ class UNetTask:
         return {"loss": self._losses(batch, noise, self.spread(len(batch), offset)).mean()}
 
     def spread(self, number: int, offset: float | Float[Tensor, ""]) -> Int[Tensor, "number"]:
-        """One timestep in each of `number` equally probable parts of what is seen, rising; `offset`, from 0 to 1, is their place within.
-
-        Where it is random, each timestep alone is uniform, and together they cover the noise, which lowers the variance of a step's loss
-        (Kingma et al. 2021, Variational Diffusion Models, appendix I.1).
-        """
-        levels = (torch.arange(number) + offset) / number
-        return self._timesteps[(levels * len(self._timesteps)).long().clamp_max(len(self._timesteps) - 1)]
+        """Timesteps of what is seen, as of the function `spread`."""
+        return spread(self._timesteps, number, offset)
 
     def validate(self) -> dict[str, float]:
         """The loss on unseen images, at fixed noise and at timesteps spread evenly over what is seen."""
@@ -194,6 +194,16 @@ class UNetTask:
             found = self._network(noisy, timesteps.to(device), **batch.conditions, return_dict=False)[0]
         predicted = found[:, : x.shape[1]].float()
         return (predicted - self._noise.target(x, noise, timesteps)).square().flatten(1).mean(1)
+
+
+def spread(timesteps: Int[Tensor, "n"], number: int, offset: float | Float[Tensor, ""]) -> Int[Tensor, "number"]:
+    """One of the timesteps in each of `number` equally probable parts of them, rising; `offset`, from 0 to 1, is their place within.
+
+    Where it is random, each timestep alone is uniform, and together they cover the noise, which lowers the variance of a step's loss
+    (Kingma et al. 2021, Variational Diffusion Models, appendix I.1).
+    """
+    levels = (torch.arange(number) + offset) / number
+    return timesteps[(levels * len(timesteps)).long().clamp_max(len(timesteps) - 1)]
 
 
 def recomputed(lora: Lora | None, device: torch.device, precision: torch.dtype | None) -> Callable[..., Any]:

@@ -79,7 +79,7 @@ class TrainingParts:
 
     def fingerprints(self) -> dict[str, str]:
         """Of all parts."""
-        scheduler = f"{self.noise.prediction} {artifacts.fingerprint({'kept': self.noise.kept})}"
+        scheduler = self.noise.fingerprint()
         return {**self.pictures.fingerprints, **self.conditions.fingerprints(), "scheduler": scheduler}
 
 
@@ -121,11 +121,11 @@ def load_unet(folder: Path) -> Any:
     return load_model(UNet2DConditionModel, folder.parent, folder.name, torch.float32)
 
 
-def save_unet(unet: Any, folder: Path, record: Mapping[str, Any]) -> None:
-    """Write a U-Net in diffusers' layout, in fp32, with its provenance, atomically."""
+def save_unet(unet: Any, folder: Path, record: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
+    """Write a U-Net in diffusers' layout with its provenance, atomically; `dtype` (fp16) converts the weights."""
     with artifacts.folder_written(folder) as temporary:
         unet.save_config(temporary)
-        artifacts.write_tensors(temporary / WEIGHTS_FILE, unet.state_dict())
+        artifacts.write_tensors(temporary / WEIGHTS_FILE, unet.state_dict(), dtype)
         artifacts.write_json(temporary / artifacts.PROVENANCE_FILE, dict(record))
 
 

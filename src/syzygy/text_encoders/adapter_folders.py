@@ -13,6 +13,7 @@ from syzygy.core.model_parts import part_folder
 from syzygy.prior.prior_loading import check_trained_with
 from syzygy.text_encoders.adapter import AdaptedText, TextAdapter
 from syzygy.text_encoders.llm import DTYPES, Llm, LlmRecipe, check_same, load_llm
+from syzygy.text_encoders.prompt_target import PromptTarget, check_target
 
 PART = "adapter"
 CONTINUES: Mapping[str, Sequence[str]] = {"image": ("align", "image"), "quality": ("image", "quality")}
@@ -121,18 +122,25 @@ class PreviousStage:
     """The stage that continues from it: image or quality."""
 
     @staticmethod
-    def load(source: str | Path, stage: str) -> "PreviousStage":
+    def load(
+        source: str | Path, stage: str, target: PromptTarget | None = None, model: str | Path = ""
+    ) -> "PreviousStage":
         """What `stage` continues from: the adapter of a finished run.
 
+        Args:
+            target: what the U-Net of the Stable Diffusion `model` reads, if the stage trains with one; None trains with a prior.
+
         Raises:
-            UserError: there is no finished adapter, or it is of a stage from which this one cannot continue.
+            UserError: there is no finished adapter; it is of a stage from which this one cannot continue, or speaks to another kind of model.
         """
         folder = part_folder(source, PART)
         adapter, record = TextAdapter.from_pretrained(folder), artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
-        if (target := adapter.config.target) is not None:
+        if target is not None:
+            check_target(adapter.config.speaks_to, target, folder, model)
+        elif (own := adapter.config.target) is not None:
             raise UserError(
-                f"the adapter in {folder} was trained for a {target}; stage {stage!r} trains adapters of priors. It is complete after stage "
-                "align: use it with --text-encoder."
+                f"the adapter in {folder} was trained for a {own}; stage {stage!r} with a prior trains adapters of priors. Name that Stable "
+                "Diffusion (--model)."
             )
         if (found := record.get("stage")) not in CONTINUES[stage]:
             raise UserError(
@@ -144,7 +152,7 @@ class PreviousStage:
     @property
     def lineage(self) -> list[dict[str, Any]]:
         """All stages so far, this one included, the oldest first."""
-        kept = ("stage", "clip", "prior", "data", "decoder", "steps", "samples")
+        kept = ("stage", "clip", "text_encoders", "prior", "data", "decoder", "unet", "steps", "samples")
         own = {name: self.record[name] for name in kept if name in self.record}
         return [*self.record.get("lineage", []), own | {"adapter": artifacts.fingerprint(self.adapter.state_dict())}]
 

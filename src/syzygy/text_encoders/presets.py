@@ -68,7 +68,7 @@ def _align_published(size: str) -> AlignRun:
         compute="bf16",
         validation_lines=512,
         task=AlignTaskConfig(batch_size=512, precision="auto", temperature=0.01),
-        loop=_long_loop(steps=50_000, lr=2e-5, warmup=1000),
+        loop=long_loop(steps=50_000, lr=2e-5, warmup=1000),
     )
 
 
@@ -93,7 +93,7 @@ def _align_prompts(*, layers: int, heads: int, width: int, pooled: float) -> Pro
         compute="bf16",
         validation_lines=128,
         task=PromptTaskConfig(precision="auto", pooled=pooled),
-        loop=_long_loop(steps=50_000, lr=2e-5, warmup=1000),
+        loop=long_loop(steps=50_000, lr=2e-5, warmup=1000),
     )
 
 
@@ -121,17 +121,18 @@ def image_published(**task: Any) -> ImageRun:
     return ImageRun(
         validation_images=4096,
         task=ImageTaskConfig(batch_size=1024, precision="auto", contrast="image", **task),
-        loop=_long_loop(steps=30_000, lr=2e-5, warmup=500),
+        loop=long_loop(steps=30_000, lr=2e-5, warmup=500),
     )
 
 
 def quality_published() -> ImageRun:
     """For both CLIPs: the adapter is frozen, and the prior learns from selected images."""
     run = image_published(frozen="adapter")
-    return run.model_copy(update={"validation_images": 512, "loop": _long_loop(steps=1000, lr=1e-5, warmup=100)})
+    return run.model_copy(update={"validation_images": 512, "loop": long_loop(steps=1000, lr=1e-5, warmup=100)})
 
 
-def _long_loop(*, steps: int, lr: float, warmup: int) -> LoopConfig:
+def long_loop(*, steps: int, lr: float, warmup: int) -> LoopConfig:
+    """A training of hours or days."""
     return LoopConfig(
         steps=steps,
         lr=lr,

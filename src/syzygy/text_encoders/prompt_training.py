@@ -1,6 +1,5 @@
 """Training of an adapter between a language model and a Stable Diffusion."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 
 from syzygy.core.randomness import seed_of
 from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
-from syzygy.text_encoders.feature_cache import CacheFolder, FeatureSet, cached
+from syzygy.text_encoders.feature_cache import CachedEncoder, CacheFolder, FeatureSet, cached
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.parallel_captions import Captions, number_of_lines
 from syzygy.text_encoders.prompt_stage import PromptRun, PromptSource, PromptStage, Teacher
@@ -72,7 +71,7 @@ def align_prompts(
 
     reads: Llm | FeatureSet = llm
     if cache is not None:
-        reads = _cached(cache, captions, llm, record["llm"], world, fitting)
+        reads = read_once(cache, llm_features(captions, llm, record["llm"]), llm, world, fitting)
         record["cached"] = {"llm": precision_of(llm)}  # a run is continued with the same rounding
     return train_stage(run, stage, PromptSource(captions, reads, teacher, run), record, out, world, report, save)
 
@@ -87,10 +86,9 @@ def untrained(run: PromptRun, width: int, teacher: Teacher, captions: Captions) 
     return adapter
 
 
-def _cached(
-    cache: CacheFolder, captions: Captions, llm: Llm, identity: Mapping[str, Any], world: Ranks, fitting: Fitting
-) -> FeatureSet:
-    (features,) = cached(cache, [llm_features(captions, llm, identity)], world, fitting.say)
+def read_once(cache: CacheFolder, encoder: CachedEncoder, llm: Llm, world: Ranks, fitting: Fitting) -> FeatureSet:
+    """The language model's features from a cache, into which those that are missing are computed first."""
+    (features,) = cached(cache, [encoder], world, fitting.say)
     note_cut(features, llm, fitting.say)
     put_away(llm)
     return features

@@ -1,7 +1,7 @@
 """Training of an adapter between a language model and a CLIP: align on texts, learn from images, refine on selected images."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +23,17 @@ from syzygy.prior.prior_network import STATISTICS_MEASURED
 from syzygy.prior.training import PUBLISHED_SCALE
 from syzygy.text_encoders.adapter import AdapterConfig, TextAdapter, TextStatistics
 from syzygy.text_encoders.adapter_folders import PART, PreviousStage
-from syzygy.text_encoders.adapter_task import AdapterTask
+from syzygy.text_encoders.adapter_task import AdapterTask, Source, Stage
 from syzygy.text_encoders.align_stage import AlignRun, AlignSource, AlignStage, CaptionsRun, padded_states
 from syzygy.text_encoders.feature_cache import CachedCaptions, CachedEncoder, CacheFolder, FeatureSet, cached
 from syzygy.text_encoders.image_stage import ImageData, ImageRun, ImageSource, ImageStage, split_images
 from syzygy.text_encoders.llm import COMPUTE, Llm, load_llm
 from syzygy.text_encoders.parallel_captions import Captions, CorpusCaptions, number_of_lines
-from syzygy.text_encoders.prompt_stage import PromptRun, PromptSource, PromptStage, Teacher
+from syzygy.text_encoders.prompt_stage import Teacher
 from syzygy.text_encoders.store_features import open_features
 from syzygy.training.fitting import AS_GIVEN, Fitting
 from syzygy.training.parallel import Ranks
+from syzygy.training.precision import chosen_precision
 from syzygy.training.progress import Reporter
 from syzygy.training.run_records import RunResult, train_part
 
@@ -179,9 +180,15 @@ def llm_features(captions: Captions, llm: Llm, identity: Mapping[str, Any]) -> C
     if not isinstance(captions, CorpusCaptions):
         raise UserError("a cache has no effect without --corpus: no caption of the embedded world comes twice.")
 
+    return features_of(lambda: (line.text for line in captions.every()), llm, identity)
+
+
+def features_of(captions: Callable[[], Iterable[str]], llm: Llm, identity: Mapping[str, Any]) -> CachedEncoder:
+    """A language model's features of captions, which each call of `captions` gives anew, for a cache."""
+
     def texts() -> Iterator[str]:
         yield ""  # in place of captions that are dropped
-        yield from (line.text for line in captions.every())
+        yield from captions()
 
     return CachedEncoder("llm", identity, llm.encode_states, precision_of(llm), texts)
 
@@ -330,19 +337,22 @@ def image(
 
 
 def train_stage(
-    run: AlignRun | PromptRun | ImageRun,
-    stage: AlignStage | PromptStage | ImageStage,
-    source: AlignSource | PromptSource | ImageSource,
+    run: Any,
+    stage: Stage,
+    source: Source,
     record: Mapping[str, Any],
     out: Path,
     world: Ranks,
     report: Reporter | None,
     save: Callable[[Path, dict[str, Any]], None],
 ) -> RunResult:
-    """Train an adapter in `out`, or continue there; `save` writes it. What `record` says is in its provenance."""
+    """Train an adapter in `out`, or continue there; `save` writes it. What `record` says is in its provenance.
+
+    Args:
+        run: all settings; its `task` has `batch_size`, `micro_batch` and `precision`.
+    """
     config = run.task
-    fast = config.precision == "bf16" or (config.precision == "auto" and world.device.type == "cuda")
-    precision = torch.bfloat16 if fast else None
+    precision = chosen_precision(config.precision, world.device)
     task = AdapterTask(
         stage, source, config.batch_size, micro_batch=config.micro_batch, precision=precision, world=world
     )

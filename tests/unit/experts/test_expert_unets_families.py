@@ -15,8 +15,8 @@ from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.experts import unet_expert_training
 from syzygy.experts.expert_unets import ExpertUNet
-from syzygy.experts.latent_cache import Latents
 from syzygy.experts.unet_expert_training import ExpertUNetsRun
+from syzygy.pretrained.latent_cache import Latents
 from syzygy.pretrained.training_families import load_beside
 from syzygy.pretrained.unet_task import UNetTaskConfig
 from syzygy.pretrained.unet_training import TrainingParts, load_unet

@@ -14,8 +14,9 @@ from PIL import Image
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.experts import unet_expert_training
-from syzygy.experts.latent_cache import Latents
 from syzygy.experts.unet_expert_training import Batches, ExpertUNetsRun
+from syzygy.pretrained.captioned_latents import Steps, split_pictures
+from syzygy.pretrained.latent_cache import Latents
 from syzygy.pretrained.training_families import load_beside
 from syzygy.pretrained.unet_task import UNetTaskConfig
 from syzygy.pretrained.unet_training import load_unet
@@ -137,19 +138,20 @@ def test_batches_are_permutations_with_captions_and_empty_prompts(grown: Path, m
 
     latents = Latents(grown / "latents", [artifacts.read_json(grown / "latents" / "00000.json")])
     beside = load_beside(model, 16, CPU)
-    batches = Batches(latents, beside.conditions, [*range(10)], UNetTaskConfig(batch_size=4, dropped=0.25), 0, None)
-    seen = [picture for step in range(5) for picture in batches.pictures(step)]
+    steps = Steps(latents, [*range(10)], UNetTaskConfig(batch_size=4, dropped=0.25), 0)
+    batches = Batches(steps, beside.conditions, None)
+    seen = [picture for step in range(5) for picture in steps.pictures(step)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == [*range(10)]
     assert seen[:10] != seen[10:]
-    told = [(p, c) for step in range(500) for p, c in zip(batches.pictures(step), batches.captions(step), strict=True)]
+    told = [(p, c) for step in range(500) for p, c in zip(steps.pictures(step), steps.captions(step), strict=True)]
     assert 0.2 < sum(caption is None for _, caption in told) / len(told) < 0.3
     assert {c for p, c in told if p == 1} == {None, "a green circle", "two green stars"}
     assert {c for p, c in told if p == 2} == {None, "a blue circle"}
     batch = batches(3)
     states = batch.conditions["encoder_hidden_states"]
     assert (tuple(batch.latents.shape), tuple(states.shape[:2])) == ((4, 4, 8, 8), (4, 77))
-    assert None in batches.captions(3)
-    told = [caption or "" for caption in batches.captions(3)]
+    assert None in steps.captions(3)
+    told = [caption or "" for caption in steps.captions(3)]
     pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     assert_close(states, pipe.encode_prompt(told, CPU, 1, False)[0], depth=NETWORK)
 
@@ -269,10 +271,10 @@ def test_wrong_input(model: Path, pictures: Path, tmp_path: Path) -> None:
 
 
 def test_copies_of_a_picture_are_not_on_both_sides_of_the_validation(grown: Path) -> None:
-    assert unet_expert_training.split_pictures([0, 1, 0, 3, 1], 3, 0)[1] == []
+    assert split_pictures([0, 1, 0, 3, 1], 3, 0)[1] == []
     for seed in range(5):
         same = [0, 1, 0, 3, 1, 5]
-        unseen, seen = unet_expert_training.split_pictures(same, 2, seed)
+        unseen, seen = split_pictures(same, 2, seed)
         assert len({same[i] for i in unseen}) == 2
         assert {same[i] for i in unseen} | {same[i] for i in seen} == set(same)
         assert not {same[i] for i in unseen} & {same[i] for i in seen}

@@ -11,11 +11,12 @@ from syzygy.clip.clip_model import Clip
 from syzygy.core import artifacts
 from syzygy.core.config import parse
 from syzygy.core.errors import UserError
+from syzygy.core.lora import build_lora, load_lora
 from syzygy.core.randomness import seed_of
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import load_decoder, save_decoder
 from syzygy.decoder.training import DecoderTask, DecoderTaskConfig
-from syzygy.experts.expert_folders import TRUNK, build_lora, load_lora
+from syzygy.experts.expert_folders import TRUNK
 from syzygy.experts.training import NodeTraining, TreeRun, finished_node, node_folder, stages_of, train_node, train_tree
 from syzygy.lab.starter.decoder_data import CaptionMixture, Encoding
 from syzygy.text_encoders.t5 import T5Text

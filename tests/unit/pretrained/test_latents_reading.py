@@ -11,7 +11,7 @@ from PIL import Image
 from syzygy.core.errors import UserError
 from syzygy.core.image_reading import READING
 from syzygy.data.sources import SourceOptions, open_source
-from syzygy.experts.latent_cache import ABOUT_FILE, Latents, encoded
+from syzygy.pretrained.latent_cache import ABOUT_FILE, Latents, encoded
 from syzygy.pretrained.unet_training import MEAN, Pictures
 
 
