@@ -195,7 +195,7 @@ def test_what_cannot_be_done_is_refused(
         load(tiny.decoder) for tiny in (tiny_kandinsky, tiny_kandinsky_inpaint, tiny_kandinsky_depth)
     )
     image, mask = picture(32), left(32)
-    for decoder, pixels, settings, message in (
+    cases: list[tuple[KandinskyDecoder, PixelGuide, dict[str, Any], str]] = [
         (
             plain,
             PixelGuide(image=image, mask=mask),
@@ -216,7 +216,8 @@ def test_what_cannot_be_done_is_refused(
         (inpainting, PixelGuide(mask=mask), {}, "a mask has no effect without an image"),
         (inpainting, PixelGuide(image=image, mask=mask), {"strength": 0.5}, "strength has no effect on this decoder"),
         (deep, NOTHING, {}, "follows a depth map: give one"),
-    ):
+    ]
+    for decoder, pixels, settings, message in cases:
         with pytest.raises(UserError, match=message):
             ours(decoder, pixels, **settings)
 
