@@ -81,8 +81,8 @@ class TextToImage:
         """Load a model that comes with the package ("starter"), a folder with the same layout, or a published one.
 
         Args:
-            model: "starter", "kandinsky-2.2", "karlo", "stable-unclip", "stable-diffusion-1.5", "stable-diffusion-xl"; a folder of ours
-                or in diffusers' layout; or a hub id.
+            model: "starter", "kandinsky-2.2" (also "-inpaint" and "-controlnet-depth"), "karlo", "stable-unclip", "stable-diffusion-1.5",
+                "stable-diffusion-xl"; a folder of ours or in diffusers' layout; or a hub id.
             prior: a prior to use instead of the model's own: a folder, hub id or registered name, or any object with `predict`.
             clip: CLIP checkpoint to use instead of a published model's default (folder or hub id). With Stable Diffusion, used only to
                 choose the best of several images.
