@@ -164,8 +164,8 @@ class Engine:
     @property
     def default_size(self) -> tuple[int, int]:
         """Height and width of images where a request chooses none."""
-        decoder = self.model.pipeline.decoder
-        found = decoder.fixed_size or decoder.defaults.size
+        decoder, (height, width) = self.model.pipeline.decoder, (self.record.get("height"), self.record.get("width"))
+        found = decoder.fixed_size or ((height, width) if height and width else decoder.defaults.size)
         assert found is not None, "a decoder has a size of its own"
         return found
 
