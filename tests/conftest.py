@@ -203,6 +203,24 @@ def tiny_kandinsky(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
 
 
 @pytest.fixture(scope="session")
+def tiny_kandinsky_inpaint(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
+    """The decoder that inpaints, as `tiny_kandinsky`."""
+    from tests import tiny_unclip
+
+    folder = tmp_path_factory.mktemp("kandinsky-2-2-inpaint")
+    return tiny_unclip.tiny_kandinsky(folder, pipeline="KandinskyV22InpaintPipeline")
+
+
+@pytest.fixture(scope="session")
+def tiny_kandinsky_depth(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
+    """The decoder that follows a depth map, as `tiny_kandinsky`; images of 64 × 64."""
+    from tests import tiny_unclip
+
+    folder = tmp_path_factory.mktemp("kandinsky-2-2-controlnet-depth")
+    return tiny_unclip.tiny_kandinsky(folder, pipeline="KandinskyV22ControlnetPipeline", levels=4)
+
+
+@pytest.fixture(scope="session")
 def tiny_stable_unclip(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
     """Stable unCLIP in the layout of its repositories, tiny and random. Copy it to change it."""
     from tests import tiny_unclip

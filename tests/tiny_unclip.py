@@ -137,20 +137,31 @@ def tiny_lambda_eclipse(folder: Path, width: int = WIDTH, seed: int = 0) -> Path
     return folder
 
 
-def tiny_kandinsky(folder: Path, width: int = WIDTH, seed: int = 0) -> Tiny:
-    """`decoder` as kandinsky-community/kandinsky-2-2-decoder (latents of half the pixels), `clip` as kandinsky-2-2-prior."""
+KANDINSKY_CHANNELS = {"KandinskyV22Pipeline": 4, "KandinskyV22InpaintPipeline": 9, "KandinskyV22ControlnetPipeline": 8}
+"""Channels that the U-Net of each published decoder reads, by the class of its pipeline."""
+
+
+def tiny_kandinsky(
+    folder: Path, width: int = WIDTH, seed: int = 0, pipeline: str = "KandinskyV22Pipeline", levels: int = 2
+) -> Tiny:
+    """`decoder` as kandinsky-community/kandinsky-2-2-decoder, `clip` as kandinsky-2-2-prior.
+
+    Args:
+        pipeline: the class of the pipeline, for the decoder that inpaints or the one that follows a depth map.
+        levels: of the autoencoder. With two, latents have half the height and width of the pixels; with four, an eighth, as published.
+    """
+    import diffusers
     from diffusers.models.autoencoders.vq_model import VQModel
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2 import KandinskyV22Pipeline
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
-            sample_size=SIZE // 2,
-            in_channels=4,
+            sample_size=(64 if levels == 4 else SIZE) // 2 ** (levels - 1),
+            in_channels=KANDINSKY_CHANNELS[pipeline],
             out_channels=8,
-            addition_embed_type="image",
+            addition_embed_type="image_hint" if "Controlnet" in pipeline else "image",
             encoder_hid_dim_type="image_proj",
             encoder_hid_dim=width,
             cross_attention_dim=16,
@@ -164,16 +175,17 @@ def tiny_kandinsky(folder: Path, width: int = WIDTH, seed: int = 0) -> Tiny:
             resnet_time_scale_shift="scale_shift",
         )
         movq = VQModel(
-            block_out_channels=(32, 64),  # its spatial normalisation has 32 groups, whatever is asked
-            down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-            up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+            block_out_channels=(32,) * (levels - 1)
+            + (64,),  # its spatial normalisation has 32 groups, whatever is asked
+            down_block_types=("DownEncoderBlock2D",) * (levels - 1) + ("AttnDownEncoderBlock2D",),
+            up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * (levels - 1),
             latent_channels=4,
             norm_type="spatial",
             num_vq_embeddings=12,
             vq_embed_dim=4,
         )
     _heed_conditions(unet)
-    KandinskyV22Pipeline(unet=unet, scheduler=DDPMScheduler(), movq=movq).save_pretrained(folder / "decoder")
+    getattr(diffusers, pipeline)(unet=unet, scheduler=DDPMScheduler(), movq=movq).save_pretrained(folder / "decoder")
     (folder / "decoder/scheduler/scheduler_config.json").write_text(json.dumps(KANDINSKY_SCHEDULER))
     return Tiny(
         folder / "decoder",

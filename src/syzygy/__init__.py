@@ -47,7 +47,7 @@ _HOMES = {
     "LinearPrior": "syzygy.prior.linear_prior",
     "PriorPipeline": "syzygy.generation.prior_pipeline",
     "PromptEncoder": "syzygy.generation.prompt_encoder",
-    "Region": "syzygy.core.contracts",
+    "Region": "syzygy.core.spatial_guides",
     "ResidualPrior": "syzygy.prior.residual_prior",
     "Subject": "syzygy.generation.subjects",
     "TextFeatures": "syzygy.core.contracts",

@@ -165,7 +165,7 @@ def test_styles_of_openai_have_no_effect_and_say_so(client: openai.OpenAI, style
     assert warning.startswith(f"style {style} has no effect here: ")
 
 
-def test_several_images_are_mixed_as_a_style(client: openai.OpenAI, http: httpx.Client) -> None:
+def test_further_images_are_the_style_of_an_edit(client: openai.OpenAI, http: httpx.Client) -> None:
     more: Any = {"prompt": PROMPT, "extra_body": {"seed": 3, "region": "a blue star", "region_strength": 5}}
     answers = [
         client.images.edit(image=images, mask=MASK, **more).model_dump() for images in (RED, [RED], [RED, GREEN])
@@ -174,7 +174,7 @@ def test_several_images_are_mixed_as_a_style(client: openai.OpenAI, http: httpx.
     assert first == same
     assert first != both
     record = record_of(opened(answers[2]["data"][0]["b64_json"]), "it")
-    assert [one["data"] for one in record["style"]] == [text_of(RED), text_of(GREEN)]
+    assert (record["image"]["data"], record["style"]["data"]) == (text_of(RED), text_of(GREEN))
     file = base64.b64decode(answers[2]["data"][0]["b64_json"])
     recipe = http.post("/v1/images/recipes", files={"image": file}).json()
     assert (recipe["missing"], recipe["notes"]) == ([], [])

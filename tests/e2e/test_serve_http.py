@@ -25,7 +25,7 @@ from PIL import Image, PngImagePlugin
 from benchmarks.serve_fuzz import fuzz
 from syzygy.core.errors import UserError
 from syzygy.generation.image_files import RECORD_KEY, record_of
-from syzygy.server import requests, validation
+from syzygy.server import edits, requests, validation
 from syzygy.server import responses as answers
 from syzygy.server.app import create_app
 from syzygy.server.engine import Engine, ImageEngine
@@ -656,8 +656,8 @@ def test_the_transparent_part_of_a_picture_is_the_mask_where_none_is_sent(
 
     own, sent = edited(image=cut_out()), edited(image=cut_out(), mask=cut_out())
     assert own["data"] == sent["data"]
-    assert validation.OWN_MASK in own["warnings"]
-    assert validation.OWN_MASK not in sent["warnings"]
+    assert edits.OWN_MASK in own["warnings"]
+    assert edits.OWN_MASK not in sent["warnings"]
     translucent = picture("RGBA", colour=(255, 0, 0, 128))
     refused(
         client.post("/v1/images/edits", files={"image": translucent}, data=asked),

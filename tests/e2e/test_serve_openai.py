@@ -122,7 +122,7 @@ def test_previews_have_the_format_of_the_images_and_warnings_say_what_was_cut(cl
     assert any(note.endswith("omega'") for note in image.model_dump()["warnings"])
 
 
-def test_an_edit_paints_a_phrase_where_the_mask_is_transparent(client: openai.OpenAI) -> None:
+def test_an_edit_repaints_the_image_where_the_mask_is_transparent(client: openai.OpenAI) -> None:
     image = file_of(Image.new("RGB", (32, 32), "green"))
     more = {"region": "a blue star", "seed": 1, "region_strength": 5}
     answer = client.images.edit(image=image, mask=half(True), prompt=PROMPT, extra_body=more)
@@ -130,7 +130,9 @@ def test_an_edit_paints_a_phrase_where_the_mask_is_transparent(client: openai.Op
     record = record_of(decoded(answer.data[0].b64_json), "it")
     assert record["regions"][0]["phrase"] == "a blue star"
     assert decoded(record["regions"][0]["mask"]).convert("L").tobytes() == Image.open(io.BytesIO(half(False))).tobytes()
-    assert "style reference of a new image" in answer.model_dump()["warnings"][0]
+    assert decoded(record["mask"]["data"]).convert("L").tobytes() == Image.open(io.BytesIO(half(False))).tobytes()
+    assert base64.b64decode(record["image"]["data"]) == image
+    assert ("style" in record, answer.model_dump()["warnings"]) == (False, [])
     with client.images.edit(image=[image], prompt=PROMPT, stream=True, extra_body={"seed": 1}) as stream:
         assert [event.type for event in stream] == ["image_edit.completed"]
 
@@ -156,7 +158,7 @@ def test_models(client: openai.OpenAI) -> None:
     about = model.model_dump()
     can = about["capabilities"]
     assert [name for name, value in can.items() if value is True] == [
-        *("regions", "style", "style_guidance", "variations", "mixes", "partial_images"),
+        *("regions", "style", "style_guidance", "image", "mask", "variations", "mixes", "partial_images"),
     ]
     assert (can["size"], can["languages"], can["defaults"]["region_strength"]) == ("32x32", ["en"], 0.4)
     assert "euler" in can["samplers"]

@@ -12,6 +12,7 @@ import click
 from syzygy.cli.common import writable_folder
 from syzygy.cli.generation_options import (
     load_model,
+    pixel_options,
     prompt_options,
     region_options,
     subject_options,
@@ -28,7 +29,7 @@ from syzygy.cli.image_folder import (
     save_sheet,
     seeds,
 )
-from syzygy.cli.source_arguments import Given, GivenSubject, layout_picture, picture, subject_pictures
+from syzygy.cli.source_arguments import Given, GivenSubject, layout_picture, picture, pixel_pictures, subject_pictures
 from syzygy.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 @prompt_options
 @region_options
 @subject_options
+@pixel_options
 @gallery_options("out/generate", "for each prompt")
 def generate(
     prompts: tuple[str, ...],
@@ -57,9 +59,12 @@ def generate(
     style_content: str | None,
     subjects: tuple[str, ...],
     layout: Path | None,
+    image: Path | None,
+    mask: Path | None,
+    depth: Path | None,
     **settings: Any,
 ) -> None:
-    """Generate images from prompts.
+    """Generate images from prompts, or change an image.
 
     Writes PNG files that record how they were made, and a contact sheet. Image i of a prompt (from 0) uses seed S + i;
     --seed S+i makes that image again. With --best-of K, seeds S + i·K to S + i·K + K-1 are tried, and the file records
@@ -74,6 +79,11 @@ def generate(
     Show your dog, with a λ-ECLIPSE prior:
       syzygy generate "a dog wearing sunglasses" --model kandinsky-2.2 \\
         --prior ECLIPSE-Community/Lambda-ECLIPSE-Prior-v1.0 --subject "dog=rex.png"
+
+    \b
+    Change an image, or repaint it where a mask is white:
+      syzygy generate "a green heart" --image heart.png --strength 0.6
+      syzygy generate "a green heart" --image scene.png --mask mask.png
     """
     from syzygy.generation.image_files import slug
     from syzygy.generation.request import GenerationRequest
@@ -89,6 +99,7 @@ def generate(
             style_content,
             subject_pictures(subjects, prompts),
             layout and layout_picture(layout),
+            pixel_pictures(image=image, mask=mask, depth=depth),
         )
         loaded = load_model(settings, device)
         began = time.perf_counter()
@@ -116,6 +127,8 @@ class GivenInputs:
     style_content: str | None
     subjects: list[GivenSubject]
     layout: Given | None
+    pixels: Mapping[str, Given]
+    """By name: `image`, `mask` and `depth`."""
 
     def keywords(self) -> dict[str, Any]:
         """As a `GenerationRequest` takes them."""
@@ -125,6 +138,7 @@ class GivenInputs:
             "style_content": self.style_content,
             "subjects": [one.subject for one in self.subjects],
             "layout": self.layout and self.layout.image,
+            **{name: one.image for name, one in self.pixels.items()},
         }
 
     def record(self, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,15 +158,19 @@ class GivenInputs:
             found |= {} if own["style_guidance"] is None else {"style_guidance": own["style_guidance"]}
         if self.subjects:
             found |= {"subjects": [one.about for one in self.subjects]}
+        found |= {name: one.about for name, one in self.pixels.items()}
+        if "image" in found and "mask" not in found and settings["strength"] is None:
+            found["strength"] = defaults["strength"]
         return found if self.layout is None else found | {"layout": self.layout.about}
 
     def cells(self) -> list[Cell]:
-        """Their places on a contact sheet: those of regions, subjects and layout."""
+        """Their places on a contact sheet: those of regions, subjects, layout, image, mask and depth map."""
         from syzygy.regions.canvas import drawn
 
         regions = [] if self.regions is None else [(drawn(self.regions), "regions")]
         layout = [] if self.layout is None else [self.layout.cell("layout")]
-        return [*regions, *(one.cell() for one in self.subjects), *layout]
+        pixels = [one.cell(name) for name, one in self.pixels.items()]
+        return [*regions, *(one.cell() for one in self.subjects), *layout, *pixels]
 
 
 def _regions(

@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DECODER_OPTIONS = decoder_options()
 """As the decoders declare them, those of other packages included."""
-CALL_OPTIONS = (*(option.name for option in DECODER_OPTIONS), "region_strength", "style_guidance")
+CALL_OPTIONS = (*(option.name for option in DECODER_OPTIONS), "region_strength", "style_guidance", "strength")
 """What a call takes as keywords, besides what `LoadedModel.settings` names."""
 LOADING = (
     "prior",
@@ -156,13 +156,48 @@ def subject_options(command: F) -> F:
     return stacked(*options)(command)
 
 
+def pixel_options(command: F) -> F:
+    """Options for pictures that a decoder reads pixel by pixel: `image`, `strength`, `mask` and `depth`."""
+    file = click.Path(path_type=Path)
+    options = (
+        click.option(
+            "--image",
+            type=file,
+            metavar="PICTURE",
+            help="Picture to start from (image-to-image). It is resized to the size of the images.",
+        ),
+        click.option(
+            "--strength",
+            type=float,
+            metavar="S",
+            help="How much of --image is replaced, above 0 and at most 1: the share of the steps that are taken. Default: the model's own.",
+        ),
+        click.option(
+            "--mask",
+            type=file,
+            metavar="PICTURE",
+            help="Repaint --image where this mask is white, and keep it where the mask is black or transparent (inpainting).",
+        ),
+        click.option(
+            "--depth",
+            type=file,
+            metavar="PICTURE",
+            help="Depth map that the images should follow, bright where the scene is near. For kandinsky-2.2-controlnet-depth.",
+        ),
+    )
+    return stacked(*options)(command)
+
+
 def prompt_options(command: F) -> F:
     """As `image_options`, for models that read prompts only as well; and what the decoder reads of prompts."""
     text = (
         "Conditions that the decoder uses, comma-separated: image, text, t5. Default: the model's own (starter: text,t5), "
         "and all that it can with --prior."
     )
-    models = "starter, kandinsky-2.2, karlo, stable-unclip, stable-diffusion-1.5 or stable-diffusion-xl"
+    models = (
+        "starter, kandinsky-2.2, kandinsky-2.2-inpaint, kandinsky-2.2-controlnet-depth, karlo, stable-unclip, stable-diffusion-1.5 or "
+        "stable-diffusion-xl"
+    )
     return _model_options(models)(click.option("--conditions", metavar="NAMES", help=text)(command))
 
 

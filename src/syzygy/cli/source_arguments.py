@@ -166,6 +166,22 @@ def subject_pictures(arguments: Sequence[str], prompts: Sequence[str]) -> list[G
     return found
 
 
+def pixel_pictures(*, image: Path | None, mask: Path | None, depth: Path | None) -> dict[str, Given]:
+    """The pictures that a decoder reads pixel by pixel, by name. A mask is black where it is transparent.
+
+    Raises:
+        UserError: one cannot be read as a picture.
+    """
+    found = {name: picture(file) for name, file in (("image", image), ("depth", depth)) if file is not None}
+    if mask is None:
+        return found
+    from syzygy.core.image_reading import as_mask, open_file
+    from syzygy.generation.pipeline import to_pil
+
+    grey = as_mask(open_file(mask))
+    return found | {"mask": Given(None, mask, to_pil(grey.expand(1, 3, -1, -1))[0])}
+
+
 def layout_picture(file: Path) -> Given:
     """The edges of a layout picture.
 

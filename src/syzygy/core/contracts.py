@@ -9,7 +9,6 @@ Shapes: B batch, T tokens, D width of CLIP's joint space, N images, H × W image
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from syzygy.core.errors import UserError
+from syzygy.core.spatial_guides import PixelGuide, Region
 
 
 @dataclass(frozen=True)
@@ -154,37 +154,6 @@ def text_condition(features: TextFeatures | TextStates) -> Condition:
 
 
 @dataclass(frozen=True)
-class Region:
-    """A phrase of the prompt, and the region of the image where it should appear (paint-with-words)."""
-
-    phrase: str
-    """As it occurs in the prompt, in any case. If it occurs several times, all occurrences are meant."""
-    mask: Float[Tensor, "H W"]
-    """From 0 (outside) to 1 (inside). It covers the whole image, whatever its size and aspect ratio."""
-    weight: float = 1.0
-    """Strength relative to other regions, at least 0."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.phrase, str) or not self.phrase.strip():
-            raise UserError("a region needs the phrase that it is for: give words of the prompt.")
-        if not isinstance(self.mask, Tensor) or self.mask.ndim != 2 or not self.mask.numel() or self.mask.is_complex():
-            shape = (
-                f", got {[*self.mask.shape]}" if isinstance(self.mask, Tensor) else f", got {type(self.mask).__name__}"
-            )
-            raise UserError(f"the mask of {self.phrase!r} must be a tensor [height, width]{shape}.")
-        if not (torch.isfinite(self.mask).all() and self.mask.min() >= 0 and self.mask.max() <= 1):
-            raise UserError(f"the mask of {self.phrase!r} must hold numbers from 0 to 1.")
-        if not self.mask.any():
-            raise UserError(
-                f"the mask of {self.phrase!r} is empty: mark where the phrase should appear, or leave the region out."
-            )
-        if not isinstance(self.weight, Real) or not 0 <= self.weight < float("inf"):
-            raise UserError(
-                f"the weight of {self.phrase!r} must be a finite number of at least 0, got {self.weight!r}."
-            )
-
-
-@dataclass(frozen=True)
 class Guide:
     """What N images should show, or should avoid (as a negative guide). A decoder uses what it can read of it; None is not provided."""
 
@@ -198,6 +167,8 @@ class Guide:
     """The regions of each image; an empty list is none."""
     conditions: Sequence[str] | None = None
     """The names of the conditions that the decoder should read; None is all that it can read of what is provided."""
+    pixels: PixelGuide = field(default_factory=PixelGuide)
+    """Pictures that the decoder reads pixel by pixel, the same for all images."""
 
     def __post_init__(self) -> None:
         numbers = {len(x) for x in (self.embeddings, self.features, self.texts, self.regions) if x is not None}
@@ -213,6 +184,7 @@ class Guide:
             None if self.texts is None else [self.texts[row] for row in rows],
             None if self.regions is None else [self.regions[row] for row in rows],
             self.conditions,
+            self.pixels,
         )
 
 
@@ -232,6 +204,8 @@ class Sampling:
     """Height and width in pixels."""
     region_strength: float | None = None
     """How strongly regions pull their phrases, w' of paint-with-words; 0 is not at all."""
+    strength: float | None = None
+    """How much of a given picture is replaced, in (0, 1]: the share of the steps that are taken. 1 replaces nearly everything."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options that only this decoder has. A decoder raises UserError for those that it does not know."""
 
@@ -337,6 +311,12 @@ class ImageDecoder(Protocol):
     """Whether it can put phrases of the prompt into regions (paint-with-words)."""
     takes_style_guidance: bool = False
     """Whether the guidance of a style reference can differ from that of the text."""
+    takes_image: bool = False
+    """Whether it can start from a picture (image-to-image)."""
+    takes_mask: bool = False
+    """Whether it can repaint a part of a picture and keep the rest (inpainting)."""
+    takes_depth: bool = False
+    """Whether it follows a depth map."""
     own_text_encoder: str | None = None
     """A sentence about the text encoder that it uses for the prompt besides the image embedding, where it has one of its own."""
 

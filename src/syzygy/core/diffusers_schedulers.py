@@ -19,6 +19,7 @@ from syzygy.core import artifacts
 from syzygy.core.contracts import Progress
 from syzygy.core.diffusers_weights import SCHEDULER_FILE
 from syzygy.core.errors import UserError
+from syzygy.core.known_latents import KnownLatents
 from syzygy.core.wording import counted
 
 SCHEDULERS: Mapping[str, str] = {
@@ -188,30 +189,55 @@ def sample_with_scheduler(
     steps: int,
     generators: Sequence[torch.Generator],
     on_step: Callable[[Progress], None] | None = None,
+    known: KnownLatents | None = None,
 ) -> Float[Tensor, "N C h w"]:
     """From standard normal noise to latents; what is added on the way comes from each image's own generator.
+
+    With `known`, sampling starts from the latents of a picture, or keeps a part of them.
 
     Latents stay in the noise's precision, whatever the network computes in. Those of an image for which the network gave NaN or
     infinity in any step are NaN: a scheduler that clips would hide it.
 
     Raises:
-        UserError: as `planned`.
+        UserError: as `planned`, and as `KnownLatents.skipped`.
     """
     scheduler = planned(scheduler, steps, noise.device)
     takes = signature(scheduler.step).parameters
     more = {"generator": list(generators)} if "generator" in takes else {}
-    latents = noise * scheduler.init_noise_sigma
+    timesteps, latents = _begun(scheduler, noise, steps, known)
     finite = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
-    timesteps = scheduler.timesteps
     for i, t in enumerate(timesteps):
         predicted = predict(scheduler.scale_model_input(latents, t), t)
         finite &= torch.isfinite(predicted).flatten(1).all(1)
         stepped = scheduler.step(predicted, t, latents, **more)
         latents = stepped.prev_sample
+        if known is not None:
+            last = i + 1 == len(timesteps)
+            noisy = known.latents if last else scheduler.add_noise(known.latents, noise, timesteps[i + 1 : i + 2])
+            latents = known.kept_in(latents, noisy)
         if on_step is not None:
             seen = getattr(stepped, "pred_original_sample", None)
             on_step(Progress(i + 1, len(timesteps), _sigma(scheduler, t), seen))
     return latents.masked_fill(~finite[:, None, None, None], torch.nan)
+
+
+def _begun(
+    scheduler: Any, noise: Float[Tensor, "N C h w"], steps: int, known: KnownLatents | None
+) -> tuple[Tensor, Float[Tensor, "N C h w"]]:
+    """The timesteps to take, and the latents at the first one.
+
+    Raises:
+        UserError: PNDM, whose first steps belong to the beginning of the schedule; or no step would be left.
+    """
+    if known is None or known.strength is None:
+        return scheduler.timesteps, noise * scheduler.init_noise_sigma
+    if type(scheduler).__name__ == SCHEDULERS["pndm"]:
+        raise UserError("pndm cannot start from an image: choose another sampler, such as ddim or dpm++2m.")
+    skipped = known.skipped(steps)
+    timesteps = scheduler.timesteps[skipped:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped)
+    return timesteps, scheduler.add_noise(known.latents.expand_as(noise), noise, timesteps[:1].expand(len(noise)))
 
 
 def _sigma(scheduler: Any, timestep: Tensor) -> float:

@@ -128,6 +128,8 @@ DECODERS = Registry(
         "stable-unclip": "syzygy.pretrained.stable_unclip",
         "stable-diffusion-1.5": "syzygy.pretrained.stable_diffusion",
         "stable-diffusion-xl": "syzygy.pretrained.stable_diffusion",
+        "kandinsky-2.2-inpaint": "syzygy.pretrained.kandinsky",
+        "kandinsky-2.2-controlnet-depth": "syzygy.pretrained.kandinsky",
     },
 )
 """Published models for `--model`, as `pretrained.families.DecoderFamily`; `@register_decoder` adds to them."""

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool2d
 
 from syzygy.core import arguments
+from syzygy.core.capabilities import check_pixels
 from syzygy.core.contracts import (
     Conditioning,
     Denoiser,
@@ -23,6 +25,7 @@ from syzygy.core.contracts import (
     text_condition,
 )
 from syzygy.core.errors import UserError
+from syzygy.core.known_latents import KnownLatents
 from syzygy.core.options import PLACEMENT_STRENGTH, Option
 from syzygy.core.randomness import per_sample_noise
 from syzygy.core.registry import SAMPLERS
@@ -39,6 +42,10 @@ NO_WORDS = (
 )
 
 
+IMAGE_STRENGTH = 0.6
+"""Of image-to-image, where a call gives none."""
+
+
 @dataclass(frozen=True)
 class LatentDecoder(ImageDecoder):
     """An `ImageDecoder` that reads any subset of image embeddings, text features and texts; what a guide does not provide is absent."""
@@ -53,7 +60,7 @@ class LatentDecoder(ImageDecoder):
     placement: PlacementPredictor | None = None
     """Gives the words of images without regions the regions where it expects their objects."""
 
-    reads_text = takes_regions = takes_style_guidance = True
+    reads_text = takes_regions = takes_style_guidance = takes_image = takes_mask = True
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -92,6 +99,7 @@ class LatentDecoder(ImageDecoder):
         on_step: Callable[[Progress], None] | None = None,
     ) -> Float[Tensor, "N 3 H W"]:
         """See `ImageDecoder`. Images have the autoencoder's size."""
+        check_pixels(self, positive.pixels.names, sampling.strength)
         placement = self._checked_placement(sampling)
         own = self.defaults
         steps = own.steps if sampling.steps is None else sampling.steps
@@ -104,8 +112,24 @@ class LatentDecoder(ImageDecoder):
             self._conditioning(positive, self._strength(positive, sampling), placement),
             sampler=sampling.sampler or own.sampler,
             on_step=on_step,
+            known=self._known(positive, sampling),
         )
         return self.autoencoder.decode(latents)
+
+    def _known(self, positive: Guide, sampling: Sampling) -> KnownLatents | None:
+        """The latents of a given picture. Latent positions are kept where the mask covers none of their pixels.
+
+        With a mask, what it covers starts from noise alone unless the call gives a strength.
+        """
+        pixels = positive.pixels
+        if pixels.image is None:
+            return None
+        latents = self.autoencoder.encode(pixels.image[None].to(self.device))
+        if pixels.mask is None:
+            strength = sampling.strength or self.defaults.strength or IMAGE_STRENGTH
+            return KnownLatents(latents=latents, strength=strength)
+        repainted = adaptive_max_pool2d(pixels.mask[None, None].to(self.device), self.autoencoder.latent_shape[1:])
+        return KnownLatents(latents=latents, strength=sampling.strength, keep=1 - repainted)
 
     def _conditioning(self, guide: Guide, region_strength: float = 0.0, placement: float = 0.0) -> Conditioning:
         """The conditions in a guide, and those that the decoder's own text encoders provide.

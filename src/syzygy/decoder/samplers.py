@@ -14,6 +14,7 @@ from torch import Tensor
 
 from syzygy.core.contracts import Conditioning, Denoiser, Progress, Staged
 from syzygy.core.errors import UserError
+from syzygy.core.known_latents import KnownLatents
 from syzygy.core.registry import SAMPLERS
 
 Denoise = Callable[[Float[Tensor, "B C H W"], float], Float[Tensor, "B C H W"]]
@@ -72,13 +73,15 @@ def sample(
     *,
     sampler: str = "dpm++2m",
     on_step: Callable[[Progress], None] | None = None,
+    known: KnownLatents | None = None,
 ) -> Float[Tensor, "B C H W"]:
     """Sample images from standard normal noise, in the noise's dtype and on its device.
 
     `sigmas` are falling noise levels, such as `KarrasSchedule().sigmas(25)`; only the last may be 0 (a clean image).
-    `conditioning` holds a condition for each of the B samples. The caller decides about gradients.
+    `conditioning` holds a condition for each of the B samples. With `known`, sampling starts from the latents of a picture at the noise
+    level of its strength, or keeps a part of them at each step (RePaint, Lugmayr et al. 2022, eq. 8). The caller decides about gradients.
 
-    Raises UserError for an unknown sampler, or noise levels that do not fall.
+    Raises UserError for an unknown sampler, noise levels that do not fall, or a strength that leaves no step.
     """
     take_step = SAMPLERS.get(sampler)
     levels = [float(sigma) for sigma in sigmas.tolist()]
@@ -90,10 +93,14 @@ def sample(
         chosen = denoiser.at(sigma) if isinstance(denoiser, Staged) else denoiser
         return chosen(x, x.new_full((len(x),), sigma), conditioning)
 
+    if known is not None:
+        levels = levels[known.skipped(len(levels) - 1) :]
     x, taken = noise_unit * levels[0], None
+    if known is not None and known.strength is not None:
+        x = known.latents + x
     for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
         taken = take_step(denoise, x, sigma, sigma_next, taken)
-        x = taken.x
+        x = taken.x if known is None else known.kept_in(taken.x, known.latents + sigma_next * noise_unit)
         if on_step is not None:
             on_step(Progress(index + 1, len(levels) - 1, sigma, taken.denoised))
     return x

@@ -17,7 +17,7 @@ from syzygy.core.model_parts import CLASS_NAME, COMPONENTS, INDEX_FILE, OPTIONAL
 from syzygy.core.registry import DECODERS
 from syzygy.decoder.autoencoder import Autoencoder
 from syzygy.decoder.backbone import load_config, load_decoder
-from syzygy.decoder.latent_decoder import LatentDecoder
+from syzygy.decoder.latent_decoder import IMAGE_STRENGTH, LatentDecoder
 from syzygy.decoder.network import DecoderConfig
 from syzygy.decoder.placement import PlacementPredictor
 from syzygy.decoder.preconditioning import Preconditioned
@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "sampler": "dpm++2m",
     "region_strength": REGION_STRENGTH,
     "style_guidance": None,
+    "strength": IMAGE_STRENGTH,
 }
 """Used where a model's index names no other. It may also name `conditions`: what the decoder reads of prompts while no prior is named."""
 
@@ -89,6 +90,7 @@ def load(
         sampler=own["sampler"],
         region_strength=own["region_strength"],
         style_guidance=own["style_guidance"],
+        strength=own["strength"],
     )
     if experts is None:
         trained = part_folder(folder if decoder is None else decoder, "decoder")

@@ -17,6 +17,7 @@ from syzygy.core.errors import NonFiniteError, UserError
 from syzygy.core.pixels import check_finite, to_uint8
 from syzygy.core.randomness import per_sample_noise
 from syzygy.generation.mixing import mixed
+from syzygy.generation.pixel_guides import pixel_guide
 from syzygy.generation.request import GenerationRequest, one_each, seeds_of
 from syzygy.generation.subjects import Subject, subject_prior, with_subjects
 
@@ -69,6 +70,7 @@ class Pipeline:
             "TextToImage.generate chooses the best and makes batches"
         )
         rows, sampling = request.rows, request.sampling
+        pixels = pixel_guide(self.decoder, request)
         generators = one_each(request.generator, len(rows))
         seeds, noise = seeds_of(generators), self.noise(generators)
         if request.mixtures:
@@ -94,7 +96,7 @@ class Pipeline:
                 sampling = replace(sampling, style_guidance=self.decoder.defaults.style_guidance)
         if request.regions is not None:
             positive = replace(positive, regions=[request.regions[row] for row in rows])
-        negative = self._negative(request, conditions)
+        positive, negative = replace(positive, pixels=pixels), self._negative(request, conditions)
         with _naming(
             [_name(request, i) + ("" if seeds[i] is None else f" (seed {seeds[i]})") for i in range(len(rows))]
         ):

@@ -67,6 +67,12 @@ class GenerationRequest:
     """Pictures that words of the prompts stand for, with a λ-ECLIPSE prior. Of subjects that share a token, the last one counts."""
     layout: Picture | None = None
     """A picture whose edges the images should follow, with a λ-ECLIPSE prior; or the edges' CLIP embedding, a tensor [1, D]."""
+    image: Picture | None = None
+    """A picture to start from (image-to-image), or to repaint where a mask is (inpainting). It is resized to the images' size."""
+    mask: Picture | None = None
+    """White, or 1 in a tensor [H, W], where the image is repainted; black or transparent where it is kept."""
+    depth: Picture | None = None
+    """A depth map that the images should follow, bright where the scene is near."""
     callback: Callable[[Progress], None] | None = None
     """Is called after each sampling step."""
 
@@ -89,6 +95,9 @@ class GenerationRequest:
             )
         if self.style is None and self.style_content is not None:
             raise UserError("style_content describes a style: give a picture as the style, or leave it out.")
+        if self.image is None and (self.mask is not None or self.sampling.strength is not None):
+            name = "strength" if self.mask is None else "mask"
+            raise UserError(f"{name} has no effect without an image: give an image, or leave the {name} out.")
         check_words(self.subjects, self.prompts)
         if self.style is not None and (self.subjects or self.layout is not None):
             raise UserError(
@@ -106,7 +115,18 @@ class GenerationRequest:
             )
 
     def _check_mixtures(self) -> None:
-        names = ("prompts", "conditions", "regions", "style", "style_content", "subjects", "layout")
+        names = (
+            "prompts",
+            "conditions",
+            "regions",
+            "style",
+            "style_content",
+            "subjects",
+            "layout",
+            "image",
+            "mask",
+            "depth",
+        )
         without_effect = [name for name in names if isinstance(value := getattr(self, name), Tensor) or value]
         if without_effect:
             raise UserError(
@@ -128,7 +148,7 @@ class GenerationRequest:
         """From keyword arguments with the names that diffusers has. What is not a field belongs to the sampling.
 
         Args:
-            settings: fields; height, width, region_strength, style_guidance; and options of the decoder, which refuses others.
+            settings: fields; height, width, region_strength, style_guidance, strength; and options of the decoder, which refuses others.
         """
         given = with_new_name(settings, "painting", "region_strength", stacklevel=3)
         _check_spelling(given, {one.name for one in fields(cls)})
@@ -137,11 +157,13 @@ class GenerationRequest:
         if (height is None) != (width is None):
             raise UserError("height and width come together: give both, or neither.")
         strengths = {name: given.pop(name, None) for name in ("region_strength", "style_guidance")}
+        strength = _if_given(_strength, given.pop("strength", None), "strength")
         sampling = Sampling(
             steps=_if_given(arguments.whole, num_inference_steps, "num_inference_steps"),
             guidance_scale=_if_given(arguments.number, guidance_scale, "guidance_scale"),
             sampler=arguments.optional(sampler, "sampler", str, "a name (str)"),
             size=None if height is None or width is None else (height, width),
+            strength=strength,
             options={name: _plain(value) for name, value in given.items() if value is not None},
             **{name: _if_given(arguments.number, value, name) for name, value in strengths.items()},
         )
@@ -283,6 +305,13 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 """Field → what turns the given value into the plain one, or refuses it."""
 
 
+def _strength(value: Any, name: str) -> float:
+    found = arguments.number(value, name)
+    if not 0 < found <= 1:
+        raise UserError(f"{name} must be above 0 and at most 1, got {found:g}.")
+    return found
+
+
 def _plain(value: Any) -> Any:
     """A whole number of numpy as one of Python."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
@@ -299,6 +328,7 @@ def _check_spelling(given: Mapping[str, Any], own: set[str]) -> None:
         "width",
         "region_strength",
         "style_guidance",
+        "strength",
         "num_inference_steps",
         "guidance_scale",
         "sampler",

@@ -81,8 +81,8 @@ class TextToImage:
         """Load a model that comes with the package ("starter"), a folder with the same layout, or a published one.
 
         Args:
-            model: "starter", "kandinsky-2.2", "karlo", "stable-unclip", "stable-diffusion-1.5", "stable-diffusion-xl"; a folder of ours
-                or in diffusers' layout; or a hub id.
+            model: "starter", "kandinsky-2.2" (also "-inpaint" and "-controlnet-depth"), "karlo", "stable-unclip", "stable-diffusion-1.5",
+                "stable-diffusion-xl"; a folder of ours or in diffusers' layout; or a hub id.
             prior: a prior to use instead of the model's own: a folder, hub id or registered name, or any object with `predict`.
             clip: CLIP checkpoint to use instead of a published model's default (folder or hub id). With Stable Diffusion, used only to
                 choose the best of several images.
@@ -202,8 +202,9 @@ class TextToImage:
             subjects: pictures that words of every prompt stand for, with a λ-ECLIPSE prior.
             layout: a picture whose edges the images should follow, with a λ-ECLIPSE prior; or the edges themselves, white on black.
             callback: is called with a `Progress` after each sampling step.
-            options: `region_strength`, `style_guidance`, `height` and `width` in pixels, `batch_size` (images at once; default all), and
-                options of the decoder (`placement_strength` of the starter, `noise_level` of Stable unCLIP, …).
+            options: `image`, `strength`, `mask` and `depth` (fields of `GenerationRequest`: image-to-image, inpainting, depth maps),
+                `region_strength`, `style_guidance`, `height` and `width` in pixels, `batch_size` (images at once; default all), and options
+                of the decoder (`placement_strength` of the starter, `noise_level` of Stable unCLIP, …).
 
         Raises:
             UserError: a value has another type, is out of range, or has no effect with this model.
@@ -344,7 +345,8 @@ class TextToImage:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The model's own `num_inference_steps`, `guidance_scale`, `sampler`, `region_strength`, `style_guidance` (None: that of the text)."""
+        """The model's own `num_inference_steps`, `guidance_scale`, `sampler`, `region_strength`, `style_guidance` (None: that of the text),
+        and `strength` of image-to-image."""
         own = self.pipeline.decoder.defaults
         return {
             "num_inference_steps": own.steps,
@@ -352,6 +354,7 @@ class TextToImage:
             "sampler": own.sampler,
             "region_strength": REGION_STRENGTH if own.region_strength is None else own.region_strength,
             "style_guidance": own.style_guidance,
+            "strength": own.strength,
         }
 
     @property

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.core import arguments
+from syzygy.core.capabilities import check_pixels
 from syzygy.core.contracts import Guide, Sampling
 from syzygy.core.errors import UserError
 from syzygy.pretrained.families import PretrainedDecoder
@@ -112,6 +113,7 @@ def checked_request(
         UserError: the decoder has no such option or cannot do what is asked, or a setting is out of range or has no effect.
     """
     _check_capabilities(decoder, positive, sampling)
+    check_pixels(decoder, positive.pixels.names, sampling.strength)
     options = decoder.options
     if unknown := sorted(set(sampling.options) - {option.name for option in options}):
         names = ", ".join(sorted(option.name for option in options))

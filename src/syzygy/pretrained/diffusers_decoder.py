@@ -20,6 +20,7 @@ from syzygy.core import diffusers_schedulers
 from syzygy.core.contracts import Guide, Progress, Sampling
 from syzygy.core.diffusers_timesteps import HostTimesteps, noise_of
 from syzygy.core.errors import UserError
+from syzygy.core.known_latents import KnownLatents
 from syzygy.core.pixels import to_unit
 from syzygy.core.randomness import per_sample_noise
 from syzygy.pretrained.decoder_validation import DecoderRequest, checked_request
@@ -38,6 +39,10 @@ class UNetInputs:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments, such as `class_labels`."""
     regions: RegionBias | None = None
+    channels: Float[Tensor, "1 K h w"] | None = None
+    """Further channels of its input, after the noisy latents and the same in all rows."""
+    known: KnownLatents | None = None
+    """The latents of a picture that sampling starts from, or keeps in part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class DiffusersDecoder(PretrainedDecoder):
 
     default_steps: ClassVar[int] = 50
     default_guidance_scale: ClassVar[float]
+    default_strength: ClassVar[float | None] = None
     default_options: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
@@ -64,6 +70,7 @@ class DiffusersDecoder(PretrainedDecoder):
             guidance_scale=self.default_guidance_scale,
             sampler=diffusers_schedulers.name_of(self.scheduler),
             size=(height, width),
+            strength=self.default_strength,
             options=self.default_options,
         )
         object.__setattr__(self, "defaults", own)
@@ -109,7 +116,7 @@ class DiffusersDecoder(PretrainedDecoder):
         """See `ImageDecoder`. Height and width are multiples of `size_multiple`."""
         request = checked_request(self, positive, negative, generators, sampling)
         height, width = request.size(self.defaults.size, self.size_multiple)
-        size, channels = (height // self.scale, width // self.scale), self.unet.config.in_channels
+        size, channels = (height // self.scale, width // self.scale), self.autoencoder.config.latent_channels
         scheduler = diffusers_schedulers.fresh(self.scheduler, sampling.sampler)
         if diffusers_schedulers.learns_variance(scheduler) and self.unet.config.out_channels != 2 * channels:
             raise UserError("this U-Net learned no variance, but its scheduler wants one: choose another sampler.")
@@ -118,7 +125,7 @@ class DiffusersDecoder(PretrainedDecoder):
         predict = self._predictor(inputs, request.guidance_scale, scheduler)
         with visiting(self.device, self.unet, offload=self.offload):
             latents = diffusers_schedulers.sample_with_scheduler(
-                scheduler, predict, noise, request.steps, generators, on_step
+                scheduler, predict, noise, request.steps, generators, on_step, inputs.known
             )
         with visiting(self.device, self.autoencoder, offload=self.offload):
             parts = latents.split(1 if self.offload else request.number)
@@ -131,6 +138,8 @@ class DiffusersDecoder(PretrainedDecoder):
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             both = (x if scale == 1 else torch.cat([x, x])).to(self.unet.dtype)
+            if inputs.channels is not None:
+                both = torch.cat([both, inputs.channels.to(both).expand(len(both), -1, -1, -1)], 1)
             sigma = 0.0 if inputs.regions is None else sigma_of(timesteps.value(t))
             output = self.unet(
                 both,

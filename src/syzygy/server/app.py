@@ -15,6 +15,7 @@ from syzygy.core.errors import UserError
 from syzygy.server import documentation, memory, page_assets
 from syzygy.server.admission import SMALL_BYTES, Admission
 from syzygy.server.bodies import FORM, JSON, check_type, content_type, form_of, json_of, whole
+from syzygy.server.edits import EditValidator
 from syzygy.server.engine import ImageEngine
 from syzygy.server.limits import Limits
 from syzygy.server.metrics import Metrics
@@ -47,8 +48,8 @@ ABOUT = """Generate images from prompts. The API is compatible with OpenAI's ima
 x-request-id."""
 IMAGE = {"image": "A picture: PNG, JPEG or WebP."}
 EDITED = {
-    "image": "Pictures whose styles are mixed in equal parts: PNG, JPEG or WebP. `image[]` is the same field.",
-    "mask": "A PNG of the same size as the first picture, transparent where the phrase should appear.",
+    "image": "The picture to edit, and further ones whose styles are mixed: PNG, JPEG or WebP. `image[]` is the same field.",
+    "mask": "A PNG of the same size as the first picture, transparent where it should change.",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The request is not valid; `error.message` says why, and what is allowed."},
@@ -235,19 +236,19 @@ def _image_routes(app: FastAPI, server: Server) -> None:
         """Generate images from a prompt."""
         return await server.json(request, Generation, validator.generation)
 
-    most = {"image": server.limits.sources, "mask": 1}
+    editor, most = EditValidator(validator), {"image": server.limits.sources, "mask": 1}
 
     @app.post("/v1/images/edits", responses=ERRORS, tags=["images"], openapi_extra=_edit_body(most))
     async def edits(request: Request) -> Response:
-        """Generate images from a prompt with pictures as style reference, and a phrase where the mask is transparent. This is no
-        inpainting: none of the pictures' pixels are kept."""
+        """Repaint a picture where the mask is transparent, or change all of it. With a model that cannot, pictures are the style reference
+        of a new image, and a phrase appears where the mask is transparent; a warning says so."""
         check_type(request, FORM, JSON)
         if content_type(request) == JSON:
-            return await server.json(request, JsonEdit, validator.json_edit, "image_edit")
+            return await server.json(request, JsonEdit, editor.json, "image_edit")
 
         def edited(asked: Edit, files: dict[str, list[bytes]]) -> ImageRequest:
             (mask,) = files.get("mask", [None])
-            return validator.edit(asked, _images_of(files), mask)
+            return editor.form(asked, _images_of(files), mask)
 
         return await server.form(request, Edit, most, edited, "image_edit")
 

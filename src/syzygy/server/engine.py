@@ -57,6 +57,8 @@ class Description:
     """The settings that determine images when a request gives none, with the names of `syzygy generate`'s records."""
     own_size: tuple[int, int] | None
     """Height and width of all its images; None where a request may choose."""
+    default_size: tuple[int, int]
+    """Height and width of images where a request chooses none."""
     capabilities: Mapping[str, Any]
     """What the model can do, as `GET /v1/models` shows it."""
     preparation: Preparation
@@ -131,6 +133,7 @@ class Engine:
             last_part(model.name),
             self.record,
             self.own_size,
+            self.default_size,
             self.capabilities(),
             model.clip.preparation,
             model.limited_to,
@@ -159,6 +162,14 @@ class Engine:
         return shape.shape[2], shape.shape[3]
 
     @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width of images where a request chooses none."""
+        decoder, (height, width) = self.model.pipeline.decoder, (self.record.get("height"), self.record.get("width"))
+        found = decoder.fixed_size or ((height, width) if height and width else decoder.defaults.size)
+        assert found is not None, "a decoder has a size of its own"
+        return found
+
+    @property
     def previews(self) -> bool:
         """Whether it can show images before they are finished."""
         return isinstance(self.model.pipeline.decoder, LatentDecoder)
@@ -173,6 +184,7 @@ class Engine:
         defaults = {name: self.record.get(name) for name in ("steps", "guidance_scale", "sampler", "negative_prompt")}
         strength = model.defaults["region_strength"]
         defaults |= {"region_strength": strength, "style_guidance": model.defaults["style_guidance"]}
+        defaults["strength"] = model.defaults["strength"]
         defaults["painting"] = strength  # the old name, for one release
         return {
             "size": size and f"{size[1]}x{size[0]}",
@@ -186,6 +198,9 @@ class Engine:
             "style_guidance": style and ours,
             "subjects": controlled and not model.adapter,
             "layout": controlled,
+            "image": decoder.takes_image,
+            "mask": decoder.takes_mask,
+            "depth": decoder.takes_depth,
             "variations": "image" in decoder.conditions,
             "mixes": "image" in decoder.conditions and model.pipeline.prior is not None,
             "partial_images": self.previews,

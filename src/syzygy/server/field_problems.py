@@ -1,9 +1,10 @@
 """Errors of single fields, with the codes and sentences of OpenAI's API."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from syzygy.core.config import Config
 from syzygy.server.problems import Problem
 
 LONGEST_NAME = 100
@@ -27,6 +28,13 @@ BOUNDS = {
     "less_than": ("lt", "<", "above maximum", "above_max_value"),
 }
 """pydantic's error type → name of its bound, sign, words, end of OpenAI's code."""
+
+
+def check_unused(asked: Config, names: Sequence[str], of: str) -> None:
+    """Refuse fields that have no effect because what they belong to is missing."""
+    for name in names:
+        if getattr(asked, name) != type(asked).model_fields[name].default:
+            raise Problem(400, f"{name} is {of}, or leave it out.", param=name)
 
 
 def invalid_field(error: Mapping[str, Any]) -> Problem:

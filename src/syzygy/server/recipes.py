@@ -54,7 +54,7 @@ def again(
 
 
 def _prompted(record: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
-    names = ("prompt", "regions", "style_content", "style_guidance")
+    names = ("prompt", "regions", "style_content", "style_guidance", "strength")
     found = {name: record[name] for name in names if record.get(name) is not None}
     strength = record.get("region_strength", record.get("painting"))  # the name that records had before
     found |= {} if strength is None else {"region_strength": strength}
@@ -62,8 +62,9 @@ def _prompted(record: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
         found |= _styles(style, missing)
     elif style is not None:
         found |= _picture(style, "style", "style", missing)
-    if record.get("layout") is not None:
-        found |= _picture(record["layout"], "layout", "layout", missing)
+    for name in ("layout", "image", "mask", "depth"):
+        if record.get(name) is not None:
+            found |= _picture(record[name], name, name, missing)
     if record.get("subjects"):
         found |= _subjects(record["subjects"], missing)
     return found

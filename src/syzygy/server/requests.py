@@ -25,15 +25,15 @@ KEPT_BYTES = 256 * 2**10
 class Upload:
     """A client's picture. Only what is needed of it is kept, because many requests may wait."""
 
-    pixels: Float[Tensor, "3 S S"]
-    """Prepared for the image encoder."""
+    pixels: Float[Tensor, "3 S S"] | Image.Image
+    """Prepared for the image encoder; or a picture of the images' size, which the decoder reads pixel by pixel."""
     digest: str
     """The first sixteen hex digits of its file's SHA-256."""
     data: bytes | None
     """The file, unless it is too large to be kept."""
 
     @classmethod
-    def of(cls, pixels: Float[Tensor, "3 S S"], data: bytes) -> "Upload":
+    def of(cls, pixels: Float[Tensor, "3 S S"] | Image.Image, data: bytes) -> "Upload":
         """Keep the file unless it is too large."""
         return cls(pixels, hashlib.sha256(data).hexdigest()[:16], data if len(data) <= KEPT_BYTES else None)
 
@@ -99,14 +99,23 @@ class ImageRequest:
     def shape(self) -> Hashable:
         """Requests of equal shape can share a batch."""
         asked, own = self.generation, self.generation.sampling
-        sampling = (own.steps, own.guidance_scale, own.style_guidance, own.sampler, own.size, own.region_strength)
+        sampling = (
+            own.steps,
+            own.guidance_scale,
+            own.style_guidance,
+            own.sampler,
+            own.size,
+            own.region_strength,
+            own.strength,
+        )
         masks = tuple(sorted({tuple(region.mask.shape) for region in self.regions}))
         sources = [(isinstance(what, str) and what, weight) for mixture in asked.mixtures for what, weight in mixture]
         digests = tuple(one.digest for one in self.uploads)
         options = tuple(sorted(own.options.items()))
         words = tuple(subject.word for subject in asked.subjects), asked.layout is None
+        guided = asked.image is None, asked.mask is None, asked.depth is None
         texts = asked.negative_prompt, asked.style_content
-        return sampling, options, texts, masks, tuple(sources), asked.style is None, words, digests
+        return sampling, options, texts, masks, tuple(sources), asked.style is None, words, guided, digests
 
     @cached_property
     def kept(self) -> Sequence[Upload]:
@@ -132,6 +141,7 @@ class ImageRequest:
             "sampler": sampling.sampler,
             "region_strength": sampling.region_strength,
             "style_guidance": sampling.style_guidance,
+            "strength": sampling.strength,
             "height": sampling.size and sampling.size[0],
             "width": sampling.size and sampling.size[1],
             **sampling.options,
@@ -158,6 +168,9 @@ class ImageRequest:
         found = {"prompt": self.prompt, **regions} | ({"subjects": subjects} if subjects else {})
         if self.generation.layout is not None:
             found["layout"] = self._recorded(next(pictures))
+        for name in ("image", "mask", "depth"):
+            if getattr(self.generation, name) is not None:
+                found[name] = self._recorded(next(pictures))
         styles = [self._recorded(one) for one in pictures]
         return found | ({"style": styles[0] if len(styles) == 1 else styles} if styles else {})
 

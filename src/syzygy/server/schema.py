@@ -16,6 +16,7 @@ LARGEST_SEED = 2**64 - 1
 MOST_PREVIEWS = 8
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 OLD_NAME: Any = Field(default=None, json_schema_extra={"deprecated": True})
+Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Blur = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 OPTIONS = tuple(option for option in decoder_options() if option not in (HEIGHT, WIDTH))
 """Options of all decoders, also of those that other packages register. Height and width are the field `size`."""
@@ -168,6 +169,14 @@ class Generation(Common):
     """Pictures that words of the prompt stand for. Needs a server with a λ-ECLIPSE prior."""
     layout: str | None = None
     """A picture whose edges the image should follow, in base64, or a data URL of one. Needs a server with a λ-ECLIPSE prior."""
+    image: str | None = None
+    """A picture to start from (image-to-image), in base64, or a data URL of one. It is resized to the image's size."""
+    strength: Strength | None = None
+    """How much of `image` is replaced: the share of the steps that are taken."""
+    mask: str | None = None
+    """A picture in base64, or a data URL of one: `image` is repainted where it is white, and kept where it is black or transparent."""
+    depth: str | None = None
+    """A depth map that the image should follow, bright where the scene is near, in base64, or a data URL of one."""
     moderation: Literal["auto", "low"] = "auto"
     """Accepted for compatibility: nothing is moderated."""
 
@@ -183,7 +192,8 @@ class Generation(Common):
 
     @property
     def pictures(self) -> bool:
-        return bool(self.regions or self.style or self.subjects) or self.layout is not None
+        given = (self.layout, self.image, self.mask, self.depth)
+        return bool(self.regions or self.style or self.subjects) or any(one is not None for one in given)
 
 
 class Variation(Common):
@@ -219,13 +229,17 @@ class Mix(Common):
 
 
 class Edit(Common):
-    """Fields sent with pictures and a mask. The pictures are the style reference of a new image, and a phrase appears where the mask is
-    transparent."""
+    """Fields sent with pictures and a mask. A model that inpaints repaints the first picture where the mask is transparent. With other
+    models, the pictures are the style reference of a new image, and a phrase appears there."""
 
     prompt: str = Field(min_length=1)
     """Description of the image."""
     region: str | None = None
-    """The phrase of the prompt that should appear where the mask is transparent. Default: the whole prompt."""
+    """The phrase of the prompt that should appear where the mask is transparent, for models that support regions. Default: none when
+    inpainting, and the whole prompt otherwise."""
+    strength: Strength | None = None
+    """How much of the first picture is replaced: the share of the steps that are taken. Without a mask, it makes the picture the start of
+    the new image, and not its style reference."""
     mask_blur: Blur = 0.0
     """Softness of the mask's border, as a fraction of its longer side."""
     region_strength: Scale | None = None
@@ -237,7 +251,7 @@ class Edit(Common):
     style_content: str | None = None
     """What the style reference shows, in words: its objects then do not appear in the image."""
     input_fidelity: Literal["low", "high"] = "low"
-    """`high` is refused: none of the pictures' pixels are kept."""
+    """`high` is refused where pictures are style references: none of their pixels are kept."""
     moderation: Literal["auto", "low"] = "auto"
     """Accepted for compatibility: nothing is moderated."""
 
@@ -250,13 +264,12 @@ class ImageReference(Body):
 
 
 class JsonEdit(Edit):
-    """An edit as JSON, with pictures and mask inside. The pictures are the style reference of a new image, and a phrase appears where the
-    mask is transparent."""
+    """An edit as JSON, with pictures and mask inside."""
 
     images: list[ImageReference] = Field(min_length=1)
-    """Pictures whose styles are mixed in equal parts. The mask belongs to the first one."""
+    """The picture to edit, and further ones whose styles are mixed in equal parts. The mask belongs to the first one."""
     mask: ImageReference | None = None
-    """A PNG of the same size as the first picture, transparent where the phrase should appear."""
+    """A PNG of the same size as the first picture, transparent where it should change."""
 
     @property
     def pictures(self) -> bool:

@@ -16,6 +16,7 @@ from syzygy.core.contracts import Region
 from syzygy.core.errors import UserError
 from syzygy.core.image_reading import STRIP_ROWS, as_layers, as_mask, as_rgb, loaded, quiet, upright_size
 from syzygy.generation.image_files import RECORD_KEY, record_of
+from syzygy.generation.pixel_guides import fitted_mask
 from syzygy.regions.phrases import blurred, places, resized
 from syzygy.server.bodies import DEEPEST, crowded, plain
 from syzygy.server.limits import Limits
@@ -142,6 +143,32 @@ def picture(data: bytes, name: str) -> Image.Image:
     return as_rgb(opened(data, name), name)
 
 
+def resized_picture(data: bytes, name: str, size: tuple[int, int]) -> Image.Image:
+    """A client's picture as RGB of this height and width, as `fitted` reads it. Raises as `picture`."""
+    height, width = size
+    return picture(data, name).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=1)
+
+
+def resized_mask(data: bytes, name: str, size: tuple[int, int]) -> Image.Image:
+    """A client's mask in black and white, of this height and width.
+
+    Raises:
+        UserError: as `picture`, and as `fitted_mask`.
+    """
+    return Image.fromarray((fitted_mask(opened(data, name), size) * 255).byte().numpy())
+
+
+def white_where_transparent(image: Image.Image) -> bytes:
+    """A PNG that is white where the picture is transparent: the mask of one of OpenAI's edits as the other masks are.
+
+    Raises:
+        UserError: as `transparent`.
+    """
+    file = io.BytesIO()
+    Image.fromarray((transparent(image) * 255).round().byte().numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
 def recipe(data: bytes, name: str, limits: Limits) -> dict[str, Any]:
     """The record inside an uploaded picture, which is read as by `opened`.
 
@@ -210,9 +237,8 @@ def transparent(image: Image.Image) -> Float[Tensor, "H W"]:
     return here
 
 
-def cut_out(data: bytes) -> bool:
+def cut_out(image: Image.Image) -> bool:
     """Whether a picture has fully transparent parts. OpenAI's edits use them as the mask if none is sent."""
-    image = opened(data, "image")
     return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] == 0
 
 

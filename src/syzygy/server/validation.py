@@ -15,28 +15,26 @@ from torch import Tensor
 from syzygy.core.contracts import Region
 from syzygy.core.deprecation import renamed
 from syzygy.core.errors import UserError, unknown
-from syzygy.core.image_reading import upright_size
 from syzygy.generation.layout_edges import edge_map
 from syzygy.generation.request import GenerationRequest, check_texts
 from syzygy.generation.subjects import Subject, check_subjects, check_words
 from syzygy.server import recipes, uploads
 from syzygy.server.engine import Description
-from syzygy.server.field_problems import above, too_long
+from syzygy.server.field_problems import above, check_unused, too_long
 from syzygy.server.limits import Limits
 from syzygy.server.problems import Problem, field_errors
 from syzygy.server.requests import KEPT_BYTES, LONGEST_SIDE, FileFormat, ImageRequest, Upload
-from syzygy.server.schema import LARGEST_SEED, OPTIONS, Common, Edit, Generation, JsonEdit, Mix, Variation, size_of
+from syzygy.server.schema import LARGEST_SEED, OPTIONS, Common, Edit, Generation, Mix, Variation, size_of
 
 DRAWN_SEEDS = 2**32
+PIXELS = ("image", "mask", "depth")
+"""Fields with pictures that a decoder reads pixel by pixel, in the order of a request's uploads."""
 MASKS_BYTES = 2**20
 """Largest size of a request's masks in a record, as base64. Drawn masks have a few thousand bytes."""
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """Characters that no text has: control characters other than the tab and the ends of lines."""
-NOT_INPAINTED = "the given pictures are the style reference of a new image; none of their pixels are kept."
 NO_EFFECT = "{name} {value} has no effect here: {instead}."
 OLD_STRENGTH = renamed("painting", "region_strength")
-OWN_MASK = "no mask was sent, so the transparent part of the image is the mask."
-NO_MASK = "the transparent part of the image is not used as a mask: this model does not support regions."
 
 
 class Validator:
@@ -73,37 +71,54 @@ class Validator:
 
     def generation(self, asked: Generation) -> ImageRequest:
         """Raises Problem for a request that cannot be fulfilled."""
-        self._check_text(asked.prompt, "prompt")
-        self._check_common(asked)
+        self.check_text(asked.prompt, "prompt")
+        self.check_common(asked)
         if len(asked.regions) > self.limits.regions:
             raise too_long("regions", len(asked.regions), self.limits.regions, "array")
         if not asked.regions:
-            _check_unused(asked, ("region_strength", "painting", "mask_blur"), "for regions: give regions")
+            check_unused(asked, ("region_strength", "painting", "mask_blur"), "for regions: give regions")
         plain = asked.plain_style
         styles = {"style" if len(asked.style) == 1 else f"style[{i}]": one for i, one in enumerate(asked.style)}
         if plain is not None or not styles:
-            _check_unused(asked, ("style_guidance", "style_content"), "for a style: give a picture")
+            check_unused(asked, ("style_guidance", "style_content"), "for a style: give a picture")
             styles = {}
-        self._check_can("regions", bool(asked.regions), "does not support regions: leave regions out.")
-        self._check_can("style", bool(styles), "does not support a style reference: leave style out.")
-        self._check_can("subjects", bool(asked.subjects), "has no prior that reads subjects: leave subjects out.")
-        self._check_can("layout", asked.layout is not None, "has no prior that reads a layout: leave layout out.")
+        self.check_can("regions", bool(asked.regions), "does not support regions: leave regions out.")
+        self.check_can("style", bool(styles), "does not support a style reference: leave style out.")
+        self.check_can("subjects", bool(asked.subjects), "has no prior that reads subjects: leave subjects out.")
+        self.check_can("layout", asked.layout is not None, "has no prior that reads a layout: leave layout out.")
+        self.check_can("image", asked.image is not None, "cannot start from an image: leave image out.")
+        self.check_can("mask", asked.mask is not None, "cannot inpaint: leave mask out.")
+        self.check_can("depth", asked.depth is not None, "cannot read a depth map: leave depth out.")
+        if asked.image is None:
+            check_unused(asked, ("strength", "mask"), "for an image: give one")
         for name in ("subjects", "style"):
             if len(given := getattr(asked, name)) > self.limits.sources:
                 raise too_long(name, len(given), self.limits.sources, "array")
-        self._check_style(asked)
+        self.check_style(asked)
         for number, one in enumerate(asked.regions):
-            self._check_phrase(asked.prompt, one.phrase, f"regions[{number}].phrase")
+            self.check_phrase(asked.prompt, one.phrase, f"regions[{number}].phrase")
         masks = {f"regions[{number}].mask": one.mask for number, one in enumerate(asked.regions)}
         pictures = {f"subjects[{number}].image": one.image for number, one in enumerate(asked.subjects)}
         pictures |= styles | ({} if asked.layout is None else {"layout": asked.layout})
+        pictures |= {name: text for name in PIXELS if (text := getattr(asked, name)) is not None}
         files = uploads.files_of(masks | pictures, self.limits)
-        style = tuple(self._picture(files[name], name) for name in styles)
+        style = tuple(self.picture(files[name], name) for name in styles)
         regions = uploads.regions(asked.regions, [files[name] for name in masks], asked.mask_blur)
         references, shown = self._references(asked, files)
+        pixels = self.pixels(asked, {name: files[name] for name in PIXELS if name in files})
         instead = "describe the style in the prompt, or give a picture"
         notes = () if plain is None else (NO_EFFECT.format(name="style", value=plain, instead=instead),)
-        return self._prompted(asked, regions, style, notes, references=references, pictures=shown)
+        references |= {name: one.pixels for name, one in pixels.items()}
+        return self.prompted(asked, regions, style, notes, references=references, pictures=(*shown, *pixels.values()))
+
+    def pixels(self, asked: Common, files: Mapping[str, bytes]) -> dict[str, Upload]:
+        """The pictures that the decoder reads pixel by pixel, by field: image, mask (white where the image is repainted) and depth."""
+        size, found = size_of(asked.size, self.own_size, self.limits.pixels) or self.about.default_size, {}
+        for name, data in files.items():
+            with field_errors(name):
+                read = uploads.resized_mask if name == "mask" else uploads.resized_picture
+                found[name] = Upload.of(read(data, name, size), data)
+        return found
 
     def _references(self, asked: Generation, files: Mapping[str, bytes]) -> tuple[dict[str, Any], tuple[Upload, ...]]:
         """Subjects and layout as a request has them, and their uploads in this order."""
@@ -129,74 +144,18 @@ class Validator:
             layout = pictures[-1].pixels
         return {"subjects": subjects, "layout": layout}, tuple(pictures)
 
-    def json_edit(self, asked: JsonEdit) -> ImageRequest:
-        """Raises Problem for a request that cannot be fulfilled."""
-        texts = {f"images[{number}].image_url": one.image_url for number, one in enumerate(asked.images)}
-        self._check_edit(asked, len(texts), asked.mask is not None, "images")
-        files = uploads.files_of(texts | ({} if asked.mask is None else {"mask": asked.mask.image_url}), self.limits)
-        return self._edited(asked, {name: files[name] for name in texts}, files.get("mask"))
-
-    def edit(self, asked: Edit, images: Sequence[bytes], mask: bytes | None) -> ImageRequest:
-        """Raises Problem for a request that cannot be fulfilled."""
-        self._check_edit(asked, len(images), mask is not None, "image")
-        pictures = {"image" if len(images) == 1 else f"image[{i}]": one for i, one in enumerate(images)}
-        uploads.check(pictures | ({} if mask is None else {"mask": mask}), self.limits)
-        return self._edited(asked, pictures, mask)
-
-    def _check_edit(self, asked: Edit, number: int, masked: bool, param: str) -> None:
-        """All that can be checked before a picture is decoded."""
-        self._check_text(asked.prompt, "prompt")
-        self._check_common(asked)
-        if asked.input_fidelity == "high":
-            raise Problem(400, f"input_fidelity high is not possible: {NOT_INPAINTED} Say low.", param="input_fidelity")
-        self._check_can("style", True, "does not support a style reference, so it cannot edit pictures.", param)
-        self._check_can("regions", masked, "does not support regions: leave the mask out.", "mask")
-        self._check_style(asked)
-        if number > self.limits.sources:
-            raise too_long(param, number, self.limits.sources, "array")
-
-    def _edited(self, asked: Edit, pictures: Mapping[str, bytes], mask: bytes | None) -> ImageRequest:
-        """The request for an edit of these pictures, by their fields. The mask belongs to the first one."""
-        style, sizes = [], []
-        for name, data in pictures.items():
-            with field_errors(name):
-                seen = uploads.picture(data, name)
-                style.append(self.about.prepared(seen, data))
-            sizes.append(seen.size)
-        first = next(iter(pictures))
-        with field_errors(first):
-            cut_out = mask is None and uploads.cut_out(pictures[first])
-        can = self.capabilities["regions"]
-        where, notes = (pictures[first] if can else None, (OWN_MASK if can else NO_MASK,)) if cut_out else (mask, ())
-        if where is None:
-            _check_unused(asked, ("region", "region_strength", "painting", "mask_blur"), "for a mask: give one")
-        regions = () if where is None else (self._masked(asked, where, sizes[0]),)
-        return self._prompted(asked, regions, tuple(style), (NOT_INPAINTED, *notes))
-
-    def _masked(self, asked: Edit, mask: bytes, size: tuple[int, int]) -> Region:
-        """The region of an edit's mask. `size` is the picture's width and height."""
-        phrase = asked.prompt if asked.region is None else asked.region
-        self._check_phrase(asked.prompt, phrase, "region")
-        with field_errors("mask"):
-            drawn = uploads.opened(mask, "mask")
-            found = upright_size(drawn)
-            if found != size:
-                sizes = " and ".join(f"{one[0]} × {one[1]}" for one in (size, found))
-                raise UserError(f"image and mask must have one size, got {sizes}.")
-            return uploads.drawn(phrase, uploads.transparent(drawn), 1.0, asked.mask_blur)
-
     def variation(self, asked: Variation, image: bytes) -> ImageRequest:
         """Raises Problem for a request that cannot be fulfilled."""
-        self._check_common(asked)
-        self._check_can("variations", True, "reads only texts: it cannot vary pictures.", "image")
+        self.check_common(asked)
+        self.check_can("variations", True, "reads only texts: it cannot vary pictures.", "image")
         uploads.check({"image": image}, self.limits)
-        seen = self._picture(image, "image")
+        seen = self.picture(image, "image")
         return self._request(asked, uploads=(seen,), mixtures=[[(seen.pixels, 1.0)]])
 
     def mix(self, asked: Mix) -> ImageRequest:
         """Raises Problem for a request that cannot be fulfilled."""
-        self._check_common(asked)
-        self._check_can("mixes", True, "reads only texts, or has no prior: it cannot mix.", "sources")
+        self.check_common(asked)
+        self.check_can("mixes", True, "reads only texts, or has no prior: it cannot mix.", "sources")
         given = asked.sources
         if len(given) > self.limits.sources:
             raise too_long("sources", len(given), self.limits.sources, "array")
@@ -207,12 +166,12 @@ class Validator:
             if (one.weight is None) != (given[0].weight is None):
                 raise Problem(400, "give every source a weight, or none for equal parts.", param=f"{name}.weight")
             if one.text is not None:
-                self._check_text(one.text, f"{name}.text")
+                self.check_text(one.text, f"{name}.text")
         weights = [1.0 if one.weight is None else one.weight for one in given]
         names = [f"sources[{number}].image" for number in range(len(given))]
         texts = {name: one.image for name, one in zip(names, given, strict=True) if one.image is not None}
         files = uploads.files_of(texts, self.limits)
-        found = {name: self._picture(data, name) for name, data in files.items()}
+        found = {name: self.picture(data, name) for name, data in files.items()}
         sources = [found[name].pixels if name in found else one.text for name, one in zip(names, given, strict=True)]
         with field_errors("sources"):
             mixture = list(zip(sources, weights, strict=True))
@@ -226,7 +185,8 @@ class Validator:
         again = recipes.again(record, self.about.record, self.own_size, self.capabilities["options"])
         return {"record": record, **again}
 
-    def _picture(self, data: bytes, param: str) -> Upload:
+    def picture(self, data: bytes, param: str) -> Upload:
+        """A picture, prepared for the image encoder."""
         with field_errors(param):
             return self.about.prepared(uploads.picture(data, param), data)
 
@@ -244,7 +204,7 @@ class Validator:
         found = request.generation.sampling.size or self.own_size
         return None if found is None else f"{found[1]}x{found[0]}"
 
-    def _check_text(self, text: str, param: str) -> None:
+    def check_text(self, text: str, param: str) -> None:
         if len(text) > self.limits.prompt:
             raise too_long(param, len(text), self.limits.prompt)
         with field_errors(param):
@@ -252,13 +212,13 @@ class Validator:
         if found := CONTROL.search(text):
             raise Problem(400, f"{param} holds the control character {found[0]!r}: leave it out.", param=param)
 
-    def _check_phrase(self, prompt: str, phrase: str, param: str) -> None:
+    def check_phrase(self, prompt: str, phrase: str, param: str) -> None:
         if len(phrase) > self.limits.prompt:
             raise too_long(param, len(phrase), self.limits.prompt)
         with field_errors(param):
             uploads.check_phrase(prompt, phrase)
 
-    def _check_common(self, asked: Common) -> None:
+    def check_common(self, asked: Common) -> None:
         if asked.model is not None and asked.model not in self.names:
             raise model_not_found(asked.model, self.about.name)
         if asked.stream and asked.response_format == "url":
@@ -272,7 +232,7 @@ class Validator:
             if value is not None and value > most:
                 raise above(name, value, most)
         if asked.negative_prompt is not None:
-            self._check_text(asked.negative_prompt, "negative_prompt")
+            self.check_text(asked.negative_prompt, "negative_prompt")
             scale = self.about.record["guidance_scale"] if asked.guidance_scale is None else asked.guidance_scale
             if scale == 1 and getattr(asked, "style_guidance", None) is None:
                 text = "has no effect at guidance scale 1: raise the scale, or leave the prompt out."
@@ -282,23 +242,23 @@ class Validator:
             with field_errors("sampler"):
                 raise unknown("sampler", asked.sampler[:80], samplers or ["none but the model's own: leave it out"])
         if not asked.stream:
-            _check_unused(asked, ("partial_images", "progress"), "for streams: set stream")
+            check_unused(asked, ("partial_images", "progress"), "for streams: set stream")
         if asked.partial_images and not self.capabilities["partial_images"]:
             raise Problem(400, "this model shows no images before they are finished.", param="partial_images")
 
-    def _check_can(self, what: str, wanted: bool, cannot: str, param: str | None = None) -> None:
+    def check_can(self, what: str, wanted: bool, cannot: str, param: str | None = None) -> None:
         if wanted and not self.capabilities[what]:
             raise Problem(400, f"{self.about.name} {cannot}", param=param or what)
 
-    def _check_style(self, asked: Generation | Edit) -> None:
+    def check_style(self, asked: Generation | Edit) -> None:
         guided, content = asked.style_guidance is not None, asked.style_content
-        self._check_can("style_guidance", guided, "has no separate guidance for a style: leave it out.")
+        self.check_can("style_guidance", guided, "has no separate guidance for a style: leave it out.")
         cannot = "has no prior, which takes the content out of a style: leave style_content out."
-        self._check_can("mixes", content is not None, cannot, "style_content")
+        self.check_can("mixes", content is not None, cannot, "style_content")
         if content is not None:
             if not content.strip():
                 raise Problem(400, "style_content is empty: say what the style shows.", param="style_content")
-            self._check_text(content, "style_content")
+            self.check_text(content, "style_content")
 
     def _options(self, asked: Common) -> dict[str, Any]:
         """The decoder's options: those of the request, else those that the server was started with."""
@@ -310,7 +270,7 @@ class Validator:
                 raise Problem(400, f"{self.about.name} has no option {name}; {allowed}. Leave it out.", param=name)
         return {one.name: self.about.record.get(one.name) for one in OPTIONS} | given
 
-    def _prompted(
+    def prompted(
         self,
         asked: Generation | Edit,
         regions: Sequence[Region],
@@ -329,6 +289,7 @@ class Validator:
                     400, "painting is the old name of region_strength: give only region_strength.", param="painting"
                 )
             strength, notes = asked.painting, (*notes, OLD_STRENGTH)
+        starts = "image" in references and "mask" not in references
         return self._request(
             asked,
             uploads=(*pictures, *style),
@@ -340,6 +301,7 @@ class Validator:
             style=_pixels(style),
             style_content=asked.style_content,
             style_guidance=own["style_guidance"] if guidance is None and style else guidance,
+            strength=own["strength"] if asked.strength is None and starts else asked.strength,
             **references,
         )
 
@@ -388,13 +350,6 @@ class Validator:
         return request
 
 
-def _check_unused(asked: Common, names: Sequence[str], of: str) -> None:
-    """Refuse fields that have no effect because what they belong to is missing."""
-    for name in names:
-        if getattr(asked, name) != type(asked).model_fields[name].default:
-            raise Problem(400, f"{name} is {of}, or leave it out.", param=name)
-
-
 def model_not_found(name: str, own: str) -> Problem:
     """The answer to the name of another model than the server's `own`."""
     text = f"The model `{name[:80]}` does not exist or you do not have access to it. This server has `{own}`."
@@ -403,6 +358,7 @@ def model_not_found(name: str, own: str) -> Problem:
 
 def _pixels(style: Sequence[Upload]) -> Tensor | None:
     """What `ImageRequest.generation` holds of style pictures."""
-    if len(style) > 1:
-        return torch.stack([one.pixels for one in style])
-    return style[0].pixels if style else None
+    found = [one.pixels for one in style if isinstance(one.pixels, Tensor)]
+    if len(found) > 1:
+        return torch.stack(found)
+    return found[0] if found else None

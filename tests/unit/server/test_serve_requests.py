@@ -12,6 +12,7 @@ from syzygy.generation.request import GenerationRequest
 from syzygy.server.requests import KEPT_BYTES, ImageRequest, Upload
 
 HOW = Sampling(steps=3, guidance_scale=2.0, sampler="euler")
+PICTURE = torch.zeros(3, 4, 4)
 STAR = [[Region("star", torch.ones(2, 2))]]
 
 
@@ -79,6 +80,8 @@ def test_pictures_are_kept_as_far_as_there_is_room() -> None:
         {"style_content": "a ring"},
         {"style": None},
         {"regions": STAR},
+        {"image": PICTURE},
+        {"depth": PICTURE},
     ],
     ids=str,
 )
@@ -95,6 +98,13 @@ def test_another_region_strength_is_another_shape() -> None:
     assert first.shape == asked(regions=STAR, sampling=weak).shape != asked(regions=STAR, sampling=strong).shape
     wide = [[Region("star", torch.ones(2, 3))]]
     assert first.shape != asked(regions=wide, sampling=weak).shape
+
+
+def test_another_strength_or_mask_is_another_shape() -> None:
+    weak, strong = (replace(HOW, strength=strength) for strength in (0.5, 1.0))
+    first = asked(image=PICTURE, sampling=weak)
+    assert first.shape == asked(image=PICTURE, sampling=weak).shape != asked(image=PICTURE, sampling=strong).shape
+    assert first.shape != asked(image=PICTURE, mask=torch.ones(4, 4), sampling=weak).shape
 
 
 @pytest.mark.parametrize("other", [("b", 1.0), ("a", 0.9), (upload(), 1.0)], ids=str)

@@ -124,7 +124,7 @@ class Page {
     try {
       const recipe = await recipeOf(file);
       const { request, missing } = recipe;
-      const elsewhere = ["subjects", "layout"].filter((one) => request.body[one] || missing.includes(one));
+      const elsewhere = ["subjects", "layout", "image", "mask", "depth"].filter((one) => request.body[one] || missing.includes(one));
       if (Array.isArray(request.body.style) && delete request.body.style) elsewhere.push("several style references");
       const lacking = missing.filter((one) => !elsewhere.includes(one)).map((one) => (one === "style" ? "style reference" : "mixture"));
       const notes = lacking.map((one) => `The file does not contain the image of its ${one}: add it again.`);
