@@ -30,11 +30,13 @@ def pixel_guide(decoder: ImageDecoder, request: GenerationRequest) -> PixelGuide
     Raises:
         UserError: the decoder does not take them; one cannot be read, or is a tensor of another shape or range; the mask is black.
     """
-    given = {name: getattr(request, name) for name in ("image", "mask", "depth")}
-    check_pixels(decoder, [name for name, one in given.items() if one is not None], request.sampling.strength)
+    given = {name: one for name in ("image", "mask", "depth") if (one := getattr(request, name)) is not None}
+    check_pixels(decoder, [*given], request.sampling.strength)
+    if not given:
+        return PixelGuide()
     size = request.sampling.size or decoder.fixed_size or decoder.defaults.size
-    fits = {"image": fitted, "mask": fitted_mask, "depth": fitted}
-    return PixelGuide(**{name: fits[name](one, size) for name, one in given.items() if one is not None})
+    assert size is not None, "a decoder that takes pictures has a size of its own"
+    return PixelGuide(**{name: (fitted_mask if name == "mask" else fitted)(one, size) for name, one in given.items()})
 
 
 def fitted(picture: Picture, size: tuple[int, int]) -> Float[Tensor, "3 H W"]:

@@ -57,8 +57,8 @@ class Description:
     """The settings that determine images when a request gives none, with the names of `syzygy generate`'s records."""
     own_size: tuple[int, int] | None
     """Height and width of all its images; None where a request may choose."""
-    default_size: tuple[int, int]
-    """Height and width of images where a request chooses none."""
+    default_size: tuple[int, int] | None
+    """Height and width of images where a request chooses none; a decoder that takes pictures says it."""
     capabilities: Mapping[str, Any]
     """What the model can do, as `GET /v1/models` shows it."""
     preparation: Preparation
@@ -162,12 +162,10 @@ class Engine:
         return shape.shape[2], shape.shape[3]
 
     @property
-    def default_size(self) -> tuple[int, int]:
-        """Height and width of images where a request chooses none."""
+    def default_size(self) -> tuple[int, int] | None:
+        """Height and width of images where a request chooses none; None where the decoder does not say it."""
         decoder, (height, width) = self.model.pipeline.decoder, (self.record.get("height"), self.record.get("width"))
-        found = decoder.fixed_size or ((height, width) if height and width else decoder.defaults.size)
-        assert found is not None, "a decoder has a size of its own"
-        return found
+        return decoder.fixed_size or ((height, width) if height and width else decoder.defaults.size)
 
     @property
     def previews(self) -> bool:

@@ -115,6 +115,7 @@ class Validator:
         """The pictures that the decoder reads pixel by pixel, by field: image, mask (white where the image is repainted) and depth."""
         size, found = size_of(asked.size, self.own_size, self.limits.pixels) or self.about.default_size, {}
         for name, data in files.items():
+            assert size is not None, "a decoder that takes pictures has a size of its own"
             with field_errors(name):
                 read = uploads.resized_mask if name == "mask" else uploads.resized_picture
                 found[name] = Upload.of(read(data, name, size), data)
