@@ -177,7 +177,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "no picture": (("vary",), "Missing argument 'IMAGE…'"),
     "missing": (("vary", "{photos}/none.png"), "there is no file"),
     "folder": (("vary", "{photos}"), "is a folder, not a picture"),
-    "text as picture": (("vary", "{photos}/text.png"), "cannot be read as a picture"),
+    "text as picture": (("vary", "{photos}/text.png"), "its format is not known"),
     "truncated": (("vary", "{photos}/a.png", "{photos}/cut.png"), "cannot be read as a picture"),
     "candidates": (("vary", "{photos}/a.png", "--best-of", "0"), "0 is out of range"),
     "seed": (("vary", "{photos}/a.png", "--seed", str(2**64 - 1), "--num-images", "2"), "seeds end at"),

@@ -178,7 +178,7 @@ def test_a_decoder_places_what_no_region_places() -> None:
     own = generated(decoder, watcher, [whole, whole])
     assert torch.equal(mixed[0], own[0])
     assert mixed[1, 0].tolist() == [pytest.approx([1, 1, 0, 0], abs=1e-3)] * 4
-    with pytest.raises(UserError, match="placement_strength must be a number of at least 0"):
+    with pytest.raises(UserError, match="placement_strength must be a number from 0 to 100"):
         generated(decoder, watcher, placement_strength=-1.0)
     with pytest.raises(UserError, match="no option noise_level; its own are placement_strength"):
         generated(decoder, watcher, noise_level=3)

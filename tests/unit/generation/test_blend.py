@@ -307,7 +307,7 @@ def _missing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (_bomb, "too many pixels"),
         (_truncated, "cannot be read as a picture"),
-        (_no_picture, "cannot be read as a picture"),
+        (_no_picture, "its format is not known"),
         (_missing, "there is no file"),
     ],
 )
