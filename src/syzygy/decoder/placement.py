@@ -34,8 +34,8 @@ NAMED_WEIGHT = 0.2
 SEEN = 0.05
 """A token whose chance to name an object is smaller gets no region."""
 LEAST_APART = 0.13
-"""The least total variation distance of the words' cells from their mean, for regions. In the starter, prompts with a relation have 0.18 to
-0.28, and others at most 0.1."""
+"""The least total variation distance of the words' cells from their mean, for regions. In the starter, 99 % of 200 prompts with a relation
+have more (nine in ten from 0.22 to 0.30), and 2 % of 712 others."""
 
 Read = Mapping[str, tuple[Float[Tensor, "B _ _"], Bool[Tensor, "B _"]]]
 """Token states and their mask, by condition."""

@@ -154,7 +154,7 @@ def server_of(app: FastAPI, *, grace: float, proxies: str = "127.0.0.1", verbose
         app: of `create_app`.
         proxies: addresses of proxies whose X-Forwarded headers are trusted.
     """
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients are told what is wrong with their forms
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients get the reason in the answer
     config = uvicorn.Config(
         app,
         http=Connection,

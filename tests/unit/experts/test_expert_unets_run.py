@@ -143,17 +143,17 @@ def test_batches_are_permutations_with_captions_and_empty_prompts(grown: Path, m
     seen = [picture for step in range(5) for picture in steps.pictures(step)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == [*range(10)]
     assert seen[:10] != seen[10:]
-    told = [(p, c) for step in range(500) for p, c in zip(steps.pictures(step), steps.captions(step), strict=True)]
-    assert 0.2 < sum(caption is None for _, caption in told) / len(told) < 0.3
-    assert {c for p, c in told if p == 1} == {None, "a green circle", "two green stars"}
-    assert {c for p, c in told if p == 2} == {None, "a blue circle"}
+    read = [(p, c) for step in range(500) for p, c in zip(steps.pictures(step), steps.captions(step), strict=True)]
+    assert 0.2 < sum(caption is None for _, caption in read) / len(read) < 0.3
+    assert {c for p, c in read if p == 1} == {None, "a green circle", "two green stars"}
+    assert {c for p, c in read if p == 2} == {None, "a blue circle"}
     batch = batches(3)
     states = batch.conditions["encoder_hidden_states"]
     assert (tuple(batch.latents.shape), tuple(states.shape[:2])) == ((4, 4, 8, 8), (4, 77))
     assert None in steps.captions(3)
-    told = [caption or "" for caption in steps.captions(3)]
+    read = [caption or "" for caption in steps.captions(3)]
     pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
-    assert_close(states, pipe.encode_prompt(told, CPU, 1, False)[0], depth=NETWORK)
+    assert_close(states, pipe.encode_prompt(read, CPU, 1, False)[0], depth=NETWORK)
 
 
 def test_interrupted_and_continued_is_the_same(

@@ -14,7 +14,7 @@ const NOT_KEPT = "This browser cannot keep the session: images are lost when you
 export class Session {
   #kept = true;
   #timer = null;
-  #told = false;
+  #warned = false;
 
   constructor(gallery, draft) {
     this.gallery = gallery;
@@ -93,8 +93,8 @@ export class Session {
     try {
       await act();
     } catch (error) {
-      if (!this.#told) notice(error?.name === "QuotaExceededError" ? FULL : `${NOT_KEPT} ${sentence(error?.message ?? "")}`);
-      this.#told = true;
+      if (!this.#warned) notice(error?.name === "QuotaExceededError" ? FULL : `${NOT_KEPT} ${sentence(error?.message ?? "")}`);
+      this.#warned = true;
     }
   }
 }
