@@ -79,7 +79,7 @@ def picture_folder(folder: Path) -> PictureFolder:
             except UserError as error:
                 skipped.append(Bad(name, str(error).rstrip(".")))
     if not sizes:
-        raise UserError(f"none of the {counted(len(skipped), 'picture')} in {folder} can be read: {_reasons(skipped)}.")
+        raise UserError(f"no picture in {folder} can be read; {len(skipped)} skipped: {_reasons(skipped)}.")
     digest = hashlib.blake2b(digest_size=8)
     for name in sizes:
         digest.update(f"{name}\0{file_fingerprint(folder / name)}\0".encode(errors="surrogateescape"))

@@ -109,9 +109,8 @@ def load_published(
     if experts is None:
         return made
     unets = ExpertUNet.from_pretrained(experts, device=where.device, dtype=where.dtype, offload_policy=offload_policy)
-    decoder = with_experts(made.pipeline.decoder, unets.to(where.home))
-    identities = {**made.identities, "experts": str(experts)}
-    return replace(made, pipeline=replace(made.pipeline, decoder=decoder), identities=identities)
+    pipeline = replace(made.pipeline, decoder=with_experts(made.pipeline.decoder, unets.to(where.home)))
+    return replace(made, pipeline=pipeline, identities={**made.identities, "experts": str(experts)})
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ from syzygy.training.precision import precision_on
 from syzygy.training.run_records import RunResult, finished_before, train_part
 
 
+WHOLE_NOISE = ((0.0, 1.0),)
+"""All timesteps, as shares of the noise."""
+
+
 class ConceptRun(ImagesRun):
     """All settings of concept fine-tuning, except the model and the pictures."""
 
@@ -96,18 +100,17 @@ def train(
     recorded = {"unet": unet_fingerprint(folder), **parts.fingerprints(), "data": latents.fingerprint}
     conditions, noise = parts.conditions, parts.noise
     del parts  # frees the memory of the networks that encode images
-    if (found := finished_before(run, out / WHOLE, recorded)) is None:
-        unet = load_unet(folder / "unet").requires_grad_(True).to(device)
-        precision = precision_on(device)
+    found = finished_before(run, out / WHOLE, recorded)
+    if found is None:
+        unet, precision = load_unet(folder / "unet").requires_grad_(True).to(device), precision_on(device)
         if run.task.checkpointing:
             unet.enable_gradient_checkpointing(recomputed(None, device, precision))
         unseen, seen = split_pictures(latents.same_picture, run.validation_pictures, run.seed)
         batches = Batches(Steps(latents, seen, run.task, run.seed), conditions, precision)
-        everything = ((0.0, 1.0),)
-        task = UNetTask(unet, batches, batches.unseen(unseen), noise, everything, run.seed, precision=precision)
+        task = UNetTask(unet, batches, batches.unseen(unseen), noise, WHOLE_NOISE, run.seed, precision=precision)
+        about = {"model": model.at.source, "source": str(source), "pictures": len(latents)}
 
         def save(place: Path, record: dict[str, Any]) -> None:
-            about = {"model": model.at.source, "source": str(source), "pictures": len(latents)}
             save_unet(unet, place, {**record, **about}, torch.float16)
 
         found = train_part(run, task, out, save, kind=CONCEPT, folder=WHOLE, recorded=recorded)
