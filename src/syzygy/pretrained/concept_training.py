@@ -29,7 +29,6 @@ from syzygy.training.parallel import Ranks
 from syzygy.training.precision import precision_on
 from syzygy.training.run_records import RunResult, finished_before, train_part
 
-
 WHOLE_NOISE = ((0.0, 1.0),)
 """All timesteps, as shares of the noise."""
 
