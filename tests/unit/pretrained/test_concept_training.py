@@ -16,7 +16,7 @@ from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
 from syzygy.data.source_pictures import picture_folder
-from syzygy.pretrained import concept_training
+from syzygy.pretrained import concept_training, unet_task
 from syzygy.pretrained.captioned_latents import Batches
 from syzygy.pretrained.concept_training import ConceptRun
 from syzygy.pretrained.presets import concept as recipe
@@ -196,10 +196,21 @@ def test_interrupted_and_continued_is_the_same(
     assert [line["step"] for line in result.history] == [2, 4]
 
 
-def test_recomputed_activations_averages_and_validation(tiny_kandinsky: Tiny, pictures: Path, tmp_path: Path) -> None:
-    plain, again = tmp_path / "plain", tmp_path / "again"
+def test_recomputed_activations_averages_and_validation(
+    tiny_kandinsky: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, again, blocks = tmp_path / "plain", tmp_path / "again", []
+    whole = unet_task.checkpoint
+
+    def counted(block: Any, *inputs: Any, **more: Any) -> Any:
+        blocks.append(type(block).__name__)
+        return whole(block, *inputs, **more)
+
+    monkeypatch.setattr(unet_task, "checkpoint", counted)
     train(run(), tiny_kandinsky, pictures, plain)
+    assert blocks == []
     train(run(task={"checkpointing": True}), tiny_kandinsky, pictures, again)
+    assert len(blocks) >= 4 * 6, "the residual blocks of both ways, at each step"
     one, other = tensors(plain / "unet"), tensors(again / "unet")
     assert all(torch.allclose(one[name], other[name], atol=2e-3) for name in one)
     more = run().changed(validation_pictures=1, loop={"validate_every": 2, "ema_half_life": 1.0})
