@@ -226,7 +226,8 @@ def _parts(models: str) -> Iterator[Any]:
     yield click.option(
         "--decoder",
         metavar="RUN|FOLDER",
-        help="Decoder to use instead of the model's own, such as one trained with an adapter. For models trained here.",
+        help="Decoder to use instead of the model's own: for a model trained here, such as one trained with an adapter; for kandinsky-2.2, "
+        "one trained on a concept (syzygy train decoder --concept).",
     )
 
 

@@ -30,7 +30,7 @@ class RawPair:
     key: str
     """What the source calls it; unique in its shard."""
     captions: tuple[str, ...]
-    """At least one; none is empty, all can be written as UTF-8."""
+    """At least one; all can be written as UTF-8. None is empty, except the only one of a picture from a source without captions."""
     picture: bytes | Path | None = None
     """An encoded picture, or where its file is."""
     embedding: Float[np.ndarray, "D"] | None = None

@@ -12,14 +12,13 @@ from torch import nn
 
 from syzygy.core import artifacts
 from syzygy.core.config import Config, parse
-from syzygy.core.errors import UserError
 from syzygy.core.lora import Lora, save_lora
 from syzygy.decoder.noise_levels import LogNormal
 from syzygy.experts.expert_folders import STAGES_FILE
 from syzygy.experts.routing import COMPLEMENT, Node, Stages
 from syzygy.training.estimate import Estimated
 from syzygy.training.loop import Task
-from syzygy.training.run_records import train_part
+from syzygy.training.run_records import finished_before, train_part
 from syzygy.training.schedule import LoopConfig
 
 EXPERT = "expert"
@@ -131,18 +130,8 @@ def finished_node(run: TreeRun, one: NodeTraining, out: Path, recorded: Mapping[
     Raises:
         UserError: it was trained with other settings (except leaves), or with other models or data than `recorded`.
     """
-    folder = node_folder(out, one.name)
-    if not folder.is_dir():
-        return None
-    record = artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
-    before, now = record["recipe"], run.model_dump(mode="json")
-    other = [name for name in now if name != "leaves" and before.get(name) != now[name]]
-    other += [name for name in recorded if record.get(name) != recorded[name]]
-    if other:
-        raise UserError(
-            f"{folder.parent} was trained with other settings ({', '.join(other)}). Choose another --out, or the same settings."
-        )
-    return folder
+    found = finished_before(run, node_folder(out, one.name), recorded, ignored=("leaves",))
+    return None if found is None else found.folder
 
 
 def train_node(

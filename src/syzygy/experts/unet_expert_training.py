@@ -1,7 +1,7 @@
 """Training of experts from the U-Net of a model in diffusers' layout, on the user's own captioned images."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +22,22 @@ from syzygy.experts.training import (
     train_node,
     train_tree,
 )
-from syzygy.pretrained.captioned_latents import CaptionedImagesRun, Steps, fitted, latents_of, opened, split_pictures
+from syzygy.pretrained.captioned_latents import (
+    Batches,
+    CaptionedImagesRun,
+    Steps,
+    captioned_latents,
+    fitted,
+    opened,
+    split_pictures,
+)
 from syzygy.pretrained.latent_cache import Latents
 from syzygy.pretrained.training_families import load_beside
-from syzygy.pretrained.unet_task import DiscreteNoise, LatentBatch, UNetTask, UNetTaskConfig, recomputed
+from syzygy.pretrained.unet_task import DiscreteNoise, UNetTask, UNetTaskConfig, recomputed
 from syzygy.pretrained.unet_training import SCHEDULER, Conditions, copy_unet, load_unet, save_unet
 from syzygy.training import checkpoints
 from syzygy.training.fitting import AS_GIVEN, Fitting
-from syzygy.training.precision import autocast, precision_on
+from syzygy.training.precision import precision_on
 
 
 class ExpertUNetsRun(CaptionedImagesRun, TreeRun):
@@ -41,31 +49,6 @@ class ExpertUNetsRun(CaptionedImagesRun, TreeRun):
     """Regular expression for the names of the U-Net's layers that are adapted; the default is the projections of its attention."""
     task: UNetTaskConfig
     """Loss and batch."""
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Step → latents with what the U-Net reads of captions."""
-
-    steps: Steps
-    conditions: Conditions
-    precision: torch.dtype | None
-
-    def __call__(self, step: int) -> LatentBatch:
-        return self.batch(self.steps.pictures(step), self.steps.captions(step), self.steps.seed, step)
-
-    def batch(self, pictures: Sequence[int], captions: Sequence[str | None], *key: int | str) -> LatentBatch:
-        """Images with captions, on the conditions' device; `key` seeds the noise of the latents."""
-        device, latents = self.conditions.device, self.steps.latents
-        with torch.no_grad(), autocast(device, self.precision):
-            conditions = self.conditions(captions, latents.extras(pictures))
-        return LatentBatch(latents.sampled(pictures, *key).to(device), conditions)
-
-    def unseen(self, pictures: Sequence[int]) -> list[LatentBatch]:
-        """Batches of images, each with its first caption."""
-        size, captions = self.steps.task.batch_size, self.steps.latents.captions
-        parts = [pictures[i : i + size] for i in range(0, len(pictures), size)]
-        return [self.batch(part, [captions[i][0] for i in part], "validation", *part) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -120,7 +103,7 @@ def train(
         build_lora(root, rank=run.rank, layers=run.layers, seed=run.seed)  # so are layers that do not exist
     recorded = {"unet": artifacts.fingerprint(root.state_dict()), **parts.fingerprints()}
     del root
-    latents = latents_of(run, parts.pictures, source, out / "latents", say)
+    latents = captioned_latents(run, parts.pictures, source, out / "latents", say)
     del parts  # frees the memory of the networks that encode images
     run = fitted(run, latents, source.text, fitting)
     recorded["data"] = latents.fingerprint

@@ -21,6 +21,7 @@ from syzygy.pretrained import repositories
 from syzygy.pretrained.decoder_validation import which_clip
 from syzygy.pretrained.families import LoadContext
 from syzygy.pretrained.repositories import FoundDecoder, identity
+from syzygy.pretrained.trained_unet import concept_unet, fingerprint_of
 from syzygy.pretrained.visiting import VisitingPrior, VisitingText
 from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
 from syzygy.prior.prior_folders import find_prior, holds_diffusion
@@ -65,6 +66,7 @@ def load_published(
     clip: str | Path | None = None,
     device: str = "cpu",
     memory: Memory = Memory(),
+    decoder: str | Path | None = None,
     experts: str | Path | None = None,
     offload_policy: OffloadPolicy = OffloadPolicy(),  # noqa: B008 (frozen)
     own_text: bool = True,
@@ -76,6 +78,7 @@ def load_published(
         model: a name, a folder in diffusers' layout, or a hub id.
         prior: as of `load_prior`, or any object with `predict`.
         clip: a folder or hub id.
+        decoder: a run of concept fine-tuning, or the folder of its U-Net, which replaces the decoder's.
         experts: a folder as of `ExpertUNet.from_pretrained`: in the place of the decoder's U-Net.
         offload_policy: where they are.
         own_text: load the text encoders of a decoder that reads texts alone; not where an adapter replaces them.
@@ -93,6 +96,7 @@ def load_published(
     family, reads_embedding = found.family, found.family.decoder.reads_image_embedding
     if not reads_embedding and prior is not None:
         raise UserError(f"{found.at.source} reads texts alone and has no place for a prior: leave the prior out.")
+    unet = None if decoder is None else concept_unet(decoder, found.at.folder)
     clip = clip or family.clip
     if clip is None:
         raise UserError(f"the decoder {family.name} names no CLIP of its own: give one (--clip, or clip=…).")
@@ -101,13 +105,12 @@ def load_published(
     elif (prior := family.prior if prior is None else prior) is None:
         raise UserError(f"the decoder {family.name} names no prior of its own: give one (--prior, or prior=…).")
     else:
-        made = _of_embeddings(found, prior, clip, where)
+        made = _of_embeddings(found, prior, clip, where, unet)
     if experts is None:
         return made
     unets = ExpertUNet.from_pretrained(experts, device=where.device, dtype=where.dtype, offload_policy=offload_policy)
-    decoder = with_experts(made.pipeline.decoder, unets.to(where.home))
-    identities = {**made.identities, "experts": str(experts)}
-    return replace(made, pipeline=replace(made.pipeline, decoder=decoder), identities=identities)
+    pipeline = replace(made.pipeline, decoder=with_experts(made.pipeline.decoder, unets.to(where.home)))
+    return replace(made, pipeline=pipeline, identities={**made.identities, "experts": str(experts)})
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,10 @@ def _of_texts(found: FoundDecoder, clip: str | Path, where: _Place, own_text: bo
     return Assembled(load_clip, path, found.at.folder, {"decoder": identity(found.at)})
 
 
-def _of_embeddings(found: FoundDecoder, prior: str | Path | Prior, clip: str | Path, where: _Place) -> Assembled:
-    """A decoder that reads image embeddings, with a CLIP and a prior."""
+def _of_embeddings(
+    found: FoundDecoder, prior: str | Path | Prior, clip: str | Path, where: _Place, unet: Path | None
+) -> Assembled:
+    """A decoder that reads image embeddings, with a CLIP and a prior; `unet` replaces its U-Net."""
     width = found.family.decoder.embedding_width(found.at.folder)
     named = isinstance(prior, (str, Path))
     if named and by_name(PRIORS, prior) is None:
@@ -167,13 +172,16 @@ def _of_embeddings(found: FoundDecoder, prior: str | Path | Prior, clip: str | P
     clip_at = hub_files.locate(clip, None, local_files_only=True)
     if isinstance(loaded, LambdaEclipsePrior):
         loaded.zero_image = ZeroImage(encoder, identity(clip_at))
-    decoder = found.family.decoder.load(where.context(found.at.folder, encoder, identity(clip_at)))
+    context = replace(where.context(found.at.folder, encoder, identity(clip_at)), unet=unet)
+    decoder = found.family.decoder.load(context)
     path = (
         Pipeline(VisitingText(encoder, where.device), VisitingPrior(loaded, where.device), decoder, where.device)
         if where.memory.offload
         else Pipeline(encoder, loaded, decoder, where.device)
     )
     identities = {"clip": identity(clip_at), "decoder": identity(found.at), "prior": _prior_identity(prior, loaded)}
+    if unet is not None:
+        identities["unet"] = fingerprint_of(unet)
     return Assembled(lambda: encoder, path, found.at.folder, identities)
 
 

@@ -91,8 +91,8 @@ class TextToImage:
                 decoder, or the U-Net of Stable Diffusion, then read what it gives. Stable unCLIP's U-Net continues to read prompts with
                 its own CLIP, and a decoder trained with T5 reads it only where `conditions` names it.
             llm: the adapter's language model (folder or hub id), if it has moved since the training.
-            decoder: for a model trained here, a decoder to use instead of its own: a folder, or the run that trained it with the same
-                CLIP and autoencoder.
+            decoder: a decoder to use instead of the model's own: a folder, or the run that trained it. For a model trained here, with the
+                same CLIP and autoencoder; for Kandinsky 2.2, on a concept (`syzygy train decoder --concept`).
             experts: an ensemble of expert denoisers to use instead of the decoder, or of a published decoder's U-Net: its folder, or
                 the run that trained it.
             experts_memory: where experts are kept: "all" on the device, "offload" (one there, the others in memory, for a GPU) or
@@ -118,16 +118,13 @@ class TextToImage:
         if text_encoder is None and llm is not None:
             raise UserError("a language model has no effect without its adapter: name a text encoder, or leave it out.")
         if str(model) not in model_parts.BUNDLED and repositories.is_published(model):
-            if decoder is not None:
-                raise UserError(
-                    f"{model} was not trained with this package, so its decoder cannot be exchanged: leave the decoder out."
-                )
             found = load_pretrained.load_published(
                 model,
                 prior=prior,
                 clip=clip,
                 device=device,
                 memory=memory,
+                decoder=decoder,
                 experts=experts,
                 offload_policy=offload_policy,
                 own_text=text_encoder is None,

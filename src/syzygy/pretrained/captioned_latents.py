@@ -1,12 +1,15 @@
-"""Captioned images as trainings of published U-Nets read them: encoded once, divided into training and validation, in the order of steps."""
+"""Images as trainings of published U-Nets read them: encoded once, divided into training and validation, in batches in the order of steps.
+
+Shapes: B images of a batch, C latent channels, h × w latent positions.
+"""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -18,10 +21,11 @@ from syzygy.core.wording import counted, duration
 from syzygy.data.pair import Sample, Shard
 from syzygy.data.sources import Source, SourceOptions, open_source
 from syzygy.pretrained.latent_cache import Latents, encoded
-from syzygy.pretrained.unet_task import UNetTaskConfig
-from syzygy.pretrained.unet_training import Pictures
+from syzygy.pretrained.unet_task import LatentBatch, UNetTaskConfig
+from syzygy.pretrained.unet_training import Conditions, Pictures
 from syzygy.training.estimate import is_dry_run
 from syzygy.training.fitting import Fitting
+from syzygy.training.precision import autocast
 from syzygy.training.schedule import LoopConfig
 from syzygy.training.shuffled import Shuffled
 
@@ -29,26 +33,20 @@ DRY_RUN_PICTURES = 32
 """Images that a dry run encodes."""
 
 
-class CaptionedImagesRun(Config):
-    """The settings that every training of a published U-Net on captioned images has."""
+class ImagesRun(Config):
+    """The settings that every training of a published U-Net on images has."""
 
     size: int | None = Field(default=None, ge=1)
     """Height and width of the images in pixels; null is the size that the U-Net was made for."""
     validation_pictures: int = Field(default=16, ge=0)
     """Images for validation, chosen at random, which no step sees; 0 with loop.validate_every=0."""
-    caption_columns: tuple[str, ...] = ()
-    """Columns of the captions in parquet or JSON; if empty, they are found by their usual names."""
-    image_column: str | None = None
-    """Column of the images in parquet; null finds it by its usual names."""
-    max_bad: float = Field(default=0.05, ge=0, le=1)
-    """Share of the samples that may be unusable; these are left out."""
     loop: LoopConfig
     """Length and learning rate."""
     seed: int = 0
     """Seed of samples and noise."""
 
     @model_validator(mode="after")
-    def _validates(self) -> "CaptionedImagesRun":
+    def _validates(self) -> "ImagesRun":
         if bool(self.validation_pictures) != bool(self.loop.validate_every):
             raise ValueError(
                 f"validation_pictures={self.validation_pictures} and loop.validate_every={self.loop.validate_every}: set both, or both to 0"
@@ -56,7 +54,22 @@ class CaptionedImagesRun(Config):
         return self
 
 
-R = TypeVar("R", bound=CaptionedImagesRun)
+class CaptionedImagesRun(ImagesRun):
+    """The settings that every training of a published U-Net on captioned images has."""
+
+    caption_columns: tuple[str, ...] = ()
+    """Columns of the captions in parquet or JSON; if empty, they are found by their usual names."""
+    image_column: str | None = None
+    """Column of the images in parquet; null finds it by its usual names."""
+    max_bad: float = Field(default=0.05, ge=0, le=1)
+    """Share of the samples that may be unusable; these are left out."""
+
+    def columns(self) -> dict[str, Any]:
+        """Which columns are read, as JSON values."""
+        return {"caption_columns": self.caption_columns, "image_column": self.image_column}
+
+
+R = TypeVar("R", bound=ImagesRun)
 
 
 def opened(run: CaptionedImagesRun, data: str) -> Source:
@@ -64,18 +77,33 @@ def opened(run: CaptionedImagesRun, data: str) -> Source:
     return open_source(data, SourceOptions(caption_columns=run.caption_columns, image_column=run.image_column))
 
 
-def latents_of(
+def captioned_latents(
     run: CaptionedImagesRun, pictures: Pictures, source: Source, folder: Path, say: Callable[[str], None]
 ) -> Latents:
-    """The latents of all images, which are encoded into `folder` once; of a few in a dry run. Raises as `encoded`."""
-    about = {
-        **pictures.fingerprints,
-        "size": pictures.side,
-        "caption_columns": run.caption_columns,
-        "image_column": run.image_column,
-    }
+    """The latents of captioned images, as of `latents_of`."""
+    return latents_of(pictures, source, folder, say, max_bad=run.max_bad, about=run.columns())
+
+
+def latents_of(
+    pictures: Pictures,
+    source: Source,
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    max_bad: float,
+    about: Mapping[str, Any] | None = None,
+) -> Latents:
+    """The latents of all images, which are encoded into `folder` once; of a few in a dry run.
+
+    Args:
+        max_bad, about: as of `encoded`; fingerprints and size are recorded in any case.
+
+    Raises:
+        UserError: as of `encoded`.
+    """
+    about = {**pictures.fingerprints, "size": pictures.side, **(about or {})}
     if not is_dry_run():
-        return encoded(source, pictures, folder, about, max_bad=run.max_bad, say=say)
+        return encoded(source, pictures, folder, about, max_bad=max_bad, say=say)
     few = replace(source, shards=[_FirstSamples(source.shards[0], DRY_RUN_PICTURES)])
     began = time.perf_counter()
     found = encoded(few, pictures, folder, about, max_bad=1.0, say=silent)
@@ -167,3 +195,28 @@ class Steps:
         draw = Draw(self.seed, "unet captions", step)
         captions = [draw.pick(self.latents.captions[picture]) for picture in self.pictures(step)]
         return [None if draw.chance(self.task.dropped) else caption for caption in captions]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Step → latents with what else the U-Net reads."""
+
+    steps: Steps
+    conditions: Conditions
+    precision: torch.dtype | None
+
+    def __call__(self, step: int) -> LatentBatch:
+        return self.batch(self.steps.pictures(step), self.steps.captions(step), self.steps.seed, step)
+
+    def batch(self, pictures: Sequence[int], captions: Sequence[str | None], *key: int | str) -> LatentBatch:
+        """Images with captions, on the conditions' device; `key` seeds the noise of the latents."""
+        device, latents = self.conditions.device, self.steps.latents
+        with torch.no_grad(), autocast(device, self.precision):
+            conditions = self.conditions(captions, latents.extras(pictures))
+        return LatentBatch(latents.sampled(pictures, *key).to(device), conditions)
+
+    def unseen(self, pictures: Sequence[int]) -> list[LatentBatch]:
+        """Batches of images, each with its first caption."""
+        size, captions = self.steps.task.batch_size, self.steps.latents.captions
+        parts = [pictures[i : i + size] for i in range(0, len(pictures), size)]
+        return [self.batch(part, [captions[i][0] for i in part], "validation", *part) for part in parts]

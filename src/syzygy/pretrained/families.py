@@ -35,6 +35,8 @@ class LoadContext:
     """Decode latents tile by tile and image by image: large images in little memory, with blended seams."""
     own_text: bool = True
     """Load text encoders of the decoder's own; not where others replace them."""
+    unet: Path | None = None
+    """Folder of a trained U-Net that replaces that of `folder`, and has the same configuration."""
     clip: Clip | None = None
     """The CLIP whose embeddings the decoder reads; None for a decoder that reads texts alone."""
     clip_identity: str = ""
@@ -42,7 +44,8 @@ class LoadContext:
 
     def model(self, kind: Any, part: str, dtype: torch.dtype | None = None) -> Any:
         """The part of diffusers' class `kind`, where it belongs. Raises as `load_model`."""
-        return self.placed(load_model(kind, self.folder, part, dtype or self.dtype))
+        place = self.unet if part == "unet" and self.unet is not None else self.folder / part
+        return self.placed(load_model(kind, place.parent, place.name, dtype or self.dtype))
 
     def placed(self, module: Any) -> Any:
         """The module on the device, or on the CPU with `offload`."""

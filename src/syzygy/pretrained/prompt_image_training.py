@@ -11,7 +11,14 @@ from torch import nn
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.core.lora import Lora, build_lora, lora_settings, save_lora
-from syzygy.pretrained.captioned_latents import CaptionedImagesRun, Steps, fitted, latents_of, opened, split_pictures
+from syzygy.pretrained.captioned_latents import (
+    CaptionedImagesRun,
+    Steps,
+    captioned_latents,
+    fitted,
+    opened,
+    split_pictures,
+)
 from syzygy.pretrained.prompt_diffusion import DescribedLatentsSource, DiffusionStage, PromptImageTaskConfig
 from syzygy.pretrained.repositories import FoundDecoder
 from syzygy.pretrained.stable_diffusion import negative_is_zeros
@@ -92,7 +99,7 @@ def train_on_images(
     unet, lora = _networks(run, previous, folder)
     source, noise = opened(run, data), training_noise(folder)
     pictures = stable_diffusion_pictures(folder, run.size, device)
-    latents = latents_of(run, pictures, source, out / "latents", fitting.say)
+    latents = captioned_latents(run, pictures, source, out / "latents", fitting.say)
     run = fitted(run, latents, source.text, fitting)
     unseen, seen = split_pictures(latents.same_picture, run.validation_pictures, run.seed)
     if not is_dry_run():  # which encodes a few of the images only

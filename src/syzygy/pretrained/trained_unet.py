@@ -1,4 +1,6 @@
-"""What the stages of an adapter on images changed in the U-Net of a Stable Diffusion, next to the adapter: a LoRA or a whole U-Net."""
+"""U-Nets of published models that were trained here: by the stages of an adapter on images (a LoRA or a whole U-Net of Stable Diffusion,
+next to the adapter), or on a concept (a whole U-Net of Kandinsky 2.2).
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,20 +19,53 @@ Trains = Literal["adapter", "lora", "unet"]
 """What a stage trains: the adapter alone, the adapter and a LoRA of the U-Net, or the adapter and the U-Net."""
 LORA, WHOLE = "lora", "unet"
 """The folders in a run, which are called as the forms of training."""
+CONCEPT = "concept"
+"""What the provenance calls a U-Net that was trained on a concept."""
 
 
 def unet_fingerprint(model: Path) -> str:
-    """Identifies the U-Net of a model's folder by its biases and its middle, so that a copy in half precision is the same."""
+    """Identifies the U-Net of a model's folder, as of `fingerprint_of`."""
+    return fingerprint_of(model / "unet")
+
+
+def fingerprint_of(unet: Path) -> str:
+    """Identifies the U-Net in a folder of its own by its biases and its middle, so that a copy in half precision is the same."""
 
     def small(name: str) -> bool:
         return name.endswith(".bias") or name.startswith("mid_block.attentions.0.transformer_blocks.0.")
 
-    stored = hub_files.read_weights(model / "unet", hub_files.DIFFUSERS, small)
+    stored = hub_files.read_weights(unet, hub_files.DIFFUSERS, small)
     return artifacts.fingerprint({name: value.half() for name, value in stored.items()})
 
 
+def concept_unet(source: str | Path, model: Path) -> Path:
+    """The folder of a U-Net that was trained on a concept, for the decoder in the folder `model`.
+
+    Args:
+        source: that folder, or the run that trained it.
+
+    Raises:
+        UserError: the run is not finished; there is no such U-Net; it is another model's.
+    """
+    folder, trains = Path(source), "syzygy train decoder --concept"
+    if (folder / WHOLE / artifacts.CONFIG_FILE).is_file():
+        folder = folder / WHOLE
+    elif (folder / "run.json").is_file() and not (folder / "decoder").is_dir():
+        raise UserError(f"the run in {folder} is not finished. Repeat the command that began it to continue it.")
+    record = record_of(folder)
+    if record.get("kind") != CONCEPT:
+        raise UserError(
+            f"{source} holds no U-Net that {trains} trained, which a published model can use as its decoder."
+        )
+    if not (model / "unet").is_dir() or record["unet"] != unet_fingerprint(model):
+        raise UserError(
+            f"{source} holds the U-Net of {record['model']} after training; {model} has another U-Net. Give --model {record['model']}."
+        )
+    return folder
+
+
 def record_of(adapter: Path) -> dict[str, Any]:
-    """The provenance of the adapter in a folder; empty for the authors' release, which has none."""
+    """The provenance of the adapter or U-Net in a folder; empty where there is none, as in the authors' release of adapters."""
     path = adapter / artifacts.PROVENANCE_FILE
     return artifacts.read_json(path) if path.is_file() else {}
 

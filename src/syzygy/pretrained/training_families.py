@@ -36,14 +36,22 @@ PLACE = "place"
 """What XL reads about an image: height and width before it was resized, top and left of the crop, height and width now."""
 
 
-def load_beside(folder: Path, size: int | None, device: torch.device, clip: str | Path | None = None) -> TrainingParts:
+def load_beside(
+    folder: Path,
+    size: int | None,
+    device: torch.device,
+    clip: str | Path | None = None,
+    *,
+    local_files_only: bool = True,
+) -> TrainingParts:
     """The parts that the U-Net in a folder is trained with, on the device.
 
     The family is Kandinsky 2.2 if the folder has a MOVQ, else Stable Diffusion 1.x, 2.x or XL.
 
     Args:
         size: side of the images in pixels; None: the one that the U-Net was made for.
-        clip: folder or hub id (from the hub's cache) of the CLIP whose image embeddings the U-Net reads, if it reads any.
+        clip: folder or hub id of the CLIP whose image embeddings the U-Net reads, if it reads any.
+        local_files_only: take that hub id from the hub's cache only; else download what is missing.
 
     Raises:
         UserError: a part is missing, truncated, pickle or another kind; the parts do not fit together; an odd size; a CLIP is missing,
@@ -55,7 +63,7 @@ def load_beside(folder: Path, size: int | None, device: torch.device, clip: str 
                 f"the U-Net in {folder} reads CLIP image embeddings: give --clip, the folder of the CLIP that it was trained with, such "
                 "as kandinsky-2-2-prior."
             )
-        return _kandinsky(folder, clip, size, device)
+        return _kandinsky(folder, clip, size, device, local_files_only)
     if clip is not None:
         raise UserError(
             f"--clip has no effect: the U-Net in {folder} reads texts with encoders of its own. Leave it out."
@@ -147,7 +155,9 @@ class Embeddings:
         return {}  # the images' fingerprints name the CLIP
 
 
-def _kandinsky(folder: Path, clip: str | Path, size: int | None, device: torch.device) -> TrainingParts:
+def _kandinsky(
+    folder: Path, clip: str | Path, size: int | None, device: torch.device, local_files_only: bool
+) -> TrainingParts:
     from diffusers.models.autoencoders.vq_model import VQModel
 
     width, unet = KandinskyDecoder.embedding_width(folder), read_settings(folder, "unet", UNET)
@@ -158,7 +168,7 @@ def _kandinsky(folder: Path, clip: str | Path, size: int | None, device: torch.d
             "inpainting or a ControlNet model, which cannot be trained here."
         )
     preparation, noise = square(unet, size, pixels_a_position(movq)), training_noise(folder)
-    encoder = Clip.from_pretrained(clip).requires_grad_(False)
+    encoder = Clip.from_pretrained(clip, local_files_only=local_files_only).requires_grad_(False)
     if encoder.width != width:
         raise UserError(
             f"the decoder {folder} reads image embeddings {which_clip(width)}; the CLIP {clip} makes embeddings "

@@ -11,6 +11,8 @@ import torch
 
 from syzygy.core import artifacts
 from syzygy.core.config import Config
+from syzygy.core.errors import UserError
+from syzygy.training.checkpoints import METRICS_FILE, read_lines
 from syzygy.training.loop import FitResult, Task, fit
 from syzygy.training.parallel import Ranks
 from syzygy.training.progress import ConsoleReporter, Reporter
@@ -70,6 +72,31 @@ def train_part(
         save(place, provenance(kind, run, result, result.steps * run.task.batch_size, metrics) | recorded)
     world.wait()
     return RunResult(place, metrics, result.history)
+
+
+def finished_before(
+    run: Config, folder: Path, recorded: Mapping[str, Any], ignored: tuple[str, ...] = ()
+) -> RunResult | None:
+    """The result of a run whose artefact is in `folder`; None if it is not finished.
+
+    Args:
+        recorded: as of `train_part`.
+        ignored: names of settings that may differ.
+
+    Raises:
+        UserError: it was trained with other settings, or with other models or data.
+    """
+    if not folder.is_dir():
+        return None
+    record = artifacts.read_json(folder / artifacts.PROVENANCE_FILE)
+    before, now = record["recipe"], run.model_dump(mode="json")
+    other = [name for name in now if name not in ignored and before.get(name) != now[name]]
+    other += [name for name in recorded if record.get(name) != recorded[name]]
+    if other:
+        raise UserError(
+            f"{folder.parent} was trained with other settings ({', '.join(other)}). Choose another --out, or the same settings."
+        )
+    return RunResult(folder, record["metrics"], read_lines(folder.parent / METRICS_FILE))
 
 
 def reporter(title: str, samples_per_step: int) -> Reporter:

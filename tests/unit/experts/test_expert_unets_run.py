@@ -14,8 +14,8 @@ from PIL import Image
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.experts import unet_expert_training
-from syzygy.experts.unet_expert_training import Batches, ExpertUNetsRun
-from syzygy.pretrained.captioned_latents import Steps, split_pictures
+from syzygy.experts.unet_expert_training import ExpertUNetsRun
+from syzygy.pretrained.captioned_latents import Batches, Steps, split_pictures
 from syzygy.pretrained.latent_cache import Latents
 from syzygy.pretrained.training_families import load_beside
 from syzygy.pretrained.unet_task import UNetTaskConfig

@@ -8,6 +8,7 @@ import click
 
 from syzygy.cli.common import progress_bar
 from syzygy.cli.train import clip_option
+from syzygy.cli.train_concept import CONCEPT_HELP, concept_options, refuse_without_concept, train_concept
 from syzygy.cli.training import EPILOG, Trained, run_training, train_options
 from syzygy.core.errors import UserError
 from syzygy.core.registry import imported
@@ -57,8 +58,16 @@ judge = _part(
 )
 
 
-@click.command(epilog=EPILOG)
-@clip_option
+@click.command(epilog=EPILOG + CONCEPT_HELP)
+@click.option(
+    "--clip",
+    "clip_source",
+    default="starter",
+    show_default=True,
+    metavar="FOLDER|MODEL",
+    help="The frozen CLIP: a model, a training run, or the folder of its weights. With --concept, a folder or hub id instead of the "
+    "decoder's usual CLIP.",
+)
 @click.option(
     "--autoencoder",
     "autoencoder_source",
@@ -90,6 +99,7 @@ judge = _part(
 @click.option(
     "--init", metavar="FOLDER|MODEL", help="Continue from this decoder; conditions that it does not read are added."
 )
+@concept_options
 @train_options("starter")
 def decoder(
     clip_source: str,
@@ -98,9 +108,19 @@ def decoder(
     reader_source: str,
     samples: Path | None,
     init: str | None,
+    concept: Path | None,
+    model: str,
+    download: bool,
     **options: Any,
 ) -> None:
-    """Train a decoder (image embedding and text to latents) with a frozen CLIP, autoencoder and T5."""
+    """Train a decoder (image embedding and text to latents) with a frozen CLIP, autoencoder and T5.
+
+    With --concept, fine-tune a published decoder on a few pictures of one thing.
+    """
+    if concept is not None:
+        train_concept(concept, model, clip_source, download, **options)
+        return
+    refuse_without_concept()
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.clip.clip_model import Clip
