@@ -212,9 +212,11 @@ def test_the_walk(
         assert "warning" not in answer.err, (arguments, answer.err)
         walked.append(key)
     assert [key[:2] for key in walked] == [
-        ("world", "corpus"), *[("train", "adapter")] * 2, *[("world", "sample")] * 2, *[("train", "adapter")] * 2, ("generate",),
+        ("world", "corpus"), *[("train", "adapter")] * 2, *[("world", "sample")] * 2, *[("train", "adapter")] * 3, ("generate",),
     ]  # fmt: skip
     assert artifacts.read_json(tmp_path / "quality/adapter/provenance.json")["stage"] == "quality"
+    aware = [TextAdapter.from_pretrained(tmp_path / run / "adapter").timestep_aware for run in ("image", "aware")]
+    assert aware == [False, True]
     shapes = [TextAdapter.from_pretrained(tmp_path / run / "adapter").config.queries for run in ("align", "long")]
     assert shapes == [77, 227]
     assert artifacts.read_json(tmp_path / "align/adapter/provenance.json")["llm"]["source"] == "Qwen/Qwen3-0.6B"
@@ -344,6 +346,7 @@ def test_what_the_command_refuses(
         (("align", "--model", places / "xl", *corpus, "--preset", "stable-diffusion-1"), "would leave the pooled embedding untrained"),
         (("align", "--model", places / "1", *corpus, "adapter.queries=100"), "Set 77"),
         (("align", "--model", places / "1"), "this preset aligns on a corpus"),
+        (("align", "--model", places / "1", *corpus, "timestep_aware=true"), "no effect with stage 'align', which has no timesteps: set it in"),
         (("align", "--model", tmp_path / "gone", *corpus), "there is no folder"),
     ):  # fmt: skip
         answer = syzygy(*begin, *more)

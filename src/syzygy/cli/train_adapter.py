@@ -193,6 +193,10 @@ def adapter(**options: Any) -> None:
         choice.check()
     options["overrides"] = as_setting({"filter": choice.filter}, options["overrides"])
     overrides = options["overrides"]
+    if choice.stage == "align" and {"timestep_aware", "adapter.timestep_aware"} & set_names(overrides):
+        raise UserError(
+            "timestep_aware has no effect with stage 'align', which has no timesteps: set it in stage image, with --model."
+        )
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.training.parallel import process_group

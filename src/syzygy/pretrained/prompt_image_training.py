@@ -31,7 +31,7 @@ from syzygy.text_encoders.adapter import TextAdapter
 from syzygy.text_encoders.adapter_folders import PreviousStage
 from syzygy.text_encoders.feature_cache import CacheFolder, FeatureSet
 from syzygy.text_encoders.llm import Llm
-from syzygy.text_encoders.prompt_training import read_once
+from syzygy.text_encoders.prompt_training import read_once, with_timesteps
 from syzygy.text_encoders.training import features_of, precision_of, train_stage
 from syzygy.training.estimate import is_dry_run
 from syzygy.training.fitting import AS_GIVEN, Fitting
@@ -47,6 +47,9 @@ class PromptImageRun(CaptionedImagesRun):
     trains: Trains | None = None
     """"adapter" trains the adapter with the U-Net frozen, which then serves its own text encoders too; "lora" also trains a LoRA of the
     U-Net; "unet" also trains the whole U-Net, as the paper does. null is what the previous stage trained, and "adapter" after stage align."""
+    timestep_aware: bool | None = None
+    """Whether the adapter's states depend on the timestep that the U-Net denoises (ELLA, arXiv 2403.05135). In generation the adapter, but not
+    the language model, then runs at each step. null is as in the previous stage, and false after stage align, which has no timesteps."""
     rank: int = Field(default=16, ge=1)
     """Rank of the LoRA."""
     layers: str = r"\.attn2\."
@@ -82,13 +85,15 @@ def train_on_images(
             computes them at each step.
 
     Raises:
-        UserError: the previous stage trained something else, or the U-Net of another model; nothing would be trained; a part of the model or
-            the data are unusable; there are several processes.
+        UserError: the previous stage trained something else, or the U-Net of another model; its adapter is timestep-aware, which would be lost;
+            nothing would be trained; a part of the model or the data are unusable; there are several processes.
     """
     if world.size > 1:
         raise UserError("an adapter for Stable Diffusion learns from images in one process: start it without torchrun.")
     folder, device = model.at.folder, world.device
     run = run.model_copy(update={"trains": _trains(run, previous, folder)})
+    run = run.model_copy(update={"timestep_aware": _timestep_aware(run, previous)})
+    adapter = _adapter(run, previous)
     unet, lora = _networks(run, previous, folder)
     source, noise = opened(run, data), training_noise(folder)
     pictures = stable_diffusion_pictures(folder, run.size, device)
@@ -105,7 +110,7 @@ def train_on_images(
         captions = features_of(lambda: (text for one in latents.captions for text in one), llm, previous.llm)
         reads = read_once(cache, captions, llm, world, fitting)
         record["cached"] = {"llm": precision_of(llm)}  # a run is continued with the same rounding
-    stage = _stage(run, previous.adapter, unet, lora, noise, device)
+    stage = _stage(run, adapter, unet, lora, noise, device)
     steps, zeros = Steps(latents, seen, run.task, run.seed), negative_is_zeros(folder) and run.trains != "adapter"
     batches = DescribedLatentsSource(steps, unseen, reads, len(noise.kept), device, run.task, zeros=zeros)
 
@@ -113,7 +118,7 @@ def train_on_images(
         provenance |= {"languages": previous.languages(), "model": model.at.source, "source": source.text}
         if run.trains != "adapter":
             provenance["trained_unet"] = _save_unet(out, unet, lora, provenance)
-        previous.adapter.save_pretrained(place, provenance, torch.float16)
+        adapter.save_pretrained(place, provenance, torch.float16)
 
     return train_stage(run, stage, batches, record, out, world, report, save)
 
@@ -135,6 +140,34 @@ def _trains(run: PromptImageRun, previous: PreviousStage, folder: Path) -> Train
     if found == "adapter" and run.task.frozen == "adapter":
         raise UserError("task.frozen=adapter leaves nothing to train with a frozen U-Net: set trains=lora or unet.")
     return found
+
+
+def _timestep_aware(run: PromptImageRun, previous: PreviousStage) -> bool:
+    """Whether the adapter is timestep-aware, by the settings and the stage before.
+
+    Raises:
+        UserError: what the stage before learned would be lost, or nothing would be learned.
+    """
+    before = previous.adapter.timestep_aware
+    if before and run.timestep_aware is False:
+        raise UserError(
+            f"the adapter of {previous.run} is timestep-aware; timestep_aware=false would lose what it learned. Leave the setting out, or "
+            "start again from an adapter that is not."
+        )
+    found = before or bool(run.timestep_aware)
+    if found and not before and run.task.frozen == "adapter":
+        raise UserError(
+            f"timestep_aware=true has no effect with task.frozen=adapter: the adapter of {previous.run} is not timestep-aware, and would not "
+            "learn to be. Leave one of them out."
+        )
+    return found
+
+
+def _adapter(run: PromptImageRun, previous: PreviousStage) -> TextAdapter:
+    """The adapter as the stage before left it, perhaps made timestep-aware, which changes nothing yet."""
+    if run.timestep_aware and not previous.adapter.timestep_aware:
+        return with_timesteps(previous.adapter, run.seed)
+    return previous.adapter
 
 
 def _networks(run: PromptImageRun, previous: PreviousStage, folder: Path) -> tuple[Any, Lora | None]:
