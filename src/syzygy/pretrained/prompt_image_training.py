@@ -1,6 +1,6 @@
 """Training of an adapter for a Stable Diffusion on images with captions: its stages image and quality."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import nn
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.core.lora import Lora, build_lora, lora_settings, save_lora
+from syzygy.data.store_files import MANIFEST_FILE
 from syzygy.pretrained.captioned_latents import CaptionedImagesRun, Steps, fitted, latents_of, opened, split_pictures
+from syzygy.pretrained.latent_cache import Latents
 from syzygy.pretrained.prompt_diffusion import DescribedLatentsSource, DiffusionStage, PromptImageTaskConfig
 from syzygy.pretrained.repositories import FoundDecoder
 from syzygy.pretrained.stable_diffusion import negative_is_zeros
@@ -32,6 +34,7 @@ from syzygy.text_encoders.adapter_folders import PreviousStage
 from syzygy.text_encoders.feature_cache import CacheFolder, FeatureSet
 from syzygy.text_encoders.llm import Llm
 from syzygy.text_encoders.prompt_training import read_once, with_timesteps
+from syzygy.text_encoders.store_features import StoredFeatures, open_features
 from syzygy.text_encoders.training import features_of, precision_of, train_stage
 from syzygy.training.estimate import is_dry_run
 from syzygy.training.fitting import AS_GIVEN, Fitting
@@ -62,7 +65,7 @@ class PromptImageRun(CaptionedImagesRun):
 def train_on_images(
     run: PromptImageRun,
     previous: PreviousStage,
-    llm: Llm,
+    llm: Llm | StoredFeatures,
     model: FoundDecoder,
     data: str,
     out: Path,
@@ -78,7 +81,7 @@ def train_on_images(
 
     Args:
         previous: the adapter to continue from; `previous.next_stage` is the stage that is trained.
-        llm: its language model.
+        llm: its language model, or the store that has its features of the captions.
         model: the Stable Diffusion whose U-Net reads the adapter's states.
         data: a source of captioned images (`open_source`); for stage quality, the selected ones.
         cache: where the language model's features of the captions are kept, which are then computed once, before the first step; None
@@ -88,11 +91,10 @@ def train_on_images(
         UserError: the previous stage trained something else, or the U-Net of another model; its adapter is timestep-aware, which would be lost;
             nothing would be trained; a part of the model or the data are unusable; there are several processes.
     """
-    if world.size > 1:
-        raise UserError("an adapter for Stable Diffusion learns from images in one process: start it without torchrun.")
+    _check(previous, llm, data, world)
     folder, device = model.at.folder, world.device
-    run = run.model_copy(update={"trains": _trains(run, previous, folder)})
-    run = run.model_copy(update={"timestep_aware": _timestep_aware(run, previous)})
+    settled = {"trains": _trains(run, previous, folder), "timestep_aware": _timestep_aware(run, previous)}
+    run = run.model_copy(update=settled)
     adapter = _adapter(run, previous)
     unet, lora = _networks(run, previous, folder)
     source, noise = opened(run, data), training_noise(folder)
@@ -105,11 +107,8 @@ def train_on_images(
         fitting.passes(len(seen), len(unseen), run.loop.steps * run.task.batch_size)
     record = {**_about(run, previous, folder, noise), **pictures.fingerprints, "data": latents.fingerprint}
     del pictures  # frees the memory of the autoencoder
-    reads: Llm | FeatureSet = llm.to(device)
-    if cache is not None:
-        captions = features_of(lambda: (text for one in latents.captions for text in one), llm, previous.llm)
-        reads = read_once(cache, captions, llm, world, fitting)
-        record["cached"] = {"llm": precision_of(llm)}  # a run is continued with the same rounding
+    reads, kept = _features(previous, llm, latents, cache, world, fitting)
+    record |= kept
     stage = _stage(run, adapter, unet, lora, noise, device)
     steps, zeros = Steps(latents, seen, run.task, run.seed), negative_is_zeros(folder) and run.trains != "adapter"
     batches = DescribedLatentsSource(steps, unseen, reads, len(noise.kept), device, run.task, zeros=zeros)
@@ -121,6 +120,19 @@ def train_on_images(
         adapter.save_pretrained(place, provenance, torch.float16)
 
     return train_stage(run, stage, batches, record, out, world, report, save)
+
+
+def _check(previous: PreviousStage, llm: Llm | StoredFeatures, data: str, world: Ranks) -> None:
+    """Refuse what cannot be trained, before the images are encoded."""
+    if world.size > 1:
+        raise UserError("an adapter for Stable Diffusion learns from images in one process: start it without torchrun.")
+    if (Path(data) / MANIFEST_FILE).is_file():
+        raise UserError(
+            f"{data} is an embedding store, which holds no images: give the images that it was embedded from as --data, and the store as "
+            "--store."
+        )
+    if isinstance(llm, StoredFeatures):
+        open_features(llm.store, previous.llm, llm.name)
 
 
 def _trains(run: PromptImageRun, previous: PreviousStage, folder: Path) -> Trains:
@@ -181,6 +193,35 @@ def _networks(run: PromptImageRun, previous: PreviousStage, folder: Path) -> tup
     if continues:
         return unet, load_trained_lora(previous.run / LORA, unet)
     return unet, build_lora(unet, rank=run.rank, layers=run.layers, seed=run.seed)
+
+
+def _features(
+    previous: PreviousStage,
+    llm: Llm | StoredFeatures,
+    latents: Latents,
+    cache: CacheFolder | None,
+    world: Ranks,
+    fitting: Fitting,
+) -> tuple[Llm | FeatureSet, dict[str, Any]]:
+    """What gives the language model's features of the captions, and what is recorded of it: a run is continued with the same rounding."""
+
+    def captions() -> Iterator[str]:
+        return (text for one in latents.captions for text in one)
+
+    if isinstance(llm, StoredFeatures):
+        found, dtype = llm.opened(previous.llm, captions())
+        fitting.say(
+            f"The language model's features of the captions are read from {llm.store} (feature set {llm.name!r})."
+        )
+        return found, {"cached": {"llm": dtype}}
+    llm.to(world.device)
+    if cache is None:
+        fitting.say(
+            "The language model computes the features of the captions at each step; --cache computes them once."
+        )
+        return llm, {}
+    found = read_once(cache, features_of(captions, llm, previous.llm), llm, world, fitting)
+    return found, {"cached": {"llm": precision_of(llm)}}
 
 
 def _about(run: PromptImageRun, previous: PreviousStage, folder: Path, noise: DiscreteNoise) -> dict[str, Any]:
