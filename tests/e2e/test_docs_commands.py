@@ -59,10 +59,9 @@ def _settings(context: click.Context) -> None:
         table = "syzygy.lab.starter.presets:ADAPTER_DECODER"
     name = given["preset"]
     if given["model"]:
-        table, name = (
-            "syzygy.text_encoders.presets:PROMPT_PRESETS",
-            given["model"],
-        )  # named as their families, but for 1.5
+        own = f"syzygy.pretrained.presets:{given['stage'].upper()}_PRESETS"
+        table = "syzygy.text_encoders.presets:PROMPT_PRESETS" if given["stage"] == "align" else own
+        name = given["model"]  # named as their families, but for 1.5
     override(preset(table, name), given["overrides"])
 
 

@@ -1,11 +1,14 @@
 """Adapters for Stable Diffusion: trained, used by `syzygy generate` and in diffusers' pipelines, and refused where they do not fit."""
 
+import base64
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -24,6 +27,9 @@ from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.world.parallel_corpus import parallel
 from syzygy.pretrained.stable_diffusion import StableDiffusionDecoder
 from syzygy.pretrained.visiting import VisitingPrompts
+from syzygy.server.app import create_app
+from syzygy.server.engine import Engine
+from syzygy.server.http_server import serving
 from syzygy.text_encoders.adapted_prompts import AdaptedPrompts
 from syzygy.text_encoders.adapter import TextAdapter
 from tests.documents import ROOT, commands
@@ -212,9 +218,11 @@ def test_the_walk(
         assert "warning" not in answer.err, (arguments, answer.err)
         walked.append(key)
     assert [key[:2] for key in walked] == [
-        ("world", "corpus"), *[("train", "adapter")] * 2, *[("world", "sample")] * 2, *[("train", "adapter")] * 2, ("generate",),
+        ("world", "corpus"), *[("train", "adapter")] * 2, *[("world", "sample")] * 2, *[("train", "adapter")] * 3, ("generate",),
     ]  # fmt: skip
     assert artifacts.read_json(tmp_path / "quality/adapter/provenance.json")["stage"] == "quality"
+    aware = [TextAdapter.from_pretrained(tmp_path / run / "adapter").timestep_aware for run in ("image", "aware")]
+    assert aware == [False, True]
     shapes = [TextAdapter.from_pretrained(tmp_path / run / "adapter").config.queries for run in ("align", "long")]
     assert shapes == [77, 227]
     assert artifacts.read_json(tmp_path / "align/adapter/provenance.json")["llm"]["source"] == "Qwen/Qwen3-0.6B"
@@ -323,6 +331,30 @@ def test_what_an_adapter_cannot_do(places: Path, monkeypatch: pytest.MonkeyPatch
         TextToImage.from_pretrained(places / "xl", text_encoder="mine")
 
 
+def test_regions_are_refused_on_the_command_line_and_over_http(
+    places: Path, tiny_model: Path, syzygy: Callable[..., Any], tmp_path: Path
+) -> None:
+    """In one line, which says what to do: the states of learned queries stand for no word."""
+    data = io.BytesIO()
+    Image.new("L", (16, 16), 255).save(data, "PNG")
+    (tmp_path / "mask.png").write_bytes(data.getvalue())
+    answer = syzygy(
+        "generate", GERMAN, "--model", places / "1", "--text-encoder", places / "adapter-1", "--steps", 1, "--device", "cpu",
+        "--region", f"{tmp_path / 'mask.png'}=roter Kreis", "--out", tmp_path / "pictures",
+    )  # fmt: skip
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert "the states of an adapter do not belong to single words: leave the text encoder out" in answer.err
+
+    model = TextToImage.from_pretrained(places / "1", clip=tiny_model / "clip", text_encoder=places / "adapter-1")
+    region = {"phrase": "roter Kreis", "mask": base64.b64encode(data.getvalue()).decode()}
+    own = {"steps": 1, "guidance_scale": 4.0, "sampler": None, "negative_prompt": None}
+    with serving(create_app(Engine.of(model, own))) as url:
+        refused = httpx.post(f"{url}/v1/images/generations", json={"prompt": GERMAN, "regions": [region]}, timeout=60)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "regions")
+    assert "does not support regions: leave regions out." in error["message"]
+
+
 def test_what_the_command_refuses(
     places: Path, tiny_kandinsky: Tiny, syzygy: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -344,6 +376,7 @@ def test_what_the_command_refuses(
         (("align", "--model", places / "xl", *corpus, "--preset", "stable-diffusion-1"), "would leave the pooled embedding untrained"),
         (("align", "--model", places / "1", *corpus, "adapter.queries=100"), "Set 77"),
         (("align", "--model", places / "1"), "this preset aligns on a corpus"),
+        (("align", "--model", places / "1", *corpus, "timestep_aware=true"), "no effect with stage 'align', which has no timesteps: set it in"),
         (("align", "--model", tmp_path / "gone", *corpus), "there is no folder"),
     ):  # fmt: skip
         answer = syzygy(*begin, *more)

@@ -133,6 +133,17 @@ def test_what_was_taught_is_understood(adapted: TextToImage) -> None:
     assert "'krais'; nearest known: kreis" in note
 
 
+def test_a_language_model_from_elsewhere_may_know_any_word(model: Path, tmp_path: Path) -> None:
+    """Whether it was trained here is in its folder; others are not measured by the words of the world."""
+    clip = Clip.from_pretrained(model / "clip")
+    folder = save_tiny_adapter(
+        tmp_path / "adapter", save_tiny_llm("llama", tmp_path / "llm"), clip, languages=("en", "de")
+    )
+    found = TextToImage.from_pretrained(model, text_encoder=folder)
+    assert found.adapter
+    assert found.notes("un cercle rouge") == found.notes("ein roter Krais und ein Stern") == []
+
+
 def test_the_best_of_several_is_nearest_to_what_was_predicted(adapted: TextToImage) -> None:
     seeds = [seeded(seed) for seed in range(3)]
     found = adapted(GERMAN, generator=seeds, best_of=3)

@@ -74,6 +74,7 @@ class _Choice:
     cache: bool | None
     cache_folder: Path | None
     data: str | None
+    store: Path | None
     features: str | None
     filter: str | None
     decoder: str | None
@@ -100,7 +101,11 @@ class _Choice:
             )
         if found := sorted(given & self._useless()):
             why = f"with stage {self.stage!r}"
-            if self.model is not None and self.stage != "align":
+            if self.store is not None and {"--llm", "--cache", "--cache-folder"} >= set(found):
+                why = "with --store, which has the language model's features"
+            elif found == ["--store"] and self.stage != "align":
+                why += " and a prior: --data is the store"
+            elif self.model is not None and self.stage != "align":
                 why += " and --model"
                 if "--filter" in found:
                     why += ", which trains on all images of --data: select them there"
@@ -118,11 +123,12 @@ class _Choice:
     def _useless(self) -> set[str]:
         """The options that have no effect with this stage and the others."""
         if self.stage == "align":
-            useless = {"--data", "--features", "--filter", "--from", "--decoder", "--autoencoder"}
+            useless = {"--data", "--store", "--features", "--filter", "--from", "--decoder", "--autoencoder"}
             return useless if self.model is None else useless | {"--clip", "--prior"}
         if self.model is not None:
-            return {"--corpus", "--clip", "--prior", "--features", "--filter", "--decoder", "--autoencoder"}
-        useless = {"--corpus", "--cache", "--cache-folder"}
+            useless = {"--corpus", "--clip", "--prior", "--filter", "--decoder", "--autoencoder"}
+            return useless | ({"--features"} if self.store is None else {"--llm", "--cache", "--cache-folder"})
+        useless = {"--corpus", "--cache", "--cache-folder", "--store"}
         useless |= {"--features"} if self.data is None else {"--llm", "--clip"}
         if self.stage != "image" or self.data is not None:
             return useless | {"--decoder", "--autoencoder"}
@@ -176,6 +182,13 @@ class _Choice:
     metavar="STORE|SOURCE",
     help="Train on this embedding store; with --model, on these images with captions (a folder, tars or parquet, as in syzygy embed).",
 )
+@click.option(
+    "--store",
+    type=FOLDER,
+    metavar="STORE",
+    help="With --model, read the language model's features of the captions from this embedding store of the same images (syzygy store add) "
+    "instead of computing them.",
+)
 @click.option("--features", metavar="NAME", help="The store's set of the language model's features.  [default: llm]")
 @click.option("--filter", metavar="EXPRESSION", help="Train only on images for which this is true.")
 @click.option(
@@ -193,6 +206,10 @@ def adapter(**options: Any) -> None:
         choice.check()
     options["overrides"] = as_setting({"filter": choice.filter}, options["overrides"])
     overrides = options["overrides"]
+    if choice.stage == "align" and {"timestep_aware", "adapter.timestep_aware"} & set_names(overrides):
+        raise UserError(
+            "timestep_aware has no effect with stage 'align', which has no timesteps: set it in stage image, with --model."
+        )
 
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.training.parallel import process_group
@@ -263,11 +280,14 @@ def _image_prompts(choice: _Choice, run: Any, out: Path, world: Any, overrides: 
     from syzygy.pretrained.prompt_teacher import target_of
     from syzygy.pretrained.repositories import find_decoder
     from syzygy.text_encoders.adapter_folders import PreviousStage
+    from syzygy.text_encoders.store_features import StoredFeatures
 
     model = find_decoder(str(choice.model))
     target = target_of(model.at.folder)
     previous = PreviousStage.load(str(choice.previous), choice.stage, target, str(choice.model))
-    llm, cache, fitting = previous.language_model(choice.llm), _cache_folder(choice, out), fitting_of(overrides)
+    cache, fitting = _cache_folder(choice, out), fitting_of(overrides)
+    stored = None if choice.store is None else StoredFeatures(choice.store, choice.features or "llm")
+    llm = stored or previous.language_model(choice.llm)
     return train_on_images(run, previous, llm, model, str(choice.data), out, world, cache=cache, fitting=fitting)
 
 

@@ -1,10 +1,10 @@
 """What a U-Net of Stable Diffusion reads of texts, whichever text encoder reads them: its own, or a language model with an adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 
@@ -36,3 +36,13 @@ class PromptEmbeddings:
         """What Stable Diffusion XL reads in place of no text."""
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
         return PromptEmbeddings(torch.zeros_like(self.states), pooled, self.spans)
+
+
+@dataclass(frozen=True)
+class TimedPrompts:
+    """Texts that a U-Net reads differently at each timestep, from a timestep-aware adapter."""
+
+    at: Callable[[Real[Tensor, ""]], PromptEmbeddings]
+    """Timestep of the U-Net, on its device → what it reads then."""
+    spans: Sequence[None] = (None,)
+    """As of `PromptEmbeddings`: the states of an adapter do not stand for words."""

@@ -60,12 +60,30 @@ class Block(nn.Module):
         self.ff = _FeedForward(width)
 
     def forward(
-        self, x: Float[Tensor, "*B L C"], attend: Attend, kept: Int[Tensor, "Q"] | None = None
+        self,
+        x: Float[Tensor, "*B L C"],
+        attend: Attend,
+        kept: Int[Tensor, "Q"] | None = None,
+        modulation: Float[Tensor, "*B L 4*C"] | None = None,
     ) -> Float[Tensor, "*B Q C"]:
-        """The tokens after this layer: all, or only those at `kept` (the others are read but not computed further)."""
-        tokens = self.norm1(x)
+        """The tokens after this layer: all, or only those at `kept` (the others are read but not computed further).
+
+        Args:
+            modulation: shift and scale of each token after the first normalisation, then after the second (AdaLN, arXiv 2212.09748); all 0
+                changes nothing.
+        """
+        first, second = (None, None) if modulation is None else modulation.chunk(2, -1)
+        tokens = _modulated(self.norm1(x), first)
         queries = tokens
         if kept is not None:
             x, queries = x.index_select(-2, kept), tokens.index_select(-2, kept)
+            second = None if second is None else second.index_select(-2, kept)
         x = x + self.attn1(queries, tokens, attend)
-        return x + self.ff(self.norm3(x))
+        return x + self.ff(_modulated(self.norm3(x), second))
+
+
+def _modulated(x: Float[Tensor, "*B L C"], by: Float[Tensor, "*B L 2*C"] | None) -> Float[Tensor, "*B L C"]:
+    if by is None:
+        return x
+    shift, scale = by.chunk(2, -1)
+    return x * (1 + scale) + shift

@@ -21,7 +21,7 @@ from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_building
 from syzygy.data.encoding import DTYPES, joined
 from syzygy.data.store_files import DEFAULT_SET, PAIRS, SHARDS, repair, stored_tensors, unpacked_string
-from syzygy.data.store_part import BOOLEAN, CONTENT, EMPTY, NUMBER, TEXT, ImageStatistics
+from syzygy.data.store_part import BOOLEAN, CONTENT, EMPTY, NUMBER, TEXT, ImageStatistics, text_hash
 
 Index = Tensor | Sequence[int] | np.ndarray
 """Numbers of captions or pictures, on the CPU. A result has their order, and a number may come several times."""
@@ -232,6 +232,24 @@ class EmbeddingStore:
         if "pooled" not in tensors:
             raise self._no_pooled()
         return PackedText(tensors["states"], tensors["offsets"], tensors["pooled"])
+
+    def by_text(self) -> list[dict[str, Tensor]]:
+        """Token states by the hashes of their texts: for each part, and at last for the empty text, `text_hash` [M], `states` [T, W] and
+        `offsets` [M + 1]. They are mapped into memory, not read.
+
+        Raises:
+            UserError: an older version wrote the store, without the empty text.
+        """
+        found = []
+        for record in self._records:
+            tensors = stored_tensors(self.path, record["features"][self.features])
+            hashes = stored_tensors(self.path, record["pairs"])["text_hash"]
+            found.append({"text_hash": hashes, "states": tensors["states"], "offsets": tensors["offsets"]})
+        empty = self._empty()
+        return [
+            *found,
+            {"text_hash": torch.tensor([text_hash("")]), "states": empty["states"], "offsets": empty["offsets"]},
+        ]
 
     def empty_tokens(self) -> Float[Tensor, "T W"]:
         """Token states of the empty text.

@@ -12,6 +12,7 @@ from torch import Tensor
 from syzygy.core import arguments
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import part_folder
+from syzygy.core.prompt_embeddings import PromptEmbeddings
 from syzygy.generation.replaced_text_encoder import llm_beside
 from syzygy.pretrained.trained_unet import record_of, trained_form
 from syzygy.text_encoders.adapted_prompts import AdaptedPrompts, load_adapted_prompts
@@ -53,10 +54,16 @@ class PromptEncoder:
             local_files_only: search the hub's cache only. By default, as in diffusers, what is missing is downloaded.
 
         Raises:
-            UserError: a part is not found or does not fit; the adapter was trained for a prior, or for another kind of U-Net.
+            UserError: a part is not found or does not fit; the adapter was trained for a prior, or for another kind of U-Net; it is
+                timestep-aware.
         """
         folder = part_folder(adapter, PART)
         encoder = load_adapted_prompts(folder, llm=llm or llm_beside(folder), local_files_only=local_files_only)
+        if encoder.timestep_aware:
+            raise UserError(
+                f"the adapter in {folder} is timestep-aware, so its embeddings change at each denoising step, and a diffusers pipeline takes "
+                "them once. Generate with syzygy generate --text-encoder or syzygy.TextToImage, or train an adapter without timestep_aware."
+            )
         if (form := trained_form(record_of(folder))) != "adapter":
             warnings.warn(
                 f"the run of the adapter in {folder} also trained the U-Net. A pipeline needs what it learned, in {folder.parent / form}; "
@@ -104,15 +111,20 @@ class PromptEncoder:
             raise UserError(
                 f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for all, or one each."
             )
-        found = self.encoder(prompts).to(dtype=self.dtype)
+        found = self._read(prompts)
         if negative_prompt is None and found.pooled is not None:
             negative = found.zeros()
         else:
-            negative = self.encoder(negatives * (len(prompts) // len(negatives))).to(dtype=self.dtype)
+            negative = self._read(negatives * (len(prompts) // len(negatives)))
         embeddings = {"prompt_embeds": found.states, "negative_prompt_embeds": negative.states}
         if found.pooled is not None and negative.pooled is not None:
             embeddings |= {"pooled_prompt_embeds": found.pooled, "negative_pooled_prompt_embeds": negative.pooled}
         return embeddings
+
+    def _read(self, texts: Sequence[str]) -> PromptEmbeddings:
+        found = self.encoder(texts)
+        assert isinstance(found, PromptEmbeddings), "a timestep-aware adapter is refused when it is loaded"
+        return found.to(dtype=self.dtype)
 
 
 def _check_unet(unet: Any, target: PromptTarget, folder: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from syzygy.core import diffusers_schedulers
@@ -43,6 +43,8 @@ class UNetInputs:
     """Further channels of its input, after the noisy latents and the same in all rows."""
     known: KnownLatents | None = None
     """The latents of a picture that sampling starts from, or keeps in part."""
+    timed: Callable[[Real[Tensor, ""]], "UNetInputs"] | None = None
+    """Timestep → inputs whose `states` and `arguments` are read there instead of these; None if they are the same at every timestep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +143,14 @@ class DiffusersDecoder(PretrainedDecoder):
             if inputs.channels is not None:
                 both = torch.cat([both, inputs.channels.to(both).expand(len(both), -1, -1, -1)], 1)
             sigma = 0.0 if inputs.regions is None else sigma_of(timesteps.value(t))
+            now = inputs if inputs.timed is None else inputs.timed(t)
             output = self.unet(
                 both,
                 t,
-                inputs.states,
+                now.states,
                 cross_attention_kwargs=region_kwargs(inputs.regions, sigma),
                 return_dict=False,
-                **inputs.arguments,
+                **now.arguments,
             )[0].float()
             found, spread = output[:, : x.shape[1]], output[:, x.shape[1] :]
             if scale != 1:

@@ -94,12 +94,12 @@ class DiffusionStage:
         return {"loss": self._errors(batch, batch.text).mean()}
 
     def _errors(self, batch: DescribedLatents, text: TextStates) -> Float[Tensor, "B"]:
-        found, given = self.adapter.embed_prompts(text.states, text.mask), batch.given[:, None]
+        timesteps, given = batch.timesteps.to(batch.latents.device), batch.given[:, None]
+        found = self.adapter.embed_prompts(text.states, text.mask, timesteps if self.adapter.timestep_aware else None)
         more: dict[str, Any] = {"encoder_hidden_states": found.states * given[..., None]}
         if found.pooled is not None:
             more["added_cond_kwargs"] = {"text_embeds": found.pooled * given, "time_ids": batch.place}
         noisy = self._noise.noisy(batch.latents, batch.added, batch.timesteps)
-        timesteps = batch.timesteps.to(noisy.device)
         predicted = self._network(noisy, timesteps, **more, return_dict=False)[0].float()
         expected = self._noise.target(batch.latents, batch.noise, batch.timesteps)
         return (predicted - expected).square().flatten(1).mean(1)

@@ -19,7 +19,7 @@ from syzygy.core import artifacts
 from syzygy.core.diffusers_schedulers import load_scheduler
 from syzygy.core.diffusers_weights import check_parts, read_settings
 from syzygy.core.errors import UserError
-from syzygy.core.prompt_embeddings import PromptEmbeddings
+from syzygy.core.prompt_embeddings import PromptEmbeddings, TimedPrompts
 from syzygy.pretrained.decoder_validation import DecoderRequest
 from syzygy.pretrained.diffusers_decoder import DiffusersDecoder, UNetInputs, decode_kl, tiled
 from syzygy.pretrained.families import LoadContext, register_decoder
@@ -31,6 +31,7 @@ from syzygy.pretrained.text_reader import (
     load_reader,
     read_target,
 )
+from syzygy.regions.region_bias import RegionBias
 from syzygy.text_encoders.prompt_target import PromptTarget
 
 PARTS = ("unet", "vae", "scheduler", TEXT_ENCODER, TOKENIZER)
@@ -53,8 +54,8 @@ class StableDiffusionDecoder(DiffusersDecoder):
     The negative conditioning is a negative text, by default the empty one, or zeros (XL).
     """
 
-    reader: Callable[[Sequence[str]], PromptEmbeddings]
-    """The U-Net's own text encoders, or a language model with its adapter."""
+    reader: Callable[[Sequence[str]], PromptEmbeddings | TimedPrompts]
+    """The U-Net's own text encoders, or a language model with its adapter, perhaps a timestep-aware one."""
     zeros: bool = False
     """Whether zeros stand for no negative text."""
 
@@ -95,11 +96,23 @@ class StableDiffusionDecoder(DiffusersDecoder):
         if request.positive.texts is None:
             raise UserError("this decoder generates images from texts: give it one.")
         text = self.reader(request.texts(request.positive))
-        regions = self.regions_of(request, text.spans, size)
+        read, regions = [text], self.regions_of(request, text.spans, size)
+        if request.guided and not (request.negative is None and self.zeros):
+            read.append(self.reader(request.texts(request.negative)))
+        constant = [one for one in read if isinstance(one, PromptEmbeddings)]
+        if constant:
+            return self._inputs(constant, request.guided, size, regions)
+        timed = [one for one in read if isinstance(one, TimedPrompts)]
+        return UNetInputs(timed=lambda t: self._inputs([one.at(t) for one in timed], request.guided, size, None))
+
+    def _inputs(
+        self, read: Sequence[PromptEmbeddings], guided: bool, size: tuple[int, int], regions: RegionBias | None
+    ) -> UNetInputs:
+        """What the U-Net reads of the texts and, with guidance, of the negative texts, or of zeros if there are none."""
+        text, *negatives = read
         states, pooled = text.states, text.pooled
-        if request.guided:
-            nothing = request.negative is None and self.zeros
-            negative = text.zeros() if nothing else self.reader(request.texts(request.negative))
+        if guided:
+            negative = negatives[0] if negatives else text.zeros()
             states = torch.cat([negative.states, states])
             if pooled is not None and negative.pooled is not None:
                 pooled = torch.cat([negative.pooled, pooled])

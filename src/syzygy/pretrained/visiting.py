@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core.contracts import Prior, TextFeatures
-from syzygy.core.prompt_embeddings import PromptEmbeddings
+from syzygy.core.prompt_embeddings import PromptEmbeddings, TimedPrompts
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.text_encoders.adapted_prompts import AdaptedPrompts
 from syzygy.text_encoders.adapter import AdaptedText
@@ -51,14 +51,24 @@ class VisitingText:
 
 @dataclass(frozen=True)
 class VisitingPrompts:
-    """`AdaptedPrompts` that are on the device only while they read; what they give stays there."""
+    """`AdaptedPrompts` that are on the device only while they read; what they give stays there. A timestep-aware adapter visits at each step,
+    without its language model."""
 
     encoder: AdaptedPrompts
     device: torch.device
 
-    def __call__(self, texts: Sequence[str]) -> PromptEmbeddings:
-        with visiting(self.device, self.encoder):
-            return self.encoder(texts)
+    def __call__(self, texts: Sequence[str]) -> PromptEmbeddings | TimedPrompts:
+        if not self.encoder.timestep_aware:
+            with visiting(self.device, self.encoder):
+                return self.encoder(texts)
+        with visiting(self.device, self.encoder.llm):
+            found = self.encoder.encode_states(texts)
+
+        def at(timestep: Tensor) -> PromptEmbeddings:
+            with visiting(self.device, self.encoder.adapter):
+                return self.encoder.embed(found, timestep)
+
+        return TimedPrompts(at)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
@@ -43,7 +43,7 @@ class DiffusionPriorConfig(PriorConfig):
     """The time embedding is as wide as the tokens."""
 
 
-def time_features(timestep: Int[Tensor, "B"], width: int) -> Float[Tensor, "B C"]:
+def time_features(timestep: Real[Tensor, "B"], width: int) -> Float[Tensor, "B C"]:
     """Cosines, then sines, of the timestep at geometric frequencies from 1 to 1/10,000 (as in diffusers)."""
     half = width // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=timestep.device) / half)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Real
+from torch import Tensor, nn
 
 from syzygy.core import artifacts
+from syzygy.core.contracts import TextStates
 from syzygy.core.model_parts import part_folder
-from syzygy.core.prompt_embeddings import PromptEmbeddings
+from syzygy.core.prompt_embeddings import PromptEmbeddings, TimedPrompts
 from syzygy.text_encoders.adapter import TextAdapter, check_width
 from syzygy.text_encoders.adapter_folders import PART, load_recorded_llm
 from syzygy.text_encoders.llm import Llm
@@ -53,13 +55,39 @@ class AdaptedPrompts(nn.Module):
         assert target is not None
         return target
 
+    @property
+    def timestep_aware(self) -> bool:
+        """Whether the embeddings depend on the U-Net's timestep."""
+        return isinstance(self.adapter, TextAdapter) and self.adapter.timestep_aware
+
+    def forward(self, texts: Sequence[str]) -> PromptEmbeddings | TimedPrompts:
+        """What the U-Net reads of these texts, by step if the adapter is timestep-aware. Each different text is encoded once."""
+        found = self.encode_states(texts)
+        if self.timestep_aware:
+            return TimedPrompts(lambda timestep: self.embed(found, timestep))
+        return self.embed(found)
+
     @torch.no_grad()
-    def forward(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """Each different text is encoded once."""
+    def encode_states(self, texts: Sequence[str]) -> TextStates:
+        """The language model's features of the texts, on its device, in fp32."""
         unique = list(dict.fromkeys(texts))
-        found, weight = self.llm.encode_states(unique), next(self.adapter.parameters())
-        read = self.adapter.embed_prompts(found.states.to(weight.device, weight.dtype), found.mask.to(weight.device))
-        return read.to(dtype=torch.float32)[[unique.index(text) for text in texts]]
+        found, rows = self.llm.encode_states(unique), [unique.index(text) for text in texts]
+        return TextStates(found.states[rows], found.mask[rows])
+
+    @torch.no_grad()
+    def embed(self, found: TextStates, timestep: Real[Tensor, ""] | None = None) -> PromptEmbeddings:
+        """What the adapter makes of a language model's features, in fp32.
+
+        Args:
+            timestep: of the U-Net, if the adapter is timestep-aware.
+        """
+        weight = next(self.adapter.parameters())
+        states, mask = found.states.to(weight.device, weight.dtype), found.mask.to(weight.device)
+        if timestep is None:
+            return self.adapter.embed_prompts(states, mask).to(dtype=torch.float32)
+        assert isinstance(self.adapter, TextAdapter)
+        timesteps = timestep.to(weight.device).expand(len(states))
+        return self.adapter.embed_prompts(states, mask, timesteps).to(dtype=torch.float32)
 
 
 def load_adapted_prompts(

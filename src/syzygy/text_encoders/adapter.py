@@ -9,11 +9,11 @@ Q of them queries, H heads of width E, C inner width, D width of CLIP's joint sp
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Real
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -21,17 +21,18 @@ from syzygy.core import artifacts
 from syzygy.core.config import Config, parse
 from syzygy.core.contracts import StatesEncoder, TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.core.packed_attention import PackedAttention, Packing
+from syzygy.core.packed_attention import Packing
 from syzygy.core.prompt_embeddings import PromptEmbeddings
 from syzygy.core.transformer_layers import Block
 from syzygy.text_encoders.prompt_target import PromptTarget
+from syzygy.text_encoders.rotary_attention import RotaryAttend
+from syzygy.text_encoders.timestep_modulation import TimestepModulation
 
 CLASS_NAME = "TextAdapter"
 MOST_QUERIES = 77
 """The most states that CLIP's text encoder gives, so that what reads CLIP can read an adapter."""
 QUERY_SCALE = 0.5
 """Scale of projected text, so that queries differ from the first step on."""
-ROTARY_BASE = 10_000.0
 
 
 class AdapterSizes(Config):
@@ -73,6 +74,8 @@ class AdapterConfig(AdapterSizes):
     """D: 768 for ViT-L/14 (Karlo), 1280 for ViT-bigG/14 (Kandinsky 2.2)."""
     target: PromptTarget | None = None
     """The kind of Stable Diffusion model whose U-Net reads the adapter's states."""
+    timestep_aware: Literal[True] | None = None
+    """Whether the states depend on the U-Net's timestep (ELLA, arXiv 2403.05135). Only an adapter for a Stable Diffusion can be."""
 
     @model_validator(mode="after")
     def _one_reader(self) -> "AdapterConfig":
@@ -80,6 +83,8 @@ class AdapterConfig(AdapterSizes):
             raise ValueError("an adapter has either a clip_width or a target")
         if self.target is None and self.queries > MOST_QUERIES:
             raise ValueError(f"queries={self.queries}: a prior reads at most {MOST_QUERIES} states")
+        if self.target is None and self.timestep_aware:
+            raise ValueError("timestep_aware needs a target: a prior has no timesteps")
         return self
 
     @property
@@ -173,6 +178,8 @@ class TextAdapter(nn.Module):
     The heads' outputs are scaled and shifted to the standard deviation and mean of CLIP's own features (`set_statistics`), so that an
     untrained adapter already gives values in CLIP's range. For a Stable Diffusion it gives the mean itself, at each position: most of what
     its text encoders give is the same for all texts, so training begins better there than at random values.
+
+    A timestep-aware one (`TimestepModulation`) gives other states at each denoising step.
     """
 
     states_mean: Tensor
@@ -200,8 +207,14 @@ class TextAdapter(nn.Module):
             for head in [module for name, module in self.named_children() if name.endswith("_head")]:
                 nn.init.zeros_(head.get_parameter("weight"))
                 nn.init.zeros_(head.get_parameter("bias"))
+        self.time = TimestepModulation(config.layers, config.width) if config.timestep_aware else None
         for name, shape in shapes.items():
             self.register_buffer(name, torch.full(shape, float("nan")))
+
+    @property
+    def timestep_aware(self) -> bool:
+        """Whether the states depend on the U-Net's timestep."""
+        return self.time is not None
 
     def forward(self, states: Float[Tensor, "B T W"], mask: Bool[Tensor, "B T"]) -> TextFeatures:
         """Features of a language model, on the adapter's device and in its dtype → features in CLIP's space. Padding may hold any values.
@@ -210,30 +223,52 @@ class TextAdapter(nn.Module):
             UserError: the features have another width.
         """
         assert self.config.target is None, "this adapter speaks to a Stable Diffusion: call embed_prompts"
-        soft, pooled = self._read(states, mask)
+        soft, pooled = self._read(states, mask, None)
         assert pooled is not None
         return TextFeatures(soft, torch.ones(soft.shape[:2], dtype=torch.bool, device=soft.device), pooled)
 
-    def embed_prompts(self, states: Float[Tensor, "B T W"], mask: Bool[Tensor, "B T"]) -> PromptEmbeddings:
-        """As `forward`, for the U-Net of a Stable Diffusion."""
-        assert self.config.target is not None, "this adapter speaks to a prior: call it"
-        return PromptEmbeddings(*self._read(states, mask), [None])
+    def embed_prompts(
+        self,
+        states: Float[Tensor, "B T W"],
+        mask: Bool[Tensor, "B T"],
+        timesteps: Real[Tensor, "B"] | None = None,
+    ) -> PromptEmbeddings:
+        """As `forward`, for the U-Net of a Stable Diffusion.
 
-    def _read(self, states: Tensor, mask: Tensor) -> tuple[Float[Tensor, "B K D"], Float[Tensor, "B E"] | None]:
+        Args:
+            timesteps: of the U-Net that reads the embeddings, from 0 to 999, on the adapter's device. A timestep-aware adapter needs them, and
+                another one takes none.
+        """
+        assert self.config.target is not None, "this adapter speaks to a prior: call it"
+        return PromptEmbeddings(*self._read(states, mask, timesteps), [None])
+
+    def _read(
+        self, states: Tensor, mask: Tensor, timesteps: Tensor | None
+    ) -> tuple[Float[Tensor, "B K D"], Float[Tensor, "B E"] | None]:
+        assert (timesteps is None) == (self.time is None), (
+            "only a timestep-aware adapter takes timesteps, and needs them"
+        )
         check_width(states.shape[-1], self.config.llm_width)
         count, device = len(self.queries), states.device
         offsets = F.pad(mask.sum(1).cpu().cumsum(0), (1, 0))
         packing = Packing.of(offsets, following=count, positions=0)
         is_text = packing.rows < offsets[-1]
         text_NC, queries = self.proj_in(self.norm_in(states[mask])), self.queries.repeat_interleave(len(mask), 0)
+        modulations: list[Tensor | None] = [None] * len(self.blocks)
+        if self.time is not None and timesteps is not None:
+            added_BC, of_texts = self.time(timesteps)
+            queries = queries + added_BC.repeat(count, 1)
+            text_M = packing.order.repeat_interleave(packing.lengths).to(device)
+            modulations = [of_text.index_select(0, text_M) for of_text in of_texts]
         x_MC = torch.cat([text_NC, queries]).index_select(0, packing.rows.to(device))
         place = torch.where(is_text, packing.positions + 1, 0).to(device)
-        attend = _Attend(packing, place, self.config.width // self.config.heads)
+        attend = RotaryAttend(packing, place, self.config.width // self.config.heads)
         *blocks, final = self.blocks
-        for block in blocks:
-            x_MC = block(x_MC, attend)
+        for block, modulation in zip(blocks, modulations, strict=False):
+            x_MC = block(x_MC, attend, modulation=modulation)
         # The final layer is computed at the queries only.
-        x_QC = self.norm_out(final(x_MC, attend, kept=(~is_text).nonzero()[:, 0].to(device)))
+        kept = (~is_text).nonzero()[:, 0].to(device)
+        x_QC = self.norm_out(final(x_MC, attend, kept, modulations[-1]))
         x_BKC = x_QC.unflatten(0, (len(mask), count)).index_select(0, packing.order.argsort().to(device))
         soft = self.states_head(x_BKC[:, : self.config.queries]) * self.states_std + self.states_mean
         if self.config.pooled_width is None:
@@ -303,30 +338,6 @@ class TextAdapter(nn.Module):
 
 
 _STATISTICS = ("states_mean", "states_std", "pooled_mean", "pooled_std")
-
-
-class _Attend:
-    """Bidirectional attention in each text, with rotary positions (Su et al. 2021, arXiv 2104.09864)."""
-
-    def __init__(self, packing: Packing, place: Int[Tensor, "M"], width: int) -> None:
-        self._attention = PackedAttention(packing.lengths, place.device)
-        frequency = ROTARY_BASE ** -(torch.arange(0, width, 2, device=place.device) / width)
-        angle = (place[:, None] * frequency)[:, None]
-        self.cos, self.sin = angle.cos(), angle.sin()
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # If q has fewer rows than k, they are the learned queries, whose position 0 rotates nothing.
-        q = self.rotated(q) if len(q) == len(k) else q
-        return self._attention.whole(q, self.rotated(k), v)
-
-    def rotated(self, x: Float[Tensor, "M H E"]) -> Float[Tensor, "M H E"]:
-        """The heads, rotated by their tokens' positions."""
-        a, b = x.chunk(2, -1)
-        cos, sin = (
-            self.cos.to(x.dtype),
-            self.sin.to(x.dtype),
-        )  # under autocast, x has another dtype than the residual stream
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 def check_width(given: int, wanted: int) -> None:

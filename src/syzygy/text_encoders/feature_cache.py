@@ -95,6 +95,11 @@ class FeatureSet:
         """How many texts have this many tokens or more."""
         return sum(int((part["offsets"].diff() >= tokens).sum()) for part in self._parts)
 
+    def lacking(self, texts: Iterable[str]) -> list[str]:
+        """Those of the texts that have no features, each once."""
+        known = set(self._hashes.tolist())
+        return list(dict.fromkeys(text for text in texts if text_hash(text) not in known))
+
     def encode_states(self, texts: list[str]) -> TextStates:
         """As the encoder's: token states in fp32 and their mask, on the CPU, padded on the right with zeros."""
         return _padded(self._rows(texts))

@@ -330,9 +330,11 @@ def check_same(recorded: Mapping[str, Any], found: Mapping[str, Any], where: str
             f"{_short(found.get(name))}), though model and recipe are the same: hidden states have changed between "
             f"transformers {then} and {now}. Install transformers {then}, or encode and train again."
         )
+    named = name in ("classes", "fingerprint", "vocabulary", "width")  # another model, not another way to read it
+    models = f" ({recorded.get('source')} there, {found.get('source')} here)" if named else ""
     raise UserError(
         f"{where} was made with other features of a language model: {name} is {recorded.get(name)!r} there, "
-        f"{found.get(name)!r} here. Use the same model, recipe and precision, or encode and train again."
+        f"{found.get(name)!r} here{models}. Use the same model, recipe and precision, or encode and train again."
     )
 
 

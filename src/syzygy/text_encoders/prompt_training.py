@@ -86,6 +86,21 @@ def untrained(run: PromptRun, width: int, teacher: Teacher, captions: Captions) 
     return adapter
 
 
+def with_timesteps(adapter: TextAdapter, seed: int) -> TextAdapter:
+    """A timestep-aware copy of an adapter (ELLA, arXiv 2403.05135), which gives the same at every timestep until it is trained.
+
+    Args:
+        seed: of the weights that embed the timestep.
+    """
+    assert not adapter.timestep_aware, "it was not timestep-aware before"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "timestep weights"))
+        made = TextAdapter(adapter.config.model_copy(update={"timestep_aware": True}))
+    lacking, strange = made.load_state_dict(adapter.state_dict(), strict=False)
+    assert not strange and all(name.startswith("time.") for name in lacking), "only the timestep's weights are new"
+    return made.eval()
+
+
 def read_once(cache: CacheFolder, encoder: CachedEncoder, llm: Llm, world: Ranks, fitting: Fitting) -> FeatureSet:
     """The language model's features from a cache, into which those that are missing are computed first."""
     (features,) = cached(cache, [encoder], world, fitting.say)

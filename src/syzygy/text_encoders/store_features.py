@@ -1,12 +1,16 @@
 """A language model's features of a store's captions, as a further feature set of the store."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from syzygy.core.errors import UserError
+from syzygy.core.wording import counted
 from syzygy.data.feature_sets import add_features
 from syzygy.data.store import EmbeddingStore
+from syzygy.data.store_building import read_manifest
+from syzygy.text_encoders.feature_cache import FeatureSet
 from syzygy.text_encoders.llm import Llm, check_same
 
 
@@ -57,6 +61,39 @@ def open_features(store: Path, llm: Mapping[str, Any], name: str = "llm") -> Emb
     Raises:
         UserError: there is no such set, or it was made with another model, recipe or precision; the error says how they differ.
     """
+    known = read_manifest(store)["features"]
+    if name not in known:
+        raise UserError(
+            f"{store} has no feature set {name!r} of a language model (it has: {', '.join(known)}). Add it: syzygy store add {store} --llm "
+            f"{llm.get('source')} --name {name}."
+        )
     opened = EmbeddingStore.open(store, features=name)
     check_same(opened.encoder, llm, f"the feature set {name!r} of {store}")
     return opened
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """A store's feature set of a language model, from which a training reads the features of its captions."""
+
+    store: Path
+    name: str = "llm"
+
+    def opened(self, llm: Mapping[str, Any], captions: Iterable[str]) -> tuple[FeatureSet, str]:
+        """The features by text, the empty one included, and how they are stored: fp16 or bf16.
+
+        Args:
+            llm: identity of the language model whose features are needed.
+            captions: the texts that are going to be read.
+
+        Raises:
+            UserError: as of `open_features`; the store lacks the features of a caption.
+        """
+        opened = open_features(self.store, llm, self.name)
+        found = FeatureSet(opened.by_text())
+        if lacking := found.lacking(captions):
+            raise UserError(
+                f"the feature set {self.name!r} of {self.store} has no features of {counted(len(lacking), 'caption')} of the images, such as "
+                f"{lacking[0][:100]!r}. Use the store that was embedded from these images, or leave --store out."
+            )
+        return found, opened.manifest["features"][self.name]["dtype"]

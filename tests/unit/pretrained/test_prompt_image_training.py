@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from syzygy.core import artifacts
@@ -27,25 +26,16 @@ from syzygy.pretrained.prompt_diffusion import (
     DiffusionStage,
     PromptImageTaskConfig,
 )
-from syzygy.pretrained.prompt_image_training import PromptImageRun, train_on_images
-from syzygy.pretrained.prompt_teacher import target_of
-from syzygy.pretrained.repositories import find_decoder
+from syzygy.pretrained.prompt_image_training import PromptImageRun
 from syzygy.pretrained.unet_training import load_unet, training_noise
 from syzygy.text_encoders.adapter import TextAdapter
-from syzygy.text_encoders.adapter_folders import PreviousStage
 from syzygy.text_encoders.feature_cache import CacheFolder
 from syzygy.text_encoders.presets import PROMPT_PRESETS
+from syzygy.text_encoders.prompt_training import with_timesteps
 from syzygy.training.loop import Interrupted
-from syzygy.training.parallel import Ranks
-from syzygy.training.schedule import LoopConfig
 from tests.closeness import NETWORK, assert_close
-from tests.tiny_adapter import save_tiny_lm, save_tiny_prompt_adapter
-from tests.tiny_stable_diffusion import tiny_stable_diffusion
-from tests.tiny_xl import tiny_xl
+from tests.tiny_prompt_images import MODELS, differ, save_places, settings, tensors, train
 
-CPU = Ranks(torch.device("cpu"))
-COLOURS = {"rot": (220, 30, 20), "grün": (30, 200, 40), "blau": (20, 40, 230), "weiß": (250, 250, 250)}
-MODELS = ("epsilon", "v_prediction", "xl")
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
 )  # diffusers' own arithmetic
@@ -53,60 +43,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models of both prediction types and an XL, a language model, an aligned adapter of each model, and images."""
-    folder = tmp_path_factory.mktemp("prompt-images")
-    for prediction in MODELS[:2]:
-        tiny_stable_diffusion(folder / prediction, prediction)
-    tiny_xl(folder / "xl")
-    save_tiny_lm(folder / "llm", "en", "de")
-    for name in MODELS:
-        run = folder / f"align-{name}" / "adapter"
-        save_tiny_prompt_adapter(run, folder / "llm", folder / name, languages=["en", "de"], stage="align")
-    lines = []
-    (folder / "images").mkdir()
-    for number in range(12):
-        name = list(COLOURS)[number % 4]
-        Image.new("RGB", (24 + number, 20), COLOURS[name]).save(folder / "images" / f"{number}.png")
-        lines.append(json.dumps({"file_name": f"{number}.png", "text": f"ein {name}er Kreis"}))
-    (folder / "images" / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def settings(trains: str | None = None, *, steps: int = 4, lr: float = 3e-3, **task: Any) -> PromptImageRun:
-    loop = LoopConfig(steps=steps, lr=lr, validate_every=steps, checkpoint_every=2, log_every=1, ema_half_life=1.0)
-    given = PromptImageTaskConfig(**{"batch_size": 4, "dropped": 0.25, "checkpointing": True} | task)
-    return PromptImageRun(trains=trains, size=16, validation_pictures=3, rank=2, task=given, loop=loop)  # type: ignore[arg-type]
-
-
-def train(
-    places: Path,
-    name: str,
-    run: PromptImageRun,
-    out: Path,
-    *,
-    start: Path | None = None,
-    stage: str = "image",
-    **more: Any,
-) -> dict[str, Any]:
-    """The provenance of the trained adapter."""
-    model = find_decoder(places / name)
-    begun = start or places / f"align-{name}"
-    previous = PreviousStage.load(begun, stage, target_of(model.at.folder), places / name)
-    llm = previous.language_model(None)
-    train_on_images(run, previous, llm, model, str(places / "images"), out, CPU, **more)
-    return artifacts.read_json(out / "adapter" / artifacts.PROVENANCE_FILE)
-
-
-def tensors(folder: Path) -> dict[str, Tensor]:
-    (file,) = folder.glob("*.safetensors")
-    return artifacts.read_tensors(file)
-
-
-def differ(one: Path, other: Path) -> set[str]:
-    """The tensors in which two folders of weights differ by more than fp16 rounds."""
-    found, before = tensors(one), tensors(other)
-    assert found.keys() == before.keys()
-    return {name for name, x in found.items() if not torch.equal(x.half(), before[name].half())}
+    return save_places(tmp_path_factory.mktemp("prompt-images"), *MODELS)
 
 
 def generated(places: Path, name: str, adapter: Path) -> bytes:
@@ -328,6 +265,33 @@ def test_the_adapter_alone_learns_to_describe_images_to_a_frozen_network(places:
     after = alone.validated(source.unseen())
     assert after["loss"] < before["loss"] / 4
     assert after["loss_other"] > 5 * after["loss"], "the caption of another image describes it badly"
+
+
+class Mirroring(Believing):
+    """The same, but in the three noisier quarters of the timesteps it takes the state's negative for the colour."""
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, return_dict: bool, *, encoder_hidden_states: Tensor) -> Any:
+        sign = torch.where(timesteps < len(self.kept) // 4, 1.0, -1.0)[:, None, None]
+        return super().forward(noisy, timesteps, return_dict, encoder_hidden_states=encoder_hidden_states * sign)
+
+
+def test_a_timestep_aware_adapter_learns_what_another_cannot(places: Path) -> None:
+    """ELLA's reason: a U-Net asks for other things in its first steps than in its last."""
+    source, stage = batches(places, "epsilon", zeros=False, flat=True, dropped=0.0)
+    noise, after = training_noise(places / "epsilon"), {}
+    for name, adapter in (("plain", stage.adapter), ("aware", with_timesteps(stage.adapter, 0))):
+        alone = DiffusionStage(adapter, Mirroring(noise.kept), noise, stage.config)
+        optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
+        losses = []
+        for step in range(200):
+            optimizer.zero_grad()
+            loss = alone.losses(source.read(step, slice(0, 6)))["loss"]
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+        after[name] = sum(losses[-50:])
+    assert after["aware"] < after["plain"] / 3, after
 
 
 @pytest.mark.parametrize("trains", ["adapter", "lora"])

@@ -73,10 +73,10 @@ def test_the_order_of_words_matters() -> None:
 def test_rotary_attention_knows_distances_only() -> None:
     """Between words: what one reads of another is the same wherever the two stand."""
     from syzygy.core.packed_attention import Packing
-    from syzygy.text_encoders.adapter import _Attend
+    from syzygy.text_encoders.rotary_attention import RotaryAttend
 
     packing = Packing.of(torch.tensor([0, 40]), following=0, positions=0)
-    attend = _Attend(packing, torch.arange(40), 8)
+    attend = RotaryAttend(packing, torch.arange(40), 8)
     q, k = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(0))
 
     def read(i: int, j: int) -> float:
