@@ -182,8 +182,8 @@ def eclipse_loss(
     return EclipseLoss(projection + lambda_contrastive * contrastive, projection, contrastive)
 
 
-class EclipseTaskConfig(Config):
-    """The loss and the batch of a training step of ECLIPSE."""
+class ContrastiveTaskConfig(Config):
+    """The loss and the batch of a training step of ECLIPSE and of λ-ECLIPSE."""
 
     lambda_contrastive: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
     """λ, the weight of the contrastive loss relative to the mean squared error (paper: 0.2). 0 trains projection-only."""
@@ -199,6 +199,10 @@ class EclipseTaskConfig(Config):
     def scale(self, logit_scale: float) -> float:
         """1/τ of the contrastive loss, where `logit_scale` is the frozen CLIP's."""
         return logit_scale if self.temperature == "clip" else 1 / self.temperature
+
+
+class EclipseTaskConfig(ContrastiveTaskConfig):
+    """The training step of ECLIPSE."""
 
     def objective(
         self,
@@ -223,8 +227,9 @@ def made_or_loaded(kind: type[M], sizes: Mapping[str, Any], init: str | Path | N
     Raises:
         UserError: `init` is not found, is of another kind, or has other sizes.
     """
+    make: Any = kind  # its configuration is its own `config_class`
     wanted = kind.config_class(**sizes)
-    prior = kind(wanted) if init is None else kind.from_pretrained(init)
+    prior: M = make(wanted) if init is None else make.from_pretrained(init)
     other = [name for name in sizes if getattr(prior.config, name) != getattr(wanted, name)]
     if other:
         differ = ", ".join(f"{n} is {getattr(prior.config, n)} there and {getattr(wanted, n)} here" for n in other)

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.prior.eclipse import EclipseTaskConfig, compared, made_or_loaded
+from syzygy.prior.eclipse import ContrastiveTaskConfig, compared, made_or_loaded
 from syzygy.prior.embedding_pairs import Pairs
 from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
 from syzygy.prior.prior_network import PriorBatch
 
 
-class LambdaEclipseTaskConfig(EclipseTaskConfig):
-    """The loss and the batch of a training step of λ-ECLIPSE."""
+class LambdaEclipseTaskConfig(ContrastiveTaskConfig):
+    """The training step of λ-ECLIPSE."""
 
     controlled: float = Field(default=0.5, ge=0, le=1)
     """Share of the captions that are trained with the edges of their image as the control; the others have that of an image of zeros, as

@@ -85,7 +85,7 @@ def embed_with_subjects(
 
 def placed_subjects(clip: Clip, pairs: Sequence[SubjectPair]) -> list[list[tuple[list[int], Float[Tensor, "D"]]]]:
     """For each pair its subjects: the positions of the word's tokens, and the embedding of the object's cut-out."""
-    with_one = [pair for pair in pairs if pair.thing is not None]
+    with_one = [(pair.thing, pair.scene.style) for pair in pairs if pair.thing is not None]
     things, styles = (
         [pair.thing for pair in with_one if pair.thing is not None],
         [pair.scene.style for pair in with_one],

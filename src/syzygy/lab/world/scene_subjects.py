@@ -55,11 +55,11 @@ def with_word(text: str, span: Span) -> str:
 
 
 def cut_outs(
-    things: Sequence[Thing], styles: Sequence[Style], size: int = 64, device: torch.device | str = "cpu"
+    things: Sequence[tuple[Thing, Style]], size: int = 64, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "B 3 H W"]:
-    """Each thing alone on white, in the middle, `FILLED` of the side in radius, as its scene's style shows it."""
+    """Each thing alone on white, in the middle, `FILLED` of the side in radius, as a scene of this style shows it."""
     found = []
-    for thing, style in zip(things, styles, strict=True):
+    for thing, style in things:
         alone = replace(thing, x=0.5, y=0.5, radius=FILLED)
         scene = Scene((alone,), style, _NOTHING)
         mask = masks(scene, size, device)[0]
