@@ -86,12 +86,8 @@ def embed_with_subjects(
 def placed_subjects(clip: Clip, pairs: Sequence[SubjectPair]) -> list[list[tuple[list[int], Float[Tensor, "D"]]]]:
     """For each pair its subjects: the positions of the word's tokens, and the embedding of the object's cut-out."""
     with_one = [(pair.thing, pair.scene.style) for pair in pairs if pair.thing is not None]
-    things, styles = (
-        [pair.thing for pair in with_one if pair.thing is not None],
-        [pair.scene.style for pair in with_one],
-    )
-    pixels = cut_outs(things, styles, clip.image_size, clip.device)
-    embeddings = iter(clip.encode_image(pixels).cpu() if things else ())
+    pixels = cut_outs(with_one, clip.image_size, clip.device)
+    embeddings = iter(clip.encode_image(pixels).cpu() if with_one else ())
     return [[] if pair.thing is None else [(positions(clip, pair.text, WORD), next(embeddings))] for pair in pairs]
 
 

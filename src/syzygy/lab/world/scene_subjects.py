@@ -64,4 +64,4 @@ def cut_outs(
         scene = Scene((alone,), style, _NOTHING)
         mask = masks(scene, size, device)[0]
         found.append(render([scene], size, device)[0] * mask + (1 - mask))
-    return torch.stack(found)
+    return torch.stack(found) if found else torch.zeros(0, 3, size, size)
