@@ -18,6 +18,7 @@ from syzygy.generation.layout_edges import edge_map
 from syzygy.generation.subjects import positions
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language import detect_language, language
+from syzygy.lab.world.scene import Style, Thing
 from syzygy.lab.world.scene_subjects import WORD, SubjectPair, cut_outs, subject_pair
 from syzygy.prior.embedding_pairs import PriorData, caption_ids
 from syzygy.prior.lambda_training import LambdaEclipseTaskConfig
@@ -85,7 +86,7 @@ def embed_with_subjects(
 
 def placed_subjects(clip: Clip, pairs: Sequence[SubjectPair]) -> list[list[tuple[list[int], Float[Tensor, "D"]]]]:
     """For each pair its subjects: the positions of the word's tokens, and the embedding of the object's cut-out."""
-    with_one = [(pair.thing, pair.scene.style) for pair in pairs if pair.thing is not None]
+    with_one: list[tuple[Thing, Style]] = [(pair.thing, pair.scene.style) for pair in pairs if pair.thing is not None]
     pixels = cut_outs(with_one, clip.image_size, clip.device)
     embeddings = iter(clip.encode_image(pixels).cpu() if with_one else ())
     return [[] if pair.thing is None else [(positions(clip, pair.text, WORD), next(embeddings))] for pair in pairs]
