@@ -20,6 +20,7 @@ from syzygy.core.errors import UserError, unknown
 from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_building
 from syzygy.data.encoding import DTYPES, joined
+from syzygy.data.references import References
 from syzygy.data.store_files import DEFAULT_SET, PAIRS, SHARDS, repair, stored_tensors, unpacked_string
 from syzygy.data.store_part import BOOLEAN, CONTENT, EMPTY, NUMBER, TEXT, ImageStatistics, text_hash
 
@@ -273,6 +274,15 @@ class EmbeddingStore:
         else:
             remedy = f"Embed its source again: {command}"
         raise UserError(f"{self.path} holds no features of the empty text, because an older version wrote it. {remedy}")
+
+    def references(self, index: Index) -> References | None:
+        """Subjects and controls of these captions; None in a store without them."""
+        return None
+
+    @property
+    def zero_image(self) -> Float[Tensor, "1 D"] | None:
+        """The image embedding of an all-zero normalised image; None in a store without subjects."""
+        return None
 
     def images(self, index: Index) -> Float[Tensor, "B D"]:
         """Raw embeddings of these pictures."""

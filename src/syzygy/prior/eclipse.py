@@ -21,6 +21,7 @@ from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedText
 from syzygy.prior.embedding_pairs import Pairs
+from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
 from syzygy.prior.prior_folders import find_prior, is_controlled, is_diffusion, read_prior
 from syzygy.prior.prior_network import PriorBatch, PriorConfig, PriorNetwork
 
@@ -33,6 +34,7 @@ class EclipsePriorConfig(PriorConfig):
 
 
 P = TypeVar("P", bound="EclipsePrior")
+M = TypeVar("M", bound="EclipsePrior | LambdaEclipsePrior")
 
 
 class EclipsePrior(PriorNetwork):
@@ -180,8 +182,8 @@ def eclipse_loss(
     return EclipseLoss(projection + lambda_contrastive * contrastive, projection, contrastive)
 
 
-class EclipseTaskConfig(Config):
-    """The loss and the batch of a training step of ECLIPSE."""
+class ContrastiveTaskConfig(Config):
+    """The loss and the batch of a training step of ECLIPSE and of λ-ECLIPSE."""
 
     lambda_contrastive: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
     """λ, the weight of the contrastive loss relative to the mean squared error (paper: 0.2). 0 trains projection-only."""
@@ -193,6 +195,14 @@ class EclipseTaskConfig(Config):
     """What the network computes in (weights and losses stay fp32); "auto" is bf16 on CUDA and fp32 elsewhere."""
     temperature: Literal["clip"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "clip"
     """τ of the contrastive loss: "clip" takes the frozen CLIP's own (the paper does not say), a number replaces it."""
+
+    def scale(self, logit_scale: float) -> float:
+        """1/τ of the contrastive loss, where `logit_scale` is the frozen CLIP's."""
+        return logit_scale if self.temperature == "clip" else 1 / self.temperature
+
+
+class EclipseTaskConfig(ContrastiveTaskConfig):
+    """The training step of ECLIPSE."""
 
     def objective(
         self,
@@ -211,14 +221,15 @@ class EclipseTaskConfig(Config):
         return EclipseObjective(prior.to(device), self, logit_scale=logit_scale)
 
 
-def made_or_loaded(kind: type[P], sizes: Mapping[str, Any], init: str | Path | None) -> P:
+def made_or_loaded(kind: type[M], sizes: Mapping[str, Any], init: str | Path | None) -> M:
     """A prior of these sizes with random weights, or the prior `init`.
 
     Raises:
         UserError: `init` is not found, is of another kind, or has other sizes.
     """
+    make: Any = kind  # its configuration is its own `config_class`
     wanted = kind.config_class(**sizes)
-    prior = kind(wanted) if init is None else kind.from_pretrained(init)
+    prior: M = make(wanted) if init is None else make.from_pretrained(init)
     other = [name for name in sizes if getattr(prior.config, name) != getattr(wanted, name)]
     if other:
         differ = ", ".join(f"{n} is {getattr(prior.config, n)} there and {getattr(wanted, n)} here" for n in other)
@@ -226,13 +237,28 @@ def made_or_loaded(kind: type[P], sizes: Mapping[str, Any], init: str | Path | N
     return prior
 
 
+def compared(
+    predicted: Float[Tensor, "B D"], batch: PriorBatch, lambda_contrastive: float, logit_scale: float
+) -> dict[str, Tensor]:
+    """`eclipse_loss` of the batch's predictions: `loss` and its parts `projection` and `contrastive`."""
+    loss = eclipse_loss(
+        predicted,
+        batch.image,
+        batch.candidates,
+        lambda_contrastive=lambda_contrastive,
+        logit_scale=logit_scale,
+        caption_ids=batch.candidate_ids,
+        first=batch.first,
+    )
+    return {"loss": loss.total, "projection": loss.projection, "contrastive": loss.contrastive}
+
+
 class EclipseObjective:
     """Projection and contrast (eq. 5)."""
 
     def __init__(self, prior: EclipsePrior, config: EclipseTaskConfig, *, logit_scale: float) -> None:
         """`logit_scale` is the frozen CLIP's (1/τ, 100 for the published ones), used where the temperature is "clip"."""
-        self.prior, self.config = prior, config
-        self.logit_scale = logit_scale if config.temperature == "clip" else 1 / config.temperature
+        self.prior, self.config, self.logit_scale = prior, config, config.scale(logit_scale)
 
     def prepare(self, data: Pairs) -> None:
         """The prior keeps the statistics of the training images."""
@@ -243,16 +269,7 @@ class EclipseObjective:
         return self._compared(self.prior(batch.text, batch.noise), batch)
 
     def _compared(self, predicted: Float[Tensor, "B D"], batch: PriorBatch) -> dict[str, Tensor]:
-        loss = eclipse_loss(
-            predicted,
-            batch.image,
-            batch.candidates,
-            lambda_contrastive=self.config.lambda_contrastive,
-            logit_scale=self.logit_scale,
-            caption_ids=batch.candidate_ids,
-            first=batch.first,
-        )
-        return {"loss": loss.total, "projection": loss.projection, "contrastive": loss.contrastive}
+        return compared(predicted, batch, self.config.lambda_contrastive, self.logit_scale)
 
     def predict(self, batch: PriorBatch) -> Float[Tensor, "B D"]:
         """One pass."""

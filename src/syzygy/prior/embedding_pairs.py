@@ -15,6 +15,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedText
 from syzygy.core.randomness import generator
 from syzygy.core.wording import counted
+from syzygy.data.references import References
 from syzygy.data.store import EmbeddingStore
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from syzygy.prior.prior_network import check_features
@@ -41,6 +42,10 @@ class PriorData:
     """Which of the N images each caption describes."""
     caption_ids: Int[Tensor, "M"]
     """Equal if the words of two captions are equal; see `caption_ids`."""
+    referred: References | None = None
+    """Subjects and controls of the M captions, for a λ-ECLIPSE prior."""
+    zero_image: Float[Tensor, "1 D"] | None = None
+    """The image embedding of an all-zero normalised image: the control of a caption without a layout."""
 
     def __post_init__(self) -> None:
         lengths = len(self.captions), len(self.image_of_caption), len(self.caption_ids)
@@ -102,10 +107,18 @@ class PriorData:
         """The keys of these samples."""
         return [f"caption {i}" for i in index.tolist()]
 
+    def references(self, index: Int[Tensor, "B"]) -> References | None:
+        """What these captions refer to besides their words; None in data without subjects."""
+        return None if self.referred is None else self.referred[index]
+
     def first(self, number: int) -> "PriorData":
         """The first captions, with all images."""
-        return PriorData(
-            self.image_embeddings, self.captions[:number], self.image_of_caption[:number], self.caption_ids[:number]
+        return replace(
+            self,
+            captions=self.captions[:number],
+            image_of_caption=self.image_of_caption[:number],
+            caption_ids=self.caption_ids[:number],
+            referred=self.references(torch.arange(number)),
         )
 
 
@@ -160,6 +173,14 @@ class StorePairs:
 
     def keys(self, index: Int[Tensor, "B"]) -> list[str]:
         return self.store.keys(self.store.image_of(self.chosen[index]))
+
+    def references(self, index: Int[Tensor, "B"]) -> References | None:
+        return self.store.references(self.chosen[index])
+
+    @property
+    def zero_image(self) -> Float[Tensor, "1 D"] | None:
+        """The image embedding of an all-zero normalised image; None in a store without subjects."""
+        return self.store.zero_image
 
     def first(self, number: int) -> "StorePairs":
         return replace(self, chosen=self.chosen[:number])

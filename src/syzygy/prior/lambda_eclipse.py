@@ -5,7 +5,7 @@ Legend: B captions, D width of CLIP's joint space.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,7 @@ class LambdaEclipsePrior(PriorNetwork):
     `clip_mean` and `clip_std` are published with the weights and are not used here, as in `EclipsePrior`.
     """
 
+    config_class: ClassVar[type[LambdaEclipsePriorConfig]] = LambdaEclipsePriorConfig
     takes_subjects = True
     """What distinguishes this prior from others for pipelines (`generation.subjects.SubjectPrior`)."""
     zero_image: Callable[[], Float[Tensor, "1 D"]] | None = None

@@ -21,6 +21,7 @@ from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedAttention, PackedText, Packing
 from syzygy.core.transformer_layers import Block
+from syzygy.data.references import References
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from syzygy.prior.prior_folders import PUBLISHED, Layout, write_prior
 
@@ -207,6 +208,8 @@ class PriorBatch:
     """Standard normal, fresh at each step (eq. 3)."""
     uniform: Float[Tensor, "B 2"]
     """In [0, 1), on the CPU: for what else an objective draws."""
+    references: References | None = None
+    """Subjects and controls of the B captions, in data that have them."""
 
     def __len__(self) -> int:
         return len(self.image)

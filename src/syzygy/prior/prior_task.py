@@ -166,9 +166,8 @@ class PriorTask:
         for first in range(self._share.start, self._share.stop, self._micro):
             own = captions[first : min(first + self._micro, self._share.stop)]
             noise, uniform = draws(self.seed, "train", place + first, len(own), self.data.width)
-            batches.append(
-                PriorBatch(self.data.text(own), self.data.images(own), candidates, ids, first, noise, uniform)
-            )
+            text, images, references = self.data.text(own), self.data.images(own), self.data.references(own)
+            batches.append(PriorBatch(text, images, candidates, ids, first, noise, uniform, references))
         return batches
 
     @property
@@ -203,7 +202,8 @@ def placed(batch: PriorBatch, device: torch.device) -> PriorBatch:
     text = batch.text.to(device, torch.float32)
     ids = batch.candidate_ids.to(device)
     image, candidates, noise = to(batch.image), to(batch.candidates), to(batch.noise)
-    return PriorBatch(text, image, candidates, ids, batch.first, noise, batch.uniform)
+    references = None if batch.references is None else batch.references.to(device, torch.float32)
+    return PriorBatch(text, image, candidates, ids, batch.first, noise, batch.uniform, references)
 
 
 def unmeasured(validation: Pairs) -> str:
@@ -232,7 +232,8 @@ def validated(objective: Measured, data: Pairs, batch_size: int, seed: int, devi
     for index in everything.split(batch_size):
         noise, uniform = draws(seed, "validation", int(index[0]), len(index), data.width)
         candidates, ids = data.pooled(index), data.ids(index)
-        read = PriorBatch(data.text(index), data.images(index), candidates, ids, 0, noise, uniform)
+        text, references = data.text(index), data.references(index)
+        read = PriorBatch(text, data.images(index), candidates, ids, 0, noise, uniform, references)
         batch = placed(read, device)
         means = objective.losses(batch)
         predicted = objective.predict(batch).float()

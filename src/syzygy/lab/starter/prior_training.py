@@ -4,14 +4,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from syzygy.clip.clip_model import Clip
+from syzygy.clip.zero_image import ZeroImage
 from syzygy.core.contracts import TextEncoder, TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.core.randomness import seed_of
+from syzygy.core.randomness import Draw, seed_of
+from syzygy.data.references import References
+from syzygy.generation.image_files import to_tensor
+from syzygy.generation.layout_edges import edge_map
+from syzygy.generation.subjects import positions
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language import detect_language, language
+from syzygy.lab.world.scene import Style, Thing
+from syzygy.lab.world.scene_subjects import WORD, SubjectPair, cut_outs, subject_pair
 from syzygy.prior.embedding_pairs import PriorData, caption_ids
+from syzygy.prior.lambda_training import LambdaEclipseTaskConfig
 from syzygy.prior.linear_prior import LinearRun
 from syzygy.prior.next_steps import counts
 from syzygy.prior.training import PriorRun, PriorTrainingData, train_prior
@@ -47,6 +57,47 @@ def embed(
     return PriorData(torch.cat(images), TextFeatures.cat(features), torch.arange(number), caption_ids(texts))
 
 
+def embed_with_subjects(
+    clip: Clip, seed: int, number: int, edges: bool, progress: Callable[[int], None] = lambda done: None
+) -> PriorData:
+    """`embed`, with captions in which a word stands for an object (`scene_subjects`) and, if wanted, the edges of each image."""
+    images, features, texts, references = [], [], [], []
+    for start in range(0, number, CHUNK):
+        rows = range(start, min(start + CHUNK, number))
+        found = scene_source.pairs(seed, start, len(rows), unseen=False)
+        pixels = scene_source.pictures(found, clip.image_size, clip.device)
+        images.append(clip.encode_image(pixels).cpu())
+        pairs = [subject_pair(one, Draw(seed, "subject", row)) for row, one in zip(rows, found, strict=True)]
+        captions = [one.text for one in pairs]
+        features.append(clip.encode_text(captions).to("cpu"))
+        control = embed_edges(clip, pixels) if edges else None
+        references.append(References.of(placed_subjects(clip, pairs), clip.width, control))
+        texts += captions
+        progress(len(rows))
+    return PriorData(
+        torch.cat(images),
+        TextFeatures.cat(features),
+        torch.arange(number),
+        caption_ids(texts),
+        References.cat(references),
+        ZeroImage(clip, clip.fingerprint())(),
+    )
+
+
+def placed_subjects(clip: Clip, pairs: Sequence[SubjectPair]) -> list[list[tuple[list[int], Float[Tensor, "D"]]]]:
+    """For each pair its subjects: the positions of the word's tokens, and the embedding of the object's cut-out."""
+    with_one: list[tuple[Thing, Style]] = [(pair.thing, pair.scene.style) for pair in pairs if pair.thing is not None]
+    pixels = cut_outs(with_one, clip.image_size, clip.device)
+    embeddings = iter(clip.encode_image(pixels).cpu() if with_one else ())
+    return [[] if pair.thing is None else [(positions(clip, pair.text, WORD), next(embeddings))] for pair in pairs]
+
+
+def embed_edges(clip: Clip, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+    """The image embeddings of these images' edges: controls."""
+    edges = torch.stack([to_tensor(edge_map(image)) for image in pixels.cpu()])
+    return clip.encode_image(edges.to(clip.device)).cpu()
+
+
 def embedded(run: PriorRun | LinearRun, clip: Clip, bar: Bar = no_bar) -> tuple[PriorData, PriorData]:
     """The run's training and validation pairs of the world.
 
@@ -57,11 +108,16 @@ def embedded(run: PriorRun | LinearRun, clip: Clip, bar: Bar = no_bar) -> tuple[
         raise UserError("this preset trains on an embedding store: give --data STORE, or set scenes=20000.")
     batch = 1 if isinstance(run, LinearRun) else run.task.batch_size
     scenes, unseen = rehearsed(run.scenes, batch), run.validation_images
+    task = None if isinstance(run, LinearRun) else run.task
+
+    def pairs(what: str, number: int, progress: Callable[[int], None]) -> PriorData:
+        seed = seed_of(run.seed, what)
+        if isinstance(task, LambdaEclipseTaskConfig):
+            return embed_with_subjects(clip, seed, number, task.controlled > 0, progress)
+        return embed(clip, seed, number, progress)
+
     with bar("embedding", scenes + unseen) as progress, preparing(run.scenes + unseen, scenes + unseen):
-        return (
-            embed(clip, seed_of(run.seed, "prior data"), scenes, progress),
-            embed(clip, seed_of(run.seed, "prior validation"), run.validation_images, progress),
-        )
+        return pairs("prior data", scenes, progress), pairs("prior validation", run.validation_images, progress)
 
 
 def train(

@@ -1,0 +1,172 @@
+"""Does an image show the subject of a picture where its prompt has a word for it? Exact scores on the embedded world (λ-ECLIPSE)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from syzygy.core.contracts import Guide, Sampling, TextFeatures
+from syzygy.core.randomness import Draw, generator, seed_of
+from syzygy.generation.subjects import EmbeddedSubject, SubjectPrior, positions, with_subjects
+from syzygy.generation.text_to_image import TextToImage
+from syzygy.lab.evaluate import harness
+from syzygy.lab.evaluate.composition import reference_embeddings, shuffled_prompts
+from syzygy.lab.evaluate.harness import Candidate, Values
+from syzygy.lab.world.description import Description, Mention, check_facts
+from syzygy.lab.world.language import language
+from syzygy.lab.world.prompts import Category, Prompt, prompts
+from syzygy.lab.world.scene import COLOURS, TEXTURES, Style, Thing
+from syzygy.lab.world.scene_classifier import Prediction
+from syzygy.lab.world.scene_subjects import WORD, cut_outs, with_word
+
+SUBJECT, WORDS, NONE, OTHER, REFERENCE = "subject", "in words", "no subject", "another's subject", "reference"
+KINDS: tuple[Category, ...] = ("single", "colour", "spatial")
+STYLE: Style = "flat"
+"""Style of the subjects' pictures."""
+SHOWN = 8
+"""Prompts in the grid of images."""
+
+
+class SubjectsConfig(harness.SamplingConfig):
+    """What is generated and scored."""
+
+    prompts: int = Field(default=34, gt=0)
+    """Prompts of each kind, seen and unseen each: a subject alone, with a coloured object, and in a relation to one."""
+    conditions: tuple[str, ...] | None = None
+    """What the decoder reads; null is all that it can."""
+
+
+@dataclass(frozen=True)
+class SubjectCase:
+    """A prompt in which `WORD` stands for a thing, and the same prompt in words."""
+
+    text: str
+    words: Prompt
+    """Its description names all attributes of the thing."""
+    number: int
+    """Which of the mentions is the subject."""
+
+    @property
+    def mention(self) -> Mention:
+        return self.words.description.mentions[self.number]
+
+    @property
+    def thing(self) -> Thing:
+        """The subject as its picture shows it; where and how large is up to `cut_outs`."""
+        mention = self.mention
+        assert mention.colour and mention.texture, "a subject has all attributes"
+        return Thing(mention.shape, mention.colour, mention.texture, 0.5, 0.5, 0.25)
+
+
+def subject_cases(config: SubjectsConfig) -> list[SubjectCase]:
+    """Cases of each kind, seen and unseen."""
+    return [
+        _case(prompt, Draw(config.seed, "subject", prompt.text))
+        for kind in KINDS
+        for unseen in (False, True)
+        for prompt in prompts(kind, config.prompts, seed_of(config.seed, "prompts", kind), unseen, fewer=True)
+    ]
+
+
+def _case(prompt: Prompt, draw: Draw) -> SubjectCase:
+    """One of the mentions, with attributes that the prompt leaves open, as the subject: of an unseen composition, the one that makes it so."""
+    mentions = prompt.description.mentions
+    rare = [i for i, mention in enumerate(mentions) if Description((mention,)).unseen]
+    number = draw.pick(rare or list(range(len(mentions))))
+    taken = {mention.colour for i, mention in enumerate(mentions) if i != number}
+    while True:
+        colour = mentions[number].colour or draw.pick([colour for colour in COLOURS if colour not in taken])
+        full = replace(mentions[number], colour=colour, texture=mentions[number].texture or draw.pick(TEXTURES))
+        described = replace(prompt.description, mentions=(*mentions[:number], full, *mentions[number + 1 :]))
+        if described.unseen == prompt.unseen:
+            break
+    said = language("en").caption(described, draw)
+    order = next(i for i, mention in enumerate(said.description.mentions) if mention == full)
+    span = next(span for span in said.spans if span.mention == order)
+    words = Prompt(prompt.category, said.text, said.description, prompt.unseen, said.spans)
+    return SubjectCase(with_word(said.text, span), words, order)
+
+
+def embedded_subjects(model: TextToImage, cases: Sequence[SubjectCase]) -> Float[Tensor, "P D"]:
+    """The image embeddings of the subjects' cut-outs."""
+    return model.clip.encode_image(cut_outs([(case.thing, STYLE) for case in cases], model.clip.image_size))
+
+
+def guides(
+    model: TextToImage, prior: SubjectPrior, cases: Sequence[SubjectCase], config: SubjectsConfig
+) -> dict[str, tuple[list[str], TextFeatures, Float[Tensor, "P D"]]]:
+    """Candidate → (texts, their features, image embeddings): what the decoder reads of each case."""
+    spoken, written = [case.text for case in cases], [case.words.text for case in cases]
+    features, in_words = model.encode_text(spoken), model.encode_text(written)
+    pictures = embedded_subjects(model, cases)
+    draws = [torch.randn(model.clip.width, generator=generator(config.seed, "epsilon", text)) for text in written]
+    noise = torch.stack(draws).to(pictures)
+    places = [positions(model.clip, text, WORD) for text in spoken]
+
+    def with_pictures(rows: Sequence[int]) -> Float[Tensor, "P D"]:
+        found = [
+            with_subjects(features[[case]], [text], [EmbeddedSubject(WORD, pictures[[row]], positions={text: place})])
+            for case, (text, place, row) in enumerate(zip(spoken, places, rows, strict=True))
+        ]
+        return prior.predict(TextFeatures.cat(found), noise=noise)
+
+    everyone = range(len(cases))
+    others = shuffled_prompts([case.words for case in cases], config.seed)
+    true = reference_embeddings([case.words for case in cases], model.clip, config.seed, model.clip.image_size)
+    return {
+        SUBJECT: (spoken, features, with_pictures(everyone)),
+        WORDS: (written, in_words, prior.predict(in_words, noise=noise)),
+        NONE: (spoken, features, prior.predict(features, noise=noise)),
+        OTHER: (spoken, features, with_pictures(others)),
+        REFERENCE: (spoken, features, true),
+    }
+
+
+def candidates(
+    model: TextToImage, prior: SubjectPrior, cases: Sequence[SubjectCase], config: SubjectsConfig
+) -> list[Candidate]:
+    """An image of each case by each candidate, from the same noise."""
+    sampling = Sampling(steps=config.steps, guidance_scale=config.guidance_scale)
+    conditions = config.conditions or model.pipeline.decoder.conditions
+
+    @torch.inference_mode()
+    def generate(
+        texts: list[str], features: TextFeatures, embeddings: Float[Tensor, "P D"], rows: Sequence[int]
+    ) -> Float[Tensor, "B 3 H W"]:
+        noise = [generator(config.seed, "subject", cases[row].words.text) for row in rows]
+        guide = Guide(embeddings[[*rows]], features[[*rows]], [texts[row] for row in rows], conditions=conditions)
+        return model.pipeline.decoder.generate(guide, noise, sampling=sampling)
+
+    return [
+        Candidate(name, len(cases), partial(generate, *read))
+        for name, read in guides(model, prior, cases, config).items()
+    ]
+
+
+def scores(cases: Sequence[SubjectCase], scenes: Sequence[Prediction]) -> dict[str, Values]:
+    """For each case: whether the subject appears with all attributes, and with each; whether all else is right; whether everything is."""
+    found: dict[str, Values] = {name: [] for name in (*MEASURES, "prompt_accuracy")}
+    for case, scene in zip(cases, scenes, strict=True):
+        for name, value in _values(case, scene).items():
+            found[name].append([float(value)])
+    return found
+
+
+MEASURES = ("appearance", "shape", "colour", "texture", "rest")
+
+
+def _values(case: SubjectCase, scene: Prediction) -> dict[str, bool]:
+    mention, described = case.mention, case.words.description
+    others = tuple(one for i, one in enumerate(described.mentions) if i != case.number)
+    values = {
+        "appearance": any(map(mention.fits, scene.things)),
+        "shape": any(thing.shape == mention.shape for thing in scene.things),
+        "colour": any(thing.colour == mention.colour for thing in scene.things),
+        "texture": any(thing.texture == mention.texture for thing in scene.things),
+        "rest": not others or all(fact.holds for fact in check_facts(Description(others), scene)),
+    }
+    return values | {"prompt_accuracy": harness.prompt_accuracy(case.words, scene) == 1}
