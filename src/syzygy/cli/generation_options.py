@@ -192,7 +192,7 @@ def prompt_options(command: F) -> F:
     """As `image_options`, for models that read prompts only as well; and what the decoder reads of prompts."""
     text = (
         "Conditions that the decoder uses, comma-separated: image, text, t5. Default: the model's own (starter: text,t5), "
-        "and all that it can with --prior."
+        "all that it can with --prior, and image alone with a prior that reads subjects."
     )
     models = (
         "starter, kandinsky-2.2, kandinsky-2.2-inpaint, kandinsky-2.2-controlnet-depth, karlo, stable-unclip, stable-diffusion-1.5 or "

@@ -80,10 +80,12 @@ def load(
     loaded: Any = chosen
     if isinstance(chosen, (str, Path)):
         loaded = load_any_prior(chosen, clip, device, local_files_only=local_files_only)
-    if isinstance(loaded, LambdaEclipsePrior):
-        loaded.zero_image = ZeroImage(clip, clip.fingerprint())
     said = index.get("defaults", {})
     own = DEFAULTS | {"region_strength" if name == "painting" else name: value for name, value in said.items()}
+    named = own.get("conditions", ()) if prior is None else ()
+    if isinstance(loaded, LambdaEclipsePrior):
+        loaded.zero_image = ZeroImage(clip, clip.fingerprint())
+        named = ("image",)  # the texts have a subject's word, and not what its picture shows
     defaults = Sampling(
         steps=own["num_inference_steps"],
         guidance_scale=own["guidance_scale"],
@@ -108,7 +110,6 @@ def load(
     image_decoder = LatentDecoder(
         denoiser, autoencoder, torch.device(device), defaults, encoders=encoders, placement=placement
     )
-    named = own.get("conditions", ()) if prior is None else ()
     reads = [name for name in named if name in image_decoder.conditions] or None
     pipeline = Pipeline(clip, loaded, image_decoder, torch.device(device), reads)
     return OwnModel(clip, pipeline, folder, bool(index.get("world")))

@@ -175,9 +175,12 @@ def _sample_row(name: str, pair: "Pair") -> dict[str, Any]:
     help="PNG file to write.",
 )
 @click.option("--num", type=Whole(1, 64), default=1, show_default=True, metavar="N", help="Scenes, in a grid.")
+@click.option(
+    "--cut-out", is_flag=True, help="The first object alone, cut out on white: a picture for generate --subject."
+)
 @seed_option
 @size_option
-def show(caption: str, out: Path, num: int, seed: int, size: int) -> None:
+def show(caption: str, out: Path, num: int, cut_out: bool, seed: int, size: int) -> None:
     """Render a scene that a caption describes, in any language of this world.
 
     What the caption leaves open is random. An image of another scene is never overwritten.
@@ -187,6 +190,7 @@ def show(caption: str, out: Path, num: int, seed: int, size: int) -> None:
     from syzygy.lab.world.language import parse_caption
     from syzygy.lab.world.render import render
     from syzygy.lab.world.scene_sampling import scene_for
+    from syzygy.lab.world.scene_subjects import cut_outs
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} does not end in .png. Choose the name of a PNG file.")
@@ -194,8 +198,9 @@ def show(caption: str, out: Path, num: int, seed: int, size: int) -> None:
     _warn(parsed)
     click.echo(f"understood: {_understood(parsed.description)}")
     scenes = [scene_for(parsed.description, Draw(seed, "show", i)) for i in range(num)]
-    image = _grid([one for scene in scenes for one in _images(render([scene], size))])
-    record = {"prompt": caption, "seed": seed, "size": size, "num": num}
+    pixels = cut_outs([(scene.things[0], scene.style) for scene in scenes], size) if cut_out else render(scenes, size)
+    image = _grid([*_images(pixels)])
+    record = {"prompt": caption, "seed": seed, "size": size, "num": num} | ({"cut_out": True} if cut_out else {})
     writable_folder(out.parent)
     path = place_for(out, record)
     save_png(image, path, record)
