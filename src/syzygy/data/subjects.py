@@ -16,7 +16,6 @@ The key decides the unit, never the numbers. A `box` whose numbers are all at mo
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
