@@ -256,7 +256,7 @@ COUNTS = (
 def _print_summary(result: "EmbedResult", as_json: bool) -> None:
     import json
 
-    from syzygy.cli.store_subjects import about_subjects, subject_lines
+    from syzygy.cli.subject_summary import about_subjects, subject_lines
     from syzygy.data.store import EmbeddingStore
 
     manifest = result.manifest

@@ -21,7 +21,7 @@ def info(store: Path, as_json: bool) -> None:
     """Show what is in an embedding store: counts, columns, and which encoder made its features."""
     import json
 
-    from syzygy.cli.store_subjects import about_subjects, subject_lines
+    from syzygy.cli.subject_summary import about_subjects, subject_lines
     from syzygy.data.store_building import read_manifest
 
     manifest = read_manifest(store)

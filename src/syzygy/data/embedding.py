@@ -62,7 +62,7 @@ class EmbedRequest:
     image_column: str | None = None
     keep: tuple[str, ...] | None = None
     subjects: bool | None = None
-    """Embed the subjects that the metadata name; see `data.subjects`. Default: no."""
+    """Embed the subjects that the metadata name; see `data.source_subjects`. Default: no."""
     subject_column: str | None = None
     """The column with subjects. Default: "subjects"."""
     edges: bool | None = None

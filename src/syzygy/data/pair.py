@@ -25,7 +25,7 @@ BLOCK, BLOCKS = 64 * 2**10, 64
 
 @dataclass(frozen=True)
 class RawSubject:
-    """A subject as a source names it: a phrase, and its place in the image. See `data.subjects`."""
+    """A subject as a source names it: a phrase, and its place in the image. See `data.source_subjects`."""
 
     phrase: str
     """Empty if it has none."""

@@ -18,7 +18,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.image_reading import as_rgb, loaded, read_bytes
 from syzygy.core.phrase_places import places
 from syzygy.data.pair import Bad, RawPair, RawSubject, Sample, Scalar, Skipped, Unused
-from syzygy.data.subjects import cut_out
+from syzygy.data.source_subjects import cut_out
 
 P = TypeVar("P")
 

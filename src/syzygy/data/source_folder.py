@@ -27,7 +27,7 @@ from syzygy.data.pair import (
     without,
 )
 from syzygy.data.source_captions import UTF_16, files_in
-from syzygy.data.subjects import subjects_in
+from syzygy.data.source_subjects import subjects_in
 
 LINES, TABLE = "metadata.jsonl", "metadata.csv"
 ROWS = 512

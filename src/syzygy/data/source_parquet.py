@@ -18,7 +18,7 @@ from syzygy.data.pair import (
     listed,
     pair_of,
 )
-from syzygy.data.subjects import subjects_in
+from syzygy.data.source_subjects import subjects_in
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture")
 STATUS = "status"

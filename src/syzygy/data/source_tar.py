@@ -28,7 +28,7 @@ from syzygy.data.pair import (
     pair_of,
     without,
 )
-from syzygy.data.subjects import subjects_in
+from syzygy.data.source_subjects import subjects_in
 
 PICTURES = tuple(dict.fromkeys(["jpg", "jpeg", "png", "webp", *sorted(suffix[1:] for suffix in SUFFIXES)]))
 """Endings of pictures. Of two pictures of a sample, the one whose ending comes first is used."""

@@ -50,7 +50,7 @@ class SourceOptions(Config):
     keep: tuple[str, ...] = ()
     """Columns whose text is kept. Numbers and booleans always are."""
     subject_column: str | None = None
-    """The column with subjects (see `data.subjects`). None: they are not read."""
+    """The column with subjects (see `data.source_subjects`). None: they are not read."""
     image_norm: float | None = Field(default=None, gt=0)
     """For ready-made embeddings of unit length: the mean norm of the encoder's raw image embeddings, to which they are scaled."""
 

@@ -24,7 +24,6 @@ from PIL import Image
 
 from syzygy.core.errors import UserError
 from syzygy.core.image_reading import as_mask, loaded, read_bytes
-from syzygy.core.pixels import to_uint8
 from syzygy.data.pair import RawSubject, clean
 
 PLACES = ("box", "relative_box", "mask")
@@ -140,7 +139,7 @@ def cut_out(subject: RawSubject, image: Image.Image) -> Image.Image:
     margin = math.ceil(MARGIN * max(bottom - top, right - left))
     left, top = max(left - margin, 0), max(top - margin, 0)
     right, bottom = min(right + margin, image.width), min(bottom + margin, image.height)
-    alpha = Image.fromarray(to_uint8(mask[top:bottom, left:right][None, None])[0, 0].numpy())
+    alpha = Image.fromarray((mask[top:bottom, left:right] * 255).round().byte().numpy())
     white = Image.new("RGB", alpha.size, "white")
     white.paste(image.crop((left, top, right, bottom)), mask=alpha)
     return _squared(white)
