@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from syzygy.core.errors import UserError
-from syzygy.core.phrase_places import places
 from syzygy.data import store_building
 from syzygy.data.embed_shard import embed_shard
 from syzygy.data.encoding import EmbedSettings
@@ -25,7 +22,6 @@ from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_checking import verify
 from syzygy.data.store_files import mapped, write_tensors
 from syzygy.data.store_merging import merge
-from syzygy.data.store_subjects import token_positions
 
 WITH = SourceOptions(subject_column="subjects")
 LEFT, RIGHT = (200, 0, 0), (0, 200, 0)
@@ -84,7 +80,6 @@ def test_subjects_are_stored_at_the_tokens_of_their_phrase(
     assert found.control is None
     assert found.offsets.tolist() == [0, 2, 3, 3, 3, 3, 4, 4, 4]
     # Start token, a, dog, and, a, red, cat. Every occurrence counts; "dogs" is another word.
-    assert found.positions.tensor_split(found.position_offsets[1:-1]) is not None
     positions = [
         found.positions[a:b].tolist() for a, b in zip(found.position_offsets, found.position_offsets[1:], strict=False)
     ]
@@ -388,21 +383,3 @@ def test_without_opencv_edges_are_refused_before_the_work(
     ):
         make_store(source, tmp_path / "store", encoder, options=WITH, subjects=True, edges=True)
     assert not list((tmp_path / "store" / "shards").iterdir())
-
-
-words = st.sampled_from(["dog", "dogs", "a", "red", "Dog", "cat"])
-
-
-@given(text=st.lists(words, min_size=1, max_size=8), phrase=st.lists(words, min_size=1, max_size=2))
-def test_positions_are_those_of_the_words(text: list[str], phrase: list[str]) -> None:
-    """With one token for each word, they are where the words stand."""
-    caption, spans, start = " ".join(text), [(0, 0)], 0
-    for word in text:
-        spans.append((start, start + len(word)))
-        start += len(word) + 1
-    lower, wanted = [w.lower() for w in text], [w.lower() for w in phrase]
-    size = len(wanted)
-    starts = [i for i in range(len(text)) if lower[i : i + size] == wanted]
-    expected = sorted({1 + i + k for i in starts for k in range(size)})
-    found = token_positions(torch.tensor([*spans, (0, 0)]), places(caption, " ".join(phrase)))
-    assert found == expected
