@@ -17,10 +17,12 @@ from syzygy.data import store_building
 from syzygy.data.embed_shard import embed_shard
 from syzygy.data.encoding import EmbedSettings
 from syzygy.data.pair import RawPair, pair_of
+from syzygy.data.references import References
 from syzygy.data.sources import Source, SourceOptions, expand
 from syzygy.data.store import EmbeddingStore
 from syzygy.data.store_checking import verify
 from syzygy.data.store_merging import merge
+from syzygy.data.store_subjects import PartSubjects, StoredSubjects, write_subjects
 
 WIDTH = 3
 
@@ -161,3 +163,36 @@ def test_ranges_count_up_and_down(first: int, last: int, width: int) -> None:
     numbers = [int(text[1:-1]) for text in found]
     assert (numbers[0], numbers[-1]) == (first, last)
     assert {abs(a - b) for a, b in pairwise(numbers)} <= {1}
+
+
+subjects_of_a_caption = st.lists(
+    st.tuples(st.integers(0, 4), st.lists(st.integers(0, 76), min_size=1, max_size=3)), max_size=3
+)
+
+
+@many
+@given(
+    parts=st.lists(st.lists(subjects_of_a_caption, min_size=1, max_size=4), min_size=1, max_size=3),
+    edges=st.booleans(),
+    data=st.data(),
+)
+def test_subjects_that_go_in_come_out(place: Callable, parts: Any, edges: bool, data: Any) -> None:
+    """Each part holds five subjects, of which any caption may use any, and a picture for each caption."""
+    folder, records, everything, controls = place(), [], [], []
+    (folder / "shards").mkdir(parents=True)
+    for number, captions in enumerate(parts):
+        embeddings = (torch.arange(5 * WIDTH).view(5, WIDTH) + 100 * number).half()
+        control = (torch.arange(len(captions) * WIDTH).view(-1, WIDTH) - 50.0 * number).half()
+        part = PartSubjects([f"phrase {i}" for i in range(5)], embeddings, captions, control if edges else None)
+        records.append({"subjects": write_subjects(part, folder, number, 0)})
+        everything += [[(positions, embeddings[i]) for i, positions in caption] for caption in captions]
+        controls.append(control)
+    whole = References.of(everything, WIDTH, torch.cat(controls) if edges else None)
+    store = StoredSubjects(folder, {"edges": edges}, records, "fp16")
+    places = [(part, i) for part, captions in enumerate(parts) for i in range(len(captions))]
+    index = data.draw(st.lists(st.integers(0, len(places) - 1), min_size=1, max_size=6))
+    found = store.references([(*places[i], places[i][1]) for i in index], WIDTH)
+    expected = whole[torch.tensor(index)]
+    assert (found.control is None) == (expected.control is None)
+    for name in ("embeddings", "offsets", "positions", "position_offsets", *(["control"] if edges else [])):
+        assert torch.equal(getattr(found, name).float(), getattr(expected, name).float())

@@ -56,6 +56,15 @@ SOURCE is one of
 If a folder holds tars, or parquet files, all of them are read.
 
 \b
+Subjects, for λ-ECLIPSE priors (--subjects), are phrases of the captions with their place in the image:
+  {"file_name": "a.png", "text": "a dog on a sofa", "subjects": [
+    {"phrase": "dog", "box": [12, 30, 96, 120]},      left, top, right, bottom in pixels
+    {"phrase": "sofa", "relative_box": [0, 0.5, 1, 1]},    the same in fractions of the sides
+    {"phrase": "sofa", "mask": "masks/a.png"}]}       or a mask, white where the subject is
+Tars have them in .json, tables as JSON text, parquet as a column of structs or JSON text. Masks that are
+files need a folder.
+
+\b
 Captions come from a column called caption, captions, text, texts or txt. Name any other with
 --caption-column. The summary says which column was used, and which text was not kept.
 
@@ -64,6 +73,12 @@ Embed the world's scenes with the packaged CLIP, then show the store:
   syzygy world sample --num 1000 --out scenes
   syzygy embed scenes --encoder starter --out store
   syzygy store info store
+
+\b
+Embed scenes with subjects and edges, then train a λ-ECLIPSE prior:
+  syzygy world sample --subjects --num 1000 --out subjects
+  syzygy embed subjects --subjects --edges --encoder starter --out subject-store
+  syzygy train prior --preset lambda-eclipse --data subject-store --out prior
 
 \b
 On several GPUs:  torchrun --nproc-per-node 4 -m syzygy.cli embed SOURCE …
@@ -129,6 +144,23 @@ kept, and options that you leave out keep the values of the interrupted run.
     metavar="NORM",
     help="For a source of unit-length embeddings: the mean length to scale them to.",
 )
+@click.option(
+    "--subjects",
+    is_flag=True,
+    default=None,
+    help="Also embed the subjects that the metadata name, cut out on white.",
+)
+@click.option(
+    "--subject-column",
+    metavar="NAME",
+    help="Column, or field of the metadata, with subjects.  [default: subjects]",
+)
+@click.option(
+    "--edges",
+    is_flag=True,
+    default=None,
+    help="With --subjects: also embed the edges of each picture (needs the extra edges).",
+)
 @click.option("--dry-run", is_flag=True, help="Estimate time, memory and disk from the first pairs, and write nothing.")
 @device_option
 @json_option
@@ -181,6 +213,7 @@ def _expected(preview: "Preview | None") -> Iterator[str]:
     if preview.unusable:
         what = f"{len(preview.unusable)} of the first {counted(preview.looked_at, 'sample')} cannot be used"
         yield f"warning: {what}, such as {preview.unusable[0]}."
+    yield from _expected_subjects(preview)
     amounts = [] if preview.samples is None else [counted(preview.samples, "sample")]
     if preview.seconds is not None:
         amounts.append(wording.duration(preview.seconds) if preview.seconds >= 1 else "less than a second")
@@ -188,6 +221,14 @@ def _expected(preview: "Preview | None") -> Iterator[str]:
         amounts.append(f"{wording.size(preview.bytes)} on disk")
     about = "" if preview.counted else "about "
     yield f"estimate: {about}{', '.join([*amounts, f'{wording.size(preview.memory)} of memory'])}"
+
+
+def _expected_subjects(preview: "Preview") -> Iterator[str]:
+    if preview.subjects is not None:
+        yield f"subjects: {preview.subjects:.3g} per pair, on average over the first pairs"
+    if preview.bad_subjects:
+        what = counted(len(preview.bad_subjects), "subject")
+        yield f"warning: {what} of the first pairs cannot be used, such as {printable(preview.bad_subjects[0])}."
 
 
 def _print_expected(preview: "Preview | None") -> None:
@@ -215,17 +256,20 @@ COUNTS = (
 def _print_summary(result: "EmbedResult", as_json: bool) -> None:
     import json
 
+    from syzygy.cli.subject_summary import about_subjects, subject_lines
     from syzygy.data.store import EmbeddingStore
 
     manifest = result.manifest
     size = sum(path.stat().st_size for path in result.store.rglob("*") if path.is_file())
     tokens = manifest["features"]["clip"]["tokens"]
     counts = {name: manifest[name] for name in COUNTS}
+    subjects = about_subjects(manifest, result.store)
     first = EmbeddingStore.open(result.store).texts([0])[0]
     reasons, files = _reasons(result.store)
     if as_json:
         summary = {"store": str(result.store), **counts, "first_caption": first, "tokens": tokens, "bytes": size}
         more = {"shards_embedded": result.embedded, "reasons": reasons, "unused_files": files}
+        more |= {"subjects": subjects} if subjects else {}
         click.echo(json.dumps({**summary, **more}))
         return
     click.echo(
@@ -245,7 +289,7 @@ def _print_summary(result: "EmbedResult", as_json: bool) -> None:
             f"{counted(sum(files.values()), 'further file')} {'was' if sum(files.values()) == 1 else 'were'} not used"
         )
         _print_reasons(f"{unused}; {listed} names one for each reason:", files)
-    for line in _about_pictures(counts):
+    for line in (*_about_pictures(counts), *subject_lines(subjects)):
         click.echo(line)
     if missing := [name for name in manifest["options"]["keep"] if name not in manifest["columns"]]:
         click.echo(f"warning: no sample has {' or '.join(map(repr, missing))} of --keep.", err=True)
@@ -283,7 +327,8 @@ def _reasons(store: Path) -> tuple[dict[str, int], dict[str, int]]:
     files: Counter[str] = Counter()
     for line in (store / "bad.jsonl").read_text(encoding="utf-8").splitlines():
         fault = json.loads(line)
-        (files if fault["lost"] == "file" else samples)[fault["reason"]] += fault.get("files", 1)
+        if fault["lost"] != "subject":
+            (files if fault["lost"] == "file" else samples)[fault["reason"]] += fault.get("files", 1)
     return dict(samples.most_common()), dict(files.most_common())
 
 

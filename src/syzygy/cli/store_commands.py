@@ -21,15 +21,18 @@ def info(store: Path, as_json: bool) -> None:
     """Show what is in an embedding store: counts, columns, and which encoder made its features."""
     import json
 
+    from syzygy.cli.subject_summary import about_subjects, subject_lines
     from syzygy.data.store_building import read_manifest
 
     manifest = read_manifest(store)
+    subjects = about_subjects(manifest, store)
     features = {name: _features(values) for name, values in manifest["features"].items()}
     if as_json:
         names = ("pictures", "captions", "seen", "bad", "skipped", "full_captions")
         more = ("repeated", "duplicates", "captions_from", "text_left")
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
         about = {"store": str(store), **{name: manifest.get(name) for name in (*names, *more)}}
+        about |= {"subjects": subjects} if subjects else {}
         about |= {"shards": len(manifest["shards"]), "bytes": size, "columns": manifest["columns"]}
         click.echo(json.dumps({**about, "features": features}))
         return
@@ -44,6 +47,8 @@ def info(store: Path, as_json: bool) -> None:
     click.echo(
         f"left out: {manifest['bad']:,} bad, {manifest['skipped']:,} without a picture; {store / 'bad.jsonl'} lists the bad ones"
     )
+    for line in subject_lines(subjects):
+        click.echo(line)
     click.echo("columns: " + ", ".join(f"{name} ({kind})" for name, kind in manifest["columns"].items()))
     for name, values in features.items():
         per_caption = values["tokens"] / manifest["captions"]

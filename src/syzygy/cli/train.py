@@ -31,6 +31,7 @@ On your own pairs (docs/tutorials/train-your-own-prior.md):
   syzygy embed pairs/ --encoder FOLDER|HUB-ID --out STORE
   syzygy train prior --preset eclipse-kandinsky22 --data STORE --out RUN
   syzygy train prior --preset eclipse-residual --data STORE --out RUN
+  syzygy train prior --preset lambda-eclipse-kandinsky22 --data STORE --out RUN   # docs/how-to/subjects.md
   torchrun --nproc-per-node 4 -m syzygy.cli train prior …   # on four GPUs
 """
 )
@@ -54,6 +55,8 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
         ECLIPSE; the first is small, of 0.7M parameters
       eclipse-residual, eclipse-residual-kandinsky22, eclipse-residual-karlo
         Text embedding, moved to the mean of the images, plus a correction
+      lambda-eclipse, lambda-eclipse-kandinsky22
+        λ-ECLIPSE, on captions with subjects: a store that was embedded with --subjects --edges
       linear
         Linear map, fitted without steps
       diffusion

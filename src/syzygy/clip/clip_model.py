@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from syzygy.clip import clip_loading
 from syzygy.clip.image_processing import Preparation
 from syzygy.clip.text_reading import clip_tokens, read_tokens
-from syzygy.clip.tokenization import Tokenized
+from syzygy.clip.tokenization import Tokenized, collected_truncations
 from syzygy.core import artifacts, hub_files
 from syzygy.core.config import Config
 from syzygy.core.contracts import TextFeatures
@@ -158,6 +158,14 @@ class Clip(nn.Module):
 
     def _tokenized(self, texts: list[str]) -> Tokenized:
         return clip_tokens(self.tokenizer, texts, self.positions, stacklevel=5)
+
+    def token_spans(self, texts: list[str]) -> Int[Tensor, "B T 2"]:
+        """For each token state of `encode_text`, the characters [from, to) of its text that it stands for; from = to means none.
+
+        Tokens of text that `encode_text` cuts off have none; there is no warning.
+        """
+        with collected_truncations():
+            return self._tokenized(texts).spans
 
     def text_features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> TextFeatures:
         """Token ids → features; the pooled embedding is the projected state of the (first) end token."""

@@ -7,12 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from syzygy.core import artifacts
-from syzygy.core.errors import UserError
+from syzygy.core.edge_maps import check_opencv
 from syzygy.core.image_reading import quiet
 from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_files
@@ -27,10 +26,12 @@ from syzygy.data.encoding import (
     joined,
     reproducible,
 )
+from syzygy.data.open_part import OpenPart
 from syzygy.data.pair import Bad, Shard, Skipped, Unused
 from syzygy.data.prefetch import Prepared, prepared
 from syzygy.data.store_building import SHOWN, files_of
 from syzygy.data.store_part import EMPTY, Part, merged_types, write_empty, write_part
+from syzygy.data.store_subjects import LOST, ZERO, PartSubjects, SubjectEncoder, collect, write_zero_image
 
 LONGEST_REASON = 300
 
@@ -76,12 +77,15 @@ def embed_shard(
         UserError: the source cannot be read, its ready-made embeddings are not as wide as the encoder's, or nothing
             can be written.
     """
+    if settings.edges:  # on a cluster, a machine may lack what the others have
+        check_opencv("images", "Install it wherever the work is done.")
     writer = _ShardWriter(shard, number, encoder, settings, store)
     with reproducible(settings.threads, settings.device), quiet():
-        empty = write_empty(encoder.encode_text, settings.dtype, settings.batch_size, store) if number == 0 else None
+        once = _written_once(encoder, settings, store) if number == 0 else {}
         ahead = settings.batch_size + 2 * settings.threads
         start = writer.state.next
-        samples = prepared(islice(shard.read(), start, None), encoder.preparation.prepare, settings.threads, ahead)
+        rest, prepare = islice(shard.read(), start, None), encoder.preparation.prepare
+        samples = prepared(rest, prepare, settings.threads, ahead, edges=settings.edges)
         for place, sample in enumerate(samples, start):
             writer.add(place, sample)
             if writer.state.seen % settings.batch_size == 0:
@@ -89,12 +93,17 @@ def embed_shard(
         writer.close_part()
     watch(writer.progress)
     record = store_files.stamped(
-        {"number": number, "source": shard.name, "fingerprint": shard.fingerprint, **writer.summary()}
-        | ({EMPTY: empty} if empty else {})
+        {"number": number, "source": shard.name, "fingerprint": shard.fingerprint, **writer.summary()} | once
     )
     artifacts.write_json(store_files.record_path(store, number), record)
     store_files.progress_path(store, number).unlink(missing_ok=True)
     return record
+
+
+def _written_once(encoder: PairEncoder, settings: EmbedSettings, store: Path) -> dict[str, Any]:
+    """Write what the store has once. Returns what the first shard's record says of it."""
+    found = {EMPTY: write_empty(encoder.encode_text, settings.dtype, settings.batch_size, store)}
+    return found | ({ZERO: write_zero_image(encoder, settings, store)} if settings.subjects else {})
 
 
 @dataclass
@@ -142,7 +151,7 @@ class _ShardWriter:
         self.number, self.encoder, self.settings, self.store = number, encoder, settings, store
         self.dtype = DTYPES[settings.dtype]
         self.state = _state(store, shard, number)
-        self.part = _OpenPart(encoder, settings)
+        self.part = OpenPart(encoder, settings)
 
     @property
     def progress(self) -> Progress:
@@ -177,16 +186,19 @@ class _ShardWriter:
         self.state.bad = progress.bad
         self._note(place, key, reason, "pair")
 
-    def _note(self, place: int, key: str, reason: str, lost: str, **more: int) -> None:
+    def _note(self, place: int, key: str, reason: str, lost: str, **more: int | str) -> None:
         self.state.faults.append({"place": place, "key": key, "reason": reason[:LONGEST_REASON], "lost": lost, **more})
 
     def close_part(self) -> None:
         """Encode what is left, leave out what cannot be stored, write the rest, and begin a new part."""
-        part, self.part = self.part, _OpenPart(self.encoder, self.settings)
+        part, self.part = self.part, OpenPart(self.encoder, self.settings)
         if not part.samples:
             return
-        images = part.images()
-        found = self._image_faults(images)
+        images = part.pictures.embeddings()
+        found = self._image_faults(images, "image embedding")
+        if self.settings.edges:
+            edges = self._image_faults(part.edges.embeddings(), "embedding of the image's edges")
+            found = [one or other for one, other in zip(found, edges, strict=True)]
         faults = [found[picture] for picture in part.picture_of]
         # Captions of a picture stand together, including those of samples that came later.
         order = sorted(range(len(part.samples)), key=lambda row: part.picture_of[row])
@@ -207,16 +219,16 @@ class _ShardWriter:
             if fault:
                 self._lose(place, sample.key, fault)
 
-    def _image_faults(self, images: Float[Tensor, "N D"]) -> list[str | None]:
+    def _image_faults(self, images: Float[Tensor, "N D"], what: str) -> list[str | None]:
         """Why each picture cannot be stored, or None."""
         codes = fault_codes(images, self.dtype).tolist()
         zero = (images.to(self.dtype) == 0).all(1).tolist()
         found = ["is all zeros" if empty else FAULTS[code] for code, empty in zip(codes, zero, strict=True)]
-        return [fault and f"the image embedding {fault}" for fault in found]
+        return [fault and f"the {what} {fault}" for fault in found]
 
     def _write(
         self,
-        part: "_OpenPart",
+        part: OpenPart,
         images: Float[Tensor, "N D"],
         captions: Sequence[tuple[int, str]],
         encoded: EncodedCaptions,
@@ -239,9 +251,24 @@ class _ShardWriter:
             captions=[captions[i][1] for i in usable],
             image_of_caption=[number_of[part.picture_of[captions[i][0]]] for i in usable],
             text=PackedText(states, offsets, encoded.pooled[list(usable)]),
+            subjects=self._subjects(part, [captions[i] for i in usable], pictures),
         )
         self.state.cut += sum(len(encoded.states[i]) == self.encoder.positions for i in usable)
         self.state.parts.append(write_part(written, self.store, self.number, len(self.state.parts)))
+
+    def _subjects(
+        self, part: OpenPart, captions: Sequence[tuple[int, str]], pictures: Sequence[int]
+    ) -> PartSubjects | None:
+        """What these captions, given with their sample's row, refer to; lost subjects are noted. None if subjects are not wanted."""
+        if not self.settings.subjects:
+            return None
+        assert isinstance(self.encoder, SubjectEncoder), "a CLIP finds the tokens of phrases"
+        found, lost = collect(part, captions, self.encoder, self.dtype)
+        for one in lost:
+            self._note(part.places[one.row], part.samples[one.row].key, one.reason, LOST, phrase=one.phrase)
+        if not self.settings.edges:
+            return found
+        return replace(found, control=part.edges.embeddings()[pictures].to(self.dtype))
 
     def summary(self) -> dict[str, Any]:
         """What the record says of the shard."""
@@ -260,58 +287,3 @@ class _ShardWriter:
             "columns": merged_types([part.pop("columns") for part in state.parts]),
             "parts": state.parts,
         }
-
-
-class _OpenPart:
-    """A part that is being filled. Pictures are encoded as they come, so that few are in memory."""
-
-    def __init__(self, encoder: PairEncoder, settings: EmbedSettings) -> None:
-        self.encoder, self.settings = encoder, settings
-        self.places: list[int] = []
-        """Each sample's number in the source."""
-        self.samples: list[Prepared] = []
-        self.picture_of: list[int] = []
-        """Each sample's picture; samples of one picture share it."""
-        self.captions = 0
-        self._pictures: dict[int, int] = {}
-        self._waiting: list[Tensor] = []
-        self._encoded: list[Tensor] = []
-
-    def add(self, place: int, sample: Prepared) -> bool:
-        """Add a sample. Returns whether the part had its picture already, which is then not encoded again."""
-        self.places.append(place)
-        self.samples.append(replace(sample, image=sample.image.new_empty(0)))  # its pixels are not kept
-        self.captions += len(sample.captions)
-        known = sample.content in self._pictures
-        self.picture_of.append(self._pictures.setdefault(sample.content, len(self._pictures)))
-        if not known:
-            self._waiting.append(sample.image)
-            if len(self._waiting) == self.settings.batch_size:
-                self._encode()
-        return known
-
-    def _encode(self) -> None:
-        batch = torch.stack(self._waiting)
-        self._waiting = []
-        if batch.ndim == 2:  # ready-made embeddings
-            if batch.shape[1] != self.encoder.width:
-                raise UserError(
-                    f"the source's embeddings are {batch.shape[1]} wide and the encoder's {self.encoder.width}, so another CLIP made "
-                    "them. Name that CLIP as --encoder."
-                )
-            self._encoded.append(batch)
-            return
-        real = len(batch)
-        if (
-            real < self.settings.batch_size
-        ):  # with one shape there is one way to compute: the same picture, the same bits
-            batch = torch.cat([batch, batch.new_zeros(self.settings.batch_size - real, *batch.shape[1:])])
-        if self.settings.device == "cuda":
-            batch = batch.pin_memory()
-        self._encoded.append(self.encoder.encode_pixels(batch)[:real])
-
-    def images(self) -> Float[Tensor, "N D"]:
-        """Raw embeddings of all pictures, in fp32 on the CPU."""
-        if self._waiting:
-            self._encode()
-        return torch.cat([part.cpu() for part in self._encoded])

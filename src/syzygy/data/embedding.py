@@ -14,6 +14,7 @@ import torch
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core.config import parse
+from syzygy.core.edge_maps import check_opencv
 from syzygy.core.errors import UserError
 from syzygy.core.model_parts import part_or_id
 from syzygy.data import runner_torchrun, store_building
@@ -23,6 +24,7 @@ from syzygy.data.encoding import EmbedSettings
 from syzygy.data.runner_local import run_here, run_processes
 from syzygy.data.runner_ray import run_ray
 from syzygy.data.sources import SourceOptions, open_source
+from syzygy.data.store_files import SUBJECTS
 
 Runner = Literal["auto", "local", "torchrun", "ray"]
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,6 +61,12 @@ class EmbedRequest:
     caption_columns: tuple[str, ...] | None = None
     image_column: str | None = None
     keep: tuple[str, ...] | None = None
+    subjects: bool | None = None
+    """Embed the subjects that the metadata name; see `data.source_subjects`. Default: no."""
+    subject_column: str | None = None
+    """The column with subjects. Default: "subjects"."""
+    edges: bool | None = None
+    """Embed the edges of each picture too; only with subjects. Default: no."""
     image_norm: float | None = None
 
 
@@ -121,9 +129,9 @@ def dry_run(request: EmbedRequest) -> Preview | None:
     if _runner(request) == "torchrun":
         raise UserError("--dry-run is for one process: start it without torchrun.")
     plan = store_building.read_plan(request.out)
-    options = _options(request, plan)
+    options, settings = _options(request, plan), _settings(request, plan)
     source = open_source(request.source, options)
-    encoder, settings = _spec(request, plan).load(), _settings(request, plan)
+    encoder = _spec(request, plan).load()
     return preview(source.shards, encoder, settings, request.workers or 1, options.keep)
 
 
@@ -161,12 +169,11 @@ def _begin(request: EmbedRequest, *, here: bool = True, join: bool = False) -> _
         join: whether another rank has begun the store already.
     """
     plan = store_building.read_plan(request.out)
-    options = _options(request, plan)
+    options, settings = _options(request, plan), _settings(request, plan)
     source = open_source(request.source, options)
     spec = _spec(request, plan)
     rank = int(os.environ.get("LOCAL_RANK", "0")) if runner_torchrun.under_torchrun() else 0
     encoder = (spec if here else replace(spec, device="cpu")).load(rank, local_files_only=join)
-    settings = _settings(request, plan)
     if join:
         assert plan is not None, "the first rank has begun it"
     else:
@@ -197,7 +204,12 @@ def _given(request: EmbedRequest, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _options(request: EmbedRequest, plan: store_building.Plan | None) -> SourceOptions:
     before = plan.options if plan else SourceOptions()
-    return parse(SourceOptions, before.model_dump() | _given(request, (*SourceOptions.model_fields,)), "embed")
+    wanted = before.subject_column is not None if request.subjects is None else request.subjects
+    if request.subject_column is not None and not wanted:
+        raise UserError("--subject-column has no effect without --subjects.")
+    given = _given(request, (*SourceOptions.model_fields,))
+    column = (request.subject_column or before.subject_column or SUBJECTS) if wanted else None
+    return parse(SourceOptions, before.model_dump() | given | {"subject_column": column}, "embed")
 
 
 def _settings(request: EmbedRequest, plan: store_building.Plan | None) -> EmbedSettings:
@@ -208,8 +220,13 @@ def _settings(request: EmbedRequest, plan: store_building.Plan | None) -> EmbedS
         threads=max(min(processors // (request.workers or 1), MOST_THREADS), 1),
     )
     before = plan.settings if plan else default
-    changes = _given(request, ("dtype", "batch_size", "threads", "device"))
-    return EmbedSettings.model_validate(before.model_dump() | changes)
+    changes = _given(request, ("dtype", "batch_size", "threads", "device", "subjects", "edges"))
+    found = EmbedSettings.model_validate(before.model_dump() | changes)
+    if found.edges and not found.subjects:
+        raise UserError("--edges has no effect without --subjects: λ-ECLIPSE priors, which read edges, read subjects.")
+    if found.edges:
+        check_opencv("images", "Or leave --edges out, and train with task.controlled=0.")
+    return found
 
 
 def _spec(request: EmbedRequest, plan: store_building.Plan | None) -> EncoderSpec:

@@ -57,6 +57,10 @@ class Preview:
     """Columns to keep that none of the first pairs has."""
     columns: tuple[str, ...] = ()
     """Metadata that the first pairs have."""
+    subjects: float | None = None
+    """Subjects of a pair that can be used, on average over the first ones; None if they are not embedded."""
+    bad_subjects: tuple[str, ...] = ()
+    """Why some of these pairs' subjects cannot be used: a line each."""
 
     @property
     def like_addresses(self) -> bool:
@@ -86,10 +90,11 @@ def preview(
     samples, counted = _samples(shards, found)
     per_sample = decoding / len(found) + encoding
     part = min(settings.shard_size, samples or settings.shard_size) * bytes_per_pair
-    pixels = [4 * found[0].image.numel() + _decoded(sample) for sample in found]
+    pixels = [4 * found[0].image.numel() * (1 + len(_further(sample))) + _decoded(sample) for sample in found]
     waiting = (settings.batch_size + 2 * settings.threads) * max(pixels)
     weights = sum(x.numel() * x.element_size() for x in clip.parameters())
     timed = clip.device.type == settings.device
+    subjects = [one for sample in found for one in sample.subjects]
     columns = dict.fromkeys(name for sample in found for name in (*sample.columns, *sample.left))
     return Preview(
         samples=samples,
@@ -103,6 +108,10 @@ def preview(
         unusable=tuple(unusable),
         not_found=tuple(name for name in keep if name not in columns),
         columns=tuple(name for name in columns if name not in ("width", "height")),
+        subjects=sum(one.image is not None for one in subjects) / len(found) if settings.subjects else None,
+        bad_subjects=tuple(
+            f"{sample.key}: {one.phrase!r}: {one.reason}" for sample in found for one in sample.subjects if one.reason
+        ),
     )
 
 
@@ -111,7 +120,8 @@ def _first_pairs(shards: Sequence[Shard], clip: Clip, settings: EmbedSettings) -
     looked_at, unusable = 0, list[str]()
     for shard in shards[:SHARDS]:
         found: list[Prepared] = []
-        for sample in prepared(islice(shard.read(), LOOKED_AT), clip.preparation.prepare, settings.threads, PAIRS):
+        samples, prepare = islice(shard.read(), LOOKED_AT), clip.preparation.prepare
+        for sample in prepared(samples, prepare, settings.threads, PAIRS, edges=settings.edges):
             looked_at += 1
             if isinstance(sample, Prepared):
                 found.append(sample)
@@ -127,7 +137,7 @@ def _first_pairs(shards: Sequence[Shard], clip: Clip, settings: EmbedSettings) -
 def _encoding(found: Sequence[Prepared], clip: Clip, settings: EmbedSettings) -> tuple[float, float]:
     """(seconds of a pair, bytes of a pair in the store)."""
     texts = [caption for sample in found for caption in sample.captions]
-    images = torch.stack([sample.image for sample in found])
+    images = torch.stack([sample.image for sample in found] + [x for sample in found for x in _further(sample)])
     # Workers have their own encoders on the device; timing one on another device would mislead.
     pixels = images if clip.device.type == settings.device and images.ndim > 2 else None
     clip.encode_text(texts[:1])  # what happens only once is not measured
@@ -142,10 +152,15 @@ def _encoding(found: Sequence[Prepared], clip: Clip, settings: EmbedSettings) ->
         taken.append(time.perf_counter() - began)
         if len(taken) == TIMES or sum(taken) > ENOUGH_SECONDS:
             break
-    values = sum(state.size for state in encoded.states) + clip.width * (len(texts) + len(found))
+    values = sum(state.size for state in encoded.states) + clip.width * (len(texts) + len(images))
     strings = sum(len(text.encode()) for text in texts) + sum(len(sample.key.encode()) for sample in found)
     columns = 8 * sum(len(sample.columns) for sample in found)
     return min(taken) / len(found), (2 * values + strings + columns) / len(found) + FILES
+
+
+def _further(sample: Prepared) -> list[torch.Tensor]:
+    """What else is embedded of a pair: its cut-outs, and the edges of its picture."""
+    return [x for x in (*(one.image for one in sample.subjects), sample.edges) if x is not None]
 
 
 def _samples(shards: Sequence[Shard], found: Sequence[Prepared]) -> tuple[int | None, bool]:

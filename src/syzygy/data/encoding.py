@@ -71,6 +71,15 @@ class EmbedSettings(Config):
     """Kind of device that computes."""
     shard_size: int = Field(default=10_000, gt=0)
     """Most captions in a part of a shard. One part is in memory at a time."""
+    subjects: bool = False
+    """Whether the subjects of the source are embedded."""
+    edges: bool = False
+    """Whether the edges of each picture are embedded too; only with subjects."""
+
+    def recorded(self) -> dict[str, Any]:
+        """As JSON values; without `subjects` and `edges` where they are off, so that such a store is as those of older versions."""
+        values = self.model_dump(mode="json")
+        return {name: value for name, value in values.items() if value or name not in ("subjects", "edges")}
 
 
 @contextmanager

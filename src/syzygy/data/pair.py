@@ -24,6 +24,22 @@ BLOCK, BLOCKS = 64 * 2**10, 64
 
 
 @dataclass(frozen=True)
+class RawSubject:
+    """A subject as a source names it: a phrase, and its place in the image. See `data.source_subjects`."""
+
+    phrase: str
+    """Empty if it has none."""
+    box: tuple[float, float, float, float] | None = None
+    """Left, top, right and bottom, of the upright image."""
+    relative: bool = False
+    """Whether the box is in fractions of the image's sides; else in pixels."""
+    mask: bytes | Path | None = None
+    """An encoded image, or where its file is: white where the subject is."""
+    reason: str | None = None
+    """Why it cannot be used; then it has no place."""
+
+
+@dataclass(frozen=True)
 class RawPair:
     """One picture, or its ready-made embedding, with one or several captions."""
 
@@ -43,6 +59,8 @@ class RawPair:
     """Where the captions come from: names of columns, of fields, or the ending of a file."""
     left: tuple[str, ...] = ()
     """Names of columns with text that is not kept."""
+    subjects: tuple[RawSubject, ...] = ()
+    """Empty unless the source is read with subjects."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +135,7 @@ def pair_of(
     embedding: Float[np.ndarray, "D"] | None = None,
     taken: tuple[str, ...] = (),
     left: tuple[str, ...] = (),
+    subjects: tuple[RawSubject, ...] = (),
 ) -> RawPair | Bad:
     """Make a pair of what was found, or say why none of its captions can be used.
 
@@ -125,12 +144,13 @@ def pair_of(
         metadata: columns by name, without the captions; `keep` names those whose text is kept.
         taken: where the captions come from.
         left: names of columns with text that are not in `metadata` and not kept.
+        subjects: those of the picture.
     """
     key = clean(key)
     kept, reasons = usable_captions(captions)
     others = tuple(dict.fromkeys([*left, *(name for name in texts_in(metadata) if name not in keep)]))
     if kept:
-        return RawPair(key, kept, picture, embedding, scalars(metadata, keep), reasons, taken, others)
+        return RawPair(key, kept, picture, embedding, scalars(metadata, keep), reasons, taken, others, subjects)
     hint = f": name its column with --caption-column. Columns with text: {', '.join(others)}" if others else ""
     return Bad(key, reasons[0] if reasons else f"the caption is missing{hint}")
 

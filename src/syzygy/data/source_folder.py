@@ -14,8 +14,20 @@ from typing import Any
 
 from syzygy.core.errors import UserError
 from syzygy.core.wording import counted
-from syzygy.data.pair import Bad, Sample, Unused, caption_fields, captions_in, pair_of, size_of, texts_in, without
+from syzygy.data.pair import (
+    Bad,
+    RawSubject,
+    Sample,
+    Unused,
+    caption_fields,
+    captions_in,
+    pair_of,
+    size_of,
+    texts_in,
+    without,
+)
 from syzygy.data.source_captions import UTF_16, files_in
+from syzygy.data.source_subjects import subjects_in
 
 LINES, TABLE = "metadata.jsonl", "metadata.csv"
 ROWS = 512
@@ -109,6 +121,8 @@ class FolderShard:
     keep: tuple[str, ...] = ()
     caption_fields: tuple[str, ...] = ()
     unused: tuple[Unused, ...] = ()
+    subject_field: str | None = None
+    """The column with subjects; None: they are not read."""
 
     def read(self) -> Iterator[Sample]:
         """Its pictures are named, and opened by whoever decodes them."""
@@ -134,10 +148,17 @@ class FolderShard:
         if picture is None:
             return Bad(name, f"its {NAME} leads out of the folder")
         fields = caption_fields(found, self.caption_fields)
-        rest = without(found, (NAME, *fields))
+        rest = without(found, (NAME, *fields, *([self.subject_field] if self.subject_field else [])))
         if self.rows.header is not None:
             rest = {column: cell if column in self.keep else _number(cell) for column, cell in rest.items()}
-        return pair_of(name, captions_in(found, fields), rest, self.keep, picture=picture, taken=fields)
+        subjects = subjects_of(self.rows.path.parent, found, self.subject_field)
+        captions = captions_in(found, fields)
+        return pair_of(name, captions, rest, self.keep, picture=picture, taken=fields, subjects=subjects)
+
+
+def subjects_of(folder: Path, row: Mapping[str, Any] | str, field: str | None) -> tuple[RawSubject, ...]:
+    """The subjects that a row of the list names; none if no field is read."""
+    return subjects_in(row.get(field), folder) if field and isinstance(row, Mapping) else ()
 
 
 def place_of(folder: Path, name: str) -> Path | None:
@@ -166,8 +187,10 @@ def _number(cell: str) -> float | str:
         return cell
 
 
-def folder_shards(folder: Path, keep: tuple[str, ...], caption_columns: tuple[str, ...]) -> list[FolderShard]:
-    """The list in pieces of about 512 rows. Each row is read, and each picture's size.
+def folder_shards(
+    folder: Path, keep: tuple[str, ...], caption_columns: tuple[str, ...], subject_column: str | None = None
+) -> list[FolderShard]:
+    """The list in pieces of about 512 rows. Each row is read, and each picture's and mask's size.
 
     Raises:
         UserError: the list is in another encoding or format; no row names a picture, has a caption, or has a column to keep. The message
@@ -183,7 +206,7 @@ def folder_shards(folder: Path, keep: tuple[str, ...], caption_columns: tuple[st
     def close() -> None:
         name, digest = f"{path.name} {len(found):05}", piece.digest.hexdigest()
         place = (piece.start, piece.first, piece.samples)
-        found.append(FolderShard(rows, name, piece.size, digest, *place, keep, caption_columns))
+        found.append(FolderShard(rows, name, piece.size, digest, *place, keep, caption_columns, (), subject_column))
 
     last: Any = None
     for number, data, row in rows.read(start, first):
@@ -195,9 +218,13 @@ def folder_shards(folder: Path, keep: tuple[str, ...], caption_columns: tuple[st
         if picture is not None:
             named.add(os.path.relpath(picture, folder))
         piece.add(data, -1 if picture is None else size_of(picture), empty=not row)
+        for subject in subjects_of(folder, row, subject_column):
+            if isinstance(subject.mask, Path):
+                named.add(os.path.relpath(subject.mask, folder))
+                piece.add_size(size_of(subject.mask))
         look.at(row)
         last = name
-    look.check(keep)
+    look.check(keep, subject_column)
     close()
     found[-1] = replace(found[-1], unused=_unused(folder, path, named))
     return found
@@ -227,7 +254,12 @@ class _Piece:
         self.rows += 1
         self.samples += not empty
         self.size += len(data)
-        self.digest.update(data + picture.to_bytes(8, "little", signed=True))
+        self.digest.update(data)
+        self.add_size(picture)
+
+    def add_size(self, size: int) -> None:
+        """Add the size of a file to the fingerprint."""
+        self.digest.update(size.to_bytes(8, "little", signed=True))
 
 
 class _Look:
@@ -247,7 +279,7 @@ class _Look:
         self.columns |= dict.fromkeys(row)
         self.captioned = self.captioned or bool(caption_fields(row, self.caption_columns))
 
-    def check(self, keep: tuple[str, ...]) -> None:
+    def check(self, keep: tuple[str, ...], subjects: str | None) -> None:
         if not self.first:
             return
         has = f"It has: {', '.join(self.columns)}."
@@ -274,6 +306,10 @@ class _Look:
         missing = [name for name in keep if name not in self.columns]
         if missing:
             raise UserError(f"{self.path} has no column {missing[0]!r} (--keep). {has}")
+        if subjects is not None and subjects not in self.columns:
+            raise UserError(
+                f"{self.path} has no column {subjects!r}, from which --subjects reads. {has} Name another one with --subject-column."
+            )
 
 
 def _check_text(path: Path) -> None:

@@ -18,6 +18,7 @@ from syzygy.data.pair import (
     listed,
     pair_of,
 )
+from syzygy.data.source_subjects import subjects_in
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture")
 STATUS = "status"
@@ -40,6 +41,8 @@ class Columns:
     keep: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     """Other columns with text, which are not read."""
+    subjects: str | None = None
+    """The column with subjects: a list of structs, or text in JSON."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,15 @@ class ParquetShard:
 def pair_in(key: str, row: Mapping[str, Any], columns: Columns, **picture: Any) -> Sample:
     """The pair in a row, with its `picture` or its `embedding`; see `pair_of`."""
     captions = [caption for name in columns.captions for caption in listed(row[name])]
-    used = {columns.image, *columns.captions, *({STATUS} - set(columns.keep))}
+    subjects = subjects_in(row[columns.subjects]) if columns.subjects else ()
+    used = {columns.image, columns.subjects, *columns.captions, *({STATUS} - set(columns.keep))}
     metadata = {
         name: clean(value.decode(errors="surrogateescape")) if isinstance(value, bytes) else value
         for name, value in row.items()
         if name not in used
     }
-    return pair_of(key, captions, metadata, columns.keep, taken=columns.captions, left=columns.left, **picture)
+    about: Any = {"taken": columns.captions, "left": columns.left, "subjects": subjects}
+    return pair_of(key, captions, metadata, columns.keep, **about, **picture)
 
 
 def parquet_shards(path: Path, name: str, columns: Columns) -> list[ParquetShard]:
@@ -169,7 +174,8 @@ def _first_line(error: Exception) -> str:
 
 def _wanted(schema: Any, columns: Columns, path: Path) -> list[str]:
     """The columns that are named, and all numbers and booleans."""
-    named = [name for name in (columns.image, *columns.captions, *columns.keep) if name is not None]
+    wanted = (columns.image, *columns.captions, *columns.keep, columns.subjects)
+    named = [name for name in wanted if name is not None]
     missing = [name for name in named if name not in schema.names]
     if missing:
         raise UserError(f"{path} has no column {missing[0]!r}. It has: {_described(schema)}.")
@@ -202,12 +208,19 @@ def first_readable(paths: Sequence[Path]) -> Path:
 
 
 def choose_columns(
-    path: Path, image: str | None, captions: Sequence[str], keep: tuple[str, ...], *, pictures: bool
+    path: Path,
+    image: str | None,
+    captions: Sequence[str],
+    keep: tuple[str, ...],
+    *,
+    pictures: bool,
+    subjects: str | None = None,
 ) -> Columns:
     """Find the columns that are not named, by their usual names or as the only ones of a fitting type.
 
     Args:
         pictures: whether the table must hold pictures.
+        subjects: the column with subjects, if they are read.
 
     Raises:
         UserError: the file cannot be read; or a column is missing, of another type, or not clear. The message lists those there are.
@@ -224,9 +237,9 @@ def choose_columns(
             raise UserError(
                 f"{path} has several columns to choose from, {names}: name one with {option}. It has: {_described(schema)}."
             )
-    used = (*texts, *found, *keep, STATUS)
+    used = (*texts, *found, *keep, STATUS, subjects)
     left = tuple(field.name for field in schema if _is_caption(field.type) and field.name not in used)
-    columns = Columns(tuple(texts), found[0] if found else None, keep, left)
+    columns = Columns(tuple(texts), found[0] if found else None, keep, left, subjects)
     _wanted(schema, columns, path)
     return columns
 

@@ -28,6 +28,7 @@ from syzygy.data.pair import (
     pair_of,
     without,
 )
+from syzygy.data.source_subjects import subjects_in
 
 PICTURES = tuple(dict.fromkeys(["jpg", "jpeg", "png", "webp", *sorted(suffix[1:] for suffix in SUFFIXES)]))
 """Endings of pictures. Of two pictures of a sample, the one whose ending comes first is used."""
@@ -60,6 +61,8 @@ class TarShard:
     """Fields of `.json` that hold captions, in place of `.txt`; empty: `.txt`, else one of `CAPTION_NAMES`."""
     samples: int | None = None
     """A tar has no list of them."""
+    subject_field: str | None = None
+    """The field of `.json` that holds subjects; None: they are not read."""
     unused: tuple[Unused, ...] = ()
     """Further files of the source, if this is its last shard."""
 
@@ -116,9 +119,10 @@ class TarShard:
             fields = caption_fields(metadata, named)
             captions, taken = captions_in(metadata, fields), tuple(f"{name}{how}" for name in fields)
         left = (f".{text}",) if text and named else ()
-        return pair_of(
-            key, captions, without(metadata, fields), self.keep, picture=members[picture], taken=taken, left=left
-        )
+        subjects = subjects_in(metadata.get(self.subject_field)) if self.subject_field else ()
+        rest = without(metadata, (*fields, self.subject_field) if self.subject_field else fields)
+        picture_data = members[picture]
+        return pair_of(key, captions, rest, self.keep, picture=picture_data, taken=taken, left=left, subjects=subjects)
 
     def picture_density(self) -> float | None:
         """Pictures for each byte among the first members, by their headers alone; None if it cannot be read."""
@@ -135,7 +139,9 @@ class TarShard:
         return number / self.size
 
 
-def tar_shard(path: Path, name: str, keep: tuple[str, ...], caption_fields: tuple[str, ...]) -> TarShard:
+def tar_shard(
+    path: Path, name: str, keep: tuple[str, ...], caption_fields: tuple[str, ...], subject_field: str | None = None
+) -> TarShard:
     """Open a tar and check that it is not compressed. Raises `UserError` if it is compressed, or cannot be read."""
     fingerprint = file_fingerprint(path)
     with path.open("rb") as file:
@@ -146,7 +152,7 @@ def tar_shard(path: Path, name: str, keep: tuple[str, ...], caption_fields: tupl
                 f"{path} is compressed with {kind}, which saves nothing on pictures and prevents resuming in the middle. "
                 f"Unpack it and name the result: {program} < {path.name} > unpacked.tar"
             )
-    return TarShard(path, name, path.stat().st_size, fingerprint, keep, caption_fields)
+    return TarShard(path, name, path.stat().st_size, fingerprint, keep, caption_fields, subject_field=subject_field)
 
 
 def at_first_dot(name: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from os.path import commonpath
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -48,8 +49,15 @@ class SourceOptions(Config):
     """The column with pictures, in parquet. None: found."""
     keep: tuple[str, ...] = ()
     """Columns whose text is kept. Numbers and booleans always are."""
+    subject_column: str | None = None
+    """The column with subjects (see `data.source_subjects`). None: they are not read."""
     image_norm: float | None = Field(default=None, gt=0)
     """For ready-made embeddings of unit length: the mean norm of the encoder's raw image embeddings, to which they are scaled."""
+
+    def recorded(self) -> dict[str, Any]:
+        """As JSON values; without `subject_column` where there is none, so that such a store is as those of older versions."""
+        values = self.model_dump(mode="json")
+        return {name: value for name, value in values.items() if value is not None or name != "subject_column"}
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,12 @@ def _check_options(kind: str, options: SourceOptions) -> None:
         raise UserError(f"--image-column is for parquet; this source is of kind {kind}. Omit it.")
     if options.image_norm is not None and kind != "embeddings":
         raise UserError(f"--image-norm is for ready-made embeddings; this source is of kind {kind}. Omit it.")
+    if options.subject_column is not None and kind in ("embeddings", "caption files"):
+        lacks = {
+            "embeddings": "ready-made embeddings have no pixels to cut subjects from",
+            "caption files": "a caption file names no subjects: list the images in metadata.jsonl",
+        }
+        raise UserError(f"--subjects cannot be used with this source: {lacks[kind]}.")
     if kind == "caption files" and (options.caption_columns or options.keep):
         name = "--caption-column" if options.caption_columns else "--keep"
         raise UserError(f"{name} is for metadata, but here each picture has a caption file. Omit it.")
@@ -108,18 +122,22 @@ def _check_options(kind: str, options: SourceOptions) -> None:
 def _shards(kind: str, paths: list[Path], options: SourceOptions) -> Sequence[Shard]:
     captions, keep = options.caption_columns, options.keep
     if kind == "folder":
-        return folder_shards(paths[0], keep, captions)
+        return folder_shards(paths[0], keep, captions, options.subject_column)
     if kind == "caption files":
         return caption_files_shards(paths[0])
     if kind == "embeddings":
         return embedding_shards(paths[0], captions, keep, options.image_norm)
     unused = tuple(found for path in paths if path.is_dir() for found in _unread(path, kind))
     if kind == "tar":
-        tars: list[TarShard] = [tar_shard(path, name, keep, captions) for path, name in _files(paths, ".tar")]
+        tars: list[TarShard] = [
+            tar_shard(path, name, keep, captions, options.subject_column) for path, name in _files(paths, ".tar")
+        ]
         return [*tars[:-1], replace(tars[-1], unused=unused)]
     files = _files(paths, ".parquet")
     readable = first_readable([path for path, _ in files])
-    columns = choose_columns(readable, options.image_column, captions, keep, pictures=True)
+    columns = choose_columns(
+        readable, options.image_column, captions, keep, pictures=True, subjects=options.subject_column
+    )
     tables: list[ParquetShard] = [shard for path, name in files for shard in parquet_shards(path, name, columns)]
     return [*tables[:-1], replace(tables[-1], unused=unused)]
 

@@ -21,8 +21,9 @@ from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_building
 from syzygy.data.encoding import DTYPES, joined
 from syzygy.data.references import References
-from syzygy.data.store_files import DEFAULT_SET, PAIRS, SHARDS, repair, stored_tensors, unpacked_string
+from syzygy.data.store_files import DEFAULT_SET, PAIRS, SHARDS, SUBJECTS, repair, stored_tensors, unpacked_string
 from syzygy.data.store_part import BOOLEAN, CONTENT, EMPTY, NUMBER, TEXT, ImageStatistics, text_hash
+from syzygy.data.store_subjects import StoredSubjects
 
 Index = Tensor | Sequence[int] | np.ndarray
 """Numbers of captions or pictures, on the CPU. A result has their order, and a number may come several times."""
@@ -275,14 +276,31 @@ class EmbeddingStore:
             remedy = f"Embed its source again: {command}"
         raise UserError(f"{self.path} holds no features of the empty text, because an older version wrote it. {remedy}")
 
+    @cached_property
+    def subjects(self) -> StoredSubjects | None:
+        """The store's subjects; None if it holds none. Nothing is read before it is asked for."""
+        about = self.manifest.get(SUBJECTS)
+        if about is None or not about["number"]:
+            return None
+        return StoredSubjects(self.path, about, self._records, self.manifest["features"][DEFAULT_SET]["dtype"])
+
     def references(self, index: Index) -> References | None:
-        """Subjects and controls of these captions; None in a store without them."""
-        return None
+        """Subjects and controls of these captions, in the precision of the store; None in a store without subjects.
+
+        Positions count the tokens of the feature set `clip`.
+        """
+        if self.subjects is None:
+            return None
+        which, local = _places(index, self._first_caption, "caption")
+        captions = [
+            (w, i, int(self._part(w).image_of_caption[i])) for w, i in zip(which.tolist(), local.tolist(), strict=True)
+        ]
+        return self.subjects.references(captions, self.width)
 
     @property
     def zero_image(self) -> Float[Tensor, "1 D"] | None:
-        """The image embedding of an all-zero normalised image; None in a store without subjects."""
-        return None
+        """The image embedding of an all-zero normalised image, in fp32; None in a store without subjects."""
+        return None if self.subjects is None else self.subjects.zero_image
 
     def images(self, index: Index) -> Float[Tensor, "B D"]:
         """Raw embeddings of these pictures."""

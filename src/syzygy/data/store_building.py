@@ -22,8 +22,9 @@ from syzygy.core.wording import counted
 from syzygy.data import store_files
 from syzygy.data.encoding import EmbedSettings
 from syzygy.data.sources import Source, SourceOptions
-from syzygy.data.store_files import remove_unfinished, stored_tensors
+from syzygy.data.store_files import SUBJECTS, remove_unfinished, stored_tensors
 from syzygy.data.store_part import CONTENT, EMPTY, empty_files, merged_types, statistics_of
+from syzygy.data.store_subjects import summary, zero_files
 
 FREE = ("source", "revision", "versions")
 """Fields of an encoder's identity that may differ between equal encoders: where it was loaded from, and the versions of libraries."""
@@ -92,8 +93,8 @@ def begin(
         "shards": [
             {"name": shard.name, "size": shard.size, "fingerprint": shard.fingerprint} for shard in source.shards
         ],
-        "options": options.model_dump(mode="json"),
-        "settings": settings.model_dump(mode="json"),
+        "options": options.recorded(),
+        "settings": settings.recorded(),
         "encoder": dict(identity),
         "picture_reading": None if source.kind == EMBEDDINGS else READING,
     }
@@ -151,6 +152,8 @@ def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     for part in ("settings", "options"):
         for name in was[part].keys() | now[part].keys():
             before, after = was[part].get(name), now[part].get(name)
+            if before != after and isinstance(before or after, bool):
+                return f"{'' if before else 'no '}{name}, not {'without' if before else 'with'} --{name}"
             if before != after:
                 return f"{name} {json.dumps(before)}, not {json.dumps(after)}"
     name = encoder_difference(was["encoder"], now["encoder"])
@@ -197,18 +200,19 @@ def finished(store: Path, plan: Plan) -> Iterator[dict[str, Any]]:
 def is_whole(store: Path, record: Mapping[str, Any], files: Sequence[Mapping[str, Any]]) -> bool:
     """Whether all files of a shard exist in their size. The first shard needs the empty text's file too, which schema 1 lacked."""
     complete = EMPTY in record or record["number"] > 0
-    return complete and all(store_files.is_there(store, file) for file in [*files, *empty_files([record])])
+    once = [*empty_files([record]), *zero_files([record])]
+    return complete and all(store_files.is_there(store, file) for file in [*files, *once])
 
 
 def files_of(part: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Name, size and checksum of each file of a part."""
-    return [part["pairs"], *part["features"].values()]
+    return [part["pairs"], *part["features"].values(), *([part[SUBJECTS]] if SUBJECTS in part else [])]
 
 
 def files_in(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Name, size and checksum of each tensor file of a store."""
     parts = [file for shard in manifest["shards"] for part in shard["parts"] for file in files_of(part)]
-    return parts + empty_files(manifest["features"].values())
+    return parts + empty_files(manifest["features"].values()) + zero_files([manifest.get(SUBJECTS, {})])
 
 
 class TooManyBad(UserError):
@@ -300,6 +304,7 @@ def manifest_of(store: Path, plan: Mapping[str, Any], records: Sequence[Mapping[
         "text_left": _summed(record.get("text_left", {}) for record in records),
         "columns": merged_types([record["columns"] for record in records if record["parts"]]),
         "features": {store_files.DEFAULT_SET: clip | _empty_of(records)},
+        **summary(records),
         "shards": [{name: record[name] for name in ("number", "source", "fingerprint", "parts")} for record in records],
     }
     return with_added_sets(store, store_files.stamped(manifest))

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor
 
 from syzygy.core.errors import UserError
-from syzygy.data import store_building
+from syzygy.data import store_building, store_subjects
 from syzygy.data.store_files import (
     DEFAULT_SET,
     MANIFEST_FILE,
     SHARDS,
+    SUBJECTS,
     checksum,
     mapped,
     stored_tensors,
     unpacked_string,
 )
 from syzygy.data.store_part import CONTENT, ImageStatistics, empty_files, statistics_of, text_hash
+from syzygy.data.store_subjects import zero_files
 
 ROWS = 2**16
 """Rows that are tested for NaN together."""
@@ -42,6 +44,8 @@ def verify(store: Path, watch: Callable[[int], None] = lambda captions: None) ->
             watch(part["captions"])
     for file in empty_files(manifest["features"].values()):
         problems += _file_problems(store, file) or _feature_problems(store, file, captions=1)
+    for file in zero_files([manifest.get(SUBJECTS, {})]):
+        problems += _file_problems(store, file)
     return problems or list(_total_problems(store, manifest))
 
 
@@ -54,6 +58,10 @@ def _part_problems(store: Path, part: Mapping[str, Any]) -> list[str]:
     for name, file in part["features"].items():
         pictures = part["pictures"] if name == DEFAULT_SET else None
         problems += _feature_problems(store, file, part["captions"], pictures)
+    if SUBJECTS in part and not problems:
+        lengths = stored_tensors(store, part["features"][DEFAULT_SET])["offsets"].diff()
+        found = store_subjects.problems(stored_tensors(store, part[SUBJECTS]), part, lengths)
+        problems = [f"{part[SUBJECTS]['name']}: {line}" for line in found]
     return problems
 
 

@@ -3,7 +3,9 @@
     STORE/store.json                               the plan: what is embedded, and how; written first
     STORE/shards/00012-000.pairs.safetensors       keys, captions and columns of a part of shard 12
     STORE/shards/00012-000.clip.safetensors        the part's features in the set `clip`
+    STORE/shards/00012-000.subjects.safetensors    the part's subjects, if they were embedded; see `store_subjects`
     STORE/shards/00000-empty.clip.safetensors      the set's features of the empty text, written once, with the first shard
+    STORE/shards/00000-zero.clip.safetensors       the embedding of an image of zeros, in a store with subjects
     STORE/shards/00012-parts.json                  finished parts of shard 12, while it is unfinished
     STORE/shards/00012.json                        the record of shard 12; written last, it says that the shard is finished
     STORE/shards/00012.llm.json                    the record of a feature set that was added later
@@ -38,6 +40,8 @@ DEFAULT_SET = "clip"
 """The feature set that every store has: image embeddings, pooled text embeddings and token states of one CLIP."""
 PAIRS = "pairs"
 """Not a feature set: the part's keys, captions and columns."""
+SUBJECTS = "subjects"
+"""Not a feature set: what the part's captions refer to besides their words. Versions that do not know it read the rest."""
 _SET = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _TENSOR_SCHEMA = "syzygy_schema"
 _TYPE_NAMES = {
@@ -65,13 +69,18 @@ def progress_path(store: Path, number: int) -> Path:
 
 
 def part_path(store: Path, number: int, part: int, contents: str) -> Path:
-    """`contents` is `PAIRS` or a feature set."""
+    """`contents` is `PAIRS`, `SUBJECTS` or a feature set."""
     return store / SHARDS / f"{number:05}-{part:03}.{contents}.safetensors"
 
 
 def empty_path(store: Path, number: int, features: str) -> Path:
     """A set's features of the empty text; shard `number` is the one whose record names them."""
     return store / SHARDS / f"{number:05}-empty.{features}.safetensors"
+
+
+def zero_path(store: Path, number: int) -> Path:
+    """CLIP's embedding of an image of zeros; shard `number` is the one whose record names it."""
+    return store / SHARDS / f"{number:05}-zero.{DEFAULT_SET}.safetensors"
 
 
 def is_there(store: Path, file: Mapping[str, Any]) -> bool:
@@ -85,9 +94,9 @@ def check_set_name(name: str) -> None:
 
     Raises `UserError` if it has other characters than small letters, digits, - and _, or is taken.
     """
-    if not _SET.fullmatch(name) or name == PAIRS:
+    if not _SET.fullmatch(name) or name in (PAIRS, SUBJECTS):
         raise UserError(
-            f"a feature set cannot be called {name!r}. Use small letters, digits, - and _; {PAIRS!r} is taken."
+            f"a feature set cannot be called {name!r}. Use small letters, digits, - and _; {PAIRS!r} and {SUBJECTS!r} are taken."
         )
 
 
@@ -183,7 +192,7 @@ def repair(path: Path) -> str:
         return "Copy it again, or merge its stores again."
     if artifacts.read_json(plan).get("schema_version") != SCHEMA_VERSION:
         return "Copy it again, or embed the source into a new store: this one was begun by an older version, and cannot be continued."
-    if path.name.split(".")[1] not in (PAIRS, DEFAULT_SET):
+    if path.name.split(".")[1] not in (PAIRS, SUBJECTS, DEFAULT_SET):
         return "Copy it again, or add the feature set under another name with `syzygy store add`."
     record = path.with_name(path.name.partition("-")[0] + ".json")
     return f"Copy it again; or delete {record} and repeat the `syzygy embed` command, which embeds what is missing."

@@ -11,18 +11,20 @@ from typing import Any
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.data import store_building, store_files
+from syzygy.data.store_files import SUBJECTS
 from syzygy.data.store_part import EMPTY, TEXT
+from syzygy.data.store_subjects import ZERO
 
 
 def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
     """Write a store with the pairs of all of these, in this order. Returns its manifest.
 
     The files are shared with the old stores (hard links), or copied where the file system has none. The features of the empty text
-    are the first store's, since all have the same encoder.
+    and of an image of zeros are the first store's, since all have the same encoder.
 
     Raises:
-        UserError: fewer than two stores, one twice, one unfinished; encoders, precisions, feature sets or columns differ;
-            `out` exists already, or cannot be written.
+        UserError: fewer than two stores, one twice, one unfinished; encoders, precisions, feature sets or columns differ, or only some
+            have subjects or edges; `out` exists already, or cannot be written.
     """
     if len(stores) < 2:
         raise UserError("merging takes at least two stores.")
@@ -34,6 +36,7 @@ def merge(stores: Sequence[Path], out: Path) -> dict[str, Any]:
     for store, manifest in zip(stores[1:], manifests[1:], strict=True):
         _check_alike(manifests[0], manifest, stores[0], store)
     _check_readings(stores, manifests)
+    _check_subjects(stores, manifests)
     with artifacts.folder_written(out, "the store") as folder, artifacts.writing("the store", out):
         (folder / store_files.SHARDS).mkdir()
         numbers, with_empty = count(), set[str]()
@@ -69,6 +72,21 @@ def _check_readings(stores: Sequence[Path], manifests: Sequence[Mapping[str, Any
             )
 
 
+def _check_subjects(stores: Sequence[Path], manifests: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse stores of which some have subjects, or edges, and others not."""
+    have = [manifest.get(SUBJECTS) for manifest in manifests]
+    for store, about in zip(stores[1:], have[1:], strict=True):
+        for name, first, other in (
+            ("subjects", have[0], about),
+            ("edges", *(x and x["edges"] for x in (have[0], about))),
+        ):
+            if bool(first) != bool(other):
+                one, lacks = (stores[0], store) if first else (store, stores[0])
+                raise UserError(
+                    f"{one} was embedded with --{name} and {lacks} without. Embed both alike, each into a new store, then merge those."
+                )
+
+
 def _check_alike(one: Mapping[str, Any], other: Mapping[str, Any], first: Path, store: Path) -> None:
     if one["features"].keys() != other["features"].keys():
         sets = (", ".join(manifest["features"]) for manifest in (one, other))
@@ -102,13 +120,20 @@ def _moved(
     """Put shard `number` of a store into `out` as number `new`. Returns its record.
 
     Args:
-        with_empty: the feature sets whose empty text `out` has already; grows.
+        with_empty: the feature sets whose empty text `out` has already, and `ZERO` if it has the image of zeros; grows.
     """
     record = store_files.read_checked(store_files.record_path(store, number))
     for index, part in enumerate(record["parts"]):
         _link(store, out, part["pairs"], store_files.part_path(out, new, index, store_files.PAIRS))
         for name, file in part["features"].items():
             _link(store, out, file, store_files.part_path(out, new, index, name))
+        if SUBJECTS in part:
+            _link(store, out, part[SUBJECTS], store_files.part_path(out, new, index, SUBJECTS))
+    zero = record.pop(ZERO, None)
+    if zero is not None and ZERO not in with_empty:
+        with_empty.add(ZERO)
+        _link(store, out, zero, store_files.zero_path(out, new))
+        record[ZERO] = zero
     _write_record(store, record, out, new, None, with_empty)
     for name in features.keys() - {store_files.DEFAULT_SET}:
         added = store_files.read_checked(store_files.record_path(store, number, name))

@@ -19,7 +19,8 @@ from syzygy.core.packed_attention import PackedText
 from syzygy.data import store_files
 from syzygy.data.encoding import DTYPES, Encode, encode_captions, joined
 from syzygy.data.pair import Scalar
-from syzygy.data.store_files import packed_strings, stored_tensors, write_tensors
+from syzygy.data.store_files import SUBJECTS, packed_strings, stored_tensors, write_tensors
+from syzygy.data.store_subjects import PartSubjects, write_subjects
 
 NUMBER, BOOLEAN, TEXT = "number", "boolean", "text"
 """Types of a column: float64 with NaN where a value is missing; bool, never missing; text, empty where it is missing."""
@@ -47,6 +48,8 @@ class Part:
     """M; counts the part's pictures."""
     text: PackedText
     """Features of the M captions."""
+    subjects: PartSubjects | None = None
+    """None in a store without subjects."""
 
 
 def text_hash(text: str) -> int:
@@ -55,7 +58,7 @@ def text_hash(text: str) -> int:
 
 
 def write_part(part: Part, store: Path, number: int, index: int) -> dict[str, Any]:
-    """Write both files of part `index` of shard `number`. Returns what the shard's record says of it.
+    """Write the files of part `index` of shard `number`. Returns what the shard's record says of it.
 
     Raises `UserError` if they cannot be written.
     """
@@ -80,12 +83,14 @@ def write_part(part: Part, store: Path, number: int, index: int) -> dict[str, An
             **text_tensors(text.states, text.offsets, text.pooled),
         },
     )
+    subjects = {} if part.subjects is None else {SUBJECTS: write_subjects(part.subjects, store, number, index)}
     return {
         "pictures": len(part.keys),
         "captions": len(part.captions),
         "columns": column_types(columns),
         "pairs": pairs,
         "features": {store_files.DEFAULT_SET: features | {"tokens": len(text.states)}},
+        **subjects,
     }
 
 

@@ -43,6 +43,9 @@ class LambdaEclipseTaskConfig(ContrastiveTaskConfig):
 class LambdaEclipseObjective:
     """Projection and contrast (ECLIPSE eq. 5) of predictions from texts with subjects, and a control."""
 
+    reads_references = True
+    """The task reads subjects and controls for it."""
+
     def __init__(self, prior: LambdaEclipsePrior, config: LambdaEclipseTaskConfig, *, logit_scale: float) -> None:
         """`logit_scale` is the frozen CLIP's (1/τ), used where the temperature is "clip"."""
         self.prior, self.config = prior, config

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import generator
+from syzygy.data.references import References
 from syzygy.prior.embedding_pairs import Pairs
 from syzygy.prior.embedding_statistics import frechet_distance
 from syzygy.prior.prior_network import PriorBatch
@@ -166,7 +167,11 @@ class PriorTask:
         for first in range(self._share.start, self._share.stop, self._micro):
             own = captions[first : min(first + self._micro, self._share.stop)]
             noise, uniform = draws(self.seed, "train", place + first, len(own), self.data.width)
-            text, images, references = self.data.text(own), self.data.images(own), self.data.references(own)
+            text, images, references = (
+                self.data.text(own),
+                self.data.images(own),
+                read_references(self.objective, self.data, own),
+            )
             batches.append(PriorBatch(text, images, candidates, ids, first, noise, uniform, references))
         return batches
 
@@ -191,6 +196,11 @@ def draws(
         uniform.append(torch.rand(BLOCK, 2, generator=random))
     own = slice(start % BLOCK, start % BLOCK + number)
     return torch.cat(noise)[own], torch.cat(uniform)[own]
+
+
+def read_references(objective: Measured, data: Pairs, index: Int[Tensor, "B"]) -> References | None:
+    """Subjects and controls of these captions, if the objective reads them (its attribute `reads_references`) and the data hold them."""
+    return data.references(index) if getattr(objective, "reads_references", False) else None
 
 
 def placed(batch: PriorBatch, device: torch.device) -> PriorBatch:
@@ -232,7 +242,7 @@ def validated(objective: Measured, data: Pairs, batch_size: int, seed: int, devi
     for index in everything.split(batch_size):
         noise, uniform = draws(seed, "validation", int(index[0]), len(index), data.width)
         candidates, ids = data.pooled(index), data.ids(index)
-        text, references = data.text(index), data.references(index)
+        text, references = data.text(index), read_references(objective, data, index)
         read = PriorBatch(text, data.images(index), candidates, ids, 0, noise, uniform, references)
         batch = placed(read, device)
         means = objective.losses(batch)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,6 +60,11 @@ class FakeEncoder:
             mask[i, : len(words)] = True
         pooled = torch.stack([states[i, : len(words)].mean(0) for i, words in enumerate(rows)])
         return TextFeatures(states, mask, pooled)
+
+    def token_spans(self, texts: list[str]) -> torch.Tensor:
+        rows = [[(0, 0), *(word.span() for word in re.finditer(r"\S+", text)), (0, 0)][:POSITIONS] for text in texts]
+        longest = max(map(len, rows))
+        return torch.tensor([row + [(0, 0)] * (longest - len(row)) for row in rows])
 
     def identity(self) -> Any:
         values = {

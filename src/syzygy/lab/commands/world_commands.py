@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from syzygy.lab.world.scene_classifier import Prediction
     from syzygy.lab.world.scene_source import Pair
 
-METADATA, SETTINGS = "metadata.jsonl", "sample.json"
+METADATA, SETTINGS, MASKS = "metadata.jsonl", "sample.json", "masks"
 BATCH_PIXELS = 256 * 64 * 64
 GAP = 2
 READ_BATCH = 64
@@ -70,22 +70,32 @@ size_option = click.option(
     show_default=True,
     help="Length of captions: only the sentence that describes the scene, or other sentences before it (up to 77, or 100 to 300 tokens).",
 )
+@click.option(
+    "--subjects",
+    is_flag=True,
+    help="Write captions in which the word “thing” stands for an object, and the mask of the object, for `syzygy embed --subjects`.",
+)
 @json_option
-def sample(num: int, out: Path, seed: int, size: int, unseen: str, length: str, as_json: bool) -> None:
+def sample(num: int, out: Path, seed: int, size: int, unseen: str, length: str, subjects: bool, as_json: bool) -> None:
     """Write images of scenes with captions to a folder.
 
     The folder contains PNG files and metadata.jsonl with these keys: file_name, text (the caption), things, style and background (the
     scene), description (what the caption says about it) and spans (where the caption names which object). The file sample.json holds the
     settings: the same command can be run again, other settings need another folder.
+
+    With --subjects, text names no shape, colour or texture of one object of the scene ("a thing left of a blue ring"), and these keys replace
+    description and spans: words (the caption before), and subjects (the phrase "thing" and the file of the object's mask in masks/).
     """
     import json
 
     from syzygy.core import artifacts
 
-    settings = {"num": num, "seed": seed, "size": size, "unseen": unseen, "length": length}
+    settings: dict[str, Any] = {"num": num, "seed": seed, "size": size, "unseen": unseen, "length": length}
+    if subjects:  # a sample without is as those of older versions
+        settings["subjects"] = True
     _claim(writable_folder(out), settings)
     artifacts.write_json(out / SETTINGS, settings)
-    showing = _write_sample(out, num, size, {"seed": seed, "unseen": unseen == "include", "length": length})
+    showing = _write_sample(out, num, size, {"seed": seed, "unseen": unseen == "include", "length": length}, subjects)
     if as_json:
         found = {"out": str(out), "metadata": str(out / METADATA), "pictures": num, "showing_unseen": showing}
         click.echo(json.dumps(found | {"settings": settings}))
@@ -108,7 +118,7 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
         raise UserError(f"{out} contains a sample with other settings ({was}). Choose another folder.")
 
 
-def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any]) -> int:
+def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any], subjects: bool) -> int:
     """Write images in batches and the metadata last; returns the number of scenes with an unseen composition.
 
     Files are moved into place when they are complete. They are not flushed one by one, which is slow: they can be generated again.
@@ -135,7 +145,12 @@ def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any]) -
                 name = f"{index:08}.png"
                 image.save(png)
                 os.replace(png, out / name)
-                file.write(json.dumps(_sample_row(name, pair), ensure_ascii=False) + "\n")
+                row = (
+                    _subject_row(name, pair, out, size, settings["seed"], index)
+                    if subjects
+                    else _sample_row(name, pair)
+                )
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 showing += shows_unseen_composition(pair.scene)
             advance(len(found))
     with artifacts.writing("the metadata", out):
@@ -163,6 +178,27 @@ def _sample_row(name: str, pair: "Pair") -> dict[str, Any]:
         "description": description,
         "spans": spans,
     }
+
+
+def _subject_row(name: str, pair: "Pair", out: Path, size: int, seed: int, index: int) -> dict[str, Any]:
+    """A line of the metadata with a subject, whose mask is written. The draw is that of training on the embedded world."""
+    from dataclasses import asdict
+
+    from PIL import Image
+
+    from syzygy.core.randomness import Draw
+    from syzygy.lab.world.render import masks
+    from syzygy.lab.world.scene_subjects import WORD, subject_pair
+
+    found = subject_pair(pair, Draw(seed, "subject", index))
+    row = {"file_name": name, "text": found.text, "words": pair.caption.text, **asdict(pair.scene)}
+    if found.thing is None:
+        return row | {"subjects": []}
+    mask = masks(pair.scene, size)[pair.scene.things.index(found.thing)]
+    file = out / MASKS / name
+    file.parent.mkdir(exist_ok=True)
+    Image.fromarray((mask * 255).round().byte().numpy()).save(file)
+    return row | {"subjects": [{"phrase": WORD, "mask": f"{MASKS}/{name}"}]}
 
 
 @click.command()
