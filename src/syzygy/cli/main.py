@@ -165,9 +165,7 @@ COMMANDS: Table = {
             "sample": Leaf(
                 "syzygy.lab.commands.world_commands:sample", "Write images of scenes with captions to a folder."
             ),
-            "corpus": Leaf(
-                "syzygy.lab.commands.world_commands:corpus", "Write parallel captions in several languages."
-            ),
+            "corpus": Leaf("syzygy.lab.commands.world_corpus:corpus", "Write parallel captions in several languages."),
             "show": Leaf("syzygy.lab.commands.world_commands:show", "Render a scene that a caption describes."),
             "read": Leaf("syzygy.lab.commands.world_commands:read", "Predict what images of this world show."),
         },
