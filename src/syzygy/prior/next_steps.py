@@ -22,6 +22,8 @@ EXAMPLE = "example_caption"
 LONGEST = 60
 """Most characters of a caption in a command."""
 WORLD_CAPTION = "a red circle"
+SUBJECT_CAPTION, SUBJECT_WORD = "a thing left of a blue ring", "thing"
+"""Of the embedded world: a prompt, and its word that stands for a picture."""
 MODELS = {768: "karlo", 1280: "kandinsky-2.2"}
 """Published models by the width of their image embeddings."""
 NO_PICTURES = (
@@ -76,13 +78,25 @@ def after_export(folder: Path, run: Path) -> tuple[str, ...]:
 
 
 def generated(record: dict[str, Any], caption: str | None, prior: Path, model: str | None = None) -> tuple[str, ...]:
-    """The command that generates an image with a prior, or the reason why there is none. `model` is a model that fits it."""
+    """The command that generates an image with a prior, or the reason why there is none. `model` is a model that fits it.
+
+    For a prior that reads subjects, the command has one.
+    """
     text = shortened(caption or WORLD_CAPTION)
     model = model or decoder_of(record)
     if model is None:
         return (NO_PICTURES,) if record.get("clip") == starter_clip() else ()
     which = [] if model == "starter" else ["--model", model]
-    return (shlex.join(["syzygy", "generate", text, *which, "--prior", str(prior)]),)
+    if "controlled" not in record.get("recipe", {}).get("task", {}):  # a setting of λ-ECLIPSE alone
+        return (shlex.join(["syzygy", "generate", text, *which, "--prior", str(prior)]),)
+    if record.get("clip") != starter_clip():
+        return (shlex.join(["syzygy", "generate", text, *which, "--prior", str(prior), "--subject", "WORD=PICTURE"]),)
+    subject = [*which, "--prior", str(prior), "--subject", f"{SUBJECT_WORD}=subject.png"]
+    return (
+        "syzygy world show 'a striped green heart' --cut-out --out subject.png",
+        shlex.join(["syzygy", "generate", SUBJECT_CAPTION, *subject]),
+        shlex.join(["syzygy", "evaluate", "subjects", *which, "--prior", str(prior)]),
+    )
 
 
 def decoder_of(record: dict[str, Any]) -> str | None:

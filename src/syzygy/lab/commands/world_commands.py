@@ -108,7 +108,9 @@ def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any], s
     from syzygy.core import artifacts
     from syzygy.lab.world.scene import shows_unseen_composition
     from syzygy.lab.world.scene_source import pairs, pictures
+    from syzygy.lab.world.scene_subjects import described_pairs
 
+    source = described_pairs if subjects else pairs
     batch = max(BATCH_PIXELS // size**2, 1)
     showing = 0
     lines, png = out / f".{METADATA}", out / ".picture.png"
@@ -118,7 +120,7 @@ def _write_sample(out: Path, num: int, size: int, settings: Mapping[str, Any], s
         progress_bar("rendering", num) as advance,
     ):
         for start in range(0, num, batch):
-            found = pairs(start=start, number=min(batch, num - start), **settings)
+            found = source(start=start, number=min(batch, num - start), **settings)
             images = _images(pictures(found, size, chunk=min(batch, 32)))
             for index, (pair, image) in enumerate(zip(found, images, strict=True), start):
                 name = f"{index:08}.png"

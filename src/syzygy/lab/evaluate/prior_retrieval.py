@@ -3,7 +3,7 @@
 Legend: M captions of G images, D width of CLIP's joint space.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,27 +15,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from syzygy.core import artifacts
-from syzygy.core.contracts import Prior, TextFeatures
 from syzygy.core.errors import UserError
-from syzygy.core.randomness import generator
 from syzygy.core.wording import counted
 from syzygy.data.store import EmbeddingStore
 from syzygy.lab import plots
 from syzygy.lab.evaluate.bootstrap import Difference, Interval, difference, interval
 from syzygy.lab.evaluate.harness import Outcome
-from syzygy.lab.evaluate.held_out import Past, Truth, common, past_of, record_of, rest_of
+from syzygy.lab.evaluate.held_out import Truth, common, rest_of
+from syzygy.lab.evaluate.measured_priors import MeasuredPrior, measured, predictions
 from syzygy.lab.evaluate.retrieval import ranks_among
 from syzygy.lab.report import Block, Items, Note, Report, Section, Table
 from syzygy.prior.embedding_pairs import StorePairs
 from syzygy.prior.embedding_statistics import frechet_distance
 from syzygy.prior.linear_prior import LinearPrior
-from syzygy.prior.prior_folders import PART, find_prior
-from syzygy.prior.prior_loading import load_prior
-from syzygy.training.checkpoints import METRICS_FILE, read_lines
 from syzygy.training.loop import VALIDATION
 from syzygy.training.run_records import Bar
 
-BATCH = 256
 IDENTITY, SHIFTED, LINEAR = "text identity", "text identity, shifted", "linear map"
 SHUFFLED, MEAN = "shuffled captions", "mean image"
 CONTROLS = {
@@ -59,36 +54,6 @@ CURVES = {
     "cosine_text": "validation cosine to the text embedding",
     "frechet": "validation Fréchet distance",
 }
-
-
-@dataclass(frozen=True)
-class StoreClip:
-    """The CLIP that made a store, as far as the store records it."""
-
-    store: EmbeddingStore
-
-    @property
-    def width(self) -> int:
-        return self.store.width
-
-    def fingerprint(self) -> str:
-        return self.store.encoder["fingerprint"]
-
-    def encode_text(self, texts: list[str]) -> TextFeatures:
-        """Only the empty text."""
-        assert texts == [""], "a store holds the features of the empty text alone"
-        return self.store.empty_text().padded()
-
-
-@dataclass(frozen=True)
-class MeasuredPrior:
-    """A prior under comparison."""
-
-    prior: Prior
-    source: str
-    past: Past
-    metrics: list[dict[str, Any]]
-    """The lines of its run's metrics.jsonl; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -119,31 +84,6 @@ def scored(truth: Truth, predicted: Float[Tensor, "M D"]) -> Score:
     values = {name: truth.by_image(one) for name, one in each.items()}
     enough = len(truth) > predicted.shape[1]
     return Score(values, frechet_distance(predicted, truth.images) if enough else None, cosines, ranks)
-
-
-def measured(source: str, store: EmbeddingStore, device: str) -> MeasuredPrior:
-    """A prior and what is known about its training; `source` as in `load_prior`.
-
-    Raises:
-        UserError: as `load_prior`; it belongs to another CLIP than the store.
-    """
-    prior = load_prior(source, StoreClip(store), device)
-    folder = find_prior(source)
-    lines = folder.parent / METRICS_FILE
-    metrics = read_lines(lines) if folder.name == PART and lines.is_file() else []
-    return MeasuredPrior(prior, source, past_of(record_of(folder), store), metrics)
-
-
-@torch.no_grad()
-def predictions(prior: Prior, truth: Truth, seed: int, progress: Callable[[int], None]) -> Float[Tensor, "M D"]:
-    """For all held-out captions, from the same noise for every prior."""
-    noise = torch.randn(len(truth), truth.pairs.width, generator=generator(seed, "evaluate prior"))
-    found = []
-    for index in truth.everything.split(BATCH):
-        features = truth.pairs.text(index).padded().to(dtype=torch.float32)
-        found.append(prior.predict(features, noise=noise[index]).float().cpu())
-        progress(len(index))
-    return torch.cat(found)
 
 
 def controls(truth: Truth, first: Float[Tensor, "M D"] | None) -> dict[str, Float[Tensor, "M D"]]:

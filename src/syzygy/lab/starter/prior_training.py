@@ -19,7 +19,7 @@ from syzygy.generation.subjects import positions
 from syzygy.lab.world import scene_source
 from syzygy.lab.world.language import detect_language, language
 from syzygy.lab.world.scene import Style, Thing
-from syzygy.lab.world.scene_subjects import WORD, SubjectPair, cut_outs, subject_pair
+from syzygy.lab.world.scene_subjects import WORD, SubjectPair, cut_outs, described_pairs, subject_pair
 from syzygy.prior.embedding_pairs import PriorData, caption_ids
 from syzygy.prior.lambda_training import LambdaEclipseTaskConfig
 from syzygy.prior.linear_prior import LinearRun
@@ -64,7 +64,7 @@ def embed_with_subjects(
     images, features, texts, references = [], [], [], []
     for start in range(0, number, CHUNK):
         rows = range(start, min(start + CHUNK, number))
-        found = scene_source.pairs(seed, start, len(rows), unseen=False)
+        found = described_pairs(seed, start, len(rows))
         pixels = scene_source.pictures(found, clip.image_size, clip.device)
         images.append(clip.encode_image(pixels).cpu())
         pairs = [subject_pair(one, Draw(seed, "subject", row)) for row, one in zip(rows, found, strict=True)]
