@@ -121,6 +121,10 @@ COMMANDS: Table = {
             "style": Leaf(
                 "syzygy.lab.commands.evaluate_commands:style", "Measure whether images take the style of a reference."
             ),
+            "subjects": Leaf(
+                "syzygy.lab.commands.evaluate_commands:subjects",
+                "Measure whether images show the subject of a picture.",
+            ),
             "temporal": Leaf(
                 "syzygy.lab.commands.evaluate_commands:temporal", "Measure when in sampling the prompt is read."
             ),

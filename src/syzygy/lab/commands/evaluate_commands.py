@@ -177,6 +177,29 @@ def style(request: EvaluationRequest) -> "Outcome":
 
 
 @evaluation(
+    *sampling_options(
+        34, 10, help="Prompts of each kind (a subject alone, with an object, in a relation), seen and unseen each."
+    ),
+    click.option("--prior", required=True, metavar="RUN|FOLDER", help="A prior that reads subjects (λ-ECLIPSE)."),
+    CONDITIONS,
+)
+def subjects(request: EvaluationRequest) -> "Outcome":
+    """Measure whether images show the subject of a picture, and the rest of the prompt.
+
+    In prompts of the embedded world, such as "a thing left of a blue ring", a word stands for the object in a picture. Measured are the
+    object's shape, colour and texture, which the prompt does not name, and the rest of the prompt, compared with the same prompt in words,
+    without a subject, and with another prompt's.
+
+    \b
+      syzygy train prior --preset lambda-eclipse --out runs/subjects
+      syzygy evaluate subjects --prior runs/subjects --out out/subjects
+    """
+    from syzygy.lab.evaluate import subjects as run
+
+    return run.evaluate(request.context("subjects", run.SubjectsConfig))
+
+
+@evaluation(
     *sampling_options(50, 25),
     setting(
         "--swaps",

@@ -1,21 +1,28 @@
 """Does an image show the subject of a picture where its prompt has a word for it? Exact scores on the embedded world (λ-ECLIPSE)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
 from syzygy.core.contracts import Guide, Sampling, TextFeatures
+from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator, seed_of
-from syzygy.generation.subjects import EmbeddedSubject, SubjectPrior, positions, with_subjects
+from syzygy.core.wording import counted
+from syzygy.generation.image_files import card, contact_sheet
+from syzygy.generation.pipeline import to_pil
+from syzygy.generation.subjects import EmbeddedSubject, SubjectPrior, positions, subject_prior, with_subjects
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.composition import reference_embeddings, shuffled_prompts
-from syzygy.lab.evaluate.harness import Candidate, Values
+from syzygy.lab.evaluate.harness import Candidate, EvaluationContext, Outcome, Row, Values
+from syzygy.lab.evaluate.judging import judge_of
+from syzygy.lab.report import Note, Picture, Report, Section
 from syzygy.lab.world.description import Description, Mention, check_facts
 from syzygy.lab.world.language import language
 from syzygy.lab.world.prompts import Category, Prompt, prompts
@@ -37,7 +44,7 @@ class SubjectsConfig(harness.SamplingConfig):
     prompts: int = Field(default=34, gt=0)
     """Prompts of each kind, seen and unseen each: a subject alone, with a coloured object, and in a relation to one."""
     conditions: tuple[str, ...] | None = None
-    """What the decoder reads; null is all that it can."""
+    """What the decoder reads; null is what it reads where a request names none."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ def candidates(
 ) -> list[Candidate]:
     """An image of each case by each candidate, from the same noise."""
     sampling = Sampling(steps=config.steps, guidance_scale=config.guidance_scale)
-    conditions = config.conditions or model.pipeline.decoder.conditions
+    conditions = model.pipeline.chosen(config.conditions)
 
     @torch.inference_mode()
     def generate(
@@ -170,3 +177,118 @@ def _values(case: SubjectCase, scene: Prediction) -> dict[str, bool]:
         "rest": not others or all(fact.holds for fact in check_facts(Description(others), scene)),
     }
     return values | {"prompt_accuracy": harness.prompt_accuracy(case.words, scene) == 1}
+
+
+def table(cases: Sequence[SubjectCase], found: Mapping[str, Sequence[Prediction]]) -> list[Row]:
+    """The harness's rows; `rest`'s difference to the same prompts in words, and the appearance's to a prompt without a subject."""
+    measured = {name: scores(cases, scenes) for name, scenes in found.items()}
+    wanted = [case.words for case in cases]
+    against = {SUBJECT: {"rest_against_words": WORDS}}
+    rows = harness.table(measured, wanted, against, paired="rest")
+    shown = harness.table(measured, wanted, {SUBJECT: {"against_none": NONE}}, paired="appearance")
+    return [
+        row | {key: x for key, x in other.items() if key == "against_none"}
+        for row, other in zip(rows, shown, strict=True)
+    ]
+
+
+def check(model: TextToImage) -> SubjectPrior:
+    """The model's prior, if it reads subjects.
+
+    Raises:
+        UserError: it does not, or the decoder reads no image embedding.
+    """
+    if "image" not in model.pipeline.decoder.conditions:
+        raise UserError(f"{model.name} generates images from texts alone: subjects have no place in it.")
+    return subject_prior(model.pipeline.prior, [EmbeddedSubject(WORD, torch.zeros(1, 1))])
+
+
+@torch.inference_mode()
+def grid(model: TextToImage, cases: Sequence[SubjectCase], config: SubjectsConfig) -> Image.Image:
+    """For some prompts: the subject's picture, and the images of each candidate, labelled with what is right."""
+    judge = judge_of(model)
+    order = [i for kind in KINDS for side in (False, True) for i in _of(cases, kind, side)[: SHOWN // len(KINDS) + 1]]
+    some = [cases[i] for i in order][: SHOWN + 1]
+    made = candidates(model, check(model), some, config)
+    images = {one.name: one.generate(range(len(some))) for one in made}
+    scenes = {name: judge.read(pixels.to(model.pipeline.device)) for name, pixels in images.items()}
+    pictures = to_pil(cut_outs([(case.thing, STYLE) for case in some], model.clip.image_size))
+    lines = [[card("prompt"), card("subject"), *(card(name) for name in images)]]
+    labels = [["", "", *[""] * len(images)]]
+    for i, case in enumerate(some):
+        lines.append([card(case.text), pictures[i], *(to_pil(pixels[i : i + 1])[0] for pixels in images.values())])
+        labels.append([case.words.text, "", *(_label(case, found[i]) for found in scenes.values())])
+    return contact_sheet(lines, labels, cell=112)
+
+
+def _of(cases: Sequence[SubjectCase], kind: str, unseen: bool) -> list[int]:
+    return [i for i, case in enumerate(cases) if (case.words.category, case.words.unseen) == (kind, unseen)]
+
+
+def _label(case: SubjectCase, scene: Prediction) -> str:
+    values = _values(case, scene)
+    return "all right" if values["prompt_accuracy"] else "subject right" if values["appearance"] else "subject wrong"
+
+
+COLUMNS: harness.Columns = {
+    "candidate": "candidate",
+    "prompts": "side",
+    "subject": "appearance",
+    "minus no subject": "against_none",
+    "shape": "shape",
+    "colour": "colour",
+    "texture": "texture",
+    "rest of the prompt": "rest",
+    "minus in words": "rest_against_words",
+    "everything": "prompt_accuracy",
+}
+LEGEND = (
+    f'**Subject**: an object has the shape, the colour and the texture of the subject, which the prompt does not name ("a {WORD}"). **Rest of '
+    "the prompt**: the other object is right, with all that the prompt names of it. **Everything**: both, and the relation. **In words**: the "
+    f"same prompts with the subject's attributes in words. **No subject**: the prompt with the word {WORD!r} alone, the level of chance. "
+    "**Another's subject**: the picture of another prompt. **Reference**: the embedding of a scene that shows what the prompt says. Brackets: "
+    "95 % bootstrap over prompts; differences in points, paired."
+)
+
+
+def evaluate(context: EvaluationContext[SubjectsConfig]) -> Outcome:
+    """Generate with subjects and with the controls."""
+    model, config = context.model, context.config
+    prior, cases = check(model), subject_cases(config)
+    found = context.predict(candidates(model, prior, cases, config))
+    rows = table(cases, {name: one.scenes for name, one in found.items()})
+    reads = list(config.conditions or model.pipeline.conditions)
+    result = context.header(conditions=reads, prompts=len(cases), rows=harness.plain(rows))
+    overall = harness.as_table(harness.overall(rows, None), COLUMNS)
+    kinds = [
+        harness.as_table([row for row in rows if row["category"] == kind], COLUMNS, TITLES[kind]) for kind in KINDS
+    ]
+
+    def report(sheet: Image.Image | None) -> Report:
+        return Report(
+            f"Subjects: {model.name}",
+            context.lead(
+                f"{counted(len(cases), 'prompt')} in which {WORD!r} stands for an object that is shown by a picture, its cut-out on white. The "
+                f"decoder reads {', '.join(reads)}."
+            ),
+            [
+                Section(
+                    "Examples",
+                    [Picture(sheet, "Subjects and images", "The first prompts of each kind.")] if sheet else [],
+                ),
+                Section("Numbers", [overall, *kinds, Note(LEGEND)]),
+            ],
+            limits=(
+                "Subjects are shapes with a colour and a texture, not animals or people; CLIP and the prior were trained on this world "
+                "alone. One training of the prior is measured."
+            ),
+        )
+
+    return Outcome(result, [overall, *kinds, LEGEND], report, partial(grid, model, cases, config))
+
+
+TITLES: dict[str, str] = {
+    "single": "A subject alone",
+    "colour": "A subject and a coloured object",
+    "spatial": "A subject in a relation to an object",
+}
