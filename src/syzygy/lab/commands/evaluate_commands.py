@@ -194,7 +194,7 @@ def subjects(request: EvaluationRequest) -> "Outcome":
       syzygy train prior --preset lambda-eclipse --out runs/subjects
       syzygy evaluate subjects --prior runs/subjects --out out/subjects
     """
-    from syzygy.lab.evaluate import subjects as run
+    from syzygy.lab.evaluate import subject_accuracy as run
 
     return run.evaluate(request.context("subjects", run.SubjectsConfig))
 
