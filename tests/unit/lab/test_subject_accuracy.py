@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from syzygy.clip.zero_image import ZeroImage
+from syzygy.core.model_parts import part_folder
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import subject_accuracy
 from syzygy.lab.evaluate.subject_accuracy import NONE, OTHER, REFERENCE, SUBJECT, WORDS, SubjectCase, SubjectsConfig
@@ -93,6 +94,6 @@ def test_the_command_compares_with_its_controls(syzygy: Callable[..., Answer], p
     assert "against_none" not in rows[1]
     for file in ("index.html", "report.md", "grid.png", "results.json", "predictions.jsonl"):
         assert (tmp_path / "out" / file).is_file()
-    other = syzygy(*common, "--prior", "starter")
-    assert other.code == 1
+    other = syzygy(*common, "--prior", part_folder("starter", "prior"))
+    assert other.code
     assert "reads no subjects" in other.err
