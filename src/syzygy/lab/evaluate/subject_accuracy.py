@@ -34,8 +34,8 @@ SUBJECT, WORDS, NONE, OTHER, REFERENCE = "subject", "in words", "no subject", "a
 KINDS: tuple[Category, ...] = ("single", "colour", "spatial")
 STYLE: Style = "flat"
 """Style of the subjects' pictures."""
-SHOWN = 8
-"""Prompts in the grid of images."""
+SHOWN = 2
+"""Prompts of each kind and side in the grid of images."""
 
 
 class SubjectsConfig(harness.SamplingConfig):
@@ -207,8 +207,7 @@ def check(model: TextToImage) -> SubjectPrior:
 def grid(model: TextToImage, cases: Sequence[SubjectCase], config: SubjectsConfig) -> Image.Image:
     """For some prompts: the subject's picture, and the images of each candidate, labelled with what is right."""
     judge = judge_of(model)
-    order = [i for kind in KINDS for side in (False, True) for i in _of(cases, kind, side)[: SHOWN // len(KINDS) + 1]]
-    some = [cases[i] for i in order][: SHOWN + 1]
+    some = [cases[i] for kind in KINDS for side in (False, True) for i in _of(cases, kind, side)[:SHOWN]]
     made = candidates(model, check(model), some, config)
     images = {one.name: one.generate(range(len(some))) for one in made}
     scenes = {name: judge.read(pixels.to(model.pipeline.device)) for name, pixels in images.items()}
