@@ -112,7 +112,7 @@ def generate(
             **given.keywords(),
             **loaded.settings,
         )
-        loaded.model.warn_of(prompts)
+        loaded.model.warn_of(prompts, request.subjects)
         saved = list(generate_images(loaded, request, images, out))
     sheet = save_sheet(_rows(saved, num_images, given.cells()), saved, loaded.record, out) if len(saved) > 1 else None
     answer(saved, {"contact_sheet": sheet}, loaded, began, as_json)

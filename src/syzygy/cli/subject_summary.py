@@ -27,7 +27,8 @@ def about_subjects(manifest: Mapping[str, Any], store: Path) -> dict[str, Any] |
         if fault["lost"] == "subject":
             reasons[fault["reason"]] += 1
             if len(first) < SHOWN:
-                first.append(f"{fault['key']}: {fault['phrase']!r}: {fault['reason']}")
+                named = f"{fault['phrase']!r}: " if fault["phrase"] else ""
+                first.append(f"{fault['key']}: {named}{fault['reason']}")
     counts = {name: found[name] for name in ("number", "captions", "bad", "edges")}
     more = {"captions_without": manifest["captions"] - found["captions"], "reasons": dict(reasons.most_common())}
     return counts | more | {"first": first}
@@ -48,4 +49,6 @@ def subject_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"{counted(found['bad'], 'subject')} could not be used; bad.jsonl lists each with its reason:"
         for reason, number in [*found["reasons"].items()][:SHOWN]:
             yield f"{number:>10,} × {printable(reason)}"
+        if others := sum([*found["reasons"].values()][SHOWN:]):
+            yield f"{others:>10,} × for other reasons"
         yield f"such as {printable('; '.join(found['first']))}"

@@ -87,9 +87,11 @@ def train_concept(concept: Path, model: str, clip: str, download: bool, **option
     def body(run: Any, out: Path, device: "torch.device") -> Trained:
         from syzygy.data.source_pictures import picture_folder
         from syzygy.pretrained import concept_training
-        from syzygy.pretrained.repositories import find_decoder
+        from syzygy.pretrained.repositories import find_decoder, named_family
         from syzygy.training.parallel import process_group
 
+        if (family := named_family(model)) is not None:  # refused before anything is looked for
+            concept_training.check_family(family, model)
         pictures = picture_folder(concept)
         found = find_decoder(model, local_files_only=not download)
         with process_group(device) as world:

@@ -178,7 +178,11 @@ def _begin(request: EmbedRequest, *, here: bool = True, join: bool = False) -> _
         assert plan is not None, "the first rank has begun it"
     else:
         identity = encoder.identity().to_config()
-        command = store_building.command_for(request.source, request.encoder, request.revision, settings.device)
+        flags = ["--subjects"] * settings.subjects + ["--edges"] * settings.edges
+        if options.subject_column not in (None, SUBJECTS):
+            flags += ["--subject-column", options.subject_column]
+        at = request.source, request.encoder, request.revision, settings.device
+        command = store_building.command_for(*at, flags)
         plan = store_building.begin(request.out, source, options, settings, identity, command)
     records = list(store_building.finished(request.out, plan))
     done = {record["number"] for record in records}

@@ -33,6 +33,9 @@ TOLERANCE = 1.0
 """Pixels by which a box may reach beyond the image, because annotations are rounded."""
 COVERED = 0.5
 """From this value on, a mask's pixel belongs to the subject's bounding box."""
+LARGEST = 1e9
+"""Pixels; no image is larger."""
+LIST = 'a list of objects such as {"phrase": "dog", "box": [12, 30, 96, 120]}'
 NO_FILES = "its mask is a file's name, and only a folder with metadata.jsonl or metadata.csv has files: give a box"
 
 
@@ -49,11 +52,11 @@ def subjects_in(value: Any, folder: Path | None = None) -> tuple[RawSubject, ...
         try:
             value = json.loads(value) if value.strip() else None
         except (ValueError, RecursionError):
-            return (RawSubject("", reason="the subjects are text that is not JSON"),)
+            return (RawSubject("", reason="the subjects are text that is not JSON of " + LIST),)
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
-        return (RawSubject("", reason="the subjects are not a list of objects"),)
+        return (RawSubject("", reason=f"the subjects are not {LIST}"),)
     return tuple(_subject(one, folder) for one in value)
 
 
@@ -62,12 +65,16 @@ def _subject(value: Any, folder: Path | None) -> RawSubject:
         return RawSubject("", reason='it is not an object such as {"phrase": "dog", "box": [12, 30, 96, 120]}')
     phrase = value.get("phrase")
     if not isinstance(phrase, str) or not phrase.strip():
-        return RawSubject("", reason="its phrase is empty")
+        what = "is missing" if phrase is None else "is empty" if isinstance(phrase, str) else "is not text"
+        return RawSubject("", reason=f"its phrase {what}")
     phrase = clean(phrase.strip())
     there = [name for name in PLACES if value.get(name) is not None]
     if len(there) != 1:
         has = " and ".join(there) if there else ", ".join(clean(str(name)) for name in value)
-        return RawSubject(phrase, reason=f"it needs one of box, relative_box and mask; it has {has}")
+        coco = (
+            "; COCO's bbox is [x, y, width, height], and box is [left, top, right, bottom]" if "bbox" in value else ""
+        )
+        return RawSubject(phrase, reason=f"it needs one of box, relative_box and mask; it has {has}{coco}")
     place = value[there[0]]
     if there[0] == "mask":
         return _masked(phrase, place, folder)
@@ -96,12 +103,12 @@ def _box_fault(box: Any, name: str) -> str | None:
     """What is wrong with a box, as far as that is known without the image."""
     numbers = list(box) if isinstance(box, list | tuple) else []
     if len(numbers) != 4 or not all(_is_number(x) for x in numbers):
-        return f"its {name} is not four numbers [left, top, right, bottom]"
+        return f"its {name} is not four finite numbers [left, top, right, bottom]"
     left, top, right, bottom = numbers
     shown = f"[{', '.join(f'{x:g}' for x in numbers)}]"
     if right <= left or bottom <= top:
         return f"its {name} {shown} has no area: it is [left, top, right, bottom], not width and height"
-    if name == "box" and max(numbers) <= 1:
+    if name == "box" and (max(numbers) <= 1 or (right - left < 1 and bottom - top < 1)):
         return f"its box {shown} lies within one pixel: box is in pixels, and fractions are called relative_box"
     if name == "relative_box" and (min(numbers) < 0 or max(numbers) > 1):
         return f"its relative_box {shown} is not in fractions from 0 to 1: pixels are called box"
@@ -109,7 +116,7 @@ def _box_fault(box: Any, name: str) -> str | None:
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= LARGEST  # NaN is not
 
 
 def cut_out(subject: RawSubject, image: Image.Image) -> Image.Image:

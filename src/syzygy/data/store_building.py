@@ -69,10 +69,10 @@ def read_plan(store: Path) -> Plan | None:
     return Plan(store_files.read_checked(path)) if path.is_file() else None
 
 
-def command_for(source: str, encoder: str, revision: str | None, device: str) -> str:
-    """The command that makes a store, without `--out`."""
+def command_for(source: str, encoder: str, revision: str | None, device: str, flags: Sequence[str] = ()) -> str:
+    """The command that makes a store, without `--out`; `flags` are further ones."""
     at = [] if revision is None else ["--revision", revision]
-    return shlex.join(["syzygy", "embed", source, "--encoder", encoder, *at, "--device", device])
+    return shlex.join(["syzygy", "embed", source, "--encoder", encoder, *at, "--device", device, *flags])
 
 
 def begin(

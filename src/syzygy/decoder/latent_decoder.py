@@ -36,6 +36,7 @@ from syzygy.decoder.samplers import sample
 from syzygy.regions.phrases import check_read, region_maps
 from syzygy.regions.region_bias import REGION_STRENGTH
 
+NOTHING = "this decoder needs image embeddings or text features; the guide has neither."
 NO_WORDS = (
     "The states of an adapter do not belong to single words: leave the text encoder out, or let a decoder with T5 read words by "
     "T5 alone (conditions image,t5)."
@@ -138,7 +139,7 @@ class LatentDecoder(ImageDecoder):
             placement: strength of the regions that are predicted for images without regions.
         """
         wanted = self.conditions if guide.conditions is None else guide.conditions
-        texts = guide.texts
+        guide, texts = self._wanted(guide, wanted), guide.texts
         own = {
             name: encoder.encode_states(list(texts))
             for name, encoder in self.encoders.items()
@@ -150,6 +151,17 @@ class LatentDecoder(ImageDecoder):
             return conditioning  # states of learned queries belong to no words
         drawn = [] if guide.regions is None else [row for row, regions in enumerate(guide.regions) if regions]
         return self.placement.placed(conditioning, placement, drawn)
+
+    @staticmethod
+    def _wanted(guide: Guide, names: Sequence[str]) -> Guide:
+        """The guide without an embedding or features that are not among the conditions to read."""
+        embeddings, features = (
+            guide.embeddings if "image" in names else None,
+            guide.features if "text" in names else None,
+        )
+        if embeddings is None and features is None and guide.texts is None:
+            raise UserError(NOTHING)
+        return replace(guide, embeddings=embeddings, features=features)
 
     def _guided(
         self, positive: Guide, negative_conditioning: Conditioning | None, sampling: Sampling
@@ -201,7 +213,7 @@ def conditioning_of(
     if guide.embeddings is not None:
         conditions = {"image": image_condition(guide.embeddings.to(device)), **conditions}
     if not conditions:
-        raise UserError("this decoder needs image embeddings or text features; the guide has neither.")
+        raise UserError(NOTHING)
     if guide.regions is not None and any(guide.regions):
         if not read or guide.texts is None:
             raise UserError(

@@ -29,6 +29,9 @@ from syzygy.prior.prior_loading import load_any_prior
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+CONCEPTS = "kandinsky-2.2"
+"""The model whose decoder can be trained on a concept."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -91,6 +94,12 @@ def load_published(
     if memory.offload and where.device.type == "cpu":
         raise UserError(
             "offloading moves parts off a GPU while others compute. On the CPU it has no effect: leave it out."
+        )
+    named = None if decoder is None else repositories.named_family(model)
+    if named is not None and named.name != CONCEPTS:  # refused before anything is looked for
+        raise UserError(
+            f"{model} was not trained with this package, so its decoder cannot be exchanged; that of {CONCEPTS} can, after `syzygy train "
+            "decoder --concept`. Leave the decoder out."
         )
     found = repositories.find_decoder(model, local_files_only=local_files_only)
     family, reads_embedding = found.family, found.family.decoder.reads_image_embedding

@@ -226,12 +226,13 @@ def check_texts(texts: Any, name: str = "prompt") -> list[str]:
     return found
 
 
-def notes(text: str, languages: Sequence[str] | None) -> list[str]:
+def notes(text: str, languages: Sequence[str] | None, subjects: Sequence[Subject] = ()) -> list[str]:
     """What a model of the embedded world does not understand in a text, one sentence each. Other models, whose `languages` are None, have
-    no notes."""
+    no notes. The words of subjects stand for their pictures, and need not be known."""
     if languages is None or not text.strip():
         return []
-    return imported("syzygy.lab.world.vocabulary:notes")(text, languages)
+    known = {word for subject in subjects for word in subject.word.casefold().split()}
+    return imported("syzygy.lab.world.vocabulary:notes")(text, languages, known)
 
 
 def _texts(value: Any, name: str) -> str | list[str] | None:

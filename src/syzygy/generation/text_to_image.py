@@ -225,7 +225,7 @@ class TextToImage:
             callback=callback,
             **options,
         )
-        self.warn_of(request.prompts)
+        self.warn_of(request.prompts, request.subjects)
         return self.generate(request)
 
     def vary(self, image: Picture | Sequence[Picture], *, num_images: int = 1, **settings: Any) -> PipelineOutput:
@@ -325,9 +325,9 @@ class TextToImage:
             found = self.clip.encode_pixels(self.clip.preparation.prepare(image_of(picture))[None])
         return found.to(self.pipeline.device, torch.float32)
 
-    def warn_of(self, texts: Sequence[str]) -> None:
-        """Warn of what the model does not understand in these texts (`notes`)."""
-        for note in [note for text in texts for note in self.notes(text)]:
+    def warn_of(self, texts: Sequence[str], subjects: Sequence[Subject] = ()) -> None:
+        """Warn of what the model does not understand in these texts (`notes`), apart from the words of subjects."""
+        for note in [note for text in texts for note in notes(text, self.limited_to, subjects)]:
             warnings.warn(note, stacklevel=3)
 
     def encode_text(self, texts: list[str]) -> TextFeatures:

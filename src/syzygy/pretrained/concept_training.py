@@ -17,6 +17,7 @@ from syzygy.core.wording import counted
 from syzygy.data.source_pictures import PictureFolder
 from syzygy.data.sources import Source
 from syzygy.pretrained.captioned_latents import Batches, ImagesRun, Steps, fitted, latents_of, split_pictures
+from syzygy.pretrained.families import DecoderFamily
 from syzygy.pretrained.kandinsky import KandinskyDecoder
 from syzygy.pretrained.repositories import FoundDecoder
 from syzygy.pretrained.trained_unet import CONCEPT, WHOLE, unet_fingerprint
@@ -40,12 +41,11 @@ class ConceptRun(ImagesRun):
     """Loss and batch."""
 
 
-def check_decoder(model: FoundDecoder) -> None:
+def check_family(family: DecoderFamily, source: str) -> None:
     """
     Raises:
         UserError: the decoder reads no image embedding, or is of a family whose U-Net cannot be trained here.
     """
-    source, family = model.at.source, model.family
     if not family.decoder.reads_image_embedding:
         raise UserError(
             f"{source} reads texts alone: a concept is trained on its pictures' image embeddings, which {family.name} does not read. "
@@ -85,7 +85,7 @@ def train(
     """
     if world.size > 1:
         raise UserError("a concept is trained in one process: start the training without torchrun.")
-    check_decoder(model)
+    check_family(model.family, model.at.source)
     folder, device, source = model.at.folder, world.device, concept.shard.folder
     parts = load_beside(
         folder, run.size, device, model.family.clip if clip is None else clip, local_files_only=local_files_only

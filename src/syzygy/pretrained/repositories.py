@@ -55,6 +55,11 @@ def known_classes() -> list[str]:
     return [kind for one in families() for kind in one.pipeline_classes]
 
 
+def named_family(model: str | Path) -> DecoderFamily | None:
+    """The decoder of a registered name; None for a folder and a hub id."""
+    return family(str(model)) if str(model) in DECODERS and not Path(model).is_dir() else None
+
+
 def find_decoder(model: str | Path, *, local_files_only: bool = True) -> FoundDecoder:
     """The decoder of a registered name, a folder in diffusers' layout, or a hub id (with `@` and a revision, if wanted).
 
@@ -64,9 +69,8 @@ def find_decoder(model: str | Path, *, local_files_only: bool = True) -> FoundDe
     Raises:
         UserError: it is neither here nor allowed to be downloaded, or cannot be; another class of pipeline.
     """
-    source = model
-    if str(model) in DECODERS and not Path(model).is_dir():
-        named = family(str(model))
+    source, named = model, named_family(model)
+    if named is not None:
         if named.hub_id is None:
             raise UserError(f"the decoder {named.name} has no repository of its own: give the folder that holds one.")
         source = named.hub_id

@@ -229,7 +229,7 @@ def made_or_loaded(kind: type[M], sizes: Mapping[str, Any], init: str | Path | N
     """
     make: Any = kind  # its configuration is its own `config_class`
     wanted = kind.config_class(**sizes)
-    prior: M = make(wanted) if init is None else make.from_pretrained(init)
+    prior: Any = make(wanted) if init is None else kind.from_pretrained(init)
     other = [name for name in sizes if getattr(prior.config, name) != getattr(wanted, name)]
     if other:
         differ = ", ".join(f"{n} is {getattr(prior.config, n)} there and {getattr(wanted, n)} here" for n in other)

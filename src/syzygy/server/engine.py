@@ -20,6 +20,7 @@ from syzygy.decoder.samplers import SAMPLERS
 from syzygy.generation.mixing import mixed
 from syzygy.generation.pipeline import to_pil
 from syzygy.generation.request import notes
+from syzygy.generation.subjects import Subject
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.server.problems import field_errors
 from syzygy.server.requests import ImageRequest, Upload
@@ -66,9 +67,9 @@ class Description:
     languages: Sequence[str] | None
     """Those of a model that is limited to the embedded world; None for others."""
 
-    def notes(self, text: str) -> list[str]:
-        """What the model does not understand in a prompt, one sentence each."""
-        return notes(text, self.languages)
+    def notes(self, text: str, subjects: Sequence[Subject] = ()) -> list[str]:
+        """What the model does not understand in a prompt, one sentence each, apart from the words of subjects."""
+        return notes(text, self.languages, subjects)
 
     def prepared(self, image: Image.Image, data: bytes) -> Upload:
         """A client's picture, prepared for the image encoder. Raises `UserError` if it is too long for its width."""

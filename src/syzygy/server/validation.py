@@ -193,7 +193,10 @@ class Validator:
 
     def notes(self, request: ImageRequest) -> list[str]:
         """What the model does not understand, or a client may not expect."""
-        found = [*request.notes, *(note for text in request.texts for note in self.about.notes(text))]
+        found = [
+            *request.notes,
+            *(note for text in request.texts for note in self.about.notes(text, request.generation.subjects)),
+        ]
         if len(request.kept) < len(request.uploads):
             found.append(
                 f"a record holds uploaded pictures of up to {KEPT_BYTES:,} bytes in all; of the others it holds only the SHA-256."

@@ -148,10 +148,13 @@ def test_the_decoder_and_negative_prompts_read_words(model: TextToImage, tiny_mo
     assert isinstance(decoder, LatentDecoder)
     watching = Watching(decoder.denoiser, decoder.autoencoder, decoder.device, decoder.defaults)
     own = replace(own, pipeline=replace(own.pipeline, decoder=watching))
-    with_star = own("a red star", subjects=[Subject("star", shape("blue"))], generator=generators())
-    plain = own("a red star", generator=generators())
+    both = ["image", "text"]
+    with_star = own("a red star", subjects=[Subject("star", shape("blue"))], generator=generators(), conditions=both)
+    plain = own("a red star", generator=generators(), conditions=both)
     assert not close(with_star.image_embeddings, plain.image_embeddings)
     assert torch.equal(read[0].states, read[1].states)
+    own("a red star", subjects=[Subject("star", shape("blue"))], generator=generators())
+    assert read[2] is None, "by default it reads the image embedding alone"
     settings: dict[str, Any] = {"num_inference_steps": 2, "generator": generators(), "negative_prompt": "star"}
     made = model(PROMPT, subjects=[Subject("star", shape("red"))], **settings)
     assert made.images[0].size == (32, 32)

@@ -92,7 +92,7 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
         raise UserError(f"{out} contains other files. Choose a new or empty folder.")
     before = artifacts.read_json(out / SETTINGS)
     if before != settings:
-        names = [name for name in settings if before.get(name) != settings[name]]
+        names = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         was = ", ".join(f"{name} {before.get(name)}" for name in names) or "others"
         raise UserError(f"{out} contains a sample with other settings ({was}). Choose another folder.")
 

@@ -192,14 +192,16 @@ def table(cases: Sequence[SubjectCase], found: Mapping[str, Sequence[Prediction]
     ]
 
 
-def check(model: TextToImage) -> SubjectPrior:
+def check(model: TextToImage, conditions: Sequence[str] | None) -> SubjectPrior:
     """The model's prior, if it reads subjects.
 
     Raises:
         UserError: it does not, or the decoder reads no image embedding.
     """
-    if "image" not in model.pipeline.decoder.conditions:
-        raise UserError(f"{model.name} generates images from texts alone: subjects have no place in it.")
+    if "image" not in model.pipeline.chosen(conditions):
+        raise UserError(
+            "subjects change the image embedding, and the decoder reads texts alone here: add image to the conditions."
+        )
     return subject_prior(model.pipeline.prior, [EmbeddedSubject(WORD, torch.zeros(1, 1))])
 
 
@@ -208,7 +210,7 @@ def grid(model: TextToImage, cases: Sequence[SubjectCase], config: SubjectsConfi
     """For some prompts: the subject's picture, and the images of each candidate, labelled with what is right."""
     judge = judge_of(model)
     some = [cases[i] for kind in KINDS for side in (False, True) for i in _of(cases, kind, side)[:SHOWN]]
-    made = candidates(model, check(model), some, config)
+    made = candidates(model, check(model, config.conditions), some, config)
     images = {one.name: one.generate(range(len(some))) for one in made}
     scenes = {name: judge.read(pixels.to(model.pipeline.device)) for name, pixels in images.items()}
     pictures = to_pil(cut_outs([(case.thing, STYLE) for case in some], model.clip.image_size))
@@ -253,7 +255,7 @@ LEGEND = (
 def evaluate(context: EvaluationContext[SubjectsConfig]) -> Outcome:
     """Generate with subjects and with the controls."""
     model, config = context.model, context.config
-    prior, cases = check(model), subject_cases(config)
+    prior, cases = check(model, config.conditions), subject_cases(config)
     found = context.predict(candidates(model, prior, cases, config))
     rows = table(cases, {name: one.scenes for name, one in found.items()})
     reads = list(config.conditions or model.pipeline.conditions)

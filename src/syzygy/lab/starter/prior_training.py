@@ -153,5 +153,5 @@ def train(
 
 def of_the_world(captions: Sequence[str]) -> bool:
     """Whether captions are of the embedded world: nearly all consist of words from its languages."""
-    known = [not language(detect_language(text)).unknown(text) for text in captions]
+    known = [not {*language(detect_language(text)).unknown(text)} - {WORD} for text in captions]
     return bool(known) and sum(known) >= KNOWN * len(known)
