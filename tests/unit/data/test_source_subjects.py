@@ -12,7 +12,7 @@ from PIL import Image
 
 from syzygy.core.errors import UserError
 from syzygy.data.pair import RawSubject
-from syzygy.data.source_subjects import cut_out, subjects_in
+from syzygy.data.source_subjects import LIST, cut_out, subjects_in
 
 
 def one(**values: Any) -> RawSubject:
@@ -23,23 +23,38 @@ def one(**values: Any) -> RawSubject:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("[", "the subjects are text that is not JSON"),
-        ({"phrase": "dog"}, "the subjects are not a list of objects"),
-        (7, "the subjects are not a list of objects"),
+        ("[", f"the subjects are text that is not JSON of {LIST}"),
+        ({"phrase": "dog"}, f"the subjects are not {LIST}"),
+        (7, f"the subjects are not {LIST}"),
         ([7], 'it is not an object such as {"phrase": "dog", "box": [12, 30, 96, 120]}'),
-        ([{"box": [0, 0, 5, 5]}], "its phrase is empty"),
+        ([{"box": [0, 0, 5, 5]}], "its phrase is missing"),
         ([{"phrase": "  ", "box": [0, 0, 5, 5]}], "its phrase is empty"),
-        ([{"phrase": ["dog"], "box": [0, 0, 5, 5]}], "its phrase is empty"),
+        ([{"phrase": ["dog"], "box": [0, 0, 5, 5]}], "its phrase is not text"),
         ([{"phrase": "dog"}], "it needs one of box, relative_box and mask; it has phrase"),
-        ([{"phrase": "dog", "bbox": [1]}], "it needs one of box, relative_box and mask; it has phrase, bbox"),
+        (
+            [{"phrase": "dog", "bbox": [1]}],
+            "it needs one of box, relative_box and mask; it has phrase, bbox; "
+            "COCO's bbox is [x, y, width, height], and box is [left, top, right, bottom]",
+        ),
         (
             [{"phrase": "dog", "box": [0, 0, 5, 5], "mask": "a.png"}],
             "it needs one of box, relative_box and mask; it has box and mask",
         ),
-        ([{"phrase": "dog", "box": [0, 0, 5]}], "its box is not four numbers [left, top, right, bottom]"),
-        ([{"phrase": "dog", "box": [0, 0, "5", 5]}], "its box is not four numbers [left, top, right, bottom]"),
-        ([{"phrase": "dog", "box": [0, 0, float("nan"), 5]}], "its box is not four numbers [left, top, right, bottom]"),
-        ([{"phrase": "dog", "box": [0, 0, True, 5]}], "its box is not four numbers [left, top, right, bottom]"),
+        ([{"phrase": "dog", "box": [0, 0, 5]}], "its box is not four finite numbers [left, top, right, bottom]"),
+        ([{"phrase": "dog", "box": [0, 0, "5", 5]}], "its box is not four finite numbers [left, top, right, bottom]"),
+        (
+            [{"phrase": "dog", "box": [0, 0, float("nan"), 5]}],
+            "its box is not four finite numbers [left, top, right, bottom]",
+        ),
+        (
+            [{"phrase": "dog", "box": [0, 0, 10**400, 5]}],
+            "its box is not four finite numbers [left, top, right, bottom]",
+        ),
+        (
+            [{"phrase": "dog", "box": [10.2, 10.2, 10.4, 10.4]}],
+            "its box [10.2, 10.2, 10.4, 10.4] lies within one pixel: box is in pixels, and fractions are called relative_box",
+        ),
+        ([{"phrase": "dog", "box": [0, 0, True, 5]}], "its box is not four finite numbers [left, top, right, bottom]"),
         (
             [{"phrase": "dog", "box": [9, 0, 5, 5]}],
             "its box [9, 0, 5, 5] has no area: it is [left, top, right, bottom], not width and height",
