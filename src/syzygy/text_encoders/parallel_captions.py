@@ -211,7 +211,7 @@ def _checked_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
         raise _wrong(
             path,
             number,
-            "describes an unseen composition, which no training may see. Write the corpus with --no-held-out",
+            "describes an unseen composition, which no training may see. Write the corpus with --no-unseen",
         )
     return row
 

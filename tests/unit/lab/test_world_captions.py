@@ -88,7 +88,7 @@ def test_held_out_compositions_stay_out(tmp_path: Path, clip: Clip, llm: Llm) ->
     }
     lines = [{"texts": {"en": "a ring"}}, {"texts": {"en": "a thing"}, "description": told}]
     (tmp_path / "c").write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(UserError, match=r"line 2 of .* describes an unseen composition.*--no-held-out"):
+    with pytest.raises(UserError, match=r"line 2 of .* describes an unseen composition.*--no-unseen"):
         CorpusCaptions(tmp_path / "c", clip, 0, None, 1)
     training, _ = embed_scenes(clip, llm, ("en", "de"), ("short", "long"), seed=0, sizes=(40, 4), by_text=True)
     for i in range(40):
