@@ -146,6 +146,9 @@ def test_a_prior_is_trained_on_a_store_with_subjects(
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["metrics"].keys() >= {"loss", "projection", "contrastive", "cosine"}
     LambdaEclipsePrior.from_pretrained(tmp_path / "run" / "prior")
+    measured = syzygy("evaluate", "prior", "--data", store, "--prior", tmp_path / "run", "--device", "cpu")
+    assert measured.code == 0, measured.err
+    assert "run also reads the subjects" in measured.out
 
 
 def test_eclipse_is_trained_on_it_without_reading_subjects(

@@ -62,8 +62,8 @@ def sample(num: int, out: Path, seed: int, size: int, unseen: str, length: str, 
     scene), description (what the caption says about it) and spans (where the caption names which object). The file sample.json holds the
     settings: the same command can be run again, other settings need another folder.
 
-    With --subjects, text names no shape, colour or texture of one object of the scene ("a thing left of a blue ring"), and these keys replace
-    description and spans: words (the caption before), and subjects (the phrase "thing" and the file of the object's mask in masks/).
+    With --subjects, most texts name no shape, colour or texture of one object of the scene ("a thing left of a blue ring"), and these keys
+    replace description and spans: words (the caption before), and subjects (the phrase "thing" and the file of the object's mask in masks/).
     """
     import json
 

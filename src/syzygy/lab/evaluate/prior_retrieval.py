@@ -27,6 +27,7 @@ from syzygy.lab.evaluate.retrieval import ranks_among
 from syzygy.lab.report import Block, Items, Note, Report, Section, Table
 from syzygy.prior.embedding_pairs import StorePairs
 from syzygy.prior.embedding_statistics import frechet_distance
+from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
 from syzygy.prior.linear_prior import LinearPrior
 from syzygy.training.loop import VALIDATION
 from syzygy.training.run_records import Bar
@@ -139,6 +140,12 @@ class Evaluation:
     def notes(self) -> list[str]:
         """What a reader must know about the numbers."""
         found = [one.past.warning(name) for name, one in self.priors.items()]
+        found += [
+            f"{name} also reads the subjects, which are cut out of the images that it predicts; priors and controls without subjects read "
+            "words alone, so its scores cannot be compared with theirs."
+            for name, one in self.priors.items()
+            if isinstance(one.prior, LambdaEclipsePrior)
+        ]
         if len(self.truth) <= self.store.width:
             found.append(
                 f"The Fréchet distance is not measured: it needs more captions than the {self.store.width:,} dimensions of an "
