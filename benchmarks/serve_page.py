@@ -11,6 +11,7 @@ browser's main thread, because the machine may have other work. The model is in 
 import argparse
 import shutil
 import statistics
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,7 +104,21 @@ def generated(page: Page) -> None:
     """Press the button, and wait for all images."""
     page.click("#go")
     page.wait_for_selector("#go:not(.stop)", timeout=300_000)
-    page.wait_for_function("[...document.querySelectorAll('.done img')].every((one) => one.complete)")
+    holds(page, "[...document.querySelectorAll('.done img')].every((one) => one.complete)")
+
+
+def holds(page: Page, condition: str, timeout: float = 20.0) -> None:
+    """Wait until a JavaScript expression is true. (`wait_for_function` evaluates it in the page again, which the page's security policy forbids
+    if it is not true at first.)
+
+    Raises:
+        TimeoutError: it is still false after `timeout` seconds.
+    """
+    end = time.monotonic() + timeout
+    while not page.evaluate(condition):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{condition} is false after {timeout:g} seconds")
+        page.wait_for_timeout(20)
 
 
 class Clock:

@@ -87,7 +87,7 @@ def test_two_fingers_move_the_page_and_draw_nothing(opened: Open) -> None:
     page.fill("#prompt", PROMPT)
     tap(page, "star")
     finger(page, [(x, 0.8 - y) for x, y in DOWN], fingers=2)
-    page.wait_for_function("scrollY > 50")
+    serve_page.holds(page, "scrollY > 50")
     expect(page.locator(".phrases .state")).to_have_text("not drawn yet")
     finger(page, DOWN)
     expect(page.locator(".phrases .state")).to_have_text("")
