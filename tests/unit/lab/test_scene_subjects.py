@@ -4,9 +4,9 @@ import torch
 
 from syzygy.core.randomness import Draw
 from syzygy.lab.world.render import PALETTE
-from syzygy.lab.world.scene import SHAPES, Thing
+from syzygy.lab.world.scene import SHAPES, Thing, shows_unseen_composition
 from syzygy.lab.world.scene_source import pairs
-from syzygy.lab.world.scene_subjects import SUBJECT_RATE, WORD, cut_outs, subject_pair
+from syzygy.lab.world.scene_subjects import SUBJECT_RATE, WORD, cut_outs, described_pairs, subject_pair
 
 
 def test_the_word_stands_for_one_thing_of_the_scene_and_nothing_else_changes() -> None:
@@ -49,3 +49,15 @@ def test_cut_outs_show_the_thing_on_white() -> None:
     )
     assert torch.equal(again[0], again[1]), "a cut-out does not depend on the thing's place and size"
     assert cut_outs([]).shape == (0, 3, 64, 64)
+
+
+def test_training_pairs_are_fully_described_in_turn_and_show_no_unseen_composition() -> None:
+    found = described_pairs(0, 10, 80)
+    assert not any(shows_unseen_composition(one.scene) for one in found)
+    assert [one.caption.text for one in found[20:]] == [one.caption.text for one in described_pairs(0, 30, 60)]
+    for one in found[::2]:
+        assert sum(mention.count for mention in one.caption.description.mentions) == len(one.scene.things)
+        assert all(mention.colour for mention in one.caption.description.mentions)
+    named = [sum(mention.count for mention in one.caption.description.mentions) for one in found[1::2]]
+    assert any(number < len(one.scene.things) for number, one in zip(named, found[1::2], strict=True))
+    assert any(shows_unseen_composition(one.scene) for one in described_pairs(0, 10, 80, unseen=True)[::2])
