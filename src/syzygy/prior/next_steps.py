@@ -93,7 +93,7 @@ def generated(record: dict[str, Any], caption: str | None, prior: Path, model: s
         return (shlex.join(["syzygy", "generate", text, *which, "--prior", str(prior), "--subject", "WORD=PICTURE"]),)
     subject = [*which, "--prior", str(prior), "--subject", f"{SUBJECT_WORD}=subject.png"]
     return (
-        "syzygy world show 'a striped green heart' --cut-out --out subject.png",
+        "syzygy world show 'a striped purple heart' --cut-out --out subject.png",
         shlex.join(["syzygy", "generate", SUBJECT_CAPTION, *subject]),
         shlex.join(["syzygy", "evaluate", "subjects", *which, "--prior", str(prior)]),
     )

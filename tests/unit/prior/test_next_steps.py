@@ -43,3 +43,14 @@ def test_long_captions_are_cut_between_words() -> None:
     assert text.endswith(("a", "very"))
     assert shortened("x" * 100) == "x" * 60
     assert shortened("a cat") == "a cat"
+
+
+def test_a_prior_that_reads_subjects_is_tried_with_one() -> None:
+    recipe = {"task": {"controlled": 0.2}, "embedding_dim": 1280}
+    world = generated({"clip": starter_clip(), "recipe": recipe}, None, Path("run"))
+    assert world[0].startswith("syzygy world show ")
+    assert "--prior run --subject thing=subject.png" in world[1]
+    assert world[2] == "syzygy evaluate subjects --prior run"
+    assert generated({"clip": "x", "recipe": recipe}, "a dog", Path("run")) == (
+        "syzygy generate 'a dog' --model kandinsky-2.2 --prior run --subject WORD=PICTURE",
+    )
