@@ -27,7 +27,7 @@ def prior_starter() -> PriorRun:
 
 
 def prior_lambda() -> PriorRun:
-    """A λ-ECLIPSE prior of the starter prior's size, in about 45 minutes on one CPU core: 6 to embed pairs, then 1,800 steps."""
+    """A λ-ECLIPSE prior of the starter prior's size, in about 30 minutes on one CPU core: 7 to embed pairs, then 1,800 steps."""
     task = LambdaEclipseTaskConfig(batch_size=256, lambda_contrastive=0.2, controlled=0.2, precision="bf16")
     return prior_starter().changed(scenes=60_000, task=task, loop={"steps": 1800})
 

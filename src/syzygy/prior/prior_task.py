@@ -167,11 +167,8 @@ class PriorTask:
         for first in range(self._share.start, self._share.stop, self._micro):
             own = captions[first : min(first + self._micro, self._share.stop)]
             noise, uniform = draws(self.seed, "train", place + first, len(own), self.data.width)
-            text, images, references = (
-                self.data.text(own),
-                self.data.images(own),
-                read_references(self.objective, self.data, own),
-            )
+            text, images = self.data.text(own), self.data.images(own)
+            references = read_references(self.objective, self.data, own)
             batches.append(PriorBatch(text, images, candidates, ids, first, noise, uniform, references))
         return batches
 
