@@ -13,6 +13,7 @@ from torch import Tensor
 
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.data.references import References
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from syzygy.prior.lambda_eclipse import LambdaEclipsePrior, LambdaEclipsePriorConfig
@@ -81,39 +82,52 @@ def published(w: dict[str, Tensor], features: TextFeatures, noise: Tensor, contr
     return linear(w, "proj_to_clip_embeddings", x[:, -1])
 
 
+def predicted(prior: LambdaEclipsePrior, features: TextFeatures, noise: Tensor, control: Tensor) -> Tensor:
+    return prior.predict(features, noise=noise, references=References.of([[]] * len(control), D, control))
+
+
 def test_agrees_with_the_published_computation() -> None:
     prior, (features, noise, control) = random_prior(), inputs()
     expected = published(prior.state_dict(), features, noise, control)
-    found = prior.predict(features, noise=noise, control=control)
+    found = predicted(prior, features, noise, control)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     # And the comparison can fail: each input counts.
     for moved in (
-        prior.predict(features, noise=noise, control=control.roll(1, 0)),
-        prior.predict(features, noise=noise.roll(1, 0), control=control),
-        prior.predict(TextFeatures(features.states, features.mask, -features.pooled), noise=noise, control=control),
+        predicted(prior, features, noise, control.roll(1, 0)),
+        predicted(prior, features, noise.roll(1, 0), control),
+        predicted(prior, TextFeatures(features.states, features.mask, -features.pooled), noise, control),
     ):
         assert (moved - expected).abs().max() > 0.01 * expected.abs().max()
 
 
 def test_one_control_is_for_all_texts_and_the_picture_of_zeros_is_the_default() -> None:
     prior, (features, noise, control) = random_prior(), inputs()
-    with pytest.raises(UserError, match=r"needs a control.*control=…"):
+    with pytest.raises(UserError, match=r"needs a control.*references=…"):
         prior.predict(features, noise=noise)
     prior.zero_image = lambda: control[:1]
-    each = prior.predict(features, noise=noise, control=control[:1].expand(3, -1))
+    each = predicted(prior, features, noise, control[:1].expand(3, -1))
     assert torch.equal(prior.predict(features, noise=noise), each)
-    assert torch.equal(prior.predict(features, noise=noise, control=control[:1]), each)
-    with pytest.raises(UserError, match=r"shape \(2, 24\); \(1, 24\) is needed, or a row for each of 3 texts"):
-        prior.predict(features, noise=noise, control=control[:2])
-    with pytest.raises(UserError, match="control holds NaN"):
-        prior.predict(features, noise=noise, control=control * float("nan"))
+    assert torch.equal(prior.predict(features, noise=noise, references=References.none(3, D)), each)
+
+
+def test_references_that_do_not_fit_are_refused() -> None:
+    prior, (features, noise, control) = random_prior(), inputs()
+    with pytest.raises(UserError, match="references of 2 texts, and 3 texts"):
+        predicted(prior, features, noise, control[:2])
+    with pytest.raises(UserError, match="controls hold NaN"):
+        predicted(prior, features, noise, control * float("nan"))
+    with pytest.raises(UserError, match="subjects are 7 wide, and this prior reads 24"):
+        prior.predict(features, noise=noise, references=References.none(3, 7))
+    subjects = References.of([[([1], torch.full((D,), float("inf")))], [], []], D, control)
+    with pytest.raises(UserError, match="subjects hold NaN or infinity"):
+        prior.predict(features, noise=noise, references=subjects)
 
 
 def test_gradients_reach_the_control() -> None:
     from syzygy.core.packed_attention import PackedText
 
     prior, (features, noise, control) = random_prior(), inputs()
-    prior(PackedText.of(features), noise, control).square().sum().backward()
+    prior(PackedText.of(features), noise, References.of([[]] * 3, D, control)).square().sum().backward()
     assert prior.embedding_control.weight.grad is not None
     assert prior.embedding_control.weight.grad.abs().max() > 0
 
@@ -142,8 +156,8 @@ def test_the_published_layout_survives_a_round_trip(tmp_path: Path) -> None:
     prior.save_pretrained(tmp_path / "half", dtype=torch.float16)
     assert {x.dtype for x in load_file(tmp_path / "half" / WEIGHTS).values()} == {torch.float16}
     features, noise, control = inputs()
-    half = LambdaEclipsePrior.from_pretrained(tmp_path / "half").predict(features, noise=noise, control=control)
-    full = prior.predict(features, noise=noise, control=control)
+    half = predicted(LambdaEclipsePrior.from_pretrained(tmp_path / "half"), features, noise, control)
+    full = predicted(prior, features, noise, control)
     assert (half - full).abs().max() < 0.02 * full.abs().max()
 
 

@@ -8,7 +8,7 @@ Legend: B captions, S subjects of all of them, P token positions of all subjects
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from syzygy.core.packed_attention import PackedText
@@ -61,6 +61,23 @@ class References:
             torch.tensor([0, *(len(places) for places, _ in every)]).cumsum(0),
             control,
         )
+
+    @staticmethod
+    def none(number: int, width: int) -> "References":
+        """Of this many captions without subjects and controls."""
+        return References.of([[]] * number, width)
+
+    @property
+    def has_subject(self) -> Bool[Tensor, "B"]:
+        """Which captions have subjects."""
+        return self.offsets.diff() > 0
+
+    def mean_subjects(self) -> Float[Tensor, "B D"]:
+        """The mean of each caption's subjects; zeros where it has none."""
+        lengths, device = self.offsets.diff(), self.embeddings.device
+        caption = torch.repeat_interleave(lengths).to(device)
+        sums = self.embeddings.new_zeros(len(self), self.embeddings.shape[1]).index_add(0, caption, self.embeddings)
+        return sums / lengths.clamp(min=1).to(sums)[:, None]
 
     @staticmethod
     def cat(parts: "list[References]") -> "References":

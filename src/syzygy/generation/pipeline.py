@@ -19,7 +19,7 @@ from syzygy.core.randomness import per_sample_noise
 from syzygy.generation.mixing import mixed
 from syzygy.generation.pixel_guides import pixel_guide
 from syzygy.generation.request import GenerationRequest, one_each, seeds_of
-from syzygy.generation.subjects import Subject, subject_prior, with_subjects
+from syzygy.generation.subjects import Subject, references_of, subject_prior
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ class Pipeline:
         if not subjects and layout is None:
             return features, self.prior.predict(features, noise=noise)
         assert layout is None or isinstance(layout, Tensor), "pictures are embedded before"
-        read = with_subjects(features, [prompts[row] for row in rows], subjects)
-        return features, subject_prior(self.prior, subjects).predict(read, noise=noise, control=layout)
+        references = references_of([prompts[row] for row in rows], subjects, layout, features.pooled.shape[1])
+        return features, subject_prior(self.prior, subjects).predict(features, noise=noise, references=references)
 
     def embedding_of(self, source: object, noise: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """N embeddings of a source: of a text those that the prior predicts, each from its ε; an embedding [1, D] as it is."""

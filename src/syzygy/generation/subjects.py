@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, D width of CLIP's joint space, H × W pixels of a pict
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +20,7 @@ from syzygy.core.contracts import Prior, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.image_reading import as_layers, as_mask, open_file
 from syzygy.core.pixels import to_uint8
+from syzygy.data.references import References
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.mixing import KINDS, Picture, checked
 from syzygy.regions.phrases import places
@@ -107,6 +108,12 @@ class EmbeddedSubject(Subject):
     positions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """For each prompt the positions of the token states that the embedding replaces."""
 
+    @property
+    def embedding(self) -> Float[Tensor, "D"]:
+        """The image's."""
+        assert isinstance(self.image, Tensor), "pictures are embedded before"
+        return self.image[0]
+
 
 @runtime_checkable
 class SubjectPrior(Prior, Protocol):
@@ -121,9 +128,9 @@ class SubjectPrior(Prior, Protocol):
         *,
         noise: Float[Tensor, "B D"] | None = None,
         generator: torch.Generator | None = None,
-        control: Float[Tensor, "_ D"] | None = None,
+        references: References | None = None,
     ) -> Float[Tensor, "B D"]:
-        """As of `Prior`; `control` is the CLIP image embedding of a layout's edges, one for all rows or one for each."""
+        """As of `Prior`; `references` are the subjects of the texts, and the CLIP image embeddings of the edges of their layouts."""
         ...
 
 
@@ -188,15 +195,15 @@ def positions(clip: Clip, prompt: str, word: str) -> list[int]:
     return found
 
 
-def with_subjects(features: TextFeatures, prompts: Sequence[str], subjects: Sequence[Subject]) -> TextFeatures:
-    """The features of prompts with the embeddings of subjects in place of their words' token states; later subjects win."""
-    states = features.states.clone()
-    for subject in subjects:
-        assert isinstance(subject, EmbeddedSubject), "pictures are embedded before"
-        assert isinstance(subject.image, Tensor), "pictures are embedded before"
-        for row, prompt in enumerate(prompts):
-            states[row, list(subject.positions[prompt])] = subject.image.to(states)
-    return replace(features, states=states)
+def references_of(
+    prompts: Sequence[str], subjects: Sequence[Subject], layout: Float[Tensor, "1 D"] | None, width: int
+) -> References:
+    """What the words of prompts refer to: embedded subjects at their words' tokens, and the embedding of a layout, if there is one."""
+    embedded = [subject for subject in subjects if isinstance(subject, EmbeddedSubject)]
+    assert len(embedded) == len(subjects), "pictures are embedded before"
+    found = [[(list(one.positions[prompt]), one.embedding) for one in embedded] for prompt in prompts]
+    control = None if layout is None else layout.expand(len(prompts), -1)
+    return References.of(found, width, control)
 
 
 def subject_prior(prior: Any, subjects: Sequence[Subject]) -> SubjectPrior:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core.contracts import Prior, TextFeatures
+from syzygy.data.references import References
 from syzygy.core.prompt_embeddings import PromptEmbeddings, TimedPrompts
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.text_encoders.adapted_prompts import AdaptedPrompts
@@ -89,11 +90,11 @@ class VisitingPrior:
         *,
         noise: Float[Tensor, "B D"] | None = None,
         generator: torch.Generator | None = None,
-        control: Float[Tensor, "_ D"] | None = None,
+        references: References | None = None,
     ) -> Float[Tensor, "B D"]:
-        """See `Prior.predict`; `control` is for a prior that takes subjects."""
+        """See `Prior.predict`; `references` are for a prior that takes subjects."""
         network = self.prior.network if isinstance(self.prior, SampledPrior) else self.prior
-        more: dict[str, Any] = {} if control is None else {"control": control}
+        more: dict[str, Any] = {} if references is None else {"references": references}
         if not isinstance(network, nn.Module):  # an object of the user's own: where it is, is his
             return self.prior.predict(features, noise=noise, generator=generator, **more)
         with visiting(self.device, network):

@@ -4,6 +4,7 @@ Legend: B captions, D width of CLIP's joint space.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -16,6 +17,8 @@ from syzygy.core.config import parse
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedText
+from syzygy.core.wording import counted
+from syzygy.data.references import References
 from syzygy.prior.prior_folders import PUBLISHED, find_prior, is_controlled, read_prior
 from syzygy.prior.prior_network import PriorConfig, PriorNetwork
 
@@ -32,7 +35,7 @@ class LambdaEclipsePrior(PriorNetwork):
 
     The network is that of `EclipsePrior` with one token more, the control: the CLIP image embedding of a layout's edges. Where a word of
     the prompt stands for a picture (a subject), the text states have the picture's CLIP image embedding at the positions of the word's
-    tokens; the pooled text embedding remains that of the words. `generation.subjects` puts them there.
+    tokens; the pooled text embedding remains that of the words.
 
     `clip_mean` and `clip_std` are published with the weights and are not used here, as in `EclipsePrior`.
     """
@@ -49,16 +52,18 @@ class LambdaEclipsePrior(PriorNetwork):
         self.config = config
         self.embedding_control = nn.Linear(config.embedding_dim, config.num_attention_heads * config.attention_head_dim)
 
-    def forward(
-        self, text: PackedText, noise: Float[Tensor, "B D"], control: Float[Tensor, "B D"]
-    ) -> Float[Tensor, "B D"]:
+    def forward(self, text: PackedText, noise: Float[Tensor, "B D"], references: References) -> Float[Tensor, "B D"]:
         """The differentiable pass, for training: inputs are taken as they are, on the prior's device and in its dtype. See `predict`.
+
+        Args:
+            references: subjects, and a control for each text.
 
         Raises:
             UserError: more tokens than `num_embeddings`.
         """
-        following = [self.embedding_control(control), self.embedding_proj(text.pooled), self.proj_in(noise)]
-        return self.one_pass(text, following)
+        assert references.control is not None, "each text has a control, be it of an image of zeros"
+        control = self.embedding_control(references.control)
+        return self.one_pass(references.placed(text), [control, self.embedding_proj(text.pooled), self.proj_in(noise)])
 
     @torch.no_grad()
     def predict(
@@ -67,38 +72,46 @@ class LambdaEclipsePrior(PriorNetwork):
         *,
         noise: Float[Tensor, "B D"] | None = None,
         generator: torch.Generator | None = None,
-        control: Float[Tensor, "_ D"] | None = None,
+        references: References | None = None,
     ) -> Float[Tensor, "B D"]:
         """Raw CLIP image embeddings for these texts, on the prior's device and in its dtype, without gradient.
 
         Args:
-            features: CLIP text states, with the embeddings of subjects in their places, mask and pooled embedding; padding may be
-                anywhere and have any values.
+            features: CLIP text states of the words, mask and pooled embedding; padding may be anywhere and have any values.
             noise: the ε to use.
             generator: draws ε if there is no `noise`, on the generator's device; None means torch's global generator.
-            control: the CLIP image embedding of a layout's edges, one for all texts or one for each; None is that of an image of zeros.
+            references: the texts' subjects and controls: a control is the CLIP image embedding of a layout's edges. None is no subject;
+                texts without a control get that of an image of zeros.
 
         Raises:
-            UserError: both `noise` and `generator`; NaN or infinity; a wrong width; more tokens than `num_embeddings`; no control, and
-                `zero_image` is not set.
+            UserError: both `noise` and `generator`; NaN or infinity; a wrong width; references to another number of texts; more tokens
+                than `num_embeddings`; no control, and `zero_image` is not set.
         """
         text, drawn = self.inputs(features, noise, generator)
-        if control is None:
-            control = self._zero_control()
-        if control.shape[1] != self.config.embedding_dim or len(control) not in (1, len(features)):
-            raise UserError(
-                f"the control has shape {tuple(control.shape)}; (1, {self.config.embedding_dim}) is needed, or a row for each of "
-                f"{len(features)} texts."
-            )
-        if not torch.isfinite(control).all():
-            raise UserError("the control holds NaN or infinity. Encode the layout again, in fp32 if fp16 overflowed.")
-        return self(text, drawn, control.to(drawn).expand(len(features), -1))
+        found = References.none(len(text), drawn.shape[1]) if references is None else self._checked(references)
+        if len(found) != len(text):
+            raise UserError(f"there are references of {len(found)} texts, and {counted(len(text), 'text')}: give them for each.")
+        if found.control is None:
+            found = replace(found, control=self._zero_control().expand(len(text), -1))
+        return self(text, drawn, found.to(drawn.device, drawn.dtype))
+
+    def _checked(self, references: References) -> References:
+        for name, values in (("subjects", references.embeddings), ("controls", references.control)):
+            if values is None:
+                continue
+            if values.shape[1] != self.config.embedding_dim:
+                raise UserError(
+                    f"the embeddings of the {name} are {values.shape[1]} wide, and this prior reads {self.config.embedding_dim}."
+                )
+            if not torch.isfinite(values).all():
+                raise UserError(f"the {name} hold NaN or infinity. Encode the images again, in fp32 if fp16 overflowed.")
+        return references
 
     def _zero_control(self) -> Float[Tensor, "1 D"]:
         if self.zero_image is None:
             raise UserError(
                 "a λ-ECLIPSE prior needs a control: the CLIP image embedding of a layout's edges, or of an all-zero image "
-                "(control=…). TextToImage and PriorPipeline provide the latter."
+                "(references=…). TextToImage and PriorPipeline provide the latter."
             )
         return self.zero_image()
 

@@ -4,6 +4,7 @@ The authors released no training code. What is ours: which share of the captions
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,4 +83,4 @@ class LambdaEclipseObjective:
         if batch.references.control is not None:
             drawn = (batch.uniform[:, :1] < self.config.controlled).to(batch.noise.device)
             control = torch.where(drawn, batch.references.control, control)
-        return self.prior(batch.references.placed(batch.text), batch.noise, control)
+        return self.prior(batch.text, batch.noise, replace(batch.references, control=control))

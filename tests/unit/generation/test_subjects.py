@@ -12,6 +12,7 @@ from torch import Tensor
 
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.data.references import References
 from syzygy.decoder.latent_decoder import LatentDecoder
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.layout_edges import edge_map
@@ -68,7 +69,8 @@ def by_hand(model: TextToImage, tokens: dict[int, Tensor], control: Tensor | Non
     if control is None:
         control = model.clip.encode_pixels(torch.zeros(1, 3, 24, 24))
     assert isinstance(prior, LambdaEclipsePrior)
-    return prior.predict(features, noise=model.pipeline.noise(generators()), control=control)
+    references = References.of([[]], WIDTH, control)
+    return prior.predict(features, noise=model.pipeline.noise(generators()), references=references)
 
 
 def prepared(model: TextToImage, image: Image.Image) -> Tensor:
@@ -260,9 +262,10 @@ def test_a_prior_that_visits_the_device_takes_subjects_too(model: TextToImage) -
     assert isinstance(prior, LambdaEclipsePrior)
     visiting, features = VisitingPrior(prior, torch.device("cpu")), model.clip.encode_text([PROMPT])
     noise, control = torch.randn(1, WIDTH), torch.randn(1, WIDTH)
-    found = visiting.predict(features, noise=noise, control=control)
+    references = References.of([[([1], torch.randn(WIDTH))]], WIDTH, control)
+    found = visiting.predict(features, noise=noise, references=references)
     assert visiting.takes_subjects
-    assert torch.equal(found, prior.predict(features, noise=noise, control=control))
+    assert torch.equal(found, prior.predict(features, noise=noise, references=references))
     assert not VisitingPrior(TextIdentity(1.0), torch.device("cpu")).takes_subjects
 
 

@@ -41,8 +41,8 @@ def new_task(data: PriorData | None = None, **settings: object) -> PriorTask:
     return PriorTask(LambdaEclipseObjective(prior, config, logit_scale=SCALE), data, data, config.batch_size, 0)
 
 
-def seen_by(task: PriorTask, step: int) -> list[tuple[PackedText, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """What the prior reads and predicts in a step: (text, noise, control, prediction)."""
+def seen_by(task: PriorTask, step: int) -> list[tuple[PackedText, torch.Tensor, References, torch.Tensor]]:
+    """What the prior reads and predicts in a step: (text, noise, references, prediction)."""
     seen = []
     hook = task.objective.prior.register_forward_hook(lambda _, given, out: seen.append((*given, out.detach())))
     task.loss(step)
@@ -53,12 +53,14 @@ def seen_by(task: PriorTask, step: int) -> list[tuple[PackedText, torch.Tensor, 
 def test_the_prior_reads_subjects_in_place_of_their_tokens_and_the_words_pooled_embedding() -> None:
     task = new_task()
     index = task.captions_at(3)
-    [(text, _, _, _)] = seen_by(task, 3)
+    [(text, noise, references, predicted)] = seen_by(task, 3)
     data = task.data
     states = data.captions.states[index].clone()
     states[:, 1] = data.referred.embeddings[index]
-    assert torch.equal(text.states, states.flatten(0, 1))
     assert torch.equal(text.pooled, data.captions.pooled[index])
+    there = PackedText(states.flatten(0, 1), text.offsets, text.pooled)
+    by_hand = task.objective.prior(there, noise, References.of([[]] * len(index), WIDTH, references.control))
+    assert_close(predicted, by_hand)
 
 
 def test_the_loss_is_eclipses() -> None:
@@ -79,7 +81,8 @@ def test_so_many_captions_are_trained_with_edges_and_the_others_with_zeros(
     with_edges = []
     for step in range(16):
         index = task.captions_at(step)
-        [(_, _, control, _)] = seen_by(task, step)
+        [(_, _, references, _)] = seen_by(task, step)
+        control = references.control
         edges = (control == task.data.referred.control[index]).all(1)
         assert torch.equal(control[~edges], task.data.zero_image.expand((~edges).sum(), -1))
         with_edges += edges.tolist()

@@ -4,7 +4,7 @@ Legend: M captions, D width of CLIP's joint space.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,10 +79,10 @@ def predictions(prior: Prior, truth: Truth, seed: int, progress: Callable[[int],
     noise = torch.randn(len(truth), truth.pairs.width, generator=generator(seed, "evaluate prior"))
     found = []
     for index in truth.everything.split(BATCH):
-        text = truth.pairs.text(index)
+        features = truth.pairs.text(index).padded().to(dtype=torch.float32)
+        more: dict[str, Any] = {}
         if isinstance(prior, LambdaEclipsePrior) and (references := truth.pairs.references(index)) is not None:
-            text = references.placed(text)
-        features = text.padded().to(dtype=torch.float32)
-        found.append(prior.predict(features, noise=noise[index]).float().cpu())
+            more = {"references": replace(references, control=None)}
+        found.append(prior.predict(features, noise=noise[index], **more).float().cpu())
         progress(len(index))
     return torch.cat(found)

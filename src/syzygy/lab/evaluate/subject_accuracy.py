@@ -14,9 +14,10 @@ from syzygy.core.contracts import Guide, Sampling, TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.core.wording import counted
+from syzygy.data.references import References
 from syzygy.generation.image_files import card, contact_sheet
 from syzygy.generation.pipeline import to_pil
-from syzygy.generation.subjects import EmbeddedSubject, SubjectPrior, positions, subject_prior, with_subjects
+from syzygy.generation.subjects import EmbeddedSubject, SubjectPrior, positions, subject_prior
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import harness
 from syzygy.lab.evaluate.composition import reference_embeddings, shuffled_prompts
@@ -115,11 +116,8 @@ def guides(
     places = [positions(model.clip, text, WORD) for text in spoken]
 
     def with_pictures(rows: Sequence[int]) -> Float[Tensor, "P D"]:
-        found = [
-            with_subjects(features[[case]], [text], [EmbeddedSubject(WORD, pictures[[row]], positions={text: place})])
-            for case, (text, place, row) in enumerate(zip(spoken, places, rows, strict=True))
-        ]
-        return prior.predict(TextFeatures.cat(found), noise=noise)
+        found = [[(place, pictures[row])] for place, row in zip(places, rows, strict=True)]
+        return prior.predict(features, noise=noise, references=References.of(found, pictures.shape[1]))
 
     everyone = range(len(cases))
     others = shuffled_prompts([case.words for case in cases], config.seed)
