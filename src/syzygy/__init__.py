@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from syzygy.generation.text_to_image import TextToImage
     from syzygy.prior.eclipse import EclipsePrior
     from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
+    from syzygy.prior.lambda_residual import LambdaResidualPrior
     from syzygy.prior.linear_prior import LinearPrior
     from syzygy.prior.residual_prior import ResidualPrior
     from syzygy.regions.diffusers_hook import region_conditioning
@@ -27,6 +28,7 @@ __all__ = [
     "ExpertUNet",
     "KarloPipeline",
     "LambdaEclipsePrior",
+    "LambdaResidualPrior",
     "LinearPrior",
     "PriorPipeline",
     "PromptEncoder",
@@ -44,6 +46,7 @@ _HOMES = {
     "ExpertUNet": "syzygy.experts.expert_unets",
     "KarloPipeline": "syzygy.generation.karlo_pipeline",
     "LambdaEclipsePrior": "syzygy.prior.lambda_eclipse",
+    "LambdaResidualPrior": "syzygy.prior.lambda_residual",
     "LinearPrior": "syzygy.prior.linear_prior",
     "PriorPipeline": "syzygy.generation.prior_pipeline",
     "PromptEncoder": "syzygy.generation.prompt_encoder",

@@ -57,6 +57,8 @@ def prior(clip_source: str, store: Path | None, init: str | None, tensorboard: b
         Text embedding, moved to the mean of the images, plus a correction
       lambda-eclipse, lambda-eclipse-kandinsky22
         λ-ECLIPSE, on captions with subjects: a store that was embedded with --subjects --edges
+      lambda-eclipse-residual, lambda-eclipse-residual-kandinsky22
+        The same, as a correction to an estimate from text and subjects
       linear
         Linear map, fitted without steps
       diffusion

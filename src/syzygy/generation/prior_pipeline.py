@@ -81,7 +81,7 @@ class PriorPipeline(DiffusionPipeline):
     ) -> None:
         """
         Args:
-            prior: an `EclipsePrior`, `ResidualPrior`, `LambdaEclipsePrior`, `LinearPrior` or `DiffusionPrior`.
+            prior: an `EclipsePrior`, `ResidualPrior`, `LambdaEclipsePrior`, `LambdaResidualPrior`, `LinearPrior` or `DiffusionPrior`.
             text_encoder: transformers' `CLIPTextModelWithProjection`, or a language model with its adapter (`AdaptedText`).
             tokenizer: transformers' `CLIPTokenizer`; None with an adapter.
             image_encoder: transformers' `CLIPVisionModelWithProjection`; None if every call has a negative prompt.
@@ -94,7 +94,7 @@ class PriorPipeline(DiffusionPipeline):
         super().__init__()
         if not isinstance(prior, OnePassPrior | DiffusionPrior):
             raise UserError(
-                f"the prior is a {type(prior).__name__}; an EclipsePrior, ResidualPrior, LambdaEclipsePrior, LinearPrior or "
+                f"the prior is a {type(prior).__name__}; an EclipsePrior, ResidualPrior, LambdaEclipsePrior, LambdaResidualPrior, LinearPrior or "
                 "DiffusionPrior is needed. PriorPipeline.from_pretrained loads them, the stock prior as a DiffusionPrior too."
             )
         self.register_modules(

@@ -11,6 +11,7 @@ from syzygy.prior.eclipse import (
 )
 from syzygy.prior.embedding_statistics import EmbeddingStatistics
 from syzygy.prior.lambda_eclipse import LambdaEclipsePrior, LambdaEclipsePriorConfig
+from syzygy.prior.lambda_residual import LambdaResidualPrior, LambdaResidualPriorConfig
 from syzygy.prior.linear_prior import LinearPrior
 from syzygy.prior.residual_prior import ResidualPrior, ResidualPriorConfig
 
@@ -21,6 +22,8 @@ __all__ = [
     "EmbeddingStatistics",
     "LambdaEclipsePrior",
     "LambdaEclipsePriorConfig",
+    "LambdaResidualPrior",
+    "LambdaResidualPriorConfig",
     "LinearPrior",
     "ResidualPrior",
     "ResidualPriorConfig",

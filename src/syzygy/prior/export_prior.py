@@ -12,7 +12,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.wording import counted
 from syzygy.prior.linear_prior import LinearPrior
 from syzygy.prior.next_steps import ABOUT, NOT_MEASURED, decoder_of, starter_clip
-from syzygy.prior.prior_folders import LINEAR, PUBLISHED, RESIDUAL, Layout
+from syzygy.prior.prior_folders import LAMBDA_RESIDUAL, LINEAR, PUBLISHED, RESIDUAL, Layout
 from syzygy.prior.prior_loading import OnePassPrior, load_one_pass
 from syzygy.training import checkpoints
 from syzygy.training.fitting import GUIDE
@@ -28,6 +28,9 @@ INTRODUCTIONS = {
     RESIDUAL: "A residual prior. It predicts, in one forward pass, the CLIP image embedding that a generator decodes from the CLIP features\n"
     "of a text: the text embedding, moved to the mean of image embeddings, plus a correction by the network of an ECLIPSE prior\n"
     "(arXiv 2312.04655).",
+    LAMBDA_RESIDUAL: "A residual λ prior. It predicts, in one forward pass, the CLIP image embedding that a generator decodes from the CLIP\n"
+    "features of a text and from images of subjects that stand for some of its words: an estimate from the embeddings of text and\n"
+    "subjects, plus a correction by the network of a λ-ECLIPSE prior (arXiv 2402.05195).",
     LINEAR: "A linear map (ridge regression) from CLIP's text embeddings to the CLIP image embeddings that a generator decodes.",
 }
 """The first paragraph of the card."""
@@ -36,10 +39,10 @@ FILES = {
     "`PriorTransformer` has a time embedding.",
     RESIDUAL: "`config.json` and the weights are in a layout of Syzygy's own. ECLIPSE's code and diffusers cannot load them.",
 }
-FILES[LINEAR] = FILES[RESIDUAL]
+FILES[LINEAR] = FILES[LAMBDA_RESIDUAL] = FILES[RESIDUAL]
 MEANINGS = {
     "loss": "projection + λ · contrastive",
-    "correction": "mean square of what the network adds to the text embedding",
+    "correction": "mean square of what the network adds",
     "projection": "mean squared error to the true image embedding",
     "contrastive": "cross-entropy of the predicted embeddings against the texts of their batch",
     "cosine": "mean cosine to the true image embedding",

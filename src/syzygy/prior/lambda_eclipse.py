@@ -6,7 +6,7 @@ Legend: B captions, D width of CLIP's joint space.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,8 +19,10 @@ from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedText
 from syzygy.core.wording import counted
 from syzygy.data.references import References
-from syzygy.prior.prior_folders import PUBLISHED, find_prior, is_controlled, read_prior
+from syzygy.prior.prior_folders import find_prior, is_controlled, read_prior
 from syzygy.prior.prior_network import PriorConfig, PriorNetwork
+
+P = TypeVar("P", bound="LambdaEclipsePrior")
 
 
 class LambdaEclipsePriorConfig(PriorConfig):
@@ -115,11 +117,11 @@ class LambdaEclipsePrior(PriorNetwork):
             )
         return self.zero_image()
 
-    @staticmethod
+    @classmethod
     def from_pretrained(
-        source: str | Path, *, local_files_only: bool = True, variant: str | None = None
-    ) -> "LambdaEclipsePrior":
-        """Read the published layout (`config.json`, `diffusion_pytorch_model.safetensors`) strictly, into fp32.
+        cls: type[P], source: str | Path, *, local_files_only: bool = True, variant: str | None = None
+    ) -> P:
+        """Read the layout of the class strictly, into fp32.
 
         Args:
             source: the folder of a prior, of a finished training run or of a diffusers pipeline, or a hub id such as
@@ -132,12 +134,12 @@ class LambdaEclipsePrior(PriorNetwork):
                 kind.
         """
         folder = find_prior(source, local_files_only=local_files_only, variant=variant)
-        values, tensors = read_prior(folder, PUBLISHED, variant)
+        values, tensors = read_prior(folder, cls.layout, variant)
         if not is_controlled(tensors):
             raise UserError(
                 f"{folder} holds a prior without embedding_control (ECLIPSE or diffusion), not a λ-ECLIPSE prior such as "
                 "ECLIPSE-Community/Lambda-ECLIPSE-Prior-v1.0."
             )
-        prior = LambdaEclipsePrior(parse(LambdaEclipsePriorConfig, values, str(folder / CONFIG_FILE)))
+        prior = cls(parse(cls.config_class, values, str(folder / CONFIG_FILE)))
         load_strictly(prior, tensors, folder)
         return prior

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
+from syzygy.data.references import References
 from syzygy.prior.eclipse import ContrastiveTaskConfig, compared, made_or_loaded
 from syzygy.prior.embedding_pairs import Pairs
 from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
@@ -57,6 +58,15 @@ class LambdaEclipseObjective:
         """The prior keeps the statistics of the training images.
 
         Raises:
+            UserError: as `check`.
+        """
+        self.check(data)
+        self.prior.set_statistics(data.statistics)
+
+    def check(self, data: Pairs) -> None:
+        """Check that the data are for this task, and keep the embedding of their image of zeros.
+
+        Raises:
             UserError: the data hold no subjects, or no edges where some captions are to be trained with them.
         """
         found = data.references(torch.arange(1))
@@ -70,7 +80,6 @@ class LambdaEclipseObjective:
                 f"task.controlled={self.config.controlled:g} trains on the edges of images, and these data have none: embed with --edges, or "
                 "set task.controlled=0."
             )
-        self.prior.set_statistics(data.statistics)
 
     def losses(self, batch: PriorBatch) -> dict[str, Tensor]:
         """`loss` and its parts `projection` and `contrastive`."""
@@ -78,9 +87,13 @@ class LambdaEclipseObjective:
 
     def predict(self, batch: PriorBatch) -> Float[Tensor, "B D"]:
         """One pass, with the controls that are drawn for the batch."""
+        return self.prior(batch.text, batch.noise, self.controlled(batch))
+
+    def controlled(self, batch: PriorBatch) -> References:
+        """The batch's subjects with its controls: edges in the drawn share of the captions, that of an image of zeros in the others."""
         assert batch.references is not None and self._zero is not None, "`prepare` has checked it"
         control = self._zero.to(batch.noise).expand(len(batch), -1)
         if batch.references.control is not None:
             drawn = (batch.uniform[:, :1] < self.config.controlled).to(batch.noise.device)
             control = torch.where(drawn, batch.references.control, control)
-        return self.prior(batch.text, batch.noise, replace(batch.references, control=control))
+        return replace(batch.references, control=control)

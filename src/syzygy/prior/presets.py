@@ -4,6 +4,7 @@ from typing import Any
 
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig, PriorSampling
 from syzygy.prior.eclipse import EclipseTaskConfig
+from syzygy.prior.lambda_residual import LambdaResidualTaskConfig
 from syzygy.prior.lambda_training import LambdaEclipseTaskConfig
 from syzygy.prior.linear_prior import LinearRun
 from syzygy.prior.residual_prior import ResidualTaskConfig
@@ -30,6 +31,12 @@ def prior_lambda() -> PriorRun:
     """A λ-ECLIPSE prior of the starter prior's size, in about 30 minutes on one CPU core: 7 to embed pairs, then 1,800 steps."""
     task = LambdaEclipseTaskConfig(batch_size=256, lambda_contrastive=0.2, controlled=0.2, precision="bf16")
     return prior_starter().changed(scenes=60_000, task=task, loop={"steps": 1800})
+
+
+def prior_lambda_residual() -> PriorRun:
+    """A residual λ prior of the starter prior's size, in about 15 minutes on one CPU core: 7 to embed pairs, then 400 steps."""
+    task = LambdaResidualTaskConfig(batch_size=256, controlled=0.2, precision="bf16")
+    return prior_lambda().changed(task=task, loop={"steps": 400})
 
 
 def prior_eclipse() -> PriorRun:
@@ -121,6 +128,11 @@ def prior_lambda_kandinsky22() -> PriorRun:
     return _prior_eclipse(1280).changed(task=LambdaEclipseTaskConfig(batch_size=1024, precision="auto"))
 
 
+def prior_lambda_residual_kandinsky22() -> PriorRun:
+    """A residual λ prior for Kandinsky 2.2, of λ-ECLIPSE's size and schedule; penalty and emphasis are those of the small one."""
+    return _prior_eclipse(1280).changed(task=LambdaResidualTaskConfig(batch_size=1024, precision="auto"))
+
+
 def _prior_residual(embedding_dim: int) -> PriorRun:
     """A residual prior of ECLIPSE's size and schedule; λ and penalty are those of the small one."""
     return _prior_eclipse(embedding_dim).changed(task=ResidualTaskConfig(batch_size=1024, precision="auto"))
@@ -142,11 +154,13 @@ PRESETS = {
     "diffusion": prior_diffusion,
     "flow": prior_flow,
     "lambda-eclipse": prior_lambda,
+    "lambda-eclipse-residual": prior_lambda_residual,
     "linear": prior_linear,
     "eclipse-residual": prior_residual,
     "eclipse-kandinsky22": prior_eclipse_kandinsky22,
     "eclipse-karlo": prior_eclipse_karlo,
     "lambda-eclipse-kandinsky22": prior_lambda_kandinsky22,
+    "lambda-eclipse-residual-kandinsky22": prior_lambda_residual_kandinsky22,
     "eclipse-residual-kandinsky22": prior_residual_kandinsky22,
     "eclipse-residual-karlo": prior_residual_karlo,
 }

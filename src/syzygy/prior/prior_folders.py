@@ -57,13 +57,19 @@ RESIDUAL = Layout(
     "a residual prior",
     "ResidualPrior.from_pretrained reads it; to continue it, use a preset such as eclipse-residual.",
 )
+LAMBDA_RESIDUAL = Layout(
+    "LambdaResidualPrior",
+    TRANSFORMERS,
+    "a residual λ prior",
+    "LambdaResidualPrior.from_pretrained reads it; to continue it, use a preset such as lambda-eclipse-residual.",
+)
 LINEAR = Layout(
     "LinearPrior",
     TRANSFORMERS,
     "a linear map",
     "LinearPrior.from_pretrained reads it; the preset linear fits a new one.",
 )
-LAYOUTS = (PUBLISHED, RESIDUAL, LINEAR)
+LAYOUTS = (PUBLISHED, RESIDUAL, LAMBDA_RESIDUAL, LINEAR)
 """PUBLISHED is that of ECLIPSE's authors and of diffusers. The others are Syzygy's own: what these priors need has no place in it."""
 
 

@@ -15,8 +15,10 @@ from syzygy.core.registry import PRIORS, by_name
 from syzygy.prior.diffusion_prior import DiffusionPrior, PriorSampling, SampledPrior
 from syzygy.prior.eclipse import EclipsePrior
 from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
+from syzygy.prior.lambda_residual import LambdaResidualPrior
 from syzygy.prior.linear_prior import LinearPrior
 from syzygy.prior.prior_folders import (
+    LAMBDA_RESIDUAL,
     LINEAR,
     RESIDUAL,
     SCHEDULER_FILE,
@@ -30,7 +32,7 @@ from syzygy.prior.residual_prior import ResidualPrior
 from syzygy.prior.unclip_sampling import Schedule, scheduler_settings
 
 OnePassPrior: TypeAlias = EclipsePrior | LambdaEclipsePrior | LinearPrior
-"""A prior that predicts in one pass: ECLIPSE, residual (a subclass of it), λ-ECLIPSE or linear."""
+"""A prior that predicts in one pass: ECLIPSE or λ-ECLIPSE, the residual ones (subclasses of these), or linear."""
 
 
 class ClipSpace(Protocol):
@@ -112,6 +114,8 @@ def load_one_pass(source: str | Path, *, local_files_only: bool = True, variant:
         return LinearPrior.from_pretrained(folder, variant=variant)
     if layout == RESIDUAL:
         return ResidualPrior.from_pretrained(folder, variant=variant)
+    if layout == LAMBDA_RESIDUAL:
+        return LambdaResidualPrior.from_pretrained(folder, variant=variant)
     kind = LambdaEclipsePrior if holds_controlled(folder) else EclipsePrior
     return kind.from_pretrained(folder, variant=variant)
 

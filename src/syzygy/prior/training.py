@@ -19,6 +19,7 @@ from syzygy.data.store import EmbeddingStore
 from syzygy.prior.diffusion_prior import DiffusionTaskConfig
 from syzygy.prior.eclipse import EclipseTaskConfig
 from syzygy.prior.embedding_pairs import SUMMED, Pairs, split, split_digest
+from syzygy.prior.lambda_residual import LambdaResidualTaskConfig
 from syzygy.prior.lambda_training import LambdaEclipseTaskConfig
 from syzygy.prior.linear_prior import LinearMeasured, LinearPrior, LinearRun
 from syzygy.prior.next_steps import (
@@ -66,7 +67,7 @@ class PriorRun(Config):
     """Number of pairs of the embedded world to train on; null for training on a store."""
     validation_images: int = Field(default=512, gt=0)
     """Number of images for validation, with their captions. They come from the store, or are new images of the world; training omits them."""
-    task: EclipseTaskConfig | ResidualTaskConfig | LambdaEclipseTaskConfig | DiffusionTaskConfig
+    task: EclipseTaskConfig | ResidualTaskConfig | LambdaEclipseTaskConfig | LambdaResidualTaskConfig | DiffusionTaskConfig
     """Loss and batch; they decide which prior is trained. (A new kind of prior adds its task here, and its preset to `presets.py`.)"""
     loop: LoopConfig
     """Length and learning rate."""
