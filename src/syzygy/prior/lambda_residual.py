@@ -147,7 +147,7 @@ class LambdaResidualTaskConfig(LambdaEclipseTaskConfig):
     """As of `LambdaResidualPriorConfig`, which keeps it; the loss does not have it."""
     distance: float = Field(default=1.3, gt=0, allow_inf_nan=False)
     """As of `LambdaResidualPriorConfig`, which keeps it; the loss does not have it."""
-    penalty: float = Field(default=0.25, ge=0, allow_inf_nan=False)
+    penalty: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Weight of the mean square of the correction, relative to the mean squared error. Higher values keep predictions nearer to the
     estimate."""
 
