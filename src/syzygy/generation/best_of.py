@@ -37,5 +37,11 @@ def clip_scores(
     images: Sequence[Image.Image], embeddings: Float[Tensor, "N D"], encoder: ImageEncoder
 ) -> Float[Tensor, "N"]:
     """Cosine of each image's own embedding with that of a text or a picture (Hessel et al. 2021, unscaled), on the CPU."""
-    seen = encoder.encode_image(torch.stack([to_tensor(image) for image in images])).cpu()
-    return torch.nn.functional.cosine_similarity(seen, embeddings.cpu())
+    return pixel_scores(torch.stack([to_tensor(image) for image in images]), embeddings, encoder)
+
+
+def pixel_scores(
+    pixels: Float[Tensor, "N 3 H W"], embeddings: Float[Tensor, "N D"], encoder: ImageEncoder
+) -> Float[Tensor, "N"]:
+    """`clip_scores` of images in [0, 1]."""
+    return torch.nn.functional.cosine_similarity(encoder.encode_image(pixels).cpu(), embeddings.cpu())

@@ -188,7 +188,8 @@ class TextToImage:
                 text encoder and prior, and needs guidance (a scale other than 1).
             best_of: candidates for each image. The one whose CLIP score with its prompt is best is kept. Generators are then one for all, or
                 one for each candidate, those of one image together. CLIP's text encoder reads English alone: where an adapter reads the
-                prompts, the score is with the predicted image embedding, and a style, which replaces it, is refused.
+                prompts, the score is with the predicted image embedding, and a style, which replaces it, is refused. It is so with
+                subjects too, which the prompts do not describe.
             generator: one for each image, or one from which each image's own is drawn in turn. None draws a fresh seed.
             conditions: what the decoder reads: "image" (the predicted embedding), "text", names of its own text encoders ("t5"), or several.
                 None is the model's own choice (the starter: text and t5), or all that it can where a prior was named.
@@ -301,9 +302,13 @@ class TextToImage:
             yield outputs[0] if len(outputs) == 1 else self._best(batch, outputs)
 
     def _best(self, batch: GenerationRequest, outputs: Sequence[PipelineOutput]) -> PipelineOutput:
-        """For each image the candidate whose CLIP score is best. A candidate's own seed makes its image again without the others."""
+        """For each image the candidate whose CLIP score is best. A candidate's own seed makes its image again without the others.
+
+        Scores are with the prompt, or with the predicted embedding where the prompt does not say everything (subjects) or CLIP does not
+        read it (adapters).
+        """
         texts = None
-        if batch.prompts and not self.adapter:
+        if batch.prompts and not self.adapter and not batch.subjects:
             texts = self.clip.encode_text([*batch.prompts]).pooled[batch.rows]
         scores = torch.stack(
             [clip_scores(one.images, one.image_embeddings if texts is None else texts, self.clip) for one in outputs]

@@ -15,6 +15,7 @@ from syzygy.core.errors import UserError
 from syzygy.core.randomness import Draw, generator, seed_of
 from syzygy.core.wording import counted
 from syzygy.data.references import References
+from syzygy.generation.best_of import pixel_scores
 from syzygy.generation.image_files import card, contact_sheet
 from syzygy.generation.pipeline import to_pil
 from syzygy.generation.subjects import EmbeddedSubject, SubjectPrior, positions, subject_prior
@@ -46,6 +47,8 @@ class SubjectsConfig(harness.SamplingConfig):
     """Prompts of each kind, seen and unseen each: a subject alone, with a coloured object, and in a relation to one."""
     conditions: tuple[str, ...] | None = None
     """What the decoder reads; null is what it reads where a request names none."""
+    best_of: int = Field(default=1, gt=0)
+    """Images that are generated of each prompt; the one nearest to the prediction in CLIP's space is scored, as by --best-of."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,15 @@ def candidates(
     def generate(
         texts: list[str], features: TextFeatures, embeddings: Float[Tensor, "P D"], rows: Sequence[int]
     ) -> Float[Tensor, "B 3 H W"]:
-        noise = [generator(config.seed, "subject", cases[row].words.text) for row in rows]
         guide = Guide(embeddings[[*rows]], features[[*rows]], [texts[row] for row in rows], conditions=conditions)
-        return model.pipeline.decoder.generate(guide, noise, sampling=sampling)
+        found = []
+        for number in range(config.best_of):
+            names = [(cases[row].words.text, *([number] if number else [])) for row in rows]
+            noise = [generator(config.seed, "subject", *name) for name in names]
+            found.append(model.pipeline.decoder.generate(guide, noise, sampling=sampling))
+        scores = [pixel_scores(pixels, embeddings[[*rows]], model.clip) for pixels in found]
+        best = torch.stack(scores).argmax(0).to(found[0].device)
+        return torch.stack(found)[best, torch.arange(len(rows), device=best.device)]
 
     return [
         Candidate(name, len(cases), partial(generate, *read))
@@ -268,7 +277,7 @@ def evaluate(context: EvaluationContext[SubjectsConfig]) -> Outcome:
             f"Subjects: {model.name}",
             context.lead(
                 f"{counted(len(cases), 'prompt')} in which {WORD!r} stands for an object that is shown by a picture, its cut-out on white. The "
-                f"decoder reads {', '.join(reads)}."
+                f"decoder reads {', '.join(reads)}.{_candidates(config)}"
             ),
             [
                 Section(
@@ -284,6 +293,12 @@ def evaluate(context: EvaluationContext[SubjectsConfig]) -> Outcome:
         )
 
     return Outcome(result, [overall, *kinds, LEGEND], report, partial(grid, model, cases, config))
+
+
+def _candidates(config: SubjectsConfig) -> str:
+    if config.best_of == 1:
+        return ""
+    return f" Of {config.best_of} images of each prompt, the one nearest to the prediction in CLIP's space is scored."
 
 
 TITLES: dict[str, str] = {
