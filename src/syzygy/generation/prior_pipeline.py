@@ -94,8 +94,8 @@ class PriorPipeline(DiffusionPipeline):
         super().__init__()
         if not isinstance(prior, OnePassPrior | DiffusionPrior):
             raise UserError(
-                f"the prior is a {type(prior).__name__}; an EclipsePrior, ResidualPrior, LambdaEclipsePrior, LambdaResidualPrior, LinearPrior or "
-                "DiffusionPrior is needed. PriorPipeline.from_pretrained loads them, the stock prior as a DiffusionPrior too."
+                f"the prior is a {type(prior).__name__}; an EclipsePrior, ResidualPrior, LambdaEclipsePrior, LambdaResidualPrior, "
+                "LinearPrior or DiffusionPrior is needed. PriorPipeline.from_pretrained loads them, the stock prior as a DiffusionPrior too."
             )
         self.register_modules(
             prior=prior,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from syzygy.clip.clip_model import Clip
 from syzygy.core.contracts import Prior, TextFeatures
-from syzygy.data.references import References
 from syzygy.core.prompt_embeddings import PromptEmbeddings, TimedPrompts
+from syzygy.data.references import References
 from syzygy.prior.diffusion_prior import SampledPrior
 from syzygy.text_encoders.adapted_prompts import AdaptedPrompts
 from syzygy.text_encoders.adapter import AdaptedText

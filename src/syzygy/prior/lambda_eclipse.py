@@ -92,7 +92,9 @@ class LambdaEclipsePrior(PriorNetwork):
         text, drawn = self.inputs(features, noise, generator)
         found = References.none(len(text), drawn.shape[1]) if references is None else self._checked(references)
         if len(found) != len(text):
-            raise UserError(f"there are references of {len(found)} texts, and {counted(len(text), 'text')}: give them for each.")
+            raise UserError(
+                f"there are references of {len(found)} texts, and {counted(len(text), 'text')}: give them for each."
+            )
         if found.control is None:
             found = replace(found, control=self._zero_control().expand(len(text), -1))
         return self(text, drawn, found.to(drawn.device, drawn.dtype))
@@ -106,7 +108,9 @@ class LambdaEclipsePrior(PriorNetwork):
                     f"the embeddings of the {name} are {values.shape[1]} wide, and this prior reads {self.config.embedding_dim}."
                 )
             if not torch.isfinite(values).all():
-                raise UserError(f"the {name} hold NaN or infinity. Encode the images again, in fp32 if fp16 overflowed.")
+                raise UserError(
+                    f"the {name} hold NaN or infinity. Encode the images again, in fp32 if fp16 overflowed."
+                )
         return references
 
     def _zero_control(self) -> Float[Tensor, "1 D"]:

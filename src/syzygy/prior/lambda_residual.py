@@ -100,9 +100,7 @@ class LambdaResidualPrior(LambdaEclipsePrior):
         found = references.mean_subjects().float() - self.subject_mean.float()
         return found * references.has_subject.to(found)[:, None]
 
-    def correction(
-        self, text: PackedText, noise: Float[Tensor, "B D"], references: References
-    ) -> Float[Tensor, "B D"]:
+    def correction(self, text: PackedText, noise: Float[Tensor, "B D"], references: References) -> Float[Tensor, "B D"]:
         """What the network adds."""
         return super().forward(text, noise, references)
 

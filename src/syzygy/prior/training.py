@@ -67,7 +67,13 @@ class PriorRun(Config):
     """Number of pairs of the embedded world to train on; null for training on a store."""
     validation_images: int = Field(default=512, gt=0)
     """Number of images for validation, with their captions. They come from the store, or are new images of the world; training omits them."""
-    task: EclipseTaskConfig | ResidualTaskConfig | LambdaEclipseTaskConfig | LambdaResidualTaskConfig | DiffusionTaskConfig
+    task: (
+        EclipseTaskConfig
+        | ResidualTaskConfig
+        | LambdaEclipseTaskConfig
+        | LambdaResidualTaskConfig
+        | DiffusionTaskConfig
+    )
     """Loss and batch; they decide which prior is trained. (A new kind of prior adds its task here, and its preset to `presets.py`.)"""
     loop: LoopConfig
     """Length and learning rate."""

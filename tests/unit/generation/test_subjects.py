@@ -14,6 +14,7 @@ from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.data.references import References
 from syzygy.decoder.latent_decoder import LatentDecoder
+from syzygy.generation.best_of import clip_scores
 from syzygy.generation.image_files import to_tensor
 from syzygy.generation.layout_edges import edge_map
 from syzygy.generation.prior_pipeline import PriorPipeline
@@ -132,8 +133,17 @@ def test_images_follow_and_batches_are_their_images(model: TextToImage) -> None:
     assert np.abs(levels[0] - levels[1]).max() <= 1
     other = model(prompts, generator=generators(2), layout=layout(), **settings | {"subjects": None})
     assert np.abs(levels[0] - np.stack([np.asarray(one, int) for one in other.images])).max() > 1
-    best = model(PROMPT, best_of=2, generator=generators(2), **settings)
+
+
+def test_the_best_image_is_the_nearest_to_what_was_predicted_of_the_subject(model: TextToImage) -> None:
+    subjects = [Subject("star", shape("red"))]
+    best = model(PROMPT, subjects=subjects, best_of=3, generator=generators(3), num_inference_steps=2)
     assert best.scores is not None
+    alone = [model(PROMPT, subjects=subjects, generator=[one], num_inference_steps=2) for one in generators(3)]
+    scores = [clip_scores(one.images, one.image_embeddings, model.clip) for one in alone]
+    assert float(best.scores) == pytest.approx(max(map(float, scores)), abs=1e-3)
+    with_words = clip_scores(best.images, model.clip.encode_text([PROMPT]).pooled, model.clip)
+    assert float(best.scores) != pytest.approx(float(with_words), abs=1e-3)
 
 
 def test_the_decoder_and_negative_prompts_read_words(model: TextToImage, tiny_model: Path, prior: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from syzygy.clip.zero_image import ZeroImage
 from syzygy.core.model_parts import part_folder
+from syzygy.generation.best_of import pixel_scores
 from syzygy.generation.text_to_image import TextToImage
 from syzygy.lab.evaluate import subject_accuracy
 from syzygy.lab.evaluate.subject_accuracy import NONE, OTHER, REFERENCE, SUBJECT, WORDS, SubjectCase, SubjectsConfig
@@ -79,6 +80,20 @@ def test_candidates_differ_in_what_the_prior_reads(cases: list[SubjectCase], pri
             assert (first == second) == torch.equal(embeddings[first], embeddings[second])
     assert found[WORDS][0] == [case.words.text for case in cases]
     assert found[SUBJECT][0] == found[NONE][0] == found[OTHER][0] == [case.text for case in cases]
+
+
+def test_of_several_images_the_one_nearest_to_the_prediction_is_scored(cases: list[SubjectCase], prior: Path) -> None:
+    model = TextToImage.from_pretrained("starter", prior=prior)
+    network = subject_accuracy.check(model, None)
+
+    def images(best_of: int) -> torch.Tensor:
+        config = SubjectsConfig(prompts=6, steps=1, best_of=best_of)
+        return subject_accuracy.candidates(model, network, cases[:6], config)[-1].generate(range(6))
+
+    true = subject_accuracy.guides(model, network, cases[:6], SubjectsConfig(prompts=6))[REFERENCE][2]
+    one, three = pixel_scores(images(1), true, model.clip), pixel_scores(images(3), true, model.clip)
+    assert (three >= one - 1e-4).all()
+    assert (three > one + 1e-4).any()
 
 
 def test_the_command_compares_with_its_controls(syzygy: Callable[..., Answer], prior: Path, tmp_path: Path) -> None:

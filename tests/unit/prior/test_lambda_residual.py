@@ -166,12 +166,14 @@ def test_training_further_keeps_estimate_and_statistics(tmp_path: Path) -> None:
     first = new_task(new_data(noise=1.0)).objective.prior
     first.save_pretrained(tmp_path / "prior")
     config = LambdaResidualTaskConfig(batch_size=10, controlled=0.0)
-    objective = config.objective(SIZES, SCALE, lambda: new_data().captions[[0]], torch.device("cpu"), tmp_path / "prior")
+    objective = config.objective(
+        SIZES, SCALE, lambda: new_data().captions[[0]], torch.device("cpu"), tmp_path / "prior"
+    )
     PriorTask(objective, new_data(seed=9), new_data(seed=9), 10, 0)
     for name, value in first.state_dict().items():
         assert torch.equal(objective.prior.state_dict()[name], value)
+    other = config.model_copy(update={"distance": 1.0})
     with pytest.raises(UserError, match=r"distance is 1\.3 there and 1\.0 here"):
-        other = config.model_copy(update={"distance": 1.0})
         other.objective(SIZES, SCALE, lambda: new_data().captions[[0]], torch.device("cpu"), tmp_path / "prior")
 
 
