@@ -72,8 +72,14 @@ class LambdaResidualPrior(LambdaEclipsePrior):
         nn.init.zeros_(self.proj_to_clip_embeddings.weight)
         nn.init.zeros_(self.proj_to_clip_embeddings.bias)
         D = config.embedding_dim
-        for name, shape in _SHAPES.items():
-            self.register_buffer(name, torch.full([D if size == "D" else size for size in shape], float("nan")))
+        for name, shape in {
+            "image_mean": (2, D),
+            "text_mean": (2, D),
+            "text_weight": (2,),
+            "subject_mean": (D,),
+        }.items():
+            self.register_buffer(name, torch.full(shape, float("nan")))
+        self.register_buffer("subject_weight", torch.tensor(float("nan")))
 
     def set_estimate(self, pairs: Pairs) -> None:
         """Measure means and weights on all training pairs, block by block in float64.
@@ -86,7 +92,7 @@ class LambdaResidualPrior(LambdaEclipsePrior):
     @property
     def has_estimate(self) -> bool:
         """Whether means and weights were measured."""
-        return all(bool(torch.isfinite(self.get_buffer(name)).all()) for name in _SHAPES)
+        return all(bool(torch.isfinite(buffer).all()) for buffer in self.buffers())
 
     def estimate(self, pooled: Float[Tensor, "B D"], references: References) -> Float[Tensor, "B D"]:
         """What the sum is without a correction, in fp32."""
@@ -191,15 +197,6 @@ class LambdaResidualObjective(LambdaEclipseObjective):
         found = compared(predicted, batch, self.config.lambda_contrastive, self.logit_scale)
         size = correction.square().mean()
         return found | {"loss": found["loss"] + self.config.penalty * size, "correction": size}
-
-
-_SHAPES: dict[str, tuple[int | str, ...]] = {
-    "image_mean": (2, "D"),
-    "text_mean": (2, "D"),
-    "text_weight": (2,),
-    "subject_mean": ("D",),
-    "subject_weight": (),
-}
 
 
 class _Sums:

@@ -181,6 +181,12 @@ def style(request: EvaluationRequest) -> "Outcome":
         34, 10, help="Prompts of each kind (a subject alone, with an object, in a relation), seen and unseen each."
     ),
     click.option("--prior", required=True, metavar="RUN|FOLDER", help="A prior that reads subjects (λ-ECLIPSE)."),
+    setting(
+        "--best-of",
+        "Images of each prompt, of which the one nearest to the prediction is scored.",
+        1,
+        type=Whole(1, 64),
+    ),
     CONDITIONS,
 )
 def subjects(request: EvaluationRequest) -> "Outcome":
@@ -191,7 +197,7 @@ def subjects(request: EvaluationRequest) -> "Outcome":
     without a subject, and with another prompt's.
 
     \b
-      syzygy train prior --preset lambda-eclipse --out runs/subjects
+      syzygy train prior --preset lambda-eclipse-residual --out runs/subjects
       syzygy evaluate subjects --prior runs/subjects --out out/subjects
     """
     from syzygy.lab.evaluate import subject_accuracy as run
