@@ -34,7 +34,7 @@ def prior_lambda() -> PriorRun:
 
 
 def prior_lambda_residual() -> PriorRun:
-    """A residual λ prior of the starter prior's size, in about 15 minutes on one CPU core: 7 to embed pairs, then 400 steps."""
+    """A residual λ prior of the starter prior's size, in about ten minutes on one CPU core: 6 to embed pairs, then 400 steps."""
     task = LambdaResidualTaskConfig(batch_size=256, controlled=0.2, precision="bf16")
     return prior_lambda().changed(task=task, loop={"steps": 400})
 
