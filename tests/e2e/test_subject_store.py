@@ -1,6 +1,7 @@
 """From images with subjects to a λ-ECLIPSE prior: `world sample --subjects`, `embed --subjects --edges`, `train prior --data`."""
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from syzygy.core.artifacts import read_tensors
 from syzygy.data.store import EmbeddingStore
 from syzygy.lab.starter.prior_training import embed_with_subjects
 from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
+from syzygy.prior.lambda_residual import LambdaResidualPrior
+from syzygy.prior.prior_loading import load_one_pass
 from tests.closeness import assert_close
 from tests.stopping import stopped
 
@@ -137,15 +140,34 @@ def test_info_dry_run_and_workers(
 
 @pytest.mark.parametrize(
     "preset",
-    [("lambda-eclipse",), ("lambda-eclipse", "scenes=null"), ("lambda-eclipse-kandinsky22", "embedding_dim=null")],
+    [
+        ("lambda-eclipse",),
+        ("lambda-eclipse", "scenes=null"),
+        ("lambda-eclipse-kandinsky22", "embedding_dim=null"),
+        ("lambda-eclipse-residual",),
+        ("lambda-eclipse-residual-kandinsky22", "embedding_dim=null"),
+    ],
 )
 def test_a_prior_is_trained_on_a_store_with_subjects(
-    syzygy: Callable[..., Any], store: Path, tmp_path: Path, preset: tuple[str, ...]
+    syzygy: Callable[..., Any], store: Path, tmp_path: Path, preset: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = syzygy("train", "prior", "--preset", *preset, "--data", store, "--out", tmp_path / "run", "--json", *SMALL)
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["metrics"].keys() >= {"loss", "projection", "contrastive", "cosine"}
-    LambdaEclipsePrior.from_pretrained(tmp_path / "run" / "prior")
+    kind = LambdaResidualPrior if "residual" in preset[0] else LambdaEclipsePrior
+    assert type(load_one_pass(tmp_path / "run")) is kind
+    own = ("--layout", "syzygy") if kind is LambdaResidualPrior else ()
+    exported = syzygy("export", tmp_path / "run", "--out", tmp_path / "exported", *own)
+    assert exported.code == 0, exported.err
+    assert type(load_one_pass(tmp_path / "exported")) is kind
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "from images of subjects" in card
+    shown = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert shown
+    found: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path)
+    exec(shown[1], found)
+    assert found["embedding"].shape[0] == 1
     measured = syzygy("evaluate", "prior", "--data", store, "--prior", tmp_path / "run", "--device", "cpu")
     assert measured.code == 0, measured.err
     assert "run also reads the subjects" in measured.out

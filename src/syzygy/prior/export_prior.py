@@ -10,10 +10,14 @@ import torch
 from syzygy.core import artifacts
 from syzygy.core.errors import UserError
 from syzygy.core.wording import counted
+from syzygy.prior.eclipse import EclipsePrior
+from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
+from syzygy.prior.lambda_residual import LambdaResidualPrior
 from syzygy.prior.linear_prior import LinearPrior
 from syzygy.prior.next_steps import ABOUT, NOT_MEASURED, decoder_of, starter_clip
 from syzygy.prior.prior_folders import LAMBDA_RESIDUAL, LINEAR, PUBLISHED, RESIDUAL, Layout
 from syzygy.prior.prior_loading import OnePassPrior, load_one_pass
+from syzygy.prior.residual_prior import ResidualPrior
 from syzygy.training import checkpoints
 from syzygy.training.fitting import GUIDE
 
@@ -22,16 +26,18 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 GENERATORS = {768: "Karlo, Stable unCLIP (CLIP ViT-L/14)", 1280: "Kandinsky 2.2 (CLIP ViT-bigG/14)"}
 """Published generators by the width of their image embeddings."""
 NOT_STATED = "not stated"
-INTRODUCTIONS = {
-    PUBLISHED: "An ECLIPSE prior (arXiv 2312.04655). It predicts, in one forward pass, the CLIP image embedding that a generator decodes\n"
+INTRODUCTIONS: dict[type, str] = {
+    EclipsePrior: "An ECLIPSE prior (arXiv 2312.04655). It predicts, in one forward pass, the CLIP image embedding that a generator decodes\n"
     "from the CLIP features of a text.",
-    RESIDUAL: "A residual prior. It predicts, in one forward pass, the CLIP image embedding that a generator decodes from the CLIP features\n"
-    "of a text: the text embedding, moved to the mean of image embeddings, plus a correction by the network of an ECLIPSE prior\n"
+    LambdaEclipsePrior: "A λ-ECLIPSE prior (arXiv 2402.05195). It predicts, in one forward pass, the CLIP image embedding that a\n"
+    "generator decodes from the CLIP features of a text and from images of subjects that stand for some of its words.",
+    ResidualPrior: "A residual prior. It predicts, in one forward pass, the CLIP image embedding that a generator decodes from the CLIP\n"
+    "features of a text: the text embedding, moved to the mean of image embeddings, plus a correction by the network of an ECLIPSE prior\n"
     "(arXiv 2312.04655).",
-    LAMBDA_RESIDUAL: "A residual λ prior. It predicts, in one forward pass, the CLIP image embedding that a generator decodes from the CLIP\n"
-    "features of a text and from images of subjects that stand for some of its words: an estimate from the embeddings of text and\n"
+    LambdaResidualPrior: "A residual λ prior. It predicts, in one forward pass, the CLIP image embedding that a generator decodes from the\n"
+    "CLIP features of a text and from images of subjects that stand for some of its words: an estimate from the embeddings of text and\n"
     "subjects, plus a correction by the network of a λ-ECLIPSE prior (arXiv 2402.05195).",
-    LINEAR: "A linear map (ridge regression) from CLIP's text embeddings to the CLIP image embeddings that a generator decodes.",
+    LinearPrior: "A linear map (ridge regression) from CLIP's text embeddings to the CLIP image embeddings that a generator decodes.",
 }
 """The first paragraph of the card."""
 FILES = {
@@ -127,7 +133,7 @@ pipeline_tag: text-to-image
 ---
 # {name}
 
-{INTRODUCTIONS[layout]}
+{INTRODUCTIONS[type(prior)]}
 
 | | |
 |---|---|
@@ -142,7 +148,7 @@ pipeline_tag: text-to-image
 ## Use
 
 ```python
-{_snippet(record, name, type(prior).__name__)}```
+{_snippet(record, name, type(prior))}```
 
 {FILES[layout]}
 
@@ -198,9 +204,10 @@ def _training(record: dict[str, Any]) -> str:
     )
 
 
-def _snippet(record: dict[str, Any], name: str, kind: str) -> str:
+def _snippet(record: dict[str, Any], name: str, kind: type) -> str:
     """Python code that runs in the parent folder: it generates an image if a decoder for the prior is known, else an embedding."""
     prior = json.dumps(name, ensure_ascii=False)
+    controlled = issubclass(kind, LambdaEclipsePrior)
     model = decoder_of(record)
     if model is not None:
         download = "" if model == "starter" else ", local_files_only=False"
@@ -214,11 +221,17 @@ def _snippet(record: dict[str, Any], name: str, kind: str) -> str:
     clip, packaged = json.dumps(where, ensure_ascii=False), ""
     if record.get("clip") == starter_clip():  # the folder differs between machines
         clip, packaged = 'part_folder("starter", "clip")', "from syzygy.core.model_parts import part_folder\n"
+    imported = "from syzygy.clip.zero_image import ZeroImage\n" if controlled else ""
+    control = (
+        "prior.zero_image = ZeroImage(clip, clip.fingerprint())  # read where there is no layout\n"
+        if controlled
+        else ""
+    )
     return (
-        f"from syzygy import {kind}\n{packaged}"
-        "from syzygy.clip.clip_model import Clip\n\n"
+        f"from syzygy import {kind.__name__}\n{packaged}"
+        f"from syzygy.clip.clip_model import Clip\n{imported}\n"
         f"clip = Clip.from_pretrained({clip})\n"
-        f"prior = {kind}.from_pretrained({prior})\n"
+        f"prior = {kind.__name__}.from_pretrained({prior})\n{control}"
         'embedding = prior.predict(clip.encode_text(["a caption"]))  # one raw image embedding per caption\n'
     )
 
