@@ -146,8 +146,19 @@ def test_unseen_words_are_measured_side_by_side(
         "report.md",
         "unseen-words.svg",
     }
+    shown = syzygy(*arguments, "--images", "--steps", 1, "--out", tmp_path / "shown", "--json", "-")
+    assert shown.code == 0, shown.err
+    images = json.loads(shown.out)["image_rows"]
+    assert images[0]["right"].keys() == {"CLIP", "adapter", "mine", "their captions"}
+    assert [row["name"] for row in images] == ["", "en", "it"]
+    assert (tmp_path / "shown" / "predictions.jsonl").is_file()
+    assert "Images right" in (tmp_path / "shown" / "report.md").read_text()
+    file.write_text(file.read_text().replace("a red circle", "a red piano"))
+    unknown = syzygy(*arguments, "--images")
+    assert (unknown.code, "the embedded world does not know 'piano'" in unknown.err) == (2, True), unknown.err
     for wrong, said in (
         (("--captions", 5), "--captions has no effect with --unseen-words"),
+        (("--steps", 5), "--steps has no effect with --unseen-words without --images"),
         (("--quick",), "--quick has no effect with --unseen-words"),
         (
             ("--against", f"CLIP={other}"),
@@ -159,3 +170,5 @@ def test_unseen_words_are_measured_side_by_side(
         assert (refused.code, said in refused.err) == (2, True), refused.err
     refused = syzygy("evaluate", "text-encoder", "--model", model, "--against", other)
     assert "--against has no effect without --unseen-words" in refused.err
+    refused = syzygy("evaluate", "text-encoder", "--model", model, "--images")
+    assert "--images has no effect without --unseen-words" in refused.err

@@ -1,6 +1,7 @@
 """`syzygy evaluate text-encoder`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,11 @@ if TYPE_CHECKING:
         metavar="FILE",
     ),
     click.option(
+        "--images",
+        is_flag=True,
+        help="With --unseen-words: also generate an image of each prompt, and score it by what its caption names.",
+    ),
+    click.option(
         "--against",
         multiple=True,
         metavar="[NAME=]RUN",
@@ -81,9 +87,9 @@ def text_encoder(request: EvaluationRequest) -> "Outcome":
     found by it, directly and through the prior; whether words after CLIP's 77 tokens are read; and how often images that are generated from
     it show what is named. Controls are the mean embedding, other captions' embeddings, and CLIP on the same texts.
 
-    With --unseen-words only the embeddings of the file's prompts are measured: how often a prompt's own caption ("target") is the nearest of
-    all captions of the file, by CLIP, by the adapter, and by those of --against. A line of the file is
-    {"prompt": "a crimson disc", "target": "a red circle", "group": "synonym", "language": "en"}.
+    With --unseen-words only the file's prompts are measured: how often a prompt's own caption ("target") is the nearest of all captions of
+    the file, by CLIP, by the adapter, and by those of --against; with --images also how often an image of it shows what that caption names.
+    A line of the file is {"prompt": "a crimson disc", "target": "a red circle", "group": "synonym", "language": "en"}.
 
     \b
       syzygy evaluate text-encoder --out out/text-encoder
@@ -94,11 +100,12 @@ def text_encoder(request: EvaluationRequest) -> "Outcome":
     from syzygy.lab.evaluate import text_encoder as encoding
     from syzygy.lab.evaluate import text_encoder_images as run
 
-    file, against = (request.settings.pop(name) for name in ("unseen_words", "against"))
+    file, against, images = (request.settings.pop(name) for name in ("unseen_words", "against", "images"))
     if file is not None:
-        return _unseen_words(request, file, against)
-    if against:
-        raise UserError("--against has no effect without --unseen-words. Leave it out.")
+        return _unseen_words(request, file, against, images)
+    for name, given in (("--against", against), ("--images", images)):
+        if given:
+            raise UserError(f"{name} has no effect without --unseen-words. Leave it out.")
     model = request.load()
     languages = encoding.checked_languages(model, request.settings["languages"])
     conditions = model.pipeline.chosen(request.settings["conditions"])
@@ -106,21 +113,22 @@ def text_encoder(request: EvaluationRequest) -> "Outcome":
     return run.evaluate(request.context("text-encoder", encoding.TextEncoderConfig, model, **more))
 
 
-def _unseen_words(request: EvaluationRequest, file: Path, against: Sequence[str]) -> "Outcome":
+def _unseen_words(request: EvaluationRequest, file: Path, against: Sequence[str], images: bool) -> "Outcome":
     """Which captions are nearest to prompts in words that no training caption had."""
     from syzygy.core import artifacts
     from syzygy.core.model_parts import part_folder
     from syzygy.generation.replaced_text_encoder import llm_beside
+    from syzygy.lab.evaluate import unseen_word_images
     from syzygy.lab.evaluate import unseen_words as run
     from syzygy.lab.evaluate.text_encoder import ADAPTER, CLIP, prompt_reader
     from syzygy.text_encoders.adapter_folders import PART, load_adapted
 
     given = click.get_current_context().get_parameter_source
-    idle = ("prompts", "steps", "guidance_scale", "languages", "captions", "conditions", "quick", "seed")
+    idle = {name: "" for name in ("prompts", "languages", "captions", "conditions", "quick")}
+    idle |= {} if images else {name: " without --images" for name in ("steps", "guidance_scale", "seed")}
     if useless := [name for name in idle if given(name) == click.core.ParameterSource.COMMANDLINE]:
-        raise UserError(
-            f"--{useless[0].replace('_', '-')} has no effect with --unseen-words, which measures embeddings of texts alone. Leave it out."
-        )
+        option = useless[0].replace("_", "-")
+        raise UserError(f"--{option} has no effect with --unseen-words{idle[useless[0]]}. Leave it out.")
     prompts, others = run.PromptFile.read(file), named_runs(against, (CLIP, ADAPTER), "adapter")
     model = request.load()
     encoders: dict[str, Any] = {ADAPTER: prompt_reader(model)}
@@ -131,4 +139,12 @@ def _unseen_words(request: EvaluationRequest, file: Path, against: Sequence[str]
         encoders[name] = load_adapted(folder, model.clip, llm=llm_beside(folder), device=device)
         taught[name] = artifacts.read_json(folder / artifacts.PROVENANCE_FILE).get("languages")
     about = {"model": model.name, "encoders": sources, "fingerprints": model.fingerprints()}
-    return run.evaluate(prompts, model.clip, encoders, taught, about).outcome()
+    found = run.evaluate(prompts, model.clip, encoders, taught, about)
+    if images:
+        sampling = {name: request.settings[name] for name in ("steps", "guidance_scale", "seed")}
+        request.settings.clear()
+        context = request.context("unseen words", unseen_word_images.UnseenWordsConfig, model, **sampling)
+        found = replace(
+            found, images=unseen_word_images.shown(context, prompts, {CLIP: model.clip, **encoders}, sources)
+        )
+    return found.outcome()

@@ -9,7 +9,7 @@ Legend: N prompts, G candidates, D width of CLIP's joint space.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,8 @@ class UnseenWords:
     """Languages that each adapter was trained on, if it is known."""
     about: Mapping[str, Any]
     """Further facts for the results."""
+    images: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    """By the encoder's name, and for a control: 1 where the image of a prompt shows what its caption names; empty without images."""
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
@@ -190,10 +192,15 @@ class UnseenWords:
     @cached_property
     def rows(self) -> list[tuple[str, str, dict[str, Interval], dict[tuple[str, str], Difference]]]:
         """(kind, name, top-1 of each encoder, paired difference of each of `pairs`) for each group."""
+        return self._rows({name: one.hits for name, one in self.found.items()})
+
+    def _rows(
+        self, hits: Mapping[str, list[list[float]]]
+    ) -> list[tuple[str, str, dict[str, Interval], dict[tuple[str, str], Difference]]]:
         rows = []
         for (kind, name), numbers in self.file.groups().items():
-            own = {encoder: [one.hits[i] for i in numbers] for encoder, one in self.found.items()}
-            means = {encoder: interval(hits) for encoder, hits in own.items()}
+            own = {encoder: [one[i] for i in numbers] for encoder, one in hits.items()}
+            means = {encoder: interval(some) for encoder, some in own.items()}
             rows.append(
                 (kind, name, means, {(one, other): difference(own[one], own[other]) for one, other in self.pairs})
             )
@@ -211,17 +218,8 @@ class UnseenWords:
             "candidates": len(self.file.candidates),
             **self.about,
             "taught": {name: None if codes is None else list(codes) for name, codes in self.taught.items()},
-            "rows": [
-                {
-                    "by": kind,
-                    "name": name,
-                    "top_1": {encoder: vars(one) for encoder, one in means.items()},
-                    "differences": [
-                        {"first": first, "second": second, **vars(one)} for (first, second), one in differences.items()
-                    ],
-                }
-                for kind, name, means, differences in self.rows
-            ],
+            "rows": _plain(self.rows, "top_1"),
+            **({"image_rows": _plain(self._rows(self.images), "right")} if self.images else {}),
             "controls": {
                 name: {encoder: vars(one.controls[name]) for encoder, one in self.found.items()} for name in CONTROLS
             },
@@ -236,7 +234,14 @@ class UnseenWords:
         shares += [[f"control: {name}", *(str(one.controls[name]) for one in self.found.values())] for name in CONTROLS]
         compared = [[name or ALL, *map(str, differences.values())] for _, name, _, differences in self.rows]
         heads = [f"{first} − {second}" for first, second in self.pairs]
-        return [Table(["prompts", *self.found], shares), Table(["paired difference", *heads], compared)]
+        tables = [Table(["prompts", *self.found], shares), Table(["paired difference", *heads], compared)]
+        if self.images:
+            rows = [
+                [name or ALL, *map(str, means.values()), *map(str, differences.values())]
+                for _, name, means, differences in self._rows(self.images)
+            ]
+            tables.append(Table(["images right", *self.images, *heads], rows))
+        return tables
 
     @property
     def lead(self) -> str:
@@ -247,9 +252,13 @@ class UnseenWords:
             f"as CLIP embeds them (chance: {100 / candidates:.1f} %)."
         )
 
+    @property
+    def _legend(self) -> str:
+        return f"{LEGEND} {IMAGES}" if self.images else LEGEND
+
     def outcome(self) -> Outcome:
         """Results, table and page."""
-        return Outcome(self.to_json(), [self.lead, *self.tables(), LEGEND], lambda _sheet: self._report())
+        return Outcome(self.to_json(), [self.lead, *self.tables(), self._legend], lambda _sheet: self._report())
 
     def _report(self) -> Report:
         plot = {name: (one.mean, one.low, one.high) for name, one in self.rows[0][2].items()}
@@ -268,7 +277,7 @@ class UnseenWords:
                     [
                         plots.bar_plot("prompts whose own caption is the nearest", plot, file="unseen-words.svg"),
                         *self.tables(),
-                        Note(LEGEND + "".join(f" **{name}**: {text}" for name, text in CONTROLS.items())),
+                        Note(self._legend + "".join(f" **{name}**: {text}" for name, text in CONTROLS.items())),
                     ],
                 ),
                 Section(
@@ -283,13 +292,35 @@ class UnseenWords:
                 ),
             ],
             limits=(
-                "Embeddings are compared, not images. The prompts name one object with a colour, and whoever wrote them decided which "
-                "words are unusual. One training of each adapter is measured."
+                f"{'' if self.images else 'Embeddings are compared, not images. '}The prompts name one object with a colour, and whoever wrote "
+                "them decided which words are unusual. One training of each adapter is measured."
             ),
         )
 
 
 LEGEND = "Brackets: 95 % bootstrap over prompts; differences are in points, paired on the same prompts."
+IMAGES = (
+    "Images right: an image shows everything that the prompt's caption names, as the judge reads it. The decoder reads the prior's prediction "
+    "from the encoder's features alone; the noise is the same for all. Their captions: CLIP reads the plain captions, which is the most that "
+    "prior and decoder allow."
+)
+
+
+def _plain(
+    rows: Sequence[tuple[str, str, Mapping[str, Interval], Mapping[tuple[str, str], Difference]]], what: str
+) -> list[dict[str, Any]]:
+    """Rows as JSON values."""
+    return [
+        {
+            "by": kind,
+            "name": name,
+            what: {encoder: vars(one) for encoder, one in means.items()},
+            "differences": [
+                {"first": first, "second": second, **vars(one)} for (first, second), one in differences.items()
+            ],
+        }
+        for kind, name, means, differences in rows
+    ]
 
 
 def evaluate(
