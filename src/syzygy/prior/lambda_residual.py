@@ -1,6 +1,6 @@
 """The residual λ prior: an estimate in closed form from text and subjects, plus a correction that λ-ECLIPSE's network learns.
 
-A λ-ECLIPSE prior must learn to bind a subject to the words around it, and never shows what no training image showed. CLIP's space is nearly
+A λ-ECLIPSE prior must learn to bind a subject to the words around it, and avoids what no training image showed. CLIP's space is nearly
 additive: the mean of the images, moved along the text embedding and along the embeddings of the subjects, has both. This prior begins as that
 and learns what differs from it. (Not from the λ-ECLIPSE paper; docs/results has the comparison.)
 
