@@ -35,7 +35,7 @@ ALONE, WITH_SUBJECT = 0, 1
 class LambdaResidualPriorConfig(LambdaEclipsePriorConfig):
     """The `config.json` of a residual λ prior: the sizes of its network, which is that of a λ-ECLIPSE prior, and what it emphasises."""
 
-    subject_emphasis: float = Field(default=0.15, ge=0, allow_inf_nan=False)
+    subject_emphasis: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     """How much of s − s̄ is added to what training predicts. Higher values show more of the subject and less of the other words."""
     distance: float = Field(default=1.3, gt=0, allow_inf_nan=False)
     """Distance of predictions from the mean of image embeddings, relative to that of images (in training, 1)."""
@@ -147,7 +147,7 @@ class LambdaResidualTaskConfig(LambdaEclipseTaskConfig):
     lambda_contrastive: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """λ, the weight of the contrastive loss relative to the mean squared error. λ-ECLIPSE has 0.2; the text that it contrasts with does not
     name the subject, so that it takes from the subject what it gives to the words (docs/LOG.md)."""
-    subject_emphasis: float = Field(default=0.15, ge=0, allow_inf_nan=False)
+    subject_emphasis: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     """As of `LambdaResidualPriorConfig`, which keeps it; the loss does not have it."""
     distance: float = Field(default=1.3, gt=0, allow_inf_nan=False)
     """As of `LambdaResidualPriorConfig`, which keeps it; the loss does not have it."""
