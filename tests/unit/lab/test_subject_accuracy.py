@@ -17,6 +17,7 @@ from syzygy.lab.world.language import language
 from syzygy.lab.world.scene import Thing
 from syzygy.lab.world.scene_classifier import Prediction
 from syzygy.lab.world.scene_subjects import WORD
+from syzygy.lab.world.vocabulary import notes
 from syzygy.prior.lambda_eclipse import LambdaEclipsePrior
 from tests.conftest import Answer
 from tests.tiny_unclip import tiny_lambda_eclipse
@@ -80,6 +81,11 @@ def test_candidates_differ_in_what_the_prior_reads(cases: list[SubjectCase], pri
             assert (first == second) == torch.equal(embeddings[first], embeddings[second])
     assert found[WORDS][0] == [case.words.text for case in cases]
     assert found[SUBJECT][0] == found[NONE][0] == found[OTHER][0] == [case.text for case in cases]
+
+
+def test_a_prompt_may_name_a_subject_alone() -> None:
+    assert notes("a thing", ["en"], {"thing"}) == []
+    assert len(notes("a thing", ["en"])) == 1
 
 
 def test_of_several_images_the_one_nearest_to_the_prediction_is_scored(cases: list[SubjectCase], prior: Path) -> None:

@@ -21,7 +21,7 @@ def notes(prompt: str, languages: Sequence[str], known: Collection[str] = ()) ->
     try:
         unknown = language(code).parse(prompt).unknown
     except UserError as error:
-        return [str(error)]
+        return [] if known else [str(error)]  # a subject may be all that a prompt names
     return [
         f"this model's world does not know the word {word!r}; nearest known: {', '.join(near)}."
         for word, near in unknown.items()
