@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,14 @@ def test_references_that_do_not_fit_are_refused() -> None:
         predicted(prior, features, noise, control * float("nan"))
     with pytest.raises(UserError, match="subjects are 7 wide, and this prior reads 24"):
         prior.predict(features, noise=noise, references=References.none(3, 7))
+    for place in (-1, POSITIONS):
+        with pytest.raises(UserError, match="at a position beyond its text"):
+            prior.predict(
+                features, noise=noise, references=References.of([[([place], control[0])], [], []], D, control)
+            )
+    few = References.of([[]] * 3, D)
+    with pytest.raises(UserError, match="1 controls for 3 texts"):
+        prior.predict(features, noise=noise, references=replace(few, control=control[:1]))
     subjects = References.of([[([1], torch.full((D,), float("inf")))], [], []], D, control)
     with pytest.raises(UserError, match="subjects hold NaN or infinity"):
         prior.predict(features, noise=noise, references=subjects)

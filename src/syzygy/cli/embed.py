@@ -78,7 +78,7 @@ Embed the world's scenes with the packaged CLIP, then show the store:
 Embed scenes with subjects and edges, then train a λ-ECLIPSE prior:
   syzygy world sample --subjects --num 1000 --out subjects
   syzygy embed subjects --subjects --edges --encoder starter --out subject-store
-  syzygy train prior --preset lambda-eclipse --data subject-store --out prior
+  syzygy train prior --preset lambda-eclipse-residual --data subject-store --out prior
 
 \b
 On several GPUs:  torchrun --nproc-per-node 4 -m syzygy.cli embed SOURCE …

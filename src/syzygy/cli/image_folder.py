@@ -65,7 +65,7 @@ def gallery_options(folder: str, of: str) -> Callable[[F], F]:
             default=1,
             show_default=True,
             metavar="K",
-            help="Generate K candidates for each image and keep the one with the best CLIP score.",
+            help="Generate K candidates for each image and keep the one nearest to the prompt by CLIP (with subjects, to the prediction).",
         ),
         click.option(
             "--out",

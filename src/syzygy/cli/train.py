@@ -31,7 +31,7 @@ On your own pairs (docs/tutorials/train-your-own-prior.md):
   syzygy embed pairs/ --encoder FOLDER|HUB-ID --out STORE
   syzygy train prior --preset eclipse-kandinsky22 --data STORE --out RUN
   syzygy train prior --preset eclipse-residual --data STORE --out RUN
-  syzygy train prior --preset lambda-eclipse-kandinsky22 --data STORE --out RUN   # docs/how-to/subjects.md
+  syzygy train prior --preset lambda-eclipse-residual-kandinsky22 --data STORE --out RUN   # docs/how-to/subjects.md
   torchrun --nproc-per-node 4 -m syzygy.cli train prior …   # on four GPUs
 """
 )

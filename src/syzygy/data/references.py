@@ -73,11 +73,19 @@ class References:
         return self.offsets.diff() > 0
 
     def mean_subjects(self) -> Float[Tensor, "B D"]:
-        """The mean of each caption's subjects; zeros where it has none."""
-        lengths, device = self.offsets.diff(), self.embeddings.device
-        caption = torch.repeat_interleave(lengths).to(device)
-        sums = self.embeddings.new_zeros(len(self), self.embeddings.shape[1]).index_add(0, caption, self.embeddings)
-        return sums / lengths.clamp(min=1).to(sums)[:, None]
+        """The mean of each caption's subjects; zeros where it has none. A subject counts whose words later ones leave it a token of."""
+        caption, device = torch.repeat_interleave(self.offsets.diff()), self.embeddings.device
+        kept = torch.repeat_interleave(self.position_offsets.diff())[self._last(caption)].unique()
+        caption = caption[kept]
+        sums = self.embeddings.new_zeros(len(self), self.embeddings.shape[1])
+        sums = sums.index_add(0, caption.to(device), self.embeddings[kept.to(device)])
+        return sums / caption.bincount(minlength=len(self)).clamp(min=1).to(sums)[:, None]
+
+    def _last(self, caption: Int[Tensor, "S"]) -> Int[Tensor, "p"]:
+        """Of the positions that several subjects of a caption claim, the last one's."""
+        subject = torch.repeat_interleave(self.position_offsets.diff())
+        claimed = zip(caption[subject].tolist(), self.positions.tolist(), strict=True)
+        return torch.tensor([*{key: place for place, key in enumerate(claimed)}.values()], dtype=torch.long)
 
     @staticmethod
     def cat(parts: "list[References]") -> "References":
@@ -101,10 +109,9 @@ class References:
         if not len(self.positions):
             return text
         subject = torch.repeat_interleave(self.position_offsets.diff())
-        caption = torch.repeat_interleave(self.offsets.diff())[subject]
-        rows = text.offsets[caption] + self.positions
-        last = {row: place for place, row in enumerate(rows.tolist())}  # of two writes to a row, torch takes any
-        places = torch.tensor([*last.values()])
+        caption = torch.repeat_interleave(self.offsets.diff())
+        rows = text.offsets[caption[subject]] + self.positions
+        places = self._last(caption)  # of two writes to a row, torch takes any
         states = text.states.clone()
         states[rows[places].to(states.device)] = self.embeddings[subject[places].to(self.embeddings.device)].to(states)
         return replace(text, states=states)

@@ -219,7 +219,7 @@ def subject_prior(prior: Any, subjects: Sequence[Subject]) -> SubjectPrior:
     if not getattr(prior, "takes_subjects", False):
         what = "subjects: it knows words alone" if subjects else "layout: it has no control"
         raise UserError(
-            f"this model's prior reads no {what}. Give a λ-ECLIPSE prior (--prior, or prior=…): {PUBLISHED_PRIOR} for Kandinsky 2.2, or one "
-            f"of `syzygy train prior --preset lambda-eclipse` for the starter. Or leave the {'subjects' if subjects else 'layout'} out."
+            f"this model's prior reads no {what}. Give a λ-ECLIPSE prior (--prior, or prior=…): {PUBLISHED_PRIOR} for Kandinsky 2.2, or one of "
+            f"`syzygy train prior --preset lambda-eclipse-residual` for the starter. Or leave the {'subjects' if subjects else 'layout'} out."
         )
     return prior

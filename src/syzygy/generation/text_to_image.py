@@ -28,6 +28,7 @@ from syzygy.generation.request import GenerationRequest, notes, one_each
 from syzygy.generation.subjects import Subject
 from syzygy.pretrained import repositories
 from syzygy.prior.diffusion_prior import SampledPrior
+from syzygy.prior.prior_network import PriorNetwork
 from syzygy.regions.region_bias import REGION_STRENGTH
 
 
@@ -376,7 +377,9 @@ class TextToImage:
         prior = self.pipeline.prior
         prior = prior.network if isinstance(prior, SampledPrior) else prior
         for name, part in {"prior": prior, **self.pipeline.decoder.weights()}.items():
-            if isinstance(part, nn.Module):
+            if isinstance(part, PriorNetwork):
+                found[name] = part.fingerprint()
+            elif isinstance(part, nn.Module):
                 found[name] = artifacts.fingerprint(part.weights if isinstance(part, Experts) else part.state_dict())
         return found
 

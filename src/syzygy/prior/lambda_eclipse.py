@@ -90,28 +90,35 @@ class LambdaEclipsePrior(PriorNetwork):
                 than `num_embeddings`; no control, and `zero_image` is not set.
         """
         text, drawn = self.inputs(features, noise, generator)
-        found = References.none(len(text), drawn.shape[1]) if references is None else self._checked(references)
-        if len(found) != len(text):
-            raise UserError(
-                f"there are references of {len(found)} texts, and {counted(len(text), 'text')}: give them for each."
-            )
+        found = References.none(len(text), drawn.shape[1]) if references is None else references
+        self._check(found, text)
         if found.control is None:
             found = replace(found, control=self._zero_control().expand(len(text), -1))
         return self(text, drawn, found.to(drawn.device, drawn.dtype))
 
-    def _checked(self, references: References) -> References:
-        for name, values in (("subjects", references.embeddings), ("controls", references.control)):
-            if values is None:
-                continue
+    def _check(self, references: References, text: PackedText) -> None:
+        if len(references) != len(text):
+            raise UserError(
+                f"there are references of {len(references)} texts, and {counted(len(text), 'text')}: give them for each."
+            )
+        given = [("subjects", references.embeddings), ("controls", references.control)]
+        for name, values in ((name, values) for name, values in given if values is not None):
             if values.shape[1] != self.config.embedding_dim:
                 raise UserError(
-                    f"the embeddings of the {name} are {values.shape[1]} wide, and this prior reads {self.config.embedding_dim}."
+                    f"the {name} are {values.shape[1]} wide, and this prior reads {self.config.embedding_dim}."
                 )
             if not torch.isfinite(values).all():
                 raise UserError(
                     f"the {name} hold NaN or infinity. Encode the images again, in fp32 if fp16 overflowed."
                 )
-        return references
+        if references.control is not None and len(references.control) != len(text):
+            raise UserError(
+                f"there are {len(references.control)} controls for {counted(len(text), 'text')}: give one for each."
+            )
+        of_subject = torch.repeat_interleave(references.offsets.diff())
+        lengths = text.lengths[of_subject].repeat_interleave(references.position_offsets.diff())
+        if ((references.positions < 0) | (references.positions >= lengths)).any():
+            raise UserError("a subject is at a position beyond its text: positions count a text's own tokens from 0.")
 
     def _zero_control(self) -> Float[Tensor, "1 D"]:
         if self.zero_image is None:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from syzygy.core import artifacts
 from syzygy.core.contracts import TextFeatures
 from syzygy.core.errors import UserError
 from syzygy.core.packed_attention import PackedText
@@ -89,13 +90,32 @@ class LambdaResidualPrior(LambdaEclipsePrior):
         """
         self.load_state_dict(_measured(pairs), strict=False)
 
+    def emphasise(self, subject: float, distance: float) -> None:
+        """Set what predictions have besides that which is trained: `subject_emphasis` and `distance` of the configuration."""
+        self.config = self.config.model_copy(update={"subject_emphasis": subject, "distance": distance})
+        self._settings |= {"subject_emphasis": subject, "distance": distance}
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all weights, and what predictions emphasise."""
+        settings = {"subject_emphasis": self.config.subject_emphasis, "distance": self.config.distance}
+        tensors = {name: torch.tensor(value) for name, value in settings.items()}
+        return artifacts.fingerprint({**self.state_dict(), **tensors})
+
     @property
     def has_estimate(self) -> bool:
         """Whether means and weights were measured."""
         return all(bool(torch.isfinite(buffer).all()) for buffer in self.buffers())
 
     def estimate(self, pooled: Float[Tensor, "B D"], references: References) -> Float[Tensor, "B D"]:
-        """What the sum is without a correction, in fp32."""
+        """What the sum is without a correction, in fp32.
+
+        Raises:
+            UserError: it was never measured.
+        """
+        if not self.has_estimate:
+            raise UserError(
+                "this residual λ prior has no estimate to add its correction to. Call set_estimate(pairs), or load weights."
+            )
         group = references.has_subject.long().to(pooled.device)
         text = F.normalize(pooled.float(), dim=-1) - self.text_mean.float()[group]
         found = self.image_mean.float()[group] + self.text_weight.float()[group, None] * text
@@ -148,9 +168,9 @@ class LambdaResidualTaskConfig(LambdaEclipseTaskConfig):
     """λ, the weight of the contrastive loss relative to the mean squared error. λ-ECLIPSE has 0.2; the text that it contrasts with does not
     name the subject, so that it takes from the subject what it gives to the words (docs/LOG.md)."""
     subject_emphasis: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    """As of `LambdaResidualPriorConfig`, which keeps it; the loss does not have it."""
+    """How much of the subject is added to what training predicts: more of it, and less of the other words. The loss does not have it."""
     distance: float = Field(default=1.3, gt=0, allow_inf_nan=False)
-    """As of `LambdaResidualPriorConfig`, which keeps it; the loss does not have it."""
+    """Distance of predictions from the mean of the training images, relative to that of these images. In the loss it is 1."""
     penalty: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Weight of the mean square of the correction, relative to the mean squared error. Higher values keep predictions nearer to the
     estimate."""
@@ -168,8 +188,8 @@ class LambdaResidualTaskConfig(LambdaEclipseTaskConfig):
         Raises:
             UserError: `init` is not found, is no residual λ prior, or has other sizes.
         """
-        emphasis = {"subject_emphasis": self.subject_emphasis, "distance": self.distance}
-        prior = made_or_loaded(LambdaResidualPrior, {**sizes, **emphasis}, init)
+        prior = made_or_loaded(LambdaResidualPrior, sizes, init)
+        prior.emphasise(self.subject_emphasis, self.distance)
         return LambdaResidualObjective(prior.to(device), self, logit_scale=logit_scale)
 
 
@@ -236,7 +256,8 @@ def _measured(pairs: Pairs) -> dict[str, Tensor]:
             groups[group].add(rows[:, chosen])
     if not groups[WITH_SUBJECT].number:
         raise UserError(
-            "no caption of the training data has a subject: give `syzygy embed --subjects` captions that have some."
+            "no caption to train on has a subject (those of validation images do not count): give `syzygy embed --subjects` captions that "
+            "have some."
         )
     alone, subject = groups[ALONE] if groups[ALONE].number else everything, groups[WITH_SUBJECT]
     a, b = subject.weights([0, 1])

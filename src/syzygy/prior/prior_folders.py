@@ -49,7 +49,7 @@ PUBLISHED = Layout(
     "PriorTransformer",
     DIFFUSERS,
     "a prior of the published layout (ECLIPSE, λ-ECLIPSE or diffusion)",
-    "To continue an ECLIPSE prior, use a preset of ECLIPSE, such as eclipse-karlo.",
+    "To continue an ECLIPSE or λ-ECLIPSE prior, use a preset of it, such as eclipse-karlo or lambda-eclipse.",
 )
 RESIDUAL = Layout(
     "ResidualPrior",

@@ -81,3 +81,10 @@ def test_only_embeddings_change_their_dtype() -> None:
     assert references.control is not None
     assert references.control.dtype == torch.float64
     assert references.positions.dtype == references.offsets.dtype == torch.int64
+
+
+def test_the_mean_counts_subjects_that_keep_a_token_of_their_words() -> None:
+    one, two, three = torch.eye(3)
+    references = References.of([[([1], one), ([1, 2], two)], [([0], one), ([1], three)], []], 3)
+    assert torch.equal(references.mean_subjects(), torch.stack([two, (one + three) / 2, torch.zeros(3)]))
+    assert references.has_subject.tolist() == [True, True, False]

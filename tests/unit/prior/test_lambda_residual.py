@@ -86,7 +86,7 @@ def test_without_captions_that_have_no_subject_texts_are_measured_on_all() -> No
 
 def test_data_in_which_no_caption_has_a_subject_are_refused() -> None:
     data = replace(new_data(), referred=References.none(CAPTIONS, WIDTH))
-    with pytest.raises(UserError, match=r"no caption of the training data has a subject.*--subjects"):
+    with pytest.raises(UserError, match=r"no caption to train on has a subject.*--subjects"):
         new_task(data)
 
 
@@ -172,9 +172,21 @@ def test_training_further_keeps_estimate_and_statistics(tmp_path: Path) -> None:
     PriorTask(objective, new_data(seed=9), new_data(seed=9), 10, 0)
     for name, value in first.state_dict().items():
         assert torch.equal(objective.prior.state_dict()[name], value)
-    other = config.model_copy(update={"distance": 1.0})
-    with pytest.raises(UserError, match=r"distance is 1\.3 there and 1\.0 here"):
-        other.objective(SIZES, SCALE, lambda: new_data().captions[[0]], torch.device("cpu"), tmp_path / "prior")
+    other = config.model_copy(update={"distance": 1.0, "subject_emphasis": 0.5})
+    changed = other.objective(
+        SIZES, SCALE, lambda: new_data().captions[[0]], torch.device("cpu"), tmp_path / "prior"
+    ).prior
+    assert (changed.config.distance, changed.config.subject_emphasis) == (1.0, 0.5)
+    assert changed.fingerprint() != first.fingerprint(), "it predicts other embeddings"
+    changed.save_pretrained(tmp_path / "changed")
+    again = LambdaResidualPrior.from_pretrained(tmp_path / "changed")
+    assert (again.config.subject_emphasis, again.fingerprint()) == (0.5, changed.fingerprint())
+
+
+def test_without_an_estimate_nothing_is_predicted() -> None:
+    prior, data = new_prior(), new_data()
+    with pytest.raises(UserError, match="no estimate to add its correction to"):
+        predicted(prior, data)
 
 
 def test_gradients_pass_estimate_and_network() -> None:
